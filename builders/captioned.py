@@ -1,0 +1,92 @@
+"""Captioned: the real images of a run with their captions, joined by source id.
+
+>>> from builders.captioned import Captioned
+>>> rows = Captioned(run="runs/shapes-cip").as_streaming_dataset("train")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+import yaml
+from datasets.builder import Key
+
+from builders import layout
+from builders.errors import DataError
+from builders.schema import source_features
+from builders.sources import IndexEntry, open_source
+from builders.variants import get_variant
+
+
+@dataclass
+class CaptionedConfig(datasets.BuilderConfig):
+    """Where the run folder is; which source it reads stands in its recipe."""
+
+    run: str | None = None
+
+
+class Captioned(datasets.GeneratorBasedBuilder):
+    """Readable source rows (image, label, wnid, class_name, source_id) with ``caption``, for each finished caption shard.
+
+    An image whose bytes are no longer those that were captioned is refused: its caption would describe another picture.
+    """
+
+    BUILDER_CONFIG_CLASS = CaptionedConfig
+
+    def _source(self) -> dict[str, Any]:
+        """The `source` part of the run's recipe."""
+        folder = Path(self.config.run or "")
+        if not self.config.run or not layout.is_run_folder(folder):
+            raise DataError(f"{self.config.run!r} is no run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
+        part: dict[str, Any] = yaml.safe_load((folder / layout.RECIPE).read_text(encoding="utf-8"))["source"]
+        return part
+
+    def _info(self) -> datasets.DatasetInfo:
+        names = [info.name for info in get_variant(self._source()["variant"]).classes]
+        features = source_features(names)
+        features["caption"] = datasets.Value("string")
+        return datasets.DatasetInfo(features=features)
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        split = self._source()["split"]
+        folder = Path(self.config.run)
+        shards = [str(shard) for shard in layout.finished_shards(folder / layout.CAPTIONS)]
+        if not shards:
+            raise DataError(f"{folder} has no finished captions yet.", f"Run: hfsyn caption {folder}")
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"files": shards})]
+
+    def _generate_examples(self, files: list[str]) -> Iterator[tuple[Key, dict[str, Any]]]:
+        part = self._source()
+        classes = get_variant(part["variant"]).by_wnid
+        source = open_source(part["variant"], part["split"], path=part["path"], revision=part["revision"])
+        for number, file in enumerate(files):
+            captions = {row["source_id"]: row for row in pq.read_table(file).to_pylist()}
+            for item, row in enumerate(source.read(_entries(Path(file), captions))):
+                caption = captions[row.source_id]
+                if hashlib.sha256(row.image).hexdigest() != caption["source_sha256"]:
+                    raise DataError(f"{row.source_id} is not the image that was captioned.", "The source has changed.")
+                info = classes[row.wnid]
+                yield (
+                    Key(number, item),
+                    {
+                        "image": {"bytes": row.image, "path": row.path},
+                        "label": info.index,
+                        "wnid": row.wnid,
+                        "class_name": info.name,
+                        "source_id": row.source_id,
+                        "caption": caption["caption"],
+                    },
+                )
+
+
+def _entries(shard: Path, captions: dict[str, Any]) -> list[IndexEntry]:
+    """Index entries of the captioned rows of a shard."""
+    sidecar = layout.load_sidecar(layout.sidecar_of(shard))
+    index = pq.read_table(shard.parent.parent / layout.SOURCE).slice(sidecar.start, sidecar.stop - sidecar.start)
+    return [IndexEntry(**line) for line in index.to_pylist() if line["source_id"] in captions]

@@ -1,0 +1,1 @@
+"""Templates of dataset cards: data only."""

@@ -1,0 +1,72 @@
+"""hfsyn: caption real images, generate synthetic ones from the captions, publish and judge the result.
+
+The names below are loaded when they are first used, so that ``import hfsyn`` costs nothing and loads no torch:
+
+>>> from hfsyn import load_recipe, build
+>>> build(load_recipe("shapes-cip"), "runs/shapes-cip")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from hfsyn.building import build
+    from hfsyn.errors import HfsynError
+    from hfsyn.manifest import finish
+    from hfsyn.recipe import Recipe, difference, fingerprint, load_recipe
+    from hfsyn.runs import status
+    from hfsyn.showcase import demo
+    from hfsyn.specs import Plan, SampleSpec, plan, seed_of
+    from hfsyn.stages import caption, generate
+
+_HOME = {
+    "HfsynError": "hfsyn.errors",
+    "Plan": "hfsyn.specs",
+    "Recipe": "hfsyn.recipe",
+    "SampleSpec": "hfsyn.specs",
+    "build": "hfsyn.building",
+    "caption": "hfsyn.stages",
+    "demo": "hfsyn.showcase",
+    "difference": "hfsyn.recipe",
+    "fingerprint": "hfsyn.recipe",
+    "finish": "hfsyn.manifest",
+    "generate": "hfsyn.stages",
+    "load_recipe": "hfsyn.recipe",
+    "plan": "hfsyn.specs",
+    "seed_of": "hfsyn.specs",
+    "status": "hfsyn.runs",
+}
+__all__ = [
+    "HfsynError",
+    "Plan",
+    "Recipe",
+    "SampleSpec",
+    "build",
+    "caption",
+    "demo",
+    "difference",
+    "fingerprint",
+    "finish",
+    "generate",
+    "load_recipe",
+    "plan",
+    "seed_of",
+    "status",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hfsyn' has no attribute {name!r}")
+    # No module may carry one of these names: importing `hfsyn.plan` would put the module where the function belongs.
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

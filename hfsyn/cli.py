@@ -1,0 +1,441 @@
+"""The commands. Each is a thin shell over one public function; heavy imports happen inside the command that needs them.
+
+Data goes to stdout, everything else to stderr; the last line of stdout is the useful one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from hfsyn import __version__
+from hfsyn.errors import ExitCode, HfsynError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code: 0 ok, 2 usage, 3 preflight, 4 done in part, 130 interrupted."""
+    from builders.errors import DataError
+    from hfsyn.workers import join_launcher
+
+    join_launcher()
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="hfsyn", standalone_mode=False)
+        code = int(ExitCode.OK)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (HfsynError, DataError) as error:
+        click.echo(f"Error: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"Hint: {error.hint}", err=True)
+        code = int(getattr(error, "code", ExitCode.USAGE))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
+        code = int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; that is its right.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = int(ExitCode.OK)
+    sys.exit(code)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "HFSYN"}
+)
+@click.version_option(__version__, prog_name="hfsyn")
+def cli() -> None:
+    """Caption real images, generate synthetic ones from the captions, publish and judge the result.
+
+    \b
+    hfsyn demo                                          the whole path, offline, in minutes
+    hfsyn build imagenette-cip --out runs/cip           a synthetic ImageNette
+    hfsyn build tiny-imagenet-cip --set source.path=DIR --limit 20 --out runs/mine
+    """
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in reading order."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_work = _options(
+    click.option(
+        "--num-processes", type=click.IntRange(min=1), metavar="N",
+        help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
+    ),
+    click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps. Default: each process's own GPU, or the CPU."),
+    click.option("--shards", metavar="A:B", help="Only shards A up to but not including B."),
+)  # fmt: skip
+_overrides = _options(
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. generate.steps=20."),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N real images a class (source.limit_per_class)."),
+    click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The recipe's seed."),
+)  # fmt: skip
+
+
+def _all_overrides(overrides: Sequence[str], limit: int | None, seed: int | None) -> list[str]:
+    flags = [("source.limit_per_class", limit), ("seed", seed)]
+    return [*overrides, *(f"{key}={value}" for key, value in flags if value is not None)]
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@cli.command()
+@click.option(
+    "--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for the runs and the picture."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Real images a class.  [default: 20]")
+@click.option("--overwrite", is_flag=True, help="Delete the runs that the folder holds first.")
+@_work
+@_quiet
+def demo(
+    out: str,
+    limit: int | None,
+    overwrite: bool,
+    num_processes: int | None,
+    device: str | None,
+    shards: str | None,
+    quiet: bool,
+) -> None:
+    """Run the whole path offline: drawn images, captions, prompts, synthetic images, and a picture of them all.
+
+    Prints the path of the picture.
+    """
+    if shards is not None:
+        raise click.UsageError("demo makes all shards; --shards is for build, caption and generate.")
+    from hfsyn.showcase import LIMIT
+    from hfsyn.showcase import demo as run_demo
+
+    click.echo(
+        run_demo(
+            out, limit=limit or LIMIT, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
+        )
+    )
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--out", required=True, metavar="RUN", help="The run folder; made, or continued where it was left.")
+@_overrides
+@click.option("--overwrite", is_flag=True, help="Delete the run that RUN holds first.")
+@_work
+@_quiet
+def build(
+    recipe: str, out: str, overrides: tuple[str, ...], limit: int | None, seed: int | None, overwrite: bool,
+    num_processes: int | None, device: str | None, shards: str | None, quiet: bool,
+) -> None:  # fmt: skip
+    """Carry out RECIPE in a run folder: caption, generate, finish. Running it again continues.
+
+    RECIPE is a shipped recipe's name, a YAML file, or hf://datasets/REPO_ID@REVISION. Prints the run folder.
+
+    \b
+    hfsyn build shapes-cip --limit 20 --out runs/shapes
+    hfsyn build imagenette-cip --out runs/cip --num-processes 8
+    accelerate launch --num_processes 8 -m hfsyn build imagenette-cip --out runs/cip
+    """
+    from hfsyn.building import build as run_build
+    from hfsyn.workers import current_worker
+
+    run = run_build(
+        recipe, out, overrides=_all_overrides(overrides, limit, seed), num_processes=num_processes, device=device,
+        shards=shards, overwrite=overwrite, quiet=quiet,
+    )  # fmt: skip
+    if current_worker().is_main:
+        _summary(run, quiet)
+
+
+def _summary(run: Any, quiet: bool) -> None:
+    from builders import layout
+
+    manifest = json.loads((run.folder / layout.MANIFEST).read_text(encoding="utf-8"))
+    if not quiet:
+        _say(
+            f"{manifest['rows']} images of {len(manifest['classes'])} classes, fingerprint {manifest['fingerprint'][:12]}"
+        )
+        for reason, count in manifest["rejected"].items():
+            _say(f"set aside: {count} ({reason}); see {run.folder / layout.REJECTED}")
+        for flag, count in manifest["flags"].items():
+            _say(f"flagged: {count} rows {flag}")
+    click.echo(run.folder)
+
+
+@cli.command()
+@click.argument("run")
+@_work
+@_quiet
+def caption(run: str, num_processes: int | None, device: str | None, shards: str | None, quiet: bool) -> None:
+    """Read and caption the real images of a prepared RUN folder. Prints the folder."""
+    _stage(("caption",), run, num_processes, device, shards, quiet)
+    click.echo(run)
+
+
+@cli.command()
+@click.argument("run")
+@_work
+@_quiet
+def generate(run: str, num_processes: int | None, device: str | None, shards: str | None, quiet: bool) -> None:
+    """Make the images of a RUN folder whose captions are finished. Prints the folder.
+
+    \b
+    hfsyn generate runs/cip --shards 0:50        one half here ...
+    hfsyn generate runs/cip --shards 50:100      ... and the other on another machine with the same folder
+    """
+    _stage(("generate",), run, num_processes, device, shards, quiet)
+    click.echo(run)
+
+
+def _stage(
+    stages: tuple[str, ...], run: str, num_processes: int | None, device: str | None, shards: str | None, quiet: bool
+) -> None:
+    from hfsyn.building import work
+    from hfsyn.runs import load_run
+    from hfsyn.workers import leave_group
+
+    work(load_run(run), stages, num_processes=num_processes, device=device, shards=shards, quiet=quiet)
+    leave_group()
+
+
+@cli.command("work-on", hidden=True)
+@click.argument("run")
+@click.option("--stages", required=True)
+@click.option("--device")
+@click.option("--shards")
+@click.option("--quiet", is_flag=True)
+def work_on(run: str, stages: str, device: str | None, shards: str | None, quiet: bool) -> None:
+    """What `--num-processes` starts in each process; prints nothing."""
+    _stage(tuple(stages.split(",")), run, 1, device, shards, quiet)
+
+
+@cli.command()
+@click.argument("run")
+@_quiet
+def finish(run: str, quiet: bool) -> None:
+    """Check all shards of a RUN folder, then write rejected.jsonl, the card and the manifest. Prints the folder."""
+    from hfsyn.manifest import finish as run_finish
+
+    _summary(run_finish(run), quiet)
+
+
+@cli.command()
+@click.argument("run")
+@_json
+def status(run: str, as_json: bool) -> None:
+    """How far a RUN folder is, read from the folder alone. Prints `finished` or `unfinished`."""
+    from dataclasses import asdict
+
+    from hfsyn.runs import status as run_status
+
+    found = run_status(run)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    click.echo(f"{found.name}  {found.fingerprint[:12]}  {found.source_rows} real images")
+    for stage in found.stages:
+        shards = "?" if stage.shards is None else stage.shards
+        aside = f", {stage.rejected} set aside" if stage.rejected else ""
+        rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
+        click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
+    click.echo("finished" if found.finished else "unfinished")
+
+
+@cli.command()
+@click.argument("recipe")
+@_overrides
+@click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
+@_json
+def plan(
+    recipe: str, overrides: tuple[str, ...], limit: int | None, seed: int | None, out: str | None, as_json: bool
+) -> None:
+    """What RECIPE would make: counts, first prompts, truncations, shards, disk, time. Loads no model."""
+    from hfsyn.forecast import forecast
+    from hfsyn.recipe import load_recipe
+
+    found = forecast(load_recipe(recipe, _all_overrides(overrides, limit, seed)), out)
+    click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
+
+
+@cli.group()
+def variants() -> None:
+    """The sets of ImageNet classes that can be a source."""
+
+
+@variants.command("ls")
+@_json
+def variants_ls(as_json: bool) -> None:
+    """List the variants."""
+    from builders.variants import VARIANTS
+
+    _table(
+        [
+            {"name": v.name, "classes": len(v.classes), "images": sum(v.splits.values()), "hub": v.hub.repo_id if v.hub else None, "title": v.title}
+            for v in VARIANTS.values()
+        ],
+        as_json,
+    )  # fmt: skip
+
+
+@variants.command("info")
+@click.argument("name")
+@click.option("--classes", is_flag=True, help="List the classes too.")
+@_json
+def variants_info(name: str, classes: bool, as_json: bool) -> None:
+    """All that is known about a variant, and where each fact is from."""
+    from builders.variants import get_variant
+
+    found = get_variant(name)
+    fields: dict[str, Any] = {
+        "name": found.name, "title": found.title, "splits": dict(found.splits), "images": found.images,
+        "licence": found.licence, "hub": found.hub.repo_id if found.hub else None, "facts": dict(found.facts),
+    }  # fmt: skip
+    if classes:
+        fields["classes"] = [{"wnid": c.wnid, "name": c.name, "definition": c.definition} for c in found.classes]
+    if as_json:
+        click.echo(json.dumps(fields, indent=1, ensure_ascii=False))
+        return
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            click.echo(f"{key}:")
+            for inner, text in value.items():
+                click.echo(f"  {inner}: {text}")
+        elif isinstance(value, list):
+            click.echo(f"{key}: {len(value)}")
+            for c in value:
+                click.echo(f"  {c['wnid']}  {c['name']}: {c['definition']}")
+        elif value is not None:
+            click.echo(f"{key}: {value}")
+
+
+@variants.command("peek")
+@click.argument("name")
+@click.option("--split", default="train", show_default=True)
+@click.option("--path", metavar="DIR", help="A local folder or Parquet file; without it the Hub is read.")
+@click.option("--revision", help="Hub revision.")
+@click.option("-n", "--per-class", type=click.IntRange(1, 20), default=6, show_default=True, help="Images a class.")
+@click.option("--out", metavar="FILE", help="Where to write the picture.  [default: NAME-SPLIT.png]")
+def variants_peek(
+    name: str, split: str, path: str | None, revision: str | None, per_class: int, out: str | None
+) -> None:
+    """Write a contact sheet of the first images of a variant's classes. Prints its path."""
+    from hfsyn.report import peek
+
+    click.echo(peek(name, split, out or f"{name}-{split}.png", path=path, revision=revision, per_class=per_class))
+
+
+@cli.group()
+def strategies() -> None:
+    """The ways to write a prompt."""
+
+
+@strategies.command("ls")
+@_json
+def strategies_ls(as_json: bool) -> None:
+    """List the strategies."""
+    from hfsyn.prompts import STRATEGIES
+
+    fields = ("name", "template", "needs_caption", "source")
+    _table([{field: getattr(s, field) for field in fields} for s in STRATEGIES.values()], as_json)
+
+
+@strategies.command("show")
+@click.argument("name")
+@click.option("--variant", default="imagenette", show_default=True)
+@click.option(
+    "--caption", "text", default="a person standing next to it in a field", show_default=True, help="A caption to try."
+)
+@_json
+def strategies_show(name: str, variant: str, text: str, as_json: bool) -> None:
+    """What a strategy makes of the first ten classes of a variant."""
+    from random import Random
+
+    from builders.variants import get_variant
+    from hfsyn.prompts import get_strategy
+    from hfsyn.specs import seed_of
+
+    strategy = get_strategy(name)
+    rows = []
+    for info in get_variant(variant).classes[:10]:
+        rng = Random(seed_of(0, info.wnid, purpose="prompt"))
+        prompt = strategy.write(info, text if strategy.needs_caption else None, rng)
+        rows.append({"wnid": info.wnid, "class": info.name, "prompt": prompt})
+    _table(rows, as_json)
+
+
+@cli.group()
+def recipes() -> None:
+    """The recipes that come with hfsyn."""
+
+
+@recipes.command("ls")
+@_json
+def recipes_ls(as_json: bool) -> None:
+    """List the shipped recipes."""
+    from hfsyn.recipe import load_recipe, shipped_recipes
+
+    rows = []
+    for name in shipped_recipes():
+        r = load_recipe(name)
+        rows.append(
+            {
+                "name": name, "variant": r.source.variant, "strategy": r.prompt.strategy,
+                "captioner": r.caption.model if r.caption else None, "generator": r.generate.model,
+            }
+        )  # fmt: skip
+    _table(rows, as_json)
+
+
+@recipes.command("show")
+@click.argument("name")
+def recipes_show(name: str) -> None:
+    """Print a shipped recipe."""
+    from hfsyn.recipe import recipe_text
+
+    click.echo(recipe_text(name), nl=False)
+
+
+@recipes.command("new")
+@click.argument("name")
+@click.option(
+    "--from", "base", default="imagenette-cip", show_default=True, metavar="RECIPE", help="The recipe to start from."
+)
+def recipes_new(name: str, base: str) -> None:
+    """Write NAME.yaml, every field written out with its meaning, to edit. Prints its path."""
+    from hfsyn.recipe import new_recipe
+
+    click.echo(new_recipe(name, base))
+
+
+def _table(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Rows as an aligned table with a heading, or as a JSON list of objects."""
+    if as_json:
+        click.echo(json.dumps(list(rows), indent=1, ensure_ascii=False))
+        return
+    heads = list(rows[0])
+    lines = [heads, *([_cell(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,85 @@
+"""Progress on the error stream: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINE_SECONDS = 5.0
+
+
+class Progress:
+    """Counts images of one stage.
+
+    Args:
+        what: the stage, as people read it.
+        total: images in all.
+        done: images that were there before; they count, but not into the rate.
+        others: asked now and then for the images that other processes finished since; may be None.
+        quiet: show nothing.
+    """
+
+    def __init__(
+        self, what: str, total: int, done: int = 0, *, others: Callable[[], int] | None = None, quiet: bool = False
+    ) -> None:
+        self._what, self._total, self._initial = what, total, done
+        self._own = 0
+        self._elsewhere = 0
+        self._others = others
+        self._started = self._last = time.monotonic()
+        self._bar = None
+        self._quiet = quiet
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True, smoothing=0.1)
+
+    def add(self, images: int) -> None:
+        """Count images that this process made."""
+        self._own += images
+        self.look()
+
+    def shard_done(self) -> None:
+        """Forget the own count: the images now count among the finished shards that `others` sees."""
+        self._own = 0
+
+    def look(self) -> None:
+        """Show the state, if it is time to."""
+        now = time.monotonic()
+        if self._quiet or (now - self._last < (0.5 if self._bar is not None else LINE_SECONDS)):
+            return
+        self._last = now
+        self._show()
+
+    def _count(self) -> int:
+        if self._others is not None:
+            self._elsewhere = self._others()
+        return min(self._total, self._initial + self._own + self._elsewhere)
+
+    def _show(self) -> None:
+        count = self._count()
+        if self._bar is not None:
+            self._bar.n = count
+            self._bar.refresh()
+            return
+        rate = (count - self._initial) / max(1e-9, time.monotonic() - self._started)
+        left = tqdm.format_interval((self._total - count) / rate) if rate > 0 else "?"
+        print(f"{self._what}: {count}/{self._total} images, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.n = self._count()
+            self._bar.refresh()
+            self._bar.close()
+        elif error is None:
+            seconds = time.monotonic() - self._started
+            print(f"{self._what}: {self._count()}/{self._total} images in {seconds:.1f} s", file=sys.stderr, flush=True)

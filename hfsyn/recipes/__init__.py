@@ -1,0 +1,1 @@
+"""The recipes that come with hfsyn, one YAML file each."""

@@ -1,0 +1,211 @@
+"""Shards on disk: written once, marked last, claimed by one process at a time, checked against their sidecars.
+
+A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its sidecar.
+A process that dies at any moment leaves at most a temporary file, which the next process to make that shard removes.
+
+Processes do not talk to each other. Each claims a shard by an advisory lock (``flock``) that the kernel drops when the
+process dies, on any machine that mounts the run folder. Where a file system knows no such locks two processes may make
+the same shard; they write the same bytes, so that only time is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.layout import Sidecar, load_sidecar, sidecar_of
+
+ROW_GROUP_BYTES = 100 * 2**20
+"""The Dataset Viewer reads row groups of at most 100 MB."""
+
+# Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what changed.
+_CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def atomic_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+
+def write_parquet(
+    path: Path, columns: dict[str, list[Any]], schema: pa.Schema, *, group_rows: int | None = None
+) -> None:
+    """Write columns as one Parquet file, the way that the Hub's viewer and storage like it.
+
+    Image bytes are stored as they are (they are compressed already, and then an edit elsewhere leaves them in place), other
+    columns are compressed; pages are indexed; row groups stay under 100 MB. The same columns give the same bytes.
+
+    Args:
+        path: written atomically.
+        columns: equally long lists, in the schema's order.
+        schema: of the table; features' metadata included where `datasets` shall restore them.
+        group_rows: rows a row group; None chooses by size.
+    """
+    table = pa.table([pa.array(columns[f.name], type=f.type) for f in schema], schema=schema)
+    leaves = _leaf_paths(schema)
+    raw = {leaf for leaf in leaves if leaf.endswith(".bytes")}
+    rows_in_group = group_rows or max(1, min(table.num_rows, table.num_rows * ROW_GROUP_BYTES // max(1, table.nbytes)))
+
+    def write(temporary: Path) -> None:
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=rows_in_group,
+            compression={leaf: "NONE" if leaf in raw else "SNAPPY" for leaf in leaves},
+            use_dictionary=[leaf for leaf in leaves if leaf not in raw],
+            write_page_index=True,
+            use_content_defined_chunking=_CHUNKING,
+        )
+
+    atomic_write(path, write)
+
+
+def _leaf_paths(schema: pa.Schema) -> list[str]:
+    """Dotted Parquet paths of the leaf columns: ``image.bytes``, ``caption_flags.list.element``."""
+
+    def leaves(prefix: str, kind: pa.DataType) -> Iterator[str]:
+        if pa.types.is_struct(kind):
+            for i in range(kind.num_fields):
+                yield from leaves(f"{prefix}.{kind.field(i).name}", kind.field(i).type)
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            yield from leaves(f"{prefix}.list.element", kind.value_type)
+        else:
+            yield prefix
+
+    return [leaf for field in schema for leaf in leaves(field.name, field.type)]
+
+
+def write_shard(
+    path: Path, columns: dict[str, list[Any]], schema: pa.Schema, sidecar: Callable[[str, int], Sidecar]
+) -> Sidecar:
+    """Write a shard, then its sidecar.
+
+    Args:
+        path: of the shard.
+        columns, schema: as for `write_parquet`.
+        sidecar: makes the sidecar from the shard's SHA-256 and its size in bytes.
+    """
+    for left_over in path.parent.glob(f".{path.stem}.*.tmp"):
+        left_over.unlink(missing_ok=True)
+    write_parquet(path, columns, schema)
+    made = sidecar(sha256_of(path), path.stat().st_size)
+    atomic_text(sidecar_of(path), made.dump())
+    return made
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, 64 hex digits."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def is_done(path: Path) -> bool:
+    """Whether a shard is finished: its sidecar and the shard itself are there."""
+    return sidecar_of(path).exists() and path.exists()
+
+
+def pending(paths: Sequence[Path]) -> list[Path]:
+    """Those of `paths` that are not finished, in order."""
+    return [path for path in paths if not is_done(path)]
+
+
+@contextlib.contextmanager
+def lock(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the advisory lock `name` of a run folder; yields False where it is held elsewhere and `wait` is off."""
+    handle = None
+    held = True
+    try:
+        locks = folder / layout.LOCKS
+        locks.mkdir(parents=True, exist_ok=True)
+        handle = (locks / f"{name}.lock").open("a")
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        held = False
+    except OSError as error:
+        print(f"hfsyn: no file locks in {folder} ({error.strerror}); processes may do some work twice", file=sys.stderr)
+    try:
+        yield held
+    finally:
+        if handle is not None:
+            handle.close()
+
+
+def claims(
+    run: Path,
+    paths: Sequence[Path],
+    *,
+    stage: str,
+    patience: float = 0.5,
+    waiting: Callable[[], None] = lambda: None,
+) -> Iterator[Path]:
+    """Yield shards to make, each claimed for this process, until every one of `paths` is finished by somebody.
+
+    A shard that another process holds is left to it; when that process dies the lock falls and the shard is yielded here.
+    So the loop ends when the stage is complete, without any message between processes.
+
+    Args:
+        run: the run folder.
+        paths: in the order in which this process prefers them; others may prefer another.
+        stage: part of the lock's name.
+        patience: seconds between two looks at shards that are held elsewhere.
+        waiting: called at each of these looks.
+    """
+    failed: set[Path] = set()
+    while left := [path for path in pending(paths) if path not in failed]:
+        claimed = False
+        for path in left:
+            with lock(run, f"{stage}-{path.stem}", wait=False) as held:
+                # The shard may have been finished between the look and the lock.
+                if held and not is_done(path):
+                    claimed = True
+                    yield path
+                    if not is_done(path):
+                        failed.add(path)
+        if not claimed and pending(left):
+            waiting()
+            time.sleep(patience)
+
+
+def faults(path: Path, fingerprint: str) -> list[str]:
+    """What is wrong with a finished shard, each in one line; empty where it is as its sidecar says."""
+    if not is_done(path):
+        return [f"{path.name} is missing"]
+    sidecar = load_sidecar(sidecar_of(path))
+    found = []
+    if sidecar.fingerprint != fingerprint:
+        found.append(f"{path.name} was made by another recipe ({sidecar.fingerprint[:12]}, not {fingerprint[:12]})")
+    if path.stat().st_size != sidecar.bytes or sha256_of(path) != sidecar.sha256:
+        found.append(f"{path.name} has other bytes than its sidecar states")
+    elif pq.read_metadata(path).num_rows != sidecar.rows:
+        found.append(f"{path.name} has other rows than its sidecar states")
+    return found

@@ -1,0 +1,405 @@
+"""The two costly stages of a run: caption and generate, and the plan between them.
+
+A stage is: pending shards, their lines, batches, rows, ``write_shard``. Any number of processes may run a stage at once,
+each in its own time: they share shards by claims (`hfsyn.shards.claims`), and what one of them makes does not depend on the
+others. Running a stage again continues it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from builders import layout
+from builders.images import ImageRejected, decode_rgb
+from builders.layout import Sidecar, shard_number
+from builders.schema import captioned_features, synthetic_features
+from builders.sources import SourceRow
+from hfsyn.captioner import Captioner, TransformersCaptioner, caption_flags
+from hfsyn.encode import SUFFIX, encode
+from hfsyn.errors import HfsynError
+from hfsyn.generator import DiffusersGenerator, Generated, ImageGenerator
+from hfsyn.progress import Progress
+from hfsyn.recipe import Recipe
+from hfsyn.runs import Run, incomplete, index_entries, load_run, select
+from hfsyn.shards import claims, is_done, lock, pending, write_parquet, write_shard
+from hfsyn.specs import Caption, SampleSpec, batches, plan, seed_of
+from hfsyn.workers import current_worker, pick_device
+
+_DECODE_THREADS = 2
+_ENCODE_THREADS = 2
+_SOFTWARE = ("hfsyn", "torch", "diffusers", "transformers", "accelerate", "datasets", "pillow", "pyarrow")
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()), ("source_id", pa.string()), ("wnid", pa.string()), ("class_name", pa.string()),
+        ("label", pa.int64()), ("prompt", pa.string()), ("caption", pa.string()),
+        ("caption_flags", pa.list_(pa.string())), ("seed", pa.int64()),
+    ]
+)  # fmt: skip
+
+
+def caption(
+    run: Run | str | Path,
+    *,
+    device: str | None = None,
+    shards: str | None = None,
+    quiet: bool = False,
+    captioner: Captioner | None = None,
+) -> None:
+    """Read every real image of the source index, and caption it where the recipe has a captioner.
+
+    An image that cannot be read is set aside with its reason in the shard's sidecar. Afterwards the plan can be written.
+
+    Args:
+        run: a prepared run or its folder.
+        device: a torch device; None picks one.
+        shards: ``A:B`` works on these shards only.
+        quiet: no progress.
+        captioner: in place of the recipe's model (for tests).
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    paths = select(run.caption_shards(), shards)
+    if not pending(paths):
+        return
+    part = run.recipe.caption
+    where = "cpu"
+    if captioner is None and part is not None:
+        where = pick_device(device)
+        captioner = TransformersCaptioner(part, where)
+    source = run.open_source()
+    schema = captioned_features(run.class_names).arrow_schema
+    stage = _Stage(run, "caption", where)
+    what = "reading source" if part is None else "captioning"
+    with stage.progress(what, paths, run.source_rows, quiet=quiet) as progress:
+        for path in claims(run.folder, stage.mine(paths), stage="caption", waiting=progress.look):
+            started = time.monotonic()
+            start, stop, lines = run.shard_lines(path, layout.SOURCE, run.source_rows)
+            rows, rejected = [], []
+            for batch in _chunks(
+                _decoded(source.read(index_entries(lines)), rejected), part.batch_size if part else 64
+            ):
+                texts = _captions([image for _, image in batch], captioner, part.batch_size if part else 0)
+                rows += [_caption_row(run, row, image, text) for (row, image), text in zip(batch, texts, strict=True)]
+                progress.add(len(batch))
+            stage.write(path, start, stop, rows, rejected, schema, started)
+            progress.shard_done()
+
+
+def generate(
+    run: Run | str | Path,
+    *,
+    device: str | None = None,
+    shards: str | None = None,
+    quiet: bool = False,
+    generator: ImageGenerator | None = None,
+) -> None:
+    """Make the images of the plan. The plan is written first, if it is not there and all captions are.
+
+    Args:
+        run: a prepared run or its folder.
+        device: a torch device; None picks one.
+        shards: ``A:B`` works on these shards only.
+        quiet: no progress.
+        generator: in place of the recipe's model (for tests).
+
+    Raises:
+        HfsynError: captions are missing.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    write_plan(run)
+    paths = select(run.data_shards(), shards)
+    if not pending(paths):
+        return
+    where = "cpu"
+    if generator is None:
+        where = pick_device(device)
+        generator = DiffusersGenerator(run.recipe.generate, run.recipe.prompt.negative, where)
+    stage = _Stage(run, "generate", where)
+    total = run.planned_rows or 0
+    schema = synthetic_features(run.class_names).arrow_schema
+    with (
+        stage.progress("generating", paths, total, quiet=quiet) as progress,
+        ThreadPoolExecutor(_ENCODE_THREADS, "encode") as pool,
+    ):
+        for path in claims(run.folder, stage.mine(paths), stage="generate", waiting=progress.look):
+            started = time.monotonic()
+            start, stop, lines = run.shard_lines(path, layout.PLAN, total)
+            specs = [SampleSpec(**{**line, "caption_flags": tuple(line["caption_flags"])}) for line in lines]
+            results = _draw(specs, generator, run.recipe, pool, progress.add)
+            rows, rejected = _synthetic_rows(specs, results, generator, run.recipe)
+            stage.write(path, start, stop, rows, rejected, schema, started)
+            progress.shard_done()
+
+
+def write_plan(run: Run) -> None:
+    """Write plan.parquet from the finished captions, once, whoever comes first.
+
+    Raises:
+        HfsynError: captions are missing (exit code 4), or no image of the source can be read.
+    """
+    target = run.folder / layout.PLAN
+    if target.exists():
+        return
+    shards = run.caption_shards()
+    if left := pending(shards):
+        raise incomplete("caption", len(shards) - len(left), len(shards), run)
+    with lock(run.folder, "plan"):
+        if target.exists():
+            return
+        specs = plan(run.recipe, _read_captions(shards)).specs
+        if not specs:
+            raise HfsynError(
+                f"None of the {run.source_rows} images of {run.folder} can be read.",
+                f"The reasons stand in the sidecars of {run.folder / layout.CAPTIONS}.",
+            )
+        columns = {f.name: [getattr(spec, f.name) for spec in specs] for f in PLAN_SCHEMA}
+        write_parquet(target, columns, PLAN_SCHEMA, group_rows=run.recipe.store.shard_rows)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """What the two costly stages have in common: shares, progress, and writing a shard with its sidecar."""
+
+    run: Run
+    name: str
+    device: str
+
+    def mine(self, paths: Sequence[Path]) -> list[Path]:
+        return current_worker().share(paths)
+
+    def progress(self, what: str, paths: Sequence[Path], total: int, *, quiet: bool) -> Progress:
+        rows = {path: self._lines(path, total) for path in paths}
+        before = sum(n for path, n in rows.items() if is_done(path))
+        return Progress(
+            what,
+            sum(rows.values()),
+            before,
+            others=lambda: sum(n for path, n in rows.items() if is_done(path)) - before,
+            quiet=quiet or not current_worker().is_main,
+        )
+
+    def _lines(self, path: Path, total: int) -> int:
+        _, number, _ = shard_number(path) or ("", 0, 0)
+        start, stop = layout.shard_range(number, total, self.run.recipe.store.shard_rows)
+        return stop - start
+
+    def write(
+        self,
+        path: Path,
+        start: int,
+        stop: int,
+        rows: Sequence[dict[str, Any]],
+        rejected: Sequence[dict[str, str]],
+        schema: pa.Schema,
+        started: float,
+    ) -> None:
+        if len(rows) + len(rejected) != stop - start:
+            raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {stop - start} lines")
+        _, number, count = shard_number(path) or ("", 0, 0)
+        flags = Counter(flag for row in rows for flag in row["caption_flags"])
+        for name in ("truncated", "safety"):
+            flags[name] += sum(bool(row.get(name)) for row in rows)
+        flags["retried"] += sum(bool(row.get("retries")) for row in rows)
+
+        def sidecar(sha256: str, size: int) -> Sidecar:
+            return Sidecar(
+                stage=self.name,
+                shard=number,
+                of=count,
+                start=start,
+                stop=stop,
+                rows=len(rows),
+                sha256=sha256,
+                bytes=size,
+                fingerprint=self.run.fingerprint,
+                rejected=tuple(rejected),
+                counts=dict(sorted(Counter(row["wnid"] for row in rows).items())),
+                flags={name: n for name, n in sorted(flags.items()) if n},
+                seconds=round(time.monotonic() - started, 3),
+                device=_describe(self.device),
+                software=_software(),
+            )
+
+        columns = {field.name: [row[field.name] for row in rows] for field in schema}
+        write_shard(path, columns, schema, sidecar)
+
+
+def _decoded(rows: Iterable[SourceRow], rejected: list[dict[str, str]]) -> Iterator[tuple[SourceRow, Image.Image]]:
+    """Readable rows with their images, in order, decoded in threads a little ahead; the others go into `rejected`."""
+    ahead: deque[tuple[SourceRow, Future[Image.Image]]] = deque()
+    with ThreadPoolExecutor(_DECODE_THREADS, "decode") as pool:
+
+        def settle() -> Iterator[tuple[SourceRow, Image.Image]]:
+            row, future = ahead.popleft()
+            try:
+                yield row, future.result()
+            except ImageRejected as problem:
+                rejected.append({"id": row.source_id, "wnid": row.wnid, "reason": problem.reason})
+
+        for row in rows:
+            ahead.append((row, pool.submit(decode_rgb, row.image)))
+            if len(ahead) > 64:
+                yield from settle()
+        while ahead:
+            yield from settle()
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _captions(images: Sequence[Image.Image], captioner: Captioner | None, size: int) -> list[str | None]:
+    """A caption for each image; a short batch is padded with its last image, so that rounding stays the same."""
+    if captioner is None:
+        return [None] * len(images)
+    padded = [*images, *[images[-1]] * (size - len(images))]
+    return list(captioner.caption(padded)[: len(images)])
+
+
+def _caption_row(run: Run, row: SourceRow, image: Image.Image, text: str | None) -> dict[str, Any]:
+    info = run.classes[row.wnid]
+    return {
+        "source_id": row.source_id,
+        "wnid": row.wnid,
+        "label": info.index,
+        "class_name": info.name,
+        "caption": text,
+        "caption_flags": [] if text is None else list(caption_flags(text, info)),
+        "source_sha256": hashlib.sha256(row.image).hexdigest(),
+        "width": image.width,
+        "height": image.height,
+    }
+
+
+def _read_captions(shards: Sequence[Path]) -> Iterator[Caption]:
+    for shard in shards:
+        for row in pq.read_table(shard, columns=["source_id", "wnid", "caption", "caption_flags"]).to_pylist():
+            yield Caption(row["source_id"], row["wnid"], row["caption"], tuple(row["caption_flags"]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """What became of one spec: its stored bytes (as a future, while they are encoded) or the problem that remained."""
+
+    image: Future[bytes] | None
+    seed: int
+    retries: int
+    safety: bool
+    problem: str | None
+
+
+def _draw(
+    specs: Sequence[SampleSpec],
+    generator: ImageGenerator,
+    recipe: Recipe,
+    pool: ThreadPoolExecutor,
+    tick: Callable[[int], None],
+) -> list[_Result]:
+    """Images of one shard's specs, in order; those with a problem are tried again with new seeds, up to the recipe's bound.
+
+    Retries are collected over the shard and drawn on the same grid, in the plan's order, so that they too are the same on
+    any number of processes.
+    """
+    results: dict[str, _Result] = {}
+    left = list(specs)
+    for attempt in range(recipe.generate.max_retries + 1):
+        again = []
+        for batch in batches(left, recipe.generate.batch_size):
+            seeds = [seed_of(recipe.seed, spec.sample_id, attempt) if attempt else spec.seed for spec in batch]
+            drawn = generator.generate([spec.prompt for spec in batch], seeds)
+            for spec, seed, image in zip(batch, seeds, drawn, strict=True):
+                before = results.get(spec.sample_id)
+                results[spec.sample_id] = _settled(before, image, seed, attempt, recipe, pool)
+                if image.problem:
+                    again.append(spec)
+            tick(sum(not image.problem for image in drawn))
+        left = again
+        if not left:
+            break
+    return [results[spec.sample_id] for spec in specs]
+
+
+def _settled(
+    before: _Result | None, image: Generated, seed: int, attempt: int, recipe: Recipe, pool: ThreadPoolExecutor
+) -> _Result:
+    safety = image.problem == "safety" or (before is not None and before.safety)
+    encoded = None if image.problem else pool.submit(encode, image.pixels, recipe.store)
+    return _Result(encoded, seed, attempt, safety, image.problem)
+
+
+def _synthetic_rows(
+    specs: Sequence[SampleSpec], results: Sequence[_Result], generator: ImageGenerator, recipe: Recipe
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    rows, rejected = [], []
+    tokens = generator.count_tokens([spec.prompt for spec in specs])
+    for spec, result, count in zip(specs, results, tokens, strict=True):
+        if result.image is None:
+            reason = f"{_PROBLEMS[result.problem or 'flat']}, {result.retries + 1} attempts"
+            rejected.append({"id": spec.sample_id, "wnid": spec.wnid, "reason": reason})
+            continue
+        name = spec.sample_id.replace("/", "_").replace("#", "_") + SUFFIX[recipe.store.format]
+        rows.append(
+            {
+                "image": {"bytes": result.image.result(), "path": name},
+                "label": spec.label,
+                "wnid": spec.wnid,
+                "class_name": spec.class_name,
+                "prompt": spec.prompt,
+                "caption": spec.caption,
+                "seed": result.seed,
+                "sample_id": spec.sample_id,
+                "source_id": spec.source_id,
+                "prompt_tokens": count,
+                "truncated": count > generator.max_tokens,
+                "safety": result.safety,
+                "retries": result.retries,
+                "caption_flags": list(spec.caption_flags),
+            }
+        )
+    return rows, rejected
+
+
+_PROBLEMS = {
+    "safety": "the safety checker flagged it",
+    "nan": "the model made numbers that are none (NaN)",
+    "flat": "the image is flat: nothing is in it",
+}
+
+
+def _software() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _SOFTWARE:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _describe(device: str) -> str:
+    if device.startswith("cuda") and "torch" in sys.modules:
+        import torch
+
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()}, {os.cpu_count()} cores)" if device == "cpu" else device

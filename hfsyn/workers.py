@@ -1,0 +1,168 @@
+"""Who works here: one process alone, or rank r of w under accelerate or torchrun.
+
+A rank decides only where a process starts looking for work; what it makes never depends on it. No collective operation is
+used: stages end when all sidecars stand (see `hfsyn.shards.claims`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from hfsyn.errors import HfsynError
+
+T = TypeVar("T")
+_LAUNCHED = "HFSYN_LAUNCHED"
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """Rank `rank` of `world` processes."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that talks to the user."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> list[T]:
+        """All items, this process's own share (every world-th from rank) first, then the others' from the end.
+
+        The others' come too, so that a slow or dead process delays nothing but the shard in its hands.
+        """
+        own = list(items[self.rank :: self.world])
+        others = [item for i, item in enumerate(items) if i % self.world != self.rank]
+        return own + others[::-1]
+
+
+def current_worker() -> Worker:
+    """The worker that this process is, from the variables that torchrun and accelerate set; loads nothing."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    if not 0 <= rank < world:
+        raise HfsynError(
+            f"RANK={rank} does not fit WORLD_SIZE={world}.", "Unset both, or start with accelerate launch."
+        )
+    return Worker(rank, world)
+
+
+def pick_device(device: str | None) -> str:
+    """The torch device of this process: the one asked for, or this rank's own GPU, or the CPU.
+
+    Under a launcher accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise each
+    rank believes itself alone. On a CPU one thread is used, whatever the number of processes: with the thread count the last
+    bits of a result change, and several processes with many threads each slow each other down.
+
+    Raises:
+        HfsynError: the device is not there, or accelerate sees another world than the launcher.
+    """
+    import torch
+
+    worker = current_worker()
+    has_gpu = torch.cuda.is_available()
+    wants_cpu = device == "cpu" or (device is None and not has_gpu)
+    if device is not None and device != "cpu":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise HfsynError(
+                f"Device {device!r} is not usable: {reason}", "Use --device cpu, or leave it out."
+            ) from None
+    if worker.world > 1:
+        from accelerate import PartialState
+
+        state = PartialState(cpu=wants_cpu)
+        if state.num_processes != worker.world:
+            raise HfsynError(
+                f"The launcher started {worker.world} processes, but accelerate counts {state.num_processes}.",
+                "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.",
+            )
+        if device is None:
+            device = str(state.device)
+    if wants_cpu:
+        torch.set_num_threads(1)
+        return "cpu"
+    return device or "cuda"
+
+
+def leave_group() -> None:
+    """Take leave of the process group, if there is one, so that no rank complains about the others."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def default_processes() -> int:
+    """One process for each GPU that is visible, or one for each core that this process may use."""
+    return visible_gpus() or len(os.sched_getaffinity(0))
+
+
+def visible_gpus() -> int:
+    """How many NVIDIA GPUs are visible, without loading torch (which takes seconds)."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    return len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name.removeprefix("nvidia").isdigit()])
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def launch(arguments: Sequence[str], processes: int, *, device: str | None = None) -> int:
+    """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return its exit code.
+
+    On a CPU ``--cpu --num_processes N`` would start one process; what starts N is the multi-GPU launcher with
+    ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends.
+    """
+    on_cpu = device == "cpu" or (device is None and not visible_gpus())
+    environment = dict(os.environ) | {_LAUNCHED: "1"}
+    if on_cpu:
+        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch",
+        "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hfsyn", *arguments,
+    ]  # fmt: skip
+    # A session of its own: Ctrl-C comes to this process alone, which then ends the others without their tracebacks.
+    child = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent, start_new_session=True)
+    try:
+        return child.wait()
+    finally:
+        if child.poll() is None:
+            # Every process here may be killed at any moment and loses one shard at most.
+            child.kill()
+            child.wait()
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent ends, so that a killed run leaves nobody at work."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+def join_launcher() -> None:
+    """Called first thing by a process that `launch` started, beneath accelerate's own."""
+    if is_child():
+        die_with_parent()
+        if os.getppid() == 1:  # the parent was gone before the line above
+            os._exit(1)
+
+
+def is_child() -> bool:
+    """Whether `launch` started this process, so that its parent says what there is to say."""
+    return bool(os.environ.get(_LAUNCHED)) and is_launched()
