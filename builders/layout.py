@@ -82,6 +82,8 @@ class Sidecar:
     seconds: float = 0.0
     """Wall time of this shard alone, without loading the model."""
     device: str = ""
+    worker: str = ""
+    """``RANK of WORLD``: which process made it; nothing in the shard depends on it."""
     software: Mapping[str, str] = field(default_factory=dict)
 
     def dump(self) -> str:

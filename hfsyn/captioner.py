@@ -1,8 +1,8 @@
 """From images to captions: the Captioner protocol, and every captioning model of transformers through one path.
 
-The path is: processor(images, text), ``generate``, ``batch_decode``. Chat models get their instruction through their chat
-template. Decoding is greedy or by beams; both are deterministic and do not depend on the other images of a batch beyond
-rounding.
+The path is: processor(images, text), ``generate``, ``batch_decode``. Chat models get their instruction through their
+chat template. Decoding is greedy or by beams; both are deterministic and do not depend on the other images of a batch
+beyond rounding.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class TransformersCaptioner:
 
 
 class _SplitProcessor:
-    """An image processor and a tokenizer behind the face of a processor, for models that ship without one (ViT-GPT2)."""
+    """An image processor and a tokenizer behind the face of a processor, for models without one (ViT-GPT2)."""
 
     def __init__(self, where: str, options: dict[str, Any]) -> None:
         import transformers
@@ -140,9 +140,9 @@ def clean(text: str) -> str:
 def caption_flags(caption: str, info: ClassInfo) -> tuple[str, ...]:
     """What looks wrong with a caption: any of ``empty``, ``repeated``, ``no-class-word``; flags are data, not errors.
 
-    `repeated` is a word or a pair of words three times in a row, or one word making up half of six or more, which is how
-    captioners fail (small function words do not count there). `no-class-word` means that no word of the class's name or
-    lemmas occurs, which is common and no fault by itself.
+    `repeated` is a word or a pair of words three times in a row, or one word making up half of six or more, which is
+    how captioners fail (small function words do not count there). `no-class-word` means that no word of the class's
+    name or lemmas occurs, which is common and no fault by itself.
     """
     words = re.findall(r"[\w'-]+", caption.lower())
     flags = []

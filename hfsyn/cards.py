@@ -58,6 +58,6 @@ def render_card(known: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
-    )  # noqa: S701  Markdown, not HTML
+        autoescape=False,  # noqa: S701  (Markdown: nothing is to be escaped)
+    )
     return f"---\n{data.to_yaml()}\n---\n\n" + environment.from_string(template).render(**known)

@@ -30,13 +30,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = int(ExitCode.OK)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        code = error.exit_code
+    except click.UsageError as error:
+        # One line, like every other error: what was wrong, and where to read what is allowed.
+        where = error.ctx.command_path if error.ctx else "hfsyn"
+        click.echo(f"Error: {error.format_message()} See `{where} --help`.", err=True)
+        code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (HfsynError, DataError) as error:
-        click.echo(f"Error: {error.message}", err=True)
-        if error.hint:
-            click.echo(f"Hint: {error.hint}", err=True)
+        click.echo(f"Error: {error}", err=True)
         code = int(getattr(error, "code", ExitCode.USAGE))
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
@@ -80,12 +86,12 @@ _work = _options(
         "--num-processes", type=click.IntRange(min=1), metavar="N",
         help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
     ),
-    click.option("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, mps. Default: each process's own GPU, or the CPU."),
+    click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
     click.option("--shards", metavar="A:B", help="Only shards A up to but not including B."),
 )  # fmt: skip
 _overrides = _options(
-    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field, e.g. generate.steps=20."),
-    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N real images a class (source.limit_per_class)."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N real images a class."),
     click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The recipe's seed."),
 )  # fmt: skip
 
@@ -169,7 +175,8 @@ def _summary(run: Any, quiet: bool) -> None:
     manifest = json.loads((run.folder / layout.MANIFEST).read_text(encoding="utf-8"))
     if not quiet:
         _say(
-            f"{manifest['rows']} images of {len(manifest['classes'])} classes, fingerprint {manifest['fingerprint'][:12]}"
+            f"{manifest['rows']} images of {len(manifest['classes'])} classes, "
+            f"fingerprint {manifest['fingerprint'][:12]}"
         )
         for reason, count in manifest["rejected"].items():
             _say(f"set aside: {count} ({reason}); see {run.folder / layout.REJECTED}")
@@ -286,7 +293,13 @@ def variants_ls(as_json: bool) -> None:
 
     _table(
         [
-            {"name": v.name, "classes": len(v.classes), "images": sum(v.splits.values()), "hub": v.hub.repo_id if v.hub else None, "title": v.title}
+            {
+                "name": v.name,
+                "classes": len(v.classes),
+                "images": sum(v.splits.values()),
+                "hub": v.hub.repo_id if v.hub else None,
+                "title": v.title,
+            }
             for v in VARIANTS.values()
         ],
         as_json,

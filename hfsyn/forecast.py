@@ -1,4 +1,6 @@
-"""What a recipe would make, before anything is spent: counts, prompts, truncations, shards, disk, time. No model is loaded."""
+"""What a recipe would make, before anything is spent: counts, prompts, truncations, shards, disk, time. No model is
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -160,9 +162,11 @@ def _truncations(recipe: Recipe, prompts: list[str]) -> tuple[int | None, int | 
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            locate(recipe.generate.model, "generator"), subfolder="tokenizer", revision=recipe.generate.revision or "main",
+            locate(recipe.generate.model, "generator"),
+            subfolder="tokenizer",
+            revision=recipe.generate.revision or "main",
             local_files_only=True,
-        )  # fmt: skip
+        )
     except (OSError, ValueError):
         return None, None
     limit = int(tokenizer.model_max_length)

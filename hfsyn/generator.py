@@ -1,7 +1,7 @@
 """From prompts and seeds to images: the ImageGenerator protocol, and any text-to-image pipeline of diffusers.
 
-Each sample has its own CPU random generator, so that its noise depends on its seed alone; a batch always has the recipe's
-size, so that rounding does not depend on how much work was left.
+Each sample has its own CPU random generator, so that its noise depends on its seed alone; a batch always has the
+recipe's size, so that rounding does not depend on how much work was left.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ def _scheduler(name: str, own: Any) -> Any:
         return own
     import diffusers
 
-    kind, options = {
+    schedulers: dict[str, tuple[str, dict[str, Any]]] = {
         "ddim": ("DDIMScheduler", {}),
         "pndm": ("PNDMScheduler", {}),
         "euler": ("EulerDiscreteScheduler", {}),
@@ -219,5 +219,6 @@ def _scheduler(name: str, own: Any) -> Any:
         "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
         "unipc": ("UniPCMultistepScheduler", {}),
         "lcm": ("LCMScheduler", {}),
-    }[name]
+    }
+    kind, options = schedulers[name]
     return getattr(diffusers, kind).from_config(own.config, **options)

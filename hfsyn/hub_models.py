@@ -51,7 +51,8 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
     Offline, the newest cached commit is taken, and only one whose files are there.
 
     Raises:
-        HfsynError: there is no such model or revision, it is gated (exit code 3), or it cannot be reached and is not cached.
+        HfsynError: there is no such model or revision, it is gated (exit code 3), or it cannot be reached and is not
+        cached.
     """
     if model == BUILTIN or Path(model).expanduser().is_dir():
         if revision is not None:
@@ -111,7 +112,7 @@ def _cached(model: str, revision: str | None, kind: Kind, error: Exception) -> s
     why = "HF_HUB_OFFLINE is set" if offline else f"the Hub cannot be reached ({type(error).__name__})"
     raise HfsynError(
         f"The {kind} {model}" + (f" at {revision}" if revision else "") + f" is not in the local cache and {why}.",
-        f"Fetch it where there is a network (`hf download {model}`), or --set {_field(kind)}=builtin, or name a local folder.",
+        f"Fetch it with a network (`hf download {model}`), name a local folder, or --set {_field(kind)}=builtin.",
     ) from None
 
 

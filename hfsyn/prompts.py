@@ -1,8 +1,8 @@
 """Strategies: pure functions that write a prompt from a class, a caption and a random number generator.
 
-A strategy sees a `ClassInfo`, the caption of the real image (None where the recipe has no captions, possibly empty where
-the captioner said nothing) and a `random.Random` that is seeded from the sample's id. It returns the prompt. The class
-comes first in each of them, so that a text encoder's length limit (77 tokens for CLIP) never cuts it off.
+A strategy sees a `ClassInfo`, the caption of the real image (None where the recipe has no captions, possibly empty
+where the captioner said nothing) and a `random.Random` that is seeded from the sample's id. It returns the prompt. The
+class comes first in each of them, so that a text encoder's length limit (77 tokens for CLIP) never cuts it off.
 
 To add one: write the function, add a row to `STRATEGIES` at the end of this file.
 """

@@ -91,7 +91,9 @@ class GeneratePart(Part):
     steps: Annotated[int, Field(ge=1, le=1000)] = 50
     """Denoising steps, 1 to 1000."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] = 2.0
-    """Classifier-free guidance, 0 to 50; values up to 1 turn it off. 2.0 is the evidence-backed value for training data."""
+    """Classifier-free guidance, 0 to 50; values up to 1 turn it off. 2.0 is the evidence-backed value for training
+    data.
+    """
     width: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] | None = None
     """Pixels, a multiple of 8; null is the model's own size."""
     height: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] | None = None
@@ -159,7 +161,8 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     """Load and check a recipe.
 
     Args:
-        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that a published
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that a
+        published
             dataset carries), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML.
 
@@ -245,7 +248,9 @@ def fingerprint(recipe: Recipe) -> str:
 
 
 def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order; the name is left out."""
+    """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order; the name is left
+    out.
+    """
     left, right = dict(_leaves(a.model_dump(exclude={"name"}))), dict(_leaves(b.model_dump(exclude={"name"})))
     keys = list(dict.fromkeys([*left, *right]))
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]

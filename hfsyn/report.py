@@ -151,7 +151,9 @@ def compare_runs(
 def peek(
     name: str, split: str, out: str | Path, *, path: str | None = None, revision: str | None = None, per_class: int = 6
 ) -> Path:
-    """A contact sheet of the first images of each class of a variant, at most 20 classes; returns the picture's path."""
+    """A contact sheet of the first images of each class of a variant, at most 20 classes; returns the picture's
+    path.
+    """
     variant = get_variant(name)
     source = open_source(name, split, path=path, revision=revision, limit_per_class=per_class)
     by_class: dict[str, list[IndexEntry]] = {}

@@ -118,11 +118,12 @@ class Run:
 def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     """Make a run folder ready, or open the one that is there if it belongs to this recipe.
 
-    Everything that can be wrong is looked at before anything is written: the source is indexed, models are found and their
-    revisions pinned. Then the recipe and the source index are written. Several processes may call this at once.
+    Everything that can be wrong is looked at before anything is written: the source is indexed, models are found and
+    their revisions pinned. Then the recipe and the source index are written. Several processes may call this at once.
 
     Raises:
-        HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours; the
+        HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours;
+        the
             source is missing or empty; a model is not there.
     """
     folder = Path(out).expanduser()
@@ -191,7 +192,9 @@ def _absolute(recipe: Recipe) -> Any:
 
 
 def _filled(recipe: Recipe, stored: Recipe) -> Recipe:
-    """The recipe with its open revisions filled in from the run that is there: the newest was pinned when that run began."""
+    """The recipe with its open revisions filled in from the run that is there: the newest was pinned when that run
+    began.
+    """
     filled = recipe
     for part in ("source", "caption", "generate"):
         mine, theirs = getattr(recipe, part), getattr(stored, part)

@@ -1,7 +1,8 @@
 """Shards on disk: written once, marked last, claimed by one process at a time, checked against their sidecars.
 
-A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its sidecar.
-A process that dies at any moment leaves at most a temporary file, which the next process to make that shard removes.
+A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its
+sidecar. A process that dies at any moment leaves at most a temporary file, which the next process to make that shard
+removes.
 
 Processes do not talk to each other. Each claims a shard by an advisory lock (``flock``) that the kernel drops when the
 process dies, on any machine that mounts the run folder. Where a file system knows no such locks two processes may make
@@ -29,7 +30,8 @@ from builders.layout import Sidecar, load_sidecar, sidecar_of
 ROW_GROUP_BYTES = 100 * 2**20
 """The Dataset Viewer reads row groups of at most 100 MB."""
 
-# Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what changed.
+# Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
+# changed.
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
 
 
@@ -54,7 +56,11 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
 
 def atomic_text(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
-    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8") and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    atomic_write(path, write)
 
 
 def write_parquet(
@@ -62,8 +68,8 @@ def write_parquet(
 ) -> None:
     """Write columns as one Parquet file, the way that the Hub's viewer and storage like it.
 
-    Image bytes are stored as they are (they are compressed already, and then an edit elsewhere leaves them in place), other
-    columns are compressed; pages are indexed; row groups stay under 100 MB. The same columns give the same bytes.
+    Image bytes are stored as they are (they are compressed already, and then an edit elsewhere leaves them in place),
+    other columns are compressed; pages are indexed; row groups stay under 100 MB. The same columns give the same bytes.
 
     Args:
         path: written atomically.
@@ -170,8 +176,8 @@ def claims(
 ) -> Iterator[Path]:
     """Yield shards to make, each claimed for this process, until every one of `paths` is finished by somebody.
 
-    A shard that another process holds is left to it; when that process dies the lock falls and the shard is yielded here.
-    So the loop ends when the stage is complete, without any message between processes.
+    A shard that another process holds is left to it; when that process dies the lock falls and the shard is yielded
+    here. So the loop ends when the stage is complete, without any message between processes.
 
     Args:
         run: the run folder.

@@ -4,8 +4,8 @@ The rules, which a reader of a published set can apply without this code:
 
 *Sample id.* ``{source_id}#{k}`` for the k-th image (from 0) made from one real image.
 
-*Seed.* The UTF-8 text ``hfsyn-seed-v1``, the recipe's seed and the sample id, each followed by a newline, is hashed with
-SHA-256; the seed is the first 8 bytes, read big-endian, shifted right by one bit: an integer from 0 to 2^63 - 1. A retry
+*Seed.* The UTF-8 text ``hfsyn-seed-v1``, the recipe's seed and the sample id, each followed by a newline, is hashed
+with SHA-256; the seed is the first 8 bytes, read big-endian, shifted right by one bit: 0 to 2^63 - 1. A retry
 (an image that was flagged, NaN or flat) appends the number of the attempt (1, 2, ...) and a newline to that text. The
 initial noise is drawn by ``torch.Generator("cpu").manual_seed(seed)``.
 
@@ -15,9 +15,9 @@ initial noise is drawn by ``torch.Generator("cpu").manual_seed(seed)``.
 *Order.* Lines are sorted by the SHA-256 of the sample id, so that each shard, and each prefix of a run that was stopped
 early, is a fair sample of all classes, and a stream of the result is not sorted by class.
 
-*Grid.* A shard is a run of ``store.shard_rows`` lines; a batch is a run of ``generate.batch_size`` lines counted from its
-shard's first. A short batch is padded with its last line and the surplus dropped, so that no image depends on how many
-processes ran or on where a run was interrupted.
+*Grid.* A shard is a run of ``store.shard_rows`` lines; a batch is a run of ``generate.batch_size`` lines counted from
+its shard's first. A short batch is padded with its last line and the surplus dropped, so that no image depends on how
+many processes ran or on where a run was interrupted.
 """
 
 from __future__ import annotations

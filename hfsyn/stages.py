@@ -1,8 +1,8 @@
 """The two costly stages of a run: caption and generate, and the plan between them.
 
-A stage is: pending shards, their lines, batches, rows, ``write_shard``. Any number of processes may run a stage at once,
-each in its own time: they share shards by claims (`hfsyn.shards.claims`), and what one of them makes does not depend on the
-others. Running a stage again continues it.
+A stage is: pending shards, their lines, batches, rows, ``write_shard``. Any number of processes may run a stage at
+once, each in its own time: they share shards by claims (`hfsyn.shards.claims`), and what one of them makes does not
+depend on the others. Running a stage again continues it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def caption(
 ) -> None:
     """Read every real image of the source index, and caption it where the recipe has a captioner.
 
-    An image that cannot be read is set aside with its reason in the shard's sidecar. Afterwards the plan can be written.
+    An image that cannot be read is set aside with its reason in the shard's sidecar. Afterwards the plan can be
+    written.
 
     Args:
         run: a prepared run or its folder.
@@ -90,7 +91,8 @@ def caption(
         for path in claims(run.folder, stage.mine(paths), stage="caption", waiting=progress.look):
             started = time.monotonic()
             start, stop, lines = run.shard_lines(path, layout.SOURCE, run.source_rows)
-            rows, rejected = [], []
+            rows: list[dict[str, Any]] = []
+            rejected: list[dict[str, str]] = []
             for batch in _chunks(
                 _decoded(source.read(index_entries(lines)), rejected), part.batch_size if part else 64
             ):
@@ -217,6 +219,8 @@ class _Stage:
             flags[name] += sum(bool(row.get(name)) for row in rows)
         flags["retried"] += sum(bool(row.get("retries")) for row in rows)
 
+        worker = current_worker()
+
         def sidecar(sha256: str, size: int) -> Sidecar:
             return Sidecar(
                 stage=self.name,
@@ -233,6 +237,7 @@ class _Stage:
                 flags={name: n for name, n in sorted(flags.items()) if n},
                 seconds=round(time.monotonic() - started, 3),
                 device=_describe(self.device),
+                worker=f"{worker.rank} of {worker.world}",
                 software=_software(),
             )
 
@@ -318,10 +323,11 @@ def _draw(
     pool: ThreadPoolExecutor,
     tick: Callable[[int], None],
 ) -> list[_Result]:
-    """Images of one shard's specs, in order; those with a problem are tried again with new seeds, up to the recipe's bound.
+    """Images of one shard's specs, in order; those with a problem are tried again with new seeds, up to the recipe's
+    bound.
 
-    Retries are collected over the shard and drawn on the same grid, in the plan's order, so that they too are the same on
-    any number of processes.
+    Retries are collected over the shard and drawn on the same grid, in the plan's order, so that they too are the same
+    on any number of processes.
     """
     results: dict[str, _Result] = {}
     left = list(specs)

@@ -1,6 +1,7 @@
 """Who works here: one process alone, or rank r of w under accelerate or torchrun.
 
-A rank decides only where a process starts looking for work; what it makes never depends on it. No collective operation is
+A rank decides only where a process starts looking for work; what it makes never depends on it. No collective operation
+is
 used: stages end when all sidecars stand (see `hfsyn.shards.claims`).
 """
 
@@ -59,9 +60,9 @@ def current_worker() -> Worker:
 def pick_device(device: str | None) -> str:
     """The torch device of this process: the one asked for, or this rank's own GPU, or the CPU.
 
-    Under a launcher accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise each
-    rank believes itself alone. On a CPU one thread is used, whatever the number of processes: with the thread count the last
-    bits of a result change, and several processes with many threads each slow each other down.
+    Under a launcher accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise
+    each rank believes itself alone. On a CPU one thread is used, whatever the number of processes: with the thread
+    count the last bits of a result change, and several processes with many threads each slow each other down.
 
     Raises:
         HfsynError: the device is not there, or accelerate sees another world than the launcher.

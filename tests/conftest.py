@@ -1,0 +1,70 @@
+"""What all tests share: an empty home, no network, and the recipe and runs that most of them start from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "tiny-imagenet-10"
+
+# Before any Hugging Face library is imported: they read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+needs_photographs = pytest.mark.skipif(
+    not PHOTOGRAPHS.is_dir(), reason="the photographs of ../shared/data/tiny-imagenet-10 are not here"
+)
+
+
+@pytest.fixture(autouse=True)
+def _empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the user's is read or written, and no launcher's variables leak in."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HF_HOME", str(home / "hf"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(home / "datasets"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "HFSYN_LAUNCHED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+Hfsyn = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def hfsyn(tmp_path: Path) -> Hfsyn:
+    """Run the real command in a process of its own, in `tmp_path`."""
+
+    def run(*arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "hfsyn", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
+
+
+def parquet_bytes(run: Path) -> dict[str, bytes]:
+    """Every Parquet file of a run folder by its path within."""
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.rglob("*.parquet"))}
+
+
+def run_folder(tmp_path: Path, *overrides: str, recipe: str = "shapes-cip", name: str = "run") -> Path:
+    """A prepared run folder of a shipped recipe, small unless the overrides say otherwise."""
+    from hfsyn.recipe import load_recipe
+    from hfsyn.runs import prepare
+
+    small: Sequence[str] = ("source.limit_per_class=3", "store.shard_rows=8", "generate.batch_size=4")
+    return prepare(load_recipe(recipe, [*small, *overrides]), tmp_path / name).folder

@@ -1,0 +1,79 @@
+"""Strategies: exact templates, the class first, pure."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from builders.variants import ClassInfo, get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.prompts import CLIP80, STRATEGIES, get_strategy, with_article
+
+TENCH = ClassInfo("n01440764", 0, "tench", ("tench", "Tinca tinca"), "freshwater dace-like game fish", "cyprinid")
+
+
+def write(name: str, caption: str | None = "a man holding a fish") -> str:
+    return get_strategy(name).write(TENCH, caption, Random(0))
+
+
+def test_the_named_strategies_write_what_their_papers_write() -> None:
+    expected = {
+        "classname": "tench",
+        "basic": "a photo of tench",
+        "article": "a photo of a tench",
+        "cip": "a photo of tench, a man holding a fish",
+        "cip-bare": "tench, a man holding a fish",
+        "caption-only": "a man holding a fish",
+        "definition": "tench, freshwater dace-like game fish",
+        "hypernym": "tench, cyprinid",
+    }
+    assert {name: write(name) for name in expected} == expected
+    assert set(STRATEGIES) == {*expected, "clip80"}
+
+
+def test_only_caption_strategies_look_at_the_caption() -> None:
+    for name, strategy in STRATEGIES.items():
+        assert (write(name, "one") != write(name, "two")) == strategy.needs_caption
+
+
+def test_an_empty_caption_leaves_no_comma_and_never_an_empty_prompt() -> None:
+    for empty in ("", "  ", None):
+        assert write("cip", empty) == "a photo of tench"
+        assert write("cip-bare", empty) == "tench"
+        assert write("caption-only", empty) == "tench"
+
+
+def test_a_caption_is_put_on_one_line() -> None:
+    assert write("cip", " a man\n holding  a fish ") == "a photo of tench, a man holding a fish"
+
+
+def test_there_are_eighty_different_clip_templates_and_the_rng_chooses() -> None:
+    assert len(set(CLIP80)) == 80
+    assert all(template.count("{}") == 1 for template in CLIP80)
+    strategy = get_strategy("clip80")
+    assert strategy.write(TENCH, None, Random(3)) == strategy.write(TENCH, None, Random(3))
+    drawn = {strategy.write(TENCH, None, Random(seed)) for seed in range(3000)}
+    assert drawn == {template.replace("{}", "tench") for template in CLIP80}
+
+
+def test_the_class_comes_within_the_first_words_of_every_prompt_for_every_class() -> None:
+    for info in get_variant("imagenet-1k").classes:
+        for name, strategy in STRATEGIES.items():
+            if name != "caption-only":
+                prompt = strategy.write(info, "word " * 90, Random(1))
+                assert prompt.index(info.name) < 50, (name, info.name)
+
+
+@pytest.mark.parametrize(
+    ("noun", "expected"),
+    [("tench", "a tench"), ("axolotl", "an axolotl"), ("hourglass", "an hourglass"), ("unicycle", "a unicycle"),
+     ("English Springer Spaniel", "an English Springer Spaniel"), ("umbrella", "an umbrella")],
+)  # fmt: skip
+def test_the_article_fits_the_noun(noun: str, expected: str) -> None:
+    assert with_article(noun) == expected
+
+
+def test_an_unknown_strategy_names_the_nearest() -> None:
+    with pytest.raises(HfsynError, match="'cip'"):
+        get_strategy("cpi")

@@ -1,0 +1,146 @@
+"""Recipes: every key is checked, and the fingerprint names the content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hfsyn.errors import HfsynError
+from hfsyn.recipe import (
+    Recipe,
+    difference,
+    dump_recipe,
+    fingerprint,
+    load_recipe,
+    new_recipe,
+    recipe_text,
+    shipped_recipes,
+)
+
+NAMED = {
+    "shapes-basic", "shapes-cip", "imagenette-basic", "imagenette-cip", "tiny-imagenet-cip", "imagenet-100-cip",
+    "imagenet-1k-cip",
+}  # fmt: skip
+
+
+def test_the_promised_recipes_are_shipped_and_load_under_their_own_names() -> None:
+    assert set(shipped_recipes()) == NAMED
+    assert {load_recipe(name).name for name in shipped_recipes()} == NAMED
+
+
+@pytest.mark.parametrize("name", sorted(NAMED - {"shapes-basic", "shapes-cip"}))
+def test_imagenet_recipes_have_the_settings_that_evidence_backs(name: str) -> None:
+    part = load_recipe(name).generate
+    assert part.model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert (part.guidance_scale, part.steps, part.width, part.height) == (2.0, 50, 512, 512)
+
+
+def test_basic_and_cip_differ_only_in_the_prompt_and_the_captions() -> None:
+    for variant in ("shapes", "imagenette"):
+        fields = {key.split(".")[0] for key, _, _ in difference(load_recipe(f"{variant}-basic"), load_recipe(f"{variant}-cip"))}
+        assert fields == {"caption", "prompt"}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("generate.stepz=3", ["generate.stepz", "generate.steps"]),
+        ("sorce.split=train", ["sorce", "source"]),
+        ("generate.steps=0", ["generate.steps", "0", "1"]),
+        ("generate.steps=1001", ["1001", "1000"]),
+        ("generate.steps=2.5", ["generate.steps", "2.5"]),
+        ("generate.guidance_scale=-1", ["generate.guidance_scale", "-1", "0"]),
+        ("generate.guidance_scale=99", ["99", "50"]),
+        ("generate.width=100", ["100", "8"]),
+        ("generate.dtype=int8", ["int8", "float32"]),
+        ("generate.batch_size=0", ["generate.batch_size"]),
+        ("store.quality=101", ["101", "100"]),
+        ("store.format=gif", ["gif", "png"]),
+        ("store.shard_rows=0", ["store.shard_rows"]),
+        ("source.limit_per_class=0", ["source.limit_per_class", "0"]),
+        ("source.variant=shape", ["shape", "shapes"]),
+        ("source.split=nope", ["nope", "train"]),
+        ("prompt.strategy=cpi", ["cpi", "cip"]),
+        ("seed=-1", ["seed", "-1"]),
+        ("name=a/b", ["name", "a/b"]),
+        ("caption=null", ["cip", "caption"]),
+        ("steps", ["steps", "KEY=VALUE"]),
+    ],
+)  # fmt: skip
+def test_a_bad_field_is_refused_with_its_value_and_what_is_allowed(override: str, words: list[str]) -> None:
+    with pytest.raises(HfsynError) as caught:
+        load_recipe("shapes-cip", [override])
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(HfsynError, match="shapes-cip"):
+        load_recipe("shape-cip")
+
+
+def test_a_file_that_is_missing_or_no_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HfsynError, match="no recipe file"):
+        load_recipe(tmp_path / "none.yaml")
+    for text in ("just words", "- a\n- b", "a: [", ""):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(HfsynError) as caught:
+            load_recipe(tmp_path / "bad.yaml")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_dumped_recipe_is_the_same_recipe(tmp_path: Path) -> None:
+    for name in shipped_recipes():
+        recipe = load_recipe(name, ["seed=7"])
+        (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
+        assert load_recipe(tmp_path / "r.yaml") == recipe
+
+
+def test_overrides_reach_their_field_and_nothing_else() -> None:
+    base, changed = load_recipe("shapes-cip"), load_recipe("shapes-cip", ["generate.steps=20", "source.limit_per_class=5"])
+    assert difference(base, changed) == [("source.limit_per_class", None, 5), ("generate.steps", base.generate.steps, 20)]
+
+
+def test_the_fingerprint_changes_with_every_field_but_the_name() -> None:
+    base = load_recipe("shapes-cip")
+    assert fingerprint(base) == fingerprint(load_recipe("shapes-cip", ["name=other"]))
+    changed = [
+        "seed=1", "source.split=test", "source.limit_per_class=1", "caption.max_new_tokens=9", "caption.num_beams=2",
+        "caption.prompt=a", "caption.batch_size=2", "prompt.strategy=cip-bare", "prompt.negative=blurry",
+        "prompt.images_per_caption=2", "generate.steps=3", "generate.guidance_scale=3.5", "generate.width=64",
+        "generate.batch_size=3", "generate.scheduler=ddim", "generate.max_retries=0", "store.format=webp",
+        "store.size=16", "store.shard_rows=9",
+    ]  # fmt: skip
+    prints = [fingerprint(load_recipe("shapes-cip", [override])) for override in changed]
+    assert len({fingerprint(base), *prints}) == len(changed) + 1
+
+
+def test_a_recipe_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_recipe("shapes-cip").seed = 3  # type: ignore[misc]
+
+
+def test_every_field_says_what_it_means() -> None:
+    def undescribed(model: type) -> list[str]:
+        return [name for name, field in model.model_fields.items() if not field.description]  # type: ignore[attr-defined]
+
+    parts = [type(part) for part in vars(load_recipe("shapes-cip")).values() if hasattr(part, "model_fields")]
+    assert len(parts) == 5
+    assert [undescribed(part) for part in parts] == [[]] * 5
+
+
+def test_a_new_recipe_is_written_with_comments_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = new_recipe("mine", "shapes-cip")
+    assert load_recipe(path) == load_recipe("shapes-cip", ["name=mine"])
+    assert "Denoising steps" in path.read_text()
+    with pytest.raises(HfsynError, match="exists"):
+        new_recipe("mine", "shapes-cip")
+
+
+def test_a_shipped_recipe_prints_as_the_yaml_that_it_is() -> None:
+    for name in shipped_recipes():
+        assert Recipe.model_validate(yaml.safe_load(recipe_text(name))) == load_recipe(name)
