@@ -40,6 +40,8 @@ def finish(run: Run | str | Path) -> Run:
                 "Delete the sidecars of these shards and run `hfsyn build` again: they are made anew.",
                 code=ExitCode.PARTIAL,
             )
+        for left_over in run.folder.rglob(".*.tmp"):  # of processes that were killed; nobody is at work any more
+            left_over.unlink(missing_ok=True)
         rejected = list(rejected_lines(run))
         atomic_text(
             run.folder / layout.REJECTED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected)

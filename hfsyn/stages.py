@@ -14,7 +14,7 @@ import platform
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -31,14 +31,13 @@ from builders.layout import Sidecar, shard_number
 from builders.schema import captioned_features, synthetic_features
 from builders.sources import SourceRow
 from hfsyn.captioner import Captioner, TransformersCaptioner, caption_flags
-from hfsyn.encode import SUFFIX, encode
 from hfsyn.errors import HfsynError
-from hfsyn.generator import DiffusersGenerator, Generated, ImageGenerator
+from hfsyn.generator import DiffusersGenerator, ImageGenerator
 from hfsyn.progress import Progress
-from hfsyn.recipe import Recipe
+from hfsyn.rows import draw, synthetic_rows
 from hfsyn.runs import Run, incomplete, index_entries, load_run, select
 from hfsyn.shards import claims, is_done, lock, pending, write_parquet, write_shard
-from hfsyn.specs import Caption, SampleSpec, batches, plan, seed_of
+from hfsyn.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, pick_device
 
 _DECODE_THREADS = 2
@@ -143,8 +142,8 @@ def generate(
             started = time.monotonic()
             start, stop, lines = run.shard_lines(path, layout.PLAN, total)
             specs = [SampleSpec(**{**line, "caption_flags": tuple(line["caption_flags"])}) for line in lines]
-            results = _draw(specs, generator, run.recipe, pool, progress.add)
-            rows, rejected = _synthetic_rows(specs, results, generator, run.recipe)
+            results = draw(specs, generator, run.recipe, pool, progress.add)
+            rows, rejected = synthetic_rows(specs, results, generator, run.recipe)
             stage.write(path, start, stop, rows, rejected, schema, started)
             progress.shard_done()
 
@@ -303,96 +302,6 @@ def _read_captions(shards: Sequence[Path]) -> Iterator[Caption]:
     for shard in shards:
         for row in pq.read_table(shard, columns=["source_id", "wnid", "caption", "caption_flags"]).to_pylist():
             yield Caption(row["source_id"], row["wnid"], row["caption"], tuple(row["caption_flags"]))
-
-
-@dataclass(frozen=True, slots=True)
-class _Result:
-    """What became of one spec: its stored bytes (as a future, while they are encoded) or the problem that remained."""
-
-    image: Future[bytes] | None
-    seed: int
-    retries: int
-    safety: bool
-    problem: str | None
-
-
-def _draw(
-    specs: Sequence[SampleSpec],
-    generator: ImageGenerator,
-    recipe: Recipe,
-    pool: ThreadPoolExecutor,
-    tick: Callable[[int], None],
-) -> list[_Result]:
-    """Images of one shard's specs, in order; those with a problem are tried again with new seeds, up to the recipe's
-    bound.
-
-    Retries are collected over the shard and drawn on the same grid, in the plan's order, so that they too are the same
-    on any number of processes.
-    """
-    results: dict[str, _Result] = {}
-    left = list(specs)
-    for attempt in range(recipe.generate.max_retries + 1):
-        again = []
-        for batch in batches(left, recipe.generate.batch_size):
-            seeds = [seed_of(recipe.seed, spec.sample_id, attempt) if attempt else spec.seed for spec in batch]
-            drawn = generator.generate([spec.prompt for spec in batch], seeds)
-            for spec, seed, image in zip(batch, seeds, drawn, strict=True):
-                before = results.get(spec.sample_id)
-                results[spec.sample_id] = _settled(before, image, seed, attempt, recipe, pool)
-                if image.problem:
-                    again.append(spec)
-            tick(sum(not image.problem for image in drawn))
-        left = again
-        if not left:
-            break
-    return [results[spec.sample_id] for spec in specs]
-
-
-def _settled(
-    before: _Result | None, image: Generated, seed: int, attempt: int, recipe: Recipe, pool: ThreadPoolExecutor
-) -> _Result:
-    safety = image.problem == "safety" or (before is not None and before.safety)
-    encoded = None if image.problem else pool.submit(encode, image.pixels, recipe.store)
-    return _Result(encoded, seed, attempt, safety, image.problem)
-
-
-def _synthetic_rows(
-    specs: Sequence[SampleSpec], results: Sequence[_Result], generator: ImageGenerator, recipe: Recipe
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    rows, rejected = [], []
-    tokens = generator.count_tokens([spec.prompt for spec in specs])
-    for spec, result, count in zip(specs, results, tokens, strict=True):
-        if result.image is None:
-            reason = f"{_PROBLEMS[result.problem or 'flat']}, {result.retries + 1} attempts"
-            rejected.append({"id": spec.sample_id, "wnid": spec.wnid, "reason": reason})
-            continue
-        name = spec.sample_id.replace("/", "_").replace("#", "_") + SUFFIX[recipe.store.format]
-        rows.append(
-            {
-                "image": {"bytes": result.image.result(), "path": name},
-                "label": spec.label,
-                "wnid": spec.wnid,
-                "class_name": spec.class_name,
-                "prompt": spec.prompt,
-                "caption": spec.caption,
-                "seed": result.seed,
-                "sample_id": spec.sample_id,
-                "source_id": spec.source_id,
-                "prompt_tokens": count,
-                "truncated": count > generator.max_tokens,
-                "safety": result.safety,
-                "retries": result.retries,
-                "caption_flags": list(spec.caption_flags),
-            }
-        )
-    return rows, rejected
-
-
-_PROBLEMS = {
-    "safety": "the safety checker flagged it",
-    "nan": "the model made numbers that are none (NaN)",
-    "flat": "the image is flat: nothing is in it",
-}
 
 
 def _software() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Fakes for two of the three seams: a captioner and an image generator that answer at once and remember what they were asked."""
+"""Fakes for two of the three seams: a captioner and an image generator that remember what they were asked."""
 
 from __future__ import annotations
 

@@ -1,0 +1,132 @@
+"""The architecture, read from the imports: layers only import downwards, heavy libraries stay where they belong."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+LAYERS = (
+    {"builders.errors", "builders.variants", "builders.layout", "hfsyn.errors"},
+    {
+        "builders.rows", "builders.labels", "builders.images", "builders.schema", "builders.drawing", "builders.shapes",
+        "builders.sources", "builders.folders", "builders.parquet", "builders.hub", "builders.imagenet",
+        "builders.captioned", "builders.synthetic",
+    },
+    {"hfsyn.prompts", "hfsyn.recipe", "hfsyn.specs"},
+    {"hfsyn.shards", "hfsyn.encode", "hfsyn.workers", "hfsyn.progress", "hfsyn.models", "hfsyn.hub_models"},
+    {"hfsyn.runs", "hfsyn.captioner", "hfsyn.generator"},
+    {
+        "hfsyn.rows", "hfsyn.stages", "hfsyn.cards", "hfsyn.manifest", "hfsyn.building", "hfsyn.report",
+        "hfsyn.forecast", "hfsyn.showcase",
+    },
+    {"hfsyn.catalogue", "hfsyn.cli", "hfsyn.__main__"},
+)  # fmt: skip
+FREE = {"builders", "hfsyn", "hfsyn.recipes", "dataset_cards"}  # package fronts: docstrings and lazy names
+
+# What a layer may import from outside at module level, cumulative; functions may import what they need.
+STDLIB = set(sys.stdlib_module_names)
+OUTSIDE = (
+    set(),
+    {"PIL", "numpy", "pyarrow", "datasets", "fsspec", "huggingface_hub", "yaml"},
+    {"pydantic", "yaml"},
+    {"PIL", "numpy", "pyarrow", "tqdm"},
+    {"PIL", "numpy", "pyarrow"},
+    {"PIL", "numpy", "pyarrow"},
+    {"click"},
+)
+MOST_LINES = 400
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("builders", "hfsyn"):
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def layer_of(name: str) -> int:
+    for number, names in enumerate(LAYERS):
+        if name in names:
+            return number
+    raise AssertionError(f"{name} stands in no layer: give it one in this file and in the design")
+
+
+def imports(path: Path, *, top_only: bool) -> set[str]:
+    """Imported module names; `from a.b import c` counts as a.b, and as a.b.c where that is a module of ours."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = [n for n in tree.body if not _is_type_checking(n)] if top_only else list(ast.walk(tree))
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            deeper = {f"{node.module}.{alias.name}" for alias in node.names} & set(modules())
+            found |= deeper or {node.module}
+    return found
+
+
+def _is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def ours(name: str) -> bool:
+    return name.partition(".")[0] in ("builders", "hfsyn")
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - FREE))
+def test_a_module_imports_only_from_its_own_layer_or_below(name: str) -> None:
+    upward = {
+        other
+        for other in imports(modules()[name], top_only=False) - FREE
+        if ours(other) and layer_of(other) > layer_of(name)
+    }
+    assert not upward
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - FREE))
+def test_a_module_loads_only_the_outside_libraries_of_its_layer(name: str) -> None:
+    tops = {other.partition(".")[0] for other in imports(modules()[name], top_only=True) if not ours(other)}
+    assert tops - STDLIB - {"__future__"} <= OUTSIDE[layer_of(name)]
+
+
+def test_builders_never_import_hfsyn() -> None:
+    for name, path in modules().items():
+        if name.startswith("builders"):
+            assert not {other for other in imports(path, top_only=False) if other.startswith("hfsyn")}, name
+
+
+def test_no_package_imports_a_script_or_a_test() -> None:
+    for path in modules().values():
+        assert not {other for other in imports(path, top_only=False) if other.partition(".")[0] in ("scripts", "tests")}
+
+
+def test_every_layer_names_modules_that_exist() -> None:
+    assert {name for layer in LAYERS for name in layer} <= set(modules())
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_file_outgrows_its_room(name: str) -> None:
+    assert len(modules()[name].read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+
+
+@pytest.mark.parametrize(
+    ("statement", "heavy"),
+    [
+        ("import hfsyn, hfsyn.cli", ("torch", "datasets", "transformers", "diffusers", "pyarrow", "pydantic", "numpy")),
+        ("import hfsyn.recipe, hfsyn.specs", ("torch", "datasets", "transformers", "diffusers", "pyarrow")),
+        ("import builders.variants, builders.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),
+        ("import builders.imagenet, builders.synthetic, builders.captioned, builders.shapes", ("hfsyn",)),
+        ("import hfsyn.building, hfsyn.report, hfsyn.showcase", ("torch", "transformers", "diffusers")),
+    ],
+)
+def test_importing_loads_nothing_heavy(statement: str, heavy: tuple[str, ...]) -> None:
+    code = f"import sys; {statement}; print(*[m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == []

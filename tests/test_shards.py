@@ -1,0 +1,161 @@
+"""Shards: written whole or not at all, marked last, claimed once, checked."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Features, Image, List, Value
+
+from builders.layout import Sidecar, finished_shards, load_sidecar, shard_name, sidecar_of
+from hfsyn.shards import (
+    ROW_GROUP_BYTES,
+    atomic_text,
+    atomic_write,
+    claims,
+    faults,
+    is_done,
+    lock,
+    pending,
+    write_parquet,
+    write_shard,
+)
+
+SCHEMA = Features({"image": Image(), "n": Value("int64"), "flags": List(Value("string"))}).arrow_schema
+
+
+def columns(rows: int = 3, size: int = 50) -> dict[str, list]:
+    return {
+        "image": [{"bytes": bytes([i % 256]) * size, "path": None} for i in range(rows)],
+        "n": list(range(rows)),
+        "flags": [["a", "b"][: i % 3] for i in range(rows)],
+    }
+
+
+def sidecar(sha256: str, size: int, rows: int = 3) -> Sidecar:
+    return Sidecar("generate", 0, 1, 0, rows, rows, sha256, size, "f" * 64)
+
+
+def test_a_shard_comes_with_a_sidecar_that_states_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / shard_name("train", 0, 1)
+    made = write_shard(path, columns(), SCHEMA, sidecar)
+    assert is_done(path)
+    assert load_sidecar(sidecar_of(path)) == made
+    assert faults(path, "f" * 64) == []
+    assert pq.read_table(path).to_pylist()[2] == {
+        "image": {"bytes": b"\x02" * 50, "path": None},
+        "n": 2,
+        "flags": ["a", "b"],
+    }
+
+
+def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_parquet(tmp_path / name, columns(), SCHEMA)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_images_are_stored_uncompressed_and_indexed_and_row_groups_stay_small(tmp_path: Path) -> None:
+    path = tmp_path / "big.parquet"
+    write_parquet(path, columns(24, 10 * 2**20), SCHEMA)
+    meta = pq.read_metadata(path)
+    kinds = {meta.row_group(0).column(i).path_in_schema: meta.row_group(0).column(i) for i in range(meta.num_columns)}
+    assert kinds["image.bytes"].compression == "UNCOMPRESSED"
+    assert kinds["n"].compression == kinds["flags.list.element"].compression == "SNAPPY"
+    assert all(column.has_offset_index and column.has_column_index for column in (kinds["n"], kinds["image.path"]))
+    assert meta.num_row_groups > 1
+    assert max(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)) <= ROW_GROUP_BYTES * 1.01
+
+
+def test_features_survive(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", columns(), SCHEMA)
+    assert Features.from_arrow_schema(pq.read_schema(tmp_path / "a.parquet"))["image"] == Image()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    atomic_text(tmp_path / "a.json", "old")
+
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(tmp_path / "a.json", fail)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_left_over_temporary_files_go_when_their_shard_is_made(tmp_path: Path) -> None:
+    path = tmp_path / shard_name("train", 0, 1)
+    (tmp_path / f".{path.name}.123.tmp").write_text("half")
+    other = tmp_path / ".train-00001-of-00002.parquet.9.tmp"
+    other.write_text("another shard's")
+    write_shard(path, columns(), SCHEMA, sidecar)
+    assert sorted(p.name for p in tmp_path.glob(".*.tmp")) == [other.name]
+
+
+def test_a_shard_without_its_sidecar_is_not_done(tmp_path: Path) -> None:
+    path = tmp_path / shard_name("train", 0, 1)
+    write_shard(path, columns(), SCHEMA, sidecar)
+    assert list(finished_shards(tmp_path)) == [path]
+    sidecar_of(path).unlink()
+    assert not is_done(path)
+    assert pending([path]) == [path]
+    assert list(finished_shards(tmp_path)) == []
+
+
+@pytest.mark.parametrize("damage", ["bytes", "size", "recipe", "rows", "gone"])
+def test_damage_is_found(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / shard_name("train", 0, 1)
+    write_shard(path, columns(), SCHEMA, lambda sha, n: sidecar(sha, n, 4 if damage == "rows" else 3))
+    data = path.read_bytes()
+    if damage == "bytes":
+        path.write_bytes(data[:9] + bytes([data[9] ^ 1]) + data[10:])
+    elif damage == "size":
+        path.write_bytes(data + b"x")
+    elif damage == "gone":
+        path.unlink()
+    assert len(faults(path, "e" * 64 if damage == "recipe" else "f" * 64)) == 1
+
+
+def _hold(folder: str, ready: multiprocessing.Queue, stay: float) -> None:
+    import time
+
+    with lock(Path(folder), "generate-train-00000-of-00002", wait=False) as held:
+        ready.put(held)
+        time.sleep(stay)
+
+
+def test_a_claimed_shard_is_left_to_its_holder_until_that_dies(tmp_path: Path) -> None:
+    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
+    context = multiprocessing.get_context("spawn")
+    ready = context.Queue()
+    holder = context.Process(target=_hold, args=(str(tmp_path), ready, 600))
+    holder.start()
+    assert ready.get(timeout=60) is True
+    looks = []
+
+    def look() -> None:
+        looks.append(1)
+        holder.kill()
+        holder.join()
+
+    taken = []
+    for path in claims(tmp_path, paths, stage="generate", patience=0.01, waiting=look):
+        taken.append(path)
+        write_shard(path, columns(), SCHEMA, sidecar)
+    assert taken == [paths[1], paths[0]]
+    assert looks
+
+
+def test_a_shard_that_its_maker_gave_up_on_is_not_offered_again(tmp_path: Path) -> None:
+    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
+    assert list(claims(tmp_path, paths, stage="caption", patience=0.01)) == paths
+
+
+def test_a_schema_with_nested_lists_writes(tmp_path: Path) -> None:
+    schema = pa.schema([("x", pa.list_(pa.struct([("y", pa.string())])))])
+    write_parquet(tmp_path / "n.parquet", {"x": [[{"y": "a"}], []]}, schema)
+    assert pq.read_table(tmp_path / "n.parquet").to_pylist() == [{"x": [{"y": "a"}]}, {"x": []}]

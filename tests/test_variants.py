@@ -1,0 +1,206 @@
+"""The table of variants: complete, unambiguous, and honest about where its facts are from."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from importlib.resources import files
+
+import pytest
+
+from builders.errors import DataError
+from builders.variants import VARIANTS, get_variant, variant_names
+
+EVERY = list(VARIANTS.values())
+ON_HUB = [variant for variant in EVERY if variant.hub is not None]
+
+DRAWN_WNIDS = {
+    "circle": "n13873502",
+    "square": "n13878634",
+    "triangle": "n13879320",
+    "star": "n13881644",
+    "cross": "n04681387",
+    "ring": "n13875392",
+    "heart": "n13865904",
+    "crescent": "n13896217",
+    "arrow": "n06818121",
+    "hourglass": "n03544143",
+}
+
+
+def test_each_variant_has_as_many_classes_as_its_authors_say():
+    counts = {variant.name: len(variant.classes) for variant in EVERY}
+
+    assert counts == {
+        "imagenette": 10,
+        "imagewoof": 10,
+        "imagenet-100": 100,
+        "tiny-imagenet": 200,
+        "imagenet-1k": 1000,
+        "shapes": 10,
+        "shapes-context": 10,
+    }
+    assert variant_names() == list(counts)
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
+def test_class_names_are_unique_in_any_case_and_read_like_names(variant):
+    names = [info.name for info in variant.classes]
+
+    assert [name for name, count in Counter(map(str.casefold, names)).items() if count > 1] == []
+    for name in names:
+        assert name == name.strip()
+        assert not re.search(r"[_/,]|\bor\b", name), name
+    bracketed = [name for name in names if "(" in name]
+    assert all(re.fullmatch(r"[\w' -]+ \(\w+\)", name) for name in bracketed)
+
+
+@pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
+def test_every_class_is_whole(variant):
+    for index, info in enumerate(variant.classes):
+        assert info.index == index
+        assert re.fullmatch(r"n\d{8}", info.wnid)
+        assert info.lemmas
+        assert info.definition
+        assert info.hypernym
+        assert "_" not in "".join((*info.lemmas, info.hypernym))
+        assert variant.by_wnid[info.wnid] is info
+    assert len(variant.by_wnid) == len(variant.classes)
+
+
+def test_a_class_has_the_same_name_in_every_variant():
+    names: dict[str, set[str]] = {}
+    for variant in EVERY:
+        for info in variant.classes:
+            names.setdefault(info.wnid, set()).add(info.name)
+    drawn_hourglass = DRAWN_WNIDS["hourglass"]
+
+    assert {wnid: found for wnid, found in names.items() if len(found) > 1} == {}
+    assert drawn_hourglass in get_variant("imagenet-1k").by_wnid  # the one wnid that is both photographed and drawn
+
+
+def test_classes_that_wordnet_calls_alike_are_told_apart():
+    by_wnid = get_variant("imagenet-1k").by_wnid
+    names = {wnid: by_wnid[wnid].name for wnid in ("n02012849", "n03126707", "n03710637", "n03710721")}
+
+    assert names == {
+        "n02012849": "crane (bird)",
+        "n03126707": "crane (machine)",
+        "n03710637": "maillot (tights)",
+        "n03710721": "maillot (swimsuit)",
+    }
+    assert by_wnid["n04355933"].name != by_wnid["n04356056"].name  # the two kinds of sunglasses
+    assert by_wnid["n02113186"].name != by_wnid["n02963159"].name  # the dog and the jacket called cardigan
+    assert by_wnid["n04008634"].name != by_wnid["n03773504"].name  # the two missiles
+
+
+def test_the_photographs_classes_are_sorted_by_wnid_as_folders_are():
+    for variant in ON_HUB:
+        wnids = [info.wnid for info in variant.classes]
+        assert wnids == sorted(wnids)
+
+
+def test_imagenette_is_the_part_of_imagenet_1k_that_it_is_known_to_be():
+    thousand = get_variant("imagenet-1k").by_wnid
+
+    found = [thousand[info.wnid].index for info in get_variant("imagenette").classes]
+
+    assert found == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
+
+
+def test_the_drawn_variants_share_one_list_of_classes_in_a_fixed_order():
+    for name in ("shapes", "shapes-context"):
+        variant = get_variant(name)
+        assert {info.name: info.wnid for info in variant.classes} == DRAWN_WNIDS
+        assert [info.name for info in variant.classes] == list(DRAWN_WNIDS)
+        assert variant.splits == {"train": 5_000, "test": 2_000}
+        assert variant.drawn
+        assert variant.hub_label_wnids == ()
+
+
+@pytest.mark.parametrize("variant", ON_HUB, ids=lambda v: v.name)
+def test_every_label_of_a_hub_repository_has_one_class(variant):
+    assert sorted(variant.hub_label_wnids) == [info.wnid for info in variant.classes]
+    names = variant.hub_label_names
+    if names is not None:
+        assert len(set(names)) == len(names) == len(variant.classes)
+
+
+def test_tiny_imagenets_wrong_label_names_are_corrected():
+    tiny = get_variant("tiny-imagenet")
+    corrected = {
+        name: wnid for name, wnid in zip(tiny.hub_label_names, tiny.hub_label_wnids, strict=True) if name != wnid
+    }
+
+    assert len(corrected) == 18
+    assert corrected["n02666347"] == "n02666196"  # abacus: the slab of a column; the counting frame
+    assert corrected["n07646821"] == "n01855672"  # goose: the meat; the bird
+    assert not set(corrected) & set(tiny.by_wnid)
+
+
+def test_imagewoofs_label_names_are_not_taken_for_the_names_of_its_labels():
+    woof = get_variant("imagewoof")
+
+    assert woof.hub_label_names[0] == "Australian terrier"
+    assert "shih-tzu" in [lemma.casefold() for lemma in woof.by_wnid[woof.hub_label_wnids[0]].lemmas]
+
+
+@pytest.mark.parametrize("variant", ON_HUB, ids=lambda v: v.name)
+def test_facts_say_where_they_are_from(variant):
+    assert {"classes", "labels"} & set(variant.facts)
+    assert all(len(source) > 10 for source in variant.facts.values())
+    assert variant.licence
+    assert variant.homepage.startswith("http")
+    assert set(variant.hub.splits) == set(variant.splits)
+    assert bool(variant.gate_url) == variant.gated
+
+
+def test_gates_are_known():
+    assert [variant.name for variant in EVERY if variant.gated] == ["imagenet-1k"]
+    assert get_variant("imagenet-1k").gate_url == "https://huggingface.co/datasets/ILSVRC/imagenet-1k"
+
+
+@pytest.mark.parametrize("name", ["imagenet_1k.json", "drawn.json", "subsets.json"])
+def test_class_lists_say_their_provenance_and_licence(name):
+    content = json.loads(files("builders").joinpath("data", name).read_text(encoding="utf-8"))
+
+    assert content["provenance"]
+    if "classes" in content:
+        assert "WordNet 3.0 Copyright 2006 by Princeton University" in content["licence"]
+    else:
+        assert all(subset["provenance"] for subset in content["subsets"].values())
+
+
+def test_an_unknown_variant_is_refused_with_the_nearest_and_with_all():
+    with pytest.raises(DataError, match="Did you mean 'imagenette'") as error:
+        get_variant("imagenete")
+
+    assert "no variant 'imagenete'" in error.value.message
+    assert all(name in error.value.hint for name in VARIANTS)
+
+
+def test_a_splits_other_names_are_understood_and_a_missing_one_is_refused():
+    tiny = get_variant("tiny-imagenet")
+
+    assert [tiny.split(name) for name in ("train", "val", "valid", "validation")] == ["train"] + ["validation"] * 3
+    with pytest.raises(DataError, match=r"no split 'test'. It has: train, validation"):
+        tiny.split("test")
+
+
+def test_errors_keep_their_parts_between_processes():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(DataError("This is wrong.", "Do that.")))
+
+    assert (error.message, error.hint, str(error)) == ("This is wrong.", "Do that.", "This is wrong. Do that.")
+
+
+def test_the_table_needs_the_standard_library_only():
+    code = (
+        "import sys; import builders.variants as v; v.get_variant('imagenette').classes; "
+        "heavy = {'datasets', 'pyarrow', 'PIL', 'numpy', 'torch', 'huggingface_hub'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,71 @@
+"""Workers: shares are complete and disjoint, launchers are counted right, nobody outlives a killed parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from hfsyn.errors import HfsynError
+from hfsyn.workers import Worker, current_worker, default_processes, visible_gpus
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7, 12])
+def test_each_process_starts_with_its_own_share_and_sees_all_items(world: int) -> None:
+    """10 classes on 100 processes gave nothing at all in the method's first implementation."""
+    items = list(range(10))
+    shares = [Worker(rank, world).share(items) for rank in range(world)]
+    assert all(sorted(share) == items for share in shares)
+    own = [share[: len(items[rank::world])] for rank, share in enumerate(shares)]
+    assert sorted(item for share in own for item in share) == items
+
+
+def test_the_worker_is_read_from_the_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert current_worker() == Worker(0, 1)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert current_worker() == Worker(2, 3)
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(HfsynError, match="WORLD_SIZE=3"):
+        current_worker()
+
+
+def test_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, count in (("", 0), ("-1", 0), ("0", 1), ("0,2", 2), ("GPU-aa,GPU-bb", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert visible_gpus() == count
+        assert default_processes() == (count or len(os.sched_getaffinity(0)))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
+    script = """
+        import subprocess, sys, time
+        from hfsyn.workers import die_with_parent
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=die_with_parent)
+        print(child.pid, flush=True)
+        time.sleep(600)
+    """
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    assert alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(child)
