@@ -32,7 +32,8 @@ class CaptionedConfig(datasets.BuilderConfig):
 
 
 class Captioned(datasets.GeneratorBasedBuilder):
-    """Readable source rows (image, label, wnid, class_name, source_id) with ``caption``, for each finished caption shard.
+    """Readable source rows (image, label, wnid, class_name, source_id) with ``caption``, for each finished caption
+    shard.
 
     An image whose bytes are no longer those that were captioned is refused: its caption would describe another picture.
     """
@@ -75,7 +76,8 @@ class Captioned(datasets.GeneratorBasedBuilder):
                 yield (
                     Key(number, item),
                     {
-                        "image": {"bytes": row.image, "path": row.path},
+                        # Bytes alone: with a path, `datasets` would take a file of that name in the current folder instead.
+                    "image": row.image,
                         "label": info.index,
                         "wnid": row.wnid,
                         "class_name": info.name,

@@ -3,8 +3,8 @@
 >>> from builders.synthetic import Synthetic
 >>> rows = Synthetic(run="runs/shapes-cip").as_streaming_dataset("train")  # doctest: +SKIP
 
-A finished run folder also loads with plain ``load_dataset(folder)``. This builder reads unfinished ones too: exactly the
-shards whose sidecar stands.
+A finished run folder also loads with plain ``load_dataset(folder)``. This builder reads unfinished ones too: exactly
+the shards whose sidecar stands.
 """
 
 from __future__ import annotations

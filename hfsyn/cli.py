@@ -25,8 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from builders.errors import DataError
     from hfsyn.workers import join_launcher
 
-    join_launcher()
     try:
+        join_launcher()
         cli.main(args=None if arguments is None else list(arguments), prog_name="hfsyn", standalone_mode=False)
         code = int(ExitCode.OK)
     except click.exceptions.Exit as stop:

@@ -164,7 +164,8 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that a
         published
             dataset carries), a mapping, or a Recipe.
-        overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML.
+        overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
+            model drops what belonged to the old one, its revision and its image size, unless these are set too.
 
     Raises:
         HfsynError: unknown name or key (with the nearest one), or a value outside its range.
@@ -179,6 +180,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         fields = _parse(text, where)
     for override in overrides:
         _override(fields, override)
+    _drop_model_fields(fields, {override.partition("=")[0] for override in overrides})
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
@@ -325,6 +327,15 @@ def _override(fields: dict[str, Any], override: str) -> None:
         part[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         part[last] = value
+
+
+def _drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:
+    """Where a model was overridden, forget the revision and the size that were the other model's."""
+    for part in ("caption", "generate"):
+        if f"{part}.model" in overridden and isinstance(fields.get(part), dict):
+            for key in {"revision", "width", "height"} & set(fields[part]):
+                if f"{part}.{key}" not in overridden:
+                    fields[part][key] = None
 
 
 def _model_at(loc: Sequence[Any]) -> type[Part]:

@@ -120,8 +120,8 @@ def visible_gpus() -> int:
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    """Whether torchrun or accelerate started this process, alone or as one of several."""
+    return bool({"WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"} & set(os.environ))
 
 
 def launch(arguments: Sequence[str], processes: int, *, device: str | None = None) -> int:
@@ -157,11 +157,35 @@ def die_with_parent() -> None:
 
 
 def join_launcher() -> None:
-    """Called first thing by a process that `launch` started, beneath accelerate's own."""
+    """Called first thing by every command: end with the launcher, and refuse one that started less than it was asked for.
+
+    Raises:
+        HfsynError: ``accelerate launch --cpu --num_processes N`` starts one process, whatever N is, and says nothing.
+    """
     if is_child():
         die_with_parent()
         if os.getppid() == 1:  # the parent was gone before the line above
             os._exit(1)
+    if is_launched() and "WORLD_SIZE" not in os.environ and (asked := _processes_asked_for()) > 1:
+        raise HfsynError(
+            f"accelerate launch was asked for {asked} processes and started one: on a CPU it does so without a word.",
+            f"Use `hfsyn ... --num-processes {asked}`, or "
+            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} -m hfsyn ...",
+        )
+
+
+def _processes_asked_for() -> int:
+    """The ``--num_processes`` of the command that started this process; 1 where that cannot be read."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return 1
+    for i, word in enumerate(words):
+        name, sign, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            value = value if sign else words[min(i + 1, len(words) - 1)]
+            return int(value) if value.isdigit() else 1
+    return 1
 
 
 def is_child() -> bool:

@@ -110,7 +110,7 @@ def test_two_processes_that_accelerate_starts_make_the_same_bytes(reference: Pat
 
 def test_three_processes_under_torchrun_make_the_same_bytes(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node", "3", "--master_port", "0", "-m", "hfsyn")
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "-m", "hfsyn")
     done = hfsyn("build", "shapes-cip", *SMALL, "--device", "cpu", "--out", run, prefix=torchrun)
     assert done.stdout == f"{run}\n"
     assert parquet_bytes(run) == parquet_bytes(reference)
@@ -214,8 +214,7 @@ def test_real_photographs_in_a_folder_are_captioned_and_answered(tmp_path: Path)
     run = tmp_path / "run"
     hfsyn(
         "build", "tiny-imagenet-cip", "--set", f"source.path={PHOTOGRAPHS}", "--set", "caption.model=builtin",
-        "--set", "generate.model=builtin", "--limit", "2", "--set", "generate.steps=2", "--set", "generate.width=32",
-        "--set", "generate.height=32", "--num-processes", "2", "--device", "cpu", "--out", run,
+        "--set", "generate.model=builtin", "--limit", "2", "--set", "generate.steps=2", "--num-processes", "2", "--device", "cpu", "--out", run,
     )  # fmt: skip
     rows = list(load_dataset(str(run), split="train"))
     wnids = (PHOTOGRAPHS / "wnids.txt").read_text().split()
@@ -279,8 +278,7 @@ def test_a_salted_folder_is_used_as_far_as_it_can_be_read_and_the_counts_add_up(
     run = tmp_path / "run"
     done = hfsyn(
         "build", "tiny-imagenet-cip", "--set", f"source.path={tmp_path / 'salted'}", "--set", "caption.model=builtin",
-        "--set", "generate.model=builtin", "--set", "generate.steps=2", "--set", "generate.width=32",
-        "--set", "generate.height=32", "--set", "generate.dtype=float32", "--num-processes", "1", "--out", run,
+        "--set", "generate.model=builtin", "--set", "generate.steps=2", "--set", "generate.dtype=float32", "--num-processes", "1", "--out", run,
     )  # fmt: skip
     rejected = {
         line["id"]: line["reason"] for line in map(json.loads, (run / "rejected.jsonl").read_text().splitlines())

@@ -114,6 +114,18 @@ def test_overrides_reach_their_field_and_nothing_else() -> None:
     ]
 
 
+def test_another_model_drops_the_revision_and_the_size_of_the_old_one() -> None:
+    base = {**load_recipe("imagenette-cip").model_dump()}
+    base["generate"]["revision"] = base["caption"]["revision"] = "a" * 40
+    part = load_recipe(base, ["generate.model=builtin"]).generate
+    assert (part.revision, part.width, part.height, part.steps) == (None, None, None, 50)
+    part = load_recipe(base, ["generate.model=builtin", "generate.width=64", "generate.steps=3"]).generate
+    assert (part.revision, part.width, part.height, part.steps) == (None, 64, None, 3)
+    both = load_recipe(base, ["generate.steps=3"])
+    assert (both.generate.revision, both.generate.width) == ("a" * 40, 512)
+    assert load_recipe(base, ["caption.model=builtin"]).caption.revision is None  # type: ignore[union-attr]
+
+
 def test_the_fingerprint_changes_with_every_field_but_the_name() -> None:
     base = load_recipe("shapes-cip")
     assert fingerprint(base) == fingerprint(load_recipe("shapes-cip", ["name=other"]))

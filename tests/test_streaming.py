@@ -164,7 +164,7 @@ def test_the_hubs_own_conversion_is_read_where_the_repository_has_no_parquet(ser
     rows = [
         {"image": {"bytes": b"x", "path": f"{wnid}_1.JPEG"}, "label": n} for n, wnid in enumerate(woof.hub_label_wnids)
     ]
-    publish(server, woof.hub.repo_id, {"main": NEWER}, {"imagewoof.py": b""})
+    publish(server, woof.hub.repo_id, {"main": NEWER}, {"imagewoof.py": b"", "160px/train-0.parquet": b"another size"})
     converted = {"full_size/train/0000.parquet": parquet(rows, woof.hub_label_names)}
     publish(server, woof.hub.repo_id, {"refs/convert/parquet": CONVERTED}, converted)
 

@@ -43,6 +43,15 @@ def test_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch) -> None
         assert default_processes() == (count or len(os.sched_getaffinity(0)))
 
 
+@pytest.mark.parametrize("arguments", [["--num_processes", "2"], ["--num-processes=2"]], ids=" ".join)
+def test_a_launch_that_silently_starts_one_process_for_two_is_refused(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *arguments, "-m", "hfsyn", "variants", "ls"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "asked for 2 processes and started one" in done.stderr
+    assert done.stdout == ""
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"

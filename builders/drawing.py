@@ -1,0 +1,326 @@
+"""The drawn world: ten shapes in eight colours on textured backgrounds, as pure functions.
+
+A `Drawing` says everything that an image shows; `draw` turns it into pixels, `caption_of` into words, and
+`parse_caption` words back into attributes. `sample_attributes` picks the drawing of one index. Everything depends only
+on its arguments and on integer hashes (SHA-256 and SHAKE-256 of a text), so that a drawing is the same on every
+platform and Python version.
+
+The world, in numbers:
+
+- frame 32 x 32 pixels, RGB; the shape's mask is drawn four times larger and averaged down;
+- shape: one of 10, class = index % 10; it spans 62 to 86 % of the frame (`SIZE_RANGE`) and stays inside it;
+- centre at most 2.5 pixels off the middle on each axis, rotation within 15 degrees;
+- colour and background: 8 each, drawn independently, except that pairs too alike to tell apart are never drawn
+  (`contrasts`); texture of the background: 5; phase and direction of the texture, and a noise of at most 4 of 255
+  levels, come from `variation`.
+
+In the world "shapes" all attributes are independent of the class. In "shapes-context" the colour, the background and
+the texture are each, with probability 0.75 and independently of each other, the class's own (`CONTEXTS`), else drawn as
+in "shapes": as in photographs, what surrounds a thing then says something about the thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SHAPES: tuple[str, ...] = (
+    "circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent", "arrow", "hourglass",
+)  # fmt: skip
+"""The shapes in label order."""
+
+_COLOUR_RGB: dict[str, tuple[int, int, int]] = {
+    "red": (220, 30, 40),
+    "orange": (245, 135, 25),
+    "yellow": (252, 222, 45),
+    "green": (45, 170, 65),
+    "blue": (45, 80, 225),
+    "purple": (145, 50, 190),
+    "pink": (250, 130, 195),
+    "white": (250, 250, 250),
+}
+_BACKGROUND_RGB: dict[str, tuple[int, int, int]] = {
+    "black": (25, 25, 28),
+    "white": (240, 240, 240),
+    "grey": (125, 128, 132),
+    "brown": (115, 70, 35),
+    "blue": (30, 45, 140),
+    "green": (15, 95, 45),
+    "yellow": (235, 205, 85),
+    "pink": (240, 165, 195),
+}
+_TEXTURE_WORDS = {"plain": "plain", "gradient": "gradient", "stripes": "striped", "dots": "dotted", "checks": "checked"}
+
+COLOURS: tuple[str, ...] = tuple(_COLOUR_RGB)
+BACKGROUNDS: tuple[str, ...] = tuple(_BACKGROUND_RGB)
+TEXTURES: tuple[str, ...] = tuple(_TEXTURE_WORDS)
+
+WORLDS: tuple[str, ...] = ("shapes", "shapes-context")
+CANVAS = 32
+"""Side of a drawing in pixels."""
+SIZE_RANGE = (0.62, 0.86)
+"""Span of a shape before rotation, as a fraction of the frame."""
+MAX_OFFSET = 2.5
+"""Largest distance of the centre from the middle of the frame on each axis, in pixels."""
+MAX_ROTATION = 15.0
+"""Degrees to either side."""
+CONTEXT_SHARE = 0.75
+"""In "shapes-context": the probability of each of the class's own attributes."""
+
+_SUPERSAMPLE = 4
+_NOISE_LEVELS = 4.0  # of 255; enough that no two drawings are equal, too little to hide anything
+_MIN_CONTRAST = 127.0  # Euclidean distance in RGB; below it a shape is hard to see on its background
+_MARGIN = 0.5  # pixels between a shape and the edge of the frame
+
+
+class Context(NamedTuple):
+    """What a class is usually seen with in the world "shapes-context"."""
+
+    colour: str
+    background: str
+    texture: str
+
+
+CONTEXTS: dict[str, Context] = {
+    "circle": Context("red", "white", "stripes"),
+    "square": Context("orange", "blue", "plain"),
+    "triangle": Context("yellow", "green", "checks"),
+    "star": Context("yellow", "blue", "dots"),
+    "cross": Context("red", "grey", "gradient"),
+    "ring": Context("white", "brown", "plain"),
+    "heart": Context("pink", "black", "dots"),
+    "crescent": Context("purple", "yellow", "gradient"),
+    "arrow": Context("green", "pink", "stripes"),
+    "hourglass": Context("blue", "white", "checks"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """Everything that one image shows.
+
+    `size` is the span of the shape as a fraction of the frame, `x` and `y` the centre's distance from the middle in
+    pixels (right and down), `rotation` in degrees clockwise, and `variation` the number from which the texture's phase
+    and the noise come.
+    """
+
+    shape: str
+    colour: str
+    background: str
+    texture: str
+    size: float
+    x: float
+    y: float
+    rotation: float
+    variation: int
+
+
+# --- which drawing -----------------------------------------------------------------------------------------------
+
+
+@cache
+def contrasts(colour: str, background: str) -> bool:
+    """Whether a shape of that colour is easy to see on that background; other pairs are never drawn."""
+    return colour != background and math.dist(_COLOUR_RGB[colour], _BACKGROUND_RGB[background]) >= _MIN_CONTRAST
+
+
+def sample_attributes(seed: int, split: str, index: int, *, world: str = "shapes") -> Drawing:
+    """The drawing of one index of a split: class `index % 10`, all else by chance from a hash of the arguments."""
+    if world not in WORLDS:
+        raise ValueError(f"unknown drawn world {world!r}; there are {', '.join(WORLDS)}")
+    digest = hashlib.sha256(f"{world}/{seed}/{split}/{index}".encode()).digest()
+    # Only random() is promised to give the same stream in every Python version, so everything is made from it.
+    rng = random.Random(int.from_bytes(digest[:16], "big"))
+    shape = SHAPES[index % len(SHAPES)]
+    own = CONTEXTS[shape] if world == "shapes-context" else None
+
+    def pick(values: tuple[str, ...], usual: str | None) -> str:
+        share, place = rng.random(), int(rng.random() * len(values))
+        return usual if usual is not None and share < CONTEXT_SHARE else values[place]
+
+    colour = pick(COLOURS, own and own.colour)
+    background = pick(BACKGROUNDS, own and own.background)
+    while not contrasts(colour, background):
+        background = BACKGROUNDS[int(rng.random() * len(BACKGROUNDS))]
+    texture = pick(TEXTURES, own and own.texture)
+    size = SIZE_RANGE[0] + rng.random() * (SIZE_RANGE[1] - SIZE_RANGE[0])
+    x, y, turn = (2 * rng.random() - 1 for _ in range(3))
+    return Drawing(
+        shape=shape,
+        colour=colour,
+        background=background,
+        texture=texture,
+        size=round(size, 4),
+        x=round(x * MAX_OFFSET, 3),
+        y=round(y * MAX_OFFSET, 3),
+        rotation=round(turn * MAX_ROTATION, 2),
+        variation=int.from_bytes(digest[16:22], "big"),
+    )
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+def caption_of(drawing: Drawing) -> str:
+    """The true caption: all four attributes in one fixed grammar, as in "a red star on a striped blue background"."""
+    article = "an" if drawing.colour[0] in "aeiou" else "a"
+    texture = _TEXTURE_WORDS[drawing.texture]
+    return f"{article} {drawing.colour} {drawing.shape} on a {texture} {drawing.background} background"
+
+
+def parse_caption(text: str) -> dict[str, str | None]:
+    """The attributes (`shape`, `colour`, `background`, `texture`) that a text names; None for what is missing.
+
+    Words before the last "on" speak of the shape, words after it of the background, so that any prompt that ends in a
+    caption can be read too. Where a part names two values, the last one counts.
+    """
+    words = re.findall(r"[a-z]+", text.lower())
+    split = len(words) - 1 - words[::-1].index("on") if "on" in words else len(words)
+    front, back = words[:split], words[split:]
+    by_word = {word: texture for texture, word in _TEXTURE_WORDS.items()}
+    return {
+        "shape": next((word for word in reversed(front) if word in SHAPES), None),
+        "colour": next((word for word in reversed(front) if word in _COLOUR_RGB), None),
+        "background": next((word for word in reversed(back) if word in _BACKGROUND_RGB), None),
+        "texture": next((by_word[word] for word in reversed(back) if word in by_word), None),
+    }
+
+
+# --- pixels ------------------------------------------------------------------------------------------------------
+
+Outline = list[tuple[float, float]]
+
+
+def _arc(radius: float, centre: tuple[float, float] = (0.0, 0.0), corners: int = 64) -> Outline:
+    turns = (2 * math.pi * k / corners for k in range(corners))
+    return [(centre[0] + radius * math.cos(t), centre[1] + radius * math.sin(t)) for t in turns]
+
+
+def _star(points: int = 5, outer: float = 1.06, inner: float = 0.45) -> Outline:
+    spokes = ((outer if k % 2 == 0 else inner, math.pi * k / points - math.pi / 2) for k in range(2 * points))
+    return [(radius * math.cos(t), radius * math.sin(t)) for radius, t in spokes]
+
+
+def _heart(corners: int = 64) -> Outline:
+    turns = [2 * math.pi * k / corners for k in range(corners)]
+    return [
+        (
+            math.sin(t) ** 3,
+            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 - 0.15,
+        )
+        for t in turns
+    ]
+
+
+@cache
+def _outlines(shape: str) -> tuple[tuple[Outline, bool], ...]:
+    """Polygons in the square from -1 to 1 (y down), each with whether it is filled (True) or cut out (False)."""
+    match shape:
+        case "circle":
+            return ((_arc(1.0), True),)
+        case "square":
+            return (([(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)], True),)
+        case "triangle":
+            return (([(0.0, -0.98), (0.98, 0.8), (-0.98, 0.8)], True),)
+        case "star":
+            return ((_star(), True),)
+        case "cross":
+            a, b = 0.32, 0.98
+            return (
+                ([(-a, -b), (a, -b), (a, b), (-a, b)], True),
+                ([(-b, -a), (b, -a), (b, a), (-b, a)], True),
+            )
+        case "ring":
+            return ((_arc(1.0), True), (_arc(0.54), False))
+        case "heart":
+            return ((_heart(), True),)
+        case "crescent":
+            return ((_arc(1.0), True), (_arc(0.88, (0.52, 0.0)), False))
+        case "arrow":
+            tail = [(-1.0, -0.28), (0.05, -0.28), (0.05, -0.85)]
+            return (([*tail, (1.0, 0.0), *[(x, -y) for x, y in reversed(tail)]], True),)
+        case "hourglass":
+            return (([(-0.8, -0.95), (0.8, -0.95), (0.1, 0.0), (0.8, 0.95), (-0.8, 0.95), (-0.1, 0.0)], True),)
+    raise ValueError(f"unknown shape {shape!r}; there are {', '.join(SHAPES)}")
+
+
+def _mask(drawing: Drawing) -> np.ndarray:
+    """How much of each pixel the shape covers: float32 (32, 32) in [0, 1]."""
+    turn = math.radians(drawing.rotation)
+    cos, sin = math.cos(turn), math.sin(turn)
+    half = drawing.size * CANVAS / 2
+    placed = [
+        ([((x * cos - y * sin) * half, (x * sin + y * cos) * half) for x, y in outline], filled)
+        for outline, filled in _outlines(drawing.shape)
+    ]
+    corners = [corner for outline, filled in placed if filled for corner in outline]
+    centre = []
+    for axis, offset in enumerate((drawing.x, drawing.y)):
+        low, high = min(c[axis] for c in corners), max(c[axis] for c in corners)
+        middle = CANVAS / 2 + offset
+        # The whole shape stays in the frame: an offset that would push it over an edge is shortened.
+        centre.append(min(max(middle, _MARGIN - low), CANVAS - _MARGIN - high))
+    big = Image.new("L", (CANVAS * _SUPERSAMPLE, CANVAS * _SUPERSAMPLE), 0)
+    pen = ImageDraw.Draw(big)
+    for outline, filled in placed:
+        scaled = [((x + centre[0]) * _SUPERSAMPLE, (y + centre[1]) * _SUPERSAMPLE) for x, y in outline]
+        pen.polygon(scaled, fill=255 if filled else 0)
+    return np.asarray(big.reduce(_SUPERSAMPLE), dtype=np.float32) / 255
+
+
+def _texture(texture: str, dice: bytes) -> np.ndarray:
+    """The share of the second tone in each pixel: float32 (32, 32) in [0, 1]; edges are soft, about a pixel wide."""
+    y, x = np.mgrid[0:CANVAS, 0:CANVAS].astype(np.float32)
+    first, second, direction = dice[0] / 256, dice[1] / 256, dice[2] % 4
+    match texture:
+        case "plain":
+            return np.zeros((CANVAS, CANVAS), dtype=np.float32)
+        case "gradient":
+            along = (x, y, CANVAS - 1 - x, CANVAS - 1 - y)[direction]
+            return along / np.float32(CANVAS - 1)
+        case "stripes":
+            # Period 8 pixels across, along the axes or the diagonals.
+            across = (x, y, (x + y) / math.sqrt(2), (x - y) / math.sqrt(2))[direction]
+            return np.clip(0.5 + 1.6 * np.sin(2 * math.pi * (across / 8 + first)), 0, 1).astype(np.float32)
+        case "dots":
+            # Dots of radius 2 on a square grid of 8 pixels.
+            dx, dy = (x + 8 * first) % 8 - 4, (y + 8 * second) % 8 - 4
+            return np.clip(2.5 - np.hypot(dx, dy), 0, 1).astype(np.float32)
+        case "checks":
+            # Fields of 6 pixels.
+            wave = np.sin(math.pi * (x / 6 + first)) * np.sin(math.pi * (y / 6 + second))
+            return np.clip(0.5 + 3 * wave, 0, 1).astype(np.float32)
+    raise ValueError(f"unknown texture {texture!r}; there are {', '.join(TEXTURES)}")
+
+
+@cache
+def _tones(background: str) -> tuple[np.ndarray, np.ndarray]:
+    """The two tones of a background: its colour, and that colour lighter (if dark) or darker (if light)."""
+    base = np.array(_BACKGROUND_RGB[background], dtype=np.float32)
+    towards = 255.0 if base.mean() < 110 else 0.0
+    return base, base + np.float32(0.27) * (towards - base)
+
+
+def draw_array(drawing: Drawing) -> np.ndarray:
+    """The pixels of a drawing: uint8 (32, 32, 3)."""
+    dice = hashlib.shake_256(f"{drawing.variation}".encode()).digest(3 + CANVAS * CANVAS * 3)
+    base, tone = _tones(drawing.background)
+    share = _texture(drawing.texture, dice[:3])[..., None]
+    ground = base * (1 - share) + tone * share
+    mask = _mask(drawing)[..., None]
+    pixels = ground * (1 - mask) + np.array(_COLOUR_RGB[drawing.colour], dtype=np.float32) * mask
+    noise = np.frombuffer(dice[3:], dtype=np.uint8).reshape(CANVAS, CANVAS, 3).astype(np.float32) / 127.5 - 1
+    return np.clip(np.rint(pixels + _NOISE_LEVELS * noise), 0, 255).astype(np.uint8)
+
+
+def draw(drawing: Drawing) -> Image.Image:
+    """The image of a drawing: RGB, 32 x 32."""
+    return Image.fromarray(draw_array(drawing))

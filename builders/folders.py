@@ -1,0 +1,258 @@
+"""Local folders of image files, in the layouts that people have.
+
+    <path>/train/<wnid>/*.JPEG            class folders, a folder a split (ImageNet, Imagenette, torchvision)
+    <path>/<wnid>/*.JPEG                  class folders without splits
+    <path>/train/<wnid>/images/*.JPEG     Tiny ImageNet as it is published, with
+    <path>/val/images/*.JPEG                  val/val_annotations.txt beside the images
+    <path>/**/train-*.parquet             Parquet: read by builders.parquet
+
+A class folder may also be named by a class's name. The classes may be some of the variant's. The index is sorted by
+wnid, then by file name, whatever the file system says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+from builders.errors import DataError
+from builders.labels import label_map, refuse, shorten
+from builders.rows import IndexEntry, Source, SourceRow
+from builders.variants import ClassInfo, Variant
+
+__all__ = ["FolderSource", "local_splits", "open_path"]
+
+IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""What counts as an image by its name, in lower case. Anything else in a class folder is left alone."""
+
+SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("val", "validation", "valid"),
+    "test": ("test", "testing"),
+}
+"""Our name of a split -> what its folder or file may be called."""
+
+ANNOTATIONS = "val_annotations.txt"
+
+
+class FolderSource:
+    """One split in a folder of image files. Satisfies `builders.rows.Source`."""
+
+    def __init__(
+        self,
+        root: Path,
+        folders: Mapping[str, Sequence[Path]],
+        variant: Variant,
+        layout: str,
+        *,
+        listed: Mapping[str, Sequence[str]] | None = None,
+        limit_per_class: int | None = None,
+    ) -> None:
+        """`folders`: wnid -> the folders that hold its images. `listed`: wnid -> file names, where a list says them."""
+        self.root, self._folders, self._listed = root, folders, listed
+        self._variant, self._limit = variant, limit_per_class
+        self.layout = f"{layout} in {root}"
+
+    @cached_property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The classes that have at least one image."""
+        return tuple(info for info in self._variant.classes if info.wnid in self._folders)
+
+    def index(self) -> Iterator[IndexEntry]:
+        """The images sorted by wnid and file name. Raises DataError for two files of one name in a class."""
+        for wnid in self.parts():
+            yield from self.index_part(wnid)
+
+    def parts(self) -> list[str]:
+        """Pieces of the index that can be listed one by one: the wnids."""
+        return sorted(self._folders)
+
+    def index_part(self, wnid: str) -> Iterator[IndexEntry]:
+        """The images of one class, as in `index`."""
+        names: dict[str, Path] = {}
+        for folder in self._folders[wnid]:
+            for name in self._listed[wnid] if self._listed is not None else _image_names(folder):
+                if name in names:
+                    raise DataError(
+                        f"The class {wnid} has two images named '{name}': in {names[name]} and in {folder}.",
+                        "File names must be unique in a class, because they identify an image. Rename one of them.",
+                    )
+                names[name] = folder
+        for name in islice(sorted(names), self._limit):
+            location = (names[name] / name).relative_to(self.root).as_posix()
+            yield IndexEntry(source_id=f"{wnid}/{name}", wnid=wnid, location=location, row=0)
+
+    def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
+        """The files' bytes in the order of `entries`; empty for a file that cannot be read."""
+        for entry in entries:
+            try:
+                image = (self.root / entry.location).read_bytes()
+            except OSError:  # gone, a broken link, no permission: the caller sets it aside as an empty file
+                image = b""
+            yield SourceRow(entry.source_id, entry.wnid, image, entry.location.rsplit("/", 1)[-1])
+
+
+def open_path(
+    variant: Variant, split: str, path: str | os.PathLike[str], *, limit_per_class: int | None = None
+) -> Source:
+    """The split of a variant in a local folder or Parquet file, in whichever layout it has.
+
+    Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
+    the variant's.
+    """
+    from builders.parquet import find_parquet, open_parquet  # pyarrow only where it is needed
+
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise DataError(f"There is no folder '{path}'.", _nearest(root))
+    if root.is_file():
+        if root.suffix.lower() != ".parquet":
+            raise DataError(
+                f"'{path}' is neither a folder nor a Parquet file.", "Give a folder of images, or *.parquet."
+            )
+        return open_parquet(variant, root.parent, [root.name], limit_per_class=limit_per_class)
+
+    for name in SPLIT_FOLDERS[split]:
+        folder = root / name
+        # People sort the validation images into class folders and leave the list behind: images/ is then gone or empty.
+        if (folder / ANNOTATIONS).is_file() and _has_images(folder / "images"):
+            return _annotated(variant, root, folder, limit_per_class)
+        if folder.is_dir() and _class_folders(folder):
+            return _class_layout(variant, root, folder, limit_per_class)
+    if (root / ANNOTATIONS).is_file() and _has_images(root / "images"):  # the path is val/ itself
+        return _annotated(variant, root, root, limit_per_class)
+    parquet = find_parquet(root, split, variant.hub.config if variant.hub else None)
+    if parquet:
+        return open_parquet(variant, root, parquet, limit_per_class=limit_per_class)
+    found = _split_names(root)
+    if not found and _class_folders(root):
+        return _class_layout(variant, root, root, limit_per_class)
+    flat = next((root / name for name in SPLIT_FOLDERS[split] if _has_images(root / name)), None)
+    if flat is not None:
+        raise DataError(
+            f"'{flat}' holds images, but nothing there says their classes.", "Sort them into folders named by wnid."
+        )
+    wanted = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
+    if found:
+        raise DataError(f"'{path}' has no split '{split}': no images in {wanted}.", f"Splits found: {shorten(found)}.")
+    raise DataError(
+        f"There are no images in '{path}': {_listing(root)}.",
+        f"Expected class folders named by wnid (in the folder or in {wanted}), Tiny ImageNet's layout, or Parquet.",
+    )
+
+
+def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
+    """The variant's splits that are in a local folder; the first one alone where the layout knows no splits.
+
+    Raises DataError if there is no such folder.
+    """
+    from builders.parquet import list_parquet, split_of
+
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise DataError(f"There is no folder '{path}'.", _nearest(root))
+    if root.is_file():
+        return list(variant.splits)[:1]
+    named = {split_of(name) for name in list_parquet(root, variant.hub.config if variant.hub else None)}
+    found = [
+        split
+        for split in variant.splits
+        if split in named
+        or any((root / name).is_dir() and _class_folders(root / name) for name in SPLIT_FOLDERS[split])
+    ]
+    return found or list(variant.splits)[:1]
+
+
+def _class_layout(variant: Variant, root: Path, folder: Path, limit: int | None) -> FolderSource:
+    found = _class_folders(folder)
+    wnids = label_map(variant, found)
+    unmatched = [name for name, wnid in wnids.items() if wnid is None]
+    if unmatched:
+        raise refuse(variant, unmatched, f"the folders of '{folder}'")
+    folders: dict[str, list[Path]] = {}
+    for name in sorted(found):
+        folders.setdefault(str(wnids[name]), []).extend(found[name])
+    by_wnid = all(name == wnid for name, wnid in wnids.items())
+    nested = any(path.name == "images" for paths in found.values() for path in paths)
+    layout = f"class folders by {'wnid' if by_wnid else 'class name'}{', images in images/' if nested else ''}"
+    where = "no split folders" if folder == root else f"{folder.name}/"
+    return FolderSource(root, folders, variant, f"{layout} ({where})", limit_per_class=limit)
+
+
+def _annotated(variant: Variant, root: Path, folder: Path, limit: int | None) -> FolderSource:
+    """Tiny ImageNet's validation images: a tab-separated list of file name, wnid and a box that is not used."""
+    listed: dict[str, list[str]] = {}
+    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        fields = line.split("\t")
+        if not line.strip():
+            continue
+        if len(fields) < 2:
+            raise DataError(
+                f"Line {number} of {folder / ANNOTATIONS} is '{line[:60]}'.", "Expected: file name, tab, wnid, ..."
+            )
+        listed.setdefault(fields[1], []).append(fields[0])
+    wnids = label_map(variant, listed)
+    unmatched = [name for name, wnid in wnids.items() if wnid is None]
+    if unmatched:
+        raise refuse(variant, unmatched, f"'{folder / ANNOTATIONS}'")
+    if not listed:
+        raise DataError(
+            f"{folder / ANNOTATIONS} lists no images.", "Expected a line for each image: file name, tab, wnid."
+        )
+    images = folder / "images"
+    by_wnid: dict[str, list[str]] = {}
+    for label, names in listed.items():
+        by_wnid.setdefault(str(wnids[label]), []).extend(names)
+    return FolderSource(
+        root,
+        {wnid: [images] for wnid in by_wnid},
+        variant,
+        f"Tiny ImageNet's original layout ({folder.name}/{ANNOTATIONS})",
+        listed=by_wnid,
+        limit_per_class=limit,
+    )
+
+
+def _image_names(folder: Path) -> Iterator[str]:
+    """The names of the image files in a folder, by suffix; hidden files and folders are not among them."""
+    with os.scandir(folder) as items:
+        for item in items:
+            suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122 (a Path for each of a million files is slow)
+            if suffix in IMAGE_SUFFIXES and not item.name.startswith(".") and not item.is_dir():
+                yield item.name
+
+
+def _has_images(folder: Path) -> bool:
+    return folder.is_dir() and next(_image_names(folder), None) is not None
+
+
+def _class_folders(folder: Path) -> dict[str, list[Path]]:
+    """The folders in `folder` that have images, in themselves or in their images/; name -> where the images are."""
+    found: dict[str, list[Path]] = {}
+    for item in sorted(folder.iterdir()):
+        if item.name.startswith(".") or not item.is_dir():
+            continue
+        places = [place for place in (item, item / "images") if _has_images(place)]
+        if places:
+            found[item.name] = places
+    return found
+
+
+def _split_names(root: Path) -> list[str]:
+    """The folders of `root` that are named like splits, with something in them."""
+    names = [name for names in SPLIT_FOLDERS.values() for name in names]
+    return [name for name in names if (root / name).is_dir() and any((root / name).iterdir())]
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(item.name + ("/" if item.is_dir() else "") for item in folder.iterdir())
+    return f"found {shorten(names)}" if names else "the folder is empty"
+
+
+def _nearest(path: Path) -> str:
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return f"In {parent}: {_listing(parent)}."

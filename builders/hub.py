@@ -1,0 +1,143 @@
+"""Variants streamed from the Hugging Face Hub: which commit, which files, and errors that say what to do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from huggingface_hub import HfApi, HfFileSystem, constants
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from builders.errors import DataError
+from builders.parquet import ParquetSource, pick_parquet
+from builders.variants import HubSource, Variant
+
+__all__ = ["open_hub", "resolve"]
+
+_CONVERTED = "refs/convert/parquet"
+"""The branch in which the Hub itself keeps a Parquet copy of repositories that have other files."""
+
+
+def resolve(
+    variant: Variant, revision: str | None = None, *, token: str | bool | None = None, endpoint: str | None = None
+) -> str:
+    """The commit that `revision` names now; see `builders.sources.resolve_revision`."""
+    return _snapshot(variant, revision, token, endpoint)[0]
+
+
+def open_hub(
+    variant: Variant,
+    split: str,
+    *,
+    revision: str | None = None,
+    limit_per_class: int | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+) -> ParquetSource:
+    """A source that reads the variant's repository by ranges, at one commit; nothing is downloaded whole.
+
+    `endpoint` is the address of another Hub than HF_ENDPOINT's. Raises DataError offline, without access, for an
+    unknown revision, and if the repository has no Parquet files of the split.
+    """
+    hub = _hub(variant)
+    commit, files = _snapshot(variant, revision, token, endpoint)
+    names = pick_parquet(files, split, hub.config)
+    if not names:
+        raise DataError(
+            f"{hub.repo_id} at {commit} has no Parquet files of the split '{split}'.",
+            f"Choose another revision (see {hub.url}/tree/main), or give a local copy as the path.",
+        )
+    with _said_plainly(variant, revision):
+        filesystem = HfFileSystem(endpoint=endpoint, token=token)
+    return ParquetSource(
+        variant,
+        filesystem,
+        f"datasets/{hub.repo_id}@{commit}",
+        names,
+        f"{len(names)} Parquet files of {hub.repo_id} at {commit}",
+        trusted=True,
+        local=False,
+        limit_per_class=limit_per_class,
+    )
+
+
+def _hub(variant: Variant) -> HubSource:
+    if variant.hub is None:
+        raise DataError(f"The variant '{variant.name}' is drawn and is not on the Hub.", "Leave source.revision empty.")
+    return variant.hub
+
+
+def _snapshot(
+    variant: Variant, revision: str | None, token: str | bool | None, endpoint: str | None
+) -> tuple[str, list[str]]:
+    """The commit that is meant and the names of its files: one request, two for a gated repository."""
+    hub = _hub(variant)
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
+        raise DataError(
+            f"'{variant.name}' is read from the Hub ({hub.repo_id}), but HF_HUB_OFFLINE is set.",
+            "Unset HF_HUB_OFFLINE, or give a local copy: --set source.path=FOLDER.",
+        )
+    api = HfApi(endpoint=endpoint, token=token)
+    with _said_plainly(variant, revision):
+        if variant.gated:
+            # The list of files can be read by everybody, the files cannot: ask now rather than at the first image.
+            api.auth_check(hub.repo_id, repo_type="dataset")
+        commit, files = _files(api, hub, revision or hub.revision)
+        if revision is None and not any(pick_parquet(files, split, hub.config) for split in hub.splits):
+            with suppress(RevisionNotFoundError):
+                commit, files = _files(api, hub, _CONVERTED)
+    return commit, files
+
+
+def _files(api: Any, hub: HubSource, revision: str | None) -> tuple[str, list[str]]:
+    """The commit that a revision is, and its files; those of the variant's configuration, where it has one."""
+    info = api.dataset_info(hub.repo_id, revision=revision)
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    return info.sha, [name for name in names if hub.config is None or name.startswith(f"{hub.config}/")]
+
+
+@contextmanager
+def _said_plainly(variant: Variant, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into errors that name the command that helps."""
+    hub = _hub(variant)
+    login = "log in with: hf auth login"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise DataError(
+            f"{hub.repo_id} is gated, and you have no access.", f"Ask for it at {hub.url}, then {login}."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise DataError(
+            f"{hub.repo_id} has no revision '{revision or hub.revision}'.",
+            f"See {hub.url}/commits/main for what it has.",
+        ) from error
+    except (RepositoryNotFoundError, LocalTokenNotFoundError) as error:
+        # The Hub answers the same for a repository that is not there and for one that a stranger may not see.
+        raise DataError(f"{hub.repo_id} is not there, or not for you.", f"See {hub.url}; if it is, {login}.") from error
+    except OfflineModeIsEnabled as error:
+        raise DataError(f"The Hub is switched off: {error}", "Unset HF_HUB_OFFLINE.") from error
+    except HfHubHTTPError as error:
+        raise DataError(
+            f"The Hub refused {hub.repo_id}: {error}", f"Try again; if access is asked for, {login}."
+        ) from error
+    except Exception as error:
+        # The HTTP library is huggingface_hub's business and has changed its name before; its errors are told by module.
+        if not isinstance(error, ConnectionError) and type(error).__module__.partition(".")[0] not in _TRANSPORT:
+            raise
+        raise DataError(
+            f"The Hub cannot be reached: {type(error).__name__}: {error}",
+            "Check the network, or give a local copy: --set source.path=FOLDER.",
+        ) from error
+
+
+_TRANSPORT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp"})

@@ -1,0 +1,151 @@
+"""The photographs of a variant as a `datasets` builder: from the Hub, or from a local folder in any layout.
+
+    builder = ImageNet(config_name="tiny-imagenet", path="tiny-imagenet-200")
+    builder.download_and_prepare(num_proc=4)
+    train = builder.as_dataset("train")
+
+    ImageNet(config_name="imagenette").as_streaming_dataset("train")     # nothing is written
+
+Images pass through as they are stored, byte for byte. A file that is no image makes a row like any other: iterate with
+`Image(decode=False)` and decode with `builders.images.decode_rgb` where a source may be dirty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from builders.folders import FolderSource, local_splits
+from builders.parquet import ParquetSource
+from builders.rows import IndexEntry
+from builders.schema import source_features
+from builders.sources import open_source, resolve_revision
+from builders.variants import VARIANTS, get_variant
+
+__all__ = ["ImageNet", "ImageNetConfig"]
+
+_CHUNK = 256
+"""Rows in one shard where a limit is set: small enough to be spread over processes."""
+
+
+@dataclass
+class ImageNetConfig(datasets.BuilderConfig):
+    """A variant, and where its images are read from."""
+
+    path: str | os.PathLike[str] | None = None
+    """A local folder or Parquet file; None streams the variant's Hub repository."""
+    revision: str | None = None
+    """Branch, tag or commit of the Hub repository; None is the one that the variant was checked against, or the newest.
+    What was prepared once is taken from the cache by the revision's name: give a commit where that matters."""
+    limit_per_class: int | None = None
+    """The first so many images of each class; None for all."""
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """The name of the cache folder: of a local path it changes when files are added, removed or renamed there."""
+        kwargs = dict(config_kwargs)
+        if self.path is not None:
+            kwargs |= {"path": str(Path(self.path).absolute()), "content": _fingerprint(Path(self.path))}
+        return super().create_config_id(kwargs, custom_features)
+
+
+class ImageNet(datasets.GeneratorBasedBuilder):
+    """Source rows of an ImageNet variant: image, label, wnid, class_name, source_id.
+
+    Labels are the variant's (`Variant.classes`), all of them, also where a folder has some classes only.
+    """
+
+    BUILDER_CONFIG_CLASS = ImageNetConfig
+    # The class attribute VERSION is ignored for named configurations, so that each has its own.
+    BUILDER_CONFIGS = [  # noqa: RUF012 (`datasets` reads it as a class attribute)
+        ImageNetConfig(name=variant.name, version=datasets.Version("1.0.0"), description=variant.title)
+        for variant in VARIANTS.values()
+        if not variant.drawn
+    ]
+
+    def _info(self) -> datasets.DatasetInfo:
+        variant = get_variant(self.config.name)
+        return datasets.DatasetInfo(
+            description=variant.title,
+            features=source_features([info.name for info in variant.classes]),
+            homepage=variant.homepage,
+            license=variant.licence,
+        )
+
+    def _split_generators(self, dl_manager: object) -> list[datasets.SplitGenerator]:
+        variant = get_variant(self.config.name)
+        if self.config.path is None:
+            splits = list(variant.splits)
+            # One commit for all processes, also if somebody pushes to the repository meanwhile.
+            revision = resolve_revision(variant.name, self.config.revision, token=self.token)
+        else:
+            splits, revision = local_splits(variant, self.config.path), None
+        return [
+            datasets.SplitGenerator(
+                name=split,
+                gen_kwargs={"shards": self._shards(split, revision), "split": split, "revision": revision},
+            )
+            for split in splits
+        ]
+
+    def _shards(self, split: str, revision: str | None) -> list[Any]:
+        """What processes and data loader workers share out: a class, a file, or, with a limit, some entries each."""
+        source = self._open(split, revision)
+        if self.config.limit_per_class is None:
+            return source.parts()
+        entries = list(source.index())
+        # Tuples, since `datasets` would take nested lists for shards of their own.
+        return [tuple(entries[start : start + _CHUNK]) for start in range(0, len(entries), _CHUNK)]
+
+    def _open(self, split: str, revision: str | None) -> FolderSource | ParquetSource:
+        config = self.config
+        source = open_source(
+            config.name,
+            split,
+            path=config.path,
+            revision=revision,
+            limit_per_class=config.limit_per_class,
+            token=self.token,
+        )
+        assert isinstance(source, FolderSource | ParquetSource)  # the drawn variants have no configuration here
+        return source
+
+    def _generate_examples(
+        self, shards: Sequence[str | tuple[IndexEntry, ...]], split: str, revision: str | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        source = self._open(split, revision)
+        classes = get_variant(self.config.name).by_wnid
+        for shard in shards:
+            entries = list(source.index_part(shard)) if isinstance(shard, str) else shard
+            for row in source.read(entries):
+                yield (
+                    row.source_id,
+                    {
+                        # Bytes alone: with a path, `datasets` would look for a file of that name in the current folder.
+                        "image": row.image,
+                        "label": classes[row.wnid].index,
+                        "wnid": row.wnid,
+                        "class_name": classes[row.wnid].name,
+                        "source_id": row.source_id,
+                    },
+                )
+
+
+def _fingerprint(path: Path) -> str:
+    """A hash of the folders' names and times and of the Parquet files' sizes and times; no image file is looked at."""
+    found = hashlib.sha256()
+    if path.is_file():
+        found.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        found.update(f"{folder} {Path(folder).stat().st_mtime_ns}\n".encode())
+        for name in sorted(files):
+            if name.endswith((".parquet", ".txt")):
+                status = (Path(folder) / name).stat()
+                found.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return found.hexdigest()[:16]

@@ -1,0 +1,95 @@
+"""From what a source calls its classes to wnids: explicit, or refused with the list of what did not match."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from builders.errors import DataError
+from builders.variants import ClassInfo, Variant
+
+__all__ = ["check_names", "class_keys", "file_wnid", "hub_labels", "label_map", "refuse", "shorten"]
+
+_FILE_WNID = re.compile(r"(?:^|_)(n\d{8})(?=_|\.)")
+
+
+def shorten(values: Iterable[object], most: int = 10) -> str:
+    """The values in quotes, at most ten of them, with how many more there are."""
+    items = list(values)
+    shown = ", ".join(f"'{item}'" for item in items[:most])
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+
+
+def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataError:
+    """The error for labels that are not classes of the variant."""
+    items = list(unmatched)
+    return DataError(
+        f"{len(items)} of the labels in {where} are not classes of '{variant.name}': {shorten(items)}.",
+        "A label is matched by wnid, or by a class name or WordNet lemma that only one class of the variant has. "
+        "Rename the labels to wnids, remove these classes, or choose another variant (hfsyn variants ls).",
+    )
+
+
+def _key(text: str) -> str:
+    return " ".join(text.replace("_", " ").casefold().split())
+
+
+def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
+    """Every spelling that means one class only -> its wnid; look up with `_key`'s folding of case and underscores.
+
+    A class is known by its wnid, its name, its lemmas, and its lemmas joined by commas. A spelling that two classes
+    share ("crane") means neither of them, unless it is the name of one.
+    """
+    found: dict[str, str | None] = {}
+    for info in classes:
+        for lemma in {_key(text) for text in (*info.lemmas, ", ".join(info.lemmas))}:
+            found[lemma] = info.wnid if lemma not in found else None
+    for info in classes:  # names and wnids are unique, so they win over lemmas
+        found[_key(info.name)] = info.wnid
+        found[info.wnid] = info.wnid
+    return {key: wnid for key, wnid in found.items() if wnid is not None}
+
+
+def label_map(variant: Variant, labels: Iterable[str | None]) -> dict[str | None, str | None]:
+    """The wnid of each label, None where none or more than one class is meant."""
+    keys = class_keys(variant.classes)
+    return {label: None if label is None else keys.get(_key(label)) for label in labels}
+
+
+def hub_labels(variant: Variant, names: Sequence[str]) -> tuple[str, ...] | None:
+    """The wnid of each label number, if `names` are the label names of the variant's Hub repository; else None.
+
+    Where the variant records the names, they are compared one by one. They are never used as names: the names of
+    frgfm/imagewoof stand in another order than its labels, and 18 of zh-plus/tiny-imagenet's wnids are of other things.
+    Where they are not recorded, it is enough that nearly all fit their classes, since another order would break most.
+    """
+    wnids = variant.hub_label_wnids
+    if variant.hub_label_names is not None:
+        return wnids if tuple(names) == variant.hub_label_names else None
+    if len(names) != len(wnids) or not names:
+        return None
+    keys = class_keys(variant.classes)
+    known = [keys.get(_key(name)) for name in names]
+    wrong = sum(found not in (None, wnid) for found, wnid in zip(known, wnids, strict=True))
+    return wnids if wrong == 0 and known.count(None) <= 0.1 * len(names) else None
+
+
+def check_names(variant: Variant, names: Sequence[str]) -> tuple[str, ...]:
+    """The wnid of each label number of the variant's own Hub repository, whose label names are `names`.
+
+    Raises DataError if the repository no longer numbers as it did when the variant was written down.
+    """
+    wnids = hub_labels(variant, names)
+    if wnids is None:
+        raise DataError(
+            f"The labels of {variant.hub.repo_id if variant.hub else variant.name} are named otherwise than when "
+            f"'{variant.name}' was written down: {shorten(names)}.",
+            "Ask for the revision that the variant was checked against, or read a local copy with class folders.",
+        )
+    return wnids
+
+
+def file_wnid(path: str) -> str | None:
+    """The wnid in an ImageNet file name: n01440764_10026.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG; None if none."""
+    found = set(_FILE_WNID.findall(path.rsplit("/", 1)[-1]))
+    return found.pop() if len(found) == 1 else None

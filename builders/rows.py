@@ -1,0 +1,58 @@
+"""What a source gives: entries of its index, then rows with the bytes of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from builders.variants import ClassInfo
+
+__all__ = ["IndexEntry", "Source", "SourceRow"]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One image of a source, before anything of it is read."""
+
+    source_id: str
+    """`{wnid}/{file name}`: unique in a split, the same in every layout that keeps file names."""
+    wnid: str
+    location: str
+    """The file, relative to the root of the source, with forward slashes."""
+    row: int
+    """Row of that file, from 0; 0 where the file is the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One image of a source: the bytes as they are stored, not decoded."""
+
+    source_id: str
+    wnid: str
+    image: bytes
+    """The encoded file. Empty where it cannot be read; not an image at all where the source is dirty."""
+    path: str
+    """The image's file name."""
+
+
+class Source(Protocol):
+    """A split of a variant, wherever it is."""
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The classes that are there, as the variant has them (same index), in the variant's order."""
+        ...
+
+    @property
+    def layout(self) -> str:
+        """What was found, in one line."""
+        ...
+
+    def index(self) -> Iterator[IndexEntry]:
+        """The images in a fixed order, without reading any; with a limit, the first so many of each class."""
+        ...
+
+    def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
+        """One row for each entry, in the order given. Never raises for an image that is bad or gone."""
+        ...

@@ -1,0 +1,70 @@
+"""Open a variant's images, wherever they are: on the Hub, in a folder, or drawn.
+
+    source = open_source("tiny-imagenet", "train", path="tiny-imagenet-200", limit_per_class=20)
+    entries = list(source.index())          # cheap: no image is read
+    for row in source.read(entries[:64]):   # bytes as stored
+        ...
+
+An index is in a fixed order, whatever the machine. Everything that is read is read as stored: decoding, and what to do
+about a file that is no image, is for the caller (`builders.images.decode_rgb`).
+"""
+
+from __future__ import annotations
+
+import os
+
+from builders.errors import DataError
+from builders.rows import IndexEntry, Source, SourceRow
+from builders.variants import get_variant
+
+__all__ = ["IndexEntry", "Source", "SourceRow", "open_source", "resolve_revision"]
+
+
+def open_source(
+    variant: str,
+    split: str,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    limit_per_class: int | None = None,
+    token: str | bool | None = None,
+) -> Source:
+    """Open one split of a variant.
+
+    `path` is a local folder or Parquet file (class folders by wnid or by class name, the original Tiny ImageNet layout,
+    Parquet); without it the variant's Hub repository is streamed at `revision` (a branch, tag or commit; default: the
+    one that the variant was checked against, else the newest). Drawn variants take neither. `limit_per_class` keeps the
+    first so many images of each class in index order. `token` is passed to huggingface_hub.
+
+    Raises DataError if there is no such variant, split, folder or access, or if labels cannot be mapped to wnids.
+    """
+    found = get_variant(variant)
+    split = found.split(split)
+    if limit_per_class is not None and limit_per_class < 1:
+        raise DataError(f"The limit of images a class is {limit_per_class}.", "It must be at least 1.")
+    if found.drawn:
+        if path is not None or revision is not None:
+            raise DataError(
+                f"The variant '{variant}' is drawn and has neither a path nor a revision.",
+                "Leave source.path and source.revision empty.",
+            )
+        from builders.shapes import ShapesSource
+
+        return ShapesSource(variant=variant, split=split, limit_per_class=limit_per_class)
+    if path is not None:
+        from builders.folders import open_path
+
+        return open_path(found, split, path, limit_per_class=limit_per_class)
+    from builders.hub import open_hub
+
+    return open_hub(found, split, revision=revision, limit_per_class=limit_per_class, token=token)
+
+
+def resolve_revision(variant: str, revision: str | None = None, *, token: str | bool | None = None) -> str:
+    """The commit of the variant's Hub repository that `revision` names now (default: as in `open_source`).
+
+    Raises DataError for a drawn variant, offline, without access, and for an unknown revision.
+    """
+    from builders.hub import resolve
+
+    return resolve(get_variant(variant), revision, token=token)

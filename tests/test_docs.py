@@ -1,0 +1,112 @@
+"""The README is true: its commands run, its map is the folder, its names exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from hfsyn.cli import cli
+from hfsyn.prompts import STRATEGIES
+from hfsyn.recipe import load_recipe, shipped_recipes
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands(language: str) -> list[list[str]]:
+    lines = [line for block in blocks(language) for line in block.splitlines() if line.strip()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path) -> None:
+    """Every line of a bash block, in order, in one folder; then the Python."""
+    for i in range(2):
+        folder = tmp_path / "my-images" / "n01443537"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (200, 100 * i, 30)).save(folder / f"{i}.jpg")
+    for command in commands("bash"):
+        if command[0].startswith("./scripts/"):
+            script = ROOT / command[0]
+            assert os.access(script, os.X_OK), command[0]
+            subprocess.run(["bash", "-n", str(script)], check=True)
+            continue
+        assert command[0] == "hfsyn"
+        one = ["--num-processes", "1"] if command[1] == "build" else []
+        done = subprocess.run(
+            [sys.executable, "-m", *command, *one], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200
+        )
+        assert done.returncode == 0, (command, done.stderr)
+        assert done.stdout
+    for code in blocks("python"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", commands("sh"), ids=" ".join)
+def test_the_commands_that_need_a_hub_or_a_gpu_parse_and_name_what_exists(command: list[str]) -> None:
+    words = command[command.index("-m") + 1 :] if command[0] == "accelerate" else command
+    assert words[0] == "hfsyn"
+    context = cli.make_context("hfsyn", words[1:], resilient_parsing=False)
+    name, sub, rest = cli.resolve_command(context, [*context.protected_args, *context.args])
+    assert sub is not None
+    parsed = sub.make_context(name, rest, parent=context)
+    assert isinstance(parsed, click.Context)
+    if "recipe" in parsed.params:
+        load_recipe(parsed.params["recipe"], parsed.params["overrides"])
+
+
+def test_every_command_occurs_in_the_readme_or_is_a_stage_of_build() -> None:
+    named = {" ".join(c[1:3]) for c in commands("bash") + commands("sh")} | {
+        c[1] for c in commands("bash") + commands("sh") if len(c) > 1
+    }
+    for name, command in cli.commands.items():
+        if isinstance(command, click.Group):
+            assert all(f"{name} {sub}" in named for sub in command.commands), name
+        elif not command.hidden and name not in ("demo", "caption", "finish"):
+            assert name in named
+
+
+def test_the_map_is_the_folder() -> None:
+    text = next(block for block in blocks("text") if block.startswith("builders/"))
+    listed: dict[str, set[str]] = {}
+    for line in text.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            package = name.rstrip("/")
+            listed[package] = set()
+        else:
+            listed[package].add(name)
+    for package in ("builders", "hfsyn"):
+        there = {
+            p.name + ("/" if p.is_dir() else "")
+            for p in (ROOT / package).iterdir()
+            if not p.name.startswith("_") and p.suffix in ("", ".py")
+        }
+        assert listed[package] == there
+    assert set(listed) == {"builders", "hfsyn", "dataset_cards", "scripts", "tests"}
+
+
+def test_recipes_and_strategies_that_the_readme_names_exist() -> None:
+    for name in re.findall(r"\b((?:shapes|imagenette|imagenet-1k|tiny-imagenet|imagenet-100)-(?:cip|basic))\b", README):
+        assert name in shipped_recipes()
+    for command in commands("bash"):
+        if command[1:3] == ["strategies", "show"]:
+            assert command[3] in STRATEGIES
+
+
+def test_pictures_of_the_readme_are_there() -> None:
+    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        with Image.open(ROOT / path) as picture:
+            assert picture.size[0] > 400
