@@ -16,31 +16,50 @@ from hfsyn.recipe import BUILTIN
 
 Kind = Literal["captioner", "generator"]
 _SHA = re.compile(r"[0-9a-f]{40}")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MARKER = {"captioner": "config.json", "generator": "model_index.json"}
+_FIELD = {"captioner": "caption", "generator": "generate"}
+_KINDS = {
+    "captioner": "a captioning model of transformers (BLIP, BLIP-2, GIT, ViT-GPT2 or an instruction VLM)",
+    "generator": "a text-to-image pipeline of diffusers (Stable Diffusion, SDXL, ...)",
+}
+_EXAMPLE = {
+    "captioner": "Salesforce/blip-image-captioning-base",
+    "generator": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
 
 
 def locate(model: str, kind: Kind) -> str:
-    """A folder or Hub id for ``from_pretrained``.
+    """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched.
 
     Raises:
-        HfsynError: a local folder that holds no such model.
+        HfsynError: a local folder that holds no such model, a path where nothing is, or what is no Hub id.
     """
     if model == BUILTIN:
         from hfsyn import models
 
         return str(models.path(kind))
     folder = Path(model).expanduser()
-    if folder.is_dir():
+    if model and folder.is_dir():
         if not (folder / _MARKER[kind]).is_file():
+            other: Kind = "generator" if kind == "captioner" else "captioner"
+            found = f"it holds a {other}" if (folder / _MARKER[other]).is_file() else f"it has no {_MARKER[kind]}"
             raise HfsynError(
-                f"{model} holds no {kind}: there is no {_MARKER[kind]} in it.",
-                "Name a folder that save_pretrained wrote, a Hub id, or builtin.",
+                f"{model} is no {kind}: {found}.", f"Name a folder that save_pretrained wrote, {_otherwise(kind)}."
             )
         return str(folder.resolve())
-    if model.startswith(("/", ".", "~")) or not _HUB_ID.fullmatch(model):
+    if model and folder.is_file():
         raise HfsynError(
-            f"There is no {kind} at {model}.", "Name a folder that exists, a Hub id (USER/NAME), or builtin."
+            f"{model} is a file, and a {kind} is a folder.",
+            "A single-file checkpoint becomes one with StableDiffusionPipeline.from_single_file(FILE)"
+            ".save_pretrained(FOLDER)."
+            if kind == "generator"
+            else f"Name the folder that save_pretrained wrote, {_otherwise(kind)}.",
+        )
+    if model.startswith(("/", ".", "~")) or not _is_hub_id(model):
+        at = " A revision goes into its own field." if "@" in model else ""
+        raise HfsynError(
+            f"There is no {kind} at {model!r}, and that is no Hub id either.{at}",
+            f"Name a folder that exists, {_otherwise(kind)}.",
         )
     return model
 
@@ -48,20 +67,24 @@ def locate(model: str, kind: Kind) -> str:
 def pin(model: str, revision: str | None, kind: Kind) -> str | None:
     """The commit sha that `revision` (None: the newest) of a Hub model stands for; None for a local model.
 
-    Offline, the newest cached commit is taken, and only one whose files are there.
+    A sha whose files are cached is taken as it is, without a network. Otherwise the Hub is asked; where it cannot be,
+    the commit is taken that the cache knows under that name, if its files are there.
 
     Raises:
         HfsynError: there is no such model or revision, it is gated (exit code 3), or it cannot be reached and is not
         cached.
     """
-    if model == BUILTIN or Path(model).expanduser().is_dir():
+    if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
         if revision is not None:
             raise HfsynError(
-                f"{kind}.revision is {revision!r}, but {model} is a local model.", "Leave the revision out."
+                f"{_FIELD[kind]}.revision is {revision!r}, but {model} is a local model and has none.",
+                f"Leave it out: --set {_FIELD[kind]}.revision=null",
             )
         locate(model, kind)
         return None
     locate(model, kind)
+    if revision is not None and _SHA.fullmatch(revision) and _cached(model, revision, kind):
+        return revision
     from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -76,7 +99,7 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
     except GatedRepoError:
         raise HfsynError(
             f"The {kind} {model} is gated and this account has no access.",
-            f"Accept its terms on its page, then `hf auth login`: {model}",
+            f"Accept its terms on its page, https://huggingface.co/{model}, then `hf auth login`.",
             code=ExitCode.PREFLIGHT,
         ) from None
     except RepositoryNotFoundError:
@@ -89,17 +112,39 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
             f"The {kind} {model} has no revision {revision!r}.", "Name a branch, a tag or a commit."
         ) from None
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        return _cached(model, revision, kind, error)
+        return _from_cache(model, revision, kind, error)
     except Exception as error:
         # The client's transport errors come from its HTTP library and have no common base here.
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
             raise
-        return _cached(model, revision, kind, error)
+        return _from_cache(model, revision, kind, error)
     return info.sha
 
 
-def _cached(model: str, revision: str | None, kind: Kind, error: Exception) -> str:
-    """The sha of a revision that the local cache holds."""
+def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
+    """What to tell a user whose model `from_pretrained` refused, in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if len(reason) > 200:
+        reason = reason[:200].rsplit(" ", 1)[0] + " ..."
+    return HfsynError(
+        f"{model} cannot be loaded as a {kind}: {type(error).__name__}: {reason}",
+        f"It takes {_KINDS[kind]} with all its files, such as {_EXAMPLE[kind]}.",
+    )
+
+
+def _is_hub_id(model: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _cached(model: str, revision: str | None, kind: Kind) -> str | None:
+    """The sha of a revision whose files the local cache holds."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(model, _MARKER[kind], revision=revision)
@@ -108,13 +153,19 @@ def _cached(model: str, revision: str | None, kind: Kind, error: Exception) -> s
         sha = Path(found).parent.name
         if _SHA.fullmatch(sha):
             return sha
+    return None
+
+
+def _from_cache(model: str, revision: str | None, kind: Kind, error: Exception) -> str:
+    if sha := _cached(model, revision, kind):
+        return sha
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     why = "HF_HUB_OFFLINE is set" if offline else f"the Hub cannot be reached ({type(error).__name__})"
     raise HfsynError(
         f"The {kind} {model}" + (f" at {revision}" if revision else "") + f" is not in the local cache and {why}.",
-        f"Fetch it with a network (`hf download {model}`), name a local folder, or --set {_field(kind)}=builtin.",
+        f"Fetch it with a network (`hf download {model}`), name a local folder, or --set {_FIELD[kind]}.model=builtin.",
     ) from None
 
 
-def _field(kind: Kind) -> str:
-    return {"captioner": "caption.model", "generator": "generate.model"}[kind]
+def _otherwise(kind: Kind) -> str:
+    return f"a Hub id such as {_EXAMPLE[kind]}, or builtin"

@@ -12,13 +12,14 @@ from builders import layout
 from builders.layout import load_sidecar, sidecar_of
 from hfsyn.cards import facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.report import sample_sheet, save_png
 from hfsyn.runs import Run, incomplete, load_run, rejected_lines
 from hfsyn.shards import atomic_text, faults, lock, pending
 from hfsyn.stages import write_plan
 
 
 def finish(run: Run | str | Path) -> Run:
-    """Check every shard against its sidecar, then write rejected.jsonl, the card and, last, the manifest.
+    """Check every shard against its sidecar, then write rejected.jsonl, preview, card and, last, the manifest.
 
     Raises:
         HfsynError: shards are missing or damaged (exit code 4).
@@ -46,6 +47,7 @@ def finish(run: Run | str | Path) -> Run:
         atomic_text(
             run.folder / layout.REJECTED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected)
         )
+        save_png(sample_sheet(run), run.folder / layout.PREVIEW / "samples.png")
         manifest = _manifest(run, rejected)
         software = _software_of(run)
         atomic_text(run.folder / layout.CARD, render_card(facts(manifest, software)))

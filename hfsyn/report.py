@@ -25,6 +25,7 @@ _GAP = 8
 _TEXT = 13
 _LINES = 4
 _MOST_CLASSES = 20
+_COLUMNS = ["image", "source_id", "wnid", "prompt", "caption"]
 _INK, _SOFT, _PAPER = (24, 26, 30), (110, 116, 126), (255, 255, 255)
 
 
@@ -148,6 +149,29 @@ def compare_runs(
     return contact_sheet(title, headings, rows)
 
 
+def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
+    """One row a class of a run's synthetic images with their captions or prompts; at most 20 classes.
+
+    No real image is in it: a source's licence may not allow to pass its photographs on.
+    """
+    by_class: dict[str, list[dict[str, Any]]] = {}
+    for shard in layout.finished_shards(run.folder / layout.DATA):
+        wnids = pq.read_table(shard, columns=["wnid"])["wnid"].to_pylist()
+        if all(len(by_class.get(wnid, ())) >= per_class for wnid in wnids):
+            continue
+        for row in pq.read_table(shard, columns=_COLUMNS).to_pylist():
+            rows = by_class.setdefault(row["wnid"], [])
+            if len(rows) < per_class:
+                rows.append(row)
+    wnids = sorted(by_class, key=lambda wnid: run.classes[wnid].index)[:_MOST_CLASSES]
+    sheet = [
+        Row(run.classes[wnid].name, [[Tile(_image_of(row), row["caption"] or row["prompt"]) for row in by_class[wnid]]])
+        for wnid in wnids
+    ]
+    more = f", {len(sheet)} of {len(by_class)} classes" if len(by_class) > len(sheet) else ""
+    return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [run.recipe.prompt.strategy], sheet)
+
+
 def peek(
     name: str, split: str, out: str | Path, *, path: str | None = None, revision: str | None = None, per_class: int = 6
 ) -> Path:
@@ -175,10 +199,9 @@ def peek(
 
 def _rows_by_source(run: Run) -> dict[str, dict[str, Any]]:
     """The first image of each real one; stored bytes are not decoded yet."""
-    columns = ["image", "source_id", "wnid", "prompt", "caption"]
     found: dict[str, dict[str, Any]] = {}
     for shard in layout.finished_shards(run.folder / layout.DATA):
-        for row in pq.read_table(shard, columns=columns).to_pylist():
+        for row in pq.read_table(shard, columns=_COLUMNS).to_pylist():
             found.setdefault(row["source_id"], row)
     return found
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from builders import layout
 from hfsyn.building import build
 from hfsyn.report import compare_runs, save_png
-from hfsyn.runs import Run
+from hfsyn.runs import Run, status
 
 RECIPES = ("shapes-basic", "shapes-cip")
 LIMIT = 20
@@ -35,7 +35,7 @@ def demo(
     Returns:
         The path of the contact sheet (PNG).
     """
-    folder = Path(out).expanduser()
+    folder = Path(out).expanduser().resolve()
     runs: list[Run] = []
     for name in RECIPES:
         started = time.monotonic()
@@ -50,7 +50,12 @@ def demo(
         )
         runs.append(run)
         if not quiet:
-            print(f"{name}: {run.planned_rows} images, {time.monotonic() - started:.1f} s", file=sys.stderr)
+            parts = ", ".join(f"{stage.stage} {stage.seconds:.1f} s" for stage in status(run.folder).stages)
+            seconds = time.monotonic() - started
+            print(
+                f"{name}: {run.planned_rows} images in {seconds:.1f} s (time of all processes: {parts})",
+                file=sys.stderr,
+            )
     title = (
         "Real images, and what a small Stable Diffusion makes of their class names and of their captions.\n"
         "Colours and textures of the real images come back in the caption images only."

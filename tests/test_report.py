@@ -1,0 +1,88 @@
+"""Contact sheets: the right images under the right words."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_folder
+from fakes import FakeCaptioner, FakeGenerator
+from PIL import Image
+
+from builders import layout
+from hfsyn.errors import HfsynError
+from hfsyn.manifest import finish
+from hfsyn.report import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
+from hfsyn.runs import Run, load_run
+from hfsyn.stages import caption, generate
+
+
+def finished(tmp_path: Path, recipe: str, *overrides: str) -> Run:
+    run = run_folder(tmp_path, *overrides, recipe=recipe, name=recipe)
+    caption(run, captioner=FakeCaptioner() if recipe.endswith("cip") else None, quiet=True)
+    generate(run, generator=FakeGenerator(size=28), quiet=True)
+    return finish(run)
+
+
+def contains(sheet: Image.Image, tile: Image.Image) -> bool:
+    """Whether a 28 px image stands in the sheet, enlarged four times without smoothing."""
+    wanted = np.asarray(tile.convert("RGB"))
+    pixels = np.asarray(sheet)
+    corners = np.argwhere((pixels == wanted[0, 0]).all(-1))
+    return any(
+        pixels[y : y + 112 : 4, x : x + 112 : 4].shape == wanted.shape and (pixels[y : y + 112 : 4, x : x + 112 : 4] == wanted).all()
+        for y, x in corners
+    )  # fmt: skip
+
+
+def test_a_comparison_shows_the_same_real_images_answers_of_every_run(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, "shapes-basic"), finished(tmp_path, "shapes-cip")]
+    sheet = compare_runs(runs, title="two runs", per_class=2)
+    for run in runs:
+        rows = [r for shard in run.data_shards() for r in pq.read_table(shard).to_pylist()]
+        rows = [row for row in rows if row["class_name"] == "star"]
+        first = sorted(rows, key=lambda row: row["source_id"])
+        shown = [contains(sheet, Image.open(io.BytesIO(row["image"]["bytes"]))) for row in first]
+        assert shown == [True, True, False]
+
+
+def test_runs_over_other_sources_cannot_be_compared(tmp_path: Path) -> None:
+    a = finished(tmp_path, "shapes-basic")
+    b = finished(tmp_path, "shapes-cip", "source.split=test")
+    with pytest.raises(HfsynError, match="share no real image"):
+        compare_runs([a, b], title="x")
+
+
+def test_a_finished_run_has_a_preview_of_synthetic_images_alone(tmp_path: Path) -> None:
+    run = finished(tmp_path, "shapes-cip")
+    preview = Image.open(run.folder / layout.PREVIEW / "samples.png").convert("RGB")
+    assert preview.tobytes() == sample_sheet(run).tobytes()
+    source = load_run(run.folder).open_source()
+    real = next(iter(source.read(list(source.index())[:1])))
+    assert not contains(preview, Image.open(io.BytesIO(real.image)).resize((28, 28)))
+
+
+def test_long_captions_stay_within_their_tile_and_small_rows_align() -> None:
+    tile = Image.new("RGB", (28, 28), (200, 0, 0))
+    rows = [Row("a", [[Tile(tile, "word " * 60)], [Tile(tile)]]), Row("b", [[], [Tile(tile)] * 3])]
+    sheet = np.asarray(contact_sheet("t", ["left", "right"], rows))
+    red = (sheet == (200, 0, 0)).all(-1)
+    assert red.sum() == 5 * 112 * 112
+    # The long caption is cut to the lines that fit: nothing but paper beneath them and above the next row's tiles.
+    first = np.flatnonzero(red.any(1))
+    gap = np.flatnonzero(np.diff(first) > 1)[0]
+    between = sheet[first[gap] + 1 : first[gap + 1]]
+    assert (between[2:64] < 200).any()
+    assert (between[-6:] == 255).all()
+
+
+def test_peek_shows_each_class_and_a_hole_where_an_image_cannot_be_read(tmp_path: Path) -> None:
+    folder = tmp_path / "photos" / "train" / "n01443537"
+    folder.mkdir(parents=True)
+    (folder / "bad.JPEG").write_bytes(b"")
+    Image.new("RGB", (28, 28), (0, 90, 200)).save(folder / "good.png")
+    path = peek("tiny-imagenet", "train", tmp_path / "p.png", path=str(tmp_path / "photos"))
+    assert contains(Image.open(path).convert("RGB"), Image.new("RGB", (28, 28), (0, 90, 200)))

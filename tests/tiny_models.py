@@ -1,0 +1,381 @@
+"""Tiny models with random weights, saved as their real counterparts are: what the model seams are tested on.
+
+Each function writes one folder with `save_pretrained` and returns it. Weights depend on the seed alone. The words are
+lower case and few; a random language model babbles them, which is enough to tell one image's caption from another's.
+"""
+
+from __future__ import annotations
+
+import string
+from pathlib import Path
+
+import torch
+
+WORDS = [f"w{chr(97 + a)}{chr(97 + b)}" for a in range(8) for b in range(8)] + [
+    "a",
+    "photo",
+    "of",
+    "goldfish",
+    "describe",
+]
+SIDE = 16
+
+
+def _randomise(model: torch.nn.Module, seed: int, seeing: float = 3.0) -> None:
+    """Weights that keep activations near 1, so that outputs depend on the inputs; images count `seeing` times."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() < 2:
+                continue
+            scale = 1.0 if "embed" in name or "wte" in name else parameter[0].numel() ** -0.5
+            if any(part in name for part in ("cross", "projection", "projector", "q_proj", "k_proj", "v_proj")):
+                scale *= seeing
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def _mute(model: torch.nn.Module, token: int) -> None:
+    """The model never says this token: its logit is 0, and another one's is above."""
+    with torch.no_grad():
+        model.get_output_embeddings().weight[token] = 0
+
+
+def _vision(**more: object) -> dict[str, object]:
+    return {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": SIDE, "patch_size": 8, **more,
+    }  # fmt: skip
+
+
+# --- captioners -----------------------------------------------------------------------------------------------------
+
+
+def _bert_tokenizer():
+    from transformers import BertTokenizer
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS]
+    return BertTokenizer(vocab={word: number for number, word in enumerate(names)})
+
+
+def _gpt2_tokenizer(*special: str):
+    """Letters are its words: a byte-pair tokenizer without merges, whose texts are plain ASCII."""
+    from transformers import GPT2Tokenizer
+
+    names = [*string.ascii_letters, *string.digits, *":.,_-", "Ġ", "Ċ", "<|endoftext|>", "<pad>", *special]
+    tokenizer = GPT2Tokenizer(
+        vocab={word: number for number, word in enumerate(names)}, merges=[], pad_token="<pad>",
+        unk_token="<|endoftext|>",
+    )  # fmt: skip
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def blip(folder: Path, seed: int = 0) -> Path:
+    from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+    tokenizer = _bert_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 64, "encoder_hidden_size": 16, "bos_token_id": 5,
+        "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "projection_dim": 8,
+    }  # fmt: skip
+    model = BlipForConditionalGeneration(
+        BlipConfig(
+            text_config=text, vision_config=_vision(projection_dim=8), projection_dim=8, image_text_hidden_size=8
+        )
+    )
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    BlipProcessor(BlipImageProcessor(size={"height": SIDE, "width": SIDE}), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def blip2(folder: Path, seed: int = 0) -> Path:
+    from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, BlipImageProcessor
+
+    tokenizer = _gpt2_tokenizer()
+    processor = Blip2Processor(BlipImageProcessor(size={"height": SIDE, "width": SIDE}), tokenizer, num_query_tokens=3)
+    text = {
+        "model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 128, "word_embed_proj_dim": 16,
+        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    qformer = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "encoder_hidden_size": 16, "vocab_size": 8, "max_position_embeddings": 8,
+    }  # fmt: skip
+    model = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=_vision(), qformer_config=qformer, text_config=text, num_query_tokens=3,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    _mute(model, tokenizer.convert_tokens_to_ids("<image>"))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def vit_gpt2(folder: Path, seed: int = 0) -> Path:
+    """An image processor and a tokenizer beside the weights, and no processor class."""
+    from transformers import (
+        GPT2Config,
+        GPT2LMHeadModel,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
+    )
+
+    tokenizer = _gpt2_tokenizer()
+    end = tokenizer.eos_token_id
+    decoder = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64, is_decoder=True,
+        add_cross_attention=True, bos_token_id=end, eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = VisionEncoderDecoderModel(
+        encoder=ViTModel(ViTConfig(**_vision()), add_pooling_layer=False), decoder=GPT2LMHeadModel(decoder)
+    )
+    for config in (model.config, model.generation_config):
+        config.decoder_start_token_id, config.eos_token_id = end, end
+        config.pad_token_id = tokenizer.pad_token_id
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder
+
+
+def git(folder: Path, seed: int = 0) -> Path:
+    from transformers import CLIPImageProcessor, GitConfig, GitForCausalLM, GitProcessor
+
+    tokenizer = _bert_tokenizer()
+    model = GitForCausalLM(
+        GitConfig(
+            vision_config=_vision(), vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
+            num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
+            pad_token_id=0,
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    GitProcessor(images, tokenizer).save_pretrained(folder)
+    return folder
+
+
+def llava(folder: Path, seed: int = 0) -> Path:
+    """A chat model: its template asks for an image and a text."""
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+    tokenizer = _gpt2_tokenizer("<image>")
+    template = (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
+        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    processor = LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
+        tokenizer, patch_size=8, vision_feature_select_strategy="default", chat_template=template,
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    text = {
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=_vision(model_type="clip_vision_model", projection_dim=16), text_config=text,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    _mute(model, tokenizer.convert_tokens_to_ids("<image>"))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def idefics3(folder: Path, seed: int = 0) -> Path:
+    """A chat model that cuts an image into tiles: large images make longer prompts, which are padded in a batch."""
+    from transformers import (
+        Idefics3Config,
+        Idefics3ForConditionalGeneration,
+        Idefics3ImageProcessor,
+        Idefics3Processor,
+    )
+
+    tokenizer = _gpt2_tokenizer(
+        "<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",
+        *[f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)],
+    )  # fmt: skip
+    template = (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
+        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+    processor = Idefics3Processor(
+        Idefics3ImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}),
+        tokenizer, image_seq_len=1, chat_template=template,
+    )  # fmt: skip
+    ends = {
+        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    text = {
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        **ends,
+    }  # fmt: skip
+    model = Idefics3ForConditionalGeneration(
+        Idefics3Config(
+            vision_config=_vision(), text_config=text, scale_factor=2, **ends,
+            image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    _mute(model, tokenizer.convert_tokens_to_ids("<image>"))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+# --- generators -----------------------------------------------------------------------------------------------------
+
+
+def _clip_tokenizer(length: int = 77):
+    """Letters are its words, each as the inner part and the end of a word."""
+    from transformers import CLIPTokenizer
+
+    letters = [*string.ascii_lowercase, *string.digits, *",.'-"]
+    names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: number for number, word in enumerate(names)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
+
+
+def _clip_text(tokenizer, kind: str = "CLIPTextModel", seed: int = 0):
+    import transformers
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length, projection_dim=32, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    model = getattr(transformers, kind)(config).eval()
+    _randomise(model, seed)
+    return model
+
+
+def _vae(seed: int = 0, **more: object):
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(16, 16), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=8, sample_size=SIDE, **more,
+    ).eval()  # fmt: skip
+
+
+def _unet(seed: int = 0, **more: object):
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    model = UNet2DConditionModel(
+        **{
+            "sample_size": SIDE // 2, "block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 32, "attention_head_dim": 8,
+            **more,
+        }
+    ).eval()  # fmt: skip
+    with torch.no_grad():  # a fresh network all but ignores its text
+        for name, parameter in model.named_parameters():
+            if ".attn2." in name and name.endswith("weight"):
+                parameter.mul_(6)
+    return model
+
+
+_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def stable_diffusion(folder: Path, seed: int = 0, *, flags: bool | None = None) -> Path:
+    """SD 1.5's parts at 16 px; `flags` adds a safety checker that flags everything (True) or nothing (False)."""
+    from diffusers import PNDMScheduler, StableDiffusionPipeline
+
+    tokenizer = _clip_tokenizer()
+    pipe = StableDiffusionPipeline(
+        vae=_vae(seed), text_encoder=_clip_text(tokenizer, seed=seed), tokenizer=tokenizer, unet=_unet(seed),
+        scheduler=PNDMScheduler(**_NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
+        safety_checker=None if flags is None else _safety_checker(flags),
+        feature_extractor=None if flags is None else _clip_images(), requires_safety_checker=flags is not None,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def _clip_images():
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+
+
+def _safety_checker(flags: bool):
+    """Cosines lie in [-1, 1]: a threshold of -2 is always passed, one of 2 never."""
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig
+
+    model = StableDiffusionSafetyChecker(
+        CLIPConfig(vision_config=_vision(), text_config={"num_hidden_layers": 1}, projection_dim=8)
+    )
+    _randomise(model, 0)
+    with torch.no_grad():
+        model.concept_embeds_weights.fill_(-2 if flags else 2)
+        model.special_care_embeds_weights.fill_(2)
+    return model.eval()
+
+
+def sdxl(folder: Path, seed: int = 0) -> Path:
+    """Two text encoders, pooled embeddings and time ids."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    tokenizer = _clip_tokenizer()
+    unet = _unet(
+        seed, cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+    )  # fmt: skip
+    pipe = StableDiffusionXLPipeline(
+        vae=_vae(seed), unet=unet, scheduler=EulerDiscreteScheduler(**_NOISE),
+        text_encoder=_clip_text(tokenizer, seed=seed), tokenizer=tokenizer,
+        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1), tokenizer_2=tokenizer,
+        force_zeros_for_empty_prompt=True, add_watermarker=False,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def sd3(folder: Path, seed: int = 0) -> Path:
+    """A flow-matching transformer with a call of its own; without its optional third text encoder."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    tokenizer = _clip_tokenizer()
+    torch.manual_seed(seed)
+    transformer = SD3Transformer2DModel(
+        sample_size=SIDE // 2, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
+        pos_embed_max_size=32,
+    ).eval()  # fmt: skip
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(seed, scaling_factor=1.5, shift_factor=0.06),
+        text_encoder=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed), tokenizer=tokenizer,
+        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1), tokenizer_2=tokenizer,
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+    pipe.save_pretrained(folder)
+    return folder
