@@ -76,8 +76,8 @@ class Captioned(datasets.GeneratorBasedBuilder):
                 yield (
                     Key(number, item),
                     {
-                        # Bytes alone: with a path, `datasets` would take a file of that name in the current folder instead.
-                    "image": row.image,
+                        # Bytes alone: with a path, `datasets` would take a file of that name in this folder instead.
+                        "image": row.image,
                         "label": info.index,
                         "wnid": row.wnid,
                         "class_name": info.name,

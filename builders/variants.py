@@ -275,7 +275,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "shapes-context": Variant(
         name="shapes-context",
-        title="Shapes in context: the drawn classes among nuisances that go with the class in training, not in testing",
+        title="Shapes in context: the drawn classes, whose colours and textures mostly go with the class",
         splits={"train": 5_000, "test": 2_000},
         images="drawn by this package",
         licence="Apache-2.0, as this package",

@@ -157,7 +157,7 @@ def die_with_parent() -> None:
 
 
 def join_launcher() -> None:
-    """Called first thing by every command: end with the launcher, and refuse one that started less than it was asked for.
+    """Called first by every command: end with the launcher, and refuse one that started less than it was asked for.
 
     Raises:
         HfsynError: ``accelerate launch --cpu --num_processes N`` starts one process, whatever N is, and says nothing.

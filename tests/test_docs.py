@@ -45,7 +45,12 @@ def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path) -> None:
         assert command[0] == "hfsyn"
         one = ["--num-processes", "1"] if command[1] == "build" else []
         done = subprocess.run(
-            [sys.executable, "-m", *command, *one], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200
+            [sys.executable, "-m", *command, *one],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
         )
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout

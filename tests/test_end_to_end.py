@@ -216,8 +216,8 @@ def test_real_photographs_in_a_folder_are_captioned_and_answered(tmp_path: Path)
     run = tmp_path / "run"
     hfsyn(
         "build", "tiny-imagenet-cip", "--set", f"source.path={PHOTOGRAPHS}", "--set", "caption.model=builtin",
-        "--set", "generate.model=builtin", "--limit", "2", "--set", "generate.steps=2", "--num-processes", "2", "--device",
-        "cpu", "--out", run,
+        "--set", "generate.model=builtin", "--limit", "2", "--set", "generate.steps=2", "--num-processes", "2",
+        "--device", "cpu", "--out", run,
     )  # fmt: skip
     rows = list(load_dataset(str(run), split="train"))
     wnids = (PHOTOGRAPHS / "wnids.txt").read_text().split()
@@ -281,8 +281,8 @@ def test_a_salted_folder_is_used_as_far_as_it_can_be_read_and_the_counts_add_up(
     run = tmp_path / "run"
     done = hfsyn(
         "build", "tiny-imagenet-cip", "--set", f"source.path={tmp_path / 'salted'}", "--set", "caption.model=builtin",
-        "--set", "generate.model=builtin", "--set", "generate.steps=2", "--set", "generate.dtype=float32", "--num-processes",
-        "1", "--out", run,
+        "--set", "generate.model=builtin", "--set", "generate.steps=2", "--set", "generate.dtype=float32",
+        "--num-processes", "1", "--out", run,
     )  # fmt: skip
     rejected = {
         line["id"]: line["reason"] for line in map(json.loads, (run / "rejected.jsonl").read_text().splitlines())

@@ -32,10 +32,7 @@ def contains(sheet: Image.Image, tile: Image.Image) -> bool:
     wanted = np.asarray(tile.convert("RGB"))
     pixels = np.asarray(sheet)
     corners = np.argwhere((pixels == wanted[0, 0]).all(-1))
-    return any(
-        pixels[y : y + 112 : 4, x : x + 112 : 4].shape == wanted.shape and (pixels[y : y + 112 : 4, x : x + 112 : 4] == wanted).all()
-        for y, x in corners
-    )  # fmt: skip
+    return any(np.array_equal(pixels[y : y + 112 : 4, x : x + 112 : 4], wanted) for y, x in corners)
 
 
 def test_a_comparison_shows_the_same_real_images_answers_of_every_run(tmp_path: Path) -> None:
