@@ -12,7 +12,7 @@ from hfsyn.recipe import Recipe, load_recipe
 from hfsyn.runs import Run, incomplete, prepare, select
 from hfsyn.shards import pending
 from hfsyn.stages import caption, generate
-from hfsyn.workers import current_worker, default_processes, is_launched, launch, leave_group
+from hfsyn.workers import check_device, current_worker, default_processes, is_launched, launch, leave_group
 
 STAGES: dict[str, Callable[..., None]] = {"caption": caption, "generate": generate}
 
@@ -43,6 +43,7 @@ def build(
     Raises:
         HfsynError: see `prepare`; or, with exit code 4, some shards are still missing.
     """
+    check_device(device)
     run = prepare(load_recipe(recipe, overrides), out, overwrite=overwrite)
     if not (run.folder / layout.MANIFEST).exists():
         work(run, ("caption", "generate"), num_processes=num_processes, device=device, shards=shards, quiet=quiet)
@@ -67,6 +68,7 @@ def work(
     """Run stages in this process, or in several through accelerate; returns when their shards are all there."""
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         return
+    check_device(device)
     processes = num_processes or default_processes()
     if processes == 1 or is_launched():
         for stage in stages:
@@ -76,11 +78,12 @@ def work(
     arguments += ["--device", device] if device else []
     arguments += ["--shards", shards] if shards else []
     arguments += ["--quiet"] if quiet else []
-    if code := launch(arguments, processes, device=device):
+    code = launch(arguments, processes, device=device)
+    if code or not all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         raise HfsynError(
-            f"The worker processes ended with exit code {code}; what they finished is kept.",
-            "The cause is above. Run the same command again to continue.",
-            code=ExitCode(code) if code in set(ExitCode) else ExitCode.PARTIAL,
+            "The worker processes stopped before the work was done; what they finished is kept.",
+            "The cause stands above. Run the same command again to continue.",
+            code=ExitCode.PARTIAL,
         )
 
 

@@ -5,6 +5,7 @@ Data goes to stdout, everything else to stderr; the last line of stdout is the u
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -17,13 +18,15 @@ from hfsyn import __version__
 from hfsyn.catalogue import as_json_option, recipes, strategies, variants
 from hfsyn.errors import ExitCode, HfsynError
 
+# What a full or forbidden disk says: the user's to mend, not a fault of ours.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code: 0 ok, 2 usage, 3 preflight, 4 done in part, 130 interrupted."""
     from builders.errors import DataError
-    from hfsyn.workers import join_launcher
+    from hfsyn.workers import is_child, join_launcher
 
     try:
         join_launcher()
@@ -44,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except (HfsynError, DataError) as error:
         click.echo(f"Error: {error}", err=True)
-        code = int(getattr(error, "code", ExitCode.USAGE))
+        # The parent of `--num-processes` sees what is missing; a child's own code makes the launcher print more.
+        code = int(ExitCode.OK) if is_child() else int(getattr(error, "code", ExitCode.USAGE))
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
         code = int(ExitCode.INTERRUPTED)
@@ -52,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The reader of our output (head, less) has gone; that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        click.echo(f"Error: {error.filename or 'the disk'}: {error.strerror}. What is finished is kept.", err=True)
+        code = int(ExitCode.PREFLIGHT)
     sys.exit(code)
 
 

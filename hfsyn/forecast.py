@@ -80,7 +80,10 @@ class Forecast:
             f"shards        {self.shards}",
             f"disk          about {_size(self.disk_bytes)}",
         ]
-        guess = ", ".join(f"{hours:.1f} h on one {device}" for device, hours in self.hours.items())
+        guess = ", ".join(
+            (f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min") + f" on one {device}"
+            for device, hours in self.hours.items()
+        )
         lines.append(
             f"time          {f'about {guess} (counted FLOPs at 45 % of peak)' if guess else 'not known for this model'}"
         )
@@ -197,7 +200,7 @@ def _hours(recipe: Recipe, images: int) -> dict[str, float]:
         return {}
     row, decode = _TFLOP[part.model]
     each = part.steps * (2 if part.guidance_scale > 1 else 1) * row + decode
-    return {device: round(images * each / (peak * _UTILISATION) / 3600, 2) for device, peak in _DEVICES.items()}
+    return {device: round(images * each / (peak * _UTILISATION) / 3600, 4) for device, peak in _DEVICES.items()}
 
 
 def _size(size: float) -> str:

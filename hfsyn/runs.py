@@ -155,7 +155,10 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
 
 def lock_new(folder: Path) -> Any:
     """The lock under which a run folder is made, its parents included."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HfsynError(f"The folder {folder} cannot be made: {error.strerror}.", "Name another --out.") from None
     return lock(folder, "prepare")
 
 

@@ -97,6 +97,26 @@ def pick_device(device: str | None) -> str:
     return device or "cuda"
 
 
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not there, before anything is written and, where that can be avoided, without torch.
+
+    Raises:
+        HfsynError: it is no device's name, or there is no such device.
+    """
+    if device is None or device == "cpu":
+        return
+    kind, _, number = device.partition(":")
+    if kind not in ("cuda", "mps", "xpu") or (number and not number.isdigit()):
+        raise HfsynError(
+            f"{device!r} is no device.", "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out."
+        )
+    if kind == "cuda" and not visible_gpus():
+        import torch
+
+        if not torch.cuda.is_available():
+            raise HfsynError(f"Device {device!r} is not here: no GPU is visible.", "Use --device cpu, or leave it out.")
+
+
 def leave_group() -> None:
     """Take leave of the process group, if there is one, so that no rank complains about the others."""
     if "torch" in sys.modules:

@@ -85,6 +85,8 @@ BAD = [
     (["strategies", "show", "cpi"], ["cpi", "cip"]),
     (["recipes", "show", "imagenete-cip"], ["imagenete-cip", "imagenette-cip"]),
     (["demo", "--shards", "0:1"], ["--shards"]),
+    (["build", "shapes-cip", "--out", "x", "--device", "gpu"], ["'gpu'", "cuda"]),
+    (["build", "shapes-cip", "--out", "/dev/null/x"], ["/dev/null/x"]),
 ]  # fmt: skip
 
 
