@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_routes import CHUNK, ROUTES, Request, Response, route
@@ -157,6 +157,14 @@ def show_log(hub: Hub, request: Request) -> Response:
     return Response(body=body)
 
 
+@route("GET", "/api/agent-harnesses")
+def agent_harnesses(hub: Hub, request: Request) -> Response:
+    """What every client process asks for once a day, before anything else: neither logged nor failed, since it would make
+    the number of a request depend on the state of the client's cache.
+    """
+    return Response(body={"standardEnvVars": [], "harnesses": {}})
+
+
 class Cut(Exception):
     """The connection is to be closed, whatever was sent."""
 
@@ -205,7 +213,7 @@ class Handler(BaseHTTPRequestHandler):
         self._body_ended, self._left = False, int(self.headers.get("Content-Length", 0))
         self.entry = Entry(self.command, self.path)
         fault = None
-        if not self.path.startswith("/_"):
+        if not self.path.startswith(("/_", "/api/agent-harnesses")):
             hub.log.append(self.entry)
             fault = hub.faults.due(self.command, self.path)
         try:
@@ -372,12 +380,12 @@ class Hub:
         repo_id: str,
         files: Mapping[str, bytes] | None = None,
         private: bool = False,
-        gated: Gated = False,
+        gated: Gated | Literal[True] = False,
         owner: str | None = None,
     ) -> str:
         """A repository with `files` in one commit, whose id is returned."""
         repo = self.store.create(kind, repo_id if "/" in repo_id else f"{owner or 'alice'}/{repo_id}", private)
-        self.store.set(repo, gated=gated)
+        self.store.set(repo, gated="auto" if gated is True else gated)
         return self.add_commit(kind, repo.id, files or {}) if files else repo.branches["main"]
 
     def add_commit(self, kind: RepoType, repo_id: str, files: Mapping[str, bytes | None], branch: str = "main") -> str:
