@@ -10,7 +10,7 @@ from typing import Any
 
 from builders import layout
 from builders.layout import load_sidecar, sidecar_of
-from hfsyn.cards import facts, render_card
+from hfsyn.cards import example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.report import sample_sheet, save_png
 from hfsyn.runs import Run, incomplete, load_run, rejected_lines
@@ -50,7 +50,8 @@ def finish(run: Run | str | Path) -> Run:
         save_png(sample_sheet(run), run.folder / layout.PREVIEW / "samples.png")
         manifest = _manifest(run, rejected)
         software = _software_of(run)
-        atomic_text(run.folder / layout.CARD, render_card(facts(manifest, software)))
+        card = render_card(facts(manifest, software, rows=example_rows(run.folder)))
+        atomic_text(run.folder / layout.CARD, card)
         atomic_text(run.folder / layout.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return run
 

@@ -21,8 +21,9 @@ LAYERS = (
     {"hfsyn.shards", "hfsyn.encode", "hfsyn.workers", "hfsyn.progress", "hfsyn.models", "hfsyn.hub_models"},
     {"hfsyn.runs", "hfsyn.captioner", "hfsyn.generator"},
     {
-        "hfsyn.rows", "hfsyn.stages", "hfsyn.cards", "hfsyn.manifest", "hfsyn.building", "hfsyn.report",
-        "hfsyn.forecast", "hfsyn.showcase",
+        "hfsyn.rows", "hfsyn.stages", "hfsyn.cards", "hfsyn.card_blocks", "hfsyn.card_facts", "hfsyn.card_meta",
+        "hfsyn.card_text", "hfsyn.front_matter", "hfsyn.manifest", "hfsyn.building", "hfsyn.report", "hfsyn.forecast",
+        "hfsyn.showcase",
     },
     {"hfsyn.catalogue", "hfsyn.cli", "hfsyn.__main__"},
 )  # fmt: skip
