@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 300
 """What a cell shows of a text."""
 
-_SPECIAL = re.compile(r"[&<>|`*\[\]~\\$@^]|(?<!\w)_|_(?!\w)|:(?! )|(?<=www)\.")
+_SPECIAL = re.compile(r"[&<>|`*\[\]~\\$@^]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
 _KEY = re.compile(r"[a-z_]+: ")
 _PLAIN = re.compile(r"[^`|<>&\\$\s]+(?: [^`|<>&\\$\s]+)*")
 _JOINERS = "\u200c\u200d"  # they hold emoji and some scripts together, and change nothing around them

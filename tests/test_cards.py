@@ -490,6 +490,8 @@ def test_a_recipe_without_a_captioner_says_so() -> None:
     assert "none: the prompts hold no captions" in card
     assert "Captions describe real images" not in card
     assert "| class | prompt |" in card
+    assert "a baseline to compare that method with" in card
+    assert "a baseline to compare" not in render_card(basic(), existing=render_card(cip()))
 
 
 def test_odd_names_are_refused() -> None:
