@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -327,6 +328,33 @@ def delete_branch(hub: Hub, request: Request, repo: Repo, branch: str) -> Respon
     return Response()
 
 
+@route("POST", API + "/discussions", "see")
+def open_pull(hub: Hub, request: Request, repo: Repo) -> Response:
+    """A pull request without a commit yet, which is how folders are uploaded into one."""
+    if request.user().role == "read" or not request.json().get("pullRequest"):
+        raise Refused(403, "This token cannot open pull requests, and there are no discussions here.")
+    return Response(body={"num": int(hub.store.open_pull(repo))})
+
+
+@route("GET", API + r"/discussions/(\d+)", "see")
+def show_pull(hub: Hub, request: Request, repo: Repo, number: str) -> Response:
+    made = repo.commits[repo.resolve(f"refs/pr/{number}")]
+    return Response(
+        body={
+            "title": made.title,
+            "num": int(number),
+            "author": {"name": made.author},
+            "createdAt": made.date,
+            "status": "draft",
+            "isPullRequest": True,
+            "events": [],
+            "repo": {"name": repo.id, "type": repo.type},
+            "filesWithConflicts": [],
+            "changes": {"base": "refs/heads/main", "mergeCommitId": None},
+        }
+    )
+
+
 @route("POST", API + "/super-squash/([^/]+)", "write")
 def super_squash(hub: Hub, request: Request, repo: Repo, branch: str) -> Response:
     hub.store.squash(repo, branch, request.json().get("message", ""), request.user().user)
@@ -357,6 +385,9 @@ def expanded(repo: Repo, oid: str, entry: dict[str, Any]) -> dict[str, Any]:
 def tree(hub: Hub, request: Request, repo: Repo, revision: str, folder: str | None) -> Response:
     oid, expand = repo.resolve(revision), request.flag("expand")
     entries = repo.tree(oid, (folder or "").strip("/"), request.flag("recursive"))
+    for entry in entries:
+        if hub.xet and "lfs" in entry and (found := hub.xet.find(entry["lfs"]["oid"])):
+            entry["xetHash"] = found.xet_hash
     if expand:
         entries = [expanded(repo, oid, entry) for entry in entries]
     return page(request, entries, min(50, hub.page_size) if expand else hub.page_size)
@@ -491,6 +522,7 @@ def commit(hub: Hub, request: Request, kind: str, repo_id: str, revision: str) -
             text = content_of(value).decode(errors="replace")
             if errors := judge_card(text, repo.type)["errors"]:
                 raise Refused(400, f"Invalid metadata in README.md: {errors[0]['message']}")
+    take_from_xet(hub, repo, operations)
     oid, number = hub.store.commit(
         repo,
         revision,
@@ -507,6 +539,34 @@ def commit(hub: Hub, request: Request, kind: str, repo_id: str, revision: str) -
     if number is not None:
         answer["pullRequestUrl"] = f"{url}/discussions/{number}"
     return Response(body=answer)
+
+
+# Xet
+
+
+@route("GET", API + "/xet-(read|write)-token/([^/]+)", "see")
+def xet_token(hub: Hub, request: Request, repo: Repo, kind: str, revision: str) -> Response:
+    """Where contents are: in a folder of this machine, which the client's own library reads and writes."""
+    if hub.xet is None:
+        raise Refused(404, "Not found")
+    hub.store.repo(repo.type, repo.id, request.token, write=kind == "write", files=kind == "read")
+    expires = int(time.time()) + 3600
+    headers = {
+        "X-Xet-Cas-Url": hub.xet.url,
+        "X-Xet-Access-Token": "any",
+        "X-Xet-Token-Expiration": str(expires),
+    }
+    return Response(body={"casUrl": hub.xet.url, "accessToken": "any", "exp": expires}, headers=headers)
+
+
+def take_from_xet(hub: Hub, repo: Repo, operations: list[tuple[str, dict[str, Any]]]) -> None:
+    """Contents that a commit names and that came by way of Xet, which the commit is the first to say."""
+    if hub.xet is None:
+        return
+    for key, value in operations:
+        if key == "lfsFile" and not hub.store.has_large(repo, value["oid"]) and (found := hub.xet.find(value["oid"])):
+            size = hub.store.receive(repo, value["oid"], found.size, hub.xet.read(found))
+            hub.count(lfs_bytes=size, lfs_files=1)
 
 
 # Cards
@@ -602,6 +662,9 @@ def resolve(hub: Hub, request: Request, repo: Repo, revision: str, path: str) ->
     tag = f'"{file.sha256 if file.large else file.git}"'
     headers |= {"ETag": tag, "X-Linked-Etag": tag, "X-Linked-Size": str(file.size)}
     headers["Content-Type"] = "application/octet-stream"
+    if hub.xet and file.large and (found := hub.xet.find(file.sha256)):
+        headers["X-Xet-Hash"] = found.xet_hash
+        headers["X-Xet-Refresh-Route"] = f"{request.base}/api/{repo.type}s/{repo.id}/xet-read-token/{oid}"
     try:
         span = byte_span(request.headers.get("Range"), file.size) if request.method == "GET" else None
     except Refused as refused:
@@ -611,3 +674,16 @@ def resolve(hub: Hub, request: Request, repo: Repo, revision: str, path: str) ->
         return Response(headers=headers, path=hub.store.blob(file.sha256), span=(0, file.size))
     headers["Content-Range"] = f"bytes {span[0]}-{span[0] + span[1] - 1}/{file.size}"
     return Response(206, headers=headers, path=hub.store.blob(file.sha256), span=span)
+
+
+@route("GET", r"/(?!api/)(?:(datasets|spaces)/)?([^/]+/[^/]+)(?:/tree/([^/]+))?", "see")
+def web_page(hub: Hub, request: Request, repo: Repo, revision: str | None) -> Response:
+    """What is at the address that a client prints: not the Hub's page, but enough for a person to see what happened."""
+    files = repo.commits[repo.resolve(revision or "main")].files
+    names = {**repo.branches, **repo.tags}
+    lines = [f"{repo.type} {repo.id}, {'private' if repo.private else 'public'}, gated: {repo.gated or 'no'}", ""]
+    lines += [f"{oid}  {name}" for name, oid in names.items()] + [""]
+    lines += [f"{file.size:12,}  {path}" for path, file in sorted(files.items())]
+    if "README.md" in files:
+        lines += ["", hub.store.read(files["README.md"]).decode(errors="replace")]
+    return Response(body="\n".join(lines).encode(), headers={"Content-Type": "text/plain; charset=utf-8"})

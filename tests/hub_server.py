@@ -37,6 +37,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_routes import CHUNK, ROUTES, Request, Response, route
 from hub_store import Commit, Gated, Refused, RepoType, Store
+from hub_xet import Xet
 
 Kind = int | str
 
@@ -159,8 +160,8 @@ def show_log(hub: Hub, request: Request) -> Response:
 
 @route("GET", "/api/agent-harnesses")
 def agent_harnesses(hub: Hub, request: Request) -> Response:
-    """What every client process asks for once a day, before anything else: neither logged nor failed, since it would make
-    the number of a request depend on the state of the client's cache.
+    """What every client asks for once a day, before anything else. Neither logged nor failed, since it would make the
+    number of a request depend on the state of the client's cache.
     """
     return Response(body={"standardEnvVars": [], "harnesses": {}})
 
@@ -308,12 +309,20 @@ class Hub:
     """A running Hub: `with Hub(root) as hub`. The methods bypass HTTP; `faults` and `log` are about HTTP.
 
     `page_size` is how many entries a listing gives at once; `lfs_part_size` makes larger uploads come in several parts.
+    With `xet`, clients send contents by way of Xet, as they do to the real Hub, and may upload a folder in several
+    commits; only one client process at a time can. Without it, they are told not to.
     """
 
     def __init__(
-        self, root: Path | str, port: int = 0, page_size: int = 1000, lfs_part_size: int | None = None
+        self,
+        root: Path | str,
+        port: int = 0,
+        page_size: int = 1000,
+        lfs_part_size: int | None = None,
+        xet: bool = False,
     ) -> None:
         self.store = Store(Path(root))
+        self.xet = Xet(Path(root) / "xet") if xet else None
         self.page_size, self.lfs_part_size = page_size, lfs_part_size
         self.faults = Faults()
         self.closing = threading.Event()
@@ -362,7 +371,7 @@ class Hub:
             "HOME": str(home),
             "HF_HOME": str(home / "hf"),
             "HF_ENDPOINT": self.url,
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HUB_DISABLE_UPDATE_CHECK": "1",
@@ -431,10 +440,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="A Hub on this machine, for trying things without the real one.")
     parser.add_argument("--root", type=Path, required=True, help="the folder that keeps everything")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--xet", action="store_true", help="uploads by way of Xet; one client at a time")
     arguments = parser.parse_args()
-    with Hub(arguments.root, arguments.port) as hub:
+    with Hub(arguments.root, arguments.port, xet=arguments.xet) as hub:
         print(f"A Hub on {hub.url}, kept in {arguments.root}. In another terminal:\n")
-        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_alice_write HF_HUB_DISABLE_XET=1")
+        print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_alice_write HF_HUB_DISABLE_XET={int(not arguments.xet)}")
         print(f"export HF_HOME={(arguments.root / 'client').resolve()}  # keeps your own cache and login out of it\n")
         print(f"Tokens: {', '.join(hub.store.tokens)}. Ctrl-C ends it.", flush=True)
         with suppress(KeyboardInterrupt):

@@ -470,6 +470,14 @@ class Store:
         else:
             raise Refused(400, f"Unknown operation: {key}")
 
+    def open_pull(self, repo: Repo) -> str:
+        """The number of a new pull request, which is where main is."""
+        with self.lock:
+            number = str(len(repo.pulls) + 1)
+            repo.pulls[number] = repo.branches["main"]
+            self._save(repo)
+            return number
+
     def add_ref(self, repo: Repo, kind: Literal["tags", "branches"], name: str, revision: str) -> None:
         with self.lock:
             refs: dict[str, str] = getattr(repo, kind)

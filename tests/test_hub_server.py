@@ -12,6 +12,7 @@ import textwrap
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,25 +59,24 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield found
 
 
+def run_client(hub: Hub, folder: Path, code: str, **environment: str) -> dict[str, Any]:
+    """Run code as a client of `hub` in a process of its own, in `folder`; what it put into `seen`."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + textwrap.dedent(code) + "\nprint(json.dumps(seen))\n"],
+        cwd=folder,
+        env={**hub.env(home=folder / "home"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 @pytest.fixture
 def client(tmp_path: Path, hub: Hub) -> Client:
-    """Run code as a client of `hub` in a process of its own; what it put into `seen`."""
-
-    def run(code: str, token: str | None = "hf_alice_write", **environment: str) -> dict[str, Any]:
-        code = PRELUDE + textwrap.dedent(code) + "\nprint(json.dumps(seen))\n"
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=tmp_path,
-            env={**hub.env(token, tmp_path / "home"), **environment},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
-
-    return run
+    return partial(run_client, hub, tmp_path)
 
 
 def call(
@@ -537,6 +537,53 @@ def test_of_commits_at_the_same_time_none_is_lost_and_only_one_is_on_top_of_the_
     assert len(hub.history("dataset", "alice/rows")) == 1 + 1 + 8
 
 
+def test_by_way_of_xet_a_folder_may_take_several_commits_and_is_the_same_in_the_end(tmp_path: Path):
+    with Hub(tmp_path / "hub", xet=True) as hub:
+        seen = run_client(
+            hub,
+            tmp_path,
+            """
+        import pathlib, random, struct
+        on, folder = dict(repo_id="alice/shapes", repo_type="dataset"), pathlib.Path("folder")
+        folder.mkdir()
+        for number in range(260):
+            (folder / f"{number:03}.parquet").write_text(f"shard {number}")
+        (folder / "random.parquet").write_bytes(random.Random(0).randbytes(300_000))
+        (folder / "repeated.parquet").write_bytes(b"compressible" * 50_000)
+        (folder / "floats.parquet").write_bytes(struct.pack("<60001f", *(1 + n / 1e5 for n in range(60_001))) + b"odd")
+        (folder / "notes.txt").write_text("small")
+        api.create_repo(**on)
+        first = api.upload_folder(**on, folder_path=folder)
+        seen["commits"] = len(api.list_repo_commits(**on)) > 2
+        ask("DELETE", "/_log")
+        seen["again"] = api.upload_folder(**on, folder_path=folder).oid == first.oid
+        pathlib.Path("folder/notes.txt").write_text("changed")
+        pull = api.upload_folder(**on, folder_path=folder, create_pr=True)
+        seen["pull"] = pull.pr_revision
+        seen["uploaded again"] = ask("GET", "/_log")["counters"]["lfs_files"]
+        got = pathlib.Path(snapshot_download(**on, revision="refs/pr/1"))
+        seen["same"] = all((got / path.name).read_bytes() == path.read_bytes() for path in folder.iterdir())
+        seen["plain"] = sum(entry["path"].endswith(".parquet") and entry["method"] == "GET"
+            for entry in ask("GET", "/_log")["log"])
+        part = HfFileSystem().read_bytes("datasets/alice/shapes/floats.parquet", start=100_001, end=100_101)
+        seen["part"] = part == (folder / "floats.parquet").read_bytes()[100_001:100_101]
+        """,
+        )
+        assert seen == {
+            "commits": True,
+            "again": True,
+            "pull": "refs/pr/1",
+            "uploaded again": 0,
+            "same": True,
+            "plain": 0,
+            "part": True,
+        }
+        sent = {path.name: path.read_bytes() for path in (tmp_path / "folder").iterdir()}
+        kept = hub.files("dataset", "alice/shapes", "refs/pr/1")
+        assert kept.pop(".gitattributes")
+        assert kept == sent
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "first", "end"),
     [
@@ -584,6 +631,9 @@ def test_a_revision_asked_for_is_the_revision_answered(hub: Hub):
         assert old[1] != new[1]
         assert answers[first, name] == answers[first[:8], name] == old
         assert answers["refs%2Fheads%2Fmain", name] == new
+    for page in ("", "/tree/v1"):
+        status, _, text = call(hub, "GET", f"/datasets/alice/d{page}")
+        assert (status, b"c.txt" in text) == (200, page == "")
     status, headers, _ = call(hub, "HEAD", "/datasets/alice/d/resolve/v1/c.txt")
     assert (status, headers["X-Error-Code"], headers["X-Repo-Commit"]) == (404, "EntryNotFound", first)
 
