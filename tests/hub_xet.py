@@ -1,8 +1,8 @@
 """Reads what the clients' own library leaves in a folder in place of the Xet storage, so that the Hub can serve it.
 
 A client that was told `local://FOLDER` as the address of the storage writes its chunks into files called xorbs, and
-what they make up into shards. A commit names contents by SHA-256 only; the shards know that, and the chunks. The library
-itself could rebuild the contents, but only for one process at a time, and the client has the folder open.
+what they make up into shards. A commit names contents by SHA-256 only; the shards know that, and the chunks. The
+library itself could rebuild the contents, but only for one process at a time, and the client has the folder open.
 """
 
 from __future__ import annotations
