@@ -83,13 +83,14 @@ class FrontMatter:
     def _spliced(self, changed: Mapping[str, Any]) -> str | None:
         """The text with the changed keys' lines replaced; None where keys do not stand in lines of their own."""
         root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-        if not isinstance(root, yaml.MappingNode) or root.flow_style:
+        if root is not None and (not isinstance(root, yaml.MappingNode) or root.flow_style):
             return None
         lines = _LINE.findall(self.text)
-        starts = [key.start_mark.line for key, _ in root.value]
-        indent = " " * root.start_mark.column
+        entries = root.value if root else []  # nothing but comments
+        starts = [*(key.start_mark.line for key, _ in entries), len(lines)]
+        indent = " " * root.start_mark.column if root else ""
         result = ["".join(lines[: starts[0]])]
-        for (key, node), start, stop in zip(root.value, starts, [*starts[1:], len(lines)], strict=True):
+        for (key, node), start, stop in zip(entries, starts[:-1], starts[1:], strict=True):
             chunk = lines[start:stop]
             if key.value in changed:
                 value = changed[key.value]

@@ -147,6 +147,11 @@ def assert_sound(card: str) -> None:
     assert len([e for e in data["configs"] if e.get("default")]) == 1
 
 
+def in_progress() -> CardFacts:
+    known = facts_in_progress(load_recipe("imagenette-cip"), "train", 120, 9469, config_name="cip", rows=[row()])
+    return replace(known, manifest={**known.manifest, "fingerprint": "f" * 64})
+
+
 GOLDENS: dict[str, Callable[[], str]] = {
     "run": lambda: render_card(
         facts(manifest_of("shapes-cip", rows=20, rejected={}, flags={}), SOFTWARE, rows=[row(class_name="star")])
@@ -157,7 +162,7 @@ GOLDENS: dict[str, Callable[[], str]] = {
         repo_id=REPO, version="v1.1.0", changelog=[ChangelogEntry("v1.1.0", "2026-11-23", "Captions added.")],
     ),
     "progress": lambda: render_card(
-        facts_in_progress(load_recipe("imagenette-cip"), "train", 120, 9469, config_name="cip", rows=[row()]),
+        in_progress(),
         repo_id=REPO, progress=Progress(120, 9469, 1, 10, "2026-11-23 10:00 UTC"),
     ),
 }  # fmt: skip
@@ -306,6 +311,21 @@ def test_broken_front_matter_is_refused_with_its_line(text: str, line: str) -> N
     with pytest.raises(HfsynError, match=line) as caught:
         render_card(cip(), existing=text)
     assert "Mend it" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["# a remark\n", "{a: 1, tags: [x]}\n", "tags: &t\n- x\nmine: *t\n", "  a: 1\n  tags:\n    - x # one\n",
+     "tags:\n-\n  x\n- y\n", "text: |\n  tags:\n  - x\n\n\ntags: x\n", "tags:\nconfigs: []\n"],
+)  # fmt: skip
+def test_rare_spellings_of_yaml_keep_their_values(text: str) -> None:
+    card = render_card(cip(), existing=f"---\n{text}---\nHello\n")
+    old, new = yaml.safe_load(text) or {}, yaml.safe_load(card.split("---", 2)[1])
+    for key, value in old.items():
+        assert new[key] == value or (key in ("tags", "configs") and all(item in new[key] for item in value or []))
+    assert ("# a remark\n" in card) == ("remark" in text)
+    assert ("- x # one\n" in card) == ("one" in text)
+    assert render_card(cip(), existing=card) == card
 
 
 def test_a_byte_order_mark_and_a_rule_at_the_top_are_no_trouble() -> None:
