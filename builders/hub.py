@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
-from huggingface_hub import HfApi, HfFileSystem, constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, HfFileSystem
+from huggingface_hub.errors import RevisionNotFoundError
 
+from builders.access import is_offline, said_plainly
 from builders.errors import DataError
 from builders.parquet import ParquetSource, pick_parquet
 from builders.variants import HubSource, Variant
@@ -56,7 +48,7 @@ def open_hub(
             f"{hub.repo_id} at {commit} has no Parquet files of the split '{split}'.",
             f"Choose another revision (see {hub.url}/tree/main), or give a local copy as the path.",
         )
-    with _said_plainly(variant, revision):
+    with said_plainly(hub.repo_id, revision or hub.revision, hub.url):
         filesystem = HfFileSystem(endpoint=endpoint, token=token)
     return ParquetSource(
         variant,
@@ -81,13 +73,13 @@ def _snapshot(
 ) -> tuple[str, list[str]]:
     """The commit that is meant and the names of its files: one request, two for a gated repository."""
     hub = _hub(variant)
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
+    if is_offline():
         raise DataError(
             f"'{variant.name}' is read from the Hub ({hub.repo_id}), but HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE, or give a local copy: --set source.path=FOLDER.",
         )
     api = HfApi(endpoint=endpoint, token=token)
-    with _said_plainly(variant, revision):
+    with said_plainly(hub.repo_id, revision or hub.revision, hub.url):
         if variant.gated:
             # The list of files can be read by everybody, the files cannot: ask now rather than at the first image.
             api.auth_check(hub.repo_id, repo_type="dataset")
@@ -103,41 +95,3 @@ def _files(api: Any, hub: HubSource, revision: str | None) -> tuple[str, list[st
     info = api.dataset_info(hub.repo_id, revision=revision)
     names = [sibling.rfilename for sibling in info.siblings or ()]
     return info.sha, [name for name in names if hub.config is None or name.startswith(f"{hub.config}/")]
-
-
-@contextmanager
-def _said_plainly(variant: Variant, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into errors that name the command that helps."""
-    hub = _hub(variant)
-    login = "log in with: hf auth login"
-    try:
-        yield
-    except GatedRepoError as error:
-        raise DataError(
-            f"{hub.repo_id} is gated, and you have no access.", f"Ask for it at {hub.url}, then {login}."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise DataError(
-            f"{hub.repo_id} has no revision '{revision or hub.revision}'.",
-            f"See {hub.url}/commits/main for what it has.",
-        ) from error
-    except (RepositoryNotFoundError, LocalTokenNotFoundError) as error:
-        # The Hub answers the same for a repository that is not there and for one that a stranger may not see.
-        raise DataError(f"{hub.repo_id} is not there, or not for you.", f"See {hub.url}; if it is, {login}.") from error
-    except OfflineModeIsEnabled as error:
-        raise DataError(f"The Hub is switched off: {error}", "Unset HF_HUB_OFFLINE.") from error
-    except HfHubHTTPError as error:
-        raise DataError(
-            f"The Hub refused {hub.repo_id}: {error}", f"Try again; if access is asked for, {login}."
-        ) from error
-    except Exception as error:
-        # The HTTP library is huggingface_hub's business and has changed its name before; its errors are told by module.
-        if not isinstance(error, ConnectionError) and type(error).__module__.partition(".")[0] not in _TRANSPORT:
-            raise
-        raise DataError(
-            f"The Hub cannot be reached: {type(error).__name__}: {error}",
-            "Check the network, or give a local copy: --set source.path=FOLDER.",
-        ) from error
-
-
-_TRANSPORT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp"})

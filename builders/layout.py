@@ -50,9 +50,16 @@ CARD = "README.md"
 PREVIEW = "preview"
 LOCKS = ".locks"
 
+DEFAULT_CONFIG = "default"
+"""The configuration of a repository that lies at its root; any other lies in a folder of its own name."""
+
 KNOWN = frozenset({RECIPE, SOURCE, CAPTIONS, PLAN, DATA, REJECTED, MANIFEST, CARD, PREVIEW, LOCKS})
 """Every name that may stand at the top of a run folder."""
 
+FORMAT = 1
+"""Of manifests. A reader refuses what it does not know."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
 
@@ -97,11 +104,83 @@ def load_sidecar(path: Path) -> Sidecar:
     Raises:
         DataError: the file is not the JSON of a sidecar.
     """
+    return parse_sidecar(path.read_text(encoding="utf-8"), str(path))
+
+
+def parse_sidecar(text: str, where: str) -> Sidecar:
+    """Read a sidecar's text; `where` says whose it is.
+
+    Raises:
+        DataError: it is not the JSON of a sidecar.
+    """
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        fields: dict[str, Any] = json.loads(text)
         return Sidecar(**{**fields, "rejected": tuple(fields.get("rejected", ()))})
     except (ValueError, TypeError) as error:
-        raise DataError(f"{path} is not a sidecar ({error}).", "Delete it, and its shard is made again.") from error
+        raise DataError(f"{where} is not a sidecar ({error}).", "Delete it, and its shard is made again.") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One shard in a manifest."""
+
+    file: str
+    """``data/NAME.parquet`` or ``captions/NAME.parquet``, below the run folder."""
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The table of contents of a finished run, as a reader needs it; `raw` is all that it says."""
+
+    name: str
+    split: str
+    fingerprint: str
+    rows: int
+    shards: tuple[ShardEntry, ...]
+    """Of what is published: of ``data/``, or of ``captions/`` where captions stand on their own."""
+    captions: tuple[ShardEntry, ...]
+    raw: Mapping[str, Any]
+
+
+def load_manifest(text: str, where: str) -> Manifest:
+    """Read a manifest, which may come from a stranger: every name and number is checked before it is used.
+
+    Raises:
+        DataError: it is no manifest, or names a file outside the run folder. `where` says which file it is.
+    """
+    try:
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or raw["format"] != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        shards, captions = ([_shard_entry(entry) for entry in raw.get(key, ())] for key in ("shards", "captions"))
+        texts = {key: raw[key] for key in ("name", "split", "fingerprint")}
+        rows = raw["rows"]
+        if not all(isinstance(value, str) for value in texts.values()) or type(rows) is not int:
+            raise TypeError("a name, split, fingerprint or number of rows is of the wrong kind")
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{where} is not a manifest that this version reads ({error!r}).",
+            "Check the repository and the revision; a newer hfsyn may be needed.",
+        ) from None
+    return Manifest(**texts, rows=rows, shards=tuple(shards), captions=tuple(captions), raw=raw)
+
+
+def _shard_entry(entry: Mapping[str, Any]) -> ShardEntry:
+    found = ShardEntry(**{key: entry[key] for key in ("file", "rows", "bytes", "sha256")})
+    folder, _, name = found.file.partition("/")
+    if folder not in (DATA, CAPTIONS) or not _SHARD.fullmatch(name):
+        raise ValueError(f"{found.file!r} is no shard")
+    if type(found.rows) is not int or type(found.bytes) is not int or not _SHA256.fullmatch(found.sha256):
+        raise ValueError(f"the entry of {found.file} is damaged")
+    return found
+
+
+def config_prefix(config_name: str) -> str:
+    """What stands before a configuration's paths in a repository: nothing for the default one, else its folder."""
+    return "" if config_name == DEFAULT_CONFIG else f"{config_name}/"
 
 
 def shard_name(split: str, number: int, count: int) -> str:
@@ -118,6 +197,11 @@ def shard_number(path: Path) -> tuple[str, int, int] | None:
 def sidecar_of(shard: Path) -> Path:
     """The sidecar's path for a shard's path."""
     return shard.with_suffix(".json")
+
+
+def sidecar_name(shard: str) -> str:
+    """The sidecar's name for a shard's: ``data/train-00003-of-00010.json``."""
+    return f"{shard.removesuffix('.parquet')}.json"
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
