@@ -27,6 +27,7 @@ def build(
     shards: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
+    allow_pickle: bool = False,
 ) -> Run:
     """Carry out a recipe: caption, generate, finish. Running it again continues; a finished run is left as it is.
 
@@ -39,6 +40,7 @@ def build(
         shards: ``A:B`` generates only these shards and finishes the run if they were the last.
         overwrite: delete the run that `out` holds first.
         quiet: no progress.
+        allow_pickle: read weights that are no safetensors too; a pickle can run code when it is read.
 
     Raises:
         HfsynError: see `prepare`; or, with exit code 4, some shards are still missing.
@@ -46,7 +48,11 @@ def build(
     check_device(device)
     run = prepare(load_recipe(recipe, overrides), out, overwrite=overwrite)
     if not (run.folder / layout.MANIFEST).exists():
-        work(run, ("caption", "generate"), num_processes=num_processes, device=device, shards=shards, quiet=quiet)
+        stages = ("caption", "generate")
+        work(
+            run, stages, num_processes=num_processes, device=device, shards=shards, quiet=quiet,
+            allow_pickle=allow_pickle,
+        )  # fmt: skip
     if current_worker().is_main:
         left = len(pending(run.data_shards()))
         if shards is not None and left:
@@ -64,6 +70,7 @@ def work(
     device: str | None = None,
     shards: str | None = None,
     quiet: bool = False,
+    allow_pickle: bool = False,
 ) -> None:
     """Run stages in this process, or in several through accelerate; returns when their shards are all there."""
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
@@ -72,12 +79,14 @@ def work(
     processes = num_processes or default_processes()
     if processes == 1 or is_launched():
         for stage in stages:
-            STAGES[stage](run, device=device, shards=shards if stage == stages[-1] else None, quiet=quiet)
+            only = shards if stage == stages[-1] else None
+            STAGES[stage](run, device=device, shards=only, quiet=quiet, allow_pickle=allow_pickle)
         return
     arguments = ["work-on", str(run.folder), "--stages", ",".join(stages)]
     arguments += ["--device", device] if device else []
     arguments += ["--shards", shards] if shards else []
     arguments += ["--quiet"] if quiet else []
+    arguments += ["--allow-pickle-weights"] if allow_pickle else []
     code = launch(arguments, processes, device=device)
     if code or not all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         raise HfsynError(

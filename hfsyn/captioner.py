@@ -16,7 +16,7 @@ from PIL import Image
 
 from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
-from hfsyn.hub_models import locate, unloadable
+from hfsyn.hub_models import loading, unloadable
 from hfsyn.recipe import CaptionPart
 
 _INSTRUCTION = "Describe the image in one sentence."
@@ -41,12 +41,13 @@ class TransformersCaptioner:
     Args:
         recipe: model, revision, prompt, length, beams and dtype.
         device: a torch device.
+        allow_pickle: read weights that are no safetensors too.
 
     Raises:
         HfsynError: the model cannot be loaded as a captioner, has lost weights, or has no use for the prompt.
     """
 
-    def __init__(self, recipe: CaptionPart, device: str) -> None:
+    def __init__(self, recipe: CaptionPart, device: str, *, allow_pickle: bool = False) -> None:
         import torch
         import transformers
 
@@ -54,10 +55,9 @@ class TransformersCaptioner:
         transformers.utils.logging.disable_progress_bar()
         self._recipe = recipe
         self._device = device
-        where = locate(recipe.model, "captioner")
-        options: dict[str, Any] = {"revision": recipe.revision} if recipe.revision else {}
+        where, options = loading(recipe.model, recipe.revision, "captioner", allow_pickle=allow_pickle)
         try:
-            self._processor = _processor(where, options)
+            self._processor = _processor(where, {k: v for k, v in options.items() if k != "use_safetensors"})
             self._model, report = transformers.AutoModelForImageTextToText.from_pretrained(
                 where, dtype=getattr(torch, recipe.dtype), output_loading_info=True, **options
             )

@@ -132,7 +132,8 @@ def recipes() -> None:
 @as_json_option
 def recipes_ls(as_json: bool) -> None:
     """List the shipped recipes."""
-    from hfsyn.recipe import load_recipe, shipped_recipes
+    from hfsyn.recipe import load_recipe
+    from hfsyn.recipe_texts import shipped_recipes
 
     rows = []
     for name in shipped_recipes():
@@ -150,7 +151,7 @@ def recipes_ls(as_json: bool) -> None:
 @click.argument("name")
 def recipes_show(name: str) -> None:
     """Print a shipped recipe."""
-    from hfsyn.recipe import recipe_text
+    from hfsyn.recipe_texts import recipe_text
 
     click.echo(recipe_text(name), nl=False)
 

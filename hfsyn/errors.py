@@ -14,6 +14,7 @@ class ExitCode(IntEnum):
     """What a command's exit code means."""
 
     OK = 0
+    DIFFERS = 1
     USAGE = 2
     PREFLIGHT = 3
     PARTIAL = 4

@@ -19,7 +19,7 @@ from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.hub_models import locate
 from hfsyn.prompts import get_strategy
-from hfsyn.recipe import Recipe, fingerprint
+from hfsyn.recipe import Recipe, fingerprint, is_content_hash
 from hfsyn.runs import load_run
 from hfsyn.shards import is_done
 from hfsyn.specs import Caption, plan
@@ -167,7 +167,7 @@ def _truncations(recipe: Recipe, prompts: list[str]) -> tuple[int | None, int | 
         tokenizer = AutoTokenizer.from_pretrained(
             locate(recipe.generate.model, "generator"),
             subfolder="tokenizer",
-            revision=recipe.generate.revision or "main",
+            revision=None if is_content_hash(recipe.generate.revision) else recipe.generate.revision or "main",
             local_files_only=True,
         )
     except (OSError, ValueError):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
-from hfsyn.hub_models import locate, unloadable
+from hfsyn.hub_models import loading, unloadable
 from hfsyn.recipe import GeneratePart
 
 FLAT_RANGE = 4
@@ -74,12 +74,13 @@ class DiffusersGenerator:
         recipe: model, revision, scheduler, steps, guidance, size, dtype, batch size, safety checker.
         negative: negative prompt; None is the pipeline's own idea of none (the empty text, or zeros for SDXL).
         device: a torch device.
+        allow_pickle: read weights that are no safetensors too.
 
     Raises:
         HfsynError: the model cannot be loaded, or has no use for the scheduler, the steps or the negative prompt.
     """
 
-    def __init__(self, recipe: GeneratePart, negative: str | None, device: str) -> None:
+    def __init__(self, recipe: GeneratePart, negative: str | None, device: str, *, allow_pickle: bool = False) -> None:
         import diffusers
         import torch
         import transformers
@@ -90,10 +91,9 @@ class DiffusersGenerator:
         self._recipe = recipe
         self._negative = negative
         self._device = device
-        where = locate(recipe.model, "generator")
-        options: dict[str, Any] = {"revision": recipe.revision} if recipe.revision else {}
+        where, options = loading(recipe.model, recipe.revision, "generator", allow_pickle=allow_pickle)
         try:
-            index = diffusers.DiffusionPipeline.load_config(where, **options)
+            index = diffusers.DiffusionPipeline.load_config(where, revision=options.get("revision"))
             # A part that a checkpoint leaves out (SD3 without its third encoder) must be left out by name.
             options |= {name: None for name, entry in index.items() if entry == [None, None]}
             if not recipe.safety_checker and "safety_checker" in index:

@@ -1,18 +1,21 @@
 """Where a model is: shipped with hfsyn, in a local folder, in the cache, or on the Hub at a commit.
 
-A run writes down which weights it used. `pin` turns "the newest" into a commit sha before anything is spent, and
-`locate` gives what `from_pretrained` takes.
+A run writes down which weights it used. `pin` turns "the newest" into a commit sha, or into the hash of what a local
+folder holds, before anything is spent; `loading` gives what `from_pretrained` takes and refuses changed weights.
+
+No code of a repository is ever run, and only safetensors are read unless a user allows pickles: a pickle runs code too.
 """
 
 from __future__ import annotations
 
-import os
+import hashlib
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.recipe import BUILTIN
+from hfsyn.recipe import BUILTIN, is_content_hash
+from hfsyn.shards import sha256_of
 
 Kind = Literal["captioner", "generator"]
 _SHA = re.compile(r"[0-9a-f]{40}")
@@ -65,7 +68,7 @@ def locate(model: str, kind: Kind) -> str:
 
 
 def pin(model: str, revision: str | None, kind: Kind) -> str | None:
-    """The commit sha that `revision` (None: the newest) of a Hub model stands for; None for a local model.
+    """The commit sha that `revision` (None: the newest) of a Hub model stands for; the content hash of a local model.
 
     A sha whose files are cached is taken as it is, without a network. Otherwise the Hub is asked; where it cannot be,
     the commit is taken that the cache knows under that name, if its files are there.
@@ -75,14 +78,26 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
         cached.
     """
     if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
-        if revision is not None:
+        content = content_hash(Path(locate(model, kind)))
+        if revision is not None and not is_content_hash(revision):
             raise HfsynError(
                 f"{_FIELD[kind]}.revision is {revision!r}, but {model} is a local model and has none.",
                 f"Leave it out: --set {_FIELD[kind]}.revision=null",
             )
-        locate(model, kind)
-        return None
+        if revision not in (None, content):
+            raise HfsynError(
+                f"The {kind} {model} is not the one that the recipe means: its content is {content[:19]}..., and "
+                f"{_FIELD[kind]}.revision is {str(revision)[:19]}...",
+                f"Name the folder with the right weights, or --set {_FIELD[kind]}.revision=null to take these.",
+            )
+        return content
     locate(model, kind)
+    if is_content_hash(revision):
+        raise HfsynError(
+            f"{_FIELD[kind]}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local "
+            "folder.",
+            f"Name that folder: --set {_FIELD[kind]}.model=FOLDER",
+        )
     if revision is not None and _SHA.fullmatch(revision) and _cached(model, revision, kind):
         return revision
     from huggingface_hub import HfApi
@@ -93,6 +108,8 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+
+    from builders.access import is_transport_error
 
     try:
         info = HfApi().model_info(model, revision=revision, timeout=20)
@@ -114,16 +131,53 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         return _from_cache(model, revision, kind, error)
     except Exception as error:
-        # The client's transport errors come from its HTTP library and have no common base here.
-        if type(error).__module__.partition(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2"):
+        if not is_transport_error(error):
             raise
         return _from_cache(model, revision, kind, error)
     return info.sha
 
 
+def content_hash(folder: Path) -> str:
+    """``sha256:`` and the hash of a model folder: of the names and contents of all files but cards and hidden ones."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
+        name = path.relative_to(folder)
+        if path.is_file() and path.suffix != ".md" and not any(part.startswith(".") for part in name.parts):
+            whole.update(f"{name.as_posix()}\n{sha256_of(path)}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool = False) -> tuple[str, dict[str, Any]]:
+    """The first argument and the options of ``from_pretrained``.
+
+    Raises:
+        HfsynError: as `locate`; or the content of a local model is not the one that `revision` names.
+    """
+    where = locate(model, kind)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if not allow_pickle:
+        options["use_safetensors"] = True
+    if is_content_hash(revision):
+        pin(model, revision, kind)
+    elif revision:
+        options["revision"] = revision
+    return where, options
+
+
 def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
     """What to tell a user whose model `from_pretrained` refused, in one line."""
     reason = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in reason or "remote code" in reason:
+        return HfsynError(
+            f"{model} cannot be loaded as a {kind}: it brings code of its own, and hfsyn runs no code from the Hub.",
+            f"Name a model whose architecture is part of transformers or diffusers, such as {_EXAMPLE[kind]}.",
+        )
+    if "safetensors" in reason and "file" in reason:
+        return HfsynError(
+            f"{model} cannot be loaded as a {kind}: it has no safetensors weights, and pickles run code as they are "
+            "read.",
+            "If it has pickles that you trust: --allow-pickle-weights. Better: save them again as safetensors.",
+        )
     if len(reason) > 200:
         reason = reason[:200].rsplit(" ", 1)[0] + " ..."
     return HfsynError(
@@ -159,8 +213,9 @@ def _cached(model: str, revision: str | None, kind: Kind) -> str | None:
 def _from_cache(model: str, revision: str | None, kind: Kind, error: Exception) -> str:
     if sha := _cached(model, revision, kind):
         return sha
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    why = "HF_HUB_OFFLINE is set" if offline else f"the Hub cannot be reached ({type(error).__name__})"
+    from builders.access import is_offline
+
+    why = "HF_HUB_OFFLINE is set" if is_offline() else f"the Hub cannot be reached ({type(error).__name__})"
     raise HfsynError(
         f"The {kind} {model}" + (f" at {revision}" if revision else "") + f" is not in the local cache and {why}.",
         f"Fetch it with a network (`hf download {model}`), name a local folder, or --set {_FIELD[kind]}.model=builtin.",

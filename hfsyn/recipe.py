@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from builders.errors import DataError
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.prompts import get_strategy
+from hfsyn.recipe_texts import read_recipe
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Scheduler = Literal["default", "ddim", "pndm", "euler", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"]
@@ -135,6 +136,8 @@ class Recipe(Part):
     """Letters, digits, dot, dash and underscore. Not part of the fingerprint."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """From which each sample's seed is derived, 0 to 2^63 - 1."""
+    class_seeds: dict[str, Annotated[int, Field(ge=0, lt=2**63)]] = {}
+    """Another seed for some classes, by wnid: their images are made anew, all others stay as they are."""
     source: SourcePart
     caption: CaptionPart | None = None
     prompt: PromptPart
@@ -154,7 +157,17 @@ class Recipe(Part):
                 f"Strategy {strategy.name!r} needs captions, and the recipe has no caption part.",
                 "Give it one, e.g. `caption: {model: Salesforce/blip-image-captioning-base}`.",
             )
+        known = get_variant(self.source.variant).by_wnid
+        if unknown := sorted(set(self.class_seeds) - known.keys()):
+            raise HfsynError(
+                f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
+                f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
+            )
         return self
+
+    def seed_for(self, wnid: str) -> int:
+        """The seed from which the seeds of a class's samples are derived."""
+        return self.class_seeds.get(wnid, self.seed)
 
 
 def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -176,31 +189,28 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     elif isinstance(recipe, Mapping):
         fields, where = json.loads(json.dumps(dict(recipe))), "recipe"
     else:
-        text, where = _read(str(recipe))
+        text, where = read_recipe(str(recipe))
         fields = _parse(text, where)
     for override in overrides:
         _override(fields, override)
     _drop_model_fields(fields, {override.partition("=")[0] for override in overrides})
+    return _validated(fields, where)
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """A recipe from its YAML text, which may come from a stranger: checked as any other. `where` names it.
+
+    Raises:
+        HfsynError: as `load_recipe`.
+    """
+    return _validated(_parse(text, where), where)
+
+
+def _validated(fields: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
         raise HfsynError(*_explain(error, where)) from None
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with hfsyn, sorted."""
-    return sorted(
-        p.name.removesuffix(".yaml") for p in resources.files("hfsyn.recipes").iterdir() if p.name.endswith(".yaml")
-    )
-
-
-def recipe_text(name: str) -> str:
-    """The YAML text of a shipped recipe, comments included.
-
-    Raises:
-        HfsynError: no shipped recipe of that name.
-    """
-    return _read(name, files=False)[0]
 
 
 def new_recipe(name: str, base: str) -> Path:
@@ -230,6 +240,8 @@ def new_recipe(name: str, base: str) -> Path:
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, one flow mapping a part, every field written out."""
     lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
+    if recipe.class_seeds:
+        lines.append(f"class_seeds: {json.dumps(recipe.class_seeds, sort_keys=True)}")
     for part in PARTS:
         value = getattr(recipe, part)
         text = yaml.safe_dump(
@@ -241,12 +253,35 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 (64 hex digits) of the canonical JSON of all fields but the name.
+    """SHA-256 (64 hex digits) of the canonical JSON of all fields that decide the bytes.
 
-    Two recipes with one fingerprint make the same dataset; a run folder accepts only its own.
+    Two recipes with one fingerprint make the same dataset from the same real images; a run folder accepts only its own.
+    Left out are the name, where the real images lie on this machine, and where a model lies whose weights are named by
+    their content. Empty `class_seeds` are left out too: recipes that were published without them keep their name.
     """
-    canonical = json.dumps(recipe.model_dump(exclude={"name"}), sort_keys=True, separators=(",", ":"))
+    fields = recipe.model_dump(exclude={"name": True, "source": {"path"}})
+    if not recipe.class_seeds:
+        del fields["class_seeds"]
+    for part in ("caption", "generate"):
+        if fields[part] is not None and is_content_hash(fields[part]["revision"]):
+            del fields[part]["model"]
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def is_content_hash(revision: str | None) -> bool:
+    """Whether a revision is the content of a local model, ``sha256:`` and 64 hex digits, and not one of the Hub."""
+    return revision is not None and re.fullmatch(r"sha256:[0-9a-f]{64}", revision) is not None
+
+
+def published_recipe(recipe: Recipe) -> Recipe:
+    """The recipe as others may see it: without the places of this machine. Its fingerprint stays the same."""
+    public: dict[str, Any] = {"source": recipe.source.model_copy(update={"path": None})}
+    for name in ("caption", "generate"):
+        part = getattr(recipe, name)
+        if part is not None and is_content_hash(part.revision) and part.model != BUILTIN:
+            public[name] = part.model_copy(update={"model": f"./{Path(part.model).name}"})
+    return recipe.model_copy(update=public)
 
 
 def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
@@ -264,39 +299,6 @@ def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _read(name: str, *, files: bool = True) -> tuple[str, str]:
-    """Text of a recipe and how to call it in a message."""
-    if files and name.startswith("hf://"):
-        return _read_from_hub(name), name
-    path = Path(name).expanduser()
-    if files and (name.endswith((".yaml", ".yml")) or "/" in name):
-        if not path.is_file():
-            raise HfsynError(f"There is no recipe file {name}.", "`hfsyn recipes new NAME` writes one to start from.")
-        return path.read_text(encoding="utf-8"), name
-    if name not in shipped_recipes():
-        near = difflib.get_close_matches(name, shipped_recipes(), n=1)
-        raise HfsynError(
-            f"Unknown recipe {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
-            f"Shipped recipes: {', '.join(shipped_recipes())}. A file is named with its .yaml.",
-        )
-    return (resources.files("hfsyn.recipes") / f"{name}.yaml").read_text(encoding="utf-8"), f"recipe {name!r}"
-
-
-def _read_from_hub(uri: str) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repo, _, revision = uri.removeprefix("hf://datasets/").partition("@")
-    if not uri.startswith("hf://datasets/") or repo.count("/") != 1:
-        raise HfsynError(f"{uri!r} is not a recipe's address.", "It looks like hf://datasets/USER/NAME@v1.0.0")
-    try:
-        found = hf_hub_download(repo, "recipe.yaml", repo_type="dataset", revision=revision or None)
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HfsynError(f"No recipe could be read from {uri}: {reason}", "Check the name and the revision.") from None
-    return Path(found).read_text(encoding="utf-8")
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:

@@ -42,7 +42,9 @@ def draw(
     for attempt in range(recipe.generate.max_retries + 1):
         again = []
         for batch in batches(left, recipe.generate.batch_size):
-            seeds = [seed_of(recipe.seed, spec.sample_id, attempt) if attempt else spec.seed for spec in batch]
+            seeds = [
+                seed_of(recipe.seed_for(spec.wnid), spec.sample_id, attempt) if attempt else spec.seed for spec in batch
+            ]
             drawn = generator.generate([spec.prompt for spec in batch], seeds)
             for spec, seed, image in zip(batch, seeds, drawn, strict=True):
                 before = results.get(spec.sample_id)

@@ -4,10 +4,10 @@ The rules, which a reader of a published set can apply without this code:
 
 *Sample id.* ``{source_id}#{k}`` for the k-th image (from 0) made from one real image.
 
-*Seed.* The UTF-8 text ``hfsyn-seed-v1``, the recipe's seed and the sample id, each followed by a newline, is hashed
-with SHA-256; the seed is the first 8 bytes, read big-endian, shifted right by one bit: 0 to 2^63 - 1. A retry
-(an image that was flagged, NaN or flat) appends the number of the attempt (1, 2, ...) and a newline to that text. The
-initial noise is drawn by ``torch.Generator("cpu").manual_seed(seed)``.
+*Seed.* The UTF-8 text ``hfsyn-seed-v1``, the recipe's seed (or that of the class in ``class_seeds``) and the sample id,
+each followed by a newline, is hashed with SHA-256; the seed is the first 8 bytes, read big-endian, shifted right by one
+bit: 0 to 2^63 - 1. A retry (an image that was flagged, NaN or flat) appends the number of the attempt (1, 2, ...) and a
+newline to that text. The initial noise is drawn by ``torch.Generator("cpu").manual_seed(seed)``.
 
 *Choice.* A strategy that chooses at random gets ``random.Random(s)`` with s made by the rule of the seed from
 ``hfsyn-prompt-v1`` instead of ``hfsyn-seed-v1``.
@@ -127,7 +127,7 @@ def plan(recipe: Recipe, captions: Iterable[Caption]) -> Plan:
         info = classes[caption.wnid]
         for k in range(recipe.prompt.images_per_caption):
             sample_id = sample_id_of(caption.source_id, k)
-            rng = random.Random(seed_of(recipe.seed, sample_id, purpose="prompt"))
+            rng = random.Random(seed_of(recipe.seed_for(info.wnid), sample_id, purpose="prompt"))
             specs.append(
                 SampleSpec(
                     sample_id=sample_id,
@@ -138,7 +138,7 @@ def plan(recipe: Recipe, captions: Iterable[Caption]) -> Plan:
                     prompt=strategy.write(info, caption.text, rng),
                     caption=caption.text,
                     caption_flags=caption.flags,
-                    seed=seed_of(recipe.seed, sample_id),
+                    seed=seed_of(recipe.seed_for(info.wnid), sample_id),
                 )
             )
     specs.sort(key=lambda spec: order_of(spec.sample_id))

@@ -7,17 +7,12 @@ depend on the others. Running a stage again continues it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import platform
-import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +32,12 @@ from hfsyn.progress import Progress
 from hfsyn.rows import draw, synthetic_rows
 from hfsyn.runs import Run, incomplete, index_entries, load_run, select
 from hfsyn.shards import claims, is_done, lock, pending, write_parquet, write_shard
+from hfsyn.software import describe_device, software
 from hfsyn.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, pick_device
 
 _DECODE_THREADS = 2
 _ENCODE_THREADS = 2
-_SOFTWARE = ("hfsyn", "torch", "diffusers", "transformers", "accelerate", "datasets", "pillow", "pyarrow")
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -59,6 +54,7 @@ def caption(
     device: str | None = None,
     shards: str | None = None,
     quiet: bool = False,
+    allow_pickle: bool = False,
     captioner: Captioner | None = None,
 ) -> None:
     """Read every real image of the source index, and caption it where the recipe has a captioner.
@@ -71,6 +67,7 @@ def caption(
         device: a torch device; None picks one.
         shards: ``A:B`` works on these shards only.
         quiet: no progress.
+        allow_pickle: read weights that are no safetensors too.
         captioner: in place of the recipe's model (for tests).
     """
     run = run if isinstance(run, Run) else load_run(run)
@@ -81,7 +78,7 @@ def caption(
     where = "cpu"
     if captioner is None and part is not None:
         where = pick_device(device)
-        captioner = TransformersCaptioner(part, where)
+        captioner = TransformersCaptioner(part, where, allow_pickle=allow_pickle)
     source = run.open_source()
     schema = captioned_features(run.class_names).arrow_schema
     stage = _Stage(run, "caption", where)
@@ -108,6 +105,7 @@ def generate(
     device: str | None = None,
     shards: str | None = None,
     quiet: bool = False,
+    allow_pickle: bool = False,
     generator: ImageGenerator | None = None,
 ) -> None:
     """Make the images of the plan. The plan is written first, if it is not there and all captions are.
@@ -117,6 +115,7 @@ def generate(
         device: a torch device; None picks one.
         shards: ``A:B`` works on these shards only.
         quiet: no progress.
+        allow_pickle: read weights that are no safetensors too.
         generator: in place of the recipe's model (for tests).
 
     Raises:
@@ -130,7 +129,8 @@ def generate(
     where = "cpu"
     if generator is None:
         where = pick_device(device)
-        generator = DiffusersGenerator(run.recipe.generate, run.recipe.prompt.negative, where)
+        part = run.recipe.generate
+        generator = DiffusersGenerator(part, run.recipe.prompt.negative, where, allow_pickle=allow_pickle)
     stage = _Stage(run, "generate", where)
     total = run.planned_rows or 0
     schema = synthetic_features(run.class_names).arrow_schema
@@ -235,9 +235,9 @@ class _Stage:
                 counts=dict(sorted(Counter(row["wnid"] for row in rows).items())),
                 flags={name: n for name, n in sorted(flags.items()) if n},
                 seconds=round(time.monotonic() - started, 3),
-                device=_describe(self.device),
+                device=describe_device(self.device),
                 worker=f"{worker.rank} of {worker.world}",
-                software=_software(),
+                software=software(),
             )
 
         columns = {field.name: [row[field.name] for row in rows] for field in schema}
@@ -302,19 +302,3 @@ def _read_captions(shards: Sequence[Path]) -> Iterator[Caption]:
     for shard in shards:
         for row in pq.read_table(shard, columns=["source_id", "wnid", "caption", "caption_flags"]).to_pylist():
             yield Caption(row["source_id"], row["wnid"], row["caption"], tuple(row["caption_flags"]))
-
-
-def _software() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _SOFTWARE:
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def _describe(device: str) -> str:
-    if device.startswith("cuda") and "torch" in sys.modules:
-        import torch
-
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({platform.machine()}, {os.cpu_count()} cores)" if device == "cpu" else device

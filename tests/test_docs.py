@@ -16,7 +16,8 @@ from PIL import Image
 
 from hfsyn.cli import cli
 from hfsyn.prompts import STRATEGIES
-from hfsyn.recipe import load_recipe, shipped_recipes
+from hfsyn.recipe import load_recipe
+from hfsyn.recipe_texts import shipped_recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

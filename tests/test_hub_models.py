@@ -12,7 +12,8 @@ from huggingface_hub import errors
 
 from hfsyn import models
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub_models import Kind, locate, pin
+from hfsyn.hub_models import Kind, content_hash, loading, locate, pin
+from hfsyn.recipe import is_content_hash
 
 try:  # the HTTP library of huggingface_hub 2
     import httpx2 as httpx
@@ -70,10 +71,12 @@ def refusal(call: Any, *args: Any) -> HfsynError:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_builtin_is_the_shipped_folder_and_needs_no_revision(kind: Kind) -> None:
+def test_builtin_is_the_shipped_folder_and_is_pinned_by_its_content(kind: Kind) -> None:
     assert locate("builtin", kind) == str(models.path(kind))
     assert (models.path(kind) / MARKER[kind]).is_file()
-    assert pin("builtin", None, kind) is None
+    pinned = pin("builtin", None, kind)
+    assert pinned == pin(str(models.path(kind)), None, kind) == pin("builtin", pinned, kind)
+    assert is_content_hash(pinned)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,7 +90,28 @@ def test_a_local_folder_is_taken_by_any_of_its_names(
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in (str(folder), "user/model", "./user/model", "~/user/model"):
         assert locate(name, kind) == str(folder)
-        assert pin(name, None, kind) is None
+        assert pin(name, None, kind) == content_hash(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_local_model_whose_content_has_changed_is_refused(kind: Kind, tmp_path: Path) -> None:
+    (tmp_path / MARKER[kind]).write_text("{}")
+    before = pin(str(tmp_path), None, kind)
+    (tmp_path / "README.md").write_text("a card decides nothing")
+    assert loading(str(tmp_path), before, kind)[1] == {"trust_remote_code": False, "use_safetensors": True}
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    for refused in (pin, loading):
+        problem = refusal(refused, str(tmp_path), before, kind)
+        assert "is not the one that the recipe means" in problem.message
+    assert "is the content of a local folder" in refusal(pin, "org/name", before, kind).message
+
+
+def test_what_from_pretrained_is_told() -> None:
+    where, options = loading("org/name", "a" * 40, "generator")
+    assert (where, options) == (
+        "org/name", {"revision": "a" * 40, "trust_remote_code": False, "use_safetensors": True}
+    )  # fmt: skip
+    assert "use_safetensors" not in loading("org/name", None, "generator", allow_pickle=True)[1]
 
 
 def test_a_folder_of_the_other_kind_or_of_none_is_refused(tmp_path: Path) -> None:
@@ -134,7 +158,7 @@ def test_a_hub_id_is_left_as_it_is(model: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("local", [True, False])
-def test_a_local_model_has_no_revision(kind: Kind, local: bool, tmp_path: Path) -> None:
+def test_a_local_model_has_no_revision_of_the_hub(kind: Kind, local: bool, tmp_path: Path) -> None:
     (tmp_path / MARKER[kind]).write_text("{}")
     model = str(tmp_path) if local else "builtin"
     problem = refusal(pin, model, "main", kind)

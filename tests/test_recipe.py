@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipe import (
-    Part,
-    Recipe,
-    difference,
-    dump_recipe,
-    fingerprint,
-    load_recipe,
-    new_recipe,
-    recipe_text,
-    shipped_recipes,
-)
+from hfsyn.recipe import Part, Recipe, difference, dump_recipe, fingerprint, load_recipe, new_recipe, published_recipe
+from hfsyn.recipe_texts import recipe_text, shipped_recipes
 
 NAMED = {
     "shapes-basic", "shapes-cip", "imagenette-basic", "imagenette-cip", "tiny-imagenet-cip", "imagenet-100-cip",
@@ -98,7 +90,8 @@ def test_a_file_that_is_missing_or_no_recipe_is_refused(tmp_path: Path) -> None:
 
 def test_a_dumped_recipe_is_the_same_recipe(tmp_path: Path) -> None:
     for name in shipped_recipes():
-        recipe = load_recipe(name, ["seed=7"])
+        wnid = get_variant(load_recipe(name).source.variant).classes[0].wnid
+        recipe = load_recipe(name, ["seed=7", f"class_seeds.{wnid}=8"])
         (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
         assert load_recipe(tmp_path / "r.yaml") == recipe
 
@@ -138,6 +131,35 @@ def test_the_fingerprint_changes_with_every_field_but_the_name() -> None:
     ]  # fmt: skip
     prints = [fingerprint(load_recipe("shapes-cip", [override])) for override in changed]
     assert len({fingerprint(base), *prints}) == len(changed) + 1
+
+
+def test_the_fingerprint_does_not_tell_where_things_lie_on_a_machine(tmp_path: Path) -> None:
+    at = "sha256:" + "0" * 64
+    here, there = (
+        load_recipe(
+            "tiny-imagenet-cip",
+            [f"source.path=/{root}/images", f"generate.model=/{root}/sd", f"generate.revision={at}"],
+        )
+        for root in ("here", "there")
+    )
+    assert fingerprint(here) == fingerprint(there) == fingerprint(published_recipe(here))
+    assert "/here" not in dump_recipe(published_recipe(here))
+    assert published_recipe(here).generate.model == "./sd"
+    other = load_recipe(here, [f"generate.revision=sha256:{'1' * 64}"])
+    assert fingerprint(other) != fingerprint(here)
+    at_hub = load_recipe(here, ["generate.model=a/b", "generate.revision=main"])
+    assert fingerprint(at_hub) != fingerprint(load_recipe(at_hub, ["generate.model=a/c", "generate.revision=main"]))
+
+
+def test_class_seeds_are_by_wnid_of_the_variant() -> None:
+    wnid = get_variant("shapes").classes[2].wnid
+    recipe = load_recipe("shapes-cip", [f"class_seeds.{wnid}=7"])
+    assert (recipe.seed_for(wnid), recipe.seed_for("other")) == (7, 0)
+    assert fingerprint(recipe) != fingerprint(load_recipe("shapes-cip"))
+    with pytest.raises(HfsynError, match=r"class_seeds names n00000000, .*hfsyn variants info shapes"):
+        load_recipe("shapes-cip", ["class_seeds.n00000000=7"])
+    with pytest.raises(HfsynError, match=r"class_seeds.*-1"):
+        load_recipe("shapes-cip", [f"class_seeds.{wnid}=-1"])
 
 
 def test_a_recipe_is_frozen() -> None:

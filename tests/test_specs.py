@@ -32,6 +32,17 @@ def test_seeds_follow_the_published_rule() -> None:
         assert seed_of(5, spec.sample_id, 2) == published_seed(5, spec.sample_id, 2)
 
 
+def test_a_class_seed_changes_the_seeds_of_that_class_alone() -> None:
+    base, changed = (
+        plan(load_recipe("shapes-cip"), captions()),
+        plan(load_recipe("shapes-cip", [f"class_seeds.{WNIDS[3]}=9"]), captions()),
+    )
+    for a, b in zip(base, changed, strict=True):
+        assert b.seed == published_seed(9 if b.wnid == WNIDS[3] else 0, b.sample_id)
+        assert (a.sample_id, a.prompt) == (b.sample_id, b.prompt)
+        assert (a == b) == (b.wnid != WNIDS[3])
+
+
 def test_the_plan_does_not_depend_on_the_order_of_the_captions() -> None:
     recipe = load_recipe("shapes-cip")
     shuffled = captions()
