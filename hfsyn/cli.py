@@ -17,6 +17,7 @@ import click
 from hfsyn import __version__
 from hfsyn.catalogue import as_json_option, recipes, strategies, variants
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub_commands import HUB_COMMANDS
 
 # What a full or forbidden disk says: the user's to mend, not a fault of ours.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -96,7 +97,14 @@ _work = _options(
         help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
     ),
     click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
+)  # fmt: skip
+_stage_work = _options(
+    _work,
     click.option("--shards", metavar="A:B", help="Only shards A up to but not including B."),
+    click.option(
+        "--allow-pickle-weights", "allow_pickle", is_flag=True,
+        help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
+    ),
 )  # fmt: skip
 _overrides = _options(
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
@@ -123,20 +131,12 @@ def _say(text: str) -> None:
 @_work
 @_quiet
 def demo(
-    out: str,
-    limit: int | None,
-    overwrite: bool,
-    num_processes: int | None,
-    device: str | None,
-    shards: str | None,
-    quiet: bool,
+    out: str, limit: int | None, overwrite: bool, num_processes: int | None, device: str | None, quiet: bool
 ) -> None:
     """Run the whole path offline: drawn images, captions, prompts, synthetic images, and a picture of them all.
 
     Prints the path of the picture.
     """
-    if shards is not None:
-        raise click.UsageError("demo makes all shards; --shards is for build, caption and generate.")
     from hfsyn.showcase import LIMIT
     from hfsyn.showcase import demo as run_demo
 
@@ -152,12 +152,11 @@ def demo(
 @click.option("--out", required=True, metavar="RUN", help="The run folder; made, or continued where it was left.")
 @_overrides
 @click.option("--overwrite", is_flag=True, help="Delete the run that RUN holds first.")
-@_work
+@_stage_work
 @_quiet
 def build(
-    recipe: str, out: str, overrides: tuple[str, ...], limit: int | None, seed: int | None, overwrite: bool,
-    num_processes: int | None, device: str | None, shards: str | None, quiet: bool,
-) -> None:  # fmt: skip
+    recipe: str, out: str, overrides: tuple[str, ...], limit: int | None, seed: int | None, quiet: bool, **work: Any
+) -> None:
     """Carry out RECIPE in a run folder: caption, generate, finish. Running it again continues.
 
     RECIPE is a shipped recipe's name, a YAML file, or hf://datasets/REPO_ID@REVISION. Prints the run folder.
@@ -170,10 +169,7 @@ def build(
     from hfsyn.building import build as run_build
     from hfsyn.workers import current_worker
 
-    run = run_build(
-        recipe, out, overrides=_all_overrides(overrides, limit, seed), num_processes=num_processes, device=device,
-        shards=shards, overwrite=overwrite, quiet=quiet,
-    )  # fmt: skip
+    run = run_build(recipe, out, overrides=_all_overrides(overrides, limit, seed), quiet=quiet, **work)
     if current_worker().is_main:
         _summary(run, quiet)
 
@@ -196,49 +192,46 @@ def _summary(run: Any, quiet: bool) -> None:
 
 @cli.command()
 @click.argument("run")
-@_work
+@_stage_work
 @_quiet
-def caption(run: str, num_processes: int | None, device: str | None, shards: str | None, quiet: bool) -> None:
+def caption(run: str, **work: Any) -> None:
     """Read and caption the real images of a prepared RUN folder. Prints the folder."""
-    _stage(("caption",), run, num_processes, device, shards, quiet)
+    _stage(("caption",), run, **work)
     click.echo(run)
 
 
 @cli.command()
 @click.argument("run")
-@_work
+@_stage_work
 @_quiet
-def generate(run: str, num_processes: int | None, device: str | None, shards: str | None, quiet: bool) -> None:
+def generate(run: str, **work: Any) -> None:
     """Make the images of a RUN folder whose captions are finished. Prints the folder.
 
     \b
     hfsyn generate runs/cip --shards 0:50        one half here ...
     hfsyn generate runs/cip --shards 50:100      ... and the other on another machine with the same folder
     """
-    _stage(("generate",), run, num_processes, device, shards, quiet)
+    _stage(("generate",), run, **work)
     click.echo(run)
 
 
-def _stage(
-    stages: tuple[str, ...], run: str, num_processes: int | None, device: str | None, shards: str | None, quiet: bool
-) -> None:
+def _stage(stages: tuple[str, ...], run: str, **options: Any) -> None:
     from hfsyn.building import work
     from hfsyn.runs import load_run
     from hfsyn.workers import leave_group
 
-    work(load_run(run), stages, num_processes=num_processes, device=device, shards=shards, quiet=quiet)
+    work(load_run(run), stages, **options)
     leave_group()
 
 
 @cli.command("work-on", hidden=True)
 @click.argument("run")
 @click.option("--stages", required=True)
-@click.option("--device")
-@click.option("--shards")
-@click.option("--quiet", is_flag=True)
-def work_on(run: str, stages: str, device: str | None, shards: str | None, quiet: bool) -> None:
+@_stage_work
+@_quiet
+def work_on(run: str, stages: str, **work: Any) -> None:
     """What `--num-processes` starts in each process; prints nothing."""
-    _stage(tuple(stages.split(",")), run, 1, device, shards, quiet)
+    _stage(tuple(stages.split(",")), run, **(work | {"num_processes": 1}))
 
 
 @cli.command()
@@ -289,5 +282,5 @@ def plan(
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
 
 
-for _group in (variants, strategies, recipes):
+for _group in (variants, strategies, recipes, *HUB_COMMANDS):
     cli.add_command(_group)

@@ -12,9 +12,10 @@ from builders import layout
 from builders.layout import load_sidecar, sidecar_of
 from hfsyn.cards import example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.recipe import published_recipe
 from hfsyn.report import sample_sheet, save_png
 from hfsyn.runs import Run, incomplete, load_run, rejected_lines
-from hfsyn.shards import atomic_text, faults, lock, pending
+from hfsyn.shards import atomic_text, faults, is_done, lock, pending
 from hfsyn.stages import write_plan
 
 
@@ -48,50 +49,67 @@ def finish(run: Run | str | Path) -> Run:
             run.folder / layout.REJECTED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected)
         )
         save_png(sample_sheet(run), run.folder / layout.PREVIEW / "samples.png")
-        manifest = _manifest(run, rejected)
-        software = _software_of(run)
+        manifest = manifest_of(run)
+        software = software_of(run)
         card = render_card(facts(manifest, software, rows=example_rows(run.folder)))
         atomic_text(run.folder / layout.CARD, card)
         atomic_text(run.folder / layout.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return run
 
 
-def _manifest(run: Run, rejected: Sequence[dict[str, str]]) -> dict[str, Any]:
-    """The run's table of contents; free of times and devices, so that equal runs have equal manifests."""
-    sidecars = [(shard, load_sidecar(sidecar_of(shard))) for shard in run.data_shards()]
-    captions = [load_sidecar(sidecar_of(shard)) for shard in run.caption_shards()]
+def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
+    """A run's table of contents; free of times, devices and places, so that equal runs have equal manifests.
+
+    Args:
+        run: its shards are all there.
+        what: ``data`` is the run's own; ``captions`` is that of its captions where they are published alone.
+    """
+    shards = run.data_shards() if what == "data" else run.caption_shards()
     counts: Counter[str] = Counter()
     flags: Counter[str] = Counter()
-    for _, sidecar in sidecars:
+    for shard in shards:
+        sidecar = load_sidecar(sidecar_of(shard))
         counts.update(sidecar.counts)
         flags.update(sidecar.flags)
+    stages = ("caption", "generate") if what == "data" else ("caption",)
+    entries, captions = shard_entries(run, shards), shard_entries(run, run.caption_shards())
     return {
         "name": run.recipe.name,
-        "format": 1,
+        "format": layout.FORMAT,
+        "what": what,
         "fingerprint": run.fingerprint,
-        "recipe": run.recipe.model_dump(),
+        "recipe": published_recipe(run.recipe).model_dump(),
         "split": run.split,
-        "rows": sum(s.rows for _, s in sidecars),
-        "bytes": sum(s.bytes for _, s in sidecars),
+        "rows": sum(entry["rows"] for entry in entries),
+        "bytes": sum(entry["bytes"] for entry in entries),
         "source_rows": run.source_rows,
-        "readable_rows": sum(s.rows for s in captions),
-        "rejected": dict(sorted(Counter(f"{r['stage']}: {r['reason']}" for r in rejected).items())),
+        "readable_rows": sum(entry["rows"] for entry in captions),
+        "rejected": dict(sorted(Counter(f"{r['stage']}: {r['reason']}" for r in rejected_lines(run, stages)).items())),
         "flags": dict(sorted(flags.items())),
         "classes": [
             {"wnid": wnid, "name": run.classes[wnid].name, "rows": counts[wnid]}
             for wnid in sorted(counts, key=lambda w: run.classes[w].index)
         ],
-        "shards": [
-            {"file": f"{layout.DATA}/{shard.name}", "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256}
-            for shard, s in sidecars
-        ],
+        "shards": entries,
+        "captions": captions if what == "data" else [],
     }
 
 
-def _software_of(run: Run) -> dict[str, list[str]]:
+def shard_entries(run: Run, shards: Sequence[Path]) -> list[dict[str, Any]]:
+    """Finished shards as a manifest lists them; see `builders.layout.ShardEntry`."""
+    found = []
+    for shard in shards:
+        sidecar = load_sidecar(sidecar_of(shard))
+        name = shard.relative_to(run.folder).as_posix()
+        found.append({"file": name, "rows": sidecar.rows, "bytes": sidecar.bytes, "sha256": sidecar.sha256})
+    return found
+
+
+def software_of(run: Run) -> dict[str, list[str]]:
     """Every version of every library, and every device, that made a shard of this run."""
     found: dict[str, set[str]] = {}
-    for shard in run.data_shards():
+    shards = run.caption_shards() + (run.data_shards() if run.planned_rows is not None else [])
+    for shard in filter(is_done, shards):
         sidecar = load_sidecar(sidecar_of(shard))
         for name, value in {**sidecar.software, "device": sidecar.device}.items():
             found.setdefault(name, set()).add(value)

@@ -21,12 +21,20 @@ class Progress:
         done: images that were there before; they count, but not into the rate.
         others: asked now and then for the images that other processes finished since; may be None.
         quiet: show nothing.
+        unit: what is counted, as people read it.
     """
 
     def __init__(
-        self, what: str, total: int, done: int = 0, *, others: Callable[[], int] | None = None, quiet: bool = False
+        self,
+        what: str,
+        total: int,
+        done: int = 0,
+        *,
+        others: Callable[[], int] | None = None,
+        quiet: bool = False,
+        unit: str = "images",
     ) -> None:
-        self._what, self._total, self._initial = what, total, done
+        self._what, self._total, self._initial, self._unit = what, total, done, unit
         self._own = 0
         self._elsewhere = 0
         self._others = others
@@ -34,7 +42,7 @@ class Progress:
         self._bar = None
         self._quiet = quiet
         if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(total=total, initial=done, desc=what, unit=" images", dynamic_ncols=True, smoothing=0.1)
+            self._bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 
     def add(self, images: int) -> None:
         """Count images that this process made."""
@@ -66,7 +74,9 @@ class Progress:
             return
         rate = (count - self._initial) / max(1e-9, time.monotonic() - self._started)
         left = tqdm.format_interval((self._total - count) / rate) if rate > 0 else "?"
-        print(f"{self._what}: {count}/{self._total} images, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True)
+        print(
+            f"{self._what}: {count}/{self._total} {self._unit}, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True
+        )
 
     def __enter__(self) -> Progress:
         return self
@@ -82,4 +92,8 @@ class Progress:
             self._bar.close()
         elif error is None:
             seconds = time.monotonic() - self._started
-            print(f"{self._what}: {self._count()}/{self._total} images in {seconds:.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"{self._what}: {self._count()}/{self._total} {self._unit} in {seconds:.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -330,10 +330,10 @@ def _stage_status(stage: str, shards: Sequence[Path], *, known: bool) -> StageSt
     )
 
 
-def rejected_lines(run: Run) -> Iterator[dict[str, str]]:
+def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) -> Iterator[dict[str, str]]:
     """One dict for every image that was set aside, in the order of stages and shards."""
-    for stage, shards in (("caption", run.caption_shards()), ("generate", run.data_shards())):
-        for shard in shards:
+    for stage in stages:
+        for shard in run.caption_shards() if stage == "caption" else run.data_shards():
             for entry in load_sidecar(sidecar_of(shard)).rejected:
                 yield {"stage": stage, **entry}
 

@@ -13,19 +13,25 @@ from conftest import ROOT
 LAYERS = (
     {"builders.errors", "builders.variants", "builders.layout", "hfsyn.errors"},
     {
-        "builders.rows", "builders.labels", "builders.images", "builders.schema", "builders.drawing", "builders.shapes",
-        "builders.sources", "builders.folders", "builders.parquet", "builders.hub", "builders.imagenet",
-        "builders.captioned", "builders.synthetic",
+        "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
+        "builders.imagenet", "builders.images", "builders.labels", "builders.parquet", "builders.published",
+        "builders.rows", "builders.schema", "builders.shapes", "builders.sources", "builders.synthetic",
     },
-    {"hfsyn.front_matter", "hfsyn.prompts", "hfsyn.recipe", "hfsyn.specs"},
-    {"hfsyn.shards", "hfsyn.encode", "hfsyn.workers", "hfsyn.progress", "hfsyn.models", "hfsyn.hub_models"},
-    {"hfsyn.runs", "hfsyn.captioner", "hfsyn.generator"},
     {
-        "hfsyn.rows", "hfsyn.stages", "hfsyn.cards", "hfsyn.card_blocks", "hfsyn.card_facts", "hfsyn.card_meta",
-        "hfsyn.card_text", "hfsyn.manifest", "hfsyn.building", "hfsyn.report", "hfsyn.forecast",
-        "hfsyn.showcase",
+        "hfsyn.front_matter", "hfsyn.prompts", "hfsyn.recipe", "hfsyn.recipe_texts", "hfsyn.specs", "hfsyn.versions",
     },
-    {"hfsyn.catalogue", "hfsyn.cli", "hfsyn.__main__"},
+    {
+        "hfsyn.encode", "hfsyn.hub", "hfsyn.hub_models", "hfsyn.models", "hfsyn.progress", "hfsyn.shards",
+        "hfsyn.software", "hfsyn.workers",
+    },
+    {"hfsyn.captioner", "hfsyn.generator", "hfsyn.runs"},
+    {
+        "hfsyn.building", "hfsyn.card_blocks", "hfsyn.card_facts", "hfsyn.card_meta", "hfsyn.card_text", "hfsyn.cards",
+        "hfsyn.checkup", "hfsyn.comparison", "hfsyn.contents", "hfsyn.forecast", "hfsyn.manifest", "hfsyn.preflight",
+        "hfsyn.publication", "hfsyn.reading_back", "hfsyn.report", "hfsyn.reproduction", "hfsyn.rows",
+        "hfsyn.showcase", "hfsyn.stages", "hfsyn.verification", "hfsyn.watching",
+    },
+    {"hfsyn.__main__", "hfsyn.catalogue", "hfsyn.cli", "hfsyn.hub_commands"},
 )  # fmt: skip
 FREE = {"builders", "hfsyn", "hfsyn.recipes", "dataset_cards"}  # package fronts: docstrings and lazy names
 

@@ -1,0 +1,105 @@
+"""What a run publishes: the files of one configuration, by their path in the repository."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from builders import layout
+from builders.layout import load_sidecar, sidecar_of
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub import LocalFile
+from hfsyn.manifest import manifest_of
+from hfsyn.recipe import dump_recipe, published_recipe
+from hfsyn.runs import Run
+from hfsyn.shards import faults, is_done, pending, sha256_of
+
+What = Literal["data", "captions"]
+
+_TOP = (layout.SOURCE, layout.PLAN, layout.REJECTED, layout.MANIFEST)
+
+
+def contents(run: Run, config_name: str, what: What = "data") -> dict[str, LocalFile]:
+    """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
+
+    The recipe is sent without the places of this machine.
+
+    Args:
+        run: a finished run; for captions alone it is enough that these are finished.
+        config_name: see `builders.layout.config_prefix`.
+        what: ``data`` is the whole run, captions included; ``captions`` are these and their recipe.
+
+    Raises:
+        HfsynError: the run is not finished, or does not verify (exit code 3).
+    """
+    prefix = layout.config_prefix(config_name)
+    if what == "data" and not (run.folder / layout.MANIFEST).exists():
+        raise HfsynError(
+            f"{run.folder} is not finished.", f"Run: hfsyn build (again), or: hfsyn finish {run.folder}",
+            code=ExitCode.PREFLIGHT,
+        )  # fmt: skip
+    shards = [*run.caption_shards(), *(run.data_shards() if what == "data" else [])]
+    if what == "captions" and (left := pending(shards)):
+        raise HfsynError(
+            f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
+            f"Run: hfsyn caption {run.folder}", code=ExitCode.PREFLIGHT,
+        )  # fmt: skip
+    if wrong := [fault for shard in shards for fault in faults(shard, run.fingerprint)]:
+        raise HfsynError(
+            f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
+            "Delete the sidecars of damaged shards and build again: these shards are made anew.",
+            code=ExitCode.PREFLIGHT,
+        )
+    found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
+    found |= _shard_files(run, shards, prefix)
+    if what == "captions":
+        manifest = json.dumps(manifest_of(run, "captions"), indent=1, ensure_ascii=False) + "\n"
+        return found | {f"{prefix}{layout.MANIFEST}": LocalFile.made(manifest)}
+    previews = sorted(path for path in (run.folder / layout.PREVIEW).glob("*.png"))
+    for path in [*(run.folder / name for name in _TOP), *previews]:
+        if path.exists():
+            found[f"{prefix}{path.relative_to(run.folder).as_posix()}"] = LocalFile(path, sha256_of(path))
+    return found
+
+
+def finished_contents(run: Run, config_name: str) -> dict[str, LocalFile]:
+    """What of an unfinished run is finished: recipe, indexes, and the shards whose sidecars stand."""
+    prefix = layout.config_prefix(config_name)
+    planned = run.data_shards() if run.planned_rows is not None else []
+    shards = [shard for shard in [*run.caption_shards(), *planned] if is_done(shard)]
+    found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
+    for name in (layout.SOURCE, layout.PLAN):
+        if (run.folder / name).exists():
+            found[f"{prefix}{name}"] = LocalFile(run.folder / name, sha256_of(run.folder / name))
+    return found | _shard_files(run, shards, prefix)
+
+
+def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFile]:
+    found = {}
+    for shard in shards:
+        sidecar = sidecar_of(shard)
+        name = f"{prefix}{shard.relative_to(run.folder).as_posix()}"
+        found[name] = LocalFile(shard, load_sidecar(sidecar).sha256)
+        found[f"{prefix}{sidecar.relative_to(run.folder).as_posix()}"] = LocalFile(sidecar, sha256_of(sidecar))
+    return found
+
+
+def is_ours(path: str, config_name: str) -> bool:
+    """Whether a path in a repository is a file of that configuration, published earlier perhaps."""
+    prefix = layout.config_prefix(config_name)
+    if not path.startswith(prefix):
+        return False
+    top, slash, name = path.removeprefix(prefix).partition("/")
+    if not slash:
+        return top in {layout.RECIPE, *_TOP}
+    if top == layout.PREVIEW:
+        return name.endswith(".png")
+    return top in (layout.DATA, layout.CAPTIONS) and layout.shard_number(Path(name).with_suffix(".parquet")) is not None
+
+
+def folder_sizes(paths: Mapping[str, Any]) -> Counter[str]:
+    """How many entries each folder has."""
+    return Counter(path.rpartition("/")[0] for path in paths)

@@ -1,0 +1,383 @@
+"""The Hub as publishing needs it: one dataset repository, calls that survive what passes, and plain words for the rest.
+
+What passes (a conflict, a rate limit, a server error, a cut or silent connection) is tried again with growing, jittered
+pauses and within a bound; what does not (no token, no right, no such repository) ends at once with the way out. A
+request may have been carried out although its answer was lost: each call here can be made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hfsyn.errors import ExitCode, HfsynError
+
+T = TypeVar("T")
+
+ATTEMPTS = 6
+"""Tries of one call. With the pauses below a Hub that is away for about two minutes is waited for."""
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds; each pause doubles the one before, times a random number from 0.5 to 1."""
+LONGEST_ASKED = 300.0
+"""Seconds; the Hub's rate limits count in windows of five minutes, so `Retry-After` asks for no more."""
+CALL_TIMEOUT = 60.0
+"""Seconds of silence after which a connection counts as lost. The client's own default is to wait for ever."""
+
+_PASSES = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
+_SHOWN = 200
+_SENT_AT_ONCE = 20
+"""Files whose sending is asked for in one request; between two of them progress is shown."""
+
+
+class HeadMovedError(Exception):
+    """Somebody else committed to the branch since it was looked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository at one commit, as the Hub lists it."""
+
+    size: int
+    sha256: str | None
+    """Of large files, which the Hub stores by their content."""
+    blob: str
+    """Git's own hash, of the other ones."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file that is to be published: on the disk, or made for the purpose."""
+
+    content: Path | bytes
+    sha256: str
+
+    @classmethod
+    def made(cls, text: str) -> LocalFile:
+        """A small text."""
+        data = text.encode()
+        return cls(data, hashlib.sha256(data).hexdigest())
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+    def is_at(self, remote: RemoteFile | None) -> bool:
+        """Whether the Hub has exactly this content."""
+        if remote is None or remote.size != self.size:
+            return False
+        if remote.sha256 is not None:
+            return remote.sha256 == self.sha256
+        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        return remote.blob == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+class DatasetRepo:
+    """One dataset repository.
+
+    Args:
+        repo_id: ``USER/NAME``.
+        token: as everywhere in huggingface_hub; None takes the environment's or the stored one.
+        say: told about every pause, in one line.
+        sleep, chance: the clock and the dice of the pauses.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        token: str | bool | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.repo_id = repo_id
+        self.token = token
+        self._say, self._sleep, self._chance = say, sleep, chance
+
+    @cached_property
+    def api(self) -> Any:
+        """The client, which from now on gives up on a silent connection and leaves progress to us."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+        _limit_silence()
+        disable_progress_bars()
+        return HfApi(token=self.token, library_name="hfsyn")
+
+    def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call the client; try again what passes, within a bound.
+
+        Args:
+            what: the deed, for a message: "commit to user/name".
+            function: called with the rest.
+
+        Raises:
+            HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return function(*args, **options)
+            except Exception as error:
+                _, asked = _status_of(error)
+                if isinstance(error, HeadMovedError) or not passes(error):
+                    raise refusal(what, self.repo_id, error, self.token) from error
+                if attempt == ATTEMPTS:
+                    raise HfsynError(
+                        f"Could not {what}: {_reason(error, self.token)} ({ATTEMPTS} attempts).",
+                        "What was sent is kept. Run the same command again to continue.",
+                        code=ExitCode.PARTIAL,
+                    ) from error
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * (0.5 + self._chance() / 2)
+                pause = max(pause, min(asked, LONGEST_ASKED))
+                self._say(f"{what}: {_reason(error, self.token)}; again in {pause:.0f} s")
+                self._sleep(pause)
+        raise AssertionError("unreachable")
+
+    def whoami(self) -> dict[str, Any]:
+        """The account of the token.
+
+        Raises:
+            HfsynError: there is no token, or the Hub does not know it (exit code 3).
+        """
+        return dict(self.call("ask whose token this is", self.api.whoami))
+
+    def head(self, revision: str = "main") -> str | None:
+        """The commit that a revision is; None where the repository or the revision is not there."""
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        def ask() -> str | None:
+            try:
+                return str(self.api.dataset_info(self.repo_id, revision=revision).sha)
+            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+                if _status_of(error)[0] == 401:
+                    raise
+                return None
+
+        return self.call(f"read {self.repo_id}", ask)
+
+    def exists(self) -> bool:
+        """Whether the repository is there, for this token's eyes."""
+        return self.head() is not None
+
+    def tree(self, commit: str) -> dict[str, RemoteFile]:
+        """All files at a commit by path; contents are not read."""
+
+        def ask() -> dict[str, RemoteFile]:
+            entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit, repo_type="dataset")
+            return {
+                entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+                for entry in entries
+                if hasattr(entry, "blob_id")
+            }
+
+        return self.call(f"list the files of {self.repo_id}", ask)
+
+    def text(self, path: str, commit: str) -> str:
+        """A small text file at a commit."""
+        from huggingface_hub import hf_hub_download
+
+        found = self.call(
+            f"read {path} of {self.repo_id}", hf_hub_download, self.repo_id, path, repo_type="dataset",
+            revision=commit, token=self.token,
+        )  # fmt: skip
+        # Read as bytes: line ends are the author's and stay.
+        return Path(found).read_bytes().decode("utf-8", errors="replace")
+
+    def versions(self) -> dict[str, str]:
+        """The commit of each tag."""
+        refs = self.call(
+            f"list the versions of {self.repo_id}", self.api.list_repo_refs, self.repo_id, repo_type="dataset"
+        )
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def create(self, *, private: bool | None) -> None:
+        """Make the repository if it is not there."""
+        self.call(
+            f"create {self.repo_id}", self.api.create_repo, self.repo_id, repo_type="dataset", private=private,
+            exist_ok=True,
+        )  # fmt: skip
+
+    def commit(
+        self,
+        add: Mapping[str, LocalFile],
+        delete: Sequence[str],
+        *,
+        parent: str,
+        message: str,
+        sent: Callable[[int], None] = lambda size: None,
+    ) -> str:
+        """One commit on main on top of `parent`; contents that the Hub has are not sent again.
+
+        Args:
+            add: what is new or changed, by path.
+            delete: paths.
+            parent: the head of main, as far as is known.
+            message: of the commit.
+            sent: told the bytes of large files as they arrive.
+
+        Raises:
+            HeadMovedError: `parent` is no longer the head of main.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub.errors import HfHubHTTPError
+
+        additions = [
+            CommitOperationAdd(path, file.content if isinstance(file.content, bytes) else str(file.content))
+            for path, file in add.items()
+        ]
+        for part in parts_of(additions, _SENT_AT_ONCE):
+            # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
+            self.call(
+                f"send files to {self.repo_id}", self.api.preupload_lfs_files, self.repo_id, part,
+                repo_type="dataset", free_memory=False,
+            )  # fmt: skip
+            sent(sum(add[operation.path_in_repo].size for operation in part))
+
+        def send() -> str:
+            operations = [*additions, *(CommitOperationDelete(path) for path in delete)]
+            options = {"commit_message": message, "repo_type": "dataset", "parent_commit": parent}
+            try:
+                return str(self.api.create_commit(self.repo_id, operations, **options).oid)
+            except HfHubHTTPError as error:
+                if _status_of(error)[0] == 412:
+                    raise HeadMovedError(parent) from error
+                raise
+
+        return self.call(f"commit to {self.repo_id}", send)
+
+    def tag(self, name: str, commit: str, message: str) -> None:
+        """Set a tag on a commit; it is fine if it stands there already.
+
+        Raises:
+            HfsynError: the tag stands on another commit.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def send() -> None:
+            try:
+                self.api.create_tag(self.repo_id, tag=name, tag_message=message, revision=commit, repo_type="dataset")
+            except HfHubHTTPError as error:
+                # 409: there is such a tag. Maybe it is ours, and only the answer to an earlier try was lost.
+                if _status_of(error)[0] != 409 or (standing := self.head(name)) is None:
+                    raise
+                if standing != commit:
+                    raise HfsynError(
+                        f"The version {name} of {self.repo_id} was taken meanwhile (commit {standing[:12]}).",
+                        "Publish under another version.",
+                    ) from None
+
+        self.call(f"tag {name} of {self.repo_id}", send)
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same call may succeed in a moment."""
+    from builders.access import is_transport_error
+
+    status, _ = _status_of(error)
+    if status:
+        return status in _PASSES
+    return any(is_transport_error(e) or isinstance(e, TimeoutError) for e in (error, error.__cause__) if e is not None)
+
+
+def refusal(what: str, repo_id: str, error: BaseException, token: str | bool | None = None) -> BaseException:
+    """The one line for an error of the client that does not pass, with the way out; an unknown one as it is."""
+    from huggingface_hub import errors
+
+    from builders.access import page_of
+
+    if isinstance(error, HfsynError | HeadMovedError):
+        return error
+    status, _ = _status_of(error)
+    if isinstance(error, RuntimeError) and status:  # what the client makes of an upload that failed for good
+        error = error.__cause__ or error
+    login = "Log in with a token that may write: hf auth login"
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return HfsynError(
+            f"Could not {what}: there is no token.", f"{login}, or set HF_TOKEN.", code=ExitCode.PREFLIGHT
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return HfsynError(
+            f"Could not {what}: HF_HUB_OFFLINE is set.", "Unset it: publishing needs the Hub.", code=ExitCode.PREFLIGHT
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return HfsynError(
+            f"Could not {what}: access to it must be asked for, and this account has none.",
+            f"Accept the terms on its page, then run the same command again: {page_of(repo_id)}",
+            code=ExitCode.PREFLIGHT,
+        )
+    if status == 401:
+        return HfsynError(f"Could not {what}: the Hub does not know this token.", f"{login}.", code=ExitCode.PREFLIGHT)
+    if status == 403:
+        return HfsynError(
+            f"Could not {what}: this token may not ({_reason(error, token)}).", f"{login}.", code=ExitCode.PREFLIGHT
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        return HfsynError(
+            f"Could not {what}: it is not there, or not for this account.",
+            "Check the name, and the account: hf auth whoami",
+            code=ExitCode.PREFLIGHT,
+        )
+    if isinstance(error, errors.HfHubHTTPError):
+        return HfsynError(
+            f"Could not {what}: the Hub refuses ({_reason(error, token)}).",
+            "What was sent is kept. Mend what it says and run the same command again.",
+            code=ExitCode.PREFLIGHT,
+        )
+    return error
+
+
+def without_token(text: str, token: str | bool | None = None) -> str:
+    """The text without the token, should a message ever quote it."""
+    from huggingface_hub import get_token
+
+    for secret in {token if isinstance(token, str) else None, get_token()}:
+        if secret:
+            text = text.replace(secret, "hf_***")
+    return text
+
+
+def _status_of(error: BaseException) -> tuple[int, float]:
+    """The HTTP status of an error and the seconds that `Retry-After` asks for; zeros where there is none.
+
+    An error that was said plainly (`builders.access`) has that of the client as its cause.
+    """
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    status = int(getattr(response, "status_code", 0) or 0)
+    asked = str(getattr(response, "headers", {}).get("Retry-After", "")) if status else ""
+    return status, float(asked) if asked.isdigit() else 0.0
+
+
+def _reason(error: BaseException, token: str | bool | None) -> str:
+    """An error in a few words of one line."""
+    status, _ = _status_of(error)
+    words = " ".join(str(getattr(error, "server_message", None) or error).split()) or type(error).__name__
+    words = without_token(words, token)
+    short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
+    return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"
+
+
+def _limit_silence() -> None:
+    """Let the client's connections time out: by default they wait for ever for a Hub that says nothing."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    def factory() -> Any:
+        client = _http.default_client_factory()
+        client.timeout = CALL_TIMEOUT
+        return client
+
+    if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
+        set_client_factory(factory)
+
+
+def parts_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive slices of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

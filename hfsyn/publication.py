@@ -1,0 +1,370 @@
+"""Publishing a run as a version: data, then the card, then a reading back, then the tag.
+
+What makes it hold:
+
+- Before a byte is sent everything that can be wrong is looked at (`hfsyn.preflight`).
+- Contents are named by their hashes. A publication is the difference between what the run has and what the repository
+  has, so that running the same command again continues, and sends nothing that is there.
+- Each commit names the commit that it was made for. Where somebody else was faster it is refused by the Hub, the
+  repository is looked at again, and the difference is made anew.
+- The tag is set on the very commit that was read back and compared. Until it stands nobody who loads by version sees
+  anything; afterwards it never moves.
+
+Files go in commits of at most `FILES_A_COMMIT`. Where one is not enough, the card says so as long as it takes, and the
+last commit brings manifest and card and removes what is no longer there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from builders import layout
+from builders.layout import load_manifest
+from hfsyn import cards
+from hfsyn.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
+from hfsyn.contents import What, contents, is_ours
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub import DatasetRepo, HeadMovedError, LocalFile, parts_of
+from hfsyn.manifest import manifest_of, software_of
+from hfsyn.preflight import (
+    Check,
+    RepoState,
+    account_checks,
+    check_names,
+    full_repo_id,
+    limit_checks,
+    look_at,
+    repo_checks,
+    terms_checks,
+    version_checks,
+)
+from hfsyn.progress import Progress
+from hfsyn.runs import Run, load_run
+from hfsyn.versions import Version, parse_version, versions_among
+
+FILES_A_COMMIT = 100
+"""The Hub recommends 50 to 100 files a commit."""
+ROUNDS = 10
+"""How often a publication is planned anew because somebody else committed meanwhile."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What was published, or with a dry run what would be."""
+
+    repo_id: str
+    version: Version
+    config_name: str
+    commit: str | None
+    """The tagged commit; None after a dry run."""
+    checks: tuple[Check, ...]
+    files: int
+    """Of the configuration, the card not counted."""
+    bytes: int
+    to_send: int
+    """Files that were not there yet."""
+    to_send_bytes: int
+    to_remove: int
+    commits: int
+    changelog: str
+
+    @property
+    def failed(self) -> list[Check]:
+        """Checks that forbid it."""
+        return [check for check in self.checks if check.state == "failed"]
+
+    @property
+    def address(self) -> str:
+        """What others load: ``hf://datasets/USER/NAME@vX.Y.Z``."""
+        return f"hf://datasets/{self.repo_id}@{self.version.tag}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        checks = [{"state": check.state, "text": check.text, "hint": check.hint} for check in self.checks]
+        fields = {**asdict(self), "version": str(self.version), "checks": checks}
+        return fields if self.commit is None else {**fields, "address": self.address}
+
+    def text(self) -> str:
+        """A dry run, for people, in lines."""
+        there = self.files - self.to_send
+        return "\n".join(
+            [
+                *(check.line() for check in self.checks),
+                f"files     {self.files} ({self.bytes / 1e6:.1f} MB), of which {there} are there already",
+                f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {self.commits} commits",
+                f"to remove {self.to_remove}",
+                f"changelog {self.changelog}",
+                f"{'cannot be published' if self.failed else 'nothing was sent'}: {self.address}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One publication: what goes where."""
+
+    run: Run
+    repo: DatasetRepo
+    version: Version
+    config_name: str
+    what: What
+    files: Mapping[str, LocalFile]
+    make_default: bool
+    licence: str | None
+    today: str
+    say: Callable[[str], None]
+    quiet: bool
+    sentences: dict[tuple[str, ...], str]
+    """The changelog's sentence by the versions that there are: it costs a reading of the one before."""
+
+
+def publish(
+    run: Run | str | Path,
+    repo_id: str,
+    version: str,
+    *,
+    config_name: str = layout.DEFAULT_CONFIG,
+    what: What = "data",
+    private: bool | None = None,
+    into: bool = False,
+    make_default: bool = False,
+    licence: str | None = None,
+    dry_run: bool = False,
+    token: str | bool | None = None,
+    quiet: bool = False,
+) -> Publication:
+    """Publish a finished run as one version of a dataset on the Hub. Running it again continues.
+
+    Args:
+        run: the run folder.
+        repo_id: ``USER/NAME``, or a name under the token's own account.
+        version: ``MAJOR.MINOR.PATCH``; the tag is ``vMAJOR.MINOR.PATCH``.
+        config_name: several configurations may live in one repository, each published on its own.
+        what: ``data``, or ``captions`` alone, keyed by source id.
+        private: for a repository that is made now; None is the account's default.
+        into: publish beside what a repository of somebody else's making holds.
+        make_default: let ``load_dataset(repo_id)`` take this configuration; the first published one is the default
+            until then.
+        licence: the Hub's name of a licence, for the card; None says what is known of the source's.
+        dry_run: look at everything and send nothing.
+        token: as everywhere in huggingface_hub; None takes HF_TOKEN or the stored one.
+        quiet: no lines on the error stream.
+
+    Raises:
+        HfsynError: exit code 2 for a version that is none or taken, 3 for what forbids it, 4 where the Hub did not
+            answer in time (the same command continues).
+    """
+    asked = parse_version(version)
+    check_names(repo_id, config_name)
+    run = run if isinstance(run, Run) else load_run(run)
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    files = contents(run, config_name, what)
+    repo = DatasetRepo(repo_id, token=token, say=say)
+    repo = DatasetRepo(full_repo_id(repo_id, repo), token=token, say=say)
+    job = _Job(run, repo, asked, config_name, what, files, make_default, licence, _today(), say, quiet, {})
+    state = look_at(repo)
+    if (standing := state.tags.get(asked.tag)) is not None and _stands(job, standing):
+        return _outcome(job, state, (Check("ok", f"Version {asked} is published."),), standing, "")
+    checks = _checks(job, state, private=private, into=into)
+    planned = _outcome(job, state, checks, None, _change(job, state))
+    if dry_run:
+        return planned
+    for check in planned.failed:
+        raise HfsynError(check.text, check.hint, code=check.code)
+    for check in checks:
+        if check.state == "warning":
+            say(check.line())
+    if state.head is None:
+        repo.create(private=private)
+    say(f"{repo.repo_id}: {planned.to_send} files to send ({planned.to_send_bytes / 1e6:.1f} MB)")
+    commit = bring(job)
+    say(f"{repo.repo_id}: reading back {commit[:12]}")
+    read_back(job, commit)
+    repo.tag(asked.tag, commit, f"{run.recipe.name} {asked}")
+    return _outcome(job, state, checks, commit, planned.changelog)
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
+
+
+def _checks(job: _Job, state: RepoState, *, private: bool | None, into: bool) -> tuple[Check, ...]:
+    return (
+        *account_checks(job.repo, state, private=private),
+        *repo_checks(state, job.repo.repo_id, job.config_name, job.what, into=into, files=job.files),
+        *version_checks(state, job.version, job.repo.repo_id),
+        *limit_checks(state, job.files, job.config_name),
+        *terms_checks(job.run, job.repo),
+    )
+
+
+def _stands(job: _Job, commit: str) -> bool:
+    """Whether a commit has this very configuration: nothing else, nothing less."""
+    tree = job.repo.tree(commit)
+    same = all(file.is_at(tree.get(path)) for path, file in job.files.items())
+    return same and not _gone(job, tree)
+
+
+def _gone(job: _Job, tree: Mapping[str, Any]) -> list[str]:
+    """Files of this configuration in the repository that the run does not have."""
+    return sorted(path for path in tree if is_ours(path, job.config_name) and path not in job.files)
+
+
+def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str | None, changelog: str) -> Publication:
+    missing = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
+    gone = _gone(job, state.tree)
+    return Publication(
+        repo_id=job.repo.repo_id,
+        version=job.version,
+        config_name=job.config_name,
+        commit=commit,
+        checks=tuple(checks),
+        files=len(job.files),
+        bytes=sum(file.size for file in job.files.values()),
+        to_send=len(missing),
+        to_send_bytes=sum(file.size for file in missing.values()),
+        to_remove=len(gone),
+        commits=-(-(len(missing) + len(gone) + 1) // FILES_A_COMMIT),
+        changelog=changelog,
+    )
+
+
+def bring(job: _Job) -> str:
+    """Commit what the repository lacks; return the commit that has it all.
+
+    Raises:
+        HfsynError: others commit all the time (exit code 4).
+    """
+    for _ in range(ROUNDS):
+        state = look_at(job.repo)
+        if state.head is None:
+            raise HfsynError(f"{job.repo.repo_id} was removed meanwhile.", "Run the same command again.")
+        try:
+            return _commit_difference(job, state, state.head)
+        except HeadMovedError:
+            job.say(f"{job.repo.repo_id}: somebody else committed; looking again")
+    raise HfsynError(
+        f"Others committed to {job.repo.repo_id} {ROUNDS} times while this was published.",
+        "Run the same command again when they are done.",
+        code=ExitCode.PARTIAL,
+    )
+
+
+def _commit_difference(job: _Job, state: RepoState, head: str) -> str:
+    card = LocalFile.made(_card(job, state))
+    add = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
+    gone = _gone(job, state.tree)
+    if not add and not gone and card.is_at(state.tree.get(layout.CARD)):
+        return head
+    # Manifest and card come last, with what is removed: as long as they are old, the new files are not announced.
+    last = {path: add.pop(path) for path in list(add) if path.endswith(layout.MANIFEST)}
+    last[layout.CARD] = card
+    *early, final = list(parts_of(list(add), FILES_A_COMMIT - len(last))) or [[]]
+    removed = list(parts_of(gone, FILES_A_COMMIT - len(last) - len(final))) or [[]]
+    parts: list[tuple[dict[str, LocalFile], Sequence[str]]] = [
+        ({path: add[path] for path in part}, ()) for part in early
+    ]
+    if removed[1:]:
+        parts += [({path: add[path] for path in final}, ()), *(({}, part) for part in removed[:-1])]
+        final = []
+    if parts:
+        done = sum(len(part) for part, _ in parts)
+        note = _card(job, state, cards.Progress(0, done, 0, len(parts) + 1, job.today))
+        parts[0][0][layout.CARD] = LocalFile.made(note)
+    parts.append(({path: add[path] for path in final} | last, removed[-1]))
+    name = f"{job.config_name} {job.version}"
+    size = sum(file.size for part, _ in parts for file in part.values())
+    with Progress("sending", size // 1000, quiet=job.quiet, unit="kB") as bar:
+        for number, (part, delete) in enumerate(parts, 1):
+            which = f" ({number}/{len(parts)})" if len(parts) > 1 else ""
+            message = f"Publish {name}{which}"
+            head = job.repo.commit(part, delete, parent=head, message=message, sent=lambda sent: bar.add(sent // 1000))
+    job.say(f"{job.repo.repo_id}: {sum(len(part) for part, _ in parts)} files in {len(parts)} commits")
+    return head
+
+
+def card_facts(run: Run, config_name: str, what: What) -> CardFacts:
+    """What the card states of a configuration."""
+    manifest = manifest_of(run, what)
+    size = manifest["bytes"]
+    rows = example_rows(run.folder)
+    return facts(manifest, software_of(run), config_name=config_name, what=what, rows=rows, download_bytes=size)
+
+
+def _card(job: _Job, state: RepoState, progress: cards.Progress | None = None) -> str:
+    text = _change(job, state)
+    entry = ChangelogEntry(job.version.tag, job.today, f"{job.config_name}: {text}" if _prefixed(job) else text)
+    # The entry that an earlier try wrote keeps its day, so that trying again changes nothing.
+    old = [known for known in changelog_of(state.card or "") if known.version == entry.version]
+    if old and old[0].text == entry.text:
+        entry = old[0]
+    return render_card(
+        card_facts(job.run, job.config_name, job.what),
+        existing=state.card,
+        repo_id=job.repo.repo_id,
+        version=job.version.tag,
+        default_config=job.config_name if job.make_default else None,
+        changelog=[entry],
+        licence=job.licence,
+        progress=progress,
+    )
+
+
+def _prefixed(job: _Job) -> bool:
+    return job.config_name != layout.DEFAULT_CONFIG
+
+
+def _change(job: _Job, state: RepoState) -> str:
+    """The changelog's sentence: against the newest version that has this configuration."""
+    known = tuple(sorted(state.tags))
+    if known not in job.sentences:
+        job.sentences[known] = _compared(job, state)
+    return job.sentences[known]
+
+
+def _compared(job: _Job, state: RepoState) -> str:
+    from hfsyn.comparison import change_sentence
+
+    for version in reversed(versions_among(state.tags)):
+        if version == job.version:
+            continue
+        commit = state.tags[version.tag]
+        prefix = layout.config_prefix(job.config_name)
+        if f"{prefix}{layout.MANIFEST}" in job.repo.tree(commit):
+            return change_sentence(job.repo, commit, version, job.run, job.config_name, job.what)
+    rows = manifest_of(job.run, job.what)["rows"]
+    return f"First version: {rows} {'captions' if job.what == 'captions' else 'images'}."
+
+
+def read_back(job: _Job, commit: str) -> None:
+    """Compare what the Hub has at a commit with the run: every file, every footer, and one row as a user reads it.
+
+    Raises:
+        HfsynError: it is not the same (exit code 4): nothing is tagged.
+    """
+    from hfsyn.reading_back import compare_footers, compare_row
+
+    repo_id = job.repo.repo_id
+    tree = job.repo.tree(commit)
+    wrong = [path for path, file in job.files.items() if not file.is_at(tree.get(path))] + _gone(job, tree)
+    if wrong:
+        raise HfsynError(
+            f"{repo_id} does not hold what was sent: {wrong[0]}"
+            + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
+            "Nothing is tagged. Run the same command again.",
+            code=ExitCode.PARTIAL,
+        )
+    text = job.files[f"{layout.config_prefix(job.config_name)}{layout.MANIFEST}"]
+    raw = text.content if isinstance(text.content, bytes) else text.content.read_bytes()
+    manifest = load_manifest(raw.decode(), "the manifest")
+    compare_footers(job.repo, commit, job.config_name, manifest)
+    compare_row(job.repo, commit, job.config_name, manifest, job.run.folder)

@@ -1,0 +1,147 @@
+"""Publishing while a run is at work: finished shards go up in batches, the card shows how far it is."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from builders import layout
+from hfsyn.cards import Progress, example_rows, facts_in_progress, render_card
+from hfsyn.contents import finished_contents
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub import DatasetRepo, HeadMovedError, LocalFile, parts_of
+from hfsyn.manifest import software_of
+from hfsyn.preflight import (
+    account_checks,
+    check_names,
+    full_repo_id,
+    look_at,
+    repo_checks,
+    terms_checks,
+    version_checks,
+)
+from hfsyn.publication import FILES_A_COMMIT, Publication, publish
+from hfsyn.recipe import published_recipe
+from hfsyn.runs import Run, load_run, status
+from hfsyn.versions import parse_version
+
+INTERVAL = 120.0
+"""Seconds between two batches; the Hub limits commits to a repository by the hour."""
+GLANCE = 1.0
+"""Seconds between two looks at the run folder."""
+
+
+def watch(
+    run: Run | str | Path,
+    repo_id: str,
+    version: str,
+    *,
+    config_name: str = layout.DEFAULT_CONFIG,
+    what: str = "data",
+    private: bool | None = None,
+    into: bool = False,
+    token: str | bool | None = None,
+    quiet: bool = False,
+    interval: float = INTERVAL,
+    sleep: Callable[[float], None] = time.sleep,
+    **options: Any,
+) -> Publication:
+    """Publish the shards of a run as they are finished, and the version when all are.
+
+    Nothing is tagged before the end, so that nobody who loads by version sees an unfinished set. A batch that fails is
+    sent with the next one. Interrupt it at any time; the same command, or `publish`, continues.
+
+    Args:
+        run: a prepared run folder, at work or not.
+        interval: seconds between two batches.
+        sleep: the clock.
+        repo_id, version, config_name, what, private, into, token, quiet, options: as for `publish`.
+
+    Raises:
+        HfsynError: as `publish`; before anything is sent for what can be known before the end.
+    """
+    if what != "data":
+        raise HfsynError("Captions are finished before images are made.", "Publish them without --watch.")
+    asked = parse_version(version)
+    check_names(repo_id, config_name)
+    run = run if isinstance(run, Run) else load_run(run)
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    repo = DatasetRepo(repo_id, token=token, say=say)
+    repo = DatasetRepo(full_repo_id(repo_id, repo), token=token, say=say)
+    state = look_at(repo)
+    checks = [
+        *account_checks(repo, state, private=private),
+        *repo_checks(state, repo.repo_id, config_name, "data", into=into, files={}),
+        *version_checks(state, asked, repo.repo_id),
+        *terms_checks(run, repo),
+    ]
+    for check in checks:
+        if check.state == "failed":
+            raise HfsynError(check.text, check.hint, code=check.code)
+    if state.head is None:
+        repo.create(private=private)
+    last = -interval
+    while not (run.folder / layout.MANIFEST).exists():
+        if time.monotonic() - last >= interval:
+            try:
+                send_finished(run, repo, config_name, say)
+            except HfsynError as error:
+                if error.code != ExitCode.PARTIAL:
+                    raise
+                say(f"{error.message} The next batch brings it.")
+            last = time.monotonic()
+        sleep(min(GLANCE, interval))
+    return publish(
+        run, repo.repo_id, version, config_name=config_name, private=private, into=into, token=token, quiet=quiet,
+        **options,
+    )  # fmt: skip
+
+
+def send_finished(run: Run, repo: DatasetRepo, config_name: str, say: Callable[[str], None]) -> int:
+    """Commit the finished shards that the repository lacks, with a card that says how far the run is.
+
+    Returns:
+        How many files were sent, the card not counted.
+    """
+    state = look_at(repo)
+    files = finished_contents(run, config_name)
+    missing = {path: file for path, file in files.items() if not file.is_at(state.tree.get(path))}
+    if not missing or state.head is None:
+        return 0
+    card = LocalFile.made(progress_card(run, state.card, repo.repo_id, config_name))
+    head = state.head
+    try:
+        for names in parts_of(list(missing), FILES_A_COMMIT - 1):
+            part = {name: missing[name] for name in names} | {layout.CARD: card}
+            head = repo.commit(part, [], parent=head, message=f"Finished shards of {config_name}")
+    except HeadMovedError:
+        say(f"{repo.repo_id}: somebody else committed; the next batch brings the rest")
+        return 0
+    say(f"{repo.repo_id}: {len(missing)} files of finished shards")
+    return len(missing)
+
+
+def progress_card(run: Run, existing: str | None, repo_id: str, config_name: str) -> str:
+    """The card of a run that is at work."""
+    stage = status(run.folder).stages[1]
+    total = run.planned_rows or run.source_rows * run.recipe.prompt.images_per_caption
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    facts = facts_in_progress(
+        published_recipe(run.recipe),
+        run.split,
+        stage.rows,
+        total,
+        config_name=config_name,
+        rows=example_rows(run.folder),
+        software=software_of(run),
+    )
+    progress = Progress(stage.rows, total, stage.shards_done, stage.shards or 0, now)
+    return render_card(facts, existing=existing, repo_id=repo_id, progress=progress)
