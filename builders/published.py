@@ -301,7 +301,7 @@ def _resolve(repo_id: str, revision: str, token: str | bool | None) -> tuple[str
         with said_plainly(repo_id, revision):
             sha = str(HfApi(token=token).dataset_info(repo_id, revision=revision, timeout=30).sha)
     except UnreachableError as error:
-        return _cached(repo_id, revision, error.message), True
+        return _cached(repo_id, revision, error.message[0].lower() + error.message[1:]), True
     _remember(repo_id, revision, sha)
     return sha, False
 
@@ -326,7 +326,7 @@ def _cached(repo_id: str, revision: str, why: str) -> str:
     note = _storage(repo_id) / "refs" / revision
     sha = revision if _SHA.fullmatch(revision) else note.read_text(encoding="utf-8").strip() if note.is_file() else ""
     if not _SHA.fullmatch(sha) or not (_storage(repo_id) / "snapshots" / sha).is_dir():
-        raise _not_cached(f"{repo_id} at {revision}", repo_id, why)
+        raise _not_cached(f"{repo_id} at {revision}", repo_id, why.removesuffix("."))
     return sha
 
 

@@ -1,10 +1,12 @@
-"""Synthetic: the finished shards of a run folder as a `datasets` builder.
+"""Synthetic: the finished shards of a run folder, or a published version, as a `datasets` builder.
 
 >>> from builders.synthetic import Synthetic
 >>> rows = Synthetic(run="runs/shapes-cip").as_streaming_dataset("train")  # doctest: +SKIP
+>>> rows = Synthetic(repo="user/shapes", revision="v1.0.0").as_streaming_dataset("train")  # doctest: +SKIP
 
-A finished run folder also loads with plain ``load_dataset(folder)``. This builder reads unfinished ones too: exactly
-the shards whose sidecar stands.
+A finished run folder and a published version also load with plain ``load_dataset``, with the same rows. This builder
+reads unfinished runs too (exactly the shards whose sidecar stands), and of a published set exactly the version that was
+asked for, or none (see `builders.published`).
 """
 
 from __future__ import annotations
@@ -15,29 +17,49 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.builder import Key
 
 from builders import layout
 from builders.errors import DataError
+from builders.published import open_published, shard_files
 
 
 @dataclass
 class SyntheticConfig(datasets.BuilderConfig):
-    """Where the run folder is."""
+    """Where the run folder is, or which published version is meant."""
 
     run: str | None = None
+    repo: str | None = None
+    """``USER/NAME`` on the Hub."""
+    revision: str | None = None
+    """A tag such as ``v1.0.0``, or a commit; a published set needs one."""
+    configuration: str | None = None
+    """A configuration of the published set; None is its default one."""
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
+        """Part of the cache's path: a version is cached under its commit, so that a moved branch is read anew."""
+        if self.repo and self.revision:
+            found = open_published(self.repo, self.revision, self.configuration)
+            config_kwargs = {**config_kwargs, "revision": found.sha}
+        return str(super().create_config_id(config_kwargs, custom_features))
 
 
 class Synthetic(datasets.ArrowBasedBuilder):
-    """Rows of a run folder, in the order of the plan; one shard of the builder for each finished shard of the run."""
+    """Rows in the order of the plan; one shard of the builder for each shard of the run or version."""
 
     BUILDER_CONFIG_CLASS = SyntheticConfig
 
     def _shards(self) -> dict[str, list[str]]:
-        if not self.config.run:
-            raise DataError("No run folder was named.", 'For instance: Synthetic(run="runs/shapes-cip").')
+        if bool(self.config.run) == bool(self.config.repo):
+            raise DataError(
+                "Name a run folder, or a published dataset.",
+                'For instance: Synthetic(run="runs/shapes-cip") or Synthetic(repo="user/shapes", revision="v1.0.0").',
+            )
+        if self.config.repo:
+            return self._published()
         folder = Path(self.config.run)
         if not layout.is_run_folder(folder):
             raise DataError(f"{folder} is no run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
@@ -49,9 +71,17 @@ class Synthetic(datasets.ArrowBasedBuilder):
             raise DataError(f"{folder} has no finished shard yet.", f"Run: hfsyn generate {folder}")
         return found
 
+    def _published(self) -> dict[str, list[str]]:
+        if not self.config.revision:
+            raise DataError(f"No version of {self.config.repo} was named.", 'For instance: revision="v1.0.0".')
+        found = open_published(self.config.repo, self.config.revision, self.config.configuration)
+        manifest = found.manifest()
+        return {manifest.split: shard_files(found, manifest, streaming=True)}
+
     def _info(self) -> datasets.DatasetInfo:
         first = next(iter(self._shards().values()))[0]
-        return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(pq.read_schema(first)))
+        with _open(first) as handle:
+            return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(pq.read_schema(handle)))
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         return [
@@ -60,6 +90,11 @@ class Synthetic(datasets.ArrowBasedBuilder):
 
     def _generate_tables(self, files: list[str]) -> Iterator[tuple[Key, pa.Table]]:
         for number, file in enumerate(files):
-            with pq.ParquetFile(file) as parquet:
+            with _open(file) as handle, pq.ParquetFile(handle) as parquet:
                 for group in range(parquet.num_row_groups):
                     yield Key(number, group), parquet.read_row_group(group)
+
+
+def _open(path: str) -> Any:
+    """A file on the disk, or one at a commit on the Hub, which is read by ranges."""
+    return fsspec.open(path, "rb").open() if path.startswith("hf://") else Path(path).open("rb")

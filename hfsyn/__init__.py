@@ -15,47 +15,73 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from hfsyn.building import build
+    from hfsyn.checkup import doctor
+    from hfsyn.comparison import Comparison, diff
     from hfsyn.errors import HfsynError
     from hfsyn.manifest import finish
+    from hfsyn.publication import Publication, publish
     from hfsyn.recipe import Recipe, difference, fingerprint, load_recipe
+    from hfsyn.reproduction import Reproduction, reproduce
     from hfsyn.runs import status
     from hfsyn.showcase import demo
     from hfsyn.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.stages import caption, generate
+    from hfsyn.verification import Verification, verify
+    from hfsyn.watching import watch
 
 _HOME = {
+    "Comparison": "hfsyn.comparison",
     "HfsynError": "hfsyn.errors",
     "Plan": "hfsyn.specs",
+    "Publication": "hfsyn.publication",
     "Recipe": "hfsyn.recipe",
+    "Reproduction": "hfsyn.reproduction",
     "SampleSpec": "hfsyn.specs",
+    "Verification": "hfsyn.verification",
     "build": "hfsyn.building",
     "caption": "hfsyn.stages",
     "demo": "hfsyn.showcase",
+    "diff": "hfsyn.comparison",
     "difference": "hfsyn.recipe",
+    "doctor": "hfsyn.checkup",
     "fingerprint": "hfsyn.recipe",
     "finish": "hfsyn.manifest",
     "generate": "hfsyn.stages",
     "load_recipe": "hfsyn.recipe",
     "plan": "hfsyn.specs",
+    "publish": "hfsyn.publication",
+    "reproduce": "hfsyn.reproduction",
     "seed_of": "hfsyn.specs",
     "status": "hfsyn.runs",
+    "verify": "hfsyn.verification",
+    "watch": "hfsyn.watching",
 }
 __all__ = [
+    "Comparison",
     "HfsynError",
     "Plan",
+    "Publication",
     "Recipe",
+    "Reproduction",
     "SampleSpec",
+    "Verification",
     "build",
     "caption",
     "demo",
+    "diff",
     "difference",
+    "doctor",
     "fingerprint",
     "finish",
     "generate",
     "load_recipe",
     "plan",
+    "publish",
+    "reproduce",
     "seed_of",
     "status",
+    "verify",
+    "watch",
 ]
 
 

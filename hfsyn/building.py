@@ -12,6 +12,7 @@ from hfsyn.recipe import Recipe, load_recipe
 from hfsyn.runs import Run, incomplete, prepare, select
 from hfsyn.shards import pending
 from hfsyn.stages import caption, generate
+from hfsyn.watching import publishing
 from hfsyn.workers import check_device, current_worker, default_processes, is_launched, launch, leave_group
 
 STAGES: dict[str, Callable[..., None]] = {"caption": caption, "generate": generate}
@@ -28,6 +29,8 @@ def build(
     overwrite: bool = False,
     quiet: bool = False,
     allow_pickle: bool = False,
+    publish_to: str | None = None,
+    version: str | None = None,
 ) -> Run:
     """Carry out a recipe: caption, generate, finish. Running it again continues; a finished run is left as it is.
 
@@ -41,23 +44,25 @@ def build(
         overwrite: delete the run that `out` holds first.
         quiet: no progress.
         allow_pickle: read weights that are no safetensors too; a pickle can run code when it is read.
+        publish_to: a dataset on the Hub, to which finished shards are sent while the others are made.
+        version: under which the finished run is published there.
 
     Raises:
-        HfsynError: see `prepare`; or, with exit code 4, some shards are still missing.
+        HfsynError: see `prepare`; with `publish_to` see `publish`; with exit code 4 some shards are still missing.
     """
     check_device(device)
     run = prepare(load_recipe(recipe, overrides), out, overwrite=overwrite)
-    if not (run.folder / layout.MANIFEST).exists():
-        stages = ("caption", "generate")
-        work(
-            run, stages, num_processes=num_processes, device=device, shards=shards, quiet=quiet,
-            allow_pickle=allow_pickle,
-        )  # fmt: skip
-    if current_worker().is_main:
-        left = len(pending(run.data_shards()))
-        if shards is not None and left:
-            raise incomplete("generate", len(run.data_shards()) - left, len(run.data_shards()), run)
-        finish(run)
+    with publishing(run, publish_to, version, quiet=quiet):
+        if not (run.folder / layout.MANIFEST).exists():
+            work(
+                run, ("caption", "generate"), num_processes=num_processes, device=device, shards=shards, quiet=quiet,
+                allow_pickle=allow_pickle,
+            )  # fmt: skip
+        if current_worker().is_main:
+            left = len(pending(run.data_shards()))
+            if shards is not None and left:
+                raise incomplete("generate", len(run.data_shards()) - left, len(run.data_shards()), run)
+            finish(run)
     leave_group()
     return run
 

@@ -152,6 +152,8 @@ def demo(
 @click.option("--out", required=True, metavar="RUN", help="The run folder; made, or continued where it was left.")
 @_overrides
 @click.option("--overwrite", is_flag=True, help="Delete the run that RUN holds first.")
+@click.option("--publish-to", metavar="REPO_ID", help="Send finished shards to this dataset on the Hub meanwhile.")
+@click.option("--version", metavar="X.Y.Z", help="With --publish-to: the version of the finished dataset.")
 @_stage_work
 @_quiet
 def build(

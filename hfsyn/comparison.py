@@ -62,12 +62,12 @@ class Comparison:
     def sentence(self) -> str:
         """In one sentence, for a changelog."""
         parts = [
-            f"{sum(counts.values())} rows {what} in {_classes(counts)}"
+            f"{sum(counts.values())} rows of {_classes(counts)} {what}"
             for what, counts in (("added", self.added), ("removed", self.removed), ("changed", self.changed))
             if counts
         ]
         if self.columns:
-            parts[-1] += f" ({', '.join(sorted(self.columns))})"
+            parts[-1] += f" in {', '.join(sorted(self.columns))}"
         if not parts:
             parts = ["No row changed"]
         if self.recipe:
@@ -126,7 +126,10 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         row = new or old or {}
         kind[str(row["class_name"])] += 1
         if old is not None and new is not None:
-            found.columns.update(name for name in {**old, **new} if old.get(name) != new.get(name))
+            names = {name for name in {**old, **new} if old.get(name) != new.get(name)}
+            if not images and names & {"seed", "prompt"}:
+                names.add("image")  # not read, but made from these
+            found.columns.update(names)
         if len(found.examples) < _SHOWN:
             found.examples.append(str(row[key]))
     return found
@@ -197,7 +200,7 @@ def _paired(
 def _classes(counts: Mapping[str, int]) -> str:
     names: Sequence[str] = sorted(counts)
     shown = ", ".join(names[:3])
-    return f"{len(names)} classes" if names[3:] else f"{len(names)} class{'es' if names[1:] else ''} ({shown})"
+    return f"{len(names)} classes" if names[3:] else shown
 
 
 def _short(value: Any) -> str:

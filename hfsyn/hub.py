@@ -101,6 +101,10 @@ class DatasetRepo:
         self.token = token
         self._say, self._sleep, self._chance = say, sleep, chance
 
+    def named(self, repo_id: str) -> DatasetRepo:
+        """Another repository, for the same account."""
+        return DatasetRepo(repo_id, token=self.token, say=self._say, sleep=self._sleep, chance=self._chance)
+
     @cached_property
     def api(self) -> Any:
         """The client, which from now on gives up on a silent connection and leaves progress to us."""

@@ -169,7 +169,7 @@ def publish(
 
     files = contents(run, config_name, what)
     repo = DatasetRepo(repo_id, token=token, say=say)
-    repo = DatasetRepo(full_repo_id(repo_id, repo), token=token, say=say)
+    repo = repo.named(full_repo_id(repo_id, repo))
     job = _Job(run, repo, asked, config_name, what, files, make_default, licence, _today(), say, quiet, {})
     state = look_at(repo)
     if (standing := state.tags.get(asked.tag)) is not None and _stands(job, standing):
@@ -283,11 +283,11 @@ def _commit_difference(job: _Job, state: RepoState, head: str) -> str:
     parts.append(({path: add[path] for path in final} | last, removed[-1]))
     name = f"{job.config_name} {job.version}"
     size = sum(file.size for part, _ in parts for file in part.values())
-    with Progress("sending", size // 1000, quiet=job.quiet, unit="kB") as bar:
+    with Progress("sending", size, quiet=job.quiet, unit="bytes") as bar:
         for number, (part, delete) in enumerate(parts, 1):
             which = f" ({number}/{len(parts)})" if len(parts) > 1 else ""
             message = f"Publish {name}{which}"
-            head = job.repo.commit(part, delete, parent=head, message=message, sent=lambda sent: bar.add(sent // 1000))
+            head = job.repo.commit(part, delete, parent=head, message=message, sent=bar.add)
     job.say(f"{job.repo.repo_id}: {sum(len(part) for part, _ in parts)} files in {len(parts)} commits")
     return head
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from hfsyn.publication import FILES_A_COMMIT, Publication, publish
 from hfsyn.recipe import published_recipe
 from hfsyn.runs import Run, load_run, status
 from hfsyn.versions import parse_version
+from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent
 
 INTERVAL = 120.0
 """Seconds between two batches; the Hub limits commits to a repository by the hour."""
@@ -66,8 +70,6 @@ def watch(
     """
     if what != "data":
         raise HfsynError("Captions are finished before images are made.", "Publish them without --watch.")
-    asked = parse_version(version)
-    check_names(repo_id, config_name)
     run = run if isinstance(run, Run) else load_run(run)
 
     def say(line: str) -> None:
@@ -75,19 +77,8 @@ def watch(
             print(line, file=sys.stderr, flush=True)
 
     repo = DatasetRepo(repo_id, token=token, say=say)
-    repo = DatasetRepo(full_repo_id(repo_id, repo), token=token, say=say)
-    state = look_at(repo)
-    checks = [
-        *account_checks(repo, state, private=private),
-        *repo_checks(state, repo.repo_id, config_name, "data", into=into, files={}),
-        *version_checks(state, asked, repo.repo_id),
-        *terms_checks(run, repo),
-    ]
-    for check in checks:
-        if check.state == "failed":
-            raise HfsynError(check.text, check.hint, code=check.code)
-    if state.head is None:
-        repo.create(private=private)
+    if not (run.folder / layout.MANIFEST).exists():
+        repo = _opened(run, repo, version, config_name, private=private, into=into)
     last = -interval
     while not (run.folder / layout.MANIFEST).exists():
         if time.monotonic() - last >= interval:
@@ -103,6 +94,66 @@ def watch(
         run, repo.repo_id, version, config_name=config_name, private=private, into=into, token=token, quiet=quiet,
         **options,
     )  # fmt: skip
+
+
+def _opened(
+    run: Run, repo: DatasetRepo, version: str, config_name: str, *, private: bool | None, into: bool
+) -> DatasetRepo:
+    """The repository, made if need be, after all that can be looked at before the end."""
+    asked = parse_version(version)
+    check_names(repo.repo_id, config_name)
+    repo = repo.named(full_repo_id(repo.repo_id, repo))
+    state = look_at(repo)
+    checks = [
+        *account_checks(repo, state, private=private),
+        *repo_checks(state, repo.repo_id, config_name, "data", into=into, files={}),
+        *version_checks(state, asked, repo.repo_id),
+        *terms_checks(run, repo),
+    ]
+    for check in checks:
+        if check.state == "failed":
+            raise HfsynError(check.text, check.hint, code=check.code)
+    if state.head is None:
+        repo.create(private=private)
+    return repo
+
+
+@contextlib.contextmanager
+def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: bool) -> Iterator[None]:
+    """Publish a run in a process of its own while it is at work here, and wait for the version at the end.
+
+    What can be wrong is found before the work begins. The process takes its token from the environment or the stored
+    login: it is not on its command line. It ends with this one.
+
+    Raises:
+        HfsynError: as `watch`; or the publication did not succeed, although the run did (exit code 4).
+    """
+    if repo_id is None or not current_worker().is_main:
+        yield
+        return
+    if version is None:
+        raise HfsynError("--publish-to needs a version.", "For instance: --version 1.0.0")
+    if not (run.folder / layout.MANIFEST).exists():
+        _opened(run, DatasetRepo(repo_id), version, layout.DEFAULT_CONFIG, private=None, into=False)
+    command = [sys.executable, "-m", "hfsyn", "publish", str(run.folder), repo_id, "--version", version, "--watch"]
+    # The launcher's variables would make it believe that it is one of several workers.
+    alone = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    child = subprocess.Popen(
+        [*command, *(["--quiet"] if quiet else [])], env=alone, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent
+    )
+    try:
+        yield
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+    if code:
+        raise HfsynError(
+            f"{run.folder} is finished, and was not published (exit code {code}; the cause stands above).",
+            f"Publish it: hfsyn publish {run.folder} {repo_id} --version {version}",
+            code=ExitCode.PARTIAL,
+        )
 
 
 def send_finished(run: Run, repo: DatasetRepo, config_name: str, say: Callable[[str], None]) -> int:

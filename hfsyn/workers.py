@@ -21,6 +21,8 @@ from hfsyn.errors import HfsynError
 
 T = TypeVar("T")
 _LAUNCHED = "HFSYN_LAUNCHED"
+LAUNCHER_VARIABLES = frozenset({_LAUNCHED, "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"})
+"""What torchrun, accelerate and `launch` tell a process about its place among several."""
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
