@@ -31,10 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         join_launcher()
-        cli.main(args=None if arguments is None else list(arguments), prog_name="hfsyn", standalone_mode=False)
-        code = int(ExitCode.OK)
-    except click.exceptions.Exit as stop:
-        code = stop.exit_code
+        # Without its standalone mode click returns the code of a command that asked to exit, and else its value.
+        ended = cli.main(args=None if arguments is None else list(arguments), prog_name="hfsyn", standalone_mode=False)
+        code = int(ended or ExitCode.OK)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code

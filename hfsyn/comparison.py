@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -57,7 +57,8 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "is_equal": self.is_equal}
+        fields = {name: dict(value) if isinstance(value, Counter) else value for name, value in vars(self).items()}
+        return {**fields, "is_equal": self.is_equal}
 
     def sentence(self) -> str:
         """In one sentence, for a changelog."""

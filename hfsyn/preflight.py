@@ -75,6 +75,22 @@ def look_at(repo: DatasetRepo) -> RepoState:
     return RepoState(head, tree, card, repo.versions())
 
 
+def need_token(repo: DatasetRepo) -> None:
+    """Refuse to begin without a token.
+
+    Raises:
+        HfsynError: there is none (exit code 3).
+    """
+    from huggingface_hub import get_token
+
+    if not (repo.token or get_token()):
+        raise HfsynError(
+            f"Nobody may write to {repo.repo_id} without a token, and there is none.",
+            "Log in with a token that may write: hf auth login, or set HF_TOKEN.",
+            code=ExitCode.PREFLIGHT,
+        )
+
+
 def full_repo_id(repo_id: str, repo: DatasetRepo) -> str:
     """``USER/NAME``: with the token's own account where only a name was given."""
     return repo_id if "/" in repo_id else f"{repo.whoami()['name']}/{repo_id}"
@@ -168,7 +184,7 @@ def repo_checks(
         yield Check(
             "failed",
             f"The configuration {config_name} of {repo_id} holds images.",
-            "Name another: --config-name captions",
+            "Name another: --config-name blip-captions",
         )
 
 

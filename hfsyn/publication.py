@@ -39,6 +39,7 @@ from hfsyn.preflight import (
     full_repo_id,
     limit_checks,
     look_at,
+    need_token,
     repo_checks,
     terms_checks,
     version_checks,
@@ -169,6 +170,7 @@ def publish(
 
     files = contents(run, config_name, what)
     repo = DatasetRepo(repo_id, token=token, say=say)
+    need_token(repo)
     repo = repo.named(full_repo_id(repo_id, repo))
     job = _Job(run, repo, asked, config_name, what, files, make_default, licence, _today(), say, quiet, {})
     state = look_at(repo)

@@ -23,6 +23,7 @@ from hfsyn.preflight import (
     check_names,
     full_repo_id,
     look_at,
+    need_token,
     repo_checks,
     terms_checks,
     version_checks,
@@ -102,6 +103,7 @@ def _opened(
     """The repository, made if need be, after all that can be looked at before the end."""
     asked = parse_version(version)
     check_names(repo.repo_id, config_name)
+    need_token(repo)
     repo = repo.named(full_repo_id(repo.repo_id, repo))
     state = look_at(repo)
     checks = [

@@ -1,0 +1,502 @@
+"""Publishing and reading back, against a real server of the Hub's protocol with the unpatched clients."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_folder
+from fakes import FakeCaptioner, FakeGenerator
+from hub_client import Client
+from hub_server import Hub
+from hub_store import Token
+from PIL import Image
+
+from builders import layout
+from builders.variants import get_variant
+from hfsyn.manifest import finish
+from hfsyn.stages import caption, generate
+
+SHAPES = get_variant("shapes").classes
+SMALL = ("store.shard_rows=5", "generate.batch_size=4", "caption.batch_size=4", "generate.steps=4")
+REPO = "alice/shapes"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(tmp_path_factory.mktemp("hub")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with Client(hub, tmp_path_factory.mktemp("client")) as found:
+        yield found
+
+
+def built(folder: Path, name: str, *overrides: str, recipe: str = "shapes-cip") -> Path:
+    """A finished run, made by the small real models."""
+    from hfsyn.building import build
+
+    run = folder / name
+    build(recipe, run, overrides=["source.limit_per_class=3", *SMALL, *overrides], num_processes=1, quiet=True)
+    return run
+
+
+def faked(folder: Path, name: str = "run", *overrides: str, recipe: str = "shapes-cip") -> Path:
+    """A finished run, made by fakes in no time."""
+    run = run_folder(folder, *overrides, recipe=recipe, name=name)
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    generate(run, generator=FakeGenerator(), quiet=True)
+    return finish(run).folder
+
+
+class Versions(dict[str, Path]):
+    """The run of each tag."""
+
+    sent = 0
+    """Bytes of large files that the second one sent."""
+
+
+@pytest.fixture(scope="module")
+def versions(client: Client, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Versions:
+    """Version 1.0.0, and 1.1.0 with another seed for two classes, published one after the other."""
+    folder = tmp_path_factory.mktemp("versions")
+    runs = Versions({"v1.0.0": built(folder, "a")})
+    others = [f"class_seeds.{info.wnid}=1" for info in SHAPES[:2]]
+    runs["v1.1.0"] = built(folder, "b", *others)
+    for tag, run in runs.items():
+        hub.reset()
+        done = client.hfsyn("publish", run, REPO, "--version", tag.removeprefix("v"))
+        assert (done.code, done.last) == (0, f"hf://datasets/{REPO}@{tag}"), done.err
+        runs.sent = hub.counters.lfs_bytes
+    return runs
+
+
+LOAD = """
+from datasets import load_dataset
+import hashlib
+def digest(rows):
+    return [{k: hashlib.sha256(v.tobytes()).hexdigest() if k == "image" else v for k, v in row.items()} for row in rows]
+"""
+
+
+def rows_of(run: Path) -> list[dict[str, object]]:
+    """Rows of a run folder with the hashes of their pixels, read without `datasets`."""
+    import hashlib
+
+    found = []
+    for shard in layout.finished_shards(run / layout.DATA):
+        for row in pq.read_table(shard).to_pylist():
+            pixels = Image.open(io.BytesIO(row["image"]["bytes"])).tobytes()
+            found.append({**row, "image": hashlib.sha256(pixels).hexdigest()})
+    return found
+
+
+def test_each_version_loads_whole_and_streamed_in_a_fresh_process(versions: Versions, hub: Hub) -> None:
+    code = f"""{LOAD}
+import json, sys
+found = {{}}
+for tag in ("v1.0.0", "v1.1.0"):
+    whole = digest(load_dataset({REPO!r}, split="train", revision=tag))
+    streamed = digest(load_dataset({REPO!r}, split="train", revision=tag, streaming=True))
+    assert whole == streamed
+    found[tag] = whole
+print(json.dumps(found))
+"""
+    env = hub.env(token=None, home=versions["v1.0.0"].parent / "stranger")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found == {tag: rows_of(run) for tag, run in versions.items()}
+    assert found["v1.0.0"] != found["v1.1.0"]
+
+
+def test_only_shards_that_changed_went_up_for_the_second_version(versions: Versions, hub: Hub) -> None:
+    old, new = ({p.name: p.read_bytes() for p in (run / "data").glob("*.parquet")} for run in versions.values())
+    changed = {name for name in new if new[name] != old[name]}
+    assert 0 < len(changed) < len(new)
+    hub_old, hub_new = hub.files("dataset", REPO, "v1.0.0"), hub.files("dataset", REPO, "v1.1.0")
+    assert {name: hub_old[f"data/{name}"] for name in old} == old
+    assert {name: hub_new[f"data/{name}"] for name in new} == new
+    others = sum(len(hub_new[name]) for name in ("plan.parquet", "preview/samples.png"))
+    assert versions.sent == sum(len(new[name]) for name in changed) + others
+
+
+def test_diff_says_exactly_what_changed(versions: Versions, client: Client) -> None:
+    done = client.hfsyn("diff", f"{REPO}@v1.0.0", f"{REPO}@v1.1.0", "--json")
+    found = json.loads(done.out)
+    names = [info.name for info in SHAPES[:2]]
+    assert (found["added"], found["removed"]) == ({}, {})
+    assert found["changed"] == dict.fromkeys(names, 3)
+    assert found["columns"] == {"image": 6, "seed": 6}
+    assert found["recipe"] == [[f"class_seeds.{info.wnid}", None, 1] for info in SHAPES[:2]]
+    assert json.loads(client.hfsyn("diff", f"{REPO}@v1.0.0", versions["v1.0.0"], "--json").out)["is_equal"]
+    text = client.hfsyn("diff", f"{REPO}@v1.0.0", f"{REPO}@v1.1.0").out
+    assert "changed  6 rows" in text
+    assert f"{names[0]}: 3" in text
+
+
+def test_the_changelog_says_it_in_a_sentence_and_the_old_card_is_in_the_old_version(
+    versions: Versions, hub: Hub
+) -> None:
+    old, new = (hub.files("dataset", REPO, tag)["README.md"].decode() for tag in versions)
+    assert "v1.1.0" not in old
+    assert "6 rows of circle, square changed in image, seed; recipe: class_seeds." in new
+    assert "First version: 30 images." in new
+
+
+def test_verify_passes_on_both_versions_and_on_the_run(versions: Versions, client: Client) -> None:
+    for what in (f"{REPO}@v1.0.0", f"{REPO}@v1.1.0", REPO, versions["v1.0.0"]):
+        done = client.hfsyn("verify", what)
+        assert (done.code, done.last.split(":")[0]) == (0, "verified"), done.out
+        assert done.last.endswith("12 files, 30 captions, 30 rows")
+
+
+def test_ten_random_rows_are_made_again_byte_for_byte(versions: Versions, client: Client, tmp_path: Path) -> None:
+    ids = random.Random(3).sample([row["sample_id"] for row in rows_of(versions["v1.1.0"])], 10)
+    for sample_id in ids:
+        done = client.hfsyn(
+            "reproduce", f"{REPO}@v1.1.0", "--sample-id", sample_id, "--out", tmp_path, "--device", "cpu"
+        )
+        assert done.code == 0, done.err
+        assert "result   byte-equal" in done.err
+        with Image.open(done.last) as picture:
+            assert picture.size[0] > 200
+
+
+def test_publishing_what_is_published_sends_nothing(versions: Versions, client: Client, hub: Hub) -> None:
+    head = hub.head("dataset", REPO)
+    hub.reset()
+    done = client.hfsyn("publish", versions["v1.1.0"], REPO, "--version", "1.1.0")
+    assert (done.code, done.last) == (0, f"hf://datasets/{REPO}@v1.1.0")
+    assert (hub.counters.commits, hub.counters.lfs_bytes, hub.head("dataset", REPO)) == (0, 0, head)
+    assert not [entry for entry in hub.log if entry.method not in ("GET", "HEAD")]
+
+
+def test_a_dry_run_says_everything_and_sends_nothing(client: Client, hub: Hub, tmp_path: Path) -> None:
+    run = faked(tmp_path)
+    hub.reset()
+    done = client.hfsyn("publish", run, "alice/dry", "--version", "1.0.0", "--dry-run")
+    assert done.code == 0, done.err
+    for words in ("alice may write", "is new", "is free", "Apache-2.0", "to send", "First version: 30 images"):
+        assert words in done.out
+    assert not [entry for entry in hub.log if entry.method not in ("GET", "HEAD")]
+    assert "dataset/alice/dry" not in str(hub.log)
+    found = json.loads(client.hfsyn("publish", run, "dry", "--version", "1.0.0", "--dry-run", "--json").out)
+    assert (found["repo_id"], found["commit"], found["commits"]) == ("alice/dry", None, 1)
+
+
+def test_configurations_live_side_by_side_and_the_default_stays(client: Client, hub: Hub, tmp_path: Path) -> None:
+    repo = "alice/both"
+    cip = faked(tmp_path, "cip")
+    basic = faked(tmp_path, "basic", recipe="shapes-basic")
+    for run, config, version in ((cip, "cip", "1.0.0"), (basic, "basic", "1.1.0")):
+        done = client.hfsyn("publish", run, repo, "--version", version, "--config-name", config)
+        assert done.code == 0, done.err
+    done = client.hfsyn(
+        "publish", cip, repo, "--version", "1.2.0", "--what", "captions", "--config-name", "blip"
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    found = client.python(
+        f"""{LOAD}
+from datasets import get_dataset_config_names
+load = lambda *name: digest(load_dataset({repo!r}, *name, split="train", streaming=True))
+result = [load() == load("cip"), load("cip") != load("basic"), load("blip")[0], get_dataset_config_names({repo!r})]
+"""
+    )
+    assert found[:2] == [True, True]
+    assert set(found[2]) > {"source_id", "caption", "source_sha256"}
+    assert sorted(found[3]) == ["basic", "blip", "cip"]
+    for config in ("cip", "basic", "blip"):
+        assert client.hfsyn("verify", f"{repo}@v1.2.0", "--config-name", config).code == 0
+    # Another version of one configuration leaves the others alone.
+    before = hub.files("dataset", repo)
+    again = faked(tmp_path, "again", "seed=5", recipe="shapes-basic")
+    assert client.hfsyn("publish", again, repo, "--version", "2.0.0", "--config-name", "basic").code == 0
+    after = hub.files("dataset", repo)
+    same = {path for path in before if not path.startswith("basic/") and path != "README.md"}
+    assert {path: before[path] for path in same} == {path: after[path] for path in same}
+    assert before["basic/manifest.json"] != after["basic/manifest.json"]
+
+
+def test_a_smaller_version_removes_its_shards_and_keeps_them_in_the_old_one(
+    client: Client, hub: Hub, tmp_path: Path
+) -> None:
+    large, small = faked(tmp_path, "large"), faked(tmp_path, "small", "source.limit_per_class=1")
+    for run, version in ((large, "1.0.0"), (small, "2.0.0")):
+        assert client.hfsyn("publish", run, "alice/shrinks", "--version", version).code == 0
+    shards = [
+        sorted(path for path in hub.files("dataset", "alice/shrinks", tag) if path.startswith("data/"))
+        for tag in ("v1.0.0", "v2.0.0")
+    ]
+    assert [len(names) for names in shards] == [8, 4]
+    assert client.python(f"{LOAD}result = len(digest(load_dataset('alice/shrinks', split='train')))") == 10
+    found = json.loads(client.hfsyn("diff", "alice/shrinks@v1.0.0", "alice/shrinks@v2.0.0", "--json").out)
+    assert sum(found["removed"].values()) == 20
+
+
+def test_what_a_person_wrote_into_the_card_survives(client: Client, hub: Hub, tmp_path: Path) -> None:
+    run = faked(tmp_path)
+    assert client.hfsyn("publish", run, "alice/card", "--version", "1.0.0").code == 0
+    card = hub.files("dataset", "alice/card")["README.md"].decode()
+    mine = card.replace("# card\n", "# card\n\nA word of my own: see **our paper**.\n", 1) + "\n## Thanks\n\nTo all.\n"
+    assert mine != card
+    hub.add_commit("dataset", "alice/card", {"README.md": mine.encode()})
+    other = faked(tmp_path, "other", "seed=2")
+    assert client.hfsyn("publish", other, "alice/card", "--version", "1.1.0").code == 0
+    found = hub.files("dataset", "alice/card")["README.md"].decode()
+    assert "A word of my own: see **our paper**." in found
+    assert found.endswith("## Thanks\n\nTo all.\n")
+    assert "v1.1.0" in found
+
+
+def damage(run: Path) -> None:
+    shard = next(layout.finished_shards(run / layout.DATA))
+    shard.write_bytes(shard.read_bytes() + b"x")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faked(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code", "words"),
+    [
+        (["alice/x", "--version", "1.0"], {}, 2, ["'1.0' is not MAJOR.MINOR.PATCH", "--version 1.0.0"]),
+        (["alice/x", "--version", "latest"], {}, 2, ["'latest' is not MAJOR.MINOR.PATCH"]),
+        (["alice/x y", "--version", "1.0.0"], {}, 2, ["no repository's name", "USER/NAME"]),
+        (["alice/x", "--version", "1.0.0", "--config-name", "data"], {}, 2, ["'data' cannot be the name"]),
+        (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": "hf_wrong"}, 3, ["does not know this token", "hf auth login"]),
+        (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": ""}, 3, ["there is none", "hf auth login", "HF_TOKEN"]),
+        (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": "hf_alice_read"}, 3, ["may only read", "hf auth login"]),
+        (["bob/x", "--version", "1.0.0"], {}, 3, ["cannot make bob/x", "alice, lab"]),
+        (["bob/theirs", "--version", "1.0.0"], {}, 3, ["may not write to bob/theirs"]),
+        (["alice/foreign", "--version", "1.0.0"], {}, 3, ["holds something else: data.csv", "--into"]),
+        (["alice/script", "--version", "1.0.0", "--into"], {}, 3, ["script.py", "loading script", "repo-files delete"]),
+        (["alice/taken", "--version", "1.0.0"], {}, 2, ["has a version 1.0.0 with other contents", "--version 1.1.0"]),
+    ],
+)  # fmt: skip
+def test_what_forbids_publishing_is_said_in_one_line_and_nothing_is_sent(
+    arguments: list[str], environment: dict[str, str], code: int, words: list[str],
+    client: Client, hub: Hub, plain: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    if "alice/taken" in arguments:
+        assert (
+            client.hfsyn("publish", faked(tmp_path, "other", "seed=9"), "alice/taken", "--version", "1.0.0").code == 0
+        )
+    there = {"bob/theirs": "a.txt", "alice/foreign": "data.csv", "alice/script": "script.py"}
+    if arguments[0] in there:
+        hub.add_repo("dataset", arguments[0], {there[arguments[0]]: b"a"})
+    hub.reset()
+    done = client.hfsyn("publish", plain, *arguments, **environment)
+    assert done.code == code, done.err
+    assert all(word in done.err for word in words), done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not [entry for entry in hub.log if entry.method not in ("GET", "HEAD")]
+
+
+def test_runs_that_are_not_whole_are_not_published(client: Client, hub: Hub, tmp_path: Path) -> None:
+    hub.reset()
+    run = run_folder(tmp_path, name="unfinished")
+    done = client.hfsyn("publish", run, "alice/x", "--version", "1.0.0")
+    assert (done.code, "is not finished" in done.err) == (3, True)
+    done = client.hfsyn("publish", run, "alice/x", "--version", "1.0.0", "--what", "captions")
+    assert (done.code, "0 of 4 caption shards" in done.err) == (3, True)
+    broken = faked(tmp_path, "broken")
+    damage(broken)
+    done = client.hfsyn("publish", broken, "alice/x", "--version", "1.0.0")
+    assert (done.code, "does not verify" in done.err) == (3, True)
+    assert not hub.log
+
+
+def test_a_gated_source_needs_access_to_publish_what_was_made_from_it(client: Client, hub: Hub, tmp_path: Path) -> None:
+    run = faked(tmp_path)
+    hub.add_repo("dataset", "ILSVRC/imagenet-1k", {"a": b""}, gated="manual")
+    code = f"""
+from hfsyn.hub import DatasetRepo
+from hfsyn.preflight import terms_checks
+from hfsyn.recipe import load_recipe
+from hfsyn.runs import Run
+from pathlib import Path
+run = Run(Path({str(run)!r}), load_recipe("imagenet-1k-cip"))
+result = [check.line() for check in terms_checks(run, DatasetRepo("alice/x")) if check.state == "failed"]
+"""
+    (line,) = client.python(code)
+    assert "no access to the source ILSVRC/imagenet-1k" in line
+    assert f"{hub.url}/datasets/ILSVRC/imagenet-1k" in line
+
+
+def test_a_fine_grained_token_is_enough_where_it_may_write(client: Client, hub: Hub, plain: Path) -> None:
+    hub.store.tokens["hf_one"] = Token("alice", "fineGrained", [("user", "alice", ["repo.write", "repo.content.read"])])
+    assert client.hfsyn("publish", plain, "alice/fine", "--version", "1.0.0", HF_TOKEN="hf_one").code == 0
+    done = client.hfsyn("doctor", HF_TOKEN="hf_one")
+    assert "may do more than publishing needs" not in done.out
+    done = client.hfsyn("doctor", HF_TOKEN="hf_alice_write")
+    assert "may do more than publishing needs" in done.out
+    assert "settings/tokens" in done.out
+    assert client.hfsyn("doctor", HF_TOKEN="hf_wrong").code == 3
+
+
+SECRET = "hf_alice_write"
+
+
+def test_the_token_is_in_no_file_no_line_and_no_command_line(
+    client: Client, hub: Hub, plain: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(plain, tmp_path / "run")
+    hub.faults.add(500, path="/commit/", times=1)
+    hub.faults.add(403, path="/tag/", times=1)
+    said = [client.hfsyn("publish", run, "alice/secret", "--version", "1.0.0", "--token", SECRET) for _ in range(2)]
+    hub.faults.clear()
+    assert [done.code for done in said] == [3, 0]
+    said += [client.hfsyn(*args, "--token", SECRET) for args in (["doctor"], ["verify", "alice/secret"])]
+    assert not [done for done in said if SECRET in done.out + done.err]
+    files = [path for path in run.rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert not [name for name, data in hub.files("dataset", "alice/secret").items() if SECRET.encode() in data]
+    started = client.python(
+        f"""
+import subprocess
+from pathlib import Path
+from hfsyn import watching
+from hfsyn.runs import load_run
+seen = []
+class Child:
+    def __init__(self, command, **options): seen.append(command)
+    def wait(self): return 0
+    def poll(self): return 0
+watching.subprocess.Popen = Child
+with watching.publishing(load_run({str(run)!r}), "alice/secret", "1.0.0", quiet=True): pass
+result = seen
+"""
+    )
+    assert started
+    assert SECRET not in str(started)
+
+
+def test_places_of_this_machine_are_not_published(client: Client, hub: Hub, tmp_path: Path) -> None:
+    images = tmp_path / "private-place" / "n01443537"
+    images.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(images / f"{i}.png")
+    run = faked(
+        tmp_path, "run", f"source.path={images.parent}", "caption.model=builtin", "generate.model=builtin",
+        recipe="tiny-imagenet-cip",
+    )  # fmt: skip
+    done = client.hfsyn("publish", run, "alice/places", "--version", "1.0.0")
+    assert done.code == 0, done.err
+    assert client.hfsyn("verify", "alice/places@v1.0.0").code == 0
+    for name, data in hub.files("dataset", "alice/places").items():
+        assert b"private-place" not in data, name
+
+
+HOSTILE = (
+    "---\n| x | {{ 7*7 }} {% raw %} <script>alert(1)</script> `` <!-- hfsyn:end config=default --> \u202e 🦆 | a\n---\n"
+)
+
+
+def test_a_hostile_caption_changes_nothing_but_its_own_cell(client: Client, hub: Hub, tmp_path: Path) -> None:
+    class Hostile(FakeCaptioner):
+        def caption(self, images: list[Image.Image]) -> list[str]:  # type: ignore[override]
+            return [HOSTILE] * len(images)
+
+    run = run_folder(tmp_path, "source.limit_per_class=1")
+    caption(run, captioner=Hostile(), quiet=True)
+    generate(run, generator=FakeGenerator(), quiet=True)
+    finish(run)
+    done = client.hfsyn("publish", run, "alice/hostile", "--version", "1.0.0")
+    assert done.code == 0, done.err
+    found = client.python(
+        """
+from huggingface_hub import DatasetCard
+from datasets import load_dataset
+card = DatasetCard.load("alice/hostile")
+card.validate()
+rows = load_dataset("alice/hostile", split="train")
+result = [card.data.to_dict()["configs"], rows[0]["caption"], card.content]
+"""
+    )
+    assert [entry["config_name"] for entry in found[0]] == ["default"]
+    assert found[1] == HOSTILE
+    assert "<script>" not in found[2]
+    assert "49" not in found[2].split("## Columns")[0]
+    assert found[2].count("\n<!-- hfsyn:end config=default -->") == 1
+
+
+def test_the_builder_and_load_version_give_the_rows_of_load_dataset(
+    versions: Versions, client: Client, hub: Hub
+) -> None:
+    found = client.python(
+        f"""{LOAD}
+from builders.published import load_version
+from builders.synthetic import Synthetic
+ways = [
+    load_dataset({REPO!r}, split="train", revision="v1.0.0"),
+    load_version({REPO!r}, "v1.0.0"),
+    load_version({REPO!r}, "v1.0.0", "default", split="train", streaming=True),
+    Synthetic(repo={REPO!r}, revision="v1.0.0").as_streaming_dataset("train"),
+]
+result = [digest(rows) for rows in ways]
+"""
+    )
+    assert all(rows == rows_of(versions["v1.0.0"]) for rows in found)
+
+
+def test_without_the_hub_a_version_is_the_one_asked_for_or_an_error(
+    versions: Versions, hub: Hub, tmp_path: Path
+) -> None:
+    """`load_dataset` gives the newest version that it has, whatever is asked for; that is shown first."""
+    code = """
+import sys, warnings
+from datasets import load_dataset
+from builders.errors import DataError
+from builders.published import load_version
+want = {"v1.0.0": sys.argv[2], "v1.1.0": sys.argv[3]}
+def image(rows): return [r["seed"] for r in rows if r["sample_id"] == sys.argv[1]][0]
+if sys.argv[4] == "online":
+    for tag in want:
+        assert str(image(load_version("alice/shapes", tag))) == want[tag]
+        load_dataset("alice/shapes", split="train", revision=tag)
+    sys.exit()
+for tag in want:
+    assert str(image(load_version("alice/shapes", tag))) == want[tag], tag
+for tag in ("v9.9.9", "v1.0", "main"):
+    try:
+        load_version("alice/shapes", tag)
+    except DataError as error:
+        assert "No other version is taken in its place" in str(error), error
+    else:
+        raise AssertionError(tag)
+wrong = image(load_dataset("alice/shapes", split="train", revision="v9.9.9"))
+print("load_dataset gives", wrong)
+"""
+    (row, *_) = [row for row in rows_of(versions["v1.1.0"]) if row["wnid"] == SHAPES[0].wnid]
+    (old,) = [r for r in rows_of(versions["v1.0.0"]) if r["sample_id"] == row["sample_id"]]
+    words = [str(row["sample_id"]), str(old["seed"]), str(row["seed"])]
+    online = hub.env(token=None, home=tmp_path)
+    for how, env in {
+        "online": online,
+        "offline": {**online, "HF_HUB_OFFLINE": "1"},
+        "unreachable": {**online, "HF_ENDPOINT": "http://127.0.0.1:9"},
+    }.items():
+        if how == "unreachable":  # where load_dataset tries for half a minute before it gives the wrong one
+            code = code[: code.index("wrong =")]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, how], env=env, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 0, (how, done.stderr)
