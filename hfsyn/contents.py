@@ -13,16 +13,20 @@ from builders.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub import LocalFile
 from hfsyn.manifest import manifest_of
+from hfsyn.progress import Progress
 from hfsyn.recipe import dump_recipe, published_recipe
 from hfsyn.runs import Run
 from hfsyn.shards import faults, is_done, pending, sha256_of
 
 What = Literal["data", "captions"]
 
+_SOON_READ = 500 * 2**20
+"""Bytes that are hashed in a second or so: less is not worth a line."""
+
 _TOP = (layout.SOURCE, layout.PLAN, layout.REJECTED, layout.MANIFEST)
 
 
-def contents(run: Run, config_name: str, what: What = "data") -> dict[str, LocalFile]:
+def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = True) -> dict[str, LocalFile]:
     """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
 
     The recipe is sent without the places of this machine.
@@ -31,6 +35,7 @@ def contents(run: Run, config_name: str, what: What = "data") -> dict[str, Local
         run: a finished run; for captions alone it is enough that these are finished.
         config_name: see `builders.layout.config_prefix`.
         what: ``data`` is the whole run, captions included; ``captions`` are these and their recipe.
+        quiet: no progress while the shards are read to be checked.
 
     Raises:
         HfsynError: the run is not finished, or does not verify (exit code 3).
@@ -47,7 +52,7 @@ def contents(run: Run, config_name: str, what: What = "data") -> dict[str, Local
             f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
             f"Run: hfsyn caption {run.folder}", code=ExitCode.PREFLIGHT,
         )  # fmt: skip
-    if wrong := [fault for shard in shards for fault in faults(shard, run.fingerprint)]:
+    if wrong := _faults(run, shards, quiet=quiet):
         raise HfsynError(
             f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
             "Delete the sidecars of damaged shards and build again: these shards are made anew.",
@@ -62,6 +67,16 @@ def contents(run: Run, config_name: str, what: What = "data") -> dict[str, Local
     for path in [*(run.folder / name for name in _TOP), *previews]:
         if path.exists():
             found[f"{prefix}{path.relative_to(run.folder).as_posix()}"] = LocalFile(path, sha256_of(path))
+    return found
+
+
+def _faults(run: Run, shards: list[Path], *, quiet: bool) -> list[str]:
+    size = sum(shard.stat().st_size for shard in shards if shard.exists())
+    found = []
+    with Progress("checking", size, quiet=quiet or size < _SOON_READ, unit="bytes") as bar:
+        for shard in shards:
+            found += faults(shard, run.fingerprint)
+            bar.add(shard.stat().st_size if shard.exists() else 0)
     return found
 
 

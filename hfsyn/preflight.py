@@ -177,7 +177,7 @@ def repo_checks(
         yield Check(
             "failed",
             f"{repo_id} holds {script}: load_dataset would take it for a loading script and fail.",
-            f"Remove it: hf repo-files delete {repo_id} {script} --repo-type dataset",
+            f"Remove it: hf repos delete-files {repo_id} {script} --repo-type dataset",
         )
     prefix = layout.config_prefix(config_name)
     if what == "captions" and any(path.startswith(f"{prefix}{layout.DATA}/") for path in state.tree):

@@ -60,6 +60,26 @@ def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_publish_and_load_runs_as_written_against_a_hub(tmp_path: Path) -> None:
+    """The `shell` block, then the `py` block, in a folder that holds the first dataset of the README."""
+    from hub_client import Client
+    from hub_server import Hub
+
+    with Hub(tmp_path / "hub") as hub, Client(hub, tmp_path) as client:
+        (first,) = [c for c in commands("bash") if c[1:] and c[1] == "build" and c[-1] == "runs/shapes"]
+        for command in [first, *commands("shell")]:
+            assert command[0] == "hfsyn"
+            one = ["--num-processes", "1"] if command[1] == "build" else []
+            done = client.hfsyn(*command[1:], *one, cwd=tmp_path)
+            assert done.code == 0, (command, done.out, done.err)
+            assert done.out
+        for code in blocks("py"):
+            client.python(code + "\nresult = len(ds)")
+        assert {"v1.0.0", "v1.1.0"} == {ref.rpartition("/")[2] for ref in hub.refs("dataset", "alice/shapes")} - {
+            "main"
+        }
+
+
 @pytest.mark.parametrize("command", commands("sh"), ids=" ".join)
 def test_the_commands_that_need_a_hub_or_a_gpu_parse_and_name_what_exists(command: list[str]) -> None:
     words = command[command.index("-m") + 1 :] if command[0] == "accelerate" else command
@@ -68,13 +88,13 @@ def test_the_commands_that_need_a_hub_or_a_gpu_parse_and_name_what_exists(comman
     assert sub is not None
     parsed = sub.make_context(words[1], words[2:])
     assert isinstance(parsed, click.Context)
-    if "recipe" in parsed.params:
+    if not str(parsed.params.get("recipe", "hf://")).startswith("hf://"):
         load_recipe(parsed.params["recipe"], parsed.params["overrides"])
 
 
 def test_every_command_occurs_in_the_readme_or_is_a_stage_of_build() -> None:
-    named = {" ".join(c[1:3]) for c in commands("bash") + commands("sh")} | {
-        c[1] for c in commands("bash") + commands("sh") if len(c) > 1
+    named = {" ".join(c[1:3]) for c in commands("bash") + commands("sh") + commands("shell")} | {
+        c[1] for c in commands("bash") + commands("sh") + commands("shell") if len(c) > 1
     }
     for name, command in cli.commands.items():
         if isinstance(command, click.Group):

@@ -285,7 +285,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["bob/x", "--version", "1.0.0"], {}, 3, ["cannot make bob/x", "alice, lab"]),
         (["bob/theirs", "--version", "1.0.0"], {}, 3, ["may not write to bob/theirs"]),
         (["alice/foreign", "--version", "1.0.0"], {}, 3, ["holds something else: data.csv", "--into"]),
-        (["alice/script", "--version", "1.0.0", "--into"], {}, 3, ["script.py", "loading script", "repo-files delete"]),
+        (["alice/script", "--version", "1.0.0", "--into"], {}, 3, ["script.py", "loading script", "hf repos delete-files"]),
         (["alice/taken", "--version", "1.0.0"], {}, 2, ["has a version 1.0.0 with other contents", "--version 1.1.0"]),
     ],
 )  # fmt: skip
