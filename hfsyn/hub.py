@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub_answers import HeadMovedError, passes, reason, refusal, status_of
 
 T = TypeVar("T")
 
@@ -29,14 +30,8 @@ LONGEST_ASKED = 300.0
 CALL_TIMEOUT = 60.0
 """Seconds of silence after which a connection counts as lost. The client's own default is to wait for ever."""
 
-_PASSES = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
-_SHOWN = 200
 _SENT_AT_ONCE = 20
 """Files whose sending is asked for in one request; between two of them progress is shown."""
-
-
-class HeadMovedError(Exception):
-    """Somebody else committed to the branch since it was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,18 +124,18 @@ class DatasetRepo:
             try:
                 return function(*args, **options)
             except Exception as error:
-                _, asked = _status_of(error)
-                if isinstance(error, HeadMovedError) or not passes(error):
+                _, asked = status_of(error)
+                if not passes(error):
                     raise refusal(what, self.repo_id, error, self.token) from error
                 if attempt == ATTEMPTS:
                     raise HfsynError(
-                        f"Could not {what}: {_reason(error, self.token)} ({ATTEMPTS} attempts).",
+                        f"Could not {what}: {reason(error, self.token)} ({ATTEMPTS} attempts).",
                         "What was sent is kept. Run the same command again to continue.",
                         code=ExitCode.PARTIAL,
                     ) from error
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * (0.5 + self._chance() / 2)
                 pause = max(pause, min(asked, LONGEST_ASKED))
-                self._say(f"{what}: {_reason(error, self.token)}; again in {pause:.0f} s")
+                self._say(f"{what}: {reason(error, self.token)}; again in {pause:.0f} s")
                 self._sleep(pause)
         raise AssertionError("unreachable")
 
@@ -160,7 +155,7 @@ class DatasetRepo:
             try:
                 return str(self.api.dataset_info(self.repo_id, revision=revision).sha)
             except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-                if _status_of(error)[0] == 401:
+                if status_of(error)[0] == 401:
                     raise
                 return None
 
@@ -203,10 +198,17 @@ class DatasetRepo:
 
     def create(self, *, private: bool | None) -> None:
         """Make the repository if it is not there."""
-        self.call(
-            f"create {self.repo_id}", self.api.create_repo, self.repo_id, repo_type="dataset", private=private,
-            exist_ok=True,
-        )  # fmt: skip
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def send() -> None:
+            try:
+                self.api.create_repo(self.repo_id, repo_type="dataset", private=private)
+            except HfHubHTTPError as error:
+                # 409: there is one, made by an earlier try whose answer was lost perhaps; or another is being made.
+                if status_of(error)[0] != 409 or self.head() is None:
+                    raise
+
+        self.call(f"create {self.repo_id}", send)
 
     def commit(
         self,
@@ -250,7 +252,7 @@ class DatasetRepo:
             try:
                 return str(self.api.create_commit(self.repo_id, operations, **options).oid)
             except HfHubHTTPError as error:
-                if _status_of(error)[0] == 412:
+                if status_of(error)[0] == 412:
                     raise HeadMovedError(parent) from error
                 raise
 
@@ -269,102 +271,12 @@ class DatasetRepo:
                 self.api.create_tag(self.repo_id, tag=name, tag_message=message, revision=commit, repo_type="dataset")
             except HfHubHTTPError as error:
                 # 409: there is such a tag. Maybe it is ours, and only the answer to an earlier try was lost.
-                if _status_of(error)[0] != 409 or (standing := self.head(name)) is None:
+                if status_of(error)[0] != 409 or (standing := self.head(name)) is None:
                     raise
                 if standing != commit:
-                    raise HfsynError(
-                        f"The version {name} of {self.repo_id} was taken meanwhile (commit {standing[:12]}).",
-                        "Publish under another version.",
-                    ) from None
+                    raise taken(self.repo_id, name, standing) from None
 
         self.call(f"tag {name} of {self.repo_id}", send)
-
-
-def passes(error: BaseException) -> bool:
-    """Whether the same call may succeed in a moment."""
-    from builders.access import is_transport_error
-
-    status, _ = _status_of(error)
-    if status:
-        return status in _PASSES
-    return any(is_transport_error(e) or isinstance(e, TimeoutError) for e in (error, error.__cause__) if e is not None)
-
-
-def refusal(what: str, repo_id: str, error: BaseException, token: str | bool | None = None) -> BaseException:
-    """The one line for an error of the client that does not pass, with the way out; an unknown one as it is."""
-    from huggingface_hub import errors
-
-    from builders.access import page_of
-
-    if isinstance(error, HfsynError | HeadMovedError):
-        return error
-    status, _ = _status_of(error)
-    if isinstance(error, RuntimeError) and status:  # what the client makes of an upload that failed for good
-        error = error.__cause__ or error
-    login = "Log in with a token that may write: hf auth login"
-    if isinstance(error, errors.LocalTokenNotFoundError):
-        return HfsynError(
-            f"Could not {what}: there is no token.", f"{login}, or set HF_TOKEN.", code=ExitCode.PREFLIGHT
-        )
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return HfsynError(
-            f"Could not {what}: HF_HUB_OFFLINE is set.", "Unset it: publishing needs the Hub.", code=ExitCode.PREFLIGHT
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return HfsynError(
-            f"Could not {what}: access to it must be asked for, and this account has none.",
-            f"Accept the terms on its page, then run the same command again: {page_of(repo_id)}",
-            code=ExitCode.PREFLIGHT,
-        )
-    if status == 401:
-        return HfsynError(f"Could not {what}: the Hub does not know this token.", f"{login}.", code=ExitCode.PREFLIGHT)
-    if status == 403:
-        return HfsynError(
-            f"Could not {what}: this token may not ({_reason(error, token)}).", f"{login}.", code=ExitCode.PREFLIGHT
-        )
-    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
-        return HfsynError(
-            f"Could not {what}: it is not there, or not for this account.",
-            "Check the name, and the account: hf auth whoami",
-            code=ExitCode.PREFLIGHT,
-        )
-    if isinstance(error, errors.HfHubHTTPError):
-        return HfsynError(
-            f"Could not {what}: the Hub refuses ({_reason(error, token)}).",
-            "What was sent is kept. Mend what it says and run the same command again.",
-            code=ExitCode.PREFLIGHT,
-        )
-    return error
-
-
-def without_token(text: str, token: str | bool | None = None) -> str:
-    """The text without the token, should a message ever quote it."""
-    from huggingface_hub import get_token
-
-    for secret in {token if isinstance(token, str) else None, get_token()}:
-        if secret:
-            text = text.replace(secret, "hf_***")
-    return text
-
-
-def _status_of(error: BaseException) -> tuple[int, float]:
-    """The HTTP status of an error and the seconds that `Retry-After` asks for; zeros where there is none.
-
-    An error that was said plainly (`builders.access`) has that of the client as its cause.
-    """
-    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    status = int(getattr(response, "status_code", 0) or 0)
-    asked = str(getattr(response, "headers", {}).get("Retry-After", "")) if status else ""
-    return status, float(asked) if asked.isdigit() else 0.0
-
-
-def _reason(error: BaseException, token: str | bool | None) -> str:
-    """An error in a few words of one line."""
-    status, _ = _status_of(error)
-    words = " ".join(str(getattr(error, "server_message", None) or error).split()) or type(error).__name__
-    words = without_token(words, token)
-    short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
-    return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"
 
 
 def _limit_silence() -> None:
@@ -379,6 +291,13 @@ def _limit_silence() -> None:
 
     if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
         set_client_factory(factory)
+
+
+def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
+    """Somebody else was faster."""
+    return HfsynError(
+        f"The version {tag} of {repo_id} was taken meanwhile (commit {commit[:12]}).", "Publish under another version."
+    )
 
 
 def parts_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

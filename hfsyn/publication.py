@@ -29,7 +29,8 @@ from hfsyn import cards
 from hfsyn.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
 from hfsyn.contents import What, contents, is_ours
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub import DatasetRepo, HeadMovedError, LocalFile, parts_of
+from hfsyn.hub import DatasetRepo, LocalFile, parts_of, taken
+from hfsyn.hub_answers import HeadMovedError
 from hfsyn.manifest import manifest_of, software_of
 from hfsyn.preflight import (
     Check,
@@ -51,7 +52,7 @@ from hfsyn.versions import Version, parse_version, versions_among
 FILES_A_COMMIT = 100
 """The Hub recommends 50 to 100 files a commit."""
 ROUNDS = 10
-"""How often a publication is planned anew because somebody else committed meanwhile."""
+"""How often a publication is planned anew, in vain, because somebody else committed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def publish(
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    files = contents(run, config_name, what)
+    files = contents(run, config_name, what, quiet=quiet)
     repo = DatasetRepo(repo_id, token=token, say=say)
     need_token(repo)
     repo = repo.named(full_repo_id(repo_id, repo))
@@ -244,12 +245,22 @@ def bring(job: _Job) -> str:
     """Commit what the repository lacks; return the commit that has it all.
 
     Raises:
-        HfsynError: others commit all the time (exit code 4).
+        HfsynError: the version is taken meanwhile (exit code 2), or others commit all the time (exit code 4).
     """
-    for _ in range(ROUNDS):
+    rounds, fewest = 0, len(job.files) + 1
+    while rounds < ROUNDS:
         state = look_at(job.repo)
         if state.head is None:
-            raise HfsynError(f"{job.repo.repo_id} was removed meanwhile.", "Run the same command again.")
+            raise HfsynError(
+                f"{job.repo.repo_id} was removed meanwhile.", "Run the same command again.", code=ExitCode.PARTIAL
+            )
+        if (standing := state.tags.get(job.version.tag)) is not None:
+            if _stands(job, standing):
+                return standing
+            raise taken(job.repo.repo_id, job.version.tag, standing)
+        # Two publishers of many commits each go on in turn: a round that brought something does not count.
+        left = sum(not file.is_at(state.tree.get(path)) for path, file in job.files.items())
+        rounds, fewest = (0 if left < fewest else rounds + 1), min(left, fewest)
         try:
             return _commit_difference(job, state, state.head)
         except HeadMovedError:

@@ -16,7 +16,8 @@ from builders import layout
 from hfsyn.cards import Progress, example_rows, facts_in_progress, render_card
 from hfsyn.contents import finished_contents
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub import DatasetRepo, HeadMovedError, LocalFile, parts_of
+from hfsyn.hub import DatasetRepo, LocalFile, parts_of
+from hfsyn.hub_answers import HeadMovedError
 from hfsyn.manifest import software_of
 from hfsyn.preflight import (
     account_checks,

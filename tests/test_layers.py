@@ -21,8 +21,8 @@ LAYERS = (
         "hfsyn.front_matter", "hfsyn.prompts", "hfsyn.recipe", "hfsyn.recipe_texts", "hfsyn.specs", "hfsyn.versions",
     },
     {
-        "hfsyn.encode", "hfsyn.hub", "hfsyn.hub_models", "hfsyn.models", "hfsyn.progress", "hfsyn.shards",
-        "hfsyn.software", "hfsyn.workers",
+        "hfsyn.encode", "hfsyn.hub", "hfsyn.hub_answers", "hfsyn.hub_models", "hfsyn.models", "hfsyn.progress",
+        "hfsyn.shards", "hfsyn.software", "hfsyn.workers",
     },
     {"hfsyn.captioner", "hfsyn.generator", "hfsyn.runs"},
     {
