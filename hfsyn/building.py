@@ -12,7 +12,7 @@ from hfsyn.recipe import Recipe, load_recipe
 from hfsyn.runs import Run, incomplete, prepare, select
 from hfsyn.shards import pending
 from hfsyn.stages import caption, generate
-from hfsyn.watching import publishing
+from hfsyn.watching import check_target, publishing
 from hfsyn.workers import check_device, current_worker, default_processes, is_launched, launch, leave_group
 
 STAGES: dict[str, Callable[..., None]] = {"caption": caption, "generate": generate}
@@ -51,6 +51,7 @@ def build(
         HfsynError: see `prepare`; with `publish_to` see `publish`; with exit code 4 some shards are still missing.
     """
     check_device(device)
+    check_target(publish_to, version)
     run = prepare(load_recipe(recipe, overrides), out, overwrite=overwrite)
     with publishing(run, publish_to, version, quiet=quiet):
         if not (run.folder / layout.MANIFEST).exists():

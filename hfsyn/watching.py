@@ -121,6 +121,21 @@ def _opened(
     return repo
 
 
+def check_target(repo_id: str | None, version: str | None) -> None:
+    """Refuse a target of `publishing` that cannot be one, before anything is written.
+
+    Raises:
+        HfsynError: there is one of the two without the other, or one of them is none.
+    """
+    if (repo_id is None) != (version is None):
+        raise HfsynError(
+            "--publish-to and --version go together.", "For instance: --publish-to USER/NAME --version 1.0.0"
+        )
+    if repo_id is not None and version is not None:
+        parse_version(version)
+        check_names(repo_id, layout.DEFAULT_CONFIG)
+
+
 @contextlib.contextmanager
 def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: bool) -> Iterator[None]:
     """Publish a run in a process of its own while it is at work here, and wait for the version at the end.
@@ -134,8 +149,7 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
     if repo_id is None or not current_worker().is_main:
         yield
         return
-    if version is None:
-        raise HfsynError("--publish-to needs a version.", "For instance: --version 1.0.0")
+    assert version is not None  # `check_target` has looked
     if not (run.folder / layout.MANIFEST).exists():
         _opened(run, DatasetRepo(repo_id), version, layout.DEFAULT_CONFIG, private=None, into=False)
     command = [sys.executable, "-m", "hfsyn", "publish", str(run.folder), repo_id, "--version", version, "--watch"]
