@@ -2,12 +2,15 @@
 
     <path>/train/<wnid>/*.JPEG            class folders, a folder a split (ImageNet, Imagenette, torchvision)
     <path>/<wnid>/*.JPEG                  class folders without splits
+    <path>/imagenet-a/<wnid>/*.jpg        the folder that the set's original archive unpacks to
+    <path>/0/*.jpeg, <path>/10/*.jpeg     ImageNetV2's class numbers, read as numbers
     <path>/train/<wnid>/images/*.JPEG     Tiny ImageNet as it is published, with
     <path>/val/images/*.JPEG                  val/val_annotations.txt beside the images
     <path>/**/train-*.parquet             Parquet: read by builders.parquet
 
-A class folder may also be named by a class's name. The classes may be some of the variant's. The index is sorted by
-wnid, then by file name, whatever the file system says.
+A set that only tests a classifier may lie in test/, in val/, or in no split folder. A class folder may also be named
+by a class's name. The classes may be some of the variant's. The index is sorted by wnid, then by file name, whatever
+the file system says.
 """
 
 from __future__ import annotations
@@ -19,9 +22,9 @@ from itertools import islice
 from pathlib import Path
 
 from builders.errors import DataError
-from builders.labels import label_map, refuse, shorten
+from builders.labels import check_numbers, label_map, refuse, shorten
 from builders.rows import IndexEntry, Source, SourceRow
-from builders.variants import ClassInfo, Variant
+from builders.variants import VARIANTS, ClassInfo, Variant
 
 __all__ = ["FolderSource", "local_splits", "open_path"]
 
@@ -103,7 +106,7 @@ def open_path(
     Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
     the variant's.
     """
-    from builders.parquet import find_parquet, open_parquet  # pyarrow only where it is needed
+    from builders.parquet import find_parquet, open_parquet, split_of  # pyarrow only where it is needed
 
     root = Path(path).expanduser()
     if not root.exists():
@@ -115,7 +118,9 @@ def open_path(
             )
         return open_parquet(variant, root.parent, [root.name], limit_per_class=limit_per_class)
 
-    for name in SPLIT_FOLDERS[split]:
+    root = _unpacked(variant, root)
+    names = _split_folders(variant, split)
+    for name in names:
         folder = root / name
         # People sort the validation images into class folders and leave the list behind: images/ is then gone or empty.
         if (folder / ANNOTATIONS).is_file() and _has_images(folder / "images"):
@@ -125,17 +130,19 @@ def open_path(
     if (root / ANNOTATIONS).is_file() and _has_images(root / "images"):  # the path is val/ itself
         return _annotated(variant, root, root, limit_per_class)
     parquet = find_parquet(root, split, variant.hub.config if variant.hub else None)
+    if not parquet and variant.hub is not None:  # a copy of the Hub repository, which may call the split otherwise
+        parquet = find_parquet(root, split_of(variant.hub.splits[split]) or split, variant.hub.config)
     if parquet:
         return open_parquet(variant, root, parquet, limit_per_class=limit_per_class)
     found = _split_names(root)
     if not found and _class_folders(root):
         return _class_layout(variant, root, root, limit_per_class)
-    flat = next((root / name for name in SPLIT_FOLDERS[split] if _has_images(root / name)), None)
+    flat = next((root / name for name in names if _has_images(root / name)), None)
     if flat is not None:
         raise DataError(
             f"'{flat}' holds images, but nothing there says their classes.", "Sort them into folders named by wnid."
         )
-    wanted = " or ".join(f"{name}/" for name in SPLIT_FOLDERS[split])
+    wanted = " or ".join(f"{name}/" for name in names)
     if found:
         raise DataError(f"'{path}' has no split '{split}': no images in {wanted}.", f"Splits found: {shorten(found)}.")
     raise DataError(
@@ -166,8 +173,31 @@ def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
     return found or list(variant.splits)[:1]
 
 
+def _split_folders(variant: Variant, split: str) -> tuple[str, ...]:
+    """What the folder of a split may be called: validation images are what people keep sets for testing beside."""
+    return SPLIT_FOLDERS[split] + (SPLIT_FOLDERS["validation"] if variant.tests_only else ())
+
+
+def _unpacked(variant: Variant, root: Path) -> Path:
+    """The folder of the variant's original archive, if that is in `root`; else `root` itself.
+
+    Raises DataError for the folder of another variant's archive: ImageNetV2's three are alike but for their names.
+    """
+    other = next(
+        (v.name for v in VARIANTS.values() if v.archive_folder and v.archive_folder == root.name), variant.name
+    )
+    if other != variant.name and variant.archive_folder:
+        raise DataError(
+            f"'{root}' is the folder of '{other}', not of '{variant.name}'.",
+            f"Give the folder {variant.archive_folder}, or name the variant {other}.",
+        )
+    inner = root / variant.archive_folder
+    return inner if variant.archive_folder and inner.is_dir() and _class_folders(inner) else root
+
+
 def _class_layout(variant: Variant, root: Path, folder: Path, limit: int | None) -> FolderSource:
     found = _class_folders(folder)
+    check_numbers(variant, found, f"'{folder}'")
     wnids = label_map(variant, found)
     unmatched = [name for name, wnid in wnids.items() if wnid is None]
     if unmatched:
@@ -175,9 +205,11 @@ def _class_layout(variant: Variant, root: Path, folder: Path, limit: int | None)
     folders: dict[str, list[Path]] = {}
     for name in sorted(found):
         folders.setdefault(str(wnids[name]), []).extend(found[name])
-    by_wnid = all(name == wnid for name, wnid in wnids.items())
+    called = "wnid" if all(name == wnid for name, wnid in wnids.items()) else "class name"
+    if variant.numbered_folders and all(name.isdecimal() for name in found):
+        called = "class number"
     nested = any(path.name == "images" for paths in found.values() for path in paths)
-    layout = f"class folders by {'wnid' if by_wnid else 'class name'}{', images in images/' if nested else ''}"
+    layout = f"class folders by {called}{', images in images/' if nested else ''}"
     where = "no split folders" if folder == root else f"{folder.name}/"
     return FolderSource(root, folders, variant, f"{layout} ({where})", limit_per_class=limit)
 

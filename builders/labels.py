@@ -8,7 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from builders.errors import DataError
 from builders.variants import ClassInfo, Variant
 
-__all__ = ["check_names", "class_keys", "file_wnid", "hub_labels", "label_map", "refuse", "shorten"]
+__all__ = [
+    "check_names", "check_numbers", "class_keys", "file_wnid", "hub_labels", "label_map", "refuse", "shorten",
+]  # fmt: skip
+
+_RENUMBERED = 10
+"""So many folders "0", "1", "2" and so on without a gap are a set of their own rather than what somebody tries out."""
 
 _FILE_WNID = re.compile(r"(?:^|_)(n\d{8})(?=_|\.)")
 
@@ -23,8 +28,12 @@ def shorten(values: Iterable[object], most: int = 10) -> str:
 def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataError:
     """The error for labels that are not classes of the variant."""
     items = list(unmatched)
+    message = f"{len(items)} of the labels in {where} are not classes of '{variant.name}': {shorten(items)}."
+    if all(_is_number(item) for item in items):
+        known = f"go from 0 to {len(variant.classes) - 1}" if variant.numbered_folders else "mean no class here"
+        return DataError(message, f"Numbers {known}, since others count classes in other ways. Rename them to wnids.")
     return DataError(
-        f"{len(items)} of the labels in {where} are not classes of '{variant.name}': {shorten(items)}.",
+        message,
         "A label is matched by wnid, or by a class name or WordNet lemma that only one class of the variant has. "
         "Rename the labels to wnids, remove these classes, or choose another variant (hfsyn variants ls).",
     )
@@ -51,9 +60,41 @@ def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
 
 
 def label_map(variant: Variant, labels: Iterable[str | None]) -> dict[str | None, str | None]:
-    """The wnid of each label, None where none or more than one class is meant."""
+    """The wnid of each label, None where none or more than one class is meant.
+
+    A number in decimal digits means a class only where the variant's own folders are numbered, and then as a number:
+    sorted as names, as people have read ImageNetV2, "10" would be the third class.
+    """
     keys = class_keys(variant.classes)
-    return {label: None if label is None else keys.get(_key(label)) for label in labels}
+
+    def meant(label: str) -> str | None:
+        if variant.numbered_folders and _is_number(label):
+            number = int(label)
+            return variant.classes[number].wnid if number < len(variant.classes) else None
+        return keys.get(_key(label))
+
+    return {label: None if label is None else meant(label) for label in labels}
+
+
+def check_numbers(variant: Variant, folders: Iterable[str], where: str) -> None:
+    """Raise DataError for numbered folders that are a part of a numbered variant, counted anew from 0.
+
+    Two hundred folders "0" to "199" are somebody's two hundred classes; they are hardly the first of the thousand.
+    """
+    names = list(folders)
+    count = len(names)
+    if not all(_is_number(name) for name in names) or not _RENUMBERED <= count < len(variant.classes):
+        return
+    if {int(name) for name in names} == set(range(count)):
+        raise DataError(
+            f"The {count} folders of {where} are numbered from 0 to {count - 1}, and '{variant.name}' has "
+            f"{len(variant.classes)} classes: which of them they are is not said.",
+            "Rename the folders to wnids, or give the whole set.",
+        )
+
+
+def _is_number(label: object) -> bool:
+    return isinstance(label, str) and label.isascii() and label.isdecimal()
 
 
 def hub_labels(variant: Variant, names: Sequence[str]) -> tuple[str, ...] | None:

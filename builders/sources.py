@@ -31,10 +31,11 @@ def open_source(
 ) -> Source:
     """Open one split of a variant.
 
-    `path` is a local folder or Parquet file (class folders by wnid or by class name, the original Tiny ImageNet layout,
-    Parquet); without it the variant's Hub repository is streamed at `revision` (a branch, tag or commit; default: the
-    one that the variant was checked against, else the newest). Drawn variants take neither. `limit_per_class` keeps the
-    first so many images of each class in index order. `token` is passed to huggingface_hub.
+    `path` is a local folder or Parquet file (class folders by wnid or by class name, the original layouts of Tiny
+    ImageNet and of the evaluation sets, Parquet); without it the variant's Hub repository is streamed at `revision` (a
+    branch, tag or commit; default: the one that the variant was checked against, else the newest). A repository that
+    holds an archive cannot be streamed. Drawn variants take neither. `limit_per_class` keeps the first so many images
+    of each class in index order. `token` is passed to huggingface_hub.
 
     Raises DataError if there is no such variant, split, folder or access, or if labels cannot be mapped to wnids.
     """

@@ -11,8 +11,9 @@ Needed beside the project itself:
 - `apt-get install wordnet-base` (WordNet 3.0): hypernyms, and everything about the drawn shapes. WordNet's own files
   are needed in version 3.0 exactly, because a wnid is an `n` and a byte offset into data.noun of that version.
 
-`subsets.json` is not made here: which classes a subset has is a decision of its authors, read off what they published
-(its `provenance` says where). It is only checked.
+Which classes a subset has is a decision of its authors, read off what they published: `subsets.json` is kept by hand
+(its `provenance` says where each list is from) and only checked, but for ImageNet-R and ImageNet-A, whose lists are
+timm's, which were compared with the authors' own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,17 @@ DRAWN: tuple[tuple[str, str], ...] = (
 )
 
 
+# Their two hundred wnids in timm, and where their authors say the same ones.
+FROM_TIMM: Mapping[str, str] = {
+    "imagenet-r": "timm 1.0.31, timm/data/_info/imagenet_r_synsets.txt; compared with imagenet_r_wnids in eval.py of "
+    "hendrycks/imagenet-r, commit 3131cacee97c407bd2ecea15846a67817a64f924: the same wnids. axiong/imagenet-r on the "
+    "Hub has a column of wnids and no label numbers.",
+    "imagenet-a": "timm 1.0.31, timm/data/_info/imagenet_a_synsets.txt; compared with thousand_k_to_200 in eval.py of "
+    "hendrycks/natural-adv-examples, commit 07770705658c3a1c8acce31fd9dbd68f06e297c3: the same classes. The label "
+    "names of barkermrl/imagenet-a on the Hub are wnids, sorted as far as they were read.",
+}
+
+
 class WordNet:
     """The nouns of WordNet 3.0, looked up by wnid in data.noun (the format is in the manual page wndb(5))."""
 
@@ -202,6 +215,41 @@ def drawn(wordnet: WordNet) -> dict[str, Any]:
     }
 
 
+def with_timm(content: Mapping[str, Any]) -> dict[str, Any]:
+    """subsets.json with the lists that timm has, sorted by wnid as folders are; the others stay as they are."""
+    subsets = dict(content["subsets"])
+    for name, provenance in FROM_TIMM.items():
+        path = files("timm").joinpath("data", "_info", f"{name.replace('-', '_')}_synsets.txt")
+        wnids = sorted(path.read_text(encoding="utf-8").split())
+        subsets[name] = {"provenance": provenance, "hub_label_wnids": wnids, "hub_label_names": None}
+    return {**content, "subsets": subsets}
+
+
+def render_subsets(content: Mapping[str, Any]) -> str:
+    """JSON of subsets.json, with as many labels on a line as fit."""
+    blocks = []
+    for name, subset in content["subsets"].items():
+        fields = []
+        for key, value in subset.items():
+            text = f"[\n{wrapped(value)}\n   ]" if isinstance(value, list) else json.dumps(value, ensure_ascii=False)
+            fields.append(f"   {json.dumps(key)}: {text}")
+        blocks.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(fields) + "\n  }")
+    provenance = json.dumps(content["provenance"], ensure_ascii=False)
+    return f'{{\n "provenance": {provenance},\n "subsets": {{\n' + ",\n".join(blocks) + "\n }\n}\n"
+
+
+def wrapped(labels: Sequence[str], width: int = 110) -> str:
+    """The labels as JSON strings, in lines of at most that many characters."""
+    lines: list[str] = []
+    for label in labels:
+        text = json.dumps(label, ensure_ascii=False)
+        if lines and len(lines[-1]) + len(text) + len(", ,") <= width:
+            lines[-1] += f", {text}"
+        else:
+            lines.append(f"    {text}")
+    return ",\n".join(lines)
+
+
 def render(content: Mapping[str, Any]) -> str:
     """JSON with one class on a line, so that a change of one class is a change of one line."""
     head = json.dumps({key: value for key, value in content.items() if key != "classes"}, indent=1, ensure_ascii=False)
@@ -217,9 +265,8 @@ def problems(content: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def subset_problems(known: set[str]) -> list[str]:
+def subset_problems(subsets: Mapping[str, Any], known: set[str]) -> list[str]:
     """What must not be in subsets.json: a class that ImageNet-1k lacks, or one twice."""
-    subsets = json.loads((DATA / "subsets.json").read_text(encoding="utf-8"))
     found = []
     for name, subset in subsets["subsets"].items():
         wnids = subset["hub_label_wnids"]
@@ -240,15 +287,17 @@ def main(argv: list[str] | None = None) -> int:
     found = [f"renamed, but not a class: {wnid}" for wnid in RENAMED if wnid not in wnids]
     for content in lists.values():
         found += problems(content)
-    found += subset_problems(wnids)
-    for name, content in lists.items():
-        path, text = DATA / name, render(content)
+    subsets = with_timm(json.loads((DATA / "subsets.json").read_text(encoding="utf-8")))
+    found += subset_problems(subsets, wnids)
+    texts = {name: render(content) for name, content in lists.items()} | {"subsets.json": render_subsets(subsets)}
+    for name, text in texts.items():
+        path = DATA / name
         if options.check:
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 found.append(f"{path} is not what this script makes")
         else:
             path.write_text(text, encoding="utf-8")
-            print(f"{path}: {len(content['classes'])} classes")
+            print(f"{path}: {text.count(chr(10))} lines")
     for line in found:
         print(line, file=sys.stderr)
     return 1 if found else 0

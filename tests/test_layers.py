@@ -11,7 +11,10 @@ import pytest
 from conftest import ROOT
 
 LAYERS = (
-    {"builders.errors", "builders.variants", "builders.layout", "hfsyn.errors"},
+    {
+        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.real_labels", "builders.variant",
+        "builders.variant_table", "builders.variants", "hfsyn.errors",
+    },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
         "builders.imagenet", "builders.images", "builders.labels", "builders.parquet", "builders.published",

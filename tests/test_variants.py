@@ -15,6 +15,15 @@ from builders.variants import VARIANTS, get_variant, variant_names
 EVERY = list(VARIANTS.values())
 ON_HUB = [variant for variant in EVERY if variant.hub is not None]
 
+TEST_ONLY = [
+    "imagenet-v2-matched-frequency",
+    "imagenet-v2-threshold-0.7",
+    "imagenet-v2-top-images",
+    "imagenet-sketch",
+    "imagenet-r",
+    "imagenet-a",
+]
+
 DRAWN_WNIDS = {
     "circle": "n13873502",
     "square": "n13878634",
@@ -34,14 +43,48 @@ def test_each_variant_has_as_many_classes_as_its_authors_say():
 
     assert counts == {
         "imagenette": 10,
+        "imagenette-320": 10,
+        "imagenette-160": 10,
         "imagewoof": 10,
         "imagenet-100": 100,
         "tiny-imagenet": 200,
         "imagenet-1k": 1000,
+        "imagenet-v2-matched-frequency": 1000,
+        "imagenet-v2-threshold-0.7": 1000,
+        "imagenet-v2-top-images": 1000,
+        "imagenet-sketch": 1000,
+        "imagenet-r": 200,
+        "imagenet-a": 200,
         "shapes": 10,
         "shapes-context": 10,
     }
     assert variant_names() == list(counts)
+
+
+def test_each_variant_has_as_many_images_as_its_authors_say():
+    counts = {variant.name: dict(variant.splits) for variant in EVERY}
+
+    assert counts == {
+        "imagenette": {"train": 9_469, "validation": 3_925},
+        "imagenette-320": {"train": 9_469, "validation": 3_925},
+        "imagenette-160": {"train": 9_469, "validation": 3_925},
+        "imagewoof": {"train": 9_025, "validation": 3_929},
+        "imagenet-100": {"train": 126_689, "validation": 5_000},
+        "tiny-imagenet": {"train": 100_000, "validation": 10_000},
+        "imagenet-1k": {"train": 1_281_167, "validation": 50_000},
+        "imagenet-v2-matched-frequency": {"test": 10_000},
+        "imagenet-v2-threshold-0.7": {"test": 10_000},
+        "imagenet-v2-top-images": {"test": 10_000},
+        "imagenet-sketch": {"test": 50_889},
+        "imagenet-r": {"test": 30_000},
+        "imagenet-a": {"test": 7_500},
+        "shapes": {"train": 5_000, "test": 2_000},
+        "shapes-context": {"train": 5_000, "test": 2_000},
+    }
+
+
+def test_what_is_only_there_for_testing_says_so():
+    assert [v.name for v in EVERY if v.tests_only] == [v.name for v in EVERY if "for testing" in v.title] == TEST_ONLY
 
 
 @pytest.mark.parametrize("variant", EVERY, ids=lambda v: v.name)
@@ -109,6 +152,38 @@ def test_imagenette_is_the_part_of_imagenet_1k_that_it_is_known_to_be():
     assert found == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
 
 
+def test_imagenet_r_and_imagenet_a_are_the_parts_of_imagenet_1k_that_timm_and_their_authors_know():
+    thousand = get_variant("imagenet-1k").by_wnid
+    indices = {
+        name: [thousand[info.wnid].index for info in get_variant(name).classes] for name in ("imagenet-r", "imagenet-a")
+    }
+
+    for name, found in indices.items():
+        theirs = files("timm").joinpath("data", "_info", f"{name.replace('-', '_')}_indices.txt").read_text().split()
+        assert found == [int(number) for number in theirs]
+    # From the lists in the authors' own eval.py, as a check that is not timm's.
+    assert (indices["imagenet-r"][:5], indices["imagenet-a"][:5]) == ([1, 2, 4, 6, 8], [6, 11, 13, 15, 17])
+    assert len(set(indices["imagenet-r"]) & set(indices["imagenet-a"])) == 86
+
+
+def test_the_sizes_of_imagenette_differ_in_nothing_but_their_size():
+    whole = get_variant("imagenette")
+
+    for name, config in (("imagenette-320", "320px"), ("imagenette-160", "160px")):
+        small = get_variant(name)
+        assert (small.hub.repo_id, small.hub.config, small.hub.revision) == (
+            whole.hub.repo_id,
+            config,
+            whole.hub.revision,
+        )
+        assert (small.classes, small.splits, small.hub_label_wnids, small.hub_label_names) == (
+            whole.classes,
+            whole.splits,
+            whole.hub_label_wnids,
+            whole.hub_label_names,
+        )
+
+
 def test_the_drawn_variants_share_one_list_of_classes_in_a_fixed_order():
     for name in ("shapes", "shapes-context"):
         variant = get_variant(name)
@@ -154,6 +229,14 @@ def test_facts_say_where_they_are_from(variant):
     assert variant.homepage.startswith("http")
     assert set(variant.hub.splits) == set(variant.splits)
     assert bool(variant.gate_url) == variant.gated
+    # What cannot be streamed says where to find it: in the error, as an archive and the folder in it.
+    assert bool(variant.hub.archive) <= bool(variant.archive_folder)
+
+
+def test_no_two_archives_unpack_to_folders_of_one_name():
+    folders = [variant.archive_folder for variant in EVERY if variant.archive_folder]
+
+    assert len(set(folders)) == len(folders) == len(TEST_ONLY)
 
 
 def test_gates_are_known():
@@ -186,6 +269,17 @@ def test_a_splits_other_names_are_understood_and_a_missing_one_is_refused():
     assert [tiny.split(name) for name in ("train", "val", "valid", "validation")] == ["train"] + ["validation"] * 3
     with pytest.raises(DataError, match=r"no split 'test'. It has: train, validation"):
         tiny.split("test")
+
+
+@pytest.mark.parametrize("name", TEST_ONLY)
+def test_a_set_for_testing_has_one_split_by_all_its_names(name):
+    variant = get_variant(name)
+
+    assert {variant.split(split) for split in ("test", "val", "valid", "validation")} == {"test"}
+    with pytest.raises(DataError, match=r"no split 'train'. It has: test"):
+        variant.split("train")
+    with pytest.raises(DataError, match=r"no split 'val'. It has: train, test"):
+        get_variant("shapes").split("val")  # its test images are not for choosing a model
 
 
 def test_errors_keep_their_parts_between_processes():
