@@ -109,7 +109,8 @@ def status_of(error: BaseException) -> tuple[int, float]:
 def reason(error: BaseException, token: str | bool | None) -> str:
     """An error in a few words of one line."""
     status, _ = status_of(error)
-    words = " ".join(str(getattr(error, "server_message", None) or error).split()) or type(error).__name__
+    said = (getattr(one, "server_message", None) for one in _chain(error))
+    words = " ".join(str(next(filter(None, said), None) or error).split()) or type(error).__name__
     words = without_token(words, token)
     short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"

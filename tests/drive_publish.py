@@ -1,7 +1,8 @@
 """Publishes again and again against a Hub in the same process, with one fault each time, and judges what came of it.
 
     python drive_publish.py FOLDER RUN                    each position, the kinds by turns; every kind where it writes
-    python drive_publish.py FOLDER RUN --over OLDER_RUN   the same for 1.1.0 over a published 1.0.0
+    python drive_publish.py FOLDER RUN --over OLDER_RUN   for 1.1.0 over a published 1.0.0; every kind at its commit
+    python drive_publish.py FOLDER RUN --for-ever         from each kind of request on nothing works: 401, 403, 503
     python drive_publish.py FOLDER RUN --whole            every kind at each position: minutes
 
 The clients read the endpoint when they are imported, so this is a process of its own, and the Hub starts first. No time
@@ -30,8 +31,9 @@ from hub_store import Store
 
 REPO = "alice/shapes"
 KINDS: tuple[int | str, ...] = (409, 412, 429, 500, 503, "timeout", "cut-before", "cut-after")
+LASTING = (401, 403, 503)
 WRITES = re.compile(r"POST .*/(repos/create|commit/|tag/|preupload/|objects/batch)|PUT ")
-SILENCE = 0.5
+SILENCE = 0.4
 """Seconds after which the client gives up a silent connection."""
 ASKED = 77
 """Seconds that a 429 asks for in Retry-After."""
@@ -43,10 +45,13 @@ class Case:
 
     position: int
     kind: int | str
+    times: int | None = 1
     request: str = ""
     stopped: str = ""
     """The line of the error that the first publish ended with; empty where it ended well."""
     code: int = 0
+    waited: float = 0
+    """Seconds that the first publish would have paused in all."""
     problems: list[str] = field(default_factory=list)
 
 
@@ -76,8 +81,10 @@ class Driver:
         from huggingface_hub import constants
 
         import hfsyn.hub
+        import hfsyn.reading_back
 
         hfsyn.hub.CALL_TIMEOUT = SILENCE
+        hfsyn.reading_back._READERS = 1  # each reader asks for the listing, and their number is left to chance
         constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = SILENCE  # type: ignore[assignment]
         with self.hub:
             yield
@@ -149,17 +156,34 @@ def error_problems(error: Exception) -> list[str]:
     return found + ([] if int(error.code) in (3, 4) else [f"exit code {int(error.code)}: {text}"])
 
 
+def lasting_problems(case: Case, error: Exception | None, driver: Driver) -> list[str]:
+    """What is wrong with the end of a publish that could not succeed."""
+    found = [] if error is not None else ["it ended well"]
+    found += [f"{name} is there" for name in driver.state() if name.startswith("refs/tags/")]
+    code = 4 if case.kind == 503 else 3
+    if error is not None and getattr(error, "code", None) != code:
+        found.append(f"exit code {getattr(error, 'code', None)}, not {code}: {error}")
+    if case.kind != 503 and case.waited:
+        found.append(f"it waited for {case.waited} s")
+    return found
+
+
 def judge(driver: Driver, case: Case, run: str, version: str, base: Path | None, undisturbed: dict[str, Any]) -> Case:
     """One publish with its fault, then the same without."""
     driver.fresh(base)
     seconds = 4 * SILENCE if case.kind == "timeout" else None
     retry_after = ASKED if case.kind == 429 else None
-    fault = driver.hub.faults.add(case.kind, after=case.position, seconds=seconds, retry_after=retry_after)
+    fault = driver.hub.faults.add(
+        case.kind, after=case.position, times=case.times, seconds=seconds, retry_after=retry_after
+    )
     error = driver.publish(run, version)
+    case.waited = round(sum(driver.pauses), 1)
     entry = next((entry for entry in driver.hub.log if entry.fault is not None), None)
     case.request = f"{entry.method} {entry.path}" if entry else ""
-    if fault.hits != 1:
-        case.problems.append(f"the fault was met {fault.hits} times")
+    if not fault.hits:
+        case.problems.append("the fault was not met")
+    if case.times is None:
+        case.problems += lasting_problems(case, error, driver)
     # Not for HEAD: by these the libraries look for files that need not be there, or try again at once.
     waited = max(driver.pauses, default=0) >= ASKED
     if case.kind == 429 and entry and entry.method != "HEAD" and error is None and not waited:
@@ -180,13 +204,18 @@ def judge(driver: Driver, case: Case, run: str, version: str, base: Path | None,
     return case
 
 
-def chosen(log: list[Entry], whole: bool) -> Iterator[Case]:
+def chosen(log: list[Entry], *, whole: bool, lasting: bool, base: Path | None) -> Iterator[Case]:
     """The positions and kinds to try."""
+    seen: set[str] = set()
     for position, entry in enumerate(log):
-        request = f"{entry.method} {entry.path}"
-        every = whole or WRITES.match(request)
-        for kind in KINDS if every else (KINDS[position % len(KINDS)],):
-            yield Case(position, kind)
+        kind_of_request = re.sub(r"[0-9a-f]{40,}|size=\d+|-\d{5}-", "*", f"{entry.method} {entry.path}")
+        first = kind_of_request not in seen
+        seen.add(kind_of_request)
+        if lasting:
+            yield from (Case(position, kind, None) for kind in LASTING if whole or first)
+        else:
+            every = whole or (first and WRITES.match(kind_of_request) and not (base and "/commit/" not in entry.path))
+            yield from (Case(position, kind) for kind in (KINDS if every else (KINDS[position % len(KINDS)],)))
 
 
 def main() -> None:
@@ -194,6 +223,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("run")
     parser.add_argument("--over", metavar="RUN")
+    parser.add_argument("--for-ever", action="store_true", dest="lasting")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--only", metavar="POSITION:KIND")
     asked = parser.parse_args()
@@ -210,7 +240,7 @@ def main() -> None:
             raise error
         undisturbed, log = driver.state(), list(driver.hub.log)
         started = time.monotonic()
-        for case in chosen(log, asked.whole):
+        for case in chosen(log, whole=asked.whole, lasting=asked.lasting, base=base):
             if asked.only in (None, f"{case.position}:{case.kind}"):
                 cases.append(judge(driver, case, asked.run, version, base, undisturbed))
                 if asked.whole or asked.only or case.problems:
@@ -222,6 +252,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - started, 1),
         "outcome": outcome,
         "stopped": kinds,
+        "longest": max(case.waited for case in cases),
         "cases": [asdict(case) for case in cases],
     }
     print(json.dumps(report))

@@ -1,0 +1,376 @@
+"""Publishing survives what the Hub and the network do: faults, kills, rivals, many files, a run still at work."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, run_folder
+from fakes import FakeCaptioner, FakeGenerator
+from hub_server import Hub
+from hub_store import Store
+
+from builders import layout
+from hfsyn.contents import contents, is_ours
+from hfsyn.manifest import finish
+from hfsyn.runs import load_run
+from hfsyn.stages import caption, generate
+
+REPO = "alice/shapes"
+SMALL = ("source.limit_per_class=2", "store.shard_rows=10", "generate.batch_size=4")
+WHOLE = bool(os.environ.get("HFSYN_TEST_WHOLE"))
+"""Every kind of fault at every request, and kills of processes that import everything first: minutes."""
+
+
+def faked(folder: Path, name: str, *overrides: str) -> Path:
+    """A finished run, made by fakes."""
+    run = run_folder(folder, *SMALL, *overrides, name=name)
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    generate(run, generator=FakeGenerator(), quiet=True)
+    return finish(run).folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three runs of two caption shards each: two data shards, two with other contents, and one."""
+    folder = tmp_path_factory.mktemp("runs")
+    return {
+        "a": faked(folder, "a"),
+        "b": faked(folder, "b", "seed=1"),
+        "short": faked(folder, "short", "source.limit_per_class=1"),
+    }
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a process."""
+
+    code: int
+    out: str
+    err: str
+    kilobytes: int
+    """Its peak memory."""
+
+
+class Forks:
+    """Processes that run commands against a Hub; see `drive_forks.py`."""
+
+    def __init__(self, hub: Hub, home: Path) -> None:
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self.environment = hub.env(home=home) | {"PYTHONPATH": paths}
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "drive_forks.py")],
+            env=self.environment, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
+
+    def _order(self, **order: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, *arguments: str | Path) -> int:
+        return self._order(arguments=[*map(str, arguments)])["pid"]
+
+    def start_python(self, code: str) -> int:
+        return self._order(python=code)["pid"]
+
+    def wait(self, pid: int) -> Ended:
+        return Ended(**self._order(wait=pid))
+
+    def hfsyn(self, *arguments: str | Path) -> Ended:
+        return self.wait(self.start(*arguments))
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    with Hub(tmp_path_factory.mktemp("hub") / "0") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def forks(shared_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    found = Forks(shared_hub, tmp_path_factory.mktemp("client"))
+    yield found
+    found.close()
+
+
+def emptied(hub: Hub) -> Hub:
+    """The same Hub with nothing on it, in it, or against it."""
+    root = hub.store.root
+    hub.store = Store(root.with_name(str(int(root.name) + 1)))
+    hub.faults.clear()
+    hub.reset()
+    return hub
+
+
+@pytest.fixture
+def hub(shared_hub: Hub) -> Hub:
+    return emptied(shared_hub)
+
+
+def parts(hub: Hub, revision: str, config: str = layout.DEFAULT_CONFIG) -> dict[str, bytes]:
+    """Every file of a configuration at a revision."""
+    return {path: data for path, data in hub.files("dataset", REPO, revision).items() if is_ours(path, config)}
+
+
+def wanted(run: Path, config: str = layout.DEFAULT_CONFIG) -> dict[str, bytes]:
+    """Every file that a run publishes, the card not counted."""
+    files = contents(load_run(run), config).items()
+    return {
+        path: file.content if isinstance(file.content, bytes) else file.content.read_bytes() for path, file in files
+    }
+
+
+def publish(run: Path, version: str, *options: str) -> list[str]:
+    return ["publish", str(run), REPO, "--version", version, "--quiet", *options]
+
+
+# ------------------------------------------------------------------------------------------------------------- faults
+
+
+def driven(folder: Path, *arguments: str | Path) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "drive_publish.py"), str(folder), *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=1800, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.timeout(2000)
+@pytest.mark.parametrize("over", [False, True], ids=["first", "second"])
+def test_each_request_of_a_publish_may_fail_once(over: bool, runs: dict[str, Path], tmp_path: Path) -> None:
+    arguments = [runs["short"], "--over", runs["a"]] if over else [runs["a"]]
+    found = driven(tmp_path, *arguments, *(["--whole"] if WHOLE else []))
+    print(found["seconds"], "s,", len(found["requests"]), "requests,", found["outcome"], "stopped by", found["stopped"])
+    assert [case for case in found["cases"] if case["problems"]] == []
+    assert {case["position"] for case in found["cases"]} == set(range(len(found["requests"])))
+    assert len({case["kind"] for case in found["cases"]}) == 8
+
+
+@pytest.mark.timeout(2000)
+def test_what_does_not_pass_ends_a_publish_at_once_and_what_does_within_a_bound(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = driven(tmp_path, runs["a"], "--for-ever", *(["--whole"] if WHOLE else []))
+    print(found["seconds"], "s,", found["outcome"], "longest wait", found["longest"], "s")
+    assert [case for case in found["cases"] if case["problems"]] == []
+    assert found["longest"] < 600
+
+
+# -------------------------------------------------------------------------------------------------------------- kills
+
+
+def test_twenty_kills_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+    chance, slow = random.Random(20), 0.01
+    hub.faults.add("delay", times=None, seconds=slow)
+    assert forks.hfsyn(*publish(runs["a"], "1.0.0")).code == 0
+    whole, requests = hub.files("dataset", REPO, "v1.0.0"), len(hub.log)
+    size, reached, resent = hub.counters.lfs_bytes, [], []
+    for number in range(20):
+        emptied(hub).faults.add("delay", times=None, seconds=slow)
+        # Moments are counted in requests, so that a busy machine has them too; the first falls among the imports.
+        after, moment = chance.randrange(requests) if number else -1, chance.uniform(0, 2 * slow)
+        victim = None
+        if WHOLE or number < 2:
+            victim = subprocess.Popen(
+                [sys.executable, "-m", "hfsyn", *publish(runs["a"], "1.0.0")],
+                env=forks.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        pid = victim.pid if victim else forks.start(*publish(runs["a"], "1.0.0"))
+        deadline = time.monotonic() + 60
+        while len(hub.log) <= after and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(moment if number else 0.5)
+        os.kill(pid, signal.SIGKILL)
+        assert (victim.wait() if victim else forks.wait(pid).code) in (-signal.SIGKILL, 0)
+        reached.append(len(hub.log))
+        tagged = ("dataset", REPO) in hub.store.repos and "refs/tags/v1.0.0" in hub.refs("dataset", REPO)
+        puts = [entry for entry in list(hub.log) if entry.method == "PUT"]
+        flying = sum(int(entry.path.partition("size=")[2]) for entry in puts if not entry.status)
+        done = forks.hfsyn(*publish(runs["a"], "1.0.0"))
+        assert done.code == 0, done.err
+        assert done.out.splitlines()[-1] == f"hf://datasets/{REPO}@v1.0.0"
+        assert hub.refs("dataset", REPO)["refs/tags/v1.0.0"] == hub.head("dataset", REPO)
+        assert hub.files("dataset", REPO, "v1.0.0") == whole
+        sent = sum(entry.received for entry in hub.log if entry.method == "PUT")
+        assert size <= hub.counters.lfs_bytes <= sent <= size + flying
+        assert not tagged or len(puts) == sum(1 for entry in hub.log if entry.method == "PUT")
+        resent.append(sent - size)
+    print(
+        "killed after", sorted(reached), "of", requests, "requests; sent again", sum(resent), "of", 20 * size, "bytes"
+    )
+    assert sum(1 for count in reached if count) >= 12
+    assert len(set(reached)) > 6
+
+
+# ------------------------------------------------------------------------------------------------------------- rivals
+
+
+def together(hub: Hub, forks: Forks, *commands: list[str]) -> list[Ended]:
+    """Run commands at once; each commit waits until all were computed on the same parent."""
+    hub.faults.add("delay", method="POST", path="/commit/", times=len(commands), seconds=0.4)
+    started = [forks.start(*command) for command in commands]
+    return [forks.wait(pid) for pid in started]
+
+
+def problems(forks: Forks, version: str, config: str = layout.DEFAULT_CONFIG) -> str:
+    """What `verify` finds in a tag; empty where all is well."""
+    done = forks.hfsyn("verify", f"{REPO}@v{version}", "--config-name", config, "--quiet")
+    return "" if done.code == 0 else done.out + done.err
+
+
+def conflicts(hub: Hub) -> int:
+    return sum(1 for entry in hub.log if entry.status == 412)
+
+
+def test_two_publishers_of_two_configurations_both_succeed(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+    collided = 0
+    for _ in range(3):
+        emptied(hub)
+        commands = publish(runs["a"], "1.0.0"), publish(runs["b"], "1.1.0", "--config-name", "other")
+        ended = together(hub, forks, *commands)
+        assert [one.code for one in ended] == [0, 0], ended
+        assert parts(hub, "v1.0.0") == wanted(runs["a"])
+        assert parts(hub, "v1.1.0", "other") == wanted(runs["b"], "other")
+        assert parts(hub, "main") == wanted(runs["a"])
+        assert parts(hub, "main", "other") == wanted(runs["b"], "other")
+        assert (problems(forks, "1.0.0"), problems(forks, "1.1.0", "other")) == ("", "")
+        collided += conflicts(hub)
+    assert collided
+
+
+def test_two_publishers_of_two_versions_leave_one_run_in_each(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+    collided = 0
+    for _ in range(3):
+        emptied(hub)
+        ended = together(hub, forks, publish(runs["a"], "1.0.0"), publish(runs["short"], "1.1.0"))
+        assert [one.code for one in ended] == [0, 0], ended
+        assert parts(hub, "v1.0.0") == wanted(runs["a"])
+        assert parts(hub, "v1.1.0") == wanted(runs["short"])
+        assert (problems(forks, "1.0.0"), problems(forks, "1.1.0")) == ("", "")
+        collided += conflicts(hub)
+    assert collided
+
+
+def test_of_two_publishers_of_one_version_one_is_refused(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+    for _ in range(3):
+        emptied(hub)
+        ended = together(hub, forks, publish(runs["a"], "1.0.0"), publish(runs["short"], "1.0.0"))
+        assert sorted(one.code for one in ended) == [0, 2], ended
+        winner = runs["a"] if ended[0].code == 0 else runs["short"]
+        refused = ended[1] if ended[0].code == 0 else ended[0]
+        assert refused.err.count("\n") == 1
+        assert "v1.0.0 of alice/shapes was taken" in refused.err or "has a version 1.0.0" in refused.err
+        assert parts(hub, "v1.0.0") == wanted(winner)
+        assert problems(forks, "1.0.0") == ""
+
+
+def test_two_publishers_of_the_same_both_succeed(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+    ended = together(hub, forks, publish(runs["a"], "1.0.0"), publish(runs["a"], "1.0.0"))
+    assert [one.code for one in ended] == [0, 0], ended
+    assert parts(hub, "v1.0.0") == wanted(runs["a"])
+    assert hub.counters.lfs_bytes <= 2 * sum(len(data) for data in wanted(runs["a"]).values())
+
+
+# --------------------------------------------------------------------------------------------------------- many files
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Runs of one row a shard, by the number of their shards, which are captions by one half."""
+    folder = tmp_path_factory.mktemp("many")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)  # these runs need not outlive the machine
+        found = {}
+        for count in (60, 600):
+            limit = f"source.limit_per_class={count // 20}"
+            found[count] = faked(folder, str(count), limit, "store.shard_rows=1", "generate.batch_size=64")
+        return found
+
+
+@pytest.mark.timeout(900)
+def test_six_hundred_shards_publish_within_the_limits_and_in_constant_memory(
+    hub: Hub, forks: Forks, many: dict[int, Path]
+) -> None:
+    peaks = {}
+    for count, run in many.items():
+        emptied(hub)
+        done = forks.hfsyn(*publish(run, "1.0.0"))
+        assert done.code == 0, done.err
+        peaks[count] = done.kilobytes
+        assert parts(hub, "v1.0.0") == wanted(run)
+    print("peak memory by shards, kB:", peaks, "ratio", round(peaks[600] / peaks[60], 3), hub.counters)
+    assert peaks[600] / peaks[60] <= 1.15
+    assert hub.counters.largest_commit <= 100
+    files = hub.files("dataset", REPO, "v1.0.0")
+    folders = [path.rpartition("/")[0] for path in files]
+    assert max(map(folders.count, folders)) < 10_000
+
+    # As long as commits go on the card says so, and what is there is announced by no manifest and no tag.
+    *early, last = [made.files for made in reversed(hub.history("dataset", REPO)) if layout.CARD in made.files]
+    assert len(early) > 5
+    said = [hub.store.read(commit[layout.CARD]).decode() for commit in [*early, last]]
+    assert ["not complete yet" in text for text in said] == [True] * len(early) + [False]
+    assert not any(layout.MANIFEST in commit for commit in early)
+    requests = [f"{entry.method} {entry.path}" for entry in hub.log]
+    tags = [number for number, request in enumerate(requests) if "/tag/" in request]
+    assert tags == [len(requests) - 1]
+
+    hub.reset()
+    again = forks.hfsyn(*publish(many[600], "1.0.0"))
+    assert again.code == 0, again.err
+    assert (hub.counters.commits, hub.counters.lfs_bytes) == (0, 0)
+
+
+# --------------------------------------------------------------------------------------------------------- still made
+
+
+def test_a_watched_run_goes_up_in_batches_and_nothing_twice(hub: Hub, forks: Forks, tmp_path: Path) -> None:
+    run = run_folder(tmp_path, *SMALL, "store.shard_rows=4")
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    pid = forks.start_python(
+        f"from hfsyn.watching import watch\nwatch({str(run)!r}, {REPO!r}, '1.0.0', quiet=True, interval=0.1)"
+    )
+    cards = []
+    for number in range(5):
+        generate(run, generator=FakeGenerator(), shards=f"{number}:{number + 1}", quiet=True)
+        deadline = time.monotonic() + 60
+        while not any(f"{number:05}-of-00005.parquet" in path for path in there(hub) if path.startswith("data/")):
+            assert time.monotonic() < deadline, "this shard was never sent"
+            time.sleep(0.01)
+        cards.append(there(hub)[layout.CARD].decode())
+        assert not [name for name in hub.refs("dataset", REPO) if "tags" in name]
+    assert all("not complete yet" in card for card in cards)
+    assert len(set(cards)) == 5
+    finish(run)
+    done = forks.wait(pid)
+    assert done.code == 0, done.err
+    assert "not complete yet" not in there(hub)[layout.CARD].decode()
+    assert parts(hub, "v1.0.0") == wanted(run)
+    assert problems(forks, "1.0.0") == ""
+    large = [path for path, file in hub.history("dataset", REPO)[0].files.items() if file.large]
+    assert hub.counters.lfs_bytes == sum(len(there(hub)[path]) for path in large)
+
+
+def there(hub: Hub) -> dict[str, bytes]:
+    """Every file of main; nothing as long as there is no repository."""
+    return hub.files("dataset", REPO) if ("dataset", REPO) in hub.store.repos else {}
