@@ -12,15 +12,16 @@ from builders.variant import HubSource, Variant
 __all__ = ["EVALUATION_SETS"]
 
 _FACTS_OF_V2: Mapping[str, str] = {
-    "classes": "the thousand of ImageNet-1k, ten images each: README of modestyachts/ImageNetV2 and its paper",
+    "classes": "a thousand of ten images each, with the label names of ImageNet-1k: TensorFlow Datasets' imagenet_v2",
     "labels": "the folders of the archive are class numbers, '0' tench, '1' goldfish: the authors in an issue of "
     "modestyachts/ImageNetV2. They are read as numbers, since in the order of their names '10' comes before '2'",
     "images in test": "README of modestyachts/ImageNetV2: 10,000 in each of the three sets",
     "split": "called test as TensorFlow Datasets does; the Hub calls everything train",
     "files": "repository page at the revision: three .tar.gz archives and no Parquet file. The Hub's own conversion "
-    "has the 30,000 rows of all three in one split (Dataset Viewer, as read by a public project), and, as of any such "
-    "archive, no column of labels, so that it is not read",
-    "archive": "its folder is named in TensorFlow Datasets' imagenet_v2 builder",
+    "has the 30,000 rows of all three in one split (Dataset Viewer, as read by a public project). It is not read: an "
+    "archive of images alone gives no column of labels",
+    "archive": "TensorFlow Datasets' imagenet_v2 names the file and the folder in it",
+    "image format": "TensorFlow Datasets' imagenet_v2: jpeg; not verified: the sizes",
     "revision": "repository page: the head of main",
     "licence": "repository page: mit; README of the authors: MIT is for the code, the images are Flickr's, to be used "
     "as ImageNet itself",
@@ -34,7 +35,7 @@ def _imagenet_v2(name: str, archive: str, how: str) -> Variant:
         name=f"imagenet-v2-{name}",
         title=f"ImageNetV2, {how}: for testing, a thousand classes photographed anew",
         splits={"test": 10_000},
-        images="JPEG in the sizes that Flickr gave",
+        images="JPEG",
         licence="images of Flickr under their own licences, to be used as ImageNet itself; the repository says mit",
         hub=HubSource(
             repo_id="vaishaal/ImageNetV2",
@@ -60,7 +61,7 @@ EVALUATION_SETS: tuple[Variant, ...] = (
         name="imagenet-sketch",
         title="ImageNet-Sketch: for testing, a thousand classes as sketches in black and white",
         splits={"test": 50_889},
-        images="JPEG by name in the original sizes, some of them not RGB",
+        images="JPEG by name, some of them not RGB",
         licence="not stated for the images; the authors' code is MIT",
         hub=HubSource(
             repo_id="songweig/imagenet_sketch",
@@ -75,6 +76,7 @@ EVALUATION_SETS: tuple[Variant, ...] = (
             "labels": "the folders of the archive are wnids (sketch/n01440764/sketch_13.JPEG in public code)",
             "images in test": "50,889 in a public project that checks its copy; the Dataset Viewer says 50.9k of "
             "another repository's copy; the authors' README and the repository's page round to 50,000",
+            "image format": "names end in .JPEG, and some are not RGB (public code); not verified: the sizes",
             "split": "called test like the other sets; the Hub calls it train",
             "files": "repository page at the revision: data/ImageNet-Sketch.zip and a script, no Parquet file. Not "
             "verified: the Hub's own conversion, which is tried when refs/convert/parquet is asked for as revision; "
@@ -91,7 +93,7 @@ EVALUATION_SETS: tuple[Variant, ...] = (
         name="imagenet-r",
         title="ImageNet-R: for testing, two hundred classes as art, cartoons, toys and other renditions",
         splits={"test": 30_000},
-        images="JPEG by name in the original sizes, from 19 to 7,000 pixels wide",
+        images="JPEG as far as is known, from 19 to 7,020 pixels wide",
         licence="not stated for the images; the repository and the authors' code say MIT",
         hub=HubSource(
             repo_id="axiong/imagenet-r",
@@ -121,7 +123,7 @@ EVALUATION_SETS: tuple[Variant, ...] = (
         name="imagenet-a",
         title="ImageNet-A: for testing, photographs of two hundred classes that classifiers get wrong",
         splits={"test": 7_500},
-        images="JPEG by name in the original sizes, from 84 to 3,000 pixels wide",
+        images="JPEG as far as is known, from 84 to 3,050 pixels wide",
         licence="not stated for the images; the repository and the authors' code say MIT",
         hub=HubSource(
             repo_id="barkermrl/imagenet-a",

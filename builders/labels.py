@@ -83,7 +83,9 @@ def check_numbers(variant: Variant, folders: Iterable[str], where: str) -> None:
     """
     names = list(folders)
     count = len(names)
-    if not all(_is_number(name) for name in names) or not _RENUMBERED <= count < len(variant.classes):
+    if not variant.numbered_folders or not all(_is_number(name) for name in names):
+        return
+    if not _RENUMBERED <= count < len(variant.classes):
         return
     if {int(name) for name in names} == set(range(count)):
         raise DataError(

@@ -35,6 +35,8 @@ def get_variant(name: str) -> Variant:
     """The variant of that name. Raises DataError, with the nearest name, for an unknown one."""
     if name in VARIANTS:
         return VARIANTS[name]
-    near = difflib.get_close_matches(str(name).lower(), VARIANTS, n=1)
-    guess = f"Did you mean '{near[0]}'? " if near else ""
+    asked = str(name).lower()
+    family = [known for known in VARIANTS if known.startswith(f"{asked}-")]  # "imagenet-v2" is three sets
+    near = family if 0 < len(family) <= 3 else difflib.get_close_matches(asked, VARIANTS, n=1)
+    guess = f"Did you mean {' or '.join(repr(known) for known in near)}? " if near else ""
     raise DataError(f"There is no variant '{name}'.", f"{guess}There are: {', '.join(VARIANTS)}.")

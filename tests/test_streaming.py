@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import ClassLabel, Features, Image
+from datasets import ClassLabel, Features, Image, Value
 from huggingface_hub import constants
 
 from builders import hub
@@ -174,6 +174,58 @@ def test_the_hubs_own_conversion_is_read_where_the_repository_has_no_parquet(ser
     assert hub.resolve(woof, endpoint=server.url) == CONVERTED
     with pytest.raises(DataError, match="has no Parquet files of the split 'train'"):
         hub.open_hub(woof, "train", revision="main", endpoint=server.url)
+
+
+def test_sets_for_testing_are_streamed_whatever_their_repository_calls_the_split(server):
+    hard, rendered = get_variant("imagenet-a"), get_variant("imagenet-r")
+    rows = [{"image": {"bytes": b"x", "path": "0.01_bee.jpg"}, "label": n} for n in range(200)]
+    files = {"data/train-00000-of-00001-ab6d.parquet": parquet(rows, hard.hub_label_wnids)}
+    publish(server, hard.hub.repo_id, {"main": NEWER}, files)
+    features = Features({"image": Image(), "wnid": Value("string"), "class_name": Value("string")})
+    rows = [
+        {"image": {"bytes": b"x", "path": "art_0.jpg"}, "wnid": wnid, "class_name": "tench"}  # not to be believed
+        for wnid in reversed(rendered.hub_label_wnids)
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=features.arrow_schema), sink)
+    files = {"test/test-00000-of-00001.parquet": sink.getvalue().to_pybytes()}
+    publish(server, rendered.hub.repo_id, {rendered.hub.revision: rendered.hub.revision}, files)
+
+    found = {v.name: list(hub.open_hub(v, "test", endpoint=server.url).index()) for v in (hard, rendered)}
+
+    assert [entry.wnid for entry in found["imagenet-a"]] == list(hard.hub_label_wnids)
+    assert [entry.wnid for entry in found["imagenet-r"]] == list(reversed(rendered.hub_label_wnids))
+
+
+def test_an_archive_is_refused_unless_another_revision_has_parquet(server):
+    sketch, matched = get_variant("imagenet-sketch"), get_variant("imagenet-v2-matched-frequency")
+    names = [", ".join(info.lemmas) for info in sketch.classes]
+    names[517] = "crane2"  # a ClassLabel cannot have one name twice
+    rows = [{"image": {"bytes": b"x", "path": "sketch_0.JPEG"}, "label": n} for n in (0, 517)]
+    publish(server, sketch.hub.repo_id, {"main": NEWER}, {"data/ImageNet-Sketch.zip": b"", "imagenet_sketch.py": b""})
+    converted = {"default/train/0000.parquet": parquet(rows, names)}
+    publish(server, sketch.hub.repo_id, {"refs/convert/parquet": CONVERTED}, converted)
+    publish(server, matched.hub.repo_id, {"main": NEWER}, {matched.hub.archive: b""})
+    features = Features({"jpeg": Image(), "__key__": Value("string"), "__url__": Value("string")})
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([], schema=features.arrow_schema), sink)
+    publish(
+        server,
+        matched.hub.repo_id,
+        {"refs/convert/parquet": CONVERTED},
+        {"default/train/0000.parquet": sink.getvalue().to_pybytes()},
+    )
+
+    for variant in (sketch, matched):
+        with pytest.raises(DataError, match="as an archive"):
+            hub.open_hub(variant, "test", endpoint=server.url)
+        assert server.log == []
+    with pytest.raises(DataError, match=r"no Parquet files of the split 'test'.*hf download songweig/imagenet_sketch"):
+        hub.open_hub(sketch, "test", revision="main", endpoint=server.url)
+    source = hub.open_hub(sketch, "test", revision="refs/convert/parquet", endpoint=server.url)
+    assert [entry.wnid for entry in source.index()] == ["n01440764", "n03126707"]
+    with pytest.raises(DataError, match=r"no column of classes; its columns are 'jpeg', '__key__', '__url__'"):
+        list(hub.open_hub(matched, "test", revision="refs/convert/parquet", endpoint=server.url).index())
 
 
 def test_labels_that_were_renamed_since_are_refused(server):

@@ -263,6 +263,16 @@ def test_an_unknown_variant_is_refused_with_the_nearest_and_with_all():
     assert all(name in error.value.hint for name in VARIANTS)
 
 
+def test_a_name_of_several_sets_is_answered_with_all_of_them():
+    with pytest.raises(DataError) as error:
+        get_variant("ImageNet-V2")
+
+    v2 = [name for name in VARIANTS if name.startswith("imagenet-v2-")]
+    assert error.value.hint.startswith("Did you mean " + " or ".join(f"'{name}'" for name in v2) + "?")
+    with pytest.raises(DataError, match="Did you mean 'imagenet-1k'"):
+        get_variant("imagenet1k")
+
+
 def test_a_splits_other_names_are_understood_and_a_missing_one_is_refused():
     tiny = get_variant("tiny-imagenet")
 
