@@ -139,6 +139,10 @@ class DatasetRepo:
                 self._sleep(pause)
         raise AssertionError("unreachable")
 
+    def pause(self, seconds: float) -> None:
+        """Let others go on."""
+        self._sleep(seconds)
+
     def whoami(self) -> dict[str, Any]:
         """The account of the token.
 

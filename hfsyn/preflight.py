@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from builders import layout
+from builders.errors import DataError
+from builders.layout import load_manifest
 from hfsyn.contents import What, folder_sizes, is_ours
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub import DatasetRepo, LocalFile, RemoteFile
@@ -89,6 +91,28 @@ def need_token(repo: DatasetRepo) -> None:
             "Log in with a token that may write: hf auth login, or set HF_TOKEN.",
             code=ExitCode.PREFLIGHT,
         )
+
+
+def half_published(repo: DatasetRepo, state: RepoState, config_name: str) -> list[str]:
+    """Other configurations whose shards are not, or not yet, those of their manifest: somebody is publishing them."""
+    found = []
+    for path in state.tree:
+        prefix = path.removesuffix(layout.RECIPE)
+        name = prefix.rstrip("/") or layout.DEFAULT_CONFIG
+        if path == prefix or "/" in name or name == config_name or state.head is None:
+            continue
+        tops = (f"{prefix}{layout.DATA}/", f"{prefix}{layout.CAPTIONS}/")
+        there = {p: f.sha256 for p, f in state.tree.items() if p.startswith(tops) and p.endswith(".parquet")}
+        stated = {}
+        if (manifest := f"{prefix}{layout.MANIFEST}") in state.tree:
+            try:
+                table = load_manifest(repo.text(manifest, state.head), manifest)
+            except DataError:
+                continue  # not of our making
+            stated = {f"{prefix}{entry.file}": entry.sha256 for entry in [*table.shards, *table.captions]}
+        if there != stated:
+            found.append(name)
+    return found
 
 
 def full_repo_id(repo_id: str, repo: DatasetRepo) -> str:

@@ -7,8 +7,8 @@ What makes it hold:
   has, so that running the same command again continues, and sends nothing that is there.
 - Each commit names the commit that it was made for. Where somebody else was faster it is refused by the Hub, the
   repository is looked at again, and the difference is made anew.
-- The tag is set on the very commit that was read back and compared. Until it stands nobody who loads by version sees
-  anything; afterwards it never moves.
+- The tag is set on the very commit that was read back and compared, and in which every configuration is whole. Until
+  it stands nobody who loads by version sees anything; afterwards it never moves.
 
 Files go in commits of at most `FILES_A_COMMIT`. Where one is not enough, the card says so as long as it takes, and the
 last commit brings manifest and card and removes what is no longer there.
@@ -38,6 +38,7 @@ from hfsyn.preflight import (
     account_checks,
     check_names,
     full_repo_id,
+    half_published,
     limit_checks,
     look_at,
     need_token,
@@ -53,6 +54,8 @@ FILES_A_COMMIT = 100
 """The Hub recommends 50 to 100 files a commit."""
 ROUNDS = 10
 """How often a publication is planned anew, in vain, because somebody else committed meanwhile."""
+WAIT = 10.0
+"""Seconds between two looks at a repository in which another configuration is being published."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str |
         to_send=len(missing),
         to_send_bytes=sum(file.size for file in missing.values()),
         to_remove=len(gone),
-        commits=-(-(len(missing) + len(gone) + 1) // FILES_A_COMMIT),
+        commits=max(1, -(-(len(missing) + len(gone) - 1) // (FILES_A_COMMIT - 2))),
         changelog=changelog,
     )
 
@@ -248,6 +251,7 @@ def bring(job: _Job) -> str:
         HfsynError: the version is taken meanwhile (exit code 2), or others commit all the time (exit code 4).
     """
     rounds, fewest = 0, len(job.files) + 1
+    reason = f"Others committed to {job.repo.repo_id} all the time"
     while rounds < ROUNDS:
         state = look_at(job.repo)
         if state.head is None:
@@ -262,13 +266,18 @@ def bring(job: _Job) -> str:
         left = sum(not file.is_at(state.tree.get(path)) for path, file in job.files.items())
         rounds, fewest = (0 if left < fewest else rounds + 1), min(left, fewest)
         try:
-            return _commit_difference(job, state, state.head)
+            commit = _commit_difference(job, state, state.head)
         except HeadMovedError:
             job.say(f"{job.repo.repo_id}: somebody else committed; looking again")
+            continue
+        if not (half := half_published(job.repo, state, job.config_name)):
+            return commit
+        # A version is of the whole repository: one that is taken now would hold a half of these for ever.
+        reason = f"The configuration {half[0]} of {job.repo.repo_id} is not published whole yet"
+        job.say(f"{reason}; waiting")
+        job.repo.pause(WAIT)
     raise HfsynError(
-        f"Others committed to {job.repo.repo_id} {ROUNDS} times while this was published.",
-        "Run the same command again when they are done.",
-        code=ExitCode.PARTIAL,
+        f"{reason}.", "Run the same command again when the other publisher is done.", code=ExitCode.PARTIAL
     )
 
 
@@ -281,19 +290,13 @@ def _commit_difference(job: _Job, state: RepoState, head: str) -> str:
     # Manifest and card come last, with what is removed: as long as they are old, the new files are not announced.
     last = {path: add.pop(path) for path in list(add) if path.endswith(layout.MANIFEST)}
     last[layout.CARD] = card
-    *early, final = list(parts_of(list(add), FILES_A_COMMIT - len(last))) or [[]]
-    removed = list(parts_of(gone, FILES_A_COMMIT - len(last) - len(final))) or [[]]
-    parts: list[tuple[dict[str, LocalFile], Sequence[str]]] = [
-        ({path: add[path] for path in part}, ()) for part in early
-    ]
-    if removed[1:]:
-        parts += [({path: add[path] for path in final}, ()), *(({}, part) for part in removed[:-1])]
-        final = []
-    if parts:
-        done = sum(len(part) for part, _ in parts)
-        note = _card(job, state, cards.Progress(0, done, 0, len(parts) + 1, job.today))
+    steps = list(parts_of([*add, *gone], FILES_A_COMMIT - len(last))) or [[]]
+    parts = [({path: add[path] for path in step if path in add}, [p for p in step if p not in add]) for step in steps]
+    if parts[1:]:
+        done = sum(len(part) for part, _ in parts[:-1])
+        note = _card(job, state, cards.Progress(0, done, 0, len(parts), job.today))
         parts[0][0][layout.CARD] = LocalFile.made(note)
-    parts.append(({path: add[path] for path in final} | last, removed[-1]))
+    parts[-1][0].update(last)
     name = f"{job.config_name} {job.version}"
     size = sum(file.size for part, _ in parts for file in part.values())
     with Progress("sending", size, quiet=job.quiet, unit="bytes") as bar:

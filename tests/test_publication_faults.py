@@ -291,6 +291,62 @@ def test_two_publishers_of_the_same_both_succeed(hub: Hub, forks: Forks, runs: d
     assert hub.counters.lfs_bytes <= 2 * sum(len(data) for data in wanted(runs["a"]).values())
 
 
+def in_small_commits(command: list[str], files: int = 5, *, wait: float = 0.5) -> str:
+    """Code that runs a command with commits of a few files, so that it needs many of them."""
+    return (
+        "import hfsyn.publication as publication\n"
+        f"publication.FILES_A_COMMIT, publication.WAIT = {files}, {wait}\n"
+        f"from hfsyn.cli import main\nmain({command!r})"
+    )
+
+
+def test_in_no_version_is_half_of_a_run_of_any_configuration(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+    """Two configurations go from one version to the next at once, in many commits each."""
+    hub.faults.add("delay", times=None, seconds=0.01)
+    for first, second, options in [
+        (publish(runs["a"], "1.0.0"), publish(runs["b"], "2.0.0", "--config-name", "other"), 5),
+        (publish(runs["short"], "1.1.0"), publish(runs["a"], "2.1.0", "--config-name", "other"), 4),
+    ]:
+        pids = [forks.start_python(in_small_commits(command, options)) for command in (first, second)]
+        ended = [forks.wait(pid) for pid in pids]
+        assert [one.code for one in ended] == [0, 0], ended
+    assert hub.counters.commits >= 12
+    whole = {config: [wanted(run, config) for run in runs.values()] for config in (layout.DEFAULT_CONFIG, "other")}
+    for tag in ("v1.0.0", "v2.0.0", "v1.1.0", "v2.1.0"):
+        for config, possible in whole.items():
+            assert parts(hub, tag, config) in [*possible, {}], (tag, config)
+    assert parts(hub, "v1.1.0") == wanted(runs["short"])
+    assert parts(hub, "v2.1.0", "other") == wanted(runs["a"], "other")
+
+
+def test_a_version_is_not_taken_beside_half_of_another_configuration(
+    hub: Hub, forks: Forks, runs: dict[str, Path]
+) -> None:
+    hub.faults.add(403, method="POST", path="/commit/", after=1)
+    broken = forks.wait(forks.start_python(in_small_commits(publish(runs["a"], "1.0.0"))))
+    assert broken.code == 3, broken
+    hub.faults.clear()
+    command = publish(runs["b"], "2.0.0", "--config-name", "other", "--into")
+    done = forks.wait(forks.start_python(in_small_commits(command, 100, wait=0)))
+    assert (done.code, done.err.count("\n")) == (4, 1)
+    assert "The configuration default of alice/shapes is not published whole yet." in done.err
+    assert not [name for name in hub.refs("dataset", REPO) if "tags" in name]
+    # The other way round nothing is in the way: what is missing is only the tag.
+    for again in (publish(runs["a"], "1.0.0"), command):
+        assert forks.hfsyn(*again).code == 0
+    assert parts(hub, "v2.0.0") == wanted(runs["a"])
+    assert parts(hub, "v2.0.0", "other") == wanted(runs["b"], "other")
+
+
+@pytest.mark.parametrize("files", [3, 4, 7, 11])
+def test_commits_of_any_size_bring_the_same(files: int, hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+    for run, version in (("a", "1.0.0"), ("short", "1.1.0")):
+        done = forks.wait(forks.start_python(in_small_commits(publish(runs[run], version), files)))
+        assert done.code == 0, done.err
+        assert parts(hub, f"v{version}") == wanted(runs[run])
+    assert hub.counters.largest_commit <= files
+
+
 # --------------------------------------------------------------------------------------------------------- many files
 
 
