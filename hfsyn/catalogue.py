@@ -48,7 +48,10 @@ def variants_info(name: str, classes: bool, as_json: bool) -> None:
     found = get_variant(name)
     fields: dict[str, Any] = {
         "name": found.name, "title": found.title, "splits": dict(found.splits), "images": found.images,
-        "licence": found.licence, "hub": found.hub.repo_id if found.hub else None, "facts": dict(found.facts),
+        "licence": found.licence, "hub": found.hub.repo_id if found.hub else None,
+        "revision": (found.hub.revision or "the newest") if found.hub else None,
+        "gated": f"ask for access at {found.gate_url}" if found.gated else None,
+        "homepage": found.homepage or None, "facts": dict(found.facts),
     }  # fmt: skip
     if classes:
         fields["classes"] = [{"wnid": c.wnid, "name": c.name, "definition": c.definition} for c in found.classes]
@@ -70,17 +73,19 @@ def variants_info(name: str, classes: bool, as_json: bool) -> None:
 
 @variants.command("peek")
 @click.argument("name")
-@click.option("--split", default="train", show_default=True)
+@click.option("--split", help="Default: the variant's first.")
 @click.option("--path", metavar="DIR", help="A local folder or Parquet file; without it the Hub is read.")
 @click.option("--revision", help="Hub revision.")
 @click.option("-n", "--per-class", type=click.IntRange(1, 20), default=6, show_default=True, help="Images a class.")
 @click.option("--out", metavar="FILE", help="Where to write the picture.  [default: NAME-SPLIT.png]")
 def variants_peek(
-    name: str, split: str, path: str | None, revision: str | None, per_class: int, out: str | None
+    name: str, split: str | None, path: str | None, revision: str | None, per_class: int, out: str | None
 ) -> None:
     """Write a contact sheet of the first images of a variant's classes. Prints its path."""
+    from builders.variants import get_variant
     from hfsyn.report import peek
 
+    split = split or next(iter(get_variant(name).splits))
     click.echo(peek(name, split, out or f"{name}-{split}.png", path=path, revision=revision, per_class=per_class))
 
 
