@@ -19,7 +19,7 @@ LAYERS = (
     },
     {"hfsyn.prompts", "hfsyn.recipe", "hfsyn.specs"},
     {"hfsyn.shards", "hfsyn.encode", "hfsyn.workers", "hfsyn.progress", "hfsyn.models", "hfsyn.hub_models"},
-    {"hfsyn.runs", "hfsyn.captioner", "hfsyn.generator"},
+    {"hfsyn.runs", "hfsyn.captioner", "hfsyn.generator", "hfsyn.metrics"},
     {
         "hfsyn.rows", "hfsyn.stages", "hfsyn.cards", "hfsyn.manifest", "hfsyn.building", "hfsyn.report",
         "hfsyn.forecast", "hfsyn.showcase",
