@@ -79,7 +79,7 @@ def variants_peek(
     name: str, split: str, path: str | None, revision: str | None, per_class: int, out: str | None
 ) -> None:
     """Write a contact sheet of the first images of a variant's classes. Prints its path."""
-    from hfsyn.report import peek
+    from hfsyn.sheets import peek
 
     click.echo(peek(name, split, out or f"{name}-{split}.png", path=path, revision=revision, per_class=per_class))
 

@@ -12,9 +12,9 @@ from builders import layout
 from builders.layout import load_sidecar, sidecar_of
 from hfsyn.cards import facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.report import sample_sheet, save_png
 from hfsyn.runs import Run, incomplete, load_run, rejected_lines
 from hfsyn.shards import atomic_text, faults, lock, pending
+from hfsyn.sheets import sample_sheet, save_png
 from hfsyn.stages import write_plan
 
 

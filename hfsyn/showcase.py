@@ -8,8 +8,8 @@ from pathlib import Path
 
 from builders import layout
 from hfsyn.building import build
-from hfsyn.report import compare_runs, save_png
 from hfsyn.runs import Run, status
+from hfsyn.sheets import compare_runs, save_png
 
 RECIPES = ("shapes-basic", "shapes-cip")
 LIMIT = 20
