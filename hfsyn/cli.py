@@ -17,6 +17,7 @@ import click
 from hfsyn import __version__
 from hfsyn.catalogue import as_json_option, recipes, strategies, variants
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.judging import evaluate_command, train_command
 
 # What a full or forbidden disk says: the user's to mend, not a fault of ours.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -25,12 +26,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code: 0 ok, 2 usage, 3 preflight, 4 done in part, 130 interrupted."""
+    run_command(cli, "hfsyn", arguments)
+
+
+def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
     from builders.errors import DataError
     from hfsyn.workers import is_child, join_launcher
 
     try:
         join_launcher()
-        cli.main(args=None if arguments is None else list(arguments), prog_name="hfsyn", standalone_mode=False)
+        command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
         code = int(ExitCode.OK)
     except click.exceptions.Exit as stop:
         code = stop.exit_code
@@ -39,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except click.UsageError as error:
         # One line, like every other error: what was wrong, and where to read what is allowed.
-        where = error.ctx.command_path if error.ctx else "hfsyn"
+        where = error.ctx.command_path if error.ctx else name
         click.echo(f"Error: {error.format_message()} See `{where} --help`.", err=True)
         code = error.exit_code
     except click.ClickException as error:
@@ -289,5 +295,5 @@ def plan(
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
 
 
-for _group in (variants, strategies, recipes):
+for _group in (variants, strategies, recipes, train_command, evaluate_command):
     cli.add_command(_group)
