@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from hfsyn.benchmarking import bench
     from hfsyn.building import build
     from hfsyn.errors import HfsynError
     from hfsyn.manifest import finish
+    from hfsyn.pages import report
     from hfsyn.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.runs import status
     from hfsyn.showcase import demo
@@ -28,6 +30,7 @@ _HOME = {
     "Plan": "hfsyn.specs",
     "Recipe": "hfsyn.recipe",
     "SampleSpec": "hfsyn.specs",
+    "bench": "hfsyn.benchmarking",
     "build": "hfsyn.building",
     "caption": "hfsyn.stages",
     "demo": "hfsyn.showcase",
@@ -37,6 +40,7 @@ _HOME = {
     "generate": "hfsyn.stages",
     "load_recipe": "hfsyn.recipe",
     "plan": "hfsyn.specs",
+    "report": "hfsyn.pages",
     "seed_of": "hfsyn.specs",
     "status": "hfsyn.runs",
 }
@@ -45,6 +49,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "SampleSpec",
+    "bench",
     "build",
     "caption",
     "demo",
@@ -54,6 +59,7 @@ __all__ = [
     "generate",
     "load_recipe",
     "plan",
+    "report",
     "seed_of",
     "status",
 ]

@@ -17,6 +17,7 @@ import click
 from hfsyn import __version__
 from hfsyn.catalogue import as_json_option, recipes, strategies, variants
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.exhibits import bench_command, demo_command, report_command
 from hfsyn.judging import evaluate_command, train_command
 
 # What a full or forbidden disk says: the user's to mend, not a fault of ours.
@@ -118,39 +119,6 @@ def _all_overrides(overrides: Sequence[str], limit: int | None, seed: int | None
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-@cli.command()
-@click.option(
-    "--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for the runs and the picture."
-)
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Real images a class.  [default: 20]")
-@click.option("--overwrite", is_flag=True, help="Delete the runs that the folder holds first.")
-@_work
-@_quiet
-def demo(
-    out: str,
-    limit: int | None,
-    overwrite: bool,
-    num_processes: int | None,
-    device: str | None,
-    shards: str | None,
-    quiet: bool,
-) -> None:
-    """Run the whole path offline: drawn images, captions, prompts, synthetic images, and a picture of them all.
-
-    Prints the path of the picture.
-    """
-    if shards is not None:
-        raise click.UsageError("demo makes all shards; --shards is for build, caption and generate.")
-    from hfsyn.showcase import LIMIT
-    from hfsyn.showcase import demo as run_demo
-
-    click.echo(
-        run_demo(
-            out, limit=limit or LIMIT, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
-        )
-    )
 
 
 @cli.command()
@@ -295,5 +263,7 @@ def plan(
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
 
 
-for _group in (variants, strategies, recipes, train_command, evaluate_command):
+for _group in (
+    demo_command, variants, strategies, recipes, train_command, evaluate_command, bench_command, report_command,
+):  # fmt: skip
     cli.add_command(_group)

@@ -79,11 +79,11 @@ def measure_fidelity(
     Raises:
         HfsynError, DataError: no such dataset, or no such network.
     """
-    from hfsyn.classifiers import test_transform
+    from hfsyn.classifiers import plain_transform
     from hfsyn.imagesets import TEST, TRAIN, open_images
 
     classifier, weights = _open_network(features, device)
-    transform = test_transform(classifier.preprocessing)
+    transform = plain_transform(classifier.preprocessing)
     wanted: dict[str, tuple[str, Sequence[str]]] = {"synthetic": (synthetic, TRAIN), "real": (real, TRAIN)}
     if evaluation is not None:
         wanted["evaluation"] = (evaluation, TEST)

@@ -17,9 +17,9 @@ LAYERS = (
         "builders.sources", "builders.folders", "builders.parquet", "builders.hub", "builders.imagenet",
         "builders.captioned", "builders.synthetic",
     },
-    {"hfsyn.prompts", "hfsyn.recipe", "hfsyn.specs", "hfsyn.references", "hfsyn.train_config"},
+    {"hfsyn.prompts", "hfsyn.recipe", "hfsyn.specs", "hfsyn.references", "hfsyn.train_config", "hfsyn.matrix"},
     {"hfsyn.shards", "hfsyn.encode", "hfsyn.workers", "hfsyn.progress", "hfsyn.models", "hfsyn.hub_models"},
-    {"hfsyn.runs", "hfsyn.captioner", "hfsyn.generator", "hfsyn.metrics", "hfsyn.membership"}
+    {"hfsyn.runs", "hfsyn.captioner", "hfsyn.generator", "hfsyn.metrics", "hfsyn.membership", "hfsyn.fidelity"}
     | {  # training and testing classifiers
         "hfsyn.columns", "hfsyn.imagesets", "hfsyn.hubsets", "hfsyn.feeding", "hfsyn.feeds", "hfsyn.streams",
         "hfsyn.classifiers", "hfsyn.model_cards", "hfsyn.optimising", "hfsyn.checkpoints", "hfsyn.accelerating",
@@ -27,9 +27,9 @@ LAYERS = (
     },
     {
         "hfsyn.rows", "hfsyn.stages", "hfsyn.cards", "hfsyn.manifest", "hfsyn.building", "hfsyn.sheets",
-        "hfsyn.forecast", "hfsyn.showcase",
+        "hfsyn.forecast", "hfsyn.crews", "hfsyn.summaries", "hfsyn.benchmarking", "hfsyn.pages", "hfsyn.showcase",
     },
-    {"hfsyn.catalogue", "hfsyn.judging", "hfsyn.cli", "hfsyn.__main__"},
+    {"hfsyn.catalogue", "hfsyn.judging", "hfsyn.exhibits", "hfsyn.cli", "hfsyn.__main__"},
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.
 FREE = {"builders", "hfsyn", "hfsyn.recipes", "hfsyn.training_recipes", "dataset_cards"}
