@@ -6,7 +6,9 @@ Nothing is decoded here, and nothing is ever decoded by `datasets`, whose decode
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -223,6 +225,7 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
 
 def _from_files(files: Sequence[str], found: Reference, split: str, revision: str | None) -> ImageSet:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -230,10 +233,28 @@ def _from_files(files: Sequence[str], found: Reference, split: str, revision: st
         raise HfsynError(f"{found} has no Parquet files of the split {split!r}.", "Name another split.")
     try:
         find_columns(_features(files[0]), str(found))  # before anything is copied into the cache
-        rows = Dataset.from_parquet(list(files), split=split)
+        if not sum(pq.read_metadata(file).num_rows for file in files):
+            raise HfsynError(f"The split {split!r} of {found} is empty.", "Name another split or dataset.")
+        with bars_on_terminals_only():
+            rows = Dataset.from_parquet(list(files), split=split)
     except (DatasetGenerationError, pa.ArrowException, OSError) as error:
         raise HfsynError(f"{found} cannot be read: {str(error).splitlines()[0]}", "Copy the files again.") from None
     return from_table(rows, str(found), split, found.variant, revision)
+
+
+@contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """Keep the progress bars of `datasets` out of logs."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
 
 
 def _features(file: str) -> Any:

@@ -62,6 +62,8 @@ def parse_dataset(text: str) -> Reference:
         HfsynError: an unknown variant (with the nearest one), a path that is not there, a weight that is not above 0.
     """
     rest, weight = text.strip(), 1.0
+    if not rest:
+        raise HfsynError("An empty text names no dataset.", GRAMMAR)
     if Path(rest).expanduser().exists():  # a folder may have any of the signs in its name
         return Reference("local", rest)
     if found := _WEIGHT.search(rest):

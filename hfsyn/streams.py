@@ -3,8 +3,8 @@
 A stream is read in **passes**; each pass shuffles the order of the files and the buffer anew from the seed. What a
 process shows depends on the seed, its rank, the number of processes and of workers: with the same ones a training
 that was killed goes on exactly where it was (it reads the current pass again up to there), with others it is another
-order. An image's augmentation depends on the seed, the pass and the image's own bytes. Of several sets the weights are chances,
-and the shares in an epoch come out only nearly so.
+order. An image's augmentation depends on the seed, the pass and the image's own bytes. Of several sets the weights are
+chances, and the shares in an epoch come out only nearly so.
 
 Classes are those that the label column declares, since which of them occur is not known before everything is read.
 """
