@@ -75,11 +75,12 @@ def bench(
         (folder / cell.folder, configs[cell], settings[cell], _tests(matrix, cell), train, evaluate, device)
         for cell in todo
     ]
+    told = None if quiet else matrix.name
     if submit is not None:
-        _run(submit, todo, jobs, quiet)
+        _run(submit, todo, jobs, told)
     elif jobs:
         with crew(num_processes, device=device) as opened:
-            _run(opened, todo, jobs, quiet)
+            _run(opened, todo, jobs, told)
     summary = summarise(matrix, read_cells(matrix, folder))
     atomic_text(folder / CSV, csv_text(matrix, read_cells(matrix, folder)))
     atomic_text(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
@@ -101,7 +102,8 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
     )
 
 
-def _run(submit: Submit, todo: Sequence[Cell], jobs: Sequence[tuple[Any, ...]], quiet: bool) -> None:
+def _run(submit: Submit, todo: Sequence[Cell], jobs: Sequence[tuple[Any, ...]], told: str | None) -> None:
+    """Do the jobs; `told` is the name under which progress is told."""
     started = time.monotonic()
     futures = [submit(run_cell, *job) for job in jobs]
     for number, (cell, job, future) in enumerate(zip(todo, jobs, futures, strict=True), start=1):
@@ -110,13 +112,10 @@ def _run(submit: Submit, todo: Sequence[Cell], jobs: Sequence[tuple[Any, ...]], 
         except BrokenProcessPool:
             _write_error(job[0], "The process died, perhaps for want of memory.", "", "")
             line = "failed: the process died"
-        if not quiet:
+        if told is not None:
             where = " ".join(str(part) for part in cell.folder.parts[1:])
-            print(
-                f"[{number}/{len(todo)}, {time.monotonic() - started:.0f} s] {where}: {line}",
-                file=sys.stderr,
-                flush=True,
-            )
+            seconds = time.monotonic() - started
+            print(f"{told} {number}/{len(todo)}, {seconds:.0f} s: {where}: {line}", file=sys.stderr, flush=True)
 
 
 def run_cell(

@@ -9,7 +9,7 @@ import click
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Images a class.  [default: 50, in context 30]")
 @click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
-@click.option("--overwrite", is_flag=True, help="Delete the runs that the folder holds first.")
+@click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
 @click.option(
     "--num-processes",
     type=click.IntRange(min=1),

@@ -34,6 +34,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.references import parse_dataset
 from hfsyn.train_config import TrainConfig, load_train_config
 
+CELLS = "cells"
+"""The folder of all cells in a matrix's folder."""
 Name = Annotated[str, Field(pattern=r"^[\w][\w .,+-]{0,60}$")]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -122,7 +124,7 @@ class Cell:
             f"mixed-{self.share:g}" if self.share else "",
         ]
         setting = "_".join(part for part in parts if part) or "all"
-        return Path("cells") / _safe(self.arm) / _safe(self.model) / setting / f"seed-{self.seed}"
+        return Path(CELLS) / _safe(self.arm) / _safe(self.model) / setting / f"seed-{self.seed}"
 
     @property
     def setting(self) -> tuple[str, int | None, int | None, float]:

@@ -23,9 +23,11 @@ not what is drawn.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from builders import layout
 from hfsyn.benchmarking import bench, failures
 from hfsyn.building import build
 from hfsyn.crews import Submit, crew
+from hfsyn.matrix import CELLS
 from hfsyn.pages import report
 from hfsyn.runs import load_run, status
 from hfsyn.shards import atomic_text
@@ -75,7 +78,7 @@ def demo(
         full: the longer demo with a scaling curve.
         num_processes: None is one a GPU, or one a CPU core.
         device: a torch device; None is each process's GPU, or the CPU.
-        overwrite: delete the runs that the folder holds first.
+        overwrite: delete the runs and trainings that the folder holds first.
         quiet: no progress and no table.
 
     Returns:
@@ -90,17 +93,23 @@ def demo(
         variant: FULL_LIMITS if full and limit is None else (limit or usual,) for variant, usual in LIMITS.items()
     }
     started = time.monotonic()
+    if overwrite:
+        for variant in limits:
+            shutil.rmtree(folder / variant / CELLS, ignore_errors=True)
     with crew(num_processes, device=device) as submit:
         _build_all(submit, folder, limits, seeds, device, overwrite, quiet)
         if not quiet:
             print(f"{time.monotonic() - started:.0f} s: the synthetic sets are there", file=sys.stderr)
-        summaries = {
-            variant: bench(
-                _matrix(folder, variant, limits[variant], seeds), folder / variant, submit=submit, device=device,
-                quiet=quiet,
-            )
-            for variant in limits
-        }  # fmt: skip
+        # Both at once, so that no process waits while the other ends a bench.
+        with ThreadPoolExecutor(len(limits)) as threads:
+            benches = {
+                variant: threads.submit(
+                    bench, _matrix(folder, variant, sizes, seeds), folder / variant, submit=submit, device=device,
+                    quiet=quiet,
+                )
+                for variant, sizes in limits.items()
+            }  # fmt: skip
+            summaries = {variant: done.result() for variant, done in benches.items()}
     atomic_text(folder / "results.json", json.dumps(_results(summaries, limits, seeds), indent=1) + "\n")
     _sheet(folder, seeds[0])
     page = report(folder)
