@@ -149,18 +149,6 @@ def _preprocessing(
     )
 
 
-def train_transform(preprocessing: Preprocessing, config: TrainConfig) -> Any:
-    """timm's training transform: a PIL image in, a float tensor (3, size, size) out."""
-    from timm.data import create_transform
-
-    part = config.augment
-    return create_transform(
-        preprocessing.image_size, is_training=True, scale=part.scale, ratio=part.ratio, hflip=part.flip,
-        auto_augment=part.auto_augment, color_jitter=part.color_jitter or None, re_prob=part.random_erasing,
-        interpolation=part.interpolation, mean=preprocessing.mean, std=preprocessing.std,
-    )  # fmt: skip
-
-
 def plain_transform(preprocessing: Preprocessing) -> Any:
     """timm's evaluation transform: resize, central crop, normalise; no randomness."""
     from timm.data import create_transform

@@ -21,7 +21,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.imagesets import ImageSet
 
 Transform = Callable[[Any], Any]
-"""A PIL image in, a float tensor (3, height, width) out."""
+"""A PIL image in, a tensor out; see `hfsyn.augmenting`."""
 
 
 def derive(*parts: int | str) -> int:
@@ -86,7 +86,7 @@ def _epoch(order: Order, epoch: int) -> Any:
 class Augmented:
     """A map-style dataset over positions: decoded, augmented, labelled. Used by torch's DataLoader.
 
-    An item is ``(pixels, label, unread)``. Where an image cannot be decoded, the next one of its set stands in, and
+    An item is ``(tensor, label, unread)``. Where an image cannot be decoded, the next one of its set stands in, and
     `unread` says how many were passed over.
     """
 
@@ -111,7 +111,10 @@ class Augmented:
 
 
 class seeded:  # noqa: N801 (reads as a statement: `with seeded(n):`)
-    """Within it, the generators of `random`, numpy and torch (on the CPU) start from a seed; after it, as before."""
+    """Within it, the generators of `random`, numpy and torch (on the CPU) start from a seed; after it, as before.
+
+    In a loader's worker, where nobody else draws from them, they are not put back: that takes longer than seeding.
+    """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -119,7 +122,9 @@ class seeded:  # noqa: N801 (reads as a statement: `with seeded(n):`)
     def __enter__(self) -> None:
         import torch
 
-        self._state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._state = None
+        if torch.utils.data.get_worker_info() is None:
+            self._state = random.getstate(), np.random.get_state(), torch.get_rng_state()
         random.seed(self._seed)
         np.random.seed(self._seed)
         torch.default_generator.manual_seed(self._seed)
@@ -127,9 +132,10 @@ class seeded:  # noqa: N801 (reads as a statement: `with seeded(n):`)
     def __exit__(self, *error: object) -> None:
         import torch
 
-        random.setstate(self._state[0])
-        np.random.set_state(self._state[1])
-        torch.set_rng_state(self._state[2])
+        if self._state is not None:
+            random.setstate(self._state[0])
+            np.random.set_state(self._state[1])
+            torch.set_rng_state(self._state[2])
 
 
 def local_positions(start: int, count: int, rank: int, world: int) -> list[int]:
@@ -158,7 +164,7 @@ def training_batches(
     world: int,
     workers: int,
 ) -> Iterator[tuple[Any, Any, int]]:
-    """This process's batches ``(pixels, labels, unread)`` of the steps from `first_step` up to `steps`.
+    """This process's batches ``(tensors, labels, unread)`` of the steps from `first_step` up to `steps`.
 
     `batch_size` images make a step; it comes in `parts` batches, each of ``batch_size / parts / world`` images.
     """
@@ -193,7 +199,7 @@ def one_thread(worker: int) -> None:
 
 
 def collate(items: Sequence[tuple[Any, int, int]]) -> tuple[Any, Any, int]:
-    """Stack items to ``(pixels (n, 3, h, w), labels (n,), unread)``."""
+    """Stack items to ``(tensors (n, ...), labels (n,), unread)``."""
     import torch
 
     pixels, labels, unread = zip(*items, strict=True)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from builders.labels import shorten
-from hfsyn.classifiers import Preprocessing, train_transform
 from hfsyn.errors import HfsynError
-from hfsyn.feeding import Augmented, Order, share_out, training_batches
+from hfsyn.feeding import Augmented, Order, Transform, share_out, training_batches
 from hfsyn.imagesets import TRAIN, ImageSet, open_images
 from hfsyn.references import Reference, parse_dataset
 from hfsyn.train_config import TrainConfig
@@ -51,8 +50,8 @@ class Feed(Protocol):
         """What a result says of each set."""
         ...
 
-    def batches(self, preprocessing: Preprocessing, wanted: Slice) -> Iterator[tuple[Any, Any]]:
-        """This process's batches ``(pixels, labels)`` on the CPU, in order."""
+    def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
+        """This process's batches ``(tensors, labels)`` on the CPU, in order; `transform` makes the tensors."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -148,10 +147,9 @@ class MapFeed:
             {**opened.facts(), "share": share} for opened, share in zip(self._sets, self._order.shares, strict=True)
         ]
 
-    def batches(self, preprocessing: Preprocessing, wanted: Slice) -> Iterator[tuple[Any, Any]]:
+    def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
         """See `Feed`."""
         labels = {wnid: number for number, wnid in enumerate(self.classes)}
-        transform = train_transform(preprocessing, self._config)
         dataset = Augmented(self._sets, self._order, labels, transform, self._config.seed)
         for pixels, targets, unread in training_batches(
             dataset, first_step=wanted.first, steps=wanted.steps, batch_size=self._config.optimise.batch_size,

@@ -18,7 +18,6 @@ from typing import Any
 
 from builders.images import ImageRejected, decode_rgb
 from builders.variants import get_variant
-from hfsyn.classifiers import Preprocessing, train_transform
 from hfsyn.columns import Columns, class_names, find_columns, label_wnids
 from hfsyn.errors import HfsynError
 from hfsyn.feeding import Transform, collate, derive, one_thread, own_generator, seeded
@@ -138,13 +137,12 @@ class StreamFeed:
         """Go on from a `state`."""
         self._pass, self._taken = int(state["pass"]), int(state["taken"])
 
-    def batches(self, preprocessing: Preprocessing, wanted: Slice) -> Iterator[tuple[Any, Any]]:
+    def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
         """See `Feed`; without end, as the loop stops by itself."""
         from torch.utils.data import DataLoader
 
         rows = self._mixed(wanted)
         size = self._config.optimise.batch_size // wanted.parts // wanted.world
-        transform = train_transform(preprocessing, self._config)
         while True:
             rows.set_epoch(self._pass)
             loader: Any = DataLoader(

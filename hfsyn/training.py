@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsyn.accelerating import check_division, log, start_accelerator, stop_accelerator, total
+from hfsyn.augmenting import Augmentation
 from hfsyn.checkpoints import check_same_config, load_checkpoint, save_checkpoint
 from hfsyn.classifiers import (
     FACTS,
@@ -143,8 +144,8 @@ def _fit(
     recipe, batch = config.optimise, config.optimise.batch_size
     steps, each_epoch = total_steps(config, feed.budget), feed.budget / batch
     network = classifier.network.to(accelerator.device)
-    if config.model.channels_last:
-        network = network.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
+    network = network.to(memory_format=layout)
     average = ModelEmaV3(network, config.model.ema_decay, use_warmup=True) if config.model.ema_decay else None
     optimizer = make_optimizer(network, config)
     schedule = make_schedule(optimizer, config, steps, each_epoch)
@@ -164,14 +165,18 @@ def _fit(
     wanted = Slice(
         first, steps, options.accumulation, accelerator.process_index, accelerator.num_processes, options.num_workers
     )
-    batches = feed.batches(classifier.preprocessing, wanted)
+    augmentation = Augmentation(classifier.preprocessing, config.augment)
+    batches = feed.batches(augmentation, wanted)
     quiet = options.quiet or not accelerator.is_main_process
     with Progress("train", steps * batch, first * batch, quiet=quiet) as progress:
         for step in range(first, steps):
             schedule.step_update(step)
             model.train()
             for part in range(options.accumulation):
-                pixels, labels = _moved(next(batches), accelerator.device, config.model.channels_last)
+                tensors, labels = next(batches)
+                pixels = augmentation.finish(tensors.to(accelerator.device, non_blocking=True))
+                pixels = pixels.to(memory_format=layout)
+                labels = labels.to(accelerator.device, non_blocking=True)
                 seed_part(config.seed, step, part, accelerator.process_index)
                 pixels, targets = mix(pixels, labels, step, part)
                 with accelerator.accumulate(model):
@@ -200,14 +205,6 @@ def _fit(
             if every and done % every == 0 and done < steps:
                 save_checkpoint(accelerator, folder / CHECKPOINTS, done, facts, feed.state(), options.keep_checkpoints)
     return kept, history
-
-
-def _moved(batch: tuple[Any, Any], device: Any, channels_last: bool) -> tuple[Any, Any]:
-    import torch
-
-    pixels, labels = batch
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return pixels.to(device, memory_format=layout, non_blocking=True), labels.to(device, non_blocking=True)
 
 
 def _conclude(

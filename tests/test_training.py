@@ -82,11 +82,12 @@ def test_processes_divide_a_step_and_keep_the_pairs_that_mixup_makes(world: int)
 
 
 def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generators_alone() -> None:
-    from hfsyn.classifiers import new_classifier, train_transform
+    from hfsyn.augmenting import Augmentation
+    from hfsyn.classifiers import new_classifier
 
     recipe = config(augment__auto_augment="rand-m5-n2-inc1", augment__random_erasing=0.5)
     feed = open_feed(recipe)
-    transform = train_transform(new_classifier(recipe, feed.classes, feed.names).preprocessing, recipe)
+    transform = Augmentation(new_classifier(recipe, feed.classes, feed.names).preprocessing, recipe.augment)
     images = open_images("shapes", "train", limit=4)
     labels = {wnid: number for number, wnid in enumerate(feed.classes)}
     items = Augmented([images], Order((40,), (40,), 0), labels, transform, seed=0)
