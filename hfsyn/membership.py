@@ -12,6 +12,7 @@ too: an attack that is sure of a few images is worse than one that is a little r
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,49 @@ RESAMPLES = 1000
 FALSE_POSITIVES = 0.01
 """The false positive rate at which the true positive rate is read."""
 _FEWEST = 4  # of each kind: two in each half
+
+
+def measure_membership(
+    model: str | Path,
+    members: str,
+    others: str,
+    *,
+    limit_per_class: int | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Attack a trained classifier.
+
+    Args:
+        model: the folder of a training, a timm name, or ``hf_hub:USER/NAME``.
+        members: the dataset that it was trained on (its training split), or for one trained on synthetic images the
+            real dataset behind them.
+        others: images of the same kind that it never saw: the validation or test split of this dataset.
+        limit_per_class: at most so many images a class of each; the training's own limit where it had one.
+        device: cpu or cuda; None is this process's GPU, or the CPU.
+        seed: see `membership_inference`.
+
+    Returns:
+        What `membership_inference` returns, with ``model`` and the two ``sets``.
+
+    Raises:
+        HfsynError, DataError: no such classifier or dataset, or classes that it does not have.
+    """
+    from hfsyn.accelerating import start_accelerator
+    from hfsyn.classifiers import open_classifier
+    from hfsyn.evaluation import check_classes, predict
+    from hfsyn.imagesets import TEST, TRAIN, open_images
+
+    accelerator = start_accelerator(device, "no")
+    classifier = open_classifier(model, device=str(accelerator.device))
+    sets, answers = {}, []
+    for name, reference, default in (("members", members, TRAIN), ("others", others, TEST)):
+        images = open_images(reference, default=default, limit=limit_per_class)
+        check_classes(classifier.wnids, images, classifier.source or classifier.name)
+        sets[name] = images.facts()
+        found = predict(classifier, images, accelerator)
+        answers += [found.logits, found.labels]
+    return {"model": classifier.facts(), "sets": sets, **membership_inference(*answers, seed=seed)}
 
 
 def membership_inference(

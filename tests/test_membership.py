@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hfsyn.errors import HfsynError
-from hfsyn.membership import best_threshold, membership_inference
+from hfsyn.membership import best_threshold, measure_membership, membership_inference
 
 N, CLASSES = 400, 10
 
@@ -80,3 +81,18 @@ def test_too_few_others_for_one_percent_are_said_to_be_so() -> None:
 def test_the_same_seed_gives_the_same_numbers() -> None:
     arguments = (*answers(np.ones(50), 1), *answers(np.zeros(50), 2))
     assert membership_inference(*arguments, seed=4) == membership_inference(*arguments, seed=4)
+
+
+def test_an_untrained_classifier_on_disk_tells_nothing(tmp_path: Path) -> None:
+    from builders.variants import get_variant
+    from hfsyn.classifiers import new_classifier, save_classifier
+    from hfsyn.train_config import load_train_config
+
+    recipe = load_train_config(None, ["data.train=[shapes]", "model.name=test_resnet", "model.image_size=32"])
+    classes = get_variant("shapes").classes
+    made = new_classifier(recipe, [c.wnid for c in classes], {c.wnid: c.name for c in classes})
+    save_classifier(made, tmp_path / "model")
+    found = measure_membership(tmp_path / "model", "shapes", "shapes", limit_per_class=10, device="cpu")
+    assert (found["sets"]["members"]["split"], found["sets"]["others"]["split"]) == ("train", "test")
+    assert (found["members"], found["others"]) == (50, 50)
+    assert found["loss"]["auc"]["low"] < 0.5 < found["loss"]["auc"]["high"]
