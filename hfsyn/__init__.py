@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfsyn.benchmarking import bench
     from hfsyn.building import build
     from hfsyn.errors import HfsynError
+    from hfsyn.evaluation import evaluate
     from hfsyn.manifest import finish
     from hfsyn.pages import report
     from hfsyn.recipe import Recipe, difference, fingerprint, load_recipe
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from hfsyn.showcase import demo
     from hfsyn.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.stages import caption, generate
+    from hfsyn.train_config import load_train_config
+    from hfsyn.training import train
 
 _HOME = {
     "HfsynError": "hfsyn.errors",
@@ -35,14 +38,17 @@ _HOME = {
     "caption": "hfsyn.stages",
     "demo": "hfsyn.showcase",
     "difference": "hfsyn.recipe",
+    "evaluate": "hfsyn.evaluation",
     "fingerprint": "hfsyn.recipe",
     "finish": "hfsyn.manifest",
     "generate": "hfsyn.stages",
     "load_recipe": "hfsyn.recipe",
+    "load_train_config": "hfsyn.train_config",
     "plan": "hfsyn.specs",
     "report": "hfsyn.pages",
     "seed_of": "hfsyn.specs",
     "status": "hfsyn.runs",
+    "train": "hfsyn.training",
 }
 __all__ = [
     "HfsynError",
@@ -54,14 +60,17 @@ __all__ = [
     "caption",
     "demo",
     "difference",
+    "evaluate",
     "fingerprint",
     "finish",
     "generate",
     "load_recipe",
+    "load_train_config",
     "plan",
     "report",
     "seed_of",
     "status",
+    "train",
 ]
 
 

@@ -151,7 +151,7 @@ def check_classes(wnids: Sequence[str], images: ImageSet, whose: str) -> list[in
 def check_counts(images: ImageSet) -> None:
     """Refuse a copy of a variant that has another number of images than the variant's facts say.
 
-    A part of it (some of the classes, or a limit) passes; results say how many images they are over.
+    A part of a local copy (some of the classes, or a limit) passes; results say how many images they are over.
 
     Raises:
         HfsynError: with both numbers.
@@ -160,8 +160,7 @@ def check_counts(images: ImageSet) -> None:
         return
     variant = get_variant(images.variant)
     stated = variant.splits.get(images.split)
-    whole = len(images.classes) == len(variant.classes)
-    if stated is not None and whole and stated != len(images):
+    if stated is not None and stated != len(images):
         raise HfsynError(
             f"This copy of {variant.name} ({images.split}) has {len(images)} images, and {stated} are right.",
             f"Numbers on it would compare with nobody's. Get it anew, or say so with --limit. See {variant.homepage}",

@@ -54,7 +54,9 @@ class ImageSet:
     revision: str | None = None
     """The commit on the Hub, or the run's recipe fingerprint; None for local files and drawn variants."""
     complete: bool = True
-    """Whether all classes are there and no limit was set, so that stated counts can be compared."""
+    """Whether it must have the number of images that its variant states: all classes are there, or it is the variant's
+    own repository; and no limit was set.
+    """
     variant: str | None = None
 
     def __len__(self) -> int:
@@ -264,8 +266,12 @@ def _features(file: str) -> Any:
     return Features.from_arrow_schema(pq.read_schema(file))
 
 
-def from_table(rows: Any, reference: str, split: str, variant: str | None, revision: str | None) -> ImageSet:
+def from_table(
+    rows: Any, reference: str, split: str, variant: str | None, revision: str | None, *, whole: bool = False
+) -> ImageSet:
     """An ImageSet over a `datasets.Dataset` with an image column and a class column.
+
+    `whole` says that it is a variant's own repository, of which no class may be missing; a local copy may be a part.
 
     Raises:
         HfsynError: there is no such column, no rows, or labels match no variant.
@@ -275,14 +281,15 @@ def from_table(rows: Any, reference: str, split: str, variant: str | None, revis
         raise HfsynError(f"The split {split!r} of {reference} is empty.", "Name another split or dataset.")
     wnids, names = table_wnids(rows, columns, variant, reference)
     ids = rows[columns.id][:] if columns.id else [f"{split}/{number}" for number in range(len(rows))]
-    return ImageSet(reference, split, wnids, names, _Table(rows, columns.image), ids, revision, True, variant)
+    complete = whole or (variant is not None and len(names) == len(get_variant(variant).classes))
+    return ImageSet(reference, split, wnids, names, _Table(rows, columns.image), ids, revision, complete, variant)
 
 
 def _open_variant_on_hub(found: Reference, split: str, token: str | bool | None) -> ImageSet:
     from hfsyn.hubsets import load_variant
 
     rows, revision = load_variant(get_variant(found.place), split, found.revision, token=token)
-    return from_table(rows, str(found), split, found.place, revision)
+    return from_table(rows, str(found), split, found.place, revision, whole=True)
 
 
 def _open_hub(found: Reference, split: str | None, default: Sequence[str], token: str | bool | None) -> ImageSet:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import PHOTOGRAPHS, needs_photographs, run_folder
@@ -149,3 +152,37 @@ def test_the_hub_is_not_asked_when_it_is_switched_off() -> None:
         with pytest.raises((HfsynError, DataError)) as error:
             open_images(reference)
         assert "\n" not in str(error.value)
+
+
+def stand_in_hub(monkeypatch: pytest.MonkeyPatch, rows: Any, asked: list[Any]) -> None:
+    """`builders.published` and `builders.access` with one published version, of which `rows` are the images."""
+    manifest = SimpleNamespace(split="train")
+    published, access = ModuleType("builders.published"), ModuleType("builders.access")
+
+    def load_version(repo_id: str, revision: str, config: str | None = None, **options: Any) -> Any:
+        asked.append((repo_id, revision, config, options["split"]))
+        return rows
+
+    published.load_version = load_version  # type: ignore[attr-defined]
+    published.open_published = lambda *a, **k: SimpleNamespace(sha="0123abc", manifest=lambda: manifest)  # type: ignore[attr-defined]
+    access.is_offline = lambda: True  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "builders.published", published)
+    monkeypatch.setitem(sys.modules, "builders.access", access)
+
+
+def test_a_published_version_is_read_at_the_commit_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import Dataset
+
+    asked: list[Any] = []
+    rows = Dataset.from_parquet(str(write_table(tmp_path / "a.parquet", rows_of(10))))
+    stand_in_hub(monkeypatch, rows, asked)
+    opened = open_images("user/imagenette-cip@v1.0.0#basic")
+    assert asked == [("user/imagenette-cip", "v1.0.0", "basic", None)]
+    assert (opened.revision, opened.split, len(opened)) == ("0123abc", "train", 10)
+    assert opened.reference == "user/imagenette-cip@v1.0.0#basic"
+
+
+def test_without_the_reader_of_versions_it_is_said_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "builders.published", None)
+    with pytest.raises(HfsynError, match="download the dataset and name its folder"):
+        open_images("user/name@v1.0.0")
