@@ -13,7 +13,7 @@
     mix: {dataset: imagenette, shares: [0, 0.5]}         # share of real images: several make a mixing curve
     tests:
       real: {dataset: imagenette}
-      labels of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}   # the other direction
+      images of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}   # the other direction
 
 Every combination is a cell: one training and its tests.
 """

@@ -19,6 +19,7 @@ from PIL import Image
 
 from builders import layout
 from builders.errors import DataError
+from builders.variants import VARIANTS
 from hfsyn import plots
 from hfsyn.benchmarking import MATRIX
 from hfsyn.errors import HfsynError
@@ -85,6 +86,7 @@ def _section(bench: Path, root: Path) -> dict[str, Any]:
     runs = _runs(matrix, root)
     return {
         "name": matrix.name,
+        "about": _about(matrix),
         "groups": groups,
         "failed": summary["failed"],
         "cells": summary["cells"],
@@ -93,6 +95,12 @@ def _section(bench: Path, root: Path) -> dict[str, Any]:
         "runs": runs,
         "made": _made(matrix, outcomes, root),
     }
+
+
+def _about(matrix: Matrix) -> str:
+    """What the headline's images are, where they are a known variant's; else nothing."""
+    variant = VARIANTS.get(next(iter(matrix.tests.values())).dataset)
+    return variant.title if variant else ""
 
 
 # --- plots -------------------------------------------------------------------------------------------------------

@@ -105,11 +105,13 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where:
                 axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=7, alpha=0.35)
             axes.plot([100 * v for v in row["values"]], [y] * len(row["values"]), "o", color=colour, markersize=3.5)
             axes.plot([100 * row["mean"]], [y], "|", color=ink, markersize=17, markeredgewidth=2)
-            place = min(100 * row["mean"], 92)
-            axes.text(place, y - 0.3, f"{100 * row['mean']:.1f}", color=ink, ha="center", va="bottom", fontsize=9)
+            axes.text(
+                100 * row["mean"], y - 0.3, f"{100 * row['mean']:.1f}", color=ink, ha="center", va="bottom", fontsize=9
+            )
         axes.set_yticks(range(len(shown)), [row["arm"] for row in shown])
         axes.set_ylim(len(shown) - 0.5, -0.75)
-        _percent_axis(axes, line)
+        ends = [row["low"] for row in shown if row["low"] is not None]
+        _percent_axis(axes, line, min([*ends, *(min(row["values"]) for row in shown)]))
 
     told = "; ".join(f"{row['arm']} {100 * row['mean']:.1f} %" for row in shown)
     alt = f"Accuracy on {where}: {told}. Bars are 95 % intervals, dots are seeds."
@@ -138,7 +140,7 @@ def class_plot(
                 axes.plot([value], [y], "o", color=colour_of(arms, arm), markersize=6, label=arm if y == 0 else None)
         axes.set_yticks(range(len(chosen)), [_short(by_arm[shown[0]][i]["name"]) for i in chosen])
         axes.set_ylim(len(chosen) - 0.5, -0.6)
-        _percent_axis(axes, line)
+        _percent_axis(axes, line, min(by_arm[arm][i]["top1"] for arm in shown for i in chosen))
         _legend(axes, ink, len(shown))
 
     lowest = {arm: min(by_arm[arm], key=lambda row: row["top1"]) for arm in shown}
@@ -204,9 +206,12 @@ def colour_of(arms: Sequence[str], arm: str) -> str:
     return COLOURS[list(arms).index(arm) % len(COLOURS)]
 
 
-def _percent_axis(axes: Any, line: str) -> None:
-    axes.set_xlim(0, 101)
-    axes.set_xticks([0, 25, 50, 75, 100], ["0", "25", "50", "75", "100 %"])
+def _percent_axis(axes: Any, line: str, lowest: float) -> None:
+    """From a round number below the lowest value (0 to 1) to 100 %: dots, unlike bars, need no zero."""
+    start = next((s for s in (80, 50) if 100 * lowest > s + 2), 0)
+    ticks = range(start, 101, {80: 5, 50: 10, 0: 25}[start])
+    axes.set_xlim(start - 0.01 * (100 - start), 100 + 0.02 * (100 - start))
+    axes.set_xticks(list(ticks), [str(tick) for tick in ticks[:-1]] + ["100 %"])
     axes.grid(axis="x", color=line, linewidth=0.8)
     axes.set_axisbelow(True)
 

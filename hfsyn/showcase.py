@@ -164,7 +164,7 @@ def _build(recipe: str, run: Path, overrides: Sequence[str], device: str | None,
 def _matrix(folder: Path, variant: str, limits: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
     synthetic = {arm: str(run_of(folder, variant, arm, "{seed}")) for arm in SYNTHETIC}
     labels = {
-        f"labels of {arm}": {"dataset": path, "split": "train", "arms": ["real"]} for arm, path in synthetic.items()
+        f"images of {arm}": {"dataset": path, "split": "train", "arms": ["real"]} for arm, path in synthetic.items()
     }
     return {
         "name": variant,

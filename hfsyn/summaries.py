@@ -97,11 +97,18 @@ def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return {
         "seeds": list(tests),
         "values": values,
-        **{key: value for key, value in mean_interval(values).items() if key != "n"},
+        **_within(mean_interval(values)),
         "n": next(iter(tests.values()))["n"],
         **extra,
         "all_classes": mean_interval(full)["mean"],
     }
+
+
+def _within(found: dict[str, Any]) -> dict[str, Any]:
+    """A mean accuracy whose interval ends at 0 and 1: what Student's t puts beyond is not possible."""
+    low, high = found["low"], found["high"]
+    ends = {"low": None if low is None else max(0.0, low), "high": None if high is None else min(1.0, high)}
+    return {**{key: value for key, value in found.items() if key != "n"}, **ends}
 
 
 def _difference(a: dict[int, dict[str, Any]], b: dict[int, dict[str, Any]]) -> dict[str, Any]:
