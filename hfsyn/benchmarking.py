@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
@@ -105,17 +106,27 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
 def _run(submit: Submit, todo: Sequence[Cell], jobs: Sequence[tuple[Any, ...]], told: str | None) -> None:
     """Do the jobs; `told` is the name under which progress is told."""
     started = time.monotonic()
-    futures = [submit(run_cell, *job) for job in jobs]
+    futures = [_submitted(submit, job) for job in jobs]
     for number, (cell, job, future) in enumerate(zip(todo, jobs, futures, strict=True), start=1):
         try:
             line = future.result()
-        except BrokenProcessPool:
-            _write_error(job[0], "The process died, perhaps for want of memory.", "", "")
-            line = "failed: the process died"
+        except BrokenProcessPool:  # which takes down the whole crew: what is left is for the next time
+            _write_error(job[0], "A process of the crew died, perhaps for want of memory.", "", "")
+            line = "failed: a process of the crew died"
         if told is not None:
             where = " ".join(str(part) for part in cell.folder.parts[1:])
             seconds = time.monotonic() - started
             print(f"{told} {number}/{len(todo)}, {seconds:.0f} s: {where}: {line}", file=sys.stderr, flush=True)
+
+
+def _submitted(submit: Submit, job: tuple[Any, ...]) -> Future[Any]:
+    """The job's future; a failed one where the crew is broken already."""
+    try:
+        return submit(run_cell, *job)
+    except BrokenProcessPool as error:
+        broken: Future[Any] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def run_cell(

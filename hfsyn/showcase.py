@@ -27,7 +27,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -100,16 +99,12 @@ def demo(
         _build_all(submit, folder, limits, seeds, device, overwrite, quiet)
         if not quiet:
             print(f"{time.monotonic() - started:.0f} s: the synthetic sets are there", file=sys.stderr)
-        # Both at once, so that no process waits while the other ends a bench.
-        with ThreadPoolExecutor(len(limits)) as threads:
-            benches = {
-                variant: threads.submit(
-                    bench, _matrix(folder, variant, sizes, seeds), folder / variant, submit=submit, device=device,
-                    quiet=quiet,
-                )
-                for variant, sizes in limits.items()
-            }  # fmt: skip
-            summaries = {variant: done.result() for variant, done in benches.items()}
+        summaries = {
+            variant: bench(
+                _matrix(folder, variant, sizes, seeds), folder / variant, submit=submit, device=device, quiet=quiet
+            )
+            for variant, sizes in limits.items()
+        }
     atomic_text(folder / "results.json", json.dumps(_results(summaries, limits, seeds), indent=1) + "\n")
     _sheet(folder, seeds[0])
     page = report(folder)

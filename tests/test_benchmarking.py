@@ -209,6 +209,18 @@ def test_a_crew_of_two_shares_the_tasks_and_one_is_this_process() -> None:
     assert len({process for _, process in found} - {os.getpid()}) == 2
 
 
+def die(config: Any, out: Path) -> dict[str, Any]:
+    os._exit(9)
+
+
+def test_a_process_that_dies_leaves_its_cells_to_the_next_time(tmp_path: Path) -> None:
+    summary = bench(MATRIX, tmp_path, train=die, num_processes=2, device="cpu", quiet=True)
+    assert len(summary["failed"]) == 6
+    assert "died" in summary["failed"][0]["error"]
+    again, trainer = run(tmp_path)
+    assert (len(trainer.configs), again["failed"]) == (6, [])
+
+
 def test_the_command_trains_for_real_and_ends_with_four_where_a_cell_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
