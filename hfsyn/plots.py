@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hfsyn.metrics import mean_interval
 from hfsyn.shards import atomic_write
 
@@ -127,20 +129,20 @@ def class_plot(
     """
     shown = [arm for arm in arms if arm in by_arm]
     count = len(by_arm[shown[0]])
-    spread = [
-        max(values) - min(values) for i in range(count) if (values := [by_arm[arm][i]["top1"] for arm in shown]) or True
-    ]
-    chosen = sorted(sorted(range(count), key=lambda i: -spread[i])[:MOST_CLASSES])
+    values = np.array([[row["top1"] for row in by_arm[arm]] for arm in shown])
+    spread = values.max(0) - values.min(0)
+    chosen = sorted(np.argsort(-spread, kind="stable")[:MOST_CLASSES].tolist())
 
     def draw(axes: Any, ink: str, line: str) -> None:
         for y, i in enumerate(chosen):
-            values = [100 * by_arm[arm][i]["top1"] for arm in shown]
-            axes.plot([min(values), max(values)], [y, y], color=line, linewidth=2, zorder=1)
-            for arm, value in zip(shown, values, strict=True):
-                axes.plot([value], [y], "o", color=colour_of(arms, arm), markersize=6, label=arm if y == 0 else None)
+            axes.plot([100 * values[:, i].min(), 100 * values[:, i].max()], [y, y], color=line, linewidth=2, zorder=1)
+            for arm, value in zip(shown, values[:, i], strict=True):
+                axes.plot(
+                    [100 * value], [y], "o", color=colour_of(arms, arm), markersize=6, label=arm if y == 0 else None
+                )
         axes.set_yticks(range(len(chosen)), [_short(by_arm[shown[0]][i]["name"]) for i in chosen])
         axes.set_ylim(len(chosen) - 0.5, -0.6)
-        _percent_axis(axes, line, min(by_arm[arm][i]["top1"] for arm in shown for i in chosen))
+        _percent_axis(axes, line, float(values[:, chosen].min()))
         _legend(axes, ink, len(shown))
 
     lowest = {arm: min(by_arm[arm], key=lambda row: row["top1"]) for arm in shown}
