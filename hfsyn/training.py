@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 
 from hfsyn.accelerating import check_division, log, start_accelerator, stop_accelerator, total
 from hfsyn.augmenting import Augmentation
-from hfsyn.checkpoints import check_same_config, load_checkpoint, save_checkpoint
+from hfsyn.checkpoints import check_same_config, found_checkpoints, load_checkpoint, save_checkpoint
 from hfsyn.classifiers import (
     FACTS,
     WEIGHTS,
@@ -98,12 +99,13 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     check_division(config.optimise.batch_size, options.accumulation, accelerator.num_processes)
     if not options.overwrite and (done := _finished(folder, config)) is not None:
         return done
-    accelerator.wait_for_everyone()  # all have looked
-    if accelerator.is_main_process:
-        _prepare(folder, config, options.overwrite)
-    with accelerator.main_process_first():  # one process fills the caches
+    # One process fills the caches; when it is through, all others have looked at the folder, and it may be changed.
+    with accelerator.main_process_first():
         feed, test = open_sets(config)
     classifier = new_classifier(config, feed.classes, feed.names)
+    if accelerator.is_main_process:
+        _prepare(folder, config, options.overwrite)
+    accelerator.wait_for_everyone()
     started = time.monotonic(), time.process_time()
     classifier, history = _fit(config, options, accelerator, feed, classifier, test, folder)
     return _conclude(config, accelerator, feed, classifier, test, folder, history, started, options)
@@ -159,9 +161,9 @@ def _fit(
     if place:
         feed.load_state(place)
     if first and accelerator.is_main_process and not options.quiet:
-        accelerator.print(f"continuing after step {first} of {steps}")
+        print(f"continuing after step {first} of {steps}", file=sys.stderr)
     every = checkpoint_every(options.checkpoint_steps, steps, each_epoch)
-    history: list[dict[str, Any]] = []
+    history: list[dict[str, Any]] = [{"step": first, "resumed": True}] if first else []
     wanted = Slice(
         first, steps, options.accumulation, accelerator.process_index, accelerator.num_processes, options.num_workers
     )
@@ -201,7 +203,8 @@ def _fit(
                 tested = measure(kept, test, accelerator)
                 history.append({"step": done, "top1": tested["metrics"]["top1"]["value"]})
                 if accelerator.is_main_process and not options.quiet:
-                    accelerator.print(f"after step {done}: top-1 {tested['metrics']['top1']['value']:.4f}")
+                    top1 = tested["metrics"]["top1"]["value"]
+                    print(f"after step {done}: top-1 {top1:.4f}", file=sys.stderr)
             if every and done % every == 0 and done < steps:
                 save_checkpoint(accelerator, folder / CHECKPOINTS, done, facts, feed.state(), options.keep_checkpoints)
     return kept, history
@@ -255,7 +258,7 @@ def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
 
 
 def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
-    """Refuse a folder that holds another training, or anything that is not a training's.
+    """Refuse a folder that holds another training with something to lose, or anything that is not a training's.
 
     Raises:
         HfsynError: naming the first field that differs, or the files.
@@ -265,7 +268,8 @@ def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
         raise HfsynError(
             f"{folder} holds other things ({', '.join(strangers[:3])}).", "Choose an empty or new folder: --out DIR."
         )
-    if (folder / CONFIG).is_file() and not overwrite:
+    begun = (folder / RESULTS).is_file() or found_checkpoints(folder / CHECKPOINTS)
+    if begun and (folder / CONFIG).is_file() and not overwrite:
         check_same_config(load_train_config(folder / CONFIG), config, folder)
 
 

@@ -77,6 +77,8 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same
         [sys.executable, "-m", "hfsyn", "train", *SMALL, "--epochs", "30", "--checkpoint-steps", "3", "-q", "--out",
          "cut"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     )  # fmt: skip
     while not list(tmp_path.glob("cut/checkpoints/step-*/checkpoint.json")):
         assert cut.poll() is None

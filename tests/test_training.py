@@ -146,6 +146,7 @@ def test_a_training_killed_in_mid_epoch_and_resumed_ends_in_the_same_weights(
             train(mixed(), tmp_path / "out", options)
     assert [p.name for p in found_checkpoints(tmp_path / "out" / "checkpoints")] == ["step-00000003", "step-00000006"]
     result = train(mixed(), tmp_path / "out", options)
+    assert result["training"]["history"] == [{"step": 6, "resumed": True}]
     assert same(tmp_path / "out", whole)
     there = json.loads((whole / "results.json").read_text())
     assert result["test"]["metrics"] == there["test"]["metrics"]
@@ -229,6 +230,7 @@ def test_a_mistake_in_the_recipe_is_said_before_any_training(
 ) -> None:
     with pytest.raises(HfsynError) as error:
         train(config(changes), tmp_path / "out", QUIET)
+    train(config(optimise__epochs=1), tmp_path / "out", QUIET)  # the mended command finds no trace of it
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
