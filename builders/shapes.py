@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
@@ -41,8 +42,9 @@ __all__ = ["BACKGROUNDS", "COLOURS", "SHAPES", "TEXTURES", "Shapes", "ShapesSour
 _SHARDS = 10
 
 
+@lru_cache(maxsize=4096)
 def _png(drawing: Drawing) -> bytes:
-    """The drawing as a PNG file."""
+    """The drawing as a PNG file of about 2 KB; kept, as the same few thousand are asked for again in every test."""
     buffer = io.BytesIO()
     draw(drawing).save(buffer, format="PNG")
     return buffer.getvalue()

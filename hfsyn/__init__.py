@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from hfsyn.benchmarking import bench
     from hfsyn.building import build
     from hfsyn.checkup import doctor
     from hfsyn.comparison import Comparison, diff
     from hfsyn.errors import HfsynError
+    from hfsyn.evaluation import evaluate
     from hfsyn.manifest import finish
+    from hfsyn.pages import report
     from hfsyn.publication import Publication, publish
     from hfsyn.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.reproduction import Reproduction, reproduce
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from hfsyn.showcase import demo
     from hfsyn.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.stages import caption, generate
+    from hfsyn.train_config import load_train_config
+    from hfsyn.training import train
     from hfsyn.verification import Verification, verify
     from hfsyn.watching import watch
 
@@ -38,21 +43,26 @@ _HOME = {
     "Reproduction": "hfsyn.reproduction",
     "SampleSpec": "hfsyn.specs",
     "Verification": "hfsyn.verification",
+    "bench": "hfsyn.benchmarking",
     "build": "hfsyn.building",
     "caption": "hfsyn.stages",
     "demo": "hfsyn.showcase",
     "diff": "hfsyn.comparison",
     "difference": "hfsyn.recipe",
     "doctor": "hfsyn.checkup",
+    "evaluate": "hfsyn.evaluation",
     "fingerprint": "hfsyn.recipe",
     "finish": "hfsyn.manifest",
     "generate": "hfsyn.stages",
     "load_recipe": "hfsyn.recipe",
+    "load_train_config": "hfsyn.train_config",
     "plan": "hfsyn.specs",
     "publish": "hfsyn.publication",
+    "report": "hfsyn.pages",
     "reproduce": "hfsyn.reproduction",
     "seed_of": "hfsyn.specs",
     "status": "hfsyn.runs",
+    "train": "hfsyn.training",
     "verify": "hfsyn.verification",
     "watch": "hfsyn.watching",
 }
@@ -65,21 +75,26 @@ __all__ = [
     "Reproduction",
     "SampleSpec",
     "Verification",
+    "bench",
     "build",
     "caption",
     "demo",
     "diff",
     "difference",
     "doctor",
+    "evaluate",
     "fingerprint",
     "finish",
     "generate",
     "load_recipe",
+    "load_train_config",
     "plan",
     "publish",
+    "report",
     "reproduce",
     "seed_of",
     "status",
+    "train",
     "verify",
     "watch",
 ]

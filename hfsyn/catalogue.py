@@ -83,7 +83,7 @@ def variants_peek(
 ) -> None:
     """Write a contact sheet of the first images of a variant's classes. Prints its path."""
     from builders.variants import get_variant
-    from hfsyn.report import peek
+    from hfsyn.sheets import peek
 
     split = split or next(iter(get_variant(name).splits))
     click.echo(peek(name, split, out or f"{name}-{split}.png", path=path, revision=revision, per_class=per_class))

@@ -17,7 +17,9 @@ import click
 from hfsyn import __version__
 from hfsyn.catalogue import as_json_option, recipes, strategies, variants
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.exhibits import bench_command, demo_command, report_command
 from hfsyn.hub_commands import HUB_COMMANDS
+from hfsyn.judging import evaluate_command, train_command
 
 # What a full or forbidden disk says: the user's to mend, not a fault of ours.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -26,20 +28,25 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code: 0 ok, 2 usage, 3 preflight, 4 done in part, 130 interrupted."""
+    run_command(cli, "hfsyn", arguments)
+
+
+def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
+    """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
     from builders.errors import DataError
     from hfsyn.workers import is_child, join_launcher
 
     try:
         join_launcher()
         # Without its standalone mode click returns the code of a command that asked to exit, and else its value.
-        ended = cli.main(args=None if arguments is None else list(arguments), prog_name="hfsyn", standalone_mode=False)
+        ended = command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
         code = int(ended or ExitCode.OK)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
     except click.UsageError as error:
         # One line, like every other error: what was wrong, and where to read what is allowed.
-        where = error.ctx.command_path if error.ctx else "hfsyn"
+        where = error.ctx.command_path if error.ctx else name
         click.echo(f"Error: {error.format_message()} See `{where} --help`.", err=True)
         code = error.exit_code
     except click.ClickException as error:
@@ -119,31 +126,6 @@ def _all_overrides(overrides: Sequence[str], limit: int | None, seed: int | None
 
 def _say(text: str) -> None:
     click.echo(text, err=True)
-
-
-@cli.command()
-@click.option(
-    "--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for the runs and the picture."
-)
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Real images a class.  [default: 20]")
-@click.option("--overwrite", is_flag=True, help="Delete the runs that the folder holds first.")
-@_work
-@_quiet
-def demo(
-    out: str, limit: int | None, overwrite: bool, num_processes: int | None, device: str | None, quiet: bool
-) -> None:
-    """Run the whole path offline: drawn images, captions, prompts, synthetic images, and a picture of them all.
-
-    Prints the path of the picture.
-    """
-    from hfsyn.showcase import LIMIT
-    from hfsyn.showcase import demo as run_demo
-
-    click.echo(
-        run_demo(
-            out, limit=limit or LIMIT, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
-        )
-    )
 
 
 @cli.command()
@@ -283,5 +265,8 @@ def plan(
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
 
 
-for _group in (variants, strategies, recipes, *HUB_COMMANDS):
+for _group in (
+    demo_command, variants, strategies, recipes, train_command, evaluate_command, bench_command, report_command,
+    *HUB_COMMANDS,
+):  # fmt: skip
     cli.add_command(_group)

@@ -13,9 +13,9 @@ from builders.layout import load_sidecar, sidecar_of
 from hfsyn.cards import example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipe import published_recipe
-from hfsyn.report import sample_sheet, save_png
 from hfsyn.runs import Run, incomplete, load_run, rejected_lines
 from hfsyn.shards import atomic_text, faults, is_done, lock, pending
+from hfsyn.sheets import sample_sheet, save_png
 from hfsyn.stages import write_plan
 
 

@@ -21,7 +21,7 @@ from hfsyn.encode import encode
 from hfsyn.errors import HfsynError
 from hfsyn.generator import DiffusersGenerator, ImageGenerator
 from hfsyn.recipe import load_recipe
-from hfsyn.report import Row, Tile, contact_sheet, save_png
+from hfsyn.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.software import describe_device, software
 from hfsyn.workers import check_device, pick_device
 

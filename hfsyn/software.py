@@ -1,4 +1,4 @@
-"""What made an image, beside the recipe: the versions of the libraries and the device."""
+"""What made an image or a result, beside its recipe: the versions of the libraries and the device."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-_LIBRARIES = ("hfsyn", "torch", "diffusers", "transformers", "accelerate", "datasets", "pillow", "pyarrow")
+_LIBRARIES = (
+    "hfsyn", "torch", "diffusers", "transformers", "timm", "accelerate", "datasets", "numpy", "pillow", "pyarrow",
+)  # fmt: skip
 
 
 def software() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide an image's last bits."""
+    """Versions of Python and of the libraries that decide an image's or a weight's last bits."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):

@@ -67,3 +67,16 @@ def run_folder(tmp_path: Path, *overrides: str, recipe: str = "shapes-cip", name
 
     small: Sequence[str] = ("source.limit_per_class=3", "store.shard_rows=8", "generate.batch_size=4")
     return prepare(load_recipe(recipe, [*small, *overrides]), tmp_path / name).folder
+
+
+def finished_run(tmp_path: Path, *overrides: str, recipe: str = "shapes-cip", name: str = "run") -> Path:
+    """A finished run folder, made by fakes in no time."""
+    from fakes import FakeCaptioner, FakeGenerator
+
+    from hfsyn.manifest import finish
+    from hfsyn.stages import caption, generate
+
+    run = run_folder(tmp_path, *overrides, recipe=recipe, name=name)
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    generate(run, generator=FakeGenerator(), quiet=True)
+    return finish(run).folder

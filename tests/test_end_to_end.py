@@ -299,12 +299,3 @@ def test_a_salted_folder_is_used_as_far_as_it_can_be_read_and_the_counts_add_up(
     }
     assert sizes["n01443537/rotated.JPEG"] == (32, 48)
     assert sizes["n01443537/pixel.png"] == (1, 1)
-
-
-def test_the_demo_draws_its_sheet(tmp_path: Path) -> None:
-    done = hfsyn("demo", "--out", tmp_path / "demo", "--limit", "2", "--num-processes", "1")
-    sheet = Path(done.stdout.splitlines()[-1])
-    with Image.open(sheet) as picture:
-        assert picture.size[0] > 600
-        assert picture.size[1] > 10 * 112
-        assert len(picture.convert("RGB").getcolors(10**7)) > 500

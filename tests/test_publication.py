@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_folder
+from conftest import finished_run, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 from hub_client import Client
 from hub_server import Hub
@@ -50,14 +50,6 @@ def built(folder: Path, name: str, *overrides: str, recipe: str = "shapes-cip") 
     run = folder / name
     build(recipe, run, overrides=["source.limit_per_class=3", *SMALL, *overrides], num_processes=1, quiet=True)
     return run
-
-
-def faked(folder: Path, name: str = "run", *overrides: str, recipe: str = "shapes-cip") -> Path:
-    """A finished run, made by fakes in no time."""
-    run = run_folder(folder, *overrides, recipe=recipe, name=name)
-    caption(run, captioner=FakeCaptioner(), quiet=True)
-    generate(run, generator=FakeGenerator(), quiet=True)
-    return finish(run).folder
 
 
 class Versions(dict[str, Path]):
@@ -186,7 +178,7 @@ def test_publishing_what_is_published_sends_nothing(versions: Versions, client: 
 
 
 def test_a_dry_run_says_everything_and_sends_nothing(client: Client, hub: Hub, tmp_path: Path) -> None:
-    run = faked(tmp_path)
+    run = finished_run(tmp_path)
     hub.reset()
     done = client.hfsyn("publish", run, "alice/dry", "--version", "1.0.0", "--dry-run")
     assert done.code == 0, done.err
@@ -200,8 +192,8 @@ def test_a_dry_run_says_everything_and_sends_nothing(client: Client, hub: Hub, t
 
 def test_configurations_live_side_by_side_and_the_default_stays(client: Client, hub: Hub, tmp_path: Path) -> None:
     repo = "alice/both"
-    cip = faked(tmp_path, "cip")
-    basic = faked(tmp_path, "basic", recipe="shapes-basic")
+    cip = finished_run(tmp_path, name="cip")
+    basic = finished_run(tmp_path, name="basic", recipe="shapes-basic")
     for run, config, version in ((cip, "cip", "1.0.0"), (basic, "basic", "1.1.0")):
         done = client.hfsyn("publish", run, repo, "--version", version, "--config-name", config)
         assert done.code == 0, done.err
@@ -223,7 +215,7 @@ result = [load() == load("cip"), load("cip") != load("basic"), load("blip")[0], 
         assert client.hfsyn("verify", f"{repo}@v1.2.0", "--config-name", config).code == 0
     # Another version of one configuration leaves the others alone.
     before = hub.files("dataset", repo)
-    again = faked(tmp_path, "again", "seed=5", recipe="shapes-basic")
+    again = finished_run(tmp_path, "seed=5", recipe="shapes-basic", name="again")
     assert client.hfsyn("publish", again, repo, "--version", "2.0.0", "--config-name", "basic").code == 0
     after = hub.files("dataset", repo)
     same = {path for path in before if not path.startswith("basic/") and path != "README.md"}
@@ -234,7 +226,10 @@ result = [load() == load("cip"), load("cip") != load("basic"), load("blip")[0], 
 def test_a_smaller_version_removes_its_shards_and_keeps_them_in_the_old_one(
     client: Client, hub: Hub, tmp_path: Path
 ) -> None:
-    large, small = faked(tmp_path, "large"), faked(tmp_path, "small", "source.limit_per_class=1")
+    large, small = (
+        finished_run(tmp_path, name="large"),
+        finished_run(tmp_path, "source.limit_per_class=1", name="small"),
+    )
     for run, version in ((large, "1.0.0"), (small, "2.0.0")):
         assert client.hfsyn("publish", run, "alice/shrinks", "--version", version).code == 0
     shards = [
@@ -248,13 +243,13 @@ def test_a_smaller_version_removes_its_shards_and_keeps_them_in_the_old_one(
 
 
 def test_what_a_person_wrote_into_the_card_survives(client: Client, hub: Hub, tmp_path: Path) -> None:
-    run = faked(tmp_path)
+    run = finished_run(tmp_path)
     assert client.hfsyn("publish", run, "alice/card", "--version", "1.0.0").code == 0
     card = hub.files("dataset", "alice/card")["README.md"].decode()
     mine = card.replace("# card\n", "# card\n\nA word of my own: see **our paper**.\n", 1) + "\n## Thanks\n\nTo all.\n"
     assert mine != card
     hub.add_commit("dataset", "alice/card", {"README.md": mine.encode()})
-    other = faked(tmp_path, "other", "seed=2")
+    other = finished_run(tmp_path, "seed=2", name="other")
     assert client.hfsyn("publish", other, "alice/card", "--version", "1.1.0").code == 0
     found = hub.files("dataset", "alice/card")["README.md"].decode()
     assert "A word of my own: see **our paper**." in found
@@ -269,7 +264,7 @@ def damage(run: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return faked(tmp_path_factory.mktemp("plain"))
+    return finished_run(tmp_path_factory.mktemp("plain"))
 
 
 @pytest.mark.parametrize(
@@ -285,8 +280,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["bob/x", "--version", "1.0.0"], {}, 3, ["cannot make bob/x", "alice, lab"]),
         (["bob/theirs", "--version", "1.0.0"], {}, 3, ["may not write to bob/theirs"]),
         (["alice/foreign", "--version", "1.0.0"], {}, 3, ["holds something else: data.csv", "--into"]),
-        (["alice/script", "--version", "1.0.0", "--into"], {}, 3, ["script.py", "loading script", "hf repos delete-files"]),
-        (["alice/taken", "--version", "1.0.0"], {}, 2, ["has a version 1.0.0 with other contents", "--version 1.1.0"]),
+        (["alice/script", "--version", "1.0.0", "--into"], {}, 3, ["script.py", "loading script", "delete-files"]),
+        (["alice/taken", "--version", "1.0.0"], {}, 2, ["has a version 1.0.0 with other", "--version 1.1.0"]),
     ],
 )  # fmt: skip
 def test_what_forbids_publishing_is_said_in_one_line_and_nothing_is_sent(
@@ -294,9 +289,8 @@ def test_what_forbids_publishing_is_said_in_one_line_and_nothing_is_sent(
     client: Client, hub: Hub, plain: Path, tmp_path: Path,
 ) -> None:  # fmt: skip
     if "alice/taken" in arguments:
-        assert (
-            client.hfsyn("publish", faked(tmp_path, "other", "seed=9"), "alice/taken", "--version", "1.0.0").code == 0
-        )
+        other = finished_run(tmp_path, "seed=9", name="other")
+        assert client.hfsyn("publish", other, "alice/taken", "--version", "1.0.0").code == 0
     there = {"bob/theirs": "a.txt", "alice/foreign": "data.csv", "alice/script": "script.py"}
     if arguments[0] in there:
         hub.add_repo("dataset", arguments[0], {there[arguments[0]]: b"a"})
@@ -315,7 +309,7 @@ def test_runs_that_are_not_whole_are_not_published(client: Client, hub: Hub, tmp
     assert (done.code, "is not finished" in done.err) == (3, True)
     done = client.hfsyn("publish", run, "alice/x", "--version", "1.0.0", "--what", "captions")
     assert (done.code, "0 of 4 caption shards" in done.err) == (3, True)
-    broken = faked(tmp_path, "broken")
+    broken = finished_run(tmp_path, name="broken")
     damage(broken)
     done = client.hfsyn("publish", broken, "alice/x", "--version", "1.0.0")
     assert (done.code, "does not verify" in done.err) == (3, True)
@@ -323,7 +317,7 @@ def test_runs_that_are_not_whole_are_not_published(client: Client, hub: Hub, tmp
 
 
 def test_a_gated_source_needs_access_to_publish_what_was_made_from_it(client: Client, hub: Hub, tmp_path: Path) -> None:
-    run = faked(tmp_path)
+    run = finished_run(tmp_path)
     hub.add_repo("dataset", "ILSVRC/imagenet-1k", {"a": b""}, gated="manual")
     code = f"""
 from hfsyn.hub import DatasetRepo
@@ -394,8 +388,8 @@ def test_places_of_this_machine_are_not_published(client: Client, hub: Hub, tmp_
     rng = np.random.default_rng(0)
     for i in range(3):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(images / f"{i}.png")
-    run = faked(
-        tmp_path, "run", f"source.path={images.parent}", "caption.model=builtin", "generate.model=builtin",
+    run = finished_run(
+        tmp_path, f"source.path={images.parent}", "caption.model=builtin", "generate.model=builtin",
         recipe="tiny-imagenet-cip",
     )  # fmt: skip
     done = client.hfsyn("publish", run, "alice/places", "--version", "1.0.0")

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from builders import layout
 from builders.images import ImageRejected, decode_rgb
 from builders.sources import IndexEntry, open_source
-from builders.variants import get_variant
+from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.runs import Run, index_entries
 from hfsyn.shards import atomic_write
@@ -127,6 +127,33 @@ def compare_runs(
     Raises:
         HfsynError: a run has no image of the chosen real ones.
     """
+    rows = []
+    for info, samples in shared_samples(runs, per_class=per_class, max_classes=max_classes):
+        groups: list[list[Tile]] = [[Tile(sample.real) for sample in samples]]
+        for number in range(len(runs)):
+            answers = [sample.rows[number] for sample in samples]
+            groups.append([Tile(image_of(row), row["caption"] or row["prompt"]) for row in answers])
+        rows.append(Row(info.name, groups))
+    headings = ["real images", *(f"{run.recipe.name}: {run.recipe.prompt.strategy}" for run in runs)]
+    return contact_sheet(title, headings, rows)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A real image, and the row that each of several runs made of it."""
+
+    real: Image.Image
+    rows: Sequence[dict[str, Any]]
+
+
+def shared_samples(
+    runs: Sequence[Run], *, per_class: int, max_classes: int = _MOST_CLASSES
+) -> list[tuple[ClassInfo, list[Sample]]]:
+    """The first real images of each class that every run answered, with the answers.
+
+    Raises:
+        HfsynError: there is none.
+    """
     tables = [_rows_by_source(run) for run in runs]
     shared = [source_id for source_id in tables[0] if all(source_id in table for table in tables[1:])]
     if not shared:
@@ -138,15 +165,10 @@ def compare_runs(
             ids.append(source_id)
     wnids = sorted(chosen, key=lambda wnid: runs[0].classes[wnid].index)[:max_classes]
     real = _real_images(runs[0], [source_id for wnid in wnids for source_id in chosen[wnid]])
-    rows = []
-    for wnid in wnids:
-        ids = chosen[wnid]
-        groups: list[list[Tile]] = [[Tile(real[source_id]) for source_id in ids]]
-        for table in tables:
-            groups.append([Tile(_image_of(table[i]), table[i]["caption"] or table[i]["prompt"]) for i in ids])
-        rows.append(Row(runs[0].classes[wnid].name, groups))
-    headings = ["real images", *(f"{run.recipe.name}: {run.recipe.prompt.strategy}" for run in runs)]
-    return contact_sheet(title, headings, rows)
+    return [
+        (runs[0].classes[wnid], [Sample(real[i], [table[i] for table in tables]) for i in chosen[wnid]])
+        for wnid in wnids
+    ]
 
 
 def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
@@ -165,7 +187,7 @@ def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
                 rows.append(row)
     wnids = sorted(by_class, key=lambda wnid: run.classes[wnid].index)[:_MOST_CLASSES]
     sheet = [
-        Row(run.classes[wnid].name, [[Tile(_image_of(row), row["caption"] or row["prompt"]) for row in by_class[wnid]]])
+        Row(run.classes[wnid].name, [[Tile(image_of(row), row["caption"] or row["prompt"]) for row in by_class[wnid]]])
         for wnid in wnids
     ]
     more = f", {len(sheet)} of {len(by_class)} classes" if len(by_class) > len(sheet) else ""
@@ -206,7 +228,8 @@ def _rows_by_source(run: Run) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _image_of(row: dict[str, Any]) -> Image.Image:
+def image_of(row: dict[str, Any]) -> Image.Image:
+    """The decoded image of a stored row."""
     return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 

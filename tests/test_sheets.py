@@ -15,8 +15,8 @@ from PIL import Image
 from builders import layout
 from hfsyn.errors import HfsynError
 from hfsyn.manifest import finish
-from hfsyn.report import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
 from hfsyn.runs import Run, load_run
+from hfsyn.sheets import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
 from hfsyn.stages import caption, generate
 
 

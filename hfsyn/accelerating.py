@@ -1,0 +1,115 @@
+"""accelerate's Accelerator, started so that it counts processes right, and the few things that are asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.workers import current_worker, pick_device
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+def start_accelerator(
+    device: str | None,
+    mixed_precision: str = "no",
+    accumulation: int = 1,
+    log_with: str | None = None,
+    log_folder: Path | None = None,
+) -> Any:
+    """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread.
+
+    Raises:
+        HfsynError: the device is not there, accelerate counts other processes than were launched, or the tracker is not
+            installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    check_tracker(log_with)
+    picked = pick_device(device)
+    kind = picked.partition(":")[0]
+    if device is not None and ":" in device:
+        raise HfsynError(f"--device {device} names one of several.", "Say CUDA_VISIBLE_DEVICES=1 and --device cuda.")
+    # They are one for the whole process, and another training in it may have wanted another precision.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        accelerator = Accelerator(
+            cpu=kind == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation,
+            log_with=log_with, project_dir=str(log_folder) if log_with else None, step_scheduler_with_optimizer=False,
+        )  # fmt: skip
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HfsynError(f"accelerate cannot start: {reason}", "Try --mixed-precision no.") from None
+    world = current_worker().world
+    if accelerator.num_processes != world:
+        raise HfsynError(
+            f"The launcher started {world} processes, but accelerate counts {accelerator.num_processes}.",
+            "Start with `hfsyn train ... --num-processes N`, or see the README on accelerate launch.",
+        )
+    if log_with:
+        accelerator.init_trackers("hfsyn")
+    return accelerator
+
+
+def stop_accelerator(accelerator: Any, log_with: str | None = None) -> None:
+    """Close the trackers."""
+    if log_with:
+        accelerator.end_training()
+
+
+def check_tracker(log_with: str | None) -> None:
+    """Refuse a tracker that is not installed; accelerate would only warn and log nothing.
+
+    Raises:
+        HfsynError: with the command that installs it.
+    """
+    from accelerate import utils
+
+    if log_with is None:
+        return
+    if log_with not in TRACKERS:
+        raise HfsynError(f"Unknown tracker {log_with!r}.", f"Known: {', '.join(TRACKERS)}.")
+    if not getattr(utils, f"is_{log_with}_available")():
+        hint = f"pip install 'hfsyn[{log_with}]'" if log_with != "wandb" else "pip install wandb"
+        note = " (it needs pillow<13)" if log_with == "trackio" else ""
+        raise HfsynError(f"The tracker {log_with} is not installed.", f"{hint}{note}", code=ExitCode.PREFLIGHT)
+
+
+def check_division(batch_size: int, accumulation: int, processes: int) -> None:
+    """Refuse a batch that cannot be divided into equal parts.
+
+    Raises:
+        HfsynError: with the nearest size that can be.
+    """
+    parts = accumulation * processes
+    if batch_size % parts:
+        fits = max(1, round(batch_size / parts)) * parts
+        raise HfsynError(
+            f"A batch of {batch_size} images cannot be divided into {processes} processes times {accumulation} parts.",
+            f"A batch is that of a whole step over all processes; {fits} can be: --batch-size {fits}.",
+        )
+
+
+def total(accelerator: Any, value: float) -> float:
+    """The sum of a number over all processes."""
+    import torch
+
+    return float(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum").item())
+
+
+def log(accelerator: Any, log_with: str | None, values: Mapping[str, float], step: int) -> None:
+    """Give numbers to the tracker, if there is one.
+
+    Raises:
+        HfsynError: the loss is no number any more.
+    """
+    if values.get("loss", 0.0) != values.get("loss", 0.0):
+        raise HfsynError(
+            f"The loss is not a number at step {step}.", "Lower the learning rate, or --mixed-precision no."
+        )
+    if log_with:
+        accelerator.log(dict(values), step=step)

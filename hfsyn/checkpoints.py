@@ -1,0 +1,115 @@
+"""Checkpoints of a training: folders that are there whole or not at all, the last few kept.
+
+OUT/checkpoints/step-00000120/
+    model.safetensors  optimizer.bin  custom_checkpoint_0.pkl  random_states_0.pkl     as accelerate writes them
+    checkpoint.json                                          the step, the recipe, the images; written last
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hfsyn.errors import HfsynError
+from hfsyn.shards import atomic_text
+from hfsyn.train_config import TrainConfig, config_difference, load_train_config
+
+FACTS = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save_checkpoint(
+    accelerator: Any, folder: Path, step: int, facts: Mapping[str, Any], feed: Mapping[str, Any], keep: int
+) -> None:
+    """Save the state of all processes after `step` steps, then delete all but the `keep` newest checkpoints.
+
+    `feed` is this process's place in its streams, empty without streams.
+
+    Called by every process. It is written under a hidden name and renamed when it is whole: a kill at any moment leaves
+    the checkpoint before it.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    if accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(temporary))
+    if feed:
+        atomic_text(temporary / f"feed-{accelerator.process_index}.json", json.dumps(feed) + "\n")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        atomic_text(temporary / FACTS, json.dumps({"step": step, **facts}, indent=1) + "\n")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in found_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def found_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / FACTS).is_file())
+
+
+def load_checkpoint(accelerator: Any, folder: Path, facts: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Put the newest checkpoint into the prepared model, optimizer and averages.
+
+    Returns its step and this process's place in its streams; 0 if there is no checkpoint.
+
+    Raises:
+        HfsynError: it is of another recipe, another network or other images, or it is damaged.
+    """
+    found = found_checkpoints(folder)
+    if not found:
+        return 0, {}
+    newest = found[-1]
+    try:
+        stored = json.loads((newest / FACTS).read_text(encoding="utf-8"))
+        step = int(stored["step"])
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(newest, f"its {FACTS} cannot be read") from None
+    _check_same(stored, facts, newest)
+    try:
+        accelerator.load_state(str(newest))
+    except Exception as error:  # torch, safetensors and pickle raise what they like for a damaged file
+        raise _damaged(newest, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+    feed = newest / f"feed-{accelerator.process_index}.json"
+    return step, json.loads(feed.read_text(encoding="utf-8")) if feed.is_file() else {}
+
+
+def _damaged(path: Path, why: str) -> HfsynError:
+    return HfsynError(f"The checkpoint {path} is damaged: {why}.", "Delete it; the one before it is then taken.")
+
+
+def _check_same(stored: Mapping[str, Any], facts: Mapping[str, Any], where: Path) -> None:
+    """Refuse a checkpoint that is not of this training, naming what differs."""
+    if stored.get("config") != facts["config"]:
+        other = load_train_config(stored["config"]) if isinstance(stored.get("config"), dict) else None
+        check_same_config(other, load_train_config(facts["config"]), where)
+    for key, what in (("images", "images"), ("classes", "classes")):
+        if stored.get(key) != facts[key]:
+            raise HfsynError(
+                f"The training {what} have changed since the checkpoint {where.name} was written.",
+                "Start again with --overwrite, or in another --out; or name a fixed @REVISION and restore the files.",
+            )
+
+
+def check_same_config(there: TrainConfig | None, wanted: TrainConfig, where: Path) -> None:
+    """Refuse to go on with another recipe's training, naming the first field that differs.
+
+    Raises:
+        HfsynError: they differ in a field that decides the weights.
+    """
+    found = config_difference(there, wanted) if there is not None else [("recipe", "unreadable", "this one")]
+    if found:
+        key, old, new = found[0]
+        more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
+        raise HfsynError(
+            f"{where} belongs to another training: {key} was {old!r} there and is {new!r} now{more}.",
+            "Train with the old value, in another --out, or from the start with --overwrite.",
+        )

@@ -1,0 +1,85 @@
+"""A crew: a few processes of this machine, each with one torch thread or one GPU, that take tasks as they come.
+
+What a task makes does not depend on which process takes it, so that any number of them gives the same result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+from hfsyn.workers import default_processes, die_with_parent, visible_gpus
+
+Submit = Callable[..., Future[Any]]
+"""``submit(function, *arguments)``; the function must be importable by name when there are several processes."""
+
+
+@contextlib.contextmanager
+def crew(processes: int | None = None, *, device: str | None = None) -> Iterator[Submit]:
+    """Yield a `Submit`. One process means this one: the task is done at once.
+
+    Args:
+        processes: None is one a GPU, or one a CPU core.
+        device: what the tasks will compute on; without one each process sees one GPU alone, where there are any.
+    """
+    count = processes or default_processes()
+    if count == 1:
+        yield _here
+        return
+    context = multiprocessing.get_context("spawn")
+    before = set(multiprocessing.active_children())
+    places = context.Queue()
+    for number in range(count):
+        places.put(number)
+    gpus = visible_gpus() if device is None else 0
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(places, gpus))
+    try:
+        # Threads are counted when torch is loaded, which the import of a task's module may do before `_begin`.
+        with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
+            yield pool.submit
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+        raise
+    pool.shutdown()
+
+
+def _here(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    done: Future[Any] = Future()
+    try:
+        done.set_result(function(*arguments))
+    except Exception as error:
+        done.set_exception(error)
+    return done
+
+
+def _begin(places: Any, gpus: int) -> None:
+    """The first thing that a process of the crew does."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the others
+    number = places.get()
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,86 @@
+"""The commands that end in a table or a page: demo, bench and report. Thin, like all commands."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("demo")
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Images a class.  [default: 50, in context 30]")
+@click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
+@click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
+@click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes on this machine. Default: one a GPU, or one a CPU core.",
+)
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
+def demo_command(
+    out: str, limit: int | None, full: bool, overwrite: bool, num_processes: int | None, device: str | None, quiet: bool
+) -> None:  # fmt: skip
+    """Run the whole path offline, and ask what the images are worth.
+
+    Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
+    names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
+    all of it; results.json is beside the page.
+    """
+    from hfsyn.showcase import demo
+
+    page = demo(
+        out, limit=limit, full=full, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
+    )
+    click.echo(page)
+
+
+@click.command("bench")
+@click.argument("matrix")
+@click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
+@click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.",
+)
+@click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
+def bench_command(matrix: str, out: str, num_processes: int | None, device: str | None, quiet: bool) -> None:
+    """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.
+
+    \b
+    name: captions-or-names
+    config: {optimise: {epochs: 100}}            a training recipe: its name, its file, or its fields
+    arms:
+      real:  {train: [imagenette]}
+      basic: {train: ["runs/basic-{seed}"]}      {seed} is the classifier's seed
+      cip:   {train: ["runs/cip-{seed}"]}
+    models: [resnet50]
+    seeds: [0, 1, 2]
+    tests:
+      real: {dataset: imagenette}
+
+    \b
+    More axes: budgets (images an epoch), limits (different images a class) and
+    mix: {dataset: imagenette, shares: [0, 0.5]}.
+    What failed is kept in the table with its error; the exit code is then 4.
+    """
+    from pathlib import Path
+
+    from hfsyn.benchmarking import bench, failures
+    from hfsyn.summaries import CSV
+
+    summary = bench(matrix, out, num_processes=num_processes, device=device, quiet=quiet)
+    click.echo(Path(out) / CSV)
+    if error := failures(summary, out):
+        raise error
+
+
+@click.command("report")
+@click.argument("out")
+def report_command(out: str) -> None:
+    """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
+    from hfsyn.pages import report
+
+    click.echo(report(out))

@@ -1,0 +1,216 @@
+"""What a classifier's answers are worth: accuracies, calibration and confusion, each with how sure one can be of it.
+
+Everything here is a pure function of numbers. An interval is always a 95 % one. Formulas:
+
+- A proportion (top-1, top-5, an accuracy of one class): Wilson's score interval (E. B. Wilson, 1927), which stays
+  within 0 and 1 and has a width even where no answer or every answer is right.
+- Calibration: the expected calibration error (ECE) of Guo et al., "On calibration of modern neural networks" (2017),
+  over 15 equal-width bins of the confidence; its interval is the percentile bootstrap with 1,000 resamples and a fixed
+  seed. The ECE of a finite sample is biased upwards, and its resamples are more so: for a well calibrated model the
+  interval may lie above the value.
+- A mean over seeds, and the mean difference of two arms over the same seeds: Student's t. Its distribution function for
+  whole degrees of freedom is the finite sum 26.7.3 and 26.7.4 of Abramowitz and Stegun, "Handbook of Mathematical
+  Functions" (1964), inverted by bisection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from hfsyn.errors import HfsynError
+
+ECE_BINS = 15
+"""Equal-width bins of the confidence."""
+RESAMPLES = 1000
+"""Bootstrap resamples; enough for the second digit of an interval's ends."""
+_Z = 1.959963984540054  # the normal distribution's 97.5 % point
+_BOOTSTRAP_SEED = 20230708
+
+Interval = dict[str, Any]
+"""``{"value", "low", "high"}``: floats, or None where there is nothing to measure; then a "note" says why."""
+
+
+def classification_metrics(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    *,
+    wnids: Sequence[str],
+    names: Sequence[str],
+    mask: Sequence[int] | None = None,
+) -> dict[str, Any]:
+    """Judge the logits of a classifier against the true classes.
+
+    Args:
+        logits: float (n, c), one row an image, one column a class of the model.
+        labels: int (n,), the true column of each image.
+        wnids: of the c columns.
+        names: of the c columns, as people read them.
+        mask: columns that the evaluation set has, where it has fewer classes than the model (ImageNet-R and -A have 200
+            of 1,000). Every label must be among them.
+
+    Returns:
+        ``n``, ``classes``, ``top1``, ``top5``, ``ece`` (intervals), ``ece_bins``, ``per_class`` (``wnid``, ``name``,
+        ``n``, ``top1``) and ``confusion`` (c rows of c counts: true class, then answer), all c-way; ``masked`` holds
+        ``classes``, ``top1``, ``top5``, ``ece`` and ``per_class`` of the k-way decision among the mask's columns, and
+        is None without a mask. Equal logits count for the column that stands first, as in argmax.
+
+    Raises:
+        HfsynError: no image, logits that are not finite, or shapes and labels that do not fit.
+    """
+    logits, labels = _checked(logits, labels, wnids, names)
+    found = _decision(logits, labels, wnids, names)
+    answers = logits.argmax(1)
+    confusion = np.bincount(labels * logits.shape[1] + answers, minlength=logits.shape[1] ** 2)
+    found["confusion"] = confusion.reshape(logits.shape[1], -1).tolist()
+    found["masked"] = None
+    if mask is not None:
+        columns = np.unique(np.asarray(mask, dtype=np.int64))
+        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= logits.shape[1]:
+            raise HfsynError(
+                "The mask leaves out classes that the evaluation set has.",
+                "It must hold the column of every class of that set.",
+            )
+        found["masked"] = _decision(
+            logits[:, columns],
+            np.searchsorted(columns, labels),
+            [wnids[c] for c in columns],
+            [names[c] for c in columns],
+        )
+    return {"n": len(labels), **found}
+
+
+def _checked(
+    logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
+        raise HfsynError(
+            f"Logits of shape {logits.shape} and labels of shape {labels.shape} do not fit.",
+            "They are (n, c) and (n,), with n at least 1.",
+        )
+    if not len(wnids) == len(names) == logits.shape[1]:
+        raise HfsynError(
+            f"There are {logits.shape[1]} columns of logits, {len(wnids)} wnids and {len(names)} names.",
+            "One of each for every class.",
+        )
+    if not np.isfinite(logits).all():
+        raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise HfsynError(f"A label lies outside 0 to {logits.shape[1] - 1}.", "Labels are columns of the logits.")
+    return logits, labels
+
+
+def _decision(logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """The numbers of one decision among all columns given."""
+    n, c = logits.shape
+    rank = _rank(logits, labels)
+    hits = rank == 0
+    totals, right = np.bincount(labels, minlength=c), np.bincount(labels[hits], minlength=c)
+    top5 = wilson(int((rank < 5).sum()), n)
+    if c < 5:
+        top5 = {"value": None, "low": None, "high": None, "note": f"there are only {c} classes"}
+    return {
+        "classes": c,
+        "top1": wilson(int(hits.sum()), n),
+        "top5": top5,
+        "ece": expected_calibration_error(logits, labels),
+        "ece_bins": ECE_BINS,
+        "per_class": [
+            {"wnid": wnid, "name": name, "n": int(total), "top1": wilson(int(hit), int(total))}
+            for wnid, name, total, hit in zip(wnids, names, totals, right, strict=True)
+        ],
+    }
+
+
+def _rank(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How many classes stand before the true one, int (n,): a constant model must not be right by ties."""
+    own = np.take_along_axis(logits, labels[:, None], 1)
+    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
+    counted: np.ndarray = (logits > own).sum(1) + ((logits == own) & earlier).sum(1)
+    return counted
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities, float64 (n, c), without overflow."""
+    shifted = np.exp(np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True))
+    probabilities: np.ndarray = shifted / shifted.sum(1, keepdims=True)
+    return probabilities
+
+
+def wilson(hits: int, n: int) -> Interval:
+    """The proportion of `hits` in `n` with Wilson's 95 % interval; None where n is 0."""
+    if n == 0:
+        return {"value": None, "low": None, "high": None, "note": "no image"}
+    p, z2 = hits / n, _Z * _Z
+    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # Rounding must not move an end past the value itself at 0 and 1.
+    return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half))}
+
+
+def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> Interval:
+    """The mean distance between confidence and accuracy over equal-width bins, each weighed by its images."""
+    probabilities = softmax(logits)
+    confidence = probabilities.max(1)
+    gap = (probabilities.argmax(1) == labels) - confidence
+    bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+
+    def error(chosen: np.ndarray) -> float:
+        return float(np.abs(np.bincount(bins[chosen], weights=gap[chosen], minlength=ECE_BINS)).sum() / len(chosen))
+
+    everything = np.arange(len(labels))
+    rng = np.random.default_rng(_BOOTSTRAP_SEED)
+    again = [error(rng.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
+    low, high = np.quantile(again, [0.025, 0.975])
+    return {"value": error(everything), "low": float(low), "high": float(high)}
+
+
+def mean_interval(values: Sequence[float]) -> dict[str, Any]:
+    """The mean over seeds with Student's t interval: ``{"mean", "low", "high", "sd", "n"}``.
+
+    One value has no interval (None), no value no mean.
+    """
+    n = len(values)
+    mean = float(np.mean(values)) if n else None
+    if n < 2 or mean is None:
+        return {"mean": mean, "low": None, "high": None, "sd": None, "n": n}
+    sd = float(np.std(values, ddof=1))
+    half = student_quantile(n - 1) * sd / math.sqrt(n)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "sd": sd, "n": n}
+
+
+def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """Mean of ``a - b`` over the same seeds with Student's t interval: what is common to a seed cancels.
+
+    Raises:
+        ValueError: the two are not equally long.
+    """
+    return mean_interval([x - y for x, y in zip(a, b, strict=True)])
+
+
+@cache
+def student_quantile(freedom: int) -> float:
+    """The t beyond which 2.5 % lie on either side, for 1 or more degrees of freedom (12.706 for 1, 4.303 for 2)."""
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _student_within(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _student_within(t: float, freedom: int) -> float:
+    """The probability that a t variable lies between -t and t."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term = total = (math.cos(angle) if odd else 1.0) if freedom > 1 else 0.0
+    for k in range(2 if odd else 1, freedom - 1, 2):
+        # The factors 2/3, 4/5, ... for odd degrees of freedom and 1/2, 3/4, ... for even ones.
+        term *= square * k / (k + 1)
+        total += term
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

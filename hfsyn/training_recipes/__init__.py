@@ -1,0 +1,1 @@
+"""The training recipes that hfsyn ships, as YAML."""

@@ -1,0 +1,247 @@
+"""A bench runs what is missing, keeps what failed, and sums up over the seeds that arms share."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from hfsyn.benchmarking import bench, failures
+from hfsyn.cli import cli
+from hfsyn.crews import crew
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.matrix import cell_config, cells, load_matrix
+from hfsyn.metrics import wilson
+
+MATRIX: dict[str, Any] = {
+    "name": "two arms",
+    "config": {"optimise": {"epochs": 2}},
+    "arms": {"real": {"train": ["shapes"]}, "copy": {"train": ["shapes-context"]}},
+    "models": ["test_resnet"],
+    "seeds": [0, 1, 2],
+    "tests": {"drawings": {"dataset": "shapes", "split": "test"}},
+}
+
+
+class FakeTrainer:
+    """Remembers what it was asked; `broken` lists (first dataset, seed) that fail."""
+
+    def __init__(self, broken: set[tuple[str, int]] | None = None) -> None:
+        self.configs: list[Any] = []
+        self.broken = broken or set()
+
+    def __call__(self, config: Any, out: Path) -> dict[str, Any]:
+        self.configs.append(config)
+        if (config.data.train[0], config.seed) in self.broken:
+            raise HfsynError("There is no such dataset.", "Make it.")
+        out.mkdir(parents=True)
+        (out / "config.json").write_text(json.dumps([config.data.train[0], config.seed]))
+        return {"training": {"budget": 10}}
+
+
+class FakeTester:
+    """70 % and 60 % for the two arms, one more with each seed; `asked` holds dataset and split."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+
+    def __call__(self, model: Path, dataset: str, split: str | None) -> dict[str, Any]:
+        self.asked.append((dataset, split))
+        arm, seed = json.loads((model / "config.json").read_text())
+        top1 = wilson((70 if arm == "shapes" else 60) + seed, 100)
+        row = [{"wnid": "n1", "name": "circle", "n": 100, "top1": top1}]
+        metrics = {"classes": 10, "top1": top1, "top5": wilson(90, 100), "ece": wilson(5, 100), "per_class": row}
+        return {"n": 100, "metrics": {**metrics, "masked": None}}
+
+
+def run(out: Path, matrix: Any = MATRIX, trainer: FakeTrainer | None = None) -> tuple[dict[str, Any], FakeTrainer]:
+    trainer = trainer or FakeTrainer()
+    return bench(matrix, out, train=trainer, evaluate=FakeTester(), quiet=True), trainer
+
+
+def test_arms_are_summed_up_over_seeds_and_compared_seed_by_seed(tmp_path: Path) -> None:
+    summary, trainer = run(tmp_path)
+    assert len(trainer.configs) == 6
+    real, copy = summary["rows"]
+    assert (real["arm"], real["values"]) == ("real", [0.7, 0.71, 0.72])
+    assert real["mean"] == pytest.approx(0.71)
+    assert copy["mean"] == pytest.approx(0.61)
+    assert real["low"] < 0.70 < 0.72 < real["high"]
+    (found,) = summary["differences"]
+    assert (found["a"], found["b"], found["seeds"]) == ("copy", "real", [0, 1, 2])
+    assert (found["mean"], found["high"] - found["low"]) == (pytest.approx(-0.1), pytest.approx(0, abs=1e-9))
+    assert failures(summary, tmp_path) is None
+    lines = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert len(lines) == 6
+    assert {line["status"] for line in lines} == {"done"}
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+
+
+def test_run_again_it_does_only_what_is_missing(tmp_path: Path) -> None:
+    run(tmp_path)
+    (tmp_path / "cells/real/test_resnet/all/seed-1/results.json").unlink()
+    import shutil
+
+    shutil.rmtree(tmp_path / "cells/real/test_resnet/all/seed-1/training")
+    _, trainer = run(tmp_path)
+    assert [(c.data.train[0], c.seed) for c in trainer.configs] == [("shapes", 1)]
+    _, trainer = run(tmp_path, {**MATRIX, "seeds": [0, 1, 2, 3]})
+    assert [c.seed for c in trainer.configs] == [3, 3]
+
+
+def test_a_failed_cell_stands_in_the_table_and_is_tried_again(tmp_path: Path) -> None:
+    summary, _ = run(tmp_path, trainer=FakeTrainer({("shapes-context", 1)}))
+    assert summary["failed"] == [{"cell": "copy/test_resnet/all/seed-1", "error": "There is no such dataset."}]
+    assert [row["seeds"] for row in summary["rows"]] == [[0, 1, 2], [0, 2]]
+    assert summary["differences"][0]["seeds"] == [0, 2]
+    error = failures(summary, tmp_path)
+    assert error is not None
+    assert error.code == ExitCode.PARTIAL
+    failed = [line for line in csv.DictReader((tmp_path / "results.csv").open()) if line["status"] == "failed"]
+    assert [(line["arm"], line["seed"], line["error"]) for line in failed] == [
+        ("copy", "1", "There is no such dataset.")
+    ]
+    again, trainer = run(tmp_path)
+    assert (len(trainer.configs), again["failed"]) == (1, [])
+    assert not list(tmp_path.rglob("error.json"))
+
+
+def test_a_fault_of_ours_keeps_its_traceback_and_the_others_go_on(tmp_path: Path) -> None:
+    def train(config: Any, out: Path) -> dict[str, Any]:
+        raise ZeroDivisionError("division by zero")
+
+    summary = bench(MATRIX, tmp_path, train=train, evaluate=FakeTester(), quiet=True)
+    assert len(summary["failed"]) == 6
+    error = json.loads((tmp_path / "cells/real/test_resnet/all/seed-0/error.json").read_text())
+    assert error["error"] == "ZeroDivisionError: division by zero"
+    assert "Traceback" in error["traceback"]
+
+
+def test_cells_of_another_matrix_are_refused_by_name_of_the_field(tmp_path: Path) -> None:
+    run(tmp_path)
+    with pytest.raises(HfsynError, match=r"config\.optimise\.epochs is 2 there, 3 here"):
+        run(tmp_path, {**MATRIX, "config": {"optimise": {"epochs": 3}}})
+
+
+def test_the_seed_chooses_the_set_and_a_test_may_be_for_some_arms_only(tmp_path: Path) -> None:
+    tester = FakeTester()
+    matrix = {
+        **MATRIX,
+        "seeds": [4],
+        "tests": {
+            "drawings": {"dataset": "shapes"},
+            "labels": {"dataset": "runs/cip-{seed}", "split": "train", "arms": ["real"]},
+        },
+    }
+    bench(matrix, tmp_path, train=FakeTrainer(), evaluate=tester, quiet=True)
+    assert tester.asked == [("shapes", None), ("runs/cip-4", "train"), ("shapes", None)]
+
+
+def test_budgets_limits_and_shares_are_axes(tmp_path: Path) -> None:
+    matrix = load_matrix(
+        {
+            **MATRIX,
+            "seeds": [0],
+            "budgets": [100, 200],
+            "limits": [5],
+            "mix": {"dataset": "shapes", "shares": [0, 0.25]},
+        }
+    )
+    wanted = list(cells(matrix))
+    assert len(wanted) == 2 * 2 * 2
+    assert len({cell.folder for cell in wanted}) == 8
+    mixed = cell_config(matrix, next(c for c in wanted if c.arm == "copy" and c.share == 0.25 and c.budget == 200))
+    assert mixed.data.train == ("shapes-context:0.75", "shapes:0.25")
+    assert (mixed.data.budget, mixed.data.limit_per_class, mixed.seed) == (200, 5, 0)
+    summary, _ = run(tmp_path, matrix)
+    assert len(summary["rows"]) == 8
+    assert len(summary["differences"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"sedes": [1]}, "Unknown key 'sedes' in the matrix. Did you mean 'seeds'"),
+        ({"arms": {"real": {"trian": ["shapes"], "train": ["shapes"]}}}, "Did you mean 'arms.real.train'"),
+        ({"tests": {"x": {"dataset": "shapes", "arms": ["unreal"]}}}, "names no arm of the matrix: unreal"),
+        ({"mix": {"dataset": "shapes", "shares": [1.0]}}, "mix.shares.0 is 1.0"),
+        ({"seeds": []}, "seeds is \\[\\]"),
+        ({"arms": {}}, "arms is {}"),
+        ({"models": ["resnet5O"]}, None),
+    ],
+)
+def test_a_mistake_in_a_matrix_is_one_line(change: dict[str, Any], said: str | None) -> None:
+    if said is None:
+        load_matrix({**MATRIX, **change})  # networks are looked up where timm is loaded: in the cell
+        return
+    with pytest.raises(HfsynError, match=said):
+        load_matrix({**MATRIX, **change})
+
+
+def test_a_missing_key_and_a_missing_file_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(HfsynError, match="'tests' is missing"):
+        load_matrix({key: value for key, value in MATRIX.items() if key != "tests"})
+    with pytest.raises(HfsynError, match="no matrix"):
+        load_matrix(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(HfsynError, match="not YAML"):
+        load_matrix(tmp_path / "bad.yaml")
+
+
+def slow_square(number: int) -> tuple[int, int]:
+    time.sleep(0.2)
+    return number * number, os.getpid()
+
+
+def test_a_crew_of_two_shares_the_tasks_and_one_is_this_process() -> None:
+    with crew(1) as submit:
+        assert submit(slow_square, 3).result() == (9, os.getpid())
+        assert isinstance(submit(int, "x").exception(), ValueError)
+    with crew(2, device="cpu") as submit:
+        found = [future.result() for future in [submit(slow_square, n) for n in range(8)]]
+    assert [square for square, _ in found] == [n * n for n in range(8)]
+    assert len({process for _, process in found} - {os.getpid()}) == 2
+
+
+def die(config: Any, out: Path) -> dict[str, Any]:
+    os._exit(9)
+
+
+def test_a_process_that_dies_leaves_its_cells_to_the_next_time(tmp_path: Path) -> None:
+    summary = bench(MATRIX, tmp_path, train=die, num_processes=2, device="cpu", quiet=True)
+    assert len(summary["failed"]) == 6
+    assert "died" in summary["failed"][0]["error"]
+    again, trainer = run(tmp_path)
+    assert (len(trainer.configs), again["failed"]) == (6, [])
+
+
+def test_the_command_trains_for_real_and_ends_with_four_where_a_cell_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    matrix = {
+        **MATRIX,
+        "config": {
+            "optimise": {"epochs": 1, "batch_size": 10, "warmup_epochs": 0},
+            "model": {"image_size": 32, "channels_last": False},
+        },
+        "arms": {"real": {"train": ["shapes"]}, "gone": {"train": ["shapes"], "split": "nowhere"}},
+        "seeds": [0],
+        "limits": [1],
+    }
+    Path("matrix.yaml").write_text(json.dumps(matrix))
+    done = CliRunner().invoke(cli, ["bench", "matrix.yaml", "--out", "out", "--num-processes", "1", "--device", "cpu"])
+    assert done.stdout.splitlines()[-1] == "out/results.csv"
+    assert isinstance(done.exception, HfsynError)
+    assert done.exception.code == ExitCode.PARTIAL
+    assert "real" in done.stderr
+    rows = list(csv.DictReader(Path("out/results.csv").read_text().splitlines()))
+    assert [(row["arm"], row["status"]) for row in rows] == [("real", "done"), ("gone", "failed")]
+    assert rows[0]["n"] == "2000"
+    assert "nowhere" in rows[1]["error"]

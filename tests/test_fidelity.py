@@ -1,0 +1,142 @@
+"""Sets that are known to be alike, apart, half empty or copied give the numbers that say so."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfsyn import fidelity
+from hfsyn.errors import HfsynError
+from hfsyn.fidelity import (
+    Features,
+    compare_sets,
+    duplicates_between,
+    duplicates_within,
+    extract,
+    frechet_distance,
+    measure_fidelity,
+    nearest_images,
+    neighbourhoods,
+    pixel_hash,
+)
+
+
+def cloud(count: int, seed: int, centre: float = 0.0, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).normal(centre, 1, (count, width)).astype(np.float32)
+
+
+def features(values: np.ndarray, prefix: str = "a", hashes: list[str] | None = None) -> Features:
+    ids = [f"{prefix}{i}" for i in range(len(values))]
+    return Features(values, hashes or ids, ids)
+
+
+def test_the_frechet_distance_of_a_set_with_itself_is_nothing() -> None:
+    a = cloud(300, 1)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    few = cloud(5, 1, width=40)  # fewer images than features: a singular covariance
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
+
+
+def test_the_frechet_distance_of_known_gaussians_is_known() -> None:
+    """One dimension: (difference of means)^2 + (difference of standard deviations)^2."""
+    a = np.array([[-1.0], [1.0]]) * np.sqrt(0.5)  # mean 0, variance 1 (n - 1)
+    assert frechet_distance(a, 3 * a + 5) == pytest.approx(25 + 4)
+
+
+def test_the_frechet_distance_is_that_of_torchmetrics() -> None:
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("torchmetrics.image.fid")._compute_fid
+    a, b = cloud(200, 1).astype(np.float64), cloud(150, 2, 0.5).astype(np.float64) * 1.5
+    parts = [torch.tensor(x) for x in (a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))]
+    assert frechet_distance(a, b) == pytest.approx(float(theirs(*parts)), rel=1e-6)
+
+
+def test_a_half_empty_set_covers_half() -> None:
+    """Two far clusters of equal size, of which the synthetic set has one: precise, but half is missing."""
+    real = np.concatenate([cloud(400, 1), cloud(400, 2, 50)])
+    found = neighbourhoods(cloud(400, 3), real)
+    assert found["coverage"] == pytest.approx(0.5, abs=0.03)
+    assert found["recall"] == pytest.approx(0.5, abs=0.05)
+    assert found["precision"] > 0.9
+    # A set that is its own neighbour reaches everything.
+    whole = neighbourhoods(real, real)
+    assert (whole["coverage"], whole["recall"], whole["precision"]) == (1, 1, 1)
+    assert whole["density"] == pytest.approx(1, abs=0.25)
+
+
+def test_images_of_another_world_are_neither_precise_nor_cover_anything() -> None:
+    found = neighbourhoods(cloud(100, 1, 100), cloud(100, 2))
+    assert found == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
+
+
+def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = features(cloud(90, 1)), features(cloud(70, 2), "b")
+    whole = compare_sets(a, b)
+    monkeypatch.setattr(fidelity, "_BLOCK", 7)
+    pieces = compare_sets(a, b)
+    assert pieces["nearest_real"] == whole["nearest_real"]
+    assert pieces["coverage"] == whole["coverage"]
+    assert pieces["duplicates"] == whole["duplicates"]
+
+
+def test_copies_are_found_within_a_set_and_between_sets() -> None:
+    values = np.eye(6, dtype=np.float32)
+    within = features(values[[0, 1, 2, 2, 3]], hashes=["p", "q", "r", "r", "s"])
+    assert duplicates_within(within) == {"exact": 1, "near": 2}
+    tilted = values[[4, 5, 0]] + 0.01
+    other = features(tilted, "b", hashes=["t", "u", "p"])
+    assert duplicates_between(within, other) == {"exact": 1, "near": 1}
+    nearest = nearest_images(within, other)
+    assert (nearest[0]["id"], nearest[0]["nearest"]) == ("a0", "b2")
+    assert nearest[0]["cosine"] > 0.99
+
+
+def test_a_copy_of_the_evaluation_set_is_counted() -> None:
+    real, synthetic = features(cloud(60, 1), "r"), features(cloud(50, 2), "s")
+    found = compare_sets(synthetic, real, features(synthetic.values[:9], "e", hashes=list(synthetic.ids[:9])))
+    assert found["duplicates"]["against_evaluation"] == {"exact": 9, "near": 9}
+    assert found["duplicates"]["against_real"]["exact"] == 0
+    assert found["frechet"]["floor"] >= 0
+    with pytest.raises(HfsynError, match="3 images"):
+        compare_sets(features(cloud(3, 1)), real)
+
+
+def test_equal_pixels_have_one_hash_however_they_are_stored() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 6, 3), dtype=np.uint8))
+    stored = io.BytesIO()
+    image.save(stored, "PNG")
+    assert pixel_hash(Image.open(stored)) == pixel_hash(image)
+    assert pixel_hash(image.transpose(Image.Transpose.ROTATE_90)) != pixel_hash(image)
+
+
+def test_features_come_in_the_order_of_the_images_whatever_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Mean:
+        def forward_features(self, x):  # type: ignore[no-untyped-def]
+            return x.mean((2, 3))
+
+        def forward_head(self, x, pre_logits):  # type: ignore[no-untyped-def]
+            assert pre_logits
+            return x
+
+    images = [(str(i), Image.new("RGB", (4, 4), (i, 0, 0))) for i in range(7)]
+    monkeypatch.setattr(fidelity, "_BATCH", 3)
+    found = extract(images, Mean(), lambda image: torch.tensor(np.asarray(image)).permute(2, 0, 1).float())
+    assert found.values[:, 0].tolist() == list(range(7))
+    assert found.ids == [str(i) for i in range(7)]
+
+
+def test_two_datasets_are_compared_on_a_networks_features_and_the_result_names_it(tmp_path: Path) -> None:
+    found = measure_fidelity("shapes", "shapes", features="random:test_resnet", evaluation="shapes", limit_per_class=2)
+    assert found["features"]["weights"] == "random"
+    assert found["features"]["name"] == "test_resnet"
+    assert found["images"] == {"synthetic": 20, "real": 20, "evaluation": 20}
+    assert found["frechet"]["value"] == pytest.approx(0, abs=1e-3)
+    assert found["coverage"] == 1
+    assert found["duplicates"]["against_real"]["exact"] == 20
+    assert found["duplicates"]["against_evaluation"]["exact"] == 0

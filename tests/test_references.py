@@ -1,0 +1,151 @@
+"""References: one grammar for every kind of dataset, labels that meet by wnid, one line for what cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import PHOTOGRAPHS, needs_photographs, run_folder
+from drawn_tables import NAMES, WNIDS, rows_of, write_table
+
+from builders.errors import DataError
+from hfsyn.errors import HfsynError
+from hfsyn.imagesets import TRAIN, open_images
+from hfsyn.references import Reference, parse_dataset
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("imagenette", Reference("variant", "imagenette", "imagenette")),
+        ("imagenette@abc", Reference("variant", "imagenette", "imagenette", "abc")),
+        ("shapes:0.5", Reference("variant", "shapes", "shapes", weight=0.5)),
+        ("user/name@v1.0.0", Reference("hub", "user/name", None, "v1.0.0")),
+        ("user/name@v1.0.0#basic:2", Reference("hub", "user/name", None, "v1.0.0", "basic", 2.0)),
+        ("hf://datasets/user/name", Reference("hub", "user/name")),
+        ("imagenette=user/name@main", Reference("hub", "user/name", "imagenette", "main")),
+    ],
+)
+def test_a_reference_is_taken_apart(text: str, found: Reference) -> None:
+    assert parse_dataset(text) == found
+
+
+def test_what_is_on_the_disk_wins_over_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_dataset("runs/cip").kind == "hub"
+    (tmp_path / "runs" / "cip").mkdir(parents=True)
+    assert parse_dataset("runs/cip") == Reference("local", "runs/cip")
+    assert parse_dataset("runs/cip:0.25") == Reference("local", "runs/cip", weight=0.25)
+    assert parse_dataset("tiny-imagenet=runs/cip:3") == Reference("local", "runs/cip", "tiny-imagenet", weight=3.0)
+    assert parse_dataset("hf://datasets/runs/cip").kind == "hub"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("imagenete", "Did you mean 'imagenette'"),
+        ("imagenete=user/name", "Did you mean 'imagenette'"),
+        ("./nothing", "neither a folder nor a file"),
+        ("no/such/folder/at/all", "neither a folder nor a file"),
+        ("user/name@", "names no dataset"),
+        ("shapes@v1", "is drawn and has no revisions"),
+        ("imagenette#config", "takes only @REVISION"),
+        ("shapes:0", "must be above 0"),
+        ("", "names no dataset"),
+    ],
+)
+def test_what_is_no_reference_is_said_in_one_line(text: str, said: str) -> None:
+    with pytest.raises(HfsynError) as error:
+        parse_dataset(text)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_drawn_variant_opens_with_its_own_splits() -> None:
+    train = open_images("shapes", default=TRAIN, limit=3)
+    assert (train.split, len(train), train.classes) == ("train", 30, tuple(sorted(WNIDS)))
+    assert open_images("shapes").split == "test"
+    assert open_images("shapes", limit=3).fingerprint != train.fingerprint
+    with pytest.raises(HfsynError, match=r"no split 'nothing'.*It has: train, test"):
+        open_images("shapes", "nothing")
+
+
+@pytest.mark.parametrize("wnid", [False, True])
+def test_labels_become_wnids_whatever_their_order(tmp_path: Path, wnid: bool) -> None:
+    rows = rows_of(20)
+    there = write_table(tmp_path / "a" / "train.parquet", rows, wnid=wnid)
+    other = write_table(tmp_path / "b" / "train.parquet", rows, names=NAMES[::-1])
+    assert open_images(str(there), "train").wnids == open_images(str(other.parent), "train").wnids
+
+
+def test_images_are_the_stored_bytes(tmp_path: Path) -> None:
+    rows = rows_of(12)
+    opened = open_images(str(write_table(tmp_path / "data.parquet", rows, bad={3})))
+    assert [opened.images[i] for i in range(12)] == [
+        b"no image" if i == 3 else image for i, (_, image) in enumerate(rows)
+    ]
+
+
+def test_a_run_folder_opens_when_it_is_finished(tmp_path: Path) -> None:
+    from fakes import FakeCaptioner, FakeGenerator
+
+    from hfsyn.manifest import finish
+    from hfsyn.runs import load_run
+    from hfsyn.stages import caption, generate
+
+    run = load_run(run_folder(tmp_path, recipe="shapes-basic"))
+    with pytest.raises(HfsynError, match="no finished shard"):
+        open_images(str(run.folder))
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    generate(run, generator=FakeGenerator(), quiet=True)
+    with pytest.raises(HfsynError, match="is not finished"):
+        open_images(str(run.folder))
+    finish(run)
+    opened = open_images(str(run.folder))
+    assert (opened.split, len(opened), opened.classes) == ("train", 30, tuple(sorted(WNIDS)))
+    assert opened.revision == run.fingerprint
+
+
+@needs_photographs
+def test_photographs_open_by_folder_and_their_classes_are_a_part_of_the_variant() -> None:
+    opened = open_images(f"tiny-imagenet={PHOTOGRAPHS}", default=TRAIN)
+    test = open_images(str(PHOTOGRAPHS))  # named by wnid: the variant need not be stated
+    assert (len(opened), len(test), opened.classes) == (3000, 500, test.classes)
+    assert not opened.complete
+
+
+def test_tables_that_cannot_be_used_are_refused_with_what_is_missing(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    rows = rows_of(4)
+    empty = write_table(tmp_path / "empty.parquet", [])
+    numbers = write_table(tmp_path / "numbers.parquet", rows, label="number")
+    unlabelled = write_table(tmp_path / "unlabelled.parquet", rows, label=None)
+    imageless = tmp_path / "imageless.parquet"
+    Dataset.from_dict({"label": ["circle"]}).to_parquet(imageless)
+    strange = write_table(tmp_path / "strange.parquet", [("gizmo", rows[0][1])], names=["gizmo"])
+    torn = tmp_path / "torn.parquet"
+    torn.write_bytes(strange.read_bytes()[:200])
+    folder = tmp_path / "classes" / "gizmo"
+    folder.mkdir(parents=True)
+    (folder / "1.png").write_bytes(rows[0][1])
+    for place, said in (
+        (empty, "is empty"),
+        (numbers, "numbers without names"),
+        (unlabelled, "no column of classes"),
+        (imageless, "no column of images"),
+        (strange, "'gizmo'"),
+        (torn, "cannot be read"),
+        (folder.parent, "VARIANT="),
+    ):
+        with pytest.raises((HfsynError, DataError)) as error:
+            open_images(str(place))
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_the_hub_is_not_asked_when_it_is_switched_off() -> None:
+    for reference in ("imagenette", "user/name@v1.0.0"):
+        with pytest.raises((HfsynError, DataError)) as error:
+            open_images(reference)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,324 @@
+"""Training: what it is shown belongs to the seed, a killed one ends as an uninterrupted one, mistakes are one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from drawn_tables import NAMES, rows_of, write_table
+from safetensors.torch import load_file
+
+from hfsyn.checkpoints import found_checkpoints
+from hfsyn.errors import HfsynError
+from hfsyn.feeding import Augmented, Order, derive, local_positions, share_out
+from hfsyn.feeds import open_feed
+from hfsyn.imagesets import open_images
+from hfsyn.progress import Progress
+from hfsyn.train_config import load_train_config, shipped_training_recipes
+from hfsyn.training import RunOptions, train
+
+TINY: dict[str, Any] = {
+    "data.train": ["shapes"], "data.limit_per_class": 4, "model.name": "test_resnet", "model.image_size": 32,
+    "optimise.epochs": 3, "optimise.batch_size": 8, "optimise.warmup_epochs": 1,
+}  # fmt: skip
+"""40 drawings, 5 steps an epoch."""
+QUIET = RunOptions(device="cpu", quiet=True)
+
+
+def config(changes: Mapping[str, Any] | None = None, **parts: Any) -> Any:
+    """TINY with changes by dotted key, which may be written with __ for the dot."""
+    named = {key.replace("__", "."): value for key, value in parts.items()}
+    return load_train_config(None, (), {**TINY, **(changes or {}), **named})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = weights(a), weights(b)
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+# What is shown when
+
+
+@pytest.mark.parametrize(
+    ("budget", "shares", "found"),
+    [(10, [1, 1], [5, 5]), (10, [1, 0.5], [7, 3]), (7, [1, 1, 1], [3, 2, 2]), (1, [1, 3], [0, 1])],
+)
+def test_a_budget_is_shared_out_whole_in_proportion(budget: int, shares: list[float], found: list[int]) -> None:
+    assert share_out(budget, shares) == found
+
+
+def test_every_image_of_a_set_is_shown_once_in_each_epoch_and_in_another_order() -> None:
+    order = Order((20,), (20,), seed=3)
+    epochs = [[order[e * 20 + i] for i in range(20)] for e in range(3)]
+    assert all(sorted(shown) == [(0, i) for i in range(20)] for shown in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    other = Order((20,), (20,), seed=4)
+    assert [other[i] for i in range(20)] != epochs[0]
+
+
+def test_a_mixture_keeps_its_shares_and_goes_through_all_of_the_larger_set() -> None:
+    order = Order((30, 4), (10, 6), seed=0)
+    epochs = [[order[e * 16 + i] for i in range(16)] for e in range(3)]
+    for shown in epochs:
+        assert sum(number == 0 for number, _ in shown) == 10
+    assert {image for shown in epochs for number, image in shown if number == 0} == set(range(30))
+    assert {image for number, image in epochs[0] if number == 1} == set(range(4))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_divide_a_step_and_keep_the_pairs_that_mixup_makes(world: int) -> None:
+    shares = [local_positions(100, 16, rank, world) for rank in range(world)]
+    assert sorted(position for share in shares for position in share) == list(range(100, 116))
+    pairs = {frozenset((a, b)) for share in shares for a, b in zip(share, share[::-1], strict=True)}
+    assert pairs == {frozenset((100 + i, 115 - i)) for i in range(16)}
+
+
+def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generators_alone() -> None:
+    from hfsyn.augmenting import Augmentation
+    from hfsyn.classifiers import new_classifier
+
+    recipe = config(augment__auto_augment="rand-m5-n2-inc1", augment__random_erasing=0.5)
+    feed = open_feed(recipe)
+    transform = Augmentation(new_classifier(recipe, feed.classes, feed.names).preprocessing, recipe.augment)
+    images = open_images("shapes", "train", limit=4)
+    labels = {wnid: number for number, wnid in enumerate(feed.classes)}
+    items = Augmented([images], Order((40,), (40,), 0), labels, transform, seed=0)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    forwards = [items[i][0] for i in range(6)]
+    backwards = [items[i][0] for i in reversed(range(6))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
+    assert torch.equal(before, torch.get_rng_state())
+    assert derive(0, "augment", 1) != derive(0, "augment", 2)
+
+
+def test_an_image_that_cannot_be_decoded_is_passed_over_and_counted(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "train.parquet", rows_of(40), bad={1, 2, 17})
+    result = train(config(data__train=[str(table)], data__limit_per_class=1000), tmp_path / "out", QUIET)
+    assert result["training"]["undecodable_seen"] >= 9  # three of them in three epochs
+    assert result["training"]["images_seen"] == 120
+
+
+# The same result whatever runs it
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that nothing disturbed: with mixup, dropout and an average of the weights."""
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    train(mixed(), folder, QUIET)
+    return folder
+
+
+def mixed() -> Any:
+    return config(
+        augment__mixup=0.2, augment__cutmix=0.5, model__drop_path=0.1, model__ema_decay=0.9, test__dataset="shapes"
+    )
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """Let the first training that counts so many images end as Ctrl-C would."""
+    seen = []
+
+    def add(self: Progress, count: int) -> None:
+        seen.append(count)
+        if sum(seen) == images:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "add", add)
+
+
+def test_a_training_killed_in_mid_epoch_and_resumed_ends_in_the_same_weights(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RunOptions(device="cpu", checkpoint_steps=3, keep_checkpoints=2, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 8 * 8)  # after step 8; the last checkpoint is of step 6, in mid-epoch
+        with pytest.raises(KeyboardInterrupt):
+            train(mixed(), tmp_path / "out", options)
+    assert [p.name for p in found_checkpoints(tmp_path / "out" / "checkpoints")] == ["step-00000003", "step-00000006"]
+    result = train(mixed(), tmp_path / "out", options)
+    assert result["training"]["history"] == [{"step": 6, "resumed": True}]
+    assert same(tmp_path / "out", whole)
+    there = json.loads((whole / "results.json").read_text())
+    assert result["test"]["metrics"] == there["test"]["metrics"]
+
+
+def test_workers_do_not_change_the_weights(whole: Path, tmp_path: Path) -> None:
+    train(mixed(), tmp_path / "out", RunOptions(device="cpu", num_workers=2, quiet=True))
+    assert same(tmp_path / "out", whole)
+
+
+def test_a_finished_training_is_left_as_it_is(whole: Path) -> None:
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    assert train(mixed(), whole, QUIET) == json.loads((whole / "results.json").read_text())
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_accumulated_parts_change_a_network_without_batch_norm_by_rounding_only(tmp_path: Path) -> None:
+    recipe = config({"model.name": "test_vit", "optimise.lr": 0.01})
+    train(recipe, tmp_path / "one", QUIET)
+    train(recipe, tmp_path / "two", RunOptions(device="cpu", accumulation=2, quiet=True))
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+
+
+def test_a_stream_is_trained_on_and_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # `datasets` waits so many seconds at the end of every pass over Parquet files.
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    rows = rows_of(60)
+    for number in range(3):
+        table = tmp_path / "data" / f"train-{number:05d}-of-00003.parquet"
+        write_table(table, rows[number * 20 : number * 20 + 20], bad={5})
+    recipe = config(
+        data__train=[str(tmp_path / "data")], data__limit_per_class=None, data__streaming=True, data__budget=60,
+        data__shuffle_buffer=16,
+    )  # fmt: skip
+    result = train(recipe, tmp_path / "whole", QUIET)
+    assert result["training"]["undecodable_seen"] > 0
+    options = RunOptions(device="cpu", checkpoint_steps=4, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 8 * 10)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "out", options)
+    train(recipe, tmp_path / "out", options)
+    assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_real_and_drawn_sets_mix_by_weight(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "train.parquet", rows_of(30, first=100), names=NAMES[::-1])
+    result = train(config(data__train=["shapes", f"{table}:0.5"], data__budget=24), tmp_path / "out", QUIET)
+    assert [made["share"] for made in result["training"]["sets"]] == [16, 8]
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    test = write_table(tmp_path / "test.parquet", rows_of(100, split="test"))
+    recipe = config(
+        data__limit_per_class=20, test__dataset=str(test), optimise__epochs=15, optimise__batch_size=20,
+        optimise__optimizer="adamw", optimise__lr=0.003, augment__scale=(0.7, 1.0), augment__color_jitter=0,
+    )  # fmt: skip
+    result = train(recipe, tmp_path / "out", QUIET)
+    assert result["test"]["metrics"]["top1"]["low"] > 0.13  # chance is 0.1
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model.name": "resnet5O"}, "Did you mean 'resnet50'"),
+        ({"model.options": {"depth": 3}}, "does not take"),
+        ({"optimise.optimizer": "adamv"}, "Did you mean 'adam"),
+        ({"optimise.batch_size": 9, "augment.mixup": 0.1}, "Make --batch-size even"),
+        ({"optimise.batch_size": 500}, "fewer than one batch"),
+        ({"data.train": ["shapes", "shapes-context"]}, "--budget 80"),
+        ({"data.streaming": True, "data.limit_per_class": None}, "no known size"),
+        ({"test.dataset": "shapes", "test.split": "validation"}, "no split 'validation'"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_said_before_any_training(
+    tmp_path: Path, changes: Mapping[str, Any], said: str
+) -> None:
+    with pytest.raises(HfsynError) as error:
+        train(config(changes), tmp_path / "out", QUIET)
+    train(config(optimise__epochs=1), tmp_path / "out", QUIET)  # the mended command finds no trace of it
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimise.epoch": 3}, "Did you mean 'optimise.epochs'"),
+        ({"optimise.epochs": 0}, "greater than or equal to 1"),
+        ({"augment.scale": [0.1]}, "augment.scale"),
+        ({"data.train": []}, "nothing to train on"),
+        ({"seed.x": 3}, "holds no keys"),
+        ({"trian": 3}, "Allowed here"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused_with_the_field(changes: Mapping[str, Any], said: str) -> None:
+    with pytest.raises(HfsynError) as error:
+        load_train_config(None, (), {"seed": 1, **TINY, **changes})
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_shipped_training_recipe_loads_and_needs_only_images() -> None:
+    assert "tiny-imagenet-10" in shipped_training_recipes()
+    for name in shipped_training_recipes():
+        assert load_train_config(name, ["data.train=[shapes]"]).data.train == ("shapes",)
+        with pytest.raises(HfsynError, match="nothing to train on"):
+            load_train_config(name)
+    with pytest.raises(HfsynError, match="Did you mean 'tiny-imagenet-10'"):
+        load_train_config("tiny-imagenet10")
+
+
+def test_sets_of_different_classes_are_not_mixed(tmp_path: Path) -> None:
+    rows = [row for row in rows_of(20) if row[0] != NAMES[0]]
+    table = write_table(tmp_path / "train.parquet", rows)
+    with pytest.raises(HfsynError, match="differ in 1 classes: only shapes has 'n"):
+        open_feed(config(data__train=["shapes", str(table)], data__budget=20))
+
+
+def test_a_test_set_with_other_classes_is_refused_before_the_training(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "train.parquet", [row for row in rows_of(20) if row[0] in NAMES[:3]])
+    with pytest.raises(HfsynError, match="7 of the 10 classes of shapes are not among the 3"):
+        train(config(data__train=[str(table)], test__dataset="shapes"), tmp_path / "out", QUIET)
+    assert not (tmp_path / "out" / "model.json").exists()
+
+
+def test_the_folder_of_another_training_is_refused_with_the_field_that_differs(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(HfsynError, match=r"optimise\.lr was 0\.1 there and is 0\.2 now"):
+        train(mixed().model_copy(update={"optimise": mixed().optimise.model_copy(update={"lr": 0.2})}), whole, QUIET)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(HfsynError, match=r"holds other things \(thesis.txt\)"):
+        train(mixed(), tmp_path, RunOptions(device="cpu", overwrite=True, quiet=True))
+
+
+def test_a_checkpoint_of_other_images_or_a_damaged_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write_table(tmp_path / "train.parquet", rows_of(40))
+    recipe = config(data__train=[str(table)], data__limit_per_class=100)
+    options = RunOptions(device="cpu", checkpoint_steps=3, quiet=True)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 8 * 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "out", options)
+    write_table(table, rows_of(44))
+    with pytest.raises(HfsynError, match="images have changed since"):
+        train(recipe, tmp_path / "out", options)
+    write_table(table, rows_of(40))
+    (checkpoint,) = found_checkpoints(tmp_path / "out" / "checkpoints")
+    (checkpoint / "optimizer.bin").write_bytes(b"torn")
+    with pytest.raises(HfsynError, match="is damaged"):
+        train(recipe, tmp_path / "out", options)
+
+
+def test_a_batch_that_cannot_be_divided_names_one_that_can() -> None:
+    from hfsyn.accelerating import check_division
+
+    check_division(64, 2, 4)
+    with pytest.raises(HfsynError, match="--batch-size 63"):
+        check_division(64, 1, 3)
+
+
+def test_a_tracker_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HfsynError, match="Unknown tracker"):
+        train(config(), tmp_path / "out", RunOptions(device="cpu", log_with="pen", quiet=True))
+
+
+def test_numbers_reach_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(config(), tmp_path / "out", RunOptions(device="cpu", log_with="tensorboard", quiet=True))
+    assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents.*"))
