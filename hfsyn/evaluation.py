@@ -20,12 +20,14 @@ import numpy as np
 
 from builders.images import ImageRejected, decode_rgb
 from builders.labels import shorten
+from builders.real_labels import real_labels, validation_file
 from builders.variants import get_variant
 from hfsyn.accelerating import start_accelerator
 from hfsyn.classifiers import Classifier, open_classifier, plain_transform
 from hfsyn.errors import HfsynError
 from hfsyn.feeding import one_thread
 from hfsyn.imagesets import ImageSet, open_images
+from hfsyn.metrics import classification_metrics, wilson
 from hfsyn.progress import Progress
 from hfsyn.shards import atomic_text
 from hfsyn.software import software
@@ -102,8 +104,6 @@ def measure(
     quiet: bool = True,
 ) -> dict[str, Any]:
     """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate`."""
-    from hfsyn.metrics import classification_metrics
-
     columns = check_classes(classifier.wnids, images, classifier.source or classifier.name)
     check_counts(images)
     started = time.monotonic()
@@ -111,6 +111,7 @@ def measure(
     if not len(found.labels):
         raise HfsynError(f"No image of {images.reference} can be decoded.", "Look at the files.")
     mask = columns if len(columns) < len(classifier.wnids) else None
+    answers = [classifier.wnids[column] for column in found.logits.argmax(1)]
     return {
         "model": classifier.facts(),
         "dataset": images.facts(),
@@ -120,11 +121,33 @@ def measure(
         "metrics": classification_metrics(
             found.logits, found.labels, wnids=classifier.wnids, names=classifier.names, mask=mask
         ),
+        "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
         "seed": classifier.seed,
         "software": software(),
         "device": describe(accelerator),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def real_accuracy(ids: Sequence[str], answers: Sequence[str], images: ImageSet) -> dict[str, Any] | None:
+    """How often an answer is among an image's ReaL labels, on ImageNet-1k's validation images; None on other sets.
+
+    Args:
+        ids: of the images, which end in their original file names.
+        answers: the wnid that the classifier gives to each.
+        images: the set; its variant and split say whether there are such labels.
+
+    Returns:
+        ``top1`` with its 95 % interval over the ``n`` images that have a label, and how many are ``without_label``.
+    """
+    if (images.variant, images.split) != ("imagenet-1k", "validation"):
+        return None
+    files = [validation_file(name) for name in ids]
+    if None in files:
+        return None  # a copy whose files were renamed: nobody can tell which image is which
+    known = real_labels()
+    right = [answer in known[str(file)] for file, answer in zip(files, answers, strict=True) if known[str(file)]]
+    return {"n": len(right), "without_label": len(files) - len(right), "top1": wilson(sum(right), len(right))}
 
 
 def check_classes(wnids: Sequence[str], images: ImageSet, whose: str) -> list[int]:
@@ -275,6 +298,8 @@ def summary(result: Mapping[str, Any]) -> str:
     extra = ""
     if masked:
         extra = f"; among the set's {masked['classes']} classes alone top-1 {masked['top1']['value']:.4f}"
+    if result.get("real"):
+        extra += f"; ReaL {result['real']['top1']['value']:.4f} of {result['real']['n']}"
     parts = [
         f"{name} {found[key]['value']:.4f} [{found[key]['low']:.4f}, {found[key]['high']:.4f}]"
         for name, key in (("top-1", "top1"), ("top-5", "top5"), ("ECE", "ece"))

@@ -280,9 +280,22 @@ def from_table(
     if len(rows) == 0:
         raise HfsynError(f"The split {split!r} of {reference} is empty.", "Name another split or dataset.")
     wnids, names = table_wnids(rows, columns, variant, reference)
-    ids = rows[columns.id][:] if columns.id else [f"{split}/{number}" for number in range(len(rows))]
+    ids = rows[columns.id][:] if columns.id else _names(rows, columns.image, split)
     complete = whole or (variant is not None and len(names) == len(get_variant(variant).classes))
     return ImageSet(reference, split, wnids, names, _Table(rows, columns.image), ids, revision, complete, variant)
+
+
+def _names(rows: Any, column: str, split: str) -> list[str]:
+    """The files' own names where the images have them, each its own; else their numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    images = rows.data.column(column)
+    if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
+        names = pc.struct_field(images, "path").to_pylist()
+        if all(names) and len(set(names)) == len(rows):
+            return [f"{split}/{name}" for name in names]
+    return [f"{split}/{number}" for number in range(len(rows))]
 
 
 def _open_variant_on_hub(found: Reference, split: str, token: str | bool | None) -> ImageSet:

@@ -1,9 +1,9 @@
 """Publishes again and again against a Hub in the same process, with one fault each time, and judges what came of it.
 
     python drive_publish.py FOLDER RUN                    each position, the kinds by turns; every kind where it writes
-    python drive_publish.py FOLDER RUN --over OLDER_RUN   for 1.1.0 over a published 1.0.0; every kind at its commit
-    python drive_publish.py FOLDER RUN --for-ever         from each kind of request on nothing works: 401, 403, 503
-    python drive_publish.py FOLDER RUN --whole            every kind at each position: minutes
+    python drive_publish.py FOLDER RUN --over OLDER_RUN   1.1.0 over a published 1.0.0; each kind of request, by turns
+    python drive_publish.py FOLDER RUN --for-ever         from each kind of request on, 401, 403 or 503
+    python drive_publish.py FOLDER RUN --whole            every kind of fault at each position: minutes
 
 The clients read the endpoint when they are imported, so this is a process of its own, and the Hub starts first. No time
 passes in it: pauses are noted, not slept, and a silent connection counts as lost after a moment.
@@ -212,10 +212,13 @@ def chosen(log: list[Entry], *, whole: bool, lasting: bool, base: Path | None) -
         first = kind_of_request not in seen
         seen.add(kind_of_request)
         if lasting:
-            yield from (Case(position, kind, None) for kind in LASTING if whole or first)
-        else:
-            every = whole or (first and WRITES.match(kind_of_request) and not (base and "/commit/" not in entry.path))
-            yield from (Case(position, kind) for kind in (KINDS if every else (KINDS[position % len(KINDS)],)))
+            yield from (Case(position, kind, None) for kind in LASTING if whole)
+            if first and not whole:
+                yield Case(position, LASTING[len(seen) % len(LASTING)], None)
+        elif whole or (first and WRITES.match(kind_of_request) and (base is None or "/commit/" in entry.path)):
+            yield from (Case(position, kind) for kind in KINDS)
+        elif first or base is None:
+            yield Case(position, KINDS[position % len(KINDS)])
 
 
 def main() -> None:

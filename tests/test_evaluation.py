@@ -21,7 +21,7 @@ from hfsyn.accelerating import start_accelerator
 from hfsyn.classifiers import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
 from hfsyn.errors import HfsynError
 from hfsyn.evaluation import Predictions, check_counts, evaluate, measure, predict
-from hfsyn.imagesets import open_images
+from hfsyn.imagesets import ImageSet, open_images
 from hfsyn.train_config import load_train_config
 from hfsyn.training import RunOptions, train
 
@@ -220,3 +220,24 @@ def test_two_processes_train_a_network_without_batch_norm_as_one_does_but_for_ro
     result = json.loads((two / "vit" / "results.json").read_text())
     assert result["training"]["processes"] == 2
     assert result["training"]["images_seen"] == 80
+
+
+def test_an_answer_among_several_real_labels_is_right_and_images_without_one_do_not_count() -> None:
+    from builders.real_labels import real_labels
+    from hfsyn.evaluation import real_accuracy
+
+    known = real_labels()
+    several = next(name for name, labels in known.items() if len(labels) > 1)
+    none = next(name for name, labels in known.items() if not labels)
+    single = next(name for name, labels in known.items() if len(labels) == 1)
+    files = [several, several, none, single]
+    answers = [known[several][0], known[several][1], "n01440764", "n99999999"]
+    ids = [f"validation/{name.replace('.JPEG', '_n01440764.JPEG')}" for name in files]
+    images = ImageSet("imagenet-1k", "validation", answers, {}, [b""] * 4, ids, None, False, "imagenet-1k")
+    found = real_accuracy(ids, answers, images)
+    assert found is not None
+    assert (found["n"], found["without_label"]) == (3, 1)
+    assert found["top1"]["value"] == pytest.approx(2 / 3)
+    assert real_accuracy(["validation/cat.jpg"], answers[:1], images) is None
+    other = ImageSet("imagenette", "validation", answers, {}, [b""] * 4, ids, None, False, "imagenette")
+    assert real_accuracy(ids, answers, other) is None

@@ -162,7 +162,8 @@ def test_each_request_of_a_publish_may_fail_once(over: bool, runs: dict[str, Pat
     found = driven(tmp_path, *arguments, *(["--whole"] if WHOLE else []))
     print(found["seconds"], "s,", len(found["requests"]), "requests,", found["outcome"], "stopped by", found["stopped"])
     assert [case for case in found["cases"] if case["problems"]] == []
-    assert {case["position"] for case in found["cases"]} == set(range(len(found["requests"])))
+    tried = {case["position"] for case in found["cases"]}
+    assert len(tried) > 15 if over else tried == set(range(len(found["requests"])))
     assert len({case["kind"] for case in found["cases"]}) == 8
 
 
@@ -246,14 +247,12 @@ def test_two_publishers_of_two_configurations_both_succeed(hub: Hub, forks: Fork
     collided = 0
     for _ in range(3):
         emptied(hub)
-        commands = publish(runs["a"], "1.0.0"), publish(runs["b"], "1.1.0", "--config-name", "other")
+        commands = [publish(runs[run], f"1.{minor}.0", "--config-name", run) for minor, run in enumerate("ab")]
         ended = together(hub, forks, *commands)
         assert [one.code for one in ended] == [0, 0], ended
-        assert parts(hub, "v1.0.0") == wanted(runs["a"])
-        assert parts(hub, "v1.1.0", "other") == wanted(runs["b"], "other")
-        assert parts(hub, "main") == wanted(runs["a"])
-        assert parts(hub, "main", "other") == wanted(runs["b"], "other")
-        assert (problems(forks, "1.0.0"), problems(forks, "1.1.0", "other")) == ("", "")
+        for tag, run in (("v1.0.0", "a"), ("v1.1.0", "b"), ("main", "a"), ("main", "b")):
+            assert parts(hub, tag, run) == wanted(runs[run], run)
+        assert (problems(forks, "1.0.0", "a"), problems(forks, "1.1.0", "b")) == ("", "")
         collided += conflicts(hub)
     assert collided
 
@@ -303,19 +302,20 @@ def in_small_commits(command: list[str], files: int = 5, *, wait: float = 0.5) -
 def test_in_no_version_is_half_of_a_run_of_any_configuration(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     """Two configurations go from one version to the next at once, in many commits each."""
     hub.faults.add("delay", times=None, seconds=0.01)
-    for first, second, options in [
-        (publish(runs["a"], "1.0.0"), publish(runs["b"], "2.0.0", "--config-name", "other"), 5),
-        (publish(runs["short"], "1.1.0"), publish(runs["a"], "2.1.0", "--config-name", "other"), 4),
+    one, other = ("--config-name", "one"), ("--config-name", "other")
+    for first, second, files in [
+        (publish(runs["a"], "1.0.0", *one), publish(runs["b"], "2.0.0", *other), 5),
+        (publish(runs["short"], "1.1.0", *one), publish(runs["a"], "2.1.0", *other), 4),
     ]:
-        pids = [forks.start_python(in_small_commits(command, options)) for command in (first, second)]
+        pids = [forks.start_python(in_small_commits(command, files)) for command in (first, second)]
         ended = [forks.wait(pid) for pid in pids]
         assert [one.code for one in ended] == [0, 0], ended
     assert hub.counters.commits >= 12
-    whole = {config: [wanted(run, config) for run in runs.values()] for config in (layout.DEFAULT_CONFIG, "other")}
+    whole = {config: [wanted(run, config) for run in runs.values()] for config in ("one", "other")}
     for tag in ("v1.0.0", "v2.0.0", "v1.1.0", "v2.1.0"):
         for config, possible in whole.items():
             assert parts(hub, tag, config) in [*possible, {}], (tag, config)
-    assert parts(hub, "v1.1.0") == wanted(runs["short"])
+    assert parts(hub, "v1.1.0", "one") == wanted(runs["short"], "one")
     assert parts(hub, "v2.1.0", "other") == wanted(runs["a"], "other")
 
 
