@@ -17,7 +17,7 @@ import click
 from hfsyn import __version__
 from hfsyn.catalogue import as_json_option, recipes, strategies, variants
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.exhibits import bench_command, demo_command, report_command
+from hfsyn.exhibits import EXHIBITS
 from hfsyn.hub_commands import HUB_COMMANDS
 from hfsyn.judging import evaluate_command, train_command
 
@@ -265,8 +265,5 @@ def plan(
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
 
 
-for _group in (
-    demo_command, variants, strategies, recipes, train_command, evaluate_command, bench_command, report_command,
-    *HUB_COMMANDS,
-):  # fmt: skip
+for _group in (variants, strategies, recipes, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)

@@ -1,6 +1,10 @@
-"""The commands that end in a table or a page: demo, bench and report. Thin, like all commands."""
+"""The commands that end in a table, a page or a few numbers: demo, bench, report, fidelity, membership. Thin."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -66,8 +70,6 @@ def bench_command(matrix: str, out: str, num_processes: int | None, device: str 
     mix: {dataset: imagenette, shares: [0, 0.5]}.
     What failed is kept in the table with its error; the exit code is then 4.
     """
-    from pathlib import Path
-
     from hfsyn.benchmarking import bench, failures
     from hfsyn.summaries import CSV
 
@@ -84,3 +86,66 @@ def report_command(out: str) -> None:
     from hfsyn.pages import report
 
     click.echo(report(out))
+
+
+_limit = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images a class of each set.")
+_device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
+_out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
+
+
+def _found(result: dict[str, Any], out: str | None) -> None:
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    if out is not None:
+        from hfsyn.shards import atomic_text
+
+        atomic_text(Path(out), text + "\n")
+    click.echo(text)
+
+
+@click.command("fidelity")
+@click.argument("synthetic")
+@click.argument("real")
+@click.option("--eval-dataset", "evaluation", metavar="DATASET", help="What classifiers are tested on: copies of it?")
+@click.option("--features", metavar="MODEL", help="A training's folder, or a network of timm.  [default: a small one]")
+@_limit
+@_device
+@_out
+def fidelity_command(
+    synthetic: str, real: str, evaluation: str | None, features: str | None, limit: int | None, device: str | None,
+    out: str | None,
+) -> None:  # fmt: skip
+    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
+
+    \b
+    hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
+    """
+    from hfsyn.fidelity import DEFAULT_FEATURES, measure_fidelity
+    from hfsyn.workers import pick_device
+
+    found = measure_fidelity(
+        synthetic, real, features=features or DEFAULT_FEATURES, evaluation=evaluation, limit_per_class=limit,
+        device=pick_device(device),
+    )  # fmt: skip
+    _found(found, out)
+
+
+@click.command("membership")
+@click.argument("model")
+@click.argument("members")
+@click.argument("others")
+@_limit
+@_device
+@_out
+def membership_command(
+    model: str, members: str, others: str, limit: int | None, device: str | None, out: str | None
+) -> None:
+    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
+
+    The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
+    """
+    from hfsyn.membership import measure_membership
+
+    _found(measure_membership(model, members, others, limit_per_class=limit, device=device), out)
+
+
+EXHIBITS = (demo_command, bench_command, report_command, fidelity_command, membership_command)

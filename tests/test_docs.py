@@ -82,7 +82,11 @@ def test_publish_and_load_runs_as_written_against_a_hub(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", commands("sh"), ids=" ".join)
 def test_the_commands_that_need_a_hub_or_a_gpu_parse_and_name_what_exists(command: list[str]) -> None:
-    words = command[command.index("-m") + 1 :] if command[0] == "accelerate" else command
+    words = command
+    if command[0] == "accelerate":
+        (script,) = [i for i, word in enumerate(command) if word in ("-m", "scripts/train_classifier.py")]
+        assert command[script] == "-m" or (ROOT / command[script]).is_file()
+        words = command[script + 1 :] if command[script] == "-m" else ["hfsyn", "train", *command[script + 1 :]]
     assert words[0] == "hfsyn"
     sub = cli.get_command(click.Context(cli), words[1])
     assert sub is not None
