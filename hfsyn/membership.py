@@ -127,11 +127,14 @@ def _loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cross-entropy of each image, float64 (n,)."""
     if not np.isfinite(logits).all():
         raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
-    top = logits.max(1, keepdims=True)
-    own = np.take_along_axis(logits, labels[:, None], 1) - top
-    # The sum over the others, so that a loss far below the rounding of 1 stays apart from 0.
-    others = np.exp(logits - top).sum(1, keepdims=True) - np.exp(own)
-    loss: np.ndarray = np.where(own == 0, np.log1p(np.maximum(others, 0)), np.log(np.exp(own) + others) - own)[:, 0]
+    # log(1 + sum of the others / own): taking the sum of all less the own would lose what lies below the rounding of 1.
+    own = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+    others = logits.copy()
+    np.put_along_axis(others, labels[:, None], -np.inf, 1)
+    top = others.max(1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # one class: there are no others, and the loss is 0
+        behind = np.where(np.isfinite(top), top + np.log(np.exp(others - top[:, None]).sum(1)), -np.inf)
+    loss: np.ndarray = np.logaddexp(0.0, behind - own)
     return loss
 
 

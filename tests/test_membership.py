@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hfsyn.errors import HfsynError
-from hfsyn.membership import best_threshold, measure_membership, membership_inference
+from hfsyn.membership import _loss, best_threshold, measure_membership, membership_inference
 
 N, CLASSES = 400, 10
 
@@ -63,8 +64,22 @@ def test_known_scores_give_the_known_auc() -> None:
 def test_losses_that_round_to_the_same_probability_are_still_told_apart() -> None:
     sure = membership_inference(*answers(np.full(N, 60.0), 1), *answers(np.full(N, 45.0), 2))
     assert sure["probability"]["auc"]["value"] == 0.5
-    again = membership_inference(*answers(np.full(N, 30.0), 1), *answers(np.full(N, 25.0), 2))
-    assert again["loss"]["auc"]["value"] > 0.99
+    assert sure["loss"]["auc"]["value"] == 1.0
+    assert sure["loss"]["balanced_accuracy"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "loss"),
+    [
+        ([0.0, -50.0], 0, math.exp(-50)),  # to the first order
+        ([0.0, -700.0], 0, math.exp(-700)),
+        ([0.0, -50.0], 1, 50.0),
+        ([1e4, 1e4], 0, math.log(2)),
+        ([3.0], 0, 0.0),
+    ],
+)
+def test_a_loss_is_exact_however_small_or_large(logits: list[float], label: int, loss: float) -> None:
+    assert _loss(np.array([logits]), np.array([label]))[0] == pytest.approx(loss, rel=1e-12)
 
 
 def test_a_threshold_lies_between_two_scores() -> None:
