@@ -15,8 +15,9 @@ Everything here is a pure function of numbers. An interval is always a 95 % one.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,6 +34,27 @@ _BOOTSTRAP_SEED = 20230708
 
 Interval = dict[str, Any]
 """``{"value", "low", "high"}``: floats, or None where there is nothing to measure; then a "note" says why."""
+
+
+def dump_result(result: Any) -> str:
+    """A result as JSON to read: indented, but a list of nothing but numbers on one line, so that the confusion of a
+    thousand classes has a thousand lines and not a million.
+    """
+    return _json(result, "") + "\n"
+
+
+def _json(value: Any, margin: str) -> str:
+    inner = f"{margin} "
+    if isinstance(value, Mapping) and value:
+        items = [f"{_plain(str(key))}: {_json(item, inner)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(inner + item for item in items) + f"\n{margin}}}"
+    if isinstance(value, list | tuple) and value and not all(isinstance(item, int | float) for item in value):
+        return "[\n" + ",\n".join(inner + _json(item, inner) for item in value) + f"\n{margin}]"
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def classification_metrics(

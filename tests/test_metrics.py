@@ -11,6 +11,7 @@ import pytest
 from hfsyn.errors import HfsynError
 from hfsyn.metrics import (
     classification_metrics,
+    dump_result,
     expected_calibration_error,
     mean_interval,
     paired_difference,
@@ -48,6 +49,18 @@ def test_known_ranks_give_known_accuracies() -> None:
     assert confusion.trace() == 10
     assert found["masked"] is None
     json.dumps(found)
+
+
+def test_a_result_as_text_has_one_line_for_each_row_of_the_confusion() -> None:
+    found = classification_metrics(np.eye(40), np.arange(40), **names(40))
+    found |= {"empty": [], "none": {}, "mixed": [1, "für", None, [2.5, True]], "path": 'a"b\n'}
+    text = dump_result(found)
+    assert json.loads(text) == json.loads(json.dumps(found))
+    assert "für" in text
+    assert text.endswith("}\n")
+    rows = text.split('"confusion": [\n')[1].split("\n ]")[0].splitlines()
+    assert len(rows) == 40
+    assert rows[1] == "  [0, 1, " + ", ".join(["0"] * 38) + "],"
 
 
 def test_a_mask_asks_among_fewer_classes_and_keeps_the_full_number() -> None:
