@@ -9,7 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
@@ -25,7 +25,7 @@ def crew(processes: int | None = None, *, device: str | None = None) -> Iterator
 
     Args:
         processes: None is one a GPU, or one a CPU core.
-        device: what the tasks will compute on; without one each process sees one GPU alone, where there are any.
+        device: what the tasks will compute on; for None and cuda each process sees one GPU alone, where there are any.
     """
     count = processes or default_processes()
     if count == 1:
@@ -36,7 +36,7 @@ def crew(processes: int | None = None, *, device: str | None = None) -> Iterator
     places = context.Queue()
     for number in range(count):
         places.put(number)
-    gpus = visible_gpus() if device is None else 0
+    gpus = gpu_names() if device in (None, "cuda") else ()
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(places, gpus))
     try:
         # Threads are counted when torch is loaded, which the import of a task's module may do before `_begin`.
@@ -59,13 +59,24 @@ def _here(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
     return done
 
 
-def _begin(places: Any, gpus: int) -> None:
+def gpu_names() -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES calls each GPU that this process sees: numbers or UUIDs of its own list, where it has
+    one, as a process that is given 2 and 3 must not hand out 0 and 1.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return tuple(str(number) for number in range(visible_gpus()))
+    names = [name.strip() for name in listed.split(",")]
+    return tuple(name for name in names if name not in ("", "-1"))
+
+
+def _begin(places: Any, gpus: Sequence[str]) -> None:
     """The first thing that a process of the crew does."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the others
     number = places.get()
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
     import torch
 
     torch.set_num_threads(1)

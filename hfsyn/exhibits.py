@@ -39,6 +39,14 @@ def demo_command(
     click.echo(page)
 
 
+def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from hfsyn.matrix import EXAMPLE
+
+        click.echo(EXAMPLE, nl=False)
+        context.exit()
+
+
 @click.command("bench")
 @click.argument("matrix")
 @click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
@@ -48,9 +56,16 @@ def demo_command(
     metavar="N",
     help="Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.",
 )
+@click.option("--num-workers", type=click.IntRange(min=0), default=0, metavar="N", help="Decoders a training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
-def bench_command(matrix: str, out: str, num_processes: int | None, device: str | None, quiet: bool) -> None:
+@click.option(
+    "--example", is_flag=True, is_eager=True, expose_value=False, callback=_print_example,
+    help="Print a small MATRIX that runs offline, and do nothing else.",
+)  # fmt: skip
+def bench_command(
+    matrix: str, out: str, num_processes: int | None, num_workers: int, device: str | None, quiet: bool
+) -> None:
     """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.
 
     \b
@@ -67,13 +82,13 @@ def bench_command(matrix: str, out: str, num_processes: int | None, device: str 
 
     \b
     More axes: budgets (images an epoch), limits (different images a class) and
-    mix: {dataset: imagenette, shares: [0, 0.5]}.
+    mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
     What failed is kept in the table with its error; the exit code is then 4.
     """
     from hfsyn.benchmarking import bench, failures
     from hfsyn.summaries import CSV
 
-    summary = bench(matrix, out, num_processes=num_processes, device=device, quiet=quiet)
+    summary = bench(matrix, out, num_processes=num_processes, num_workers=num_workers, device=device, quiet=quiet)
     click.echo(Path(out) / CSV)
     if error := failures(summary, out):
         raise error

@@ -23,7 +23,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,8 +32,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from hfsyn.errors import HfsynError
 from hfsyn.references import parse_dataset
-from hfsyn.train_config import TrainConfig, load_train_config
+from hfsyn.train_config import DataPart, TrainConfig, load_train_config
 
+EXAMPLE = """\
+# hfsyn bench matrix.yaml --out out/bench; then hfsyn report out/bench. It takes less than half a minute on one core.
+name: plain-or-in-context
+config:                                  # a training recipe: a shipped one's name, a file, or its fields
+  model: {image_size: 32, options: {output_stride: 8}, channels_last: false}
+  optimise: {epochs: 6, batch_size: 20, optimizer: adamw, lr: 0.004, warmup_epochs: 1}
+arms:                                    # kinds of training sets; a run folder is written as here: runs/cip-{seed}
+  plain: {train: [shapes]}
+  context: {train: [shapes-context]}
+models: [test_resnet]                    # networks of timm
+seeds: [0, 1]                            # arms are compared seed by seed; three or more for a narrow interval
+limits: [20]                             # different images a class; several make a scaling curve
+budgets: [null]                          # images an epoch; null is the size of the set
+tests:                                   # the first one is the headline
+  drawings: {dataset: shapes, split: test}
+"""
+"""A small matrix of drawn variants, which `hfsyn bench --example` prints."""
 CELLS = "cells"
 """The folder of all cells in a matrix's folder."""
 Name = Annotated[str, Field(pattern=r"^[\w][\w .,+-]{0,60}$")]
@@ -103,6 +120,26 @@ class Matrix(Part):
                 raise HfsynError(f"Test {name!r} names no arm of the matrix: {', '.join(missing)}.", _listed(self.arms))
         return self
 
+    @model_validator(mode="after")
+    def _cells_have_folders_of_their_own(self) -> Matrix:
+        """A folder's name keeps fewer signs than an arm's or a network's, and fewer digits than a share."""
+        taken: dict[Path, Cell] = {}
+        for cell in cells(self):
+            # Some file systems do not tell capitals from small letters.
+            other = taken.setdefault(Path(str(cell.folder).casefold()), cell)
+            if other is not cell:
+                differing = [
+                    f"{key} {getattr(other, key)!r} and {getattr(cell, key)!r}"
+                    for key in asdict(cell)
+                    if getattr(other, key) != getattr(cell, key)
+                ]
+                said = " with ".join(differing) if differing else "a value that stands twice in an axis"
+                raise HfsynError(
+                    f"Two cells of the matrix would lie in one folder, {cell.folder}: {said}.",
+                    "Give them names that differ in letters or digits, and each value once.",
+                )
+        return self
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -144,6 +181,15 @@ def cells(matrix: Matrix) -> Iterator[Cell]:
         yield Cell(arm, model, budget, limit, share, seed)
 
 
+def cell_tests(matrix: Matrix, cell: Cell) -> dict[str, tuple[str, str | None]]:
+    """The cell's tests by name: dataset and split of each."""
+    return {
+        name: (place(test.dataset, cell.seed), test.split)
+        for name, test in matrix.tests.items()
+        if test.arms is None or cell.arm in test.arms
+    }
+
+
 def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
     """The training recipe of a cell. It tests nothing itself: the tests are the bench's."""
     arm = matrix.arms[cell.arm]
@@ -158,8 +204,12 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
         "model.name": cell.model,
         "seed": cell.seed,
     }
-    base = matrix.config
-    fields: Any = {**base, "data": {**base.get("data", {}), "train": train}} if isinstance(base, dict) else base
+    fields: Any = matrix.config
+    if isinstance(fields, dict):
+        data = fields.get("data") or {}
+        if not isinstance(data, dict):
+            raise HfsynError(f"config.data is {data!r}.", _listed(DataPart.model_fields))
+        fields = {**fields, "data": {**data, "train": train}}
     config = load_train_config(fields, values=values)
     return config.model_copy(update={"test": config.test.model_copy(update={"dataset": None, "every_epochs": 0})})
 
@@ -195,6 +245,13 @@ def load_matrix(matrix: str | Path | Mapping[str, Any] | Matrix) -> Matrix:
             raise HfsynError(f"There is no matrix {where}.", "It is a YAML file; `hfsyn bench --help` shows one.")
         try:
             fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise HfsynError(
+                f"{where} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}.",
+                "Save it as UTF-8 text.",
+            ) from None
+        except OSError as error:
+            raise HfsynError(f"{where} cannot be read: {error.strerror}.", "Allow reading it.") from None
         except yaml.YAMLError as error:
             raise HfsynError(
                 f"{where} is not YAML: {' '.join(str(error).split())}", "Mend the line it names."

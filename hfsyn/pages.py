@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -45,7 +46,8 @@ def report(out: str | Path) -> Path:
     found = [folder] if (folder / MATRIX).is_file() else sorted(p.parent for p in folder.glob(f"*/{MATRIX}"))
     if not found:
         raise HfsynError(f"There is no bench in {folder}.", "`hfsyn bench MATRIX --out DIR` makes one.")
-    sections = [_section(bench, folder) for bench in found]
+    stems = _stems([bench.name for bench in found]) if len(found) > 1 else [None]
+    sections = [_section(bench, folder, stem) for bench, stem in zip(found, stems, strict=True)]
     page = folder / PAGE
     atomic_text(page, _render(sections))
     return page
@@ -65,8 +67,21 @@ def _render(sections: Sequence[dict[str, Any]]) -> str:
     return environment.from_string(template).render(sections=sections)
 
 
-def _section(bench: Path, root: Path) -> dict[str, Any]:
-    """All that the page says of one bench."""
+def _stems(names: Sequence[str]) -> list[str | None]:
+    """What plots' names begin with, each its own: two benches may have one name, but not one folder."""
+    stems: list[str | None] = []
+    for name in map(_plain, names):
+        free = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
+        stems.append(next(stem for stem in free if stem not in stems))
+    return stems
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+
+
+def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
+    """All that the page says of one bench; the names of its plots begin with `stem`, or with the matrix's name."""
     matrix = load_matrix(bench / MATRIX)
     outcomes = read_cells(matrix, bench)
     summary = summarise(matrix, outcomes)
@@ -81,6 +96,11 @@ def _section(bench: Path, root: Path) -> dict[str, Any]:
                 "headline": rows[0]["test"] == headline,
                 "rows": [{**row, "colour": plots.colour_of(arms, row["arm"])} for row in rows],
                 "differences": [row for row in summary["differences"] if setting_text(row) == where],
+                # Of the last two arms of the matrix; none where one of them failed, rather than another pair's.
+                "difference": next(
+                    (d for d in summary["differences"] if setting_text(d) == where and [d["b"], d["a"]] == arms[-2:]),
+                    None,
+                ),
             }
         )
     runs = _runs(matrix, root)
@@ -90,7 +110,7 @@ def _section(bench: Path, root: Path) -> dict[str, Any]:
         "groups": groups,
         "failed": summary["failed"],
         "cells": summary["cells"],
-        "plots": _plots(matrix, outcomes, summary, root),
+        "plots": _plots(matrix, outcomes, summary, root, stem or _plain(matrix.name)),
         "sheet": _sheet(matrix),
         "runs": runs,
         "made": _made(matrix, outcomes, root),
@@ -106,7 +126,9 @@ def _about(matrix: Matrix) -> str:
 # --- plots -------------------------------------------------------------------------------------------------------
 
 
-def _plots(matrix: Matrix, outcomes: Sequence[Outcome], summary: dict[str, Any], root: Path) -> list[dict[str, str]]:
+def _plots(
+    matrix: Matrix, outcomes: Sequence[Outcome], summary: dict[str, Any], root: Path, stem: str
+) -> list[dict[str, str]]:
     headline, arms = next(iter(matrix.tests)), list(matrix.arms)
     rows = [row for row in summary["rows"] if row["test"] == headline]
     if not rows:
@@ -116,8 +138,7 @@ def _plots(matrix: Matrix, outcomes: Sequence[Outcome], summary: dict[str, Any],
     where = setting_text(last[0]).removeprefix("tested on ")
 
     def named(kind: str) -> tuple[Path, str]:
-        name = "".join(c if c.isalnum() or c in "._-" else "-" for c in f"{matrix.name}-{kind}")
-        return root / PLOTS / f"{name}.png", name
+        return root / PLOTS / f"{stem}-{kind}.png", f"{stem}-{kind}"
 
     found = [plots.accuracy_plot(last, arms, where, *named("accuracy"))]
     by_arm = {
@@ -125,7 +146,10 @@ def _plots(matrix: Matrix, outcomes: Sequence[Outcome], summary: dict[str, Any],
             [
                 o.result["tests"][headline]
                 for o in outcomes
-                if o.result is not None and o.cell.arm == row["arm"] and o.cell.setting == _setting(row)
+                if o.result is not None
+                and headline in o.result["tests"]
+                and o.cell.arm == row["arm"]
+                and o.cell.setting == _setting(row)
             ]
         )
         for row in last

@@ -7,14 +7,16 @@ import io
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfsyn.matrix import Cell, Matrix, cells
+from hfsyn.matrix import Cell, Matrix, cell_tests, cells
 from hfsyn.metrics import mean_interval, paired_difference
 
 CSV, SUMMARY = "results.csv", "summary.json"
+NOT_RUN = "not run"
+"""The error of a cell that nobody has tried yet."""
 _MEASURES = ("top1", "top5", "ece")
 
 
@@ -24,9 +26,11 @@ class Outcome:
 
     cell: Cell
     result: dict[str, Any] | None
-    """Its results.json; None where it is not done."""
+    """Its results.json with those of its tests that the matrix asks for; None where it is not trained."""
     error: str | None
-    """Why it failed; None where it did not."""
+    """Why it failed, as a whole or in a test; None where it did not."""
+    missing: tuple[str, ...] = ()
+    """Tests that are asked for and not there."""
 
 
 def read_cells(matrix: Matrix, folder: Path) -> list[Outcome]:
@@ -34,9 +38,25 @@ def read_cells(matrix: Matrix, folder: Path) -> list[Outcome]:
     found = []
     for cell in cells(matrix):
         result, error = (_json(folder / cell.folder / name) for name in ("results.json", "error.json"))
-        failed = None if result is not None else (error or {}).get("error", "not run")
-        found.append(Outcome(cell, result, failed))
+        wanted = cell_tests(matrix, cell)
+        failed = (error or {}).get("error", NOT_RUN)
+        if result is not None and (other := _difference_of(cell, wanted, result)):
+            result, failed = None, f"what lies in its folder is another cell's: {other}"
+        tests = {name: test for name, test in (result or {}).get("tests", {}).items() if name in wanted}
+        missing = tuple(name for name in wanted if name not in tests)
+        found.append(
+            Outcome(cell, result and {**result, "tests": tests}, failed if missing or result is None else None, missing)
+        )
     return found
+
+
+def _difference_of(cell: Cell, tests: dict[str, tuple[str, str | None]], result: dict[str, Any]) -> str | None:
+    """In what a result's own cell is not this one; None where it is this one."""
+    there = result.get("cell", {})
+    differing = [f"{key} {there.get(key)!r}" for key, value in asdict(cell).items() if there.get(key) != value]
+    known = there.get("tests", {})
+    differing += [f"{name} {known[name]}" for name, test in tests.items() if name in known and known[name] != [*test]]
+    return ", ".join(differing) or None
 
 
 def _json(path: Path) -> dict[str, Any] | None:
@@ -58,18 +78,20 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         ``name``, ``cells``, ``failed`` (``cell``, ``error``), ``rows``: one for each test, setting and arm, with
         ``seeds``, ``values`` and ``mean``, ``low``, ``high`` of top-1, ``n`` (images of the test), ``top5``, ``ece``
         (means) and ``all_classes`` (mean top-1 over all outputs, where the set has fewer classes);
-        ``differences``: one for each test, setting and pair of arms, ``a`` less ``b`` over the seeds that both have.
+        ``differences``: one for each test, setting and pair of arms, ``a`` less ``b`` over the seeds that both have;
+        of two arms ``a`` is the one that stands later in the matrix.
     """
     rows, differences = [], []
     settings = list(dict.fromkeys(outcome.cell.setting for outcome in outcomes))
     for name, setting in itertools.product(matrix.tests, settings):
-        by_arm: dict[str, dict[int, dict[str, Any]]] = {}
+        # In the matrix's order, whichever cells are there: a difference must not change its sign because one failed.
+        by_arm: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in matrix.arms}
         for outcome in outcomes:
             test = (outcome.result or {"tests": {}})["tests"].get(name)
             if outcome.cell.setting == setting and test is not None:
-                by_arm.setdefault(outcome.cell.arm, {})[outcome.cell.seed] = test
+                by_arm[outcome.cell.arm][outcome.cell.seed] = test
         where = {"test": name, **dict(zip(("model", "budget", "limit", "share"), setting, strict=True))}
-        rows += [{**where, "arm": arm, **_row(tests)} for arm, tests in by_arm.items()]
+        rows += [{**where, "arm": arm, **_row(tests)} for arm, tests in by_arm.items() if tests]
         differences += [
             {**where, "a": a, "b": b, **_difference(by_arm[a], by_arm[b])}
             for b, a in itertools.combinations(by_arm, 2)
@@ -133,10 +155,12 @@ def csv_text(matrix: Matrix, outcomes: Sequence[Outcome]) -> str:
             "arm": cell.arm, "model": cell.model, "budget": cell.budget, "limit": cell.limit, "share": cell.share,
             "seed": cell.seed, "folder": cell.folder.as_posix(),
         }  # fmt: skip
+        status = "missing" if outcome.error == NOT_RUN else "failed"
         if outcome.result is None:
-            status = "missing" if outcome.error == "not run" else "failed"
             writer.writerow({**start, "status": status, "error": outcome.error})
             continue
+        for name in outcome.missing:
+            writer.writerow({**start, "test": name, "status": status, "error": outcome.error})
         for name, test in outcome.result["tests"].items():
             own = test["metrics"].get("masked") or test["metrics"]
             writer.writerow(

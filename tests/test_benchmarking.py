@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from drawn_tables import rows_of, write_table
 
-from hfsyn.benchmarking import bench, failures
+from builders.variants import VARIANTS
+from hfsyn.benchmarking import _look, bench, failures
 from hfsyn.cli import cli
-from hfsyn.crews import crew
+from hfsyn.crews import crew, gpu_names
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.matrix import cell_config, cells, load_matrix
+from hfsyn.imagesets import TRAIN, open_images
+from hfsyn.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
 from hfsyn.metrics import wilson
+from hfsyn.summaries import read_cells
 
 MATRIX: dict[str, Any] = {
     "name": "two arms",
@@ -129,6 +134,126 @@ def test_cells_of_another_matrix_are_refused_by_name_of_the_field(tmp_path: Path
         run(tmp_path, {**MATRIX, "config": {"optimise": {"epochs": 3}}})
 
 
+def test_the_numbers_of_another_cell_are_never_shown_as_a_cells_own(tmp_path: Path) -> None:
+    run(tmp_path)
+    place = tmp_path / "cells/real/test_resnet/all/seed-1/results.json"
+    place.write_bytes((tmp_path / "cells/copy/test_resnet/all/seed-1/results.json").read_bytes())
+    outcomes = read_cells(load_matrix(MATRIX), tmp_path)
+    (wrong,) = [outcome for outcome in outcomes if outcome.error is not None]
+    assert (wrong.cell.arm, wrong.cell.seed, wrong.result) == ("real", 1, None)
+    assert "another cell's: arm 'copy'" in str(wrong.error)
+
+
+def test_a_difference_keeps_its_sign_whichever_cell_fails(tmp_path: Path) -> None:
+    whole, _ = run(tmp_path / "whole")
+    for number, broken in enumerate([("shapes", 0), ("shapes-context", 0)]):
+        summary, _ = run(tmp_path / str(number), trainer=FakeTrainer({broken}))
+        assert [row["arm"] for row in summary["rows"]] == ["real", "copy"]
+        (found,) = summary["differences"]
+        assert (found["a"], found["b"]) == ("copy", "real")
+        assert found["mean"] == pytest.approx(whole["differences"][0]["mean"])
+
+
+def test_a_test_that_is_new_is_run_alone_and_one_that_changed_is_refused(tmp_path: Path) -> None:
+    run(tmp_path)
+    more = {**MATRIX["tests"], "context": {"dataset": "shapes-context"}}
+    tester = FakeTester()
+    summary = bench({**MATRIX, "tests": more}, tmp_path, train=done_before, evaluate=tester, quiet=True)
+    assert tester.asked == [("shapes-context", None)] * 6
+    assert ([row["test"] for row in summary["rows"]], summary["failed"]) == (["drawings"] * 2 + ["context"] * 2, [])
+    fewer, _ = run(tmp_path, {**MATRIX, "tests": {"context": more["context"]}})
+    assert [row["test"] for row in fewer["rows"]] == ["context"] * 2
+    assert {row["test"] for row in csv.DictReader((tmp_path / "results.csv").open())} == {"context"}
+    again, trainer = run(tmp_path)
+    assert (trainer.configs, len(again["rows"])) == ([], 2)
+    with pytest.raises(HfsynError, match=r"tests\.drawings is \['shapes', 'test'\] there"):
+        run(tmp_path, {**MATRIX, "tests": {"drawings": {"dataset": "shapes", "split": "train"}}})
+
+
+def done_before(config: Any, out: Path) -> dict[str, Any]:
+    """A training that is there already."""
+    assert (out / "config.json").is_file()
+    return {}
+
+
+def test_a_test_that_fails_leaves_those_before_it_and_may_be_mended(tmp_path: Path) -> None:
+    class Picky(FakeTester):
+        def __call__(self, model: Path, dataset: str, split: str | None) -> dict[str, Any]:
+            if dataset == "typo":
+                raise HfsynError("There is no dataset 'typo'.")
+            return super().__call__(model, dataset, split)
+
+    tests = {**MATRIX["tests"], "other": {"dataset": "typo"}}
+    summary = bench({**MATRIX, "tests": tests}, tmp_path, train=FakeTrainer(), evaluate=Picky(), quiet=True)
+    assert len(summary["failed"]) == 6
+    assert [row["test"] for row in summary["rows"]] == ["drawings"] * 2
+    rows = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert [(row["test"], row["status"]) for row in rows[:2]] == [("other", "failed"), ("drawings", "done")]
+    tests["other"] = {"dataset": "shapes-context"}
+    mended = bench({**MATRIX, "tests": tests}, tmp_path, train=done_before, evaluate=FakeTester(), quiet=True)
+    assert (mended["failed"], len(mended["rows"])) == ([], 4)
+
+
+@pytest.mark.parametrize("changed", ["train.parquet", "test.parquet"])
+def test_a_finished_cell_is_refused_once_its_images_are_others(tmp_path: Path, changed: str) -> None:
+    def train(config: Any, out: Path) -> dict[str, Any]:
+        out.mkdir(parents=True)
+        (out / "config.json").write_text(json.dumps([config.data.train[0], config.seed]))
+        opened = open_images(config.data.train[0], default=TRAIN, limit=config.data.limit_per_class)
+        return {"training": {"sets": [opened.facts()]}}
+
+    def evaluate(model: Path, dataset: str, split: str | None) -> dict[str, Any]:
+        return {**FakeTester()(model, dataset, split), "dataset": open_images(dataset, split).facts()}
+
+    for name in ("train.parquet", "test.parquet"):
+        write_table(tmp_path / name, rows_of(10))
+    matrix = {
+        **MATRIX,
+        "arms": {"file": {"train": [str(tmp_path / "train.parquet")]}, "drawn": {"train": ["shapes"]}},
+        "limits": [2],
+        "tests": {"file": {"dataset": str(tmp_path / "test.parquet")}},
+    }
+    bench(matrix, tmp_path / "out", train=train, evaluate=evaluate, look=_look, quiet=True)
+    again = bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)
+    assert again["failed"] == []
+    write_table(tmp_path / changed, rows_of(12))
+    with pytest.raises(HfsynError, match=rf"{changed} have changed since .*\(10 images then\)"):
+        bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)
+    (tmp_path / changed).unlink()  # nobody can compare: the numbers stand
+    assert bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)["failed"] == []
+
+
+def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def train(config: Any, out: Path, options: Any) -> dict[str, Any]:
+        asked.append(options.num_workers)
+        return FakeTrainer()(config, out)
+
+    def evaluate(model: Path, dataset: str, *, split: str | None, num_workers: int, **_: Any) -> dict[str, Any]:
+        asked.append(num_workers)
+        return FakeTester()(model, dataset, split)
+
+    monkeypatch.setattr("hfsyn.training.train", train)
+    monkeypatch.setattr("hfsyn.evaluation.evaluate", evaluate)
+    (tmp_path / "m.json").write_text(json.dumps({**MATRIX, "seeds": [0]}))
+    arguments = ["--num-workers", "3", "--num-processes", "1", "-q"]
+    done = CliRunner().invoke(cli, ["bench", str(tmp_path / "m.json"), "--out", str(tmp_path / "out"), *arguments])
+    assert done.exception is None
+    assert asked == [3] * 4
+
+
+def test_the_example_is_a_matrix_that_needs_no_network() -> None:
+    done = CliRunner().invoke(cli, ["bench", "--example"])
+    assert (done.exit_code, done.stdout) == (0, EXAMPLE)
+    matrix = load_matrix(yaml.safe_load(done.stdout))
+    wanted = list(cells(matrix))
+    assert len(wanted) == 4
+    places = {text for cell in wanted for text in cell_config(matrix, cell).data.train}
+    places |= {dataset for cell in wanted for dataset, _ in cell_tests(matrix, cell).values()}
+    assert all(VARIANTS[place].drawn for place in places)
+
+
 def test_the_seed_chooses_the_set_and_a_test_may_be_for_some_arms_only(tmp_path: Path) -> None:
     tester = FakeTester()
     matrix = {
@@ -173,6 +298,12 @@ def test_budgets_limits_and_shares_are_axes(tmp_path: Path) -> None:
         ({"mix": {"dataset": "shapes", "shares": [1.0]}}, "mix.shares.0 is 1.0"),
         ({"seeds": []}, "seeds is \\[\\]"),
         ({"arms": {}}, "arms is {}"),
+        (
+            {"arms": {"a b": {"train": ["shapes"]}, "a+b": {"train": ["shapes"]}}},
+            r"in one folder, cells/a-b/test_resnet/all/seed-0: arm 'a b' and 'a\+b'",
+        ),
+        ({"mix": {"dataset": "shapes", "shares": [0.12345671, 0.12345672]}}, "share 0.12345671 and 0.12345672"),
+        ({"seeds": [1, 2, 1]}, "stands twice in an axis"),
         ({"models": ["resnet5O"]}, None),
     ],
 )
@@ -192,21 +323,45 @@ def test_a_missing_key_and_a_missing_file_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(HfsynError, match="not YAML"):
         load_matrix(tmp_path / "bad.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: für".encode("latin-1"))
+    with pytest.raises(HfsynError, match=r"latin\.yaml is not UTF-8: byte 7 is 0xfc"):
+        load_matrix(tmp_path / "latin.yaml")
 
 
-def slow_square(number: int) -> tuple[int, int]:
+def test_a_recipe_in_a_matrix_may_leave_its_data_empty_and_nothing_else() -> None:
+    matrix = load_matrix({**MATRIX, "config": {"data": None}})
+    assert cell_config(matrix, next(cells(matrix))).data.train == ("shapes",)
+    matrix = load_matrix({**MATRIX, "config": {"data": [1]}})
+    with pytest.raises(HfsynError, match=r"config\.data is \[1\]"):
+        cell_config(matrix, next(cells(matrix)))
+
+
+def slow_square(number: int) -> tuple[int, int, str | None]:
     time.sleep(0.2)
-    return number * number, os.getpid()
+    return number * number, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def test_a_crew_of_two_shares_the_tasks_and_one_is_this_process() -> None:
+def test_a_crew_of_two_shares_the_tasks_and_one_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f3a,3")
     with crew(1) as submit:
-        assert submit(slow_square, 3).result() == (9, os.getpid())
+        assert submit(slow_square, 3).result() == (9, os.getpid(), "GPU-8f3a,3")
         assert isinstance(submit(int, "x").exception(), ValueError)
-    with crew(2, device="cpu") as submit:
+    with crew(2, device="cuda") as submit:
         found = [future.result() for future in [submit(slow_square, n) for n in range(8)]]
-    assert [square for square, _ in found] == [n * n for n in range(8)]
-    assert len({process for _, process in found} - {os.getpid()}) == 2
+    assert [square for square, *_ in found] == [n * n for n in range(8)]
+    assert len({process for _, process, _ in found} - {os.getpid()}) == 2
+    assert {gpu for *_, gpu in found} == {"GPU-8f3a", "3"}  # each has one of its own
+
+
+@pytest.mark.parametrize(
+    ("listed", "names"),
+    [("2,3", ("2", "3")), (" GPU-8f3a , 1", ("GPU-8f3a", "1")), ("", ()), ("-1", ())],
+)
+def test_gpus_are_those_of_the_parents_list(
+    listed: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert gpu_names() == names
 
 
 def die(config: Any, out: Path) -> dict[str, Any]:

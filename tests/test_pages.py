@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
@@ -190,6 +191,25 @@ def test_a_bench_whose_images_have_gone_still_has_its_numbers(page: Path, tmp_pa
     text = report(tmp_path).read_text(encoding="utf-8")
     assert "77.5" in text
     assert "<img" not in text
+
+
+def test_benches_of_one_name_have_plots_of_their_own_and_the_headline_is_of_the_last_two_arms(
+    page: Path, tmp_path: Path
+) -> None:
+    for folder in ("one", "a b", "a-b"):
+        shutil.copytree(page.parent / "cells", tmp_path / folder / "cells")
+        text = (page.parent / "matrix.yaml").read_text()
+        (tmp_path / folder / "matrix.yaml").write_text(text)
+    matrix = yaml.safe_load((page.parent / "matrix.yaml").read_text())
+    del matrix["arms"]["gone"]
+    (tmp_path / "one" / "matrix.yaml").write_text(yaml.safe_dump(matrix, sort_keys=False))
+    text = report(tmp_path).read_text(encoding="utf-8")
+    plots = [row["href"] for tag, row in Elements(text).found if tag == "a" and str(row["href"]).endswith(".png")]
+    assert len(set(plots)) == len(plots) == 9
+    assert {"plots/one-accuracy.png", "plots/a-b-accuracy.png", "plots/a-b-2-accuracy.png"} <= set(plots)
+    assert all((tmp_path / str(place)).is_file() for place in plots)
+    # With `gone` as the last arm, which failed, there is no headline difference rather than that of another pair.
+    assert re.findall(r'<span class="name">(\w+ − \w+)</span>', text) == ["cip − basic"]
 
 
 def in_chromium(page: Path, folder: Path, script: str, *, width: int = 360, dark: bool = False) -> Any:
