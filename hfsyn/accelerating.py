@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,25 @@ def start_accelerator(
             f"The launcher started {world} processes, but accelerate counts {accelerator.num_processes}.",
             "Start with `hfsyn train ... --num-processes N`, or see the README on accelerate launch.",
         )
+    return accelerator
+
+
+def start_trackers(accelerator: Any, log_with: str | None) -> None:
+    """Open the tracker, once its folder is as it shall be."""
     if log_with:
         accelerator.init_trackers("hfsyn")
-    return accelerator
+
+
+def default_workers(accelerator: Any) -> int:
+    """Decoding processes beside each process where none are asked for.
+
+    A GPU waits for the decoders: the machine's cores are shared out among its processes. On a CPU they would only take
+    turns with the network.
+    """
+    if accelerator.device.type != "cuda":
+        return 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return min(16, max(1, len(os.sched_getaffinity(0)) // here))
 
 
 def stop_accelerator(accelerator: Any, log_with: str | None = None) -> None:
@@ -79,13 +96,19 @@ def check_tracker(log_with: str | None) -> None:
         raise HfsynError(f"The tracker {log_with} is not installed.", f"{hint}{note}", code=ExitCode.PREFLIGHT)
 
 
-def check_division(batch_size: int, accumulation: int, processes: int) -> None:
-    """Refuse a batch that cannot be divided into equal parts.
+def check_division(batch_size: int, accumulation: int, processes: int, *, pairs: bool = False) -> None:
+    """Refuse a batch that cannot be divided into equal parts, or with `pairs` not into even ones.
 
     Raises:
         HfsynError: with the nearest size that can be.
     """
     parts = accumulation * processes
+    if pairs and batch_size % parts == 0 and (each := batch_size // parts) % 2:
+        fits = max(1, round(batch_size / parts / 2)) * 2 * parts
+        raise HfsynError(
+            f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each.",
+            f"Make --batch-size even for it: {fits} can be.",
+        )
     if batch_size % parts:
         fits = max(1, round(batch_size / parts)) * parts
         raise HfsynError(

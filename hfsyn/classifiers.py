@@ -16,7 +16,7 @@ from typing import Any
 
 from builders.labels import label_map, shorten
 from builders.variants import get_variant
-from hfsyn.errors import HfsynError
+from hfsyn.errors import HfsynError, first_line
 from hfsyn.shards import atomic_text, atomic_write, sha256_of
 from hfsyn.train_config import TrainConfig
 
@@ -102,9 +102,11 @@ def create_network(
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except TypeError as error:
         raise HfsynError(f"{name} does not take these options: {error}.", f"model.options is {options}.") from None
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HfsynError(f"The network {name} cannot be made: {reason}", "Look at model.* in the recipe.") from None
+    except Exception as error:  # timm's networks raise what they like for options that do not go together
+        raise HfsynError(
+            f"The network {name} cannot be made: {first_line(error)}.",
+            f"Look at model.* in the recipe; its options are {dict(options)}.",
+        ) from None
 
 
 def _takes_img_size(name: str) -> bool:

@@ -21,6 +21,12 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, without its full stop; the error's kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 class HfsynError(Exception):
     """A user's mistake or an outside fault, said in one line and never shown with a traceback.
 

@@ -22,12 +22,13 @@ from builders.images import ImageRejected, decode_rgb
 from builders.labels import shorten
 from builders.real_labels import real_labels, validation_file
 from builders.variants import get_variant
-from hfsyn.accelerating import start_accelerator
+from hfsyn.accelerating import default_workers, start_accelerator
 from hfsyn.classifiers import Classifier, open_classifier, plain_transform
 from hfsyn.errors import HfsynError
 from hfsyn.feeding import one_thread
 from hfsyn.imagesets import ImageSet, open_images
 from hfsyn.metrics import classification_metrics, wilson
+from hfsyn.overlaps import shared_with_training, tell_overlap
 from hfsyn.progress import Progress
 from hfsyn.shards import atomic_text
 from hfsyn.software import software
@@ -60,7 +61,7 @@ def evaluate(
     device: str | None = None,
     mixed_precision: str = "no",
     batch_size: int = BATCH,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Test a classifier on a dataset; called in every process of a launch.
@@ -74,21 +75,29 @@ def evaluate(
         device: cpu or cuda; None is this process's GPU, or the CPU.
         mixed_precision: no, fp16 or bf16.
         batch_size: images a batch in each process; another one may change the last bits of a logit.
-        num_workers: processes that decode, beside each process.
+        num_workers: processes that decode, beside each process; None is as many as there are cores for each GPU, and
+            none on a CPU.
         quiet: no progress.
 
     Returns:
-        model, dataset, preprocessing, n, undecodable, metrics, seed, software, device; see the module's docstring.
+        model, dataset, preprocessing, n, undecodable, metrics, seed, software, device; see the module's docstring. And
+        ``overlap``: how many of the images the classifier was trained on, None where that is not known.
 
     Raises:
         HfsynError, DataError: there is no such model, dataset or split; classes that the model does not have (they are
             listed); or a variant whose copy has another number of images than it should.
     """
+    if out is not None:
+        check_result_file(out)
     accelerator = start_accelerator(device, mixed_precision)
     with accelerator.main_process_first():  # one process fills the caches
         images = open_images(dataset, split, limit=limit_per_class)
         classifier = open_classifier(model, device=str(accelerator.device))
+        overlap = shared_with_training(Path(model).expanduser(), images)
+    if accelerator.is_main_process and not quiet:
+        tell_overlap(overlap, images)
     result = measure(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
+    result["overlap"] = overlap
     if out is not None and accelerator.is_main_process:
         atomic_text(Path(out), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     return result
@@ -100,7 +109,7 @@ def measure(
     accelerator: Any,
     *,
     batch_size: int = BATCH,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     quiet: bool = True,
 ) -> dict[str, Any]:
     """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate`."""
@@ -127,6 +136,36 @@ def measure(
         "device": describe(accelerator),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def check_test(
+    model: str | Path, dataset: str, *, split: str | None, limit_per_class: int | None, out: str | Path | None
+) -> None:
+    """Say what is wrong with a test before it is started in several processes; arguments as of `evaluate`.
+
+    Raises:
+        HfsynError, DataError: as `evaluate`.
+    """
+    if out is not None:
+        check_result_file(out)
+    images = open_images(dataset, split, limit=limit_per_class)
+    classifier = open_classifier(model)
+    check_classes(classifier.wnids, images, classifier.source or classifier.name)
+    check_counts(images)
+
+
+def check_result_file(out: str | Path) -> None:
+    """Refuse a place where no file can be written, before any work is done.
+
+    Raises:
+        HfsynError: it is a folder, or lies in a file.
+    """
+    path = Path(out)
+    if path.is_dir():
+        raise HfsynError(f"--out {out} is a folder.", f"Name a file: --out {path / 'result.json'}")
+    for parent in path.parents:
+        if parent.exists() and not parent.is_dir():
+            raise HfsynError(f"--out {out} lies in {parent}, which is a file.", "Name another file.")
 
 
 def real_accuracy(ids: Sequence[str], answers: Sequence[str], images: ImageSet) -> dict[str, Any] | None:
@@ -171,7 +210,8 @@ def check_classes(wnids: Sequence[str], images: ImageSet, whose: str) -> list[in
 def check_counts(images: ImageSet) -> None:
     """Refuse a copy of a variant that has another number of images than the variant's facts say.
 
-    A part of a local copy (some of the classes, or a limit) passes; results say how many images they are over.
+    A part of a local copy (some of the classes, or a limit) passes; results say how many images they are over. Of a
+    variant that is for tests alone only a limit does: its published numbers are all over the whole set.
 
     Raises:
         HfsynError: with both numbers.
@@ -179,7 +219,12 @@ def check_counts(images: ImageSet) -> None:
     if images.variant is None or not images.complete:
         return
     variant = get_variant(images.variant)
-    stated = variant.splits.get(images.split)
+    if variant.tests_only and len(images.classes) != len(variant.classes):
+        raise HfsynError(
+            f"This copy of {variant.name} has {len(images.classes)} of its {len(variant.classes)} classes.",
+            f"Numbers on it would compare with nobody's. Get it anew, or say so with --limit. See {variant.homepage}",
+        )
+    stated = next(iter(variant.splits.values()), None) if variant.tests_only else variant.splits.get(images.split)
     if stated is not None and stated != len(images):
         raise HfsynError(
             f"This copy of {variant.name} ({images.split}) has {len(images)} images, and {stated} are right.",
@@ -193,7 +238,7 @@ def predict(
     accelerator: Any,
     *,
     batch_size: int = BATCH,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     quiet: bool = True,
 ) -> Predictions:
     """The logits of a set, complete in every process.
@@ -206,14 +251,15 @@ def predict(
     network, device = classifier.network, accelerator.device
     was_training = network.training
     network.eval()
-    loader = _loader(classifier, images, accelerator, batch_size, num_workers)
+    workers = default_workers(accelerator) if num_workers is None else num_workers
+    loader = _loader(classifier, images, accelerator, batch_size, workers)
     width = len(classifier.wnids)
     logits, numbers = [torch.empty(0, width)], [torch.empty(0, dtype=torch.long)]
     quiet = quiet or not accelerator.is_main_process
     with Progress("test", len(images), quiet=quiet) as progress, torch.inference_mode(), accelerator.autocast():
         for wanted, good, pixels in loader:
             if good.any():
-                out = network(pixels.to(device)).float().cpu()
+                out = network(pixels.to(device, non_blocking=True)).float().cpu()
                 # An undecodable image keeps its place in the batch, so that the others' logits do not move.
                 logits.append(out[good])
                 numbers.append(wanted[good])
@@ -269,7 +315,7 @@ def _loader(classifier: Classifier, images: ImageSet, accelerator: Any, batch_si
     prepared: Any = _Prepared(classifier, images)  # a map-style dataset need only have __getitem__
     return DataLoader(
         prepared, batch_sampler=wanted, num_workers=workers, collate_fn=_collate,
-        worker_init_fn=one_thread if workers else None,
+        worker_init_fn=one_thread if workers else None, pin_memory=accelerator.device.type == "cuda",
     )  # fmt: skip
 
 
@@ -303,5 +349,6 @@ def summary(result: Mapping[str, Any]) -> str:
     parts = [
         f"{name} {found[key]['value']:.4f} [{found[key]['low']:.4f}, {found[key]['high']:.4f}]"
         for name, key in (("top-1", "top1"), ("top-5", "top5"), ("ECE", "ece"))
+        if found[key]["value"] is not None  # top-5 of four classes is nothing
     ]
     return f"{', '.join(parts)}, n = {result['n']}{extra}"

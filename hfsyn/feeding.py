@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -31,13 +32,31 @@ def derive(*parts: int | str) -> int:
 
 
 def share_out(budget: int, weights: Sequence[float]) -> list[int]:
-    """Divide `budget` images in proportion to the weights: whole numbers that add up, the largest remainders first."""
+    """Divide `budget` images in proportion to the weights: whole numbers that add up, the largest remainders first.
+
+    Raises:
+        HfsynError: the weights are too large to be added up.
+    """
+    check_weights(weights, budget)
     exact = [budget * weight / sum(weights) for weight in weights]
     shares = [int(value) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: (shares[i] - exact[i], i))
     for i in by_remainder[: budget - sum(shares)]:
         shares[i] += 1
     return shares
+
+
+def check_weights(weights: Sequence[float], budget: int) -> None:
+    """Refuse weights that cannot be counted with.
+
+    Raises:
+        HfsynError: they are too large, or so small that nothing is left of them.
+    """
+    if not 0 < sum(weights) <= sys.float_info.max / budget:
+        raise HfsynError(
+            f"The weights {', '.join(f'{weight:g}' for weight in weights)} cannot be added up.",
+            "Only their proportions count: 1 and 2 do as well.",
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,8 @@ class Augmented:
     """A map-style dataset over positions: decoded, augmented, labelled. Used by torch's DataLoader.
 
     An item is ``(tensor, label, unread)``. Where an image cannot be decoded, the next one of its set stands in, and
-    `unread` says how many were passed over.
+    `unread` says how many were passed over. What is wrong with a whole set is handed on as a value: torch would glue
+    the traceback of the worker into an error that is raised there.
     """
 
     def __init__(
@@ -96,7 +116,7 @@ class Augmented:
         self._sets, self._order, self._transform, self._seed = sets, order, transform, seed
         self._labels = [[labels[wnid] for wnid in opened.wnids] for opened in sets]
 
-    def __getitem__(self, position: int) -> tuple[Any, int, int]:
+    def __getitem__(self, position: int) -> tuple[Any, int, int] | HfsynError:
         number, image = self._order[position]
         size = len(self._sets[number])
         for unread in range(size):
@@ -107,7 +127,7 @@ class Augmented:
                 continue
             with seeded(derive(self._seed, "augment", position)):
                 return self._transform(picture), self._labels[number][now], unread
-        raise HfsynError(f"No image of {self._sets[number].reference} can be decoded.", "Look at the files.")
+        return HfsynError(f"No image of {self._sets[number].reference} can be decoded.", "Look at the files.")
 
 
 class seeded:  # noqa: N801 (reads as a statement: `with seeded(n):`)
@@ -163,6 +183,7 @@ def training_batches(
     rank: int,
     world: int,
     workers: int,
+    pin: bool = False,
 ) -> Iterator[tuple[Any, Any, int]]:
     """This process's batches ``(tensors, labels, unread)`` of the steps from `first_step` up to `steps`.
 
@@ -179,9 +200,21 @@ def training_batches(
     items: Any = dataset  # a map-style dataset need only have __getitem__
     loader: Any = DataLoader(
         items, batch_sampler=wanted, num_workers=workers, collate_fn=collate, generator=own_generator(),
-        worker_init_fn=one_thread if workers else None,
+        worker_init_fn=one_thread if workers else None, pin_memory=pin,
     )  # fmt: skip
-    yield from loader
+    for batch in loader:
+        yield unwrapped(batch)
+
+
+def unwrapped(batch: Any) -> Any:
+    """A loader's batch.
+
+    Raises:
+        HfsynError: the one that was handed on in its place.
+    """
+    if isinstance(batch, HfsynError):
+        raise batch
+    return batch
 
 
 def own_generator() -> Any:
@@ -198,9 +231,11 @@ def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def collate(items: Sequence[tuple[Any, int, int]]) -> tuple[Any, Any, int]:
-    """Stack items to ``(tensors (n, ...), labels (n,), unread)``."""
+def collate(items: Sequence[tuple[Any, int, int] | HfsynError]) -> tuple[Any, Any, int] | HfsynError:
+    """Stack items to ``(tensors (n, ...), labels (n,), unread)``; an error among them stands for all."""
     import torch
 
-    pixels, labels, unread = zip(*items, strict=True)
+    if (wrong := next((item for item in items if isinstance(item, HfsynError)), None)) is not None:
+        return wrong
+    pixels, labels, unread = zip(*cast("Sequence[tuple[Any, int, int]]", items), strict=True)
     return torch.stack(pixels), torch.tensor(labels), sum(unread)

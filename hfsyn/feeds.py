@@ -10,6 +10,7 @@ from builders.labels import shorten
 from hfsyn.errors import HfsynError
 from hfsyn.feeding import Augmented, Order, Transform, share_out, training_batches
 from hfsyn.imagesets import TRAIN, ImageSet, open_images
+from hfsyn.overlaps import shared_images
 from hfsyn.references import Reference, parse_dataset
 from hfsyn.train_config import TrainConfig
 
@@ -28,6 +29,8 @@ class Slice:
     world: int
     workers: int
     """Processes that decode, beside this one."""
+    pin: bool = False
+    """Whether batches are put where a GPU can fetch them by itself."""
 
 
 class Feed(Protocol):
@@ -48,6 +51,10 @@ class Feed(Protocol):
 
     def facts(self) -> list[dict[str, Any]]:
         """What a result says of each set."""
+        ...
+
+    def overlap(self, test: ImageSet) -> int | None:
+        """How many images of a set are trained on; None where that cannot be told."""
         ...
 
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
@@ -147,6 +154,10 @@ class MapFeed:
             {**opened.facts(), "share": share} for opened, share in zip(self._sets, self._order.shares, strict=True)
         ]
 
+    def overlap(self, test: ImageSet) -> int | None:
+        """See `Feed`."""
+        return len(set().union(*(shared_images(opened, test) for opened in self._sets)))
+
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
         """See `Feed`."""
         labels = {wnid: number for number, wnid in enumerate(self.classes)}
@@ -154,6 +165,7 @@ class MapFeed:
         for pixels, targets, unread in training_batches(
             dataset, first_step=wanted.first, steps=wanted.steps, batch_size=self._config.optimise.batch_size,
             parts=wanted.parts, rank=wanted.rank, world=wanted.world, workers=wanted.workers,
+            pin=wanted.pin,
         ):  # fmt: skip
             self.unread += unread
             yield pixels, targets

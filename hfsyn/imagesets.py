@@ -9,32 +9,26 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from builders import layout
 from builders.errors import DataError
 from builders.folders import FolderSource, local_splits
 from builders.parquet import find_parquet, list_parquet, split_of
-from builders.rows import IndexEntry, Source
+from builders.rows import Source
 from builders.sources import open_source
-from builders.variants import get_variant
+from builders.variants import VARIANTS, get_variant
 from hfsyn.columns import find_columns, table_wnids
 from hfsyn.errors import HfsynError
 from hfsyn.references import Reference, parse_dataset
+from hfsyn.stored_images import Bytes, Drawn, Files, Some, Table
 
+_LOOKED_AT = 8
 TRAIN, TEST = ("train",), ("validation", "test")
 """Splits that are looked for, in this order, where none is named: to train on, and to be tested on."""
-
-
-class Bytes(Protocol):
-    """The images of a set by their number."""
-
-    def __getitem__(self, number: int, /) -> bytes:
-        """The encoded file; empty where it cannot be read."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,10 @@ class ImageSet:
     own repository; and no limit was set.
     """
     variant: str | None = None
+    hub: str | None = None
+    """The repository on the Hub that it was read from."""
+    named_split: bool = True
+    """Whether the split is the data's own; a file without one is called as what it is used for."""
 
     def __len__(self) -> int:
         return len(self.wnids)
@@ -69,16 +67,31 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the ids and classes in order: the same images in the same order have the same one."""
-        text = "\n".join(f"{name}\t{wnid}" for name, wnid in zip(self.ids, self.wnids, strict=True))
-        return hashlib.sha256(text.encode()).hexdigest()
+        """SHA-256 of the ids and classes in order, and of a few images.
+
+        The same images in the same order have the same one, whatever they are used for. Ids that are row numbers say
+        nothing of the images, so that some of these count too.
+        """
+        prefix = "" if self.named_split else f"{self.split}/"
+        text = "\n".join(f"{n.removeprefix(prefix)}\t{wnid}" for n, wnid in zip(self.ids, self.wnids, strict=True))
+        found = hashlib.sha256(text.encode())
+        for number in spread(len(self), _LOOKED_AT):
+            found.update(hashlib.sha256(self.images[number]).digest())
+        return found.hexdigest()
 
     def facts(self) -> dict[str, Any]:
         """What a result says of the set."""
         return {
             "reference": self.reference, "split": self.split, "revision": self.revision, "images": len(self),
-            "classes": len(self.classes), "fingerprint": self.fingerprint,
+            "classes": len(self.classes), "fingerprint": self.fingerprint, "variant": self.variant, "hub": self.hub,
         }  # fmt: skip
+
+
+def spread(size: int, count: int) -> list[int]:
+    """At most `count` numbers below `size`, evenly spread, the first and the last among them."""
+    if size <= count:
+        return list(range(size))
+    return [round(place * (size - 1) / (count - 1)) for place in range(count)]
 
 
 def open_images(
@@ -140,9 +153,9 @@ def _limited(opened: ImageSet, limit: int) -> ImageSet:
         counts[wnid] = counts.get(wnid, 0) + 1
         if counts[wnid] <= limit:
             keep.append(number)
-    return ImageSet(
-        opened.reference, opened.split, [opened.wnids[i] for i in keep], opened.names, _Some(opened.images, keep),
-        [opened.ids[i] for i in keep], opened.revision, False, opened.variant,
+    return replace(
+        opened, wnids=[opened.wnids[i] for i in keep], images=Some(opened.images, keep),
+        ids=[opened.ids[i] for i in keep], complete=False,
     )  # fmt: skip
 
 
@@ -157,18 +170,19 @@ def _open_variant(found: Reference, split: str | None, default: Sequence[str], t
 
 def _from_source(source: Source, reference: str, split: str, variant: str) -> ImageSet:
     entries = list(source.index())
-    images: Bytes = _Files(source.root, entries) if isinstance(source, FolderSource) else _Drawn(source, entries)
+    images: Bytes = Files(source.root, entries) if isinstance(source, FolderSource) else Drawn(source, entries)
     known = get_variant(variant)
     return ImageSet(
         reference, split, [entry.wnid for entry in entries], {info.wnid: info.name for info in source.classes}, images,
-        [entry.source_id for entry in entries], None, len(source.classes) == len(known.classes), variant,
+        [entry.source_id for entry in entries], None,
+        known.tests_only or len(source.classes) == len(known.classes), variant,
     )  # fmt: skip
 
 
 def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> ImageSet:
     tables = local_tables(found, split, default)
     if tables is not None:
-        return _from_files(tables.files, found, tables.split, tables.revision)
+        return replace(_from_files(tables.files, found, tables.split, tables.revision), named_split=tables.named)
     # Class folders that are named by wnid need no variant: ImageNet-1k has them all.
     path, variant = Path(found.place).expanduser(), found.variant or "imagenet-1k"
     try:
@@ -187,6 +201,8 @@ class Tables:
     split: str
     revision: str | None
     """A run folder's recipe fingerprint."""
+    named: bool = True
+    """Whether the files' names say the split."""
 
 
 def local_tables(found: Reference, split: str | None, default: Sequence[str]) -> Tables | None:
@@ -206,7 +222,7 @@ def local_tables(found: Reference, split: str | None, default: Sequence[str]) ->
     named = sorted({name for file in parquet if (name := split_of(file))})
     split = pick_split(named or [split or default[0]], split, default, found.place)
     names = parquet if path.is_file() else find_parquet(root, split, None)
-    return Tables(tuple(str(root / name) for name in names), split, None)
+    return Tables(tuple(str(root / name) for name in names), split, None, bool(named))
 
 
 def _run_tables(path: Path, found: Reference, split: str | None, default: Sequence[str]) -> Tables:
@@ -281,8 +297,9 @@ def from_table(
         raise HfsynError(f"The split {split!r} of {reference} is empty.", "Name another split or dataset.")
     wnids, names = table_wnids(rows, columns, variant, reference)
     ids = rows[columns.id][:] if columns.id else _names(rows, columns.image, split)
-    complete = whole or (variant is not None and len(names) == len(get_variant(variant).classes))
-    return ImageSet(reference, split, wnids, names, _Table(rows, columns.image), ids, revision, complete, variant)
+    known = None if variant is None else get_variant(variant)
+    complete = whole or (known is not None and (known.tests_only or len(names) == len(known.classes)))
+    return ImageSet(reference, split, wnids, names, Table(rows, columns.image), ids, revision, complete, variant)
 
 
 def _names(rows: Any, column: str, split: str) -> list[str]:
@@ -301,75 +318,21 @@ def _names(rows: Any, column: str, split: str) -> list[str]:
 def _open_variant_on_hub(found: Reference, split: str, token: str | bool | None) -> ImageSet:
     from hfsyn.hubsets import load_variant
 
-    rows, revision = load_variant(get_variant(found.place), split, found.revision, token=token)
-    return from_table(rows, str(found), split, found.place, revision, whole=True)
+    variant = get_variant(found.place)
+    assert variant.hub is not None  # it is not drawn
+    rows, revision = load_variant(variant, split, found.revision, token=token)
+    return replace(from_table(rows, str(found), split, found.place, revision, whole=True), hub=variant.hub.repo_id)
 
 
 def _open_hub(found: Reference, split: str | None, default: Sequence[str], token: str | bool | None) -> ImageSet:
     from hfsyn.hubsets import load_rows
 
     rows, split, revision = load_rows(found, split, default, token=token)
-    return from_table(rows, str(found), split, found.variant, revision)
+    variant = found.variant or variant_of_repository(found.place)
+    return replace(from_table(rows, str(found), split, variant, revision), hub=found.place)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Image files in a folder."""
-
-    root: Path
-    entries: Sequence[IndexEntry]
-
-    def __getitem__(self, number: int) -> bytes:
-        try:
-            return (self.root / self.entries[number].location).read_bytes()
-        except OSError:  # gone, or forbidden: told by whoever decodes
-            return b""
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Drawings, drawn when they are first asked for and then kept: they are small, and drawing takes longest."""
-
-    source: Source
-    entries: Sequence[IndexEntry]
-    kept: dict[int, bytes] = field(default_factory=dict)
-
-    def __getitem__(self, number: int) -> bytes:
-        if number not in self.kept:
-            self.kept[number] = next(iter(self.source.read([self.entries[number]]))).image
-        return self.kept[number]
-
-
-class _Table:
-    """The image column of a `datasets.Dataset`: memory-mapped Arrow, read without its decoder."""
-
-    def __init__(self, rows: Any, column: str) -> None:
-        self._rows = rows.select_columns([column]).with_format("arrow")
-        self._column = column
-
-    def __getitem__(self, number: int) -> bytes:
-        value = self._rows[int(number)].column(self._column)[0].as_py()
-        return stored_bytes(value)
-
-
-def stored_bytes(value: Any) -> bytes:
-    """The bytes of an image as Arrow or `datasets` stores it: bytes, or a struct with bytes and a path."""
-    if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        try:
-            return Path(str(value.get("path"))).read_bytes()
-        except OSError:
-            return b""
-    return bytes(value) if value is not None else b""
-
-
-@dataclass(frozen=True)
-class _Some:
-    """Some of another set's images."""
-
-    images: Bytes
-    numbers: Sequence[int]
-
-    def __getitem__(self, number: int) -> bytes:
-        return self.images[self.numbers[number]]
+def variant_of_repository(repo_id: str) -> str | None:
+    """The variant for tests alone whose own repository this is; None where it is none's, or that of several."""
+    owned = [v.name for v in VARIANTS.values() if v.tests_only and v.hub is not None and v.hub.repo_id == repo_id]
+    return owned[0] if len(owned) == 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -45,7 +46,10 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it continues."),
         click.option("--overwrite", is_flag=True, help="Delete the training that DIR holds first."),
         click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]"),
-        click.option("--num-workers", type=click.IntRange(min=0), default=0, metavar="N", help="Decoders a process."),
+        click.option(
+            "--num-workers", type=click.IntRange(min=0), metavar="N",
+            help="Decoders a process.  [default: cores / GPUs, or 0]",
+        ),
         click.option(
             "--gradient-accumulation-steps", "accumulation", type=click.IntRange(min=1), default=1, metavar="N",
             help="Parts in which a step is computed.",
@@ -112,11 +116,25 @@ def training_options(function: F) -> F:
 
 
 def recipe_of(options: dict[str, Any]) -> Any:
-    """The TrainConfig that the options say: the recipe file, then ``--set``, then the flags."""
+    """The TrainConfig that the options say: the recipe file, then ``--set``, then the flags.
+
+    The precision that ``accelerate launch`` was told counts where none of these says one.
+    """
     from hfsyn.train_config import load_train_config
+    from hfsyn.workers import current_worker, is_child
 
     values = {field: options[name] for name, field in FIELDS.items() if options[name] not in (None, ())}
-    return load_train_config(options["config"], options["overrides"], values)
+    config = load_train_config(options["config"], options["overrides"], values)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if is_child() or launched in ("no", config.optimise.mixed_precision):
+        return config
+    if "mixed_precision" not in config.optimise.model_fields_set and launched in ("fp16", "bf16"):
+        values["optimise.mixed_precision"] = launched
+        return load_train_config(options["config"], options["overrides"], values)
+    if current_worker().is_main:
+        said = config.optimise.mixed_precision
+        click.echo(f"Trained in {said!r}, as the recipe says, and not in {launched!r}, as the launcher does.", err=True)
+    return config
 
 
 def running_of(options: dict[str, Any]) -> Any:
@@ -186,14 +204,21 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     import tempfile
     from pathlib import Path
 
+    from hfsyn.accelerating import check_tracker
     from hfsyn.errors import ExitCode, HfsynError
+    from hfsyn.model_cards import check_repo_id
     from hfsyn.train_config import dump_train_config
-    from hfsyn.training import RESULTS, check_folder, open_sets
-    from hfsyn.workers import launch
+    from hfsyn.training import open_training
+    from hfsyn.training_folders import RESULTS, check_folder
+    from hfsyn.workers import check_device, launch
 
     # What is wrong is said here, once, and not by every process.
     check_folder(Path(options["out"]), config, options["overwrite"])
-    open_sets(config)
+    check_device(options["device"])
+    check_tracker(options["log_with"])
+    if options["push_to_hub"] is not None:
+        check_repo_id(options["push_to_hub"])
+    open_training(config, Path(options["out"]), running_of(options), processes)
     results = Path(options["out"]) / RESULTS
     before = results.stat().st_mtime_ns if results.is_file() else None
     with tempfile.TemporaryDirectory() as folder:
@@ -221,14 +246,17 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
 @click.option("--out", metavar="FILE", help="Write the result as JSON.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
 @click.option("--num-processes", type=click.IntRange(min=1), metavar="N", help="Processes on this machine.")
-@click.option("--num-workers", type=click.IntRange(min=0), default=0, metavar="N", help="Decoders a process.")
+@click.option(
+    "--num-workers", type=click.IntRange(min=0), metavar="N", help="Decoders a process.  [default: cores / GPUs, or 0]"
+)
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N")
 @click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 def evaluate_command(
     model: str, dataset: str, split: str | None, limit: int | None, out: str | None, device: str | None,
-    num_processes: int | None, num_workers: int, batch_size: int, mixed_precision: str, as_json: bool, quiet: bool,
+    num_processes: int | None, num_workers: int | None, batch_size: int, mixed_precision: str, as_json: bool,
+    quiet: bool,
 ) -> None:  # fmt: skip
     """Test MODEL on DATASET. Prints top-1, top-5 and calibration, each with its 95 % interval.
 
@@ -238,10 +266,12 @@ def evaluate_command(
     hfsyn evaluate out/cip imagenette
     hfsyn evaluate resnet50.a1_in1k runs/cip --split train --out fidelity.json
     """
-    from hfsyn.evaluation import evaluate, summary
-    from hfsyn.workers import current_worker, is_child, is_launched, leave_group
+    from hfsyn.evaluation import check_test, evaluate, summary
+    from hfsyn.workers import check_device, current_worker, is_child, is_launched, leave_group
 
+    check_device(device)
     if (num_processes or 1) > 1 and not is_launched():
+        check_test(model, dataset, split=split, limit_per_class=limit, out=out)  # said once, not by every process
         result = _launch_evaluation(num_processes or 1, device, out, [
             model, dataset, *_flag("--split", split), *_flag("--limit", limit), *_flag("--device", device),
             *_flag("--num-workers", num_workers), *_flag("--batch-size", batch_size),
@@ -267,6 +297,7 @@ def _launch_evaluation(processes: int, device: str | None, out: str | None, argu
     from pathlib import Path
 
     from hfsyn.errors import ExitCode, HfsynError
+    from hfsyn.shards import atomic_text
     from hfsyn.workers import launch
 
     with tempfile.TemporaryDirectory() as folder:
@@ -276,5 +307,5 @@ def _launch_evaluation(processes: int, device: str | None, out: str | None, argu
             raise HfsynError("The processes stopped before the end.", "The cause stands above.", code=ExitCode.PARTIAL)
         text = result.read_text(encoding="utf-8")
     if out is not None:
-        Path(out).write_text(text, encoding="utf-8")
+        atomic_text(Path(out), text)
     return json.loads(text)

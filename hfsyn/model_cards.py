@@ -36,7 +36,7 @@ def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, 
     with tempfile.TemporaryDirectory() as temporary:
         write_timm_folder(classifier, Path(temporary))
         (Path(temporary) / "README.md").write_text(card_text(classifier, result, repo_id), encoding="utf-8")
-        (Path(temporary) / RESULTS).write_text(json.dumps(result, indent=1), encoding="utf-8")
+        (Path(temporary) / RESULTS).write_text(json.dumps(without_paths(result), indent=1), encoding="utf-8")
         try:
             api = HfApi(token=token, library_name="hfsyn")
             api.create_repo(repo_id, private=private, exist_ok=True)
@@ -91,14 +91,10 @@ def card_text(classifier: Classifier, result: Mapping[str, Any], repo_id: str) -
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "hfsyn"],
-        datasets=sorted({name for made in training["sets"] if (name := _hub_name(made["reference"]))}),
+        datasets=sorted({name for made in training["sets"] if (name := _hub_name(made))}),
         eval_results=_eval_results(test) if test else None,
     )
-    sets = "\n".join(
-        f"- `{made['reference']}`, split {made['split']}, revision {made['revision'] or 'none'}: "
-        f"{made['share']:.0f} images an epoch"
-        for made in training["sets"]
-    )
+    sets = "\n".join(f"- {_described(made)}: {made['share']:.0f} images an epoch" for made in training["sets"])
     shown = f"{training['budget']} images an epoch, {training['epochs']} epochs, seed {classifier.seed}"
     return f"""---
 {data.to_yaml()}
@@ -125,34 +121,67 @@ The whole recipe, the software and every measure are in `{RESULTS}`.
 def _tested(test: Mapping[str, Any] | None) -> str:
     if not test:
         return "It was not tested.\n"
-    found, data = test["metrics"], test["dataset"]
+    found = test["metrics"]
+    known = f", {test['overlap']} of which are among the training images too" if test.get("overlap") else ""
     return (
-        f"Tested on `{data['reference']}`, split {data['split']}, revision {data['revision'] or 'none'}, "
-        f"{test['n']} images:\n\n| measure | value | 95 % interval |\n|---|---|---|\n"
+        f"Tested on {_described(test['dataset'])}, {test['n']} images{known}:\n\n"
+        "| measure | value | 95 % interval |\n|---|---|---|\n"
         + "".join(
             f"| {title} | {found[key]['value']:.4f} | {found[key]['low']:.4f} to {found[key]['high']:.4f} |\n"
             for title, key in (("top-1 accuracy", "top1"), ("top-5 accuracy", "top5"), ("calibration error", "ece"))
+            if found[key]["value"] is not None  # top-5 of four classes is nothing
         )
     )
+
+
+def _described(data: Mapping[str, Any]) -> str:
+    """A set in words: on the Hub by its commit, anywhere else by what is in it."""
+    if _hub_name(data):
+        return f"`{data['reference']}`, split {data['split']}, revision {data['revision'] or 'none'}"
+    known = f", fingerprint `{data['fingerprint'][:16]}`" if data.get("fingerprint") else ""
+    return f"`{_without_path(data['reference'])}` (not on the Hub), split {data['split']}{known}"
 
 
 def _eval_results(test: Mapping[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     data = test["dataset"]
+    repository = _hub_name(data)
     return [
         EvalResult(
-            task_type="image-classification", dataset_type=_hub_name(data["reference"]) or data["reference"],
-            dataset_name=data["reference"], dataset_split=data["split"], dataset_revision=data["revision"],
+            # The type is an identifier of the Hub's; a set that is not there must not be taken for one that is.
+            task_type="image-classification", dataset_type=repository or data.get("variant") or "local",
+            dataset_name=_without_path(data["reference"]), dataset_split=data["split"],
+            dataset_revision=data["revision"] if repository else None,
             metric_type="accuracy", metric_name=title, metric_value=round(test["metrics"][key]["value"], 6),
         )
         for title, key in (("Top 1 accuracy", "top1"), ("Top 5 accuracy", "top5"))
+        if test["metrics"][key]["value"] is not None
     ]  # fmt: skip
 
 
-def _hub_name(reference: str) -> str | None:
-    """The dataset's repository on the Hub; None where it is on nobody else's disk."""
-    place = reference.partition("@")[0].partition("#")[0].rpartition("=")[2]
+def without_paths(value: Any) -> Any:
+    """A result for others to read: of every local path only its last name is left."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_paths(inner) for inner in value]
+    return _without_path(value) if isinstance(value, str) else value
+
+
+def _without_path(text: str) -> str:
+    """``VARIANT=/home/me/photographs:0.5`` is ``VARIANT=photographs:0.5``; a name on the Hub stays as it is."""
+    stated, sign, place = text.rpartition("=")
+    outside = place.startswith(("/", "~", "..", "./")) or ("/" in place and len(place) < 256 and Path(place).exists())
+    return f"{stated}{sign}{Path(place).name}" if outside else text
+
+
+def _hub_name(data: Mapping[str, Any]) -> str | None:
+    """The repository on the Hub that a set's facts name; None where it is on nobody else's disk."""
+    if "hub" in data:
+        name: str | None = data["hub"]
+        return name
+    place = data["reference"].partition("@")[0].partition("#")[0].rpartition("=")[2]
     if place in VARIANTS:
         hub = VARIANTS[place].hub
         return hub.repo_id if hub else None

@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from builders.images import ImageRejected, decode_rgb
-from builders.variants import get_variant
+from builders.variants import VARIANTS, get_variant
 from hfsyn.columns import Columns, class_names, find_columns, label_wnids
 from hfsyn.errors import HfsynError
-from hfsyn.feeding import Transform, collate, derive, one_thread, own_generator, seeded
+from hfsyn.feeding import Transform, check_weights, collate, derive, one_thread, own_generator, seeded, unwrapped
 from hfsyn.feeds import Slice, need_budget, same_classes
-from hfsyn.imagesets import TRAIN, local_tables, pick_split, stored_bytes
+from hfsyn.imagesets import TRAIN, ImageSet, local_tables, pick_split
 from hfsyn.references import Reference
+from hfsyn.stored_images import stored_bytes
 from hfsyn.train_config import TrainConfig
+
+_NO_CLASS = -1
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Stream:
     columns: Columns
     wnids: Mapping[Any, str]
     """Stored label -> wnid."""
+    hub: str | None = None
+    """The repository on the Hub that it is read from."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -68,7 +73,9 @@ def open_stream(found: Reference, split: str | None, token: str | bool | None = 
         rows = rows.cast_column(columns.image, Image(decode=False))
     rows = rows.select_columns([columns.image, columns.label])
     wnids = label_wnids(range(len(columns.names)), columns, found.variant, str(found))
-    return Stream(str(found), split, revision, rows, columns, wnids)
+    source = VARIANTS[found.place].hub if found.kind == "variant" else None
+    hub = found.place if found.kind == "hub" else source.repo_id if source else None
+    return Stream(str(found), split, revision, rows, columns, wnids, hub)
 
 
 def _rows(found: Reference, split: str | None, token: str | bool | None) -> tuple[Any, str, str | None]:
@@ -103,6 +110,7 @@ class StreamFeed:
         self.budget = need_budget(config, None)
         self.unread = 0
         self._config, self._streams = config, streams
+        check_weights(weights, self.budget)
         self._weights = [weight / sum(weights) for weight in weights]
         self._pass, self._taken = 0, 0
 
@@ -124,10 +132,15 @@ class StreamFeed:
         return [
             {
                 "reference": s.reference, "split": s.split, "revision": s.revision, "classes": len(s.classes),
-                "share": weight * self.budget, "streaming": True,
+                "share": weight * self.budget, "streaming": True, "hub": s.hub,
             }
             for s, weight in zip(self._streams, self._weights, strict=True)
         ]  # fmt: skip
+
+    def overlap(self, test: ImageSet) -> int | None:
+        """See `Feed`: it is known where the test is one of the streams, and not else, as no image has been read."""
+        named = {(s.reference, s.split, s.revision) for s in self._streams}
+        return len(test) if (test.reference, test.split, test.revision) in named else None
 
     def state(self) -> dict[str, Any]:
         """The pass that is being read, and how many batches of it were taken."""
@@ -148,10 +161,11 @@ class StreamFeed:
             loader: Any = DataLoader(
                 rows, batch_size=size, drop_last=True, num_workers=min(wanted.workers, rows.num_shards),
                 collate_fn=_Decode(transform, self._config.seed, self._pass), generator=own_generator(),
-                worker_init_fn=one_thread,
+                worker_init_fn=one_thread, pin_memory=wanted.pin,
             )  # fmt: skip
             skip, got = self._taken, 0
-            for number, (pixels, labels, unread) in enumerate(loader):
+            for number, batch in enumerate(loader):
+                pixels, labels, unread = unwrapped(batch)
                 got += 1
                 if number < skip:
                     continue
@@ -197,20 +211,23 @@ class _Relabel:
     targets: Mapping[Any, int]
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        if row[self.label] not in self.targets:
-            raise HfsynError(f"A row of the stream has the label {row[self.label]!r}, which is none.", "Leave it out.")
-        return {"image": row[self.image], "label": self.targets[row[self.label]]}
+        return {"image": row[self.image], "label": self.targets.get(row[self.label], _NO_CLASS)}
 
 
 @dataclass(frozen=True)
 class _Decode:
-    """Collate rows to pixels. In the place of an image that cannot be decoded stands the batch's first good one."""
+    """Collate rows to pixels. In the place of an image that cannot be decoded stands the batch's first good one.
+
+    What is wrong is handed on as a value: see `hfsyn.feeding.Augmented`.
+    """
 
     transform: Transform
     seed: int
     number: int
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, int]:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, int] | HfsynError:
+        if any(row["label"] == _NO_CLASS for row in rows):
+            return HfsynError("A row of the stream has a label that is none of its classes.", "Leave it out.")
         items: list[tuple[Any, int, int]] = []
         for row in rows:
             data = stored_bytes(row["image"])
@@ -221,7 +238,7 @@ class _Decode:
             with seeded(derive(self.seed, "stream", self.number, zlib.crc32(data))):
                 items.append((self.transform(picture), int(row["label"]), 0))
         if not items:
-            raise HfsynError("No image of a whole batch of the stream can be decoded.", "Look at the files.")
+            return HfsynError("No image of a whole batch of the stream can be decoded.", "Look at the files.")
         missing = len(rows) - len(items)
-        pixels, labels, _ = collate([*items, *[items[0]] * missing])
+        pixels, labels, _ = unwrapped(collate([*items, *[items[0]] * missing]))
         return pixels, labels, missing

@@ -173,7 +173,10 @@ def load_train_config(
     if isinstance(config, TrainConfig):
         fields, where = config.model_dump(), "the training recipe"
     elif isinstance(config, Mapping):
-        fields, where = json.loads(json.dumps(config)), "the training recipe"
+        try:
+            fields, where = json.loads(json.dumps(config)), "the training recipe"
+        except (TypeError, ValueError) as error:
+            raise HfsynError(f"The training recipe holds a value that is none: {error}.", "Quote dates.") from None
     elif config is None:
         fields, where = {}, "the options"
     else:
@@ -219,6 +222,20 @@ def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, An
     return [entry for entry in found if entry[1] != entry[2]]
 
 
+def read_text(path: Path) -> str:
+    """The text of a file that a person wrote.
+
+    Raises:
+        HfsynError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise HfsynError(f"{path} is not UTF-8: byte {error.start} cannot be read.", "Save it as UTF-8.") from None
+    except OSError as error:
+        raise HfsynError(f"{path} cannot be read: {error.strerror}.", "Look at its rights.") from None
+
+
 def _read(name: str) -> tuple[dict[str, Any], str]:
     path = Path(name).expanduser()
     if name.endswith((".yaml", ".yml")) or "/" in name:
@@ -226,7 +243,7 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
             raise HfsynError(
                 f"There is no training recipe {name}.", f"Shipped: {', '.join(shipped_training_recipes())}"
             )
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     elif name in shipped_training_recipes():
         text = (resources.files("hfsyn.training_recipes") / f"{name}.yaml").read_text(encoding="utf-8")
     else:

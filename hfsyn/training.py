@@ -16,26 +16,15 @@ libraries' kernels are not deterministic.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfsyn.accelerating import check_division, log, start_accelerator, stop_accelerator, total
+from hfsyn.accelerating import check_division, default_workers, log, start_accelerator, start_trackers, stop_accelerator
 from hfsyn.augmenting import Augmentation
-from hfsyn.checkpoints import check_same_config, found_checkpoints, load_checkpoint, save_checkpoint
-from hfsyn.classifiers import (
-    FACTS,
-    WEIGHTS,
-    Classifier,
-    check_model_name,
-    new_classifier,
-    open_classifier,
-    save_classifier,
-)
-from hfsyn.errors import HfsynError
+from hfsyn.checkpoints import Place, Tally, load_checkpoint, save_checkpoint
+from hfsyn.classifiers import Classifier, check_model_name, new_classifier, open_classifier, save_classifier
 from hfsyn.evaluation import check_classes, check_counts, measure
 from hfsyn.feeds import Feed, Slice, open_feed
 from hfsyn.imagesets import ImageSet, open_images
@@ -50,13 +39,13 @@ from hfsyn.optimising import (
     seed_part,
     total_steps,
 )
+from hfsyn.overlaps import tell_overlap
 from hfsyn.progress import Progress
 from hfsyn.shards import atomic_text
 from hfsyn.software import software
-from hfsyn.train_config import TrainConfig, dump_train_config, load_train_config
-
-CONFIG, RESULTS, CHECKPOINTS, LOGS = "config.yaml", "results.json", "checkpoints", "logs"
-_OURS = (CONFIG, RESULTS, CHECKPOINTS, LOGS, WEIGHTS, FACTS)
+from hfsyn.train_config import TrainConfig, dump_train_config
+from hfsyn.training_folders import CHECKPOINTS, CONFIG, LOGS, RESULTS, check_folder, finished, prepare_folder
+from hfsyn.trials import try_training
 
 
 @dataclass(frozen=True)
@@ -65,8 +54,10 @@ class RunOptions:
 
     device: str | None = None
     """cpu or cuda; None is this process's GPU, or the CPU."""
-    num_workers: int = 0
-    """Processes that decode and augment, beside each process that trains."""
+    num_workers: int | None = None
+    """Processes that decode and augment, beside each process that trains. None is as many as there are cores for each
+    GPU, and none on a CPU or with streams, whose order depends on them.
+    """
     accumulation: int = 1
     """Parts in which each step's images go through the network."""
     checkpoint_steps: int | None = None
@@ -84,10 +75,10 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     """Train a classifier, keep it in `out`, test it, and return what ``results.json`` holds.
 
     Called in every process of a launch. Run again, it continues from the newest checkpoint; a finished one is left as
-    it is.
+    it is, and only tested where another test is asked for.
 
     Raises:
-        HfsynError, DataError: see `open_sets`, `new_classifier`; or `out` holds another training.
+        HfsynError, DataError: see `open_training`; or `out` holds another training.
     """
     options = options or RunOptions()
     folder = Path(out)
@@ -97,19 +88,54 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     accelerator = start_accelerator(
         options.device, config.optimise.mixed_precision, options.accumulation, options.log_with, folder / LOGS
     )
-    check_division(config.optimise.batch_size, options.accumulation, accelerator.num_processes)
-    if not options.overwrite and (done := _finished(folder, config)) is not None:
-        return done
-    # One process fills the caches; when it is through, all others have looked at the folder, and it may be changed.
-    with accelerator.main_process_first():
-        feed, test = open_sets(config)
-    classifier = new_classifier(config, feed.classes, feed.names)
+    with accelerator.main_process_first():  # one process fills the caches
+        opened = open_training(config, folder, options, accelerator.num_processes)
+    accelerator.wait_for_everyone()  # all have looked at the folder, and it may be changed
+    if accelerator.is_main_process and not options.quiet and opened.test is not None:
+        tell_overlap(opened.overlap, opened.test)
+    if opened.done is not None:
+        if opened.done["config"] == config.model_dump(mode="json"):
+            return opened.done
+        return _test_again(config, options, accelerator, opened, opened.done, folder)
     if accelerator.is_main_process:
-        _prepare(folder, config, options.overwrite)
+        prepare_folder(folder, config, options.overwrite)
     accelerator.wait_for_everyone()
-    started = time.monotonic(), time.process_time()
-    classifier, history = _fit(config, options, accelerator, feed, classifier, test, folder)
-    return _conclude(config, accelerator, feed, classifier, test, folder, history, started, options)
+    start_trackers(accelerator, options.log_with)
+    classifier, history, tally = _fit(config, options, accelerator, opened, folder)
+    return _conclude(config, options, accelerator, opened, classifier, folder, history, tally)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """All that a training needs, looked through for what can be wrong with it."""
+
+    feed: Feed
+    test: ImageSet | None
+    overlap: int | None
+    """How many images of the test are trained on."""
+    done: dict[str, Any] | None
+    """The result that is there of the same training, tested on whatever."""
+    classifier: Classifier | None
+    """As it is before the training; None where that is done."""
+
+
+def open_training(config: TrainConfig, folder: Path, options: RunOptions, processes: int) -> Opened:
+    """Open everything that a training in `processes` processes needs, so that every mistake is said before it.
+
+    Raises:
+        HfsynError, DataError: see `open_sets`, `new_classifier`, `try_training`; the batch cannot be divided; or the
+            finished training in `folder` was on other images.
+    """
+    batch, mixes = config.optimise.batch_size, bool(config.augment.mixup or config.augment.cutmix)
+    check_division(batch, options.accumulation, processes, pairs=mixes)
+    feed, test = open_sets(config)
+    done = None if options.overwrite else finished(folder, config, feed)
+    overlap = None if test is None else feed.overlap(test)
+    classifier = None
+    if done is None:
+        classifier = new_classifier(config, feed.classes, feed.names)
+        try_training(classifier, config, batch // options.accumulation // processes)
+    return Opened(feed, test, overlap, done, classifier)
 
 
 def open_sets(config: TrainConfig) -> tuple[Feed, ImageSet | None]:
@@ -132,18 +158,17 @@ def open_sets(config: TrainConfig) -> tuple[Feed, ImageSet | None]:
 
 
 def _fit(
-    config: TrainConfig,
-    options: RunOptions,
-    accelerator: Any,
-    feed: Feed,
-    classifier: Classifier,
-    test: ImageSet | None,
-    folder: Path,
-) -> tuple[Classifier, list[dict[str, Any]]]:
-    """The loop. Returns the classifier whose weights are kept, and the tests on the way."""
+    config: TrainConfig, options: RunOptions, accelerator: Any, opened: Opened, folder: Path
+) -> tuple[Classifier, list[dict[str, Any]], Tally]:
+    """The loop. Returns the classifier whose weights are kept, the tests on the way, and what it has cost."""
     import torch
     from timm.utils import ModelEmaV3
 
+    tally, feed, test, classifier = Tally(), opened.feed, opened.test, opened.classifier
+    assert classifier is not None
+    workers = options.num_workers
+    if workers is None:
+        workers = 0 if config.data.streaming else default_workers(accelerator)
     recipe, batch = config.optimise, config.optimise.batch_size
     steps, each_epoch = total_steps(config, feed.budget), feed.budget / batch
     network = classifier.network.to(accelerator.device)
@@ -158,16 +183,18 @@ def _fit(
         accelerator.register_for_checkpointing(average)
     kept = replace(classifier, network=average.module if average is not None else network)
     facts = {"config": config.model_dump(mode="json"), "images": feed.fingerprints, "classes": list(classifier.wnids)}
-    first, place = load_checkpoint(accelerator, folder / CHECKPOINTS, facts)
-    if place:
-        feed.load_state(place)
+    place = load_checkpoint(accelerator, folder / CHECKPOINTS, facts)
+    first, tally.earlier = place.step, place.tally
+    if place.feed:
+        feed.load_state(place.feed)
     if first and accelerator.is_main_process and not options.quiet:
         print(f"continuing after step {first} of {steps}", file=sys.stderr)
     every = checkpoint_every(options.checkpoint_steps, steps, each_epoch)
-    history: list[dict[str, Any]] = [{"step": first, "resumed": True}] if first else []
+    history: list[dict[str, Any]] = [*place.history, *([{"step": first, "resumed": True}] if first else [])]
     wanted = Slice(
-        first, steps, options.accumulation, accelerator.process_index, accelerator.num_processes, options.num_workers
-    )
+        first, steps, options.accumulation, accelerator.process_index, accelerator.num_processes, workers,
+        accelerator.device.type == "cuda",
+    )  # fmt: skip
     augmentation = Augmentation(classifier.preprocessing, config.augment)
     batches = feed.batches(augmentation, wanted)
     quiet = options.quiet or not accelerator.is_main_process
@@ -201,81 +228,76 @@ def _fit(
                     done,
                 )
             if test is not None and done < steps and at_epoch_end(done, each_epoch, config.test.every_epochs):
-                tested = measure(kept, test, accelerator)
+                tested = measure(kept, test, accelerator, num_workers=options.num_workers)
                 history.append({"step": done, "top1": tested["metrics"]["top1"]["value"]})
                 if accelerator.is_main_process and not options.quiet:
                     top1 = tested["metrics"]["top1"]["value"]
                     print(f"after step {done}: top-1 {top1:.4f}", file=sys.stderr)
             if every and done % every == 0 and done < steps:
-                save_checkpoint(accelerator, folder / CHECKPOINTS, done, facts, feed.state(), options.keep_checkpoints)
-    return kept, history
+                there = Place(done, feed.state(), tally.reading(accelerator, feed.unread), tuple(history))
+                save_checkpoint(accelerator, folder / CHECKPOINTS, there, facts, options.keep_checkpoints)
+    return kept, history, tally
 
 
 def _conclude(
     config: TrainConfig,
+    options: RunOptions,
     accelerator: Any,
-    feed: Feed,
+    opened: Opened,
     classifier: Classifier,
-    test: ImageSet | None,
     folder: Path,
     history: list[dict[str, Any]],
-    started: tuple[float, float],
-    options: RunOptions,
+    tally: Tally,
 ) -> dict[str, Any]:
     """Keep the classifier, test it as it was kept, and write the result."""
     if accelerator.is_main_process:
         save_classifier(classifier, folder)
     accelerator.wait_for_everyone()
-    seconds = time.monotonic() - started[0]
-    unread, cpu_seconds = total(accelerator, feed.unread), total(accelerator, time.process_time() - started[1])
+    feed = opened.feed
+    met = tally.reading(accelerator, feed.unread)
     result: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "training": {
-            "sets": feed.facts(), "budget": feed.budget, "epochs": config.optimise.epochs,
+            "sets": feed.facts(), "images": feed.fingerprints, "budget": feed.budget, "epochs": config.optimise.epochs,
             "images_seen": total_steps(config, feed.budget) * config.optimise.batch_size,
-            "undecodable_seen": int(unread),
-            "processes": accelerator.num_processes, "accumulation": options.accumulation, "seconds": round(seconds, 1),
-            "cpu_seconds": round(cpu_seconds, 1), "history": history,
+            "undecodable_seen": int(met["undecodable_seen"]),
+            "processes": accelerator.num_processes, "accumulation": options.accumulation,
+            "seconds": round(met["seconds"], 1), "cpu_seconds": round(met["cpu_seconds"], 1), "history": history,
         },
         "software": software(),
     }  # fmt: skip
     kept = open_classifier(folder, device=str(accelerator.device))
-    if test is not None:
-        result["test"] = measure(kept, test, accelerator, quiet=options.quiet)
-    else:
-        result["test"] = None
+    result["test"] = _tested(kept, options, accelerator, opened)
     if accelerator.is_main_process:
         atomic_text(folder / RESULTS, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     stop_accelerator(accelerator, options.log_with)
     return result
 
 
-def _finished(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """The result that is there, if it is this training's and was tested as asked for."""
-    if not (folder / RESULTS).is_file():
+def _test_again(
+    config: TrainConfig,
+    options: RunOptions,
+    accelerator: Any,
+    opened: Opened,
+    done: dict[str, Any],
+    folder: Path,
+) -> dict[str, Any]:
+    """Test a finished training on something else; what is there is replaced when that is done."""
+    kept = open_classifier(folder, device=str(accelerator.device))
+    prepared = replace(kept.preprocessing, crop=config.test.crop)
+    kept = replace(kept, preprocessing=prepared)
+    test = _tested(kept, options, accelerator, opened)
+    result = {**done, "config": config.model_dump(mode="json"), "test": test}
+    if accelerator.is_main_process:
+        save_classifier(kept, folder)  # the crop is a part of it
+        atomic_text(folder / CONFIG, dump_train_config(config))
+        atomic_text(folder / RESULTS, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _tested(kept: Classifier, options: RunOptions, accelerator: Any, opened: Opened) -> dict[str, Any] | None:
+    if opened.test is None:
         return None
-    found: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-    return found if found.get("config") == config.model_dump(mode="json") else None
-
-
-def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
-    """Refuse a folder that holds another training with something to lose, or anything that is not a training's.
-
-    Raises:
-        HfsynError: naming the first field that differs, or the files.
-    """
-    strangers = sorted(p.name for p in folder.glob("*") if p.name not in _OURS and not p.name.startswith("."))
-    if strangers:
-        raise HfsynError(
-            f"{folder} holds other things ({', '.join(strangers[:3])}).", "Choose an empty or new folder: --out DIR."
-        )
-    begun = (folder / RESULTS).is_file() or found_checkpoints(folder / CHECKPOINTS)
-    if begun and (folder / CONFIG).is_file() and not overwrite:
-        check_same_config(load_train_config(folder / CONFIG), config, folder)
-
-
-def _prepare(folder: Path, config: TrainConfig, overwrite: bool) -> None:
-    for name in _OURS if overwrite else (RESULTS,):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    atomic_text(folder / CONFIG, dump_train_config(config))
+    found = measure(kept, opened.test, accelerator, num_workers=options.num_workers, quiet=options.quiet)
+    return {**found, "overlap": opened.overlap}

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,7 +86,9 @@ def pick_device(device: str | None) -> str:
     if worker.world > 1:
         from accelerate import PartialState
 
-        state = PartialState(cpu=wants_cpu)
+        # The others wait for the main process while it fetches data sets and weights, which may take hours; NCCL would
+        # take it for dead after ten minutes.
+        state = PartialState(cpu=wants_cpu, timeout=timedelta(hours=12))
         if state.num_processes != worker.world:
             raise HfsynError(
                 f"The launcher started {worker.world} processes, but accelerate counts {state.num_processes}.",

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,15 @@ from conftest import ROOT
 from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from safetensors.torch import load_file
 
-from hfsyn.accelerating import start_accelerator
+from builders.variants import get_variant
+from hfsyn.accelerating import default_workers, start_accelerator
 from hfsyn.classifiers import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
 from hfsyn.errors import HfsynError
-from hfsyn.evaluation import Predictions, check_counts, evaluate, measure, predict
-from hfsyn.imagesets import ImageSet, open_images
+from hfsyn.evaluation import Predictions, check_counts, evaluate, measure, predict, summary
+from hfsyn.imagesets import ImageSet, open_images, variant_of_repository
 from hfsyn.train_config import load_train_config
 from hfsyn.training import RunOptions, train
+from hfsyn.workers import pick_device
 
 
 class Brightness(torch.nn.Module):
@@ -109,6 +113,60 @@ def test_a_copy_with_another_number_of_images_is_refused(alone: Any) -> None:
     short = dataclasses.replace(whole, wnids=whole.wnids[:-10], ids=whole.ids[:-10])
     with pytest.raises(HfsynError, match="has 1990 images, and 2000 are right"):
         check_counts(short)
+
+
+def test_a_copy_of_a_set_for_tests_alone_must_be_whole_whatever_its_split_is_called(tmp_path: Path) -> None:
+    known = get_variant("imagenet-r").classes
+    rows = [(info.name, rows_of(1)[0][1]) for info in known[:199]]
+    table = write_table(tmp_path / "r.parquet", rows, names=[info.name for info in known])
+    for split in (None, "test"):
+        part = open_images(f"imagenet-r={table}", split)
+        with pytest.raises(HfsynError, match="has 199 of its 200 classes"):
+            check_counts(part)
+    check_counts(open_images(f"imagenet-r={table}", limit=1))
+    whole = write_table(tmp_path / "w.parquet", [*rows, (known[199].name, rows[0][1])], names=[i.name for i in known])
+    with pytest.raises(HfsynError, match="has 200 images, and 30000 are right"):
+        check_counts(open_images(f"imagenet-r={whole}"))
+
+
+def test_the_repositories_of_sets_for_tests_alone_are_known() -> None:
+    assert variant_of_repository("axiong/imagenet-r") == "imagenet-r"
+    assert variant_of_repository("frgfm/imagenette") is None
+    assert variant_of_repository("vaishaal/ImageNetV2") is None  # three variants share it
+
+
+def test_four_classes_have_no_top_5_and_are_summed_up_without_it(tmp_path: Path, alone: Any) -> None:
+    table = write_table(tmp_path / "a.parquet", grey_rows([0, 1, 2, 3] * 2))
+    said = summary(measure(fake(WNIDS[:4]), open_images(str(table)), alone))
+    assert "top-1 1.0000" in said
+    assert "top-5" not in said
+
+
+def test_workers_decode_what_the_process_itself_would(tmp_path: Path, alone: Any) -> None:
+    opened = open_images(str(write_table(tmp_path / "a.parquet", rows_of(12), bad={4})))
+    one, two = (predict(fake(WNIDS), opened, alone, batch_size=4, num_workers=n) for n in (0, 2))
+    assert np.array_equal(one.logits, two.logits)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("cpu", 0), ("cuda", 4)])
+def test_a_gpu_gets_its_share_of_the_cores_to_decode(monkeypatch: pytest.MonkeyPatch, kind: str, found: int) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    pretended: Any = SimpleNamespace(device=SimpleNamespace(type=kind), num_processes=2)
+    assert default_workers(pretended) == found
+
+
+def test_processes_that_wait_for_a_download_are_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def state(**options: Any) -> Any:
+        asked.update(options)
+        return SimpleNamespace(num_processes=2, device="cpu")
+
+    monkeypatch.setattr("accelerate.PartialState", state)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    pick_device("cpu")
+    assert asked["timeout"] >= timedelta(hours=2)  # NCCL's own is ten minutes
 
 
 def test_a_saved_classifier_opens_as_it_was_and_says_its_hash(tmp_path: Path) -> None:

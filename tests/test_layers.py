@@ -32,7 +32,8 @@ LAYERS = (
     | {  # training and testing classifiers
         "hfsyn.accelerating", "hfsyn.augmenting", "hfsyn.checkpoints", "hfsyn.classifiers", "hfsyn.columns",
         "hfsyn.evaluation", "hfsyn.feeding", "hfsyn.feeds", "hfsyn.hubsets", "hfsyn.imagesets", "hfsyn.model_cards",
-        "hfsyn.optimising", "hfsyn.streams", "hfsyn.training",
+        "hfsyn.optimising", "hfsyn.overlaps", "hfsyn.stored_images", "hfsyn.streams", "hfsyn.training",
+        "hfsyn.training_folders", "hfsyn.trials",
     },
     {  # making and showing
         "hfsyn.benchmarking", "hfsyn.building", "hfsyn.crews", "hfsyn.forecast", "hfsyn.manifest", "hfsyn.pages",

@@ -11,6 +11,7 @@ from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from builders.errors import DataError
 from hfsyn.errors import HfsynError
 from hfsyn.imagesets import TRAIN, open_images
+from hfsyn.overlaps import shared_images
 from hfsyn.references import Reference, parse_dataset
 
 
@@ -104,6 +105,27 @@ def test_a_run_folder_opens_when_it_is_finished(tmp_path: Path) -> None:
     opened = open_images(str(run.folder))
     assert (opened.split, len(opened), opened.classes) == ("train", 30, tuple(sorted(WNIDS)))
     assert opened.revision == run.fingerprint
+
+
+def test_a_file_without_a_split_is_the_same_set_whatever_it_is_used_for(tmp_path: Path) -> None:
+    table = str(write_table(tmp_path / "three.parquet", rows_of(12)))
+    trained, tested = open_images(table, default=TRAIN), open_images(table)
+    assert (trained.split, tested.split) == ("train", "validation")
+    assert trained.fingerprint == tested.fingerprint
+    assert shared_images(trained, tested) == set(range(12))
+    # Their ids are row numbers and their classes take turns alike: only the images tell the sets apart.
+    other = open_images(str(write_table(tmp_path / "other.parquet", rows_of(12, split="test"))))
+    assert (other.wnids, other.fingerprint == tested.fingerprint) == (tested.wnids, False)
+    assert shared_images(trained, other) == set()
+
+
+def test_images_that_two_sets_share_are_counted_by_their_bytes(tmp_path: Path) -> None:
+    rows, fresh = rows_of(40), rows_of(40, split="test")
+    trained = open_images(str(write_table(tmp_path / "a.parquet", rows)), default=TRAIN)
+    half = open_images(str(write_table(tmp_path / "b.parquet", [*rows[:20], *fresh[20:]])))
+    assert shared_images(trained, half) == set(range(20))
+    assert shared_images(open_images("shapes", "train", limit=5), open_images("shapes", "test", limit=5)) == set()
+    assert len(shared_images(open_images("shapes", "train", limit=2), open_images("shapes", "train", limit=5))) == 20
 
 
 @needs_photographs

@@ -175,9 +175,114 @@ def test_a_published_classifier_is_timms_and_its_card_names_the_version(tmp_path
     assert again.pretrained_cfg["input_size"] == (3, 32, 32)
     state = classifier.network.state_dict()
     assert all((value == state[key]).all() for key, value in again.state_dict().items())
-    result["test"]["dataset"] |= {"reference": "user/imagenette-cip@v1.0.0", "revision": "0123abc"}
+    place = {"reference": "user/imagenette-cip@v1.0.0", "revision": "0123abc", "hub": "user/imagenette-cip"}
+    result["test"]["dataset"] |= place
     card = ModelCard(card_text(classifier, result, "me/mine"))
     (first, _) = card.data.eval_results
     assert (first.dataset_type, first.dataset_revision) == ("user/imagenette-cip", "0123abc")
     assert first.metric_value == pytest.approx(result["test"]["metrics"]["top1"]["value"], abs=1e-6)
     assert "hf_hub:me/mine" in card.text
+
+
+def test_three_classes_are_trained_on_tested_and_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They have no top-5; and their sets, which are on no Hub, are not named as if they were."""
+    from huggingface_hub import ModelCard
+
+    from hfsyn.classifiers import open_classifier
+    from hfsyn.model_cards import card_text, without_paths
+
+    monkeypatch.chdir(tmp_path)
+    table = write_table(tmp_path / "runs" / "three.parquet", [row for row in rows_of(60) if row[0] in NAMES[:3]])
+    train = ("train", "--train-dataset", str(table), *SMALL[4:], "--epochs", "1", "--device", "cpu", "--out", "out")
+    printed = run(capsys, 0, *train, "--num-processes", "1", "--eval-dataset", "runs/three.parquet")
+    assert "top-1" in printed.err
+    assert "All 18 images of runs/three.parquet (validation) were trained on" in printed.err
+    assert "top-1" in run(capsys, 0, "evaluate", "out", "runs/three.parquet", "--device", "cpu").out
+    result = json.loads(Path("out/results.json").read_text())
+    assert (result["test"]["metrics"]["top5"]["value"], result["test"]["overlap"]) == (None, 18)
+    text = card_text(open_classifier("out"), result, "me/mine")
+    card = ModelCard(text)
+    (only,) = card.data.eval_results
+    assert (only.dataset_type, only.dataset_name, only.dataset_revision) == ("local", "three.parquet", None)
+    assert card.data.datasets in (None, [])
+    assert "18 of which are among the training images too" in text
+    assert result["test"]["dataset"]["fingerprint"][:16] in text
+    for published in (text, json.dumps(without_paths(result))):
+        assert str(tmp_path) not in published
+        assert "runs/" not in published
+
+
+def run(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> Any:
+    """Run the command in this process; what it printed."""
+    from hfsyn.cli import main
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    printed = capsys.readouterr()
+    assert end.value.code == code, printed.err
+    return printed
+
+
+TWO = ("--num-processes", "2", "--device", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", *SMALL, *TWO, "--batch-size", "9", "--out", "out"], "cannot be divided into 2 processes"),
+        (["train", *SMALL, *TWO, "--batch-size", "10", "--set", "augment.mixup=0.1", "--out", "out"], "even"),
+        (["train", *SMALL, *TWO, "--set", "model.options.output_stride=7", "--out", "out"], "cannot be made"),
+        (["train", *SMALL, *TWO, "--log-with", "pen", "--out", "out"], "Unknown tracker"),
+        (["train", *SMALL, "--config", "latin.yaml", "--out", "out"], "latin.yaml is not UTF-8"),
+        (["train", *SMALL, "--out", "file"], "file is a file, and a training needs a folder"),
+        (["train", *SMALL, "--out", "file/in/it"], "file is a file, and a training needs a folder"),
+        (["evaluate", "nowhere", "shapes", "--limit", "1", *TWO], "timm has no network 'nowhere'"),
+        (["evaluate", "nowhere", "shape", *TWO], "Did you mean 'shapes'"),
+        (["evaluate", "nowhere", "shapes", "--out", "."], "--out . is a folder"),
+        (["evaluate", "nowhere", "shapes", "--out", "file/result.json", *TWO], "lies in file, which is a file"),
+    ],
+)
+def test_what_several_processes_would_all_say_is_said_once_before_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hfsyn.workers.launch", None)
+    Path("latin.yaml").write_bytes("name: caf\u00e9\n".encode("latin-1"))
+    Path("file").write_text("mine")
+    printed = run(capsys, 2, *arguments)
+    assert said in printed.err
+    assert (len(printed.err.strip().splitlines()), printed.out) == (1, "")
+
+
+def test_the_result_of_several_processes_goes_into_a_folder_that_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfsyn.judging import _launch_evaluation
+
+    def launch(arguments: list[str], processes: int, *, device: str | None) -> int:
+        Path(arguments[-1]).write_text('{"n": 1}')
+        return 0
+
+    monkeypatch.setattr("hfsyn.workers.launch", launch)
+    assert _launch_evaluation(2, "cpu", str(tmp_path / "new" / "x.json"), ["model", "set"]) == {"n": 1}
+    assert json.loads((tmp_path / "new" / "x.json").read_text()) == {"n": 1}
+
+
+def test_the_launchers_precision_counts_where_the_recipe_says_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hfsyn.judging import FIELDS, recipe_of
+
+    options: dict[str, Any] = {**dict.fromkeys(FIELDS), "config": None, "overrides": (), "train_datasets": ("shapes",)}
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert recipe_of(options).optimise.mixed_precision == "bf16"
+    assert capsys.readouterr().err == ""
+    for said in ({"mixed_precision": "no"}, {"overrides": ("optimise.mixed_precision='no'",)}):
+        assert recipe_of({**options, **said}).optimise.mixed_precision == "no"
+        assert "'bf16', as the launcher does" in capsys.readouterr().err
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert recipe_of({**options, "mixed_precision": "fp16"}).optimise.mixed_precision == "fp16"
+    assert capsys.readouterr().err == ""

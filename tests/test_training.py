@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from drawn_tables import NAMES, rows_of, write_table
+from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from safetensors.torch import load_file
 
 from hfsyn.checkpoints import found_checkpoints
+from hfsyn.classifiers import new_classifier, state_sha256
 from hfsyn.errors import HfsynError
+from hfsyn.evaluation import evaluate
 from hfsyn.feeding import Augmented, Order, derive, local_positions, share_out
 from hfsyn.feeds import open_feed
 from hfsyn.imagesets import open_images
 from hfsyn.progress import Progress
 from hfsyn.train_config import load_train_config, shipped_training_recipes
 from hfsyn.training import RunOptions, train
+from hfsyn.trials import try_training
 
 TINY: dict[str, Any] = {
     "data.train": ["shapes"], "data.limit_per_class": 4, "model.name": "test_resnet", "model.image_size": 32,
@@ -27,6 +30,7 @@ TINY: dict[str, Any] = {
 }  # fmt: skip
 """40 drawings, 5 steps an epoch."""
 QUIET = RunOptions(device="cpu", quiet=True)
+OVERWRITE = RunOptions(device="cpu", overwrite=True, quiet=True)
 
 
 def config(changes: Mapping[str, Any] | None = None, **parts: Any) -> Any:
@@ -163,6 +167,41 @@ def test_a_finished_training_is_left_as_it_is(whole: Path) -> None:
     assert (whole / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_another_test_of_a_finished_training_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = str(write_table(tmp_path / "test.parquet", rows_of(10, split="test")))
+    first = train(config(optimise__epochs=1), tmp_path / "out", QUIET)
+    before = weights(tmp_path / "out")
+    monkeypatch.setattr("hfsyn.training._fit", None)
+    changed = config({"test.dataset": table, "test.crop": 0.5}, optimise__epochs=1)
+    with pytest.raises(HfsynError, match="has no split 'nothing'"):  # what is there stays until the test is done
+        train(config({"test.dataset": "shapes", "test.split": "nothing"}, optimise__epochs=1), tmp_path / "out", QUIET)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == first
+    again = train(changed, tmp_path / "out", QUIET)
+    assert (again["training"], again["test"]["n"], again["test"]["overlap"]) == (first["training"], 10, 0)
+    assert again["test"]["preprocessing"]["crop"] == 0.5
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == json.loads(json.dumps(again))
+    after = weights(tmp_path / "out")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert evaluate(tmp_path / "out", table, device="cpu", quiet=True)["metrics"] == again["test"]["metrics"]
+    assert train(changed, tmp_path / "out", QUIET) == json.loads(json.dumps(again))
+
+
+def test_a_test_on_what_was_trained_on_is_said_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = str(write_table(tmp_path / "three.parquet", rows_of(40)))
+    recipe = config(
+        data__train=[table], data__limit_per_class=3, optimise__epochs=1, test__dataset=table, test__split="validation"
+    )
+    result = train(recipe, tmp_path / "out", RunOptions(device="cpu"))
+    assert (result["test"]["n"], result["test"]["overlap"]) == (40, 30)
+    assert "30 of the 40 images" in capsys.readouterr().err
+    assert evaluate(tmp_path / "out", table, limit_per_class=3, device="cpu")["overlap"] == 30
+    assert "All 30 images" in capsys.readouterr().err
+    assert evaluate(tmp_path / "out", table, split="train", device="cpu", quiet=True)["overlap"] == 30
+    assert evaluate(tmp_path / "out", "shapes", limit_per_class=1, device="cpu", quiet=True)["overlap"] is None
+
+
 def test_accumulated_parts_change_a_network_without_batch_norm_by_rounding_only(tmp_path: Path) -> None:
     recipe = config({"model.name": "test_vit", "optimise.lr": 0.01})
     train(recipe, tmp_path / "one", QUIET)
@@ -223,8 +262,16 @@ def test_it_learns(tmp_path: Path) -> None:
         ({"data.train": ["shapes", "shapes-context"]}, "--budget 80"),
         ({"data.streaming": True, "data.limit_per_class": None}, "no known size"),
         ({"test.dataset": "shapes", "test.split": "validation"}, "no split 'validation'"),
+        ({"model.options": {"output_stride": 7}}, "The network test_resnet cannot be made"),
+        ({"model.options": {"in_chans": 1}}, "cannot be trained on 8 colour images of 32 pixels"),
+        ({"model.name": "test_vit", "model.image_size": 33}, "test_vit"),
+        ({"optimise.batch_size": 1, "model.image_size": 16}, "cannot be trained on 1 colour image of 16 pixels"),
+        ({"augment.auto_augment": "foo"}, "auto_augment is 'foo'"),
+        ({"data.train": ["shapes:1e308", "shapes-context:1e308"], "data.budget": 20}, "cannot be added up"),
+        ({"data.train": ["shapes:1e308", "shapes:1e308"], "data.budget": 20, "data.streaming": True,
+          "data.limit_per_class": None}, "cannot be added up"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_in_the_recipe_is_said_before_any_training(
     tmp_path: Path, changes: Mapping[str, Any], said: str
 ) -> None:
@@ -305,12 +352,82 @@ def test_a_checkpoint_of_other_images_or_a_damaged_one_is_refused(
         train(recipe, tmp_path / "out", options)
 
 
+def test_a_finished_training_whose_images_have_changed_is_not_returned(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "train.parquet", rows_of(40))
+    recipe = config(data__train=[str(table)], data__limit_per_class=100, optimise__epochs=1)
+    train(recipe, tmp_path / "out", QUIET)
+    write_table(table, rows_of(60))
+    with pytest.raises(HfsynError, match=r"images have changed since .* was finished"):
+        train(recipe, tmp_path / "out", QUIET)
+    assert train(recipe, tmp_path / "out", OVERWRITE)["training"]["sets"][0]["images"] == 60
+
+
+def test_what_a_training_met_before_it_was_killed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = write_table(tmp_path / "train.parquet", rows_of(40), bad={1, 2, 17})
+    recipe = config(data__train=[str(table)], data__limit_per_class=100, test__dataset="shapes", test__every_epochs=1)
+    monkeypatch.setattr("hfsyn.training.open_images", lambda *_: open_images("shapes", "test", limit=1))
+    options = RunOptions(device="cpu", checkpoint_steps=6, quiet=True)
+    whole = train(recipe, tmp_path / "whole", options)["training"]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 8 * 8 + 10)  # after step 8 and the ten images of the test after step 5
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "out", options)
+    (checkpoint,) = found_checkpoints(tmp_path / "out" / "checkpoints")
+    facts = json.loads((checkpoint / "checkpoint.json").read_text())
+    facts["tally"] |= {"seconds": 1000.0, "cpu_seconds": 2000.0}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(facts))
+    found = train(recipe, tmp_path / "out", options)["training"]
+    assert found["undecodable_seen"] == whole["undecodable_seen"] > 0
+    assert [entry for entry in found["history"] if "resumed" not in entry] == whole["history"]
+    assert found["seconds"] > 1000
+    assert found["cpu_seconds"] > 2000
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_set_without_a_readable_image_is_said_in_one_line_whoever_finds_it(tmp_path: Path, workers: int) -> None:
+    table = write_table(tmp_path / "train.parquet", rows_of(10), bad=range(10))
+    recipe = config(data__train=[str(table)], data__limit_per_class=100)
+    with pytest.raises(HfsynError, match=r"No image of .* can be decoded") as error:
+        train(recipe, tmp_path / "out", RunOptions(device="cpu", num_workers=workers, quiet=True))
+    assert (error.value.hint, "\n" in str(error.value)) == ("Look at the files.", False)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_row_of_no_class_in_a_stream_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+    table = write_table(tmp_path / "train.parquet", rows_of(16))
+    there = pq.read_table(table)
+    labels = pa.array([-1, *there.column("label").to_pylist()[1:]], pa.int64())
+    pq.write_table(there.set_column(there.schema.get_field_index("label"), "label", labels).cast(there.schema), table)
+    recipe = config(data__train=[str(table)], data__limit_per_class=None, data__streaming=True, data__budget=16)
+    with pytest.raises(HfsynError, match="label that is none of its classes") as error:
+        train(recipe, tmp_path / "out", RunOptions(device="cpu", num_workers=workers, quiet=True))
+    assert "\n" not in str(error.value)
+
+
+def test_a_trial_of_the_training_changes_nothing() -> None:
+    recipe = config(augment__auto_augment="rand-m5-n2-inc1")
+    classifier = new_classifier(recipe, tuple(sorted(WNIDS)), dict(zip(WNIDS, NAMES, strict=True)))
+    before, random = state_sha256(classifier.network), torch.get_rng_state()
+    try_training(classifier, recipe, 8)
+    assert state_sha256(classifier.network) == before
+    assert torch.equal(random, torch.get_rng_state())
+
+
 def test_a_batch_that_cannot_be_divided_names_one_that_can() -> None:
     from hfsyn.accelerating import check_division
 
     check_division(64, 2, 4)
     with pytest.raises(HfsynError, match="--batch-size 63"):
         check_division(64, 1, 3)
+    check_division(64, 2, 4, pairs=True)
+    with pytest.raises(HfsynError, match=r"has 1 in each.*16 can be"):
+        check_division(8, 2, 4, pairs=True)
 
 
 def test_a_tracker_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -321,4 +438,6 @@ def test_a_tracker_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_numbers_reach_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     train(config(), tmp_path / "out", RunOptions(device="cpu", log_with="tensorboard", quiet=True))
+    assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents.*"))
+    train(config(), tmp_path / "out", RunOptions(device="cpu", log_with="tensorboard", overwrite=True, quiet=True))
     assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents.*"))
