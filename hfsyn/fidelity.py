@@ -10,7 +10,12 @@ the network, so a result always names it; compare only numbers of one network. S
 - Density and coverage: Naeem et al. (2020): in how many real balls a synthetic image lies, over k, and the share of
   real balls that hold a synthetic image.
 
-Distances are worked through in blocks: memory grows with the number of images, not with its square.
+Distances are worked through in blocks along both sets: memory grows with the number of images, not with its square.
+
+The formulas are written out here, in numpy, since no one library has them all for the features of any network: of those
+in use, torchmetrics has the Fréchet distance but neither density nor coverage; prdc has the four others, but holds all
+distances at once and brings scikit-learn along. The tests compare the Fréchet distance with that of torchmetrics, and
+the others with sets whose numbers are known.
 """
 
 from __future__ import annotations
@@ -35,7 +40,7 @@ NEAR = 0.98
 """Cosine of two images' features from which on they count as near duplicates. What that means depends on the network:
 the same count within the real set stands beside each result as its yardstick.
 """
-_BLOCK = 512  # rows of a block of distances
+_BLOCK, _COLUMNS = 512, 8192  # rows and columns of a block of distances: 32 MB
 _BATCH = 64
 
 
@@ -190,10 +195,10 @@ def neighbourhoods(synthetic: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS)
     real_reach, synthetic_reach = reach(real, k), reach(synthetic, k)
     inside = np.zeros(len(synthetic), dtype=np.int64)
     nearest, recalled = np.full(len(real), np.inf), np.zeros(len(real), dtype=bool)
-    for rows, distances in blocks(synthetic, real):
-        inside[rows] = (distances <= real_reach[None]).sum(1)
-        nearest = np.minimum(nearest, distances.min(0))
-        recalled |= (distances <= synthetic_reach[rows, None]).any(0)
+    for rows, columns, distances in blocks(synthetic, real):
+        inside[rows] += (distances <= real_reach[None, columns]).sum(1)
+        nearest[columns] = np.minimum(nearest[columns], distances.min(0))
+        recalled[columns] |= (distances <= synthetic_reach[rows, None]).any(0)
     return {
         "precision": float((inside > 0).mean()),
         "recall": float(recalled.mean()),
@@ -204,21 +209,35 @@ def neighbourhoods(synthetic: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS)
 
 def reach(features: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each image to its k-th nearest neighbour in its own set, float64 (n,)."""
-    found = np.empty(len(features))
-    for rows, distances in blocks(features, features):
-        distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf  # itself
-        found[rows] = np.partition(distances, k - 1, axis=1)[:, k - 1]
-    return found
+    found = np.full((len(features), k), np.inf)
+    for rows, columns, distances in blocks(features, features):
+        _skip_itself(rows, columns, distances, np.inf)
+        found[rows] = np.partition(np.concatenate([found[rows], distances], axis=1), k - 1, axis=1)[:, :k]
+    return found.max(1)
 
 
-def blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of `a` and their squared distances to all of `b`, block by block."""
-    b = np.asarray(b, dtype=np.float64)
-    lengths = (b * b).sum(1)
-    for start in range(0, len(a), _BLOCK):
-        part = np.asarray(a[start : start + _BLOCK], dtype=np.float64)
-        distances = (part * part).sum(1)[:, None] + lengths[None] - 2 * part @ b.T
-        yield slice(start, start + len(part)), np.maximum(distances, 0, out=distances)
+def blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Rows of `a`, rows of `b`, and the squared distances between them, block by block along both."""
+    for rows, columns, part, other in _pairs(a, b):
+        distances = (part * part).sum(1)[:, None] + (other * other).sum(1)[None] - 2 * part @ other.T
+        yield rows, columns, np.maximum(distances, 0, out=distances)
+
+
+def _pairs(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
+    for rows in _slices(len(a), _BLOCK):
+        part = np.asarray(a[rows], dtype=np.float64)
+        for columns in _slices(len(b), _COLUMNS):
+            yield rows, columns, part, np.asarray(b[columns], dtype=np.float64)
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def _skip_itself(rows: slice, columns: slice, values: np.ndarray, value: float) -> None:
+    """Put `value` where a block of a set against itself compares an image with itself."""
+    same = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
+    values[same - rows.start, same - columns.start] = value
 
 
 # --- copies ------------------------------------------------------------------------------------------------------
@@ -226,36 +245,41 @@ def blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 def nearest_images(a: Features, b: Features) -> list[dict[str, Any]]:
     """For each image of `a` the one of `b` whose features have the highest cosine: ``id``, ``nearest``, ``cosine``."""
-    found: list[dict[str, Any]] = []
-    for rows, cosines in _cosines(a.values, b.values):
-        for i, j in enumerate(cosines.argmax(1)):
-            found.append({"id": a.ids[rows.start + i], "nearest": b.ids[j], "cosine": round(float(cosines[i, j]), 6)})
-    return found
+    best, cosines = _nearest(a.values, b.values)
+    return [
+        {"id": name, "nearest": b.ids[j], "cosine": round(float(cosine), 6)}
+        for name, j, cosine in zip(a.ids, best, cosines, strict=True)
+    ]
 
 
 def duplicates_within(a: Features) -> dict[str, int]:
     """Images of a set that have a copy in it: ``exact`` in pixels (all but the first of each group), ``near`` in
     features (images with at least one neighbour at `NEAR` or above, exact ones included).
     """
-    near = 0
-    for rows, cosines in _cosines(a.values, a.values):
-        cosines[np.arange(len(cosines)), np.arange(rows.start, rows.stop)] = -1  # itself
-        near += int((cosines.max(1) >= NEAR).sum()) if cosines.shape[1] > 1 else 0
+    near = int((_nearest(a.values, a.values, itself=False)[1] >= NEAR).sum())
     return {"exact": len(a) - len(set(a.hashes)), "near": near}
 
 
 def duplicates_between(a: Features, b: Features) -> dict[str, int]:
     """Images of `a` that are also in `b`: ``exact`` in pixels, ``near`` in features (exact ones included)."""
     known = Counter(b.hashes)
-    near = sum(int((cosines.max(1) >= NEAR).sum()) for _, cosines in _cosines(a.values, b.values))
+    near = int((_nearest(a.values, b.values)[1] >= NEAR).sum())
     return {"exact": sum(known[sha256] > 0 for sha256 in a.hashes), "near": near}
 
 
-def _cosines(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    b = _unit(b)
-    for start in range(0, len(a), _BLOCK):
-        part = _unit(a[start : start + _BLOCK])
-        yield slice(start, start + len(part)), part @ b.T
+def _nearest(a: np.ndarray, b: np.ndarray, *, itself: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of `a` the first row of `b` with the highest cosine, and this cosine."""
+    best, highest = np.zeros(len(a), dtype=np.int64), np.full(len(a), -np.inf)
+    for rows, columns, part, other in _pairs(a, b):
+        cosines = _unit(part) @ _unit(other).T
+        if not itself:
+            _skip_itself(rows, columns, cosines, -1)
+        found = cosines.argmax(1)
+        value = np.take_along_axis(cosines, found[:, None], 1)[:, 0]
+        higher = value > highest[rows]
+        best[rows] = np.where(higher, found + columns.start, best[rows])
+        highest[rows] = np.where(higher, value, highest[rows])
+    return best, highest
 
 
 def _unit(a: np.ndarray) -> np.ndarray:

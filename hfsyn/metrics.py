@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -29,6 +29,7 @@ ECE_BINS = 15
 """Equal-width bins of the confidence."""
 RESAMPLES = 1000
 """Bootstrap resamples; enough for the second digit of an interval's ends."""
+_BLOCK = 512  # images of which there are float64 copies at a time
 _Z = 1.959963984540054  # the normal distribution's 97.5 % point
 _BOOTSTRAP_SEED = 20230708
 
@@ -86,7 +87,7 @@ def classification_metrics(
     """
     logits, labels = _checked(logits, labels, wnids, names)
     found = _decision(logits, labels, wnids, names)
-    answers = logits.argmax(1)
+    answers = np.concatenate([part.argmax(1) for _, part in _blocks(logits)])
     confusion = np.bincount(labels * logits.shape[1] + answers, minlength=logits.shape[1] ** 2)
     found["confusion"] = confusion.reshape(logits.shape[1], -1).tolist()
     found["masked"] = None
@@ -98,10 +99,11 @@ def classification_metrics(
                 "It must hold the column of every class of that set.",
             )
         found["masked"] = _decision(
-            logits[:, columns],
+            logits,
             np.searchsorted(columns, labels),
             [wnids[c] for c in columns],
             [names[c] for c in columns],
+            columns,
         )
     return {"n": len(labels), **found}
 
@@ -109,7 +111,7 @@ def classification_metrics(
 def _checked(
     logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    logits, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise HfsynError(
             f"Logits of shape {logits.shape} and labels of shape {labels.shape} do not fit.",
@@ -120,17 +122,33 @@ def _checked(
             f"There are {logits.shape[1]} columns of logits, {len(wnids)} wnids and {len(names)} names.",
             "One of each for every class.",
         )
-    if not np.isfinite(logits).all():
+    if not all(np.isfinite(part).all() for _, part in _blocks(logits)):
         raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise HfsynError(f"A label lies outside 0 to {logits.shape[1] - 1}.", "Labels are columns of the logits.")
     return logits, labels
 
 
-def _decision(logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """The numbers of one decision among all columns given."""
-    n, c = logits.shape
-    rank = _rank(logits, labels)
+def _blocks(logits: np.ndarray, columns: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some rows at a time as float64, all columns or some: 50,000 images of 1,000 classes are 400 MB in float64, and
+    each step of a softmax makes another copy.
+    """
+    for start in range(0, len(logits), _BLOCK):
+        rows = slice(start, min(start + _BLOCK, len(logits)))
+        part = logits[rows] if columns is None else logits[rows, columns]
+        yield rows, np.ascontiguousarray(part, dtype=np.float64)
+
+
+def _decision(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    wnids: Sequence[str],
+    names: Sequence[str],
+    columns: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The numbers of one decision among all columns, or those given; labels count among these."""
+    n, c = len(labels), len(wnids)
+    rank = np.concatenate([_rank(part, labels[rows]) for rows, part in _blocks(logits, columns)])
     hits = rank == 0
     totals, right = np.bincount(labels, minlength=c), np.bincount(labels[hits], minlength=c)
     top5 = wilson(int((rank < 5).sum()), n)
@@ -140,7 +158,7 @@ def _decision(logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], name
         "classes": c,
         "top1": wilson(int(hits.sum()), n),
         "top5": top5,
-        "ece": expected_calibration_error(logits, labels),
+        "ece": expected_calibration_error(logits, labels, columns),
         "ece_bins": ECE_BINS,
         "per_class": [
             {"wnid": wnid, "name": name, "n": int(total), "top1": wilson(int(hit), int(total))}
@@ -175,11 +193,17 @@ def wilson(hits: int, n: int) -> Interval:
     return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half))}
 
 
-def expected_calibration_error(logits: np.ndarray, labels: np.ndarray) -> Interval:
-    """The mean distance between confidence and accuracy over equal-width bins, each weighed by its images."""
-    probabilities = softmax(logits)
-    confidence = probabilities.max(1)
-    gap = (probabilities.argmax(1) == labels) - confidence
+def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, columns: np.ndarray | None = None) -> Interval:
+    """The mean distance between confidence and accuracy over equal-width bins, each weighed by its images.
+
+    With `columns` the decision is among these alone, and labels count among them.
+    """
+    confidence = np.empty(len(labels))
+    gap = np.empty(len(labels))
+    for rows, part in _blocks(logits, columns):
+        probabilities = softmax(part)
+        confidence[rows] = probabilities.max(1)
+        gap[rows] = (probabilities.argmax(1) == labels[rows]) - confidence[rows]
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
 
     def error(chosen: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +78,21 @@ def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = features(cloud(90, 1)), features(cloud(70, 2), "b")
     whole = compare_sets(a, b)
     monkeypatch.setattr(fidelity, "_BLOCK", 7)
-    pieces = compare_sets(a, b)
-    assert pieces["nearest_real"] == whole["nearest_real"]
-    assert pieces["coverage"] == whole["coverage"]
-    assert pieces["duplicates"] == whole["duplicates"]
+    monkeypatch.setattr(fidelity, "_COLUMNS", 11)
+    assert compare_sets(a, b) == whole
+
+
+def test_memory_does_not_grow_with_the_product_of_the_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "_BLOCK", 100)
+    monkeypatch.setattr(fidelity, "_COLUMNS", 100)
+    a, b = features(cloud(200, 1)), features(cloud(5000, 2), "b")
+    tracemalloc.start()
+    neighbourhoods(a.values, b.values[:2000])
+    duplicates_between(a, b)
+    nearest_images(b, a)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5e6  # one block of 100 rows of all 5,000 would be 4 MB
 
 
 def test_copies_are_found_within_a_set_and_between_sets() -> None:

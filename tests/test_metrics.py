@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from hfsyn import metrics
 from hfsyn.errors import HfsynError
 from hfsyn.metrics import (
     classification_metrics,
@@ -49,6 +51,19 @@ def test_known_ranks_give_known_accuracies() -> None:
     assert confusion.trace() == 10
     assert found["masked"] is None
     json.dumps(found)
+
+
+def test_a_thousand_classes_need_little_more_memory_than_their_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "RESAMPLES", 10)
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(0, 2, (3000, 1000)).astype(np.float32), rng.integers(0, 1000, 3000)
+    tracemalloc.start()
+    found = classification_metrics(logits, labels, **names(1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * logits.nbytes  # a block, and the confusion of a million numbers
+    monkeypatch.setattr(metrics, "_BLOCK", len(logits))
+    assert classification_metrics(logits, labels, **names(1000)) == found
 
 
 def test_a_result_as_text_has_one_line_for_each_row_of_the_confusion() -> None:
