@@ -61,7 +61,7 @@ def said_plainly(repo_id: str, revision: str | None, page: str = "") -> Iterator
         yield
     except GatedRepoError as error:
         raise DataError(
-            f"{repo_id} is gated, and you have no access.", f"Ask for it at {page}, then {_LOGIN}."
+            f"{repo_id} is gated, and you have no access.", f"Ask for it at {page}, then {_LOGIN}.", code=3
         ) from error
     except RevisionNotFoundError as error:
         raise DataError(
@@ -78,12 +78,18 @@ def said_plainly(repo_id: str, revision: str | None, page: str = "") -> Iterator
         raise DataError(f"'{repo_id}' is no dataset's name.", "One looks like USER/NAME.") from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
+        if status == 401:
+            raise DataError(
+                f"The Hub does not know this token ({repo_id}).", f"Copy it again, or {_LOGIN}.", code=3
+            ) from error
         kind = UnreachableError if status >= 500 or status in (408, 429) else DataError
         reason = str(error).strip().splitlines()[0]
         raise kind(f"The Hub refused {repo_id}: {reason}", f"Try again; if access is asked for, {_LOGIN}.") from error
     except Exception as error:
         if not is_transport_error(error):
             raise
+        if type(error).__name__ == "LocalProtocolError":  # a header that cannot be sent; its words quote the token
+            raise DataError("The token has a character in it that no token has.", "Copy it again.", code=3) from None
         raise UnreachableError(
             f"The Hub cannot be reached: {type(error).__name__}: {error}",
             "Check the network, or give a local copy: --set source.path=FOLDER.",

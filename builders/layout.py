@@ -115,8 +115,17 @@ def parse_sidecar(text: str, where: str) -> Sidecar:
     """
     try:
         fields: dict[str, Any] = json.loads(text)
-        return Sidecar(**{**fields, "rejected": tuple(fields.get("rejected", ()))})
-    except (ValueError, TypeError) as error:
+        found = Sidecar(**{**fields, "rejected": tuple(fields.get("rejected", ()))})
+        kinds = {
+            int: ("shard", "of", "start", "stop", "rows", "bytes"),
+            str: ("stage", "sha256", "fingerprint", "device"),
+        }
+        wrong = [name for kind, names in kinds.items() for name in names if type(getattr(found, name)) is not kind]
+        wrong += [name for name in ("counts", "flags", "software") if not isinstance(getattr(found, name), dict)]
+        if wrong:
+            raise TypeError(f"{wrong[0]} is of the wrong kind")
+        return found
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where} is not a sidecar ({error}).", "Delete it, and its shard is made again.") from error
 
 
@@ -160,7 +169,14 @@ def load_manifest(text: str, where: str) -> Manifest:
         rows = raw["rows"]
         if not all(isinstance(value, str) for value in texts.values()) or type(rows) is not int:
             raise TypeError("a name, split, fingerprint or number of rows is of the wrong kind")
-    except (ValueError, TypeError, KeyError) as error:
+        if not isinstance(raw.get("recipe"), dict) or raw.get("what", "data") not in ("data", "captions"):
+            raise TypeError("its recipe or what it is of is of the wrong kind")
+        counts = [*raw.get("rejected", {}).values(), *(entry["rows"] for entry in raw.get("classes", ()))]
+        if not all(type(count) is int for count in counts) or not all(
+            isinstance(entry["wnid"], str) for entry in raw.get("classes", ())
+        ):
+            raise TypeError("a count of a class or a reason is of the wrong kind")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{where} is not a manifest that this version reads ({error!r}).",
             "Check the repository and the revision; a newer hfsyn may be needed.",
@@ -170,6 +186,8 @@ def load_manifest(text: str, where: str) -> Manifest:
 
 def _shard_entry(entry: Mapping[str, Any]) -> ShardEntry:
     found = ShardEntry(**{key: entry[key] for key in ("file", "rows", "bytes", "sha256")})
+    if not isinstance(found.file, str) or not isinstance(found.sha256, str):
+        raise TypeError("the name or hash of a shard is of the wrong kind")
     folder, _, name = found.file.partition("/")
     if folder not in (DATA, CAPTIONS) or not _SHARD.fullmatch(name):
         raise ValueError(f"{found.file!r} is no shard")

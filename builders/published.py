@@ -27,11 +27,14 @@ from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
 
 __all__ = [
-    "Published", "RunFolder", "load_version", "open_published", "open_reference", "parse_reference",
+    "Published", "RunFolder", "fetch_sidecars", "load_version", "open_published", "open_reference", "parse_reference",
     "published_configs", "shard_files",
 ]  # fmt: skip
 
 _SHA = re.compile(r"[0-9a-f]{40}")
+_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
+"""Names of tags and branches, and commits: nothing that leaves the cache's folder, or is another place to a server."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Published:
         Raises:
             DataError: there is no such file.
         """
-        return self.fetch(name).read_text(encoding="utf-8")
+        return _text(self.fetch(name), f"{self.prefix}{name} of {self.repo_id}")
 
     def fetch(self, name: str) -> Path:
         """Download a file of the configuration whole, or find it in the cache.
@@ -134,7 +137,7 @@ class RunFolder:
 
     def text(self, name: str) -> str:
         """A small text file."""
-        return self.fetch(name).read_text(encoding="utf-8")
+        return _text(self.fetch(name), str(self.folder / name))
 
     def manifest(self) -> Manifest:
         """The run's table of contents, checked."""
@@ -145,6 +148,13 @@ class RunFolder:
         """Open a file for reading."""
         with self.fetch(name).open("rb") as local:
             yield local
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{what} is not UTF-8 text.", "It is damaged; name another revision.") from None
 
 
 def open_reference(
@@ -198,6 +208,7 @@ def open_published(
     Raises:
         DataError: no such repository, revision or configuration, no access, or not in the cache.
     """
+    _check_revision(revision)
     sha, offline = _resolve(repo_id, revision or "main", token)
     found = Published(repo_id, revision or "main", sha, layout.DEFAULT_CONFIG, offline, token)
     configs = _configs(found)
@@ -211,8 +222,14 @@ def open_published(
     return Published(repo_id, revision or "main", sha, config, offline, token)
 
 
+def _check_revision(revision: str | None) -> None:
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise DataError(f"{revision!r} is no revision.", "It looks like v1.0.0, main, or a commit of 40 hex digits.")
+
+
 def published_configs(repo_id: str, revision: str | None = None, *, token: str | bool | None = None) -> dict[str, bool]:
     """The configurations that the card names, and whether each is the default one."""
+    _check_revision(revision)
     sha, offline = _resolve(repo_id, revision or "main", token)
     return _configs(Published(repo_id, revision or "main", sha, layout.DEFAULT_CONFIG, offline, token))
 
@@ -253,6 +270,16 @@ def load_version(
     return ParquetDatasetReader(files, split=manifest.split, streaming=streaming).read()
 
 
+def fetch_sidecars(side: Published | RunFolder) -> None:
+    """Bring the sidecars of a published version into the cache, many at a time: one by one they take minutes."""
+    if isinstance(side, Published) and not side.offline:
+        wanted = [f"{side.prefix}{top}/*.json" for top in (layout.DATA, layout.CAPTIONS)]
+        with said_plainly(side.repo_id, side.revision):
+            snapshot_download(
+                side.repo_id, repo_type="dataset", revision=side.sha, allow_patterns=wanted, token=side.token
+            )
+
+
 def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:
     """Paths of the shards in order: addresses to stream from, or files that are there whole.
 
@@ -262,7 +289,7 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
     if streaming and not found.offline:
         return [found.url(entry.file) for entry in manifest.shards]
     if not found.offline:
-        # Asked for by the name that the user gave, so that the cache knows this version by it when the Hub is gone.
+        # By commit: a branch may have moved since it was resolved. `_remember` has noted the name that was asked for.
         wanted = [f"{found.prefix}{entry.file}" for entry in manifest.shards]
         with said_plainly(found.repo_id, found.revision):
             snapshot_download(
@@ -285,7 +312,10 @@ def _configs(found: Published) -> dict[str, bool]:
     try:
         card = yaml.safe_load(front[1]) if front else {}
         entries = card.get("configs") or []
-        return {str(entry["config_name"]): bool(entry.get("default")) for entry in entries}
+        names = {str(entry["config_name"]): bool(entry.get("default")) for entry in entries}
+        if not all(_CONFIG.fullmatch(name) for name in names):
+            raise TypeError("a configuration's name is none")
+        return names
     except (yaml.YAMLError, AttributeError, TypeError, KeyError):
         raise DataError(
             f"The card of {found.repo_id} at {found.revision} does not say what configurations there are.",

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from hfsyn.errors import HfsynError
     from hfsyn.evaluation import evaluate
     from hfsyn.manifest import finish
+    from hfsyn.outcomes import Publication
     from hfsyn.pages import report
-    from hfsyn.publication import Publication, publish
+    from hfsyn.publication import publish
     from hfsyn.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.reproduction import Reproduction, reproduce
     from hfsyn.runs import status
@@ -38,7 +39,7 @@ _HOME = {
     "Comparison": "hfsyn.comparison",
     "HfsynError": "hfsyn.errors",
     "Plan": "hfsyn.specs",
-    "Publication": "hfsyn.publication",
+    "Publication": "hfsyn.outcomes",
     "Recipe": "hfsyn.recipe",
     "Reproduction": "hfsyn.reproduction",
     "SampleSpec": "hfsyn.specs",

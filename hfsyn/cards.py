@@ -168,6 +168,12 @@ def changelog_of(card: str) -> list[ChangelogEntry]:
     return _changelog((), card_blocks.blocks(FrontMatter(card).body).get("changelog", ""))
 
 
+def configs_of(text: str) -> set[str]:
+    """The configurations that have a block of ours in a card."""
+    found = card_blocks.blocks(FrontMatter(text).body)
+    return {key.removeprefix("config=") for key in found if key.startswith("config=")}
+
+
 def tags_of(card: str) -> list[str]:
     """The tags in a card's front matter.
 

@@ -1,7 +1,8 @@
 """What differs between two versions: rows by class and by column, and the fields of their recipes.
 
 Both sides are sorted by the hash of the sample id (see `hfsyn.specs`), so that they are compared as two streams: memory
-does not grow with their size. Shards whose content is equal on both sides are not read at all.
+does not grow with the number of images. (Captions published alone have no such order and are held in memory.) Shards
+whose content is equal on both sides are not read at all.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders import layout
@@ -70,7 +73,8 @@ class Comparison:
         if self.columns:
             parts[-1] += f" in {', '.join(sorted(self.columns))}"
         if not parts:
-            parts = ["No row changed"]
+            same = self.shards_equal == self.shards_a == self.shards_b
+            parts = ["No row changed" + ("" if same else ", the files did")]
         if self.recipe:
             parts.append(
                 "recipe: " + ", ".join(f"{key} from {_short(a)} to {_short(b)}" for key, a, b in self.recipe[:4])
@@ -120,15 +124,17 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         shards_equal=len(equal), shards_a=len(left.shards), shards_b=len(right.shards),
     )  # fmt: skip
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
+    # Without looking at images, they count as changed where the recipe makes them in another way.
+    remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     for old, new in _paired(_rows(a, left, equal, images=images), _rows(b, right, equal, images=images), key):
-        if old == new:
+        if old == new and not remade:
             continue
         kind = found.added if old is None else found.removed if new is None else found.changed
         row = new or old or {}
         kind[str(row["class_name"])] += 1
         if old is not None and new is not None:
             names = {name for name in {**old, **new} if old.get(name) != new.get(name)}
-            if not images and names & {"seed", "prompt"}:
+            if remade or (not images and names & {"seed", "prompt"}):
                 names.add("image")  # not read, but made from these
             found.columns.update(names)
         if len(found.examples) < _SHOWN:
@@ -164,13 +170,25 @@ def _rows(
 
 
 def _shard_rows(side: Published | RunFolder, entry: ShardEntry, *, images: bool) -> Iterator[dict[str, Any]]:
-    with side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
+    with readable(side, entry), side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
         columns = [name for name in parquet.schema_arrow.names if images or name != "image"]
         for batch in parquet.iter_batches(_ROWS, columns=columns):
             for row in batch.to_pylist():
                 if isinstance(row.get("image"), Mapping):
                     row["image"] = hashlib.sha256(row["image"].get("bytes") or b"").hexdigest()
                 yield row
+
+
+@contextmanager
+def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
+    """Say in one line that a shard is no Parquet file of ours."""
+    try:
+        yield
+    except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
+        raise HfsynError(
+            f"{entry.file} of {side.label} cannot be read: {' '.join(str(error).split())[:120]}",
+            f"See: hfsyn verify {side.label}",
+        ) from None
 
 
 def _paired(
@@ -196,6 +214,11 @@ def _paired(
         else:
             yield None, new
             new = next(right, None)
+
+
+def _makes_images(field: str) -> bool:
+    """Whether a recipe's field decides what images look like, their prompts and seeds left alone."""
+    return (field.startswith(("generate.", "store.")) and field != "store.shard_rows") or field == "prompt.negative"
 
 
 def _classes(counts: Mapping[str, int]) -> str:

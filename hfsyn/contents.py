@@ -20,6 +20,8 @@ from hfsyn.shards import faults, is_done, pending, sha256_of
 
 What = Literal["data", "captions"]
 
+PREVIEW_FILE = "samples.png"
+
 _SOON_READ = 500 * 2**20
 """Bytes that are hashed in a second or so: less is not worth a line."""
 
@@ -63,8 +65,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     if what == "captions":
         manifest = json.dumps(manifest_of(run, "captions"), indent=1, ensure_ascii=False) + "\n"
         return found | {f"{prefix}{layout.MANIFEST}": LocalFile.made(manifest)}
-    previews = sorted(path for path in (run.folder / layout.PREVIEW).glob("*.png"))
-    for path in [*(run.folder / name for name in _TOP), *previews]:
+    for path in [*(run.folder / name for name in _TOP), run.folder / layout.PREVIEW / PREVIEW_FILE]:
         if path.exists():
             found[f"{prefix}{path.relative_to(run.folder).as_posix()}"] = LocalFile(path, sha256_of(path))
     return found
@@ -97,22 +98,44 @@ def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFi
     for shard in shards:
         sidecar = sidecar_of(shard)
         name = f"{prefix}{shard.relative_to(run.folder).as_posix()}"
-        found[name] = LocalFile(shard, load_sidecar(sidecar).sha256)
+        # The sidecar first: on the Hub it is what tells a shard of ours from a file of the same name.
         found[f"{prefix}{sidecar.relative_to(run.folder).as_posix()}"] = LocalFile(sidecar, sha256_of(sidecar))
+        found[name] = LocalFile(shard, load_sidecar(sidecar).sha256)
     return found
 
 
-def is_ours(path: str, config_name: str) -> bool:
-    """Whether a path in a repository is a file of that configuration, published earlier perhaps."""
+def owned(tree: Mapping[str, Any], card: str | None, config_name: str) -> set[str]:
+    """Files of a repository that hfsyn wrote for a configuration; what has only such a name is somebody else's.
+
+    Others write ``data/train-00000-of-00002.parquet`` too. Ours is what stands in a folder with our recipe, in a
+    repository whose card has our block for the configuration; and a shard only beside its sidecar, which is committed
+    before it or with it.
+
+    Args:
+        tree: what is there, by path.
+        card: README.md of the same commit.
+        config_name: of the configuration.
+    """
+    from hfsyn.cards import configs_of
+
     prefix = layout.config_prefix(config_name)
-    if not path.startswith(prefix):
-        return False
-    top, slash, name = path.removeprefix(prefix).partition("/")
+    if card is None or config_name not in configs_of(card) or f"{prefix}{layout.RECIPE}" not in tree:
+        return set()
+    return {
+        path for path in tree if path.startswith(prefix) and _is_named_ours(path.removeprefix(prefix), prefix, tree)
+    }
+
+
+def _is_named_ours(name: str, prefix: str, tree: Mapping[str, Any]) -> bool:
+    top, slash, rest = name.partition("/")
     if not slash:
         return top in {layout.RECIPE, *_TOP}
     if top == layout.PREVIEW:
-        return name.endswith(".png")
-    return top in (layout.DATA, layout.CAPTIONS) and layout.shard_number(Path(name).with_suffix(".parquet")) is not None
+        return rest == PREVIEW_FILE
+    shard = Path(rest).with_suffix(".parquet")
+    if top not in (layout.DATA, layout.CAPTIONS) or layout.shard_number(shard) is None:
+        return False
+    return f"{prefix}{top}/{layout.sidecar_name(shard.name)}" in tree
 
 
 def folder_sizes(paths: Mapping[str, Any]) -> Counter[str]:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub_answers import HeadMovedError, passes, reason, refusal, status_of
+from hfsyn.hub_answers import HeadMovedError, check_token, passes, reason, refusal, status_of
 
 T = TypeVar("T")
 
 ATTEMPTS = 6
-"""Tries of one call. With the pauses below a Hub that is away for about two minutes is waited for."""
+"""Tries of one call. With the pauses below a Hub that is away for about a minute is waited for; one that limits its
+calls is waited for as long as it asks."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds; each pause doubles the one before, times a random number from 0.5 to 1."""
 LONGEST_ASKED = 300.0
@@ -30,8 +31,8 @@ LONGEST_ASKED = 300.0
 CALL_TIMEOUT = 60.0
 """Seconds of silence after which a connection counts as lost. The client's own default is to wait for ever."""
 
-_SENT_AT_ONCE = 20
-"""Files whose sending is asked for in one request; between two of them progress is shown."""
+_SENT_AT_ONCE, _BYTES_AT_ONCE = 20, 256 * 2**20
+"""Files and bytes whose sending is asked for in one request; between two of them progress is shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class DatasetRepo:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.repo_id = repo_id
-        self.token = token
+        self.token = check_token(token)
         self._say, self._sleep, self._chance = say, sleep, chance
 
     def named(self, repo_id: str) -> DatasetRepo:
@@ -191,7 +192,14 @@ class DatasetRepo:
             revision=commit, token=self.token,
         )  # fmt: skip
         # Read as bytes: line ends are the author's and stay.
-        return Path(found).read_bytes().decode("utf-8", errors="replace")
+        try:
+            return Path(found).read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise HfsynError(
+                f"{path} of {self.repo_id} is not UTF-8, and would be damaged if it were written again.",
+                "Save it as UTF-8, or remove it.",
+                code=ExitCode.PREFLIGHT,
+            ) from None
 
     def versions(self) -> dict[str, str]:
         """The commit of each tag."""
@@ -238,17 +246,19 @@ class DatasetRepo:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError
 
-        additions = [
-            CommitOperationAdd(path, file.content if isinstance(file.content, bytes) else str(file.content))
-            for path, file in add.items()
-        ]
-        for part in parts_of(additions, _SENT_AT_ONCE):
+        additions = []
+        for names in _portions(add):
+            part = [
+                CommitOperationAdd(name, file.content if isinstance(file.content, bytes) else str(file.content))
+                for name, file in names.items()
+            ]
             # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
             self.call(
                 f"send files to {self.repo_id}", self.api.preupload_lfs_files, self.repo_id, part,
                 repo_type="dataset", free_memory=False,
             )  # fmt: skip
-            sent(sum(add[operation.path_in_repo].size for operation in part))
+            additions += part
+            sent(sum(file.size for file in names.values()))
 
         def send() -> str:
             operations = [*additions, *(CommitOperationDelete(path) for path in delete)]
@@ -308,3 +318,16 @@ def parts_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Consecutive slices of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
+    """Files in portions of a bounded number and size; each is hashed by the client just before it is sent."""
+    portion: dict[str, LocalFile] = {}
+    for name, file in files.items():
+        size = sum(other.size for other in portion.values()) + file.size
+        if portion and (len(portion) == _SENT_AT_ONCE or size > _BYTES_AT_ONCE):
+            yield portion
+            portion = {}
+        portion[name] = file
+    if portion:
+        yield portion

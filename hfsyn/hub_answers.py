@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Any
 
 from hfsyn.errors import ExitCode, HfsynError
 
 _PASSES = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
 _SHOWN = 200
+_FINAL = frozenset({"LocalProtocolError", "UnsupportedProtocol", "XetAuthenticationError"})
+"""Of the transport's and hf_xet's errors: a request that cannot be sent, and a token that is refused."""
+_XET_STATUS = re.compile(r"\b(401|403|404)\b")
+"""hf_xet says a status only in the words of a ConnectionError."""
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 class HeadMovedError(Exception):
@@ -16,9 +23,13 @@ class HeadMovedError(Exception):
 
 def passes(error: BaseException) -> bool:
     """Whether the same call may succeed in a moment."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     from builders.access import is_transport_error
 
     if isinstance(error, HfsynError | HeadMovedError):  # said already, after as many tries as it was worth
+        return False
+    if any(isinstance(one, OfflineModeIsEnabled) or type(one).__name__ in _FINAL for one in _chain(error)):
         return False
     status, _ = status_of(error)
     if status:
@@ -83,8 +94,27 @@ def without_token(text: str, token: str | bool | None = None) -> str:
 
     for secret in {token if isinstance(token, str) else None, get_token()}:
         if secret:
-            text = text.replace(secret, "hf_***")
-    return text
+            # An error may quote it as Python writes it, or without what a line end added to it.
+            for form in (secret, repr(secret)[1:-1], secret.strip()):
+                text = text.replace(form, "hf_***") if form else text
+    return _TOKEN.sub("hf_***", text)
+
+
+def check_token(token: str | bool | None) -> str | bool | None:
+    """A token without the line end that a file may have added; the same for none.
+
+    Raises:
+        HfsynError: it has a character that no token has. It is not quoted.
+    """
+    if not isinstance(token, str):
+        return token
+    token = token.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise HfsynError(
+            "The token has a blank, a line end or a character that is not ASCII in it, and is no token.",
+            "Copy it again, or log in: hf auth login",
+        )
+    return token
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -98,12 +128,34 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> tuple[int, float]:
-    """The HTTP status of an error and the seconds that `Retry-After` asks for; zeros where there is none."""
+    """The HTTP status of an error and the seconds that the Hub asks to wait; zeros where there is none."""
     responses = (getattr(one, "response", None) for one in _chain(error))
     response = next((one for one in responses if one is not None), None)
     status = int(getattr(response, "status_code", 0) or 0)
-    asked = str(getattr(response, "headers", {}).get("Retry-After", "")) if status else ""
-    return status, float(asked) if asked.isdigit() else 0.0
+    if not status:
+        return _status_in_words(error), 0.0
+    headers = getattr(response, "headers", {})
+    asked = str(headers.get("Retry-After", ""))
+    return status, max(float(asked) if asked.isdecimal() else 0.0, _rate_limited(headers) if status == 429 else 0.0)
+
+
+def _status_in_words(error: BaseException) -> int:
+    for one in _chain(error):
+        if type(one).__name__ == "XetAuthenticationError":
+            return 401
+        if isinstance(one, ConnectionError) and (found := _XET_STATUS.search(str(one))) and "client error" in str(one):
+            return int(found[1])
+    return 0
+
+
+def _rate_limited(headers: Any) -> float:
+    """Seconds until the Hub's window of calls begins anew, as its own header says (``RateLimit: "api";r=0;t=255``)."""
+    try:
+        from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+    except ImportError:
+        return 0.0
+    found = parse_ratelimit_headers(headers)
+    return float(getattr(found, "reset_in_seconds", 0) or 0) + 1 if found else 0.0
 
 
 def reason(error: BaseException, token: str | bool | None) -> str:

@@ -10,9 +10,17 @@ import click
 from hfsyn.catalogue import as_json_option
 from hfsyn.errors import ExitCode
 
+
+def _checked_token(context: click.Context, parameter: click.Parameter, token: str | None) -> Any:
+    from hfsyn.hub_answers import check_token
+
+    return check_token(token)
+
+
 _token = click.option(
-    "--token", metavar="TOKEN", help="Default: HF_TOKEN, or the one that `hf auth login` stored. Better left out."
-)
+    "--token", metavar="TOKEN", callback=_checked_token,
+    help="Default: HF_TOKEN, or the one that `hf auth login` stored. Better left out.",
+)  # fmt: skip
 _config = click.option("--config-name", "config", metavar="NAME", help="A configuration.  [default: the card's own]")
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from builders import layout
 from builders.errors import DataError
 from builders.layout import load_manifest
-from hfsyn.contents import What, folder_sizes, is_ours
+from hfsyn.contents import What, folder_sizes, owned
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub import DatasetRepo, LocalFile, RemoteFile
 from hfsyn.recipe import BUILTIN, is_content_hash
@@ -59,6 +59,21 @@ class RepoState:
     def is_new(self) -> bool:
         """Whether nothing but what the Hub itself puts there is in it."""
         return set(self.tree) <= {".gitattributes"}
+
+    def captions_alone(self) -> set[str]:
+        """Configurations that are captions without images: their folder has no shards of images."""
+        from hfsyn.cards import configs_of
+
+        def has_images(name: str) -> bool:
+            top = f"{layout.config_prefix(name)}{layout.DATA}/"
+            return any(path.startswith(top) for path in self.tree)
+
+        whole = {
+            name
+            for name in configs_of(self.card or "")
+            if f"{layout.config_prefix(name)}{layout.MANIFEST}" in self.tree
+        }
+        return {name for name in whole if not has_images(name)}
 
     def is_of_hfsyn(self) -> bool:
         """Whether hfsyn has published to it: its card says so in its tags."""
@@ -113,6 +128,24 @@ def half_published(repo: DatasetRepo, state: RepoState, config_name: str) -> lis
         if there != stated:
             found.append(name)
     return found
+
+
+def neighbour_checks(repo: DatasetRepo, state: RepoState, config_name: str) -> Iterator[Check]:
+    """Whether another configuration is half there: a version would hold the half for ever, so it waits."""
+    for name in half_published(repo, state, config_name):
+        yield Check(
+            "warning",
+            f"The configuration {name} of {repo.repo_id} is not published whole: no version is made before it is.",
+            f"{way_out(repo.repo_id, name)}.",
+        )
+
+
+def way_out(repo_id: str, config_name: str) -> str:
+    """What to do about a configuration that is half published."""
+    what = f"{config_name}/*" if config_name != layout.DEFAULT_CONFIG else f"{layout.DATA}/*"
+    return (
+        f"Finish its publication, or remove what is there: hf repos delete-files {repo_id} '{what}' --repo-type dataset"
+    )
 
 
 def full_repo_id(repo_id: str, repo: DatasetRepo) -> str:
@@ -180,7 +213,10 @@ def repo_checks(
     if state.head is None or state.is_new:
         yield Check("ok", f"{repo_id} is new.")
     elif state.is_of_hfsyn() or into:
-        strange = [path for path in files if path in state.tree and not is_ours(path, config_name)]
+        mine = owned(state.tree, state.card, config_name)
+        strange = [
+            p for p, file in files.items() if p in state.tree and p not in mine and not file.is_at(state.tree[p])
+        ]
         if strange:
             yield Check(
                 "failed", f"{repo_id} has files of others in the way: {strange[0]}.", "Name another configuration."
@@ -204,6 +240,12 @@ def repo_checks(
             f"Remove it: hf repos delete-files {repo_id} {script} --repo-type dataset",
         )
     prefix = layout.config_prefix(config_name)
+    if what == "data" and f"{prefix}{layout.MANIFEST}" in state.tree and config_name in state.captions_alone():
+        yield Check(
+            "failed",
+            f"The configuration {config_name} of {repo_id} holds captions alone.",
+            "Publish the images under another: --config-name NAME",
+        )
     if what == "captions" and any(path.startswith(f"{prefix}{layout.DATA}/") for path in state.tree):
         yield Check(
             "failed",
@@ -231,7 +273,7 @@ def version_checks(state: RepoState, version: Version, repo_id: str) -> Iterator
 
 def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: str) -> Iterator[Check]:
     """Whether the repository stays inside the Hub's limits."""
-    kept = [path for path in state.tree if not is_ours(path, config_name)]
+    kept = set(state.tree) - owned(state.tree, state.card, config_name)
     after = {*files, *kept, layout.CARD}
     fullest, entries = folder_sizes(dict.fromkeys(after)).most_common(1)[0]
     largest = max(files, key=lambda path: files[path].size)

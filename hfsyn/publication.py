@@ -16,22 +16,25 @@ last commit brings manifest and card and removes what is no longer there.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builders import layout
+from builders.errors import DataError
 from builders.layout import load_manifest
 from hfsyn import cards
 from hfsyn.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
-from hfsyn.contents import What, contents, is_ours
+from hfsyn.contents import What, contents, owned
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub import DatasetRepo, LocalFile, parts_of, taken
 from hfsyn.hub_answers import HeadMovedError
 from hfsyn.manifest import manifest_of, software_of
+from hfsyn.outcomes import Publication
 from hfsyn.preflight import (
     Check,
     RepoState,
@@ -42,9 +45,11 @@ from hfsyn.preflight import (
     limit_checks,
     look_at,
     need_token,
+    neighbour_checks,
     repo_checks,
     terms_checks,
     version_checks,
+    way_out,
 )
 from hfsyn.progress import Progress
 from hfsyn.runs import Run, load_run
@@ -56,57 +61,6 @@ ROUNDS = 10
 """How often a publication is planned anew, in vain, because somebody else committed meanwhile."""
 WAIT = 10.0
 """Seconds between two looks at a repository in which another configuration is being published."""
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What was published, or with a dry run what would be."""
-
-    repo_id: str
-    version: Version
-    config_name: str
-    commit: str | None
-    """The tagged commit; None after a dry run."""
-    checks: tuple[Check, ...]
-    files: int
-    """Of the configuration, the card not counted."""
-    bytes: int
-    to_send: int
-    """Files that were not there yet."""
-    to_send_bytes: int
-    to_remove: int
-    commits: int
-    changelog: str
-
-    @property
-    def failed(self) -> list[Check]:
-        """Checks that forbid it."""
-        return [check for check in self.checks if check.state == "failed"]
-
-    @property
-    def address(self) -> str:
-        """What others load: ``hf://datasets/USER/NAME@vX.Y.Z``."""
-        return f"hf://datasets/{self.repo_id}@{self.version.tag}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        checks = [{"state": check.state, "text": check.text, "hint": check.hint} for check in self.checks]
-        fields = {**asdict(self), "version": str(self.version), "checks": checks}
-        return fields if self.commit is None else {**fields, "address": self.address}
-
-    def text(self) -> str:
-        """A dry run, for people, in lines."""
-        there = self.files - self.to_send
-        return "\n".join(
-            [
-                *(check.line() for check in self.checks),
-                f"files     {self.files} ({self.bytes / 1e6:.1f} MB), of which {there} are there already",
-                f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {self.commits} commits",
-                f"to remove {self.to_remove}",
-                f"changelog {self.changelog}",
-                f"{'cannot be published' if self.failed else 'nothing was sent'}: {self.address}",
-            ]
-        )
 
 
 @dataclass(frozen=True)
@@ -209,25 +163,38 @@ def _checks(job: _Job, state: RepoState, *, private: bool | None, into: bool) ->
         *repo_checks(state, job.repo.repo_id, job.config_name, job.what, into=into, files=job.files),
         *version_checks(state, job.version, job.repo.repo_id),
         *limit_checks(state, job.files, job.config_name),
+        *neighbour_checks(job.repo, state, job.config_name),
+        *_card_checks(job, state),
         *terms_checks(job.run, job.repo),
     )
+
+
+def _card_checks(job: _Job, state: RepoState) -> Iterator[Check]:
+    """Whether the card can be written: what a person made of it, or the default, may stand against it."""
+    try:
+        _card(job, state)
+    except HfsynError as error:
+        yield Check("failed", error.message, error.hint, error.code)
+        return
+    yield Check("ok", "The card can be written; what others wrote into it stays.")
 
 
 def _stands(job: _Job, commit: str) -> bool:
     """Whether a commit has this very configuration: nothing else, nothing less."""
     tree = job.repo.tree(commit)
-    same = all(file.is_at(tree.get(path)) for path, file in job.files.items())
-    return same and not _gone(job, tree)
+    if not all(file.is_at(tree.get(path)) for path, file in job.files.items()):
+        return False
+    return not _gone(job, tree, job.repo.text(layout.CARD, commit) if layout.CARD in tree else None)
 
 
-def _gone(job: _Job, tree: Mapping[str, Any]) -> list[str]:
-    """Files of this configuration in the repository that the run does not have."""
-    return sorted(path for path in tree if is_ours(path, job.config_name) and path not in job.files)
+def _gone(job: _Job, tree: Mapping[str, Any], card: str | None) -> list[str]:
+    """Files that hfsyn wrote for this configuration and that the run does not have."""
+    return sorted(owned(tree, card, job.config_name) - job.files.keys())
 
 
 def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str | None, changelog: str) -> Publication:
     missing = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
-    gone = _gone(job, state.tree)
+    gone = _gone(job, state.tree, state.card)
     return Publication(
         repo_id=job.repo.repo_id,
         version=job.version,
@@ -238,7 +205,7 @@ def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str |
         bytes=sum(file.size for file in job.files.values()),
         to_send=len(missing),
         to_send_bytes=sum(file.size for file in missing.values()),
-        to_remove=len(gone),
+        to_remove=tuple(gone),
         commits=max(1, -(-(len(missing) + len(gone) - 1) // (FILES_A_COMMIT - 2))),
         changelog=changelog,
     )
@@ -251,6 +218,7 @@ def bring(job: _Job) -> str:
         HfsynError: the version is taken meanwhile (exit code 2), or others commit all the time (exit code 4).
     """
     rounds, fewest = 0, len(job.files) + 1
+    hint = "Run the same command again when the other publisher is done."
     reason = f"Others committed to {job.repo.repo_id} all the time"
     while rounds < ROUNDS:
         state = look_at(job.repo)
@@ -274,17 +242,16 @@ def bring(job: _Job) -> str:
             return commit
         # A version is of the whole repository: one that is taken now would hold a half of these for ever.
         reason = f"The configuration {half[0]} of {job.repo.repo_id} is not published whole yet"
+        hint = f"{way_out(job.repo.repo_id, half[0])}. Then run the same command again."
         job.say(f"{reason}; waiting")
         job.repo.pause(WAIT)
-    raise HfsynError(
-        f"{reason}.", "Run the same command again when the other publisher is done.", code=ExitCode.PARTIAL
-    )
+    raise HfsynError(f"{reason}.", hint, code=ExitCode.PARTIAL)
 
 
 def _commit_difference(job: _Job, state: RepoState, head: str) -> str:
     card = LocalFile.made(_card(job, state))
     add = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
-    gone = _gone(job, state.tree)
+    gone = _gone(job, state.tree, state.card)
     if not add and not gone and card.is_at(state.tree.get(layout.CARD)):
         return head
     # Manifest and card come last, with what is removed: as long as they are old, the new files are not announced.
@@ -355,7 +322,10 @@ def _compared(job: _Job, state: RepoState) -> str:
             continue
         commit = state.tags[version.tag]
         prefix = layout.config_prefix(job.config_name)
-        if f"{prefix}{layout.MANIFEST}" in job.repo.tree(commit):
+        if (manifest := f"{prefix}{layout.MANIFEST}") not in job.repo.tree(commit):
+            continue
+        with contextlib.suppress(DataError):  # of a kind that this hfsyn cannot read: then the one before
+            load_manifest(job.repo.text(manifest, commit), manifest)
             return change_sentence(job.repo, commit, version, job.run, job.config_name, job.what)
     rows = manifest_of(job.run, job.what)["rows"]
     return f"First version: {rows} {'captions' if job.what == 'captions' else 'images'}."
@@ -371,7 +341,8 @@ def read_back(job: _Job, commit: str) -> None:
 
     repo_id = job.repo.repo_id
     tree = job.repo.tree(commit)
-    wrong = [path for path, file in job.files.items() if not file.is_at(tree.get(path))] + _gone(job, tree)
+    wrong = [path for path, file in job.files.items() if not file.is_at(tree.get(path))]
+    wrong += _gone(job, tree, job.repo.text(layout.CARD, commit))
     if wrong:
         raise HfsynError(
             f"{repo_id} does not hold what was sent: {wrong[0]}"

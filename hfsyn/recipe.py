@@ -191,10 +191,23 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     else:
         text, where = read_recipe(str(recipe))
         fields = _parse(text, where)
+        if where.startswith("hf://"):
+            _refuse_places(fields, where)
     for override in overrides:
         _override(fields, override)
     _drop_model_fields(fields, {override.partition("=")[0] for override in overrides})
     return _validated(fields, where)
+
+
+def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
+    """Refuse a stranger's recipe that names a place on this machine."""
+    for part, key in (("source", "path"), ("caption", "model"), ("generate", "model")):
+        value = fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
+        if value is not None and (key == "path" or str(value).startswith(("/", "~", ".."))):
+            raise HfsynError(
+                f"{where} names a place on your machine: {part}.{key} is {value!r}.",
+                "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
+            )
 
 
 def parse_recipe(text: str, where: str) -> Recipe:

@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from builders import layout
+from builders.images import ImageRejected, decode_rgb
 from builders.layout import Sidecar
 from builders.published import Published, RunFolder, open_reference
-from hfsyn.comparison import recipe_of
+from hfsyn.comparison import readable, recipe_of
 from hfsyn.encode import encode
 from hfsyn.errors import HfsynError
 from hfsyn.generator import DiffusersGenerator, ImageGenerator
@@ -116,8 +117,14 @@ def reproduce(
     if generator is None:
         where = pick_device(device)
         generator = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle)
+    stored = bytes((row.get("image") or {}).get("bytes") or b"")
+    try:
+        decode_rgb(stored)
+    except ImageRejected as problem:
+        raise HfsynError(
+            f"The stored image of {sample_id} cannot be opened: {problem.reason}", f"See: hfsyn verify {what}"
+        ) from None
     made = generator.generate([row["prompt"]], [row["seed"]])[0]
-    stored = bytes(row["image"]["bytes"])
     mine = encode(made.pixels, recipe.store)
     verdict, largest, mean = judge(stored, mine)
     picture = _picture(row, stored, mine, verdict, Path(out).expanduser())
@@ -136,7 +143,7 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
     manifest = side.manifest()
     some: list[str] = []
     for entry in manifest.shards:
-        with side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
+        with readable(side, entry), side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
             if "sample_id" not in parquet.schema_arrow.names:
                 raise HfsynError(f"{side.label} holds captions, and no images.", "Name a configuration with images.")
             for group in range(parquet.num_row_groups):

@@ -8,6 +8,7 @@ the columns beside the image are downloaded.
 from __future__ import annotations
 
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,9 @@ import pyarrow.parquet as pq
 
 from builders import layout
 from builders.errors import DataError
+from builders.images import ImageRejected, decode_rgb
 from builders.layout import Manifest, ShardEntry
-from builders.published import Published, RunFolder, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.comparison import recipe_of
@@ -32,6 +34,9 @@ from hfsyn.specs import order_of, sample_id_of, seed_of
 
 _ROWS = 1024
 _SHOWN = 20
+_NEVER_NULL = (
+    "sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags",
+)  # fmt: skip
 
 
 @dataclass
@@ -114,6 +119,7 @@ def _check_recipe(found: Verification, manifest: Manifest, recipe: Recipe) -> No
 
 def _check_files(found: Verification, side: Published | RunFolder, manifest: Manifest) -> None:
     """Every shard is there with its content and its sidecar, and there is no other."""
+    fetch_sidecars(side)
     there = _hashes(side, manifest)
     for entry in [*manifest.shards, *manifest.captions]:
         found.files += 1
@@ -188,6 +194,9 @@ def _check_rows(
     for row in _table(found, side, manifest.shards, synthetic_features(names), columns):
         found.rows += 1
         counts[row["wnid"]] += 1
+        if missing := [name for name in _NEVER_NULL if row[name] is None]:
+            found.note("rows", f"row {found.rows} has no {', '.join(missing)}")
+            continue
         order = order_of(row["sample_id"])
         if order <= before:
             found.note("order", f"{row['sample_id']} stands out of order, or twice")
@@ -213,7 +222,7 @@ def row_problems(
 ) -> Iterator[str]:
     """What of a synthetic row is not as its recipe and its caption say; each rule is that of `hfsyn.specs`."""
     source_id, _, k = row["sample_id"].rpartition("#")
-    if source_id != row["source_id"] or not k.isdigit() or int(k) >= recipe.prompt.images_per_caption:
+    if source_id != row["source_id"] or not re.fullmatch("[0-9]{1,4}", k) or int(k) >= recipe.prompt.images_per_caption:
         yield f"its id does not follow from its source id {row['source_id']!r}"
         return
     if source_id not in captions:
@@ -251,10 +260,30 @@ def _table(
                 if Features.from_arrow_schema(parquet.schema_arrow) != features:
                     found.note("schema", f"{entry.file} has other columns than hfsyn writes")
                     continue
+                for problem in _image_problems(parquet, look=isinstance(side, RunFolder)):
+                    found.note("images", f"{entry.file} {problem}")
                 if parquet.metadata.num_rows != entry.rows:
                     found.note("counts", f"{entry.file} has {parquet.metadata.num_rows} rows, stated are {entry.rows}")
                 for batch in parquet.iter_batches(_ROWS, columns=columns):
                     yield from batch.to_pylist()
-        except (OSError, ValueError) as error:  # pyarrow's errors are these; a DataError is a ValueError too
+        except (OSError, ValueError, TypeError, KeyError) as error:  # pyarrow's errors, and a DataError, are of these
             if not isinstance(error, DataError) or isinstance(side, Published):
                 found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
+
+
+def _image_problems(parquet: Any, *, look: bool) -> Iterator[str]:
+    """Missing images by the footer's counts; with `look` the first image of each row group is opened too."""
+    names = [parquet.metadata.schema.column(i).path for i in range(parquet.metadata.num_columns)]
+    if "image.bytes" not in names:
+        return
+    column = names.index("image.bytes")
+    for group in range(parquet.num_row_groups):
+        statistics = parquet.metadata.row_group(group).column(column).statistics
+        if statistics is not None and statistics.null_count:
+            yield f"has {statistics.null_count} rows without an image"
+        elif look:
+            first = next(parquet.iter_batches(1, row_groups=[group], columns=["image"])).to_pylist()[0]["image"]
+            try:
+                decode_rgb((first or {}).get("bytes") or b"")
+            except ImageRejected as problem:
+                yield f"has an image that cannot be opened ({problem.reason})"

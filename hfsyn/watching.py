@@ -19,6 +19,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub import DatasetRepo, LocalFile, parts_of
 from hfsyn.hub_answers import HeadMovedError
 from hfsyn.manifest import software_of
+from hfsyn.outcomes import Publication
 from hfsyn.preflight import (
     account_checks,
     check_names,
@@ -29,7 +30,7 @@ from hfsyn.preflight import (
     terms_checks,
     version_checks,
 )
-from hfsyn.publication import FILES_A_COMMIT, Publication, publish
+from hfsyn.publication import FILES_A_COMMIT, publish
 from hfsyn.recipe import published_recipe
 from hfsyn.runs import Run, load_run, status
 from hfsyn.versions import parse_version
@@ -81,9 +82,13 @@ def watch(
     repo = DatasetRepo(repo_id, token=token, say=say)
     if not (run.folder / layout.MANIFEST).exists():
         repo = _opened(run, repo, version, config_name, private=private, into=into)
+    if waits := _stands_whole(repo, config_name, run):
+        say(
+            f"{repo.repo_id} has a whole {config_name}: the new one is sent when it is finished, so that they never mix"
+        )
     last = -interval
     while not (run.folder / layout.MANIFEST).exists():
-        if time.monotonic() - last >= interval:
+        if not waits and time.monotonic() - last >= interval:
             try:
                 send_finished(run, repo, config_name, say)
             except HfsynError as error:
@@ -119,6 +124,12 @@ def _opened(
     if state.head is None:
         repo.create(private=private)
     return repo
+
+
+def _stands_whole(repo: DatasetRepo, config_name: str, run: Run) -> bool:
+    """Whether main has a finished configuration of that name: unfinished shards beside it would be loaded with it."""
+    head = None if (run.folder / layout.MANIFEST).exists() else repo.head()
+    return head is not None and f"{layout.config_prefix(config_name)}{layout.MANIFEST}" in repo.tree(head)
 
 
 def check_target(repo_id: str | None, version: str | None) -> None:

@@ -41,7 +41,8 @@ LAYERS = (
     }
     | {  # publishing and reading back
         "hfsyn.card_blocks", "hfsyn.card_facts", "hfsyn.card_meta", "hfsyn.card_text", "hfsyn.cards", "hfsyn.checkup",
-        "hfsyn.comparison", "hfsyn.contents", "hfsyn.preflight", "hfsyn.publication", "hfsyn.reading_back",
+        "hfsyn.comparison", "hfsyn.contents", "hfsyn.outcomes", "hfsyn.preflight", "hfsyn.publication",
+        "hfsyn.reading_back",
         "hfsyn.reproduction", "hfsyn.verification", "hfsyn.watching",
     },
     {"hfsyn.__main__", "hfsyn.catalogue", "hfsyn.cli", "hfsyn.exhibits", "hfsyn.hub_commands", "hfsyn.judging"},

@@ -494,3 +494,151 @@ print("load_dataset gives", wrong)
             [sys.executable, "-c", code, *words, how], env=env, capture_output=True, text=True, check=False, timeout=120
         )
         assert done.returncode == 0, (how, done.stderr)
+
+
+def test_into_a_foreign_repository_removes_and_overwrites_nothing_of_others(
+    client: Client, hub: Hub, plain: Path, tmp_path: Path
+) -> None:
+    """Others' files have the names that every tool writes; ours stand beside their sidecars."""
+    theirs = {
+        "data/test-00000-of-00001.parquet": b"theirs", "data/train-00000-of-00009.parquet": b"theirs",
+        "preview/holiday.png": b"theirs", "notes.md": b"theirs",
+    }  # fmt: skip
+    hub.add_repo("dataset", "alice/beside", theirs)
+    done = client.hfsyn("publish", plain, "alice/beside", "--version", "1.0.0", "--into", "--dry-run")
+    assert "to remove 0" in done.out
+    assert client.hfsyn("publish", plain, "alice/beside", "--version", "1.0.0", "--into").code == 0
+    other = finished_run(tmp_path, "seed=3", "source.limit_per_class=1", name="other")
+    done = client.hfsyn("publish", other, "alice/beside", "--version", "2.0.0", "--dry-run")
+    assert "to remove 16" in done.out  # shards and sidecars of the larger version, each by name
+    assert "data/train-00007-of-00008.parquet" not in done.out or "captions/train-" in done.out
+    assert client.hfsyn("publish", other, "alice/beside", "--version", "2.0.0").code == 0
+    there = hub.files("dataset", "alice/beside")
+    assert {name: there[name] for name in theirs} == theirs
+
+
+def test_a_foreign_file_in_the_way_is_refused_and_named(client: Client, hub: Hub, plain: Path) -> None:
+    hub.add_repo("dataset", "alice/way", {"manifest.json": b"{}", "a.txt": b""})
+    done = client.hfsyn("publish", plain, "alice/way", "--version", "1.0.0", "--into")
+    assert done.code == 3
+    assert "manifest.json" in done.err
+    assert hub.files("dataset", "alice/way")["manifest.json"] == b"{}"
+
+
+def test_the_changelog_counts_images_that_only_the_recipe_changes(client: Client, hub: Hub, tmp_path: Path) -> None:
+    for version, steps in (("1.0.0", 4), ("1.1.0", 5)):
+        run = finished_run(tmp_path, f"generate.steps={steps}", name=f"steps-{steps}")
+        shard = next(layout.finished_shards(run / "data"))
+        assert shard.exists()
+        assert client.hfsyn("publish", run, "alice/steps", "--version", version).code == 0
+    # The fakes draw alike whatever the steps are; the recipe says that real images would differ.
+    card = hub.files("dataset", "alice/steps")["README.md"].decode()
+    assert "recipe: generate.steps from 4 to 5" in card
+
+
+@pytest.mark.parametrize("token", ["hf_alice_SECRET\r", "hf alice", "hf_älice", "\n"])
+def test_a_token_that_is_none_is_refused_without_quoting_it(client: Client, plain: Path, token: str) -> None:
+    for command in (["publish", plain, "alice/x", "--version", "1.0.0"], ["verify", "alice/shapes"], ["doctor"]):
+        done = client.hfsyn(*command, "--token", token)
+        assert done.code in (2, 3), (done.code, done.out, done.err)
+        assert len(done.err.strip().splitlines()) <= 1
+        assert not any(part in done.out + done.err for part in ("SECRET", "alice_SECRET", "älice"))
+
+
+def test_offline_publishing_ends_at_once(client: Client, plain: Path) -> None:
+    code = f"""
+import contextlib, io
+from huggingface_hub import constants
+from hfsyn.cli import main
+constants.HF_HUB_OFFLINE = True
+found = io.StringIO()
+try:
+    with contextlib.redirect_stderr(found):
+        main(["publish", {str(plain)!r}, "alice/x", "--version", "1.0.0"])
+except SystemExit as stop:
+    result = [stop.code, found.getvalue()]
+finally:
+    constants.HF_HUB_OFFLINE = False
+"""
+    code, line = client.python(code)
+    assert code == 3
+    assert "HF_HUB_OFFLINE is set" in line
+    assert "again in" not in line
+
+
+@pytest.mark.parametrize("revision", ["..", "../../x", "v1..0/../y", "", "x" * 300, "a b"])
+def test_a_revision_that_is_none_is_refused_before_anything_is_asked(client: Client, hub: Hub, revision: str) -> None:
+    hub.reset()
+    done = client.hfsyn("verify", f"alice/shapes@{revision}")
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1
+    assert not hub.log
+
+
+def test_a_recipe_of_a_stranger_cannot_name_a_place_on_this_machine(client: Client, hub: Hub, plain: Path) -> None:
+    recipe = (plain / "recipe.yaml").read_text()
+    card = b"---\nconfigs:\n- config_name: default\n  data_files: x\n---\n"
+    for number, (old, new) in enumerate(
+        (("path: null", "path: /home/me/photos"), ("model: builtin", "model: ~/model"))
+    ):
+        repo = f"bob/places-{number}"
+        hub.add_repo("dataset", repo, {"recipe.yaml": recipe.replace(old, new).encode(), "README.md": card})
+        done = client.hfsyn("plan", f"hf://datasets/{repo}@main")
+        assert done.code == 2
+        assert "names a place on your machine" in done.err
+
+
+def test_a_default_that_cannot_be_is_found_before_anything_is_sent(client: Client, hub: Hub, plain: Path) -> None:
+    assert client.hfsyn("publish", plain, "alice/defaults", "--version", "1.0.0").code == 0
+    hub.reset()
+    more = ["--config-name", "cip", "--set-default"]
+    for dry in ([], ["--dry-run"]):
+        done = client.hfsyn("publish", plain, "alice/defaults", "--version", "1.1.0", *more, *dry)
+        assert done.code in (2, 3), done.out
+    assert not [entry for entry in hub.log if entry.method not in ("GET", "HEAD")]
+
+
+def test_a_run_at_work_does_not_mix_with_the_version_that_stands(client: Client, hub: Hub, tmp_path: Path) -> None:
+    done = finished_run(tmp_path, "source.limit_per_class=2", name="done")
+    assert client.hfsyn("publish", done, "alice/stands", "--version", "1.0.0").code == 0
+    before = hub.files("dataset", "alice/stands")
+    unfinished = run_folder(tmp_path, name="unfinished")
+    caption(unfinished, captioner=FakeCaptioner(), quiet=True)
+    generate(unfinished, generator=FakeGenerator(), shards=":2", quiet=True)
+    found = client.python(
+        f"""
+from hfsyn.watching import watch
+class Enough(Exception): pass
+looks = []
+def sleep(seconds):
+    looks.append(seconds)
+    if len(looks) == 3: raise Enough
+try:
+    watch({str(unfinished)!r}, "alice/stands", "1.1.0", quiet=True, interval=0, sleep=sleep)
+except Enough:
+    result = len(looks)
+"""
+    )
+    assert found == 3
+    assert hub.files("dataset", "alice/stands") == before
+
+
+def test_the_hubs_own_words_of_a_limit_are_waited_for(client: Client) -> None:
+    found = client.python(
+        """
+from types import SimpleNamespace
+from hfsyn.hub_answers import passes, status_of
+class Said(Exception): pass
+def said(status, **headers):
+    error = Said("no")
+    error.response = SimpleNamespace(status_code=status, headers=headers)
+    return error
+limited = said(429, **{"RateLimit": '"api";r=0;t=255', "ratelimit": '"api";r=0;t=255'})
+result = [
+    status_of(limited), status_of(said(503, **{"Retry-After": "7"})), passes(said(409)),
+    passes(ConnectionError("HTTP status client error (401 Unauthorized) for url")),
+    passes(ConnectionError("connection reset")),
+]
+"""
+    )
+    assert found == [[429, 256.0], [503, 7.0], True, False, True]

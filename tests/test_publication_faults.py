@@ -21,7 +21,7 @@ from hub_server import Hub
 from hub_store import Store
 
 from builders import layout
-from hfsyn.contents import contents, is_ours
+from hfsyn.contents import contents
 from hfsyn.manifest import finish
 from hfsyn.runs import load_run
 from hfsyn.stages import caption, generate
@@ -125,9 +125,16 @@ def hub(shared_hub: Hub) -> Hub:
     return emptied(shared_hub)
 
 
+def _is_of(path: str, config: str) -> bool:
+    """Whether a path is of a configuration: in its folder, or for the default one at the root, the card left out."""
+    if config != layout.DEFAULT_CONFIG:
+        return path.startswith(f"{config}/")
+    return path.partition("/")[0] in layout.KNOWN - {layout.CARD}
+
+
 def parts(hub: Hub, revision: str, config: str = layout.DEFAULT_CONFIG) -> dict[str, bytes]:
     """Every file of a configuration at a revision."""
-    return {path: data for path, data in hub.files("dataset", REPO, revision).items() if is_ours(path, config)}
+    return {path: data for path, data in hub.files("dataset", REPO, revision).items() if _is_of(path, config)}
 
 
 def wanted(run: Path, config: str = layout.DEFAULT_CONFIG) -> dict[str, bytes]:

@@ -179,7 +179,10 @@ def test_a_manifest_cannot_name_a_file_outside_the_run(run: Path, name: str) -> 
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 99}, {"rows": "many"}, {"rows": True}, {"shards": [{}]}, {"shards": 3}, {"split": None},
+        {"format": 99}, {"rows": "many"}, {"classes": [1]}, {"classes": [{"wnid": 1, "rows": 1}]}, {"rejected": ["x"]},
+        {"rejected": {"generate: x": "lots"}}, {"recipe": None}, {"rows": True},
+        {"shards": [{"file": 5, "rows": 1, "bytes": 1, "sha256": ""}]}, {"shards": [{}]}, {"shards": 3},
+        {"split": None},
         {"shards": [{"file": "data/train-00000-of-00001.parquet", "rows": 1, "bytes": 1, "sha256": "x"}]},
     ],
     ids=str,
@@ -206,6 +209,54 @@ def test_a_recipe_of_a_stranger_is_checked_like_ones_own(run: Path) -> None:
 def test_what_is_no_reference_is_refused(reference: str) -> None:
     with pytest.raises(DataError, match="is no run folder and no dataset on the Hub"):
         parse_reference(reference)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "[]", "5", "null", '{"fingerprint": 5}', '{"software": "x"}', '{"rejected": 5}', "\x00"]
+)
+def test_damaged_tables_of_contents_and_sidecars_are_said_in_one_line(run: Path, text: str) -> None:
+    with pytest.raises(DataError, match="is not a manifest"):
+        load_manifest(text, "manifest.json")
+    with pytest.raises(DataError, match="is not a sidecar"):
+        layout.parse_sidecar(text, "data/train.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: [row.update(image=None) for row in rows], "rows without an image"),
+        (lambda rows: rows[0].update(image={"bytes": b"no image", "path": "x.png"}), "an image that cannot be opened"),
+        (lambda rows: rows[0].update(sample_id=None), "has no sample_id"),
+        (lambda rows: rows[0].update(prompt=None), "has no prompt"),
+        (lambda rows: rows[0].update(sample_id=rows[0]["source_id"] + "#\u00b2"), "does not follow from its source id"),
+    ],
+)
+def test_missing_and_broken_images_and_values_are_found(run: Path, change: Callable[[Rows], Any], words: str) -> None:
+    forge(run, change)
+    assert any(words in problem for problem in verify(str(run)).problems)
+
+
+def test_a_shard_that_is_no_parquet_is_said_in_one_line(run: Path, made: Path, tmp_path: Path) -> None:
+    shard = next(layout.finished_shards(run / "data"))
+    shard.write_bytes(b"garbage" * 100)
+    manifest = json.loads((run / layout.MANIFEST).read_text())
+    manifest["shards"][0]["sha256"] = sha256_of(shard)
+    (run / layout.MANIFEST).write_text(json.dumps(manifest))
+    for what in (
+        lambda: compare(RunFolder(made), RunFolder(run)),
+        lambda: reproduce(str(run), "x#0", out=tmp_path, generator=FakeGenerator()),
+    ):
+        with pytest.raises((HfsynError, DataError)) as caught:
+            what()
+        assert "\n" not in str(caught.value)
+    assert any("cannot be read" in problem for problem in verify(str(run)).problems)
+
+
+def test_an_image_that_is_gone_cannot_be_made_again_and_that_is_said(run: Path, tmp_path: Path) -> None:
+    forge(run, lambda rows: rows[0].update(image=None), "data/train-00000-of-00004.parquet")
+    row = pq.read_table(run / "data" / "train-00000-of-00004.parquet", columns=["sample_id"]).to_pylist()[0]
+    with pytest.raises(HfsynError, match="cannot be opened"):
+        reproduce(str(run), row["sample_id"], out=tmp_path, generator=FakeGenerator())
 
 
 def test_references_are_read() -> None:
