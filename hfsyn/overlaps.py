@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from hfsyn.imagesets import ImageSet, open_images, spread
@@ -19,8 +19,10 @@ def shared_images(a: ImageSet, b: ImageSet) -> set[int]:
     the ids are row numbers, and mean nothing. Only where those few differ among themselves are all of them read. What
     was encoded anew is another image.
     """
-    there = {key: number for number, key in enumerate(_keys(a))}
-    pairs = [(there[key], number) for number, key in enumerate(_keys(b)) if key in there]
+    there: dict[tuple[str, str], list[int]] = {}  # of the test, which is the smaller one
+    for number, key in enumerate(_keys(b)):
+        there.setdefault(key, []).append(number)
+    pairs = [(first, second) for first, key in enumerate(_keys(a)) for second in there.get(key, ())]
     tried = [_same(a, b, *pairs[place]) for place in spread(len(pairs), _LOOKED_AT)]
     if not any(tried):
         return set()
@@ -63,12 +65,8 @@ def _same(a: ImageSet, b: ImageSet, first: int, second: int) -> bool:
     return a.images[first] == b.images[second]
 
 
-def _keys(images: ImageSet) -> list[tuple[str, str, int]]:
-    """Id without the split, class, and which one of those with this id and class it is."""
-    seen: Counter[tuple[str, str]] = Counter()
-    keys = []
+def _keys(images: ImageSet) -> Iterator[tuple[str, str]]:
+    """Id without the split, and class, of each image."""
+    prefix = f"{images.split}/"
     for name, wnid in zip(images.ids, images.wnids, strict=True):
-        key = (name.removeprefix(f"{images.split}/"), wnid)
-        keys.append((*key, seen[key]))
-        seen[key] += 1
-    return keys
+        yield name.removeprefix(prefix), wnid
