@@ -29,6 +29,7 @@ def build(
     overwrite: bool = False,
     quiet: bool = False,
     allow_pickle: bool = False,
+    captions: str | None = None,
     publish_to: str | None = None,
     version: str | None = None,
 ) -> Run:
@@ -44,6 +45,7 @@ def build(
         overwrite: delete the run that `out` holds first.
         quiet: no progress.
         allow_pickle: read weights that are no safetensors too; a pickle can run code when it is read.
+        captions: take those of a published dataset or another run instead of making them; the result is the same.
         publish_to: a dataset on the Hub, to which finished shards are sent while the others are made.
         version: under which the finished run is published there.
 
@@ -57,7 +59,7 @@ def build(
         if not (run.folder / layout.MANIFEST).exists():
             work(
                 run, ("caption", "generate"), num_processes=num_processes, device=device, shards=shards, quiet=quiet,
-                allow_pickle=allow_pickle,
+                allow_pickle=allow_pickle, captions=captions,
             )  # fmt: skip
         if current_worker().is_main:
             left = len(pending(run.data_shards()))
@@ -77,6 +79,7 @@ def work(
     shards: str | None = None,
     quiet: bool = False,
     allow_pickle: bool = False,
+    captions: str | None = None,
 ) -> None:
     """Run stages in this process, or in several through accelerate; returns when their shards are all there."""
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
@@ -86,13 +89,15 @@ def work(
     if processes == 1 or is_launched():
         for stage in stages:
             only = shards if stage == stages[-1] else None
-            STAGES[stage](run, device=device, shards=only, quiet=quiet, allow_pickle=allow_pickle)
+            more = {"captions": captions} if stage == "caption" else {}
+            STAGES[stage](run, device=device, shards=only, quiet=quiet, allow_pickle=allow_pickle, **more)
         return
     arguments = ["work-on", str(run.folder), "--stages", ",".join(stages)]
     arguments += ["--device", device] if device else []
     arguments += ["--shards", shards] if shards else []
     arguments += ["--quiet"] if quiet else []
     arguments += ["--allow-pickle-weights"] if allow_pickle else []
+    arguments += ["--captions", captions] if captions else []
     code = launch(arguments, processes, device=device)
     if code or not all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         raise HfsynError(

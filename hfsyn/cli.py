@@ -112,6 +112,10 @@ _stage_work = _options(
         help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
     ),
 )  # fmt: skip
+_captions = click.option(
+    "--captions", metavar="RUN|REPO_ID[@REVISION]",
+    help="Take these captions instead of making them: of the same images, by the same captioner.",
+)  # fmt: skip
 _overrides = _options(
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N real images a class."),
@@ -133,6 +137,7 @@ def _say(text: str) -> None:
 @click.option("--out", required=True, metavar="RUN", help="The run folder; made, or continued where it was left.")
 @_overrides
 @click.option("--overwrite", is_flag=True, help="Delete the run that RUN holds first.")
+@_captions
 @click.option("--publish-to", metavar="REPO_ID", help="Send finished shards to this dataset on the Hub meanwhile.")
 @click.option("--version", metavar="X.Y.Z", help="With --publish-to: the version of the finished dataset.")
 @_stage_work
@@ -175,6 +180,7 @@ def _summary(run: Any, quiet: bool) -> None:
 
 @cli.command()
 @click.argument("run")
+@_captions
 @_stage_work
 @_quiet
 def caption(run: str, **work: Any) -> None:
@@ -210,6 +216,7 @@ def _stage(stages: tuple[str, ...], run: str, **options: Any) -> None:
 @cli.command("work-on", hidden=True)
 @click.argument("run")
 @click.option("--stages", required=True)
+@_captions
 @_stage_work
 @_quiet
 def work_on(run: str, stages: str, **work: Any) -> None:

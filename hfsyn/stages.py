@@ -28,6 +28,7 @@ from builders.sources import SourceRow
 from hfsyn.captioner import Captioner, TransformersCaptioner, caption_flags
 from hfsyn.errors import HfsynError
 from hfsyn.generator import DiffusersGenerator, ImageGenerator
+from hfsyn.known_captions import KnownCaptions
 from hfsyn.progress import Progress
 from hfsyn.rows import draw, synthetic_rows
 from hfsyn.runs import Run, incomplete, index_entries, load_run, select
@@ -55,6 +56,7 @@ def caption(
     shards: str | None = None,
     quiet: bool = False,
     allow_pickle: bool = False,
+    captions: str | None = None,
     captioner: Captioner | None = None,
 ) -> None:
     """Read every real image of the source index, and caption it where the recipe has a captioner.
@@ -68,6 +70,7 @@ def caption(
         shards: ``A:B`` works on these shards only.
         quiet: no progress.
         allow_pickle: read weights that are no safetensors too.
+        captions: take those of a published dataset or another run instead; see `KnownCaptions`.
         captioner: in place of the recipe's model (for tests).
     """
     run = run if isinstance(run, Run) else load_run(run)
@@ -76,7 +79,8 @@ def caption(
         return
     part = run.recipe.caption
     where = "cpu"
-    if captioner is None and part is not None:
+    known = KnownCaptions(captions, run.recipe) if captions is not None and part is not None else None
+    if captioner is None and part is not None and known is None:
         where = pick_device(device)
         captioner = TransformersCaptioner(part, where, allow_pickle=allow_pickle)
     source = run.open_source()
@@ -92,7 +96,10 @@ def caption(
             for batch in _chunks(
                 _decoded(source.read(index_entries(lines)), rejected), part.batch_size if part else 64
             ):
-                texts = _captions([image for _, image in batch], captioner, part.batch_size if part else 0)
+                if known is not None:
+                    texts = [known.of(row) for row, _ in batch]
+                else:
+                    texts = _captions([image for _, image in batch], captioner, part.batch_size if part else 0)
                 rows += [_caption_row(run, row, image, text) for (row, image), text in zip(batch, texts, strict=True)]
                 progress.add(len(batch))
             stage.write(path, start, stop, rows, rejected, schema, started)

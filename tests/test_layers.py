@@ -38,6 +38,7 @@ LAYERS = (
     {  # making and showing
         "hfsyn.benchmarking", "hfsyn.building", "hfsyn.crews", "hfsyn.forecast", "hfsyn.manifest", "hfsyn.pages",
         "hfsyn.plots", "hfsyn.rows", "hfsyn.sheets", "hfsyn.showcase", "hfsyn.stages", "hfsyn.summaries",
+        "hfsyn.known_captions",
     }
     | {  # publishing and reading back
         "hfsyn.card_blocks", "hfsyn.card_facts", "hfsyn.card_meta", "hfsyn.card_text", "hfsyn.cards", "hfsyn.checkup",

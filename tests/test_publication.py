@@ -642,3 +642,30 @@ result = [
 """
     )
     assert found == [[429, 256.0], [503, 7.0], True, False, True]
+
+
+def test_published_captions_are_taken_for_the_same_images_and_the_same_captioner(
+    client: Client, hub: Hub, tmp_path: Path
+) -> None:
+    first = finished_run(tmp_path, name="first")
+    done = client.hfsyn("publish", first, "alice/captions", "--version", "1.0.0", "--what", "captions")
+    assert done.code == 0, done.err
+    run = run_folder(tmp_path, "generate.steps=3", name="second")
+    code = f"""
+from hfsyn.stages import caption
+class Unasked:
+    def caption(self, images): raise AssertionError("asked")
+caption({str(run)!r}, captions="alice/captions@v1.0.0", captioner=Unasked(), quiet=True)
+result = True
+"""
+    assert client.python(code)
+    for mine, theirs in zip(*(sorted((r / "captions").glob("*.parquet")) for r in (run, first)), strict=True):
+        assert mine.read_bytes() == theirs.read_bytes()
+    other = run_folder(tmp_path, "caption.num_beams=2", name="other")
+    done = client.hfsyn("caption", other, "--captions", "alice/captions@v1.0.0", "--num-processes", "1")
+    assert done.code == 2
+    assert "are not this recipe's: caption is" in done.err
+    more = run_folder(tmp_path, "source.limit_per_class=4", name="more")
+    done = client.hfsyn("caption", more, "--captions", "alice/captions@v1.0.0", "--num-processes", "1")
+    assert done.code == 2
+    assert "have none for" in done.err
