@@ -21,7 +21,7 @@ Submit = Callable[..., Future[Any]]
 
 @contextlib.contextmanager
 def crew(processes: int | None = None, *, device: str | None = None) -> Iterator[Submit]:
-    """Yield a `Submit`. One process means this one: the task is done at once.
+    """Yield a `Submit`. One process means this one: a task is done when its result is asked for.
 
     Args:
         processes: None is one a GPU, or one a CPU core.
@@ -29,7 +29,7 @@ def crew(processes: int | None = None, *, device: str | None = None) -> Iterator
     """
     count = processes or default_processes()
     if count == 1:
-        yield _here
+        yield _Here
         return
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
@@ -50,13 +50,29 @@ def crew(processes: int | None = None, *, device: str | None = None) -> Iterator
     pool.shutdown()
 
 
-def _here(function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-    done: Future[Any] = Future()
-    try:
-        done.set_result(function(*arguments))
-    except Exception as error:
-        done.set_exception(error)
-    return done
+class _Here(Future[Any]):
+    """A task of this process, done when somebody asks for its result: so whoever waits can tell how far it is."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        super().__init__()
+        self._task = function, arguments
+
+    def result(self, timeout: float | None = None) -> Any:
+        self._do()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._do()
+        return super().exception(timeout)
+
+    def _do(self) -> None:
+        if self.done():
+            return
+        function, arguments = self._task
+        try:
+            self.set_result(function(*arguments))
+        except Exception as error:
+            self.set_exception(error)
 
 
 def gpu_names() -> tuple[str, ...]:

@@ -346,6 +346,10 @@ def test_a_crew_of_two_shares_the_tasks_and_one_is_this_process(monkeypatch: pyt
     with crew(1) as submit:
         assert submit(slow_square, 3).result() == (9, os.getpid(), "GPU-8f3a,3")
         assert isinstance(submit(int, "x").exception(), ValueError)
+        seen: list[int] = []
+        later = submit(seen.append, 1)
+        assert seen == []  # progress is told between one task and the next
+        assert (later.result(), later.result(), seen) == (None, None, [1])
     with crew(2, device="cuda") as submit:
         found = [future.result() for future in [submit(slow_square, n) for n in range(8)]]
     assert [square for square, *_ in found] == [n * n for n in range(8)]
@@ -400,3 +404,13 @@ def test_the_command_trains_for_real_and_ends_with_four_where_a_cell_failed(
     assert [(row["arm"], row["status"]) for row in rows] == [("real", "done"), ("gone", "failed")]
     assert rows[0]["n"] == "2000"
     assert "nowhere" in rows[1]["error"]
+    cell = Path("out/cells/real/test_resnet/limit-1/seed-0")
+    trained = (cell / "training/model.safetensors").stat().st_mtime_ns
+    write_table(Path("more.parquet"), rows_of(20))
+    more = {**matrix["tests"], "more": {"dataset": "more.parquet"}}
+    Path("matrix.yaml").write_text(json.dumps({**matrix, "arms": {"real": {"train": ["shapes"]}}, "tests": more}))
+    done = CliRunner().invoke(cli, ["bench", "matrix.yaml", "--out", "out", "--num-processes", "1", "--device", "cpu"])
+    assert done.exception is None
+    found = json.loads((cell / "results.json").read_text())["tests"]
+    assert {name: test["n"] for name, test in found.items()} == {"drawings": 2000, "more": 20}
+    assert (cell / "training/model.safetensors").stat().st_mtime_ns == trained
