@@ -8,7 +8,6 @@ classifier.
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from hfsyn.classifiers import Classifier, open_classifier, plain_transform
 from hfsyn.errors import HfsynError
 from hfsyn.feeding import one_thread
 from hfsyn.imagesets import ImageSet, open_images
-from hfsyn.metrics import classification_metrics, wilson
+from hfsyn.metrics import classification_metrics, dump_result, wilson
 from hfsyn.overlaps import shared_with_training, tell_overlap
 from hfsyn.progress import Progress
 from hfsyn.shards import atomic_text
@@ -99,7 +98,7 @@ def evaluate(
     result = measure(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
     result["overlap"] = overlap
     if out is not None and accelerator.is_main_process:
-        atomic_text(Path(out), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        atomic_text(Path(out), dump_result(result))
     return result
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +108,13 @@ _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 
 
 def _found(result: dict[str, Any], out: str | None) -> None:
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    if out is not None:
-        from hfsyn.shards import atomic_text
+    from hfsyn.metrics import dump_result
+    from hfsyn.shards import atomic_text
 
-        atomic_text(Path(out), text + "\n")
-    click.echo(text)
+    text = dump_result(result)
+    if out is not None:
+        atomic_text(Path(out), text)
+    click.echo(text, nl=False)
 
 
 @click.command("fidelity")
@@ -148,19 +148,26 @@ def fidelity_command(
 @click.argument("model")
 @click.argument("members")
 @click.argument("others")
+@click.option("--members-split", metavar="SPLIT", help="Of MEMBERS.  [default: train, or the only one]")
+@click.option("--others-split", metavar="SPLIT", help="Of OTHERS.  [default: validation, test, or the only one]")
 @_limit
 @_device
 @_out
 def membership_command(
-    model: str, members: str, others: str, limit: int | None, device: str | None, out: str | None
-) -> None:
+    model: str, members: str, others: str, members_split: str | None, others_split: str | None, limit: int | None,
+    device: str | None, out: str | None,
+) -> None:  # fmt: skip
     """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
     from hfsyn.membership import measure_membership
 
-    _found(measure_membership(model, members, others, limit_per_class=limit, device=device), out)
+    found = measure_membership(
+        model, members, others, members_split=members_split, others_split=others_split, limit_per_class=limit,
+        device=device,
+    )  # fmt: skip
+    _found(found, out)
 
 
 EXHIBITS = (demo_command, bench_command, report_command, fidelity_command, membership_command)

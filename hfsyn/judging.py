@@ -282,8 +282,10 @@ def evaluate_command(
             model, dataset, split=split, limit_per_class=limit, out=out, device=device, batch_size=batch_size,
             num_workers=num_workers, mixed_precision=mixed_precision, quiet=quiet,
         )  # fmt: skip
+    from hfsyn.metrics import dump_result
+
     if current_worker().is_main and not is_child():
-        click.echo(json.dumps(result, indent=1, ensure_ascii=False) if as_json else summary(result))
+        click.echo(dump_result(result).rstrip() if as_json else summary(result))
     leave_group()
 
 

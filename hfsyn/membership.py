@@ -31,6 +31,8 @@ def measure_membership(
     members: str,
     others: str,
     *,
+    members_split: str | None = None,
+    others_split: str | None = None,
     limit_per_class: int | None = None,
     device: str | None = None,
     seed: int = 0,
@@ -42,31 +44,45 @@ def measure_membership(
         members: the dataset that it was trained on (its training split), or for one trained on synthetic images the
             real dataset behind them.
         others: images of the same kind that it never saw: the validation or test split of this dataset.
+        members_split, others_split: None are those just named, or the only one that there is.
         limit_per_class: at most so many images a class of each; the training's own limit where it had one.
         device: cpu or cuda; None is this process's GPU, or the CPU.
         seed: see `membership_inference`.
 
     Returns:
-        What `membership_inference` returns, with ``model`` and the two ``sets``.
+        What `membership_inference` returns, with ``model``, the two ``sets`` and their ``overlap``: images in both.
 
     Raises:
-        HfsynError, DataError: no such classifier or dataset, or classes that it does not have.
+        HfsynError, DataError: no such classifier or dataset, classes that it does not have, or one set twice.
     """
     from hfsyn.accelerating import start_accelerator
     from hfsyn.classifiers import open_classifier
     from hfsyn.evaluation import check_classes, predict
     from hfsyn.imagesets import TEST, TRAIN, open_images
+    from hfsyn.overlaps import shared_images
 
     accelerator = start_accelerator(device, "no")
     classifier = open_classifier(model, device=str(accelerator.device))
-    sets, answers = {}, []
-    for name, reference, default in (("members", members, TRAIN), ("others", others, TEST)):
-        images = open_images(reference, default=default, limit=limit_per_class)
+    wanted = {"members": (members, members_split, TRAIN), "others": (others, others_split, TEST)}
+    opened = {
+        name: open_images(reference, split, default=default, limit=limit_per_class)
+        for name, (reference, split, default) in wanted.items()
+    }
+    overlap = len(shared_images(opened["members"], opened["others"]))
+    if overlap == len(opened["others"]):
+        raise HfsynError(
+            f"Members and others are the same {overlap} images ({members}, {opened['members'].split}; {others}, "
+            f"{opened['others'].split}).",
+            "Others are images that the model never saw: name another set, or --others-split.",
+        )
+    answers = []
+    for images in opened.values():
         check_classes(classifier.wnids, images, classifier.source or classifier.name)
-        sets[name] = images.facts()
         found = predict(classifier, images, accelerator)
         answers += [found.logits, found.labels]
-    return {"model": classifier.facts(), "sets": sets, **membership_inference(*answers, seed=seed)}
+    sets = {name: images.facts() for name, images in opened.items()}
+    attack = membership_inference(*answers, seed=seed)
+    return {"model": classifier.facts(), "sets": sets, "overlap": overlap, **attack}
 
 
 def membership_inference(

@@ -15,7 +15,6 @@ libraries' kernels are not deterministic.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from hfsyn.classifiers import Classifier, check_model_name, new_classifier, open
 from hfsyn.evaluation import check_classes, check_counts, measure
 from hfsyn.feeds import Feed, Slice, open_feed
 from hfsyn.imagesets import ImageSet, open_images
+from hfsyn.metrics import dump_result
 from hfsyn.model_cards import check_repo_id
 from hfsyn.optimising import (
     at_epoch_end,
@@ -269,7 +269,7 @@ def _conclude(
     kept = open_classifier(folder, device=str(accelerator.device))
     result["test"] = _tested(kept, options, accelerator, opened)
     if accelerator.is_main_process:
-        atomic_text(folder / RESULTS, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        atomic_text(folder / RESULTS, dump_result(result))
     stop_accelerator(accelerator, options.log_with)
     return result
 
@@ -291,7 +291,7 @@ def _test_again(
     if accelerator.is_main_process:
         save_classifier(kept, folder)  # the crop is a part of it
         atomic_text(folder / CONFIG, dump_train_config(config))
-        atomic_text(folder / RESULTS, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        atomic_text(folder / RESULTS, dump_result(result))
     accelerator.wait_for_everyone()
     return result
 

@@ -111,3 +111,8 @@ def test_an_untrained_classifier_on_disk_tells_nothing(tmp_path: Path) -> None:
     assert (found["sets"]["members"]["split"], found["sets"]["others"]["split"]) == ("train", "test")
     assert (found["members"], found["others"]) == (50, 50)
     assert found["loss"]["auc"]["low"] < 0.5 < found["loss"]["auc"]["high"]
+    assert found["overlap"] == 0
+    with pytest.raises(HfsynError, match="Members and others are the same 20 images"):
+        measure_membership(
+            tmp_path / "model", "shapes", "shapes", others_split="train", limit_per_class=2, device="cpu"
+        )  # fmt: skip
