@@ -12,6 +12,16 @@ from tqdm import tqdm
 LINE_SECONDS = 5.0
 
 
+def teller(quiet: bool) -> Callable[[str], None]:
+    """Something that says a line on the error stream, or with `quiet` says nothing."""
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    return say
+
+
 class Progress:
     """Counts images of one stage.
 

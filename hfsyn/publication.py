@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ from hfsyn.preflight import (
     version_checks,
     way_out,
 )
-from hfsyn.progress import Progress
+from hfsyn.progress import Progress, teller
 from hfsyn.runs import Run, load_run
 from hfsyn.versions import Version, parse_version, versions_among
 
@@ -121,11 +120,7 @@ def publish(
     asked = parse_version(version)
     check_names(repo_id, config_name)
     run = run if isinstance(run, Run) else load_run(run)
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
+    say = teller(quiet)
     files = contents(run, config_name, what, quiet=quiet)
     repo = DatasetRepo(repo_id, token=token, say=say)
     need_token(repo)

@@ -30,6 +30,7 @@ from hfsyn.preflight import (
     terms_checks,
     version_checks,
 )
+from hfsyn.progress import teller
 from hfsyn.publication import FILES_A_COMMIT, publish
 from hfsyn.recipe import published_recipe
 from hfsyn.runs import Run, load_run, status
@@ -74,11 +75,7 @@ def watch(
     if what != "data":
         raise HfsynError("Captions are finished before images are made.", "Publish them without --watch.")
     run = run if isinstance(run, Run) else load_run(run)
-
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
+    say = teller(quiet)
     repo = DatasetRepo(repo_id, token=token, say=say)
     if not (run.folder / layout.MANIFEST).exists():
         repo = _opened(run, repo, version, config_name, private=private, into=into)
