@@ -14,58 +14,59 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from hfsyn.benchmarking import bench
-    from hfsyn.building import build
-    from hfsyn.checkup import doctor
-    from hfsyn.comparison import Comparison, diff
     from hfsyn.errors import HfsynError
-    from hfsyn.evaluation import evaluate
-    from hfsyn.manifest import finish
-    from hfsyn.outcomes import Publication
-    from hfsyn.pages import report
-    from hfsyn.publication import publish
-    from hfsyn.recipe import Recipe, difference, fingerprint, load_recipe
-    from hfsyn.reproduction import Reproduction, reproduce
-    from hfsyn.runs import status
+    from hfsyn.judging.benchmarking import bench
+    from hfsyn.judging.evaluation import evaluate
+    from hfsyn.judging.pages import report
+    from hfsyn.judging.train_config import load_train_config
+    from hfsyn.judging.training import train
+    from hfsyn.making.building import build
+    from hfsyn.making.captioning import caption
+    from hfsyn.making.generating import generate
+    from hfsyn.making.manifest import finish
+    from hfsyn.making.recipe import Recipe, difference, fingerprint, load_recipe
+    from hfsyn.making.runs import status
+    from hfsyn.making.specs import Plan, SampleSpec, plan, seed_of
+    from hfsyn.publishing.checkup import doctor
+    from hfsyn.publishing.comparison import Comparison, diff
+    from hfsyn.publishing.outcomes import Publication
+    from hfsyn.publishing.publication import publish
+    from hfsyn.publishing.reproduction import Reproduction, reproduce
+    from hfsyn.publishing.verification import Verification, verify
+    from hfsyn.publishing.watching import watch
     from hfsyn.showcase import demo
-    from hfsyn.specs import Plan, SampleSpec, plan, seed_of
-    from hfsyn.stages import caption, generate
-    from hfsyn.train_config import load_train_config
-    from hfsyn.training import train
-    from hfsyn.verification import Verification, verify
-    from hfsyn.watching import watch
 
 _HOME = {
-    "Comparison": "hfsyn.comparison",
+    "Comparison": "hfsyn.publishing.comparison",
     "HfsynError": "hfsyn.errors",
-    "Plan": "hfsyn.specs",
-    "Publication": "hfsyn.outcomes",
-    "Recipe": "hfsyn.recipe",
-    "Reproduction": "hfsyn.reproduction",
-    "SampleSpec": "hfsyn.specs",
-    "Verification": "hfsyn.verification",
-    "bench": "hfsyn.benchmarking",
-    "build": "hfsyn.building",
-    "caption": "hfsyn.stages",
+    "Plan": "hfsyn.making.specs",
+    "Publication": "hfsyn.publishing.outcomes",
+    "Recipe": "hfsyn.making.recipe",
+    "Reproduction": "hfsyn.publishing.reproduction",
+    "SampleSpec": "hfsyn.making.specs",
+    "Verification": "hfsyn.publishing.verification",
+    "bench": "hfsyn.judging.benchmarking",
+    "build": "hfsyn.making.building",
+    "caption": "hfsyn.making.captioning",
     "demo": "hfsyn.showcase",
-    "diff": "hfsyn.comparison",
-    "difference": "hfsyn.recipe",
-    "doctor": "hfsyn.checkup",
-    "evaluate": "hfsyn.evaluation",
-    "fingerprint": "hfsyn.recipe",
-    "finish": "hfsyn.manifest",
-    "generate": "hfsyn.stages",
-    "load_recipe": "hfsyn.recipe",
-    "load_train_config": "hfsyn.train_config",
-    "plan": "hfsyn.specs",
-    "publish": "hfsyn.publication",
-    "report": "hfsyn.pages",
-    "reproduce": "hfsyn.reproduction",
-    "seed_of": "hfsyn.specs",
-    "status": "hfsyn.runs",
-    "train": "hfsyn.training",
-    "verify": "hfsyn.verification",
-    "watch": "hfsyn.watching",
+    "diff": "hfsyn.publishing.comparison",
+    "difference": "hfsyn.making.recipe",
+    "doctor": "hfsyn.publishing.checkup",
+    "evaluate": "hfsyn.judging.evaluation",
+    "fingerprint": "hfsyn.making.recipe",
+    "finish": "hfsyn.making.manifest",
+    "generate": "hfsyn.making.generating",
+    "load_recipe": "hfsyn.making.recipe",
+    "load_train_config": "hfsyn.judging.train_config",
+    "plan": "hfsyn.making.specs",
+    "publish": "hfsyn.publishing.publication",
+    "report": "hfsyn.judging.pages",
+    "reproduce": "hfsyn.publishing.reproduction",
+    "seed_of": "hfsyn.making.specs",
+    "status": "hfsyn.making.runs",
+    "train": "hfsyn.judging.training",
+    "verify": "hfsyn.publishing.verification",
+    "watch": "hfsyn.publishing.watching",
 }
 __all__ = [
     "Comparison",

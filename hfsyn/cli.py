@@ -15,11 +15,11 @@ from typing import Any, TypeVar
 import click
 
 from hfsyn import __version__
-from hfsyn.catalogue import as_json_option, recipes, strategies, variants
+from hfsyn.commands.catalogue import as_json_option, recipes, strategies, variants
+from hfsyn.commands.exhibits import EXHIBITS
+from hfsyn.commands.hub import HUB_COMMANDS
+from hfsyn.commands.training import evaluate_command, train_command
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.exhibits import EXHIBITS
-from hfsyn.hub_commands import HUB_COMMANDS
-from hfsyn.judging import evaluate_command, train_command
 
 # What a full or forbidden disk says: the user's to mend, not a fault of ours.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -154,7 +154,7 @@ def build(
     hfsyn build imagenette-cip --out runs/cip --num-processes 8
     accelerate launch --num_processes 8 -m hfsyn build imagenette-cip --out runs/cip
     """
-    from hfsyn.building import build as run_build
+    from hfsyn.making.building import build as run_build
     from hfsyn.workers import current_worker
 
     run = run_build(recipe, out, overrides=_all_overrides(overrides, limit, seed), quiet=quiet, **work)
@@ -205,8 +205,8 @@ def generate(run: str, **work: Any) -> None:
 
 
 def _stage(stages: tuple[str, ...], run: str, **options: Any) -> None:
-    from hfsyn.building import work
-    from hfsyn.runs import load_run
+    from hfsyn.making.building import work
+    from hfsyn.making.runs import load_run
     from hfsyn.workers import leave_group
 
     work(load_run(run), stages, **options)
@@ -229,7 +229,7 @@ def work_on(run: str, stages: str, **work: Any) -> None:
 @_quiet
 def finish(run: str, quiet: bool) -> None:
     """Check all shards of a RUN folder, then write rejected.jsonl, the card and the manifest. Prints the folder."""
-    from hfsyn.manifest import finish as run_finish
+    from hfsyn.making.manifest import finish as run_finish
 
     _summary(run_finish(run), quiet)
 
@@ -241,7 +241,7 @@ def status(run: str, as_json: bool) -> None:
     """How far a RUN folder is, read from the folder alone. Prints `finished` or `unfinished`."""
     from dataclasses import asdict
 
-    from hfsyn.runs import status as run_status
+    from hfsyn.making.runs import status as run_status
 
     found = run_status(run)
     if as_json:
@@ -265,8 +265,8 @@ def plan(
     recipe: str, overrides: tuple[str, ...], limit: int | None, seed: int | None, out: str | None, as_json: bool
 ) -> None:
     """What RECIPE would make: counts, first prompts, truncations, shards, disk, time. Loads no model."""
-    from hfsyn.forecast import forecast
-    from hfsyn.recipe import load_recipe
+    from hfsyn.making.forecast import forecast
+    from hfsyn.making.recipe import load_recipe
 
     found = forecast(load_recipe(recipe, _all_overrides(overrides, limit, seed)), out)
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())

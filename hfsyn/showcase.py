@@ -31,14 +31,14 @@ from pathlib import Path
 from typing import Any
 
 from builders import layout
-from hfsyn.benchmarking import bench, failures
-from hfsyn.building import build
-from hfsyn.crews import Submit, crew
-from hfsyn.matrix import CELLS
-from hfsyn.pages import report
-from hfsyn.runs import load_run, status
-from hfsyn.shards import atomic_text
-from hfsyn.sheets import compare_runs, save_png
+from hfsyn.judging.benchmarking import bench, failures
+from hfsyn.judging.crews import Submit, crew
+from hfsyn.judging.matrix import CELLS
+from hfsyn.judging.pages import report
+from hfsyn.making.building import build
+from hfsyn.making.runs import load_run, status
+from hfsyn.making.shards import atomic_text
+from hfsyn.making.sheets import compare_runs, save_png
 from hfsyn.workers import check_device
 
 LIMITS = {"shapes": 50, "shapes-context": 30}

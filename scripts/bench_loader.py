@@ -29,11 +29,11 @@ from PIL import Image
 
 from builders.drawing import draw, sample_attributes
 from builders.variants import get_variant
-from hfsyn.augmenting import Augmentation
-from hfsyn.classifiers import Preprocessing
-from hfsyn.feeding import Augmented, Order, training_batches
-from hfsyn.imagesets import TRAIN, open_images
-from hfsyn.train_config import load_train_config
+from hfsyn.judging.augmenting import Augmentation
+from hfsyn.judging.classifiers import Preprocessing
+from hfsyn.judging.feeding import Augmented, Order, training_batches
+from hfsyn.judging.imagesets import TRAIN, open_images
+from hfsyn.judging.train_config import load_train_config
 
 
 def main() -> None:

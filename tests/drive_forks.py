@@ -53,11 +53,11 @@ if __name__ == "__main__":
 
     import dataset_cards  # noqa: F401
     import hfsyn.cli
-    import hfsyn.comparison
-    import hfsyn.publication
-    import hfsyn.reading_back
-    import hfsyn.verification
-    import hfsyn.watching  # noqa: F401
+    import hfsyn.publishing.comparison
+    import hfsyn.publishing.publication
+    import hfsyn.publishing.reading_back
+    import hfsyn.publishing.verification
+    import hfsyn.publishing.watching  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryDirectory() as temporary:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from hfsyn.accelerating import start_accelerator
-from hfsyn.classifiers import open_classifier
-from hfsyn.evaluation import predict
-from hfsyn.imagesets import open_images
-from hfsyn.train_config import load_train_config
-from hfsyn.training import RunOptions, train
+from hfsyn.judging.accelerating import start_accelerator
+from hfsyn.judging.classifiers import open_classifier
+from hfsyn.judging.evaluation import predict
+from hfsyn.judging.imagesets import open_images
+from hfsyn.judging.train_config import load_train_config
+from hfsyn.judging.training import RunOptions, train
 from hfsyn.workers import leave_group
 
 

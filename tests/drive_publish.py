@@ -80,11 +80,12 @@ class Driver:
         """With the Hub up and the client's patience short."""
         from huggingface_hub import constants
 
-        import hfsyn.hub
-        import hfsyn.reading_back
+        import hfsyn.publishing.hub
+        import hfsyn.publishing.reading_back
 
-        hfsyn.hub.CALL_TIMEOUT = SILENCE
-        hfsyn.reading_back._READERS = 1  # each reader asks for the listing, and their number is left to chance
+        hfsyn.publishing.hub.CALL_TIMEOUT = SILENCE
+        # Each reader asks for the listing, and their number is left to chance.
+        hfsyn.publishing.reading_back._READERS = 1
         constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = SILENCE  # type: ignore[assignment]
         with self.hub:
             yield
@@ -112,7 +113,7 @@ class Driver:
     def publish(self, run: str, version: str, **options: Any) -> Exception | None:
         """Publish, and what it ended with. Anything but an HfsynError is shown in full."""
         from hfsyn.errors import HfsynError
-        from hfsyn.publication import publish
+        from hfsyn.publishing.publication import publish
 
         said = io.StringIO()
         try:

@@ -15,14 +15,14 @@ from click.testing import CliRunner
 from drawn_tables import rows_of, write_table
 
 from builders.variants import VARIANTS
-from hfsyn.benchmarking import _look, bench, failures
 from hfsyn.cli import cli
-from hfsyn.crews import crew, gpu_names
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.imagesets import TRAIN, open_images
-from hfsyn.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
-from hfsyn.metrics import wilson
-from hfsyn.summaries import read_cells
+from hfsyn.judging.benchmarking import _look, bench, failures
+from hfsyn.judging.crews import crew, gpu_names
+from hfsyn.judging.imagesets import TRAIN, open_images
+from hfsyn.judging.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
+from hfsyn.judging.metrics import wilson
+from hfsyn.judging.summaries import read_cells
 
 MATRIX: dict[str, Any] = {
     "name": "two arms",
@@ -234,8 +234,8 @@ def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch
         asked.append(num_workers)
         return FakeTester()(model, dataset, split)
 
-    monkeypatch.setattr("hfsyn.training.train", train)
-    monkeypatch.setattr("hfsyn.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("hfsyn.judging.training.train", train)
+    monkeypatch.setattr("hfsyn.judging.evaluation.evaluate", evaluate)
     (tmp_path / "m.json").write_text(json.dumps({**MATRIX, "seeds": [0]}))
     arguments = ["--num-workers", "3", "--num-processes", "1", "-q"]
     done = CliRunner().invoke(cli, ["bench", str(tmp_path / "m.json"), "--out", str(tmp_path / "out"), *arguments])

@@ -17,9 +17,9 @@ from PIL import Image
 from builders.drawing import draw, sample_attributes
 from builders.variants import ClassInfo
 from hfsyn import models
-from hfsyn.captioner import TransformersCaptioner, caption_flags, clean
 from hfsyn.errors import HfsynError
-from hfsyn.recipe import CaptionPart
+from hfsyn.making.captioner import TransformersCaptioner, caption_flags, clean
+from hfsyn.making.recipe import CaptionPart
 
 FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "llava", "idefics3")
 TAKES_PROMPT = tuple(family for family in FAMILIES if family != "vit_gpt2")

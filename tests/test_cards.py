@@ -25,9 +25,15 @@ from huggingface_hub import DatasetCard
 
 from builders.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
-from hfsyn import card_blocks
-from hfsyn.card_text import cell, clean, code, recipe_block, uncell
-from hfsyn.cards import (
+from hfsyn.errors import HfsynError
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
+from hfsyn.making.recipe import load_recipe
+from hfsyn.making.runs import load_run
+from hfsyn.publishing import card_blocks
+from hfsyn.publishing.card_text import cell, clean, code, recipe_block, uncell
+from hfsyn.publishing.cards import (
     COLUMNS,
     CardFacts,
     ChangelogEntry,
@@ -39,11 +45,6 @@ from hfsyn.cards import (
     render_card,
     tags_of,
 )
-from hfsyn.errors import HfsynError
-from hfsyn.manifest import finish
-from hfsyn.recipe import load_recipe
-from hfsyn.runs import load_run
-from hfsyn.stages import caption, generate
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = "someone/imagenette-synthetic"

@@ -15,8 +15,9 @@ from fakes import FakeCaptioner, FakeGenerator
 
 from hfsyn.cli import cli
 from hfsyn.cli import main as run_main
-from hfsyn.manifest import finish
-from hfsyn.stages import caption, generate
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
 
 COMMANDS = [
     [], ["demo"], ["build"], ["caption"], ["generate"], ["finish"], ["status"], ["plan"], ["variants"],

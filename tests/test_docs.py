@@ -15,9 +15,9 @@ from conftest import ROOT
 from PIL import Image
 
 from hfsyn.cli import cli
-from hfsyn.prompts import STRATEGIES
-from hfsyn.recipe import load_recipe
-from hfsyn.recipe_texts import shipped_recipes
+from hfsyn.making.prompts import STRATEGIES
+from hfsyn.making.recipe import load_recipe
+from hfsyn.making.recipe_texts import shipped_recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -117,14 +117,15 @@ def test_the_map_is_the_folder() -> None:
             listed[package] = set()
         else:
             listed[package].add(name)
-    for package in ("builders", "hfsyn"):
+    packages = ("builders", "hfsyn", "hfsyn/making", "hfsyn/publishing", "hfsyn/judging", "hfsyn/commands")
+    for package in packages:
         there = {
             p.name + ("/" if p.is_dir() else "")
             for p in (ROOT / package).iterdir()
             if not p.name.startswith("_") and p.suffix in ("", ".py")
         }
         assert listed[package] == there
-    assert set(listed) == {"builders", "hfsyn", "dataset_cards", "scripts", "tests"}
+    assert set(listed) == {*packages, "dataset_cards", "scripts", "tests"}
 
 
 def test_recipes_and_strategies_that_the_readme_names_exist() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from hfsyn.encode import encode
-from hfsyn.recipe import StorePart
+from hfsyn.making.encode import encode
+from hfsyn.making.recipe import StorePart
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
 

@@ -20,13 +20,13 @@ from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from safetensors.torch import load_file
 
 from builders.variants import get_variant
-from hfsyn.accelerating import default_workers, start_accelerator
-from hfsyn.classifiers import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
 from hfsyn.errors import HfsynError
-from hfsyn.evaluation import Predictions, check_counts, evaluate, measure, predict, summary
-from hfsyn.imagesets import ImageSet, open_images, variant_of_repository
-from hfsyn.train_config import load_train_config
-from hfsyn.training import RunOptions, train
+from hfsyn.judging.accelerating import default_workers, start_accelerator
+from hfsyn.judging.classifiers import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
+from hfsyn.judging.evaluation import Predictions, check_counts, evaluate, measure, predict, summary
+from hfsyn.judging.imagesets import ImageSet, open_images, variant_of_repository
+from hfsyn.judging.train_config import load_train_config
+from hfsyn.judging.training import RunOptions, train
 from hfsyn.workers import pick_device
 
 
@@ -282,7 +282,7 @@ def test_two_processes_train_a_network_without_batch_norm_as_one_does_but_for_ro
 
 def test_an_answer_among_several_real_labels_is_right_and_images_without_one_do_not_count() -> None:
     from builders.real_labels import real_labels
-    from hfsyn.evaluation import real_accuracy
+    from hfsyn.judging.evaluation import real_accuracy
 
     known = real_labels()
     several = next(name for name, labels in known.items() if len(labels) > 1)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfsyn import fidelity
 from hfsyn.errors import HfsynError
-from hfsyn.fidelity import (
+from hfsyn.judging import fidelity
+from hfsyn.judging.fidelity import (
     Features,
     compare_sets,
     duplicates_between,

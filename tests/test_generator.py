@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from hfsyn import models
 from hfsyn.errors import HfsynError
-from hfsyn.generator import DiffusersGenerator, problem_of
-from hfsyn.recipe import GeneratePart, Scheduler
+from hfsyn.making.generator import DiffusersGenerator, problem_of
+from hfsyn.making.recipe import GeneratePart, Scheduler
 
 PROMPTS = ["a goldfish", "a dog, in the grass", "a goldfish", "a church"]
 SEEDS = [7, 2**63 - 1, 9, 0]
@@ -213,7 +213,7 @@ def test_the_cache_of_prompts_is_bounded_and_forgetting_changes_nothing(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pixels(generator(folders("stable_diffusion")))
-    monkeypatch.setattr("hfsyn.generator._CACHED_PROMPTS", 2)
+    monkeypatch.setattr("hfsyn.making.generator._CACHED_PROMPTS", 2)
     one = generator(folders("stable_diffusion"))
     for k in range(4):
         one.generate([f"{k} {i}" for i in range(4)], SEEDS)

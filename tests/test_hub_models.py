@@ -12,8 +12,8 @@ from huggingface_hub import errors
 
 from hfsyn import models
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub_models import Kind, content_hash, loading, locate, pin
-from hfsyn.recipe import is_content_hash
+from hfsyn.making.hub_models import Kind, content_hash, loading, locate, pin
+from hfsyn.making.recipe import is_content_hash
 
 try:  # the HTTP library of huggingface_hub 2
     import httpx2 as httpx

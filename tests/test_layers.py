@@ -21,35 +21,48 @@ LAYERS = (
         "builders.rows", "builders.schema", "builders.shapes", "builders.sources", "builders.synthetic",
     },
     {
-        "hfsyn.front_matter", "hfsyn.matrix", "hfsyn.prompts", "hfsyn.recipe", "hfsyn.recipe_texts", "hfsyn.references",
-        "hfsyn.specs", "hfsyn.train_config", "hfsyn.versions",
+        "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
+        "hfsyn.making.recipe", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
+        "hfsyn.publishing.versions",
     },
     {
-        "hfsyn.encode", "hfsyn.hub", "hfsyn.hub_answers", "hfsyn.hub_models", "hfsyn.models", "hfsyn.progress",
-        "hfsyn.shards", "hfsyn.software", "hfsyn.workers",
+        "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
+        "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
     },
-    {"hfsyn.captioner", "hfsyn.generator", "hfsyn.runs", "hfsyn.metrics", "hfsyn.membership", "hfsyn.fidelity"}
-    | {  # training and testing classifiers
-        "hfsyn.accelerating", "hfsyn.augmenting", "hfsyn.checkpoints", "hfsyn.classifiers", "hfsyn.columns",
-        "hfsyn.evaluation", "hfsyn.feeding", "hfsyn.feeds", "hfsyn.hubsets", "hfsyn.imagesets", "hfsyn.model_cards",
-        "hfsyn.optimising", "hfsyn.overlaps", "hfsyn.stored_images", "hfsyn.streams", "hfsyn.training",
-        "hfsyn.training_folders", "hfsyn.trials",
-    },
-    {  # making and showing
-        "hfsyn.benchmarking", "hfsyn.building", "hfsyn.crews", "hfsyn.forecast", "hfsyn.manifest", "hfsyn.pages",
-        "hfsyn.plots", "hfsyn.rows", "hfsyn.sheets", "hfsyn.showcase", "hfsyn.stages", "hfsyn.summaries",
-        "hfsyn.known_captions",
+    {
+        "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics", "hfsyn.making.captioner",
+        "hfsyn.making.generator", "hfsyn.making.runs",
     }
-    | {  # publishing and reading back
-        "hfsyn.card_blocks", "hfsyn.card_facts", "hfsyn.card_meta", "hfsyn.card_text", "hfsyn.cards", "hfsyn.checkup",
-        "hfsyn.comparison", "hfsyn.contents", "hfsyn.outcomes", "hfsyn.preflight", "hfsyn.publication",
-        "hfsyn.reading_back",
-        "hfsyn.reproduction", "hfsyn.verification", "hfsyn.watching",
+    | {
+        "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
+        "hfsyn.judging.classifiers", "hfsyn.judging.columns", "hfsyn.judging.evaluation", "hfsyn.judging.feeding",
+        "hfsyn.judging.feeds", "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.model_cards",
+        "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
+        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
     },
-    {"hfsyn.__main__", "hfsyn.catalogue", "hfsyn.cli", "hfsyn.exhibits", "hfsyn.hub_commands", "hfsyn.judging"},
+    {
+        "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots",
+        "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions",
+        "hfsyn.making.manifest", "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.stages",
+        "hfsyn.making.captioning", "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.showcase",
+    }
+    | {
+        "hfsyn.publishing.card_blocks", "hfsyn.publishing.card_facts", "hfsyn.publishing.card_meta",
+        "hfsyn.publishing.card_text", "hfsyn.publishing.cards", "hfsyn.publishing.checkup",
+        "hfsyn.publishing.comparison", "hfsyn.publishing.contents", "hfsyn.publishing.outcomes",
+        "hfsyn.publishing.preflight", "hfsyn.publishing.publication", "hfsyn.publishing.reading_back",
+        "hfsyn.publishing.reproduction", "hfsyn.publishing.verification", "hfsyn.publishing.watching",
+    },
+    {
+        "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
+        "hfsyn.commands.training",
+    },
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.
-FREE = {"builders", "hfsyn", "hfsyn.recipes", "hfsyn.training_recipes", "hfsyn.templates", "dataset_cards"}
+FREE = {
+    "builders", "hfsyn", "hfsyn.commands", "hfsyn.judging", "hfsyn.judging.templates", "hfsyn.judging.training_recipes",
+    "hfsyn.making", "hfsyn.publishing", "hfsyn.recipes", "dataset_cards",
+}  # fmt: skip
 
 # What a layer may import from outside at module level, cumulative; functions may import what they need.
 STDLIB = set(sys.stdlib_module_names)
@@ -143,11 +156,20 @@ def test_no_file_outgrows_its_room(name: str) -> None:
     ("statement", "heavy"),
     [
         ("import hfsyn, hfsyn.cli", ("torch", "datasets", "transformers", "diffusers", "pyarrow", "pydantic", "numpy")),
-        ("import hfsyn.recipe, hfsyn.specs", ("torch", "datasets", "transformers", "diffusers", "pyarrow")),
+        (
+            "import hfsyn.making.recipe, hfsyn.making.specs",
+            ("torch", "datasets", "transformers", "diffusers", "pyarrow"),
+        ),
         ("import builders.variants, builders.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),
         ("import builders.imagenet, builders.synthetic, builders.captioned, builders.shapes", ("hfsyn",)),
-        ("import hfsyn.building, hfsyn.sheets, hfsyn.showcase", ("torch", "transformers", "diffusers", "matplotlib")),
-        ("import hfsyn.metrics, hfsyn.membership, hfsyn.fidelity", ("torch", "timm", "datasets")),
+        (
+            "import hfsyn.making.building, hfsyn.showcase",
+            ("torch", "transformers", "diffusers", "matplotlib"),
+        ),
+        (
+            "from hfsyn.judging import fidelity, membership, metrics",
+            ("torch", "timm", "datasets"),
+        ),
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str, heavy: tuple[str, ...]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hfsyn.errors import HfsynError
-from hfsyn.membership import _loss, best_threshold, measure_membership, membership_inference
+from hfsyn.judging.membership import _loss, best_threshold, measure_membership, membership_inference
 
 N, CLASSES = 400, 10
 
@@ -100,8 +100,8 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_an_untrained_classifier_on_disk_tells_nothing(tmp_path: Path) -> None:
     from builders.variants import get_variant
-    from hfsyn.classifiers import new_classifier, save_classifier
-    from hfsyn.train_config import load_train_config
+    from hfsyn.judging.classifiers import new_classifier, save_classifier
+    from hfsyn.judging.train_config import load_train_config
 
     recipe = load_train_config(None, ["data.train=[shapes]", "model.name=test_resnet", "model.image_size=32"])
     classes = get_variant("shapes").classes

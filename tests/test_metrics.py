@@ -9,9 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from hfsyn import metrics
 from hfsyn.errors import HfsynError
-from hfsyn.metrics import (
+from hfsyn.judging import metrics
+from hfsyn.judging.metrics import (
     classification_metrics,
     dump_result,
     expected_calibration_error,

@@ -16,14 +16,15 @@ import yaml
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
-from hfsyn.benchmarking import bench
 from hfsyn.errors import HfsynError
-from hfsyn.manifest import finish
-from hfsyn.metrics import wilson
-from hfsyn.pages import report
-from hfsyn.recipe import load_recipe
-from hfsyn.runs import prepare
-from hfsyn.stages import caption, generate
+from hfsyn.judging.benchmarking import bench
+from hfsyn.judging.metrics import wilson
+from hfsyn.judging.pages import report
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
+from hfsyn.making.recipe import load_recipe
+from hfsyn.making.runs import prepare
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

@@ -8,7 +8,7 @@ import pytest
 
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.prompts import CLIP80, STRATEGIES, get_strategy, with_article
+from hfsyn.making.prompts import CLIP80, STRATEGIES, get_strategy, with_article
 
 TENCH = ClassInfo("n01440764", 0, "tench", ("tench", "Tinca tinca"), "freshwater dace-like game fish", "cyprinid")
 

@@ -23,8 +23,9 @@ from PIL import Image
 
 from builders import layout
 from builders.variants import get_variant
-from hfsyn.manifest import finish
-from hfsyn.stages import caption, generate
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
 
 SHAPES = get_variant("shapes").classes
 SMALL = ("store.shard_rows=5", "generate.batch_size=4", "caption.batch_size=4", "generate.steps=4")
@@ -45,7 +46,7 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
 
 def built(folder: Path, name: str, *overrides: str, recipe: str = "shapes-cip") -> Path:
     """A finished run, made by the small real models."""
-    from hfsyn.building import build
+    from hfsyn.making.building import build
 
     run = folder / name
     build(recipe, run, overrides=["source.limit_per_class=3", *SMALL, *overrides], num_processes=1, quiet=True)
@@ -320,10 +321,10 @@ def test_a_gated_source_needs_access_to_publish_what_was_made_from_it(client: Cl
     run = finished_run(tmp_path)
     hub.add_repo("dataset", "ILSVRC/imagenet-1k", {"a": b""}, gated="manual")
     code = f"""
-from hfsyn.hub import DatasetRepo
-from hfsyn.preflight import terms_checks
-from hfsyn.recipe import load_recipe
-from hfsyn.runs import Run
+from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.preflight import terms_checks
+from hfsyn.making.recipe import load_recipe
+from hfsyn.making.runs import Run
 from pathlib import Path
 run = Run(Path({str(run)!r}), load_recipe("imagenet-1k-cip"))
 result = [check.line() for check in terms_checks(run, DatasetRepo("alice/x")) if check.state == "failed"]
@@ -366,8 +367,8 @@ def test_the_token_is_in_no_file_no_line_and_no_command_line(
         f"""
 import subprocess
 from pathlib import Path
-from hfsyn import watching
-from hfsyn.runs import load_run
+from hfsyn.publishing import watching
+from hfsyn.making.runs import load_run
 seen = []
 class Child:
     def __init__(self, command, **options): seen.append(command)
@@ -607,7 +608,7 @@ def test_a_run_at_work_does_not_mix_with_the_version_that_stands(client: Client,
     generate(unfinished, generator=FakeGenerator(), shards=":2", quiet=True)
     found = client.python(
         f"""
-from hfsyn.watching import watch
+from hfsyn.publishing.watching import watch
 class Enough(Exception): pass
 looks = []
 def sleep(seconds):
@@ -627,7 +628,7 @@ def test_the_hubs_own_words_of_a_limit_are_waited_for(client: Client) -> None:
     found = client.python(
         """
 from types import SimpleNamespace
-from hfsyn.hub_answers import passes, status_of
+from hfsyn.publishing.hub_answers import passes, status_of
 class Said(Exception): pass
 def said(status, **headers):
     error = Said("no")
@@ -652,7 +653,7 @@ def test_published_captions_are_taken_for_the_same_images_and_the_same_captioner
     assert done.code == 0, done.err
     run = run_folder(tmp_path, "generate.steps=3", name="second")
     code = f"""
-from hfsyn.stages import caption
+from hfsyn.making.captioning import caption
 class Unasked:
     def caption(self, images): raise AssertionError("asked")
 caption({str(run)!r}, captions="alice/captions@v1.0.0", captioner=Unasked(), quiet=True)

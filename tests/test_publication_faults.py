@@ -21,10 +21,11 @@ from hub_server import Hub
 from hub_store import Store
 
 from builders import layout
-from hfsyn.contents import contents
-from hfsyn.manifest import finish
-from hfsyn.runs import load_run
-from hfsyn.stages import caption, generate
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
+from hfsyn.making.runs import load_run
+from hfsyn.publishing.contents import contents
 
 REPO = "alice/shapes"
 SMALL = ("source.limit_per_class=2", "store.shard_rows=10", "generate.batch_size=4")
@@ -300,7 +301,7 @@ def test_two_publishers_of_the_same_both_succeed(hub: Hub, forks: Forks, runs: d
 def in_small_commits(command: list[str], files: int = 5, *, wait: float = 0.5) -> str:
     """Code that runs a command with commits of a few files, so that it needs many of them."""
     return (
-        "import hfsyn.publication as publication\n"
+        "import hfsyn.publishing.publication as publication\n"
         f"publication.FILES_A_COMMIT, publication.WAIT = {files}, {wait}\n"
         f"from hfsyn.cli import main\nmain({command!r})"
     )
@@ -411,7 +412,7 @@ def test_a_watched_run_goes_up_in_batches_and_nothing_twice(hub: Hub, forks: For
     run = run_folder(tmp_path, *SMALL, "store.shard_rows=4")
     caption(run, captioner=FakeCaptioner(), quiet=True)
     pid = forks.start_python(
-        f"from hfsyn.watching import watch\nwatch({str(run)!r}, {REPO!r}, '1.0.0', quiet=True, interval=0.1)"
+        f"from hfsyn.publishing.watching import watch\nwatch({str(run)!r}, {REPO!r}, '1.0.0', quiet=True, interval=0.1)"
     )
     cards = []
     for number in range(5):

@@ -9,8 +9,17 @@ import yaml
 
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipe import Part, Recipe, difference, dump_recipe, fingerprint, load_recipe, new_recipe, published_recipe
-from hfsyn.recipe_texts import recipe_text, shipped_recipes
+from hfsyn.making.recipe import (
+    Part,
+    Recipe,
+    difference,
+    dump_recipe,
+    fingerprint,
+    load_recipe,
+    new_recipe,
+    published_recipe,
+)
+from hfsyn.making.recipe_texts import recipe_text, shipped_recipes
 
 NAMED = {
     "shapes-basic", "shapes-cip", "imagenette-basic", "imagenette-cip", "tiny-imagenet-cip", "imagenet-100-cip",

@@ -10,9 +10,9 @@ from drawn_tables import NAMES, WNIDS, rows_of, write_table
 
 from builders.errors import DataError
 from hfsyn.errors import HfsynError
-from hfsyn.imagesets import TRAIN, open_images
-from hfsyn.overlaps import shared_images
-from hfsyn.references import Reference, parse_dataset
+from hfsyn.judging.imagesets import TRAIN, open_images
+from hfsyn.judging.overlaps import shared_images
+from hfsyn.judging.references import Reference, parse_dataset
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,10 @@ def test_images_are_the_stored_bytes(tmp_path: Path) -> None:
 def test_a_run_folder_opens_when_it_is_finished(tmp_path: Path) -> None:
     from fakes import FakeCaptioner, FakeGenerator
 
-    from hfsyn.manifest import finish
-    from hfsyn.runs import load_run
-    from hfsyn.stages import caption, generate
+    from hfsyn.making.captioning import caption
+    from hfsyn.making.generating import generate
+    from hfsyn.making.manifest import finish
+    from hfsyn.making.runs import load_run
 
     run = load_run(run_folder(tmp_path, recipe="shapes-basic"))
     with pytest.raises(HfsynError, match="no finished shard"):

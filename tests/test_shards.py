@@ -11,7 +11,7 @@ import pytest
 from datasets import Features, Image, List, Value
 
 from builders.layout import Sidecar, finished_shards, load_sidecar, shard_name, sidecar_of
-from hfsyn.shards import (
+from hfsyn.making.shards import (
     ROW_GROUP_BYTES,
     atomic_text,
     atomic_write,

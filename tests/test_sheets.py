@@ -14,10 +14,11 @@ from PIL import Image
 
 from builders import layout
 from hfsyn.errors import HfsynError
-from hfsyn.manifest import finish
-from hfsyn.runs import Run, load_run
-from hfsyn.sheets import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
-from hfsyn.stages import caption, generate
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
+from hfsyn.making.runs import Run, load_run
+from hfsyn.making.sheets import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
 
 
 def finished(tmp_path: Path, recipe: str, *overrides: str) -> Run:

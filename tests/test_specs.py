@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 
 from builders.variants import get_variant
-from hfsyn.recipe import load_recipe
-from hfsyn.specs import Caption, batches, plan, seed_of
+from hfsyn.making.recipe import load_recipe
+from hfsyn.making.specs import Caption, batches, plan, seed_of
 
 WNIDS = [info.wnid for info in get_variant("shapes").classes]
 

@@ -16,13 +16,14 @@ from PIL import Image
 
 from builders import layout
 from builders.layout import load_sidecar, sidecar_of
-from hfsyn.building import work
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.manifest import finish
-from hfsyn.recipe import load_recipe
-from hfsyn.runs import load_run, prepare, select, status
-from hfsyn.specs import seed_of
-from hfsyn.stages import caption, generate
+from hfsyn.making.building import work
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
+from hfsyn.making.recipe import load_recipe
+from hfsyn.making.runs import load_run, prepare, select, status
+from hfsyn.making.specs import seed_of
 
 ARGS = {"quiet": True}
 
@@ -94,7 +95,7 @@ def test_flagged_images_are_made_again_with_the_seed_of_their_attempt(tmp_path: 
         return ("safety" if seed % 5 == 0 else None) if first else ("flat" if seed % 4 == 0 else None)
 
     caption(run, captioner=FakeCaptioner(), quiet=True)
-    from hfsyn.stages import write_plan
+    from hfsyn.making.planning import write_plan
 
     write_plan(load_run(run))
     lines = pq.read_table(run / "plan.parquet").to_pylist()

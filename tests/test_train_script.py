@@ -42,8 +42,8 @@ def test_the_help_of_the_script_has_at_most_30_options_in_named_groups(tmp_path:
 
 
 def test_every_option_of_the_recipe_is_a_field_of_it() -> None:
-    from hfsyn.judging import FIELDS
-    from hfsyn.train_config import PARTS, TrainConfig
+    from hfsyn.commands.training import FIELDS
+    from hfsyn.judging.train_config import PARTS, TrainConfig
 
     for field in FIELDS.values():
         part, _, key = field.partition(".")
@@ -64,8 +64,8 @@ def test_the_script_trains_tests_and_says_where(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same_weights(tmp_path: Path) -> None:
-    from hfsyn.train_config import load_train_config
-    from hfsyn.training import RunOptions, train
+    from hfsyn.judging.train_config import load_train_config
+    from hfsyn.judging.training import RunOptions, train
 
     recipe = load_train_config(
         None,
@@ -95,7 +95,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same
 
 @pytest.mark.slow
 def test_two_processes_from_the_command_line_train_and_test(hfsyn: Hfsyn, tmp_path: Path) -> None:
-    from hfsyn.evaluation import evaluate
+    from hfsyn.judging.evaluation import evaluate
 
     done = hfsyn("train", *SMALL, "--num-processes", "2", "--device", "cpu", "-q", "--out", "out")
     assert done.returncode == 0, done.stderr
@@ -156,10 +156,10 @@ def test_a_published_classifier_is_timms_and_its_card_names_the_version(tmp_path
     import timm
     from huggingface_hub import ModelCard
 
-    from hfsyn.classifiers import _classes_of, open_classifier
-    from hfsyn.model_cards import card_text, write_timm_folder
-    from hfsyn.train_config import load_train_config
-    from hfsyn.training import RunOptions, train
+    from hfsyn.judging.classifiers import _classes_of, open_classifier
+    from hfsyn.judging.model_cards import card_text, write_timm_folder
+    from hfsyn.judging.train_config import load_train_config
+    from hfsyn.judging.training import RunOptions, train
 
     table = write_table(tmp_path / "test.parquet", rows_of(20))
     recipe = load_train_config(
@@ -190,8 +190,8 @@ def test_three_classes_are_trained_on_tested_and_published(
     """They have no top-5; and their sets, which are on no Hub, are not named as if they were."""
     from huggingface_hub import ModelCard
 
-    from hfsyn.classifiers import open_classifier
-    from hfsyn.model_cards import card_text, without_paths
+    from hfsyn.judging.classifiers import open_classifier
+    from hfsyn.judging.model_cards import card_text, without_paths
 
     monkeypatch.chdir(tmp_path)
     table = write_table(tmp_path / "runs" / "three.parquet", [row for row in rows_of(60) if row[0] in NAMES[:3]])
@@ -260,7 +260,7 @@ def test_what_several_processes_would_all_say_is_said_once_before_them(
 def test_the_result_of_several_processes_goes_into_a_folder_that_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfsyn.judging import _launch_evaluation
+    from hfsyn.commands.training import _launch_evaluation
 
     def launch(arguments: list[str], processes: int, *, device: str | None) -> int:
         Path(arguments[-1]).write_text('{"n": 1}')
@@ -274,7 +274,7 @@ def test_the_result_of_several_processes_goes_into_a_folder_that_is_not_there_ye
 def test_the_launchers_precision_counts_where_the_recipe_says_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hfsyn.judging import FIELDS, recipe_of
+    from hfsyn.commands.training import FIELDS, recipe_of
 
     options: dict[str, Any] = {**dict.fromkeys(FIELDS), "config": None, "overrides": (), "train_datasets": ("shapes",)}
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")

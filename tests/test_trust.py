@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from hfsyn.captioner import TransformersCaptioner
 from hfsyn.errors import HfsynError
-from hfsyn.generator import DiffusersGenerator
-from hfsyn.recipe import CaptionPart, GeneratePart
+from hfsyn.making.captioner import TransformersCaptioner
+from hfsyn.making.generator import DiffusersGenerator
+from hfsyn.making.recipe import CaptionPart, GeneratePart
 
 PICTURE = Image.new("RGB", (32, 32), (200, 30, 30))
 

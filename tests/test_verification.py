@@ -19,13 +19,14 @@ from builders import layout
 from builders.errors import DataError
 from builders.layout import load_manifest, load_sidecar, sidecar_of
 from builders.published import RunFolder, parse_reference
-from hfsyn.comparison import compare
 from hfsyn.errors import HfsynError
-from hfsyn.manifest import finish
-from hfsyn.reproduction import judge, reproduce
-from hfsyn.shards import sha256_of
-from hfsyn.stages import caption, generate
-from hfsyn.verification import verify
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
+from hfsyn.making.shards import sha256_of
+from hfsyn.publishing.comparison import compare
+from hfsyn.publishing.reproduction import judge, reproduce
+from hfsyn.publishing.verification import verify
 
 Rows = list[dict[str, Any]]
 
@@ -299,8 +300,8 @@ def test_reproduce_tells_another_image_from_the_same(run: Path, tmp_path: Path) 
 def test_rounding_is_not_called_a_difference() -> None:
     import numpy as np
 
-    from hfsyn.encode import encode
-    from hfsyn.recipe import StorePart
+    from hfsyn.making.encode import encode
+    from hfsyn.making.recipe import StorePart
 
     rng = np.random.default_rng(0)
     base = np.repeat(np.linspace(8, 247, 64)[:, None, None], 64, 1).repeat(3, 2).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""The commands in groups; `hfsyn.cli` puts them together."""

@@ -1,0 +1,191 @@
+"""The commands that list what there is: variants, strategies, recipes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def variants() -> None:
+    """The sets of ImageNet classes that can be a source."""
+
+
+@variants.command("ls")
+@as_json_option
+def variants_ls(as_json: bool) -> None:
+    """List the variants."""
+    from builders.variants import VARIANTS
+
+    _table(
+        [
+            {
+                "name": v.name,
+                "classes": len(v.classes),
+                "images": sum(v.splits.values()),
+                "hub": v.hub.repo_id if v.hub else None,
+                "title": v.title,
+            }
+            for v in VARIANTS.values()
+        ],
+        as_json,
+    )  # fmt: skip
+
+
+@variants.command("info")
+@click.argument("name")
+@click.option("--classes", is_flag=True, help="List the classes too.")
+@as_json_option
+def variants_info(name: str, classes: bool, as_json: bool) -> None:
+    """All that is known about a variant, and where each fact is from."""
+    from builders.variants import get_variant
+
+    found = get_variant(name)
+    fields: dict[str, Any] = {
+        "name": found.name, "title": found.title, "splits": dict(found.splits), "images": found.images,
+        "licence": found.licence, "hub": found.hub.repo_id if found.hub else None,
+        "revision": (found.hub.revision or "the newest") if found.hub else None,
+        "gated": f"ask for access at {found.gate_url}" if found.gated else None,
+        "homepage": found.homepage or None, "facts": dict(found.facts),
+    }  # fmt: skip
+    if classes:
+        fields["classes"] = [{"wnid": c.wnid, "name": c.name, "definition": c.definition} for c in found.classes]
+    if as_json:
+        click.echo(json.dumps(fields, indent=1, ensure_ascii=False))
+        return
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            click.echo(f"{key}:")
+            for inner, text in value.items():
+                click.echo(f"  {inner}: {text}")
+        elif isinstance(value, list):
+            click.echo(f"{key}: {len(value)}")
+            for c in value:
+                click.echo(f"  {c['wnid']}  {c['name']}: {c['definition']}")
+        elif value is not None:
+            click.echo(f"{key}: {value}")
+
+
+@variants.command("peek")
+@click.argument("name")
+@click.option("--split", help="Default: the variant's first.")
+@click.option("--path", metavar="DIR", help="A local folder or Parquet file; without it the Hub is read.")
+@click.option("--revision", help="Hub revision.")
+@click.option("-n", "--per-class", type=click.IntRange(1, 20), default=6, show_default=True, help="Images a class.")
+@click.option("--out", metavar="FILE", help="Where to write the picture.  [default: NAME-SPLIT.png]")
+def variants_peek(
+    name: str, split: str | None, path: str | None, revision: str | None, per_class: int, out: str | None
+) -> None:
+    """Write a contact sheet of the first images of a variant's classes. Prints its path."""
+    from builders.variants import get_variant
+    from hfsyn.making.sheets import peek
+
+    split = split or next(iter(get_variant(name).splits))
+    click.echo(peek(name, split, out or f"{name}-{split}.png", path=path, revision=revision, per_class=per_class))
+
+
+@click.group()
+def strategies() -> None:
+    """The ways to write a prompt."""
+
+
+@strategies.command("ls")
+@as_json_option
+def strategies_ls(as_json: bool) -> None:
+    """List the strategies."""
+    from hfsyn.making.prompts import STRATEGIES
+
+    fields = ("name", "template", "needs_caption", "source")
+    _table([{field: getattr(s, field) for field in fields} for s in STRATEGIES.values()], as_json)
+
+
+@strategies.command("show")
+@click.argument("name")
+@click.option("--variant", default="imagenette", show_default=True)
+@click.option(
+    "--caption", "text", default="a person standing next to it in a field", show_default=True, help="A caption to try."
+)
+@as_json_option
+def strategies_show(name: str, variant: str, text: str, as_json: bool) -> None:
+    """What a strategy makes of the first ten classes of a variant."""
+    from random import Random
+
+    from builders.variants import get_variant
+    from hfsyn.making.prompts import get_strategy
+    from hfsyn.making.specs import seed_of
+
+    strategy = get_strategy(name)
+    rows = []
+    for info in get_variant(variant).classes[:10]:
+        rng = Random(seed_of(0, info.wnid, purpose="prompt"))
+        prompt = strategy.write(info, text if strategy.needs_caption else None, rng)
+        rows.append({"wnid": info.wnid, "class": info.name, "prompt": prompt})
+    _table(rows, as_json)
+
+
+@click.group()
+def recipes() -> None:
+    """The recipes that come with hfsyn."""
+
+
+@recipes.command("ls")
+@as_json_option
+def recipes_ls(as_json: bool) -> None:
+    """List the shipped recipes."""
+    from hfsyn.making.recipe import load_recipe
+    from hfsyn.making.recipe_texts import shipped_recipes
+
+    rows = []
+    for name in shipped_recipes():
+        r = load_recipe(name)
+        rows.append(
+            {
+                "name": name, "variant": r.source.variant, "strategy": r.prompt.strategy,
+                "captioner": r.caption.model if r.caption else None, "generator": r.generate.model,
+            }
+        )  # fmt: skip
+    _table(rows, as_json)
+
+
+@recipes.command("show")
+@click.argument("name")
+def recipes_show(name: str) -> None:
+    """Print a shipped recipe."""
+    from hfsyn.making.recipe_texts import recipe_text
+
+    click.echo(recipe_text(name), nl=False)
+
+
+@recipes.command("new")
+@click.argument("name")
+@click.option(
+    "--from", "base", default="imagenette-cip", show_default=True, metavar="RECIPE", help="The recipe to start from."
+)
+def recipes_new(name: str, base: str) -> None:
+    """Write NAME.yaml, every field written out with its meaning, to edit. Prints its path."""
+    from hfsyn.making.recipe import new_recipe
+
+    click.echo(new_recipe(name, base))
+
+
+def _table(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
+    """Rows as an aligned table with a heading, or as a JSON list of objects."""
+    if as_json:
+        click.echo(json.dumps(list(rows), indent=1, ensure_ascii=False))
+        return
+    heads = list(rows[0])
+    lines = [heads, *([_cell(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,173 @@
+"""The commands that end in a table, a page or a few numbers: demo, bench, report, fidelity, membership. Thin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command("demo")
+@click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Images a class.  [default: 50, in context 30]")
+@click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
+@click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
+@click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes on this machine. Default: one a GPU, or one a CPU core.",
+)
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
+def demo_command(
+    out: str, limit: int | None, full: bool, overwrite: bool, num_processes: int | None, device: str | None, quiet: bool
+) -> None:  # fmt: skip
+    """Run the whole path offline, and ask what the images are worth.
+
+    Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
+    names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
+    all of it; results.json is beside the page.
+    """
+    from hfsyn.showcase import demo
+
+    page = demo(
+        out, limit=limit, full=full, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
+    )
+    click.echo(page)
+
+
+def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        from hfsyn.judging.matrix import EXAMPLE
+
+        click.echo(EXAMPLE, nl=False)
+        context.exit()
+
+
+@click.command("bench")
+@click.argument("matrix")
+@click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
+@click.option(
+    "--num-processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.",
+)
+@click.option("--num-workers", type=click.IntRange(min=0), default=0, metavar="N", help="Decoders a training.")
+@click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
+@click.option(
+    "--example", is_flag=True, is_eager=True, expose_value=False, callback=_print_example,
+    help="Print a small MATRIX that runs offline, and do nothing else.",
+)  # fmt: skip
+def bench_command(
+    matrix: str, out: str, num_processes: int | None, num_workers: int, device: str | None, quiet: bool
+) -> None:
+    """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.
+
+    \b
+    name: captions-or-names
+    config: {optimise: {epochs: 100}}            a training recipe: its name, its file, or its fields
+    arms:
+      real:  {train: [imagenette]}
+      basic: {train: ["runs/basic-{seed}"]}      {seed} is the classifier's seed
+      cip:   {train: ["runs/cip-{seed}"]}
+    models: [resnet50]
+    seeds: [0, 1, 2]
+    tests:
+      real: {dataset: imagenette}
+
+    \b
+    More axes: budgets (images an epoch), limits (different images a class) and
+    mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
+    What failed is kept in the table with its error; the exit code is then 4.
+    """
+    from hfsyn.judging.benchmarking import bench, failures
+    from hfsyn.judging.summaries import CSV
+
+    summary = bench(matrix, out, num_processes=num_processes, num_workers=num_workers, device=device, quiet=quiet)
+    click.echo(Path(out) / CSV)
+    if error := failures(summary, out):
+        raise error
+
+
+@click.command("report")
+@click.argument("out")
+def report_command(out: str) -> None:
+    """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
+    from hfsyn.judging.pages import report
+
+    click.echo(report(out))
+
+
+_limit = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images a class of each set.")
+_device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
+_out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
+
+
+def _found(result: dict[str, Any], out: str | None) -> None:
+    from hfsyn.judging.metrics import dump_result
+    from hfsyn.making.shards import atomic_text
+
+    text = dump_result(result)
+    if out is not None:
+        atomic_text(Path(out), text)
+    click.echo(text, nl=False)
+
+
+@click.command("fidelity")
+@click.argument("synthetic")
+@click.argument("real")
+@click.option("--eval-dataset", "evaluation", metavar="DATASET", help="What classifiers are tested on: copies of it?")
+@click.option("--features", metavar="MODEL", help="A training's folder, or a network of timm.  [default: a small one]")
+@_limit
+@_device
+@_out
+def fidelity_command(
+    synthetic: str, real: str, evaluation: str | None, features: str | None, limit: int | None, device: str | None,
+    out: str | None,
+) -> None:  # fmt: skip
+    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
+
+    \b
+    hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
+    """
+    from hfsyn.judging.fidelity import DEFAULT_FEATURES, measure_fidelity
+    from hfsyn.workers import pick_device
+
+    found = measure_fidelity(
+        synthetic, real, features=features or DEFAULT_FEATURES, evaluation=evaluation, limit_per_class=limit,
+        device=pick_device(device),
+    )  # fmt: skip
+    _found(found, out)
+
+
+@click.command("membership")
+@click.argument("model")
+@click.argument("members")
+@click.argument("others")
+@click.option("--members-split", metavar="SPLIT", help="Of MEMBERS.  [default: train, or the only one]")
+@click.option("--others-split", metavar="SPLIT", help="Of OTHERS.  [default: validation, test, or the only one]")
+@_limit
+@_device
+@_out
+def membership_command(
+    model: str, members: str, others: str, members_split: str | None, others_split: str | None, limit: int | None,
+    device: str | None, out: str | None,
+) -> None:  # fmt: skip
+    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
+
+    The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
+    """
+    from hfsyn.judging.membership import measure_membership
+
+    found = measure_membership(
+        model, members, others, members_split=members_split, others_split=others_split, limit_per_class=limit,
+        device=device,
+    )  # fmt: skip
+    _found(found, out)
+
+
+EXHIBITS = (demo_command, bench_command, report_command, fidelity_command, membership_command)

@@ -1,0 +1,1 @@
+"""How classifiers are trained and tested on real and synthetic sets, and how the results are shown."""

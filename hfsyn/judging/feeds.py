@@ -1,0 +1,178 @@
+"""What a training is fed with: its sets opened, their classes compared, the budget shared out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from builders.labels import shorten
+from hfsyn.errors import HfsynError
+from hfsyn.judging.feeding import Augmented, Order, Transform, share_out, training_batches
+from hfsyn.judging.imagesets import TRAIN, ImageSet, open_images
+from hfsyn.judging.overlaps import shared_images
+from hfsyn.judging.references import Reference, parse_dataset
+from hfsyn.judging.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Which batches a process wants."""
+
+    first: int
+    """First step; the ones before it are done."""
+    steps: int
+    """One past the last step."""
+    parts: int
+    """Batches of a step in each process."""
+    rank: int
+    world: int
+    workers: int
+    """Processes that decode, beside this one."""
+    pin: bool = False
+    """Whether batches are put where a GPU can fetch them by itself."""
+
+
+class Feed(Protocol):
+    """Where a training's batches come from: sets on the disk, or streams."""
+
+    classes: tuple[str, ...]
+    """The wnid of each label, sorted."""
+    names: Mapping[str, str]
+    budget: int
+    """Images of an epoch."""
+    unread: int
+    """Images that this process was to show and could not decode, so far."""
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """What identifies the sets, for a checkpoint."""
+        ...
+
+    def facts(self) -> list[dict[str, Any]]:
+        """What a result says of each set."""
+        ...
+
+    def overlap(self, test: ImageSet) -> int | None:
+        """How many images of a set are trained on; None where that cannot be told."""
+        ...
+
+    def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
+        """This process's batches ``(tensors, labels)`` on the CPU, in order; `transform` makes the tensors."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What this process must know beside the step to go on from here."""
+        ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        ...
+
+
+def open_feed(config: TrainConfig) -> Feed:
+    """Open the training sets.
+
+    Raises:
+        HfsynError, DataError: see `open_images`; the sets have different classes (they are listed), or several sets or
+            a stream and no budget.
+    """
+    references = [parse_dataset(text) for text in config.data.train]
+    if config.data.streaming:
+        from hfsyn.judging.streams import StreamFeed
+
+        return StreamFeed.open(config, references)
+    return MapFeed.open(config, references)
+
+
+def need_budget(config: TrainConfig, sizes: Sequence[int] | None) -> int:
+    """Images of an epoch.
+
+    Raises:
+        HfsynError: they are not said and cannot be told from one set's size.
+    """
+    if config.data.budget is not None:
+        return config.data.budget
+    if sizes is None:
+        raise HfsynError("A stream has no known size.", "Say how many images an epoch shows: --budget N")
+    if len(sizes) > 1:
+        raise HfsynError(
+            f"{len(sizes)} training sets and no budget: how many images does an epoch show?",
+            f"Say it, so that trainings can be compared: --budget {sum(sizes)} is as many as they hold.",
+        )
+    return sizes[0]
+
+
+def same_classes(classes: Sequence[Sequence[str]], references: Sequence[str]) -> tuple[str, ...]:
+    """The classes that all sets have.
+
+    Raises:
+        HfsynError: they differ, with the list.
+    """
+    first = set(classes[0])
+    for other, reference in zip(classes[1:], references[1:], strict=True):
+        if differing := first ^ set(other):
+            here, there = sorted(first - set(other)), sorted(set(other) - first)
+            parts = [f"only {references[0]} has {shorten(here)}"] if here else []
+            parts += [f"only {reference} has {shorten(there)}"] if there else []
+            raise HfsynError(
+                f"{references[0]} and {reference} differ in {len(differing)} classes: {'; '.join(parts)}.",
+                "Sets that are mixed must have the same classes, by wnid.",
+            )
+    if len(first) < 2:
+        raise HfsynError(f"{references[0]} has {len(first)} class.", "A classifier needs two or more.")
+    return tuple(sorted(first))
+
+
+class MapFeed:
+    """Sets that are on the disk, or small enough to be kept in memory."""
+
+    def __init__(self, config: TrainConfig, sets: Sequence[ImageSet], weights: Sequence[float]) -> None:
+        self.classes = same_classes([opened.classes for opened in sets], [opened.reference for opened in sets])
+        self.names: Mapping[str, str] = {wnid: name for opened in sets for wnid, name in opened.names.items()}
+        self.budget = need_budget(config, [len(opened) for opened in sets])
+        self.unread = 0
+        self._config, self._sets = config, sets
+        shares = share_out(self.budget, weights)
+        self._order = Order(tuple(len(opened) for opened in sets), tuple(shares), config.seed)
+
+    @classmethod
+    def open(cls, config: TrainConfig, references: Sequence[Reference]) -> MapFeed:
+        """Open the sets; see `open_feed`."""
+        part = config.data
+        sets = [open_images(found, part.train_split, default=TRAIN, limit=part.limit_per_class) for found in references]
+        return cls(config, sets, [found.weight for found in references])
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the sets, in order."""
+        return [opened.fingerprint for opened in self._sets]
+
+    def facts(self) -> list[dict[str, Any]]:
+        """See `Feed`."""
+        return [
+            {**opened.facts(), "share": share} for opened, share in zip(self._sets, self._order.shares, strict=True)
+        ]
+
+    def overlap(self, test: ImageSet) -> int | None:
+        """See `Feed`."""
+        return len(set().union(*(shared_images(opened, test) for opened in self._sets)))
+
+    def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
+        """See `Feed`."""
+        labels = {wnid: number for number, wnid in enumerate(self.classes)}
+        dataset = Augmented(self._sets, self._order, labels, transform, self._config.seed)
+        for pixels, targets, unread in training_batches(
+            dataset, first_step=wanted.first, steps=wanted.steps, batch_size=self._config.optimise.batch_size,
+            parts=wanted.parts, rank=wanted.rank, world=wanted.world, workers=wanted.workers,
+            pin=wanted.pin,
+        ):  # fmt: skip
+            self.unread += unread
+            yield pixels, targets
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the step says it all."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """See `state`."""

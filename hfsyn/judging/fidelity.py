@@ -1,0 +1,335 @@
+"""How near synthetic images are to real ones, how much of them they cover, and whether any is a copy.
+
+Everything is measured on features: what a timm network makes of an image before its last layer. The numbers depend on
+the network, so a result always names it; compare only numbers of one network. Sources of the formulas:
+
+- Fréchet distance of two Gaussians: Dowson and Landau (1982), for images Heusel et al. (2017). It falls with the number
+  of images, so that only sets of one size compare; `floor` is the distance between two random halves of the real set.
+- Precision and recall: Kynkäänniemi et al. (2019): the share of synthetic images within the ball of a real image, and
+  the reverse, where a ball reaches to the k-th nearest neighbour in its own set.
+- Density and coverage: Naeem et al. (2020): in how many real balls a synthetic image lies, over k, and the share of
+  real balls that hold a synthetic image.
+
+Distances are worked through in blocks along both sets: memory grows with the number of images, not with its square.
+
+The formulas are written out here, in numpy, since no one library has them all for the features of any network: of those
+in use, torchmetrics has the Fréchet distance but neither density nor coverage; prdc has the four others, but holds all
+distances at once and brings scikit-learn along. The tests compare the Fréchet distance with that of torchmetrics, and
+the others with sets whose numbers are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from builders.images import ImageRejected, decode_rgb
+from hfsyn.errors import HfsynError
+
+DEFAULT_FEATURES = "resnet18.a1_in1k"
+"""A small network with timm's ImageNet weights, 512 features; it is fetched from the Hub when it is first used."""
+NEIGHBOURS = 5
+"""k of the balls, as Naeem et al. chose it."""
+NEAR = 0.98
+"""Cosine of two images' features from which on they count as near duplicates. What that means depends on the network:
+the same count within the real set stands beside each result as its yardstick.
+"""
+_BLOCK, _COLUMNS = 512, 8192  # rows and columns of a block of distances: 32 MB
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a set of images, in its order."""
+
+    values: np.ndarray
+    """float32 (n, d)."""
+    hashes: Sequence[str]
+    """SHA-256 of size and pixels of each image: equal for equal pixels, however they are stored."""
+    ids: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+
+def measure_fidelity(
+    synthetic: str,
+    real: str,
+    *,
+    features: str = DEFAULT_FEATURES,
+    evaluation: str | None = None,
+    limit_per_class: int | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Compare a synthetic dataset with the real one behind it.
+
+    Args:
+        synthetic, real: datasets as everywhere (a run folder, a variant, USER/NAME@v1.0.0), their training splits.
+        features: the network that looks at the images: the folder of a training (for the drawn variants one trained on
+            real drawings), a timm name with pretrained weights, or ``random:NAME`` for one with random weights, which
+            sees little more than colours and is named so in the result.
+        evaluation: the dataset on which classifiers are tested, its validation or test split.
+        limit_per_class: at most so many images a class of each set.
+        device: a torch device.
+
+    Returns:
+        What `compare_sets` returns, with ``features`` (name, weights, sha256, dimension), ``sets`` and ``undecodable``.
+
+    Raises:
+        HfsynError, DataError: no such dataset, or no such network.
+    """
+    from hfsyn.judging.classifiers import plain_transform
+    from hfsyn.judging.imagesets import TEST, TRAIN, open_images
+
+    classifier, weights = _open_network(features, device)
+    transform = plain_transform(classifier.preprocessing)
+    wanted: dict[str, tuple[str, Sequence[str]]] = {"synthetic": (synthetic, TRAIN), "real": (real, TRAIN)}
+    if evaluation is not None:
+        wanted["evaluation"] = (evaluation, TEST)
+    sets, found, undecodable = {}, {}, {}
+    for name, (reference, default) in wanted.items():
+        images = open_images(reference, default=default, limit=limit_per_class)
+        bad: list[str] = []
+        found[name] = extract(_decoded(images, bad), classifier.network, transform, device=device)
+        sets[name], undecodable[name] = images.facts(), len(bad)
+    return {
+        "features": {
+            "name": classifier.name, "source": classifier.source, "weights": weights, "sha256": classifier.sha256,
+            "dimension": found["real"].values.shape[1],
+        },
+        "sets": sets,
+        "undecodable": undecodable,
+        **compare_sets(found["synthetic"], found["real"], found.get("evaluation")),
+    }  # fmt: skip
+
+
+def _open_network(features: str, device: str) -> tuple[Any, str]:
+    """A Classifier to take features from, and whether its weights are ``trained`` or ``random``."""
+    from hfsyn.judging.classifiers import new_classifier, open_classifier
+    from hfsyn.judging.train_config import load_train_config
+
+    if not features.startswith("random:"):
+        return open_classifier(features, device=device), "trained"
+    config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix("random:")}})
+    classifier = new_classifier(config, ["n00000000"], {"n00000000": "none"})
+    classifier.network.to(device).eval()
+    return classifier, "random"
+
+
+def _decoded(images: Any, bad: list[str]) -> Iterator[tuple[str, Image.Image]]:
+    for number, name in enumerate(images.ids):
+        try:
+            yield name, decode_rgb(images.images[number])
+        except ImageRejected:
+            bad.append(name)
+
+
+def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:
+    """Every measure of this module for one synthetic set.
+
+    Args:
+        synthetic: the set to judge.
+        real: the images behind it.
+        evaluation: images on which classifiers are tested; synthetic copies of these would make a test worthless.
+
+    Raises:
+        HfsynError: fewer than ``NEIGHBOURS + 1`` images in a set.
+    """
+    for name, found in (("synthetic", synthetic), ("real", real)):
+        if len(found) <= NEIGHBOURS:
+            raise HfsynError(f"The {name} set has {len(found)} images.", f"At least {NEIGHBOURS + 1} are needed.")
+    result: dict[str, Any] = {
+        "images": {"synthetic": len(synthetic), "real": len(real)},
+        "frechet": {
+            "value": frechet_distance(synthetic.values, real.values),
+            "floor": frechet_floor(real.values),
+        },
+        **neighbourhoods(synthetic.values, real.values),
+        "duplicates": {
+            "threshold": NEAR,
+            "within": duplicates_within(synthetic),
+            "within_real": duplicates_within(real),
+            "against_real": duplicates_between(synthetic, real),
+        },
+        "nearest_real": nearest_images(synthetic, real),
+    }
+    if evaluation is not None and len(evaluation):
+        result["images"]["evaluation"] = len(evaluation)
+        result["duplicates"]["against_evaluation"] = duplicates_between(synthetic, evaluation)
+    return result
+
+
+# --- distributions -----------------------------------------------------------------------------------------------
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """``|mean a - mean b|^2 + trace(A + B - 2 (A B)^(1/2))`` with the covariances A and B of (n, d) features."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    left, right = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
+    # The eigenvalues of A B are those of A^(1/2) B A^(1/2), which is symmetric, so that rounding makes none complex.
+    values, vectors = np.linalg.eigh(left)
+    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ right @ root), 0, None)).sum()
+    distance = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(left) + np.trace(right) - 2 * cross
+    return float(max(distance, 0.0))
+
+
+def frechet_floor(real: np.ndarray, seed: int = 0) -> float | None:
+    """The distance between two random halves of a set: what images of one kind and half the number reach. None below
+    four images.
+    """
+    if len(real) < 4:
+        return None
+    first, second = np.array_split(np.random.default_rng(seed).permutation(len(real)), 2)
+    return frechet_distance(real[first], real[second])
+
+
+def neighbourhoods(synthetic: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
+    """``precision``, ``recall``, ``density`` and ``coverage`` of (n, d) synthetic against (m, d) real features."""
+    real_reach, synthetic_reach = reach(real, k), reach(synthetic, k)
+    inside = np.zeros(len(synthetic), dtype=np.int64)
+    nearest, recalled = np.full(len(real), np.inf), np.zeros(len(real), dtype=bool)
+    for rows, columns, distances in blocks(synthetic, real):
+        inside[rows] += (distances <= real_reach[None, columns]).sum(1)
+        nearest[columns] = np.minimum(nearest[columns], distances.min(0))
+        recalled[columns] |= (distances <= synthetic_reach[rows, None]).any(0)
+    return {
+        "precision": float((inside > 0).mean()),
+        "recall": float(recalled.mean()),
+        "density": float(inside.mean() / k),
+        "coverage": float((nearest <= real_reach).mean()),
+    }
+
+
+def reach(features: np.ndarray, k: int) -> np.ndarray:
+    """Squared distance of each image to its k-th nearest neighbour in its own set, float64 (n,)."""
+    found = np.full((len(features), k), np.inf)
+    for rows, columns, distances in blocks(features, features):
+        _skip_itself(rows, columns, distances, np.inf)
+        found[rows] = np.partition(np.concatenate([found[rows], distances], axis=1), k - 1, axis=1)[:, :k]
+    return found.max(1)
+
+
+def blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Rows of `a`, rows of `b`, and the squared distances between them, block by block along both."""
+    for rows, columns, part, other in _pairs(a, b):
+        distances = (part * part).sum(1)[:, None] + (other * other).sum(1)[None] - 2 * part @ other.T
+        yield rows, columns, np.maximum(distances, 0, out=distances)
+
+
+def _pairs(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
+    for rows in _slices(len(a), _BLOCK):
+        part = np.asarray(a[rows], dtype=np.float64)
+        for columns in _slices(len(b), _COLUMNS):
+            yield rows, columns, part, np.asarray(b[columns], dtype=np.float64)
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def _skip_itself(rows: slice, columns: slice, values: np.ndarray, value: float) -> None:
+    """Put `value` where a block of a set against itself compares an image with itself."""
+    same = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
+    values[same - rows.start, same - columns.start] = value
+
+
+# --- copies ------------------------------------------------------------------------------------------------------
+
+
+def nearest_images(a: Features, b: Features) -> list[dict[str, Any]]:
+    """For each image of `a` the one of `b` whose features have the highest cosine: ``id``, ``nearest``, ``cosine``."""
+    best, cosines = _nearest(a.values, b.values)
+    return [
+        {"id": name, "nearest": b.ids[j], "cosine": round(float(cosine), 6)}
+        for name, j, cosine in zip(a.ids, best, cosines, strict=True)
+    ]
+
+
+def duplicates_within(a: Features) -> dict[str, int]:
+    """Images of a set that have a copy in it: ``exact`` in pixels (all but the first of each group), ``near`` in
+    features (images with at least one neighbour at `NEAR` or above, exact ones included).
+    """
+    near = int((_nearest(a.values, a.values, itself=False)[1] >= NEAR).sum())
+    return {"exact": len(a) - len(set(a.hashes)), "near": near}
+
+
+def duplicates_between(a: Features, b: Features) -> dict[str, int]:
+    """Images of `a` that are also in `b`: ``exact`` in pixels, ``near`` in features (exact ones included)."""
+    known = Counter(b.hashes)
+    near = int((_nearest(a.values, b.values)[1] >= NEAR).sum())
+    return {"exact": sum(known[sha256] > 0 for sha256 in a.hashes), "near": near}
+
+
+def _nearest(a: np.ndarray, b: np.ndarray, *, itself: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of `a` the first row of `b` with the highest cosine, and this cosine."""
+    best, highest = np.zeros(len(a), dtype=np.int64), np.full(len(a), -np.inf)
+    for rows, columns, part, other in _pairs(a, b):
+        cosines = _unit(part) @ _unit(other).T
+        if not itself:
+            _skip_itself(rows, columns, cosines, -1)
+        found = cosines.argmax(1)
+        value = np.take_along_axis(cosines, found[:, None], 1)[:, 0]
+        higher = value > highest[rows]
+        best[rows] = np.where(higher, found + columns.start, best[rows])
+        highest[rows] = np.where(higher, value, highest[rows])
+    return best, highest
+
+
+def _unit(a: np.ndarray) -> np.ndarray:
+    a = np.asarray(a, dtype=np.float64)
+    unit: np.ndarray = a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """SHA-256 of an image's size and RGB pixels."""
+    rgb = image.convert("RGB")
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+
+
+# --- features ----------------------------------------------------------------------------------------------------
+
+
+def extract(
+    images: Iterable[tuple[str, Image.Image]], network: Any, transform: Any, *, device: str = "cpu"
+) -> Features:
+    """Features of images as they come, a batch at a time.
+
+    Args:
+        images: ``(id, image)`` pairs.
+        network: a timm network in evaluation mode, on `device`.
+        transform: what it wants done to a PIL image: a float tensor (3, h, w).
+        device: a torch device.
+    """
+    import torch
+
+    values: list[np.ndarray] = []
+    hashes: list[str] = []
+    ids: list[str] = []
+    waiting: list[Any] = []
+
+    def run() -> None:
+        with torch.inference_mode():
+            maps = network.forward_features(torch.stack(waiting).to(device))
+            values.append(network.forward_head(maps, pre_logits=True).float().cpu().numpy())
+        waiting.clear()
+
+    for name, image in images:
+        rgb = image.convert("RGB")
+        ids.append(name)
+        hashes.append(pixel_hash(rgb))
+        waiting.append(transform(rgb))
+        if len(waiting) == _BATCH:
+            run()
+    if waiting:
+        run()
+    if not ids:
+        raise HfsynError("There is no image to look at.", "Check the dataset and its split.")
+    return Features(np.concatenate(values), hashes, ids)

@@ -1,0 +1,202 @@
+"""Membership inference: can a stranger tell from a classifier's answers which images it was trained on?
+
+The attacker sees how sure a classifier is of an image's true class, and calls the image a member where that is above a
+threshold: Yeom et al., "Privacy risk in machine learning" (2018). The threshold is chosen on one half of the members
+and non-members and judged on the other half, so that it cannot fit what it is judged on. As Carlini et al., "Membership
+inference attacks from first principles" (2022) ask, the true positive rate at a false positive rate of 1 % is given
+too: an attack that is sure of a few images is worse than one that is a little right about all.
+
+0.5 is what guessing reaches in balanced accuracy and AUC, and 0.01 in the true positive rate at 1 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfsyn.errors import HfsynError
+
+RESAMPLES = 1000
+"""Bootstrap resamples of the judged half, members and non-members each by themselves; percentile intervals."""
+FALSE_POSITIVES = 0.01
+"""The false positive rate at which the true positive rate is read."""
+_FEWEST = 4  # of each kind: two in each half
+
+
+def measure_membership(
+    model: str | Path,
+    members: str,
+    others: str,
+    *,
+    members_split: str | None = None,
+    others_split: str | None = None,
+    limit_per_class: int | None = None,
+    device: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Attack a trained classifier.
+
+    Args:
+        model: the folder of a training, a timm name, or ``hf_hub:USER/NAME``.
+        members: the dataset that it was trained on (its training split), or for one trained on synthetic images the
+            real dataset behind them.
+        others: images of the same kind that it never saw: the validation or test split of this dataset.
+        members_split, others_split: None are those just named, or the only one that there is.
+        limit_per_class: at most so many images a class of each; the training's own limit where it had one.
+        device: cpu or cuda; None is this process's GPU, or the CPU.
+        seed: see `membership_inference`.
+
+    Returns:
+        What `membership_inference` returns, with ``model``, the two ``sets`` and their ``overlap``: images in both.
+
+    Raises:
+        HfsynError, DataError: no such classifier or dataset, classes that it does not have, or one set twice.
+    """
+    from hfsyn.judging.accelerating import start_accelerator
+    from hfsyn.judging.classifiers import open_classifier
+    from hfsyn.judging.evaluation import check_classes, predict
+    from hfsyn.judging.imagesets import TEST, TRAIN, open_images
+    from hfsyn.judging.overlaps import shared_images
+
+    accelerator = start_accelerator(device, "no")
+    classifier = open_classifier(model, device=str(accelerator.device))
+    wanted = {"members": (members, members_split, TRAIN), "others": (others, others_split, TEST)}
+    opened = {
+        name: open_images(reference, split, default=default, limit=limit_per_class)
+        for name, (reference, split, default) in wanted.items()
+    }
+    overlap = len(shared_images(opened["members"], opened["others"]))
+    if overlap == len(opened["others"]):
+        raise HfsynError(
+            f"Members and others are the same {overlap} images ({members}, {opened['members'].split}; {others}, "
+            f"{opened['others'].split}).",
+            "Others are images that the model never saw: name another set, or --others-split.",
+        )
+    answers = []
+    for images in opened.values():
+        check_classes(classifier.wnids, images, classifier.source or classifier.name)
+        found = predict(classifier, images, accelerator)
+        answers += [found.logits, found.labels]
+    sets = {name: images.facts() for name, images in opened.items()}
+    attack = membership_inference(*answers, seed=seed)
+    return {"model": classifier.facts(), "sets": sets, "overlap": overlap, **attack}
+
+
+def membership_inference(
+    member_logits: np.ndarray,
+    member_labels: np.ndarray,
+    other_logits: np.ndarray,
+    other_labels: np.ndarray,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Attack a classifier through its logits.
+
+    Args:
+        member_logits: float (n, c), of images that it was trained on. For a classifier trained on synthetic images, the
+            real images behind them: what leaks is then what the synthetic images carried over.
+        member_labels: int (n,), true columns.
+        other_logits: float (m, c), of images of the same kind that it never saw.
+        other_labels: int (m,).
+        seed: of the halves and the bootstrap.
+
+    Returns:
+        ``members``, ``others`` (images of the judged half), and for each score ``probability`` (softmax of the true
+        class) and ``loss`` (its negative logarithm, which still tells apart what rounds to 1): ``threshold``,
+        ``balanced_accuracy``, ``auc``, ``tpr_at_1_percent_fpr``, the last three each as ``{"value", "low", "high"}``.
+        ``note`` says so where the others are too few for a rate of 1 %.
+
+    Raises:
+        HfsynError: fewer than four images of either kind, or logits that are not finite.
+    """
+    if min(len(member_labels), len(other_labels)) < _FEWEST:
+        raise HfsynError(
+            f"There are {len(member_labels)} members and {len(other_labels)} others.",
+            f"The attack needs at least {_FEWEST} of each; hundreds for a narrow interval.",
+        )
+    rng = np.random.default_rng(seed)
+    halves = [np.array_split(rng.permutation(len(labels)), 2) for labels in (member_labels, other_labels)]
+    losses = [
+        _loss(np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.int64))
+        for logits, labels in ((member_logits, member_labels), (other_logits, other_labels))
+    ]
+    scores: dict[str, Callable[[np.ndarray], np.ndarray]] = {"probability": lambda x: np.exp(-x), "loss": lambda x: -x}
+    found: dict[str, Any] = {"members": len(halves[0][1]), "others": len(halves[1][1])}
+    for name, score in scores.items():
+        (tuned_in, judged_in), (tuned_out, judged_out) = (
+            [score(loss[half]) for half in parts] for loss, parts in zip(losses, halves, strict=True)
+        )
+        threshold = best_threshold(tuned_in, tuned_out)
+        found[name] = {
+            "threshold": -threshold if name == "loss" else threshold,
+            **_judge(judged_in, judged_out, threshold, np.random.default_rng([seed, 1])),
+        }
+    few = found["others"] * FALSE_POSITIVES < 1
+    found["note"] = f"{found['others']} others: a rate of 1 % allows no false positive at all" if few else None
+    return found
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each image, float64 (n,)."""
+    if not np.isfinite(logits).all():
+        raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
+    # log(1 + sum of the others / own): taking the sum of all less the own would lose what lies below the rounding of 1.
+    own = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+    others = logits.copy()
+    np.put_along_axis(others, labels[:, None], -np.inf, 1)
+    top = others.max(1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # one class: there are no others, and the loss is 0
+        behind = np.where(np.isfinite(top), top + np.log(np.exp(others - top[:, None]).sum(1)), -np.inf)
+    loss: np.ndarray = np.logaddexp(0.0, behind - own)
+    return loss
+
+
+def best_threshold(members: np.ndarray, others: np.ndarray) -> float:
+    """The score from which on an image is called a member so that the balanced accuracy is highest.
+
+    Halfway between two scores, so that no single image decides it to the last digit.
+    """
+    levels = np.unique(np.concatenate([members, others]))
+    cuts = np.concatenate([levels[:1], (levels[1:] + levels[:-1]) / 2])
+    inside = 1 - np.searchsorted(np.sort(members), cuts, side="left") / len(members)
+    outside = np.searchsorted(np.sort(others), cuts, side="left") / len(others)
+    return float(cuts[int(np.argmax(inside + outside))])
+
+
+def _judge(members: np.ndarray, others: np.ndarray, threshold: float, rng: np.random.Generator) -> dict[str, Any]:
+    levels, places = np.unique(np.concatenate([members, others]), return_inverse=True)
+    inside, outside = places[: len(members)], places[len(members) :]
+    cut = int(np.searchsorted(levels, threshold, side="left"))
+
+    def numbers(chosen_in: np.ndarray, chosen_out: np.ndarray) -> tuple[float, float, float]:
+        return _numbers(
+            np.bincount(inside[chosen_in], minlength=len(levels)),
+            np.bincount(outside[chosen_out], minlength=len(levels)),
+            cut,
+        )
+
+    value = numbers(np.arange(len(members)), np.arange(len(others)))
+    again = [
+        numbers(rng.integers(0, len(members), len(members)), rng.integers(0, len(others), len(others)))
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(again, [0.025, 0.975], axis=0)
+    names = ("balanced_accuracy", "auc", "tpr_at_1_percent_fpr")
+    return {
+        name: {"value": float(v), "low": float(a), "high": float(b)}
+        for name, v, a, b in zip(names, value, low, high, strict=True)
+    }
+
+
+def _numbers(inside: np.ndarray, outside: np.ndarray, cut: int) -> tuple[float, float, float]:
+    """Balanced accuracy, AUC and TPR at 1 % FPR from counts by rising score; equal scores count half in the AUC."""
+    balanced = (inside[cut:].sum() / inside.sum() + outside[:cut].sum() / outside.sum()) / 2
+    above = inside.sum() - np.cumsum(inside)
+    auc = (outside * (above + inside / 2)).sum() / (inside.sum() * outside.sum())
+    false = np.cumsum(outside[::-1]) / outside.sum()
+    true = np.cumsum(inside[::-1]) / inside.sum()
+    allowed = true[false <= FALSE_POSITIVES]
+    return float(balanced), float(auc), float(allowed[-1]) if len(allowed) else 0.0

@@ -1,0 +1,188 @@
+"""Publish a trained classifier: a timm model on the Hub, with a card whose results name the data and its version."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from builders.variants import VARIANTS
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.judging.classifiers import Classifier, open_classifier
+from hfsyn.judging.references import parse_hub_id
+
+RESULTS = "results.json"
+
+
+def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Publish the classifier of a training's folder; return the address of its commit.
+
+    It can then be had with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``.
+
+    Raises:
+        HfsynError: the folder holds no finished training, the name is none, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    check_repo_id(repo_id)
+    path = Path(folder)
+    if not (path / RESULTS).is_file():
+        raise HfsynError(f"{folder} holds no finished training.", "Run its `hfsyn train` command to the end first.")
+    result = json.loads((path / RESULTS).read_text(encoding="utf-8"))
+    classifier = open_classifier(path)
+    with tempfile.TemporaryDirectory() as temporary:
+        write_timm_folder(classifier, Path(temporary))
+        (Path(temporary) / "README.md").write_text(card_text(classifier, result, repo_id), encoding="utf-8")
+        (Path(temporary) / RESULTS).write_text(json.dumps(without_paths(result), indent=1), encoding="utf-8")
+        try:
+            api = HfApi(token=token, library_name="hfsyn")
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            done = api.upload_folder(repo_id=repo_id, folder_path=temporary, commit_message="Add classifier")
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise HfsynError(
+                f"{repo_id} could not be published: {reason}",
+                "Log in with: hf auth login. The classifier is kept; the same command publishes it.",
+                code=ExitCode.PREFLIGHT,
+            ) from None
+    return str(done.commit_url)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no name on the Hub, before any work is done.
+
+    Raises:
+        HfsynError: it is not of the form USER/NAME.
+    """
+    if parse_hub_id(repo_id) is None:
+        raise HfsynError(f"{repo_id!r} is no name on the Hub.", "One looks like USER/NAME.")
+
+
+def write_timm_folder(classifier: Classifier, folder: Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` as timm reads them from the Hub or with ``local-dir:``."""
+    from timm.models import save_for_hf
+
+    given = classifier.preprocessing
+    save_for_hf(
+        classifier.network,
+        str(folder),
+        model_config={
+            "label_names": list(classifier.wnids),
+            "label_descriptions": dict(zip(classifier.wnids, classifier.names, strict=True)),
+        },
+        data_config={
+            "input_size": (3, given.image_size, given.image_size), "mean": given.mean, "std": given.std,
+            "interpolation": given.interpolation, "crop_pct": given.crop,
+        },
+        safe_serialization=True,
+    )  # fmt: skip
+
+
+def card_text(classifier: Classifier, result: Mapping[str, Any], repo_id: str) -> str:
+    """The model card: front matter with the results as the Hub reads them, then the same for people."""
+    from huggingface_hub import ModelCardData
+
+    training, test = result["training"], result["test"]
+    data = ModelCardData(
+        model_name=repo_id.rsplit("/", 1)[-1],
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "timm", "hfsyn"],
+        datasets=sorted({name for made in training["sets"] if (name := _hub_name(made))}),
+        eval_results=_eval_results(test) if test else None,
+    )
+    sets = "\n".join(f"- {_described(made)}: {made['share']:.0f} images an epoch" for made in training["sets"])
+    shown = f"{training['budget']} images an epoch, {training['epochs']} epochs, seed {classifier.seed}"
+    return f"""---
+{data.to_yaml()}
+---
+
+# {repo_id.rsplit("/", 1)[-1]}
+
+A `{classifier.name}` that tells {len(classifier.wnids)} ImageNet classes apart, trained with hfsyn
+({shown}) on:
+
+{sets}
+
+{_tested(test)}
+```python
+import timm
+model = timm.create_model("hf_hub:{repo_id}", pretrained=True)
+```
+
+The outputs are these classes, in order: {", ".join(classifier.names)}.
+The whole recipe, the software and every measure are in `{RESULTS}`.
+"""
+
+
+def _tested(test: Mapping[str, Any] | None) -> str:
+    if not test:
+        return "It was not tested.\n"
+    found = test["metrics"]
+    known = f", {test['overlap']} of which are among the training images too" if test.get("overlap") else ""
+    return (
+        f"Tested on {_described(test['dataset'])}, {test['n']} images{known}:\n\n"
+        "| measure | value | 95 % interval |\n|---|---|---|\n"
+        + "".join(
+            f"| {title} | {found[key]['value']:.4f} | {found[key]['low']:.4f} to {found[key]['high']:.4f} |\n"
+            for title, key in (("top-1 accuracy", "top1"), ("top-5 accuracy", "top5"), ("calibration error", "ece"))
+            if found[key]["value"] is not None  # top-5 of four classes is nothing
+        )
+    )
+
+
+def _described(data: Mapping[str, Any]) -> str:
+    """A set in words: on the Hub by its commit, anywhere else by what is in it."""
+    if _hub_name(data):
+        return f"`{data['reference']}`, split {data['split']}, revision {data['revision'] or 'none'}"
+    known = f", fingerprint `{data['fingerprint'][:16]}`" if data.get("fingerprint") else ""
+    return f"`{_without_path(data['reference'])}` (not on the Hub), split {data['split']}{known}"
+
+
+def _eval_results(test: Mapping[str, Any]) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    data = test["dataset"]
+    repository = _hub_name(data)
+    return [
+        EvalResult(
+            # The type is an identifier of the Hub's; a set that is not there must not be taken for one that is.
+            task_type="image-classification", dataset_type=repository or data.get("variant") or "local",
+            dataset_name=_without_path(data["reference"]), dataset_split=data["split"],
+            dataset_revision=data["revision"] if repository else None,
+            metric_type="accuracy", metric_name=title, metric_value=round(test["metrics"][key]["value"], 6),
+        )
+        for title, key in (("Top 1 accuracy", "top1"), ("Top 5 accuracy", "top5"))
+        if test["metrics"][key]["value"] is not None
+    ]  # fmt: skip
+
+
+def without_paths(value: Any) -> Any:
+    """A result for others to read: of every local path only its last name is left."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_paths(inner) for inner in value]
+    return _without_path(value) if isinstance(value, str) else value
+
+
+def _without_path(text: str) -> str:
+    """``VARIANT=/home/me/photographs:0.5`` is ``VARIANT=photographs:0.5``; a name on the Hub stays as it is."""
+    stated, sign, place = text.rpartition("=")
+    outside = place.startswith(("/", "~", "..", "./")) or ("/" in place and len(place) < 256 and Path(place).exists())
+    return f"{stated}{sign}{Path(place).name}" if outside else text
+
+
+def _hub_name(data: Mapping[str, Any]) -> str | None:
+    """The repository on the Hub that a set's facts name; None where it is on nobody else's disk."""
+    if "hub" in data:
+        name: str | None = data["hub"]
+        return name
+    place = data["reference"].partition("@")[0].partition("#")[0].rpartition("=")[2]
+    if place in VARIANTS:
+        hub = VARIANTS[place].hub
+        return hub.repo_id if hub else None
+    return None if Path(place).exists() else parse_hub_id(place)

@@ -1,0 +1,229 @@
+"""Plots of a bench, each as inline SVG that follows the page's colours and as a PNG file.
+
+Plots are narrow (about 350 pixels), so that their text is readable on a phone without zooming.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfsyn.judging.metrics import mean_interval
+from hfsyn.making.shards import atomic_write
+
+COLOURS = ("#4c84d6", "#d9812c", "#2f9e77", "#b765c2", "#c2566b", "#7d8a3c")
+"""Of the arms, in the matrix's order; each stands out on white and on near-black."""
+MOST_CLASSES = 20
+"""Rows of the plot by class."""
+_WIDTH = 3.7  # inches, at 96 pixels each
+# Stand-ins that are replaced by the page's own colours in the SVG.
+_INK, _LINE = "#010203", "#040506"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A drawn plot."""
+
+    name: str
+    """Part of the PNG's file name."""
+    title: str
+    alt: str
+    """What the plot shows, in words."""
+    svg: str
+
+
+Draw = Callable[[Any, str, str], None]
+"""``draw(axes, ink, line)``"""
+
+
+def render(name: str, title: str, alt: str, height: float, draw: Draw, png: Path) -> Plot:
+    """Draw a plot twice: as SVG text, and as a PNG file on white."""
+    import matplotlib as mpl
+
+    settings: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": 9,
+        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+    }  # fmt: skip
+    with mpl.rc_context(settings):
+        text = io.StringIO()
+        _figure(height, draw, _INK, _LINE).savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure = _figure(height, draw, "#202124", "#d5d8dc")
+        atomic_write(png, lambda path: figure.savefig(path, format="png", dpi=200, facecolor="white"))
+    return Plot(name, title, alt, _inline(text.getvalue(), name, alt))
+
+
+def _figure(height: float, draw: Draw, ink: str, line: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    axes.tick_params(colors=ink, length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side == "bottom")
+        spine.set_color(line)
+    draw(axes, ink, line)
+    for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        label.set_color(ink)
+    return figure
+
+
+def _inline(svg: str, name: str, alt: str) -> str:
+    """The <svg> element alone, in the page's colours, scaled by the page, with a name for screen readers."""
+    from html import escape
+
+    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_LINE, "var(--line)")
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+    # Text takes the page's own sans-serif font; nothing is loaded for it.
+    svg = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", svg)
+    head = re.search(r'<svg[^>]*viewBox="([^"]+)"[^>]*>', svg, flags=re.DOTALL)
+    if head is None:
+        raise RuntimeError(f"{name}: matplotlib wrote no viewBox")
+    width = float(head[1].split()[2]) * 96 / 72
+    opened = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[1]}" '
+        f'style="max-width:{width:.0f}px" role="img" aria-label="{escape(alt)}">'
+    )
+    return opened + svg[head.end() :].strip()
+
+
+# --- the plots ---------------------------------------------------------------------------------------------------
+
+
+def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str, png: Path, name: str) -> Plot:
+    """Each arm's mean with its interval, and a dot for each seed."""
+    shown = [row for arm in arms for row in rows if row["arm"] == arm]
+
+    def draw(axes: Any, ink: str, line: str) -> None:
+        for y, row in enumerate(shown):
+            colour = colour_of(arms, row["arm"])
+            if row["low"] is not None:
+                axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=7, alpha=0.35)
+            axes.plot([100 * v for v in row["values"]], [y] * len(row["values"]), "o", color=colour, markersize=3.5)
+            axes.plot([100 * row["mean"]], [y], "|", color=ink, markersize=17, markeredgewidth=2)
+            axes.text(
+                100 * row["mean"], y - 0.3, f"{100 * row['mean']:.1f}", color=ink, ha="center", va="bottom", fontsize=9
+            )
+        axes.set_yticks(range(len(shown)), [row["arm"] for row in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.75)
+        ends = [row["low"] for row in shown if row["low"] is not None]
+        _percent_axis(axes, line, min([*ends, *(min(row["values"]) for row in shown)]))
+
+    told = "; ".join(f"{row['arm']} {100 * row['mean']:.1f} %" for row in shown)
+    alt = f"Accuracy on {where}: {told}. Bars are 95 % intervals, dots are seeds."
+    return render(name, "Accuracy by arm", alt, 0.7 + 0.42 * len(shown), draw, png)
+
+
+def class_plot(
+    by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str], where: str, png: Path, name: str
+) -> Plot:
+    """Accuracy of each class (mean over seeds) by arm; where there are many classes, those on which arms differ most.
+
+    `by_arm` holds ``{"wnid", "name", "top1"}`` for each class, in one order for all arms.
+    """
+    shown = [arm for arm in arms if arm in by_arm]
+    count = len(by_arm[shown[0]])
+    values = np.array([[row["top1"] for row in by_arm[arm]] for arm in shown])
+    spread = values.max(0) - values.min(0)
+    chosen = sorted(np.argsort(-spread, kind="stable")[:MOST_CLASSES].tolist())
+
+    def draw(axes: Any, ink: str, line: str) -> None:
+        for y, i in enumerate(chosen):
+            axes.plot([100 * values[:, i].min(), 100 * values[:, i].max()], [y, y], color=line, linewidth=2, zorder=1)
+            for arm, value in zip(shown, values[:, i], strict=True):
+                axes.plot(
+                    [100 * value], [y], "o", color=colour_of(arms, arm), markersize=6, label=arm if y == 0 else None
+                )
+        axes.set_yticks(range(len(chosen)), [_short(by_arm[shown[0]][i]["name"]) for i in chosen])
+        axes.set_ylim(len(chosen) - 0.5, -0.6)
+        _percent_axis(axes, line, float(values[:, chosen].min()))
+        _legend(axes, ink, len(shown))
+
+    lowest = {arm: min(by_arm[arm], key=lambda row: row["top1"]) for arm in shown}
+    told = "; ".join(f"{arm} lowest on {row['name']} ({100 * row['top1']:.0f} %)" for arm, row in lowest.items())
+    few = f", the {len(chosen)} of {count} on which arms differ most" if len(chosen) < count else ""
+    title = f"Accuracy by class{few}"
+    return render(name, title, f"{title}, on {where}: {told}.", 0.9 + 0.24 * len(chosen), draw, png)
+
+
+def curve_plot(
+    rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str], where: str, png: Path, name: str
+) -> Plot:
+    """Accuracy against `axis` (``budget``, ``limit`` or ``share``), one line an arm, with intervals."""
+    label, title = {
+        "budget": ("images an epoch", "With more images an epoch"),
+        "limit": ("different images a class", "With more images a class"),
+        "share": ("real images mixed in, %", "With real images mixed in"),
+    }[axis]
+
+    def draw(axes: Any, ink: str, line: str) -> None:
+        for arm in arms:
+            points = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row[axis])
+            x = [100 * row[axis] if axis == "share" else row[axis] for row in points]
+            colour = colour_of(arms, arm)
+            axes.plot(x, [100 * row["mean"] for row in points], "o-", color=colour, markersize=4, label=arm)
+            for place, row in zip(x, points, strict=True):
+                if row["low"] is not None:
+                    axes.plot(
+                        [place, place], [100 * row["low"], 100 * row["high"]], color=colour, linewidth=5, alpha=0.3
+                    )
+        axes.set_xlabel(label)
+        axes.set_ylabel("accuracy, %")
+        axes.grid(axis="y", color=line, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.set_ylim(0, 100)
+        if axis != "share":
+            axes.set_xscale("log")
+            ticks = sorted({row[axis] for row in rows})
+            axes.set_xticks(ticks, [str(tick) for tick in ticks])
+            axes.minorticks_off()
+        _legend(axes, ink, len(arms))
+
+    best = {
+        arm: max((row for row in rows if row["arm"] == arm), key=lambda row: row[axis], default=None) for arm in arms
+    }
+    told = "; ".join(f"{arm} reaches {100 * row['mean']:.1f} %" for arm, row in best.items() if row is not None)
+    return render(name, title, f"{title}, on {where}: {told}.", 2.9, draw, png)
+
+
+def mean_by_class(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """``wnid``, ``name`` and mean ``top1`` over seeds of each class that was tested."""
+    tables = [(test["metrics"].get("masked") or test["metrics"])["per_class"] for test in tests]
+    found = []
+    for rows in zip(*tables, strict=True):
+        values = [row["top1"]["value"] for row in rows if row["top1"]["value"] is not None]
+        if values:
+            found.append({"wnid": rows[0]["wnid"], "name": rows[0]["name"], "top1": mean_interval(values)["mean"]})
+    return found
+
+
+def colour_of(arms: Sequence[str], arm: str) -> str:
+    """An arm's colour, the same in every plot."""
+    return COLOURS[list(arms).index(arm) % len(COLOURS)]
+
+
+def _percent_axis(axes: Any, line: str, lowest: float) -> None:
+    """From a round number below the lowest value (0 to 1) to 100 %: dots, unlike bars, need no zero."""
+    start = next((s for s in (80, 50) if 100 * lowest > s + 2), 0)
+    ticks = range(start, 101, {80: 5, 50: 10, 0: 25}[start])
+    axes.set_xlim(start - 0.01 * (100 - start), 100 + 0.02 * (100 - start))
+    axes.set_xticks(list(ticks), [str(tick) for tick in ticks[:-1]] + ["100 %"])
+    axes.grid(axis="x", color=line, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _legend(axes: Any, ink: str, columns: int) -> None:
+    axes.legend(
+        frameon=False, labelcolor=ink, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, 4),
+        handletextpad=0.3, columnspacing=1.0, borderaxespad=0.1,
+    )  # fmt: skip
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 18 else name[:17] + "…"

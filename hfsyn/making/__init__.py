@@ -1,0 +1,1 @@
+"""How a synthetic dataset is made: recipe, captions, plan, images, shards, manifest."""

@@ -1,0 +1,226 @@
+"""Where a model is: shipped with hfsyn, in a local folder, in the cache, or on the Hub at a commit.
+
+A run writes down which weights it used. `pin` turns "the newest" into a commit sha, or into the hash of what a local
+folder holds, before anything is spent; `loading` gives what `from_pretrained` takes and refuses changed weights.
+
+No code of a repository is ever run, and only safetensors are read unless a user allows pickles: a pickle runs code too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.recipe import BUILTIN, is_content_hash
+from hfsyn.making.shards import sha256_of
+
+Kind = Literal["captioner", "generator"]
+_SHA = re.compile(r"[0-9a-f]{40}")
+_MARKER = {"captioner": "config.json", "generator": "model_index.json"}
+_FIELD = {"captioner": "caption", "generator": "generate"}
+_KINDS = {
+    "captioner": "a captioning model of transformers (BLIP, BLIP-2, GIT, ViT-GPT2 or an instruction VLM)",
+    "generator": "a text-to-image pipeline of diffusers (Stable Diffusion, SDXL, ...)",
+}
+_EXAMPLE = {
+    "captioner": "Salesforce/blip-image-captioning-base",
+    "generator": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+
+
+def locate(model: str, kind: Kind) -> str:
+    """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched.
+
+    Raises:
+        HfsynError: a local folder that holds no such model, a path where nothing is, or what is no Hub id.
+    """
+    if model == BUILTIN:
+        from hfsyn import models
+
+        return str(models.path(kind))
+    folder = Path(model).expanduser()
+    if model and folder.is_dir():
+        if not (folder / _MARKER[kind]).is_file():
+            other: Kind = "generator" if kind == "captioner" else "captioner"
+            found = f"it holds a {other}" if (folder / _MARKER[other]).is_file() else f"it has no {_MARKER[kind]}"
+            raise HfsynError(
+                f"{model} is no {kind}: {found}.", f"Name a folder that save_pretrained wrote, {_otherwise(kind)}."
+            )
+        return str(folder.resolve())
+    if model and folder.is_file():
+        raise HfsynError(
+            f"{model} is a file, and a {kind} is a folder.",
+            "A single-file checkpoint becomes one with StableDiffusionPipeline.from_single_file(FILE)"
+            ".save_pretrained(FOLDER)."
+            if kind == "generator"
+            else f"Name the folder that save_pretrained wrote, {_otherwise(kind)}.",
+        )
+    if model.startswith(("/", ".", "~")) or not _is_hub_id(model):
+        at = " A revision goes into its own field." if "@" in model else ""
+        raise HfsynError(
+            f"There is no {kind} at {model!r}, and that is no Hub id either.{at}",
+            f"Name a folder that exists, {_otherwise(kind)}.",
+        )
+    return model
+
+
+def pin(model: str, revision: str | None, kind: Kind) -> str | None:
+    """The commit sha that `revision` (None: the newest) of a Hub model stands for; the content hash of a local model.
+
+    A sha whose files are cached is taken as it is, without a network. Otherwise the Hub is asked; where it cannot be,
+    the commit is taken that the cache knows under that name, if its files are there.
+
+    Raises:
+        HfsynError: there is no such model or revision, it is gated (exit code 3), or it cannot be reached and is not
+        cached.
+    """
+    if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
+        content = content_hash(Path(locate(model, kind)))
+        if revision is not None and not is_content_hash(revision):
+            raise HfsynError(
+                f"{_FIELD[kind]}.revision is {revision!r}, but {model} is a local model and has none.",
+                f"Leave it out: --set {_FIELD[kind]}.revision=null",
+            )
+        if revision not in (None, content):
+            raise HfsynError(
+                f"The {kind} {model} is not the one that the recipe means: its content is {content[:19]}..., and "
+                f"{_FIELD[kind]}.revision is {str(revision)[:19]}...",
+                f"Name the folder with the right weights, or --set {_FIELD[kind]}.revision=null to take these.",
+            )
+        return content
+    locate(model, kind)
+    if is_content_hash(revision):
+        raise HfsynError(
+            f"{_FIELD[kind]}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local "
+            "folder.",
+            f"Name that folder: --set {_FIELD[kind]}.model=FOLDER",
+        )
+    if revision is not None and _SHA.fullmatch(revision) and _cached(model, revision, kind):
+        return revision
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    from builders.access import is_transport_error
+
+    try:
+        info = HfApi().model_info(model, revision=revision, timeout=20)
+    except GatedRepoError:
+        raise HfsynError(
+            f"The {kind} {model} is gated and this account has no access.",
+            f"Accept its terms on its page, https://huggingface.co/{model}, then `hf auth login`.",
+            code=ExitCode.PREFLIGHT,
+        ) from None
+    except RepositoryNotFoundError:
+        raise HfsynError(
+            f"There is no {kind} {model!r} on the Hub, or it is private.",
+            "Check the spelling, or `hf auth login`; a local folder or builtin is taken too.",
+        ) from None
+    except RevisionNotFoundError:
+        raise HfsynError(
+            f"The {kind} {model} has no revision {revision!r}.", "Name a branch, a tag or a commit."
+        ) from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        return _from_cache(model, revision, kind, error)
+    except Exception as error:
+        if not is_transport_error(error):
+            raise
+        return _from_cache(model, revision, kind, error)
+    return info.sha
+
+
+def content_hash(folder: Path) -> str:
+    """``sha256:`` and the hash of a model folder: of the names and contents of all files but cards and hidden ones."""
+    whole = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).parts):
+        name = path.relative_to(folder)
+        if path.is_file() and path.suffix != ".md" and not any(part.startswith(".") for part in name.parts):
+            whole.update(f"{name.as_posix()}\n{sha256_of(path)}\n".encode())
+    return f"sha256:{whole.hexdigest()}"
+
+
+def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool = False) -> tuple[str, dict[str, Any]]:
+    """The first argument and the options of ``from_pretrained``.
+
+    Raises:
+        HfsynError: as `locate`; or the content of a local model is not the one that `revision` names.
+    """
+    where = locate(model, kind)
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if not allow_pickle:
+        options["use_safetensors"] = True
+    if is_content_hash(revision):
+        pin(model, revision, kind)
+    elif revision:
+        options["revision"] = revision
+    return where, options
+
+
+def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
+    """What to tell a user whose model `from_pretrained` refused, in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if "trust_remote_code" in reason or "remote code" in reason:
+        return HfsynError(
+            f"{model} cannot be loaded as a {kind}: it brings code of its own, and hfsyn runs no code from the Hub.",
+            f"Name a model whose architecture is part of transformers or diffusers, such as {_EXAMPLE[kind]}.",
+        )
+    if "safetensors" in reason and "file" in reason:
+        return HfsynError(
+            f"{model} cannot be loaded as a {kind}: it has no safetensors weights, and pickles run code as they are "
+            "read.",
+            "If it has pickles that you trust: --allow-pickle-weights. Better: save them again as safetensors.",
+        )
+    if len(reason) > 200:
+        reason = reason[:200].rsplit(" ", 1)[0] + " ..."
+    return HfsynError(
+        f"{model} cannot be loaded as a {kind}: {type(error).__name__}: {reason}",
+        f"It takes {_KINDS[kind]} with all its files, such as {_EXAMPLE[kind]}.",
+    )
+
+
+def _is_hub_id(model: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _cached(model: str, revision: str | None, kind: Kind) -> str | None:
+    """The sha of a revision whose files the local cache holds."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, _MARKER[kind], revision=revision)
+    if isinstance(found, str):
+        # .../models--USER--NAME/snapshots/<sha>/model_index.json
+        sha = Path(found).parent.name
+        if _SHA.fullmatch(sha):
+            return sha
+    return None
+
+
+def _from_cache(model: str, revision: str | None, kind: Kind, error: Exception) -> str:
+    if sha := _cached(model, revision, kind):
+        return sha
+    from builders.access import is_offline
+
+    why = "HF_HUB_OFFLINE is set" if is_offline() else f"the Hub cannot be reached ({type(error).__name__})"
+    raise HfsynError(
+        f"The {kind} {model}" + (f" at {revision}" if revision else "") + f" is not in the local cache and {why}.",
+        f"Fetch it with a network (`hf download {model}`), name a local folder, or --set {_FIELD[kind]}.model=builtin.",
+    ) from None
+
+
+def _otherwise(kind: Kind) -> str:
+    return f"a Hub id such as {_EXAMPLE[kind]}, or builtin"

@@ -1,0 +1,64 @@
+"""Captions that somebody has made already: of a published dataset or another run, taken instead of made again."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.published import open_reference
+from builders.rows import SourceRow
+from hfsyn.errors import HfsynError
+from hfsyn.making.recipe import Recipe, parse_recipe
+
+
+class KnownCaptions:
+    """Captions by source id, each for exactly the image file that was captioned.
+
+    Only captions that this recipe's captioner would make are taken: with them the run is the same as without.
+
+    Args:
+        reference: a run folder, or ``USER/NAME[@REVISION][#CONFIG]``, of images or of captions alone.
+        recipe: of the run that takes them, its revisions pinned.
+
+    Raises:
+        HfsynError: they were made of another source, or by another captioner.
+        DataError: there are none.
+    """
+
+    def __init__(self, reference: str, recipe: Recipe) -> None:
+        place, _, config = reference.partition("#")
+        side = open_reference(place, config or None)
+        self._label = side.label
+        theirs = parse_recipe(side.text(layout.RECIPE), f"{layout.RECIPE} of {side.label}")
+        mine = {"variant": recipe.source.variant, "split": recipe.source.split, "caption": recipe.caption}
+        other = {"variant": theirs.source.variant, "split": theirs.source.split, "caption": theirs.caption}
+        if wrong := [name for name in mine if mine[name] != other[name]]:
+            raise HfsynError(
+                f"The captions of {side.label} are not this recipe's: {wrong[0]} is {other[wrong[0]]} there, and "
+                f"{mine[wrong[0]]} here.",
+                "Leave --captions out, or set the recipe's fields to theirs.",
+            )
+        manifest = side.manifest()
+        entries = manifest.shards if manifest.raw.get("what") == "captions" else manifest.captions
+        self._known: dict[str, tuple[str, str | None]] = {}
+        for entry in entries:
+            with side.open(entry.file) as handle:
+                rows = pq.read_table(handle, columns=["source_id", "source_sha256", "caption"]).to_pylist()
+            self._known |= {row["source_id"]: (row["source_sha256"], row["caption"]) for row in rows}
+
+    def of(self, row: SourceRow) -> str | None:
+        """The caption of an image.
+
+        Raises:
+            HfsynError: it is not among them, or they describe another file of that name.
+        """
+        sha256, caption = self._known.get(row.source_id, ("", None))
+        if sha256 != hashlib.sha256(row.image).hexdigest():
+            what = "describe another image under the id" if sha256 else "have none for"
+            raise HfsynError(
+                f"The captions of {self._label} {what} {row.source_id}.",
+                "Leave --captions out: what is captioned so far is kept, and the rest is captioned here.",
+            )
+        return caption

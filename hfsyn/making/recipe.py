@@ -1,0 +1,388 @@
+"""Recipes: everything that decides the bytes of a synthetic dataset, and nothing else.
+
+What changes only the speed (device, processes, output folder) is a flag of the command and never stands here. A recipe
+is a YAML file; `load_recipe` checks every key, `fingerprint` names its content, `difference` says how two differ.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from builders.errors import DataError
+from builders.variants import get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.prompts import get_strategy
+from hfsyn.making.recipe_texts import read_recipe
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Scheduler = Literal["default", "ddim", "pndm", "euler", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"]
+BUILTIN = "builtin"
+"""The model name of the small trained models that come with hfsyn."""
+
+
+class Part(BaseModel):
+    """A frozen part of a recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True)
+
+
+class SourcePart(Part):
+    """Which real images are captioned, or counted where the strategy needs no caption."""
+
+    variant: str
+    """A name of `hfsyn variants ls`."""
+    split: str = "train"
+    """The source's split, which is also the split of the result."""
+    path: str | None = None
+    """A local folder or Parquet file that holds the variant; null streams it from the Hub."""
+    revision: str | None = None
+    """Hub revision; null takes the newest and writes its commit sha into the run folder."""
+    limit_per_class: Annotated[int, Field(ge=1)] | None = None
+    """At most so many images a class (`--limit`), >= 1; null takes all."""
+
+
+class CaptionPart(Part):
+    """How a real image is described."""
+
+    model: str
+    """A Hub id, a local folder, or `builtin`."""
+    revision: str | None = None
+    """Hub revision; null is resolved to a commit sha when the run starts."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 30
+    """Length limit in tokens, 1 to 1024."""
+    num_beams: Annotated[int, Field(ge=1, le=32)] = 1
+    """1 is greedy decoding, as in the paper; at most 32."""
+    prompt: str | None = None
+    """Text that the captioner continues, or the instruction of a chat model."""
+    dtype: Dtype = "float32"
+    """Arithmetic of the captioner."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Images a batch, 1 to 4096. Part of the recipe, because rounding depends on it."""
+
+
+class PromptPart(Part):
+    """How a prompt is written."""
+
+    strategy: str
+    """A name of `hfsyn strategies ls`."""
+    negative: str | None = None
+    """Negative prompt; null is the empty one."""
+    images_per_caption: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Synthetic images for each real one, 1 to 1000."""
+
+
+class GeneratePart(Part):
+    """How an image is made from a prompt."""
+
+    model: str
+    """A Hub id, a local folder, or `builtin`."""
+    revision: str | None = None
+    """Hub revision; null is resolved to a commit sha when the run starts."""
+    scheduler: Scheduler = "default"
+    """Sampler; `default` is the checkpoint's own."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Denoising steps, 1 to 1000."""
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] = 2.0
+    """Classifier-free guidance, 0 to 50; values up to 1 turn it off. 2.0 is the evidence-backed value for training
+    data.
+    """
+    width: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] | None = None
+    """Pixels, a multiple of 8; null is the model's own size."""
+    height: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] | None = None
+    """Pixels, a multiple of 8; null is the model's own size."""
+    dtype: Dtype = "bfloat16"
+    """Arithmetic of the generator."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Images a batch, 1 to 1024. Part of the recipe, because rounding depends on it."""
+    safety_checker: bool = True
+    """Run the checkpoint's safety checker where it has one; a hit is retried, then set aside."""
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a flagged, NaN or flat image is made again with a new seed before it is set aside, 0 to 100."""
+
+
+class StorePart(Part):
+    """How pixels become stored bytes."""
+
+    format: Literal["jpeg", "png", "webp"] = "jpeg"
+    """`jpeg`; `png` and `webp` are lossless."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 96
+    """JPEG quality, 1 to 100; ImageNet's own files are mostly 96."""
+    subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:4:4"
+    """JPEG chroma subsampling."""
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Short side in pixels to which images are resized before they are stored; null keeps them as generated."""
+    shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Rows a shard, 1 to 100,000."""
+
+
+ADDED: tuple[str, ...] = ("class_seeds",)
+"""Fields that came after the first release of the format, dotted; each has a default that means what was before."""
+
+PARTS: dict[str, type[Part]] = {
+    "source": SourcePart, "caption": CaptionPart, "prompt": PromptPart, "generate": GeneratePart, "store": StorePart,
+}  # fmt: skip
+
+
+class Recipe(Part):
+    """Everything that decides the bytes of a synthetic dataset; see the parts for each field's unit and range."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
+    """Letters, digits, dot, dash and underscore. Not part of the fingerprint."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """From which each sample's seed is derived, 0 to 2^63 - 1."""
+    class_seeds: dict[str, Annotated[int, Field(ge=0, lt=2**63)]] = {}
+    """Another seed for some classes, by wnid: their images are made anew, all others stay as they are."""
+    source: SourcePart
+    caption: CaptionPart | None = None
+    prompt: PromptPart
+    generate: GeneratePart
+    store: StorePart = StorePart()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        strategy = get_strategy(self.prompt.strategy)
+        try:
+            get_variant(self.source.variant).split(self.source.split)
+        except DataError as error:
+            # A ValueError would be caught by pydantic and lose its hint.
+            raise HfsynError(error.message, error.hint) from None
+        if strategy.needs_caption and self.caption is None:
+            raise HfsynError(
+                f"Strategy {strategy.name!r} needs captions, and the recipe has no caption part.",
+                "Give it one, e.g. `caption: {model: Salesforce/blip-image-captioning-base}`.",
+            )
+        known = get_variant(self.source.variant).by_wnid
+        if unknown := sorted(set(self.class_seeds) - known.keys()):
+            raise HfsynError(
+                f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
+                f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
+            )
+        return self
+
+    def seed_for(self, wnid: str) -> int:
+        """The seed from which the seeds of a class's samples are derived."""
+        return self.class_seeds.get(wnid, self.seed)
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Load and check a recipe.
+
+    Args:
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that a
+        published
+            dataset carries), a mapping, or a Recipe.
+        overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
+            model drops what belonged to the old one, its revision and its image size, unless these are set too.
+
+    Raises:
+        HfsynError: unknown name or key (with the nearest one), or a value outside its range.
+    """
+    if isinstance(recipe, Recipe):
+        fields: dict[str, Any] = recipe.model_dump()
+        where = f"recipe {recipe.name!r}"
+    elif isinstance(recipe, Mapping):
+        fields, where = json.loads(json.dumps(dict(recipe))), "recipe"
+    else:
+        text, where = read_recipe(str(recipe))
+        fields = _parse(text, where)
+        if where.startswith("hf://"):
+            _refuse_places(fields, where)
+    for override in overrides:
+        _override(fields, override)
+    _drop_model_fields(fields, {override.partition("=")[0] for override in overrides})
+    return _validated(fields, where)
+
+
+def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
+    """Refuse a stranger's recipe that names a place on this machine."""
+    for part, key in (("source", "path"), ("caption", "model"), ("generate", "model")):
+        value = fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
+        if value is not None and (key == "path" or str(value).startswith(("/", "~", ".."))):
+            raise HfsynError(
+                f"{where} names a place on your machine: {part}.{key} is {value!r}.",
+                "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
+            )
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """A recipe from its YAML text, which may come from a stranger: checked as any other. `where` names it.
+
+    Raises:
+        HfsynError: as `load_recipe`.
+    """
+    return _validated(_parse(text, where), where)
+
+
+def _validated(fields: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise HfsynError(*_explain(error, where)) from None
+
+
+def new_recipe(name: str, base: str) -> Path:
+    """Write NAME.yaml into the current folder: the base recipe with every field and its meaning, ready to edit.
+
+    Raises:
+        HfsynError: the file exists, or there is no such base.
+    """
+    path = Path(f"{name}.yaml" if not name.endswith(".yaml") else name)
+    if path.exists():
+        raise HfsynError(f"{path} exists.", "Name another, or delete it first.")
+    recipe = load_recipe(base, [f"name={path.stem}"])
+    lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
+    for part in PARTS:
+        value = getattr(recipe, part)
+        if value is None:
+            lines.append(f"{part}: null")
+            continue
+        lines.append(f"{part}:")
+        for key, field in type(value).model_fields.items():
+            lines.append(f"  # {' '.join((field.description or '').split())}")
+            lines.append(f"  {key}: {json.dumps(getattr(value, key), ensure_ascii=False)}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, one flow mapping a part, every field written out."""
+    lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
+    if recipe.class_seeds:
+        lines.append(f"class_seeds: {json.dumps(recipe.class_seeds, sort_keys=True)}")
+    for part in PARTS:
+        value = getattr(recipe, part)
+        text = yaml.safe_dump(
+            value.model_dump() if value is not None else None,
+            sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True,
+        )  # fmt: skip
+        lines.append(f"{part}: {text.removesuffix('...' + chr(10)).strip()}")
+    return "\n".join(lines) + "\n"
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """SHA-256 (64 hex digits) of the canonical JSON of all fields that decide the bytes.
+
+    Two recipes with one fingerprint make the same dataset from the same real images; a run folder accepts only its own.
+    Left out are the name, where the real images lie on this machine, and where a model lies whose weights are named by
+    their content. A field of `ADDED` counts only where it is not at its default: recipes that were published
+    before it was there keep their name.
+    """
+    fields = recipe.model_dump(exclude={"name": True, "source": {"path"}})
+    for key in ADDED:
+        part, _, name = key.rpartition(".")
+        holder = fields[part] if part else fields
+        kind = PARTS[part] if part else Recipe
+        if holder is not None and holder[name] == kind.model_fields[name].get_default(call_default_factory=True):
+            del holder[name]
+    for part in ("caption", "generate"):
+        if fields[part] is not None and is_content_hash(fields[part]["revision"]):
+            del fields[part]["model"]
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def is_content_hash(revision: str | None) -> bool:
+    """Whether a revision is the content of a local model, ``sha256:`` and 64 hex digits, and not one of the Hub."""
+    return revision is not None and re.fullmatch(r"sha256:[0-9a-f]{64}", revision) is not None
+
+
+def published_recipe(recipe: Recipe) -> Recipe:
+    """The recipe as others may see it: without the places of this machine. Its fingerprint stays the same."""
+    public: dict[str, Any] = {"source": recipe.source.model_copy(update={"path": None})}
+    for name in ("caption", "generate"):
+        part = getattr(recipe, name)
+        if part is not None and is_content_hash(part.revision) and part.model != BUILTIN:
+            public[name] = part.model_copy(update={"model": f"./{Path(part.model).name}"})
+    return recipe.model_copy(update=public)
+
+
+def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
+    """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order; the name is left
+    out.
+    """
+    left, right = dict(_leaves(a.model_dump(exclude={"name"}))), dict(_leaves(b.model_dump(exclude={"name"})))
+    keys = list(dict.fromkeys([*left, *right]))
+    return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+
+
+def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in fields.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise HfsynError(
+            f"{where} is not YAML: {' '.join(str(error).split())}", "Mend the line that it names."
+        ) from None
+    if not isinstance(fields, dict):
+        raise HfsynError(f"{where} holds no recipe.", "`hfsyn recipes show shapes-cip` prints one.")
+    return fields
+
+
+def _override(fields: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign or not key:
+        raise HfsynError(f"--set {override!r} is not KEY=VALUE.", "For instance: --set generate.steps=20")
+    part: Any = fields
+    *parents, last = key.split(".")
+    for parent in parents:
+        if parent in part and part[parent] is None:
+            part[parent] = {}
+        part = part.setdefault(parent, {})
+        if not isinstance(part, dict):
+            raise HfsynError(f"--set {key}: {parent!r} is a value and holds no keys.", _allowed(key.split(".")))
+    try:
+        part[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        part[last] = value
+
+
+def _drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:
+    """Where a model was overridden, forget the revision and the size that were the other model's."""
+    for part in ("caption", "generate"):
+        if f"{part}.model" in overridden and isinstance(fields.get(part), dict):
+            for key in {"revision", "width", "height"} & set(fields[part]):
+                if f"{part}.{key}" not in overridden:
+                    fields[part][key] = None
+
+
+def _model_at(loc: Sequence[Any]) -> type[Part]:
+    """The model class that holds the last name of `loc`."""
+    return PARTS.get(str(loc[0]), Recipe) if len(loc) > 1 else Recipe
+
+
+def _allowed(loc: Sequence[Any]) -> str:
+    return f"Allowed here: {', '.join(_model_at(loc).model_fields)}."
+
+
+def _explain(error: ValidationError, where: str) -> tuple[str, str]:
+    """Turn pydantic's report into one message and one hint, for the first fault."""
+    fault = error.errors()[0]
+    loc = [str(name) for name in fault["loc"]]
+    key = ".".join(loc)
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(loc[-1], _model_at(loc).model_fields, n=1)
+        guess = f" Did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else ""
+        return f"Unknown key {key!r} in {where}.{guess}{more}", _allowed(loc)
+    if fault["type"] == "missing":
+        return f"Key {key!r} is missing in {where}.{more}", _allowed(loc)
+    field = _model_at(loc).model_fields.get(loc[-1])
+    meaning = f"{key}: {field.description}" if field and field.description else "See `hfsyn recipes show shapes-cip`."
+    problem = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{key} is {fault['input']!r}: {problem}.{more}", " ".join(meaning.split())

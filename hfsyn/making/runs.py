@@ -1,0 +1,347 @@
+"""A run: a recipe and the folder in which it is carried out. Prepare it, open it, ask how far it is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.errors import DataError
+from builders.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
+from builders.sources import IndexEntry, Source, open_source
+from builders.variants import ClassInfo, get_variant
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.hub_models import pin
+from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
+from hfsyn.making.shards import atomic_text, is_done, lock, write_parquet
+
+SOURCE_SCHEMA = pa.schema(
+    [("source_id", pa.string()), ("wnid", pa.string()), ("location", pa.string()), ("row", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A prepared run folder."""
+
+    folder: Path
+    recipe: Recipe
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the recipe."""
+        return fingerprint(self.recipe)
+
+    @property
+    def split(self) -> str:
+        """Name of the split, here and in the source."""
+        return get_variant(self.recipe.source.variant).split(self.recipe.source.split)
+
+    @cached_property
+    def classes(self) -> dict[str, ClassInfo]:
+        """ClassInfo of each wnid of the variant."""
+        return dict(get_variant(self.recipe.source.variant).by_wnid)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of all classes of the variant in label order."""
+        return [info.name for info in sorted(self.classes.values(), key=lambda info: info.index)]
+
+    @cached_property
+    def source_rows(self) -> int:
+        """Real images in the source index."""
+        return int(pq.read_metadata(self.folder / layout.SOURCE).num_rows)
+
+    @property
+    def planned_rows(self) -> int | None:
+        """Lines of the plan; None as long as there is none."""
+        path = self.folder / layout.PLAN
+        return int(pq.read_metadata(path).num_rows) if path.exists() else None
+
+    def caption_shards(self) -> list[Path]:
+        """Paths of all caption shards, made or not."""
+        return self._shards(layout.CAPTIONS, self.source_rows)
+
+    def data_shards(self) -> list[Path]:
+        """Paths of all data shards, made or not; the plan must be there."""
+        rows = self.planned_rows
+        if rows is None:
+            raise HfsynError(
+                f"{self.folder} has no plan yet: its captions are not finished.", f"Run: hfsyn caption {self.folder}"
+            )
+        return self._shards(layout.DATA, rows)
+
+    def _shards(self, folder: str, rows: int) -> list[Path]:
+        count = shard_count(rows, self.recipe.store.shard_rows)
+        return [self.folder / folder / shard_name(self.split, number, count) for number in range(count)]
+
+    def open_source(self) -> Source:
+        """The real images."""
+        source = self.recipe.source
+        return open_source(
+            source.variant,
+            source.split,
+            path=source.path,
+            revision=source.revision,
+            limit_per_class=source.limit_per_class,
+        )
+
+    def read_lines(self, name: str, start: int, stop: int) -> list[dict[str, Any]]:
+        """Lines `start` to `stop` of source.parquet or plan.parquet, reading only the row groups that hold them."""
+        with pq.ParquetFile(self.folder / name) as file:
+            rows: list[dict[str, Any]] = []
+            first = 0
+            for group in range(file.num_row_groups):
+                last = first + file.metadata.row_group(group).num_rows
+                if first < stop and start < last:
+                    table = file.read_row_group(group)
+                    rows += table.slice(max(0, start - first), min(stop, last) - max(start, first)).to_pylist()
+                first = last
+        return rows
+
+    def shard_lines(self, shard: Path, name: str, total: int) -> tuple[int, int, list[dict[str, Any]]]:
+        """First line, one past the last, and the lines of the index or the plan that a shard covers."""
+        found = layout.shard_number(shard)
+        if found is None:
+            raise ValueError(f"{shard} is not a shard")
+        start, stop = shard_range(found[1], total, self.recipe.store.shard_rows)
+        return start, stop, self.read_lines(name, start, stop)
+
+
+def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
+    """Make a run folder ready, or open the one that is there if it belongs to this recipe.
+
+    Everything that can be wrong is looked at before anything is written: the source is indexed, models are found and
+    their revisions pinned. Then the recipe and the source index are written. Several processes may call this at once.
+
+    Raises:
+        HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours;
+        the
+            source is missing or empty; a model is not there.
+    """
+    folder = Path(out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
+    if overwrite:
+        _remove(folder)
+    recipe = recipe.model_copy(update={"source": _absolute(recipe)})
+    if layout.is_run_folder(folder):
+        found = load_run(folder)
+        _refuse_other(found, _filled(recipe, found.recipe))
+        return found
+    if alien := layout.strangers(folder):
+        shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
+        raise HfsynError(
+            f"{folder} holds files that are no run of hfsyn: {shown}.", "Name an empty or new folder for --out."
+        )
+    recipe, entries = _resolve(recipe)
+    with lock_new(folder):
+        if layout.is_run_folder(folder):  # another process was faster
+            _refuse_other(load_run(folder), recipe)
+        else:
+            columns = {name: [getattr(entry, name) for entry in entries] for name in SOURCE_SCHEMA.names}
+            write_parquet(folder / layout.SOURCE, columns, SOURCE_SCHEMA, group_rows=recipe.store.shard_rows)
+            # Last: the recipe is what makes the folder a run.
+            atomic_text(folder / layout.RECIPE, dump_recipe(recipe))
+    return load_run(folder)
+
+
+def lock_new(folder: Path) -> Any:
+    """The lock under which a run folder is made, its parents included."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HfsynError(f"The folder {folder} cannot be made: {error.strerror}.", "Name another --out.") from None
+    return lock(folder, "prepare")
+
+
+def _remove(folder: Path) -> None:
+    if not folder.exists():
+        return
+    alien = layout.strangers(folder)
+    if not layout.is_run_folder(folder) or alien:
+        what = f"holds {alien[0]}, which is not ours" if alien else "is no run folder"
+        if any(folder.iterdir()):
+            raise HfsynError(f"--overwrite deletes runs of hfsyn only, and {folder} {what}.", "Remove it yourself.")
+        return
+    shutil.rmtree(folder)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Open a prepared run folder.
+
+    Raises:
+        HfsynError: it is none.
+    """
+    path = Path(folder).expanduser()
+    if not layout.is_run_folder(path):
+        raise HfsynError(
+            f"{path} is no run folder: there is no {layout.RECIPE} in it.", "`hfsyn build RECIPE --out RUN` makes one."
+        )
+    return Run(path, load_recipe(path / layout.RECIPE))
+
+
+def _absolute(recipe: Recipe) -> Any:
+    """The source with its path made absolute, so that a run can be continued from anywhere."""
+    path = recipe.source.path
+    return recipe.source.model_copy(update={"path": str(Path(path).expanduser().resolve())}) if path else recipe.source
+
+
+def _filled(recipe: Recipe, stored: Recipe) -> Recipe:
+    """The recipe with its open revisions filled in from the run that is there: the newest was pinned when that run
+    began.
+    """
+    filled = recipe
+    for part in ("source", "caption", "generate"):
+        mine, theirs = getattr(recipe, part), getattr(stored, part)
+        if mine is not None and theirs is not None and mine.revision is None:
+            filled = filled.model_copy(update={part: mine.model_copy(update={"revision": theirs.revision})})
+    return filled
+
+
+def _refuse_other(found: Run, recipe: Recipe) -> None:
+    if fields := difference(found.recipe, recipe):
+        shown = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in fields[:6])
+        more = f"; and {len(fields) - 6} more" if len(fields) > 6 else ""
+        raise HfsynError(
+            f"{found.folder} holds another recipe's run: {shown}{more}.",
+            "Name another --out, or --overwrite to delete that run.",
+        )
+
+
+def _resolve(recipe: Recipe) -> tuple[Recipe, Sequence[IndexEntry]]:
+    """Pin every revision and index the source."""
+    from builders.sources import resolve_revision
+
+    # The cheap checks first: a missing model must not cost the indexing of a large source.
+    if recipe.caption is not None:
+        pinned = pin(recipe.caption.model, recipe.caption.revision, "captioner")
+        recipe = recipe.model_copy(update={"caption": recipe.caption.model_copy(update={"revision": pinned})})
+    pinned = pin(recipe.generate.model, recipe.generate.revision, "generator")
+    recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"revision": pinned})})
+    source = recipe.source
+    try:
+        if source.path is None and get_variant(source.variant).hub is not None:
+            revision = resolve_revision(source.variant, source.revision)
+            source = source.model_copy(update={"revision": revision})
+            recipe = recipe.model_copy(update={"source": source})
+        entries = list(
+            open_source(
+                source.variant,
+                source.split,
+                path=source.path,
+                revision=source.revision,
+                limit_per_class=source.limit_per_class,
+            ).index()
+        )
+    except DataError as error:
+        raise HfsynError(error.message, error.hint) from None
+    if not entries:
+        raise HfsynError(
+            f"The source {source.variant} ({source.split}) holds no image.", "Check source.path and source.split."
+        )
+    return recipe, entries
+
+
+def index_entries(lines: Sequence[dict[str, Any]]) -> list[IndexEntry]:
+    """Lines of source.parquet as index entries."""
+    return [IndexEntry(**line) for line in lines]
+
+
+def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
+    """The shards of ``A:B``: numbers from A up to but not including B; either may be left out. None is all.
+
+    Raises:
+        HfsynError: it is not such a range, or it selects nothing.
+    """
+    if chosen is None:
+        return list(shards)
+    first, colon, last = chosen.partition(":")
+    if not colon or not all(part == "" or part.isdigit() for part in (first, last)):
+        raise HfsynError(f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5.")
+    selected = list(shards[int(first or 0) : int(last) if last else None])
+    if not selected:
+        raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
+    return selected
+
+
+@dataclass(frozen=True, slots=True)
+class StageStatus:
+    """How far one stage is."""
+
+    stage: str
+    shards_done: int
+    shards: int | None
+    """None as long as it is not known."""
+    rows: int
+    rejected: int
+    seconds: float
+    """Sum over the finished shards, over all processes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How far a run is, read from its folder alone."""
+
+    folder: str
+    name: str
+    fingerprint: str
+    finished: bool
+    stages: tuple[StageStatus, ...]
+    source_rows: int
+
+
+def status(folder: str | Path) -> RunStatus:
+    """How far a run is. Reads sidecars only; any number of processes may be at work meanwhile.
+
+    Raises:
+        HfsynError: `folder` is no run folder.
+    """
+    run = load_run(folder)
+    if not (run.folder / layout.SOURCE).exists():
+        raise HfsynError(
+            f"{run.folder} was never prepared: it has no source index.", "Run the same `hfsyn build` again."
+        )
+    planned = run.planned_rows
+    stages = (
+        _stage_status("caption", run.caption_shards(), known=True),
+        _stage_status("generate", run.data_shards() if planned is not None else [], known=planned is not None),
+    )
+    finished = (run.folder / layout.MANIFEST).exists()
+    return RunStatus(str(run.folder), run.recipe.name, run.fingerprint, finished, stages, run.source_rows)
+
+
+def _stage_status(stage: str, shards: Sequence[Path], *, known: bool) -> StageStatus:
+    sidecars = [load_sidecar(sidecar_of(shard)) for shard in shards if is_done(shard)]
+    return StageStatus(
+        stage,
+        len(sidecars),
+        len(shards) if known else None,
+        sum(s.rows for s in sidecars),
+        sum(len(s.rejected) for s in sidecars),
+        round(sum(s.seconds for s in sidecars), 3),
+    )
+
+
+def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) -> Iterator[dict[str, str]]:
+    """One dict for every image that was set aside, in the order of stages and shards."""
+    for stage in stages:
+        for shard in run.caption_shards() if stage == "caption" else run.data_shards():
+            for entry in load_sidecar(sidecar_of(shard)).rejected:
+                yield {"stage": stage, **entry}
+
+
+def incomplete(stage: str, done: int, total: int, run: Run) -> HfsynError:
+    """The error of a stage that needs all shards of the one before."""
+    return HfsynError(
+        f"{run.folder} is not complete: {done} of {total} {stage} shards are done.",
+        f"Run: hfsyn {stage} {run.folder}",
+        code=ExitCode.PARTIAL,
+    )

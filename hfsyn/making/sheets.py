@@ -1,0 +1,240 @@
+"""Pictures for people: contact sheets of real and synthetic images side by side."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from PIL import Image, ImageDraw, ImageFont
+
+from builders import layout
+from builders.images import ImageRejected, decode_rgb
+from builders.sources import IndexEntry, open_source
+from builders.variants import ClassInfo, get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.runs import Run, index_entries
+from hfsyn.making.shards import atomic_write
+
+_TILE = 112
+_GAP = 8
+_TEXT = 13
+_LINES = 4
+_MOST_CLASSES = 20
+_COLUMNS = ["image", "source_id", "wnid", "prompt", "caption"]
+_INK, _SOFT, _PAPER = (24, 26, 30), (110, 116, 126), (255, 255, 255)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One image of a contact sheet with the words beneath it."""
+
+    image: Image.Image
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a contact sheet: a title, then groups of tiles, as many as there are headings."""
+
+    title: str
+    groups: Sequence[Sequence[Tile]]
+
+
+def contact_sheet(title: str, headings: Sequence[str], rows: Sequence[Row]) -> Image.Image:
+    """Draw rows of tiles in columns.
+
+    Args:
+        title: above all; may have several lines.
+        headings: of the groups.
+        rows: each with one group for each heading; a group's tiles may be fewer than another row's.
+
+    Returns:
+        An RGB image; tiles are 112 px wide, small images enlarged without smoothing.
+    """
+    font, bold = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
+    per_group = [max((len(row.groups[g]) for row in rows), default=0) for g in range(len(headings))]
+    margin, head = 110, 46 + 22 * (title.count("\n") + 1)
+    wide = any(tile.text for row in rows for group in row.groups for tile in group)
+    row_height = _TILE + _GAP + (_LINES * (_TEXT + 3) if wide else 0)
+    widths = [n * (_TILE + _GAP) + 2 * _GAP for n in per_group]
+    sheet = Image.new("RGB", (margin + sum(widths) + _GAP, head + len(rows) * row_height + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.multiline_text((_GAP, _GAP), title, fill=_INK, font=bold, spacing=4)
+    left = margin
+    for heading, width in zip(headings, widths, strict=True):
+        draw.text((left, head - 24), heading, fill=_INK, font=font)
+        left += width
+    for i, row in enumerate(rows):
+        top = head + i * row_height
+        draw.multiline_text((_GAP, top + _TILE // 2 - 10), textwrap.fill(row.title, 14), fill=_INK, font=font)
+        left = margin
+        for group, width in zip(row.groups, widths, strict=True):
+            for k, tile in enumerate(group):
+                x = left + k * (_TILE + _GAP)
+                picture = _fit(tile.image)
+                sheet.paste(picture, (x + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
+                draw.multiline_text((x, top + _TILE + 2), _wrapped(tile.text, font), fill=_SOFT, font=font, spacing=1)
+            left += width
+    return sheet
+
+
+def _fit(image: Image.Image) -> Image.Image:
+    """The image within a tile: enlarged by whole pixels where it is small, reduced smoothly where it is large."""
+    scale = _TILE / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, font: Any) -> str:
+    """Text in at most `_LINES` lines of a tile's width."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if font.getlength(longer) > _TILE and line:
+            lines.append(line)
+            line = word
+        else:
+            line = longer
+    lines.append(line)
+    if len(lines) > _LINES:
+        lines = [*lines[: _LINES - 1], lines[_LINES - 1] + " ..."]
+    return "\n".join(lines)
+
+
+def save_png(image: Image.Image, path: Path) -> Path:
+    """Write a PNG, whole or not at all."""
+    atomic_write(path, lambda temporary: image.save(temporary, "PNG", optimize=True))
+    return path
+
+
+def compare_runs(
+    runs: Sequence[Run], *, title: str, per_class: int = 3, max_classes: int = _MOST_CLASSES
+) -> Image.Image:
+    """One row a class: real images, then what each run made of these same images, with prompts' captions beneath.
+
+    Args:
+        runs: finished runs over one source; the real images are those of the first.
+        title: of the sheet.
+        per_class: images of each kind in a row.
+        max_classes: rows at most.
+
+    Raises:
+        HfsynError: a run has no image of the chosen real ones.
+    """
+    rows = []
+    for info, samples in shared_samples(runs, per_class=per_class, max_classes=max_classes):
+        groups: list[list[Tile]] = [[Tile(sample.real) for sample in samples]]
+        for number in range(len(runs)):
+            answers = [sample.rows[number] for sample in samples]
+            groups.append([Tile(image_of(row), row["caption"] or row["prompt"]) for row in answers])
+        rows.append(Row(info.name, groups))
+    headings = ["real images", *(f"{run.recipe.name}: {run.recipe.prompt.strategy}" for run in runs)]
+    return contact_sheet(title, headings, rows)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A real image, and the row that each of several runs made of it."""
+
+    real: Image.Image
+    rows: Sequence[dict[str, Any]]
+
+
+def shared_samples(
+    runs: Sequence[Run], *, per_class: int, max_classes: int = _MOST_CLASSES
+) -> list[tuple[ClassInfo, list[Sample]]]:
+    """The first real images of each class that every run answered, with the answers.
+
+    Raises:
+        HfsynError: there is none.
+    """
+    tables = [_rows_by_source(run) for run in runs]
+    shared = [source_id for source_id in tables[0] if all(source_id in table for table in tables[1:])]
+    if not shared:
+        raise HfsynError("These runs share no real image.", "Compare runs over one source and split.")
+    chosen: dict[str, list[str]] = {}
+    for source_id in sorted(shared):
+        ids = chosen.setdefault(tables[0][source_id]["wnid"], [])
+        if len(ids) < per_class:
+            ids.append(source_id)
+    wnids = sorted(chosen, key=lambda wnid: runs[0].classes[wnid].index)[:max_classes]
+    real = _real_images(runs[0], [source_id for wnid in wnids for source_id in chosen[wnid]])
+    return [
+        (runs[0].classes[wnid], [Sample(real[i], [table[i] for table in tables]) for i in chosen[wnid]])
+        for wnid in wnids
+    ]
+
+
+def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
+    """One row a class of a run's synthetic images with their captions or prompts; at most 20 classes.
+
+    No real image is in it: a source's licence may not allow to pass its photographs on.
+    """
+    by_class: dict[str, list[dict[str, Any]]] = {}
+    for shard in layout.finished_shards(run.folder / layout.DATA):
+        wnids = pq.read_table(shard, columns=["wnid"])["wnid"].to_pylist()
+        if all(len(by_class.get(wnid, ())) >= per_class for wnid in wnids):
+            continue
+        for row in pq.read_table(shard, columns=_COLUMNS).to_pylist():
+            rows = by_class.setdefault(row["wnid"], [])
+            if len(rows) < per_class:
+                rows.append(row)
+    wnids = sorted(by_class, key=lambda wnid: run.classes[wnid].index)[:_MOST_CLASSES]
+    sheet = [
+        Row(run.classes[wnid].name, [[Tile(image_of(row), row["caption"] or row["prompt"]) for row in by_class[wnid]]])
+        for wnid in wnids
+    ]
+    more = f", {len(sheet)} of {len(by_class)} classes" if len(by_class) > len(sheet) else ""
+    return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [run.recipe.prompt.strategy], sheet)
+
+
+def peek(
+    name: str, split: str, out: str | Path, *, path: str | None = None, revision: str | None = None, per_class: int = 6
+) -> Path:
+    """A contact sheet of the first images of each class of a variant, at most 20 classes; returns the picture's
+    path.
+    """
+    variant = get_variant(name)
+    source = open_source(name, split, path=path, revision=revision, limit_per_class=per_class)
+    by_class: dict[str, list[IndexEntry]] = {}
+    for entry in source.index():
+        by_class.setdefault(entry.wnid, []).append(entry)
+    wnids = sorted(by_class, key=lambda wnid: variant.by_wnid[wnid].index)[:_MOST_CLASSES]
+    rows = []
+    for wnid in wnids:
+        tiles = []
+        for row in source.read(by_class[wnid][:per_class]):
+            try:
+                tiles.append(Tile(decode_rgb(row.image)))
+            except ImageRejected as problem:
+                tiles.append(Tile(Image.new("RGB", (1, 1), (230, 230, 230)), problem.reason))
+        rows.append(Row(variant.by_wnid[wnid].name, [tiles]))
+    more = f", the first {len(rows)} of {len(by_class)} classes" if len(by_class) > len(rows) else ""
+    return save_png(contact_sheet(f"{variant.title} ({split}{more})", [""], rows), Path(out).expanduser())
+
+
+def _rows_by_source(run: Run) -> dict[str, dict[str, Any]]:
+    """The first image of each real one; stored bytes are not decoded yet."""
+    found: dict[str, dict[str, Any]] = {}
+    for shard in layout.finished_shards(run.folder / layout.DATA):
+        for row in pq.read_table(shard, columns=_COLUMNS).to_pylist():
+            found.setdefault(row["source_id"], row)
+    return found
+
+
+def image_of(row: dict[str, Any]) -> Image.Image:
+    """The decoded image of a stored row."""
+    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+
+
+def _real_images(run: Run, source_ids: Sequence[str]) -> dict[str, Image.Image]:
+    """The chosen real images, decoded."""
+    wanted = set(source_ids)
+    lines = [e for e in pq.read_table(run.folder / layout.SOURCE).to_pylist() if e["source_id"] in wanted]
+    return {row.source_id: decode_rgb(row.image) for row in run.open_source().read(index_entries(lines))}

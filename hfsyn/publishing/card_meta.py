@@ -1,0 +1,217 @@
+"""What a card's front matter says: the values of our keys, given those that are there."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from builders import layout
+from builders.variants import get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.recipe import BUILTIN
+from hfsyn.publishing.card_facts import DEFAULT, CardFacts, size_category
+
+IMAGENET_TERMS = {
+    "license": "other",
+    "license_name": "imagenet-terms-of-access",
+    "license_link": get_variant("imagenet-1k").homepage,
+}
+Digests = Mapping[str, Mapping[str, Any]]
+"""Name of a configuration -> `CardFacts.digest` of it."""
+
+
+def data_files(digest: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The `data_files` of a configuration's entry."""
+    kind = layout.CAPTIONS if digest["what"] == "captions" else layout.DATA
+    prefix = f"{digest['folder']}/" if digest["folder"] else ""
+    return [{"split": digest["split"], "path": f"{prefix}{kind}/{digest['split']}-*.parquet"}]
+
+
+def licence_of(digests: Digests) -> dict[str, str | None]:
+    """The licence keys: only what is known for every part, else `other` with ImageNet's terms, else `unknown`."""
+    if any(not get_variant(digest["variant"]).drawn for digest in digests.values()):
+        return dict(IMAGENET_TERMS)
+    ours = all(
+        digest["captioner"] in (None, BUILTIN) and (digest["generator"] == BUILTIN or digest["what"] == "captions")
+        for digest in digests.values()
+    )
+    return {"license": "apache-2.0" if ours else "unknown", "license_name": None, "license_link": None}
+
+
+def metadata(
+    old: Mapping[str, Any],
+    facts: CardFacts,
+    before: Digests,
+    after: Digests,
+    *,
+    title: str,
+    default_config: str | None = None,
+    licence: str | None = None,
+) -> dict[str, Any]:
+    """The values of our keys; None for a key that is to go.
+
+    Args:
+        old: the front matter that is there.
+        facts: of the configuration that is published.
+        before: digests of the configurations that the card describes.
+        after: the same with this one.
+        title: for a card without `pretty_name`.
+        default_config: the configuration that becomes the default; None leaves it as it is.
+        licence: overrides what is known of the source's.
+
+    Raises:
+        HfsynError: an entry of that name holds other data, or the default cannot be had.
+    """
+    configs = _with_default(_configs(old, before, after, facts.config_name), old, facts.config_name, default_config)
+    infos = _infos(old, facts, [entry["config_name"] for entry in configs])
+    data = [digest for digest in after.values() if digest["what"] == "data"]
+    values: dict[str, Any] = {
+        "pretty_name": old.get("pretty_name") or title,
+        "language": old.get("language") or ["en"],
+        **_licence(old, before, after, licence),
+        "annotations_creators": old.get("annotations_creators") or ["machine-generated"],
+        "task_categories": _union(old.get("task_categories"), ["image-classification"] if data else ["image-to-text"]),
+        "task_ids": _union(old.get("task_ids"), ["multi-class-image-classification"] if data else []),
+        "size_categories": _size(old, before, after),
+        "source_datasets": _union(old.get("source_datasets"), [_source(digest) for digest in after.values()]),
+        "tags": _union(
+            old.get("tags"), ["synthetic", "hfsyn", *(d["strategy"] for d in data)] if data else ["captions", "hfsyn"]
+        ),
+        "configs": configs,
+        "dataset_info": infos,
+    }
+    return _checked(values)
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as the Hub's own class gives them back, in its spelling and without shared objects."""
+    from huggingface_hub import DatasetCardData
+
+    known = DatasetCardData(**{key: value for key, value in values.items() if value is not None}).to_dict()
+    return {key: copy.deepcopy(known.get(key)) for key in values}
+
+
+def _source(digest: Mapping[str, Any]) -> str:
+    hub = get_variant(digest["variant"]).hub
+    return f"extended|{hub.repo_id}" if hub else "original"
+
+
+def _union(old: Any, ours: Sequence[str]) -> Any:
+    """What is there, then what is missing of ours; unchanged (be it a single string) where nothing is."""
+    there = [] if old is None else list(old) if isinstance(old, list) else [old]
+    missing = [name for name in dict.fromkeys(ours) if name not in there]
+    return [*there, *missing] if missing else old
+
+
+def _licence(old: Mapping[str, Any], before: Digests, after: Digests, licence: str | None) -> dict[str, Any]:
+    keys = ("license", "license_name", "license_link")
+    there = {key: old.get(key) for key in keys}
+    if licence:
+        return {**dict.fromkeys(keys), "license": licence}
+    # What we wrote ourselves may change with a new configuration; what a person wrote may not.
+    return licence_of(after) if not there["license"] or (before and there == licence_of(before)) else there
+
+
+def _size(old: Mapping[str, Any], before: Digests, after: Digests) -> Any:
+    there = old.get("size_categories")
+    ours_before = [size_category(sum(digest["rows"] for digest in before.values()))]
+    if there and not (before and there == ours_before):
+        return there
+    return [size_category(sum(digest["rows"] for digest in after.values()))]
+
+
+def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str) -> list[dict[str, Any]]:
+    """The entries: a person's as they are, ours replaced or added, and those of ours that were lost."""
+    there = old.get("configs") or []
+    if not isinstance(there, list) or not all(isinstance(e, dict) and e.get("config_name") for e in there):
+        raise HfsynError(
+            "`configs` in the front matter of the dataset's README.md is no list of entries with a `config_name`.",
+            "Mend it, or remove it: hfsyn writes its own entries.",
+        )
+    entries = [dict(entry) for entry in there]
+    for other, digest in after.items():
+        files = data_files(digest)
+        entry = next((entry for entry in entries if entry["config_name"] == other), None)
+        if entry is None:
+            entries.append({"config_name": other, "data_files": files})
+        elif other == name and entry.get("data_files") != files:
+            if name not in before:
+                raise HfsynError(
+                    f"The dataset has a configuration {name!r} that is not hfsyn's: {entry.get('data_files')}.",
+                    "Publish under another configuration name, or remove that entry from its README.md.",
+                )
+            entry["data_files"] = files
+    return entries
+
+
+def _with_default(
+    entries: list[dict[str, Any]], old: Mapping[str, Any], name: str, wanted: str | None
+) -> list[dict[str, Any]]:
+    """The entries with `default: true` on exactly one: the wanted, else the one it was, else the published one.
+
+    `load_dataset` takes a configuration named `default` for the default whatever the others say.
+    """
+    names = [entry["config_name"] for entry in entries]
+    if wanted is not None and wanted not in names:
+        raise HfsynError(
+            f"There is no configuration {wanted!r} to be the default.", f"The dataset has: {', '.join(names)}."
+        )
+    there = [entry for entry in old.get("configs") or [] if isinstance(entry, dict)]
+    was = [entry["config_name"] for entry in there if entry.get("default") or entry["config_name"] == DEFAULT]
+    if not was and len(there) == 1:
+        was = [there[0]["config_name"]]
+    chosen = wanted or (was[0] if was else name)
+    if DEFAULT in names and chosen != DEFAULT:
+        raise HfsynError(
+            f"{chosen!r} cannot be the default beside a configuration named 'default': load_dataset would refuse both.",
+            "Publish under another configuration name, or ask for the default configuration 'default'.",
+        )
+    result = []
+    for entry in entries:
+        rest = {key: value for key, value in entry.items() if key != "default"}
+        if entry["config_name"] != chosen:
+            result.append(rest)
+        else:
+            result.append(entry if entry.get("default") is True else {**rest, "default": True})
+    return result
+
+
+def _infos(old: Mapping[str, Any], facts: CardFacts, names: Sequence[str]) -> Any:
+    """`dataset_info` with ours replaced or added: one mapping, or a list of several, as `datasets` writes it."""
+    there = old.get("dataset_info") or []
+    infos: dict[str, dict[str, Any]] = {}
+    for info in [there] if isinstance(there, dict) else there:
+        if not isinstance(info, dict):
+            raise HfsynError(
+                "`dataset_info` in the front matter of the dataset's README.md is no mapping and no list of mappings.",
+                "Remove it: hfsyn writes its own.",
+            )
+        infos[info.get("config_name", DEFAULT)] = info
+    infos[facts.config_name] = _info(facts)
+    if len(infos) == 1 and len(names) == 1:
+        name, info = next(iter(infos.items()))
+        rest = {key: value for key, value in info.items() if key != "config_name"}
+        return rest if name == DEFAULT else {"config_name": name, **rest}
+    return [
+        {"config_name": name, **{k: v for k, v in info.items() if k != "config_name"}} for name, info in infos.items()
+    ]
+
+
+def _info(facts: CardFacts) -> dict[str, Any]:
+    """Features, splits and sizes of one configuration; of an unfinished one the features alone, as the rest moves."""
+    from datasets import DatasetInfo
+    from datasets.splits import SplitDict, SplitInfo
+
+    from builders.schema import captioned_features, synthetic_features
+
+    names = [info.name for info in facts.variant.classes]
+    features = captioned_features(names) if facts.what == "captions" else synthetic_features(names)
+    if facts.in_progress:
+        return json.loads(json.dumps({"features": features._to_yaml_list()}))
+    size = facts.download_bytes
+    # The bytes of the Parquet files stand for the decoded size too: images are stored in them as they are.
+    splits = SplitDict({facts.split: SplitInfo(facts.split, num_bytes=size, num_examples=facts.rows)})
+    info = DatasetInfo(features=features, splits=splits, download_size=size, dataset_size=size)
+    return json.loads(json.dumps(info._to_yaml_dict()))

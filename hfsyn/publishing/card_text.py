@@ -1,0 +1,124 @@
+"""Data as Markdown: the filters that keep it in its place, and the templates of the blocks."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+import unicodedata
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from hfsyn.making.recipe import Recipe, dump_recipe
+
+if TYPE_CHECKING:
+    import jinja2
+
+MOST_CHARACTERS = 300
+"""What a cell shows of a text."""
+
+_SPECIAL = re.compile(r"[&<>|`*\[\]~\\$@^]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
+_KEY = re.compile(r"[a-z_]+: ")
+_PLAIN = re.compile(r"[^`|<>&\\$\s]+(?: [^`|<>&\\$\s]+)*")
+_JOINERS = "\u200c\u200d"  # they hold emoji and some scripts together, and change nothing around them
+
+
+def clean(value: object) -> str:
+    """Text on one line: white space is one blank; characters that would act on what follows them (control, direction)
+    are named instead, ``[U+202E]``.
+    """
+    text = " ".join(str(value).split())
+    return "".join(_named(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
+
+
+def _named(character: str) -> str:
+    return character if character in _JOINERS else f"[U+{ord(character):04X}]"
+
+
+def cell(value: object) -> str:
+    """A text for a table's cell or the middle of a line: one line, at most `MOST_CHARACTERS`, nothing in it acts.
+
+    Markdown, HTML, mathematics, links and mentions are written as character references, which Markdown and HTML show
+    and never obey. `uncell` is the way back.
+    """
+    text = "" if value is None else clean(value)
+    if not text:
+        return "–"
+    if len(text) > MOST_CHARACTERS:
+        text = text[: MOST_CHARACTERS - 1].rstrip() + "…"
+    return _SPECIAL.sub(lambda found: _REFERENCES.get(found[0], f"&#{ord(found[0])};"), text)
+
+
+_REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+
+
+def uncell(text: str) -> str:
+    """The text that `cell` was given, as far as it was shown."""
+    return html.unescape(text.strip())
+
+
+def code(value: object) -> str:
+    """A text as code within a line or a cell: in backticks where it can be, else escaped between `<code>` tags."""
+    text = clean(value)
+    return f"`{text}`" if len(text) <= MOST_CHARACTERS and _PLAIN.fullmatch(text) else f"<code>{cell(text)}</code>"
+
+
+def literal(value: object) -> str:
+    """A text as a Python string within a fenced block."""
+    return json.dumps(clean(value), ensure_ascii=False).replace("`", "\\u0060")
+
+
+def shell(value: object) -> str:
+    """A text as one word of bash's command line within a fenced block; what could act there is spelt in bytes."""
+    text = str(value)
+    if clean(text) == text and not set(text) & set("<>`"):
+        return shlex.quote(text)
+    spelt = (
+        c if c.isascii() and c.isalnum() else "".join(f"\\x{b:02x}" for b in c.encode("utf-8", "replace")) for c in text
+    )
+    return f"$'{''.join(spelt)}'"
+
+
+def number(value: int) -> str:
+    """``1,281,167``."""
+    return f"{value:,}"
+
+
+def recipe_block(recipe: Recipe) -> str:
+    """The recipe as a fenced block of YAML that `load_recipe` takes, without the local path of its source."""
+    source = recipe.source.model_copy(update={"path": None})
+    recipe = recipe.model_copy(update={"source": source})
+    text = dump_recipe(recipe)
+    if set(text) & set("<>`") or any(clean(line) != line or not _KEY.match(line) for line in text.splitlines()):
+        # JSON is YAML, and has an escape for everything that could end the block or the comment of a mark.
+        text = json.dumps(recipe.model_dump(), indent=1)
+        text = re.sub("[<>`]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    return f"```yaml\n{text}```"
+
+
+def render(block: str, values: Mapping[str, Any]) -> str:
+    """The text of a block from its template; values are never taken for templates."""
+    text = _environment().get_template(f"{block}.md.jinja").render(**values)
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    import jinja2
+
+    def read(name: str) -> str:
+        return (resources.files("dataset_cards") / name).read_text(encoding="utf-8")
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701  (Markdown, not HTML: each value passes one of the filters below)
+    )
+    environment.filters |= {"cell": cell, "code": code, "literal": literal, "number": number, "shell": shell}
+    return environment

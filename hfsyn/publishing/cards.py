@@ -1,0 +1,289 @@
+"""The card of a dataset: facts, then text. Pure but for the templates: the same facts give the same card.
+
+A card consists of blocks between two marks (see `hfsyn.publishing.card_blocks`), which are written anew each time, and
+of whatever a person writes around them, which stays. Its front matter is changed key by key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from builders import layout
+from builders.errors import DataError
+from builders.variants import VARIANTS, get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.prompts import STRATEGIES, get_strategy
+from hfsyn.making.recipe import BUILTIN
+from hfsyn.publishing import card_blocks
+from hfsyn.publishing.card_facts import (
+    DEFAULT,
+    CardFacts,
+    ChangelogEntry,
+    Progress,
+    What,
+    example_rows,
+    facts,
+    facts_in_progress,
+)
+from hfsyn.publishing.card_meta import licence_of, metadata
+from hfsyn.publishing.card_text import recipe_block, render, uncell
+from hfsyn.publishing.front_matter import FrontMatter
+
+__all__ = [
+    "DEFAULT",
+    "CardFacts",
+    "ChangelogEntry",
+    "Progress",
+    "What",
+    "changelog_of",
+    "example_rows",
+    "facts",
+    "facts_in_progress",
+    "render_card",
+    "tags_of",
+]  # fmt: skip
+
+PLACEHOLDER = "PATH_OR_REPO_ID"
+"""Where a card that is not published yet has no name to give."""
+
+COLUMNS = {
+    "data": {
+        "image": "the synthetic image, its bytes embedded",
+        "label": "class of the real image, as a number with the class names",
+        "wnid": "WordNet 3.0 id of that class: the same in all ImageNet variants, whose label numbers differ",
+        "class_name": "name of that class, as in the prompt",
+        "prompt": "the text that the generator was given",
+        "caption": "what the captioner said of the real image; null where the recipe has no captions",
+        "seed": "seed of the image's noise; of the last attempt, if it was made again",
+        "sample_id": "identity of the image: the source id, `#`, and a number from 0",
+        "source_id": "identity of the real image in its source",
+        "prompt_tokens": "length of the prompt for the text encoder, in tokens, before any cut",
+        "truncated": "whether the text encoder cut the prompt",
+        "safety": "whether a safety checker flagged an attempt at this image",
+        "retries": "attempts that were thrown away before this one",
+        "caption_flags": "what looked wrong with the caption: `empty`, `repeated`, `no-class-word`",
+    },
+    "captions": {
+        "source_id": "identity of the real image in its source; the image itself is not here",
+        "wnid": "WordNet 3.0 id of its class",
+        "label": "its class, as a number with the class names",
+        "class_name": "name of its class",
+        "caption": "what the captioner said of it",
+        "caption_flags": "what looked wrong with the caption: `empty`, `repeated`, `no-class-word`",
+        "source_sha256": "SHA-256 of the image file that was captioned",
+        "width": "of the image in pixels, turned as its EXIF says",
+        "height": "of the image in pixels, turned as its EXIF says",
+    },
+}
+"""Every column of `builders.schema` and what it means."""
+
+FLAGS = {
+    "truncated": "the text encoder cut the prompt",
+    "safety": "a safety checker flagged an attempt",
+    "retried": "made again at least once, with another seed",
+    "empty": "the caption is empty",
+    "repeated": "the caption repeats a word over and over",
+    "no-class-word": "the caption has no word of the class's name; common, and no fault by itself",
+}
+
+MODEL_LICENCES = {
+    "Salesforce/blip-image-captioning-base": "bsd-3-clause",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+}
+"""What the models' pages on the Hub say; a model that is not here is said to be unknown."""
+
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
+_CARRIED = re.compile(r"<!-- hfsyn:facts (\{.*\}) -->")
+_ROW = re.compile(r"[ \t]*\|([^|]*)\|([^|]*)\|([^|]*)\|[ \t]*")
+_BAR = 20
+
+
+def render_card(
+    facts: CardFacts,
+    *,
+    existing: str | None = None,
+    repo_id: str | None = None,
+    version: str | None = None,
+    default_config: str | None = None,
+    changelog: Sequence[ChangelogEntry] = (),
+    licence: str | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """The text of README.md, front matter included.
+
+    Args:
+        facts: of the configuration that is published.
+        existing: the README.md that is there; its line ends are kept, so read it without translating them.
+        repo_id: where the dataset is published; None leaves a placeholder.
+        version: the tag that it is published under.
+        default_config: the configuration that `load_dataset` takes where none is named; None leaves it as it is, and
+            the first published one becomes it.
+        changelog: new entries; those of `existing` stay.
+        licence: the Hub's name of a licence, which overrides what is known of the source's.
+        progress: of a run that is still at work; None removes the block.
+
+    Raises:
+        HfsynError: the front matter of `existing` cannot be read, or the default or the name of the configuration
+            cannot be had beside what is there.
+    """
+    _check(repo_id, _REPO, "a repository's id", "USER/NAME")
+    _check(version, _REVISION, "a version", "v1.0.0")
+    card = FrontMatter(existing or "")
+    there = card_blocks.blocks(card.body)
+    before = _digests(there)
+    after = {**before, facts.config_name: facts.digest}
+    entries = _changelog(changelog, there.get("changelog", ""))
+    title = repo_id.rpartition("/")[2] if repo_id else facts.recipe.name
+    values = metadata(card.values, facts, before, after, title=title, default_config=default_config, licence=licence)
+    body = card.body
+    if not body.strip():
+        body = f"{card.newline}# {title}{card.newline}"
+    shared: dict[str, Any] = {
+        "repo": repo_id or PLACEHOLDER,
+        "published": repo_id is not None,
+        "version": version,
+        "configs": list(after.values()),
+        "data": [digest for digest in after.values() if digest["what"] == "data"],
+        "captions": any(digest["captioner"] for digest in after.values()),
+    }
+    new = {
+        "intro": render("intro", {**shared, "variants": VARIANTS, "strategies": STRATEGIES}),
+        "progress": render("progress", _progress(progress)) if progress else None,
+        f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts)}),
+        "use": render("use", shared),
+        "licence": render("licence", {**shared, **_licences(after), "stated": values["license"]}),
+        "again": render("again", shared) if shared["data"] else None,
+        "changelog": render("changelog", {"entries": entries}) if entries else None,
+        "citation": render("citation", {}),
+    }
+    return card.updated(values) + card_blocks.merge(body, new, card.newline)
+
+
+def changelog_of(card: str) -> list[ChangelogEntry]:
+    """The entries of a card's changelog, newest first; none where there is no such block."""
+    return _changelog((), card_blocks.blocks(FrontMatter(card).body).get("changelog", ""))
+
+
+def configs_of(text: str) -> set[str]:
+    """The configurations that have a block of ours in a card."""
+    found = card_blocks.blocks(FrontMatter(text).body)
+    return {key.removeprefix("config=") for key in found if key.startswith("config=")}
+
+
+def tags_of(card: str) -> list[str]:
+    """The tags in a card's front matter.
+
+    Raises:
+        HfsynError: the front matter cannot be read.
+    """
+    tags = FrontMatter(card).values.get("tags") or []
+    return [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
+
+
+def _check(value: str | None, pattern: re.Pattern[str], what: str, example: str) -> None:
+    if value is not None and not pattern.fullmatch(value):
+        raise HfsynError(f"{value!r} is not {what}.", f"It looks like {example}.")
+
+
+def _config(facts: CardFacts) -> dict[str, Any]:
+    """What the template of a configuration's block shows."""
+    manifest, variant = facts.manifest, facts.variant
+    named = {entry["wnid"] for entry in manifest["classes"]}
+    return {
+        "facts": facts,
+        "recipe": facts.recipe,
+        "variant": variant,
+        "strategy": facts.strategy,
+        "manifest": manifest,
+        "builtin": BUILTIN,
+        "class_seeds": bool(getattr(facts.recipe, "class_seeds", None)),
+        "place": f"{facts.folder}/" if facts.folder else "",
+        "preview": f"{layout.PREVIEW}/samples.png",
+        "columns": COLUMNS[facts.what],
+        "flags": FLAGS,
+        "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
+        "without": [info.name for info in variant.classes if info.wnid not in named] if named else [],
+        "recipe_text": recipe_block(facts.recipe),
+        # Only strings can hold these characters, which would end the comment or look like a link.
+        "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(facts.digest)),
+    }
+
+
+def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The digests that the blocks of a card carry; a block whose digest was spoilt is passed over."""
+    found = {}
+    for key, text in there.items():
+        match = _CARRIED.search(text)
+        if not key.startswith("config=") or not match:
+            continue
+        try:
+            digest = json.loads(match[1])
+            get_variant(digest["variant"])
+            get_strategy(digest["strategy"])
+        except (ValueError, KeyError, TypeError, HfsynError, DataError):
+            continue
+        if {name: type(value) for name, value in digest.items() if name in _DIGEST} == _DIGEST and (
+            digest["config"] == key.removeprefix("config=")
+        ):
+            found[digest["config"]] = {**dict.fromkeys(_MAYBE), **digest}
+    return found
+
+
+_DIGEST = {
+    "config": str, "what": str, "folder": str, "split": str, "rows": int, "classes": int, "variant": str,
+    "strategy": str, "generator": str, "in_progress": bool,
+}  # fmt: skip
+_MAYBE = ("captioner", "captioner_revision", "generator_revision", "sample_id")
+
+
+def _changelog(new: Sequence[ChangelogEntry], there: str) -> list[ChangelogEntry]:
+    """New entries and those of the block that is there, newest first; a version has one entry, the new one."""
+    rows = [found.groups() for line in there.splitlines() if (found := _ROW.fullmatch(line))]
+    old = [ChangelogEntry(*map(uncell, row)) for row in rows]
+    old = [entry for entry in old if entry.version != "version" and not set(entry.version) <= set(":-")]
+    entries = {uncell(entry.version): entry for entry in [*old, *new]}
+    return sorted(entries.values(), key=lambda entry: (entry.date, _version_key(entry.version)), reverse=True)
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", version))
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    share = min(1.0, max(0.0, progress.done / progress.total)) if progress.total else 0.0
+    full = int(share * _BAR)
+    return {"progress": progress, "bar": "█" * full + "░" * (_BAR - full), "percent": int(share * 100)}
+
+
+def _licences(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of every source and model: what it is, its name, its page or "", what is known of its licence."""
+    parts: dict[tuple[str, str], tuple[str, str]] = {}
+    for digest in digests.values():
+        variant = get_variant(digest["variant"])
+        page = variant.hub.url if variant.hub else variant.homepage
+        parts["source", digest["variant"]] = (page, variant.licence.replace("this package", "hfsyn"))
+        for role in ("captioner", "generator"):
+            model = digest[role]
+            if model and not (role == "generator" and digest["what"] == "captions"):
+                parts[role, model] = _model_licence(model, digest[f"{role}_revision"])
+    return {
+        "parts": [(role, name, page, text) for (role, name), (page, text) in parts.items()],
+        "known": licence_of(digests)["license"],
+        "photographs": any(not get_variant(digest["variant"]).drawn for digest in digests.values()),
+    }
+
+
+def _model_licence(model: str, revision: str | None) -> tuple[str, str]:
+    """The page of a model and what is known of its licence."""
+    if model == BUILTIN:
+        return "", "Apache-2.0: a small model that comes with hfsyn"
+    page = f"https://huggingface.co/{model}" if _REPO.fullmatch(model) else ""
+    if model in MODEL_LICENCES:
+        return page, f"{MODEL_LICENCES[model]}, as its page says; read there what it asks of users"
+    if page and re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return page, "not known to hfsyn: see its page"
+    return "", "not known: the model was read from a local folder, or its revision was not recorded"

@@ -1,0 +1,82 @@
+"""What of this machine and account may stop a run or a publication, each finding with what mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+from hfsyn.errors import HfsynError
+from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.preflight import Check, rights_of
+from hfsyn.workers import visible_gpus
+
+_LOW_DISK = 10 * 10**9
+
+
+def doctor(*, token: str | bool | None = None) -> list[Check]:
+    """Look at token, Hub, disk, devices and libraries. Nothing is changed or sent.
+
+    Args:
+        token: as everywhere in huggingface_hub; None takes HF_TOKEN or the stored one.
+    """
+    return [*_account(token), *_disk(), *_devices(), *_libraries()]
+
+
+def _account(token: str | bool | None) -> Iterator[Check]:
+    from huggingface_hub import constants, get_token
+
+    from builders.access import is_offline
+
+    if is_offline():
+        yield Check("warning", "HF_HUB_OFFLINE is set: only what is in the cache can be used.", "unset HF_HUB_OFFLINE")
+        return
+    if not (token or get_token()):
+        yield Check("warning", "There is no token: public datasets and models only, no publishing.", "hf auth login")
+        return
+    try:
+        who = DatasetRepo("", token=token, sleep=lambda seconds: None).whoami()
+    except HfsynError as error:
+        yield Check("failed", error.message, error.hint)
+        return
+    rights = rights_of(who, str(who.get("name")))
+    yield Check("ok", f"{constants.ENDPOINT} knows this token: {who.get('name')} ({rights.role}).")
+    if not rights.write:
+        yield Check("warning", "The token cannot publish.", "One that may write to your repositories: hf auth login")
+    if rights.more:
+        yield Check(
+            "warning",
+            f"The token may do more than publishing needs: {', '.join(rights.more[:4])}"
+            + (f" and {len(rights.more) - 4} more." if rights.more[4:] else "."),
+            f"Make one with write access to a single repository: {constants.ENDPOINT}/settings/tokens",
+        )
+
+
+def _disk() -> Iterator[Check]:
+    from huggingface_hub import constants
+
+    for name, folder in (("this folder", Path.cwd()), ("the Hub's cache", Path(constants.HF_HUB_CACHE))):
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        state = "warning" if free < _LOW_DISK else "ok"
+        hint = "`hfsyn plan RECIPE` says what a run takes; HF_HOME moves the cache." if state == "warning" else ""
+        yield Check(state, f"{free / 1e9:.0f} GB are free for {name}.", hint)  # type: ignore[arg-type]
+
+
+def _devices() -> Iterator[Check]:
+    gpus = visible_gpus()
+    cores = len(os.sched_getaffinity(0))
+    if gpus:
+        yield Check("ok", f"{gpus} GPU{'s' if gpus > 1 else ''} visible, {cores} cores.")
+    else:
+        yield Check(
+            "warning", f"No GPU is visible, {cores} cores: fine for the built-in models, days for real ones.",
+            "See nvidia-smi and CUDA_VISIBLE_DEVICES, or run elsewhere.",
+        )  # fmt: skip
+
+
+def _libraries() -> Iterator[Check]:
+    names = ("torch", "diffusers", "transformers", "datasets", "huggingface_hub", "accelerate", "timm")
+    yield Check("ok", ", ".join(f"{name} {version(name)}" for name in names) + ".")

@@ -1,0 +1,143 @@
+"""What a run publishes: the files of one configuration, by their path in the repository."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from builders import layout
+from builders.layout import load_sidecar, sidecar_of
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.manifest import manifest_of
+from hfsyn.making.recipe import dump_recipe, published_recipe
+from hfsyn.making.runs import Run
+from hfsyn.making.shards import faults, is_done, pending, sha256_of
+from hfsyn.progress import Progress
+from hfsyn.publishing.hub import LocalFile
+
+What = Literal["data", "captions"]
+
+PREVIEW_FILE = "samples.png"
+
+_SOON_READ = 500 * 2**20
+"""Bytes that are hashed in a second or so: less is not worth a line."""
+
+_TOP = (layout.SOURCE, layout.PLAN, layout.REJECTED, layout.MANIFEST)
+
+
+def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = True) -> dict[str, LocalFile]:
+    """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
+
+    The recipe is sent without the places of this machine.
+
+    Args:
+        run: a finished run; for captions alone it is enough that these are finished.
+        config_name: see `builders.layout.config_prefix`.
+        what: ``data`` is the whole run, captions included; ``captions`` are these and their recipe.
+        quiet: no progress while the shards are read to be checked.
+
+    Raises:
+        HfsynError: the run is not finished, or does not verify (exit code 3).
+    """
+    prefix = layout.config_prefix(config_name)
+    if what == "data" and not (run.folder / layout.MANIFEST).exists():
+        raise HfsynError(
+            f"{run.folder} is not finished.", f"Run: hfsyn build (again), or: hfsyn finish {run.folder}",
+            code=ExitCode.PREFLIGHT,
+        )  # fmt: skip
+    shards = [*run.caption_shards(), *(run.data_shards() if what == "data" else [])]
+    if what == "captions" and (left := pending(shards)):
+        raise HfsynError(
+            f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
+            f"Run: hfsyn caption {run.folder}", code=ExitCode.PREFLIGHT,
+        )  # fmt: skip
+    if wrong := _faults(run, shards, quiet=quiet):
+        raise HfsynError(
+            f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
+            "Delete the sidecars of damaged shards and build again: these shards are made anew.",
+            code=ExitCode.PREFLIGHT,
+        )
+    found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
+    found |= _shard_files(run, shards, prefix)
+    if what == "captions":
+        manifest = json.dumps(manifest_of(run, "captions"), indent=1, ensure_ascii=False) + "\n"
+        return found | {f"{prefix}{layout.MANIFEST}": LocalFile.made(manifest)}
+    for path in [*(run.folder / name for name in _TOP), run.folder / layout.PREVIEW / PREVIEW_FILE]:
+        if path.exists():
+            found[f"{prefix}{path.relative_to(run.folder).as_posix()}"] = LocalFile(path, sha256_of(path))
+    return found
+
+
+def _faults(run: Run, shards: list[Path], *, quiet: bool) -> list[str]:
+    size = sum(shard.stat().st_size for shard in shards if shard.exists())
+    found = []
+    with Progress("checking", size, quiet=quiet or size < _SOON_READ, unit="bytes") as bar:
+        for shard in shards:
+            found += faults(shard, run.fingerprint)
+            bar.add(shard.stat().st_size if shard.exists() else 0)
+    return found
+
+
+def finished_contents(run: Run, config_name: str) -> dict[str, LocalFile]:
+    """What of an unfinished run is finished: recipe, indexes, and the shards whose sidecars stand."""
+    prefix = layout.config_prefix(config_name)
+    planned = run.data_shards() if run.planned_rows is not None else []
+    shards = [shard for shard in [*run.caption_shards(), *planned] if is_done(shard)]
+    found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
+    for name in (layout.SOURCE, layout.PLAN):
+        if (run.folder / name).exists():
+            found[f"{prefix}{name}"] = LocalFile(run.folder / name, sha256_of(run.folder / name))
+    return found | _shard_files(run, shards, prefix)
+
+
+def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFile]:
+    found = {}
+    for shard in shards:
+        sidecar = sidecar_of(shard)
+        name = f"{prefix}{shard.relative_to(run.folder).as_posix()}"
+        # The sidecar first: on the Hub it is what tells a shard of ours from a file of the same name.
+        found[f"{prefix}{sidecar.relative_to(run.folder).as_posix()}"] = LocalFile(sidecar, sha256_of(sidecar))
+        found[name] = LocalFile(shard, load_sidecar(sidecar).sha256)
+    return found
+
+
+def owned(tree: Mapping[str, Any], card: str | None, config_name: str) -> set[str]:
+    """Files of a repository that hfsyn wrote for a configuration; what has only such a name is somebody else's.
+
+    Others write ``data/train-00000-of-00002.parquet`` too. Ours is what stands in a folder with our recipe, in a
+    repository whose card has our block for the configuration; and a shard only beside its sidecar, which is committed
+    before it or with it.
+
+    Args:
+        tree: what is there, by path.
+        card: README.md of the same commit.
+        config_name: of the configuration.
+    """
+    from hfsyn.publishing.cards import configs_of
+
+    prefix = layout.config_prefix(config_name)
+    if card is None or config_name not in configs_of(card) or f"{prefix}{layout.RECIPE}" not in tree:
+        return set()
+    return {
+        path for path in tree if path.startswith(prefix) and _is_named_ours(path.removeprefix(prefix), prefix, tree)
+    }
+
+
+def _is_named_ours(name: str, prefix: str, tree: Mapping[str, Any]) -> bool:
+    top, slash, rest = name.partition("/")
+    if not slash:
+        return top in {layout.RECIPE, *_TOP}
+    if top == layout.PREVIEW:
+        return rest == PREVIEW_FILE
+    shard = Path(rest).with_suffix(".parquet")
+    if top not in (layout.DATA, layout.CAPTIONS) or layout.shard_number(shard) is None:
+        return False
+    return f"{prefix}{top}/{layout.sidecar_name(shard.name)}" in tree
+
+
+def folder_sizes(paths: Mapping[str, Any]) -> Counter[str]:
+    """How many entries each folder has."""
+    return Counter(path.rpartition("/")[0] for path in paths)

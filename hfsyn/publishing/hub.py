@@ -1,0 +1,333 @@
+"""The Hub as publishing needs it: one dataset repository, calls that survive what passes, and plain words for the rest.
+
+What passes (a conflict, a rate limit, a server error, a cut or silent connection) is tried again with growing, jittered
+pauses and within a bound; what does not (no token, no right, no such repository) ends at once with the way out. A
+request may have been carried out although its answer was lost: each call here can be made twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.publishing.hub_answers import HeadMovedError, check_token, passes, reason, refusal, status_of
+
+T = TypeVar("T")
+
+ATTEMPTS = 6
+"""Tries of one call. With the pauses below a Hub that is away for about a minute is waited for; one that limits its
+calls is waited for as long as it asks."""
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds; each pause doubles the one before, times a random number from 0.5 to 1."""
+LONGEST_ASKED = 300.0
+"""Seconds; the Hub's rate limits count in windows of five minutes, so `Retry-After` asks for no more."""
+CALL_TIMEOUT = 60.0
+"""Seconds of silence after which a connection counts as lost. The client's own default is to wait for ever."""
+
+_SENT_AT_ONCE, _BYTES_AT_ONCE = 20, 256 * 2**20
+"""Files and bytes whose sending is asked for in one request; between two of them progress is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A file of a repository at one commit, as the Hub lists it."""
+
+    size: int
+    sha256: str | None
+    """Of large files, which the Hub stores by their content."""
+    blob: str
+    """Git's own hash, of the other ones."""
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file that is to be published: on the disk, or made for the purpose."""
+
+    content: Path | bytes
+    sha256: str
+
+    @classmethod
+    def made(cls, text: str) -> LocalFile:
+        """A small text."""
+        data = text.encode()
+        return cls(data, hashlib.sha256(data).hexdigest())
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+    def is_at(self, remote: RemoteFile | None) -> bool:
+        """Whether the Hub has exactly this content."""
+        if remote is None or remote.size != self.size:
+            return False
+        if remote.sha256 is not None:
+            return remote.sha256 == self.sha256
+        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        return remote.blob == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+class DatasetRepo:
+    """One dataset repository.
+
+    Args:
+        repo_id: ``USER/NAME``.
+        token: as everywhere in huggingface_hub; None takes the environment's or the stored one.
+        say: told about every pause, in one line.
+        sleep, chance: the clock and the dice of the pauses.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        *,
+        token: str | bool | None = None,
+        say: Callable[[str], None] = lambda line: None,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.repo_id = repo_id
+        self.token = check_token(token)
+        self._say, self._sleep, self._chance = say, sleep, chance
+
+    def named(self, repo_id: str) -> DatasetRepo:
+        """Another repository, for the same account."""
+        return DatasetRepo(repo_id, token=self.token, say=self._say, sleep=self._sleep, chance=self._chance)
+
+    @cached_property
+    def api(self) -> Any:
+        """The client, which from now on gives up on a silent connection and leaves progress to us."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+        _limit_silence()
+        disable_progress_bars()
+        return HfApi(token=self.token, library_name="hfsyn")
+
+    def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """Call the client; try again what passes, within a bound.
+
+        Args:
+            what: the deed, for a message: "commit to user/name".
+            function: called with the rest.
+
+        Raises:
+            HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return function(*args, **options)
+            except Exception as error:
+                _, asked = status_of(error)
+                if not passes(error):
+                    raise refusal(what, self.repo_id, error, self.token) from error
+                if attempt == ATTEMPTS:
+                    raise HfsynError(
+                        f"Could not {what}: {reason(error, self.token)} ({ATTEMPTS} attempts).",
+                        "What was sent is kept. Run the same command again to continue.",
+                        code=ExitCode.PARTIAL,
+                    ) from error
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * (0.5 + self._chance() / 2)
+                pause = max(pause, min(asked, LONGEST_ASKED))
+                self._say(f"{what}: {reason(error, self.token)}; again in {pause:.0f} s")
+                self._sleep(pause)
+        raise AssertionError("unreachable")
+
+    def pause(self, seconds: float) -> None:
+        """Let others go on."""
+        self._sleep(seconds)
+
+    def whoami(self) -> dict[str, Any]:
+        """The account of the token.
+
+        Raises:
+            HfsynError: there is no token, or the Hub does not know it (exit code 3).
+        """
+        return dict(self.call("ask whose token this is", self.api.whoami))
+
+    def head(self, revision: str = "main") -> str | None:
+        """The commit that a revision is; None where the repository or the revision is not there."""
+        from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+        def ask() -> str | None:
+            try:
+                return str(self.api.dataset_info(self.repo_id, revision=revision).sha)
+            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+                if status_of(error)[0] == 401:
+                    raise
+                return None
+
+        return self.call(f"read {self.repo_id}", ask)
+
+    def exists(self) -> bool:
+        """Whether the repository is there, for this token's eyes."""
+        return self.head() is not None
+
+    def tree(self, commit: str) -> dict[str, RemoteFile]:
+        """All files at a commit by path; contents are not read."""
+
+        def ask() -> dict[str, RemoteFile]:
+            entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit, repo_type="dataset")
+            return {
+                entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
+                for entry in entries
+                if hasattr(entry, "blob_id")
+            }
+
+        return self.call(f"list the files of {self.repo_id}", ask)
+
+    def text(self, path: str, commit: str) -> str:
+        """A small text file at a commit."""
+        from huggingface_hub import hf_hub_download
+
+        found = self.call(
+            f"read {path} of {self.repo_id}", hf_hub_download, self.repo_id, path, repo_type="dataset",
+            revision=commit, token=self.token,
+        )  # fmt: skip
+        # Read as bytes: line ends are the author's and stay.
+        try:
+            return Path(found).read_bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise HfsynError(
+                f"{path} of {self.repo_id} is not UTF-8, and would be damaged if it were written again.",
+                "Save it as UTF-8, or remove it.",
+                code=ExitCode.PREFLIGHT,
+            ) from None
+
+    def versions(self) -> dict[str, str]:
+        """The commit of each tag."""
+        refs = self.call(
+            f"list the versions of {self.repo_id}", self.api.list_repo_refs, self.repo_id, repo_type="dataset"
+        )
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def create(self, *, private: bool | None) -> None:
+        """Make the repository if it is not there."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def send() -> None:
+            try:
+                self.api.create_repo(self.repo_id, repo_type="dataset", private=private)
+            except HfHubHTTPError as error:
+                # 409: there is one, made by an earlier try whose answer was lost perhaps; or another is being made.
+                if status_of(error)[0] != 409 or self.head() is None:
+                    raise
+
+        self.call(f"create {self.repo_id}", send)
+
+    def commit(
+        self,
+        add: Mapping[str, LocalFile],
+        delete: Sequence[str],
+        *,
+        parent: str,
+        message: str,
+        sent: Callable[[int], None] = lambda size: None,
+    ) -> str:
+        """One commit on main on top of `parent`; contents that the Hub has are not sent again.
+
+        Args:
+            add: what is new or changed, by path.
+            delete: paths.
+            parent: the head of main, as far as is known.
+            message: of the commit.
+            sent: told the bytes of large files as they arrive.
+
+        Raises:
+            HeadMovedError: `parent` is no longer the head of main.
+        """
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub.errors import HfHubHTTPError
+
+        additions = []
+        for names in _portions(add):
+            part = [
+                CommitOperationAdd(name, file.content if isinstance(file.content, bytes) else str(file.content))
+                for name, file in names.items()
+            ]
+            # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
+            self.call(
+                f"send files to {self.repo_id}", self.api.preupload_lfs_files, self.repo_id, part,
+                repo_type="dataset", free_memory=False,
+            )  # fmt: skip
+            additions += part
+            sent(sum(file.size for file in names.values()))
+
+        def send() -> str:
+            operations = [*additions, *(CommitOperationDelete(path) for path in delete)]
+            options = {"commit_message": message, "repo_type": "dataset", "parent_commit": parent}
+            try:
+                return str(self.api.create_commit(self.repo_id, operations, **options).oid)
+            except HfHubHTTPError as error:
+                if status_of(error)[0] == 412:
+                    raise HeadMovedError(parent) from error
+                raise
+
+        return self.call(f"commit to {self.repo_id}", send)
+
+    def tag(self, name: str, commit: str, message: str) -> None:
+        """Set a tag on a commit; it is fine if it stands there already.
+
+        Raises:
+            HfsynError: the tag stands on another commit.
+        """
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def send() -> None:
+            try:
+                self.api.create_tag(self.repo_id, tag=name, tag_message=message, revision=commit, repo_type="dataset")
+            except HfHubHTTPError as error:
+                # 409: there is such a tag. Maybe it is ours, and only the answer to an earlier try was lost.
+                if status_of(error)[0] != 409 or (standing := self.head(name)) is None:
+                    raise
+                if standing != commit:
+                    raise taken(self.repo_id, name, standing) from None
+
+        self.call(f"tag {name} of {self.repo_id}", send)
+
+
+def _limit_silence() -> None:
+    """Let the client's connections time out: by default they wait for ever for a Hub that says nothing."""
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http
+
+    def factory() -> Any:
+        client = _http.default_client_factory()
+        client.timeout = CALL_TIMEOUT
+        return client
+
+    if getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) is _http.default_client_factory:
+        set_client_factory(factory)
+
+
+def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
+    """Somebody else was faster."""
+    return HfsynError(
+        f"The version {tag} of {repo_id} was taken meanwhile (commit {commit[:12]}).", "Publish under another version."
+    )
+
+
+def parts_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Consecutive slices of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
+    """Files in portions of a bounded number and size; each is hashed by the client just before it is sent."""
+    portion: dict[str, LocalFile] = {}
+    for name, file in files.items():
+        size = sum(other.size for other in portion.values()) + file.size
+        if portion and (len(portion) == _SENT_AT_ONCE or size > _BYTES_AT_ONCE):
+            yield portion
+            portion = {}
+        portion[name] = file
+    if portion:
+        yield portion

@@ -1,0 +1,385 @@
+"""What is looked at before a byte is sent: account, repository, version, the Hub's limits, licences and gates."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from builders import layout
+from builders.errors import DataError
+from builders.layout import load_manifest
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.recipe import BUILTIN, is_content_hash
+from hfsyn.making.runs import Run
+from hfsyn.publishing.contents import What, folder_sizes, owned
+from hfsyn.publishing.hub import DatasetRepo, LocalFile, RemoteFile
+from hfsyn.publishing.versions import Version, versions_among
+
+MOST_FILES = 100_000
+"""In a repository; the Hub's recommendation."""
+MOST_ENTRIES = 10_000
+"""In a folder; a hard limit of the Hub."""
+LARGEST_FILE = 20 * 10**9
+"""Bytes; the Hub's recommendation (50 GB is its hard limit)."""
+LARGEST_SHARD = 500 * 2**20
+"""Bytes; what the Hub's own tools write at most, and its Dataset Viewer reads well."""
+
+_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_COMMON = frozenset({".gitattributes", ".gitignore", layout.CARD})
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    state: Literal["ok", "warning", "failed"]
+    text: str
+    hint: str = ""
+    code: ExitCode = ExitCode.PREFLIGHT
+
+    def line(self) -> str:
+        """For people."""
+        mark = {"ok": "ok      ", "warning": "warning ", "failed": "FAILED  "}[self.state]
+        return f"{mark}{self.text} {self.hint}".rstrip()
+
+
+@dataclass(frozen=True)
+class RepoState:
+    """What a repository is at the moment of looking."""
+
+    head: str | None
+    """Commit of main; None where there is no repository yet."""
+    tree: Mapping[str, RemoteFile]
+    card: str | None
+    tags: Mapping[str, str]
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing but what the Hub itself puts there is in it."""
+        return set(self.tree) <= {".gitattributes"}
+
+    def captions_alone(self) -> set[str]:
+        """Configurations that are captions without images: their folder has no shards of images."""
+        from hfsyn.publishing.cards import configs_of
+
+        def has_images(name: str) -> bool:
+            top = f"{layout.config_prefix(name)}{layout.DATA}/"
+            return any(path.startswith(top) for path in self.tree)
+
+        whole = {
+            name
+            for name in configs_of(self.card or "")
+            if f"{layout.config_prefix(name)}{layout.MANIFEST}" in self.tree
+        }
+        return {name for name in whole if not has_images(name)}
+
+    def is_of_hfsyn(self) -> bool:
+        """Whether hfsyn has published to it: its card says so in its tags."""
+        from hfsyn.publishing.cards import tags_of
+
+        return self.card is not None and "hfsyn" in tags_of(self.card)
+
+
+def look_at(repo: DatasetRepo) -> RepoState:
+    """Read what the repository is now: three or four requests."""
+    head = repo.head()
+    if head is None:
+        return RepoState(None, {}, None, {})
+    tree = repo.tree(head)
+    card = repo.text(layout.CARD, head) if layout.CARD in tree else None
+    return RepoState(head, tree, card, repo.versions())
+
+
+def need_token(repo: DatasetRepo) -> None:
+    """Refuse to begin without a token.
+
+    Raises:
+        HfsynError: there is none (exit code 3).
+    """
+    from huggingface_hub import get_token
+
+    if not (repo.token or get_token()):
+        raise HfsynError(
+            f"Nobody may write to {repo.repo_id} without a token, and there is none.",
+            "Log in with a token that may write: hf auth login, or set HF_TOKEN.",
+            code=ExitCode.PREFLIGHT,
+        )
+
+
+def half_published(repo: DatasetRepo, state: RepoState, config_name: str) -> list[str]:
+    """Other configurations whose shards are not, or not yet, those of their manifest: somebody is publishing them."""
+    found = []
+    for path in state.tree:
+        prefix = path.removesuffix(layout.RECIPE)
+        name = prefix.rstrip("/") or layout.DEFAULT_CONFIG
+        if path == prefix or "/" in name or name == config_name or state.head is None:
+            continue
+        tops = (f"{prefix}{layout.DATA}/", f"{prefix}{layout.CAPTIONS}/")
+        there = {p: f.sha256 for p, f in state.tree.items() if p.startswith(tops) and p.endswith(".parquet")}
+        stated = {}
+        if (manifest := f"{prefix}{layout.MANIFEST}") in state.tree:
+            try:
+                table = load_manifest(repo.text(manifest, state.head), manifest)
+            except DataError:
+                continue  # not of our making
+            stated = {f"{prefix}{entry.file}": entry.sha256 for entry in [*table.shards, *table.captions]}
+        if there != stated:
+            found.append(name)
+    return found
+
+
+def neighbour_checks(repo: DatasetRepo, state: RepoState, config_name: str) -> Iterator[Check]:
+    """Whether another configuration is half there: a version would hold the half for ever, so it waits."""
+    for name in half_published(repo, state, config_name):
+        yield Check(
+            "warning",
+            f"The configuration {name} of {repo.repo_id} is not published whole: no version is made before it is.",
+            f"{way_out(repo.repo_id, name)}.",
+        )
+
+
+def way_out(repo_id: str, config_name: str) -> str:
+    """What to do about a configuration that is half published."""
+    what = f"{config_name}/*" if config_name != layout.DEFAULT_CONFIG else f"{layout.DATA}/*"
+    return (
+        f"Finish its publication, or remove what is there: hf repos delete-files {repo_id} '{what}' --repo-type dataset"
+    )
+
+
+def full_repo_id(repo_id: str, repo: DatasetRepo) -> str:
+    """``USER/NAME``: with the token's own account where only a name was given."""
+    return repo_id if "/" in repo_id else f"{repo.whoami()['name']}/{repo_id}"
+
+
+def check_names(repo_id: str, config_name: str) -> None:
+    """Refuse what cannot be a repository or a configuration.
+
+    Raises:
+        HfsynError: with exit code 2.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise HfsynError(
+            f"{repo_id!r} is no repository's name.",
+            "It looks like USER/NAME, of letters, digits, dot, dash and underscore.",
+        ) from None
+    if not _CONFIG.fullmatch(config_name) or config_name in layout.KNOWN:
+        raise HfsynError(
+            f"--config-name {config_name!r} cannot be the name of a configuration.",
+            f"Letters, digits, dot, dash and underscore can; taken are {', '.join(sorted(layout.KNOWN))}.",
+        )
+
+
+def account_checks(repo: DatasetRepo, state: RepoState, *, private: bool | None) -> Iterator[Check]:
+    """Whether this token may write there."""
+    who = repo.whoami()
+    user = str(who.get("name"))
+    owner = repo.repo_id.partition("/")[0]
+    rights = rights_of(who, owner)
+    login = "Log in with a token that may write: hf auth login"
+    if state.head is not None:
+        try:
+            repo.call(f"write to {repo.repo_id}", repo.api.auth_check, repo.repo_id, repo_type="dataset", write=True)
+        except HfsynError as error:
+            if error.code != ExitCode.PREFLIGHT:
+                raise
+            yield Check("failed", f"The token of {user} may not write to {repo.repo_id}.", f"{login}.")
+            return
+        yield Check("ok", f"{user} may write to {repo.repo_id}.")
+        return
+    owners = {user, *(str(org.get("name")) for org in who.get("orgs") or ())}
+    if owner not in owners:
+        yield Check(
+            "failed",
+            f"{user} cannot make {repo.repo_id}: {owner} is neither this account nor one of its organisations.",
+            f"It can be under: {', '.join(sorted(owners))}.",
+        )
+    elif not rights.write:
+        yield Check("failed", f"The token of {user} may only read ({rights.role}).", f"{login}.")
+    else:
+        yield Check("ok", f"{user} may write; {repo.repo_id} will be made{' (private)' if private else ''}.")
+
+
+def repo_checks(
+    state: RepoState, repo_id: str, config_name: str, what: What, *, into: bool, files: Mapping[str, LocalFile]
+) -> Iterator[Check]:
+    """Whether the repository is absent, empty or ours, and can be loaded from afterwards."""
+    if state.head is None or state.is_new:
+        yield Check("ok", f"{repo_id} is new.")
+    elif state.is_of_hfsyn() or into:
+        mine = owned(state.tree, state.card, config_name)
+        strange = [
+            p for p, file in files.items() if p in state.tree and p not in mine and not file.is_at(state.tree[p])
+        ]
+        if strange:
+            yield Check(
+                "failed", f"{repo_id} has files of others in the way: {strange[0]}.", "Name another configuration."
+            )
+        yield Check(
+            "ok", f"{repo_id} holds {len(state.tree)} files" + ("" if state.is_of_hfsyn() else " (--into)") + "."
+        )
+    else:
+        others = sorted(set(state.tree) - _COMMON)
+        shown = ", ".join(others[:3] or [layout.CARD])
+        yield Check(
+            "failed",
+            f"{repo_id} holds something else: {shown}" + (f" and {len(others) - 3} more." if others[3:] else "."),
+            "Name another repository, or add --into to publish beside what is there.",
+        )
+    script = f"{repo_id.rpartition('/')[2]}.py"
+    if script in state.tree:
+        yield Check(
+            "failed",
+            f"{repo_id} holds {script}: load_dataset would take it for a loading script and fail.",
+            f"Remove it: hf repos delete-files {repo_id} {script} --repo-type dataset",
+        )
+    prefix = layout.config_prefix(config_name)
+    if what == "data" and f"{prefix}{layout.MANIFEST}" in state.tree and config_name in state.captions_alone():
+        yield Check(
+            "failed",
+            f"The configuration {config_name} of {repo_id} holds captions alone.",
+            "Publish the images under another: --config-name NAME",
+        )
+    if what == "captions" and any(path.startswith(f"{prefix}{layout.DATA}/") for path in state.tree):
+        yield Check(
+            "failed",
+            f"The configuration {config_name} of {repo_id} holds images.",
+            "Name another: --config-name blip-captions",
+        )
+
+
+def version_checks(state: RepoState, version: Version, repo_id: str) -> Iterator[Check]:
+    """Whether the version is free, and whether it is the next one."""
+    known = versions_among(state.tags)
+    if version in known:
+        yield Check(
+            "failed",
+            f"{repo_id} has a version {version} with other contents.",
+            f"A version never changes. Publish the next one, for instance --version "
+            f"{version.major}.{version.minor + 1}.0",
+            ExitCode.USAGE,
+        )
+    elif known and version < known[-1]:
+        yield Check("warning", f"Version {version} comes after {known[-1]}, which is newer by its number.")
+    else:
+        yield Check("ok", f"Version {version} is free" + (f"; the newest is {known[-1]}." if known else "."))
+
+
+def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: str) -> Iterator[Check]:
+    """Whether the repository stays inside the Hub's limits."""
+    kept = set(state.tree) - owned(state.tree, state.card, config_name)
+    after = {*files, *kept, layout.CARD}
+    fullest, entries = folder_sizes(dict.fromkeys(after)).most_common(1)[0]
+    largest = max(files, key=lambda path: files[path].size)
+    size = files[largest].size
+    bigger = "Build with larger shards: --set store.shard_rows=N"
+    if entries > MOST_ENTRIES:
+        yield Check(
+            "failed", f"The folder {fullest or '/'} would have {entries} entries; the Hub takes {MOST_ENTRIES}.", bigger
+        )
+    if len(after) > MOST_FILES:
+        yield Check("failed", f"There would be {len(after)} files; the Hub takes {MOST_FILES}.", bigger)
+    if size > LARGEST_FILE:
+        yield Check(
+            "failed",
+            f"{largest} has {size / 1e9:.0f} GB; the Hub takes {LARGEST_FILE / 1e9:.0f}.",
+            "Build with fewer store.shard_rows.",
+        )
+    elif size > LARGEST_SHARD:
+        yield Check("warning", f"{largest} has {size / 2**20:.0f} MB; the Dataset Viewer likes 500 at most.")
+    yield Check("ok", f"{len(after)} files, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
+
+
+def terms_checks(run: Run, repo: DatasetRepo) -> Iterator[Check]:
+    """Whether licences and gates of the real images and of the models are known, and open to this account."""
+    from builders.variants import get_variant
+    from hfsyn.publishing.cards import MODEL_LICENCES
+
+    recipe = run.recipe
+    variant = get_variant(recipe.source.variant)
+    if variant.gated and variant.hub is not None and recipe.source.path is None:
+        yield _gate(repo, variant.hub.repo_id, "dataset", f"the source {variant.hub.repo_id}")
+    yield Check("ok", f"Source {variant.name}: {variant.licence}.")
+    for part in (recipe.caption, recipe.generate):
+        if part is None:
+            continue
+        if is_content_hash(part.revision):
+            if part.model != BUILTIN:
+                yield Check(
+                    "warning",
+                    f"The model {part.model} is a local folder: others cannot make these images again.",
+                    "Publish it (hf upload) and name it by its id.",
+                )
+            continue
+        if part.model in MODEL_LICENCES:
+            yield Check("ok", f"Model {part.model}: {MODEL_LICENCES[part.model]}.")
+            continue
+        yield _model_terms(repo, part.model)
+
+
+def _gate(repo: DatasetRepo, repo_id: str, repo_type: str, what: str) -> Check:
+    """Whether this account has access to a gated repository."""
+    from builders.access import page_of
+
+    try:
+        repo.call(f"read {repo_id}", repo.api.auth_check, repo_id, repo_type=repo_type)
+    except HfsynError as error:
+        if error.code != ExitCode.PREFLIGHT:
+            raise
+        return Check(
+            "failed",
+            f"This account has no access to {what}, whose terms bind what is made from it.",
+            f"Accept them at {page_of(repo_id, repo_type)}, then run the same command again.",
+        )
+    return Check("ok", f"This account has access to {what}.")
+
+
+def _model_terms(repo: DatasetRepo, model: str) -> Check:
+    try:
+        info = repo.call(f"read {model}", repo.api.model_info, model)
+    except HfsynError as error:
+        if error.code != ExitCode.PREFLIGHT:
+            raise
+        return Check("warning", f"The licence of the model {model} is not known: it cannot be read.")
+    if info.gated:
+        return _gate(repo, model, "model", f"the model {model}")
+    licence = (info.card_data or {}).get("license")
+    return Check("ok" if licence else "warning", f"Model {model}: {licence or 'it states no licence'}.")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a token may do, as `whoami` tells."""
+
+    role: str
+    """``read``, ``write``, ``fineGrained`` or what else the Hub says."""
+    write: bool
+    """Whether it may write to the owner's repositories."""
+    more: tuple[str, ...] = ()
+    """Rights beyond reading and writing repositories of that owner."""
+
+
+def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
+    """Rights of the token that `whoami` describes, for repositories of an owner."""
+    token = (who.get("auth") or {}).get("accessToken") or {}
+    role = str(token.get("role") or "unknown")
+    if role != "fineGrained":
+        # A plain write token can write everywhere that its user can.
+        everywhere = (f"everything of {who.get('name')} and their organisations",) if role == "write" else ()
+        return Rights(role, role in ("write", "admin", "unknown"), everywhere)
+    fine = token.get("fineGrained") or {}
+    write, more = False, [str(right) for right in fine.get("global") or ()]
+    for scope in fine.get("scoped") or ():
+        entity = scope.get("entity") or {}
+        name = str(entity.get("name") or "")
+        permissions = [str(permission) for permission in scope.get("permissions") or ()]
+        mine = name == owner or name.startswith(f"{owner}/")
+        write |= mine and "repo.write" in permissions
+        more += [f"{right} of {name}" for right in permissions if not mine or not right.startswith("repo.")]
+    return Rights(role, write, tuple(more))

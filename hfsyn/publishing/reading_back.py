@@ -1,0 +1,104 @@
+"""What was published, read from the Hub as a stranger would read it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from builders.layout import Manifest, ShardEntry
+from builders.published import Published
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub_answers import without_token
+
+_READERS = 8
+"""Footers read at once: a few kilobytes each, so the wait is all in the answering."""
+
+
+def compare_footers(repo: DatasetRepo, commit: str, config_name: str, manifest: Manifest) -> None:
+    """Count the rows of every shard in its Parquet footer, on the Hub.
+
+    Raises:
+        HfsynError: a shard cannot be read, or has other rows than the manifest says (exit code 4).
+    """
+    there = Published(repo.repo_id, commit, commit, config_name, offline=False, token=repo.token)
+
+    def rows(entry: ShardEntry) -> int:
+        def read() -> int:
+            with there.open(entry.file) as handle:
+                return int(pq.read_metadata(handle).num_rows)
+
+        return repo.call(f"read {there.prefix}{entry.file} back", read)
+
+    entries = [*manifest.shards, *manifest.captions]
+    with ThreadPoolExecutor(_READERS, "footers") as pool:
+        for entry, found in zip(entries, pool.map(rows, entries), strict=True):
+            if found != entry.rows:
+                raise _unlike(repo, f"{entry.file} has {found} rows, and {entry.rows} were sent")
+
+
+def compare_row(repo: DatasetRepo, commit: str, config_name: str, manifest: Manifest, folder: Path) -> None:
+    """Stream the first row through ``load_dataset`` and compare it with the run's.
+
+    Raises:
+        HfsynError: it does not load, or is another row (exit code 4).
+    """
+    if not manifest.rows:
+        return
+    first = next(entry for entry in manifest.shards if entry.rows)
+    with pq.ParquetFile(folder / first.file) as parquet:
+        mine: dict[str, Any] = next(parquet.iter_batches(1)).to_pylist()[0]
+    try:
+        theirs = repo.call(f"load {repo.repo_id} back", lambda: _first_row(repo, commit, config_name, manifest.split))
+    except HfsynError:
+        raise
+    except Exception as error:  # whatever stops `load_dataset` here would stop every user of the version
+        words = without_token(" ".join(str(error).split())[:200], repo.token)
+        raise _unlike(repo, f"load_dataset fails with {type(error).__name__}: {words}") from error
+    if theirs != mine:
+        names = [name for name in mine if theirs.get(name) != mine[name]]
+        raise _unlike(repo, f"its first row differs in {', '.join(names) or 'its columns'}")
+
+
+def _first_row(repo: DatasetRepo, commit: str, config_name: str, split: str) -> dict[str, Any]:
+    from datasets import Image, load_dataset
+
+    # An empty cache, since for a Hub that does not answer `load_dataset` takes whatever version it has in its own.
+    with tempfile.TemporaryDirectory() as cache, _impatient():
+        rows = load_dataset(
+            repo.repo_id, config_name, split=split, revision=commit, streaming=True, token=repo.token, cache_dir=cache
+        )
+        for column, feature in rows.features.items():
+            if isinstance(feature, Image):
+                rows = rows.cast_column(column, Image(decode=False))
+        return dict(next(iter(rows)))
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Let `datasets` report what passes at once: by itself it tries for a quarter of an hour, and we call it again."""
+    from datasets import config
+
+    names = ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES")
+    before = {name: getattr(config, name) for name in names}
+    for name in names:
+        setattr(config, name, 1)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+def _unlike(repo: DatasetRepo, problem: str) -> HfsynError:
+    return HfsynError(
+        f"{repo.repo_id} is not what was sent: {problem}.",
+        "Nothing is tagged. Run the same command again.",
+        code=ExitCode.PARTIAL,
+    )

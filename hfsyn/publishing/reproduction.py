@@ -1,0 +1,178 @@
+"""One image made again from its published row and recipe, and compared with the stored one."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from builders import layout
+from builders.images import ImageRejected, decode_rgb
+from builders.layout import Sidecar
+from builders.published import Published, RunFolder, open_reference
+from hfsyn.errors import HfsynError
+from hfsyn.making.encode import encode
+from hfsyn.making.generator import DiffusersGenerator, ImageGenerator
+from hfsyn.making.recipe import load_recipe
+from hfsyn.making.sheets import Row, Tile, contact_sheet, save_png
+from hfsyn.publishing.comparison import readable, recipe_of
+from hfsyn.software import describe_device, software
+from hfsyn.workers import check_device, pick_device
+
+Verdict = Literal["byte-equal", "equal up to rounding", "different"]
+
+MOST_LEVELS, MOST_MEAN = 24, 1.5
+"""What still counts as rounding: the largest and the mean difference in grey levels of 255. Half-precision arithmetic
+moves a level or two, which JPEG turns into several in single pixels; another image differs by tens on the average.
+"""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """An image made again, beside the stored one."""
+
+    label: str
+    sample_id: str
+    prompt: str
+    seed: int
+    verdict: Verdict
+    largest: int
+    """Difference in grey levels, 0 to 255, of the pixels as a reader decodes them."""
+    mean: float
+    picture: str
+    """Path of both images side by side."""
+    theirs: dict[str, str]
+    """Software and device that made the stored image."""
+    ours: dict[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people, in lines."""
+        how = (
+            "" if self.verdict == "byte-equal" else f" (largest difference {self.largest} of 255, mean {self.mean:.3f})"
+        )
+        names = sorted({*self.theirs, *self.ours})
+        return "\n".join(
+            [
+                f"{self.label}  {self.sample_id}  seed {self.seed}",
+                f"prompt   {self.prompt}",
+                f"result   {self.verdict}{how}",
+                *(
+                    f"{name:12} {self.theirs.get(name, '-')} there, {self.ours.get(name, '-')} here"
+                    if self.theirs.get(name) != self.ours.get(name)
+                    else f"{name:12} {self.ours.get(name)}"
+                    for name in names
+                ),
+            ]
+        )
+
+
+def reproduce(
+    what: str,
+    sample_id: str,
+    *,
+    out: str | Path = ".",
+    device: str | None = None,
+    model: str | None = None,
+    config: str | None = None,
+    token: str | bool | None = None,
+    allow_pickle: bool = False,
+    generator: ImageGenerator | None = None,
+) -> Reproduction:
+    """Make one image again and compare it with the stored one.
+
+    Args:
+        what: a finished run folder, or ``USER/NAME[@REVISION]``.
+        sample_id: of a row.
+        out: folder for the picture of both.
+        device: a torch device; None picks one.
+        model: where the generator is on this machine, if the recipe names a local folder; its content must be the same.
+        config: a configuration's name; None is the default one.
+        token: as everywhere in huggingface_hub.
+        allow_pickle: read weights that are no safetensors too.
+        generator: in place of the recipe's model (for tests).
+
+    Raises:
+        HfsynError: there is no such sample, or the model cannot be had.
+    """
+    check_device(device)
+    side = open_reference(what, config, token=token)
+    recipe = recipe_of(side)
+    row, sidecar = find_row(side, sample_id)
+    part = recipe.generate
+    if model is not None:
+        part = part.model_copy(update={"model": model})
+    part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
+    where = "cpu"
+    if generator is None:
+        where = pick_device(device)
+        generator = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle)
+    stored = bytes((row.get("image") or {}).get("bytes") or b"")
+    try:
+        decode_rgb(stored)
+    except ImageRejected as problem:
+        raise HfsynError(
+            f"The stored image of {sample_id} cannot be opened: {problem.reason}", f"See: hfsyn verify {what}"
+        ) from None
+    made = generator.generate([row["prompt"]], [row["seed"]])[0]
+    mine = encode(made.pixels, recipe.store)
+    verdict, largest, mean = judge(stored, mine)
+    picture = _picture(row, stored, mine, verdict, Path(out).expanduser())
+    return Reproduction(
+        side.label, sample_id, row["prompt"], row["seed"], verdict, largest, mean, str(picture),
+        {**sidecar.software, "device": sidecar.device}, {**software(), "device": describe_device(where)},
+    )  # fmt: skip
+
+
+def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar]:
+    """The row of a sample, and the sidecar of the shard that holds it.
+
+    Raises:
+        HfsynError: there is none; some that there are are named.
+    """
+    manifest = side.manifest()
+    some: list[str] = []
+    for entry in manifest.shards:
+        with readable(side, entry), side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
+            if "sample_id" not in parquet.schema_arrow.names:
+                raise HfsynError(f"{side.label} holds captions, and no images.", "Name a configuration with images.")
+            for group in range(parquet.num_row_groups):
+                ids = parquet.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
+                some += ids[: 3 - len(some)]
+                if sample_id in ids:
+                    row = parquet.read_row_group(group).slice(ids.index(sample_id), 1).to_pylist()[0]
+                    text = side.text(layout.sidecar_name(entry.file))
+                    return row, layout.parse_sidecar(text, entry.file)
+    raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")
+
+
+def judge(stored: bytes, made: bytes) -> tuple[Verdict, int, float]:
+    """How two stored images differ: verdict, largest and mean difference in grey levels."""
+    if stored == made:
+        return "byte-equal", 0, 0.0
+    a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(np.int16) for data in (stored, made))
+    if a.shape != b.shape:
+        return "different", 255, 255.0
+    difference = np.abs(a - b)
+    largest, mean = int(difference.max()), float(difference.mean())
+    return "equal up to rounding" if largest <= MOST_LEVELS and mean <= MOST_MEAN else "different", largest, mean
+
+
+def _picture(row: Mapping[str, Any], stored: bytes, made: bytes, verdict: str, folder: Path) -> Path:
+    tiles = [[Tile(Image.open(io.BytesIO(data)).convert("RGB"))] for data in (stored, made)]
+    name = "".join(c if c.isalnum() or c in "._-" else "_" for c in row["sample_id"])
+    sheet = contact_sheet(f"{row['sample_id']}: {verdict}", ["stored", "made again"], [Row(row["class_name"], tiles)])
+    path = folder / f"{name}-reproduced.png"
+    if path.exists():
+        print(f"{path} is overwritten", file=sys.stderr)
+    return save_png(sheet, path)

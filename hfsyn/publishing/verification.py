@@ -1,0 +1,289 @@
+"""Whether a finished run or a published version is what its recipe says: files, schema, counts, prompts and seeds.
+
+Everything that can be computed from the recipe and the captions is computed anew. The pixels are not: that is
+`hfsyn.publishing.reproduction`'s. On the Hub the hashes are those under which the Hub stores the files; only
+footers, captions and the columns beside the image are downloaded.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.errors import DataError
+from builders.images import ImageRejected, decode_rgb
+from builders.layout import Manifest, ShardEntry
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
+from builders.schema import captioned_features, synthetic_features
+from builders.variants import get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.prompts import get_strategy
+from hfsyn.making.recipe import Recipe, fingerprint
+from hfsyn.making.shards import sha256_of
+from hfsyn.making.specs import order_of, sample_id_of, seed_of
+from hfsyn.publishing.comparison import recipe_of
+from hfsyn.publishing.hub import DatasetRepo
+
+_ROWS = 1024
+_SHOWN = 20
+_NEVER_NULL = (
+    "sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags",
+)  # fmt: skip
+
+
+@dataclass
+class Verification:
+    """What was looked at, and what differs."""
+
+    label: str
+    rows: int = 0
+    files: int = 0
+    captions: int = 0
+    problems: list[str] = field(default_factory=list)
+    """The first ones in full; further ones of a kind are counted in `more`."""
+    more: Counter[str] = field(default_factory=Counter)
+    commit: str | None = None
+
+    def note(self, kind: str, problem: str) -> None:
+        """Note a problem; of each kind the first few are kept in full."""
+        self.more[kind] += 1
+        if self.more[kind] <= _SHOWN:
+            self.problems.append(problem)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "more": dict(self.more)}
+
+    def text(self) -> str:
+        """For people, in lines."""
+        lines = [f"differs: {problem}" for problem in self.problems]
+        lines += [f"differs: {n - _SHOWN} more of this kind: {kind}" for kind, n in self.more.items() if n > _SHOWN]
+        verdict = f"{sum(self.more.values())} differences" if self.problems else "verified"
+        at = f" (commit {self.commit[:12]})" if self.commit else ""
+        return "\n".join(
+            [*lines, f"{verdict}: {self.label}{at}, {self.files} files, {self.captions} captions, {self.rows} rows"]
+        )
+
+
+def verify(
+    what: str, *, config: str | None = None, token: str | bool | None = None, quiet: bool = False
+) -> Verification:
+    """Check a finished run folder, or ``USER/NAME[@REVISION]``.
+
+    Args:
+        what: the run folder or the dataset.
+        config: a configuration's name; None is the default one.
+        token: as everywhere in huggingface_hub.
+        quiet: no progress on the error stream.
+
+    Returns:
+        What differs; nothing where all is as it should be.
+
+    Raises:
+        DataError: it is not there, or not finished.
+    """
+    side = open_reference(what, config, token=token)
+    manifest = side.manifest()
+    found = Verification(side.label, commit=side.sha if isinstance(side, Published) else None)
+    recipe = recipe_of(side)
+    _check_recipe(found, manifest, recipe)
+    _check_files(found, side, manifest)
+    captions = _captions(found, side, manifest, recipe)
+    if manifest.raw.get("what", "data") == "data":
+        _check_rows(found, side, manifest, recipe, captions, quiet=quiet)
+    return found
+
+
+def _check_recipe(found: Verification, manifest: Manifest, recipe: Recipe) -> None:
+    mine = fingerprint(recipe)
+    if manifest.fingerprint != mine:
+        found.note("recipe", f"the manifest is of recipe {manifest.fingerprint[:12]}, and recipe.yaml is {mine[:12]}")
+    try:
+        theirs = fingerprint(Recipe.model_validate(manifest.raw.get("recipe")))
+    except (ValueError, HfsynError):
+        theirs = "no recipe"
+    if theirs != mine:
+        found.note("recipe", f"the recipe in the manifest is {theirs[:12]}, and recipe.yaml is {mine[:12]}")
+    split = get_variant(recipe.source.variant).split(recipe.source.split)
+    if manifest.split != split:
+        found.note("recipe", f"the manifest is of split {manifest.split!r}, and the recipe of {split!r}")
+
+
+def _check_files(found: Verification, side: Published | RunFolder, manifest: Manifest) -> None:
+    """Every shard is there with its content and its sidecar, and there is no other."""
+    fetch_sidecars(side)
+    there = _hashes(side, manifest)
+    for entry in [*manifest.shards, *manifest.captions]:
+        found.files += 1
+        size, sha256 = there.pop(entry.file, (None, None))
+        if size is None:
+            found.note("files", f"{entry.file} is missing")
+        elif (size, sha256) != (entry.bytes, entry.sha256):
+            found.note("files", f"{entry.file} has other bytes than the manifest states")
+        try:
+            sidecar = layout.parse_sidecar(side.text(layout.sidecar_name(entry.file)), entry.file)
+            if (sidecar.sha256, sidecar.rows) != (entry.sha256, entry.rows):
+                found.note("files", f"the sidecar of {entry.file} is of another file")
+            if sidecar.fingerprint != manifest.fingerprint:
+                found.note("recipe", f"{entry.file} was made by recipe {sidecar.fingerprint[:12]}")
+        except DataError as error:
+            found.note("files", f"{entry.file}: {error.message}")
+    for name in there:
+        found.note("files", f"{name} is not in the manifest")
+
+
+def _hashes(side: Published | RunFolder, manifest: Manifest) -> dict[str, tuple[int, str | None]]:
+    """Size and SHA-256 of every shard that is there."""
+    if isinstance(side, RunFolder):
+        paths = [path for top in (layout.DATA, layout.CAPTIONS) for path in (side.folder / top).glob("*.parquet")]
+        names = {path.relative_to(side.folder).as_posix(): path for path in sorted(paths)}
+        return {name: (path.stat().st_size, sha256_of(path)) for name, path in names.items()}
+    if side.offline:
+        paths = [side.fetch(entry.file) for entry in [*manifest.shards, *manifest.captions]]
+        entries = zip([*manifest.shards, *manifest.captions], paths, strict=True)
+        return {entry.file: (path.stat().st_size, sha256_of(path)) for entry, path in entries}
+    tree = DatasetRepo(side.repo_id, token=side.token).tree(side.sha)
+    tops = tuple(f"{side.prefix}{top}/" for top in (layout.DATA, layout.CAPTIONS))
+    return {
+        path.removeprefix(side.prefix): (file.size, file.sha256)
+        for path, file in tree.items()
+        if path.startswith(tops) and path.endswith(".parquet")
+    }
+
+
+def _captions(
+    found: Verification, side: Published | RunFolder, manifest: Manifest, recipe: Recipe
+) -> dict[str, tuple[str, str | None]]:
+    """Class and caption of each real image that was read, by source id."""
+    names = [info.name for info in get_variant(recipe.source.variant).classes]
+    classes = get_variant(recipe.source.variant).by_wnid
+    known: dict[str, tuple[str, str | None]] = {}
+    entries = manifest.captions if manifest.raw.get("what", "data") == "data" else manifest.shards
+    for row in _table(found, side, entries, captioned_features(names), None):
+        if row["source_id"] in known:
+            found.note("captions", f"{row['source_id']} is captioned twice")
+        info = classes.get(row["wnid"])
+        if info is None or (row["label"], row["class_name"]) != (info.index, info.name):
+            found.note("captions", f"{row['source_id']} has class {row['wnid']} {row['class_name']!r} ({row['label']})")
+        known[row["source_id"]] = (row["wnid"], row["caption"])
+    found.captions = len(known)
+    return known
+
+
+def _check_rows(
+    found: Verification,
+    side: Published | RunFolder,
+    manifest: Manifest,
+    recipe: Recipe,
+    captions: Mapping[str, tuple[str, str | None]],
+    *,
+    quiet: bool,
+) -> None:
+    names = [info.name for info in get_variant(recipe.source.variant).classes]
+    columns = [name for name in synthetic_features(names) if name != "image"]
+    counts: Counter[str] = Counter()
+    before = b""
+    for row in _table(found, side, manifest.shards, synthetic_features(names), columns):
+        found.rows += 1
+        counts[row["wnid"]] += 1
+        if missing := [name for name in _NEVER_NULL if row[name] is None]:
+            found.note("rows", f"row {found.rows} has no {', '.join(missing)}")
+            continue
+        order = order_of(row["sample_id"])
+        if order <= before:
+            found.note("order", f"{row['sample_id']} stands out of order, or twice")
+        before = order
+        for problem in row_problems(row, recipe, captions):
+            found.note("rows", f"{row['sample_id']}: {problem}")
+        if not quiet and found.rows % 50_000 == 0:
+            print(f"verified {found.rows} of {manifest.rows} rows", file=sys.stderr, flush=True)
+    if found.rows != manifest.rows:
+        found.note("counts", f"there are {found.rows} rows, and the manifest states {manifest.rows}")
+    stated = {entry["wnid"]: entry["rows"] for entry in manifest.raw.get("classes", ())}
+    for wnid in sorted(stated.keys() | counts.keys()):
+        if stated.get(wnid, 0) != counts[wnid]:
+            found.note("counts", f"class {wnid} has {counts[wnid]} rows, and the manifest states {stated.get(wnid, 0)}")
+    aside = sum(n for reason, n in manifest.raw.get("rejected", {}).items() if reason.startswith("generate: "))
+    planned = len(captions) * recipe.prompt.images_per_caption
+    if found.rows + aside != planned:
+        found.note("counts", f"{planned} images were planned: {found.rows} are there and {aside} were set aside")
+
+
+def row_problems(
+    row: Mapping[str, Any], recipe: Recipe, captions: Mapping[str, tuple[str, str | None]]
+) -> Iterator[str]:
+    """What of a synthetic row is not as its recipe and its caption say; each rule is that of `hfsyn.making.specs`."""
+    source_id, _, k = row["sample_id"].rpartition("#")
+    if source_id != row["source_id"] or not re.fullmatch("[0-9]{1,4}", k) or int(k) >= recipe.prompt.images_per_caption:
+        yield f"its id does not follow from its source id {row['source_id']!r}"
+        return
+    if source_id not in captions:
+        yield "its source image has no caption row"
+        return
+    wnid, caption = captions[source_id]
+    info = get_variant(recipe.source.variant).by_wnid.get(wnid)
+    if info is None or (row["wnid"], row["class_name"], row["label"]) != (wnid, info.name, info.index):
+        yield f"its class is {row['wnid']} {row['class_name']!r} ({row['label']}), and that of its source image {wnid}"
+        return
+    if row["caption"] != caption:
+        yield f"its caption is {row['caption']!r}, and that of its source image {caption!r}"
+    seed = recipe.seed_for(wnid)
+    rng = random.Random(seed_of(seed, sample_id_of(source_id, int(k)), purpose="prompt"))
+    prompt = get_strategy(recipe.prompt.strategy).write(info, caption, rng)
+    if row["prompt"] != prompt:
+        yield f"its prompt is {row['prompt']!r}, and the recipe makes {prompt!r}"
+    if row["seed"] != seed_of(seed, row["sample_id"], row["retries"]):
+        yield f"its seed is {row['seed']}, and the rule gives {seed_of(seed, row['sample_id'], row['retries'])}"
+
+
+def _table(
+    found: Verification,
+    side: Published | RunFolder,
+    entries: tuple[ShardEntry, ...],
+    features: Any,
+    columns: list[str] | None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of shards, after a look at each one's schema (of `datasets.Features`) and number of rows."""
+    from datasets import Features
+
+    for entry in entries:
+        try:
+            with side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
+                if Features.from_arrow_schema(parquet.schema_arrow) != features:
+                    found.note("schema", f"{entry.file} has other columns than hfsyn writes")
+                    continue
+                for problem in _image_problems(parquet, look=isinstance(side, RunFolder)):
+                    found.note("images", f"{entry.file} {problem}")
+                if parquet.metadata.num_rows != entry.rows:
+                    found.note("counts", f"{entry.file} has {parquet.metadata.num_rows} rows, stated are {entry.rows}")
+                for batch in parquet.iter_batches(_ROWS, columns=columns):
+                    yield from batch.to_pylist()
+        except (OSError, ValueError, TypeError, KeyError) as error:  # pyarrow's errors, and a DataError, are of these
+            if not isinstance(error, DataError) or isinstance(side, Published):
+                found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
+
+
+def _image_problems(parquet: Any, *, look: bool) -> Iterator[str]:
+    """Missing images by the footer's counts; with `look` the first image of each row group is opened too."""
+    names = [parquet.metadata.schema.column(i).path for i in range(parquet.metadata.num_columns)]
+    if "image.bytes" not in names:
+        return
+    column = names.index("image.bytes")
+    for group in range(parquet.num_row_groups):
+        statistics = parquet.metadata.row_group(group).column(column).statistics
+        if statistics is not None and statistics.null_count:
+            yield f"has {statistics.null_count} rows without an image"
+        elif look:
+            first = next(parquet.iter_batches(1, row_groups=[group], columns=["image"])).to_pylist()[0]["image"]
+            try:
+                decode_rgb((first or {}).get("bytes") or b"")
+            except ImageRejected as problem:
+                yield f"has an image that cannot be opened ({problem.reason})"
