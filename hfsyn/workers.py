@@ -2,7 +2,7 @@
 
 A rank decides only where a process starts looking for work; what it makes never depends on it. No collective operation
 is
-used: stages end when all sidecars stand (see `hfsyn.making.shards.claims`).
+used: stages end when all sidecars stand (see `hfsyn.making.claims`).
 """
 
 from __future__ import annotations

@@ -49,3 +49,11 @@ def test_size_sets_the_short_side_and_keeps_the_shape() -> None:
     assert opened(encode(PIXELS, StorePart(size=12))).size == (12, 20)
     assert opened(encode(PIXELS, StorePart(size=24))).size == (24, 40)
     assert opened(encode(PIXELS, StorePart(size=None))).size == (24, 40)
+
+
+def test_the_bytes_are_pillows_own_by_whatever_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = io.BytesIO()
+    Image.fromarray(PIXELS).save(plain, "JPEG", quality=96, subsampling="4:4:4")
+    assert encode(PIXELS, StorePart()) == plain.getvalue()
+    monkeypatch.delattr("os.memfd_create", raising=False)
+    assert encode(PIXELS, StorePart()) == plain.getvalue()

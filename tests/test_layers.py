@@ -26,6 +26,7 @@ LAYERS = (
         "hfsyn.publishing.versions",
     },
     {
+        "hfsyn.making.claims",
         "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
         "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
     },

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,10 +14,8 @@ from hfsyn.making.shards import (
     ROW_GROUP_BYTES,
     atomic_text,
     atomic_write,
-    claims,
     faults,
     is_done,
-    lock,
     pending,
     write_parquet,
     write_shard,
@@ -118,41 +115,6 @@ def test_damage_is_found(tmp_path: Path, damage: str) -> None:
     elif damage == "gone":
         path.unlink()
     assert len(faults(path, "e" * 64 if damage == "recipe" else "f" * 64)) == 1
-
-
-def _hold(folder: str, ready: multiprocessing.Queue, stay: float) -> None:
-    import time
-
-    with lock(Path(folder), "generate-train-00000-of-00002", wait=False) as held:
-        ready.put(held)
-        time.sleep(stay)
-
-
-def test_a_claimed_shard_is_left_to_its_holder_until_that_dies(tmp_path: Path) -> None:
-    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
-    context = multiprocessing.get_context("spawn")
-    ready = context.Queue()
-    holder = context.Process(target=_hold, args=(str(tmp_path), ready, 600))
-    holder.start()
-    assert ready.get(timeout=60) is True
-    looks = []
-
-    def look() -> None:
-        looks.append(1)
-        holder.kill()
-        holder.join()
-
-    taken = []
-    for path in claims(tmp_path, paths, stage="generate", patience=0.01, waiting=look):
-        taken.append(path)
-        write_shard(path, columns(), SCHEMA, sidecar)
-    assert taken == [paths[1], paths[0]]
-    assert looks
-
-
-def test_a_shard_that_its_maker_gave_up_on_is_not_offered_again(tmp_path: Path) -> None:
-    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
-    assert list(claims(tmp_path, paths, stage="caption", patience=0.01)) == paths
 
 
 def test_a_schema_with_nested_lists_writes(tmp_path: Path) -> None:

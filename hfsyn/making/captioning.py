@@ -16,10 +16,13 @@ from builders import layout
 from builders.images import ImageRejected, decode_rgb
 from builders.schema import captioned_features
 from builders.sources import SourceRow
+from hfsyn.making.budget import Budget
 from hfsyn.making.captioner import Captioner, TransformersCaptioner, caption_flags
+from hfsyn.making.claims import claims
 from hfsyn.making.known_captions import KnownCaptions
+from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.runs import Run, index_entries, load_run, select
-from hfsyn.making.shards import claims, pending
+from hfsyn.making.shards import pending
 from hfsyn.making.stages import Stage
 from hfsyn.workers import pick_device
 
@@ -32,7 +35,7 @@ def caption(
     device: str | None = None,
     shards: str | None = None,
     quiet: bool = False,
-    allow_pickle: bool = False,
+    options: WorkOptions = DEFAULTS,
     captions: str | None = None,
     captioner: Captioner | None = None,
 ) -> None:
@@ -46,7 +49,7 @@ def caption(
         device: a torch device; None picks one.
         shards: ``A:B`` works on these shards only.
         quiet: no progress.
-        allow_pickle: read weights that are no safetensors too.
+        options: how fast and how long to work; with a budget that is spent the stage ends before all shards are done.
         captions: take those of a published dataset or another run instead; see `KnownCaptions`.
         captioner: in place of the recipe's model (for tests).
     """
@@ -59,13 +62,16 @@ def caption(
     known = KnownCaptions(captions, run.recipe) if captions is not None and part is not None else None
     if captioner is None and part is not None and known is None:
         where = pick_device(device)
-        captioner = TransformersCaptioner(part, where, allow_pickle=allow_pickle)
+        captioner = TransformersCaptioner(part, where, allow_pickle=options.allow_pickle)
     source = run.open_source()
     schema = captioned_features(run.class_names).arrow_schema
     stage = Stage(run, "caption", where)
     what = "reading source" if part is None else "captioning"
     with stage.progress(what, paths, run.source_rows, quiet=quiet) as progress:
+        budget = Budget(options)
         for path in claims(run.folder, stage.mine(paths), stage="caption", waiting=progress.look):
+            if not budget.allows_another():
+                break  # the claim falls with the loop
             started = time.monotonic()
             start, stop, lines = run.shard_lines(path, layout.SOURCE, run.source_rows)
             rows: list[dict[str, Any]] = []

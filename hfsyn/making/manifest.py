@@ -11,10 +11,11 @@ from typing import Any
 from builders import layout
 from builders.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.claims import lock
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import published_recipe
 from hfsyn.making.runs import Run, incomplete, load_run, rejected_lines
-from hfsyn.making.shards import atomic_text, faults, is_done, lock, pending
+from hfsyn.making.shards import atomic_text, faults, is_done, pending
 from hfsyn.making.sheets import sample_sheet, save_png
 from hfsyn.publishing.cards import example_rows, facts, render_card
 

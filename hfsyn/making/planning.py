@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from builders import layout
 from hfsyn.errors import HfsynError
+from hfsyn.making.claims import lock
 from hfsyn.making.runs import Run, incomplete
-from hfsyn.making.shards import lock, pending, write_parquet
+from hfsyn.making.shards import pending, write_parquet
 from hfsyn.making.specs import Caption, plan
 
 PLAN_SCHEMA = pa.schema(

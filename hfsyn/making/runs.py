@@ -18,9 +18,10 @@ from builders.layout import load_sidecar, shard_count, shard_name, shard_range, 
 from builders.sources import IndexEntry, Source, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
-from hfsyn.making.shards import atomic_text, is_done, lock, write_parquet
+from hfsyn.making.shards import atomic_text, is_done, write_parquet
 
 SOURCE_SCHEMA = pa.schema(
     [("source_id", pa.string()), ("wnid", pa.string()), ("location", pa.string()), ("row", pa.int64())]

@@ -1,22 +1,14 @@
-"""Shards on disk: written once, marked last, claimed by one process at a time, checked against their sidecars.
+"""Shards on disk: written once, marked last, checked against their sidecars.
 
 A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its
 sidecar. A process that dies at any moment leaves at most a temporary file, which the next process to make that shard
 removes.
-
-Processes do not talk to each other. Each claims a shard by an advisory lock (``flock``) that the kernel drops when the
-process dies, on any machine that mounts the run folder. Where a file system knows no such locks two processes may make
-the same shard; they write the same bytes, so that only time is lost.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +16,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders import layout
 from builders.layout import Sidecar, load_sidecar, sidecar_of
 
 ROW_GROUP_BYTES = 100 * 2**20
@@ -143,63 +134,6 @@ def is_done(path: Path) -> bool:
 def pending(paths: Sequence[Path]) -> list[Path]:
     """Those of `paths` that are not finished, in order."""
     return [path for path in paths if not is_done(path)]
-
-
-@contextlib.contextmanager
-def lock(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the advisory lock `name` of a run folder; yields False where it is held elsewhere and `wait` is off."""
-    handle = None
-    held = True
-    try:
-        locks = folder / layout.LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
-        handle = (locks / f"{name}.lock").open("a")
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        held = False
-    except OSError as error:
-        print(f"hfsyn: no file locks in {folder} ({error.strerror}); processes may do some work twice", file=sys.stderr)
-    try:
-        yield held
-    finally:
-        if handle is not None:
-            handle.close()
-
-
-def claims(
-    run: Path,
-    paths: Sequence[Path],
-    *,
-    stage: str,
-    patience: float = 0.5,
-    waiting: Callable[[], None] = lambda: None,
-) -> Iterator[Path]:
-    """Yield shards to make, each claimed for this process, until every one of `paths` is finished by somebody.
-
-    A shard that another process holds is left to it; when that process dies the lock falls and the shard is yielded
-    here. So the loop ends when the stage is complete, without any message between processes.
-
-    Args:
-        run: the run folder.
-        paths: in the order in which this process prefers them; others may prefer another.
-        stage: part of the lock's name.
-        patience: seconds between two looks at shards that are held elsewhere.
-        waiting: called at each of these looks.
-    """
-    failed: set[Path] = set()
-    while left := [path for path in pending(paths) if path not in failed]:
-        claimed = False
-        for path in left:
-            with lock(run, f"{stage}-{path.stem}", wait=False) as held:
-                # The shard may have been finished between the look and the lock.
-                if held and not is_done(path):
-                    claimed = True
-                    yield path
-                    if not is_done(path):
-                        failed.add(path)
-        if not claimed and pending(left):
-            waiting()
-            time.sleep(patience)
 
 
 def faults(path: Path, fingerprint: str) -> list[str]:

@@ -1,7 +1,7 @@
 """What the two costly stages of a run have in common: shards, progress, and writing a shard with its sidecar.
 
 A stage is: pending shards, their lines, batches, rows, ``write_shard``. Any number of processes may run a stage at
-once, each in its own time: they share shards by claims (see `hfsyn.making.shards.claims`), and what one of them makes
+once, each in its own time: they share shards by claims (see `hfsyn.making.claims`), and what one of them makes
 does not depend on the others. Running a stage again continues it.
 """
 

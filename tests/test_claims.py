@@ -1,0 +1,91 @@
+"""Shards are shared without a message: each is in one process's hands, and none is lost with its process."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from test_shards import SCHEMA, columns, sidecar
+
+from builders.layout import shard_name
+from hfsyn.making.claims import Claims, Patience, claims, lock
+from hfsyn.making.shards import write_shard
+
+
+def _hold(folder: str, ready: multiprocessing.Queue, stay: float) -> None:
+    import time
+
+    with lock(Path(folder), "generate-train-00000-of-00002", wait=False) as held:
+        ready.put(held)
+        time.sleep(stay)
+
+
+def test_a_claimed_shard_is_left_to_its_holder_until_that_dies(tmp_path: Path) -> None:
+    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
+    context = multiprocessing.get_context("spawn")
+    ready = context.Queue()
+    holder = context.Process(target=_hold, args=(str(tmp_path), ready, 600))
+    holder.start()
+    assert ready.get(timeout=60) is True
+    looks = []
+
+    def look() -> None:
+        looks.append(1)
+        holder.kill()
+        holder.join()
+
+    taken = []
+    for path in claims(tmp_path, paths, stage="generate", patience=0.01, waiting=look):
+        taken.append(path)
+        write_shard(path, columns(), SCHEMA, sidecar)
+    assert taken == [paths[1], paths[0]]
+    assert looks
+
+
+def test_a_shard_that_its_maker_gave_up_on_is_not_offered_again(tmp_path: Path) -> None:
+    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
+    assert list(claims(tmp_path, paths, stage="caption", patience=0.01)) == paths
+
+
+def test_what_is_taken_is_not_offered_again_and_what_is_released_unfinished_is_left_to_others(tmp_path: Path) -> None:
+    paths = [tmp_path / shard_name("train", i, 3) for i in range(3)]
+    mine, theirs = Claims(tmp_path, paths, stage="generate"), Claims(tmp_path, paths[::-1], stage="generate")
+    first, last = mine.take(), theirs.take()
+    assert first is not None
+    assert last is not None
+    assert (first.path, last.path) == (paths[0], paths[2])
+    middle = mine.take()
+    assert middle is not None
+    assert (mine.take(), theirs.take()) == (None, None)
+    assert mine.in_other_hands == [paths[2]]
+    assert sorted(theirs.in_other_hands) == paths[:2]
+    write_shard(middle.path, columns(), SCHEMA, sidecar)
+    for claim in (first, middle, last):
+        claim.release()
+        claim.release()
+    # The finished one is nobody's any more, and each can have what the other gave up.
+    one, other = mine.take(), theirs.take()
+    assert one is not None
+    assert other is not None
+    assert (one.path, other.path) == (paths[2], paths[0])
+
+
+def test_a_wait_says_after_a_while_who_holds_the_shards_and_says_it_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / shard_name("train", 0, 1)]
+    held = Claims(tmp_path, paths, stage="caption").take()
+    waiting = Claims(tmp_path, paths, stage="caption")
+    assert waiting.take() is None
+    looks: list[int] = []
+    patience = Patience(waiting, pause=0, look=lambda: looks.append(1), silence=0)
+    for _ in range(3):
+        patience.wait()
+    said = capsys.readouterr().err
+    import os
+    import socket
+
+    assert said == f"hfsyn: still waiting for {paths[0].name} (process {os.getpid()} on {socket.gethostname()})\n"
+    assert len(looks) == 3
+    assert held is not None
