@@ -111,6 +111,10 @@ _stage_work = _options(
         "--allow-pickle-weights", "allow_pickle", is_flag=True,
         help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
     ),
+    click.option(
+        "--budget-hours", type=click.FloatRange(min=0, min_open=True), metavar="H",
+        help="Begin no shard that would end after so many hours. Exit code 4 when some are left.",
+    ),
 )  # fmt: skip
 _captions = click.option(
     "--captions", metavar="RUN|REPO_ID[@REVISION]",
@@ -155,9 +159,12 @@ def build(
     accelerate launch --num_processes 8 -m hfsyn build imagenette-cip --out runs/cip
     """
     from hfsyn.making.building import build as run_build
+    from hfsyn.making.options import WorkOptions
     from hfsyn.workers import current_worker
 
-    run = run_build(recipe, out, overrides=_all_overrides(overrides, limit, seed), quiet=quiet, **work)
+    options, work = WorkOptions.taken_from(work)
+    chosen = _all_overrides(overrides, limit, seed)
+    run = run_build(recipe, out, overrides=chosen, quiet=quiet, options=options, **work)
     if current_worker().is_main:
         _summary(run, quiet)
 
@@ -204,12 +211,14 @@ def generate(run: str, **work: Any) -> None:
     click.echo(run)
 
 
-def _stage(stages: tuple[str, ...], run: str, **options: Any) -> None:
+def _stage(stages: tuple[str, ...], run: str, **given: Any) -> None:
     from hfsyn.making.building import work
+    from hfsyn.making.options import WorkOptions
     from hfsyn.making.runs import load_run
     from hfsyn.workers import leave_group
 
-    work(load_run(run), stages, **options)
+    options, given = WorkOptions.taken_from(given)
+    work(load_run(run), stages, options=options, **given)
     leave_group()
 
 

@@ -24,9 +24,10 @@ LAYERS = (
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
         "hfsyn.making.recipe", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
         "hfsyn.publishing.versions",
+        "hfsyn.making.options",
     },
     {
-        "hfsyn.making.claims",
+        "hfsyn.making.claims", "hfsyn.making.budget",
         "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
         "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
     },

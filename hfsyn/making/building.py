@@ -6,15 +6,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from builders import layout
+from builders.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.captioning import caption
+from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
+from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.runs import Run, incomplete, prepare, select
-from hfsyn.making.shards import pending
+from hfsyn.making.shards import is_done, pending
 from hfsyn.publishing.watching import check_target, publishing
-from hfsyn.workers import check_device, current_worker, default_processes, is_launched, launch, leave_group
+from hfsyn.workers import (
+    check_device,
+    current_worker,
+    default_processes,
+    is_child,
+    is_launched,
+    launch,
+    leave_group,
+)
 
 STAGES: dict[str, Callable[..., None]] = {"caption": caption, "generate": generate}
 
@@ -29,7 +40,7 @@ def build(
     shards: str | None = None,
     overwrite: bool = False,
     quiet: bool = False,
-    allow_pickle: bool = False,
+    options: WorkOptions = DEFAULTS,
     captions: str | None = None,
     publish_to: str | None = None,
     version: str | None = None,
@@ -45,7 +56,7 @@ def build(
         shards: ``A:B`` generates only these shards and finishes the run if they were the last.
         overwrite: delete the run that `out` holds first.
         quiet: no progress.
-        allow_pickle: read weights that are no safetensors too; a pickle can run code when it is read.
+        options: how fast and how long to work.
         captions: take those of a published dataset or another run instead of making them; the result is the same.
         publish_to: a dataset on the Hub, to which finished shards are sent while the others are made.
         version: under which the finished run is published there.
@@ -60,7 +71,7 @@ def build(
         if not (run.folder / layout.MANIFEST).exists():
             work(
                 run, ("caption", "generate"), num_processes=num_processes, device=device, shards=shards, quiet=quiet,
-                allow_pickle=allow_pickle, captions=captions,
+                options=options, captions=captions,
             )  # fmt: skip
         if current_worker().is_main:
             left = len(pending(run.data_shards()))
@@ -79,10 +90,14 @@ def work(
     device: str | None = None,
     shards: str | None = None,
     quiet: bool = False,
-    allow_pickle: bool = False,
+    options: WorkOptions = DEFAULTS,
     captions: str | None = None,
 ) -> None:
-    """Run stages in this process, or in several through accelerate; returns when their shards are all there."""
+    """Run stages in this process, or in several through accelerate; returns when their shards are all there.
+
+    Raises:
+        HfsynError: with exit code 4, processes ended before that, or the budget of hours did.
+    """
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         return
     check_device(device)
@@ -91,16 +106,22 @@ def work(
         for stage in stages:
             only = shards if stage == stages[-1] else None
             more = {"captions": captions} if stage == "caption" else {}
-            STAGES[stage](run, device=device, shards=only, quiet=quiet, allow_pickle=allow_pickle, **more)
+            STAGES[stage](run, device=device, shards=only, quiet=quiet, options=options, **more)
+            if options.budget_hours is not None and not _complete(run, stage, only):
+                _end_early(run, stage, only, options)
+                return
         return
     arguments = ["work-on", str(run.folder), "--stages", ",".join(stages)]
     arguments += ["--device", device] if device else []
     arguments += ["--shards", shards] if shards else []
     arguments += ["--quiet"] if quiet else []
-    arguments += ["--allow-pickle-weights"] if allow_pickle else []
+    arguments += options.arguments()
     arguments += ["--captions", captions] if captions else []
     code = launch(arguments, processes, device=device)
-    if code or not all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
+    unfinished = [s for s in stages if not _complete(run, s, shards if s == stages[-1] else None)]
+    if code or unfinished:
+        if not code and not _has_time(run, unfinished[0], options):
+            raise _budget_spent(run, unfinished[0], shards if unfinished[0] == stages[-1] else None, options)
         raise HfsynError(
             "The worker processes stopped before the work was done; what they finished is kept.",
             "The cause stands above. Run the same command again to continue.",
@@ -108,9 +129,51 @@ def work(
         )
 
 
-def _complete(run: Run, stage: str, shards: str | None) -> bool:
+def _paths(run: Run, stage: str, shards: str | None) -> list[Path] | None:
+    """The shards that a stage is asked for; None as long as it is not known what they are."""
     if stage == "caption":
-        return not pending(select(run.caption_shards(), shards))
-    if run.planned_rows is None:
-        return False
-    return not pending(select(run.data_shards(), shards))
+        return select(run.caption_shards(), shards)
+    return None if run.planned_rows is None else select(run.data_shards(), shards)
+
+
+def _complete(run: Run, stage: str, shards: str | None) -> bool:
+    paths = _paths(run, stage, shards)
+    return paths is not None and not pending(paths)
+
+
+def _end_early(run: Run, stage: str, shards: str | None, options: WorkOptions) -> None:
+    """End the work of a process whose budget is spent: the main one of a launcher's, or the only one, says so."""
+    if is_child() or not current_worker().is_main:
+        return  # the parent or the main process tells
+    if is_launched():
+        # A launcher whose main process ends with an error kills the others, and these may still be at a shard.
+        taking = Claims(run.folder, _paths(run, stage, shards) or [], stage=stage)
+        while True:
+            while (claim := taking.take()) is not None:
+                claim.release()
+            if not taking.in_other_hands:
+                break
+            Patience(taking).wait()
+    raise _budget_spent(run, stage, shards, options)
+
+
+def _has_time(run: Run, stage: str, options: WorkOptions) -> bool:
+    """Whether the budget would still allow a shard that takes as long as the longest of the stage so far."""
+    left = options.hours_left()
+    if left is None:
+        return True
+    done = [shard for shard in _paths(run, stage, None) or [] if is_done(shard)]
+    return left * 3600 > max((load_sidecar(sidecar_of(shard)).seconds for shard in done), default=0.0)
+
+
+def _budget_spent(run: Run, stage: str, shards: str | None, options: WorkOptions) -> HfsynError:
+    paths = _paths(run, stage, shards)
+    left = len(pending(paths or []))
+    how_far = "nothing of stage generate is done" if paths is None else (
+        f"{len(paths) - left} of {len(paths)} {stage} shards are done and kept"
+    )  # fmt: skip
+    return HfsynError(
+        f"The budget of {options.budget_hours:g} hours allows no other shard: {how_far}.",
+        "Run the same command again to continue.",
+        code=ExitCode.PARTIAL,
+    )

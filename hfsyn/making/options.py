@@ -1,0 +1,58 @@
+"""What changes how fast, where and how long the costly stages work, and never what they make: flags of the command.
+
+A new flag is a field here, named as the keyword of its click option in `hfsyn.cli`, with the flag in its metadata. The
+command gathers it, `build` and `work` pass it on, in this process or on the command lines of the processes that
+`--num-processes` starts, and the stages read it from their `options`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+
+def _flag(name: str) -> dict[str, str]:
+    return {"flag": name}
+
+
+@dataclass(frozen=True, slots=True)
+class WorkOptions:
+    """How the costly stages work. Every field has a default; no field changes a byte of the result."""
+
+    allow_pickle: bool = field(default=False, metadata=_flag("--allow-pickle-weights"))
+    """Read weights that are no safetensors too; a pickle can run code when it is read."""
+    budget_hours: float | None = field(default=None, metadata=_flag("--budget-hours"))
+    """Hours, > 0, after which no other shard is begun; None is no limit."""
+    started: float = field(default_factory=time.monotonic, compare=False)
+    """When the budget began, by `time.monotonic()`; no flag."""
+
+    def arguments(self) -> list[str]:
+        """These options as words of a command line, for another process of the same work."""
+        words: list[str] = []
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if (flag := option.metadata.get("flag")) is None or value == option.default:
+                continue
+            if option.name == "budget_hours":
+                value = self.hours_left()
+            words += [flag] if value is True else [flag, str(value)]
+        return words
+
+    def hours_left(self) -> float | None:
+        """What is left of the budget, in hours, a little above 0 at least; None is no limit."""
+        if self.budget_hours is None:
+            return None
+        return max(1e-6, self.budget_hours - (time.monotonic() - self.started) / 3600)
+
+    @classmethod
+    def taken_from(cls, given: Mapping[str, Any]) -> tuple[WorkOptions, dict[str, Any]]:
+        """The options among a command's keywords, and the keywords that are left."""
+        names = {option.name for option in fields(cls) if "flag" in option.metadata}
+        mine = {name: value for name, value in given.items() if name in names}
+        return replace(cls(), **mine), {name: value for name, value in given.items() if name not in names}
+
+
+DEFAULTS = WorkOptions()
+"""Where nobody says anything."""
