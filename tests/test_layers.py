@@ -27,7 +27,7 @@ LAYERS = (
         "hfsyn.making.options",
     },
     {
-        "hfsyn.making.claims", "hfsyn.making.budget",
+        "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
         "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
         "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
     },

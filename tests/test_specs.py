@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from builders.variants import get_variant
+from hfsyn.making.prompts import CLIP80
 from hfsyn.making.recipe import load_recipe
 from hfsyn.making.specs import Caption, batches, plan, seed_of
 
@@ -77,7 +78,7 @@ def test_shards_cover_the_plan_and_every_prefix_is_a_fair_sample_of_the_classes(
     made = plan(load_recipe("shapes-cip", ["store.shard_rows=1000"]), captions(5000))
     assert made.shards == 5
     for start in range(0, 5000, 1000):
-        counts = Counter(spec.wnid for spec in made.specs[start : start + 1000])
+        counts = Counter(spec.wnid for spec in made[start : start + 1000])
         assert len(counts) == 10
         assert min(counts.values()) > 60  # 100 expected, standard deviation 9
 
@@ -97,7 +98,38 @@ def test_a_source_id_that_occurs_twice_or_a_foreign_class_is_refused() -> None:
         plan(recipe, [Caption("a", "n00000000", "x")])
 
 
+def test_a_plan_is_a_sequence_of_its_specs() -> None:
+    made = plan(load_recipe("shapes-cip", ["prompt.images_per_caption=2"]), captions(9))
+    specs = list(made)
+    assert [made[i] for i in range(18)] == specs
+    assert made[-1] == specs[-1]
+    assert made[3:11] == tuple(specs[3:11])
+    assert list(made.prompts()) == [spec.prompt for spec in specs]
+    assert specs == sorted(specs, key=lambda spec: hashlib.sha256(spec.sample_id.encode()).digest())
+    assert made != plan(load_recipe("shapes-cip", ["prompt.images_per_caption=2", "seed=1"]), captions(9))
+
+
+def test_samples_whose_hashes_begin_alike_are_sorted_by_the_whole_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def clumped(sample_id: str) -> bytes:
+        digest = hashlib.sha256(sample_id.encode()).digest()
+        return bytes([digest[0] % 5]) + bytes(7) + digest
+
+    monkeypatch.setattr("hfsyn.making.specs.order_of", clumped)
+    recipe = load_recipe("shapes-cip", ["prompt.images_per_caption=2"])
+    made = plan(recipe, captions(30))
+    assert [s.sample_id for s in made] == sorted((s.sample_id for s in made), key=clumped)
+    with pytest.raises(ValueError, match="occurs twice"):
+        plan(recipe, [*captions(30), captions(1)[0]])
+
+
+def test_a_strategy_that_chooses_is_asked_with_the_published_choice() -> None:
+    for spec in plan(load_recipe("shapes-basic", ["prompt.strategy=clip80", "seed=3"]), captions()):
+        text = f"hfsyn-prompt-v1\n3\n{spec.sample_id}\n"
+        chosen = random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") // 2)
+        assert spec.prompt == chosen.choice(CLIP80).replace("{}", spec.class_name)
+
+
 def test_batches_are_a_fixed_grid() -> None:
-    specs = plan(load_recipe("shapes-cip"), captions(10)).specs
+    specs = plan(load_recipe("shapes-cip"), captions(10))
     assert [len(batch) for batch in batches(specs, 4)] == [4, 4, 2]
     assert [spec for batch in batches(specs, 4) for spec in batch] == list(specs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,8 +13,9 @@ from builders import layout
 from hfsyn.errors import HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.runs import Run, incomplete
-from hfsyn.making.shards import pending, write_parquet
-from hfsyn.making.specs import Caption, plan
+from hfsyn.making.shards import pending
+from hfsyn.making.specs import Caption, Plan, plan
+from hfsyn.making.tables import write_groups
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -39,17 +41,25 @@ def write_plan(run: Run) -> None:
     with lock(run.folder, "plan"):
         if target.exists():
             return
-        specs = plan(run.recipe, _read_captions(shards)).specs
-        if not specs:
+        lines = plan(run.recipe, read_captions(shards))
+        if not lines:
             raise HfsynError(
                 f"None of the {run.source_rows} images of {run.folder} can be read.",
                 f"The reasons stand in the sidecars of {run.folder / layout.CAPTIONS}.",
             )
-        columns = {f.name: [getattr(spec, f.name) for spec in specs] for f in PLAN_SCHEMA}
-        write_parquet(target, columns, PLAN_SCHEMA, group_rows=run.recipe.store.shard_rows)
+        write_groups(target, _groups(lines, run.recipe.store.shard_rows), PLAN_SCHEMA)
 
 
-def _read_captions(shards: Sequence[Path]) -> Iterator[Caption]:
+def _groups(lines: Plan, rows: int) -> Iterator[dict[str, list[Any]]]:
+    """The plan's columns, a row group at a time: a shard reads its own lines alone."""
+    for start in range(0, len(lines), rows):
+        specs = lines[start : start + rows]
+        yield {name: [getattr(spec, name) for spec in specs] for name in PLAN_SCHEMA.names}
+
+
+def read_captions(shards: Sequence[Path]) -> Iterator[Caption]:
+    """What finished caption shards say, shard by shard."""
     for shard in shards:
-        for row in pq.read_table(shard, columns=["source_id", "wnid", "caption", "caption_flags"]).to_pylist():
-            yield Caption(row["source_id"], row["wnid"], row["caption"], tuple(row["caption_flags"]))
+        columns = pq.read_table(shard, columns=["source_id", "wnid", "caption", "caption_flags"]).to_pydict()
+        for source_id, wnid, text, flags in zip(*columns.values(), strict=True):
+            yield Caption(source_id, wnid, text, tuple(flags))

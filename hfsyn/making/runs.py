@@ -21,7 +21,8 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
-from hfsyn.making.shards import atomic_text, is_done, write_parquet
+from hfsyn.making.shards import atomic_text, is_done
+from hfsyn.making.tables import write_groups
 
 SOURCE_SCHEMA = pa.schema(
     [("source_id", pa.string()), ("wnid", pa.string()), ("location", pa.string()), ("row", pa.int64())]
@@ -142,13 +143,12 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
         raise HfsynError(
             f"{folder} holds files that are no run of hfsyn: {shown}.", "Name an empty or new folder for --out."
         )
-    recipe, entries = _resolve(recipe)
+    recipe, index = _resolve(recipe)
     with lock_new(folder):
         if layout.is_run_folder(folder):  # another process was faster
             _refuse_other(load_run(folder), recipe)
         else:
-            columns = {name: [getattr(entry, name) for entry in entries] for name in SOURCE_SCHEMA.names}
-            write_parquet(folder / layout.SOURCE, columns, SOURCE_SCHEMA, group_rows=recipe.store.shard_rows)
+            write_groups(folder / layout.SOURCE, _groups(index, recipe.store.shard_rows), SOURCE_SCHEMA)
             # Last: the recipe is what makes the folder a run.
             atomic_text(folder / layout.RECIPE, dump_recipe(recipe))
     return load_run(folder)
@@ -217,8 +217,8 @@ def _refuse_other(found: Run, recipe: Recipe) -> None:
         )
 
 
-def _resolve(recipe: Recipe) -> tuple[Recipe, Sequence[IndexEntry]]:
-    """Pin every revision and index the source."""
+def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
+    """Pin every revision and index the source; the index as the columns of source.parquet, which take less memory."""
     from builders.sources import resolve_revision
 
     # The cheap checks first: a missing model must not cost the indexing of a large source.
@@ -233,22 +233,29 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, Sequence[IndexEntry]]:
             revision = resolve_revision(source.variant, source.revision)
             source = source.model_copy(update={"revision": revision})
             recipe = recipe.model_copy(update={"source": source})
-        entries = list(
-            open_source(
-                source.variant,
-                source.split,
-                path=source.path,
-                revision=source.revision,
-                limit_per_class=source.limit_per_class,
-            ).index()
-        )
+        index: dict[str, list[Any]] = {name: [] for name in SOURCE_SCHEMA.names}
+        for entry in open_source(
+            source.variant,
+            source.split,
+            path=source.path,
+            revision=source.revision,
+            limit_per_class=source.limit_per_class,
+        ).index():
+            for name, column in index.items():
+                column.append(getattr(entry, name))
     except DataError as error:
         raise HfsynError(error.message, error.hint) from None
-    if not entries:
+    if not index["source_id"]:
         raise HfsynError(
             f"The source {source.variant} ({source.split}) holds no image.", "Check source.path and source.split."
         )
-    return recipe, entries
+    return recipe, index
+
+
+def _groups(columns: dict[str, list[Any]], rows: int) -> Iterator[dict[str, list[Any]]]:
+    """The columns, so many rows at a time."""
+    for start in range(0, len(columns["source_id"]), rows):
+        yield {name: column[start : start + rows] for name, column in columns.items()}
 
 
 def index_entries(lines: Sequence[dict[str, Any]]) -> list[IndexEntry]:
