@@ -27,19 +27,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its code: 0 ok, 2 usage, 3 preflight, 4 done in part, 130 interrupted."""
+    """Run the command line and exit with its code: 0 ok, 2 usage, 3 preflight, 4 done in part, 130 interrupted,
+    143 terminated.
+    """
     run_command(cli, "hfsyn", arguments)
 
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
     from builders.errors import DataError
-    from hfsyn.workers import is_child, join_launcher
+    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher
 
     try:
         join_launcher()
-        # Without its standalone mode click returns the code of a command that asked to exit, and else its value.
-        ended = command.main(args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False)
+        with heeding_termination():
+            # Without its standalone mode click returns the code of a command that asked to exit, and else its value.
+            words = None if arguments is None else list(arguments)
+            ended = command.main(args=words, prog_name=name, standalone_mode=False)
         code = int(ended or ExitCode.OK)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -59,6 +63,10 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
         code = int(ExitCode.INTERRUPTED)
+    except Terminated:
+        if os.environ.get("RANK", "0") == "0" and not is_child():
+            click.echo("Terminated. The work so far is kept; the same command continues it.", err=True)
+        code = int(ExitCode.OK if is_child() else ExitCode.TERMINATED)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -67,7 +75,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         if error.errno not in _DISK:
             raise
         click.echo(f"Error: {error.filename or 'the disk'}: {error.strerror}. What is finished is kept.", err=True)
-        code = int(ExitCode.PREFLIGHT)
+        code = int(ExitCode.OK if is_child() else ExitCode.PREFLIGHT)
     sys.exit(code)
 
 

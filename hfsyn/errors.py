@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     PREFLIGHT = 3
     PARTIAL = 4
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 def first_line(error: BaseException) -> str:

@@ -7,20 +7,27 @@ used: stages end when all sidecars stand (see `hfsyn.making.claims`).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
+GRACE = 7.0
+"""Seconds that a process takes at most to end by itself after SIGTERM; schedulers give 10 to 30 before they kill."""
 _LAUNCHED = "HFSYN_LAUNCHED"
 LAUNCHER_VARIABLES = frozenset({_LAUNCHED, "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"})
 """What torchrun, accelerate and `launch` tell a process about its place among several."""
@@ -156,7 +163,9 @@ def launch(arguments: Sequence[str], processes: int, *, device: str | None = Non
     ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends.
     """
     on_cpu = device == "cpu" or (device is None and not visible_gpus())
-    environment = dict(os.environ) | {_LAUNCHED: "1"}
+    # A scheduler sends SIGTERM to every process at once. This one answers for all of them; torch's launcher, which
+    # would answer with a traceback, is told to listen to SIGINT alone, which nobody sends to it.
+    environment = dict(os.environ) | {_LAUNCHED: str(os.getpid()), "PET_SIGNALS_TO_HANDLE": "SIGINT"}
     if on_cpu:
         environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [
@@ -164,8 +173,13 @@ def launch(arguments: Sequence[str], processes: int, *, device: str | None = Non
         "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0",
         "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hfsyn", *arguments,
     ]  # fmt: skip
+
+    def prepare() -> None:
+        die_with_parent()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     # A session of its own: Ctrl-C comes to this process alone, which then ends the others without their tracebacks.
-    child = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent, start_new_session=True)
+    child = subprocess.Popen(command, env=environment, preexec_fn=prepare, start_new_session=True)
     try:
         return child.wait()
     finally:
@@ -181,6 +195,52 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
 
 
+class Terminated(BaseException):
+    """SIGTERM came: a preemption, a time limit, a shutdown. Like Ctrl-C, no error of the work and none to be caught."""
+
+
+@contextlib.contextmanager
+def heeding_termination() -> Iterator[None]:
+    """Let SIGTERM raise `Terminated` in the main thread, so that what is under way is given up in good order.
+
+    Python looks at signals between two steps of the main thread only, and a step may be long (a kernel, a slow disk),
+    or the exception may be lost in a library's callback. So a thread sees to it that the process is gone `GRACE`
+    seconds after the signal, whatever it is doing: nothing is lost by that but the shards in hand.
+
+    Does nothing outside the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    bell, rope = socket.socketpair()
+    rope.setblocking(False)
+    heard = False
+
+    def raise_terminated(number: int, frame: FrameType | None) -> None:
+        nonlocal heard
+        heard = True
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not break the ending off
+        raise Terminated
+
+    def watch() -> None:
+        while number := bell.recv(1):
+            if number[0] == signal.SIGTERM:
+                time.sleep(GRACE)
+                os._exit(ExitCode.TERMINATED)
+
+    watcher = threading.Thread(target=watch, daemon=True, name="termination")
+    handler = signal.signal(signal.SIGTERM, raise_terminated)
+    wakeup = signal.set_wakeup_fd(rope.fileno(), warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        if not heard:
+            signal.signal(signal.SIGTERM, handler)
+        rope.close()  # the watcher ends, unless it has begun to count
+
+
 def join_launcher() -> None:
     """Called first by every command: end with the launcher, and refuse one that started less than it was asked for.
 
@@ -189,7 +249,7 @@ def join_launcher() -> None:
     """
     if is_child():
         die_with_parent()
-        if os.getppid() == 1:  # the parent was gone before the line above
+        if _is_orphaned():  # the parent was gone before the line above
             os._exit(1)
     if is_launched() and "WORLD_SIZE" not in os.environ and (asked := _processes_asked_for()) > 1:
         raise HfsynError(
@@ -197,6 +257,19 @@ def join_launcher() -> None:
             f"Use `hfsyn ... --num-processes {asked}`, or "
             f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} -m hfsyn ...",
         )
+
+
+def _is_orphaned() -> bool:
+    """Whether this process, which `launch` started through accelerate, has lost its parent.
+
+    Orphans go to process 1 or to whoever collects them (a container's or a scheduler's own process), so it is asked
+    whether the parent is still a child of the process that called `launch`.
+    """
+    try:
+        fields = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return os.getppid() == 1
+    return fields[1] != os.environ[_LAUNCHED]
 
 
 def _processes_asked_for() -> int:
