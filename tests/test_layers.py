@@ -22,7 +22,7 @@ LAYERS = (
     },
     {
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
-        "hfsyn.making.recipe", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
+        "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
         "hfsyn.publishing.versions",
         "hfsyn.making.options",
     },

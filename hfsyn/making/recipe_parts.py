@@ -1,0 +1,116 @@
+"""The parts of a recipe: every field with its unit, range and meaning.
+
+A new field gets a default that means what was before, and its dotted name in `ADDED` of `hfsyn.making.recipe`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Scheduler = Literal["default", "ddim", "pndm", "euler", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"]
+BUILTIN = "builtin"
+"""The model name of the small trained models that come with hfsyn."""
+
+
+class Part(BaseModel):
+    """A frozen part of a recipe that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, strict=True)
+
+
+class SourcePart(Part):
+    """Which real images are captioned, or counted where the strategy needs no caption."""
+
+    variant: str
+    """A name of `hfsyn variants ls`."""
+    split: str = "train"
+    """The source's split, which is also the split of the result."""
+    path: str | None = None
+    """A local folder or Parquet file that holds the variant; null streams it from the Hub."""
+    revision: str | None = None
+    """Hub revision; null takes the newest and writes its commit sha into the run folder."""
+    limit_per_class: Annotated[int, Field(ge=1)] | None = None
+    """At most so many images a class (`--limit`), >= 1; null takes all."""
+
+
+class CaptionPart(Part):
+    """How a real image is described."""
+
+    model: str
+    """A Hub id, a local folder, or `builtin`."""
+    revision: str | None = None
+    """Hub revision; null is resolved to a commit sha when the run starts."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=1024)] = 30
+    """Length limit in tokens, 1 to 1024."""
+    num_beams: Annotated[int, Field(ge=1, le=32)] = 1
+    """1 is greedy decoding, as in the paper; at most 32."""
+    prompt: str | None = None
+    """Text that the captioner continues, or the instruction of a chat model."""
+    dtype: Dtype = "float32"
+    """Arithmetic of the captioner."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    """Images a batch, 1 to 4096. Part of the recipe, because rounding depends on it."""
+
+
+class PromptPart(Part):
+    """How a prompt is written."""
+
+    strategy: str
+    """A name of `hfsyn strategies ls`."""
+    negative: str | None = None
+    """Negative prompt; null is the empty one."""
+    images_per_caption: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Synthetic images for each real one, 1 to 1000."""
+
+
+class GeneratePart(Part):
+    """How an image is made from a prompt."""
+
+    model: str
+    """A Hub id, a local folder, or `builtin`."""
+    revision: str | None = None
+    """Hub revision; null is resolved to a commit sha when the run starts."""
+    scheduler: Scheduler = "default"
+    """Sampler; `default` is the checkpoint's own."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 50
+    """Denoising steps, 1 to 1000."""
+    guidance_scale: Annotated[float, Field(ge=0, le=50)] = 2.0
+    """Classifier-free guidance, 0 to 50; values up to 1 turn it off. 2.0 is the evidence-backed value for training
+    data.
+    """
+    guidance_start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the steps, 0 to 1, before which there is no guidance. SD 1.x, 2.x and SDXL only."""
+    guidance_stop: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the steps, 0 to 1, from which on there is no guidance: 0.6 saves a fifth of the work, and changes the
+    images. SD 1.x, 2.x and SDXL only.
+    """
+    width: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] | None = None
+    """Pixels, a multiple of 8; null is the model's own size."""
+    height: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] | None = None
+    """Pixels, a multiple of 8; null is the model's own size."""
+    dtype: Dtype = "bfloat16"
+    """Arithmetic of the generator."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Images a batch, 1 to 1024. Part of the recipe, because rounding depends on it."""
+    safety_checker: bool = True
+    """Run the checkpoint's safety checker where it has one; a hit is retried, then set aside."""
+    max_retries: Annotated[int, Field(ge=0, le=100)] = 3
+    """How often a flagged, NaN or flat image is made again with a new seed before it is set aside, 0 to 100."""
+
+
+class StorePart(Part):
+    """How pixels become stored bytes."""
+
+    format: Literal["jpeg", "png", "webp"] = "jpeg"
+    """`jpeg`; `png` and `webp` are lossless."""
+    quality: Annotated[int, Field(ge=1, le=100)] = 96
+    """JPEG quality, 1 to 100; ImageNet's own files are mostly 96."""
+    subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:4:4"
+    """JPEG chroma subsampling."""
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
+    """Short side in pixels to which images are resized before they are stored; null keeps them as generated."""
+    shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Rows a shard, 1 to 100,000."""
