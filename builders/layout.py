@@ -92,6 +92,13 @@ class Sidecar:
     worker: str = ""
     """``RANK of WORLD``: which process made it; nothing in the shard depends on it."""
     software: Mapping[str, str] = field(default_factory=dict)
+    grid: tuple[tuple[int, int, int], ...] = ()
+    """How the lines were cut into batches, on which the last bits of an image depend: ``[attempt, first, size]`` says
+    that from the first-th line of that attempt on (counted in the shard; of a retry, among what was retried) batches
+    had that size. Empty: the recipe's all along.
+    """
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What else may change the last bits: memory format, compilation, attention kernel."""
 
     def dump(self) -> str:
         """The sidecar as JSON text with a final newline."""
@@ -115,13 +122,16 @@ def parse_sidecar(text: str, where: str) -> Sidecar:
     """
     try:
         fields: dict[str, Any] = json.loads(text)
-        found = Sidecar(**{**fields, "rejected": tuple(fields.get("rejected", ()))})
+        grid = tuple((int(a), int(first), int(size)) for a, first, size in fields.get("grid", ()))
+        found = Sidecar(**{**fields, "rejected": tuple(fields.get("rejected", ())), "grid": grid})
         kinds = {
             int: ("shard", "of", "start", "stop", "rows", "bytes"),
             str: ("stage", "sha256", "fingerprint", "device"),
         }
         wrong = [name for kind, names in kinds.items() for name in names if type(getattr(found, name)) is not kind]
-        wrong += [name for name in ("counts", "flags", "software") if not isinstance(getattr(found, name), dict)]
+        wrong += [
+            name for name in ("counts", "flags", "software", "options") if not isinstance(getattr(found, name), dict)
+        ]
         if wrong:
             raise TypeError(f"{wrong[0]} is of the wrong kind")
         return found

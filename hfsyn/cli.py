@@ -104,6 +104,13 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def _batch_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A number of at least 1, or ``auto``."""
+    if value is None or value == "auto" or (value.isdigit() and int(value) > 0):
+        return value
+    raise click.BadParameter(f"{value!r} is neither a number of at least 1 nor auto.")
+
+
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 _work = _options(
     click.option(
@@ -118,6 +125,11 @@ _stage_work = _options(
     click.option(
         "--allow-pickle-weights", "allow_pickle", is_flag=True,
         help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
+    ),
+    click.option(
+        "--batch-size", metavar="N|auto", callback=_batch_size,
+        help="Images that the generator draws at once; auto: as many as fit. Default: the recipe's number. "
+        "Another changes the last bits of an image, and sidecars record it.",
     ),
     click.option(
         "--budget-hours", type=click.FloatRange(min=0, min_open=True), metavar="H",

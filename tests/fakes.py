@@ -40,6 +40,11 @@ class FakeGenerator:
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         return [len(prompt.split()) + 2 for prompt in prompts]
 
+    def start(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> Callable[[], list[Generated]]:
+        assert 0 < len(prompts) <= size
+        images = self.generate(prompts, seeds)
+        return lambda: images
+
     def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:
         self.asked += list(zip(prompts, seeds, strict=True))
         return [Generated(self.draw(p, s), self.problem_of(p, s)) for p, s in zip(prompts, seeds, strict=True)]

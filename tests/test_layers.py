@@ -27,13 +27,14 @@ LAYERS = (
         "hfsyn.making.options",
     },
     {
-        "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
+        "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
         "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
         "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
     },
     {
         "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics", "hfsyn.making.captioner",
-        "hfsyn.making.generator", "hfsyn.making.runs",
+        "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising", "hfsyn.making.generator",
+        "hfsyn.making.pipelines", "hfsyn.making.runs",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
@@ -46,7 +47,8 @@ LAYERS = (
         "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots",
         "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions",
         "hfsyn.making.manifest", "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.stages",
-        "hfsyn.making.captioning", "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.showcase",
+        "hfsyn.making.captioning", "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.making.production",
+        "hfsyn.showcase",
     }
     | {
         "hfsyn.publishing.card_blocks", "hfsyn.publishing.card_facts", "hfsyn.publishing.card_meta",

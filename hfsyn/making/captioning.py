@@ -85,7 +85,7 @@ def caption(
                     texts = _captions([image for _, image in batch], captioner, part.batch_size if part else 0)
                 rows += [_caption_row(run, row, image, text) for (row, image), text in zip(batch, texts, strict=True)]
                 progress.add(len(batch))
-            stage.write(path, start, stop, rows, rejected, schema, started)
+            stage.write(path, start, stop, rows, rejected, schema, time.monotonic() - started)
             progress.shard_done()
 
 

@@ -150,9 +150,15 @@ class Patience:
     """What a process does while all that is left is in other hands: look now and then, and after a while say whose."""
 
     def __init__(
-        self, claims: Claims, *, pause: float = 0.5, look: Callable[[], None] = lambda: None, silence: float = SILENCE
+        self,
+        claims: Claims,
+        *,
+        pause: float = 0.5,
+        look: Callable[[], None] = lambda: None,
+        silence: float | None = None,
     ) -> None:
-        self._claims, self._pause, self._look, self._silence = claims, pause, look, silence
+        self._claims, self._pause, self._look = claims, pause, look
+        self._silence = SILENCE if silence is None else silence
         self._since = time.monotonic()
         self._said: list[str] = []
 

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from builders import layout
 from builders.schema import synthetic_features
+from hfsyn.making.batch_sizes import BatchSize, choose
 from hfsyn.making.budget import Budget
-from hfsyn.making.claims import claims
+from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generator import DiffusersGenerator, ImageGenerator
 from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.planning import write_plan
-from hfsyn.making.rows import draw, synthetic_rows
+from hfsyn.making.production import Production, Work
+from hfsyn.making.rows import synthetic_rows
 from hfsyn.making.runs import Run, load_run, select
 from hfsyn.making.shards import pending
 from hfsyn.making.specs import SampleSpec
 from hfsyn.making.stages import Stage
 from hfsyn.workers import pick_device
-
-_ENCODE_THREADS = 2
 
 
 def generate(
@@ -56,20 +54,40 @@ def generate(
         part = run.recipe.generate
         generator = DiffusersGenerator(part, run.recipe.prompt.negative, where, allow_pickle=options.allow_pickle)
     stage = Stage(run, "generate", where)
+    part = run.recipe.generate
+    size = BatchSize(
+        choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1),
+        "generate.batch_size",
+    )
     total = run.planned_rows or 0
     schema = synthetic_features(run.class_names).arrow_schema
-    with (
-        stage.progress("generating", paths, total, quiet=quiet) as progress,
-        ThreadPoolExecutor(_ENCODE_THREADS, "encode") as pool,
-    ):
-        budget = Budget(options)
-        for path in claims(run.folder, stage.mine(paths), stage="generate", waiting=progress.look):
-            if not budget.allows_another():
-                break  # the claim falls with the loop
-            started = time.monotonic()
-            start, stop, lines = run.shard_lines(path, layout.PLAN, total)
-            specs = [SampleSpec(**{**line, "caption_flags": tuple(line["caption_flags"])}) for line in lines]
-            results = draw(specs, generator, run.recipe, pool, progress.add)
-            rows, rejected = synthetic_rows(specs, results, generator, run.recipe)
-            stage.write(path, start, stop, rows, rejected, schema, started)
+
+    with stage.progress("generating", paths, total, quiet=quiet) as progress:
+
+        def write(work: Work) -> None:
+            results = [work.results[spec.sample_id] for spec in work.specs]
+            rows, rejected = synthetic_rows(work.specs, results, work.tokens, generator.max_tokens, run.recipe)
+            stage.write(
+                work.claim.path, work.start, work.stop, rows, rejected, schema, work.seconds, grid=tuple(work.grid)
+            )
             progress.shard_done()
+
+        with Production(generator, run.recipe, size, write, progress.add) as production:
+            budget = Budget(options)
+            taking = Claims(run.folder, stage.mine(paths), stage="generate")
+            patience = Patience(taking, look=progress.look)
+            while True:
+                claim = taking.take()
+                if claim is None:
+                    # What is in this process's own hands must not be waited for.
+                    production.finish()
+                    if not taking.in_other_hands:
+                        break
+                    patience.wait()
+                    continue
+                if not budget.allows_another():
+                    claim.release()
+                    break
+                start, stop, lines = run.shard_lines(claim.path, layout.PLAN, total)
+                specs = [SampleSpec(**{**line, "caption_flags": tuple(line["caption_flags"])}) for line in lines]
+                production.add(Work(claim, start, stop, specs))

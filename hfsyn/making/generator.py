@@ -6,11 +6,7 @@ recipe's size, so that rounding does not depend on how much work was left.
 
 from __future__ import annotations
 
-import inspect
-import sys
-import warnings
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,22 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.hub_models import loading, unloadable
+from hfsyn.making.conditioning import Conditioning, makes_embeddings
+from hfsyn.making.decoding import decode, fetch, split_decoding, to_levels
+from hfsyn.making.denoising import denoise, is_guided
+from hfsyn.making.pipelines import load_pipeline, size_of
 from hfsyn.making.recipe import GeneratePart
 
 FLAT_RANGE = 4
 """An image whose grey levels all lie within this range in each channel shows nothing: what a broken decoder paints."""
-
-_CACHED_PROMPTS = 1024  # at 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K
-
-# Pipelines whose `encode_prompt` gives (prompt, negative) or (prompt, negative, pooled prompt, pooled negative), and
-# that take these by name. The others get the prompts as text.
-_EMBEDDINGS = {
-    "StableDiffusionPipeline": ("prompt_embeds", "negative_prompt_embeds"),
-    "StableDiffusionXLPipeline": (
-        "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +34,23 @@ class Generated:
     """None, ``safety`` (the checkpoint's checker hit), ``nan`` or ``flat``."""
 
 
+Pending = Callable[[], list[Generated]]
+"""Waits for a batch and gives its images in order; may be called in another thread than the one that started it."""
+
+
 class ImageGenerator(Protocol):
     """Something that draws prompts."""
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:
-        """One image for each prompt and its seed, in order; at most `batch_size` of the recipe at once."""
+    def start(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> Pending:
+        """Give the device one batch to draw, without waiting for it: an image for each prompt and its seed.
+
+        Args:
+            prompts, seeds: at least one and at most `size` of each.
+            size: of the batch; a short one is padded, so that rounding does not depend on how much was left.
+
+        Raises:
+            torch.OutOfMemoryError: the device has too little memory for a batch of this size.
+        """
         ...
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
@@ -66,7 +66,7 @@ class ImageGenerator(Protocol):
 class DiffusersGenerator:
     """Any text-to-image pipeline that ``AutoPipelineForText2Image`` loads.
 
-    An image depends on its prompt, its seed and the recipe; its batch always has the recipe's size, and its companions
+    An image depends on its prompt, its seed, the recipe and, in the last bits, the size of its batch; its companions
     make no difference. The initial noise is drawn on the CPU in the recipe's dtype. No watermark is put in, whether or
     not the optional library that SDXL takes for it is installed.
 
@@ -81,138 +81,104 @@ class DiffusersGenerator:
     """
 
     def __init__(self, recipe: GeneratePart, negative: str | None, device: str, *, allow_pickle: bool = False) -> None:
-        import diffusers
-        import torch
-        import transformers
-
-        for library in (diffusers, transformers):
-            library.utils.logging.set_verbosity_error()
-            library.utils.logging.disable_progress_bar()
-        self._recipe = recipe
-        self._negative = negative
-        self._device = device
-        where, options = loading(recipe.model, recipe.revision, "generator", allow_pickle=allow_pickle)
-        try:
-            index = diffusers.DiffusionPipeline.load_config(where, revision=options.get("revision"))
-            # A part that a checkpoint leaves out (SD3 without its third encoder) must be left out by name.
-            options |= {name: None for name, entry in index.items() if entry == [None, None]}
-            if not recipe.safety_checker and "safety_checker" in index:
-                options |= {"safety_checker": None, "requires_safety_checker": False}
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
-                where, dtype=getattr(torch, recipe.dtype), **options
+        pipe = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
+        if not makes_embeddings(pipe) and (recipe.guidance_start, recipe.guidance_stop) != (0, 1):
+            raise HfsynError(
+                f"{recipe.model} is a {type(pipe).__name__}, whose guidance cannot be limited to some of the steps.",
+                "Set generate.guidance_start to 0 and generate.guidance_stop to 1.",
             )
-        except Exception as error:  # whatever is wrong with a model's files, each library has its own exception for it
-            raise unloadable(recipe.model, "generator", error) from error
-        # The libraries announce changes to come in calls that they make themselves.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.")
-        _check_weights(pipe, recipe.model)
-        _check_call(pipe, recipe, negative)
-        pipe.set_progress_bar_config(disable=True)
-        if getattr(pipe, "watermark", None) is not None:
-            pipe.watermark = None
-        pipe.scheduler = _scheduler(recipe, pipe.scheduler)
-        self._size = _size(pipe, recipe)
+        self._recipe = recipe
+        self._size = size_of(pipe, recipe)
         self._pipe = pipe.to(device)
-        self._members = _EMBEDDINGS.get(type(pipe).__name__)
-        self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
-        self._unconditional: tuple[Any, ...] | None = None
-        self._tokenizer, self._max_tokens = _tokenizer(pipe, recipe.model)
+        self._device = device
+        self._conditioning = Conditioning(
+            self._pipe, recipe.model, negative, guided=is_guided(pipe, recipe), device=device
+        )
+        if not makes_embeddings(pipe):
+            split_decoding(pipe)
 
     @property
     def max_tokens(self) -> int:
         """See `ImageGenerator`."""
-        return self._max_tokens
+        return self._conditioning.max_tokens
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """See `ImageGenerator`."""
-        return [len(ids) for ids in self._tokenizer(list(prompts), truncation=False, verbose=False).input_ids]
+        return self._conditioning.count(prompts)
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:
+    def start(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> Pending:
         """See `ImageGenerator`.
 
         Raises:
-            HfsynError: the pipeline refuses the recipe's size, or the device's memory is too small.
+            HfsynError: the pipeline refuses the recipe's size.
         """
         import torch
 
-        if not 0 < len(prompts) == len(seeds) <= self._recipe.batch_size:
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds for a batch of {self._recipe.batch_size}")
+        if not 0 < len(prompts) == len(seeds) <= size:
+            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds for a batch of {size}")
         wanted = len(prompts)
-        spare = self._recipe.batch_size - wanted
-        prompts = [*prompts, *[prompts[-1]] * spare]
-        seeds = [*seeds, *[seeds[-1]] * spare]
+        prompts = [*prompts, *[prompts[-1]] * (size - wanted)]
+        seeds = [*seeds, *[seeds[-1]] * (size - wanted)]
         with torch.inference_mode():
             try:
-                out = self._pipe(
-                    **self._conditioning(prompts),
-                    generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                    num_inference_steps=self._recipe.steps,
-                    guidance_scale=self._recipe.guidance_scale,
-                    output_type="pt",
-                    **self._size,
-                )
-            except torch.OutOfMemoryError as error:
-                raise HfsynError(
-                    f"{self._device} has too little memory for generate.batch_size={self._recipe.batch_size}.",
-                    "Set a smaller one; the result counts as another recipe, because rounding depends on it.",
-                ) from error
+                levels, finite, flagged = self._draw(prompts, seeds)
             except ValueError as error:
                 raise HfsynError(
                     f"{self._recipe.model} refuses the recipe: {' '.join(str(error).split())[:200]}",
                     "Change generate.width, generate.height or generate.steps.",
                 ) from error
-            images = out.images[:wanted].float()
-            finite = images.isfinite().flatten(1).all(1).tolist()
-            # On the device: a quarter of the bytes to copy, and no float arithmetic on the CPU.
-            levels = images.nan_to_num(0.0).clamp(0, 1).mul(255).round().to(torch.uint8)
-            pixels = levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        flagged = getattr(out, "nsfw_content_detected", None) or [False] * wanted
-        return [
-            Generated(pixels[i], problem_of(pixels[i], finite=finite[i], flagged=bool(flagged[i])))
-            for i in range(wanted)
-        ]
+            arrive = fetch(levels[:wanted], finite[:wanted])
 
-    def _conditioning(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """What the pipeline is conditioned on: embeddings where we know how it makes them, else the prompts."""
+        def settle() -> list[Generated]:
+            pixels, whole = arrive()
+            hits = self._flagged(pixels) if flagged is None else flagged
+            return [
+                Generated(pixels[i], problem_of(pixels[i], finite=bool(whole[i]), flagged=hits[i]))
+                for i in range(wanted)
+            ]
+
+        return settle
+
+    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:
+        """The images at once, in one batch of the recipe's size."""
+        return self.start(prompts, seeds, self._recipe.batch_size)()
+
+    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Any, Any, list[bool] | None]:
+        """Levels and finiteness on the device; and the safety checker's word where the pipeline has given it."""
         import torch
 
-        if self._members is None:
-            negative = {} if self._negative is None else {"negative_prompt": [self._negative] * len(prompts)}
-            return {"prompt": list(prompts), **negative}
-        missing = list(dict.fromkeys(p for p in prompts if p not in self._cache))
-        if missing:
-            # Always a full batch: a text encoder's last bits depend on the batch's shape, and must not on what is
-            # cached. Cloned, because a row would keep its whole batch in memory.
-            encoded = self._encode([*missing, *[""] * (len(prompts) - len(missing))])[::2]
-            for i, prompt in enumerate(missing):
-                self._cache[prompt] = tuple(member[i].clone() for member in encoded)
-        chosen = []
-        for prompt in prompts:
-            self._cache.move_to_end(prompt)
-            chosen.append(self._cache[prompt])
-        while len(self._cache) > max(_CACHED_PROMPTS, len(prompts)):
-            self._cache.popitem(last=False)
-        given = {
-            name: torch.stack(rows) for name, rows in zip(self._members[::2], zip(*chosen, strict=True), strict=True)
-        }
-        if self._recipe.guidance_scale > 1:
-            if self._unconditional is None:
-                encoded = self._encode([""] * len(prompts), guided=True)[1::2]
-                self._unconditional = tuple(member[:1].clone() for member in encoded)
-            for name, row in zip(self._members[1::2], self._unconditional, strict=True):
-                given[name] = row.expand(len(prompts), *row.shape[1:])
-        return given
-
-    def _encode(self, prompts: Sequence[str], *, guided: bool = False) -> Sequence[Any]:
-        """What `encode_prompt` gives for a batch of prompts: every other member is that of the negative prompt."""
-        encoded: Sequence[Any] = self._pipe.encode_prompt(
-            prompt=list(prompts),
-            device=self._device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=guided,
-            negative_prompt=None if self._negative is None else [self._negative] * len(prompts),
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        given = self._conditioning.of(prompts)
+        if makes_embeddings(self._pipe):
+            latents = denoise(self._pipe, self._recipe, self._size, given, generators)
+            return (*decode(self._pipe, latents), None)
+        out = self._pipe(
+            **given,
+            generator=generators,
+            num_inference_steps=self._recipe.steps,
+            guidance_scale=self._recipe.guidance_scale,
+            output_type="pt",
+            **self._size,
         )
-        return encoded
+        flagged = getattr(out, "nsfw_content_detected", None) or [False] * len(prompts)
+        return (*to_levels(out.images), [bool(hit) for hit in flagged])
+
+    def _flagged(self, pixels: npt.NDArray[np.uint8]) -> list[bool]:
+        """The safety checker's word on each image, looked for away from the thread that feeds the device."""
+        import torch
+        from PIL import Image
+
+        checker = getattr(self._pipe, "safety_checker", None)
+        if checker is None:
+            return [False] * len(pixels)
+        with torch.inference_mode():
+            looked_at = self._pipe.feature_extractor([Image.fromarray(image) for image in pixels], return_tensors="pt")
+            # It paints over what it is given as images, which is why it gets none of ours.
+            _, hits = checker(
+                images=np.zeros((len(pixels), 1, 1, 3)),
+                clip_input=looked_at.pixel_values.to(self._device, self._pipe.unet.dtype),
+            )
+        return [bool(hit) for hit in hits]
 
 
 def problem_of(pixels: npt.NDArray[np.uint8], *, finite: bool, flagged: bool) -> str | None:
@@ -223,93 +189,3 @@ def problem_of(pixels: npt.NDArray[np.uint8], *, finite: bool, flagged: bool) ->
         return "nan"
     span = pixels.reshape(-1, pixels.shape[-1]).max(0).astype(int) - pixels.reshape(-1, pixels.shape[-1]).min(0)
     return "flat" if int(span.max()) < FLAT_RANGE else None
-
-
-def _check_weights(pipe: Any, model: str) -> None:
-    """Refuse a network that was left without some of its weights."""
-    for name, network in pipe.components.items():
-        empty = [key for key, value in getattr(network, "named_parameters", dict)() if value.is_meta]
-        if empty:
-            raise HfsynError(
-                f"{model} has no weights for {len(empty)} parameters of its {name}, such as {empty[0]}.",
-                "Name a complete checkpoint.",
-            )
-
-
-def _size(pipe: Any, recipe: GeneratePart) -> dict[str, int]:
-    """Width and height in pixels, or nothing for the pipeline's own; given one, pipelines forget it for the other."""
-    size = {key: value for key in ("width", "height") if (value := getattr(recipe, key)) is not None}
-    if len(size) != 1:
-        return size
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    own = getattr(pipe, "default_sample_size", None) or getattr(getattr(network, "config", None), "sample_size", None)
-    factor = getattr(pipe, "vae_scale_factor", None)
-    if not isinstance(own, int) or not isinstance(factor, int):
-        raise HfsynError(
-            f"generate has a {next(iter(size))} only, and {recipe.model} does not say its own size.",
-            "Set both generate.width and generate.height.",
-        )
-    return dict.fromkeys(("width", "height"), own * factor) | size
-
-
-def _check_call(pipe: Any, recipe: GeneratePart, negative: str | None) -> None:
-    """Refuse a pipeline that has no parameter for what the recipe says, before it is moved to the device."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    wanted = {"prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"}
-    wanted |= {name for name in ("width", "height") if getattr(recipe, name) is not None}
-    if negative is not None:
-        wanted.add("negative_prompt")
-    if lacking := sorted(wanted - known.keys()):
-        raise HfsynError(
-            f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}.",
-            "Set prompt.negative to null." if lacking == ["negative_prompt"] else "Name another generate.model.",
-        )
-
-
-def _tokenizer(pipe: Any, model: str) -> tuple[Any, int]:
-    """The tokenizer of the text encoder that takes the most tokens, and how many these are."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
-    limit = parameter.default if parameter is not None and isinstance(parameter.default, int) else sys.maxsize
-    found = [part for name, part in pipe.components.items() if "tokenizer" in name and part is not None]
-    if not found:
-        raise HfsynError(f"{model} is a {type(pipe).__name__} without a tokenizer.", "Name another generate.model.")
-    best = max(found, key=lambda tokenizer: min(tokenizer.model_max_length, limit))
-    return best, int(min(best.model_max_length, limit))
-
-
-def _scheduler(recipe: GeneratePart, own: Any) -> Any:
-    """The named scheduler with the checkpoint's own noise schedule; checked to take the recipe's steps."""
-    import diffusers
-
-    schedulers: dict[str, tuple[str, dict[str, Any]]] = {
-        "ddim": ("DDIMScheduler", {}),
-        "pndm": ("PNDMScheduler", {}),
-        "euler": ("EulerDiscreteScheduler", {}),
-        "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
-        "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-        "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
-        "unipc": ("UniPCMultistepScheduler", {}),
-        "lcm": ("LCMScheduler", {}),
-    }
-    # Flow matching has no betas, and a diffusion sampler would run on it and paint noise.
-    diffusion = "beta_start" in own.config and not own.config.get("use_flow_sigmas")
-    if recipe.scheduler == "default":
-        chosen = own
-    elif diffusion:
-        kind, options = schedulers[recipe.scheduler]
-        chosen = getattr(diffusers, kind).from_config(own.config, **options)
-    else:
-        raise HfsynError(
-            f"generate.scheduler is {recipe.scheduler!r}, and {recipe.model} is made for {type(own).__name__} alone.",
-            "Set generate.scheduler to default.",
-        )
-    if diffusion:
-        try:
-            chosen.set_timesteps(recipe.steps)
-        except ValueError as error:
-            raise HfsynError(
-                f"generate.steps is {recipe.steps}, which scheduler {recipe.scheduler} refuses: "
-                f"{' '.join(str(error).split())[:200]}",
-                "Set fewer steps, or another scheduler.",
-            ) from error
-    return chosen

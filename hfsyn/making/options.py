@@ -19,12 +19,16 @@ def _flag(name: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class WorkOptions:
-    """How the costly stages work. Every field has a default; no field changes a byte of the result."""
+    """How the costly stages work. Every field has a default; none changes more of an image than its last bits."""
 
     allow_pickle: bool = field(default=False, metadata=_flag("--allow-pickle-weights"))
     """Read weights that are no safetensors too; a pickle can run code when it is read."""
     budget_hours: float | None = field(default=None, metadata=_flag("--budget-hours"))
     """Hours, > 0, after which no other shard is begun; None is no limit."""
+    batch_size: str | None = field(default=None, metadata=_flag("--batch-size"))
+    """Images that the generator draws at once: a number, or ``auto`` for as many as fit; None is the recipe's. Another
+    number than the recipe's changes the last bits of an image, and sidecars record it.
+    """
     started: float = field(default_factory=time.monotonic, compare=False)
     """When the budget began, by `time.monotonic()`; no flag."""
 

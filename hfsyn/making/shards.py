@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The host's name, because processes of several machines write into one folder.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as handle:
@@ -114,7 +116,13 @@ def write_shard(
     """
     for left_over in path.parent.glob(f".{path.stem}.*.tmp"):
         left_over.unlink(missing_ok=True)
-    write_parquet(path, columns, schema)
+    try:
+        write_parquet(path, columns, schema)
+    except FileNotFoundError:
+        # Where a file system knows no locks, another process has made the same shard and cleared ours away.
+        if not is_done(path):
+            raise
+        return load_sidecar(sidecar_of(path))
     made = sidecar(sha256_of(path), path.stat().st_size)
     atomic_text(sidecar_of(path), made.dump())
     return made

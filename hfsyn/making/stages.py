@@ -7,7 +7,6 @@ does not depend on the others. Running a stage again continues it.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,9 +61,10 @@ class Stage:
         rows: Sequence[dict[str, Any]],
         rejected: Sequence[dict[str, str]],
         schema: pa.Schema,
-        started: float,
+        seconds: float,
+        grid: tuple[tuple[int, int, int], ...] = (),
     ) -> None:
-        """Write a shard of lines `start` to `stop` and its sidecar; `started` is `time.monotonic()` as it began."""
+        """Write a shard of lines `start` to `stop` and its sidecar, which says how many seconds it took."""
         if len(rows) + len(rejected) != stop - start:
             raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {stop - start} lines")
         _, number, count = shard_number(path) or ("", 0, 0)
@@ -89,10 +89,11 @@ class Stage:
                 rejected=tuple(rejected),
                 counts=dict(sorted(Counter(row["wnid"] for row in rows).items())),
                 flags={name: n for name, n in sorted(flags.items()) if n},
-                seconds=round(time.monotonic() - started, 3),
+                seconds=round(seconds, 3),
                 device=describe_device(self.device),
                 worker=f"{worker.rank} of {worker.world}",
                 software=software(),
+                grid=grid,
             )
 
         columns = {field.name: [row[field.name] for row in rows] for field in schema}

@@ -22,6 +22,7 @@ from hfsyn.making.encode import encode
 from hfsyn.making.generator import DiffusersGenerator, ImageGenerator
 from hfsyn.making.recipe import load_recipe
 from hfsyn.making.sheets import Row, Tile, contact_sheet, save_png
+from hfsyn.making.specs import order_of
 from hfsyn.publishing.comparison import readable, recipe_of
 from hfsyn.software import describe_device, software
 from hfsyn.workers import check_device, pick_device
@@ -108,7 +109,7 @@ def reproduce(
     check_device(device)
     side = open_reference(what, config, token=token)
     recipe = recipe_of(side)
-    row, sidecar = find_row(side, sample_id)
+    row, sidecar, position = find_row(side, sample_id)
     part = recipe.generate
     if model is not None:
         part = part.model_copy(update={"model": model})
@@ -124,7 +125,8 @@ def reproduce(
         raise HfsynError(
             f"The stored image of {sample_id} cannot be opened: {problem.reason}", f"See: hfsyn verify {what}"
         ) from None
-    made = generator.generate([row["prompt"]], [row["seed"]])[0]
+    size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
+    (made,) = generator.start([row["prompt"]], [row["seed"]], size)()
     mine = encode(made.pixels, recipe.store)
     verdict, largest, mean = judge(stored, mine)
     picture = _picture(row, stored, mine, verdict, Path(out).expanduser())
@@ -134,8 +136,8 @@ def reproduce(
     )  # fmt: skip
 
 
-def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar]:
-    """The row of a sample, and the sidecar of the shard that holds it.
+def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:
+    """The row of a sample, the sidecar of the shard that holds it, and which of the shard's lines it is.
 
     Raises:
         HfsynError: there is none; some that there are are named.
@@ -146,14 +148,31 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
         with readable(side, entry), side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
             if "sample_id" not in parquet.schema_arrow.names:
                 raise HfsynError(f"{side.label} holds captions, and no images.", "Name a configuration with images.")
+            before = 0
             for group in range(parquet.num_row_groups):
                 ids = parquet.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
                 some += ids[: 3 - len(some)]
                 if sample_id in ids:
                     row = parquet.read_row_group(group).slice(ids.index(sample_id), 1).to_pylist()[0]
-                    text = side.text(layout.sidecar_name(entry.file))
-                    return row, layout.parse_sidecar(text, entry.file)
+                    sidecar = layout.parse_sidecar(side.text(layout.sidecar_name(entry.file)), entry.file)
+                    # Lines that were set aside have no row, but had their place in a batch.
+                    aside = sum(order_of(line["id"]) < order_of(sample_id) for line in sidecar.rejected)
+                    return row, sidecar, before + ids.index(sample_id) + aside
+                before += len(ids)
     raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")
+
+
+def batch_size_of(sidecar: Sidecar, attempt: int, position: int, recipe_size: int) -> int:
+    """The size of the batch in which a sample was drawn: the recipe's, unless the sidecar says otherwise.
+
+    Args:
+        sidecar: of the sample's shard.
+        attempt: 0, or the number of the retry.
+        position: of its line in the shard. Among retries the place is not known: the last size of that attempt.
+        recipe_size: of the recipe.
+    """
+    sizes = [size for a, first, size in sidecar.grid if a == attempt and (attempt or first <= position)]
+    return sizes[-1] if sizes else recipe_size
 
 
 def judge(stored: bytes, made: bytes) -> tuple[Verdict, int, float]:

@@ -1,0 +1,154 @@
+"""How many images the device draws at once: the recipe's number, or what the user says, or as many as fit.
+
+The last bits of an image depend on it, so that a shard's sidecar records it (`Sidecar.grid`).
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from hfsyn.errors import HfsynError
+
+T = TypeVar("T")
+
+CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
+"""Sizes that are tried, ascending. Beyond 8 rows a batch no longer saves memory traffic, only launches; and from 64
+rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
+"""
+_MOST_ROWS = 63
+_HEADROOM = 0.85
+"""Share of the device's memory that may be used: fragmentation and other processes take the rest."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of a device, or of the machine, is too small."""
+    if isinstance(error, MemoryError):
+        return True
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    # What cuBLAS, cuDNN and the CPU's allocator say instead.
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in said for words in ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+    )
+
+
+def release_memory() -> None:
+    """Give back what a failed attempt holds."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class BatchSize:
+    """The present batch size of a stage; halved when memory runs out, never raised again.
+
+    Args:
+        size: to begin with.
+        field: the recipe's field, for messages.
+    """
+
+    def __init__(self, size: int, field: str) -> None:
+        self.size = size
+        self._field = field
+
+    def run(self, work: Callable[[int], T], *, settle: Callable[[], None] = lambda: None) -> tuple[T, int] | None:
+        """What `work` gives with the present size, and that size; None where it was too large and is smaller now.
+
+        Args:
+            work: gets the size.
+            settle: called before the size is halved: wait for what else holds memory.
+
+        Raises:
+            HfsynError: there is too little memory for a batch of one.
+        """
+        size = self.size
+        try:
+            return work(size), size
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            said = " ".join(str(error).split())[:160]
+        # Outside the except clause: its traceback holds the tensors of the attempt.
+        settle()
+        release_memory()
+        if size == 1:
+            raise HfsynError(
+                f"There is too little memory for one image at a time ({said}).",
+                "Use a smaller model or size, a dtype of 16 bits, or another --device.",
+            )
+        self.size = max(1, size // 2)
+        print(
+            f"hfsyn: too little memory for batches of {size}; going on with {self.size} ({said})",
+            file=sys.stderr,
+            flush=True,
+        )
+        return None
+
+
+def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:
+    """The largest of `CANDIDATES` that a device draws within its memory.
+
+    Args:
+        draw: draws a batch of a size and waits for it.
+        guided: whether each image is two rows for the network.
+        used: the largest share of the device's memory that the last `draw` used, 0 to 1.
+
+    Raises:
+        HfsynError: there is too little memory for a batch of one.
+    """
+    fitting = 0
+    for size in CANDIDATES:
+        if fitting and size * (2 if guided else 1) > _MOST_ROWS:
+            break
+        try:
+            draw(size)
+            share = used()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            share = 2.0
+        release_memory()
+        if share > 1:
+            break
+        if share > _HEADROOM and fitting:
+            break
+        fitting = size
+    if not fitting:
+        raise HfsynError(
+            "There is too little memory for one image at a time.",
+            "Use a smaller model or size, a dtype of 16 bits, or another --device.",
+        )
+    return fitting
+
+
+def choose(asked: str | int | None, recipe_size: int, device: str, generator: Any, *, guided: bool) -> int:
+    """The batch size to begin with.
+
+    Args:
+        asked: a number, ``auto`` or None (the recipe's).
+        recipe_size: of the recipe.
+        device: a torch device; only on a CUDA device is there a memory to fill.
+        generator: an `ImageGenerator`.
+        guided: see `largest_batch`.
+    """
+    if asked is None:
+        return recipe_size
+    if asked != "auto":
+        return int(asked)
+    if not device.startswith("cuda"):
+        return recipe_size
+    import torch
+
+    total = torch.cuda.get_device_properties(device).total_memory
+
+    def draw(size: int) -> None:
+        torch.cuda.reset_peak_memory_stats(device)
+        generator.start(["a photo"] * size, list(range(size)), size)()
+
+    return largest_batch(draw, guided=guided, used=lambda: torch.cuda.max_memory_reserved(device) / total)

@@ -1,0 +1,144 @@
+"""What a pipeline is conditioned on: embeddings of the prompts, each computed once; and how many tokens a prompt has.
+
+For Stable Diffusion and SDXL the prompts are tokenized and encoded here, in one pass each, to the bit as the pipelines
+do it (which tokenize each prompt two times more, and encode the empty prompt for every image). Other pipelines get the
+prompts as text.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from hfsyn.making.pipelines import tokenizer_of
+
+CACHED_PROMPTS = 1024
+"""At 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K."""
+
+# The pipelines whose embeddings are made here, and the names under which they take them: of the prompt, and of what
+# guidance steers away from.
+_EMBEDDINGS = {
+    "StableDiffusionPipeline": (("prompt_embeds",), ("negative_prompt_embeds",)),
+    "StableDiffusionXLPipeline": (
+        ("prompt_embeds", "pooled_prompt_embeds"), ("negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+    ),
+}  # fmt: skip
+
+
+def makes_embeddings(pipe: Any) -> bool:
+    """Whether a pipeline's prompts are encoded here."""
+    return type(pipe).__name__ in _EMBEDDINGS
+
+
+class Conditioning:
+    """Conditions batches of prompts.
+
+    Args:
+        pipe: on its device.
+        model: its name, for messages.
+        negative: negative prompt; None is the pipeline's own idea of none (the empty text, or zeros for SDXL).
+        guided: whether there is classifier-free guidance.
+        device: a torch device.
+
+    Raises:
+        HfsynError: the pipeline has no tokenizer.
+    """
+
+    def __init__(self, pipe: Any, model: str, negative: str | None, *, guided: bool, device: str) -> None:
+        self._pipe, self._negative, self._guided, self._device = pipe, negative, guided, device
+        self._tokenizer, self.max_tokens = tokenizer_of(pipe, model)
+        self._names = _EMBEDDINGS.get(type(pipe).__name__)
+        self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
+        self._lengths: OrderedDict[str, int] = OrderedDict()
+        self._unconditional: tuple[Any, ...] | None = None
+
+    def of(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The pipeline's arguments for a batch. Each prompt is encoded once, as part of a batch of this one's size."""
+        import torch
+
+        if self._names is None:
+            negative = {} if self._negative is None else {"negative_prompt": [self._negative] * len(prompts)}
+            return {"prompt": list(prompts), **negative}
+        missing = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._cache))
+        if missing:
+            # Always a full batch: a text encoder's last bits depend on the batch's shape, and must not on what is
+            # cached. Cloned, because a row would keep its whole batch in memory.
+            encoded = self._encode(missing, len(prompts))
+            for i, prompt in enumerate(missing):
+                self._cache[prompt] = tuple(member[i].clone() for member in encoded)
+        chosen = []
+        for prompt in prompts:
+            self._cache.move_to_end(prompt)
+            chosen.append(self._cache[prompt])
+        while len(self._cache) > max(CACHED_PROMPTS, len(prompts)):
+            self._cache.popitem(last=False)
+        given = {name: torch.stack(rows) for name, rows in zip(self._names[0], zip(*chosen, strict=True), strict=True)}
+        if self._guided:
+            if self._unconditional is None:
+                self._unconditional = self._steered_from(len(prompts))
+            for name, row in zip(self._names[1], self._unconditional, strict=True):
+                given[name] = row.expand(len(prompts), *row.shape[1:])
+        return given
+
+    def count(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt with the markers at its ends, before any truncation."""
+        unknown = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._lengths))
+        if unknown:
+            self._tokenize(self._tokenizer, unknown)
+        counts = [self._lengths[prompt] for prompt in prompts]
+        while len(self._lengths) > CACHED_PROMPTS:
+            self._lengths.popitem(last=False)
+        return counts
+
+    def _tokenize(self, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+        ids: list[list[int]] = tokenizer(list(prompts), truncation=False, padding=False, verbose=False).input_ids
+        if tokenizer is self._tokenizer:
+            self._lengths.update(zip(prompts, map(len, ids), strict=True))
+        return ids
+
+    def _encode(self, prompts: Sequence[str], rows: int) -> tuple[Any, ...]:
+        """Embeddings of the prompts (and, for SDXL, the pooled ones), computed in a batch of `rows`, or more if there
+        are more prompts.
+        """
+        import torch
+
+        pipe = self._pipe
+        if len(self._names[0] if self._names else ()) == 1:
+            ids, mask = self._inputs(pipe.tokenizer, prompts, rows)
+            masked = getattr(pipe.text_encoder.config, "use_attention_mask", False)
+            found = pipe.text_encoder(ids, attention_mask=mask if masked else None)
+            return (found[0],)
+        states, pooled = [], None
+        for tokenizer, encoder in ((pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)):
+            if encoder is None:
+                continue
+            ids, _ = self._inputs(tokenizer, prompts, rows)
+            found = encoder(ids, output_hidden_states=True)
+            if pooled is None and found[0].ndim == 2:
+                pooled = found[0]
+            # SDXL takes the layer before the last.
+            states.append(found.hidden_states[-2])
+        return torch.concat(states, dim=-1), pooled
+
+    def _inputs(self, tokenizer: Any, prompts: Sequence[str], rows: int) -> tuple[Any, Any]:
+        """Token ids and mask, rows x limit: cut to the limit with the end marker kept, filled up with empty prompts."""
+        import torch
+
+        limit = int(tokenizer.model_max_length)
+        cut = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in self._tokenize(tokenizer, prompts)]
+        if rows > len(cut):
+            cut += self._tokenize(tokenizer, [""]) * (rows - len(cut))
+        fill = tokenizer.pad_token_id
+        ids = torch.tensor([[*row, *[fill] * (limit - len(row))] for row in cut], device=self._device)
+        mask = torch.tensor([[1] * len(row) + [0] * (limit - len(row)) for row in cut], device=self._device)
+        return ids, mask
+
+    def _steered_from(self, rows: int) -> tuple[Any, ...]:
+        """What guidance steers away from, as a batch of one; encoded in a batch of `rows`."""
+        import torch
+
+        encoded = self._encode([self._negative or ""] * rows, rows)
+        if self._negative is None and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
+            encoded = tuple(torch.zeros_like(member) for member in encoded)
+        return tuple(member[:1].clone() for member in encoded)

@@ -1,0 +1,136 @@
+"""Text-to-image pipelines of diffusers: loaded from where the recipe says, and checked to fit it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import warnings
+from typing import Any
+
+from hfsyn.errors import HfsynError
+from hfsyn.making.hub_models import loading, unloadable
+from hfsyn.making.recipe import GeneratePart
+
+
+def load_pipeline(recipe: GeneratePart, negative: str | None, *, allow_pickle: bool = False) -> Any:
+    """The recipe's pipeline on the CPU, in the recipe's dtype and with its scheduler; quiet, and without a watermark.
+
+    Raises:
+        HfsynError: the model cannot be loaded, or has no use for the scheduler, the steps or the negative prompt.
+    """
+    import diffusers
+    import torch
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    where, options = loading(recipe.model, recipe.revision, "generator", allow_pickle=allow_pickle)
+    try:
+        index = diffusers.DiffusionPipeline.load_config(where, revision=options.get("revision"))
+        # A part that a checkpoint leaves out (SD3 without its third encoder) must be left out by name.
+        options |= {name: None for name, entry in index.items() if entry == [None, None]}
+        if not recipe.safety_checker and "safety_checker" in index:
+            options |= {"safety_checker": None, "requires_safety_checker": False}
+        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(where, dtype=getattr(torch, recipe.dtype), **options)
+    except Exception as error:  # whatever is wrong with a model's files, each library has its own exception for it
+        raise unloadable(recipe.model, "generator", error) from error
+    # The libraries announce changes to come in calls that they make themselves.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.")
+    _check_weights(pipe, recipe.model)
+    _check_call(pipe, recipe, negative)
+    pipe.set_progress_bar_config(disable=True)
+    if getattr(pipe, "watermark", None) is not None:
+        pipe.watermark = None
+    pipe.scheduler = _scheduler(recipe, pipe.scheduler)
+    return pipe
+
+
+def _check_weights(pipe: Any, model: str) -> None:
+    """Refuse a network that was left without some of its weights."""
+    for name, network in pipe.components.items():
+        empty = [key for key, value in getattr(network, "named_parameters", dict)() if value.is_meta]
+        if empty:
+            raise HfsynError(
+                f"{model} has no weights for {len(empty)} parameters of its {name}, such as {empty[0]}.",
+                "Name a complete checkpoint.",
+            )
+
+
+def size_of(pipe: Any, recipe: GeneratePart) -> dict[str, int]:
+    """Width and height in pixels, or nothing for the pipeline's own; given one, pipelines forget it for the other."""
+    size = {key: value for key in ("width", "height") if (value := getattr(recipe, key)) is not None}
+    if len(size) != 1:
+        return size
+    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    own = getattr(pipe, "default_sample_size", None) or getattr(getattr(network, "config", None), "sample_size", None)
+    factor = getattr(pipe, "vae_scale_factor", None)
+    if not isinstance(own, int) or not isinstance(factor, int):
+        raise HfsynError(
+            f"generate has a {next(iter(size))} only, and {recipe.model} does not say its own size.",
+            "Set both generate.width and generate.height.",
+        )
+    return dict.fromkeys(("width", "height"), own * factor) | size
+
+
+def _check_call(pipe: Any, recipe: GeneratePart, negative: str | None) -> None:
+    """Refuse a pipeline that has no parameter for what the recipe says, before it is moved to the device."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    wanted = {"prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"}
+    wanted |= {name for name in ("width", "height") if getattr(recipe, name) is not None}
+    if negative is not None:
+        wanted.add("negative_prompt")
+    if lacking := sorted(wanted - known.keys()):
+        raise HfsynError(
+            f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}.",
+            "Set prompt.negative to null." if lacking == ["negative_prompt"] else "Name another generate.model.",
+        )
+
+
+def tokenizer_of(pipe: Any, model: str) -> tuple[Any, int]:
+    """The tokenizer of the text encoder that takes the most tokens, and how many these are."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    limit = parameter.default if parameter is not None and isinstance(parameter.default, int) else sys.maxsize
+    found = [part for name, part in pipe.components.items() if "tokenizer" in name and part is not None]
+    if not found:
+        raise HfsynError(f"{model} is a {type(pipe).__name__} without a tokenizer.", "Name another generate.model.")
+    best = max(found, key=lambda tokenizer: min(tokenizer.model_max_length, limit))
+    return best, int(min(best.model_max_length, limit))
+
+
+def _scheduler(recipe: GeneratePart, own: Any) -> Any:
+    """The named scheduler with the checkpoint's own noise schedule; checked to take the recipe's steps."""
+    import diffusers
+
+    schedulers: dict[str, tuple[str, dict[str, Any]]] = {
+        "ddim": ("DDIMScheduler", {}),
+        "pndm": ("PNDMScheduler", {}),
+        "euler": ("EulerDiscreteScheduler", {}),
+        "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+        "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+        "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+        "unipc": ("UniPCMultistepScheduler", {}),
+        "lcm": ("LCMScheduler", {}),
+    }
+    # Flow matching has no betas, and a diffusion sampler would run on it and paint noise.
+    diffusion = "beta_start" in own.config and not own.config.get("use_flow_sigmas")
+    if recipe.scheduler == "default":
+        chosen = own
+    elif diffusion:
+        kind, options = schedulers[recipe.scheduler]
+        chosen = getattr(diffusers, kind).from_config(own.config, **options)
+    else:
+        raise HfsynError(
+            f"generate.scheduler is {recipe.scheduler!r}, and {recipe.model} is made for {type(own).__name__} alone.",
+            "Set generate.scheduler to default.",
+        )
+    if diffusion:
+        try:
+            chosen.set_timesteps(recipe.steps)
+        except ValueError as error:
+            raise HfsynError(
+                f"generate.steps is {recipe.steps}, which scheduler {recipe.scheduler} refuses: "
+                f"{' '.join(str(error).split())[:200]}",
+                "Set fewer steps, or another scheduler.",
+            ) from error
+    return chosen

@@ -1,0 +1,242 @@
+"""Shards on their way through a process: drawn by the device, encoded by a pool, written by a thread.
+
+The main thread only gives the device its next batch. It never waits for the disk or for an encoder, except where these
+are slower than the device: then the number of batches and shards on their way, and so the memory, stays bounded.
+
+What is made does not depend on any of this: a batch is cut from its shard's lines alone, and so is a batch of retries.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from hfsyn.making.batch_sizes import BatchSize
+from hfsyn.making.claims import Claim
+from hfsyn.making.encode import encode
+from hfsyn.making.generator import Generated, ImageGenerator, Pending
+from hfsyn.making.recipe import Recipe
+from hfsyn.making.rows import Result
+from hfsyn.making.specs import SampleSpec, seed_of
+
+BATCHES_AHEAD = 2
+"""Batches that the device has been given and that are not settled: one at work, one behind it."""
+SHARDS_OPEN = 2
+"""Shards that are drawn or wait for their last images and retries."""
+SHARDS_TO_WRITE = 1
+"""Finished shards that are written or wait for it."""
+
+
+@dataclass
+class Work:
+    """One shard on its way."""
+
+    claim: Claim
+    start: int
+    """First line of the plan that it covers."""
+    stop: int
+    specs: Sequence[SampleSpec]
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    """From its first batch to its last image."""
+    tokens: list[int] = field(default_factory=list)
+    """Of each prompt, in the order of `specs`."""
+    results: dict[str, Result] = field(default_factory=dict)
+    """By sample id."""
+    grid: list[tuple[int, int, int]] = field(default_factory=list)
+    """See `Sidecar.grid`."""
+    attempt: int = 0
+    launched: int = 0
+    """Batches of this attempt that the device was given."""
+    settled: int = 0
+    """Of these, how many are back."""
+
+    def again(self) -> list[SampleSpec]:
+        """What has to be drawn once more, in the plan's order."""
+        return [spec for spec in self.specs if self.results[spec.sample_id].problem]
+
+
+class Production:
+    """Draws, encodes and writes shards, several at once; a context manager, whose end waits for all of them.
+
+    Args:
+        generator: draws.
+        recipe: of the run.
+        size: of the batches.
+        write: called in the writer's thread with a shard whose images are all settled; its claim is released after.
+        tick: called with the number of images that were kept, from a thread of its own.
+        threads: that encode; None is two, or one less than the cores where there are more.
+    """
+
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        recipe: Recipe,
+        size: BatchSize,
+        write: Callable[[Work], None],
+        tick: Callable[[int], None] = lambda images: None,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._generator, self._recipe, self._size, self._write, self._tick = generator, recipe, size, write, tick
+        threads = threads or encoders()
+        self._encoders = ThreadPoolExecutor(threads, "encode")
+        self._settler = ThreadPoolExecutor(1, "settle")
+        self._writer = ThreadPoolExecutor(1, "write")
+        # An image on its way to its bytes is 0.8 MB at 512 px.
+        self._room = threading.Semaphore(4 * threads + 64)
+        self._back = threading.Condition()
+        self._ahead: deque[Future[None]] = deque()
+        self._open: deque[Work] = deque()
+        self._writing: deque[Future[None]] = deque()
+        self._advancing = False
+        self.waited_for_encoders = 0.0
+        """Seconds in which finished images found no room with the encoders."""
+        self.waited_for_writer = 0.0
+        """Seconds in which the main thread waited for the writer."""
+
+    def add(self, work: Work) -> None:
+        """Draw a shard. Returns when the device has been given all of it, not when it is done."""
+        self._draw(work, work.specs)
+        self._open.append(work)
+        while len(self._open) >= SHARDS_OPEN:
+            self._finish_oldest()
+
+    def finish(self) -> None:
+        """Wait until every shard that was added is written."""
+        while self._open:
+            self._finish_oldest()
+        while self._writing:
+            self._writing.popleft().result()
+
+    def __enter__(self) -> Production:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self.finish()
+        finally:
+            # After an error what was begun is dropped, but for the shards that only need to be written.
+            self._settler.shutdown(wait=False, cancel_futures=True)
+            self._room.release(1_000_000)  # nobody may be left waiting for room
+            self._writer.shutdown(wait=True)
+            self._encoders.shutdown(wait=True, cancel_futures=True)
+            for work in self._open:
+                work.claim.release()
+
+    def _draw(self, work: Work, specs: Sequence[SampleSpec]) -> None:
+        """Give the device one attempt at these specs, in batches from the first on."""
+        work.launched = work.settled = 0
+        first = 0
+        while first < len(specs):
+            outcome = self._size.run(
+                lambda size, first=first: self._start(work, specs[first : first + size], size),  # type: ignore[misc]
+                settle=self._settle_all,
+            )
+            if outcome is None:
+                continue
+            (batch, seeds, pending), size = outcome
+            if not work.grid or (work.grid[-1][0], work.grid[-1][2]) != (work.attempt, size):
+                work.grid.append((work.attempt, first, size))
+            if work.attempt == 0:
+                work.tokens += self._generator.count_tokens([spec.prompt for spec in batch])
+            work.launched += 1
+            self._ahead.append(self._settler.submit(self._settle, work, batch, seeds, pending))
+            while len(self._ahead) >= BATCHES_AHEAD:
+                self._ahead.popleft().result()
+            first += len(batch)
+            self._advance_open()
+
+    def _start(
+        self, work: Work, batch: Sequence[SampleSpec], size: int
+    ) -> tuple[Sequence[SampleSpec], list[int], Pending]:
+        attempt = work.attempt
+        seeds = [
+            seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) if attempt else spec.seed
+            for spec in batch
+        ]
+        return batch, seeds, self._generator.start([spec.prompt for spec in batch], seeds, size)
+
+    def _settle(self, work: Work, batch: Sequence[SampleSpec], seeds: Sequence[int], pending: Pending) -> None:
+        """In the settler's thread: wait for a batch and hand its images to the encoders."""
+        images = pending()
+        for spec, seed, image in zip(batch, seeds, images, strict=True):
+            before = work.results.get(spec.sample_id)
+            safety = image.problem == "safety" or (before is not None and before.safety)
+            encoded = None if image.problem else self._encoded(image)
+            work.results[spec.sample_id] = Result(encoded, seed, work.attempt, safety, image.problem)
+        self._tick(sum(not image.problem for image in images))
+        with self._back:
+            work.settled += 1
+            self._back.notify_all()
+
+    def _encoded(self, image: Generated) -> Future[bytes]:
+        if not self._room.acquire(blocking=False):
+            before = time.monotonic()
+            self._room.acquire()
+            self.waited_for_encoders += time.monotonic() - before
+        future = self._encoders.submit(encode, image.pixels, self._recipe.store)
+        future.add_done_callback(lambda done: self._room.release())
+        return future
+
+    def _settle_all(self) -> None:
+        while self._ahead:
+            self._ahead.popleft().result()
+
+    def _advance_open(self) -> None:
+        """After each batch: an earlier shard that is complete must not wait for this one."""
+        if not self._advancing:
+            self._advancing = True
+            try:
+                for work in list(self._open):
+                    self._advance(work)
+            finally:
+                self._advancing = False
+
+    def _advance(self, work: Work) -> bool:
+        """Take a shard whose attempt is back one step on: to its retries or the writer. Whether to the writer."""
+        with self._back:
+            if work.settled < work.launched:
+                return False
+        left = work.again() if work.attempt < self._recipe.generate.max_retries else []
+        if left:
+            work.attempt += 1
+            self._draw(work, left)
+            return False
+        self._open.remove(work)
+        while self._writing and self._writing[0].done():
+            self._writing.popleft().result()
+        before = time.monotonic()
+        while len(self._writing) >= SHARDS_TO_WRITE:
+            self._writing.popleft().result()
+        self.waited_for_writer += time.monotonic() - before
+        work.seconds = before - work.started
+        self._writing.append(self._writer.submit(self._written, work))
+        return True
+
+    def _written(self, work: Work) -> None:
+        """In the writer's thread."""
+        try:
+            self._write(work)
+        finally:
+            work.claim.release()
+
+    def _finish_oldest(self) -> None:
+        work = self._open[0]
+        while not self._advance(work):
+            self._settle_all()
+
+
+def encoders() -> int:
+    """Threads that encode in this process: two, or its share of the cores less one where that is more."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(2, min(16, share - 1))
