@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import click
 
 from hfsyn import __version__
-from hfsyn.commands.catalogue import as_json_option, recipes, strategies, variants
+from hfsyn.commands.catalogue import CATALOGUE, as_json_option
 from hfsyn.commands.exhibits import EXHIBITS
 from hfsyn.commands.hub import HUB_COMMANDS
+from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.commands.training import evaluate_command, train_command
 from hfsyn.errors import ExitCode, HfsynError
 
@@ -140,16 +141,6 @@ _captions = click.option(
     "--captions", metavar="RUN|REPO_ID[@REVISION]",
     help="Take these captions instead of making them: of the same images, by the same captioner.",
 )  # fmt: skip
-_overrides = _options(
-    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
-    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N real images a class."),
-    click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The recipe's seed."),
-)  # fmt: skip
-
-
-def _all_overrides(overrides: Sequence[str], limit: int | None, seed: int | None) -> list[str]:
-    flags = [("source.limit_per_class", limit), ("seed", seed)]
-    return [*overrides, *(f"{key}={value}" for key, value in flags if value is not None)]
 
 
 def _say(text: str) -> None:
@@ -159,16 +150,14 @@ def _say(text: str) -> None:
 @cli.command()
 @click.argument("recipe")
 @click.option("--out", required=True, metavar="RUN", help="The run folder; made, or continued where it was left.")
-@_overrides
+@recipe_options
 @click.option("--overwrite", is_flag=True, help="Delete the run that RUN holds first.")
 @_captions
 @click.option("--publish-to", metavar="REPO_ID", help="Send finished shards to this dataset on the Hub meanwhile.")
 @click.option("--version", metavar="X.Y.Z", help="With --publish-to: the version of the finished dataset.")
 @_stage_work
 @_quiet
-def build(
-    recipe: str, out: str, overrides: tuple[str, ...], limit: int | None, seed: int | None, quiet: bool, **work: Any
-) -> None:
+def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
     """Carry out RECIPE in a run folder: caption, generate, finish. Running it again continues.
 
     RECIPE is a shipped recipe's name, a YAML file, or hf://datasets/REPO_ID@REVISION. Prints the run folder.
@@ -182,9 +171,9 @@ def build(
     from hfsyn.making.options import WorkOptions
     from hfsyn.workers import current_worker
 
-    options, work = WorkOptions.taken_from(work)
-    chosen = _all_overrides(overrides, limit, seed)
-    run = run_build(recipe, out, overrides=chosen, quiet=quiet, options=options, **work)
+    chosen, given = chosen_recipe(recipe, given)
+    options, work = WorkOptions.taken_from(given)
+    run = run_build(chosen, out, quiet=quiet, options=options, **work)
     if current_worker().is_main:
         _summary(run, quiet)
 
@@ -287,19 +276,16 @@ def status(run: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("recipe")
-@_overrides
+@recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
 @as_json_option
-def plan(
-    recipe: str, overrides: tuple[str, ...], limit: int | None, seed: int | None, out: str | None, as_json: bool
-) -> None:
+def plan(recipe: str, out: str | None, as_json: bool, **given: Any) -> None:
     """What RECIPE would make: counts, first prompts, truncations, shards, disk, time. Loads no model."""
     from hfsyn.making.forecast import forecast
-    from hfsyn.making.recipe import load_recipe
 
-    found = forecast(load_recipe(recipe, _all_overrides(overrides, limit, seed)), out)
+    found = forecast(chosen_recipe(recipe, given)[0], out)
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
 
 
-for _group in (variants, strategies, recipes, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
+for _group in (*CATALOGUE, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)

@@ -22,7 +22,7 @@ LAYERS = (
     },
     {
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
-        "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
+        "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
         "hfsyn.publishing.versions",
         "hfsyn.making.options",
     },
@@ -58,7 +58,7 @@ LAYERS = (
         "hfsyn.publishing.reproduction", "hfsyn.publishing.verification", "hfsyn.publishing.watching",
     },
     {
-        "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
+        "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub", "hfsyn.commands.recipe_options",
         "hfsyn.commands.training",
     },
 )  # fmt: skip

@@ -1,12 +1,15 @@
-"""The commands that list what there is: variants, strategies, recipes."""
+"""The commands that list what there is: variants, strategies, captioners, generators, recipes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from hfsyn.making.fragments import FragmentKind
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -129,6 +132,70 @@ def strategies_show(name: str, variant: str, text: str, as_json: bool) -> None:
 
 
 @click.group()
+def captioners() -> None:
+    """The captioners that `--captioner NAME` puts into a recipe."""
+
+
+@captioners.command("ls")
+@as_json_option
+def captioners_ls(as_json: bool) -> None:
+    """List the captioners that come with hfsyn."""
+    _table(_fragments("captioner"), as_json)
+
+
+@captioners.command("show")
+@click.argument("name")
+@as_json_option
+def captioners_show(name: str, as_json: bool) -> None:
+    """The caption part of a captioner, every field written out, and where its settings are from."""
+    _show_fragment("captioner", name, as_json)
+
+
+@click.group()
+def generators() -> None:
+    """The generators that `--generator NAME` puts into a recipe."""
+
+
+@generators.command("ls")
+@as_json_option
+def generators_ls(as_json: bool) -> None:
+    """List the generators that come with hfsyn."""
+    _table(_fragments("generator"), as_json)
+
+
+@generators.command("show")
+@click.argument("name")
+@as_json_option
+def generators_show(name: str, as_json: bool) -> None:
+    """The generate part of a generator, every field written out, and where its settings are from."""
+    _show_fragment("generator", name, as_json)
+
+
+def _fragments(kind: FragmentKind) -> list[dict[str, Any]]:
+    from hfsyn.making.fragments import fragments, load_fragment
+
+    found = [load_fragment(kind, name) for name in fragments(kind)]
+    return [{"name": f.name, "model": f.part["model"], "title": f.title, "about": f.about} for f in found]
+
+
+def _show_fragment(kind: FragmentKind, name: str, as_json: bool) -> None:
+    from hfsyn.making.fragments import FRAGMENT_PART, load_fragment
+    from hfsyn.making.recipe import PARTS
+
+    found = load_fragment(kind, name)
+    part = PARTS[FRAGMENT_PART[kind]].model_validate(dict(found.part)).model_dump()
+    about = {"name": found.name, "title": found.title, "about": found.about, **found.facts}
+    if as_json:
+        click.echo(json.dumps({**about, FRAGMENT_PART[kind]: part}, indent=1, ensure_ascii=False))
+        return
+    for key, value in about.items():
+        click.echo(f"{key}: {value}")
+    click.echo(f"{FRAGMENT_PART[kind]}:")
+    for key, value in part.items():
+        click.echo(f"  {key}: {json.dumps(value, ensure_ascii=False)}")
+
+
+@click.group()
 def recipes() -> None:
     """The recipes that come with hfsyn."""
 
@@ -171,6 +238,10 @@ def recipes_new(name: str, base: str) -> None:
     from hfsyn.making.recipe import new_recipe
 
     click.echo(new_recipe(name, base))
+
+
+CATALOGUE: tuple[click.Command, ...] = (variants, strategies, captioners, generators, recipes)
+"""The groups of this module, for `hfsyn.cli`."""
 
 
 def _table(rows: Sequence[dict[str, Any]], as_json: bool) -> None:

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 from builders.errors import DataError
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
+from hfsyn.making.fragments import FRAGMENT_PART, FragmentKind, load_fragment
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe_parts import (
     BUILTIN,
@@ -93,15 +94,23 @@ class Recipe(Part):
         return self.class_seeds.get(wnid, self.seed)
 
 
-def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    *,
+    captioner: str | None = None,
+    generator: str | None = None,
+) -> Recipe:
     """Load and check a recipe.
 
     Args:
-        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that a
-        published
-            dataset carries), a mapping, or a Recipe.
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that
+            a published dataset carries), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
             model drops what belonged to the old one, its revision and its image size, unless these are set too.
+        captioner: name or YAML file of a fragment whose caption part replaces the recipe's; see
+            `hfsyn.making.fragments`. The overrides come after it.
+        generator: the same for the generate part.
 
     Raises:
         HfsynError: unknown name or key (with the nearest one), or a value outside its range.
@@ -116,6 +125,10 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
         fields = _parse(text, where)
         if where.startswith("hf://"):
             _refuse_places(fields, where)
+    kinds: tuple[tuple[FragmentKind, str | None], ...] = (("captioner", captioner), ("generator", generator))
+    for kind, fragment in kinds:
+        if fragment is not None:
+            fields[FRAGMENT_PART[kind]] = dict(load_fragment(kind, fragment).part)
     for override in overrides:
         _override(fields, override)
     _drop_model_fields(fields, {override.partition("=")[0] for override in overrides})
