@@ -136,6 +136,12 @@ def test_recipes_and_strategies_that_the_readme_names_exist() -> None:
             assert command[3] in STRATEGIES
 
 
+def test_the_tables_of_the_readme_are_what_the_code_says() -> None:
+    command = [sys.executable, ROOT / "scripts" / "readme_tables.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_pictures_of_the_readme_are_there() -> None:
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         with Image.open(ROOT / path) as picture:

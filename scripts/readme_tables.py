@@ -1,0 +1,83 @@
+#!/usr/bin/env python
+"""Rewrite the tables of README.md that the code knows better; `--check` only says whether any would change.
+
+A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`; what is between them belongs to this
+script. To add one: write a function that returns its rows, dicts with the column heads as keys, put it into `TABLES`,
+put the two comments into README.md, and run this.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+Rows = Sequence[Mapping[str, object]]
+_MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def captioners() -> Rows:
+    """The fragments of `--captioner`."""
+    from hfsyn.making.fragments import fragments, load_fragment
+
+    found = [load_fragment("captioner", name) for name in fragments("captioner")]
+    return [
+        {"`--captioner`": f"`{f.name}`", "model": f"`{f.part['model']}`", "what it says": f.about,
+         "source": f.facts.get("source", "")}
+        for f in found
+    ]  # fmt: skip
+
+
+def strategies() -> Rows:
+    """The built-in strategies."""
+    from hfsyn.making.prompts import STRATEGIES
+
+    return [
+        {"`--strategy`": f"`{s.name}`", "prompt": f"`{s.template}`", "source": s.source} for s in STRATEGIES.values()
+    ]
+
+
+TABLES: dict[str, Callable[[], Rows]] = {"captioners": captioners, "strategies": strategies}
+
+
+def markdown(rows: Rows) -> str:
+    """A table of GitHub's Markdown; a vertical bar within a cell is escaped."""
+    heads = list(rows[0])
+    lines = [heads, ["---"] * len(heads), *([str(row[head]).replace("|", "\\|") for head in heads] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def rewritten(text: str) -> str:
+    """The text with every marked table made anew.
+
+    Raises:
+        KeyError: a marker names no table of `TABLES`.
+    """
+    return _MARKED.sub(lambda found: found[1] + markdown(TABLES[found[2]]()) + found[4], text)
+
+
+def main() -> int:
+    """Rewrite README.md, or check it; 1 where a check finds a difference or a table has no place."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something would change")
+    check = parser.parse_args().check
+    before = README.read_text(encoding="utf-8")
+    if missing := sorted(set(TABLES) - {name for _, name, _, _ in _MARKED.findall(before)}):
+        sys.stderr.write(
+            f"README.md has no place for the table {missing[0]}: <!-- table: {missing[0]} --> <!-- end -->\n"
+        )
+        return 1
+    after = rewritten(before)
+    if after != before and check:
+        sys.stderr.write("README.md is not what the code says. Run: python scripts/readme_tables.py\n")
+        return 1
+    if after != before:
+        README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
