@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import ExitCode, HfsynError, first_line
 
 T = TypeVar("T")
 GRACE = 7.0
@@ -95,7 +95,15 @@ def pick_device(device: str | None) -> str:
 
         # The others wait for the main process while it fetches data sets and weights, which may take hours; NCCL would
         # take it for dead after ten minutes.
-        state = PartialState(cpu=wants_cpu, timeout=timedelta(hours=12))
+        try:
+            state = PartialState(cpu=wants_cpu, timeout=timedelta(hours=12))
+        except RuntimeError as error:
+            raise HfsynError(
+                f"The {worker.world} processes do not find each other: {first_line(error)}.",
+                "Between machines, name the network interface that leads to the others: GLOO_SOCKET_IFNAME=eth0 (on "
+                "GPUs NCCL_SOCKET_IFNAME). Or run `hfsyn generate RUN` on each machine, without a launcher over both.",
+                code=ExitCode.PREFLIGHT,
+            ) from None
         if state.num_processes != worker.world:
             raise HfsynError(
                 f"The launcher started {worker.world} processes, but accelerate counts {state.num_processes}.",
