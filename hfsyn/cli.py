@@ -133,6 +133,17 @@ _stage_work = _options(
         "Another changes the last bits of an image, and sidecars record it.",
     ),
     click.option(
+        "--compile", "compile", is_flag=True,
+        help="Compile the generator first: minutes, then faster. Worth it from some thousand images on.",
+    ),
+    click.option(
+        "--channels-last", type=click.Choice(["on", "off"]), help="Memory format of UNets.  [default: on for GPUs]"
+    ),
+    click.option(
+        "--attention", type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
+        help="Kernel of attention.  [default: auto]",
+    ),
+    click.option(
         "--budget-hours", type=click.FloatRange(min=0, min_open=True), metavar="H",
         help="Begin no shard that would end after so many hours. Exit code 4 when some are left.",
     ),

@@ -34,7 +34,7 @@ LAYERS = (
     {
         "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics", "hfsyn.making.captioner",
         "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising", "hfsyn.making.generator",
-        "hfsyn.making.pipelines", "hfsyn.making.runs",
+        "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",

@@ -18,6 +18,7 @@ from hfsyn.making.runs import Run, load_run, select
 from hfsyn.making.shards import pending
 from hfsyn.making.specs import SampleSpec
 from hfsyn.making.stages import Stage
+from hfsyn.making.tuning import PLAIN, tuning_of
 from hfsyn.workers import pick_device
 
 
@@ -48,11 +49,14 @@ def generate(
     paths = select(run.data_shards(), shards)
     if not pending(paths):
         return
-    where = "cpu"
+    where, tuning = "cpu", PLAIN
     if generator is None:
         where = pick_device(device)
+        tuning = tuning_of(options, where)
         part = run.recipe.generate
-        generator = DiffusersGenerator(part, run.recipe.prompt.negative, where, allow_pickle=options.allow_pickle)
+        generator = DiffusersGenerator(
+            part, run.recipe.prompt.negative, where, allow_pickle=options.allow_pickle, tuning=tuning
+        )
     stage = Stage(run, "generate", where)
     part = run.recipe.generate
     size = BatchSize(
@@ -68,7 +72,15 @@ def generate(
             results = [work.results[spec.sample_id] for spec in work.specs]
             rows, rejected = synthetic_rows(work.specs, results, work.tokens, generator.max_tokens, run.recipe)
             stage.write(
-                work.claim.path, work.start, work.stop, rows, rejected, schema, work.seconds, grid=tuple(work.grid)
+                work.claim.path,
+                work.start,
+                work.stop,
+                rows,
+                rejected,
+                schema,
+                work.seconds,
+                grid=tuple(work.grid),
+                options=tuning.record(),
             )
             progress.shard_done()
 

@@ -19,6 +19,7 @@ from hfsyn.making.decoding import decode, fetch, split_decoding, to_levels
 from hfsyn.making.denoising import denoise, is_guided
 from hfsyn.making.pipelines import load_pipeline, size_of
 from hfsyn.making.recipe import GeneratePart
+from hfsyn.making.tuning import PLAIN, Tuning, kernels, tune
 
 FLAT_RANGE = 4
 """An image whose grey levels all lie within this range in each channel shows nothing: what a broken decoder paints."""
@@ -75,12 +76,21 @@ class DiffusersGenerator:
         negative: negative prompt; None is the pipeline's own idea of none (the empty text, or zeros for SDXL).
         device: a torch device.
         allow_pickle: read weights that are no safetensors too.
+        tuning: how the device computes the model.
 
     Raises:
         HfsynError: the model cannot be loaded, or has no use for the scheduler, the steps or the negative prompt.
     """
 
-    def __init__(self, recipe: GeneratePart, negative: str | None, device: str, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: GeneratePart,
+        negative: str | None,
+        device: str,
+        *,
+        allow_pickle: bool = False,
+        tuning: Tuning = PLAIN,
+    ) -> None:
         pipe = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
         if not makes_embeddings(pipe) and (recipe.guidance_start, recipe.guidance_stop) != (0, 1):
             raise HfsynError(
@@ -90,6 +100,8 @@ class DiffusersGenerator:
         self._recipe = recipe
         self._size = size_of(pipe, recipe)
         self._pipe = pipe.to(device)
+        self.tuning = tuning
+        tune(self._pipe, tuning)
         self._device = device
         self._conditioning = Conditioning(
             self._pipe, recipe.model, negative, guided=is_guided(pipe, recipe), device=device
@@ -119,7 +131,7 @@ class DiffusersGenerator:
         wanted = len(prompts)
         prompts = [*prompts, *[prompts[-1]] * (size - wanted)]
         seeds = [*seeds, *[seeds[-1]] * (size - wanted)]
-        with torch.inference_mode():
+        with torch.inference_mode(), kernels(self.tuning):
             try:
                 levels, finite, flagged = self._draw(prompts, seeds)
             except ValueError as error:

@@ -29,6 +29,12 @@ class WorkOptions:
     """Images that the generator draws at once: a number, or ``auto`` for as many as fit; None is the recipe's. Another
     number than the recipe's changes the last bits of an image, and sidecars record it.
     """
+    channels_last: str | None = field(default=None, metadata=_flag("--channels-last"))
+    """``on`` or ``off``: the memory format of UNets and autoencoders; None is on for NVIDIA GPUs."""
+    compile: bool = field(default=False, metadata=_flag("--compile"))
+    """Compile the generator with `torch.compile`."""
+    attention: str | None = field(default=None, metadata=_flag("--attention"))
+    """The kernel of scaled dot product attention; None is torch's own choice."""
     started: float = field(default_factory=time.monotonic, compare=False)
     """When the budget began, by `time.monotonic()`; no flag."""
 

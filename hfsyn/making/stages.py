@@ -8,7 +8,7 @@ does not depend on the others. Running a stage again continues it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Stage:
         schema: pa.Schema,
         seconds: float,
         grid: tuple[tuple[int, int, int], ...] = (),
+        options: Mapping[str, str] | None = None,
     ) -> None:
         """Write a shard of lines `start` to `stop` and its sidecar, which says how many seconds it took."""
         if len(rows) + len(rejected) != stop - start:
@@ -94,6 +95,7 @@ class Stage:
                 worker=f"{worker.rank} of {worker.world}",
                 software=software(),
                 grid=grid,
+                options=dict(options or {}),
             )
 
         columns = {field.name: [row[field.name] for row in rows] for field in schema}

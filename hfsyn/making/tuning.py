@@ -1,0 +1,114 @@
+"""How the device computes a model: memory format, compilation, attention kernel. Nothing of an image but its last bits
+depends on it, and sidecars record it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from hfsyn.errors import HfsynError
+from hfsyn.making.options import WorkOptions
+
+ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
+"""Kernels of scaled dot product attention by their option; ``auto`` is torch's own choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How a model is computed."""
+
+    channels_last: bool = False
+    """Convolutions read their channels side by side, which tensor cores want; on a CPU it costs time."""
+    compiled: bool = False
+    """Through `torch.compile`: minutes once, then fewer and larger kernels."""
+    attention: str = "auto"
+    """One of `ATTENTION`."""
+
+    def record(self) -> dict[str, str]:
+        """What is not as on a CPU by default, for the sidecar."""
+        said = {
+            "channels_last": "yes" if self.channels_last else "",
+            "compile": "yes" if self.compiled else "",
+            "attention": self.attention if self.attention != "auto" else "",
+        }
+        return {name: value for name, value in said.items() if value}
+
+
+PLAIN = Tuning()
+"""Eager, contiguous, torch's own kernels."""
+
+
+def tuning_of(options: WorkOptions, device: str) -> Tuning:
+    """What the options ask for, or else what suits the device: channels last on an NVIDIA GPU, nothing elsewhere.
+
+    Compilation is never chosen here: it takes minutes and a C++ compiler, which short runs and some machines lack.
+    """
+    cuda = device.startswith("cuda")
+    channels_last = cuda if options.channels_last is None else options.channels_last == "on"
+    if options.attention in ("cudnn", "flash", "efficient") and not cuda:
+        raise HfsynError(
+            f"--attention {options.attention} is a kernel of NVIDIA GPUs, and the device is {device}.",
+            "Leave it out, or use --attention math.",
+        )
+    return Tuning(channels_last, options.compile, options.attention or "auto")
+
+
+def tune(pipe: Any, tuning: Tuning) -> None:
+    """Apply it to a pipeline that is on its device."""
+    import torch
+
+    # UNets are compiled whole: their repeated blocks hold less than half of the work. Transformers are nothing but
+    # repeated blocks, which are compiled once for all.
+    unet, transformer = getattr(pipe, "unet", None), getattr(pipe, "transformer", None)
+    if tuning.channels_last:
+        for network in (unet, pipe.vae):
+            if network is not None:
+                network.to(memory_format=torch.channels_last)
+    if tuning.compiled:
+        if unet is not None:
+            unet.compile(fullgraph=True, dynamic=False)
+        elif transformer is not None and getattr(transformer, "_repeated_blocks", None):
+            transformer.compile_repeated_blocks(fullgraph=True)
+        pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True, dynamic=False)
+
+
+@contextlib.contextmanager
+def kernels(tuning: Tuning) -> Iterator[None]:
+    """Compute attention with the chosen kernel; and say in one line what compilation, or the kernel, lacks.
+
+    diffusers' own setting of a backend does nothing for the UNets and autoencoders of Stable Diffusion, which call
+    torch's function; this is torch's own switch.
+
+    Raises:
+        HfsynError: the model cannot be compiled here, or the kernel does not take its shapes.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    backends = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    chosen = backends.get(tuning.attention)
+    try:
+        with sdpa_kernel(chosen) if chosen is not None else contextlib.nullcontext():
+            yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        if tuning.compiled and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise HfsynError(
+                f"--compile: torch cannot compile this model here ({reason})", "Leave --compile out."
+            ) from error
+        if chosen is not None and "No available kernel" in reason:
+            raise HfsynError(
+                f"--attention {tuning.attention}: the kernel does not take this model ({reason})",
+                "Leave --attention out.",
+            ) from error
+        raise
