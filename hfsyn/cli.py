@@ -9,22 +9,23 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from hfsyn import __version__
-from hfsyn.commands.catalogue import CATALOGUE, as_json_option
+from hfsyn.commands.catalogue import CATALOGUE
 from hfsyn.commands.exhibits import EXHIBITS
 from hfsyn.commands.hub import HUB_COMMANDS
+from hfsyn.commands.looking import LOOKING
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.commands.training import evaluate_command, train_command
+from hfsyn.commands.work_options import stage_options
 from hfsyn.errors import ExitCode, HfsynError
 
 # What a full or forbidden disk says: the user's to mend, not a fault of ours.
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,60 +95,7 @@ def cli() -> None:
     """
 
 
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator, in reading order."""
-
-    def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
-
-
-def _batch_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """A number of at least 1, or ``auto``."""
-    if value is None or value == "auto" or (value.isdigit() and int(value) > 0):
-        return value
-    raise click.BadParameter(f"{value!r} is neither a number of at least 1 nor auto.")
-
-
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
-_work = _options(
-    click.option(
-        "--num-processes", type=click.IntRange(min=1), metavar="N",
-        help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
-    ),
-    click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
-)  # fmt: skip
-_stage_work = _options(
-    _work,
-    click.option("--shards", metavar="A:B", help="Only shards A up to but not including B."),
-    click.option(
-        "--allow-pickle-weights", "allow_pickle", is_flag=True,
-        help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
-    ),
-    click.option(
-        "--batch-size", metavar="N|auto", callback=_batch_size,
-        help="Images that the generator draws at once; auto: as many as fit. Default: the recipe's number. "
-        "Another changes the last bits of an image, and sidecars record it.",
-    ),
-    click.option(
-        "--compile", "compile", is_flag=True,
-        help="Compile the generator first: minutes, then faster. Worth it from some thousand images on.",
-    ),
-    click.option(
-        "--channels-last", type=click.Choice(["on", "off"]), help="Memory format of UNets.  [default: on for GPUs]"
-    ),
-    click.option(
-        "--attention", type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
-        help="Kernel of attention.  [default: auto]",
-    ),
-    click.option(
-        "--budget-hours", type=click.FloatRange(min=0, min_open=True), metavar="H",
-        help="Begin no shard that would end after so many hours. Exit code 4 when some are left.",
-    ),
-)  # fmt: skip
 _captions = click.option(
     "--captions", metavar="RUN|REPO_ID[@REVISION]",
     help="Take these captions instead of making them: of the same images, by the same captioner.",
@@ -166,7 +114,7 @@ def _say(text: str) -> None:
 @_captions
 @click.option("--publish-to", metavar="REPO_ID", help="Send finished shards to this dataset on the Hub meanwhile.")
 @click.option("--version", metavar="X.Y.Z", help="With --publish-to: the version of the finished dataset.")
-@_stage_work
+@stage_options
 @_quiet
 def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
     """Carry out RECIPE in a run folder: caption, generate, finish. Running it again continues.
@@ -208,7 +156,7 @@ def _summary(run: Any, quiet: bool) -> None:
 @cli.command()
 @click.argument("run")
 @_captions
-@_stage_work
+@stage_options
 @_quiet
 def caption(run: str, **work: Any) -> None:
     """Read and caption the real images of a prepared RUN folder. Prints the folder."""
@@ -218,7 +166,7 @@ def caption(run: str, **work: Any) -> None:
 
 @cli.command()
 @click.argument("run")
-@_stage_work
+@stage_options
 @_quiet
 def generate(run: str, **work: Any) -> None:
     """Make the images of a RUN folder whose captions are finished. Prints the folder.
@@ -246,7 +194,7 @@ def _stage(stages: tuple[str, ...], run: str, **given: Any) -> None:
 @click.argument("run")
 @click.option("--stages", required=True)
 @_captions
-@_stage_work
+@stage_options
 @_quiet
 def work_on(run: str, stages: str, **work: Any) -> None:
     """What `--num-processes` starts in each process; prints nothing."""
@@ -263,40 +211,5 @@ def finish(run: str, quiet: bool) -> None:
     _summary(run_finish(run), quiet)
 
 
-@cli.command()
-@click.argument("run")
-@as_json_option
-def status(run: str, as_json: bool) -> None:
-    """How far a RUN folder is, read from the folder alone. Prints `finished` or `unfinished`."""
-    from dataclasses import asdict
-
-    from hfsyn.making.runs import status as run_status
-
-    found = run_status(run)
-    if as_json:
-        click.echo(json.dumps(asdict(found), indent=1))
-        return
-    click.echo(f"{found.name}  {found.fingerprint[:12]}  {found.source_rows} real images")
-    for stage in found.stages:
-        shards = "?" if stage.shards is None else stage.shards
-        aside = f", {stage.rejected} set aside" if stage.rejected else ""
-        rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
-        click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
-    click.echo("finished" if found.finished else "unfinished")
-
-
-@cli.command()
-@click.argument("recipe")
-@recipe_options
-@click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
-@as_json_option
-def plan(recipe: str, out: str | None, as_json: bool, **given: Any) -> None:
-    """What RECIPE would make: counts, first prompts, truncations, shards, disk, time. Loads no model."""
-    from hfsyn.making.forecast import forecast
-
-    found = forecast(chosen_recipe(recipe, given)[0], out)
-    click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
-
-
-for _group in (*CATALOGUE, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
+for _group in (*LOOKING, *CATALOGUE, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)

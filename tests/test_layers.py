@@ -30,6 +30,8 @@ LAYERS = (
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
         "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
         "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
+        "hfsyn.making.costs", "hfsyn.making.devices", "hfsyn.making.model_files", "hfsyn.making.source_counts",
+        "hfsyn.making.token_limits",
     },
     {
         "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics", "hfsyn.making.captioner",
@@ -59,7 +61,7 @@ LAYERS = (
     },
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub", "hfsyn.commands.recipe_options",
-        "hfsyn.commands.training",
+        "hfsyn.commands.training", "hfsyn.commands.looking", "hfsyn.commands.work_options",
     },
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.

@@ -1,36 +1,36 @@
-"""What a recipe would make, before anything is spent: counts, prompts, truncations, shards, disk, time. No model is
-loaded.
+"""What a recipe would make, before anything is spent: counts, prompts, truncations, shards, disk, upload, time, cost.
+No model is loaded and no image is read.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from builders import layout
-from builders.layout import is_run_folder, shard_count
-from builders.sources import open_source
+from builders.layout import shard_count
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.hub_models import locate
+from hfsyn.making.costs import Hours, hours, image_size
+from hfsyn.making.devices import UTILISATION
+from hfsyn.making.planning import read_captions
 from hfsyn.making.prompts import get_strategy
-from hfsyn.making.recipe import Recipe, fingerprint, is_content_hash
+from hfsyn.making.recipe import Recipe, difference, fingerprint
 from hfsyn.making.runs import load_run
-from hfsyn.making.shards import is_done
-from hfsyn.making.specs import Caption, plan
+from hfsyn.making.shards import pending
+from hfsyn.making.source_counts import TableCounts, counted, index_of_run, indexed
+from hfsyn.making.specs import Caption, Plan, plan
+from hfsyn.making.token_limits import Limit, limits
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.
 _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}
-# TFLOP of one UNet row and of one VAE decoding at 512 px, counted on the true architecture; and dense bf16 TFLOP/s.
-_TFLOP = {"stable-diffusion-v1-5/stable-diffusion-v1-5": (0.8033, 2.5145)}
-_DEVICES = {"A100": 312.0, "H100/H200": 790.0}
-_UTILISATION = 0.45
+# Bytes beside an image: of its row, and of its lines in source index, captions and plan.
+_BYTES_A_ROW = 300
 _PLACEHOLDER = "<caption>"
+_NOT_YET = "not made yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,172 +40,256 @@ class Forecast:
     recipe: str
     fingerprint: str
     source: str
+    counts: str
+    """Where they are from: ``of the source``, ``of this run`` or ``from the variant's table``."""
+    why: str
+    """Why the source was not asked itself; empty where it was."""
     real_images: int
     classes: int
     images: int
     images_per_class: tuple[int, int]
-    """Smallest and largest."""
+    """Smallest and largest; the mean twice where the counts are the table's."""
     captions: str
     """Where captions were taken from: ``none needed``, ``of this run`` or ``not made yet``."""
     unique_prompts: int | None
-    truncated: int | None
-    """Prompts longer than the text encoder takes; None where captions or tokenizer are not at hand."""
-    max_tokens: int | None
+    """None as long as it depends on captions or, by a strategy that chooses, on images that are not here."""
+    limits: tuple[Limit, ...]
+    """What each text encoder would cut; empty where captions or tokenizers are not at hand."""
     first_prompts: tuple[str, ...]
     shards: int
     disk_bytes: int
-    hours: dict[str, float]
-    """Estimated hours of one device of each kind; empty where the model's cost is not known."""
+    upload_bytes: int
+    upload_files: int
+    commits: int
+    """Of the first publication."""
+    hours_of: dict[str, Hours]
+    """Estimated hours of one device of each kind; empty where the models' cost is not known."""
+    price: float | None = None
+    """USD an hour of one device."""
+
+    @property
+    def truncated(self) -> int | None:
+        """Images whose prompt no text encoder takes whole; None where that was not counted."""
+        return self.limits[0].truncated if self.limits else None
+
+    @property
+    def max_tokens(self) -> int | None:
+        """What the text encoder takes that takes the most."""
+        return self.limits[0].max_tokens if self.limits else None
+
+    @property
+    def hours(self) -> dict[str, float]:
+        """Hours for captions and images together, of one device of each kind."""
+        return {device: found.total for device, found in self.hours_of.items() if found.total is not None}
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """USD by device, at `price`; empty without a price."""
+        return {} if self.price is None else {d: round(h * self.price, 2) for d, h in self.hours.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        found = {"truncated": self.truncated, "max_tokens": self.max_tokens, "hours": self.hours, "cost": self.cost}
+        return asdict(self) | found | {"utilisation": UTILISATION}
 
     def text(self) -> str:
         """For people."""
         low, high = self.images_per_class
-        token_line = (
-            "not counted (captions or tokenizer are not at hand)"
-            if self.truncated is None
-            else f"{self.truncated} of {self.images} prompts over {self.max_tokens} tokens"
-        )
+        exactly = "about " if self.why else ""
         lines = [
             f"recipe        {self.recipe}  {self.fingerprint[:12]}",
-            f"source        {self.source}: {self.real_images} real images of {self.classes} classes",
-            f"images        {self.images}: {low}" + (f" to {high}" if high != low else "") + " a class",
+            f"source        {self.source}: {self.real_images} real images of {self.classes} classes "
+            f"(counts {self.counts})",
+            *([f"              not indexed: {self.why}"] if self.why else []),
+            f"images        {self.images}: {exactly}{low}" + (f" to {high}" if high != low else "") + " a class",
             f"captions      {self.captions}",
             f"prompts       {'?' if self.unique_prompts is None else self.unique_prompts} different",
             *(f"              {prompt}" for prompt in self.first_prompts),
-            f"truncated     {token_line}",
+            f"truncated     {self._truncations()}",
             f"shards        {self.shards}",
-            f"disk          about {_size(self.disk_bytes)}",
+            f"disk          about {size_text(self.disk_bytes)}",
+            f"upload        about {size_text(self.upload_bytes)}: {self.upload_files} files in {self.commits} "
+            f"commit{'s' if self.commits > 1 else ''}",
+            f"time          {self._times()}",
         ]
-        guess = ", ".join(
-            (f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min") + f" on one {device}"
-            for device, hours in self.hours.items()
-        )
-        lines.append(
-            f"time          {f'about {guess} (counted FLOPs at 45 % of peak)' if guess else 'not known for this model'}"
-        )
+        if self.price is not None:
+            costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
+            lines.append(f"cost          {f'USD at {self.price:g} an hour: {costs}' if costs else 'not known'}")
         return "\n".join(lines)
 
+    def _truncations(self) -> str:
+        if not self.limits:
+            return "not counted (captions or tokenizer are not at hand)"
+        about = "about " if self.why else ""
+        first, *others = self.limits
+        also = [f"{about}{other.truncated} over the {other.max_tokens} of {other.encoder}" for other in others]
+        more = f" ({', '.join(also)})" if also and any(o.max_tokens != first.max_tokens for o in others) else ""
+        return f"{about}{first.truncated} of {self.images} prompts over {first.max_tokens} tokens{more}"
 
-def forecast(recipe: Recipe, run_folder: str | Path | None = None) -> Forecast:
+    def _times(self) -> str:
+        if not self.hours:
+            return "not known for these models: `hfsyn plan RECIPE --probe N` measures here"
+        said = ", ".join(f"{hours_text(hours)} on {device}" for device, hours in self.hours.items())
+        return f"about {said} (one device, at {UTILISATION:.0%} of its peak)"
+
+
+def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: float | None = None) -> Forecast:
     """What a recipe would make.
 
+    The source is indexed, without reading an image; where it is on the Hub and cannot be reached, the counts are those
+    of the variant's table.
+
     Args:
-        recipe: the recipe; its source is indexed (no image is read).
-        run_folder: a run of this recipe whose captions are used if they are complete.
+        recipe: the recipe.
+        run_folder: a run of the same source and captioner, whose captions are used if they are complete.
+        price: USD an hour of one device, for the cost.
 
     Raises:
-        HfsynError: the source is missing or empty.
+        HfsynError: the source is missing or empty, or the run has other real images or captions.
     """
-    source = recipe.source
-    variant = get_variant(source.variant)
-    entries = list(
-        open_source(
-            source.variant,
-            source.split,
-            path=source.path,
-            revision=source.revision,
-            limit_per_class=source.limit_per_class,
-        ).index()
-    )
-    if not entries:
-        raise HfsynError(
-            f"The source {source.variant} ({source.split}) holds no image.", "Check source.path and source.split."
-        )
+    found = _lines(recipe, run_folder)
     strategy = get_strategy(recipe.prompt.strategy)
-    captions = _captions_of(run_folder)
-    if captions is None:
-        text = _PLACEHOLDER if strategy.needs_caption else None
-        captions = [Caption(entry.source_id, entry.wnid, text) for entry in entries]
-        origin = "not made yet" if strategy.needs_caption else "none needed"
+    each = recipe.prompt.images_per_caption
+    if isinstance(found, TableCounts):
+        made, known = None, not strategy.needs_caption
+        counts, why, real, classes = "from the variant's table", found.why, found.images, found.classes
+        origin = _NOT_YET if strategy.needs_caption else "none needed"
+        low = high = round(real * each / classes)
+        prompts, unique = _prompts_by_class(recipe, real * each)
     else:
-        origin = "of this run"
-    made = plan(recipe, captions)
-    known = origin != "not made yet"
-    counts = Counter(spec.wnid for spec in made)
-    truncated, limit = _truncations(recipe, [spec.prompt for spec in made]) if known else (None, None)
-    pixels = _pixels(recipe)
+        made, origin, counts = found
+        known, why = origin != _NOT_YET, ""
+        sizes = made.per_class.values()
+        real, classes, low, high = len(made) // each, len(sizes), min(sizes), max(sizes)
+        prompts, unique = ((prompt, 1) for prompt in made.prompts()), made.unique_prompts if known else None
+    images = real * each
+    first, prompts = _first(prompts)
+    stored = images * (_stored_pixels(recipe) * _BYTES_PER_PIXEL[recipe.store.format] + _BYTES_A_ROW)
+    files, commits = _upload(recipe, real, images)
     return Forecast(
         recipe=recipe.name,
         fingerprint=fingerprint(recipe),
-        source=f"{variant.name} ({source.split})",
-        real_images=len(entries),
-        classes=len(counts),
-        images=len(made),
-        images_per_class=(min(counts.values()), max(counts.values())),
+        source=f"{recipe.source.variant} ({recipe.source.split})",
+        counts=counts,
+        why=why,
+        real_images=real,
+        classes=classes,
+        images=images,
+        images_per_class=(low, high),
         captions=origin,
-        unique_prompts=made.unique_prompts if known else None,
-        truncated=truncated,
-        max_tokens=limit,
-        first_prompts=tuple(dict.fromkeys(spec.prompt for spec in made[:50]))[:5],
-        shards=shard_count(len(made), recipe.store.shard_rows),
-        disk_bytes=round(len(made) * (pixels * _BYTES_PER_PIXEL[recipe.store.format] + 300)),
-        hours=_hours(recipe, len(made)),
+        unique_prompts=unique if known else None,
+        limits=limits(recipe.generate, prompts) if known else (),
+        first_prompts=first,
+        shards=shard_count(images, recipe.store.shard_rows),
+        disk_bytes=round(stored),
+        upload_bytes=round(stored),
+        upload_files=files,
+        commits=commits,
+        hours_of=hours(recipe, real, images),
+        price=price,
     )
 
 
-def _captions_of(folder: str | Path | None) -> list[Caption] | None:
-    """All captions of a run, or None where they are not complete."""
-    if folder is None or not is_run_folder(Path(folder)):
-        return None
-    run = load_run(folder)
-    shards = run.caption_shards() if (run.folder / layout.SOURCE).exists() else []
-    if not shards or not all(is_done(shard) for shard in shards):
-        return None
-    rows = (row for shard in shards for row in pq.read_table(shard).to_pylist())
-    return [Caption(row["source_id"], row["wnid"], row["caption"], tuple(row["caption_flags"])) for row in rows]
-
-
-def _truncations(recipe: Recipe, prompts: list[str]) -> tuple[int | None, int | None]:
-    """How many prompts the text encoder would cut, and its limit; None where its tokenizer is not at hand."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            locate(recipe.generate.model, "generator"),
-            subfolder="tokenizer",
-            revision=None if is_content_hash(recipe.generate.revision) else recipe.generate.revision or "main",
-            local_files_only=True,
+def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] | TableCounts:
+    """The plan, where its captions and its counts are from; or what the table says."""
+    needed = get_strategy(recipe.prompt.strategy).needs_caption
+    text, origin = (_PLACEHOLDER, _NOT_YET) if needed else (None, "none needed")
+    captions: Iterable[Caption]
+    if folder is not None and layout.is_run_folder(Path(folder)) and (Path(folder) / layout.SOURCE).exists():
+        run = load_run(folder)
+        _refuse_other(recipe, run.recipe, folder)
+        shards = run.caption_shards()
+        if not pending(shards):
+            captions, origin = read_captions(shards), "of this run"
+        else:
+            captions = index_of_run(run.folder, text)
+        counts = "of this run"
+    else:
+        if (table := counted(recipe.source)) is not None:
+            return table
+        captions, counts = indexed(recipe, text), "of the source"
+    made = plan(recipe, captions)
+    if not made:
+        raise HfsynError(
+            f"The source {recipe.source.variant} ({recipe.source.split}) holds no image.",
+            "Check source.path and source.split.",
         )
-    except (OSError, ValueError):
-        return None, None
-    limit = int(tokenizer.model_max_length)
-    return sum(len(ids) > limit for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids), limit
+    return made, origin, counts
 
 
-def _pixels(recipe: Recipe) -> int:
-    """Pixels of a stored image: the recipe's, or the model's own where its configuration is at hand, or 512 x 512."""
-    part = recipe.generate
+def _refuse_other(recipe: Recipe, theirs: Recipe, folder: str | Path) -> None:
+    """Refuse the captions of other images, or of another captioner."""
+    fields = [
+        (key, old, new)
+        for key, old, new in difference(theirs, recipe)
+        if key.startswith(("source.", "caption")) and not (key.endswith((".revision", ".path")) and new is None)
+    ]
+    if fields:
+        key, old, new = fields[0]
+        raise HfsynError(
+            f"The run {folder} has other real images or captions: {key} is {old!r} there, {new!r} here.",
+            "Leave --out away, or name a run of this source and this captioner.",
+        )
+
+
+def _prompts_by_class(recipe: Recipe, images: int) -> tuple[Iterable[tuple[str, int]], int | None]:
+    """One prompt of each class with its share of the images, and how many prompts differ; None where a strategy chooses
+    by image.
+    """
+    variant = get_variant(recipe.source.variant)
+    text = _PLACEHOLDER if get_strategy(recipe.prompt.strategy).needs_caption else None
+    # A strategy that writes sixteen prompts of a class alike writes them all alike.
+    made = plan(
+        recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"images_per_caption": 1})}),
+        (Caption(f"{info.wnid}/{k}", info.wnid, text) for info in variant.classes for k in range(16)),
+    )
+    by_class: dict[str, set[str]] = {}
+    for spec in made:
+        by_class.setdefault(spec.wnid, set()).add(spec.prompt)
+    chooses = any(len(prompts) > 1 for prompts in by_class.values())
+    share, rest = divmod(images, len(by_class))
+    firsts = [(min(prompts), share + (n < rest)) for n, prompts in enumerate(by_class.values())]
+    return firsts, None if chooses else made.unique_prompts
+
+
+def _first(prompts: Iterable[tuple[str, int]]) -> tuple[tuple[str, ...], Iterator[tuple[str, int]]]:
+    """The first prompts that differ, and all of them again."""
+    left = iter(prompts)
+    head = list(islice(left, 50))
+
+    def again() -> Iterator[tuple[str, int]]:
+        yield from head
+        yield from left
+
+    return tuple(dict.fromkeys(prompt for prompt, _ in head))[:5], again()
+
+
+def _stored_pixels(recipe: Recipe) -> int:
     if recipe.store.size is not None:
         return recipe.store.size**2
-    if part.width is not None and part.height is not None:
-        return part.width * part.height
-    own = 512
-    try:
-        folder = Path(locate(part.model, "generator"))
-        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        own = unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
-    except (OSError, KeyError, HfsynError):
-        pass
-    return (part.width or own) * (part.height or own)
+    width, height = image_size(recipe.generate)
+    return width * height
 
 
-def _hours(recipe: Recipe, images: int) -> dict[str, float]:
-    part = recipe.generate
-    if part.model not in _TFLOP or {part.width, part.height} - {None, 512}:
-        return {}
-    row, decode = _TFLOP[part.model]
-    each = part.steps * (2 if part.guidance_scale > 1 else 1) * row + decode
-    return {device: round(images * each / (peak * _UTILISATION) / 3600, 4) for device, peak in _DEVICES.items()}
+def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:
+    """Files that a first publication sends, and its commits."""
+    from hfsyn.publishing.publication import commits_for
+
+    shards = shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)
+    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card.
+    files = 2 * shards + 7
+    return files, commits_for(files - 1)
 
 
-def _size(size: float) -> str:
+def hours_text(hours: float) -> str:
+    """Hours or minutes, for people."""
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
+
+
+def size_text(size: float) -> str:
+    """Bytes, for people."""
     for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}"
+        if size < 999.5:
+            return f"{size:.1f} {unit}" if unit != "bytes" and size < 10 else f"{size:.0f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"

@@ -201,9 +201,14 @@ def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str |
         to_send=len(missing),
         to_send_bytes=sum(file.size for file in missing.values()),
         to_remove=tuple(gone),
-        commits=max(1, -(-(len(missing) + len(gone) - 1) // (FILES_A_COMMIT - 2))),
+        commits=commits_for(len(missing) + len(gone)),
         changelog=changelog,
     )
+
+
+def commits_for(files: int) -> int:
+    """How many commits so many files take, the card not counted."""
+    return max(1, -(-(files - 1) // (FILES_A_COMMIT - 2)))
 
 
 def bring(job: _Job) -> str:

@@ -1,0 +1,71 @@
+"""The options that say how the costly stages work: where, in how many processes, how fast, for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _batch_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A number of at least 1, or ``auto``."""
+    if value is None or value == "auto" or (value.isdigit() and int(value) > 0):
+        return value
+    raise click.BadParameter(f"{value!r} is neither a number of at least 1 nor auto.")
+
+
+_PLACES = (
+    click.option(
+        "--num-processes", type=click.IntRange(min=1), metavar="N",
+        help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
+    ),
+    click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
+)  # fmt: skip
+_SHARDS = click.option("--shards", metavar="A:B", help="Only shards A up to but not including B.")
+_SPEED = (
+    click.option(
+        "--allow-pickle-weights", "allow_pickle", is_flag=True,
+        help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
+    ),
+    click.option(
+        "--batch-size", metavar="N|auto", callback=_batch_size,
+        help="Images that the generator draws at once; auto: as many as fit. Default: the recipe's number. "
+        "Another changes the last bits of an image, and sidecars record it.",
+    ),
+    click.option(
+        "--compile", "compile", is_flag=True,
+        help="Compile the generator first: minutes, then faster. Worth it from some thousand images on.",
+    ),
+    click.option(
+        "--channels-last", type=click.Choice(["on", "off"]), help="Memory format of UNets.  [default: on for GPUs]"
+    ),
+    click.option(
+        "--attention", type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
+        help="Kernel of attention.  [default: auto]",
+    ),
+)  # fmt: skip
+_BUDGET = click.option(
+    "--budget-hours", type=click.FloatRange(min=0, min_open=True), metavar="H",
+    help="Begin no shard that would end after so many hours. Exit code 4 when some are left.",
+)  # fmt: skip
+
+
+def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in reading order."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+stage_options = _together(*_PLACES, _SHARDS, *_SPEED, _BUDGET)
+"""Of the commands that carry out the costly stages; those of `WorkOptions` among them."""
+
+probe_options = _together(*_PLACES, *_SPEED)
+"""Of a command that tries the stages out."""

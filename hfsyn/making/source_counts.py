@@ -1,0 +1,82 @@
+"""How many real images a recipe reads: of a run, by the source's index, or by the variant's table where there is none.
+
+No image is read, and without a network a Hub repository is not asked for: the table knows how many it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.access import UnreachableError, is_offline
+from builders.errors import DataError
+from builders.sources import open_source
+from builders.variants import get_variant
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.recipe import Recipe, SourcePart
+from hfsyn.making.specs import Caption
+
+
+@dataclass(frozen=True, slots=True)
+class TableCounts:
+    """What the variant's table says, and why the source itself was not asked."""
+
+    images: int
+    classes: int
+    why: str
+
+
+def counted(source: SourcePart) -> TableCounts | None:
+    """The counts of the variant's table where the source cannot be indexed; None where it can be.
+
+    Raises:
+        HfsynError: the source is wrong, rather than out of reach.
+    """
+    variant = get_variant(source.variant)
+    if source.path is not None or variant.hub is None:
+        return None
+    try:
+        if is_offline():
+            raise UnreachableError("HF_HUB_OFFLINE is set.")
+        open_source(source.variant, source.split, revision=source.revision)
+    except DataError as error:
+        refused = error.code == ExitCode.PREFLIGHT or variant.hub.archive is not None
+        images, classes = variant.splits.get(variant.split(source.split), 0), len(variant.classes)
+        if not images or not (refused or isinstance(error, UnreachableError)):
+            raise HfsynError(error.message, error.hint) from None
+        if source.limit_per_class is not None:
+            images = min(images, source.limit_per_class * classes)
+        return TableCounts(images, classes, error.message)
+    return None
+
+
+def indexed(recipe: Recipe, text: str | None) -> Iterator[Caption]:
+    """A caption of that text for every image of the source.
+
+    Raises:
+        HfsynError: the source is missing, or damaged.
+    """
+    source = recipe.source
+    try:
+        for entry in open_source(
+            source.variant,
+            source.split,
+            path=source.path,
+            revision=source.revision,
+            limit_per_class=source.limit_per_class,
+        ).index():
+            yield Caption(entry.source_id, entry.wnid, text)
+    except DataError as error:
+        raise HfsynError(error.message, error.hint) from None
+
+
+def index_of_run(folder: Path, text: str | None) -> Iterator[Caption]:
+    """A caption of that text for every line of a run's source index."""
+    with pq.ParquetFile(folder / layout.SOURCE) as file:
+        for batch in file.iter_batches(columns=["source_id", "wnid"]):
+            for source_id, wnid in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield Caption(source_id, wnid, text)
