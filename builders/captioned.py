@@ -19,6 +19,7 @@ from datasets.builder import Key
 
 from builders import layout
 from builders.errors import DataError
+from builders.own_variants import own_variant
 from builders.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
@@ -46,6 +47,8 @@ class Captioned(datasets.GeneratorBasedBuilder):
         if not self.config.run or not layout.is_run_folder(folder):
             raise DataError(f"{self.config.run!r} is no run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
         part: dict[str, Any] = yaml.safe_load((folder / layout.RECIPE).read_text(encoding="utf-8"))["source"]
+        if part.get("definition") is not None:
+            own_variant(part["definition"], name=part["variant"])
         return part
 
     def _info(self) -> datasets.DatasetInfo:

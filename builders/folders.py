@@ -26,7 +26,7 @@ from builders.labels import check_numbers, label_map, refuse, shorten
 from builders.rows import IndexEntry, Source, SourceRow
 from builders.variants import VARIANTS, ClassInfo, Variant
 
-__all__ = ["FolderSource", "local_splits", "open_path"]
+__all__ = ["SPLIT_FOLDERS", "FolderSource", "class_folders", "image_names", "local_splits", "open_path"]
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """What counts as an image by its name, in lower case. Anything else in a class folder is left alone."""
@@ -77,7 +77,7 @@ class FolderSource:
         """The images of one class, as in `index`."""
         names: dict[str, Path] = {}
         for folder in self._folders[wnid]:
-            for name in self._listed[wnid] if self._listed is not None else _image_names(folder):
+            for name in self._listed[wnid] if self._listed is not None else image_names(folder):
                 if name in names:
                     raise DataError(
                         f"The class {wnid} has two images named '{name}': in {names[name]} and in {folder}.",
@@ -125,7 +125,7 @@ def open_path(
         # People sort the validation images into class folders and leave the list behind: images/ is then gone or empty.
         if (folder / ANNOTATIONS).is_file() and _has_images(folder / "images"):
             return _annotated(variant, root, folder, limit_per_class)
-        if folder.is_dir() and _class_folders(folder):
+        if folder.is_dir() and class_folders(folder):
             return _class_layout(variant, root, folder, limit_per_class)
     if (root / ANNOTATIONS).is_file() and _has_images(root / "images"):  # the path is val/ itself
         return _annotated(variant, root, root, limit_per_class)
@@ -135,7 +135,7 @@ def open_path(
     if parquet:
         return open_parquet(variant, root, parquet, limit_per_class=limit_per_class)
     found = _split_names(root)
-    if not found and _class_folders(root):
+    if not found and class_folders(root):
         return _class_layout(variant, root, root, limit_per_class)
     flat = next((root / name for name in names if _has_images(root / name)), None)
     if flat is not None:
@@ -167,8 +167,7 @@ def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
     found = [
         split
         for split in variant.splits
-        if split in named
-        or any((root / name).is_dir() and _class_folders(root / name) for name in SPLIT_FOLDERS[split])
+        if split in named or any((root / name).is_dir() and class_folders(root / name) for name in SPLIT_FOLDERS[split])
     ]
     return found or list(variant.splits)[:1]
 
@@ -192,11 +191,11 @@ def _unpacked(variant: Variant, root: Path) -> Path:
             f"Give the folder {variant.archive_folder}, or name the variant {other}.",
         )
     inner = root / variant.archive_folder
-    return inner if variant.archive_folder and inner.is_dir() and _class_folders(inner) else root
+    return inner if variant.archive_folder and inner.is_dir() and class_folders(inner) else root
 
 
 def _class_layout(variant: Variant, root: Path, folder: Path, limit: int | None) -> FolderSource:
-    found = _class_folders(folder)
+    found = class_folders(folder)
     check_numbers(variant, found, f"'{folder}'")
     wnids = label_map(variant, found)
     unmatched = [name for name, wnid in wnids.items() if wnid is None]
@@ -249,7 +248,7 @@ def _annotated(variant: Variant, root: Path, folder: Path, limit: int | None) ->
     )
 
 
-def _image_names(folder: Path) -> Iterator[str]:
+def image_names(folder: Path) -> Iterator[str]:
     """The names of the image files in a folder, by suffix; hidden files and folders are not among them."""
     with os.scandir(folder) as items:
         for item in items:
@@ -259,10 +258,10 @@ def _image_names(folder: Path) -> Iterator[str]:
 
 
 def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and next(_image_names(folder), None) is not None
+    return folder.is_dir() and next(image_names(folder), None) is not None
 
 
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
+def class_folders(folder: Path) -> dict[str, list[Path]]:
     """The folders in `folder` that have images, in themselves or in their images/; name -> where the images are."""
     found: dict[str, list[Path]] = {}
     for item in sorted(folder.iterdir()):

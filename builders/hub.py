@@ -67,6 +67,11 @@ def open_hub(
 
 def _hub(variant: Variant) -> HubSource:
     if variant.hub is None:
+        if not variant.drawn:
+            raise DataError(
+                f"The class map of '{variant.name}' names no repository.",
+                "Say where the images are: --set source.path=FOLDER.",
+            )
         raise DataError(f"The variant '{variant.name}' is drawn and is not on the Hub.", "Leave source.revision empty.")
     return variant.hub
 

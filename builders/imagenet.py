@@ -5,6 +5,7 @@
     train = builder.as_dataset("train")
 
     ImageNet(config_name="imagenette").as_streaming_dataset("train")     # nothing is written
+    ImageNet(variant="flowers.yaml", path="photos/flowers")              # classes of one's own
 
 Images pass through as they are stored, byte for byte. A file that is no image makes a row like any other: iterate with
 `Image(decode=False)` and decode with `builders.images.decode_rgb` where a source may be dirty.
@@ -22,11 +23,12 @@ from typing import Any
 import datasets
 
 from builders.folders import FolderSource, local_splits
+from builders.own_variants import find_variant
 from builders.parquet import ParquetSource
 from builders.rows import IndexEntry
 from builders.schema import source_features
 from builders.sources import open_source, resolve_revision
-from builders.variants import VARIANTS, get_variant
+from builders.variants import VARIANTS, Variant
 
 __all__ = ["ImageNet", "ImageNetConfig"]
 
@@ -45,10 +47,19 @@ class ImageNetConfig(datasets.BuilderConfig):
     What was prepared once is taken from the cache by the revision's name: give a commit where that matters."""
     limit_per_class: int | None = None
     """The first so many images of each class; None for all."""
+    variant: str | None = None
+    """The file of a class map (see `builders.own_variants`), for images that are no variant of the table."""
+
+    @property
+    def described(self) -> Variant:
+        """The variant that is meant. Raises DataError if there is none."""
+        return find_variant(self.variant or self.name)
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
         """The name of the cache folder: of a local path it changes when files are added, removed or renamed there."""
         kwargs = dict(config_kwargs)
+        if self.variant is not None:
+            kwargs |= {"variant": self.described.name}
         if self.path is not None:
             kwargs |= {"path": str(Path(self.path).absolute()), "content": _fingerprint(Path(self.path))}
         return super().create_config_id(kwargs, custom_features)
@@ -69,7 +80,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
     ]
 
     def _info(self) -> datasets.DatasetInfo:
-        variant = get_variant(self.config.name)
+        variant = self.config.described
         return datasets.DatasetInfo(
             description=variant.title,
             features=source_features([info.name for info in variant.classes]),
@@ -78,7 +89,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: object) -> list[datasets.SplitGenerator]:
-        variant = get_variant(self.config.name)
+        variant = self.config.described
         if self.config.path is None:
             splits = list(variant.splits)
             # One commit for all processes, also if somebody pushes to the repository meanwhile.
@@ -105,7 +116,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
     def _open(self, split: str, revision: str | None) -> FolderSource | ParquetSource:
         config = self.config
         source = open_source(
-            config.name,
+            config.described.name,
             split,
             path=config.path,
             revision=revision,
@@ -119,7 +130,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
         self, shards: Sequence[str | tuple[IndexEntry, ...]], split: str, revision: str | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         source = self._open(split, revision)
-        classes = get_variant(self.config.name).by_wnid
+        classes = self.config.described.by_wnid
         for shard in shards:
             entries = list(source.index_part(shard)) if isinstance(shard, str) else shard
             for row in source.read(entries):

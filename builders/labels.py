@@ -9,7 +9,8 @@ from builders.errors import DataError
 from builders.variants import ClassInfo, Variant
 
 __all__ = [
-    "check_names", "check_numbers", "class_keys", "file_wnid", "hub_labels", "label_map", "refuse", "shorten",
+    "check_names", "check_numbers", "class_keys", "file_wnid", "hub_labels", "is_wnid", "label_map", "refuse",
+    "shorten", "spelling",
 ]  # fmt: skip
 
 _RENUMBERED = 10
@@ -39,22 +40,23 @@ def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataErr
     )
 
 
-def _key(text: str) -> str:
+def spelling(text: str) -> str:
+    """A text without what does not tell labels apart: case, underscores for blanks, white space at its ends."""
     return " ".join(text.replace("_", " ").casefold().split())
 
 
 def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
-    """Every spelling that means one class only -> its wnid; look up with `_key`'s folding of case and underscores.
+    """Every spelling that means one class only -> its wnid; look up with `spelling`'s folding of case and underscores.
 
     A class is known by its wnid, its name, its lemmas, and its lemmas joined by commas. A spelling that two classes
     share ("crane") means neither of them, unless it is the name of one.
     """
     found: dict[str, str | None] = {}
     for info in classes:
-        for lemma in {_key(text) for text in (*info.lemmas, ", ".join(info.lemmas))}:
+        for lemma in {spelling(text) for text in (*info.lemmas, ", ".join(info.lemmas))}:
             found[lemma] = info.wnid if lemma not in found else None
     for info in classes:  # names and wnids are unique, so they win over lemmas
-        found[_key(info.name)] = info.wnid
+        found[spelling(info.name)] = info.wnid
         found[info.wnid] = info.wnid
     return {key: wnid for key, wnid in found.items() if wnid is not None}
 
@@ -62,16 +64,19 @@ def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
 def label_map(variant: Variant, labels: Iterable[str | None]) -> dict[str | None, str | None]:
     """The wnid of each label, None where none or more than one class is meant.
 
-    A number in decimal digits means a class only where the variant's own folders are numbered, and then as a number:
-    sorted as names, as people have read ImageNetV2, "10" would be the third class.
+    Labels that a class map gives come first. A number in decimal digits means a class only where the variant's own
+    folders are numbered, and then as a number: sorted as names, as people have read ImageNetV2, "10" would be the third
+    class.
     """
-    keys = class_keys(variant.classes)
+    keys, given = class_keys(variant.classes), variant.label_ids
 
     def meant(label: str) -> str | None:
+        if label in given:
+            return given[label]
         if variant.numbered_folders and _is_number(label):
             number = int(label)
             return variant.classes[number].wnid if number < len(variant.classes) else None
-        return keys.get(_key(label))
+        return keys.get(spelling(label))
 
     return {label: None if label is None else meant(label) for label in labels}
 
@@ -112,7 +117,7 @@ def hub_labels(variant: Variant, names: Sequence[str]) -> tuple[str, ...] | None
     if len(names) != len(wnids) or not names:
         return None
     keys = class_keys(variant.classes)
-    known = [keys.get(_key(name)) for name in names]
+    known = [keys.get(spelling(name)) for name in names]
     wrong = sum(found not in (None, wnid) for found, wnid in zip(known, wnids, strict=True))
     return wnids if wrong == 0 and known.count(None) <= 0.1 * len(names) else None
 
@@ -130,6 +135,11 @@ def check_names(variant: Variant, names: Sequence[str]) -> tuple[str, ...]:
             "Ask for the revision that the variant was checked against, or read a local copy with class folders.",
         )
     return wnids
+
+
+def is_wnid(text: str) -> bool:
+    """Whether a class's id has the form of a WordNet id."""
+    return re.fullmatch(r"n\d{8}", text) is not None
 
 
 def file_wnid(path: str) -> str | None:

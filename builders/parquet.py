@@ -23,16 +23,20 @@ import pyarrow.parquet as pq
 
 from builders.errors import DataError
 from builders.folders import SPLIT_FOLDERS
-from builders.labels import check_names, file_wnid, hub_labels, label_map, refuse, shorten
+from builders.labels import check_names, file_wnid, hub_labels, is_wnid, label_map, refuse, shorten
 from builders.rows import IndexEntry, SourceRow
 from builders.variants import ClassInfo, Variant
 
-__all__ = ["ParquetSource", "find_parquet", "list_parquet", "open_parquet", "pick_parquet", "split_of"]
+__all__ = [
+    "IMAGE_COLUMNS", "LABEL_COLUMNS", "ParquetSource", "class_label", "find_parquet", "list_parquet", "open_parquet",
+    "pick_parquet", "split_of",
+]  # fmt: skip
 
-_LABELS = ("wnid", "synset", "label", "labels", "class", "class_name")
+LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name")
 """Columns that may hold the class, the surest first."""
 
-_IMAGES = ("image", "img", "jpg", "image_bytes")
+IMAGE_COLUMNS = ("image", "img", "jpg", "image_bytes")
+"""Columns that may hold the image."""
 
 _AHEAD = 8
 """Files whose labels are fetched at once from a remote filesystem: each costs a few round trips and few bytes."""
@@ -43,8 +47,8 @@ class _Columns:
 
     def __init__(self, schema: pa.Schema, variant: Variant, name: str, *, trusted: bool) -> None:
         # What the variant says of its own repository goes there; elsewhere people have other names.
-        image_columns = (variant.hub.image_column,) if trusted and variant.hub else _IMAGES
-        label_columns = (variant.hub.label_column,) if trusted and variant.hub else _LABELS
+        image_columns = (variant.hub.image_column,) if trusted and variant.hub else IMAGE_COLUMNS
+        label_columns = (variant.hub.label_column,) if trusted and variant.hub else LABEL_COLUMNS
         self.image = next((column for column in image_columns if column in schema.names), "")
         kind = schema.field(self.image).type if self.image else None
         if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -65,10 +69,12 @@ class _Columns:
         # Rows that this project wrote say their id themselves; a synthetic row's source id may stand in several rows.
         self.id = next((column for column in ("sample_id", "source_id") if column in schema.names), "")
         self.numbered = pa.types.is_integer(schema.field(self.label).type)
-        self.names = _class_label(schema, self.label)
+        self.names = class_label(schema, self.label)
         self.explicit = False
         self.by_number: tuple[str | None, ...] = ()
         if self.numbered:
+            if self.names is None and trusted and variant.label_ids:
+                self.names = variant.hub_label_names  # a class map says them
             if self.names is None:
                 raise DataError(
                     f"The labels of '{name}' are numbers without names (column '{self.label}').",
@@ -223,7 +229,7 @@ class ParquetSource:
         for row, (label, path) in enumerate(zip(labels, columns.file_names(table), strict=True)):
             wnid = str(wnids[label])
             file_name = path.removeprefix(f"{wnid}/") if path else f"{stem}-{row:06d}"
-            if columns.explicit and file_wnid(file_name) not in (None, wnid):
+            if columns.explicit and is_wnid(wnid) and file_wnid(file_name) not in (None, wnid):
                 raise DataError(
                     f"Row {row} of '{name}' has the label of {wnid}, but its file is named {file_name}.",
                     f"The labels are not those that '{self._variant.name}' knows: read a copy with class folders.",
@@ -295,7 +301,7 @@ def _unseen(entry: IndexEntry, seen: set[str]) -> IndexEntry:
     return entry
 
 
-def _class_label(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
+def class_label(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     """The label names that `datasets` keeps in the metadata of a Parquet file, None if there are none."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]

@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 
 from builders.errors import DataError
+from builders.own_variants import find_variant
 from builders.rows import IndexEntry, Source, SourceRow
-from builders.variants import get_variant
 
 __all__ = ["IndexEntry", "Source", "SourceRow", "open_source", "resolve_revision"]
 
@@ -29,7 +29,7 @@ def open_source(
     limit_per_class: int | None = None,
     token: str | bool | None = None,
 ) -> Source:
-    """Open one split of a variant.
+    """Open one split of a variant: by name, or by the file of a class map (see `builders.own_variants`).
 
     `path` is a local folder or Parquet file (class folders by wnid or by class name, the original layouts of Tiny
     ImageNet and of the evaluation sets, Parquet); without it the variant's Hub repository is streamed at `revision` (a
@@ -39,7 +39,7 @@ def open_source(
 
     Raises DataError if there is no such variant, split, folder or access, or if labels cannot be mapped to wnids.
     """
-    found = get_variant(variant)
+    found = find_variant(variant)
     split = found.split(split)
     if limit_per_class is not None and limit_per_class < 1:
         raise DataError(f"The limit of images a class is {limit_per_class}.", "It must be at least 1.")
@@ -51,7 +51,7 @@ def open_source(
             )
         from builders.shapes import ShapesSource
 
-        return ShapesSource(variant=variant, split=split, limit_per_class=limit_per_class)
+        return ShapesSource(variant=found.name, split=split, limit_per_class=limit_per_class)
     if path is not None:
         from builders.folders import open_path
 
@@ -68,4 +68,4 @@ def resolve_revision(variant: str, revision: str | None = None, *, token: str | 
     """
     from builders.hub import resolve
 
-    return resolve(get_variant(variant), revision, token=token)
+    return resolve(find_variant(variant), revision, token=token)

@@ -1,8 +1,9 @@
 """One variant of ImageNet: its classes, where its images are, and what is known about it.
 
 The **wnid** (WordNet 3.0 id, an `n` and eight digits) is a class's identity everywhere; a label number is only a column
-of one dataset. `ClassInfo.index` counts a variant's classes in the order of `Variant.classes`: sorted by wnid for the
-photographs (as folders of ImageNet always were), in the order of the class list for the drawn variants. What a
+of one dataset. Classes of one's own that WordNet does not know have an id in its place (`builders.own_variants`).
+`ClassInfo.index` counts a variant's classes in the order of `Variant.classes`: sorted by wnid for the photographs (as
+folders of ImageNet always were), in the order of the class list for the drawn variants and those of one's own. What a
 repository on the Hub numbers in another order is translated by `Variant.hub_label_wnids`.
 
 Only the standard library is imported, and the JSON files are read when a class list is first asked for.
@@ -31,7 +32,7 @@ class ClassInfo:
     """One class of a variant."""
 
     wnid: str
-    """WordNet 3.0 id: the identity of the class in every variant."""
+    """WordNet 3.0 id, or an id of one's own: the identity of the class in every variant."""
     index: int
     """Position in `Variant.classes`, from 0."""
     name: str
@@ -110,6 +111,11 @@ class Variant:
     def drawn(self) -> bool:
         """Whether the images are drawn by this package rather than read from anywhere."""
         return self.hub is None
+
+    @property
+    def label_ids(self) -> Mapping[str, str]:
+        """Labels that a class map gives, exactly as the source has them -> wnid; the table's variants need none."""
+        return {}
 
     @property
     def tests_only(self) -> bool:

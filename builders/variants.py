@@ -20,10 +20,23 @@ from builders.evaluation_sets import EVALUATION_SETS
 from builders.variant import ClassInfo, HubSource, Variant
 from builders.variant_table import DRAWN_SETS, TRAINING_SETS
 
-__all__ = ["VARIANTS", "ClassInfo", "HubSource", "Variant", "get_variant", "variant_names"]
+__all__ = ["VARIANTS", "ClassInfo", "HubSource", "Variant", "get_variant", "own_class", "register", "variant_names"]
 
 VARIANTS: dict[str, Variant] = {row.name: row for row in (*TRAINING_SETS, *EVALUATION_SETS, *DRAWN_SETS)}
 """Every variant by name."""
+
+_OWN: dict[str, Variant] = {}
+"""Variants of people's own that this process has read, by name, which says their content."""
+
+
+def register(variant: Variant) -> None:
+    """Let `get_variant` know a variant that a class map describes (see `builders.own_variants`)."""
+    _OWN[variant.name] = variant
+
+
+def own_class(wnid: str) -> ClassInfo | None:
+    """A class of people's own by its id, as some class map that this process has read describes it."""
+    return next((variant.by_wnid[wnid] for variant in _OWN.values() if wnid in variant.by_wnid), None)
 
 
 def variant_names() -> list[str]:
@@ -33,10 +46,13 @@ def variant_names() -> list[str]:
 
 def get_variant(name: str) -> Variant:
     """The variant of that name. Raises DataError, with the nearest name, for an unknown one."""
-    if name in VARIANTS:
-        return VARIANTS[name]
+    if found := VARIANTS.get(name) or _OWN.get(name):
+        return found
     asked = str(name).lower()
     family = [known for known in VARIANTS if known.startswith(f"{asked}-")]  # "imagenet-v2" is three sets
     near = family if 0 < len(family) <= 3 else difflib.get_close_matches(asked, VARIANTS, n=1)
     guess = f"Did you mean {' or '.join(repr(known) for known in near)}? " if near else ""
-    raise DataError(f"There is no variant '{name}'.", f"{guess}There are: {', '.join(VARIANTS)}.")
+    raise DataError(
+        f"There is no variant '{name}'.",
+        f"{guess}There are: {', '.join(VARIANTS)}. Classes of your own: hfsyn variants new",
+    )

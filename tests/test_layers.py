@@ -12,18 +12,19 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.real_labels", "builders.variant",
-        "builders.variant_table", "builders.variants", "hfsyn.errors",
+        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants", "builders.real_labels",
+        "builders.variant", "builders.variant_facts", "builders.variant_table", "builders.variants", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
         "builders.imagenet", "builders.images", "builders.labels", "builders.parquet", "builders.published",
         "builders.rows", "builders.schema", "builders.shapes", "builders.sources", "builders.synthetic",
+        "builders.variant_files",
     },
     {
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
         "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
-        "hfsyn.publishing.versions",
+        "hfsyn.publishing.versions", "hfsyn.making.recipe_sources",
         "hfsyn.making.options",
     },
     {

@@ -45,17 +45,12 @@ def variants_ls(as_json: bool) -> None:
 @click.option("--classes", is_flag=True, help="List the classes too.")
 @as_json_option
 def variants_info(name: str, classes: bool, as_json: bool) -> None:
-    """All that is known about a variant, and where each fact is from."""
-    from builders.variants import get_variant
+    """All that is known about a variant, and where each fact is from. NAME may be the file of a class map."""
+    from builders.own_variants import find_variant
+    from builders.variant_facts import facts_of
 
-    found = get_variant(name)
-    fields: dict[str, Any] = {
-        "name": found.name, "title": found.title, "splits": dict(found.splits), "images": found.images,
-        "licence": found.licence, "hub": found.hub.repo_id if found.hub else None,
-        "revision": (found.hub.revision or "the newest") if found.hub else None,
-        "gated": f"ask for access at {found.gate_url}" if found.gated else None,
-        "homepage": found.homepage or None, "facts": dict(found.facts),
-    }  # fmt: skip
+    found = find_variant(name)
+    fields: dict[str, Any] = facts_of(found)
     if classes:
         fields["classes"] = [{"wnid": c.wnid, "name": c.name, "definition": c.definition} for c in found.classes]
     if as_json:
@@ -84,12 +79,35 @@ def variants_info(name: str, classes: bool, as_json: bool) -> None:
 def variants_peek(
     name: str, split: str | None, path: str | None, revision: str | None, per_class: int, out: str | None
 ) -> None:
-    """Write a contact sheet of the first images of a variant's classes. Prints its path."""
-    from builders.variants import get_variant
+    """Write a contact sheet of the first images of a variant's classes. Prints its path.
+
+    NAME may be the file of a class map.
+    """
+    from builders.own_variants import find_variant, is_file_name, read_variant
     from hfsyn.making.sheets import peek
 
-    split = split or next(iter(get_variant(name).splits))
-    click.echo(peek(name, split, out or f"{name}-{split}.png", path=path, revision=revision, per_class=per_class))
+    variant, folder = read_variant(name) if is_file_name(name) else (find_variant(name), None)
+    split = split or next(iter(variant.splits))
+    out = out or f"{variant.name.partition('@')[0]}-{split}.png"
+    click.echo(peek(variant.name, split, out, path=path or folder, revision=revision, per_class=per_class))
+
+
+@variants.command("new")
+@click.argument("name")
+@click.option("--from", "source", required=True, metavar="FOLDER|USER/NAME", help="Where the images are.")
+@click.option("--config", help="Configuration of the repository.")
+@click.option("--revision", help="Hub revision.")
+@click.option("--image-column", metavar="COLUMN", help="Where tables have the images, if not found by its name.")
+@click.option("--label-column", metavar="COLUMN", help="Where tables have the labels, if not found by its name.")
+def variants_new(name: str, source: str, **columns: str | None) -> None:
+    """Write NAME.yaml, the class map of images of your own, to read over. Prints its path.
+
+    The images are in class folders, in Parquet files or on the Hub. A recipe then names the file:
+    `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
+    """
+    from builders.variant_files import new_variant
+
+    click.echo(new_variant(name, source, **columns))
 
 
 @click.group()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builders.labels import hub_labels, label_map, shorten
-from builders.variants import VARIANTS, Variant, get_variant
+from builders.variants import VARIANTS, Variant, get_variant, own_class
 from hfsyn.errors import HfsynError
 
 _IMAGES = ("image", "img", "jpg", "image_bytes")
@@ -77,12 +77,30 @@ def table_wnids(rows: Any, columns: Columns, variant: str | None, where: str) ->
     Raises:
         HfsynError: some labels are no class of the variant (stated, or else any that we know); they are listed.
     """
+    if variant is None and (own := _own_names(rows, columns)):
+        table = rows.select_columns([columns.label]).with_format("arrow")[:]
+        return table.column(columns.label).to_pylist(), dict(sorted(own.items()))
     table = rows.select_columns([columns.label]).with_format("arrow")[:]
     column = table.column(columns.label)
     values = column.unique().to_pylist()
     wnid_of = label_wnids(values, columns, variant, where)
     wnids = [wnid_of[value] for value in column.to_pylist()]
     return wnids, class_names(set(wnids))
+
+
+def _own_names(rows: Any, columns: Columns) -> dict[str, str]:
+    """Id -> name of the classes of rows that hfsyn wrote, where some are of a class map that need not be here.
+
+    Such rows say the identity of their class themselves. Empty for any others.
+    """
+    if columns.label != "wnid" or columns.id is None or "class_name" not in rows.features:
+        return {}
+    table = rows.select_columns(["wnid", "class_name"]).with_format("arrow")[:]
+    pairs = table.group_by(["wnid", "class_name"]).aggregate([]).to_pylist()
+    names = {pair["wnid"]: pair["class_name"] for pair in pairs}
+    known = {*get_variant("imagenet-1k").by_wnid, *get_variant("shapes").by_wnid}
+    told = None not in names and all(names.values()) and len(names) == len(pairs)
+    return names if told and not names.keys() <= known else {}
 
 
 def label_wnids(values: Iterable[Any], columns: Columns, variant: str | None, where: str) -> dict[Any, str]:
@@ -104,7 +122,7 @@ def label_wnids(values: Iterable[Any], columns: Columns, variant: str | None, wh
     raise HfsynError(
         f"{len(missing)} of the labels of {where} are no classes {meant}: {shorten(sorted(missing))}.",
         "A label is matched by wnid, or by a class name or WordNet lemma that means one class only. Add a column "
-        "'wnid', rename the labels, or state the variant: VARIANT=PLACE.",
+        "'wnid', rename the labels, or state the variant: VARIANT=PLACE, or CLASSMAP.yaml=PLACE.",
     )
 
 
@@ -124,6 +142,7 @@ def _spoken(value: Any, names: Sequence[str] | None) -> str:
 
 
 def class_names(wnids: Iterable[str]) -> dict[str, str]:
-    """The class name of each wnid, sorted by wnid."""
+    """The class name of each wnid, sorted by wnid; of an id that nobody here has described, the id."""
     drawn, known = get_variant("shapes").by_wnid, get_variant("imagenet-1k").by_wnid
-    return {wnid: (known.get(wnid) or drawn[wnid]).name for wnid in sorted(wnids)}
+    found = {wnid: own_class(wnid) or known.get(wnid) or drawn.get(wnid) for wnid in sorted(wnids)}
+    return {wnid: info.name if info else wnid for wnid, info in found.items()}

@@ -6,6 +6,7 @@
     shapes:0.5                              a drawn variant, at half the weight of the others
     runs/imagenette-cip                     a run folder
     tiny-imagenet=../tiny-imagenet-200      a variant whose images are in a local folder or Parquet file
+    flowers.yaml=photos/                    a folder with classes of one's own, which a class map describes
     photographs/                            a folder with class folders named by wnid, or Parquet files
     user/imagenette-cip@v1.0.0              a dataset on the Hub at a version (a tag, a branch or a commit)
     user/imagenette-cip@v1.0.0#basic        one configuration of it
@@ -24,7 +25,8 @@ from pathlib import Path
 from typing import Literal
 
 from builders.errors import DataError
-from builders.variants import VARIANTS, Variant, get_variant
+from builders.own_variants import find_variant, is_file_name, read_variant
+from builders.variants import VARIANTS, Variant
 from hfsyn.errors import HfsynError
 
 Kind = Literal["variant", "local", "hub"]
@@ -64,6 +66,8 @@ def parse_dataset(text: str) -> Reference:
     rest, weight = text.strip(), 1.0
     if not rest:
         raise HfsynError("An empty text names no dataset.", GRAMMAR)
+    if is_file_name(rest):
+        return _own(rest)
     if Path(rest).expanduser().exists():  # a folder may have any of the signs in its name
         return Reference("local", rest)
     if found := _WEIGHT.search(rest):
@@ -74,6 +78,19 @@ def parse_dataset(text: str) -> Reference:
     variant = _variant(stated).name if sign else None
     reference = _placed(place if sign else rest, variant, text)
     return replace(reference, weight=weight)
+
+
+def _own(file: str) -> Reference:
+    """The images that a class map names itself."""
+    try:
+        variant, path = read_variant(file)
+    except DataError as error:
+        raise HfsynError(error.message, error.hint) from None
+    if path is not None:
+        return Reference("local", path, variant.name)
+    if variant.hub is None:
+        raise HfsynError(f"{file} says no place of its images.", f"Say it: {file}=FOLDER")
+    return Reference("variant", variant.name, variant.name)
 
 
 def parse_hub_id(text: str) -> str | None:
@@ -118,6 +135,6 @@ def _unknown(place: str, text: str) -> HfsynError:
 
 def _variant(name: str) -> Variant:
     try:
-        return get_variant(name)
+        return find_variant(name)
     except DataError as error:
         raise HfsynError(error.message, error.hint) from None

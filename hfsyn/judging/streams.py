@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from builders.images import ImageRejected, decode_rgb
-from builders.variants import VARIANTS, get_variant
+from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.columns import Columns, class_names, find_columns, label_wnids
 from hfsyn.judging.feeding import (
@@ -82,7 +82,7 @@ def open_stream(found: Reference, split: str | None, token: str | bool | None = 
         rows = rows.cast_column(columns.image, Image(decode=False))
     rows = rows.select_columns([columns.image, columns.label])
     wnids = label_wnids(range(len(columns.names)), columns, found.variant, str(found))
-    source = VARIANTS[found.place].hub if found.kind == "variant" else None
+    source = get_variant(found.place).hub if found.kind == "variant" else None
     hub = found.place if found.kind == "hub" else source.repo_id if source else None
     return Stream(str(found), split, revision, rows, columns, wnids, hub)
 

@@ -18,6 +18,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from builders.errors import DataError
+from builders.own_variants import is_file_name
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.fragments import FRAGMENT_PART, FragmentKind, load_fragment
@@ -33,6 +34,7 @@ from hfsyn.making.recipe_parts import (
     SourcePart,
     StorePart,
 )
+from hfsyn.making.recipe_sources import extended, with_class_map
 from hfsyn.making.recipe_texts import read_recipe
 
 __all__ = [
@@ -121,18 +123,26 @@ def load_recipe(
     elif isinstance(recipe, Mapping):
         fields, where = json.loads(json.dumps(dict(recipe))), "recipe"
     else:
-        text, where = read_recipe(str(recipe))
-        fields = _parse(text, where)
+        fields, where = _read(str(recipe))
+        fields = extended(fields, where, _read)
         if where.startswith("hf://"):
             _refuse_places(fields, where)
+        with_class_map(fields, Path(where).expanduser().parent)
     kinds: tuple[tuple[FragmentKind, str | None], ...] = (("captioner", captioner), ("generator", generator))
     for kind, fragment in kinds:
         if fragment is not None:
             fields[FRAGMENT_PART[kind]] = dict(load_fragment(kind, fragment).part)
     for override in overrides:
         _override(fields, override)
-    _drop_model_fields(fields, {override.partition("=")[0] for override in overrides})
+    overridden = {override.partition("=")[0] for override in overrides}
+    _drop_model_fields(fields, overridden)
+    with_class_map(fields, Path(), renamed="source.variant" in overridden)
     return _validated(fields, where)
+
+
+def _read(name: str) -> tuple[dict[str, Any], str]:
+    text, where = read_recipe(name)
+    return _parse(text, where), where
 
 
 def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
@@ -144,6 +154,11 @@ def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
                 f"{where} names a place on your machine: {part}.{key} is {value!r}.",
                 "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
             )
+    if isinstance(fields.get("source"), Mapping) and is_file_name(str(fields["source"].get("variant"))):
+        raise HfsynError(
+            f"{where} names a class map on your machine: {fields['source']['variant']!r}.",
+            "A published recipe has its class map in source.definition.",
+        )
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
@@ -180,6 +195,8 @@ def new_recipe(name: str, base: str) -> Path:
             continue
         lines.append(f"{part}:")
         for key, field in type(value).model_fields.items():
+            if key == "definition" and value.definition is None:
+                continue  # nobody writes it by hand
             lines.append(f"  # {' '.join((field.description or '').split())}")
             lines.append(f"  {key}: {json.dumps(getattr(value, key), ensure_ascii=False)}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -194,22 +211,28 @@ def dump_recipe(recipe: Recipe) -> str:
     for part in PARTS:
         value = getattr(recipe, part)
         text = yaml.safe_dump(
-            value.model_dump() if value is not None else None,
+            _written(value) if value is not None else None,
             sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True,
         )  # fmt: skip
         lines.append(f"{part}: {text.removesuffix('...' + chr(10)).strip()}")
     return "\n".join(lines) + "\n"
 
 
+def _written(part: Part) -> dict[str, Any]:
+    """The fields of a part as they are written out: all, but for a class map where there is none."""
+    fields = part.model_dump()
+    return {key: value for key, value in fields.items() if key != "definition" or value is not None}
+
+
 def fingerprint(recipe: Recipe) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON of all fields that decide the bytes.
 
     Two recipes with one fingerprint make the same dataset from the same real images; a run folder accepts only its own.
-    Left out are the name, where the real images lie on this machine, and where a model lies whose weights are named by
-    their content. A field of `ADDED` counts only where it is not at its default: recipes that were published
-    before it was there keep their name.
+    Left out are the name, where the real images lie on this machine, where a model lies whose weights are named by
+    their content, and a class map, whose content is in the variant's name. A field of `ADDED` counts only where it is
+    not at its default: recipes that were published before it was there keep their name.
     """
-    fields = recipe.model_dump(exclude={"name": True, "source": {"path"}})
+    fields = recipe.model_dump(exclude={"name": True, "source": {"path", "definition"}})
     for key in ADDED:
         part, _, name = key.rpartition(".")
         holder = fields[part] if part else fields
@@ -240,9 +263,11 @@ def published_recipe(recipe: Recipe) -> Recipe:
 
 def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order; the name is left
-    out.
+    out, and so is a class map, whose content is in the variant's name.
     """
-    left, right = dict(_leaves(a.model_dump(exclude={"name"}))), dict(_leaves(b.model_dump(exclude={"name"})))
+    left, right = (
+        dict(_leaves(recipe.model_dump(exclude={"name": True, "source": {"definition"}}))) for recipe in (a, b)
+    )
     keys = list(dict.fromkeys([*left, *right]))
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 

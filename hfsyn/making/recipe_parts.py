@@ -5,9 +5,11 @@ A new field gets a default that means what was before, and its dotted name in `A
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from hfsyn.making.recipe_sources import check_class_map
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Scheduler = Literal["default", "ddim", "pndm", "euler", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"]
@@ -25,7 +27,7 @@ class SourcePart(Part):
     """Which real images are captioned, or counted where the strategy needs no caption."""
 
     variant: str
-    """A name of `hfsyn variants ls`."""
+    """A name of `hfsyn variants ls`, or the YAML file of a class map (`hfsyn variants new`)."""
     split: str = "train"
     """The source's split, which is also the split of the result."""
     path: str | None = None
@@ -34,6 +36,14 @@ class SourcePart(Part):
     """Hub revision; null takes the newest and writes its commit sha into the run folder."""
     limit_per_class: Annotated[int, Field(ge=1)] | None = None
     """At most so many images a class (`--limit`), >= 1; null takes all."""
+    definition: dict[str, Any] | None = None
+    """The class map of a variant of one's own, filled in from its file; `source.variant` names it by its content."""
+
+    @model_validator(mode="after")
+    def _defined(self) -> SourcePart:
+        if self.definition is not None:
+            check_class_map(self.variant, self.definition)
+        return self
 
 
 class CaptionPart(Part):

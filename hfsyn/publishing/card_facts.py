@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from builders import layout
+from builders.errors import DataError
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import Strategy, get_strategy
@@ -87,6 +88,7 @@ class CardFacts:
             "classes": len(self.manifest["classes"]) or len(self.variant.classes),
             "name": recipe.name,
             "variant": recipe.source.variant,
+            **({"source": source_facts(self.variant)} if recipe.source.definition is not None else {}),
             "strategy": recipe.prompt.strategy,
             "captioner": recipe.caption.model if recipe.caption else None,
             "captioner_revision": recipe.caption.revision if recipe.caption else None,
@@ -205,6 +207,37 @@ def example_rows(folder: Path) -> list[dict[str, Any]]:
                 if len(found) >= MOST_EXAMPLES:
                     return list(found.values())[:MOST_EXAMPLES]
     return list(found.values())
+
+
+def source_facts(variant: Variant) -> dict[str, Any]:
+    """What the shared blocks of a card say of a variant: title, page (or ""), terms, repository (or None), whether its
+    images are drawn.
+    """
+    return {
+        "title": variant.title,
+        "page": variant.hub.url if variant.hub else variant.homepage,
+        "licence": variant.licence.replace("this package", "hfsyn"),
+        "repo_id": variant.hub.repo_id if variant.hub else None,
+        "drawn": variant.drawn,
+    }
+
+
+def source_of(digest: Mapping[str, Any]) -> dict[str, Any]:
+    """`source_facts` of a configuration: what its digest carries of a class map, else what the table says.
+
+    Raises:
+        DataError: there is no such variant, and the digest does not carry them either.
+    """
+    carried = digest.get("source")
+    if "@" not in str(digest["variant"]):
+        return source_facts(get_variant(digest["variant"]))
+    if not isinstance(carried, Mapping) or {k: type(v) for k, v in carried.items() if k != "repo_id"} != _SOURCE:
+        raise DataError(f"The card says nothing about the variant {digest['variant']}.")
+    repo_id = carried.get("repo_id")
+    return {**carried, "repo_id": repo_id if isinstance(repo_id, str) else None, "drawn": False}
+
+
+_SOURCE = {"title": str, "page": str, "licence": str, "drawn": bool}
 
 
 def size_category(rows: int) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from builders import layout
-from builders.variants import get_variant
+from builders.variants import VARIANTS, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import BUILTIN
-from hfsyn.publishing.card_facts import DEFAULT, CardFacts, size_category
+from hfsyn.publishing.card_facts import DEFAULT, CardFacts, size_category, source_of
 
 IMAGENET_TERMS = {
     "license": "other",
@@ -31,8 +31,10 @@ def data_files(digest: Mapping[str, Any]) -> list[dict[str, str]]:
 
 def licence_of(digests: Digests) -> dict[str, str | None]:
     """The licence keys: only what is known for every part, else `other` with ImageNet's terms, else `unknown`."""
-    if any(not get_variant(digest["variant"]).drawn for digest in digests.values()):
+    if any(digest["variant"] in VARIANTS and not source_of(digest)["drawn"] for digest in digests.values()):
         return dict(IMAGENET_TERMS)
+    if not all(source_of(digest)["drawn"] for digest in digests.values()):  # images of people's own
+        return {"license": "unknown", "license_name": None, "license_link": None}
     ours = all(
         digest["captioner"] in (None, BUILTIN) and (digest["generator"] == BUILTIN or digest["what"] == "captions")
         for digest in digests.values()
@@ -94,8 +96,8 @@ def _checked(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source(digest: Mapping[str, Any]) -> str:
-    hub = get_variant(digest["variant"]).hub
-    return f"extended|{hub.repo_id}" if hub else "original"
+    repo_id = source_of(digest)["repo_id"]
+    return f"extended|{repo_id}" if repo_id else "original"
 
 
 def _union(old: Any, ours: Sequence[str]) -> Any:

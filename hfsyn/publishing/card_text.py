@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 MOST_CHARACTERS = 300
 """What a cell shows of a text."""
 
+_MOST_CLASSES = 100
+"""Of a class map that a card shows in full."""
+
 _SPECIAL = re.compile(r"[&<>|`*\[\]~\\$@^]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
 _KEY = re.compile(r"[a-z_]+: ")
 _PLAIN = re.compile(r"[^`|<>&\\$\s]+(?: [^`|<>&\\$\s]+)*")
@@ -90,13 +93,17 @@ def number(value: int) -> str:
 def recipe_block(recipe: Recipe) -> str:
     """The recipe as a fenced block of YAML that `load_recipe` takes, without the local path of its source."""
     source = recipe.source.model_copy(update={"path": None})
+    note = ""
+    if source.definition is not None and len(source.definition["classes"]) > _MOST_CLASSES:
+        note = f"# its {len(source.definition['classes'])} classes stand in recipe.yaml, under source.definition\n"
+        source = source.model_copy(update={"definition": None})
     recipe = recipe.model_copy(update={"source": source})
     text = dump_recipe(recipe)
     if set(text) & set("<>`") or any(clean(line) != line or not _KEY.match(line) for line in text.splitlines()):
         # JSON is YAML, and has an escape for everything that could end the block or the comment of a mark.
         text = json.dumps(recipe.model_dump(), indent=1)
         text = re.sub("[<>`]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
-    return f"```yaml\n{text}```"
+    return f"```yaml\n{note}{text}```"
 
 
 def render(block: str, values: Mapping[str, Any]) -> str:

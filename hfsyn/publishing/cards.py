@@ -13,7 +13,6 @@ from typing import Any
 
 from builders import layout
 from builders.errors import DataError
-from builders.variants import VARIANTS, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import STRATEGIES, get_strategy
 from hfsyn.making.recipe import BUILTIN
@@ -27,6 +26,7 @@ from hfsyn.publishing.card_facts import (
     example_rows,
     facts,
     facts_in_progress,
+    source_of,
 )
 from hfsyn.publishing.card_meta import licence_of, metadata
 from hfsyn.publishing.card_text import recipe_block, render, uncell
@@ -79,6 +79,8 @@ COLUMNS = {
     },
 }
 """Every column of `builders.schema` and what it means."""
+
+_OWN_ID = "id of the class in the class map (`source.definition` of the recipe): a WordNet 3.0 id, or its author's own"
 
 FLAGS = {
     "truncated": "the text encoder cut the prompt",
@@ -146,12 +148,12 @@ def render_card(
         "repo": repo_id or PLACEHOLDER,
         "published": repo_id is not None,
         "version": version,
-        "configs": list(after.values()),
+        "configs": [{**digest, "title": source_of(digest)["title"]} for digest in after.values()],
         "data": [digest for digest in after.values() if digest["what"] == "data"],
         "captions": any(digest["captioner"] for digest in after.values()),
     }
     new = {
-        "intro": render("intro", {**shared, "variants": VARIANTS, "strategies": STRATEGIES}),
+        "intro": render("intro", {**shared, "strategies": STRATEGIES}),
         "progress": render("progress", _progress(progress)) if progress else None,
         f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts)}),
         "use": render("use", shared),
@@ -203,7 +205,7 @@ def _config(facts: CardFacts) -> dict[str, Any]:
         "class_seeds": bool(getattr(facts.recipe, "class_seeds", None)),
         "place": f"{facts.folder}/" if facts.folder else "",
         "preview": f"{layout.PREVIEW}/samples.png",
-        "columns": COLUMNS[facts.what],
+        "columns": COLUMNS[facts.what] | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
         "flags": FLAGS,
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
         "without": [info.name for info in variant.classes if info.wnid not in named] if named else [],
@@ -222,7 +224,7 @@ def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             continue
         try:
             digest = json.loads(match[1])
-            get_variant(digest["variant"])
+            source_of(digest)
             get_strategy(digest["strategy"])
         except (ValueError, KeyError, TypeError, HfsynError, DataError):
             continue
@@ -263,9 +265,9 @@ def _licences(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Of every source and model: what it is, its name, its page or "", what is known of its licence."""
     parts: dict[tuple[str, str], tuple[str, str]] = {}
     for digest in digests.values():
-        variant = get_variant(digest["variant"])
-        page = variant.hub.url if variant.hub else variant.homepage
-        parts["source", digest["variant"]] = (page, variant.licence.replace("this package", "hfsyn"))
+        source = source_of(digest)
+        name = digest["variant"].partition("@")[0]
+        parts["source", name] = (_page(source["page"]), source["licence"])
         for role in ("captioner", "generator"):
             model = digest[role]
             if model and not (role == "generator" and digest["what"] == "captions"):
@@ -273,8 +275,13 @@ def _licences(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "parts": [(role, name, page, text) for (role, name), (page, text) in parts.items()],
         "known": licence_of(digests)["license"],
-        "photographs": any(not get_variant(digest["variant"]).drawn for digest in digests.values()),
+        "photographs": any(not source_of(digest)["drawn"] for digest in digests.values()),
     }
+
+
+def _page(address: str) -> str:
+    """An address that may stand in a link, else nothing: that of a class map is whatever its author wrote."""
+    return address if re.fullmatch(r"https?://[\w./~%#?=&+:-]+", address) else ""
 
 
 def _model_licence(model: str, revision: str | None) -> tuple[str, str]:

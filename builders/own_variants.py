@@ -1,0 +1,306 @@
+"""Variants of one's own: a class map in a YAML file, for images that no variant of the table has.
+
+    name: flowers
+    splits: {train: 3000, test: 500}      # images in each, null where nobody has counted
+    path: photos/flowers                  # a local folder (source.path of a recipe goes before it), and/or:
+    hub: {repo_id: alice/flowers, splits: {train: train, test: validation}}
+    classes:                              # in the order of the labels
+    - {id: n11939491, name: daisy}        # a WordNet id where there is one
+    - {id: dog-rose, name: dog rose, label: Rosa canina, definition: a wild rose with pink flowers}
+
+A class is its **id**, everywhere and for everybody: a WordNet id, or a word of your own (letters, digits, dashes and
+underscores), which should mean the same in all your sets. `label` is what the images' folder or the dataset's label is
+called, where that is neither the id nor the name; `lemmas`, `definition` and `hypernym` are for strategies that ask for
+them, and are known of ImageNet's classes.
+
+The file is read once: a recipe then carries what it says (`source.definition`) and names it by its content,
+`flowers@` and 16 hex digits, so that runs and published sets need the file no more. The content is what decides the
+rows: name, classes, splits and repository; title, licence, homepage and the counts may be mended at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from builders.errors import DataError
+from builders.variant import ClassInfo, HubSource, Variant
+from builders.variants import get_variant, register
+
+__all__ = ["MOST_CLASSES", "OwnVariant", "class_id", "find_variant", "is_file_name", "own_variant", "read_variant"]
+
+MOST_CLASSES = 100_000
+_MOST_LETTERS = 2_000
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_SPLITS = ("train", "validation", "test")
+_KEYS = ("name", "title", "licence", "homepage", "images", "splits", "hub", "classes")
+_CLASS_KEYS = ("id", "name", "label", "lemmas", "definition", "hypernym")
+_HUB_KEYS = ("repo_id", "config", "revision", "splits", "image_column", "label_column")
+_HUB_DEFAULTS = {"image_column": "image", "label_column": "label"}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnVariant(Variant):
+    """A variant that a class map describes."""
+
+    own_classes: tuple[ClassInfo, ...] = ()
+    own_labels: tuple[str, ...] = ()
+    """What the source calls each class."""
+    own_by_id: Mapping[str, ClassInfo] = field(default_factory=dict)
+    definition: Mapping[str, Any] = field(default_factory=dict)
+    """What a recipe carries: the class map, every default left out."""
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        """The classes in the order of the class map."""
+        return self.own_classes
+
+    @property
+    def by_wnid(self) -> Mapping[str, ClassInfo]:
+        """The classes by id."""
+        return self.own_by_id
+
+    @property
+    def drawn(self) -> bool:
+        """Whether this package draws the images: never."""
+        return False
+
+    @property
+    def label_ids(self) -> Mapping[str, str]:
+        """What the source calls a class -> its id."""
+        return {label: info.wnid for label, info in zip(self.own_labels, self.own_classes, strict=True)}
+
+    @property
+    def hub_label_wnids(self) -> tuple[str, ...]:
+        """The id of each label number."""
+        return tuple(info.wnid for info in self.own_classes)
+
+    @property
+    def hub_label_names(self) -> tuple[str, ...] | None:
+        """The names of the label numbers."""
+        return self.own_labels
+
+
+def is_file_name(text: str) -> bool:
+    """Whether a text names a file with a class map rather than a variant."""
+    return text.endswith((".yaml", ".yml"))
+
+
+def find_variant(name: str | Path) -> Variant:
+    """A variant by name, or the one that a class map describes, which then has a name too.
+
+    For names that a user gives: `get_variant` is for those that came from elsewhere, and opens no file.
+
+    Raises DataError as `get_variant` and `read_variant`.
+    """
+    return read_variant(name)[0] if is_file_name(str(name)) else get_variant(str(name))
+
+
+def read_variant(file: str | Path) -> tuple[OwnVariant, str | None]:
+    """The variant of a class map, and the folder that it names, relative to the file's own.
+
+    Raises DataError, naming the key, for what is no class map.
+    """
+    import yaml
+
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise DataError(
+            f"There is no class map {file}.", "`hfsyn variants new NAME --from FOLDER` (or USER/NAME) writes one."
+        )
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} is not YAML: {' '.join(str(error).split())}", "Mend the line that it names.") from None
+    if not isinstance(fields, dict):
+        raise DataError(f"{file} holds no class map.", "It looks like: {name: flowers, splits: ..., classes: [...]}")
+    folder = fields.pop("path", None)
+    if folder is not None and (not isinstance(folder, str) or not folder):
+        raise DataError(f"path in {file} is {folder!r}.", "Expected a folder or a Parquet file.")
+    found = own_variant(fields, where=str(file))
+    return found, None if folder is None else str(path.parent / Path(folder).expanduser())
+
+
+def own_variant(
+    definition: Mapping[str, Any], *, where: str = "source.definition", name: str | None = None
+) -> OwnVariant:
+    """The variant that a definition describes, checked like anything that may come from a stranger, and known by name
+    from now on in this process.
+
+    Args:
+        definition: the content of a class map without its `path`; defaults may be left out.
+        where: how to call it in a message.
+        name: the name that it must have, because a recipe says so.
+
+    Raises DataError, naming the key, for what is no definition, or one of another content than `name` says.
+    """
+    found = _checked(definition, where)
+    if name is not None and found.name != name:
+        raise DataError(
+            f"{where} is the class map of {found.name}, and source.variant is {name}.",
+            "Name the file of the class map in source.variant, and leave source.definition out.",
+        )
+    register(found)
+    return found
+
+
+def class_id(label: str) -> str:
+    """An id for a class that is called so: `Rosa Canina!` is `rosa-canina`; empty where nothing is left."""
+    return re.sub(r"[^a-z0-9]+", "-", label.casefold().encode("ascii", "ignore").decode()).strip("-")[:64].rstrip("-")
+
+
+def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
+    _keys(definition, _KEYS, ("name", "splits", "classes"), where)
+    name = definition["name"]
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DataError(f"name in {where} is {name!r}.", "Letters, digits, dot, dash and underscore, at most 64.")
+    splits = definition["splits"]
+    if not isinstance(splits, Mapping) or not splits or not set(splits) <= set(_SPLITS):
+        raise DataError(f"splits in {where} is {splits!r}.", f"Expected a number of images for {' or '.join(_SPLITS)}.")
+    for split, count in splits.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 0):
+            raise DataError(f"splits.{split} in {where} is {count!r}.", "Expected a number of images, or null.")
+    hub = _hub(definition["hub"], splits, where) if definition.get("hub") is not None else None
+    rows = [_class(row, number, where) for number, row in enumerate(_list(definition["classes"], where))]
+    _unique(rows, where)
+    texts = {key: _text(definition.get(key), key, where) for key in ("title", "licence", "homepage", "images")}
+    content = {
+        "name": name,
+        "splits": sorted(splits),
+        "hub": hub and _hub_fields(hub),
+        "classes": rows,
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    classes = tuple(_info(row, number) for number, row in enumerate(rows))
+    return OwnVariant(
+        name=f"{name}@{digest[:16]}",
+        title=texts["title"] or name,
+        splits=MappingProxyType({split: splits[split] or 0 for split in _SPLITS if split in splits}),
+        images=texts["images"] or "not stated",
+        licence=texts["licence"] or "not stated",
+        hub=hub,
+        homepage=texts["homepage"],
+        own_classes=classes,
+        own_labels=tuple(row.get("label", row["name"]) for row in rows),
+        own_by_id=MappingProxyType({info.wnid: info for info in classes}),
+        definition={
+            "name": name,
+            **{key: text for key, text in texts.items() if text},
+            "splits": {split: splits[split] for split in _SPLITS if split in splits},
+            **({"hub": _hub_fields(hub)} if hub else {}),
+            "classes": rows,
+        },
+    )
+
+
+def _hub(fields: Any, splits: Mapping[str, Any], where: str) -> HubSource:
+    _keys(fields, _HUB_KEYS, ("repo_id",), f"hub of {where}")
+    texts = {key: _text(fields.get(key), f"hub.{key}", where) for key in _HUB_KEYS if key != "splits"}
+    if not _REPO.fullmatch(texts["repo_id"]):
+        raise DataError(f"hub.repo_id in {where} is {texts['repo_id']!r}.", "Expected USER/NAME.")
+    theirs = fields.get("splits") or {split: split for split in splits}
+    if not isinstance(theirs, Mapping) or set(theirs) != set(splits):
+        raise DataError(f"hub.splits in {where} is {theirs!r}.", f"Expected its name of each of {', '.join(splits)}.")
+    return HubSource(
+        repo_id=texts["repo_id"],
+        config=texts["config"] or None,
+        revision=texts["revision"] or None,
+        splits={split: _text(theirs[split], f"hub.splits.{split}", where) for split in splits},
+        **{key: texts[key] or default for key, default in _HUB_DEFAULTS.items()},
+    )
+
+
+def _class(row: Any, number: int, where: str) -> dict[str, Any]:
+    """One class, its defaults left out and ImageNet's knowledge of a wnid filled in."""
+    place = f"classes[{number}] of {where}"
+    _keys(row, _CLASS_KEYS, ("id",), place)
+    identity = row["id"]
+    if not isinstance(identity, str) or not _ID.fullmatch(identity):
+        hint = "Put it in quotes." if isinstance(identity, int | float) else "A WordNet id, or a word of your own:"
+        raise DataError(f"id in {place} is {identity!r}.", f"{hint} letters, digits, dash and underscore, at most 64.")
+    known = get_variant("imagenet-1k").by_wnid.get(identity)
+    name = _text(row.get("name"), "name", place) or (known.name if known else "")
+    if not name:
+        raise DataError(f"The class {identity} of {where} has no name.", "Give it one: what prompts call it.")
+    lemmas = tuple(row["lemmas"]) if isinstance(row.get("lemmas"), list) else () if row.get("lemmas") is None else None
+    if lemmas is None or not all(isinstance(lemma, str) and lemma for lemma in lemmas):
+        raise DataError(f"lemmas in {place} is {row['lemmas']!r}.", "Expected a list of words.")
+    words = [_text(lemma, "lemmas", place) for lemma in lemmas]
+    found: dict[str, Any] = {"id": identity, "name": name}
+    for key, value, default in (
+        ("label", _text(row.get("label"), "label", place), name),
+        ("lemmas", words or (list(known.lemmas) if known else []), [name]),
+        ("definition", _text(row.get("definition"), "definition", place) or (known.definition if known else ""), ""),
+        ("hypernym", _text(row.get("hypernym"), "hypernym", place) or (known.hypernym if known else ""), ""),
+    ):
+        if value and value != default:
+            found[key] = value
+    return found
+
+
+def _info(row: Mapping[str, Any], index: int) -> ClassInfo:
+    return ClassInfo(
+        wnid=row["id"],
+        index=index,
+        name=row["name"],
+        lemmas=tuple(row.get("lemmas", (row["name"],))),
+        definition=row.get("definition", ""),
+        hypernym=row.get("hypernym", ""),
+    )
+
+
+def _keys(fields: Any, known: Sequence[str], needed: Sequence[str], where: str) -> None:
+    if not isinstance(fields, Mapping):
+        raise DataError(f"{where} is {str(fields)[:60]!r}.", f"Expected the keys {', '.join(known)}.")
+    if unknown := [str(key) for key in fields if key not in known]:
+        raise DataError(f"{where} has an unknown key '{unknown[0][:60]}'.", f"Allowed here: {', '.join(known)}.")
+    if missing := [key for key in needed if fields.get(key) is None]:
+        raise DataError(f"{where} has no '{missing[0]}'.", f"Needed here: {', '.join(needed)}.")
+
+
+def _list(classes: Any, where: str) -> Sequence[Any]:
+    if not isinstance(classes, list) or not 1 <= len(classes) <= MOST_CLASSES:
+        raise DataError(f"classes in {where} is no list of classes.", f"Expected 1 to {MOST_CLASSES:,} of them.")
+    return classes
+
+
+def _text(value: Any, key: str, where: str) -> str:
+    """A text on one line; empty for null."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{key} in {where} is {value!r}.", "Expected a text: put it in quotes.")
+    text = " ".join(value.split())
+    if len(text) > _MOST_LETTERS or not text.isprintable():
+        raise DataError(f"{key} in {where} is {text[:40]!r}...", f"Expected at most {_MOST_LETTERS} printable letters.")
+    return text
+
+
+def _unique(rows: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Refuse two classes that are called alike, be it by id, name or label, in any case."""
+    seen: dict[str, str] = {}
+    for row in rows:
+        for word in (row["id"], row["name"], row.get("label", "")):
+            if word and seen.setdefault(word.casefold(), row["id"]) != row["id"]:
+                raise DataError(
+                    f"Two classes of {where} are called '{word}': {seen[word.casefold()]} and {row['id']}.",
+                    "Ids, names and labels must each mean one class.",
+                )
+    if len({row["id"] for row in rows}) < len(rows):
+        twice = next(row["id"] for row in rows if sum(other["id"] == row["id"] for other in rows) > 1)
+        raise DataError(f"The id {twice} stands twice in {where}.", "A class has one line.")
+
+
+def _hub_fields(hub: HubSource) -> dict[str, Any]:
+    """What a class map says of a repository, every default left out."""
+    fields = {key: getattr(hub, key) for key in _HUB_KEYS} | {"splits": dict(hub.splits)}
+    return {key: value for key, value in fields.items() if value not in (None, _HUB_DEFAULTS.get(key))}
