@@ -4,6 +4,7 @@ A run folder has one shape, on disk and on the Hub::
 
     runs/imagenette-cip/
     ├── recipe.yaml                           the resolved recipe: everything that decides the bytes
+    ├── strategy.txt                          a function of the user's that writes the prompts; never published
     ├── source.parquet                        the index of the source: id and class of every real image that is used
     ├── captions/
     │   ├── train-00000-of-00010.parquet      what was read of each real image, and its caption
@@ -40,6 +41,7 @@ from typing import Any
 from builders.errors import DataError
 
 RECIPE = "recipe.yaml"
+STRATEGY = "strategy.txt"
 SOURCE = "source.parquet"
 CAPTIONS = "captions"
 PLAN = "plan.parquet"
@@ -53,7 +55,7 @@ LOCKS = ".locks"
 DEFAULT_CONFIG = "default"
 """The configuration of a repository that lies at its root; any other lies in a folder of its own name."""
 
-KNOWN = frozenset({RECIPE, SOURCE, CAPTIONS, PLAN, DATA, REJECTED, MANIFEST, CARD, PREVIEW, LOCKS})
+KNOWN = frozenset({RECIPE, STRATEGY, SOURCE, CAPTIONS, PLAN, DATA, REJECTED, MANIFEST, CARD, PREVIEW, LOCKS})
 """Every name that may stand at the top of a run folder."""
 
 FORMAT = 1

@@ -22,13 +22,16 @@ LAYERS = (
         "builders.variant_files",
     },
     {
+        "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
-        "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
+        "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts",
+        "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
         "hfsyn.publishing.versions", "hfsyn.making.recipe_sources",
         "hfsyn.making.options",
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
+        "hfsyn.making.captions_files", "hfsyn.making.prompt_inputs",
         "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
         "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
         "hfsyn.making.costs", "hfsyn.making.devices", "hfsyn.making.model_files", "hfsyn.making.source_counts",

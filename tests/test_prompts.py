@@ -8,7 +8,8 @@ import pytest
 
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompts import CLIP80, STRATEGIES, get_strategy, with_article
+from hfsyn.making.prompt_templates import CLIP80, with_article
+from hfsyn.making.prompts import STRATEGIES, get_strategy
 
 TENCH = ClassInfo("n01440764", 0, "tench", ("tench", "Tinca tinca"), "freshwater dace-like game fish", "cyprinid")
 
@@ -24,12 +25,19 @@ def test_the_named_strategies_write_what_their_papers_write() -> None:
         "article": "a photo of a tench",
         "cip": "a photo of tench, a man holding a fish",
         "cip-bare": "tench, a man holding a fish",
+        "cip-quality": "photo of tench, a man holding a fish, best quality",
         "caption-only": "a man holding a fish",
+        "captions-file": "a man holding a fish",
+        "w2s": "tench, a man holding a fish",
+        "llm": "tench, a man holding a fish",
+        "llm-diverse": "tench, a man holding a fish",
+        "domain": "a photo of a tench",
         "definition": "tench, freshwater dace-like game fish",
         "hypernym": "tench, cyprinid",
     }
     assert {name: write(name) for name in expected} == expected
-    assert set(STRATEGIES) == {*expected, "clip80"}
+    assert set(STRATEGIES) == {*expected, "clip80", "background"}
+    assert len(STRATEGIES) == 16
 
 
 def test_only_caption_strategies_look_at_the_caption() -> None:
@@ -60,7 +68,7 @@ def test_there_are_eighty_different_clip_templates_and_the_rng_chooses() -> None
 def test_the_class_comes_within_the_first_words_of_every_prompt_for_every_class() -> None:
     for info in get_variant("imagenet-1k").classes:
         for name, strategy in STRATEGIES.items():
-            if name != "caption-only":
+            if name not in ("caption-only", "captions-file"):  # their words are somebody else's
                 prompt = strategy.write(info, "word " * 90, Random(1))
                 assert prompt.index(info.name) < 50, (name, info.name)
 

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from builders.variants import get_variant
-from hfsyn.making.prompts import CLIP80
+from hfsyn.making.prompt_templates import CLIP80
 from hfsyn.making.recipe import load_recipe
 from hfsyn.making.specs import Caption, batches, plan, seed_of
 

@@ -1,23 +1,24 @@
-"""Strategies: pure functions that write a prompt from a class, a caption and a random number generator.
+"""Strategies: named ways to write a prompt from a class, a caption and a random number generator.
 
-A strategy sees a `ClassInfo`, the caption of the real image (None where the recipe has no captions, possibly empty
-where the captioner said nothing) and a `random.Random` that is seeded from the sample's id. It returns the prompt. The
-class comes first in each of them, so that a text encoder's length limit (77 tokens for CLIP) never cuts it off.
+A strategy's function sees a `ClassInfo`, a text and a ``random.Random`` that is seeded from the sample's id, and
+returns the prompt. The text is None where the recipe has none, and may be empty. Where it is from is the strategy's
+`text_from`: a captioner that sees the real image, a language model that is told the class, or a file.
 
-To add one: write the function, add a row to `STRATEGIES` at the end of this file.
+To add one: write the function in `hfsyn.making.prompt_templates`, add a row to `STRATEGIES` here.
 """
 
 from __future__ import annotations
 
 import difflib
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
+from hfsyn.making import prompt_templates as templates
+from hfsyn.making.prompt_templates import PromptFunction
+from hfsyn.making.recipe_parts import PromptPart
 
-PromptFunction = Callable[[ClassInfo, str | None, random.Random], str]
+TextSource = Literal["", "image", "class", "file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,115 +30,97 @@ class Strategy:
     """The prompt's shape, for people."""
     source: str
     """Where the template is from."""
-    needs_caption: bool
+    text_from: TextSource
+    """Who writes the text that stands in the prompt: nobody; a captioner, which sees the real image; a language model,
+    which is told the class; or a file of the user's.
+    """
     write: PromptFunction
+    negative: str | None = None
+    """A negative prompt that its source uses with it: a suggestion, for the recipe's ``prompt.negative``."""
+
+    @property
+    def needs_caption(self) -> bool:
+        """Whether there is no prompt without a text."""
+        return self.text_from != ""
 
 
-def with_article(noun: str) -> str:
-    """``a tench``, ``an axolotl``: by the first letter, which is right for all but a few of ImageNet's names."""
-    exceptions_an = ("hourglass",)
-    exceptions_a = ("unicycle", "uniform", "ukulele", "u-boat", "ewer", "european")
-    first = noun.lower()
-    vowel = first.startswith(("a", "e", "i", "o", "u", *exceptions_an)) and not first.startswith(exceptions_a)
-    return f"{'an' if vowel else 'a'} {noun}"
-
-
-def _join(head: str, tail: str | None) -> str:
-    """`head`, then the tail after a comma; an empty tail leaves no comma behind."""
-    tail = " ".join((tail or "").split())
-    return f"{head}, {tail}" if tail else head
-
-
-def _classname(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return c.name
-
-
-def _basic(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return f"a photo of {c.name}"
-
-
-def _article(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return f"a photo of {with_article(c.name)}"
-
-
-def _cip(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return _join(f"a photo of {c.name}", caption)
-
-
-def _cip_bare(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return _join(c.name, caption)
-
-
-def _caption_only(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    # An empty prompt would make an unconditional image under this class's label: the class name stands in.
-    return " ".join((caption or "").split()) or c.name
-
-
-def _definition(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return _join(c.name, c.definition)
-
-
-def _hypernym(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return _join(c.name, c.hypernym)
-
-
-def _clip80(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return rng.choice(CLIP80).replace("{}", c.name)
-
-
-def _clip_templates() -> tuple[str, ...]:
-    """The 80 templates of CLIP's ImageNet evaluation, built from their regular parts (their order there is another)."""
-    qualities = (
-        "bad", "low resolution", "cropped", "bright", "dark", "close-up", "black and white", "pixelated",
-        "jpeg corrupted", "blurry", "good",
-    )  # fmt: skip
-    looks = ("hard to see", "clean", "dirty", "nice", "weird", "cool", "small", "large")
-    media = ("sculpture", "rendering", "tattoo", "drawing", "painting", "doodle", "sketch", "rendition")
-    materials = ("embroidered", "plastic", "origami", "toy", "cartoon", "plushie")
-    both = ("a", "the")
-    return (
-        *(f"a {q} photo of {d} {{}}." for q in qualities for d in both),
-        *(f"a photo of {d} {look} {{}}." for look in looks for d in both),
-        *(f"a photo of {d} {{}}." for d in ("a", "the", "many", "my", "one")),
-        *(f"a {m} of {d} {{}}." for m in media for d in both),
-        *(f"{m} of {d} {{}}." for m in ("graffiti", "art") for d in both),
-        *(f"itap of {d} {{}}." for d in ("a", "the", "my")),
-        *(f"{d} {m} {{}}." for m in materials for d in both),
-        *(f"{d} {{}} in a video game." for d in both),
-    )
-
-
-CLIP80 = _clip_templates()
+def is_user_strategy(name: str) -> bool:
+    """Whether a strategy is a function in a file of the user's, ``path/to/file.py:function``."""
+    return ".py:" in name or name.endswith(".py")
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy of that name.
+    """The strategy of that name. That of a user's file can only be looked at: `strategy_of` loads it.
 
     Raises:
         HfsynError: there is none; the message names the nearest.
     """
+    if is_user_strategy(name):
+        return Strategy(name, "a function of the user's", name.rpartition("/")[2], "", _not_loaded)
     if name not in STRATEGIES:
         near = difflib.get_close_matches(name, STRATEGIES, n=1)
         raise HfsynError(
             f"Unknown strategy {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
-            f"Strategies: {', '.join(STRATEGIES)}.",
+            f"Strategies: {', '.join(STRATEGIES)}; or a function of yours: path/to/file.py:function.",
         )
     return STRATEGIES[name]
 
 
+def strategy_of(part: PromptPart) -> Strategy:
+    """The strategy of a recipe, bound to the recipe's other words. That of a user's file is loaded, and so run.
+
+    Raises:
+        HfsynError: there is none; or the user's function cannot be had, or is another than the recipe means.
+    """
+    if is_user_strategy(part.strategy):
+        from hfsyn.making.user_strategies import user_function
+
+        return replace(get_strategy(part.strategy), write=user_function(part.strategy, part.strategy_sha256))
+    strategy = get_strategy(part.strategy)
+    return replace(strategy, write=templates.domain_of(part.domain)) if part.domain else strategy
+
+
+def _not_loaded(*_: object) -> str:
+    raise HfsynError(
+        "The prompts of this recipe are written by a function of somebody's own, which is not loaded here.",
+        "Name the file: --strategy path/to/file.py:function",
+    )
+
+
+_REAL_FAKE = "distorted, unrealistic, blurry, out of frame, cropped, deformed"
+_SARIYILDIZ = "Fake it till you make it (arXiv 2212.08420)"
 STRATEGIES: dict[str, Strategy] = {
     s.name: s
     for s in (
-        Strategy("classname", "{c}", "Deliberate Practice (arXiv 2502.15588)", False, _classname),
-        Strategy("basic", "a photo of {c}", "the baseline of arXiv 2307.08526", False, _basic),
-        Strategy("article", "a photo of a {c}", "Bansal & Grover (arXiv 2302.02503)", False, _article),
+        Strategy("classname", "{c}", "Deliberate Practice (arXiv 2502.15588)", "", templates.classname),
+        Strategy("basic", "a photo of {c}", "the baseline of arXiv 2307.08526", "", templates.basic),
+        Strategy("article", "a photo of a {c}", "Bansal & Grover (arXiv 2302.02503)", "", templates.article),
         Strategy(
-            "cip", "a photo of {c}, {caption}", "Image Captions are Natural Prompts (arXiv 2307.08526)", True, _cip
+            "clip80", "one of CLIP's 80 templates", "CLIP (arXiv 2103.00020), used in 2302.02503", "", templates.clip80
         ),
-        Strategy("cip-bare", "{c}, {caption}", "When Pretty Isn't Useful (arXiv 2602.19946)", True, _cip_bare),
-        Strategy("caption-only", "{caption}", "ablation: the label comes from the source alone", True, _caption_only),
-        Strategy("definition", "{c}, {definition}", "Fake it till you make it (arXiv 2212.08420)", False, _definition),
-        Strategy("hypernym", "{c}, {hypernym}", "Fake it till you make it (arXiv 2212.08420)", False, _hypernym),
-        Strategy("clip80", "one of CLIP's 80 templates", "CLIP (arXiv 2103.00020), used in 2302.02503", False, _clip80),
+        Strategy(
+            "domain", "a {domain} photo of a {c}", "DataDream (arXiv 2407.10910)", "", templates.domain_of("")
+        ),
+        Strategy("definition", "{c}, {definition}", _SARIYILDIZ, "", templates.definition),
+        Strategy("hypernym", "{c}, {hypernym}", _SARIYILDIZ, "", templates.hypernym),
+        Strategy("background", "{c}, {hypernym} inside {place}", _SARIYILDIZ, "", templates.background),
+        Strategy(
+            "cip", "a photo of {c}, {caption}", "Image Captions are Natural Prompts (arXiv 2307.08526)", "image",
+            templates.cip,
+        ),
+        Strategy(
+            "cip-bare", "{c}, {caption}", "When Pretty Isn't Useful (arXiv 2602.19946)", "image", templates.cip_bare
+        ),
+        Strategy(
+            "cip-quality", "photo of {c}, {caption}, best quality", "Real-Fake (arXiv 2310.10402)", "image",
+            templates.cip_quality, negative=_REAL_FAKE,
+        ),
+        Strategy(
+            "caption-only", "{caption}", "ablation: the label comes from the source alone", "image", templates.verbatim
+        ),
+        Strategy("w2s", "{sentence}", "He et al. (arXiv 2210.07574)", "class", templates.said),
+        Strategy("llm", "{sentence}", "SynCLR (arXiv 2312.17742)", "class", templates.said),
+        Strategy("llm-diverse", "{sentence}", "Diversify, Don't Fine-Tune (arXiv 2312.02253)", "class", templates.said),
+        Strategy("captions-file", "{text}", "StableRep (arXiv 2306.00984)", "file", templates.verbatim),
     )
-}
+}  # fmt: skip

@@ -22,7 +22,6 @@ from builders.own_variants import is_file_name
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.fragments import FRAGMENT_PART, FragmentKind, load_fragment
-from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe_parts import (
     BUILTIN,
     CaptionPart,
@@ -33,6 +32,13 @@ from hfsyn.making.recipe_parts import (
     Scheduler,
     SourcePart,
     StorePart,
+)
+from hfsyn.making.recipe_prompts import (
+    check_prompt,
+    drop_stale_pins,
+    leave_out_places,
+    published_prompt,
+    refuse_own_files,
 )
 from hfsyn.making.recipe_sources import extended, with_class_map
 from hfsyn.making.recipe_texts import read_recipe
@@ -45,6 +51,13 @@ __all__ = [
 
 ADDED: tuple[str, ...] = (
     "class_seeds",
+    "caption.top_p",
+    "caption.temperature",
+    "prompt.strategy_sha256",
+    "prompt.domain",
+    "prompt.captions_file",
+    "prompt.captions_revision",
+    "prompt.captions_missing",
     "generate.guidance_start",
     "generate.guidance_stop",
 )
@@ -72,17 +85,12 @@ class Recipe(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
-        strategy = get_strategy(self.prompt.strategy)
+        check_prompt(self.prompt, self.caption)
         try:
             get_variant(self.source.variant).split(self.source.split)
         except DataError as error:
             # A ValueError would be caught by pydantic and lose its hint.
             raise HfsynError(error.message, error.hint) from None
-        if strategy.needs_caption and self.caption is None:
-            raise HfsynError(
-                f"Strategy {strategy.name!r} needs captions, and the recipe has no caption part.",
-                "Give it one, e.g. `caption: {model: Salesforce/blip-image-captioning-base}`.",
-            )
         known = get_variant(self.source.variant).by_wnid
         if unknown := sorted(set(self.class_seeds) - known.keys()):
             raise HfsynError(
@@ -132,6 +140,8 @@ def load_recipe(
     for kind, fragment in kinds:
         if fragment is not None:
             fields[FRAGMENT_PART[kind]] = dict(load_fragment(kind, fragment).part)
+    if where.startswith("hf://"):
+        refuse_own_files(fields, where, {override.partition("=")[0] for override in overrides})
     for override in overrides:
         _override(fields, override)
     overridden = {override.partition("=")[0] for override in overrides}
@@ -242,6 +252,7 @@ def fingerprint(recipe: Recipe) -> str:
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
+    leave_out_places(fields["prompt"])
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -253,7 +264,10 @@ def is_content_hash(revision: str | None) -> bool:
 
 def published_recipe(recipe: Recipe) -> Recipe:
     """The recipe as others may see it: without the places of this machine. Its fingerprint stays the same."""
-    public: dict[str, Any] = {"source": recipe.source.model_copy(update={"path": None})}
+    public: dict[str, Any] = {
+        "source": recipe.source.model_copy(update={"path": None}),
+        "prompt": published_prompt(recipe.prompt),
+    }
     for name in ("caption", "generate"):
         part = getattr(recipe, name)
         if part is not None and is_content_hash(part.revision) and part.model != BUILTIN:
@@ -311,7 +325,8 @@ def _override(fields: dict[str, Any], override: str) -> None:
 
 
 def _drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:
-    """Where a model was overridden, forget the revision and the size that were the other model's."""
+    """Where a model or a file was overridden, forget the revision and the size that were the other one's."""
+    drop_stale_pins(fields, overridden)
     for part in ("caption", "generate"):
         if f"{part}.model" in overridden and isinstance(fields.get(part), dict):
             for key in {"revision", "width", "height"} & set(fields[part]):

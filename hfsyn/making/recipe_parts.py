@@ -47,7 +47,7 @@ class SourcePart(Part):
 
 
 class CaptionPart(Part):
-    """How a real image is described."""
+    """How a real image is described; or, for a strategy whose texts a language model writes, how that model does."""
 
     model: str
     """A Hub id, a local folder, or `builtin`."""
@@ -57,19 +57,42 @@ class CaptionPart(Part):
     """Length limit in tokens, 1 to 1024."""
     num_beams: Annotated[int, Field(ge=1, le=32)] = 1
     """1 is greedy decoding, as in the paper; at most 32."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Draw each token from the likeliest that make up this probability, above 0 to 1; null is the likeliest token."""
+    temperature: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Draw each token, the logits divided by this, above 0 to 10; null is 1 where top_p draws."""
     prompt: str | None = None
-    """Text that the captioner continues, or the instruction of a chat model."""
+    """Text that the captioner continues, the task of Florence-2, or the instruction of a chat or language model. `{c}`,
+    `{definition}` and `{hypernym}` in it stand for those of the image's class.
+    """
     dtype: Dtype = "float32"
     """Arithmetic of the captioner."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Images a batch, 1 to 4096. Part of the recipe, because rounding depends on it."""
+
+    @property
+    def draws(self) -> bool:
+        """Whether tokens are drawn at random, each image by its own seed."""
+        return self.top_p is not None or self.temperature is not None
 
 
 class PromptPart(Part):
     """How a prompt is written."""
 
     strategy: str
-    """A name of `hfsyn strategies ls`."""
+    """A name of `hfsyn strategies ls`, or a Python function of one's own: `path/to/file.py:function`."""
+    strategy_sha256: str | None = None
+    """Content of that file, 64 hex digits; null is filled in when the run starts."""
+    domain: str | None = None
+    """The word of the strategy `domain`: pet, aircraft, satellite, ..."""
+    captions_file: str | None = None
+    """Texts by source id in place of a captioner's: a JSON lines, CSV or Parquet file, or
+    `hf://datasets/REPO_ID@REVISION`, with a column `source_id` and a column `caption` or `prompt`.
+    """
+    captions_revision: str | None = None
+    """Content of that file (`sha256:...`) or commit of that dataset; null is filled in when the run starts."""
+    captions_missing: Literal["refuse", "class-name"] = "refuse"
+    """What becomes of images that it has no text for: `refuse` the run, or take the `class-name` alone."""
     negative: str | None = None
     """Negative prompt; null is the empty one."""
     images_per_caption: Annotated[int, Field(ge=1, le=1000)] = 1

@@ -20,6 +20,7 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
+from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
 from hfsyn.making.shards import atomic_text, is_done
 from hfsyn.making.tables import write_groups
@@ -136,7 +137,7 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     recipe = recipe.model_copy(update={"source": _absolute(recipe)})
     if layout.is_run_folder(folder):
         found = load_run(folder)
-        _refuse_other(found, _filled(recipe, found.recipe))
+        _refuse_other(found, _filled(pin_prompt(recipe, found.recipe), found.recipe))
         return found
     if alien := layout.strangers(folder):
         shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
@@ -149,6 +150,8 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
             _refuse_other(load_run(folder), recipe)
         else:
             write_groups(folder / layout.SOURCE, _groups(index, recipe.store.shard_rows), SOURCE_SCHEMA)
+            if (source := strategy_source(recipe)) is not None:
+                atomic_text(folder / layout.STRATEGY, source)
             # Last: the recipe is what makes the folder a run.
             atomic_text(folder / layout.RECIPE, dump_recipe(recipe))
     return load_run(folder)
@@ -200,7 +203,7 @@ def _filled(recipe: Recipe, stored: Recipe) -> Recipe:
     began.
     """
     filled = recipe
-    for part in ("source", "caption", "generate"):
+    for part in ("source", "caption", "generate"):  # those of the prompt are filled in by `pin_prompt`
         mine, theirs = getattr(recipe, part), getattr(stored, part)
         if mine is not None and theirs is not None and mine.revision is None:
             filled = filled.model_copy(update={part: mine.model_copy(update={"revision": theirs.revision})})
@@ -222,6 +225,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
     from builders.sources import resolve_revision
 
     # The cheap checks first: a missing model must not cost the indexing of a large source.
+    recipe = pin_prompt(recipe)
     if recipe.caption is not None:
         pinned = pin(recipe.caption.model, recipe.caption.revision, "captioner")
         recipe = recipe.model_copy(update={"caption": recipe.caption.model_copy(update={"revision": pinned})})
@@ -249,6 +253,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
         raise HfsynError(
             f"The source {source.variant} ({source.split}) holds no image.", "Check source.path and source.split."
         )
+    check_texts(recipe, index["source_id"])
     return recipe, index
 
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 from builders.layout import shard_count
 from builders.variants import ClassInfo, get_variant
-from hfsyn.making.prompts import get_strategy
+from hfsyn.making.prompts import strategy_of
 from hfsyn.making.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Plan(Sequence[SampleSpec]):
 
     def prompts(self) -> Iterator[str]:
         """The prompts of all lines, in order."""
-        write = get_strategy(self._recipe.prompt.strategy).write
+        write = strategy_of(self._recipe.prompt).write
         for position in self._positions():
             number, k = divmod(position, self._each)
             info = self._classes[number]
@@ -159,7 +159,7 @@ class Plan(Sequence[SampleSpec]):
             yield from self._order[start : start + _SLICE].tolist()
 
     def _specs(self, positions: Iterable[int]) -> Iterator[SampleSpec]:
-        write = get_strategy(self._recipe.prompt.strategy).write
+        write = strategy_of(self._recipe.prompt).write
         for position in positions:
             number, k = divmod(position, self._each)
             info, text = self._classes[number], self._texts[number]

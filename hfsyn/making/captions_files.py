@@ -1,0 +1,227 @@
+"""Texts by source id that somebody has written already, in a file or a dataset of the Hub, in place of a captioner's.
+
+A file is JSON lines, CSV with a heading, or Parquet; it has a column ``source_id`` and a column ``caption`` or
+``prompt`` (this one where it has both), and may have others. A dataset is ``hf://datasets/USER/NAME[@REVISION][/PATH]``:
+its files of these kinds, all of them or those under PATH; they are downloaded whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builders.errors import DataError
+from hfsyn.errors import HfsynError
+from hfsyn.making.recipe_parts import PromptPart
+from hfsyn.making.recipe_prompts import HUB
+from hfsyn.making.shards import sha256_of
+
+_ENDINGS = (".jsonl", ".csv", ".parquet")
+_TEXTS = ("prompt", "caption")
+_SHOWN = 3
+"""Ids that a message names."""
+
+
+def content_of_file(file: str, revision: str | None) -> str:
+    """``sha256:`` and the hash of a file, or the commit of a dataset that `revision` or the reference names.
+
+    Raises:
+        HfsynError: it is not there, or no such file.
+    """
+    if file.startswith(HUB):
+        return _snapshot(file, revision)[1]
+    return f"sha256:{sha256_of(_local(file))}"
+
+
+class FileTexts:
+    """The texts of a recipe's captions file, by source id.
+
+    Args:
+        part: the prompt part, with its captions file and the content that is meant.
+
+    Raises:
+        HfsynError: the file is not there or has changed, or is not of the form that the module's docstring says.
+    """
+
+    def __init__(self, part: PromptPart) -> None:
+        assert part.captions_file is not None
+        self._file = part.captions_file
+        self._missing = part.captions_missing
+        if self._file.startswith(HUB):
+            paths = _snapshot(self._file, part.captions_revision)[0]
+        else:
+            paths = [_local(self._file)]
+            found = content_of_file(self._file, None)
+            if part.captions_revision not in (None, found):
+                raise HfsynError(
+                    f"{self._file} is not the file that the recipe means: its content is {found[:19]}..., and "
+                    f"prompt.captions_revision is {str(part.captions_revision)[:19]}...",
+                    "Bring the file back, or name another --out and --set prompt.captions_revision=null.",
+                )
+        self._texts: dict[str, str] = {}
+        self._twice: list[str] = []
+        for path in paths:
+            for source_id, text in _rows(path):
+                if source_id in self._texts:
+                    self._twice.append(source_id)
+                self._texts[source_id] = text
+
+    def check(self, source_ids: Collection[str]) -> None:
+        """Compare the file's ids with those of the images that a run is made from.
+
+        Raises:
+            HfsynError: an id occurs twice; or, unless the recipe says that the class name stands in for them, an image
+                has no text or an empty one. Ids that no image has are no fault: a file may serve several runs.
+        """
+        if self._twice:
+            raise HfsynError(
+                f"{self._file} has {_some('id', self._twice)} more than once.", "Leave one line for each source id."
+            )
+        missing = [source_id for source_id in source_ids if source_id not in self._texts]
+        empty = [source_id for source_id in source_ids if not self._texts.get(source_id, "-").strip()]
+        if len(missing) == len(source_ids):
+            some = next(iter(self._texts), None)
+            raise HfsynError(
+                f"{self._file} has no text for any of the {len(source_ids)} images: they are called "
+                f"{next(iter(source_ids))}, and " + (f"its ids {some}." if some else "it has no lines."),
+                "The ids of a run's images stand in its source.parquet.",
+            )
+        if (missing or empty) and self._missing == "refuse":
+            what = [f"no text for {_some('image', missing)}"] if missing else []
+            what += [f"an empty text for {_some('image', empty)}"] if empty else []
+            raise HfsynError(
+                f"{self._file} has {' and '.join(what)}, of {len(source_ids)}.",
+                "Add them, or take the class name for them: --set prompt.captions_missing=class-name",
+            )
+
+    def of(self, source_id: str) -> str:
+        """The text of an image; empty where there is none."""
+        return self._texts.get(source_id, "")
+
+
+def _some(what: str, ids: list[str]) -> str:
+    """``3 images (a, b, c)``, with some of them named."""
+    shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
+    return f"{len(ids)} {what}{'' if len(ids) == 1 else 's'} ({shown})"
+
+
+def _local(file: str) -> Path:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise HfsynError(f"There is no captions file {file}.", "Name one: --set prompt.captions_file=texts.jsonl")
+    if path.suffix not in _ENDINGS:
+        raise HfsynError(f"The captions file {file} is of no known kind.", f"It ends in {', '.join(_ENDINGS)}.")
+    return path
+
+
+def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
+    """The downloaded files of a dataset, in the order of their names, and the commit that they are of."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from builders.access import said_plainly
+
+    match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
+    if match is None or ".." in (match[3] or ""):
+        raise HfsynError(
+            f"prompt.captions_file is {reference!r}, which names no dataset.",
+            f"It looks like {HUB}USER/NAME@REVISION, or with /PATH behind it.",
+        )
+    repo_id, asked, inside = match[1], revision or match[2], (match[3] or "").strip("/")
+    wanted = [f"{inside}*{e}" for e in _ENDINGS] if not inside.endswith(_ENDINGS) else [inside]
+    try:
+        with said_plainly(repo_id, asked):
+            root = Path(snapshot_download(repo_id, repo_type="dataset", revision=asked, allow_patterns=wanted))
+    except LocalEntryNotFoundError:
+        raise HfsynError(
+            f"The dataset {repo_id} is not in the local cache, and the Hub cannot be reached.",
+            f"Fetch it with a network: hf download --repo-type dataset {repo_id}",
+        ) from None
+    except DataError as error:
+        raise HfsynError(f"The captions of {reference}: {error.message}", error.hint) from None
+    found = [p for p in sorted(root.rglob("*")) if p.suffix in _ENDINGS and p.is_file()]
+    # The cache may hold more of this commit than was asked for.
+    found = [p for p in found if p.relative_to(root).as_posix().startswith(inside)]
+    if not found:
+        raise HfsynError(
+            f"{reference} holds no captions.", f"It needs a file that ends in {', '.join(_ENDINGS)}, and has none."
+        )
+    return found, root.name
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str]]:
+    """``(source id, text)`` of a file's lines; an absent text is empty."""
+    try:
+        yield from _READERS[path.suffix](path)
+    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid, OSError) as error:
+        raise HfsynError(
+            f"The captions file {path.name} cannot be read: {' '.join(str(error).split())[:120]}",
+            "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.",
+        ) from None
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                raise _malformed(path, f"line {number} is no JSON object", "")
+            yield _pair(path, row, f"line {number}")
+
+
+def _csv_lines(path: Path) -> Iterator[tuple[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            yield _pair(path, row, f"line {reader.line_num}")
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        columns = [name for name in ("source_id", *_TEXTS) if name in names]
+        if "source_id" not in columns or len(columns) < 2:
+            raise _malformed(path, "it has the columns " + ", ".join(names), "")
+        number = 0
+        for batch in file.iter_batches(8192, columns=columns):
+            for row in batch.to_pylist():
+                number += 1
+                yield _pair(path, row, f"row {number}")
+
+
+_READERS = {".jsonl": _json_lines, ".csv": _csv_lines, ".parquet": _parquet_rows}
+
+
+def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
+    column = next((name for name in _TEXTS if name in row), None)
+    source_id = row.get("source_id")
+    if column is None or not isinstance(source_id, str) or not source_id:
+        what = "no source_id" if column else "no caption and no prompt"
+        raise _malformed(path, f"{where} has {what}", _keys(row))
+    text = row[column]
+    if text is not None and not isinstance(text, str):
+        raise _malformed(path, f"{where} has the {column} {text!r}, which is no text", "")
+    return source_id, text or ""
+
+
+def _keys(names: Iterable[Any]) -> str:
+    return f": it has {', '.join(map(str, names))}"
+
+
+def _malformed(path: Path, what: str, more: str) -> HfsynError:
+    return HfsynError(
+        f"The captions file {path.name} cannot be used: {what}{more}.",
+        "It has a column source_id, and a column caption or prompt.",
+    )
