@@ -232,6 +232,7 @@ def recipes_ls(as_json: bool) -> None:
             {
                 "name": name, "variant": r.source.variant, "strategy": r.prompt.strategy,
                 "captioner": r.caption.model if r.caption else None, "generator": r.generate.model,
+                "guidance": r.generate.guidance_scale,
             }
         )  # fmt: skip
     _table(rows, as_json)
@@ -240,10 +241,15 @@ def recipes_ls(as_json: bool) -> None:
 @recipes.command("show")
 @click.argument("name")
 def recipes_show(name: str) -> None:
-    """Print a shipped recipe."""
+    """Print a shipped recipe, what it extends filled in."""
+    from hfsyn.making.recipe import dump_recipe, load_recipe
     from hfsyn.making.recipe_texts import recipe_text
 
-    click.echo(recipe_text(name), nl=False)
+    text = recipe_text(name)
+    if "\nextends:" in text:
+        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+        text += dump_recipe(load_recipe(name))
+    click.echo(text, nl=False)
 
 
 @recipes.command("new")
