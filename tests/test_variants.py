@@ -10,6 +10,7 @@ from importlib.resources import files
 import pytest
 
 from builders.errors import DataError
+from builders.variant_facts import facts_of, how_to_get
 from builders.variants import VARIANTS, get_variant, variant_names
 
 EVERY = list(VARIANTS.values())
@@ -200,6 +201,43 @@ def test_every_label_of_a_hub_repository_has_one_class(variant):
     names = variant.hub_label_names
     if names is not None:
         assert len(set(names)) == len(names) == len(variant.classes)
+
+
+@pytest.mark.parametrize("variant", ON_HUB, ids=lambda v: v.name)
+def test_each_row_says_all_that_reading_it_needs(variant):
+    found = facts_of(variant)
+
+    assert {info.wnid for info in variant.classes} <= get_variant("imagenet-1k").by_wnid.keys()
+    assert len({info.wnid for info in variant.classes}) == found["classes"]
+    assert all(count > 0 for count in found["splits"].values())
+    needed = {"title", "images", "licence", "hub", "revision", "columns", "repository's splits", "access", "homepage"}
+    assert [key for key in needed if not found[key]] == []
+    # A revision is a commit that was seen, or said to be unknown.
+    assert found["revision"] == "the newest" or re.fullmatch(r"[0-9a-f]{40}", found["revision"])
+    if variant.hub.archive is None:
+        assert found["labels"]
+        assert len(variant.hub_label_wnids) == len(set(variant.hub_label_wnids)) == len(variant.classes)
+
+
+def test_what_is_not_simply_there_says_how_to_get_it():
+    assert how_to_get(get_variant("imagenet-1k")).startswith(
+        "gated: ask for access at https://huggingface.co/datasets/ILSVRC/imagenet-1k"
+    )
+    sketch = how_to_get(get_variant("imagenet-sketch"))
+    assert "hf download songweig/imagenet_sketch data/ImageNet-Sketch.zip" in sketch
+    assert "source.path=sketch" in sketch
+    archives = {v.name for v in ON_HUB if "an archive" in how_to_get(v)}
+    assert archives == {name for name in TEST_ONLY if name.startswith(("imagenet-v2", "imagenet-sketch"))}
+
+
+def test_imagenet_100_says_which_of_the_lists_of_that_name_it_is():
+    hundred = get_variant("imagenet-100")
+
+    assert "Contrastive Multiview Coding" in hundred.title
+    assert "HobbitLong/CMC" in hundred.facts["classes"]
+    assert "other lists" in hundred.facts["classes"]
+    # CMC's list is in no order, and begins so.
+    assert hundred.hub_label_wnids[:3] == ("n02869837", "n01749939", "n02488291")
 
 
 def test_tiny_imagenets_wrong_label_names_are_corrected():
