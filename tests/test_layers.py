@@ -59,7 +59,8 @@ LAYERS = (
     | {
         "hfsyn.publishing.card_blocks", "hfsyn.publishing.card_facts", "hfsyn.publishing.card_meta",
         "hfsyn.publishing.card_text", "hfsyn.publishing.cards", "hfsyn.publishing.checkup",
-        "hfsyn.publishing.comparison", "hfsyn.publishing.contents", "hfsyn.publishing.outcomes",
+        "hfsyn.publishing.comparison", "hfsyn.publishing.contents", "hfsyn.publishing.continuing",
+        "hfsyn.publishing.outcomes",
         "hfsyn.publishing.preflight", "hfsyn.publishing.publication", "hfsyn.publishing.reading_back",
         "hfsyn.publishing.reproduction", "hfsyn.publishing.verification", "hfsyn.publishing.watching",
     },

@@ -11,33 +11,25 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from conftest import parquet_bytes
-from test_end_to_end import SMALL, workers_of
+from test_docs import blocks
+from test_end_to_end import workers_of
 
 import hfsyn
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one process."""
-    run = tmp_path_factory.mktemp("alone") / "run"
-    overrides = [word for word in SMALL[2:] if word != "--set"]
-    hfsyn.build("shapes-cip", run, overrides=["source.limit_per_class=2", *overrides], num_processes=1, quiet=True)
-    return run
 
 
 class Machine:
     """A host with an address, as far as its processes see: a network namespace, or this machine's loopback."""
 
-    def __init__(self, address: str, prefix: tuple[str, ...] = (), interface: str = "lo") -> None:
-        self.address, self.prefix, self.interface = address, prefix, interface
+    def __init__(self, address: str, interface: str, prefix: tuple[str, ...] = ()) -> None:
+        self.address, self.interface, self.prefix = address, interface, prefix
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    def start(self, command: str, folder: Path) -> subprocess.Popen[str]:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.Popen(
-            [*self.prefix, *command], env=environment | {"GLOO_SOCKET_IFNAME": self.interface},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+            [*self.prefix, "bash", "-c", f"exec env {command}"], cwd=folder, text=True, start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
 
@@ -54,15 +46,15 @@ def two_machines() -> Iterator[list[Machine]]:
             for name in names:
                 ip("netns", "add", name)
                 ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+            ip("-n", names[0], "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", names[1])
             for i, name in enumerate(names):
-                ip("-n", name, "address", "add", f"10.77.0.{i + 1}/24", "dev", "cable")
-                ip("-n", name, "link", "set", "cable", "up")
+                ip("-n", name, "address", "add", f"10.77.0.{i + 1}/24", "dev", "eth0")
+                ip("-n", name, "link", "set", "eth0", "up")
             machines = [
-                Machine(f"10.77.0.{i + 1}", ("ip", "netns", "exec", name), "cable") for i, name in enumerate(names)
+                Machine(f"10.77.0.{i + 1}", "eth0", ("ip", "netns", "exec", name)) for i, name in enumerate(names)
             ]
         except (OSError, subprocess.CalledProcessError):
-            machines = [Machine("127.0.0.1"), Machine("127.0.0.2")]
+            machines = [Machine("127.0.0.1", "lo"), Machine("127.0.0.2", "lo")]
         yield machines
     finally:
         for name in names if shutil.which("ip") else ():
@@ -75,25 +67,25 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def test_two_machines_under_accelerate_make_the_bytes_of_one_process(alone: Path, tmp_path: Path) -> None:
-    run, port = tmp_path / "run", free_port()
+def test_two_machines_under_accelerate_make_the_bytes_of_one_process(tmp_path: Path) -> None:
+    """The README's commands: as written, or with loopback in place of the network that is not permitted."""
+    (block,) = blocks("machines")
+    written = block.splitlines()
     with two_machines() as machines:
-        launched = [
-            machine.start(
-                sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2",
-                "--machine_rank", str(rank), "--main_process_ip", machines[0].address,
-                "--main_process_port", str(port), "--num_processes", "2", "--mixed_precision", "no",
-                "--dynamo_backend", "no", "-m", "hfsyn", "build", "shapes-cip", *SMALL, "--out", str(run),
-            )
-            for rank, machine in enumerate(machines)
-        ]  # fmt: skip
+        if not machines[0].prefix:
+            there = {"10.77.0.1": machines[0].address, "IFNAME=eth0": "IFNAME=lo", "29500": str(free_port())}
+            for old, new in there.items():
+                written = [line.replace(old, new) for line in written]
+        launched = [machine.start(line, tmp_path) for machine, line in zip(machines, written, strict=True)]
         try:
             said = [process.communicate(timeout=150) for process in launched]
         finally:
             for process in launched:
                 process.kill()
     assert [process.returncode for process in launched] == [0, 0], said
-    assert [out for out, _ in said] == [f"{run}\n", ""]  # the first process of all talks to the user
+    assert [out for out, _ in said] == ["runs/two\n", ""]  # the first process of all talks to the user
+    run, alone = tmp_path / "runs" / "two", tmp_path / "alone"
+    assert {worker.split(" of ")[1] for worker in workers_of(run)} == {"2"}
+    hfsyn.build("shapes-cip", alone, overrides=["source.limit_per_class=2"], num_processes=1, quiet=True)
     assert parquet_bytes(run) == parquet_bytes(alone)
     assert (run / "manifest.json").read_bytes() == (alone / "manifest.json").read_bytes()
-    assert {worker.split(" of ")[1] for worker in workers_of(run)} == {"2"}

@@ -1,0 +1,70 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hfsyn"]
+#
+# [tool.uv.sources]
+# hfsyn = { index = "wheels" }
+#
+# [[tool.uv.index]]
+# name = "wheels"
+# url = "/wheels"
+# format = "flat"
+# explicit = true
+#
+# [tool.hf-jobs]
+# flavor = "l4x1"
+# timeout = "12h"
+# secrets = ["HF_TOKEN"]
+# volumes = ["dist:/wheels"]
+# ///
+"""Makes and publishes a dataset on Hugging Face Jobs:
+
+    pip wheel --no-deps -w dist .                                   # hfsyn itself, which the job installs
+    hf jobs uv run scripts/hf_jobs.py imagenette-cip alice/imagenette --version 1.0.0
+
+The table above is read by `hf jobs uv run`; its options override it: --flavor, --timeout, --secrets. A job's disk is
+gone when the job ends, and a job without a timeout of its own ends after 30 minutes. So finished shards go to the Hub
+while others are made. --hours ends the work at a shard's end, before the timeout would; what is finished by then is
+sent, and the exit code is 4. A job that is cut off loses what it finished in the last two minutes. Either way the same
+command starts a job that brings back what is on the Hub and goes on. One job at a time: two would make the same shards.
+"""
+
+from __future__ import annotations
+
+import click
+
+from hfsyn.cli import run_command
+
+
+@click.command()
+@click.argument("recipe")
+@click.argument("repo_id")
+@click.option("--version", required=True, metavar="X.Y.Z", help="The version of the finished dataset.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20.")
+@click.option("--hours", type=float, default=11.5, show_default=True, help="End after so many; less than the timeout.")
+@click.option("--out", default="run", show_default=True, metavar="RUN", help="The run folder.")
+def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hours: float, out: str) -> None:
+    """Make RECIPE, publish it as REPO_ID. The same command continues what an earlier job did not finish."""
+    from hfsyn import build
+    from hfsyn.errors import ExitCode, HfsynError
+    from hfsyn.making.options import WorkOptions
+    from hfsyn.making.recipe import load_recipe
+    from hfsyn.progress import teller
+    from hfsyn.publishing.continuing import continue_from
+    from hfsyn.publishing.hub import DatasetRepo
+    from hfsyn.publishing.watching import send_finished
+
+    options = WorkOptions(budget_hours=hours)  # the time to fetch counts
+    chosen = load_recipe(recipe, overrides)
+    run = continue_from(chosen, out, repo_id, say=teller(False))
+    try:
+        build(chosen, out, options=options, publish_to=repo_id, version=version)
+    except HfsynError as error:
+        if error.code == ExitCode.PARTIAL:
+            send_finished(run, DatasetRepo(repo_id), "default", teller(False))
+        raise
+    click.echo(f"{repo_id}@v{version}")
+
+
+if __name__ == "__main__":
+    run_command(job, "hf_jobs.py")
