@@ -17,7 +17,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.costs import Hours, hours, image_size
 from hfsyn.making.devices import UTILISATION
 from hfsyn.making.planning import read_captions
-from hfsyn.making.prompts import get_strategy
+from hfsyn.making.prompt_inputs import pin_prompt, takes_text, with_texts
 from hfsyn.making.recipe import Recipe, difference, fingerprint
 from hfsyn.making.runs import load_run
 from hfsyn.making.shards import pending
@@ -147,13 +147,14 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     Raises:
         HfsynError: the source is missing or empty, or the run has other real images or captions.
     """
+    recipe = pin_prompt(recipe)
     found = _lines(recipe, run_folder)
-    strategy = get_strategy(recipe.prompt.strategy)
+    needed = takes_text(recipe)
     each = recipe.prompt.images_per_caption
     if isinstance(found, TableCounts):
-        made, known = None, not strategy.needs_caption
+        made, known = None, not needed
         counts, why, real, classes = "from the variant's table", found.why, found.images, found.classes
-        origin = _NOT_YET if strategy.needs_caption else "none needed"
+        origin = _NOT_YET if needed else "none needed"
         low = high = round(real * each / classes)
         prompts, unique = _prompts_by_class(recipe, real * each)
     else:
@@ -192,7 +193,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
 
 def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] | TableCounts:
     """The plan, where its captions and its counts are from; or what the table says."""
-    needed = get_strategy(recipe.prompt.strategy).needs_caption
+    needed = takes_text(recipe)
     text, origin = (_PLACEHOLDER, _NOT_YET) if needed else (None, "none needed")
     captions: Iterable[Caption]
     if folder is not None and layout.is_run_folder(Path(folder)) and (Path(folder) / layout.SOURCE).exists():
@@ -208,6 +209,8 @@ def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] |
         if (table := counted(recipe.source)) is not None:
             return table
         captions, counts = indexed(recipe, text), "of the source"
+    if needed and origin == _NOT_YET and recipe.prompt.captions_file is not None:
+        captions, origin = with_texts(recipe, captions), f"of {recipe.prompt.captions_file}"
     made = plan(recipe, captions)
     if not made:
         raise HfsynError(
@@ -237,7 +240,7 @@ def _prompts_by_class(recipe: Recipe, images: int) -> tuple[Iterable[tuple[str, 
     by image.
     """
     variant = get_variant(recipe.source.variant)
-    text = _PLACEHOLDER if get_strategy(recipe.prompt.strategy).needs_caption else None
+    text = _PLACEHOLDER if takes_text(recipe) else None
     # A strategy that writes sixteen prompts of a class alike writes them all alike.
     made = plan(
         recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"images_per_caption": 1})}),

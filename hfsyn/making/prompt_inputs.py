@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from hfsyn.making.captions_files import FileTexts, content_of_file
-from hfsyn.making.prompts import is_user_strategy
+from hfsyn.making.prompts import get_strategy, is_user_strategy
 from hfsyn.making.recipe import Recipe
 from hfsyn.making.recipe_prompts import HUB
+from hfsyn.making.specs import Caption
 from hfsyn.making.user_strategies import absolute, check_function, content_of, source_of
 
 
@@ -46,6 +48,24 @@ def check_texts(recipe: Recipe, source_ids: Collection[str]) -> None:
     """Refuse a captions file that has no text for some of the images; see `FileTexts.check`."""
     if recipe.prompt.captions_file is not None:
         FileTexts(recipe.prompt).check(source_ids)
+
+
+def takes_text(recipe: Recipe) -> bool:
+    """Whether the recipe's prompts depend on texts; a function of the user's is given those that there are."""
+    if is_user_strategy(recipe.prompt.strategy):
+        return recipe.caption is not None or recipe.prompt.captions_file is not None
+    return get_strategy(recipe.prompt.strategy).needs_caption
+
+
+def with_texts(recipe: Recipe, captions: Iterable[Caption]) -> list[Caption]:
+    """The captions with the texts of the recipe's captions file.
+
+    Raises:
+        HfsynError: see `FileTexts.check`.
+    """
+    found, texts = list(captions), FileTexts(recipe.prompt)
+    texts.check([caption.source_id for caption in found])
+    return [replace(caption, text=texts.of(caption.source_id)) for caption in found]
 
 
 def strategy_source(recipe: Recipe) -> str | None:

@@ -214,24 +214,28 @@ def new_recipe(name: str, base: str) -> Path:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, one flow mapping a part, every field written out."""
+    """The recipe as YAML, one flow mapping a part, every field written out but for newer ones at their defaults."""
     lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
     if recipe.class_seeds:
         lines.append(f"class_seeds: {json.dumps(recipe.class_seeds, sort_keys=True)}")
     for part in PARTS:
         value = getattr(recipe, part)
         text = yaml.safe_dump(
-            _written(value) if value is not None else None,
+            _written(part, value) if value is not None else None,
             sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True,
         )  # fmt: skip
         lines.append(f"{part}: {text.removesuffix('...' + chr(10)).strip()}")
     return "\n".join(lines) + "\n"
 
 
-def _written(part: Part) -> dict[str, Any]:
-    """The fields of a part as they are written out: all, but for a class map where there is none."""
+def _written(name: str, part: Part) -> dict[str, Any]:
+    """The fields of a part as they are written out: all, but for those of `ADDED` at their defaults, so that the text of
+    a recipe from before them stays the same, and for a class map where there is none.
+    """
     fields = part.model_dump()
-    return {key: value for key, value in fields.items() if key != "definition" or value is not None}
+    unused = {key for key in fields if f"{name}.{key}" in ADDED and fields[key] == type(part).model_fields[key].default}
+    unused |= {"definition"} if fields.get("definition") is None else set()
+    return {key: value for key, value in fields.items() if key not in unused}
 
 
 def fingerprint(recipe: Recipe) -> str:

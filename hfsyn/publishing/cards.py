@@ -14,7 +14,7 @@ from typing import Any
 from builders import layout
 from builders.errors import DataError
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompts import STRATEGIES, get_strategy
+from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import BUILTIN
 from hfsyn.publishing import card_blocks
 from hfsyn.publishing.card_facts import (
@@ -150,10 +150,12 @@ def render_card(
         "version": version,
         "configs": [{**digest, "title": source_of(digest)["title"]} for digest in after.values()],
         "data": [digest for digest in after.values() if digest["what"] == "data"],
-        "captions": any(digest["captioner"] for digest in after.values()),
+        "captions": any(_captioned(digest) for digest in after.values()),
     }
     new = {
-        "intro": render("intro", {**shared, "strategies": STRATEGIES}),
+        "intro": render(
+            "intro", {**shared, "strategies": {d["strategy"]: get_strategy(d["strategy"]) for d in after.values()}}
+        ),
         "progress": render("progress", _progress(progress)) if progress else None,
         f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts)}),
         "use": render("use", shared),
@@ -213,6 +215,12 @@ def _config(facts: CardFacts) -> dict[str, Any]:
         # Only strings can hold these characters, which would end the comment or look like a link.
         "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(facts.digest)),
     }
+
+
+def _captioned(digest: Mapping[str, Any]) -> bool:
+    """Whether texts about real images are in a configuration: a captioner's or a file's, no language model's."""
+    source = get_strategy(digest["strategy"]).text_from
+    return source in ("image", "file") or (digest["captioner"] is not None and source != "class")
 
 
 def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
