@@ -1,0 +1,305 @@
+"""Ways of doing the same work (arms), timed in turns side by side; what the device and the networks did meanwhile.
+
+Only figures of one run of one process are compared: turns go A B C C' then C' C B A, and a ratio pairs two turns of the
+same round. C' is C again: how far its ratio is from 1 says how much all ratios are worth.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+CONTROL = "again"
+"""The arm that is judged, a second time."""
+CONTROL_RANGE = (0.97, 1.03)
+"""Where the control's median ratio must lie, or the others are void."""
+
+
+class Arm(Protocol):
+    """One way of doing the work."""
+
+    name: str
+    unit: int
+    """Images come in multiples of this."""
+
+    def prepare(self, images: int) -> None:
+        """Get ready for so many images in all; no clock runs."""
+
+    def work(self, images: int) -> int:
+        """Make the next so many. Returns, when their files are written, how many there are."""
+
+    def clear(self) -> None:
+        """Delete what the last turn wrote."""
+
+    def watched(self) -> Sequence[Watched]:
+        """Calls that are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A stretch of work."""
+
+    images: int
+    seconds: float
+    cpu_seconds: float
+    """Of all threads of this process."""
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.images / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A callable attribute whose calls are counted by the rows of its first tensor."""
+
+    name: str
+    owner: Any
+    attribute: str
+
+
+def module(name: str, network: torch.nn.Module) -> Watched:
+    """A network's call, compiled or not.
+
+    Hooks would be compiled with the network; this is the place from which either kind of call starts.
+    """
+    return Watched(name, network, "_compiled_call_impl")
+
+
+@dataclass
+class Calls:
+    """What was called: how often, for how many rows, and when."""
+
+    calls: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    spans: list[tuple[float, float]] = field(default_factory=list)
+    """Begin and end in seconds. On a CPU that is the work itself; on a GPU only the giving of orders."""
+
+    @contextmanager
+    def watching(self, watched: Iterable[Watched]) -> Iterator[Calls]:
+        """Count the calls within the block."""
+        before = []
+        for what in watched:
+            before.append((what, what.attribute in vars(what.owner), getattr(what.owner, what.attribute)))
+            setattr(what.owner, what.attribute, self._counted(what.name, what.owner, before[-1][2]))
+        try:
+            yield self
+        finally:
+            for what, own, original in reversed(before):
+                if own:
+                    setattr(what.owner, what.attribute, original)
+                else:
+                    delattr(what.owner, what.attribute)
+
+    def _counted(self, name: str, owner: Any, original: Callable[..., Any] | None) -> Callable[..., Any]:
+        call = original or owner._call_impl
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
+            self.calls[name] += 1
+            self.rows[name] += tensors[0].shape[0]
+            began = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.spans.append((began, time.perf_counter()))
+
+        return counted
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One turn, looked at closely."""
+
+    turn: Turn
+    busy: float
+    """Share of its time in which the device computed."""
+    calls: dict[str, float]
+    """By name and per image."""
+    rows: dict[str, float]
+    """By name and per image."""
+
+
+def synchronise(device: str) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def timed(arm: Arm, images: int, device: str) -> Turn:
+    """One turn.
+
+    Raises:
+        RuntimeError: the arm did not write as many images.
+    """
+    synchronise(device)
+    used, began = _cpu_seconds(), time.perf_counter()
+    written = arm.work(images)
+    synchronise(device)
+    seconds, used = time.perf_counter() - began, _cpu_seconds() - used
+    arm.clear()
+    if written != images:
+        raise RuntimeError(f"{arm.name} wrote {written} of {images} images: its time would be compared to other work")
+    return Turn(images, seconds, used)
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def warm(arm: Arm, seconds: float, device: str) -> int:
+    """Let an arm do what it does only once (compile, choose kernels); how many images it makes in so many seconds."""
+    arm.prepare(2 * arm.unit)
+    timed(arm, arm.unit, device)
+    rate = timed(arm, arm.unit, device).rate
+    return max(1, round(rate * seconds / arm.unit)) * arm.unit
+
+
+def looked_at(arm: Arm, images: int, device: str) -> Look:
+    """One turn with counters, under torch's profiler on a GPU; not for comparing times."""
+    calls = Calls()
+    with calls.watching(arm.watched()):
+        if device.startswith("cuda"):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                turn = timed(arm, images, device)
+            spans = kernel_spans(profile.events() or ())
+        else:
+            turn = timed(arm, images, device)
+            spans = calls.spans
+    each = {name: count / images for name, count in calls.calls.items()}
+    return Look(turn, covered(spans) / turn.seconds, each, {name: n / images for name, n in calls.rows.items()})
+
+
+def kernel_spans(events: Iterable[Any]) -> list[tuple[float, float]]:
+    """When kernels ran, in seconds, of a profile's events. Copies and fills are no work, nor are named ranges."""
+    return [
+        (event.time_range.start / 1e6, event.time_range.end / 1e6)
+        for event in events
+        if event.device_type.name != "CPU"
+        and not getattr(event, "is_user_annotation", False)
+        and not event.name.startswith(("Memcpy", "Memset"))
+    ]
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """Length of the union of spans."""
+    total, reached = 0.0, float("-inf")
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def order(arms: Sequence[str], rounds: int) -> list[list[str]]:
+    """Whose turn it is, round by round: the last arm is the one that is judged, and has another turn as control."""
+    forth = [*arms, CONTROL]
+    return [forth if number % 2 == 0 else forth[::-1] for number in range(rounds)]
+
+
+def ratio(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
+    """Median, lowest and highest of first over second."""
+    ratios = sorted(first / second for first, second in pairs)
+    return {
+        "ratio": round(statistics.median(ratios), 3), "low": round(ratios[0], 3), "high": round(ratios[-1], 3),
+        "pairs": len(ratios),
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Arms beside each other."""
+
+    turns: dict[str, list[Turn]]
+    """By arm, and `CONTROL`; one a round."""
+    looks: dict[str, Look]
+
+    @property
+    def judged(self) -> str:
+        """The arm that is compared to the others: the last one."""
+        return list(self.looks)[-1]
+
+    def ratios(self) -> dict[str, dict[str, float]]:
+        """Of the judged arm over each other arm and over itself, paired by rounds."""
+        mine = [turn.rate for turn in self.turns[self.judged]]
+        return {
+            f"{self.judged} / {name}": ratio(zip(mine, (turn.rate for turn in turns), strict=True))
+            for name, turns in self.turns.items()
+            if name != self.judged
+        }
+
+    @property
+    def void(self) -> bool:
+        """Whether the judged arm was too unlike itself."""
+        found = self.ratios()[f"{self.judged} / {CONTROL}"]["ratio"]
+        return not CONTROL_RANGE[0] <= found <= CONTROL_RANGE[1]
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """By arm, without the control."""
+        return {
+            name: {
+                "images_per_second": round(statistics.median(turn.rate for turn in self.turns[name]), 3),
+                "cpu_seconds_per_image": round(
+                    statistics.median(turn.cpu_seconds / turn.images for turn in self.turns[name]), 4
+                ),
+                "images_a_turn": self.turns[name][0].images,
+                "busy": round(look.busy, 4),
+                "calls_per_image": {part: round(n, 4) for part, n in look.calls.items()},
+                "rows_per_image": {part: round(n, 4) for part, n in look.rows.items()},
+            }
+            for name, look in self.looks.items()
+        }
+
+
+def compare(
+    arms: Sequence[Arm], *, rounds: int, seconds: float, window: float, device: str, say: Callable[[str], None]
+) -> Comparison:
+    """Turns of the arms side by side, then one close look at each.
+
+    Args:
+        arms: the last one is judged.
+        rounds: turns of each.
+        seconds: that each arm works in all its turns together, about.
+        window: that the judged arm is looked at, at least.
+        device: a torch device.
+        say: gets lines of progress.
+    """
+    by_name = {arm.name: arm for arm in arms}
+    judged = arms[-1].name
+    count = {name: warm(arm, seconds / rounds, device) for name, arm in by_name.items()}
+    span = {name: n if name != judged else max(n, round(n * window * rounds / seconds)) for name, n in count.items()}
+    for name, arm in by_name.items():
+        span[name] = -(-span[name] // arm.unit) * arm.unit
+        arm.prepare(count[name] * rounds * (2 if name == judged else 1) + span[name])
+    say(f"images a turn: {', '.join(f'{name} {n}' for name, n in count.items())}")
+    turns: dict[str, list[Turn]] = {name: [] for name in (*by_name, CONTROL)}
+    for number, names in enumerate(order(list(by_name), rounds), 1):
+        for name in names:
+            turns[name].append(timed(by_name.get(name, arms[-1]), count.get(name, count[judged]), device))
+        say(f"round {number}: " + ", ".join(f"{name} {turns[name][-1].rate:.2f} images/s" for name in names))
+    return Comparison(turns, {name: looked_at(arm, span[name], device) for name, arm in by_name.items()})
+
+
+def matmul_ceiling(device: str) -> tuple[float, str]:
+    """FLOP/s of a large matrix product on random data (median), and what was multiplied."""
+    cuda = device.startswith("cuda")
+    side, dtype, products = (8192, torch.bfloat16, 10) if cuda else (512, torch.float32, 1)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    taken = []
+    for _ in range(12):
+        synchronise(device)
+        began = time.perf_counter()
+        for _ in range(products):  # so many, that waiting for the device does not count
+            a @ b
+        synchronise(device)
+        taken.append((time.perf_counter() - began) / products)
+    return 2 * side**3 / statistics.median(taken[2:]), f"{side}^3 {str(dtype).removeprefix('torch.')}"

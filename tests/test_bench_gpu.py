@@ -1,0 +1,253 @@
+"""scripts/bench_gpu.py on tiny models: every arm writes its files and does the work that it should; figures add up."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from benchmarks import image_arms, measuring
+from full_size_models import _UNET_15, _VAE
+
+SCRIPT = ROOT / "scripts" / "bench_gpu.py"
+
+
+def bench(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
+    done = bench(tmp_path, "--steps", "50")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.count("\n") == 1
+    assert "no NVIDIA GPU" in done.stderr
+    assert "--tiny" in done.stderr
+
+
+def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
+    done = bench(
+        tmp_path, "--tiny", "--steps", "5", "--batch", "2", "--caption-batch", "4", "--rounds", "2",
+        "--seconds", "0.1", "--window", "0.1", "--folder", "kept", "--out", "figures.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures == json.loads((tmp_path / "figures.json").read_text())
+    assert figures["tiny"]
+    assert not figures["holds"]
+    (images,) = figures["images"]
+    captions = figures["captions"]
+
+    # The work: five calls an image and two rows each, whoever does it; ours encodes the empty prompt once for all.
+    arms = images["arms"]
+    assert list(arms) == ["official-style", "plain", "ours"]
+    assert images["unet_rows_per_image"] == 10
+    for arm in arms.values():
+        assert arm["rows_per_image"]["unet"] == 10
+        assert arm["rows_per_image"]["vae"] == 1
+        assert arm["images_per_second"] > 0
+        assert arm["share_of_ceiling"] > 0
+        assert 0 < arm["busy"] <= 1
+    assert [arms[name]["calls_per_image"]["unet"] for name in arms] == [5, 2.5, 2.5]
+    assert [arms[name]["rows_per_image"]["text_encoder"] for name in arms] == [2, 2, 1]
+    for arm in captions["arms"].values():
+        assert arm["calls_per_image"] == {"vision": 1 / 4, "text": 15 / 4}
+        assert arm["rows_per_image"] == {"vision": 1, "text": 15}
+
+    # The figures: each ratio has a pair a round, and each aim its word.
+    assert set(images["ratios"]) == {"ours / official-style", "ours / plain", "ours / again"}
+    assert set(captions["ratios"]) == {"ours / official-style", "ours / again"}
+    for found in (*images["ratios"].values(), *captions["ratios"].values()):
+        assert found["low"] <= found["ratio"] <= found["high"]
+        assert found["pairs"] == 2
+    assert [aim["what"] for aim in images["aims"]] == [
+        "ours / official-style", "ours / plain", "share of the ceiling", "device busy", "PSNR, dB",
+    ]  # fmt: skip
+    assert [aim["aim"] for aim in images["aims"]] == [4.0, 1.4, 0.45, 0.97, 40.0]
+    assert images["psnr_db"] >= images["psnr_db_lowest"] > 35
+    assert [aim["aim"] for aim in captions["aims"]] == [3.0]
+    for aim in (*images["aims"], *captions["aims"]):
+        said = f"{aim['what']} {aim['value']:.4g}, aim {aim['aim']:g}: {'ok' if aim['ok'] else 'short'}"
+        assert said in done.stdout
+
+    # The files. Each turn's are there and open; the last turn was the one that is looked at.
+    (run,) = (tmp_path / "kept").glob("run-*")
+    for name, tables in (("official-style", 75), ("plain", 96)):
+        turns = sorted((run / "steps-5" / name).iterdir())
+        pictures = sorted(turns[-1].iterdir())
+        assert len(pictures) == arms[name]["images_a_turn"]
+        for path in pictures:
+            with Image.open(path) as picture:
+                picture.load()
+                assert picture.size == (64, 64)
+                assert picture.quantization == quantization(tables)
+    rows = [
+        row
+        for path in sorted((run / "steps-5").glob("ours-*/data/*.parquet"))
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert len(rows) >= 5 * arms["ours"]["images_a_turn"]
+    assert len({row["prompt"] for row in rows[-4:]}) == 4
+    for row in rows:
+        assert Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").size == (64, 64)
+    lines = sorted((run / "captions" / "official-style").iterdir())[-1].read_text().splitlines()
+    assert len(lines) == captions["arms"]["official-style"]["images_a_turn"]
+    assert all(lines)
+    texts = [
+        row["caption"]
+        for path in (run / "captions").glob("ours-*/captions/*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    ]
+    assert len(texts) >= 5 * captions["arms"]["ours"]["images_a_turn"]
+    assert all(texts)
+
+
+def quantization(quality: int) -> dict[int, list[int]]:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "JPEG", quality=quality, **({} if quality == 75 else {"subsampling": 0}))
+    return Image.open(buffer).quantization
+
+
+def test_the_cost_of_an_image_is_counted_on_the_true_configuration(tmp_path: Path) -> None:
+    """The known numbers: 803.3 GFLOP a UNet row, 2514.5 a decoding, 13.3 a prompt; PNDM makes 51 calls of 50 steps."""
+    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig
+
+    with torch.device("meta"):
+        UNet2DConditionModel(**_UNET_15).save_config(tmp_path / "unet")
+        AutoencoderKL(**_VAE).save_config(tmp_path / "vae")
+    CLIPTextConfig(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+    ).save_pretrained(tmp_path / "text_encoder")
+    PNDMScheduler(skip_prk_steps=True, steps_offset=1, beta_schedule="scaled_linear").save_config(
+        tmp_path / "scheduler"
+    )
+    for steps, rows in ((50, 102), (20, 40), (4, 4)):
+        flop, counted = image_arms.flops_per_image(tmp_path, image_arms.setting_of(steps))
+        assert counted == rows
+        assert flop / 1e9 == pytest.approx(rows * 803.273 + 2514.519 + 13.2985, rel=1e-5)
+
+
+class Arm:
+    """Work of no time that tells what it was asked for."""
+
+    def __init__(self, name: str, unit: int, short: int = 0) -> None:
+        self.name, self.unit, self.asked, self.cleared, self.short = name, unit, [], 0, short
+        self.prepared: list[int] = []
+        self.seen = torch.nn.Identity()
+
+    def prepare(self, images: int) -> None:
+        self.prepared.append(images)
+        self.asked.append([])
+
+    def work(self, images: int) -> int:
+        self.asked[-1].append(images)
+        self.seen(torch.zeros(images, 1))
+        return images - self.short
+
+    def clear(self) -> None:
+        self.cleared += 1
+
+    def watched(self) -> list[measuring.Watched]:
+        return [measuring.module("seen", self.seen)]
+
+
+def test_turns_go_forth_and_back_and_the_last_arm_has_a_control() -> None:
+    arms = [Arm("theirs", 1), Arm("mine", 6)]
+    said: list[str] = []
+    found = measuring.compare(arms, rounds=3, seconds=1e-9, window=1e-9, device="cpu", say=said.append)
+    assert measuring.order(["theirs", "mine"], 3) == [
+        ["theirs", "mine", "again"], ["again", "mine", "theirs"], ["theirs", "mine", "again"],
+    ]  # fmt: skip
+    assert {name: len(turns) for name, turns in found.turns.items()} == {"theirs": 3, "mine": 3, "again": 3}
+    # Warmed with two units, then a turn a round (two of the judged arm), then the look.
+    assert [len(part) for part in arms[0].asked] == [2, 3 + 1]
+    assert [len(part) for part in arms[1].asked] == [2, 2 * 3 + 1]
+    for arm in arms:
+        assert [sum(part) for part in arm.asked] == arm.prepared
+        assert all(count % arm.unit == 0 for part in arm.asked for count in part)
+        assert arm.cleared == sum(map(len, arm.asked))
+    assert found.looks["mine"].rows == {"seen": 1.0}
+    assert found.judged == "mine"
+    assert set(found.ratios()) == {"mine / theirs", "mine / again"}
+
+
+def test_a_turn_that_writes_too_little_is_no_turn() -> None:
+    lazy = Arm("lazy", 1, short=1)
+    lazy.prepare(4)
+    with pytest.raises(RuntimeError, match="lazy wrote 3 of 4"):
+        measuring.timed(lazy, 4, "cpu")
+
+
+@pytest.mark.parametrize(("control", "void"), [(1.0, False), (0.96, True), (1.04, True)])
+def test_a_run_in_which_ours_is_unlike_itself_is_void(control: float, void: bool) -> None:
+    def turn(rate: float) -> measuring.Turn:
+        return measuring.Turn(100, 100 / rate, 1.0)
+
+    look = measuring.Look(turn(8), 0.5, {}, {})
+    turns = {"plain": [turn(4), turn(5)], "ours": [turn(8), turn(8)], "again": [turn(8 / control), turn(8 / control)]}
+    found = measuring.Comparison(turns, {"plain": look, "ours": look})
+    assert found.void is void
+    assert found.ratios()["ours / plain"] == {"ratio": 1.8, "low": 1.6, "high": 2.0, "pairs": 2}
+    assert found.figures()["plain"]["images_per_second"] == 4.5
+
+
+def test_calls_of_a_compiled_network_are_counted_from_outside_and_left_as_they_were() -> None:
+    network = torch.nn.Linear(2, 2)
+    network.compile(backend="eager")
+    compiled = network._compiled_call_impl
+    plain = torch.nn.Linear(2, 2)
+    calls = measuring.Calls()
+    with calls.watching([measuring.module("compiled", network), measuring.module("plain", plain)]):
+        for rows in (3, 3, 4):
+            network(torch.zeros(rows, 2))
+            plain(torch.zeros(rows, 2))
+    plain(torch.zeros(1, 2))
+    assert calls.calls == {"compiled": 3, "plain": 3}
+    assert calls.rows == {"compiled": 10, "plain": 10}
+    assert network._compiled_call_impl is compiled
+    assert "_compiled_call_impl" not in vars(plain)
+
+
+def test_only_kernels_count_as_work_and_overlaps_count_once() -> None:
+    def event(name: str, begin: float, end: float, *, cuda: bool = True, named: bool = False) -> SimpleNamespace:
+        kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
+        at = SimpleNamespace(start=begin * 1e6, end=end * 1e6)
+        return SimpleNamespace(name=name, device_type=kind, is_user_annotation=named, time_range=at)
+
+    events = [
+        event("gemm", 5, 6),
+        event("conv", 0, 2),
+        event("gemm", 1, 3),
+        event("inside", 1.2, 1.4),
+        event("Memcpy DtoH (Device -> Pinned)", 3, 4),
+        event("Memset (Device)", 4, 5),
+        event("launch", 0, 9, cuda=False),
+        event("ProfilerStep", 0, 9, named=True),
+    ]
+    spans = measuring.kernel_spans(events)
+    assert measuring.covered(spans) == pytest.approx(4)
+    assert measuring.covered([]) == 0
