@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from hfsyn import models
 from hfsyn.errors import HfsynError
+from hfsyn.making.decoding import fetch
 from hfsyn.making.generator import DiffusersGenerator, problem_of
 from hfsyn.making.recipe import GeneratePart, Scheduler
 
@@ -325,16 +326,36 @@ def test_the_safety_checker_is_off_when_the_recipe_says_so_and_not_even_loaded(
 
 
 @pytest.mark.parametrize(
-    ("image", "state", "problem"),
+    ("span", "state", "problem"),
     [
-        (np.zeros((4, 4, 3), np.uint8), {"finite": False, "flagged": True}, "safety"),
-        (np.zeros((4, 4, 3), np.uint8), {"finite": False, "flagged": False}, "nan"),
-        (np.full((4, 4, 3), [0, 128, 255], np.uint8), {"finite": True, "flagged": False}, "flat"),
-        (np.arange(48).reshape(4, 4, 3).astype(np.uint8), {"finite": True, "flagged": False}, None),
+        (0, {"finite": False, "flagged": True}, "safety"),
+        (255, {"finite": False, "flagged": False}, "nan"),
+        (3, {"finite": True, "flagged": False}, "flat"),
+        (4, {"finite": True, "flagged": False}, None),
     ],
 )
-def test_problem_of(image: np.ndarray, state: dict[str, bool], problem: str | None) -> None:
-    assert problem_of(image, **state) == problem
+def test_problem_of(span: int, state: dict[str, bool], problem: str | None) -> None:
+    assert problem_of(span, **state) == problem
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_levels_are_those_of_the_library_and_the_span_is_that_of_the_levels(dtype: torch.dtype) -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    images = (torch.randn((5, 3, 24, 16), generator=torch.Generator().manual_seed(0)) * 0.8).to(dtype)
+    images[1] = images[1] * 0.01 + torch.tensor([-0.5, 0.1, 0.9]).view(3, 1, 1).to(dtype)
+    images[2, 1, 3, 4] = float("nan")
+    images[3, 0, 0, 0] = float("inf")
+    found = fetch(list(images.split(2)), 4, signed=True)()
+    assert found.finite.tolist() == [True, True, False, False]
+    for i in (0, 1):
+        theirs = np.asarray(VaeImageProcessor().postprocess(images[i : i + 1], output_type="pil")[0])
+        assert (found.pixels[i] == theirs).all()
+        flat = theirs.reshape(-1, 3).astype(int)
+        assert found.span[i] == (flat.max(0) - flat.min(0)).max()
+    assert found.span[1] < 20 < found.span[0]
+    again = fetch([images * 0.5 + 0.5], 4, signed=False)()
+    assert (again.pixels == found.pixels).all()
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,27 +14,38 @@ MICRO_BATCH = 16
 where kernels that count with 32 bits end.
 """
 
-Levels = tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]
-"""Images as batch x height x width x 3, and for each whether all of its numbers were finite."""
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """Images as 8-bit levels, and what tells a broken one."""
+
+    pixels: npt.NDArray[np.uint8]
+    """Batch x height x width x 3, RGB."""
+    finite: npt.NDArray[np.bool_]
+    """Whether all numbers of an image were finite."""
+    span: npt.NDArray[np.int16]
+    """The largest difference of two levels within one channel of an image, 0 to 255."""
 
 
-def decode(pipe: Any, latents: Any) -> tuple[Any, Any]:
-    """Latents of Stable Diffusion or SDXL as 8-bit levels on the device, and whether each image was finite.
+def decode(pipe: Any, latents: Any) -> list[Any]:
+    """Latents of Stable Diffusion or SDXL as images of -1 to 1 on the device, in micro-batches.
 
     Args:
         pipe: whose autoencoder decodes.
-        latents: batch x channels x height x width.
+        latents: batch x channels x height/8 x width/8.
 
     Returns:
-        uint8 batch x height x width x 3, RGB; bool, one for each image.
+        tensors of micro-batch x 3 x height x width.
     """
     import torch
 
     vae = pipe.vae
     # SDXL's own autoencoder overflows in half precision, and says so.
-    upcast = vae.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
-    if type(pipe).__name__ != "StableDiffusionXLPipeline":
-        upcast = False
+    upcast = (
+        type(pipe).__name__.startswith("StableDiffusionXL")
+        and vae.dtype == torch.float16
+        and getattr(vae.config, "force_upcast", False)
+    )
     if upcast:
         vae.to(dtype=torch.float32)
         latents = latents.to(next(iter(vae.post_quant_conv.parameters())).dtype)
@@ -43,12 +55,10 @@ def decode(pipe: Any, latents: Any) -> tuple[Any, Any]:
         latents = latents * std / vae.config.scaling_factor + mean
     else:
         latents = latents / vae.config.scaling_factor
-    found = []
-    for some in latents.split(MICRO_BATCH):
-        found.append(to_levels(vae.decode(some, return_dict=False)[0] * 0.5 + 0.5))
+    found = [vae.decode(some, return_dict=False)[0] for some in latents.split(MICRO_BATCH)]
     if upcast:
         vae.to(dtype=torch.float16)
-    return torch.cat([levels for levels, _ in found]), torch.cat([finite for _, finite in found])
+    return found
 
 
 def split_decoding(pipe: Any) -> None:
@@ -65,33 +75,76 @@ def split_decoding(pipe: Any) -> None:
     pipe.vae.decode = decode_some
 
 
-def to_levels(images: Any) -> tuple[Any, Any]:
-    """Images of 0 to 1, batch x 3 x height x width, as levels rounded as diffusers does; and which were finite."""
-    import torch
+def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], Levels]:
+    """Start the way of images to the CPU; what is returned waits for its end and gives the levels.
 
-    finite = images.isfinite().flatten(1).all(1)
-    # On the device: a quarter of the bytes to copy, and no float arithmetic on the CPU.
-    levels = images.clamp(0, 1).float().nan_to_num(0.0).mul(255).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous(), finite
+    It may be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
+    quarter of the bytes to copy) and copies them into pinned memory; what a CPU has drawn is rounded when it is waited
+    for, image by image, so that each stays in the cache.
 
-
-def fetch(levels: Any, finite: Any) -> Callable[[], Levels]:
-    """Start the copy to the CPU; what is returned waits for its end and gives the arrays.
-
-    It may be called in another thread, while this one gives the device more to do.
+    Args:
+        images: tensors of some x 3 x height x width.
+        wanted: how many images to take, from the first on.
+        signed: whether they are of -1 to 1 rather than of 0 to 1.
     """
     import torch
 
-    if levels.device.type != "cuda":
-        return lambda: (levels.cpu().numpy(), finite.cpu().numpy())
-    here = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (levels, finite)]
-    for target, x in zip(here, (levels, finite), strict=True):
+    if images[0].device.type != "cuda":
+        return lambda: _drawn_by_the_cpu([image for some in images for image in some][:wanted], signed=signed)
+    rounded = [torch.cat(parts)[:wanted] for parts in zip(*(_rounded(x, signed=signed) for x in images), strict=True)]
+    here = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in rounded]
+    for target, x in zip(here, rounded, strict=True):
         target.copy_(x, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
 
     def wait() -> Levels:
         event.synchronize()
-        return here[0].numpy(), here[1].numpy()
+        pixels, finite, span = (part.numpy() for part in here)
+        return Levels(pixels, finite, span)
 
     return wait
+
+
+def _rounded(images: Any, *, signed: bool) -> tuple[Any, Any, Any]:
+    """Levels (batch x height x width x 3), finiteness and span of images, on their device.
+
+    Rounding keeps the order, so that the span of the levels is that of the extremes; the extremes of what holds a NaN
+    are NaN.
+    """
+    import torch
+
+    low, high = images.amin((2, 3)), images.amax((2, 3))
+    finite = (low.isfinite() & high.isfinite()).all(1)
+    low, high, levels = (_to_levels(x, signed=signed, mend=True) for x in (low, high, images))
+    span = (high - low).amax(1).to(torch.int16)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), finite, span
+
+
+def _drawn_by_the_cpu(images: Sequence[Any], *, signed: bool) -> Levels:
+    """As `_rounded`, for images of 3 x height x width in the CPU's memory."""
+    import torch
+
+    height, width = images[0].shape[1:]
+    found = Levels(
+        np.empty((len(images), height, width, 3), np.uint8),
+        np.empty(len(images), np.bool_),
+        np.empty(len(images), np.int16),
+    )
+    with torch.inference_mode():
+        for i, image in enumerate(images):
+            low, high = image.amin((1, 2)), image.amax((1, 2))
+            found.finite[i] = finite = bool((low.isfinite() & high.isfinite()).all())
+            # To mend takes longer than all the rest, and on a CPU it costs nothing to ask whether it must be.
+            low, high, levels = (_to_levels(x, signed=signed, mend=not finite) for x in (low, high, image))
+            found.span[i] = int((high - low).max())
+            for channel in range(3):
+                found.pixels[i, :, :, channel] = levels[channel].numpy()
+    return found
+
+
+def _to_levels(x: Any, *, signed: bool, mend: bool) -> Any:
+    """Values as levels of 0 to 255 in float32; to the bit as diffusers rounds. `mend` makes 0 of NaN."""
+    x = x.mul(0.5).add_(0.5).clamp_(0, 1) if signed else x.clamp(0, 1)
+    x = x.float()
+    return (x.nan_to_num_(0.0) if mend else x).mul_(255).round_()

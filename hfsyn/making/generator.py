@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
 from hfsyn.making.conditioning import Conditioning, makes_embeddings
-from hfsyn.making.decoding import decode, fetch, split_decoding, to_levels
+from hfsyn.making.decoding import decode, fetch, split_decoding
 from hfsyn.making.denoising import denoise, is_guided
 from hfsyn.making.pipelines import load_pipeline, size_of
 from hfsyn.making.recipe import GeneratePart
@@ -133,19 +133,22 @@ class DiffusersGenerator:
         seeds = [*seeds, *[seeds[-1]] * (size - wanted)]
         with torch.inference_mode(), kernels(self.tuning):
             try:
-                levels, finite, flagged = self._draw(prompts, seeds)
+                images, flagged = self._draw(prompts, seeds)
             except ValueError as error:
                 raise HfsynError(
                     f"{self._recipe.model} refuses the recipe: {' '.join(str(error).split())[:200]}",
                     "Change generate.width, generate.height or generate.steps.",
                 ) from error
-            arrive = fetch(levels[:wanted], finite[:wanted])
+            arrive = fetch(images, wanted, signed=flagged is None)
 
         def settle() -> list[Generated]:
-            pixels, whole = arrive()
-            hits = self._flagged(pixels) if flagged is None else flagged
+            levels = arrive()
+            hits = self._flagged(levels.pixels) if flagged is None else flagged
             return [
-                Generated(pixels[i], problem_of(pixels[i], finite=bool(whole[i]), flagged=hits[i]))
+                Generated(
+                    levels.pixels[i],
+                    problem_of(int(levels.span[i]), finite=bool(levels.finite[i]), flagged=hits[i]),
+                )
                 for i in range(wanted)
             ]
 
@@ -155,15 +158,15 @@ class DiffusersGenerator:
         """The images at once, in one batch of the recipe's size."""
         return self.start(prompts, seeds, self._recipe.batch_size)()
 
-    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Any, Any, list[bool] | None]:
-        """Levels and finiteness on the device; and the safety checker's word where the pipeline has given it."""
+    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[Any], list[bool] | None]:
+        """Images on the device: of -1 to 1; or of 0 to 1 with the safety checker's word, as a pipeline gives them."""
         import torch
 
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         given = self._conditioning.of(prompts)
         if makes_embeddings(self._pipe):
             latents = denoise(self._pipe, self._recipe, self._size, given, generators)
-            return (*decode(self._pipe, latents), None)
+            return decode(self._pipe, latents), None
         out = self._pipe(
             **given,
             generator=generators,
@@ -173,7 +176,7 @@ class DiffusersGenerator:
             **self._size,
         )
         flagged = getattr(out, "nsfw_content_detected", None) or [False] * len(prompts)
-        return (*to_levels(out.images), [bool(hit) for hit in flagged])
+        return [out.images], [bool(hit) for hit in flagged]
 
     def _flagged(self, pixels: npt.NDArray[np.uint8]) -> list[bool]:
         """The safety checker's word on each image, looked for away from the thread that feeds the device."""
@@ -193,11 +196,16 @@ class DiffusersGenerator:
         return [bool(hit) for hit in hits]
 
 
-def problem_of(pixels: npt.NDArray[np.uint8], *, finite: bool, flagged: bool) -> str | None:
-    """Why an image must not be kept: the safety checker's word, numbers that are none, or nothing in the picture."""
+def problem_of(span: int, *, finite: bool, flagged: bool) -> str | None:
+    """Why an image must not be kept: the safety checker's word, numbers that are none, or nothing in the picture.
+
+    Args:
+        span: the largest difference of two grey levels within one channel.
+        finite: whether all numbers of the image were finite.
+        flagged: the safety checker's word.
+    """
     if flagged:
         return "safety"
     if not finite:
         return "nan"
-    span = pixels.reshape(-1, pixels.shape[-1]).max(0).astype(int) - pixels.reshape(-1, pixels.shape[-1]).min(0)
-    return "flat" if int(span.max()) < FLAT_RANGE else None
+    return "flat" if span < FLAT_RANGE else None

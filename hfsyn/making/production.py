@@ -127,7 +127,6 @@ class Production:
         finally:
             # After an error what was begun is dropped, but for the shards that only need to be written.
             self._settler.shutdown(wait=False, cancel_futures=True)
-            self._room.release(1_000_000)  # nobody may be left waiting for room
             self._writer.shutdown(wait=True)
             self._encoders.shutdown(wait=True, cancel_futures=True)
             for work in self._open:
