@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import random
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,14 @@ def test_each_text_encoder_has_its_own_limit(tmp_path: Path) -> None:
 
 
 def test_many_prompts_are_counted_as_one_by_one(tmp_path: Path) -> None:
-    part = pipeline(tmp_path / "a", "StableDiffusionPipeline", tokenizer=tiny_models._clip_tokenizer())
-    prompts = [("a" * (n % 100), 1) for n in range(5000)]
-    assert limits(part, iter(prompts))[0].truncated == sum(len(text) + 2 > 77 for text, _ in prompts)
+    chance = random.Random(0)
+    signs = "ab c,d'e  .\nfgü7-é" * 2 + " "
+    prompts = ["".join(chance.choices(signs, k=n % 130)) for n in range(5000)]
+    clip, other = tiny_models._clip_tokenizer(), letters(90)
+    part = pipeline(tmp_path / "a", "StableDiffusion3Pipeline", tokenizer=clip, tokenizer_2=other)
+    longer, shorter = limits(part, ((prompt, 1) for prompt in prompts))
+    assert longer.truncated == sum(len(other(prompt, verbose=False).input_ids) > 90 for prompt in prompts) > 100
+    assert shorter.truncated == sum(len(clip(prompt, verbose=False).input_ids) > 77 for prompt in prompts) > 100
 
 
 def test_the_headline_is_what_the_generator_flags() -> None:

@@ -4,6 +4,7 @@ No model is loaded and no image is read.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -22,7 +23,7 @@ from hfsyn.making.recipe import Recipe, difference, fingerprint
 from hfsyn.making.runs import load_run
 from hfsyn.making.shards import pending
 from hfsyn.making.source_counts import TableCounts, counted, index_of_run, indexed
-from hfsyn.making.specs import Caption, Plan, plan
+from hfsyn.making.specs import Caption, Plan, digest_of, plan
 from hfsyn.making.token_limits import Limit, limits
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.
@@ -162,9 +163,14 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         known, why = origin != _NOT_YET, ""
         sizes = made.per_class.values()
         real, classes, low, high = len(made) // each, len(sizes), min(sizes), max(sizes)
-        prompts, unique = ((prompt, 1) for prompt in made.prompts()), made.unique_prompts if known else None
+        prompts, unique = ((prompt, 1) for prompt in made.prompts()), None
     images = real * each
-    first, prompts = _first(prompts)
+    different = _Different(prompts)
+    first, prompts = _first(different)
+    limited = limits(recipe.generate, prompts) if known else ()
+    if known and made is not None:
+        deque(prompts, maxlen=0)  # what the limits left
+        unique = different.count
     stored = images * (_stored_pixels(recipe) * _BYTES_PER_PIXEL[recipe.store.format] + _BYTES_A_ROW)
     files, commits = _upload(recipe, real, images)
     return Forecast(
@@ -179,7 +185,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         images_per_class=(low, high),
         captions=origin,
         unique_prompts=unique if known else None,
-        limits=limits(recipe.generate, prompts) if known else (),
+        limits=limited,
         first_prompts=first,
         shards=shard_count(images, recipe.store.shard_rows),
         disk_bytes=round(stored),
@@ -253,6 +259,24 @@ def _prompts_by_class(recipe: Recipe, images: int) -> tuple[Iterable[tuple[str, 
     share, rest = divmod(images, len(by_class))
     firsts = [(min(prompts), share + (n < rest)) for n, prompts in enumerate(by_class.values())]
     return firsts, None if chooses else made.unique_prompts
+
+
+class _Different:
+    """Prompts as they pass, and how many different ones have passed."""
+
+    def __init__(self, prompts: Iterable[tuple[str, int]]) -> None:
+        self._prompts = prompts
+        self._seen: set[bytes] = set()
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return len(self._seen)
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        for prompt, images in self._prompts:
+            self._seen.add(digest_of(prompt))
+            yield prompt, images
 
 
 def _first(prompts: Iterable[tuple[str, int]]) -> tuple[tuple[str, ...], Iterator[tuple[str, int]]]:

@@ -118,7 +118,7 @@ class Plan(Sequence[SampleSpec]):
     @property
     def unique_prompts(self) -> int:
         """How many different prompts there are; every one is written for it."""
-        return len({hashlib.blake2b(prompt.encode(), digest_size=16).digest() for prompt in self.prompts()})
+        return len({digest_of(prompt) for prompt in self.prompts()})
 
     def prompts(self) -> Iterator[str]:
         """The prompts of all lines, in order."""
@@ -231,6 +231,11 @@ def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
 def sample_id_of(source_id: str, k: int) -> str:
     """The id of the k-th image made from a real one."""
     return f"{source_id}#{k}"
+
+
+def digest_of(prompt: str) -> bytes:
+    """16 bytes that no two prompts have in common: smaller than these, where very many are compared."""
+    return hashlib.blake2b(prompt.encode(), digest_size=16).digest()
 
 
 def seed_of(recipe_seed: int, sample_id: str, attempt: int = 0, *, purpose: str = "seed") -> int:

@@ -19,7 +19,7 @@ SEQUENCES = {
 _MARKERS = 8
 """Tokens that a tokenizer may add to those of the text, at most."""
 _KNOWN = 100_000
-"""Prompts whose length is remembered: those of a class are the same many times over."""
+"""Prompts and words that are remembered: those of a class are the same many times over."""
 _BATCH = 2048
 
 
@@ -43,25 +43,25 @@ def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limi
         part: the generator; empty is returned where its tokenizers are not at hand.
         prompts: each with the number of images that are made from it.
     """
-    found = _tokenizers(part)
+    found = _encoders(part)
     if not found:
         return ()
     over = [0] * len(found)
     known: dict[str, tuple[bool, ...]] = {}
     for batch in _batches(prompts, _BATCH):
         fresh = list(dict.fromkeys(prompt for prompt, _ in batch if prompt not in known))
-        columns = [_cut(tokenizer, limit, fresh) for _, tokenizer, limit in found]
+        columns = [encoder.cut(fresh) for encoder in found]
         verdicts = {prompt: tuple(column[i] for column in columns) for i, prompt in enumerate(fresh)}
         for prompt, images in batch:
-            for encoder, cut in enumerate(verdicts.get(prompt) or known[prompt]):
-                over[encoder] += images * cut
+            for number, cut in enumerate(verdicts.get(prompt) or known[prompt]):
+                over[number] += images * cut
         if len(known) < _KNOWN:
             known |= verdicts
-    return tuple(Limit(name, limit, n) for (name, _, limit), n in zip(found, over, strict=True))
+    return tuple(Limit(encoder.name, encoder.limit, n) for encoder, n in zip(found, over, strict=True))
 
 
-def _tokenizers(part: GeneratePart) -> list[tuple[str, Any, int]]:
-    """``(name, tokenizer, tokens)`` of each text encoder, the longest first; empty where one of them is not here."""
+def _encoders(part: GeneratePart) -> list[_Encoder]:
+    """The text encoders, the one that takes the most first; empty where a tokenizer is not here."""
     index = configuration(part.model, part.revision, "model_index.json")
     names = [name for name, entry in index.items() if name.startswith("tokenizer") and entry != [None, None]]
     if not names:
@@ -78,16 +78,52 @@ def _tokenizers(part: GeneratePart) -> list[tuple[str, Any, int]]:
             )
         except (OSError, ValueError):
             return []
-        found.append((name, tokenizer, min(int(tokenizer.model_max_length), sequence or 10**9)))
-    return sorted(found, key=lambda entry: -entry[2])
+        found.append(_Encoder(name, tokenizer, min(int(tokenizer.model_max_length), sequence or 10**9)))
+    return sorted(found, key=lambda encoder: -encoder.limit)
 
 
-def _cut(tokenizer: Any, limit: int, prompts: list[str]) -> list[bool]:
-    """Whether each prompt has more tokens than the limit; what is shorter in letters need not be counted."""
-    doubtful = [not prompt.isascii() or len(prompt) + _MARKERS > limit for prompt in prompts]
-    texts = [prompt for prompt, doubt in zip(prompts, doubtful, strict=True) if doubt]
-    lengths = iter([len(ids) for ids in tokenizer(texts, truncation=False, verbose=False).input_ids] if texts else [])
-    return [doubt and next(lengths) > limit for doubt in doubtful]
+class _Encoder:
+    """One tokenizer and its limit."""
+
+    def __init__(self, name: str, tokenizer: Any, limit: int) -> None:
+        self.name, self.limit = name, limit
+        self._tokenizer = tokenizer
+        self._words: dict[str, int] = {}
+        # CLIP's cuts a text at every space before anything else, so that the tokens of its words are those of the text.
+        self._adds_up = "CLIPTokenizer" in type(tokenizer).__name__
+        self._markers = len(tokenizer("").input_ids)
+
+    def cut(self, prompts: list[str]) -> list[bool]:
+        """Whether each prompt has more tokens than the limit. Few have to be counted whole: of a short one the letters
+        say that it has not, and of others the tokens of its words, each of which is counted once.
+        """
+        doubtful = [prompt for prompt in prompts if not prompt.isascii() or len(prompt) + _MARKERS > self.limit]
+        self._learn(doubtful)
+        sums = [sum(map(self._words.__getitem__, text.split())) for text in doubtful]
+        if self._adds_up:
+            over = {text for text, tokens in zip(doubtful, sums, strict=True) if tokens + self._markers > self.limit}
+            return [prompt in over for prompt in prompts]
+        # Others may take two spaces for two tokens.
+        spaces = [len(text) - len(" ".join(text.split())) for text in doubtful]
+        most = [tokens + more + _MARKERS for tokens, more in zip(sums, spaces, strict=True)]
+        doubtful = [text for text, tokens in zip(doubtful, most, strict=True) if tokens > self.limit]
+        lengths = self._lengths(doubtful, markers=True)
+        over = {text for text, length in zip(doubtful, lengths, strict=True) if length > self.limit}
+        return [prompt in over for prompt in prompts]
+
+    def _learn(self, texts: list[str]) -> None:
+        """Count the tokens of words that are new."""
+        if len(self._words) > _KNOWN:
+            self._words.clear()
+        new = list(dict.fromkeys(word for text in texts for word in text.split() if word not in self._words))
+        # With the space that stands before a word in a text: many tokenizers count it in.
+        self._words.update(zip(new, self._lengths([f" {word}" for word in new], markers=False), strict=True))
+
+    def _lengths(self, texts: list[str], *, markers: bool) -> list[int]:
+        if not texts:
+            return []
+        found = self._tokenizer(texts, truncation=False, add_special_tokens=markers, verbose=False).input_ids
+        return [len(ids) for ids in found]
 
 
 def _batches(items: Iterable[tuple[str, int]], size: int) -> Iterator[list[tuple[str, int]]]:
