@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -46,6 +47,7 @@ class Progress:
     ) -> None:
         self._what, self._total, self._initial, self._unit = what, total, done, unit
         self._own = 0
+        self._lock = threading.Lock()  # images are counted by one thread and shards by another
         self._elsewhere = 0
         self._others = others
         self._started = self._last = time.monotonic()
@@ -56,12 +58,14 @@ class Progress:
 
     def add(self, images: int) -> None:
         """Count images that this process made."""
-        self._own += images
+        with self._lock:
+            self._own += images
         self.look()
 
-    def shard_done(self) -> None:
-        """Forget the own count: the images now count among the finished shards that `others` sees."""
-        self._own = 0
+    def shard_done(self, images: int | None = None) -> None:
+        """Forget so many of the own images (None: all): they now count among the finished shards that `others` sees."""
+        with self._lock:
+            self._own = 0 if images is None else max(0, self._own - images)
 
     def look(self) -> None:
         """Show the state, if it is time to."""

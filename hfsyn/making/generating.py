@@ -82,7 +82,7 @@ def generate(
                 grid=tuple(work.grid),
                 options=tuning.record(),
             )
-            progress.shard_done()
+            progress.shard_done(len(rows))
 
         with Production(generator, run.recipe, size, write, progress.add) as production:
             budget = Budget(options)
