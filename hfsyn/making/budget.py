@@ -19,8 +19,7 @@ class Budget:
     """
 
     def __init__(self, options: WorkOptions) -> None:
-        hours = options.budget_hours
-        self._end = None if hours is None else options.started + hours * 3600
+        self._options = options
         self._begun: list[float] = []
         self.spent = False
         """Whether a shard was refused."""
@@ -28,7 +27,7 @@ class Budget:
     def allows_another(self) -> bool:
         """Whether another shard may begin now; call it once before each, and begin none after it said no."""
         now = time.monotonic()
-        if self._end is not None and now + self._shard_seconds(now) > self._end:
+        if self._shard_seconds(now) > self._options.seconds_left():
             self.spent = True
             return False
         self._begun.append(now)

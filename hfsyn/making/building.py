@@ -159,11 +159,8 @@ def _end_early(run: Run, stage: str, shards: str | None, options: WorkOptions) -
 
 def _has_time(run: Run, stage: str, options: WorkOptions) -> bool:
     """Whether the budget would still allow a shard that takes as long as the longest of the stage so far."""
-    left = options.hours_left()
-    if left is None:
-        return True
     done = [shard for shard in _paths(run, stage, None) or [] if is_done(shard)]
-    return left * 3600 > max((load_sidecar(sidecar_of(shard)).seconds for shard in done), default=0.0)
+    return options.seconds_left() > max((load_sidecar(sidecar_of(shard)).seconds for shard in done), default=0.0)
 
 
 def _budget_spent(run: Run, stage: str, shards: str | None, options: WorkOptions) -> HfsynError:
@@ -173,7 +170,7 @@ def _budget_spent(run: Run, stage: str, shards: str | None, options: WorkOptions
         f"{len(paths) - left} of {len(paths)} {stage} shards are done and kept"
     )  # fmt: skip
     return HfsynError(
-        f"The budget of {options.budget_hours:g} hours allows no other shard: {how_far}.",
+        f"The budget of {options.budget_hours:g} hours has no room for another shard: {how_far}.",
         "Run the same command again to continue.",
         code=ExitCode.PARTIAL,
     )

@@ -7,6 +7,7 @@ command gathers it, `build` and `work` pass it on, in this process or on the com
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -46,15 +47,15 @@ class WorkOptions:
             if (flag := option.metadata.get("flag")) is None or value == option.default:
                 continue
             if option.name == "budget_hours":
-                value = self.hours_left()
+                value = max(1e-6, self.seconds_left() / 3600)  # the flag must be above 0
             words += [flag] if value is True else [flag, str(value)]
         return words
 
-    def hours_left(self) -> float | None:
-        """What is left of the budget, in hours, a little above 0 at least; None is no limit."""
+    def seconds_left(self) -> float:
+        """What is left of the budget; negative when it is over, infinite without one."""
         if self.budget_hours is None:
-            return None
-        return max(1e-6, self.budget_hours - (time.monotonic() - self.started) / 3600)
+            return math.inf
+        return self.started + self.budget_hours * 3600 - time.monotonic()
 
     @classmethod
     def taken_from(cls, given: Mapping[str, Any]) -> tuple[WorkOptions, dict[str, Any]]:
