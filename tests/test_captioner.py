@@ -18,7 +18,8 @@ from builders.drawing import draw, sample_attributes
 from builders.variants import ClassInfo
 from hfsyn import models
 from hfsyn.errors import HfsynError
-from hfsyn.making.captioner import TransformersCaptioner, caption_flags, clean
+from hfsyn.making.caption_texts import caption_flags, clean
+from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.recipe import CaptionPart
 
 FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "llava", "idefics3")

@@ -38,6 +38,8 @@ LAYERS = (
         "hfsyn.making.token_limits",
     },
     {
+        "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
+        "hfsyn.making.token_drawing",
         "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics", "hfsyn.making.captioner",
         "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising", "hfsyn.making.generator",
         "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
@@ -50,6 +52,7 @@ LAYERS = (
         "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
     },
     {
+        "hfsyn.making.caption_sources",
         "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots",
         "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions",
         "hfsyn.making.manifest", "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.stages",
@@ -65,7 +68,8 @@ LAYERS = (
         "hfsyn.publishing.reproduction", "hfsyn.publishing.verification", "hfsyn.publishing.watching",
     },
     {
-        "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub", "hfsyn.commands.recipe_options",
+        "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
+        "hfsyn.commands.recipe_options",
         "hfsyn.commands.training", "hfsyn.commands.looking", "hfsyn.commands.work_options",
     },
 )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ from builders.images import ImageRejected, decode_rgb
 from builders.schema import captioned_features
 from builders.sources import SourceRow
 from hfsyn.making.budget import Budget
-from hfsyn.making.captioner import Captioner, TransformersCaptioner, caption_flags
+from hfsyn.making.caption_sources import texts_of
+from hfsyn.making.caption_texts import caption_flags
+from hfsyn.making.captioner import Captioner
 from hfsyn.making.claims import claims
-from hfsyn.making.known_captions import KnownCaptions
 from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.runs import Run, index_entries, load_run, select
 from hfsyn.making.shards import pending
 from hfsyn.making.stages import Stage
-from hfsyn.workers import pick_device
 
 _DECODE_THREADS = 2
 
@@ -39,7 +39,7 @@ def caption(
     captions: str | None = None,
     captioner: Captioner | None = None,
 ) -> None:
-    """Read every real image of the source index, and caption it where the recipe has a captioner.
+    """Read every real image of the source index, and give it a text where the recipe says whose.
 
     An image that cannot be read is set aside with its reason in the shard's sidecar. Afterwards the plan can be
     written.
@@ -58,11 +58,9 @@ def caption(
     if not pending(paths):
         return
     part = run.recipe.caption
-    where = "cpu"
-    known = KnownCaptions(captions, run.recipe) if captions is not None and part is not None else None
-    if captioner is None and part is not None and known is None:
-        where = pick_device(device)
-        captioner = TransformersCaptioner(part, where, allow_pickle=options.allow_pickle)
+    texts, where = texts_of(
+        run, device=device, allow_pickle=options.allow_pickle, captions=captions, captioner=captioner
+    )
     source = run.open_source()
     schema = captioned_features(run.class_names).arrow_schema
     stage = Stage(run, "caption", where)
@@ -79,11 +77,8 @@ def caption(
             for batch in _chunks(
                 _decoded(source.read(index_entries(lines)), rejected), part.batch_size if part else 64
             ):
-                if known is not None:
-                    texts = [known.of(row) for row, _ in batch]
-                else:
-                    texts = _captions([image for _, image in batch], captioner, part.batch_size if part else 0)
-                rows += [_caption_row(run, row, image, text) for (row, image), text in zip(batch, texts, strict=True)]
+                pairs = zip(batch, texts(batch), strict=True)
+                rows += [_caption_row(run, row, image, text) for (row, image), text in pairs]
                 progress.add(len(batch))
             stage.write(path, start, stop, rows, rejected, schema, time.monotonic() - started)
             progress.shard_done()
@@ -118,14 +113,6 @@ def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
             chunk = []
     if chunk:
         yield chunk
-
-
-def _captions(images: Sequence[Image.Image], captioner: Captioner | None, size: int) -> list[str | None]:
-    """A caption for each image; a short batch is padded with its last image, so that rounding stays the same."""
-    if captioner is None:
-        return [None] * len(images)
-    padded = [*images, *[images[-1]] * (size - len(images))]
-    return list(captioner.caption(padded)[: len(images)])
 
 
 def _caption_row(run: Run, row: SourceRow, image: Image.Image, text: str | None) -> dict[str, Any]:

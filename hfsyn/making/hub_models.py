@@ -17,17 +17,19 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.recipe import BUILTIN, is_content_hash
 from hfsyn.making.shards import sha256_of
 
-Kind = Literal["captioner", "generator"]
+Kind = Literal["captioner", "generator", "language model"]
 _SHA = re.compile(r"[0-9a-f]{40}")
-_MARKER = {"captioner": "config.json", "generator": "model_index.json"}
-_FIELD = {"captioner": "caption", "generator": "generate"}
+_MARKER = {"captioner": "config.json", "generator": "model_index.json", "language model": "config.json"}
+_FIELD = {"captioner": "caption", "generator": "generate", "language model": "caption"}
 _KINDS = {
-    "captioner": "a captioning model of transformers (BLIP, BLIP-2, GIT, ViT-GPT2 or an instruction VLM)",
+    "captioner": "a captioning model of transformers (BLIP, BLIP-2, GIT, ViT-GPT2, Florence-2 or an instruction VLM)",
     "generator": "a text-to-image pipeline of diffusers (Stable Diffusion, SDXL, ...)",
+    "language model": "a causal language model of transformers, or an encoder-decoder such as T5",
 }
 _EXAMPLE = {
     "captioner": "Salesforce/blip-image-captioning-base",
     "generator": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "language model": "Qwen/Qwen2.5-1.5B-Instruct",
 }
 
 
@@ -38,13 +40,15 @@ def locate(model: str, kind: Kind) -> str:
         HfsynError: a local folder that holds no such model, a path where nothing is, or what is no Hub id.
     """
     if model == BUILTIN:
+        if kind == "language model":
+            raise HfsynError("hfsyn comes with no language model.", f"Name a folder, {_otherwise(kind)}.")
         from hfsyn import models
 
         return str(models.path(kind))
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         if not (folder / _MARKER[kind]).is_file():
-            other: Kind = "generator" if kind == "captioner" else "captioner"
+            other: Kind = "captioner" if kind == "generator" else "generator"
             found = f"it holds a {other}" if (folder / _MARKER[other]).is_file() else f"it has no {_MARKER[kind]}"
             raise HfsynError(
                 f"{model} is no {kind}: {found}.", f"Name a folder that save_pretrained wrote, {_otherwise(kind)}."
@@ -218,9 +222,10 @@ def _from_cache(model: str, revision: str | None, kind: Kind, error: Exception) 
     why = "HF_HUB_OFFLINE is set" if is_offline() else f"the Hub cannot be reached ({type(error).__name__})"
     raise HfsynError(
         f"The {kind} {model}" + (f" at {revision}" if revision else "") + f" is not in the local cache and {why}.",
-        f"Fetch it with a network (`hf download {model}`), name a local folder, or --set {_FIELD[kind]}.model=builtin.",
+        f"Fetch it with a network (`hf download {model}`), name a local folder"
+        + ("." if kind == "language model" else f", or --set {_FIELD[kind]}.model=builtin."),
     ) from None
 
 
 def _otherwise(kind: Kind) -> str:
-    return f"a Hub id such as {_EXAMPLE[kind]}, or builtin"
+    return f"a Hub id such as {_EXAMPLE[kind]}" + ("" if kind == "language model" else ", or builtin")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -10,6 +11,7 @@ from builders import layout
 from builders.published import open_reference
 from builders.rows import SourceRow
 from hfsyn.errors import HfsynError
+from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, parse_recipe
 
 
@@ -32,8 +34,7 @@ class KnownCaptions:
         side = open_reference(place, config or None)
         self._label = side.label
         theirs = parse_recipe(side.text(layout.RECIPE), f"{layout.RECIPE} of {side.label}")
-        mine = {"variant": recipe.source.variant, "split": recipe.source.split, "caption": recipe.caption}
-        other = {"variant": theirs.source.variant, "split": theirs.source.split, "caption": theirs.caption}
+        mine, other = _decisive(recipe), _decisive(theirs)
         if wrong := [name for name in mine if mine[name] != other[name]]:
             raise HfsynError(
                 f"The captions of {side.label} are not this recipe's: {wrong[0]} is {other[wrong[0]]} there, and "
@@ -62,3 +63,17 @@ class KnownCaptions:
                 "Leave --captions out: what is captioned so far is kept, and the rest is captioned here.",
             )
         return caption
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    """What decides the captions of a source's images."""
+    fields: dict[str, Any] = {
+        "variant": recipe.source.variant, "split": recipe.source.split, "caption": recipe.caption, "seed": None,
+        "strategy": None,
+    }  # fmt: skip
+    of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
+    if of_class:  # each asks its language model something else
+        fields["strategy"] = recipe.prompt.strategy
+    if of_class or (recipe.caption is not None and recipe.caption.draws):
+        fields["seed"] = recipe.seed
+    return fields

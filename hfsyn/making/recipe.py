@@ -229,8 +229,8 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 def _written(name: str, part: Part) -> dict[str, Any]:
-    """The fields of a part as they are written out: all, but for those of `ADDED` at their defaults, so that the text of
-    a recipe from before them stays the same, and for a class map where there is none.
+    """The fields of a part as they are written out: all, but for those of `ADDED` at their defaults, so that the text
+    of a recipe from before them stays the same, and for a class map where there is none.
     """
     fields = part.model_dump()
     unused = {key for key in fields if f"{name}.{key}" in ADDED and fields[key] == type(part).model_fields[key].default}

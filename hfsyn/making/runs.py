@@ -21,6 +21,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
 from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
+from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
 from hfsyn.making.shards import atomic_text, is_done
 from hfsyn.making.tables import write_groups
@@ -227,7 +228,8 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
     # The cheap checks first: a missing model must not cost the indexing of a large source.
     recipe = pin_prompt(recipe)
     if recipe.caption is not None:
-        pinned = pin(recipe.caption.model, recipe.caption.revision, "captioner")
+        of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
+        pinned = pin(recipe.caption.model, recipe.caption.revision, "language model" if of_class else "captioner")
         recipe = recipe.model_copy(update={"caption": recipe.caption.model_copy(update={"revision": pinned})})
     pinned = pin(recipe.generate.model, recipe.generate.revision, "generator")
     recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"revision": pinned})})

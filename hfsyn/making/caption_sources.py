@@ -1,0 +1,80 @@
+"""Who gives the texts of a run: a captioner, a language model, a file, somebody's earlier captions, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from builders.sources import SourceRow
+from builders.variants import ClassInfo
+from hfsyn.making.captioner import Captioner, TransformersCaptioner
+from hfsyn.making.captions_files import FileTexts
+from hfsyn.making.known_captions import KnownCaptions
+from hfsyn.making.prompts import get_strategy
+from hfsyn.making.runs import Run
+from hfsyn.making.specs import seed_of
+from hfsyn.making.text_writer import TextWriter
+from hfsyn.workers import pick_device
+
+Pair = tuple[SourceRow, Image.Image]
+TextsOf = Callable[[Sequence[Pair]], Sequence[str | None]]
+"""From real images to their texts, one for each; None where the recipe has none."""
+
+
+def texts_of(
+    run: Run,
+    *,
+    device: str | None = None,
+    allow_pickle: bool = False,
+    captions: str | None = None,
+    captioner: Captioner | None = None,
+) -> tuple[TextsOf, str]:
+    """Who gives the texts, ready to be asked, and the device on which this is done.
+
+    Args:
+        run: a prepared run.
+        device: a torch device; None picks one.
+        allow_pickle: read weights that are no safetensors too.
+        captions: see `KnownCaptions`.
+        captioner: in place of the recipe's model (for tests).
+
+    Raises:
+        HfsynError: the model, the file or the captions cannot be had.
+    """
+    part, prompt = run.recipe.caption, run.recipe.prompt
+    if part is None:
+        if prompt.captions_file is None:
+            return lambda batch: [None] * len(batch), "cpu"
+        file = FileTexts(prompt)
+        return lambda batch: [file.of(row.source_id) for row, _ in batch], "cpu"
+    if captions is not None:
+        known = KnownCaptions(captions, run.recipe)
+        return lambda batch: [known.of(row) for row, _ in batch], "cpu"
+    if captioner is not None:
+        return _padded(lambda batch: captioner.caption([image for _, image in batch]), part.batch_size), "cpu"
+    where = pick_device(device)
+    if get_strategy(prompt.strategy).text_from == "class":
+        writer = TextWriter(part, prompt.strategy, where, allow_pickle=allow_pickle)
+        return _padded(lambda batch: writer.write(*_classes_and_seeds(run, batch)), part.batch_size), where
+    model = TransformersCaptioner(part, where, allow_pickle=allow_pickle)
+    return _padded(
+        lambda batch: model.caption([image for _, image in batch], *_classes_and_seeds(run, batch)), part.batch_size
+    ), where
+
+
+def _classes_and_seeds(run: Run, batch: Sequence[Pair]) -> tuple[list[ClassInfo], list[int]]:
+    """The class of each image, and its seed by the rule of `hfsyn.making.token_drawing`."""
+    return (
+        [run.classes[row.wnid] for row, _ in batch],
+        [seed_of(run.recipe.seed, row.source_id, purpose="caption") for row, _ in batch],
+    )
+
+
+def _padded(ask: TextsOf, size: int) -> TextsOf:
+    """A short batch is padded with its last image, so that rounding stays the same."""
+
+    def padded(batch: Sequence[Pair]) -> Sequence[str | None]:
+        return ask([*batch, *[batch[-1]] * (size - len(batch))])[: len(batch)]
+
+    return padded

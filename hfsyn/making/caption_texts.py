@@ -1,0 +1,63 @@
+"""Captions as texts: made fit for a prompt, and looked at for what goes wrong with them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from builders.variants import ClassInfo
+
+_SMALL = frozenset({"a", "an", "and", "at", "for", "from", "in", "of", "on", "or", "s", "the", "to", "with"})
+
+
+def clean(text: str) -> str:
+    """One line, single spaces, no control characters, no space or full stop or comma at the ends.
+
+    A caption is put behind other words, and others may be put behind it.
+    """
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split()).strip(" .,;:")
+
+
+def caption_flags(caption: str, info: ClassInfo) -> tuple[str, ...]:
+    """What looks wrong with a caption: any of ``empty``, ``repeated``, ``no-class-word``; flags are data, not errors.
+
+    `repeated` is a word or a pair of words three times in a row, or one word making up half of six or more, which is
+    how captioners fail (small function words do not count there). `no-class-word` means that no word of the class's
+    name or lemmas occurs, be it in its plural, which is common and no fault by itself.
+    """
+    words = _words(caption)
+    if not words:
+        return ("empty",)
+    flags = []
+    if _repeats(words):
+        flags.append("repeated")
+    if not _stems(_words(" ".join((info.name, *info.lemmas)))) & _stems(words):
+        flags.append("no-class-word")
+    return tuple(flags)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\w'-]+", text.lower())
+
+
+def _stems(words: Sequence[str]) -> set[str]:
+    """Content words, each with what it may be the regular English plural or possessive of."""
+    stems = {word.removesuffix("'s") for word in words if word not in _SMALL}
+    for word in tuple(stems):
+        if word.endswith("s") and not word.endswith("ss"):
+            stems.add(word[:-1])
+        if word.endswith("es"):
+            stems.add(word[:-2])
+        if word.endswith("ies"):
+            stems.add(word[:-3] + "y")
+    return stems
+
+
+def _repeats(words: Sequence[str]) -> bool:
+    singles = any(words[i] == words[i + 1] == words[i + 2] for i in range(len(words) - 2))
+    pairs = any(words[i : i + 2] == words[i + 2 : i + 4] == words[i + 4 : i + 6] for i in range(len(words) - 5))
+    content = [word for word in words if word not in _SMALL]
+    most = Counter(content).most_common(1)
+    return singles or pairs or (len(content) >= 6 and most[0][1] * 2 >= len(content))

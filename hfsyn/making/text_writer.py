@@ -1,0 +1,125 @@
+"""Texts about classes from a language model of transformers, in place of captions of images.
+
+A chat model is asked through its chat template; a model without one continues a text that shows how it is done; an
+encoder-decoder such as T5 is given the question. What is asked is in `hfsyn.making.instructions`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from builders.variants import ClassInfo
+from hfsyn.errors import HfsynError
+from hfsyn.making.caption_texts import clean
+from hfsyn.making.hub_models import loading, unloadable
+from hfsyn.making.instructions import Request, request
+from hfsyn.making.recipe import CaptionPart
+from hfsyn.making.token_drawing import loaded, new_tokens
+
+_THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
+_LABEL = re.compile(r"^(caption|sentence|answer)\s*:\s*", re.IGNORECASE)
+_QUOTES = "\"'`“”‘’*"
+
+
+class TextWriter:
+    """A causal language model, or an encoder-decoder, that writes a text about a class.
+
+    Args:
+        recipe: model, revision, prompt, length, beams, drawing and dtype.
+        strategy: ``w2s``, ``llm`` or ``llm-diverse``.
+        device: a torch device.
+        allow_pickle: read weights that are no safetensors too.
+
+    Raises:
+        HfsynError: the model cannot be loaded, has lost weights, or is of the wrong kind for the strategy.
+    """
+
+    def __init__(self, recipe: CaptionPart, strategy: str, device: str, *, allow_pickle: bool = False) -> None:
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self._recipe = recipe
+        self._strategy = strategy
+        where, options = loading(recipe.model, recipe.revision, "language model", allow_pickle=allow_pickle)
+        plain = {k: v for k, v in options.items() if k != "use_safetensors"}
+        try:
+            config = transformers.AutoConfig.from_pretrained(where, **plain)
+            self._encodes = bool(config.is_encoder_decoder)
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(where, **plain)
+            auto = transformers.AutoModelForSeq2SeqLM if self._encodes else transformers.AutoModelForCausalLM
+            self._model = loaded(auto, where, recipe, "language model", options)
+        except HfsynError:
+            raise
+        except Exception as error:  # whatever is wrong with a model's files, each library has its own exception for it
+            raise unloadable(recipe.model, "language model", error) from error
+        if strategy == "w2s" and not self._encodes and recipe.prompt is None:
+            raise HfsynError(
+                f"Strategy 'w2s' makes sentences of keywords, which {recipe.model} was not made for.",
+                "Name an encoder-decoder (--captioner t5-common-gen), or take --strategy llm.",
+            )
+        self._model.to(device).eval()
+        self._tokenizer.padding_side = "right" if self._encodes else "left"
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+
+    def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
+        """One text about each class, in order; an empty string where the model said nothing.
+
+        Args:
+            classes: of each text.
+            seeds: of each text: what is asked, and where the recipe draws tokens these too, follow from it.
+
+        Raises:
+            HfsynError: what is asked is longer than the model's context.
+        """
+        requests = [
+            request(self._strategy, info, random.Random(seed), self._recipe.prompt)
+            for info, seed in zip(classes, seeds, strict=True)
+        ]
+        chats = not self._encodes and bool(getattr(self._tokenizer, "chat_template", None))
+        inputs = self._inputs(requests, chats=chats)
+        options: dict[str, Any] = {}
+        if not chats and not self._encodes:
+            options["stopping_criteria"] = [_LineEnds(self._tokenizer, inputs["input_ids"].shape[1])]
+        tokens = new_tokens(self._model, inputs, self._recipe, seeds, **options)
+        return [said_line(text) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    def _inputs(self, requests: Sequence[Request], *, chats: bool) -> dict[str, Any]:
+        if chats:
+            # Templates of models that think aloud know `enable_thinking`; others pass over it.
+            texts = [
+                self._tokenizer.apply_chat_template(
+                    one.turns(), tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
+                for one in requests
+            ]
+        else:
+            texts = [one.asked() if self._encodes else one.plain() for one in requests]
+        # A chat template has written the markers itself.
+        found = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not chats)
+        return {name: value for name, value in found.items() if name in ("input_ids", "attention_mask")}
+
+
+class _LineEnds:
+    """A stopping criterion of each row: its line has ended, after something was said."""
+
+    def __init__(self, tokenizer: Any, given: int) -> None:
+        self._tokenizer = tokenizer
+        self._given = given
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        import torch
+
+        texts = self._tokenizer.batch_decode(input_ids[:, self._given :], skip_special_tokens=True)
+        return torch.tensor(["\n" in text.lstrip() for text in texts], device=input_ids.device)
+
+
+def said_line(text: str) -> str:
+    """The caption in what a language model answered: its first line, without thoughts, quotes and labels."""
+    lines = [line.strip() for line in _THOUGHT.sub("", text).splitlines() if line.strip()]
+    line = lines[0].strip(_QUOTES) if lines else ""
+    return clean(_LABEL.sub("", line).strip(_QUOTES))
