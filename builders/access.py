@@ -46,7 +46,7 @@ def is_transport_error(error: BaseException) -> bool:
 
     The HTTP library is huggingface_hub's business and has changed its name before, so its errors are told by module.
     """
-    return isinstance(error, ConnectionError) or type(error).__module__.partition(".")[0] in _TRANSPORT
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in _TRANSPORT
 
 
 @contextmanager

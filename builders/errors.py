@@ -9,7 +9,7 @@ class DataError(ValueError):
     """Data, or a request for data, that cannot be used as it is.
 
     `message` says what was wrong, with its value; `hint` says what is allowed or what to do about it; `code` is the
-    exit code of a command that ends with it (2 for a mistake, 3 for a missing right).
+    exit code of a command that ends with it (2 for a mistake, 3 for a missing right, 4 for what passes).
     `str()` gives both in one line.
     """
 

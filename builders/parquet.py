@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from builders.errors import DataError
 from builders.folders import SPLIT_FOLDERS
 from builders.labels import check_names, file_wnid, hub_labels, is_wnid, label_map, refuse, shorten
+from builders.resuming import read_whole, resumed
 from builders.rows import IndexEntry, SourceRow
 from builders.variants import ClassInfo, Variant
 
@@ -189,11 +190,12 @@ class ParquetSource:
 
         Give many entries at once, in the order of the index: neighbours in one row group are read together, and a row
         group is read again by each call that wants something of it. A local file that is gone or damaged gives empty
-        images; a remote one raises what its filesystem raises.
+        images; where a remote one breaks off, it is taken up again (see `builders.resuming`).
         """
         for name, neighbours in groupby(entries, key=lambda entry: entry.location):
             wanted = list(neighbours)
-            images = self._images(name, [entry.row for entry in wanted])
+            rows = [entry.row for entry in wanted]
+            images = self._images(name, rows) if self._local else self._resumed_images(name, rows)
             for entry, image in zip(wanted, images, strict=True):
                 yield SourceRow(entry.source_id, entry.wnid, image, entry.source_id.split("/", 1)[1])
 
@@ -246,7 +248,7 @@ class ParquetSource:
             coming: deque[Future[list[IndexEntry]]] = deque()
             try:
                 for name in self._names:
-                    coming.append(pool.submit(self._entries, name))
+                    coming.append(pool.submit(self._remote_entries, name))
                     if len(coming) == _AHEAD:
                         yield coming.popleft().result()
                 while coming:
@@ -254,6 +256,18 @@ class ParquetSource:
             finally:
                 for future in coming:
                     future.cancel()
+
+    def _remote_entries(self, name: str) -> list[IndexEntry]:
+        return read_whole(lambda: self._entries(name), *self._repository)
+
+    def _resumed_images(self, name: str, rows: Sequence[int]) -> Iterator[bytes]:
+        return resumed(lambda given: self._images(name, rows[given:]), *self._repository)
+
+    @property
+    def _repository(self) -> tuple[str, str]:
+        """Name and commit of the repository on the Hub, for messages."""
+        repo_id, _, revision = self._root.removeprefix("datasets/").partition("@")
+        return repo_id, revision
 
     def _images(self, name: str, rows: Sequence[int]) -> Iterator[bytes]:
         """The image of each row of a file, in the order of `rows`: one row group in memory at a time."""

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
     from builders.errors import DataError
-    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher
+    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, say_terminated
 
     try:
         join_launcher()
@@ -66,8 +66,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
         code = int(ExitCode.INTERRUPTED)
     except Terminated:
-        if os.environ.get("RANK", "0") == "0" and not is_child():
-            click.echo("Terminated. The work so far is kept; the same command continues it.", err=True)
+        say_terminated()
         code = int(ExitCode.OK if is_child() else ExitCode.TERMINATED)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; that is its right.

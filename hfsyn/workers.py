@@ -234,6 +234,7 @@ def heeding_termination() -> Iterator[None]:
         while number := bell.recv(1):
             if number[0] == signal.SIGTERM:
                 time.sleep(GRACE)
+                say_terminated()
                 os._exit(ExitCode.TERMINATED)
 
     watcher = threading.Thread(target=watch, daemon=True, name="termination")
@@ -247,6 +248,16 @@ def heeding_termination() -> Iterator[None]:
         if not heard:
             signal.signal(signal.SIGTERM, handler)
         rope.close()  # the watcher ends, unless it has begun to count
+
+
+_terminated_is_said = threading.Event()
+
+
+def say_terminated() -> None:
+    """Say once, in the process that talks to the user, what SIGTERM has done."""
+    if os.environ.get("RANK", "0") == "0" and not is_child() and not _terminated_is_said.is_set():
+        _terminated_is_said.set()
+        print("Terminated. The work so far is kept; the same command continues it.", file=sys.stderr, flush=True)
 
 
 def join_launcher() -> None:
