@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hfsyn.commands.catalogue import as_json_option
+from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.errors import ExitCode
 
 
@@ -138,13 +139,23 @@ def diff(a: str, b: str, config: str | None, token: str | None, as_json: bool) -
 
 
 @click.command()
+@click.argument("recipe", required=False)
+@recipe_options
+@click.option("--out", metavar="RUN", help="Where the recipe's run is or will be.  [default: this folder]")
 @_token
 @as_json_option
-def doctor(token: str | None, as_json: bool) -> None:
-    """Look at this machine: token and its rights, Hub, disk, devices, library versions. Exit code 3 when one fails."""
+def doctor(recipe: str | None, out: str | None, token: str | None, as_json: bool, **given: Any) -> None:
+    """Look at what may stop a run: token and its rights, Hub, disk, devices, library versions.
+
+    With RECIPE also at its models and images, whether they are here or open to this account, and at the room and the
+    memory that they take. Each finding ends with what mends it. Exit code 3 when something would stop the run.
+    """
     from hfsyn.publishing.checkup import doctor as run_doctor
 
-    found = run_doctor(token=token)
+    if recipe is None and (out is not None or any(value not in (None, ()) for value in given.values())):
+        raise click.UsageError("These options are about a RECIPE: name one.")
+    chosen = None if recipe is None else chosen_recipe(recipe, given)[0]
+    found = run_doctor(chosen, out, token=token)
     if as_json:
         rows = [{"state": c.state, "text": c.text, "hint": c.hint} for c in found]
         click.echo(json.dumps(rows, indent=1, ensure_ascii=False))

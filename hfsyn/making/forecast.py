@@ -22,7 +22,7 @@ from hfsyn.making.prompt_inputs import pin_prompt, takes_text, with_texts
 from hfsyn.making.recipe import Recipe, difference, fingerprint
 from hfsyn.making.runs import load_run
 from hfsyn.making.shards import pending
-from hfsyn.making.source_counts import TableCounts, counted, index_of_run, indexed
+from hfsyn.making.source_counts import TableCounts, counted, in_table, index_of_run, indexed
 from hfsyn.making.specs import Caption, Plan, digest_of, plan
 from hfsyn.making.token_limits import Limit, limits
 
@@ -171,7 +171,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     if known and made is not None:
         deque(prompts, maxlen=0)  # what the limits left
         unique = different.count
-    stored = images * (_stored_pixels(recipe) * _BYTES_PER_PIXEL[recipe.store.format] + _BYTES_A_ROW)
+    stored = stored_bytes(recipe, images)
     files, commits = _upload(recipe, real, images)
     return Forecast(
         recipe=recipe.name,
@@ -188,8 +188,8 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         limits=limited,
         first_prompts=first,
         shards=shard_count(images, recipe.store.shard_rows),
-        disk_bytes=round(stored),
-        upload_bytes=round(stored),
+        disk_bytes=stored,
+        upload_bytes=stored,
         upload_files=files,
         commits=commits,
         hours_of=hours(recipe, real, images),
@@ -291,11 +291,35 @@ def _first(prompts: Iterable[tuple[str, int]]) -> tuple[tuple[str, ...], Iterato
     return tuple(dict.fromkeys(prompt for prompt, _ in head))[:5], again()
 
 
-def _stored_pixels(recipe: Recipe) -> int:
-    if recipe.store.size is not None:
-        return recipe.store.size**2
+def stored_bytes(recipe: Recipe, images: int) -> int:
+    """What so many images take on the disk, with all that stands beside them; an estimate."""
     width, height = image_size(recipe.generate)
-    return width * height
+    pixels = width * height if recipe.store.size is None else recipe.store.size**2
+    return round(images * (pixels * _BYTES_PER_PIXEL[recipe.store.format] + _BYTES_A_ROW))
+
+
+def disk_needed(recipe: Recipe, run_folder: str | Path | None = None) -> int:
+    """Bytes that a run still takes on the disk; an estimate, for which the Hub is not asked.
+
+    Args:
+        recipe: the recipe.
+        run_folder: where the run is or will be; what it holds already is taken off.
+
+    Raises:
+        HfsynError: the source is missing, or nothing says how many images it has.
+    """
+    folder = None if run_folder is None else Path(run_folder).expanduser()
+    there = 0
+    if folder is not None and layout.is_run_folder(folder) and (folder / layout.SOURCE).exists():
+        real = load_run(folder).source_rows
+        there = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+    elif recipe.source.path is None and not get_variant(recipe.source.variant).drawn:
+        real = in_table(recipe.source)
+    else:
+        real = sum(1 for _ in indexed(recipe, None))
+    if not real:
+        raise HfsynError(f"Nothing says how many images {recipe.source.variant} has.", "Name its folder: source.path")
+    return max(0, stored_bytes(recipe, real * recipe.prompt.images_per_caption) - there)
 
 
 def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:

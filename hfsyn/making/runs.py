@@ -127,24 +127,14 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
 
     Raises:
         HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours;
-        the
-            source is missing or empty; a model is not there.
+            the source is missing or empty; a model is not there.
     """
     folder = Path(out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
-    if overwrite:
+    if overwrite and folder.is_dir():
         _remove(folder)
     recipe = recipe.model_copy(update={"source": _absolute(recipe)})
-    if layout.is_run_folder(folder):
-        found = load_run(folder)
-        _refuse_other(found, _filled(pin_prompt(recipe, found.recipe), found.recipe))
+    if (found := run_in(recipe, folder)) is not None:
         return found
-    if alien := layout.strangers(folder):
-        shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
-        raise HfsynError(
-            f"{folder} holds files that are no run of hfsyn: {shown}.", "Name an empty or new folder for --out."
-        )
     recipe, index = _resolve(recipe)
     with lock_new(folder):
         if layout.is_run_folder(folder):  # another process was faster
@@ -156,6 +146,26 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
             # Last: the recipe is what makes the folder a run.
             atomic_text(folder / layout.RECIPE, dump_recipe(recipe))
     return load_run(folder)
+
+
+def run_in(recipe: Recipe, folder: Path) -> Run | None:
+    """The run of a recipe that a folder holds; None where there is room for one.
+
+    Raises:
+        HfsynError: it holds another recipe's run, or files that are not ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
+    if layout.is_run_folder(folder):
+        found = load_run(folder)
+        _refuse_other(found, _filled(pin_prompt(recipe, found.recipe), found.recipe))
+        return found
+    if alien := layout.strangers(folder):
+        shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
+        raise HfsynError(
+            f"{folder} holds files that are no run of hfsyn: {shown}.", "Name an empty or new folder for --out."
+        )
+    return None
 
 
 def lock_new(folder: Path) -> Any:

@@ -45,13 +45,20 @@ def counted(source: SourcePart) -> TableCounts | None:
         open_source(source.variant, source.split, revision=source.revision)
     except DataError as error:
         refused = error.code == ExitCode.PREFLIGHT or variant.hub.archive is not None
-        images, classes = variant.splits.get(variant.split(source.split), 0), len(variant.classes)
+        images = in_table(source)
         if not images or not (refused or isinstance(error, UnreachableError)):
             raise HfsynError(error.message, error.hint) from None
-        if source.limit_per_class is not None:
-            images = min(images, source.limit_per_class * classes)
-        return TableCounts(images, classes, error.message)
+        return TableCounts(images, len(variant.classes), error.message)
     return None
+
+
+def in_table(source: SourcePart) -> int:
+    """How many images the variant's table promises; 0 where it does not say."""
+    variant = get_variant(source.variant)
+    images = variant.splits.get(variant.split(source.split), 0)
+    if source.limit_per_class is not None:
+        images = min(images, source.limit_per_class * len(variant.classes))
+    return images
 
 
 def indexed(recipe: Recipe, text: str | None) -> Iterator[Caption]:

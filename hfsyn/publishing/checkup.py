@@ -5,24 +5,37 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from hfsyn.errors import HfsynError
+from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.publishing.hub import DatasetRepo
 from hfsyn.publishing.preflight import Check, rights_of
+from hfsyn.publishing.readiness import recipe_checks
 from hfsyn.workers import visible_gpus
 
 _LOW_DISK = 10 * 10**9
 
 
-def doctor(*, token: str | bool | None = None) -> list[Check]:
-    """Look at token, Hub, disk, devices and libraries. Nothing is changed or sent.
+def doctor(
+    recipe: str | Path | Recipe | None = None,
+    out: str | Path | None = None,
+    *,
+    token: str | bool | None = None,
+) -> list[Check]:
+    """Look at token, Hub, disk, devices and libraries, and at what a recipe needs of them. Nothing is changed or sent.
 
     Args:
+        recipe: see `load_recipe`; None looks at this machine and account alone.
+        out: where the recipe's run is or will be.
         token: as everywhere in huggingface_hub; None takes HF_TOKEN or the stored one.
+
+    Raises:
+        HfsynError: there is no such recipe.
     """
-    return [*_account(token), *_disk(), *_devices(), *_libraries()]
+    found = [*_account(token), *_disk(), *_devices(), *_libraries()]
+    return found if recipe is None else [*found, *recipe_checks(load_recipe(recipe), out, token)]
 
 
 def _account(token: str | bool | None) -> Iterator[Check]:
@@ -80,3 +93,26 @@ def _devices() -> Iterator[Check]:
 def _libraries() -> Iterator[Check]:
     names = ("torch", "diffusers", "transformers", "datasets", "huggingface_hub", "accelerate", "timm")
     yield Check("ok", ", ".join(f"{name} {version(name)}" for name in names) + ".")
+    for wrong in _unfit():
+        name, _, _ = wrong.partition(" ")
+        yield Check("warning", f"hfsyn was not made for this: {wrong}.", f"pip install --upgrade hfsyn {name}")
+
+
+def _unfit() -> Iterator[str]:
+    """Libraries in versions that hfsyn's own metadata rules out, or that are not there."""
+    from packaging.requirements import Requirement
+
+    try:
+        wanted = [Requirement(line) for line in requires("hfsyn") or ()]
+    except PackageNotFoundError:  # a copy that is not installed
+        return
+    for requirement in wanted:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            there = version(requirement.name)
+        except PackageNotFoundError:
+            yield f"{requirement.name} is missing ({requirement.specifier} is wanted)"
+            continue
+        if not requirement.specifier.contains(there, prereleases=True):
+            yield f"{requirement.name} is {there} ({requirement.specifier} is wanted)"

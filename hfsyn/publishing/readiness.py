@@ -1,0 +1,254 @@
+"""Whether a run of a recipe can be carried out here: models and source open, room on the disks, memory of the devices.
+
+Nothing is downloaded or written. What is estimated says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from builders.access import is_offline, page_of
+from builders.errors import DataError
+from builders.sources import open_source
+from builders.variants import get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.costs import memory_needed
+from hfsyn.making.forecast import disk_needed, size_text
+from hfsyn.making.hub_models import Kind, locate
+from hfsyn.making.model_files import at_hand
+from hfsyn.making.recipe import BUILTIN, PARTS, Recipe, is_content_hash
+from hfsyn.making.runs import run_in
+from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.preflight import Check
+from hfsyn.workers import default_processes, visible_gpus
+
+_SPARE = 1.1
+"""Room is short where there is less than this many times what is needed."""
+_WEIGHTS = (".safetensors", ".json", ".txt", ".model")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that a recipe names."""
+
+    field: str
+    """Where, dotted."""
+    name: str
+    revision: str | None
+    kind: Kind
+
+
+def models_of(recipe: Recipe) -> list[Model]:
+    """The models that a recipe names, in its order."""
+    found = []
+    for part in PARTS:
+        value = getattr(recipe, part)
+        for key in ("model", "lora"):
+            if isinstance(name := getattr(value, key, None), str):
+                kind: Kind = "captioner" if part == "caption" else "generator"
+                revision = getattr(value, "revision" if key == "model" else f"{key}_revision", None)
+                found.append(Model(f"{part}.{key}", name, revision, kind))
+    return found
+
+
+def recipe_checks(recipe: Recipe, out: str | Path | None, token: str | bool | None) -> Iterator[Check]:
+    """What may stop a run of this recipe.
+
+    Args:
+        recipe: the recipe.
+        out: where the run is or will be; None is this folder.
+        token: as everywhere in huggingface_hub.
+    """
+    yield from _folder(recipe, out)
+    yield from _source(recipe, token)
+    fetched = 0
+    for model in models_of(recipe):
+        check, size = _model(model, token)
+        fetched += size
+        yield check
+    yield from _room(recipe, out, fetched)
+    yield from _memory(recipe)
+
+
+def _folder(recipe: Recipe, out: str | Path | None) -> Iterator[Check]:
+    """Whether the run can be written where it is to be."""
+    if out is None:
+        return
+    folder = Path(out).expanduser()
+    try:
+        run = run_in(recipe, folder)
+    except HfsynError as error:
+        yield Check("failed", error.message, error.hint)
+        return
+    there = _existing(folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        yield Check("failed", f"{there} may not be written to.", f"chmod u+w {there}, or name another --out.")
+    elif run is not None:
+        yield Check("ok", f"{folder} holds a run of this recipe, which is continued.")
+    else:
+        yield Check("ok", f"{folder} has room for a new run.")
+
+
+def _source(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
+    """Whether the real images are there, or open to this account."""
+    source = recipe.source
+    variant = get_variant(source.variant)
+    hub = None if source.path is not None or variant.hub is None else variant.hub.repo_id
+    if hub and is_offline():
+        yield Check(
+            "failed", f"The images of {variant.name} are on the Hub ({hub}), and HF_HUB_OFFLINE is set.",
+            "unset HF_HUB_OFFLINE, or --set source.path=FOLDER",
+        )  # fmt: skip
+        return
+    try:
+        opened = open_source(source.variant, source.split, path=source.path, revision=source.revision, token=token)
+    except DataError as error:
+        yield Check("failed", error.message, error.hint)
+        return
+    yield Check("ok", f"The images of {variant.name} are open: {opened.layout}.")
+
+
+def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
+    """Whether a model is here, or open to this account; and how many bytes of it would be fetched."""
+    if model.name == BUILTIN:
+        return Check("ok", f"{model.field} comes with hfsyn."), 0
+    try:
+        place = locate(model.name, model.kind) if model.field.endswith(".model") else model.name
+    except HfsynError as error:
+        return Check("failed", error.message, error.hint), 0
+    if Path(place).is_dir():
+        return Check("ok", f"{model.field} is here: {place}."), 0
+    revision = None if is_content_hash(model.revision) else model.revision
+    marker = "config.json" if model.kind == "captioner" else "model_index.json"
+    cached = at_hand(place, revision, marker, model.kind) is not None
+    command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
+    if is_offline():
+        if cached:
+            return Check("ok", f"The model {place} is in the cache, as far as its configuration tells."), 0
+        text = f"The model {place} is not in the cache, and HF_HUB_OFFLINE is set."
+        return Check("failed", text, f"With a network: HF_HUB_OFFLINE=0 {command}"), 0
+    repo = DatasetRepo(place, token=token, sleep=lambda seconds: None)
+    try:
+        if not repo.call(f"read the model {place}", _may_read, repo, place):
+            text = f"The model {place} is gated, and this account has no access."
+            return Check("failed", text, f"Accept its terms at {page_of(place, 'model')}, then: hf auth login"), 0
+        info = repo.call(f"read the model {place}", repo.api.model_info, place, revision=revision, files_metadata=True)
+    except HfsynError as error:
+        return Check("warning" if cached else "failed", error.message, error.hint), 0
+    if cached:
+        return Check("ok", f"The model {place} is open, and in the cache."), 0
+    size = sum(s.size or 0 for s in info.siblings or () if s.rfilename.endswith(_WEIGHTS))
+    return Check("ok", f"The model {place} is open; up to {size_text(size)} to fetch. {command}"), size
+
+
+def _may_read(repo: DatasetRepo, model: str) -> bool:
+    """Whether the files of a model are open to this account; its listing can be read by everybody."""
+    from huggingface_hub.errors import GatedRepoError
+
+    try:
+        repo.api.auth_check(model, repo_type="model")
+    except GatedRepoError:
+        return False
+    return True
+
+
+def _room(recipe: Recipe, out: str | Path | None, fetched: int) -> Iterator[Check]:
+    """Whether images and models fit on the disks that they go to."""
+    from huggingface_hub import constants
+
+    target = _existing(Path(out).expanduser() if out is not None else Path.cwd())
+    cache = _existing(Path(constants.HF_HUB_CACHE))
+    try:
+        images = disk_needed(recipe, out)
+    except HfsynError as error:
+        yield Check("warning", f"What the run takes on the disk is not known: {error.message}", error.hint)
+        images = 0
+    shared = target.stat().st_dev == cache.stat().st_dev
+    if images:
+        more = fetched if shared else 0
+        what = f"The run takes about {size_text(images)}" + (f", its models {size_text(more)}" if more else "")
+        yield _fits(what, images + more, target, "Name an --out on a larger disk.")
+    if fetched and not (shared and images):
+        yield _fits(f"The models take {size_text(fetched)}", fetched, cache, "export HF_HOME=FOLDER on a larger disk")
+
+
+def _fits(what: str, size: float, folder: Path, hint: str) -> Check:
+    free = shutil.disk_usage(folder).free
+    text = f"{what} (estimate); {size_text(free)} are free in {folder}."
+    if size > free:
+        return Check("failed", text, hint)
+    return Check("warning", text, hint) if size * _SPARE > free else Check("ok", text)
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU as its driver tells."""
+
+    name: str
+    gigabytes: float
+    capability: float
+    """NVIDIA's compute capability; bfloat16 begins at 8."""
+
+
+def gpus() -> list[Gpu]:
+    """The visible GPUs; empty where nvidia-smi tells of none."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in said.splitlines():
+        name, _, rest = line.partition(", ")
+        memory, _, capability = rest.partition(", ")
+        try:
+            found.append(Gpu(name, float(memory) * 2**20 / 1e9, float(capability)))
+        except ValueError:
+            continue
+    return found[: visible_gpus()]
+
+
+def _memory(recipe: Recipe) -> Iterator[Check]:
+    """Whether the models fit into the memory of a device, by the table; an estimate."""
+    captioner, generator = memory_needed(recipe)
+    found = gpus()
+    if found:
+        device = min(found, key=lambda gpu: gpu.gigabytes)
+        room, where, each = device.gigabytes, f"a {device.name}", ""
+        if device.capability < 8 and "bfloat16" in (recipe.generate.dtype, recipe.caption and recipe.caption.dtype):
+            yield Check(
+                "warning", f"{device.name} has no bfloat16 and imitates it slowly.", "--set generate.dtype=float16"
+            )
+    else:
+        processes = default_processes()
+        room, where, each = _memory_free() / processes, "this machine", f" for each of {processes} processes"
+    for part, needed in (("captioner", captioner), ("generator", generator)):
+        if not needed:  # not known, or nothing
+            continue
+        text = f"The {part} takes about {needed:.1f} GB (estimate); {where} has {room:.1f} GB{each}."
+        if needed <= room:
+            yield Check("ok", text)
+        else:
+            hint = "--batch-size auto" if part == "generator" and found else "--num-processes 1, or a larger device"
+            yield Check("warning", text, f"Try: {hint}")
+
+
+def _memory_free() -> float:
+    """GB of main memory that programs may take; infinite where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024 / 1e9
+    except (OSError, StopIteration, ValueError):
+        return math.inf
