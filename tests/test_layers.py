@@ -64,7 +64,8 @@ LAYERS = (
         "hfsyn.publishing.card_text", "hfsyn.publishing.cards", "hfsyn.publishing.checkup",
         "hfsyn.publishing.comparison", "hfsyn.publishing.contents", "hfsyn.publishing.continuing",
         "hfsyn.publishing.outcomes",
-        "hfsyn.publishing.preflight", "hfsyn.publishing.readiness", "hfsyn.publishing.publication", "hfsyn.publishing.reading_back",
+        "hfsyn.publishing.preflight", "hfsyn.publishing.publication",
+        "hfsyn.publishing.readiness", "hfsyn.publishing.reading_back",
         "hfsyn.publishing.reproduction", "hfsyn.publishing.verification", "hfsyn.publishing.watching",
     },
     {
