@@ -12,8 +12,9 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants", "builders.real_labels",
-        "builders.variant", "builders.variant_facts", "builders.variant_table", "builders.variants", "hfsyn.errors",
+        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants",
+        "builders.real_labels", "builders.variant", "builders.variant_facts", "builders.variant_table",
+        "builders.variants", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
@@ -24,25 +25,22 @@ LAYERS = (
     {
         "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
-        "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts",
-        "hfsyn.making.recipe_texts", "hfsyn.making.specs", "hfsyn.publishing.front_matter",
-        "hfsyn.publishing.versions", "hfsyn.making.recipe_sources",
-        "hfsyn.making.options",
+        "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts",
+        "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.making.recipe_sources",
+        "hfsyn.publishing.versions", "hfsyn.making.options",
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
-        "hfsyn.making.captions_files", "hfsyn.making.prompt_inputs",
-        "hfsyn.making.encode", "hfsyn.making.hub_models", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress",
-        "hfsyn.publishing.hub", "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers",
-        "hfsyn.making.costs", "hfsyn.making.devices", "hfsyn.making.model_files", "hfsyn.making.source_counts",
-        "hfsyn.making.token_limits",
+        "hfsyn.making.captions_files", "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
+        "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
+        "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
+        "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.token_limits",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
-        "hfsyn.making.token_drawing",
-        "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics", "hfsyn.making.captioner",
-        "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising", "hfsyn.making.generator",
-        "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
+        "hfsyn.making.token_drawing", "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics",
+        "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
+        "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
@@ -52,26 +50,25 @@ LAYERS = (
         "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
     },
     {
-        "hfsyn.making.caption_sources",
-        "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots",
-        "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions",
-        "hfsyn.making.manifest", "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.stages",
-        "hfsyn.making.captioning", "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.making.production",
-        "hfsyn.showcase",
+        "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages",
+        "hfsyn.judging.plots", "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast",
+        "hfsyn.making.known_captions", "hfsyn.making.exporting", "hfsyn.making.manifest", "hfsyn.making.reading",
+        "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.stages", "hfsyn.making.captioning",
+        "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.making.production", "hfsyn.showcase",
     }
     | {
         "hfsyn.publishing.card_blocks", "hfsyn.publishing.card_facts", "hfsyn.publishing.card_meta",
         "hfsyn.publishing.card_text", "hfsyn.publishing.cards", "hfsyn.publishing.checkup",
         "hfsyn.publishing.comparison", "hfsyn.publishing.contents", "hfsyn.publishing.continuing",
-        "hfsyn.publishing.outcomes",
-        "hfsyn.publishing.preflight", "hfsyn.publishing.publication",
-        "hfsyn.publishing.readiness", "hfsyn.publishing.reading_back",
-        "hfsyn.publishing.reproduction", "hfsyn.publishing.verification", "hfsyn.publishing.watching",
+        "hfsyn.publishing.outcomes", "hfsyn.publishing.preflight", "hfsyn.publishing.publication",
+        "hfsyn.publishing.readiness",
+        "hfsyn.publishing.reading_back", "hfsyn.publishing.reproduction", "hfsyn.publishing.verification",
+        "hfsyn.publishing.watching",
     },
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
-        "hfsyn.commands.recipe_options",
-        "hfsyn.commands.training", "hfsyn.commands.looking", "hfsyn.commands.work_options",
+        "hfsyn.commands.recipe_options", "hfsyn.commands.training", "hfsyn.commands.looking",
+        "hfsyn.commands.work_options",
     },
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.

@@ -205,7 +205,7 @@ def test_what_counts_as_too_little_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("out of memory"))
     with pytest.raises(RuntimeError, match="shape"):
-        BatchSize(4, "x").run(lambda size: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
+        BatchSize(4).run(lambda size: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
 
 
 @pytest.mark.parametrize(

@@ -50,12 +50,10 @@ class BatchSize:
 
     Args:
         size: to begin with.
-        field: the recipe's field, for messages.
     """
 
-    def __init__(self, size: int, field: str) -> None:
+    def __init__(self, size: int) -> None:
         self.size = size
-        self._field = field
 
     def run(self, work: Callable[[int], T], *, settle: Callable[[], None] = lambda: None) -> tuple[T, int] | None:
         """What `work` gives with the present size, and that size; None where it was too large and is smaller now.

@@ -18,8 +18,12 @@ from hfsyn.making.text_writer import TextWriter
 from hfsyn.workers import pick_device
 
 Pair = tuple[SourceRow, Image.Image]
-TextsOf = Callable[[Sequence[Pair]], Sequence[str | None]]
-"""From real images to their texts, one for each; None where the recipe has none."""
+Answer = Callable[[], Sequence[str | None]]
+"""Asks the model for the texts of some images, one for each, in order; None where the recipe has none."""
+TextSource = Callable[[Sequence[Pair], int], Answer]
+"""Prepares some images for the model, in any thread, and gives what asks it: at most `size` of them, the batch's size,
+up to which a short batch is padded, so that rounding stays the same.
+"""
 
 
 def texts_of(
@@ -29,7 +33,7 @@ def texts_of(
     allow_pickle: bool = False,
     captions: str | None = None,
     captioner: Captioner | None = None,
-) -> tuple[TextsOf, str]:
+) -> tuple[TextSource, str]:
     """Who gives the texts, ready to be asked, and the device on which this is done.
 
     Args:
@@ -45,22 +49,20 @@ def texts_of(
     part, prompt = run.recipe.caption, run.recipe.prompt
     if part is None:
         if prompt.captions_file is None:
-            return lambda batch: [None] * len(batch), "cpu"
+            return _at_once(lambda batch: [None] * len(batch)), "cpu"
         file = FileTexts(prompt)
-        return lambda batch: [file.of(row.source_id) for row, _ in batch], "cpu"
+        return _at_once(lambda batch: [file.of(row.source_id) for row, _ in batch]), "cpu"
     if captions is not None:
         known = KnownCaptions(captions, run.recipe)
-        return lambda batch: [known.of(row) for row, _ in batch], "cpu"
+        return _at_once(lambda batch: [known.of(row) for row, _ in batch]), "cpu"
     if captioner is not None:
-        return _padded(lambda batch: captioner.caption([image for _, image in batch]), part.batch_size), "cpu"
+        return _padded(lambda batch: lambda: captioner.caption([image for _, image in batch])), "cpu"
     where = pick_device(device)
     if get_strategy(prompt.strategy).text_from == "class":
         writer = TextWriter(part, prompt.strategy, where, allow_pickle=allow_pickle)
-        return _padded(lambda batch: writer.write(*_classes_and_seeds(run, batch)), part.batch_size), where
+        return _padded(lambda batch: lambda: writer.write(*_classes_and_seeds(run, batch))), where
     model = TransformersCaptioner(part, where, allow_pickle=allow_pickle)
-    return _padded(
-        lambda batch: model.caption([image for _, image in batch], *_classes_and_seeds(run, batch)), part.batch_size
-    ), where
+    return _padded(lambda batch: model.prepare([image for _, image in batch], *_classes_and_seeds(run, batch))), where
 
 
 def _classes_and_seeds(run: Run, batch: Sequence[Pair]) -> tuple[list[ClassInfo], list[int]]:
@@ -71,10 +73,16 @@ def _classes_and_seeds(run: Run, batch: Sequence[Pair]) -> tuple[list[ClassInfo]
     )
 
 
-def _padded(ask: TextsOf, size: int) -> TextsOf:
-    """A short batch is padded with its last image, so that rounding stays the same."""
+def _at_once(texts: Callable[[Sequence[Pair]], Sequence[str | None]]) -> TextSource:
+    """No model is asked: nothing to prepare, nothing to pad."""
+    return lambda batch, size: lambda: texts(batch)
 
-    def padded(batch: Sequence[Pair]) -> Sequence[str | None]:
-        return ask([*batch, *[batch[-1]] * (size - len(batch))])[: len(batch)]
 
-    return padded
+def _padded(prepare: Callable[[Sequence[Pair]], Answer]) -> TextSource:
+    """A short batch is padded with its last image."""
+
+    def prepared(batch: Sequence[Pair], size: int) -> Answer:
+        answer = prepare([*batch, *[batch[-1]] * (size - len(batch))])
+        return lambda: answer()[: len(batch)]
+
+    return prepared

@@ -7,7 +7,9 @@ depend on the other images of a batch beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from PIL import Image
@@ -55,6 +57,7 @@ class TransformersCaptioner:
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         self._recipe = recipe
+        self._lock = threading.Lock()
         where, options = loading(recipe.model, recipe.revision, "captioner", allow_pickle=allow_pickle)
         try:
             self._processor = _processor(where, {k: v for k, v in options.items() if k != "use_safetensors"})
@@ -96,20 +99,42 @@ class TransformersCaptioner:
         Raises:
             HfsynError: the prompt is longer than the model's context.
         """
+        return self.prepare(images, classes, seeds)()
+
+    def prepare(
+        self,
+        images: Sequence[Image.Image],
+        classes: Sequence[ClassInfo] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> Callable[[], list[str]]:
+        """What `caption` does before the model is asked, in any thread; what is returned asks it.
+
+        Args:
+            images, classes, seeds: see `caption`.
+        """
         prompts = [self._prompt] * len(images)
         if self._prompt and classes is not None:
             prompts = [filled(self._prompt, info) for info in classes]
         elif self._prompt and "{c}" in self._prompt:
             raise ValueError("a prompt that names the class needs the classes of the images")
-        said = [""] * len(images)
-        for rows in self._alike(prompts):
-            inputs = self._inputs([images[row] for row in rows], [prompts[row] for row in rows])
-            chances = None if seeds is None else [seeds[row] for row in rows]
-            tokens = new_tokens(self._model, inputs, self._recipe, chances)
-            texts = self._processor.batch_decode(tokens, skip_special_tokens=True)
-            for row, text in zip(rows, texts, strict=True):
-                said[row] = clean(text)
-        return said
+        # A fast tokenizer must not be used by two threads at once while it learns how to pad.
+        with self._lock if self._prompt else contextlib.nullcontext():
+            groups = [
+                (rows, self._inputs([images[row] for row in rows], [prompts[row] for row in rows]))
+                for rows in self._alike(prompts)
+            ]
+
+        def answer() -> list[str]:
+            said = [""] * len(images)
+            for rows, inputs in groups:
+                chances = None if seeds is None else [seeds[row] for row in rows]
+                tokens = new_tokens(self._model, inputs, self._recipe, chances)
+                texts = self._processor.batch_decode(tokens, skip_special_tokens=True)
+                for row, text in zip(rows, texts, strict=True):
+                    said[row] = clean(text)
+            return said
+
+        return answer
 
     def _alike(self, prompts: Sequence[str | None]) -> list[list[int]]:
         """Rows whose prompts can be continued together: all, but for models that take no padding before a prompt."""

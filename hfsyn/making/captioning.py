@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from builders import layout
-from builders.images import ImageRejected, decode_rgb
 from builders.schema import captioned_features
 from builders.sources import SourceRow
+from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.budget import Budget
-from hfsyn.making.caption_sources import texts_of
+from hfsyn.making.caption_sources import Answer, Pair, TextSource, texts_of
 from hfsyn.making.caption_texts import caption_flags
 from hfsyn.making.captioner import Captioner
-from hfsyn.making.claims import claims
+from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.options import DEFAULTS, WorkOptions
-from hfsyn.making.runs import Run, index_entries, load_run, select
+from hfsyn.making.reading import Batch, Reading, batches
+from hfsyn.making.runs import Run, load_run, select
 from hfsyn.making.shards import pending
 from hfsyn.making.stages import Stage
-
-_DECODE_THREADS = 2
 
 
 def caption(
@@ -65,54 +63,58 @@ def caption(
     schema = captioned_features(run.class_names).arrow_schema
     stage = Stage(run, "caption", where)
     what = "reading source" if part is None else "captioning"
-    with stage.progress(what, paths, run.source_rows, quiet=quiet) as progress:
-        budget = Budget(options)
-        for path in claims(run.folder, stage.mine(paths), stage="caption", waiting=progress.look):
-            if not budget.allows_another():
-                break  # the claim falls with the loop
-            started = time.monotonic()
-            start, stop, lines = run.shard_lines(path, layout.SOURCE, run.source_rows)
-            rows: list[dict[str, Any]] = []
-            rejected: list[dict[str, str]] = []
-            for batch in _chunks(
-                _decoded(source.read(index_entries(lines)), rejected), part.batch_size if part else 64
-            ):
-                pairs = zip(batch, texts(batch), strict=True)
-                rows += [_caption_row(run, row, image, text) for (row, image), text in pairs]
-                progress.add(len(batch))
-            stage.write(path, start, stop, rows, rejected, schema, time.monotonic() - started)
-            progress.shard_done()
+    size = BatchSize(part.batch_size if part else 64)
+    with (
+        stage.progress(what, paths, run.source_rows, quiet=quiet) as progress,
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
 
-
-def _decoded(rows: Iterable[SourceRow], rejected: list[dict[str, str]]) -> Iterator[tuple[SourceRow, Image.Image]]:
-    """Readable rows with their images, in order, decoded in threads a little ahead; the others go into `rejected`."""
-    ahead: deque[tuple[SourceRow, Future[Image.Image]]] = deque()
-    with ThreadPoolExecutor(_DECODE_THREADS, "decode") as pool:
-
-        def settle() -> Iterator[tuple[SourceRow, Image.Image]]:
-            row, future = ahead.popleft()
+        def write(reading: Reading) -> None:
             try:
-                yield row, future.result()
-            except ImageRejected as problem:
-                rejected.append({"id": row.source_id, "wnid": row.wnid, "reason": problem.reason})
+                stage.write(
+                    reading.claim.path, reading.start, reading.stop, reading.rows, reading.rejected, schema,
+                    time.monotonic() - reading.started, grid=tuple(reading.grid) if part else (),
+                )  # fmt: skip
+            finally:
+                reading.claim.release()
+            progress.shard_done(len(reading.rows))
 
-        for row in rows:
-            ahead.append((row, pool.submit(decode_rgb, row.image)))
-            if len(ahead) > 64:
-                yield from settle()
-        while ahead:
-            yield from settle()
+        taking = Claims(run.folder, stage.mine(paths), stage="caption")
+        patience = Patience(taking, look=progress.look)
+        written: Future[None] | None = None
+        with contextlib.closing(batches(run, source, taking, patience, Budget(options), texts, size.size)) as coming:
+            for batch in coming:
+                if batch.answer is None:
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(write, batch.reading)
+                    continue
+                answers = _answers(batch, batch.answer.result(), texts, size)
+                pairs = zip(batch.pairs, answers, strict=True)
+                batch.reading.rows += [_caption_row(run, row, image, text) for (row, image), text in pairs]
+                progress.add(len(batch.pairs))
+        if written is not None:
+            written.result()
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _answers(batch: Batch, answer: Answer, texts: TextSource, size: BatchSize) -> list[str | None]:
+    """The texts of a batch: as it was prepared, or in smaller ones where memory runs out."""
+    found: list[str | None] = []
+    reading = batch.reading
+    while len(found) < len(batch.pairs):
+        left = batch.pairs[len(found) :]
+
+        def ask(now: int, left: list[Pair] = left, whole: bool = not found) -> Sequence[str | None]:
+            return answer() if whole and now == batch.size else texts(left[:now], now)()
+
+        outcome = size.run(ask)
+        if outcome is None:
+            continue
+        some, used = outcome
+        if not reading.grid or reading.grid[-1][2] != used:
+            reading.grid.append((0, len(reading.rows) + len(found), used))
+        found += some
+    return found
 
 
 def _caption_row(run: Run, row: SourceRow, image: Image.Image, text: str | None) -> dict[str, Any]:

@@ -59,10 +59,7 @@ def generate(
         )
     stage = Stage(run, "generate", where)
     part = run.recipe.generate
-    size = BatchSize(
-        choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1),
-        "generate.batch_size",
-    )
+    size = BatchSize(choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1))
     total = run.planned_rows or 0
     schema = synthetic_features(run.class_names).arrow_schema
 

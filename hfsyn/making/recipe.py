@@ -323,9 +323,11 @@ def _override(fields: dict[str, Any], override: str) -> None:
         if not isinstance(part, dict):
             raise HfsynError(f"--set {key}: {parent!r} is a value and holds no keys.", _allowed(key.split(".")))
     try:
-        part[last] = yaml.safe_load(value)
+        read = yaml.safe_load(value)
     except yaml.YAMLError:
-        part[last] = value
+        read = value
+    # YAML 1.1 takes 4:4:4 for a number to the base of 60.
+    part[last] = value if isinstance(read, int | float) and ":" in value else read
 
 
 def _drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:

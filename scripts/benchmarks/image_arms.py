@@ -82,10 +82,10 @@ class _Prompts:
         return [f"a photo of {self._classes[n % len(self._classes)].name}, {words(n)}" for n in numbers]
 
 
-def _pipeline(model: Path, setting: Setting, device: str) -> Any:
+def _pipeline(model: Path, setting: Setting, device: str, dtype: torch.dtype = torch.float16) -> Any:
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=torch.float16).to(device)
+    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
     if setting.scheduler == "dpm++":
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver++")
     return pipe
@@ -165,11 +165,12 @@ class Plain(_Files):
     name = "plain"
 
     def __init__(
-        self, model: Path, setting: Setting, device: str, folder: Path, *, batch: int, keep: bool = False
-    ) -> None:
+        self, model: Path, setting: Setting, device: str, folder: Path, *, batch: int, keep: bool = False,
+        dtype: torch.dtype = torch.float16,
+    ) -> None:  # fmt: skip
         super().__init__(folder / self.name, keep=keep)
         self.unit = batch
-        self._pipe, self._setting = _pipeline(model, setting, device), setting
+        self._pipe, self._setting = _pipeline(model, setting, device, dtype), setting
         self._pipe.set_progress_bar_config(disable=True)
 
     def work(self, images: int) -> int:

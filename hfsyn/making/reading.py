@@ -1,0 +1,166 @@
+"""Real images on their way to the captioner: read, decoded and prepared ahead of the device, across shards."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from builders import layout
+from builders.images import ImageRejected, decode_rgb
+from builders.sources import Source, SourceRow
+from hfsyn.making.budget import Budget
+from hfsyn.making.caption_sources import Answer, Pair, TextSource
+from hfsyn.making.claims import Claim, Claims, Patience
+from hfsyn.making.production import encoders
+from hfsyn.making.runs import Run, index_entries
+
+T = TypeVar("T")
+
+BATCHES_AHEAD = 2
+"""Batches that are ready or being prepared while the device works; one of 256 images of 384 px takes 450 MB."""
+_ROWS_AHEAD = 64
+
+
+@dataclass
+class Reading:
+    """One shard on its way."""
+
+    claim: Claim
+    start: int
+    """First line of the source index that it covers."""
+    stop: int
+    started: float = field(default_factory=time.monotonic)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    rejected: list[dict[str, str]] = field(default_factory=list)
+    grid: list[tuple[int, int, int]] = field(default_factory=list)
+    """See `Sidecar.grid`; counted among the images that can be read."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some images of a shard; after its last ones comes a batch without any."""
+
+    reading: Reading
+    pairs: list[Pair]
+    answer: Future[Answer] | None = None
+    """Ready to be asked of the device."""
+    size: int = 0
+    """For which it was prepared."""
+
+
+def batches(
+    run: Run, source: Source, claims: Claims, patience: Patience, budget: Budget, texts: TextSource, size: int
+) -> Generator[Batch, None, None]:
+    """The batches of each shard that can be had, until every shard is finished by somebody or the budget is spent.
+
+    Reading happens in a thread of its own, decoding and preparing in a pool; both are ahead of whoever takes the
+    batches. What cannot be read goes into its shard's `rejected`.
+    """
+    pool = ThreadPoolExecutor(encoders(), "prepare")
+    in_hand: set[Claim] = set()
+
+    def read() -> Iterator[Batch]:
+        while True:
+            claim = claims.take()
+            if claim is None:
+                if not claims.in_other_hands:
+                    return
+                patience.wait()
+                continue
+            if not budget.allows_another():
+                claim.release()
+                return
+            start, stop, lines = run.shard_lines(claim.path, layout.SOURCE, run.source_rows)
+            reading = Reading(claim, start, stop)
+            in_hand.add(claim)
+            for pairs in _chunks(_decoded(source.read(index_entries(lines)), reading.rejected, pool), size):
+                yield Batch(reading, pairs, pool.submit(texts, pairs, size), size)
+            yield Batch(reading, [])
+
+    try:
+        for batch in ahead(read(), BATCHES_AHEAD):
+            if batch.answer is None:
+                in_hand.discard(batch.reading.claim)  # now it is whoever writes the shard that must release it
+            yield batch
+    finally:
+        for claim in in_hand:
+            claim.release()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
+    """The items, taken from their iterable by another thread, at most so many ahead; its error comes in its turn."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(most)
+    left = threading.Event()
+
+    def put(kind: str, item: Any) -> bool:
+        while not left.is_set():
+            try:
+                ready.put((kind, item), timeout=0.2)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put("item", item):
+                    return
+        except BaseException as error:  # whatever it is, it belongs to the one who asked for the items
+            put("error", error)
+        else:
+            put("end", None)
+
+    # A daemon, because whoever is interrupted must not wait for a slow disk or network.
+    threading.Thread(target=work, name="read", daemon=True).start()
+    try:
+        while True:
+            kind, item = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise item
+            yield item
+    finally:
+        left.set()
+
+
+def _decoded(
+    rows: Iterable[SourceRow], rejected: list[dict[str, str]], pool: ThreadPoolExecutor
+) -> Iterator[tuple[SourceRow, Image.Image]]:
+    """Readable rows with their images, in order, decoded by the pool a little ahead; the others go into `rejected`."""
+    begun: deque[tuple[SourceRow, Future[Image.Image]]] = deque()
+
+    def settle() -> Iterator[tuple[SourceRow, Image.Image]]:
+        row, future = begun.popleft()
+        try:
+            yield row, future.result()
+        except ImageRejected as problem:
+            rejected.append({"id": row.source_id, "wnid": row.wnid, "reason": problem.reason})
+
+    for row in rows:
+        begun.append((row, pool.submit(decode_rgb, row.image)))
+        if len(begun) > _ROWS_AHEAD:
+            yield from settle()
+    while begun:
+        yield from settle()
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

@@ -1,0 +1,130 @@
+#!/usr/bin/env python
+"""Ours against a plain `pipe(prompts)` loop with the small trained models on a CPU, everything written by both.
+
+    python scripts/bench_small.py
+
+Here the models take nearly all the time, so that the ratio can only be 1; what is asked is that all that ours does
+beside (plan, seeds, checks, encoding, shards, sidecars) costs nothing: wall time over the time inside the networks.
+Counted too: UNet rows an image and step, and how often a prompt is tokenized. Turns go A B C, C B A (C is ours again,
+as control); the last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
+from benchmarks.image_arms import Ours, Plain, Setting
+from benchmarks.measuring import Watched, compare
+
+from hfsyn import models
+from hfsyn.making.options import WorkOptions
+from hfsyn.making.recipe import load_recipe
+
+AIM_RATIO, AIM_OVERHEAD = 1.0, 1.02
+SHARD_BATCHES = 4
+"""In use a shard has 100 rows with these models; here it must fit into a turn."""
+
+
+def main() -> None:
+    options = parse_options()
+    torch.set_num_threads(1)
+    part = load_recipe("shapes-cip").generate
+    model = models.path("generator")
+    setting = Setting(part.steps, "default", part.guidance_scale)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        plain = Plain(model, setting, "cpu", folder, batch=part.batch_size, dtype=torch.float32)
+        ours = CountedTokenizer(
+            model, setting, "cpu", folder, batch=part.batch_size, dtype="float32", options=WorkOptions()
+        )
+        ours.unit = part.batch_size * SHARD_BATCHES
+        found = compare(
+            [plain, ours], rounds=options.rounds, seconds=options.seconds, window=1.0, device="cpu", say=say
+        )
+        ratio, control = found.ratios()["ours / plain"], found.ratios()["ours / again"]
+        look = found.looks["ours"]
+        overhead = 1 / look.busy
+        rows = look.rows["unet"] / part.steps
+        texts = look.rows["tokenizer"]
+        counted = rows == 2 and texts <= 1
+    say(f"ratio {ratio['ratio']} ({ratio['low']} to {ratio['high']}), aim {AIM_RATIO}; control {control['ratio']}")
+    say(f"wall over time in the networks {overhead:.4f}, aim at most {AIM_OVERHEAD}; plain {plain_overhead(found):.4f}")
+    say(f"UNet rows an image and step {rows:.4f}; prompts tokenized an image {texts:.4f}, each prompt is different")
+    print(
+        json.dumps(
+            {
+                "ratio": ratio, "control": control, "aim_ratio": AIM_RATIO, "overhead": round(overhead, 4),
+                "plain_overhead": round(plain_overhead(found), 4), "aim_overhead": AIM_OVERHEAD,
+                "unet_rows_per_image_and_step": rows, "prompts_tokenized_per_image": texts,
+                "images_per_second": {k: v["images_per_second"] for k, v in found.figures().items()},
+                "ok": ratio["ratio"] >= AIM_RATIO and overhead <= AIM_OVERHEAD and counted and not found.void,
+            }
+        )
+    )  # fmt: skip
+
+
+def plain_overhead(found: Any) -> float:
+    """Wall time over the time in the networks of the plain loop."""
+    return 1 / float(found.looks["plain"].busy)
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each arm [7]")
+    parser.add_argument("--seconds", type=float, default=50.0, help="that each arm works in all [50]")
+    return parser.parse_args()
+
+
+class _Texts:
+    """The tokenizer's call, counted by the number of its texts."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> Any:
+        self.counted(torch.empty(len(texts), 1))
+        return self._tokenizer(texts, **options)
+
+    def counted(self, rows: torch.Tensor) -> None:
+        """Watched; see `Calls`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+class CountedTokenizer(Ours):
+    """Ours, with the texts counted that its tokenizer gets."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        conditioning = self.generator._conditioning
+        self._texts = _Texts(conditioning._tokenizer)
+        conditioning._tokenizer = self._texts
+        conditioning._pipe.tokenizer = self._texts
+
+    def prepare(self, images: int) -> None:
+        """See `Arm`. The captions begin anew, so that what is cached of them must be forgotten."""
+        super().prepare(images)
+        self.generator._conditioning._cache.clear()
+        self.generator._conditioning._lengths.clear()
+
+    def watched(self) -> Sequence[Watched]:
+        """See `Arm`."""
+        return (*super().watched(), Watched("tokenizer", self._texts, "counted"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Reading ahead of the captioner: in order, bounded, across shards, and with nothing left behind when it is cut off."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import parquet_bytes, run_folder
+from fakes import FakeCaptioner
+from PIL import Image
+
+from builders.layout import load_sidecar, sidecar_of
+from hfsyn.errors import HfsynError
+from hfsyn.making.captioning import caption
+from hfsyn.making.reading import ahead
+from hfsyn.making.runs import load_run
+
+SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "caption.batch_size=4")
+
+
+def test_items_come_in_order_and_only_so_many_ahead() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(20):
+            taken.append(i)
+            yield i
+
+    coming = ahead(items(), 3)
+    assert next(coming) == 0
+    time.sleep(0.2)
+    # One in the consumer's hands, three that are ready, one that finds no room.
+    assert taken == list(range(5))
+    assert list(coming) == list(range(1, 20))
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the stream broke off")
+
+    coming = ahead(items(), 3)
+    assert next(coming) == 1
+    with pytest.raises(OSError, match="broke off"):
+        next(coming)
+
+
+def test_a_consumer_that_leaves_stops_the_reader() -> None:
+    def items() -> Iterator[int]:
+        yield from range(10**9)
+
+    coming = ahead(items(), 2)
+    next(coming)
+    coming.close()
+    deadline = time.monotonic() + 10
+    while any(thread.name == "read" for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [thread for thread in threading.enumerate() if thread.name == "read"]
+
+
+class Full(FakeCaptioner):
+    """Runs out of memory for more than `most` images, after `first` batches."""
+
+    def __init__(self, most: int, first: int = 0) -> None:
+        super().__init__()
+        self.most, self.first = most, first
+
+    def caption(self, images: Sequence[Image.Image]) -> list[str]:
+        if len(images) > self.most and len(self.batches) >= self.first:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().caption(images)
+
+
+def test_memory_that_runs_out_halves_the_batch_and_loses_no_caption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, full = run_folder(tmp_path, *SMALL, name="plain"), run_folder(tmp_path, *SMALL, name="full")
+    caption(plain, captioner=FakeCaptioner(), quiet=True)
+    captioner = Full(most=2, first=4)
+    caption(full, captioner=captioner, quiet=True)
+    assert parquet_bytes(full) == parquet_bytes(plain)
+    assert captioner.batches[:4] == [4] * 4
+    assert set(captioner.batches[4:]) == {2}
+    grids = [load_sidecar(sidecar_of(shard)).grid for shard in load_run(full).caption_shards()]
+    assert grids[:3] == [((0, 0, 4),), ((0, 0, 4), (0, 4, 2)), ((0, 0, 2),)]
+    assert "batches of 4; going on with 2" in capsys.readouterr().err
+
+
+def test_a_captioner_that_fails_leaves_no_shard_claimed(tmp_path: Path) -> None:
+    run = run_folder(tmp_path, *SMALL)
+    with pytest.raises(HfsynError, match="one image at a time"):
+        caption(run, captioner=Full(most=0, first=3), quiet=True)
+    done = [sidecar_of(shard).exists() for shard in load_run(run).caption_shards()]
+    assert done == [True, *[False] * 6]
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    plain = run_folder(tmp_path, *SMALL, name="plain")
+    caption(plain, captioner=FakeCaptioner(), quiet=True)
+    assert parquet_bytes(run) == parquet_bytes(plain)
+
+
+def test_the_next_batch_is_prepared_while_the_captioner_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    at_work: list[int] = []
+
+    def counting(data: bytes) -> Image.Image:
+        decoded.append(1)
+        return decode(data)
+
+    from builders.images import decode_rgb as decode
+
+    monkeypatch.setattr("hfsyn.making.reading.decode_rgb", counting)
+
+    class Slow(FakeCaptioner):
+        def caption(self, images: Sequence[Image.Image]) -> list[str]:
+            before = len(decoded)
+            time.sleep(0.1)
+            at_work.append(len(decoded) - before)
+            return super().caption(images)
+
+    caption(run_folder(tmp_path, *SMALL), captioner=Slow(), quiet=True)
+    assert len(decoded) == 70
+    assert sum(at_work) > 20, "images are decoded while others are captioned"
