@@ -15,14 +15,21 @@ import torch
 from PIL import Image
 
 from builders.drawing import draw, sample_attributes
-from builders.variants import ClassInfo
+from builders.variants import ClassInfo, get_variant
 from hfsyn import models
 from hfsyn.errors import HfsynError
 from hfsyn.making.caption_texts import caption_flags, clean
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.recipe import CaptionPart
+from hfsyn.making.token_drawing import DrawEach
 
-FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "llava", "idefics3")
+FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "florence2", "llava", "idefics3", "smolvlm", "qwen2_vl")
+CHATS = {
+    "llava": "user: <image>{}\nassistant: ",
+    "idefics3": "user: <image>{}<end_of_utterance>\nAssistant:",
+    "smolvlm": "user: <image>{}<end_of_utterance>\nAssistant:",
+    "qwen2_vl": "user: <|vision_start|><|image_pad|><|vision_end|>{}\nassistant: ",
+}
 TAKES_PROMPT = tuple(family for family in FAMILIES if family != "vit_gpt2")
 PROMPT = "a photo of"
 Folders = Callable[[str], Path]
@@ -68,15 +75,17 @@ def by_hand(folder: Path, family: str, image: Image.Image, prompt: str | None, s
     words = tokenizer(prompt or "", add_special_tokens=False).input_ids
     name, stop = "input_ids", tokenizer.eos_token_id
     extra: dict[str, torch.Tensor] = {}
-    if family in ("llava", "idefics3"):
-        ask = prompt or "Describe the image in one sentence."
-        text = {
-            "llava": f"user: <image>{ask}\nassistant: ",
-            "idefics3": f"user: <image>{ask}<end_of_utterance>\nAssistant:",
-        }[family]
+    places = None
+    if family in CHATS or family == "florence2":
+        ask = prompt or ("<CAPTION>" if family == "florence2" else "Describe the image in one sentence.")
+        text = CHATS.get(family, "{}").format(ask)
         extra = dict(AutoProcessor.from_pretrained(folder)(images=[image], text=[text], return_tensors="pt"))
-        start = extra.pop("input_ids")[0].tolist()
-        extra.pop("attention_mask")
+        start = extra["input_ids"][0].tolist()
+        if family == "florence2":
+            start, name = [tokenizer.eos_token_id], "decoder_input_ids"
+        else:
+            places = extra.pop("mm_token_type_ids", None)
+            extra = {key: value for key, value in extra.items() if value.shape != extra["input_ids"].shape}
     else:
         extra["pixel_values"] = AutoImageProcessor.from_pretrained(folder)(image, return_tensors="pt").pixel_values
     if family == "blip":
@@ -87,8 +96,12 @@ def by_hand(folder: Path, family: str, image: Image.Image, prompt: str | None, s
         start, stop = [tokenizer.cls_token_id, *words], tokenizer.sep_token_id
     if family == "vit_gpt2":
         start, name = [tokenizer.eos_token_id], "decoder_input_ids"
+    if family == "florence2":  # the last token that it may say must be the one that ends
+        steps -= 1
     said: list[int] = []
     while len(said) < steps and stop not in said:
+        if places is not None:
+            extra["mm_token_type_ids"] = torch.nn.functional.pad(places, (0, len(said)))
         with torch.inference_mode():
             logits = model(**extra, **{name: torch.tensor([[*start, *said]])}).logits
         said.append(int(logits[0, -1].argmax()))
@@ -132,6 +145,50 @@ def test_an_image_has_its_own_caption_whatever_its_companions_are(folders: Folde
     assert again.caption(images()) == together
 
 
+def test_each_image_has_its_own_chance(folders: Folders) -> None:
+    """Texts that are drawn at random depend on the image and its seed alone: not on companions, order or batch."""
+    seeds = [3**n for n in range(8)]
+    for family in FAMILIES:
+        one = captioner(folders(family), top_p=0.9, temperature=1.5)
+        drawn = one.caption(images(), seeds=seeds)
+        assert len(set(drawn)) == 8
+        for image, seed, text in zip(images(), seeds, drawn, strict=True):
+            assert one.caption([image] * 8, seeds=[1, 2, seed, *range(10, 15)])[2] == text
+        assert one.caption(images()[::-1], seeds=seeds[::-1]) == drawn[::-1]
+        assert one.caption(images(), seeds=[seed + 1 for seed in seeds]) != drawn
+        assert captioner(folders(family), temperature=1e-4).caption(images(), seeds=seeds) == captioner(
+            folders(family)
+        ).caption(images())
+
+
+def test_a_recipe_that_draws_needs_a_seed_for_each_image(folders: Folders) -> None:
+    with pytest.raises(ValueError, match="needs a seed for each row"):
+        captioner(folders("blip"), top_p=0.5).caption(images())
+
+
+@pytest.mark.parametrize(("top_p", "temperature"), [(1.0, 1.0), (0.75, 1.0), (1.0, 2.0), (0.2, 0.5)])
+def test_tokens_are_drawn_as_often_as_their_probabilities_say(top_p: float, temperature: float) -> None:
+    rows = 8000
+    probabilities = torch.tensor([0.1, 0.4, 0.0, 0.2, 0.3], dtype=torch.float64)
+    sharp = probabilities ** (1 / temperature)
+    sharp /= sharp.sum()
+    order = sorted(range(5), key=lambda token: -float(sharp[token]))
+    kept, total = [], 0.0
+    for token in order:
+        if total < top_p - 1e-12:
+            kept.append(token)
+        total += float(sharp[token])
+    expected = torch.zeros(5, dtype=torch.float64)
+    expected[kept] = sharp[kept] / sharp[kept].sum()
+    draw = DrawEach(range(rows), top_p=top_p, temperature=temperature)
+    scores = probabilities.log().float().expand(rows, 5)
+    picked = torch.bincount(draw(None, scores).argmax(1), minlength=5) / rows
+    assert (picked - expected).abs().max() < 5 * (0.25 / rows) ** 0.5
+    assert picked[expected == 0].sum() == 0
+    again = DrawEach(range(rows), top_p=top_p, temperature=temperature)
+    assert torch.equal(again(None, scores), DrawEach(range(rows), top_p=top_p, temperature=temperature)(None, scores))
+
+
 def test_beams_find_other_captions(folders: Folders) -> None:
     greedy, beams = (captioner(folders("blip"), num_beams=n).caption(images()) for n in (1, 4))
     assert greedy != beams
@@ -141,6 +198,45 @@ def test_beams_find_other_captions(folders: Folders) -> None:
 def test_half_precision_runs_on_a_cpu(folders: Folders, dtype: str) -> None:
     for family in ("blip", "blip2", "llava"):
         assert all(isinstance(caption, str) for caption in captioner(folders(family), dtype=dtype).caption(images()))
+
+
+# --- prompts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [family for family in TAKES_PROMPT if family != "florence2"])
+def test_a_prompt_may_name_the_class_of_each_image(folders: Folders, family: str) -> None:
+    """Names of several lengths stand in one batch, and each image is asked its own question."""
+    classes = [get_variant("imagenet-1k").classes[n] for n in (0, 1, 2, 6, 0, 291, 291, 800)]
+    one = captioner(folders(family), prompt="a {c} is {c}")
+    asked = one.caption(images(), classes)
+    for image, info, text in zip(images(), classes, asked, strict=True):
+        assert captioner(folders(family), prompt=f"a {info.name} is {info.name}").caption([image]) == [text]
+    assert one.caption(images()[::-1], classes[::-1]) == asked[::-1]
+    with pytest.raises(ValueError, match="needs the classes"):
+        one.caption(images())
+
+
+def test_florence_is_given_a_task(folders: Folders) -> None:
+    """And its answer is what its own processor makes of it."""
+    from transformers import AutoProcessor, Florence2ForConditionalGeneration
+
+    folder = folders("florence2")
+    plain = captioner(folder).caption(images())
+    assert captioner(folder, prompt="<CAPTION>").caption(images()) == plain
+    detailed = captioner(folder, prompt="<DETAILED_CAPTION>").caption(images())
+    assert detailed != plain
+    processor, model = (kind.from_pretrained(folder) for kind in (AutoProcessor, Florence2ForConditionalGeneration))
+    for image, text in zip(images(), detailed, strict=True):
+        inputs = processor(images=image, text="<DETAILED_CAPTION>", return_tensors="pt")
+        tokens = model.generate(**inputs, max_new_tokens=8, num_beams=1, do_sample=False)
+        said = processor.batch_decode(tokens, skip_special_tokens=False)[0].replace("<pad>", "")
+        task = processor.post_process_generation(text=said, task="<DETAILED_CAPTION>", image_size=image.size)
+        assert clean(task["<DETAILED_CAPTION>"]) == text
+
+
+@pytest.mark.parametrize("prompt", ["<OD>", "<CAPTION> a dog", "<caption>"])
+def test_a_task_whose_answer_is_no_caption_is_refused(folders: Folders, prompt: str) -> None:
+    assert f"caption.prompt is {prompt!r}" in refusal(folders("florence2"), prompt=prompt).message
 
 
 # --- lengths --------------------------------------------------------------------------------------------------------
@@ -215,6 +311,35 @@ def test_weights_of_another_architecture_are_refused(folders: Folders, tmp_path:
     copy = shutil.copytree(folders("blip"), tmp_path / "copy")
     shutil.copy(folders("git") / "model.safetensors", copy / "model.safetensors")
     assert "has no weights for" in refusal(copy).message
+
+
+def test_every_family_comes_from_a_hub_and_says_the_same_as_from_its_folder(folders: Folders, tmp_path: Path) -> None:
+    """Through the real clients, at a commit, all in one process."""
+    from hub_client import Client
+    from hub_server import Hub
+
+    code = """
+import json
+from test_captioner import captioner, images
+import torch
+torch.set_num_threads(1)
+result = {}
+for model, revision in json.loads(MODELS).items():
+    one = captioner(model, revision=revision)
+    alone = [one.caption([image] * 8)[5] for image in images()[:2]]
+    result[model] = [one.caption(images()), one.caption(images()), alone]
+"""
+    with Hub(tmp_path / "hub") as hub, Client(hub, tmp_path) as client:
+        commits = {}
+        for family in FAMILIES:
+            files = {path.name: path.read_bytes() for path in folders(family).iterdir()}
+            commits[f"alice/{family}"] = hub.add_repo("model", f"alice/{family}", files=files)
+            hub.add_commit("model", f"alice/{family}", {"config.json": b"{}"})  # the newest is spoilt
+        said = client.python(f"MODELS = {json.dumps(json.dumps(commits))}\n{code}")
+    for family in FAMILIES:
+        mine = captioner(folders(family)).caption(images())
+        assert said[f"alice/{family}"] == [mine, mine, mine[:2]]
+        assert any(mine)
 
 
 def test_loading_and_captioning_say_nothing(folders: Folders, capfd: pytest.CaptureFixture[str]) -> None:

@@ -246,6 +246,211 @@ def idefics3(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def florence2(folder: Path, seed: int = 0) -> Path:
+    """An encoder-decoder that is given a task: its processor writes the question, around the places of the image."""
+    from transformers import (
+        BartTokenizer,
+        CLIPImageProcessor,
+        Florence2Config,
+        Florence2ForConditionalGeneration,
+        Florence2Processor,
+    )
+
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *string.ascii_letters, *string.digits, *":.,_-?", "Ġ", "Ċ"]
+    tokenizer = BartTokenizer(
+        vocab={word: number for number, word in enumerate(names)}, merges=[],
+        extra_special_tokens={"image_token": "<image>"},
+    )  # fmt: skip
+    images = CLIPImageProcessor(
+        size={"height": 64, "width": 64}, do_center_crop=False, crop_size={"height": 64, "width": 64}
+    )
+    images.image_seq_length = 5  # 2 x 2 patches of 32 pixels, and their mean
+    processor = Florence2Processor(images, tokenizer, post_processor_config={"pure_text": {}})
+    vision = {
+        "depths": (1, 1, 1, 1), "embed_dim": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "num_groups": (1, 1, 2, 2),
+        "window_size": 2, "projection_dim": 16, "drop_path_rate": 0.0,
+    }  # fmt: skip
+    text = {
+        "model_type": "bart", "vocab_size": len(tokenizer), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+        "max_position_embeddings": 128, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    model = Florence2ForConditionalGeneration(
+        Florence2Config(
+            vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id,
+            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            decoder_start_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    _mute(model, tokenizer.image_token_id)
+    _mute(model, tokenizer.mask_token_id)
+    model.generation_config.num_beams = 3  # as the published ones have it: the recipe's number must win
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def smolvlm(folder: Path, seed: int = 0) -> Path:
+    """SmolVLM2: as idefics3, with a processor of its own that knows videos too."""
+    from transformers import (
+        SmolVLMConfig,
+        SmolVLMForConditionalGeneration,
+        SmolVLMImageProcessor,
+        SmolVLMProcessor,
+        SmolVLMVideoProcessor,
+    )
+
+    tokenizer, template, text = _tiled_chat()
+    processor = SmolVLMProcessor(
+        SmolVLMImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}),
+        tokenizer, SmolVLMVideoProcessor(size={"longest_edge": SIDE}), image_seq_len=1, chat_template=template,
+    )  # fmt: skip
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    model = SmolVLMForConditionalGeneration(
+        SmolVLMConfig(
+            vision_config=_vision(), text_config=text, scale_factor=2, image_token_id=image,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    _mute(model, image)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _tiled_chat():
+    """Tokenizer, template and language model of a chat model that cuts an image into tiles."""
+    tokenizer = _gpt2_tokenizer(
+        "<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",
+        *[f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)],
+    )  # fmt: skip
+    template = (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
+        "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+        "{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+    text = {
+        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    return tokenizer, template, text
+
+
+def qwen2_vl(folder: Path, seed: int = 0) -> Path:
+    """A chat model whose images take as many places as they are large, told apart by position."""
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    tokenizer = _gpt2_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    template = (
+        "{% for m in messages %}{{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}"
+        "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{{ '\\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    sizes = {"shortest_edge": 8 * 8 * 4, "longest_edge": 32 * 32}
+    processor = Qwen2VLProcessor(
+        Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=sizes), tokenizer,
+        Qwen2VLVideoProcessor(patch_size=4, merge_size=2), chat_template=template,
+    )  # fmt: skip
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{word}|>")
+        for name, word in (
+            ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
+            ("vision_end", "vision_end"),
+        )
+    }  # fmt: skip
+    text = {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 1, "patch_size": 4}
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
+    _randomise(model, seed)
+    for number in ids.values():
+        _mute(model, number)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+# --- language models ------------------------------------------------------------------------------------------------
+
+
+def chat_model(folder: Path, seed: int = 0) -> Path:
+    """A causal language model with a chat template."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _gpt2_tokenizer("<|turn|>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|turn|>{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant: {% endif %}"
+    )
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
+            bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def plain_model(folder: Path, seed: int = 0) -> Path:
+    """A causal language model that only continues texts, with learned positions and without a token for padding."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = _gpt2_tokenizer()
+    tokenizer.pad_token = None
+    end = tokenizer.eos_token_id
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=1024, bos_token_id=end,
+            eos_token_id=end,
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def t5(folder: Path, seed: int = 0) -> Path:
+    """An encoder-decoder for texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    names = ["<pad>", "</s>", "<unk>", *WORDS, "tench", "circle", "square", "triangle", "star", "heart"]
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(names)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=len(names), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0,
+            eos_token_id=1, decoder_start_token_id=0,
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 # --- generators -----------------------------------------------------------------------------------------------------
 
 

@@ -116,9 +116,10 @@ def _room(model: Any, inputs: dict[str, Any], part: CaptionPart) -> int:
         return part.max_new_tokens
     asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 1
     if asked >= positions:
+        what = "caption.prompt" if part.prompt else f"What is asked of {part.model}"
         raise HfsynError(
-            f"caption.prompt makes {asked} tokens, and {part.model} takes at most {positions - 1}.",
-            "Shorten it.",
+            f"{what} makes {asked} tokens, and {part.model} takes at most {positions - 1}.",
+            "Shorten it." if part.prompt else "Name a model that takes more.",
         )
     # The decoder of a model that encodes its inputs starts at its own first position.
     return min(part.max_new_tokens, positions - (1 if model.config.is_encoder_decoder else asked))
