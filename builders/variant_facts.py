@@ -6,7 +6,7 @@ from typing import Any
 
 from builders.variant import Variant
 
-__all__ = ["facts_of", "how_to_get"]
+__all__ = ["access", "facts_of", "how_to_get"]
 
 
 def facts_of(variant: Variant) -> dict[str, Any]:
@@ -30,6 +30,13 @@ def facts_of(variant: Variant) -> dict[str, Any]:
         "homepage": variant.homepage or None,
         "facts": dict(variant.facts),
     }
+
+
+def access(variant: Variant) -> str:
+    """How the images are had, in a word."""
+    if variant.hub is None:
+        return "drawn" if variant.drawn else "folder"
+    return "archive" if variant.hub.archive else "gated" if variant.gated else "streamed"
 
 
 def how_to_get(variant: Variant) -> str:

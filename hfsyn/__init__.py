@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hfsyn.judging.training import train
     from hfsyn.making.building import build
     from hfsyn.making.captioning import caption
+    from hfsyn.making.exporting import export_real
     from hfsyn.making.generating import generate
     from hfsyn.making.manifest import finish
     from hfsyn.making.recipe import Recipe, difference, fingerprint, load_recipe
@@ -53,6 +54,7 @@ _HOME = {
     "difference": "hfsyn.making.recipe",
     "doctor": "hfsyn.publishing.checkup",
     "evaluate": "hfsyn.judging.evaluation",
+    "export_real": "hfsyn.making.exporting",
     "fingerprint": "hfsyn.making.recipe",
     "finish": "hfsyn.making.manifest",
     "generate": "hfsyn.making.generating",
@@ -85,6 +87,7 @@ __all__ = [
     "difference",
     "doctor",
     "evaluate",
+    "export_real",
     "fingerprint",
     "finish",
     "generate",

@@ -40,7 +40,43 @@ def strategies() -> Rows:
     ]
 
 
-TABLES: dict[str, Callable[[], Rows]] = {"captioners": captioners, "strategies": strategies}
+def variants() -> Rows:
+    """The variants of the table."""
+    from builders.variant_facts import access
+    from builders.variants import VARIANTS
+
+    return [
+        {"variant": f"`{v.name}`", "classes": len(v.classes),
+         "images": ", ".join(f"{count:,} {split}" for split, count in v.splits.items()),
+         "on the Hub": f"`{v.hub.repo_id}`" if v.hub else "",
+         "how": access(v)}
+        for v in VARIANTS.values()
+    ]  # fmt: skip
+
+
+def recipes() -> Rows:
+    """The shipped recipes, those that differ in guidance alone in one line."""
+    from hfsyn.making.recipe import load_recipe
+    from hfsyn.making.recipe_texts import shipped_recipes
+
+    found = [load_recipe(name) for name in shipped_recipes()]
+    bases = [r for r in found if "-g" not in r.name]
+    return [
+        {"recipe": f"`{r.name}`", "variant": f"`{r.source.variant}`", "strategy": f"`{r.prompt.strategy}`",
+         "captioner": f"`{r.caption.model}`" if r.caption else "", "generator": f"`{r.generate.model}`",
+         "guidance": ", ".join([f"{r.generate.guidance_scale:g}",
+                                *(f"`{v.name.removeprefix(r.name)}` {v.generate.guidance_scale:g}"
+                                  for v in found if v.name.startswith(f"{r.name}-g"))])}
+        for r in bases
+    ]  # fmt: skip
+
+
+TABLES: dict[str, Callable[[], Rows]] = {
+    "variants": variants,
+    "recipes": recipes,
+    "captioners": captioners,
+    "strategies": strategies,
+}
 
 
 def markdown(rows: Rows) -> str:

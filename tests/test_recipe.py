@@ -28,8 +28,8 @@ NAMED = {
 
 
 def test_the_promised_recipes_are_shipped_and_load_under_their_own_names() -> None:
-    assert set(shipped_recipes()) == NAMED
-    assert {load_recipe(name).name for name in shipped_recipes()} == NAMED
+    assert set(shipped_recipes()) >= NAMED  # the rest of the paper's grid has a test of its own
+    assert [load_recipe(name).name for name in shipped_recipes()] == shipped_recipes()
 
 
 @pytest.mark.parametrize("name", sorted(NAMED - {"shapes-basic", "shapes-cip"}))
@@ -195,5 +195,5 @@ def test_a_new_recipe_is_written_with_comments_and_loads(tmp_path: Path, monkeyp
 
 
 def test_a_shipped_recipe_prints_as_the_yaml_that_it_is() -> None:
-    for name in shipped_recipes():
+    for name in NAMED:
         assert Recipe.model_validate(yaml.safe_load(recipe_text(name))) == load_recipe(name)

@@ -170,4 +170,20 @@ def membership_command(
     _found(found, out)
 
 
-EXHIBITS = (demo_command, bench_command, report_command, fidelity_command, membership_command)
+@click.command("export-real")
+@click.argument("run", type=click.Path())
+@click.option("--out", required=True, metavar="DIR", help="Folder for the Parquet files.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+def export_real_command(run: str, out: str, quiet: bool) -> None:
+    """Write the real images of RUN as its synthetic ones are stored: same size, same encoder, same columns.
+
+    Trained on files as they came, a classifier may tell the two by how they are stored. Prints the folder.
+    """
+    from hfsyn.making.exporting import export_real
+
+    click.echo(export_real(run, out, quiet=quiet))
+
+
+EXHIBITS = (
+    demo_command, bench_command, report_command, fidelity_command, membership_command, export_real_command,
+)  # fmt: skip

@@ -19,7 +19,29 @@ from hfsyn.making.recipe import StorePart
 Pixels = npt.NDArray[np.uint8]
 """An image as height x width x 3, RGB, 0 to 255."""
 
+_OWN_SIZE = 1 / 30
+"""An image whose scale is this near to 1 would hardly be resampled."""
+
 SUFFIX = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
+
+
+def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
+    """A real image at the size of synthetic ones: the middle of it in their shape, always resampled (Lanczos).
+
+    A photograph that happens to have the size is resampled too, from a thirtieth less of it: left as it is, it would
+    keep the whole 8 x 8 grid of the JPEG file that it comes from, which no synthetic image has.
+
+    Args:
+        image: RGB.
+        width: in pixels.
+        height: in pixels.
+    """
+    scale = min(image.width / width, image.height / height)
+    if abs(scale - 1) < _OWN_SIZE:
+        scale *= 1 - _OWN_SIZE
+    across, down = scale * width, scale * height
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + across, top + down))
 
 
 def encode(image: Pixels | Image.Image, store: StorePart) -> bytes:
@@ -30,6 +52,9 @@ def encode(image: Pixels | Image.Image, store: StorePart) -> bytes:
         store: format, quality, subsampling and size; `store.size` resizes the short side (Lanczos) first.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    if picture.info:  # Pillow writes comments and profiles of the file that it was read from into the new one
+        picture = picture.copy()
+        picture.info.clear()
     if store.size is not None and min(picture.size) != store.size:
         scale = store.size / min(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

@@ -1,0 +1,168 @@
+"""The real images of a run, stored as its synthetic ones are: for comparisons in which only the pictures differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.images import decode_rgb
+from builders.layout import shard_range
+from builders.rows import SourceRow
+from builders.schema import synthetic_features
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.encode import SUFFIX, encode, fitted
+from hfsyn.making.runs import Run, index_entries, load_run
+from hfsyn.making.shards import atomic_text, is_done, write_parquet
+from hfsyn.making.sheets import image_of
+from hfsyn.progress import Progress
+
+NOTE = "export.json"
+"""What an exported folder is; it is written last."""
+
+_AHEAD = 64
+
+
+def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) -> Path:
+    """Write the real images behind a run as Parquet files in ``OUT/data``, one row for each image that could be read.
+
+    Each has the size of the run's synthetic images (the middle of the photograph, resampled), goes through the same
+    encoder with the same settings into the same columns, and is named by the same rule: prompt, seed and token count
+    are null, and the sample id is the source id. Rows are in the order of the source. The command that was stopped
+    continues when it is given again.
+
+    What a photograph has lost in an earlier JPEG file nobody can give back. A source of ImageNet's quality (96) leaves
+    no trace that a classifier of file features finds (`tests/test_file_traces.py`); one of quality 75 with halved
+    chroma does, unless its images become less than half as large.
+
+    Args:
+        run: with all captions (or source images read) and at least one finished shard of images.
+        out: a folder that is new, empty, or holds this export.
+        quiet: no progress.
+
+    Returns:
+        The folder, which `load_dataset` and ``hfsyn train --train-dataset`` read.
+
+    Raises:
+        HfsynError: the run is not that far, or the folder holds something else.
+    """
+    run = run if isinstance(run, Run) else load_run(run)
+    width, height = _size(run)
+    shards = run.caption_shards()
+    if left := [shard for shard in shards if not is_done(shard)]:
+        raise HfsynError(
+            f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
+            f"Run: hfsyn caption {run.folder}",
+            code=ExitCode.PARTIAL,
+        )
+    folder = Path(out).expanduser()
+    _claim(folder, run, width, height)
+    schema = synthetic_features(run.class_names).arrow_schema
+    with (
+        Progress("exporting", run.source_rows, quiet=quiet) as progress,
+        ThreadPoolExecutor(os.cpu_count() or 1, "export") as pool,
+    ):
+        for number, shard in enumerate(shards):
+            path = folder / layout.DATA / shard.name
+            start, stop = shard_range(number, run.source_rows, run.recipe.store.shard_rows)
+            if not path.exists():  # it gets its name when it is whole
+                rows = [_row(run, *found) for found in _stored(run, shard, start, stop, (width, height), pool)]
+                write_parquet(path, {field.name: [row[field.name] for row in rows] for field in schema}, schema)
+            progress.add(stop - start)
+    atomic_text(folder / NOTE, _note(run, width, height))
+    return folder
+
+
+def _size(run: Run) -> tuple[int, int]:
+    """Width and height of the run's stored synthetic images."""
+    for shard in layout.finished_shards(run.folder / layout.DATA):
+        for batch in pq.ParquetFile(shard).iter_batches(1, columns=["image"]):
+            return image_of(batch.to_pylist()[0]).size
+    raise HfsynError(
+        f"{run.folder} has no finished shard of images, whose size the real ones are to have.",
+        f"Run: hfsyn generate {run.folder}",
+    )
+
+
+def _note(run: Run, width: int, height: int) -> str:
+    fields = {
+        "what": "real images, stored as the synthetic images of a run are",
+        "run": run.fingerprint, "name": run.recipe.name, "variant": run.recipe.source.variant, "split": run.split,
+        "width": width, "height": height, "store": run.recipe.store.model_dump(),
+    }  # fmt: skip
+    return json.dumps(fields, indent=1) + "\n"
+
+
+def _claim(folder: Path, run: Run, width: int, height: int) -> None:
+    """Make the folder this export's, or raise HfsynError.
+
+    The note of an export that was stopped is beside its files under another name.
+    """
+    note, begun = folder / NOTE, folder / f".{NOTE}"
+    there = next((path.read_text(encoding="utf-8") for path in (note, begun) if path.is_file()), None)
+    if there is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise HfsynError(f"{folder} holds files that are no export.", "Name an empty or new folder for --out.")
+    if there is not None and there != _note(run, width, height):
+        raise HfsynError(f"{folder} holds the export of another run, or of other settings.", "Name another --out.")
+    atomic_text(begun, _note(run, width, height))
+
+
+def _stored(
+    run: Run, shard: Path, start: int, stop: int, size: tuple[int, int], pool: ThreadPoolExecutor
+) -> Iterator[tuple[SourceRow, str | None, list[str], bytes]]:
+    """The readable source rows of a caption shard, their captions and flags, and the bytes to store, in order."""
+    captions = {row["source_id"]: row for row in pq.read_table(shard).to_pylist()}
+    lines = run.read_lines(layout.SOURCE, start, stop)
+    entries = index_entries([line for line in lines if line["source_id"] in captions])
+
+    def make(row: SourceRow) -> bytes:
+        if hashlib.sha256(row.image).hexdigest() != captions[row.source_id]["source_sha256"]:
+            raise HfsynError(
+                f"{row.source_id} is not the image that was captioned: the source has changed.",
+                "Put it back as it was.",
+            )
+        return encode(fitted(decode_rgb(row.image), *size), run.recipe.store)
+
+    ahead: deque[tuple[SourceRow, Future[bytes]]] = deque()
+
+    def settle() -> tuple[SourceRow, str | None, list[str], bytes]:
+        row, made = ahead.popleft()
+        caption = captions[row.source_id]
+        return row, caption["caption"], caption["caption_flags"], made.result()
+
+    for row in run.open_source().read(entries):
+        ahead.append((row, pool.submit(make, row)))
+        if len(ahead) > _AHEAD:
+            yield settle()
+    while ahead:
+        yield settle()
+
+
+def _row(run: Run, row: SourceRow, caption: str | None, flags: list[str], image: bytes) -> dict[str, Any]:
+    info = run.classes[row.wnid]
+    # As a synthetic image made from it would be called.
+    name = f"{row.source_id}#0".replace("/", "_").replace("#", "_") + SUFFIX[run.recipe.store.format]
+    return {
+        "image": {"bytes": image, "path": name},
+        "label": info.index,
+        "wnid": info.wnid,
+        "class_name": info.name,
+        "prompt": None,
+        "caption": caption,
+        "seed": None,
+        "sample_id": row.source_id,
+        "source_id": row.source_id,
+        "prompt_tokens": None,
+        "truncated": False,
+        "safety": False,
+        "retries": 0,
+        "caption_flags": flags,
+    }
