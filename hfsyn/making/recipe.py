@@ -60,6 +60,13 @@ ADDED: tuple[str, ...] = (
     "prompt.captions_missing",
     "generate.guidance_start",
     "generate.guidance_stop",
+    "generate.max_sequence_length",
+    "generate.lora",
+    "generate.lora_file",
+    "generate.lora_revision",
+    "generate.lora_scale",
+    "generate.init",
+    "generate.strength",
 )
 """Fields that came after the first release of the format, dotted; each has a default that means what was before."""
 
@@ -117,7 +124,7 @@ def load_recipe(
         recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that
             a published dataset carries), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
-            model drops what belonged to the old one, its revision and its image size, unless these are set too.
+            model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too.
         captioner: name or YAML file of a fragment whose caption part replaces the recipe's; see
             `hfsyn.making.fragments`. The overrides come after it.
         generator: the same for the generate part.
@@ -155,9 +162,12 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
     return _parse(text, where), where
 
 
+_PLACES = (("source", "path"), ("caption", "model"), ("generate", "model"), ("generate", "lora"))
+
+
 def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
     """Refuse a stranger's recipe that names a place on this machine."""
-    for part, key in (("source", "path"), ("caption", "model"), ("generate", "model")):
+    for part, key in _PLACES:
         value = fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
         if value is not None and (key == "path" or str(value).startswith(("/", "~", ".."))):
             raise HfsynError(
@@ -256,6 +266,9 @@ def fingerprint(recipe: Recipe) -> str:
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
+    if is_content_hash(recipe.generate.lora_revision):
+        del fields["generate"]["lora"]
+        fields["generate"].pop("lora_file", None)
     leave_out_places(fields["prompt"])
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -276,6 +289,9 @@ def published_recipe(recipe: Recipe) -> Recipe:
         part = getattr(recipe, name)
         if part is not None and is_content_hash(part.revision) and part.model != BUILTIN:
             public[name] = part.model_copy(update={"model": f"./{Path(part.model).name}"})
+    if is_content_hash(recipe.generate.lora_revision):
+        shown = {"lora": f"./{Path(str(recipe.generate.lora)).name}"}
+        public["generate"] = public.get("generate", recipe.generate).model_copy(update=shown)
     return recipe.model_copy(update=public)
 
 
@@ -338,6 +354,13 @@ def _drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:
             for key in {"revision", "width", "height"} & set(fields[part]):
                 if f"{part}.{key}" not in overridden:
                     fields[part][key] = None
+    generate = fields.get("generate")
+    if isinstance(generate, dict):
+        stale = {"lora", "lora_file", "lora_revision"} if "generate.model" in overridden else set()
+        stale |= {"lora_file", "lora_revision"} if "generate.lora" in overridden else set()
+        for key in stale & set(generate):
+            if f"generate.{key}" not in overridden:
+                generate[key] = None
 
 
 def _model_at(loc: Sequence[Any]) -> type[Part]:

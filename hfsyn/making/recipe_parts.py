@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from hfsyn.making.recipe_sources import check_class_map
 
 Dtype = Literal["float32", "float16", "bfloat16"]
-Scheduler = Literal["default", "ddim", "pndm", "euler", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"]
+Scheduler = Literal[
+    "default", "ddim", "pndm", "euler", "euler-trailing", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"
+]
 BUILTIN = "builtin"
 """The model name of the small trained models that come with hfsyn."""
 
@@ -124,6 +126,22 @@ class GeneratePart(Part):
     """Pixels, a multiple of 8; null is the model's own size."""
     height: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] | None = None
     """Pixels, a multiple of 8; null is the model's own size."""
+    max_sequence_length: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Tokens of a prompt that T5 reads in SD 3, FLUX and PixArt, 8 to 4096; null is the pipeline's own number."""
+    lora: str | None = None
+    """LoRA weights that are added to the model: a Hub id, a local folder or file. Safetensors only."""
+    lora_file: str | None = None
+    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`."""
+    lora_revision: str | None = None
+    """Hub revision of the LoRA; null is resolved to a commit sha, or to the file's content, when the run starts."""
+    lora_scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """What the LoRA is multiplied with, -10 to 10."""
+    init: Literal["none", "source"] = "none"
+    """Where an image starts from: `none` is noise alone; `source` is the real image behind its prompt (img2img), whose
+    looks are then carried over: less private, and the card says so.
+    """
+    strength: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """With `init: source`: the share of the steps that is done, above 0 to 1, and so how little is left of it."""
     dtype: Dtype = "bfloat16"
     """Arithmetic of the generator."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 16

@@ -1,0 +1,149 @@
+"""LoRA weights: found, pinned like a model, and fused into a pipeline before its first image.
+
+A recipe names them with ``generate.lora`` (a Hub id, a local folder or a file), ``lora_file``, ``lora_revision`` and
+``lora_scale``. Only safetensors are read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from builders.access import page_of, said_plainly
+from builders.errors import DataError
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.recipe import GeneratePart, is_content_hash
+from hfsyn.making.shards import sha256_of
+
+FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls LoRA weights where a recipe names no file."""
+
+_ADAPTER = "recipe"
+_SHA = re.compile(r"[0-9a-f]{40}")
+
+
+def pin_lora(part: GeneratePart) -> GeneratePart:
+    """The part with `lora_revision` filled in: a commit sha, or the content of a local file.
+
+    Raises:
+        HfsynError: there are no such weights, they are gated (exit code 3) or out of reach, or a local file has another
+            content than the recipe says.
+    """
+    if part.lora is None:
+        if part.lora_file is not None or part.lora_revision is not None:
+            raise HfsynError(
+                "The recipe has generate.lora_file or generate.lora_revision, and no generate.lora.",
+                "Name the LoRA weights, or leave both out.",
+            )
+        return part
+    local = _local(part)
+    if local is not None:
+        content = f"sha256:{sha256_of(local)}"
+        if part.lora_revision not in (None, content):
+            raise HfsynError(
+                f"{local} is not the LoRA that the recipe means: its content is {content[:19]}..., and "
+                f"generate.lora_revision is {part.lora_revision[:19]}...",
+                "Name the right file, or --set generate.lora_revision=null to take this one.",
+            )
+        return part.model_copy(update={"lora_revision": content})
+    if is_content_hash(part.lora_revision):
+        raise HfsynError(
+            f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file.",
+            "Name that file: --set generate.lora=FILE",
+        )
+    return part.model_copy(update={"lora_revision": _commit(part)})
+
+
+def fuse_lora(pipe: Any, part: GeneratePart) -> None:
+    """Add the LoRA to the weights of a pipeline, in the pipeline's dtype; nothing for a recipe without one.
+
+    Raises:
+        HfsynError: the weights are not those that were pinned, or are no LoRA for this pipeline.
+    """
+    if part.lora is None:
+        return
+    if not hasattr(pipe, "load_lora_weights"):
+        raise HfsynError(f"{part.model} is a {type(pipe).__name__}, which takes no LoRA.", "Set generate.lora to null.")
+    local = _local(part)
+    if local is not None:
+        pin_lora(part)
+        where, options = str(local.parent), {"weight_name": local.name}
+    else:
+        where, options = part.lora, {"weight_name": part.lora_file or FILE}
+        if part.lora_revision is not None:
+            options["revision"] = part.lora_revision
+    before = {id(module) for module in _networks(pipe)}
+    try:
+        pipe.load_lora_weights(where, adapter_name=_ADAPTER, use_safetensors=True, **options)
+        adapted = [name for name, adapters in pipe.get_list_adapters().items() if _ADAPTER in adapters]
+        if adapted:
+            pipe.fuse_lora(components=adapted, lora_scale=part.lora_scale, adapter_names=[_ADAPTER])
+            pipe.unload_lora_weights()
+    except Exception as error:  # diffusers, peft and the Hub's client have an exception each for whatever is wrong
+        reason = " ".join(str(error).split())
+        raise HfsynError(
+            f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: {reason[:200]}",
+            "It must be made for this model, and stored as safetensors.",
+        ) from error
+    if not adapted:
+        raise HfsynError(f"{part.lora} holds no LoRA weights for {part.model}.", "Name one that is made for it.")
+    assert before == {id(module) for module in _networks(pipe)}
+
+
+def _networks(pipe: Any) -> list[Any]:
+    return [part for part in pipe.components.values() if hasattr(part, "parameters")]
+
+
+def _local(part: GeneratePart) -> Path | None:
+    """The weights on this machine; None for a Hub id. Raises HfsynError for a folder without them."""
+    path = Path(str(part.lora)).expanduser()
+    if path.is_file():
+        found = path
+    elif path.is_dir():
+        found = path / (part.lora_file or FILE)
+    elif str(part.lora).startswith(("/", ".", "~")):
+        raise HfsynError(f"There is no LoRA at {part.lora}.", "Name a file, a folder, or a Hub id.")
+    else:
+        return None
+    if not found.is_file() or found.suffix != ".safetensors":
+        files = sorted(file.name for file in path.glob("*.safetensors")) if path.is_dir() else []
+        raise HfsynError(
+            f"{found} is no file of LoRA weights (safetensors).",
+            f"Name one with generate.lora_file: {', '.join(files)}." if files else "Name a .safetensors file.",
+        )
+    return found
+
+
+def _commit(part: GeneratePart) -> str:
+    """The commit of a LoRA on the Hub; the one in the cache where the Hub is out of reach."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repo, file, revision = str(part.lora), part.lora_file or FILE, part.lora_revision
+
+    def cached() -> str | None:
+        found = try_to_load_from_cache(repo, file, revision=revision)
+        sha = Path(found).parents[len(Path(file).parts) - 1].name if isinstance(found, str) else ""
+        return sha if _SHA.fullmatch(sha) else None
+
+    if revision is not None and _SHA.fullmatch(revision) and (known := cached()):
+        return known
+    try:
+        with said_plainly(repo, revision, page_of(repo, "model")):
+            commit = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), timeout=20).commit_hash
+    except EntryNotFoundError as error:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        if isinstance(error, LocalEntryNotFoundError) and (known := cached()):
+            return known
+        raise HfsynError(
+            f"The LoRA repository {repo} has no file {file}.", "Name it: --set generate.lora_file=FILE.safetensors"
+        ) from None
+    except DataError as error:
+        if known := cached():
+            return known
+        raise HfsynError(error.message, error.hint, code=ExitCode(error.code)) from None
+    if not commit:
+        raise HfsynError(f"The Hub does not say the commit of {repo}.", "Name one: --set generate.lora_revision=COMMIT")
+    return commit
