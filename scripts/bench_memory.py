@@ -30,10 +30,11 @@ def main() -> None:
     if options.run:
         print(json.dumps(one(options.run, options.images[0], options.stage)))
         return
-    peaks: dict[str, dict[int, float]] = {stage: {} for stage in STAGES}
+    stages = STAGES[: STAGES.index(options.until) + 1]
+    peaks: dict[str, dict[int, float]] = {stage: {} for stage in stages}
     for images in options.images:
         with tempfile.TemporaryDirectory() as temporary:
-            for stage in STAGES:
+            for stage in stages:
                 command = [sys.executable, __file__, "--run", temporary, "--stage", stage, "--images", str(images)]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 figures = json.loads(done.stdout.splitlines()[-1])
@@ -117,6 +118,7 @@ def one(folder: str, images: int, stage: str) -> dict[str, float]:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000], help="few and many [1000 10000]")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage [finish]")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     return parser.parse_args()
