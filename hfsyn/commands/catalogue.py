@@ -193,7 +193,7 @@ def _fragments(kind: FragmentKind) -> list[dict[str, Any]]:
     from hfsyn.making.fragments import fragments, load_fragment
 
     found = [load_fragment(kind, name) for name in fragments(kind)]
-    return [{"name": f.name, "model": f.part["model"], "title": f.title, "about": f.about} for f in found]
+    return [{"name": f.name, "model": f.part["model"], "about": f.about} for f in found]
 
 
 def _show_fragment(kind: FragmentKind, name: str, as_json: bool) -> None:

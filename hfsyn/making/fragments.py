@@ -80,8 +80,15 @@ def _parsed(kind: FragmentKind, name: str, text: str) -> Fragment:
         raise HfsynError(f"{name} is not YAML: {' '.join(str(error).split())}", "Mend the line it names.") from None
     fields = fields if isinstance(fields, dict) else {}
     part, facts = fields.get(key), fields.get("facts") or {}
-    if not isinstance(part, dict) or not isinstance(facts, dict) or (unknown := set(fields) - _KEYS - {key}):
-        what = f"its key {sorted(unknown)[0]!r} is unknown" if part and unknown else f"it needs the key {key!r}"
+    if not isinstance(part, dict):
+        what = f"it needs the key {key!r}"
+    elif unknown := sorted(set(fields) - _KEYS - {key}):
+        what = f"its key {unknown[0]!r} is unknown"
+    elif not isinstance(facts, dict):
+        what = "its facts have no names"
+    else:
+        what = ""
+    if what:
         raise HfsynError(
             f"{name} is no {kind}: {what}.", f"Its keys are title, about, facts, and {key}, a mapping of fields."
         )
