@@ -30,8 +30,6 @@ from hfsyn.making.options import WorkOptions
 from hfsyn.making.recipe import load_recipe
 
 AIM_RATIO, AIM_OVERHEAD = 1.0, 1.02
-SHARD_BATCHES = 4
-"""In use a shard has 100 rows with these models; here it must fit into a turn."""
 
 
 def main() -> None:
@@ -46,7 +44,7 @@ def main() -> None:
         ours = CountedTokenizer(
             model, setting, "cpu", folder, batch=part.batch_size, dtype="float32", options=WorkOptions()
         )
-        ours.unit = part.batch_size * SHARD_BATCHES
+        ours.unit = part.batch_size * options.shard_batches
         found = compare(
             [plain, ours], rounds=options.rounds, seconds=options.seconds, window=1.0, device="cpu", say=say
         )
@@ -85,6 +83,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="turns of each arm [7]")
     parser.add_argument("--seconds", type=float, default=50.0, help="that each arm works in all [50]")
+    parser.add_argument("--shard-batches", type=int, default=4, help="batches a shard; 6 or 7 in use [4]")
     return parser.parse_args()
 
 
