@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -164,12 +164,34 @@ def is_launched() -> bool:
     return bool({"WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"} & set(os.environ))
 
 
-def launch(arguments: Sequence[str], processes: int, *, device: str | None = None) -> int:
+def launch(
+    arguments: Sequence[str],
+    processes: int,
+    *,
+    device: str | None = None,
+    progress: Callable[[], object] | None = None,
+) -> int:
     """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return its exit code.
 
     On a CPU ``--cpu --num_processes N`` would start one process; what starts N is the multi-GPU launcher with
     ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends.
+
+    Args:
+        arguments: of the command.
+        processes: how many.
+        device: a torch device, or None.
+        progress: how far the work is. The launcher ends all processes when one of them dies; they are started again as
+            long as this changes in between. None: never.
     """
+    while True:
+        before = progress() if progress is not None else None
+        code = _launch_once(arguments, processes, device)
+        if code == 0 or progress is None or progress() == before:
+            return code
+        print("hfsyn: a process died (see above); all are started again", file=sys.stderr, flush=True)
+
+
+def _launch_once(arguments: Sequence[str], processes: int, device: str | None) -> int:
     on_cpu = device == "cpu" or (device is None and not visible_gpus())
     # A scheduler sends SIGTERM to every process at once. This one answers for all of them; torch's launcher, which
     # would answer with a traceback, is told to listen to SIGINT alone, which nobody sends to it.

@@ -117,7 +117,7 @@ def work(
     arguments += ["--quiet"] if quiet else []
     arguments += options.arguments()
     arguments += ["--captions", captions] if captions else []
-    code = launch(arguments, processes, device=device)
+    code = launch(arguments, processes, device=device, progress=lambda: len(list(run.folder.glob("*/*.json"))))
     unfinished = [s for s in stages if not _complete(run, s, shards if s == stages[-1] else None)]
     if code or unfinished:
         if not code and not _has_time(run, unfinished[0], options):
