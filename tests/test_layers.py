@@ -54,7 +54,8 @@ LAYERS = (
         "hfsyn.judging.plots", "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast",
         "hfsyn.making.known_captions", "hfsyn.making.exporting", "hfsyn.making.manifest", "hfsyn.making.reading",
         "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.stages", "hfsyn.making.captioning",
-        "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.making.production", "hfsyn.showcase",
+        "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.making.probing", "hfsyn.making.production",
+        "hfsyn.showcase",
     }
     | {
         "hfsyn.publishing.card_blocks", "hfsyn.publishing.card_facts", "hfsyn.publishing.card_meta",

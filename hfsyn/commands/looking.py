@@ -9,6 +9,7 @@ import click
 
 from hfsyn.commands.catalogue import as_json_option
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
+from hfsyn.commands.work_options import speed_options
 
 
 @click.command()
@@ -40,16 +41,55 @@ def status(run: str, as_json: bool) -> None:
 @click.option(
     "--price", type=click.FloatRange(min=0), metavar="USD", help="What a device costs an hour: says what the run costs."
 )  # fmt: skip
+@click.option(
+    "--probe", "count", type=click.IntRange(min=1), metavar="N",
+    help="Make N images here, in whole batches with one more before and after, and measure them. The options below are "
+    "for this.",
+)  # fmt: skip
+@click.option(
+    "--num-processes", type=click.IntRange(min=1), metavar="N",
+    help="Project the measured times for so many processes, each with a device like this.  [default: 1]",
+)  # fmt: skip
+@speed_options
 @as_json_option
-def plan(recipe: str, out: str | None, price: float | None, as_json: bool, **given: Any) -> None:
+def plan(
+    recipe: str,
+    out: str | None,
+    price: float | None,
+    count: int | None,
+    num_processes: int | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """What RECIPE would make: counts, first prompts, truncations, shards, disk, upload, time, cost. Loads no model.
 
-    Without a network the counts of a set on the Hub are those of `hfsyn variants info`.
+    Without a network the counts of a set on the Hub are those of `hfsyn variants info`. With --probe the models are
+    loaded and tried; nothing of that is kept.
+
+    \b
+    hfsyn plan imagenette-cip --price 2.5
+    hfsyn plan imagenette-cip --price 2.5 --probe 64 --num-processes 8
     """
     from hfsyn.making.forecast import forecast
+    from hfsyn.making.options import WorkOptions
 
-    found = forecast(chosen_recipe(recipe, given)[0], out, price=price)
-    click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
+    chosen, given = chosen_recipe(recipe, given)
+    options, left = WorkOptions.taken_from(given)
+    if count is None and (options != WorkOptions() or num_processes or left["device"]):
+        raise click.UsageError("Devices, processes and speed are for --probe N.")
+    found = forecast(chosen, out, price=price)
+    facts, lines = found.as_dict(), [found.text()]
+    if count is not None:
+        from hfsyn.making.probing import probe
+        from hfsyn.progress import teller
+        from hfsyn.workers import check_device
+
+        check_device(left["device"])
+        measured = probe(chosen, count, device=left["device"], options=options, say=teller(as_json))
+        projection = measured.projected(found.real_images, found.images, num_processes or 1, price)
+        facts["probe"] = measured.as_dict() | projection.as_dict()
+        lines += [f"measured      {measured.text()}", f"projected     {projection.text()}"]
+    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 LOOKING = (plan, status)

@@ -17,12 +17,12 @@ def _batch_size(context: click.Context, option: click.Parameter, value: str | No
     raise click.BadParameter(f"{value!r} is neither a number of at least 1 nor auto.")
 
 
-_PLACES = (
-    click.option(
-        "--num-processes", type=click.IntRange(min=1), metavar="N",
-        help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
-    ),
-    click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
+_PROCESSES = click.option(
+    "--num-processes", type=click.IntRange(min=1), metavar="N",
+    help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
+)  # fmt: skip
+_DEVICE = click.option(
+    "--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."
 )  # fmt: skip
 _SHARDS = click.option("--shards", metavar="A:B", help="Only shards A up to but not including B.")
 _SPEED = (
@@ -64,8 +64,8 @@ def _together(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-stage_options = _together(*_PLACES, _SHARDS, *_SPEED, _BUDGET)
+stage_options = _together(_PROCESSES, _DEVICE, _SHARDS, *_SPEED, _BUDGET)
 """Of the commands that carry out the costly stages; those of `WorkOptions` among them."""
 
-probe_options = _together(*_PLACES, *_SPEED)
+speed_options = _together(_DEVICE, *_SPEED)
 """Of a command that tries the stages out."""

@@ -14,7 +14,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.runs import Run, incomplete
 from hfsyn.making.shards import pending
-from hfsyn.making.specs import Caption, Plan, plan
+from hfsyn.making.specs import Caption, SampleSpec, plan
 from hfsyn.making.tables import write_groups
 
 PLAN_SCHEMA = pa.schema(
@@ -47,14 +47,18 @@ def write_plan(run: Run) -> None:
                 f"None of the {run.source_rows} images of {run.folder} can be read.",
                 f"The reasons stand in the sidecars of {run.folder / layout.CAPTIONS}.",
             )
-        write_groups(target, _groups(lines, run.recipe.store.shard_rows), PLAN_SCHEMA)
+        write_lines(target, lines, run.recipe.store.shard_rows)
 
 
-def _groups(lines: Plan, rows: int) -> Iterator[dict[str, list[Any]]]:
-    """The plan's columns, a row group at a time: a shard reads its own lines alone."""
-    for start in range(0, len(lines), rows):
-        specs = lines[start : start + rows]
-        yield {name: [getattr(spec, name) for spec in specs] for name in PLAN_SCHEMA.names}
+def write_lines(target: Path, lines: Sequence[SampleSpec], rows: int) -> None:
+    """Write lines of a plan, so many in a row group: a shard reads its own alone."""
+
+    def groups() -> Iterator[dict[str, list[Any]]]:
+        for start in range(0, len(lines), rows):
+            specs = lines[start : start + rows]
+            yield {name: [getattr(spec, name) for spec in specs] for name in PLAN_SCHEMA.names}
+
+    write_groups(target, groups(), PLAN_SCHEMA)
 
 
 def read_captions(shards: Sequence[Path]) -> Iterator[Caption]:

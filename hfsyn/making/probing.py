@@ -1,0 +1,202 @@
+"""A few images of a plan, made here and thrown away: what one takes on this machine, measured rather than estimated."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.layout import load_sidecar, sidecar_of
+from builders.variants import get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.batch_sizes import CANDIDATES
+from hfsyn.making.captioner import Captioner
+from hfsyn.making.captioning import caption
+from hfsyn.making.forecast import hours_text
+from hfsyn.making.generating import generate
+from hfsyn.making.generator import ImageGenerator
+from hfsyn.making.options import DEFAULTS, WorkOptions
+from hfsyn.making.planning import read_captions, write_lines
+from hfsyn.making.recipe import Recipe, dump_recipe
+from hfsyn.making.runs import SOURCE_SCHEMA, Run, load_run, prepare
+from hfsyn.making.shards import atomic_text, is_done
+from hfsyn.making.specs import order_of, plan, sample_id_of
+from hfsyn.making.tables import write_groups
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long one takes in one process."""
+
+    seconds: float
+    """Of one, in the steady state: loading left out, and the first batch too where there were others."""
+    measured: int
+    """On how many."""
+    warm: bool
+    """Whether a batch came before them."""
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A whole run at a measured pace."""
+
+    hours: float
+    processes: int
+    cost: float | None
+    """USD of all processes together; None without a price."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people, in one line."""
+        where = f"{self.processes} processes, each with a device like this" if self.processes > 1 else "one process"
+        return f"{hours_text(self.hours)} in {where}" + (f", {self.cost:,.2f} USD" if self.cost is not None else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What was measured on this machine."""
+
+    captions: Pace
+    """A real image: read, decoded and, where the recipe has a captioner, captioned."""
+    images: Pace
+    """A synthetic image: drawn, encoded and stored."""
+
+    def projected(self, real: int, images: int, processes: int = 1, price: float | None = None) -> Projection:
+        """What so many real and synthetic images take in processes that each have what this one had.
+
+        `price` is USD an hour of one of these devices.
+        """
+        hours = (real * self.captions.seconds + images * self.images.seconds) / processes / 3600
+        return Projection(round(hours, 4), processes, None if price is None else round(hours * processes * price, 2))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """For people, in one line."""
+        cold = "" if self.images.warm and self.captions.warm else ", the first batch among them"
+        return (
+            f"{_seconds(self.images.seconds)} an image and {_seconds(self.captions.seconds)} a real one "
+            f"({self.images.measured} and {self.captions.measured} of them{cold}) on {self.images.device}"
+        )
+
+
+def probe(
+    recipe: Recipe,
+    count: int,
+    *,
+    device: str | None = None,
+    options: WorkOptions = DEFAULTS,
+    say: Callable[[str], None] = lambda line: None,
+    captioner: Captioner | None = None,
+    generator: ImageGenerator | None = None,
+) -> Probe:
+    """Make some images of a recipe's plan as a run would, in a temporary folder, and see how long it takes.
+
+    Captions and images are made in whole batches, one of which comes before the measured ones and one after them.
+    Nothing is left behind but what the Hub's cache keeps of models and sources.
+
+    Args:
+        recipe: the recipe.
+        count: images, >= 1; rounded up to whole batches. A source with fewer gives what it has.
+        device: a torch device; None picks one.
+        options: as for the run that is planned.
+        say: told what is being done.
+        captioner, generator: in place of the recipe's models (for tests).
+
+    Raises:
+        HfsynError: as a run of the recipe would, and where no image can be read.
+    """
+    drawn_at_once = recipe.generate.batch_size
+    if options.batch_size is not None:
+        drawn_at_once = max(CANDIDATES) if options.batch_size == "auto" else int(options.batch_size)
+    captioned_at_once = recipe.caption.batch_size if recipe.caption is not None else 64
+    each = recipe.prompt.images_per_caption
+    images = _whole(count, drawn_at_once)
+    real = _whole(max(count, math.ceil(images / each)), captioned_at_once)
+    with tempfile.TemporaryDirectory(prefix="hfsyn-probe-") as temporary:
+        folder = Path(temporary)
+        whole = prepare(_few(recipe, real), folder / "few")
+        if whole.source_rows < real:  # it has not all the classes, or fewer images of some
+            whole = prepare(recipe, folder / "all")
+        first = _run(folder / "captions", whole, captioned_at_once, _first_lines(whole, real))
+        say(f"probing: {first.source_rows} real images")
+        caption(first, device=device, quiet=True, options=options, captioner=captioner)
+        lines = plan(first.recipe, read_captions(first.caption_shards()))[:images]
+        if not lines:
+            raise HfsynError(
+                f"None of the {first.source_rows} images that were tried can be read.", "Check source.path."
+            )
+        second = _run(folder / "images", whole, drawn_at_once, [])
+        write_lines(second.folder / layout.PLAN, lines, drawn_at_once)
+        say(f"probing: {len(lines)} images, after the model is loaded")
+        generate(second, device=device, quiet=True, options=options, generator=generator)
+        return Probe(_pace(first.caption_shards()), _pace(second.data_shards()))
+
+
+def _whole(count: int, batch: int) -> int:
+    """So many in whole batches, with one more before them to warm up and one after them that keeps the device busy."""
+    return (math.ceil(count / batch) + 2) * batch
+
+
+def _few(recipe: Recipe, real: int) -> Recipe:
+    """The recipe with as few images a class as give so many in all: indexing a large source takes its time."""
+    enough = math.ceil(real / len(get_variant(recipe.source.variant).classes))
+    limit = min(enough, recipe.source.limit_per_class or enough)
+    return recipe.model_copy(update={"source": recipe.source.model_copy(update={"limit_per_class": limit})})
+
+
+def _first_lines(run: Run, count: int) -> list[dict[str, Any]]:
+    """Lines of the source index whose images come first in the plan."""
+    lines = pq.read_table(run.folder / layout.SOURCE).to_pylist()
+    return sorted(lines, key=lambda line: order_of(sample_id_of(line["source_id"], 0)))[:count]
+
+
+def _run(folder: Path, whole: Run, shard_rows: int, lines: Sequence[dict[str, Any]]) -> Run:
+    """A run folder of these real images, a batch a shard."""
+    recipe = whole.recipe
+    store = recipe.store.model_copy(update={"shard_rows": min(shard_rows, 100_000)})
+    shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns(layout.SOURCE, layout.LOCKS))
+
+    def groups() -> Iterator[dict[str, list[Any]]]:
+        for start in range(0, len(lines), shard_rows):
+            yield {name: [line[name] for line in lines[start : start + shard_rows]] for name in SOURCE_SCHEMA.names}
+
+    write_groups(folder / layout.SOURCE, groups(), SOURCE_SCHEMA)
+    atomic_text(folder / layout.RECIPE, dump_recipe(recipe.model_copy(update={"store": store})))
+    return load_run(folder)
+
+
+def _pace(shards: Sequence[Path]) -> Pace:
+    """From when the shards were finished, one after the other. The next is begun before one is: as long as another
+    follows, this lag is the same for all of them.
+    """
+    done = sorted((sidecar_of(shard) for shard in shards if is_done(shard)), key=_finished)
+    sidecars = [load_sidecar(path) for path in done]
+    lines = [sidecar.stop - sidecar.start for sidecar in sidecars]
+    device = sidecars[0].device
+    if len(done) < 3:
+        began = min(_finished(path) - sidecar.seconds for path, sidecar in zip(done, sidecars, strict=True))
+        return Pace((_finished(done[-1]) - began) / sum(lines), sum(lines), False, device)
+    measured = sum(lines[1:-1])
+    return Pace((_finished(done[-2]) - _finished(done[0])) / measured, measured, True, device)
+
+
+def _finished(sidecar: Path) -> float:
+    return sidecar.stat().st_mtime_ns / 1e9
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1000:.1f} ms"
