@@ -85,7 +85,7 @@ class FileTexts:
                 f"{self._file} has {_some('id', self._twice)} more than once.", "Leave one line for each source id."
             )
         missing = [source_id for source_id in source_ids if source_id not in self._texts]
-        empty = [source_id for source_id in source_ids if not self._texts.get(source_id, "-").strip()]
+        empty = [source_id for source_id in source_ids if not self._texts.get(source_id, "-")]
         if len(missing) == len(source_ids):
             some = next(iter(self._texts), None)
             raise HfsynError(
@@ -213,7 +213,7 @@ def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
     text = row[column]
     if text is not None and not isinstance(text, str):
         raise _malformed(path, f"{where} has the {column} {text!r}, which is no text", "")
-    return source_id, text or ""
+    return source_id, text if text and text.strip() else ""
 
 
 def _keys(names: Iterable[Any]) -> str:
