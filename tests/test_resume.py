@@ -40,7 +40,8 @@ def test_twenty_kills_at_random_moments_change_no_byte(tmp_path: Path) -> None:
         before = len(pending(load_run(killed).caption_shards()))
         while len(pending(load_run(killed).caption_shards())) == before and before and time.monotonic() < deadline:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.4) if before else chance.uniform(0.8, 2.0))
+        # The first kill meets the captions for certain, on a slow machine too.
+        time.sleep(0 if not stages else chance.uniform(0, 0.4) if before else chance.uniform(0.8, 2.0))
         running = [worker for worker in workers if worker.poll() is None]
         for worker in running:
             worker.kill()
