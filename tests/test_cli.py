@@ -179,10 +179,12 @@ def test_plan_counts_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_strategies_show_prints_ten_real_prompts(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = main("strategies", "show", "cip", "--caption", "on a table", capsys=capsys)
+    code, out, err = main("strategies", "show", "cip", "--caption", "on a table", capsys=capsys)
     assert code == 0
     assert "a photo of tench, on a table" in out
     assert len(out.splitlines()) == 11
+    assert "counted by the tokenizer of the small generator, as that of stable-diffusion-v1-5/" in err
+    assert "'on a table' stands for what a captioner writes of each real image" in err
 
 
 def test_recipes_new_writes_a_recipe_that_builds(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompt_templates import CLIP80, with_article
-from hfsyn.making.prompts import STRATEGIES, get_strategy
+from hfsyn.making.prompt_examples import examples
+from hfsyn.making.prompt_templates import CLIP80, with_article, word_lists
+from hfsyn.making.prompts import STRATEGIES, get_strategy, strategy_of
+from hfsyn.making.recipe_parts import PromptPart
 
 TENCH = ClassInfo("n01440764", 0, "tench", ("tench", "Tinca tinca"), "freshwater dace-like game fish", "cyprinid")
 
@@ -85,3 +88,44 @@ def test_the_article_fits_the_noun(noun: str, expected: str) -> None:
 def test_an_unknown_strategy_names_the_nearest() -> None:
     with pytest.raises(HfsynError, match="'cip'"):
         get_strategy("cpi")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_shows_ten_examples_with_their_tokens(name: str) -> None:
+    found = examples(name, "shapes", "a red heart on a blue background", recipe="shapes-cip")
+    assert [row["class"] for row in found.rows] == [info.name for info in get_variant("shapes").classes]
+    assert found.remarks[0] == "tokens are counted by the tokenizer of builtin, which takes 32"
+    short = examples("classname", "shapes", "", recipe="shapes-cip")
+    for row, bare in zip(found.rows, short.rows, strict=True):
+        assert row["tokens"] >= bare["tokens"] == 3  # one word between the two markers
+    assert any("negative prompt" in remark for remark in found.remarks) == (name == "cip-quality")
+
+
+def test_ones_own_function_shows_examples_too(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def write(c, caption, rng):\n    return f'{c.name}: {caption}'\n")
+    found = examples(f"{tmp_path}/mine.py:write", "shapes", "red", recipe="shapes-cip")
+    assert found.rows[0]["prompt"] == "circle: red"
+
+
+def test_a_place_stands_behind_the_hypernym() -> None:
+    places = word_lists("places.json")["places"]
+    drawn = {get_strategy("background").write(TENCH, None, Random(seed)) for seed in range(2000)}
+    assert drawn == {f"tench, cyprinid inside {place}" for place in places}
+    assert len(places) == 92
+
+
+def test_a_models_sentence_gets_the_class_where_it_does_not_name_it() -> None:
+    for name in ("w2s", "llm", "llm-diverse"):
+        assert write(name, "A Tench on a plate") == "A Tench on a plate"
+        assert write(name, "a fish") == "tench, a fish"
+        assert write(name, "") == "tench"
+
+
+def test_a_domain_word_gets_its_article() -> None:
+    written = [
+        strategy_of(PromptPart(strategy="domain", domain=word)).write(TENCH, None, Random(0))
+        for word in ("pet", "aircraft", " under water ")
+    ]
+    assert written == [
+        "a pet photo of a tench", "an aircraft photo of a tench", "an under water photo of a tench"
+    ]  # fmt: skip

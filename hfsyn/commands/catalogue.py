@@ -121,8 +121,8 @@ def strategies_ls(as_json: bool) -> None:
     """List the strategies."""
     from hfsyn.making.prompts import STRATEGIES
 
-    fields = ("name", "template", "needs_caption", "source")
-    _table([{field: getattr(s, field) for field in fields} for s in STRATEGIES.values()], as_json)
+    fields = ("name", "template", "text_from", "source")
+    _table([{field: getattr(s, field) or None for field in fields} for s in STRATEGIES.values()], as_json)
 
 
 @strategies.command("show")
@@ -131,22 +131,22 @@ def strategies_ls(as_json: bool) -> None:
 @click.option(
     "--caption", "text", default="a person standing next to it in a field", show_default=True, help="A caption to try."
 )
+@click.option("--domain", metavar="WORD", help="The word of the strategy domain.")
+@click.option(
+    "--recipe", default="imagenette-cip", show_default=True, metavar="RECIPE", help="Whose generator counts the tokens."
+)
 @as_json_option
-def strategies_show(name: str, variant: str, text: str, as_json: bool) -> None:
-    """What a strategy makes of the first ten classes of a variant."""
-    from random import Random
+def strategies_show(name: str, variant: str, text: str, domain: str | None, recipe: str, as_json: bool) -> None:
+    """What a strategy makes of the first ten classes of a variant, with token counts.
 
-    from builders.variants import get_variant
-    from hfsyn.making.prompts import get_strategy
-    from hfsyn.making.specs import seed_of
+    NAME is one of `strategies ls`, or a function of yours: path/to/file.py:function.
+    """
+    from hfsyn.making.prompt_examples import examples
 
-    strategy = get_strategy(name)
-    rows = []
-    for info in get_variant(variant).classes[:10]:
-        rng = Random(seed_of(0, info.wnid, purpose="prompt"))
-        prompt = strategy.write(info, text if strategy.needs_caption else None, rng)
-        rows.append({"wnid": info.wnid, "class": info.name, "prompt": prompt})
-    _table(rows, as_json)
+    found = examples(name, variant, text, domain=domain, recipe=recipe)
+    _table(found.rows, as_json)
+    for remark in found.remarks:
+        click.echo(remark, err=True)
 
 
 @click.group()

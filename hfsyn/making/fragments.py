@@ -79,7 +79,8 @@ def _parsed(kind: FragmentKind, name: str, text: str) -> Fragment:
     except yaml.YAMLError as error:
         raise HfsynError(f"{name} is not YAML: {' '.join(str(error).split())}", "Mend the line it names.") from None
     fields = fields if isinstance(fields, dict) else {}
-    part, facts = fields.get(key), fields.get("facts") or {}
+    part: Any = fields.get(key)
+    facts = fields.get("facts") or {}
     if not isinstance(part, dict):
         what = f"it needs the key {key!r}"
     elif unknown := sorted(set(fields) - _KEYS - {key}):
