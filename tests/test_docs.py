@@ -15,8 +15,8 @@ from conftest import ROOT
 from PIL import Image
 
 from hfsyn.cli import cli
+from hfsyn.commands.recipe_options import chosen_recipe
 from hfsyn.making.prompts import STRATEGIES
-from hfsyn.making.recipe import load_recipe
 from hfsyn.making.recipe_texts import shipped_recipes
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def test_the_commands_that_need_a_hub_or_a_gpu_parse_and_name_what_exists(comman
     parsed = sub.make_context(words[1], words[2:])
     assert isinstance(parsed, click.Context)
     if not str(parsed.params.get("recipe", "hf://")).startswith("hf://"):
-        load_recipe(parsed.params["recipe"], parsed.params["overrides"])
+        chosen_recipe(parsed.params["recipe"], parsed.params)
 
 
 def test_every_command_occurs_in_the_readme_or_is_a_stage_of_build() -> None:

@@ -88,6 +88,6 @@ def _tokenizer(part: GeneratePart) -> tuple[Any, str]:
     except (OSError, ValueError, HfsynError):
         return (
             AutoTokenizer.from_pretrained(locate(BUILTIN, "generator"), subfolder="tokenizer", local_files_only=True),
-            f"the tokenizer of the small generator, as that of {part.model} is not at hand; it spells the words that it "
-            "does not know, and so counts more than CLIP's",
+            f"the tokenizer of the small generator, as that of {part.model} is not at hand; it spells the words that "
+            "it does not know, and so counts more than CLIP's",
         )
