@@ -53,7 +53,8 @@ LAYERS = (
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages",
         "hfsyn.judging.plots", "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast",
         "hfsyn.making.known_captions", "hfsyn.making.exporting", "hfsyn.making.manifest", "hfsyn.making.reading",
-        "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.stages", "hfsyn.making.captioning",
+        "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.source_pictures", "hfsyn.making.stages",
+        "hfsyn.making.captioning",
         "hfsyn.making.generating", "hfsyn.making.planning", "hfsyn.making.probing", "hfsyn.making.production",
         "hfsyn.showcase",
     }

@@ -99,6 +99,7 @@ def verify(what: str, config: str | None, token: str | None, as_json: bool, quie
 @click.option("--out", default=".", show_default=True, metavar="DIR", help="Where to write the pictures.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: the GPU, or the CPU.")
 @click.option("--model", metavar="MODEL", help="Where the generator is now, if the recipe names a local folder.")
+@click.option("--source", metavar="DIR", help="Where the real images are now, if the recipe's images start from them.")
 @click.option("--allow-pickle-weights", "allow_pickle", is_flag=True, help="See `hfsyn generate --help`.")
 @_config
 @_token

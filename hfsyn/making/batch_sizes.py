@@ -142,11 +142,13 @@ def choose(asked: str | int | None, recipe_size: int, device: str, generator: An
     if not device.startswith("cuda"):
         return recipe_size
     import torch
+    from PIL import Image
 
     total = torch.cuda.get_device_properties(device).total_memory
 
     def draw(size: int) -> None:
         torch.cuda.reset_peak_memory_stats(device)
-        generator.start(["a photo"] * size, list(range(size)), size)()
+        images = {"images": [Image.new("RGB", (64, 64))] * size} if generator.starts_from_images else {}
+        generator.start(["a photo"] * size, list(range(size)), size, **images)()
 
     return largest_batch(draw, guided=guided, used=lambda: torch.cuda.max_memory_reserved(device) / total)

@@ -40,14 +40,17 @@ class Conditioning:
         negative: negative prompt; None is the pipeline's own idea of none (the empty text, or zeros for SDXL).
         guided: whether there is classifier-free guidance.
         device: a torch device.
+        longest: tokens of a prompt that are passed on to T5; None is the pipeline's own number.
 
     Raises:
         HfsynError: the pipeline has no tokenizer.
     """
 
-    def __init__(self, pipe: Any, model: str, negative: str | None, *, guided: bool, device: str) -> None:
+    def __init__(
+        self, pipe: Any, model: str, negative: str | None, *, guided: bool, device: str, longest: int | None = None
+    ) -> None:
         self._pipe, self._negative, self._guided, self._device = pipe, negative, guided, device
-        self._tokenizer, self.max_tokens = tokenizer_of(pipe, model)
+        self._tokenizer, self.max_tokens = tokenizer_of(pipe, model, longest)
         self._names = _EMBEDDINGS.get(type(pipe).__name__)
         self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
         self._lengths: OrderedDict[str, int] = OrderedDict()

@@ -21,7 +21,13 @@ def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
 
 
 def denoise(
-    pipe: Any, recipe: GeneratePart, size: Mapping[str, int], given: Mapping[str, Any], generators: Sequence[Any]
+    pipe: Any,
+    recipe: GeneratePart,
+    size: Mapping[str, int],
+    given: Mapping[str, Any],
+    generators: Sequence[Any],
+    *,
+    start: tuple[Any, Any] | None = None,
 ) -> Any:
     """The latents of a batch.
 
@@ -31,6 +37,8 @@ def denoise(
         size: width and height in pixels; empty is the pipeline's own.
         given: embeddings, batch x tokens x channels, by the pipeline's names.
         generators: one CPU `torch.Generator` a sample.
+        start: the image-to-image pipeline of the same parts, and the images that it is to start from (RGB of the size);
+            None starts from noise.
 
     Returns:
         batch x channels x height/8 x width/8.
@@ -46,11 +54,19 @@ def denoise(
     height, width = _extent(pipe, size)
     guided = "negative_prompt_embeds" in given
     scheduler.set_timesteps(recipe.steps)
-    timesteps = scheduler.timesteps
+    whole, timesteps = len(scheduler.timesteps), scheduler.timesteps
+    if start is None:
+        latents = pipe.prepare_latents(
+            rows, unet.config.in_channels, height, width, embeddings.dtype, device, list(generators), None
+        )
+    else:
+        image_pipe, images = start
+        timesteps, _ = image_pipe.get_timesteps(recipe.steps, recipe.strength, device)
+        latents = image_pipe.prepare_latents(
+            image_pipe.image_processor.preprocess(list(images), height=height, width=width),
+            timesteps[:1].repeat(rows), rows, 1, embeddings.dtype, device, list(generators),
+        )  # fmt: skip
     on_device = timesteps.to(device)
-    latents = pipe.prepare_latents(
-        rows, unet.config.in_channels, height, width, embeddings.dtype, device, list(generators), None
-    )
     more = _step_options(scheduler, generators)
     both = {"encoder_hidden_states": embeddings}
     if guided:
@@ -58,7 +74,7 @@ def denoise(
     added = None
     if "pooled_prompt_embeds" in given:
         added = _added(pipe, given, height, width, guided=guided)
-        if hasattr(scheduler, "set_begin_index"):
+        if hasattr(scheduler, "set_begin_index") and start is None:
             scheduler.set_begin_index(0)
     condition = None
     if unet.config.time_cond_proj_dim is not None:
@@ -67,7 +83,8 @@ def denoise(
             device=device, dtype=latents.dtype
         )
     for i, t in enumerate(timesteps):
-        steer = guided and recipe.guidance_start * len(timesteps) <= i < recipe.guidance_stop * len(timesteps)
+        at = i + whole - len(timesteps)  # of the schedule, the steps that an image to start from spares included
+        steer = guided and recipe.guidance_start * whole <= at < recipe.guidance_stop * whole
         fed = scheduler.scale_model_input(torch.cat([latents] * 2) if steer else latents, t)
         half = slice(None) if steer or not guided else slice(rows, None)
         noise = unet(

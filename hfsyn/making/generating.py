@@ -16,6 +16,7 @@ from hfsyn.making.production import Production, Work
 from hfsyn.making.rows import synthetic_rows
 from hfsyn.making.runs import Run, load_run, select
 from hfsyn.making.shards import pending
+from hfsyn.making.source_pictures import SourcePictures
 from hfsyn.making.specs import SampleSpec
 from hfsyn.making.stages import Stage
 from hfsyn.making.tuning import PLAIN, tuning_of
@@ -62,6 +63,7 @@ def generate(
     size = BatchSize(choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1))
     total = run.planned_rows or 0
     schema = synthetic_features(run.class_names).arrow_schema
+    pictures = SourcePictures(run) if part.init == "source" else None
 
     with stage.progress("generating", paths, total, quiet=quiet) as progress:
 
@@ -81,7 +83,7 @@ def generate(
             )
             progress.shard_done(len(rows))
 
-        with Production(generator, run.recipe, size, write, progress.add) as production:
+        with Production(generator, run.recipe, size, write, progress.add, pictures=pictures) as production:
             budget = Budget(options)
             taking = Claims(run.folder, stage.mine(paths), stage="generate")
             patience = Patience(taking, look=progress.look)

@@ -6,6 +6,7 @@ recipe's size, so that rounding does not depend on how much work was left.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,7 +18,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.conditioning import Conditioning, makes_embeddings
 from hfsyn.making.decoding import decode, fetch, split_decoding
 from hfsyn.making.denoising import denoise, is_guided
-from hfsyn.making.pipelines import load_pipeline, size_of
+from hfsyn.making.encode import fitted
+from hfsyn.making.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.making.recipe import GeneratePart
 from hfsyn.making.tuning import PLAIN, Tuning, kernels, tune
 
@@ -42,12 +44,15 @@ Pending = Callable[[], list[Generated]]
 class ImageGenerator(Protocol):
     """Something that draws prompts."""
 
-    def start(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> Pending:
+    def start(
+        self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
+    ) -> Pending:
         """Give the device one batch to draw, without waiting for it: an image for each prompt and its seed.
 
         Args:
             prompts, seeds: at least one and at most `size` of each.
             size: of the batch; a short one is padded, so that rounding does not depend on how much was left.
+            images: the real image (RGB, of Pillow) behind each prompt, where the recipe starts from it; else not given.
 
         Raises:
             torch.OutOfMemoryError: the device has too little memory for a batch of this size.
@@ -67,7 +72,8 @@ class ImageGenerator(Protocol):
 class DiffusersGenerator:
     """Any text-to-image pipeline that ``AutoPipelineForText2Image`` loads.
 
-    An image depends on its prompt, its seed, the recipe and, in the last bits, the size of its batch; its companions
+    An image depends on its prompt, its seed, the recipe (and the real image that it starts from, where the recipe says
+    so) and, in the last bits, the size of its batch; its companions
     make no difference. The initial noise is drawn on the CPU in the recipe's dtype. No watermark is put in, whether or
     not the optional library that SDXL takes for it is installed.
 
@@ -98,14 +104,16 @@ class DiffusersGenerator:
                 "Set generate.guidance_start to 0 and generate.guidance_stop to 1.",
             )
         self._recipe = recipe
-        self._size = size_of(pipe, recipe)
+        self._size = size_of(pipe, recipe, whole=recipe.init == "source")
         self._pipe = pipe.to(device)
+        self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
         self.tuning = tuning
         tune(self._pipe, tuning)
         self._device = device
         self._conditioning = Conditioning(
-            self._pipe, recipe.model, negative, guided=is_guided(pipe, recipe), device=device
-        )
+            self._pipe, recipe.model, negative, guided=is_guided(pipe, recipe), device=device,
+            longest=recipe.max_sequence_length,
+        )  # fmt: skip
         if not makes_embeddings(pipe):
             split_decoding(pipe)
 
@@ -114,11 +122,18 @@ class DiffusersGenerator:
         """See `ImageGenerator`."""
         return self._conditioning.max_tokens
 
+    @property
+    def starts_from_images(self) -> bool:
+        """Whether `start` needs the real images."""
+        return self._image_pipe is not None
+
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """See `ImageGenerator`."""
         return self._conditioning.count(prompts)
 
-    def start(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> Pending:
+    def start(
+        self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
+    ) -> Pending:
         """See `ImageGenerator`.
 
         Raises:
@@ -128,18 +143,24 @@ class DiffusersGenerator:
 
         if not 0 < len(prompts) == len(seeds) <= size:
             raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds for a batch of {size}")
+        if (images is None) != (self._image_pipe is None) or (images is not None and len(images) != len(prompts)):
+            raise ValueError(f"{0 if images is None else len(images)} images for {len(prompts)} prompts")
         wanted = len(prompts)
+        starts = None
+        if images is not None:
+            starts = [fitted(image, self._size["width"], self._size["height"]) for image in images]
+            starts += [starts[-1]] * (size - wanted)
         prompts = [*prompts, *[prompts[-1]] * (size - wanted)]
         seeds = [*seeds, *[seeds[-1]] * (size - wanted)]
         with torch.inference_mode(), kernels(self.tuning):
             try:
-                images, flagged = self._draw(prompts, seeds)
+                drawn, flagged = self._draw(prompts, seeds, starts)
             except ValueError as error:
                 raise HfsynError(
                     f"{self._recipe.model} refuses the recipe: {' '.join(str(error).split())[:200]}",
                     "Change generate.width, generate.height or generate.steps.",
                 ) from error
-            arrive = fetch(images, wanted, signed=flagged is None)
+            arrive = fetch(drawn, wanted, signed=flagged is None)
 
         def settle() -> list[Generated]:
             levels = arrive()
@@ -154,26 +175,39 @@ class DiffusersGenerator:
 
         return settle
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Generated]:
+    def generate(
+        self, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Any] | None = None
+    ) -> list[Generated]:
         """The images at once, in one batch of the recipe's size."""
-        return self.start(prompts, seeds, self._recipe.batch_size)()
+        return self.start(prompts, seeds, self._recipe.batch_size, images=images)()
 
-    def _draw(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[list[Any], list[bool] | None]:
+    def _draw(
+        self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Any] | None
+    ) -> tuple[list[Any], list[bool] | None]:
         """Images on the device: of -1 to 1; or of 0 to 1 with the safety checker's word, as a pipeline gives them."""
         import torch
 
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         given = self._conditioning.of(prompts)
         if makes_embeddings(self._pipe):
-            latents = denoise(self._pipe, self._recipe, self._size, given, generators)
+            start = None if starts is None else (self._image_pipe, starts)
+            latents = denoise(self._pipe, self._recipe, self._size, given, generators, start=start)
             return decode(self._pipe, latents), None
-        out = self._pipe(
+        pipe: Any = self._pipe
+        more: dict[str, Any] = dict(self._size)
+        if starts is not None:
+            pipe = self._image_pipe
+            known = inspect.signature(type(pipe).__call__).parameters
+            more = {key: value for key, value in more.items() if key in known}
+            more |= {"image": list(starts), "strength": self._recipe.strength}
+        out = pipe(
             **given,
             generator=generators,
             num_inference_steps=self._recipe.steps,
             guidance_scale=self._recipe.guidance_scale,
             output_type="pt",
-            **self._size,
+            **call_options(pipe, self._recipe),
+            **more,
         )
         flagged = getattr(out, "nsfw_content_detected", None) or [False] * len(prompts)
         return [out.images], [bool(hit) for hit in flagged]

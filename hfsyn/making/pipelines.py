@@ -9,11 +9,13 @@ from typing import Any
 
 from hfsyn.errors import HfsynError
 from hfsyn.making.hub_models import loading, unloadable
+from hfsyn.making.loras import fuse_lora
 from hfsyn.making.recipe import GeneratePart
 
 
 def load_pipeline(recipe: GeneratePart, negative: str | None, *, allow_pickle: bool = False) -> Any:
-    """The recipe's pipeline on the CPU, in the recipe's dtype and with its scheduler; quiet, and without a watermark.
+    """The recipe's pipeline on the CPU, in the recipe's dtype, with its LoRA and its scheduler; quiet, and without a
+    watermark.
 
     Raises:
         HfsynError: the model cannot be loaded, or has no use for the scheduler, the steps or the negative prompt.
@@ -39,6 +41,7 @@ def load_pipeline(recipe: GeneratePart, negative: str | None, *, allow_pickle: b
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.")
     _check_weights(pipe, recipe.model)
     _check_call(pipe, recipe, negative)
+    fuse_lora(pipe, recipe)
     pipe.set_progress_bar_config(disable=True)
     if getattr(pipe, "watermark", None) is not None:
         pipe.watermark = None
@@ -57,17 +60,59 @@ def _check_weights(pipe: Any, model: str) -> None:
             )
 
 
-def size_of(pipe: Any, recipe: GeneratePart) -> dict[str, int]:
-    """Width and height in pixels, or nothing for the pipeline's own; given one, pipelines forget it for the other."""
+def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
+    """The image-to-image pipeline of the same parts.
+
+    Raises:
+        HfsynError: diffusers has none for this kind of model, or the recipe leaves it no step to do.
+    """
+    import diffusers
+
+    try:
+        found = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError:
+        raise HfsynError(
+            f"{recipe.model} is a {type(pipe).__name__}, which starts from noise alone.", "Set generate.init to none."
+        ) from None
+    if int(recipe.steps * recipe.strength) < 1:
+        raise HfsynError(
+            f"generate.strength {recipe.strength:g} of {recipe.steps} steps is less than one step.",
+            "Set more steps, or more strength.",
+        )
+    if "strength" not in inspect.signature(type(found).__call__).parameters:
+        raise HfsynError(f"{recipe.model} is a {type(found).__name__}, which knows no strength.", "Name another model.")
+    found.set_progress_bar_config(disable=True)
+    if getattr(found, "watermark", None) is not None:
+        found.watermark = None
+    return found
+
+
+def call_options(pipe: Any, recipe: GeneratePart) -> dict[str, Any]:
+    """What else a pipeline is called with, if it has a parameter for it."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    found: dict[str, Any] = {}
+    if "clean_caption" in known:  # otherwise it depends on which libraries are installed what of a prompt is read
+        found["clean_caption"] = False
+    if recipe.max_sequence_length is not None:
+        found["max_sequence_length"] = recipe.max_sequence_length
+    return found
+
+
+def size_of(pipe: Any, recipe: GeneratePart, *, whole: bool = False) -> dict[str, int]:
+    """Width and height in pixels, or nothing for the pipeline's own; given one, pipelines forget it for the other.
+
+    `whole` asks for both in any case.
+    """
     size = {key: value for key in ("width", "height") if (value := getattr(recipe, key)) is not None}
-    if len(size) != 1:
+    if len(size) != 1 and not (whole and not size):
         return size
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     own = getattr(pipe, "default_sample_size", None) or getattr(getattr(network, "config", None), "sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     if not isinstance(own, int) or not isinstance(factor, int):
+        has = f"generate has a {next(iter(size))} only" if size else "generate has no width and no height"
         raise HfsynError(
-            f"generate has a {next(iter(size))} only, and {recipe.model} does not say its own size.",
+            f"{has}, and {recipe.model} does not say its own size.",
             "Set both generate.width and generate.height.",
         )
     return dict.fromkeys(("width", "height"), own * factor) | size
@@ -80,17 +125,26 @@ def _check_call(pipe: Any, recipe: GeneratePart, negative: str | None) -> None:
     wanted |= {name for name in ("width", "height") if getattr(recipe, name) is not None}
     if negative is not None:
         wanted.add("negative_prompt")
+    if recipe.max_sequence_length is not None:
+        wanted.add("max_sequence_length")
     if lacking := sorted(wanted - known.keys()):
+        mend = {
+            "negative_prompt": "Set prompt.negative to null.",
+            "max_sequence_length": "Set generate.max_sequence_length to null.",
+        }
         raise HfsynError(
             f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}.",
-            "Set prompt.negative to null." if lacking == ["negative_prompt"] else "Name another generate.model.",
+            mend.get(" ".join(lacking), "Name another generate.model."),
         )
 
 
-def tokenizer_of(pipe: Any, model: str) -> tuple[Any, int]:
-    """The tokenizer of the text encoder that takes the most tokens, and how many these are."""
+def tokenizer_of(pipe: Any, model: str, longest: int | None = None) -> tuple[Any, int]:
+    """The tokenizer of the text encoder that takes the most tokens, and how many these are; at most `longest`, where a
+    pipeline passes on no more.
+    """
     parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
     limit = parameter.default if parameter is not None and isinstance(parameter.default, int) else sys.maxsize
+    limit = longest or limit
     found = [part for name, part in pipe.components.items() if "tokenizer" in name and part is not None]
     if not found:
         raise HfsynError(f"{model} is a {type(pipe).__name__} without a tokenizer.", "Name another generate.model.")
@@ -106,6 +160,7 @@ def _scheduler(recipe: GeneratePart, own: Any) -> Any:
         "ddim": ("DDIMScheduler", {}),
         "pndm": ("PNDMScheduler", {}),
         "euler": ("EulerDiscreteScheduler", {}),
+        "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
         "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
         "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
         "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),

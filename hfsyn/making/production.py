@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.claims import Claim
@@ -72,6 +73,7 @@ class Production:
         write: called in the writer's thread with a shard whose images are all settled; its claim is released after.
         tick: called with the number of images that were kept, from a thread of its own.
         threads: that encode; None is two, or one less than the cores where there are more.
+        pictures: gives the real images behind some specs, where the recipe starts from them.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Production:
         tick: Callable[[int], None] = lambda images: None,
         *,
         threads: int | None = None,
+        pictures: Callable[[Sequence[SampleSpec]], Sequence[Any]] | None = None,
     ) -> None:
         self._generator, self._recipe, self._size, self._write, self._tick = generator, recipe, size, write, tick
+        self._pictures = pictures
         threads = threads or encoders()
         self._encoders = ThreadPoolExecutor(threads, "encode")
         self._settler = ThreadPoolExecutor(1, "settle")
@@ -163,7 +167,8 @@ class Production:
             seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) if attempt else spec.seed
             for spec in batch
         ]
-        return batch, seeds, self._generator.start([spec.prompt for spec in batch], seeds, size)
+        more = {} if self._pictures is None else {"images": self._pictures(batch)}
+        return batch, seeds, self._generator.start([spec.prompt for spec in batch], seeds, size, **more)
 
     def _settle(self, work: Work, batch: Sequence[SampleSpec], seeds: Sequence[int], pending: Pending) -> None:
         """In the settler's thread: wait for a batch and hand its images to the encoders."""

@@ -20,6 +20,7 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
+from hfsyn.making.loras import pin_lora
 from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
@@ -218,6 +219,9 @@ def _filled(recipe: Recipe, stored: Recipe) -> Recipe:
         mine, theirs = getattr(recipe, part), getattr(stored, part)
         if mine is not None and theirs is not None and mine.revision is None:
             filled = filled.model_copy(update={part: mine.model_copy(update={"revision": theirs.revision})})
+    if recipe.generate.lora_revision is None:
+        pinned = {"lora_revision": stored.generate.lora_revision}
+        filled = filled.model_copy(update={"generate": filled.generate.model_copy(update=pinned)})
     return filled
 
 
@@ -242,8 +246,17 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
         pinned = pin(recipe.caption.model, recipe.caption.revision, "language model" if of_class else "captioner")
         recipe = recipe.model_copy(update={"caption": recipe.caption.model_copy(update={"revision": pinned})})
     pinned = pin(recipe.generate.model, recipe.generate.revision, "generator")
-    recipe = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"revision": pinned})})
+    generate = pin_lora(recipe.generate.model_copy(update={"revision": pinned}))
+    recipe = recipe.model_copy(update={"generate": generate})
     source = recipe.source
+    hub = get_variant(source.variant).hub
+    if generate.init == "source" and source.path is None and hub is not None:
+        raise HfsynError(
+            f"generate.init is source, and the images of {source.variant} are streamed from the Hub, in another order "
+            "than they are needed.",
+            f"Download them (hf download {hub.repo_id} --repo-type dataset --local-dir FOLDER) and --set "
+            "source.path=FOLDER.",
+        )
     try:
         if source.path is None and get_variant(source.variant).hub is not None:
             revision = resolve_revision(source.variant, source.revision)

@@ -95,6 +95,12 @@ class CardFacts:
             "generator": recipe.generate.model,
             "generator_revision": recipe.generate.revision,
             "sample_id": self.example["sample_id"] if self.example and self.what == "data" else None,
+            **({"starts_from": "source"} if recipe.generate.init == "source" and self.what == "data" else {}),
+            **(
+                {"lora": recipe.generate.lora, "lora_revision": recipe.generate.lora_revision}
+                if recipe.generate.lora and self.what == "data"
+                else {}
+            ),
             "in_progress": self.in_progress,
         }
 

@@ -36,7 +36,9 @@ def licence_of(digests: Digests) -> dict[str, str | None]:
     if not all(source_of(digest)["drawn"] for digest in digests.values()):  # images of people's own
         return {"license": "unknown", "license_name": None, "license_link": None}
     ours = all(
-        digest["captioner"] in (None, BUILTIN) and (digest["generator"] == BUILTIN or digest["what"] == "captions")
+        not digest.get("lora")
+        and digest["captioner"] in (None, BUILTIN)
+        and (digest["generator"] == BUILTIN or digest["what"] == "captions")
         for digest in digests.values()
     )
     return {"license": "apache-2.0" if ours else "unknown", "license_name": None, "license_link": None}

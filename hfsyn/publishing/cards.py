@@ -151,6 +151,7 @@ def render_card(
         "configs": [{**digest, "title": source_of(digest)["title"]} for digest in after.values()],
         "data": [digest for digest in after.values() if digest["what"] == "data"],
         "captions": any(_captioned(digest) for digest in after.values()),
+        "starting": [digest["config"] for digest in after.values() if digest.get("starts_from") == "source"],
     }
     new = {
         "intro": render(
@@ -280,6 +281,8 @@ def _licences(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             model = digest[role]
             if model and not (role == "generator" and digest["what"] == "captions"):
                 parts[role, model] = _model_licence(model, digest[f"{role}_revision"])
+        if isinstance(lora := digest.get("lora"), str):
+            parts["LoRA", lora] = _model_licence(lora, str(digest.get("lora_revision")))
     return {
         "parts": [(role, name, page, text) for (role, name), (page, text) in parts.items()],
         "known": licence_of(digests)["license"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
 from collections.abc import Mapping
@@ -14,13 +15,15 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from builders import layout
+from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
 from builders.layout import Sidecar
 from builders.published import Published, RunFolder, open_reference
+from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.encode import encode
 from hfsyn.making.generator import DiffusersGenerator, ImageGenerator
-from hfsyn.making.recipe import load_recipe
+from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.making.specs import order_of
 from hfsyn.publishing.comparison import readable, recipe_of
@@ -85,6 +88,7 @@ def reproduce(
     out: str | Path = ".",
     device: str | None = None,
     model: str | None = None,
+    source: str | None = None,
     config: str | None = None,
     token: str | bool | None = None,
     allow_pickle: bool = False,
@@ -98,6 +102,7 @@ def reproduce(
         out: folder for the picture of both.
         device: a torch device; None picks one.
         model: where the generator is on this machine, if the recipe names a local folder; its content must be the same.
+        source: where the real images are on this machine, if the recipe starts from them; None is the recipe's place.
         config: a configuration's name; None is the default one.
         token: as everywhere in huggingface_hub.
         allow_pickle: read weights that are no safetensors too.
@@ -126,7 +131,8 @@ def reproduce(
             f"The stored image of {sample_id} cannot be opened: {problem.reason}", f"See: hfsyn verify {what}"
         ) from None
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
-    (made,) = generator.start([row["prompt"]], [row["seed"]], size)()
+    images = {"images": [real_image(side, recipe, row, source)]} if part.init == "source" else {}
+    (made,) = generator.start([row["prompt"]], [row["seed"]], size, **images)()
     mine = encode(made.pixels, recipe.store)
     verdict, largest, mean = judge(stored, mine)
     picture = _picture(row, stored, mine, verdict, Path(out).expanduser())
@@ -134,6 +140,34 @@ def reproduce(
         side.label, sample_id, row["prompt"], row["seed"], verdict, largest, mean, str(picture),
         {**sidecar.software, "device": sidecar.device}, {**software(), "device": describe_device(where)},
     )  # fmt: skip
+
+
+def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, Any], path: str | None) -> Image.Image:
+    """The real image that a synthetic one started from, found by its id and checked by its content.
+
+    Raises:
+        HfsynError: it is not where it was looked for, or is another image.
+    """
+    part, source_id = recipe.source, row["source_id"]
+    hint = "Say where the real images are: --source FOLDER"
+    try:
+        found = open_source(part.variant, part.split, path=path or part.path, revision=part.revision)
+        entry = next((entry for entry in found.index() if entry.source_id == source_id), None)
+    except DataError as error:
+        raise HfsynError(f"The image starts from the real image {source_id}: {error.message}", hint) from None
+    if entry is None:
+        raise HfsynError(f"The image starts from the real image {source_id}, which is not in {found.layout}.", hint)
+    (real,) = found.read([entry])
+    for shard in side.manifest().captions:
+        with readable(side, shard), side.open(shard.file) as handle:
+            table = pq.read_table(
+                handle, columns=["source_id", "source_sha256"], filters=[("source_id", "=", source_id)]
+            )
+        if table.num_rows:
+            if table["source_sha256"][0].as_py() != hashlib.sha256(real.image).hexdigest():
+                raise HfsynError(f"{source_id} in {found.layout} is another image than the one that was used.", hint)
+            return decode_rgb(real.image)
+    raise HfsynError(f"{side.label} has no caption row of {source_id}.", f"See: hfsyn verify {side.label}")
 
 
 def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:

@@ -1,0 +1,66 @@
+"""The real images behind lines of the plan, for recipes whose images start from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from builders import layout
+from builders.images import decode_rgb
+from builders.rows import IndexEntry, SourceRow
+from hfsyn.errors import HfsynError
+from hfsyn.making.runs import Run
+from hfsyn.making.specs import SampleSpec
+
+_THREADS = 4
+
+
+class SourcePictures:
+    """Gives the real image of each spec, in order, decoded; refuses one that is not the image that was captioned.
+
+    Keeps about 200 bytes for each real image in memory.
+
+    Args:
+        run: with all of its captions.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._source = run.open_source()
+        self._index = pq.read_table(run.folder / layout.SOURCE)
+        columns = ["source_id", "source_sha256"]
+        captions = pa.concat_tables(
+            [pq.read_table(shard, columns=columns) for shard in run.caption_shards()], promote_options="permissive"
+        )
+        self._sha256 = captions.combine_chunks()
+        self._folder = run.folder
+        self._pool = ThreadPoolExecutor(_THREADS, "decode")
+
+    def __call__(self, specs: Sequence[SampleSpec]) -> list[Image.Image]:
+        """The images.
+
+        Raises:
+            HfsynError: the source has changed since it was captioned.
+        """
+        ids = pa.array(list(dict.fromkeys(spec.source_id for spec in specs)))
+        lines = self._index.take(pc.index_in(ids, value_set=self._index["source_id"])).to_pylist()
+        known = self._sha256.take(pc.index_in(ids, value_set=self._sha256["source_id"]))["source_sha256"].to_pylist()
+        # Neighbours in the source are read together.
+        order = sorted(range(len(lines)), key=lambda i: (lines[i]["location"], lines[i]["row"]))
+        rows = list(self._source.read([IndexEntry(**lines[i]) for i in order]))
+        images = dict(zip(order, self._pool.map(self._decoded, rows, [known[i] for i in order]), strict=True))
+        places = {source_id: place for place, source_id in enumerate(ids.to_pylist())}
+        return [images[places[spec.source_id]] for spec in specs]
+
+    def _decoded(self, row: SourceRow, sha256: str) -> Image.Image:
+        if hashlib.sha256(row.image).hexdigest() != sha256:
+            raise HfsynError(
+                f"{row.source_id} is not the image that was captioned: the source of {self._folder} has changed.",
+                "Put it back as it was.",
+            )
+        return decode_rgb(row.image)
