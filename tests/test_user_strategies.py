@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -77,6 +78,24 @@ def test_where_the_file_lies_is_no_part_of_the_name_of_a_recipe(tmp_path: Path) 
     assert fingerprint(pin_prompt(recipe_with(here, "other"))) != fingerprint(one)
     here.write_text(GOOD + "\n# changed\n")
     assert fingerprint(pin_prompt(recipe_with(here))) != fingerprint(one)
+
+
+def test_no_picture_of_the_run_says_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfsyn.making import sheets
+
+    said: list[str] = []
+
+    draw = sheets.contact_sheet
+
+    def seen(title: str, headings: list[str], *rest: Any) -> Any:
+        said.extend([title, *headings])
+        return draw(title, headings, *rest)
+
+    monkeypatch.setattr(sheets, "contact_sheet", seen)
+    path = strategy_file(tmp_path)
+    finished_run(tmp_path, f"prompt.strategy={path}:looks")
+    assert "./mine.py:looks" in said
+    assert not any(str(tmp_path) in text for text in said)
 
 
 def test_a_changed_file_is_refused_where_a_run_goes_on(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from builders.images import ImageRejected, decode_rgb
 from builders.sources import IndexEntry, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
+from hfsyn.making.recipe_prompts import published_prompt
 from hfsyn.making.runs import Run, index_entries
 from hfsyn.making.shards import atomic_write
 
@@ -134,7 +135,7 @@ def compare_runs(
             answers = [sample.rows[number] for sample in samples]
             groups.append([Tile(image_of(row), row["caption"] or row["prompt"]) for row in answers])
         rows.append(Row(info.name, groups))
-    headings = ["real images", *(f"{run.recipe.name}: {run.recipe.prompt.strategy}" for run in runs)]
+    headings = ["real images", *(f"{run.recipe.name}: {published_prompt(run.recipe.prompt).strategy}" for run in runs)]
     return contact_sheet(title, headings, rows)
 
 
@@ -191,7 +192,8 @@ def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
         for wnid in wnids
     ]
     more = f", {len(sheet)} of {len(by_class)} classes" if len(by_class) > len(sheet) else ""
-    return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [run.recipe.prompt.strategy], sheet)
+    heading = published_prompt(run.recipe.prompt).strategy
+    return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [heading], sheet)
 
 
 def peek(
