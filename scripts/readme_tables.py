@@ -31,6 +31,23 @@ def captioners() -> Rows:
     ]  # fmt: skip
 
 
+def generators() -> Rows:
+    """The fragments of `--generator`."""
+    from hfsyn.making.fragments import fragments, load_fragment
+    from hfsyn.making.recipe import GeneratePart
+
+    found = [load_fragment("generator", name) for name in fragments("generator")]
+    parts = [GeneratePart.model_validate(dict(f.part)) for f in found]
+    return [
+        {"`--generator`": f"`{f.name}`",
+         "model": f"`{p.model}`" + (f" with `{p.lora}`" if p.lora else ""),
+         "size": f"{p.width} px" if p.width else "its own",
+         "steps": p.steps, "guidance": f"{p.guidance_scale:g}", "its card says": f.facts.get("card", ""),
+         "text": f.facts.get("text", "")}
+        for f, p in zip(found, parts, strict=True)
+    ]  # fmt: skip
+
+
 def strategies() -> Rows:
     """The built-in strategies."""
     from hfsyn.making.prompts import STRATEGIES
@@ -75,6 +92,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     "variants": variants,
     "recipes": recipes,
     "captioners": captioners,
+    "generators": generators,
     "strategies": strategies,
 }
 

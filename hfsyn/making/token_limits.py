@@ -68,7 +68,7 @@ def _encoders(part: GeneratePart) -> list[_Encoder]:
         return []
     from transformers import AutoTokenizer
 
-    sequence = SEQUENCES.get(index.get("_class_name", ""))
+    sequence = part.max_sequence_length or SEQUENCES.get(index.get("_class_name", ""))
     revision = None if is_content_hash(part.revision) else part.revision
     found = []
     for name in names:
