@@ -152,8 +152,9 @@ def test_each_image_has_its_own_chance(folders: Folders) -> None:
         one = captioner(folders(family), top_p=0.9, temperature=1.5)
         drawn = one.caption(images(), seeds=seeds)
         assert len(set(drawn)) == 8
-        for image, seed, text in zip(images(), seeds, drawn, strict=True):
-            assert one.caption([image] * 8, seeds=[1, 2, seed, *range(10, 15)])[2] == text
+        for number in (1, 3, 6):
+            alone = one.caption([images()[number]] * 4, seeds=[1, 2, seeds[number], 10])
+            assert alone[2] == drawn[number]
         assert one.caption(images()[::-1], seeds=seeds[::-1]) == drawn[::-1]
         assert one.caption(images(), seeds=[seed + 1 for seed in seeds]) != drawn
         assert captioner(folders(family), temperature=1e-4).caption(images(), seeds=seeds) == captioner(
@@ -209,8 +210,10 @@ def test_a_prompt_may_name_the_class_of_each_image(folders: Folders, family: str
     classes = [get_variant("imagenet-1k").classes[n] for n in (0, 1, 2, 6, 0, 291, 291, 800)]
     one = captioner(folders(family), prompt="a {c} is {c}")
     asked = one.caption(images(), classes)
-    for image, info, text in zip(images(), classes, asked, strict=True):
-        assert captioner(folders(family), prompt=f"a {info.name} is {info.name}").caption([image]) == [text]
+    for number in (1, 3, 7):
+        name = classes[number].name
+        alone = captioner(folders(family), prompt=f"a {name} is {name}").caption([images()[number]])
+        assert alone == [asked[number]]
     assert one.caption(images()[::-1], classes[::-1]) == asked[::-1]
     with pytest.raises(ValueError, match="needs the classes"):
         one.caption(images())

@@ -289,20 +289,19 @@ def test_a_dataset_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
 
         path = json_lines(tmp_path / "mine.jsonl", rows())
         (tmp_path / "mine.py").write_text("def write(c, caption, rng):\n    return f'{c.name}: {caption}'\n")
-        for own, mine, words in (
-            ("file", with_file(path), "come from a file of its author's"),
-            ("function", (f"prompt.strategy={tmp_path}/mine.py:write",), "hfsyn runs no code of others"),
-        ):
-            made = finished_run(tmp_path, *mine, name=f"made-{own}")
-            sent = client.hfsyn("publish", made, f"alice/{own}", "--version", "1.0.0", "-q")
-            assert sent.code == 0, sent.err
-            assert str(tmp_path) not in hub.files("dataset", f"alice/{own}")["recipe.yaml"].decode()
-            assert client.hfsyn("verify", f"alice/{own}@v1.0.0").code == 0
-            recipe = f"hf://datasets/alice/{own}@v1.0.0"
-            assert words in prepared("theirs", recipe=recipe)[2]
-            assert not (tmp_path / "theirs").exists()
-            # Whoever has the file says so, and has the same recipe then.
-            assert prepared(f"taken-{own}", mine[-1], recipe=recipe)[1:] == (load_run(made).fingerprint, "")
+        own = {"captions_file": str(path), "strategy": f"{tmp_path}/mine.py:write"}
+        made = finished_run(tmp_path, *with_file(path, strategy=own["strategy"]), name="made")
+        sent = client.hfsyn("publish", made, "alice/made", "--version", "1.0.0", "-q")
+        assert sent.code == 0, sent.err
+        assert str(tmp_path) not in hub.files("dataset", "alice/made")["recipe.yaml"].decode()
+        assert client.hfsyn("verify", "alice/made@v1.0.0").code == 0
+        theirs = "hf://datasets/alice/made@v1.0.0"
+        mine = {key: f"prompt.{key}={value}" for key, value in own.items()}
+        assert "hfsyn runs no code of others" in prepared("theirs", mine["captions_file"], recipe=theirs)[2]
+        assert "come from a file of its author's" in prepared("theirs", mine["strategy"], recipe=theirs)[2]
+        assert not (tmp_path / "theirs").exists()
+        # Whoever has both says so, and has the same recipe then.
+        assert prepared("taken", *mine.values(), recipe=theirs)[1:] == (load_run(made).fingerprint, "")
 
         running.close()
         assert taken("one", "hf://datasets/alice/texts@v1") == (first, name, "")

@@ -136,10 +136,30 @@ def test_the_fingerprint_changes_with_every_field_but_the_name() -> None:
         "caption.prompt=a", "caption.batch_size=2", "prompt.strategy=cip-bare", "prompt.negative=blurry",
         "prompt.images_per_caption=2", "generate.steps=3", "generate.guidance_scale=3.5", "generate.width=64",
         "generate.batch_size=3", "generate.scheduler=ddim", "generate.max_retries=0", "store.format=webp",
-        "store.size=16", "store.shard_rows=9",
+        "store.size=16", "store.shard_rows=9", "caption.top_p=0.9", "caption.temperature=0.9",
     ]  # fmt: skip
     prints = [fingerprint(load_recipe("shapes-cip", [override])) for override in changed]
     assert len({fingerprint(base), *prints}) == len(changed) + 1
+
+
+def test_a_recipe_from_before_newer_fields_keeps_its_name_and_its_text() -> None:
+    """What is published under a name must keep it: these are of the first release of the format."""
+    first = load_recipe(
+        {"name": "first", "source": {"variant": "imagenette"}, "caption": {"model": "a/b"},
+         "prompt": {"strategy": "cip"}, "generate": {"model": "c/d"}}
+    )  # fmt: skip
+    assert fingerprint(first) == "8335421599d5729d1ee0662da6d114bfbdf270e4a8f54072d256894f971befaa"
+    fields = {part: list(text) for part, text in yaml.safe_load(dump_recipe(first)).items() if isinstance(text, dict)}
+    assert fields == {
+        "source": ["variant", "split", "path", "revision", "limit_per_class"],
+        "caption": ["model", "revision", "max_new_tokens", "num_beams", "prompt", "dtype", "batch_size"],
+        "prompt": ["strategy", "negative", "images_per_caption"],
+        "generate": [
+            "model", "revision", "scheduler", "steps", "guidance_scale", "width", "height", "dtype", "batch_size",
+            "safety_checker", "max_retries",
+        ],
+        "store": ["format", "quality", "subsampling", "size", "shard_rows"],
+    }  # fmt: skip
 
 
 def test_the_fingerprint_does_not_tell_where_things_lie_on_a_machine(tmp_path: Path) -> None:
