@@ -75,6 +75,22 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
         yield found
 
 
+def run_script(client: Client, *words: str) -> tuple[int, str, str]:
+    """Exit code, output and error output of the script."""
+    code, out, err = client.python(
+        f"""
+import os, runpy, sys
+os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})  # one core: one process
+sys.argv = ["hf_jobs.py", *{words!r}]
+try:
+    runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+except SystemExit as stop:
+    result = [stop.code, sys.stdout.getvalue(), sys.stderr.getvalue()]
+"""
+    )
+    return code, out, err
+
+
 def test_a_job_on_a_new_machine_continues_what_an_earlier_one_sent(hub: Hub, client: Client, tmp_path: Path) -> None:
     first, second, alone = (tmp_path / name / "run" for name in ("first", "second", "alone"))
     words = ["shapes-cip", REPO, "--version", "1.0.0", *settings()]
@@ -85,31 +101,16 @@ def test_a_job_on_a_new_machine_continues_what_an_earlier_one_sent(hub: Hub, cli
     for shard in list(finished_shards(first / "data"))[1:]:
         shard.unlink()
         sidecar_of(shard).unlink()
-    ended = client.python(
-        f"""
-import os, runpy, sys
-os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})  # one core: one process
-sys.argv = ["hf_jobs.py", *{[*words, "--hours", "1e-9", "--out", str(first)]!r}]
-try:
-    runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
-except SystemExit as stop:
-    result = stop.code
-"""
-    )
+    ended, _, _ = run_script(client, *words, "--hours", "1e-9", "--out", str(first))
     assert ended == 4
     assert hub.files("dataset", REPO, "main").keys() >= {"data/train-00000-of-00004.parquet", "recipe.yaml"}
     assert "data/train-00001-of-00004.parquet" not in hub.files("dataset", REPO, "main")
     assert {ref.rpartition("/")[2] for ref in hub.refs("dataset", REPO)} == {"main"}
 
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *words, "--out", str(second)],
-        env=hub.env(token="hf_alice_write", home=tmp_path) | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, check=False, timeout=200,
-        preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),  # one core: one process
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"{REPO}@v1.0.0"
-    assert "5 finished shards were brought back" in done.stderr
+    ended, out, err = run_script(client, *words, "--out", str(second))
+    assert ended == 0, err
+    assert out.splitlines()[-1] == f"{REPO}@v1.0.0"
+    assert "5 finished shards were brought back" in err
     for folder in ("captions", "data"):
         for shard in finished_shards(first / folder):
             # With its sidecar, which says how long it took whom: it was not made again.
