@@ -20,7 +20,6 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
-from hfsyn.making.loras import pin_lora
 from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
@@ -237,7 +236,9 @@ def _refuse_other(found: Run, recipe: Recipe) -> None:
 
 def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
     """Pin every revision and index the source; the index as the columns of source.parquet, which take less memory."""
+    # Here, because whoever only asks a run how far it is should not wait for the Hub's client to be loaded.
     from builders.sources import resolve_revision
+    from hfsyn.making.loras import pin_lora
 
     # The cheap checks first: a missing model must not cost the indexing of a large source.
     recipe = pin_prompt(recipe)
