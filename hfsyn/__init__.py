@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hfsyn.making.generating import generate
     from hfsyn.making.manifest import finish
     from hfsyn.making.recipe import Recipe, difference, fingerprint, load_recipe
-    from hfsyn.making.runs import status
+    from hfsyn.making.run_status import status
     from hfsyn.making.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.publishing.checkup import doctor
     from hfsyn.publishing.comparison import Comparison, diff
@@ -65,7 +65,7 @@ _HOME = {
     "report": "hfsyn.judging.pages",
     "reproduce": "hfsyn.publishing.reproduction",
     "seed_of": "hfsyn.making.specs",
-    "status": "hfsyn.making.runs",
+    "status": "hfsyn.making.run_status",
     "train": "hfsyn.judging.training",
     "verify": "hfsyn.publishing.verification",
     "watch": "hfsyn.publishing.watching",

@@ -41,6 +41,7 @@ LAYERS = (
         "hfsyn.making.token_drawing", "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
+        "hfsyn.making.run_status",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",

@@ -22,7 +22,8 @@ from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
 from hfsyn.making.recipe import load_recipe
-from hfsyn.making.runs import load_run, prepare, select, status
+from hfsyn.making.run_status import status
+from hfsyn.making.runs import load_run, prepare, select
 from hfsyn.making.specs import seed_of
 
 ARGS = {"quiet": True}

@@ -13,7 +13,8 @@ from conftest import ROOT, finished_run, run_folder
 
 from builders.errors import DataError
 from builders.layout import load_sidecar, sidecar_of
-from hfsyn.making.runs import StageStatus, load_run, status
+from hfsyn.making.run_status import StageStatus, status
+from hfsyn.making.runs import load_run
 
 
 def test_figures_are_sums_over_the_sidecars(tmp_path: Path) -> None:

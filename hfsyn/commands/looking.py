@@ -19,7 +19,7 @@ def status(run: str, as_json: bool) -> None:
     """How far a RUN folder is, read from the folder alone. Prints `finished` or `unfinished`."""
     from dataclasses import asdict
 
-    from hfsyn.making.runs import status as run_status
+    from hfsyn.making.run_status import status as run_status
 
     found = run_status(run)
     if as_json:

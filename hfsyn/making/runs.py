@@ -1,4 +1,4 @@
-"""A run: a recipe and the folder in which it is carried out. Prepare it, open it, ask how far it is."""
+"""A run: a recipe and the folder in which it is carried out. Prepare it, open it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hfsyn.making.hub_models import pin
 from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
-from hfsyn.making.shards import atomic_text, is_done
+from hfsyn.making.shards import atomic_text
 from hfsyn.making.tables import write_groups
 
 SOURCE_SCHEMA = pa.schema(
@@ -309,75 +309,6 @@ def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
     if not selected:
         raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
     return selected
-
-
-@dataclass(frozen=True, slots=True)
-class StageStatus:
-    """How far one stage is."""
-
-    stage: str
-    shards_done: int
-    shards: int | None
-    """None as long as it is not known."""
-    rows: int
-    rejected: int
-    seconds: float
-    """Sum over the finished shards, over all processes."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunStatus:
-    """How far a run is, read from its folder alone."""
-
-    folder: str
-    name: str
-    fingerprint: str
-    finished: bool
-    stages: tuple[StageStatus, ...]
-    source_rows: int
-
-
-def status(folder: str | Path) -> RunStatus:
-    """How far a run is. Reads sidecars only; any number of processes may be at work meanwhile.
-
-    Raises:
-        HfsynError: `folder` is no run folder.
-    """
-    run = load_run(folder)
-    if not (run.folder / layout.SOURCE).exists():
-        raise HfsynError(
-            f"{run.folder} was never prepared: it has no source index.", "Run the same `hfsyn build` again."
-        )
-    planned = run.planned_rows
-    stages = (
-        _stage_status("caption", run.caption_shards(), known=True),
-        _stage_status("generate", run.data_shards() if planned is not None else [], known=planned is not None),
-    )
-    finished = (run.folder / layout.MANIFEST).exists()
-    return RunStatus(str(run.folder), run.recipe.name, run.fingerprint, finished, stages, run.source_rows)
-
-
-def _stage_status(stage: str, shards: Sequence[Path], *, known: bool) -> StageStatus:
-    sidecars = [_without_counts(sidecar_of(shard)) for shard in shards if is_done(shard)]
-    return StageStatus(
-        stage,
-        len(sidecars),
-        len(shards) if known else None,
-        sum(s.rows for s in sidecars),
-        sum(len(s.rejected) for s in sidecars),
-        round(sum(s.seconds for s in sidecars), 3),
-    )
-
-
-def _without_counts(path: Path) -> layout.Sidecar:
-    """A sidecar without its counts by class, which are nine tenths of it and cost most of the reading."""
-    text = path.read_text(encoding="utf-8")
-    # As `Sidecar.dump` writes it. No string of JSON has a line break in it, so that nothing else looks like this.
-    head, found, rest = text.partition('\n "counts": {\n')
-    if found:
-        _, end, rest = rest.partition("\n }")
-        text = f'{head}\n "counts": {{}}{rest}' if end else text
-    return layout.parse_sidecar(text, str(path))
 
 
 def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) -> Iterator[dict[str, str]]:

@@ -16,7 +16,8 @@ from builders import layout
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import software_of
 from hfsyn.making.recipe import published_recipe
-from hfsyn.making.runs import Run, load_run, status
+from hfsyn.making.run_status import status
+from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import teller
 from hfsyn.publishing.cards import Progress, example_rows, facts_in_progress, render_card
 from hfsyn.publishing.contents import finished_contents
