@@ -318,12 +318,16 @@ def test_weights_of_another_architecture_are_refused(folders: Folders, tmp_path:
 
 def test_every_family_comes_from_a_hub_and_says_the_same_as_from_its_folder(folders: Folders, tmp_path: Path) -> None:
     """Through the real clients, at a commit, all in one process."""
+    import test_text_writer  # here, as the client imports this file, and what that one imports turns the Hub off
     from hub_client import Client
     from hub_server import Hub
 
     code = """
 import json
 from test_captioner import captioner, images
+from builders.variants import get_variant
+from hfsyn.making.recipe import CaptionPart
+from hfsyn.making.text_writer import TextWriter
 import torch
 torch.set_num_threads(1)
 result = {}
@@ -331,14 +335,31 @@ for model, revision in json.loads(MODELS).items():
     one = captioner(model, revision=revision)
     alone = [one.caption([image] * 8)[5] for image in images()[:2]]
     result[model] = [one.caption(images()), one.caption(images()), alone]
+classes = get_variant("imagenet-1k").classes[100:106]
+for model, (strategy, part) in json.loads(WRITERS).items():
+    one = TextWriter(CaptionPart(**part), strategy, "cpu")
+    alone = [one.write([info] * 3, [1, 2, seed])[2] for info, seed in zip(classes[:2], SEEDS)]
+    result[model] = [one.write(classes, SEEDS), one.write(classes, SEEDS), alone]
 """
     with Hub(tmp_path / "hub") as hub, Client(hub, tmp_path) as client:
         commits = {}
-        for family in FAMILIES:
+        for family in (*FAMILIES, *test_text_writer.FAMILIES):
             files = {path.name: path.read_bytes() for path in folders(family).iterdir()}
             commits[f"alice/{family}"] = hub.add_repo("model", f"alice/{family}", files=files)
             hub.add_commit("model", f"alice/{family}", {"config.json": b"{}"})  # the newest is spoilt
-        said = client.python(f"MODELS = {json.dumps(json.dumps(commits))}\n{code}")
+        models = {f"alice/{family}": commits[f"alice/{family}"] for family in FAMILIES}
+        drawn = {"max_new_tokens": 8, "top_p": 0.9, "temperature": 1.5}  # as `test_text_writer.writer` has it
+        writers = {
+            f"alice/{family}": (strategy, {"model": f"alice/{family}", "revision": commits[f"alice/{family}"], **drawn})
+            for family, strategy in test_text_writer.FAMILIES.items()
+        }
+        given = f"MODELS, WRITERS = {json.dumps(models)!r}, {json.dumps(writers)!r}; SEEDS = {test_text_writer.SEEDS}"
+        said = client.python(f"{given}\n{code}")
+    for family, strategy in test_text_writer.FAMILIES.items():
+        texts = test_text_writer.writer(folders(family), strategy).write(
+            test_text_writer.CLASSES, test_text_writer.SEEDS
+        )
+        assert said[f"alice/{family}"] == [texts, texts, texts[:2]]
     for family in FAMILIES:
         mine = captioner(folders(family)).caption(images())
         assert said[f"alice/{family}"] == [mine, mine, mine[:2]]
