@@ -51,7 +51,8 @@ LAYERS = (
         "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
     },
     {
-        "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages",
+        "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources",
+        "hfsyn.judging.benchmarking", "hfsyn.judging.crews", "hfsyn.judging.pages",
         "hfsyn.judging.plots", "hfsyn.judging.summaries", "hfsyn.making.building", "hfsyn.making.forecast",
         "hfsyn.making.known_captions", "hfsyn.making.exporting", "hfsyn.making.manifest", "hfsyn.making.reading",
         "hfsyn.making.rows", "hfsyn.making.sheets", "hfsyn.making.source_pictures", "hfsyn.making.stages",
