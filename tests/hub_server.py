@@ -442,13 +442,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--xet", action="store_true", help="uploads by way of Xet; one client at a time")
     arguments = parser.parse_args()
-    with Hub(arguments.root, arguments.port, xet=arguments.xet) as hub:
+    # Whoever reads the lines may answer with Ctrl-C before the last one is out.
+    with suppress(KeyboardInterrupt), Hub(arguments.root, arguments.port, xet=arguments.xet) as hub:
         print(f"A Hub on {hub.url}, kept in {arguments.root}. In another terminal:\n")
         print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_alice_write HF_HUB_DISABLE_XET={int(not arguments.xet)}")
         print(f"export HF_HOME={(arguments.root / 'client').resolve()}  # keeps your own cache and login out of it\n")
         print(f"Tokens: {', '.join(hub.store.tokens)}. Ctrl-C ends it.", flush=True)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+        threading.Event().wait()
 
 
 if __name__ == "__main__":
