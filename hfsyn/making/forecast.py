@@ -5,7 +5,7 @@ No model is loaded and no image is read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -128,10 +128,17 @@ class Forecast:
         return f"{about}{first.truncated} of {self.images} prompts over {first.max_tokens} tokens{more}"
 
     def _times(self) -> str:
-        if not self.hours:
-            return "not known for these models: `hfsyn plan RECIPE --probe N` measures here"
-        said = ", ".join(f"{hours_text(hours)} on {device}" for device, hours in self.hours.items())
-        return f"about {said} (one device, at {UTILISATION:.0%} of its peak)"
+        here = "`hfsyn plan RECIPE --probe N` measures here"
+        if self.hours:
+            return f"about {_said(self.hours)} (one device, at {UTILISATION:.0%} of its peak)"
+        alone = {device: found.images for device, found in self.hours_of.items() if found.images is not None}
+        if alone:
+            return f"about {_said(alone)} for the images, at {UTILISATION:.0%}; for the captions not known: {here}"
+        return f"not known for these models: {here}"
+
+
+def _said(hours: Mapping[str, float]) -> str:
+    return ", ".join(f"{hours_text(some)} on {device}" for device, some in hours.items())
 
 
 def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: float | None = None) -> Forecast:

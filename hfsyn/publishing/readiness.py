@@ -21,8 +21,10 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.costs import memory_needed
 from hfsyn.making.forecast import disk_needed, size_text
 from hfsyn.making.hub_models import Kind, locate
+from hfsyn.making.loras import FILE
 from hfsyn.making.model_files import at_hand
-from hfsyn.making.recipe import BUILTIN, PARTS, Recipe, is_content_hash
+from hfsyn.making.recipe import BUILTIN, Recipe, is_content_hash
+from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.runs import run_in
 from hfsyn.publishing.hub import DatasetRepo
 from hfsyn.publishing.preflight import Check
@@ -31,6 +33,7 @@ from hfsyn.workers import default_processes, visible_gpus
 _SPARE = 1.1
 """Room is short where there is less than this many times what is needed."""
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model")
+_VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +45,20 @@ class Model:
     name: str
     revision: str | None
     kind: Kind
+    marker: str
+    """A file without which it is not this model."""
 
 
 def models_of(recipe: Recipe) -> list[Model]:
     """The models that a recipe names, in its order."""
     found = []
-    for part in PARTS:
-        value = getattr(recipe, part)
-        for key in ("model", "lora"):
-            if isinstance(name := getattr(value, key, None), str):
-                kind: Kind = "captioner" if part == "caption" else "generator"
-                revision = getattr(value, "revision" if key == "model" else f"{key}_revision", None)
-                found.append(Model(f"{part}.{key}", name, revision, kind))
+    if (part := recipe.caption) is not None:
+        found.append(Model("caption.model", part.model, part.revision, "captioner", "config.json"))
+    draw = recipe.generate
+    found.append(Model("generate.model", draw.model, draw.revision, "generator", "model_index.json"))
+    if draw.lora is not None:
+        file = draw.lora_file or FILE
+        found.append(Model("generate.lora", draw.lora, draw.lora_revision, "generator", file))
     return found
 
 
@@ -72,6 +77,7 @@ def recipe_checks(recipe: Recipe, out: str | Path | None, token: str | bool | No
         check, size = _model(model, token)
         fetched += size
         yield check
+    yield from _texts(recipe, token)
     yield from _room(recipe, out, fetched)
     yield from _memory(recipe)
 
@@ -114,6 +120,23 @@ def _source(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
     yield Check("ok", f"The images of {variant.name} are open: {opened.layout}.")
 
 
+def _texts(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
+    """Whether a dataset of the Hub that the captions are taken from is open to this account."""
+    file = recipe.prompt.captions_file
+    if file is None or not file.startswith(HUB) or is_offline():
+        return
+    name = "/".join(file.removeprefix(HUB).split("/")[:2]).partition("@")[0]
+    repo = DatasetRepo(name, token=token, sleep=lambda seconds: None)
+    try:
+        if repo.call(f"read {name}", _may_read, repo, name, "dataset"):
+            yield Check("ok", f"The captions of {name} are open.")
+        else:
+            text = f"The captions of {name} are gated, and this account has no access."
+            yield Check("failed", text, f"Accept the terms at {page_of(name)}, then: hf auth login")
+    except HfsynError as error:
+        yield Check("failed", error.message, error.hint)
+
+
 def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
     """Whether a model is here, or open to this account; and how many bytes of it would be fetched."""
     if model.name == BUILTIN:
@@ -122,11 +145,10 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
         place = locate(model.name, model.kind) if model.field.endswith(".model") else model.name
     except HfsynError as error:
         return Check("failed", error.message, error.hint), 0
-    if Path(place).is_dir():
+    if Path(place).expanduser().exists():
         return Check("ok", f"{model.field} is here: {place}."), 0
     revision = None if is_content_hash(model.revision) else model.revision
-    marker = "config.json" if model.kind == "captioner" else "model_index.json"
-    cached = at_hand(place, revision, marker, model.kind) is not None
+    cached = at_hand(place, revision, model.marker, model.kind) is not None
     command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
     if is_offline():
         if cached:
@@ -135,7 +157,7 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
         return Check("failed", text, f"With a network: HF_HUB_OFFLINE=0 {command}"), 0
     repo = DatasetRepo(place, token=token, sleep=lambda seconds: None)
     try:
-        if not repo.call(f"read the model {place}", _may_read, repo, place):
+        if not repo.call(f"read the model {place}", _may_read, repo, place, "model"):
             text = f"The model {place} is gated, and this account has no access."
             return Check("failed", text, f"Accept its terms at {page_of(place, 'model')}, then: hf auth login"), 0
         info = repo.call(f"read the model {place}", repo.api.model_info, place, revision=revision, files_metadata=True)
@@ -143,16 +165,26 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
         return Check("warning" if cached else "failed", error.message, error.hint), 0
     if cached:
         return Check("ok", f"The model {place} is open, and in the cache."), 0
-    size = sum(s.size or 0 for s in info.siblings or () if s.rfilename.endswith(_WEIGHTS))
+    size = sum(s.size or 0 for s in info.siblings or () if _is_fetched(model, s.rfilename))
     return Check("ok", f"The model {place} is open; up to {size_text(size)} to fetch. {command}"), size
 
 
-def _may_read(repo: DatasetRepo, model: str) -> bool:
-    """Whether the files of a model are open to this account; its listing can be read by everybody."""
+def _is_fetched(model: Model, name: str) -> bool:
+    """Whether a file of a repository is among those that are loaded: some are there in copies of another kind too."""
+    if model.field.endswith(".lora"):
+        return name == model.marker
+    if not name.endswith(_WEIGHTS) or any(variant in name for variant in _VARIANTS):
+        return False
+    # A pipeline's parts are in folders, and what lies beside its index is the whole in one file for other programs.
+    return model.kind == "captioner" or "/" in name or name == model.marker
+
+
+def _may_read(repo: DatasetRepo, name: str, repo_type: str) -> bool:
+    """Whether the files of a repository are open to this account; its listing can be read by everybody."""
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        repo.api.auth_check(model, repo_type="model")
+        repo.api.auth_check(name, repo_type=repo_type)
     except GatedRepoError:
         return False
     return True
