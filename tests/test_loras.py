@@ -123,6 +123,20 @@ def test_what_is_no_lora_for_this_model_is_refused(model: Path, lora: Path, tmp_
     refused(lambda: drawn(part(model, lora=str(tmp_path / "w"))), "cannot be put into")
 
 
+def test_a_publication_says_that_others_have_not_the_lora(lora: Path, tmp_path: Path) -> None:
+    from conftest import run_folder
+
+    from hfsyn.making.runs import load_run
+    from hfsyn.publishing.preflight import terms_checks
+
+    run = load_run(run_folder(tmp_path, f"generate.lora={lora}"))
+    assert str(run.recipe.generate.lora_revision).startswith("sha256:")
+    checks = list(terms_checks(run, None))  # type: ignore[arg-type]  # nothing of this recipe is on the Hub
+    assert [check.text for check in checks if check.state == "warning"] == [
+        f"The LoRA {lora} is a local file: others cannot make these images again."
+    ]
+
+
 def test_another_model_or_another_lora_forgets_what_belonged_to_the_old_one() -> None:
     base = load_recipe(
         "shapes-cip", ["generate.lora=a/b", "generate.lora_file=c.safetensors", "generate.lora_revision=v1"]

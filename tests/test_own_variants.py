@@ -196,6 +196,14 @@ def test_a_recipe_names_the_file_and_carries_its_content(things: Path, tmp_path:
     assert load_recipe(recipe, ["class_seeds.box=1"]).seed_for("box") == 1
 
 
+def test_a_strategy_that_asks_for_words_which_the_class_map_lacks_is_refused(things: Path) -> None:
+    for strategy, word in (("definition", "definition"), ("hypernym", "hypernym"), ("background", "hypernym")):
+        with pytest.raises(HfsynError, match=f"each class's {word}, and 3 classes have none, such as 01-star"):
+            load_recipe("shapes-basic", [f"source.variant={things}", f"prompt.strategy={strategy}"])
+    changed(things, lambda f: [row.update(definition="a thing") for row in f["classes"]])
+    assert load_recipe("shapes-basic", [f"source.variant={things}", "prompt.strategy=definition"])
+
+
 def test_a_definition_of_another_content_than_its_name_says_is_refused(things: Path) -> None:
     fields = load_recipe("shapes-cip", [f"source.variant={things}"]).model_dump()
     fields["source"]["definition"]["classes"][0]["name"] = "another"

@@ -22,6 +22,7 @@ from builders.own_variants import is_file_name
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.fragments import FRAGMENT_PART, FragmentKind, load_fragment
+from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe_parts import (
     BUILTIN,
     CaptionPart,
@@ -40,7 +41,7 @@ from hfsyn.making.recipe_prompts import (
     published_prompt,
     refuse_own_files,
 )
-from hfsyn.making.recipe_sources import extended, with_class_map
+from hfsyn.making.recipe_sources import check_words, extended, with_class_map
 from hfsyn.making.recipe_texts import read_recipe
 
 __all__ = [
@@ -104,6 +105,8 @@ class Recipe(Part):
                 f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
                 f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
             )
+        strategy = get_strategy(self.prompt.strategy)
+        check_words(list(known.values()), strategy.name, strategy.template)
         return self
 
     def seed_for(self, wnid: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
 from builders.own_variants import OwnVariant, is_file_name, own_variant, read_variant
+from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
 
 _DEEPEST = 5
@@ -70,6 +71,22 @@ def with_class_map(fields: dict[str, Any], folder: Path, *, renamed: bool = Fals
     source["variant"], source["definition"] = variant.name, dict(variant.definition)
     if source.get("path") is None and variant.hub is None:
         source["path"] = path
+
+
+def check_words(classes: Iterable[ClassInfo], strategy: str, template: str) -> None:
+    """Refuse a strategy that asks for words which a class map does not give; ImageNet's classes have them all.
+
+    Raises:
+        HfsynError: with the first class.
+    """
+    for word in ("definition", "hypernym"):
+        lacking = [info for info in classes if not getattr(info, word)] if f"{{{word}}}" in template else []
+        if lacking:
+            raise HfsynError(
+                f"Strategy {strategy!r} writes each class's {word}, and {len(lacking)} classes have none, such as "
+                f"{lacking[0].wnid}.",
+                f"Give them one in the class map ({word}: ...), or choose another strategy.",
+            )
 
 
 def check_class_map(variant: str, definition: Mapping[str, Any]) -> OwnVariant:

@@ -321,6 +321,15 @@ def terms_checks(run: Run, repo: DatasetRepo) -> Iterator[Check]:
             yield Check("ok", f"Model {part.model}: {MODEL_LICENCES[part.model]}.")
             continue
         yield _model_terms(repo, part.model)
+    lora = recipe.generate.lora
+    if lora is not None and is_content_hash(recipe.generate.lora_revision):
+        yield Check(
+            "warning",
+            f"The LoRA {lora} is a local file: others cannot make these images again.",
+            "Publish it (hf upload) and name it by its id.",
+        )
+    elif lora is not None:
+        yield _model_terms(repo, lora)
 
 
 def _gate(repo: DatasetRepo, repo_id: str, repo_type: str, what: str) -> Check:
