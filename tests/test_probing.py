@@ -134,7 +134,8 @@ def run_main(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, 
 
 
 def test_plan_probes_with_the_real_small_models(temporary: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("plan", "shapes-cip", "--set", "generate.steps=1", "--set", "generate.batch_size=2", "--probe", "1")
+    words = ("plan", "shapes-cip", "--set", "generate.steps=2", "--set", "generate.batch_size=2", "--probe", "1")
+    words += ("--set", "generate.init=source", "--set", "generate.strength=0.5")  # which asks for the real images again
     options = ("--device", "cpu", "--price", "2", "--num-processes", "3")
     code, out, _ = run_main(*words, *options, "--json", capsys=capsys)
     found = json.loads(out)["probe"]

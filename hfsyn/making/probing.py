@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders import layout
@@ -131,7 +132,8 @@ def probe(
         whole = prepare(_few(recipe, real), folder / "few")
         if whole.source_rows < real:  # it has not all the classes, or fewer images of some
             whole = prepare(recipe, folder / "all")
-        first = _run(folder / "captions", whole, captioned_at_once, _first_lines(whole, real))
+        chosen = _first_lines(whole, real)
+        first = _run(folder / "captions", whole, captioned_at_once, chosen)
         say(f"probing: {first.source_rows} real images")
         caption(first, device=device, quiet=True, options=options, captioner=captioner)
         lines = plan(first.recipe, read_captions(first.caption_shards()))[:images]
@@ -139,7 +141,8 @@ def probe(
             raise HfsynError(
                 f"None of the {first.source_rows} images that were tried can be read.", "Check source.path."
             )
-        second = _run(folder / "images", whole, drawn_at_once, [])
+        second = _run(folder / "images", whole, drawn_at_once, chosen)
+        _cut_anew(first, second)
         write_lines(second.folder / layout.PLAN, lines, drawn_at_once)
         say(f"probing: {len(lines)} images, after the model is loaded")
         generate(second, device=device, quiet=True, options=options, generator=generator)
@@ -177,6 +180,15 @@ def _run(folder: Path, whole: Run, shard_rows: int, lines: Sequence[dict[str, An
     write_groups(folder / layout.SOURCE, groups(), SOURCE_SCHEMA)
     atomic_text(folder / layout.RECIPE, dump_recipe(recipe.model_copy(update={"store": store})))
     return load_run(folder)
+
+
+def _cut_anew(first: Run, second: Run) -> None:
+    """Give the captions of a run to another of the same images, whose shards have another size."""
+    table = pa.concat_tables([pq.read_table(shard) for shard in first.caption_shards()])
+    for number, shard in enumerate(second.caption_shards()):
+        shard.parent.mkdir(exist_ok=True)
+        rows = second.recipe.store.shard_rows
+        pq.write_table(table.slice(number * rows, rows), shard)
 
 
 def _pace(shards: Sequence[Path]) -> Pace:
