@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import parquet_bytes, run_folder
@@ -23,6 +26,7 @@ from hfsyn.making.options import WorkOptions
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import load_run
+from hfsyn.making.specs import seed_of
 from hfsyn.making.tuning import Tuning, tuning_of
 from hfsyn.publishing.reproduction import batch_size_of
 
@@ -117,6 +121,30 @@ def test_retries_are_drawn_among_other_shards_and_change_no_byte(tmp_path: Path)
     # Three retries at most, each on a grid of its own.
     assert {attempt for grid in grids(runs[1]) for attempt, _, _ in grid} == {0, 1, 2, 3}
     assert all(size == 4 for grid in grids(runs[1]) for _, _, size in grid)
+
+
+def test_an_attempt_is_not_over_while_it_has_batches_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that are back before the next one is begun, in many retries of one shard: no attempt is left out."""
+    run = captioned(tmp_path, "store.shard_rows=70")
+
+    def problem(prompt: str, seed: int) -> str | None:
+        return ("nan", "flat", None)[seed % 3]
+
+    class AtOnce(ThreadPoolExecutor):
+        def submit(self, work: Any, *args: Any, **kwargs: Any) -> Future[Any]:
+            future = super().submit(work, *args, **kwargs)
+            if work.__name__ == "_settle":
+                future.result()
+            return future
+
+    monkeypatch.setattr("hfsyn.making.production.ThreadPoolExecutor", AtOnce)
+    generate(run, generator=FakeGenerator(problem_of=problem), quiet=True)
+    rows = [row for shard in load_run(run).data_shards() for row in pq.read_table(shard).to_pylist()]
+    assert max(row["retries"] for row in rows) == 3
+    for row in rows:
+        tried = [seed_of(0, row["sample_id"], attempt) for attempt in range(row["retries"] + 1)]
+        assert tried[-1] == row["seed"]
+        assert [problem("", seed) is None for seed in tried] == [False] * row["retries"] + [True]
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])

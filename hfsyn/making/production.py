@@ -34,7 +34,7 @@ SHARDS_TO_WRITE = 1
 """Finished shards that are written or wait for it."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Work:
     """One shard on its way."""
 
@@ -57,6 +57,8 @@ class Work:
     """Batches of this attempt that the device was given."""
     settled: int = 0
     """Of these, how many are back."""
+    drawing: bool = False
+    """Whether this attempt has batches that the device was not yet given."""
 
     def again(self) -> list[SampleSpec]:
         """What has to be drawn once more, in the plan's order."""
@@ -95,20 +97,16 @@ class Production:
         self._writer = ThreadPoolExecutor(1, "write")
         # An image on its way to its bytes is 0.8 MB at 512 px.
         self._room = threading.Semaphore(4 * threads + 64)
-        self._back = threading.Condition()
+        self._lock = threading.Lock()
         self._ahead: deque[Future[None]] = deque()
         self._open: deque[Work] = deque()
         self._writing: deque[Future[None]] = deque()
         self._advancing = False
-        self.waited_for_encoders = 0.0
-        """Seconds in which finished images found no room with the encoders."""
-        self.waited_for_writer = 0.0
-        """Seconds in which the main thread waited for the writer."""
 
     def add(self, work: Work) -> None:
         """Draw a shard. Returns when the device has been given all of it, not when it is done."""
-        self._draw(work, work.specs)
         self._open.append(work)
+        self._draw(work, work.specs)
         while len(self._open) >= SHARDS_OPEN:
             self._finish_oldest()
 
@@ -139,6 +137,7 @@ class Production:
     def _draw(self, work: Work, specs: Sequence[SampleSpec]) -> None:
         """Give the device one attempt at these specs, in batches from the first on."""
         work.launched = work.settled = 0
+        work.drawing = True
         first = 0
         while first < len(specs):
             outcome = self._size.run(
@@ -158,6 +157,7 @@ class Production:
                 self._ahead.popleft().result()
             first += len(batch)
             self._advance_open()
+        work.drawing = False
 
     def _start(
         self, work: Work, batch: Sequence[SampleSpec], size: int
@@ -179,15 +179,11 @@ class Production:
             encoded = None if image.problem else self._encoded(image)
             work.results[spec.sample_id] = Result(encoded, seed, work.attempt, safety, image.problem)
         self._tick(sum(not image.problem for image in images))
-        with self._back:
+        with self._lock:
             work.settled += 1
-            self._back.notify_all()
 
     def _encoded(self, image: Generated) -> Future[bytes]:
-        if not self._room.acquire(blocking=False):
-            before = time.monotonic()
-            self._room.acquire()
-            self.waited_for_encoders += time.monotonic() - before
+        self._room.acquire()
         future = self._encoders.submit(encode, image.pixels, self._recipe.store)
         future.add_done_callback(lambda done: self._room.release())
         return future
@@ -208,8 +204,9 @@ class Production:
 
     def _advance(self, work: Work) -> bool:
         """Take a shard whose attempt is back one step on: to its retries or the writer. Whether to the writer."""
-        with self._back:
-            if work.settled < work.launched:
+        with self._lock:
+            # Batches may come back faster than the next one is begun: that is not the end of the attempt.
+            if work.drawing or work.settled < work.launched:
                 return False
         left = work.again() if work.attempt < self._recipe.generate.max_retries else []
         if left:
@@ -219,11 +216,9 @@ class Production:
         self._open.remove(work)
         while self._writing and self._writing[0].done():
             self._writing.popleft().result()
-        before = time.monotonic()
+        work.seconds = time.monotonic() - work.started
         while len(self._writing) >= SHARDS_TO_WRITE:
             self._writing.popleft().result()
-        self.waited_for_writer += time.monotonic() - before
-        work.seconds = before - work.started
         self._writing.append(self._writer.submit(self._written, work))
         return True
 
