@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 import torch
 from benchmarks.image_arms import Ours, Plain, Setting
-from benchmarks.measuring import Watched, compare
+from benchmarks.measuring import Watched, compare, say
 from full_size_models import save_stable_diffusion
 from PIL import Image
 
@@ -76,10 +76,6 @@ def main() -> None:
             }
         )
     )  # fmt: skip
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def parse_options() -> argparse.Namespace:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from benchmarks.image_arms import Ours, Plain, Setting
-from benchmarks.measuring import Watched, compare
+from benchmarks.measuring import Watched, compare, say
 
 from hfsyn import models
 from hfsyn.making.options import WorkOptions
@@ -73,10 +73,6 @@ def main() -> None:
 def plain_overhead(found: Any) -> float:
     """Wall time over the time in the networks of the plain loop."""
     return 1 / float(found.looks["plain"].busy)
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 def parse_options() -> argparse.Namespace:

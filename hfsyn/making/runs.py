@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 from builders import layout
 from builders.errors import DataError
 from builders.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
-from builders.sources import IndexEntry, Source, open_source
+from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
 from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
 from hfsyn.making.prompts import get_strategy
+from hfsyn.making.real_images import opened
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
 from hfsyn.making.shards import atomic_text
 from hfsyn.making.tables import write_groups
@@ -88,14 +89,7 @@ class Run:
 
     def open_source(self) -> Source:
         """The real images."""
-        source = self.recipe.source
-        return open_source(
-            source.variant,
-            source.split,
-            path=source.path,
-            revision=source.revision,
-            limit_per_class=source.limit_per_class,
-        )
+        return opened(self.recipe.source)
 
     def read_lines(self, name: str, start: int, stop: int) -> list[dict[str, Any]]:
         """Lines `start` to `stop` of source.parquet or plan.parquet, reading only the row groups that hold them."""
@@ -264,13 +258,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
             source = source.model_copy(update={"revision": revision})
             recipe = recipe.model_copy(update={"source": source})
         index: dict[str, list[Any]] = {name: [] for name in SOURCE_SCHEMA.names}
-        for entry in open_source(
-            source.variant,
-            source.split,
-            path=source.path,
-            revision=source.revision,
-            limit_per_class=source.limit_per_class,
-        ).index():
+        for entry in opened(source).index():
             for name, column in index.items():
                 column.append(getattr(entry, name))
     except DataError as error:

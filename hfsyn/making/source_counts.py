@@ -17,6 +17,7 @@ from builders.errors import DataError
 from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.real_images import opened
 from hfsyn.making.recipe import Recipe, SourcePart
 from hfsyn.making.specs import Caption
 
@@ -67,15 +68,8 @@ def indexed(recipe: Recipe, text: str | None) -> Iterator[Caption]:
     Raises:
         HfsynError: the source is missing, or damaged.
     """
-    source = recipe.source
     try:
-        for entry in open_source(
-            source.variant,
-            source.split,
-            path=source.path,
-            revision=source.revision,
-            limit_per_class=source.limit_per_class,
-        ).index():
+        for entry in opened(recipe.source).index():
             yield Caption(entry.source_id, entry.wnid, text)
     except DataError as error:
         raise HfsynError(error.message, error.hint) from None

@@ -129,6 +129,11 @@ class Look:
     """By name and per image."""
 
 
+def say(line: str) -> None:
+    """A line of progress, at once."""
+    print(line, flush=True)
+
+
 def synchronise(device: str) -> None:
     """Wait until the device has nothing left to do."""
     if device.startswith("cuda"):
