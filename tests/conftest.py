@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +19,11 @@ PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "tiny-imagenet-10"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# Started in the background by a script, this process would ignore SIGINT, and so would every process that a test starts
+# in order to interrupt it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 needs_photographs = pytest.mark.skipif(
     not PHOTOGRAPHS.is_dir(), reason="the photographs of ../shared/data/tiny-imagenet-10 are not here"
