@@ -49,6 +49,6 @@ def test_the_small_models_do_exactly_the_work_that_they_must() -> None:
 
 @whole
 def test_memory_is_measured_in_each_stage() -> None:
-    found = figures("bench_memory.py", "--images", "40", "80", "--until", "caption")
+    found = figures("bench_memory.py", "--images", "40", "80", "--until", "caption", "--rounds", "1")
     assert set(found["ratios"]) == {"caption"}
     assert all(0.5 < ratio < 2 for ratio in found["ratios"].values())

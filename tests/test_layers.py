@@ -35,7 +35,7 @@ LAYERS = (
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
         "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.making.token_limits",
+        "hfsyn.making.token_limits", "hfsyn.making.stored_rows",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",

@@ -23,6 +23,7 @@ from hfsyn.making.encode import SUFFIX, encode, fitted
 from hfsyn.making.runs import Run, index_entries, load_run
 from hfsyn.making.shards import atomic_text, is_done, write_parquet
 from hfsyn.making.sheets import image_of
+from hfsyn.making.stored_rows import StoredRows
 from hfsyn.progress import Progress
 
 NOTE = "export.json"
@@ -83,9 +84,8 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
 
 def _size(run: Run) -> tuple[int, int]:
     """Width and height of the run's stored synthetic images."""
-    for shard in layout.finished_shards(run.folder / layout.DATA):
-        for batch in pq.ParquetFile(shard).iter_batches(1, columns=["image"]):
-            return image_of(batch.to_pylist()[0]).size
+    if len(stored := StoredRows(run.folder)):
+        return image_of(stored.read([0], ["image"])[0]).size
     raise HfsynError(
         f"{run.folder} has no finished shard of images, whose size the real ones are to have.",
         f"Run: hfsyn generate {run.folder}",

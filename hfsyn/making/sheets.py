@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,13 +22,14 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.recipe_prompts import published_prompt
 from hfsyn.making.runs import Run, index_entries
 from hfsyn.making.shards import atomic_write
+from hfsyn.making.stored_rows import StoredRows
 
 _TILE = 112
 _GAP = 8
 _TEXT = 13
 _LINES = 4
 _MOST_CLASSES = 20
-_COLUMNS = ["image", "source_id", "wnid", "prompt", "caption"]
+_COLUMNS = ["image", "prompt", "caption"]
 _INK, _SOFT, _PAPER = (24, 26, 30), (110, 116, 126), (255, 255, 255)
 
 
@@ -133,7 +136,7 @@ def compare_runs(
         groups: list[list[Tile]] = [[Tile(sample.real) for sample in samples]]
         for number in range(len(runs)):
             answers = [sample.rows[number] for sample in samples]
-            groups.append([Tile(image_of(row), row["caption"] or row["prompt"]) for row in answers])
+            groups.append([_tile(row) for row in answers])
         rows.append(Row(info.name, groups))
     headings = ["real images", *(f"{run.recipe.name}: {published_prompt(run.recipe.prompt).strategy}" for run in runs)]
     return contact_sheet(title, headings, rows)
@@ -155,20 +158,28 @@ def shared_samples(
     Raises:
         HfsynError: there is none.
     """
-    tables = [_rows_by_source(run) for run in runs]
-    shared = [source_id for source_id in tables[0] if all(source_id in table for table in tables[1:])]
-    if not shared:
+    stored = [StoredRows(run.folder) for run in runs]
+    tables = [rows.table(["source_id", "wnid"]) for rows in stored]
+    shared = tables[0]
+    for table in tables[1:]:
+        shared = shared.filter(pc.is_in(shared["source_id"], value_set=table["source_id"].combine_chunks()))
+    if not len(shared):
         raise HfsynError("These runs share no real image.", "Compare runs over one source and split.")
-    chosen: dict[str, list[str]] = {}
-    for source_id in sorted(shared):
-        ids = chosen.setdefault(tables[0][source_id]["wnid"], [])
-        if len(ids) < per_class:
-            ids.append(source_id)
-    wnids = sorted(chosen, key=lambda wnid: runs[0].classes[wnid].index)[:max_classes]
-    real = _real_images(runs[0], [source_id for wnid in wnids for source_id in chosen[wnid]])
-    return [
-        (runs[0].classes[wnid], [Sample(real[i], [table[i] for table in tables]) for i in chosen[wnid]])
+    classes = runs[0].classes
+    wnids = sorted(shared["wnid"].unique().to_pylist(), key=lambda wnid: classes[wnid].index)[:max_classes]
+    chosen = {
+        wnid: sorted(pc.unique(shared["source_id"].filter(pc.equal(shared["wnid"], wnid))).to_pylist())[:per_class]
         for wnid in wnids
+    }
+    ids = [source_id for of_class in chosen.values() for source_id in of_class]
+    real = _real_images(runs[0], ids)
+    answers = [
+        dict(zip(ids, rows.read([pc.index(table["source_id"], i).as_py() for i in ids], _COLUMNS), strict=True))
+        for rows, table in zip(stored, tables, strict=True)
+    ]
+    return [
+        (classes[wnid], [Sample(real[i], [of_run[i] for of_run in answers]) for i in of_class])
+        for wnid, of_class in chosen.items()
     ]
 
 
@@ -177,21 +188,14 @@ def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
 
     No real image is in it: a source's licence may not allow to pass its photographs on.
     """
-    by_class: dict[str, list[dict[str, Any]]] = {}
-    for shard in layout.finished_shards(run.folder / layout.DATA):
-        wnids = pq.read_table(shard, columns=["wnid"])["wnid"].to_pylist()
-        if all(len(by_class.get(wnid, ())) >= per_class for wnid in wnids):
-            continue
-        for row in pq.read_table(shard, columns=_COLUMNS).to_pylist():
-            rows = by_class.setdefault(row["wnid"], [])
-            if len(rows) < per_class:
-                rows.append(row)
-    wnids = sorted(by_class, key=lambda wnid: run.classes[wnid].index)[:_MOST_CLASSES]
-    sheet = [
-        Row(run.classes[wnid].name, [[Tile(image_of(row), row["caption"] or row["prompt"]) for row in by_class[wnid]]])
-        for wnid in wnids
-    ]
-    more = f", {len(sheet)} of {len(by_class)} classes" if len(by_class) > len(sheet) else ""
+    stored = StoredRows(run.folder)
+    column = stored.table(["wnid"])["wnid"]
+    wnids = sorted(column.unique().to_pylist(), key=lambda wnid: run.classes[wnid].index)
+    sheet = []
+    for wnid in wnids[:_MOST_CLASSES]:
+        numbers = pc.indices_nonzero(pc.equal(column, wnid))[:per_class].to_pylist()
+        sheet.append(Row(run.classes[wnid].name, [[_tile(row) for row in stored.read(numbers, _COLUMNS)]]))
+    more = f", {len(sheet)} of {len(wnids)} classes" if len(wnids) > len(sheet) else ""
     heading = published_prompt(run.recipe.prompt).strategy
     return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [heading], sheet)
 
@@ -213,7 +217,7 @@ def peek(
         tiles = []
         for row in source.read(by_class[wnid][:per_class]):
             try:
-                tiles.append(Tile(decode_rgb(row.image)))
+                tiles.append(Tile(_fit(decode_rgb(row.image))))
             except ImageRejected as problem:
                 tiles.append(Tile(Image.new("RGB", (1, 1), (230, 230, 230)), problem.reason))
         rows.append(Row(variant.by_wnid[wnid].name, [tiles]))
@@ -221,13 +225,9 @@ def peek(
     return save_png(contact_sheet(f"{variant.title} ({split}{more})", [""], rows), Path(out).expanduser())
 
 
-def _rows_by_source(run: Run) -> dict[str, dict[str, Any]]:
-    """The first image of each real one; stored bytes are not decoded yet."""
-    found: dict[str, dict[str, Any]] = {}
-    for shard in layout.finished_shards(run.folder / layout.DATA):
-        for row in pq.read_table(shard, columns=_COLUMNS).to_pylist():
-            found.setdefault(row["source_id"], row)
-    return found
+def _tile(row: dict[str, Any]) -> Tile:
+    """A stored row's image above its words; reduced at once, so that a sheet holds no large images."""
+    return Tile(_fit(image_of(row)), row["caption"] or row["prompt"])
 
 
 def image_of(row: dict[str, Any]) -> Image.Image:
@@ -237,6 +237,6 @@ def image_of(row: dict[str, Any]) -> Image.Image:
 
 def _real_images(run: Run, source_ids: Sequence[str]) -> dict[str, Image.Image]:
     """The chosen real images, decoded."""
-    wanted = set(source_ids)
-    lines = [e for e in pq.read_table(run.folder / layout.SOURCE).to_pylist() if e["source_id"] in wanted]
+    index = pq.read_table(run.folder / layout.SOURCE)
+    lines = index.filter(pc.is_in(index["source_id"], value_set=pa.array(source_ids))).to_pylist()
     return {row.source_id: decode_rgb(row.image) for row in run.open_source().read(index_entries(lines))}
