@@ -11,8 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import run_folder
+from fakes import FakeCaptioner
 
 from hfsyn.errors import HfsynError
+from hfsyn.making import building
+from hfsyn.making.captioning import caption
+from hfsyn.making.runs import load_run
 from hfsyn.workers import Worker, current_worker, default_processes, visible_gpus
 
 
@@ -41,6 +46,34 @@ def test_gpus_are_counted_without_torch(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
         assert visible_gpus() == count
         assert default_processes() == (count or len(os.sched_getaffinity(0)))
+
+
+def test_by_default_no_more_processes_start_than_there_are_shards_to_make(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes seconds and a gigabyte to start."""
+    started: list[int] = []
+
+    def launched(arguments: object, processes: int, **_: object) -> int:
+        started.append(processes)
+        return 1
+
+    monkeypatch.setattr(building, "default_processes", lambda: 8)
+    monkeypatch.setattr(building, "launch", launched)
+    run = run_folder(tmp_path, "prompt.images_per_caption=2")  # 30 real images, 60 of ours, 8 rows a shard
+    for stages, shards in ((("caption", "generate"), None), (("caption",), None), (("caption",), "0:3")):
+        with pytest.raises(HfsynError, match="stopped before"):
+            building.work(load_run(run), stages, shards=shards)
+    assert started == [8, 4, 3]
+    with pytest.raises(HfsynError, match="stopped before"):
+        building.work(load_run(run), ("caption",), shards="0:3", num_processes=5)
+    assert started.pop() == 5
+    caption(load_run(run), captioner=FakeCaptioner(), shards="0:3", quiet=True)
+    monkeypatch.setitem(
+        building.STAGES, "caption", lambda run, **_: caption(run, captioner=FakeCaptioner(), quiet=True)
+    )
+    building.work(load_run(run), ("caption",), quiet=True)
+    assert started == [8, 4, 3]  # the one that was left was made here
 
 
 @pytest.mark.parametrize("arguments", [["--num_processes", "2"], ["--num-processes=2"]], ids=" ".join)

@@ -19,7 +19,7 @@ def _batch_size(context: click.Context, option: click.Parameter, value: str | No
 
 _PROCESSES = click.option(
     "--num-processes", type=click.IntRange(min=1), metavar="N",
-    help="Processes on this machine, started by accelerate. Default: one a GPU, or one a CPU core.",
+    help="Processes on this machine, started by accelerate. Default: one a GPU or CPU core, no more than shards.",
 )  # fmt: skip
 _DEVICE = click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from builders import layout
-from builders.layout import load_sidecar, sidecar_of
+from builders.layout import load_sidecar, shard_count, sidecar_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.claims import Claims, Patience
@@ -51,7 +51,8 @@ def build(
         recipe: see `load_recipe`.
         out: the run folder; made if it is not there.
         overrides: ``key=value`` strings, as for `load_recipe`.
-        num_processes: None is one a GPU, or one a CPU core; 1 works in this process.
+        num_processes: None is one a GPU, or one a CPU core, but no more than there are shards to make; 1 works in this
+            process.
         device: a torch device; None is this process's GPU, or the CPU.
         shards: ``A:B`` generates only these shards and finishes the run if they were the last.
         overwrite: delete the run that `out` holds first.
@@ -101,7 +102,7 @@ def work(
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         return
     check_device(device)
-    processes = num_processes or default_processes()
+    processes = num_processes or min(default_processes(), _shards_left(run, stages, shards))
     if processes == 1 or is_launched():
         for stage in stages:
             only = shards if stage == stages[-1] else None
@@ -139,6 +140,19 @@ def _paths(run: Run, stage: str, shards: str | None) -> list[Path] | None:
 def _complete(run: Run, stage: str, shards: str | None) -> bool:
     paths = _paths(run, stage, shards)
     return paths is not None and not pending(paths)
+
+
+def _shards_left(run: Run, stages: Sequence[str], shards: str | None) -> int:
+    """How many processes could have a shard at once, at least 1; before there is a plan, as if no row were rejected."""
+    counts = [1]
+    for stage in stages:
+        paths = _paths(run, stage, shards if stage == stages[-1] else None)
+        if paths is None:
+            rows = run.source_rows * run.recipe.prompt.images_per_caption
+            counts.append(shard_count(rows, run.recipe.store.shard_rows))
+        else:
+            counts.append(len(pending(paths)))
+    return max(counts)
 
 
 def _end_early(run: Run, stage: str, shards: str | None, options: WorkOptions) -> None:
