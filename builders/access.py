@@ -91,6 +91,6 @@ def said_plainly(repo_id: str, revision: str | None, page: str = "") -> Iterator
         if type(error).__name__ == "LocalProtocolError":  # a header that cannot be sent; its words quote the token
             raise DataError("The token has a character in it that no token has.", "Copy it again.", code=3) from None
         raise UnreachableError(
-            f"The Hub cannot be reached: {type(error).__name__}: {error}",
+            f"The Hub cannot be reached: {type(error).__name__}: {str(error).rstrip('.')}.",
             "Check the network, or give a local copy: --set source.path=FOLDER.",
         ) from error

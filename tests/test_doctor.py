@@ -111,6 +111,20 @@ def test_captions_from_a_dataset_are_behind_a_gate_too(client: Client, hub: Hub)
     assert "The captions of bob/texts are open." in client.hfsyn("doctor", "shapes-cip", *words).out
 
 
+def test_texts_and_functions_of_ones_own_must_be_there_and_be_what_they_should(tmp_path: Path) -> None:
+    words = ["caption=null", "prompt.strategy=captions-file", f"prompt.captions_file={tmp_path / 'texts.jsonl'}"]
+    assert "texts.jsonl" in said(found("shapes-cip", *words), "failed")[0]
+    (tmp_path / "texts.jsonl").write_text('{"source_id": "a"}\n')
+    assert "line 1" in said(found("shapes-cip", *words), "failed")[0]
+    (tmp_path / "texts.jsonl").write_text('{"source_id": "a", "caption": "b"}\n')
+    assert not said(found("shapes-cip", *words), "failed")
+    own = tmp_path / "own.py"
+    words = [f"prompt.strategy={own}:write"]
+    assert "own.py" in said(found("shapes-cip", *words), "failed")[0]
+    own.write_text("def write(class_info, caption, rng):\n    return f'{class_info.name}, {caption}'\n")
+    assert any(line.endswith(f"The strategy {own}:write is here.") for line in said(found("shapes-cip", *words), "ok"))
+
+
 def test_options_need_a_recipe_and_the_findings_are_json_too(client: Client) -> None:
     done = client.hfsyn("doctor", "--limit", "3")
     assert done.code == 2

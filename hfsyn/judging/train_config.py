@@ -21,6 +21,7 @@ from hfsyn.errors import HfsynError
 
 Unit = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Aspect = Annotated[float, Field(ge=0.01, le=100)]
 NotNegative = Annotated[float, Field(ge=0)]
 Size = Annotated[int, Field(ge=8, le=4096)]
 
@@ -76,8 +77,8 @@ class AugmentPart(Part):
 
     scale: tuple[Unit, Unit] = (0.08, 1.0)
     """Area of the random crop, as a share of the image."""
-    ratio: tuple[Positive, Positive] = (0.75, 4 / 3)
-    """Aspect ratio of the random crop."""
+    ratio: tuple[Aspect, Aspect] = (0.75, 4 / 3)
+    """Aspect ratio of the random crop, 0.01 to 100."""
     flip: Unit = 0.5
     """Chance of a horizontal flip."""
     auto_augment: str | None = None

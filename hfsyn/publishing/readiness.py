@@ -17,12 +17,14 @@ from builders.access import is_offline, page_of
 from builders.errors import DataError
 from builders.sources import open_source
 from builders.variants import get_variant
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making.captions_files import FileTexts
 from hfsyn.making.costs import memory_needed
 from hfsyn.making.forecast import disk_needed, size_text
 from hfsyn.making.hub_models import Kind, locate
 from hfsyn.making.loras import FILE
 from hfsyn.making.model_files import at_hand
+from hfsyn.making.prompts import is_user_strategy, strategy_of
 from hfsyn.making.recipe import BUILTIN, Recipe, is_content_hash
 from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.runs import run_in
@@ -121,8 +123,20 @@ def _source(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
 
 
 def _texts(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
-    """Whether a dataset of the Hub that the captions are taken from is open to this account."""
+    """Whether the function that writes the prompts is there, and the captions that others made are, or are open."""
+    if is_user_strategy(recipe.prompt.strategy):
+        try:
+            strategy_of(recipe.prompt)
+            yield Check("ok", f"The strategy {recipe.prompt.strategy} is here.")
+        except HfsynError as error:
+            yield Check("failed", error.message, error.hint)
     file = recipe.prompt.captions_file
+    if file is not None and not file.startswith(HUB):
+        try:
+            FileTexts(recipe.prompt)
+            yield Check("ok", f"The captions file {file} is here.")
+        except HfsynError as error:
+            yield Check("failed", error.message, error.hint)
     if file is None or not file.startswith(HUB) or is_offline():
         return
     name = "/".join(file.removeprefix(HUB).split("/")[:2]).partition("@")[0]
@@ -134,7 +148,7 @@ def _texts(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
             text = f"The captions of {name} are gated, and this account has no access."
             yield Check("failed", text, f"Accept the terms at {page_of(name)}, then: hf auth login")
     except HfsynError as error:
-        yield Check("failed", error.message, error.hint)
+        yield Check("failed", error.message, _way_out(error))
 
 
 def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
@@ -162,11 +176,16 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
             return Check("failed", text, f"Accept its terms at {page_of(place, 'model')}, then: hf auth login"), 0
         info = repo.call(f"read the model {place}", repo.api.model_info, place, revision=revision, files_metadata=True)
     except HfsynError as error:
-        return Check("warning" if cached else "failed", error.message, error.hint), 0
+        return Check("warning" if cached else "failed", error.message, _way_out(error)), 0
     if cached:
         return Check("ok", f"The model {place} is open, and in the cache."), 0
     size = sum(s.size or 0 for s in info.siblings or () if _is_fetched(model, s.rfilename))
     return Check("ok", f"The model {place} is open; up to {size_text(size)} to fetch. {command}"), size
+
+
+def _way_out(error: HfsynError) -> str:
+    """What helps where the Hub could not be asked; the hint of its calls speaks of sending."""
+    return "Check the network and HF_ENDPOINT, then ask again." if error.code == ExitCode.PARTIAL else error.hint
 
 
 def _is_fetched(model: Model, name: str) -> bool:
