@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
     from builders.errors import DataError
-    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, say_terminated
+    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, leave_at_once, say_terminated
 
     try:
         join_launcher()
@@ -64,10 +64,10 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         code = int(ExitCode.OK) if is_child() else int(getattr(error, "code", ExitCode.USAGE))
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
-        code = int(ExitCode.INTERRUPTED)
+        leave_at_once(ExitCode.INTERRUPTED)
     except Terminated:
         say_terminated()
-        code = int(ExitCode.OK if is_child() else ExitCode.TERMINATED)
+        leave_at_once(ExitCode.OK if is_child() else ExitCode.TERMINATED)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,7 @@
 """Who works here: one process alone, or rank r of w under accelerate or torchrun.
 
-A rank decides only where a process starts looking for work; what it makes never depends on it. No collective operation
-is
-used: stages end when all sidecars stand (see `hfsyn.making.claims`).
+A rank decides only where a process starts looking for work; what it makes never depends on it. No collective
+operation is used: stages end when all sidecars stand (see `hfsyn.making.claims`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from hfsyn.errors import ExitCode, HfsynError, first_line
 
@@ -280,6 +279,19 @@ def say_terminated() -> None:
     if os.environ.get("RANK", "0") == "0" and not is_child() and not _terminated_is_said.is_set():
         _terminated_is_said.set()
         print("Terminated. The work so far is kept; the same command continues it.", file=sys.stderr, flush=True)
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """End this process without taking Python down in order; for one that was told to end in the middle of its work.
+
+    Threads may still be at a kernel or a connection. Python ends such a thread when it comes back from there, by
+    unwinding it through C++ that allows no unwinding, and the process aborts: "terminate called without an active
+    exception" in place of the exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def join_launcher() -> None:

@@ -22,11 +22,13 @@ from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.encode import fitted
+from hfsyn.making.forecast import forecast
 from hfsyn.making.generating import generate
 from hfsyn.making.generator import DiffusersGenerator, Generated
 from hfsyn.making.manifest import finish
 from hfsyn.making.recipe import GeneratePart, load_recipe
 from hfsyn.making.runs import load_run, prepare
+from hfsyn.publishing.checkup import doctor
 from hfsyn.publishing.reproduction import reproduce
 
 OVER = ("generate.init=source", "generate.strength=0.5")
@@ -106,9 +108,12 @@ def test_a_source_that_has_changed_is_refused(tmp_path: Path) -> None:
 
 def test_a_stream_of_the_hub_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     recipe = load_recipe("imagenette-cip", [*OVER, "caption.model=builtin", "generate.model=builtin"])
-    with pytest.raises(HfsynError, match=r"streamed from the Hub.*hf download frgfm/imagenette"):
-        prepare(recipe, tmp_path / "run")
+    for ask in (lambda: prepare(recipe, tmp_path / "run"), lambda: forecast(recipe)):
+        with pytest.raises(HfsynError, match=r"streamed from the Hub.*hf download frgfm/imagenette .*'full_size/\*'"):
+            ask()
     assert not (tmp_path / "run").exists()
+    (line,) = [check.line() for check in doctor(recipe) if "streamed" in check.text]
+    assert line.startswith("FAILED")
 
 
 @pytest.mark.parametrize("save", [stable_diffusion, sdxl])

@@ -111,3 +111,38 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     while alive(child) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(child)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_a_process_that_is_told_to_end_does_so_while_its_threads_compute(
+    number: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    """Python would unwind these threads through C++, and abort with code 134."""
+    script = tmp_path / "work.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import os, signal, threading, time
+            import click, torch
+            from hfsyn.cli import run_command
+
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+
+            def compute(matrix=torch.randn(600, 600)):
+                while True:
+                    torch.linalg.svd(matrix)
+
+            @click.command()
+            def work():
+                for _ in range(3):
+                    threading.Thread(target=compute, daemon=True).start()
+                time.sleep(0.3)
+                os.kill(os.getpid(), {int(number)})
+                time.sleep(60)
+
+            run_command(work, "work", [])
+            """)
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.strip().endswith("The work so far is kept; the same command continues it.")
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -19,6 +19,7 @@ from hfsyn.making.costs import Hours, hours, image_size
 from hfsyn.making.devices import UTILISATION
 from hfsyn.making.planning import read_captions
 from hfsyn.making.prompt_inputs import pin_prompt, takes_text, with_texts
+from hfsyn.making.real_images import check_order
 from hfsyn.making.recipe import Recipe, difference, fingerprint
 from hfsyn.making.runs import load_run
 from hfsyn.making.shards import pending
@@ -153,9 +154,11 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         price: USD an hour of one device, for the cost.
 
     Raises:
-        HfsynError: the source is missing or empty, or the run has other real images or captions.
+        HfsynError: the source is missing or empty, or the run has other real images or captions; or the images cannot
+            be read as they are needed.
     """
     recipe = pin_prompt(recipe)
+    check_order(recipe)
     found = _lines(recipe, run_folder)
     needed = takes_text(recipe)
     each = recipe.prompt.images_per_caption

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from builders.sources import Source, open_source
-from hfsyn.making.recipe import SourcePart
+from builders.variants import get_variant
+from hfsyn.errors import HfsynError
+from hfsyn.making.recipe import Recipe, SourcePart
 
 
 def opened(source: SourcePart) -> Source:
@@ -18,4 +20,24 @@ def opened(source: SourcePart) -> Source:
         path=source.path,
         revision=source.revision,
         limit_per_class=source.limit_per_class,
+    )
+
+
+def check_order(recipe: Recipe) -> None:
+    """Refuse to draw over real images that can only be read one after the other.
+
+    Raises:
+        HfsynError: they would be streamed, and are needed in the order of the plan.
+    """
+    source = recipe.source
+    hub = get_variant(source.variant).hub
+    if recipe.generate.init != "source" or source.path is not None or hub is None:
+        return
+    part = f" --include '{hub.config}/*'" if hub.config else ""
+    at = f" --revision {source.revision or hub.revision}" if source.revision or hub.revision else ""
+    raise HfsynError(
+        f"generate.init is source, and the images of {source.variant} are streamed from the Hub, in another order than "
+        "they are needed.",
+        f"Download them (hf download {hub.repo_id} --repo-type dataset{at}{part} --local-dir FOLDER) and --set "
+        "source.path=FOLDER.",
     )

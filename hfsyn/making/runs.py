@@ -22,7 +22,7 @@ from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
 from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
 from hfsyn.making.prompts import get_strategy
-from hfsyn.making.real_images import opened
+from hfsyn.making.real_images import check_order, opened
 from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
 from hfsyn.making.shards import atomic_text
 from hfsyn.making.tables import write_groups
@@ -244,14 +244,7 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
     generate = pin_lora(recipe.generate.model_copy(update={"revision": pinned}))
     recipe = recipe.model_copy(update={"generate": generate})
     source = recipe.source
-    hub = get_variant(source.variant).hub
-    if generate.init == "source" and source.path is None and hub is not None:
-        raise HfsynError(
-            f"generate.init is source, and the images of {source.variant} are streamed from the Hub, in another order "
-            "than they are needed.",
-            f"Download them (hf download {hub.repo_id} --repo-type dataset --local-dir FOLDER) and --set "
-            "source.path=FOLDER.",
-        )
+    check_order(recipe)
     try:
         if source.path is None and get_variant(source.variant).hub is not None:
             revision = resolve_revision(source.variant, source.revision)

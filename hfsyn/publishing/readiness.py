@@ -25,6 +25,7 @@ from hfsyn.making.hub_models import Kind, locate
 from hfsyn.making.loras import FILE
 from hfsyn.making.model_files import at_hand
 from hfsyn.making.prompts import is_user_strategy, strategy_of
+from hfsyn.making.real_images import check_order
 from hfsyn.making.recipe import BUILTIN, Recipe, is_content_hash
 from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.runs import run_in
@@ -108,6 +109,11 @@ def _source(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
     source = recipe.source
     variant = get_variant(source.variant)
     hub = None if source.path is not None or variant.hub is None else variant.hub.repo_id
+    try:
+        check_order(recipe)
+    except HfsynError as error:
+        yield Check("failed", error.message, error.hint)
+        return
     if hub and is_offline():
         yield Check(
             "failed", f"The images of {variant.name} are on the Hub ({hub}), and HF_HUB_OFFLINE is set.",
