@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +22,11 @@ from builders.published import Published, RunFolder, open_reference
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.encode import encode
-from hfsyn.making.generator import DiffusersGenerator, ImageGenerator
+from hfsyn.making.generator import DiffusersGenerator, Generated, ImageGenerator
 from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.making.specs import order_of
+from hfsyn.making.tuning import ATTENTION, PLAIN, Tuning
 from hfsyn.publishing.comparison import readable, recipe_of
 from hfsyn.software import describe_device, software
 from hfsyn.workers import check_device, pick_device
@@ -53,7 +54,7 @@ class Reproduction:
     picture: str
     """Path of both images side by side."""
     theirs: dict[str, str]
-    """Software and device that made the stored image."""
+    """Software, device and options (memory format, compilation, attention kernel) that made the stored image."""
     ours: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,10 +120,6 @@ def reproduce(
     if model is not None:
         part = part.model_copy(update={"model": model})
     part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
-    where = "cpu"
-    if generator is None:
-        where = pick_device(device)
-        generator = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle)
     stored = bytes((row.get("image") or {}).get("bytes") or b"")
     try:
         decode_rgb(stored)
@@ -132,14 +129,55 @@ def reproduce(
         ) from None
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     images = {"images": [real_image(side, recipe, row, source)]} if part.init == "source" else {}
-    (made,) = generator.start([row["prompt"]], [row["seed"]], size, **images)()
+
+    def draw(by: ImageGenerator) -> Generated:
+        (made,) = by.start([row["prompt"]], [row["seed"]], size, **images)()
+        return made
+
+    where, tuning = "cpu", PLAIN
+    if generator is not None:
+        made = draw(generator)
+    else:
+        where = pick_device(device)
+        made, tuning = as_recorded(
+            lambda how: draw(
+                DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
+            ),
+            recorded_tuning(sidecar.options, where),
+        )
     mine = encode(made.pixels, recipe.store)
     verdict, largest, mean = judge(stored, mine)
     picture = _picture(row, stored, mine, verdict, Path(out).expanduser())
     return Reproduction(
         side.label, sample_id, row["prompt"], row["seed"], verdict, largest, mean, str(picture),
-        {**sidecar.software, "device": sidecar.device}, {**software(), "device": describe_device(where)},
+        {**sidecar.software, "device": sidecar.device, **sidecar.options},
+        {**software(), "device": describe_device(where), **tuning.record()},
     )  # fmt: skip
+
+
+def recorded_tuning(options: Mapping[str, str], device: str) -> Tuning:
+    """How the stored image was computed, by its sidecar's options; without a kernel that the device does not have."""
+    attention = options.get("attention", "auto")
+    if attention not in ATTENTION or (attention != "math" and not device.startswith("cuda")):
+        attention = "auto"
+    return Tuning(options.get("channels_last") == "yes", options.get("compile") == "yes", attention)
+
+
+def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Generated, Tuning]:
+    """The image, and how it was computed: so, or without compilation and kernel where this machine cannot have them.
+
+    Args:
+        draw: loads the model with a tuning, and draws.
+        tuning: the one that is wanted.
+    """
+    simpler = replace(tuning, compiled=False, attention="auto")
+    try:
+        return draw(tuning), tuning
+    except HfsynError:
+        if simpler == tuning:
+            raise
+    # Here, and not above, where the error would still hold the model on the device.
+    return draw(simpler), simpler
 
 
 def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, Any], path: str | None) -> Image.Image:

@@ -1,0 +1,105 @@
+"""An image is made again in the way that its sidecar tells: memory format, compilation, attention kernel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import run_folder
+from fakes import FakeCaptioner, FakeGenerator
+
+from builders import layout
+from hfsyn.errors import HfsynError
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.generator import DiffusersGenerator
+from hfsyn.making.manifest import finish
+from hfsyn.making.options import WorkOptions
+from hfsyn.making.tuning import Tuning
+from hfsyn.publishing import reproduction
+from hfsyn.publishing.reproduction import recorded_tuning, reproduce
+
+SMALL = ("source.limit_per_class=1", "store.shard_rows=10", "generate.steps=1", "generate.batch_size=2")
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Tuning]:
+    """The tunings of the generators that `reproduce` loads."""
+    found: list[Tuning] = []
+
+    def load(*args: Any, tuning: Tuning, **options: Any) -> DiffusersGenerator:
+        found.append(tuning)
+        return DiffusersGenerator(*args, tuning=tuning, **options)
+
+    monkeypatch.setattr(reproduction, "DiffusersGenerator", load)
+    return found
+
+
+def made(tmp_path: Path, options: WorkOptions | None = None) -> tuple[Path, str]:
+    """A run of ten images, by the small model or a fake, and the id of one."""
+    run = run_folder(tmp_path, *SMALL)
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    if options is None:
+        generate(run, generator=FakeGenerator(), quiet=True)
+    else:
+        generate(run, device="cpu", options=options, quiet=True)
+    finish(run)
+    shard = next(layout.finished_shards(run / layout.DATA))
+    return run, pq.read_table(shard, columns=["sample_id"])["sample_id"][3].as_py()
+
+
+def test_the_generator_is_tuned_as_the_sidecar_says(tmp_path: Path, loaded: list[Tuning]) -> None:
+    run, sample = made(tmp_path, WorkOptions(channels_last="on", attention="math"))
+    found = reproduce(str(run), sample, out=tmp_path, device="cpu")
+    assert loaded == [Tuning(channels_last=True, attention="math")]
+    assert found.verdict == "byte-equal"
+    assert found.theirs["channels_last"] == found.ours["channels_last"] == "yes"
+    assert found.theirs["attention"] == found.ours["attention"] == "math"
+
+
+def test_what_this_machine_cannot_do_is_left_out_and_said(
+    tmp_path: Path, loaded: list[Tuning], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sample = made(tmp_path, WorkOptions())
+    for shard in layout.finished_shards(run / layout.DATA):
+        path = layout.sidecar_of(shard)
+        options = {"channels_last": "yes", "compile": "yes", "attention": "flash"}
+        path.write_text(json.dumps({**json.loads(path.read_text()), "options": options}))
+
+    def refuse(pipe: Any, tuning: Tuning) -> None:
+        if tuning.compiled:
+            raise HfsynError("--compile: torch cannot compile this model here (no C++ compiler)", "Leave it out.")
+
+    monkeypatch.setattr("hfsyn.making.generator.tune", refuse)
+    found = reproduce(str(run), sample, out=tmp_path, device="cpu")
+    assert loaded == [Tuning(channels_last=True, compiled=True), Tuning(channels_last=True)]
+    lines = " ".join(found.text().split())
+    assert "attention flash there, - here" in lines
+    assert "compile yes there, - here" in lines
+    assert "channels_last yes" in lines
+    assert found.verdict != "different"
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "expected"),
+    [
+        ({}, "cuda:0", Tuning()),  # contiguous, as it was made, though a run there would be channels last
+        ({"channels_last": "yes"}, "cpu", Tuning(channels_last=True)),
+        ({"compile": "yes", "attention": "cudnn"}, "cuda:1", Tuning(compiled=True, attention="cudnn")),
+        ({"attention": "efficient"}, "mps", Tuning()),
+        ({"attention": "math"}, "cpu", Tuning(attention="math")),
+        ({"attention": "of next year"}, "cuda:0", Tuning()),
+    ],
+)
+def test_a_kernel_that_the_device_lacks_is_left_out(options: dict[str, str], device: str, expected: Tuning) -> None:
+    assert recorded_tuning(options, device) == expected
+
+
+def test_an_error_that_has_nothing_to_do_with_tuning_stays(tmp_path: Path, loaded: list[Tuning]) -> None:
+    run, sample = made(tmp_path)
+    with pytest.raises(HfsynError, match="nowhere"):
+        reproduce(str(run), sample, out=tmp_path, device="cpu", model=str(tmp_path / "nowhere"))
+    assert len(loaded) == 1
