@@ -186,7 +186,10 @@ def test_a_file_for_other_images_says_what_the_ids_are(tmp_path: Path) -> None:
         ("texts.jsonl", '{"id": "a", "caption": "b"}', "line 1 has no source_id: it has id, caption"),
         ("texts.jsonl", '{"source_id": "a", "text": "b"}', "has no caption and no prompt: it has source_id, text"),
         ("texts.jsonl", '{"source_id": "a", "caption": 3}', "line 1 has the caption 3, which is no text"),
-        ("texts.jsonl", '{"source_id": 7, "caption": "b"}', "line 1 has no source_id"),
+        ("texts.jsonl", '{"source_id": 7, "caption": "b"}', "line 1 has the source_id 7, which is no text"),
+        ("texts.jsonl", '{"source_id": null, "caption": "b"}', "line 1 has no source_id"),
+        ("texts.jsonl", '{"source_id": "a", "caption": "x \\ud83d"}', "line 1 has half of a character, '\\ud83d'"),
+        ("texts.csv", "source_id,caption\na,b, c\n", "line 2 has more fields than the heading. Put texts with"),
         ("texts.csv", "id,caption\na,b\n", "line 2 has no source_id"),
         ("texts.csv", b"source_id,caption\na,\xff\n", "cannot be read"),
         ("texts.parquet", b"PAR1 and no more", "cannot be read"),
@@ -202,6 +205,27 @@ def test_a_malformed_file_is_refused_with_its_line(tmp_path: Path, name: str, co
 def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path) -> None:
     path = parquet(tmp_path / "texts.parquet", [{"source_id": "a", "text": "b"}])
     assert "it has the columns source_id, text" in refusal(tmp_path, path)
+
+
+def test_ids_that_are_numbers_are_refused_with_the_reason(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "texts.parquet", [{"source_id": 7, "caption": "b"}])
+    assert "row 1 has the source_id 7, which is no text" in refusal(tmp_path, path)
+
+
+@pytest.mark.parametrize("name", ["texts.JSONL", "texts.ndjson"])
+def test_endings_may_be_in_capitals_and_json_lines_have_two(tmp_path: Path, name: str) -> None:
+    path = json_lines(tmp_path / name, rows())
+    found = FileTexts(load_recipe("shapes-cip", with_file(path)).prompt)
+    assert {source_id: found.of(source_id) for source_id in ids()} == texts()
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("hfsyn.making.captions_files.sha256_of", forbidden)
+    path = json_lines(tmp_path / "texts.jsonl", rows())
+    assert f"The captions file {path} cannot be read: Permission denied" in refusal(tmp_path, path)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def test_the_plan_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("def looks(c, caption, rng):\n    return ' '", "looks", "mine.py:looks returned ' ' for the class"),
         ("def looks(c, caption, rng):\n    return caption", "looks", "returned '' for the class 'circle' and the"),
         ("def looks(c, caption, rng):\n    return c.nam", "looks", "mine.py:looks fails for the class"),
+        ("def looks(c, caption, rng):\n    exit('enough')", "looks", "SystemExit: enough"),
+        ("def looks(c, caption, rng):\n    return 'a \\ud83d'", "looks", "returned half of a character, '\\ud83d'"),
         (
             "import itertools\nn = itertools.count()\ndef looks(c, caption, rng):\n    return f'{c.name} {next(n)}'",
             "looks", "mine.py:looks is not pure",
@@ -143,6 +145,12 @@ def test_the_plan_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_function_that_is_no_strategy_is_refused(tmp_path: Path, text: str, function: str, words: str) -> None:
     problem = refusal(strategy_file(tmp_path, text), function)
     assert words in str(problem)
+
+
+def test_ctrl_c_in_a_function_is_no_fault_of_it(tmp_path: Path) -> None:
+    path = strategy_file(tmp_path, "def looks(c, caption, rng):\n    raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        pin_prompt(recipe_with(path))
 
 
 def test_every_class_of_the_variant_is_tried(tmp_path: Path) -> None:

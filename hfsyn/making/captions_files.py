@@ -23,10 +23,13 @@ from hfsyn.making.recipe_parts import PromptPart
 from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.shards import sha256_of
 
-_ENDINGS = (".jsonl", ".csv", ".parquet")
+_ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
+"""In small letters; files may have them in capitals."""
 _TEXTS = ("prompt", "caption")
 _SHOWN = 3
 """Ids that a message names."""
+_HALF = re.compile("[\ud800-\udfff]")
+"""Half of a surrogate pair: JSON can say it, and no file and no tokenizer takes it."""
 
 
 def content_of_file(file: str, revision: str | None) -> str:
@@ -37,7 +40,10 @@ def content_of_file(file: str, revision: str | None) -> str:
     """
     if file.startswith(HUB):
         return _snapshot(file, revision)[1]
-    return f"sha256:{sha256_of(_local(file))}"
+    try:
+        return f"sha256:{sha256_of(_local(file))}"
+    except OSError as error:
+        raise _unreadable(file, error.strerror or str(error)) from None
 
 
 class FileTexts:
@@ -116,7 +122,7 @@ def _local(file: str) -> Path:
     path = Path(file).expanduser()
     if not path.is_file():
         raise HfsynError(f"There is no captions file {file}.", "Name one: --set prompt.captions_file=texts.jsonl")
-    if path.suffix not in _ENDINGS:
+    if path.suffix.lower() not in _ENDINGS:
         raise HfsynError(f"The captions file {file} is of no known kind.", f"It ends in {', '.join(_ENDINGS)}.")
     return path
 
@@ -135,7 +141,9 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
             f"It looks like {HUB}USER/NAME@REVISION, or with /PATH behind it.",
         )
     repo_id, asked, inside = match[1], revision or match[2], (match[3] or "").strip("/")
-    wanted = [f"{inside}*{e}" for e in _ENDINGS] if not inside.endswith(_ENDINGS) else [inside]
+    wanted = [inside]
+    if not inside.lower().endswith(_ENDINGS):
+        wanted = [f"{inside}*{ending}" for small in _ENDINGS for ending in (small, small.upper())]
     try:
         with said_plainly(repo_id, asked):
             root = Path(snapshot_download(repo_id, repo_type="dataset", revision=asked, allow_patterns=wanted))
@@ -146,7 +154,7 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
         ) from None
     except DataError as error:
         raise HfsynError(f"The captions of {reference}: {error.message}", error.hint) from None
-    found = [p for p in sorted(root.rglob("*")) if p.suffix in _ENDINGS and p.is_file()]
+    found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in _ENDINGS and p.is_file()]
     # The cache may hold more of this commit than was asked for.
     found = [p for p in found if p.relative_to(root).as_posix().startswith(inside)]
     if not found:
@@ -159,12 +167,16 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
     """``(source id, text)`` of a file's lines; an absent text is empty."""
     try:
-        yield from _READERS[path.suffix](path)
+        yield from _READERS[path.suffix.lower()](path)
     except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid, OSError) as error:
-        raise HfsynError(
-            f"The captions file {path.name} cannot be read: {' '.join(str(error).split())[:120]}",
-            "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.",
-        ) from None
+        raise _unreadable(path.name, " ".join(str(error).split())[:120]) from None
+
+
+def _unreadable(file: str, why: str) -> HfsynError:
+    return HfsynError(
+        f"The captions file {file} cannot be read: {why}",
+        "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.",
+    )
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -185,6 +197,12 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         for row in reader:
+            if None in row:  # where the reader puts what is left over
+                raise HfsynError(
+                    f"The captions file {path.name} cannot be used: line {reader.line_num} has more fields than the "
+                    "heading.",
+                    "Put texts with commas in quotes.",
+                )
             yield _pair(path, row, f"line {reader.line_num}")
 
 
@@ -201,18 +219,22 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
                 yield _pair(path, row, f"row {number}")
 
 
-_READERS = {".jsonl": _json_lines, ".csv": _csv_lines, ".parquet": _parquet_rows}
+_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv_lines, ".parquet": _parquet_rows}
 
 
 def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
     column = next((name for name in _TEXTS if name in row), None)
     source_id = row.get("source_id")
-    if column is None or not isinstance(source_id, str) or not source_id:
+    if source_id is not None and not isinstance(source_id, str):
+        raise _malformed(path, f"{where} has the source_id {source_id!r}, which is no text", "")
+    if column is None or not source_id:
         what = "no source_id" if column else "no caption and no prompt"
         raise _malformed(path, f"{where} has {what}", _keys(row))
     text = row[column]
     if text is not None and not isinstance(text, str):
         raise _malformed(path, f"{where} has the {column} {text!r}, which is no text", "")
+    if found := _HALF.search(f"{source_id}{text or ''}"):
+        raise _malformed(path, f"{where} has half of a character, {found[0]!a}", "")
     return source_id, text if text and text.strip() else ""
 
 

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import random
+import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -183,7 +184,7 @@ def _told(function: Callable[..., Any], name: str) -> PromptFunction:
     def write(info: ClassInfo, caption: str | None, rng: random.Random) -> str:
         try:
             prompt = function(info, caption, rng)
-        except Exception as error:  # whatever a user's function raises
+        except (Exception, SystemExit) as error:  # whatever a user's function raises; Ctrl-C is no fault of it
             raise HfsynError(
                 f"{name} fails for the class {info.name!r} and the caption {caption!r}: {type(error).__name__}: "
                 f"{' '.join(str(error).split())}",
@@ -193,6 +194,12 @@ def _told(function: Callable[..., Any], name: str) -> PromptFunction:
             raise HfsynError(
                 f"{name} returned {prompt!r} for the class {info.name!r} and the caption {caption!r}.",
                 "A prompt is a text, and an empty one would make an image of anything.",
+            )
+        if half := re.search("[\ud800-\udfff]", prompt):
+            raise HfsynError(
+                f"{name} returned half of a character, {half[0]!a}, for the class {info.name!r} and the caption "
+                f"{caption!r}.",
+                "A prompt is a text that UTF-8 can write.",
             )
         return prompt
 
