@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import parquet_bytes, run_folder
+from conftest import finished_run, parquet_bytes, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
 from builders import layout
 from builders.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.making import runs
 from hfsyn.making.building import work
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import load_recipe
+from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.run_status import status
 from hfsyn.making.runs import load_run, prepare, select
 from hfsyn.making.specs import seed_of
@@ -235,6 +236,46 @@ def test_overwrite_replaces_a_run_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(HfsynError, match=r"notes\.txt"):
         prepare(load_recipe("shapes-cip"), run, overwrite=True)
     assert (run / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["source.path=/nowhere", "generate.model=nobody/nothing", "prompt.strategy=/nowhere.py:write"]
+)
+def test_overwrite_deletes_nothing_where_the_new_recipe_cannot_be_made(tmp_path: Path, wrong: str) -> None:
+    """A slip of the pen must not cost a dataset."""
+    run = finished_run(tmp_path)
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()}
+    with pytest.raises(HfsynError):
+        prepare(load_recipe("imagenette-basic", ["generate.model=builtin", wrong]), run, overwrite=True)
+    assert {path: path.read_bytes() for path in run.rglob("*.*") if path.is_file()} == before
+
+
+def test_overwrite_empties_a_folder_that_is_a_link(tmp_path: Path) -> None:
+    run = finished_run(tmp_path)
+    link = tmp_path / "link"
+    link.symlink_to(run)
+    made = prepare(load_recipe("shapes-basic", ["source.limit_per_class=1"]), link, overwrite=True)
+    assert made.recipe.name == "shapes-basic"
+    assert link.is_symlink()
+    assert not (run / layout.DATA).exists()
+    assert (run / layout.RECIPE).exists()
+
+
+def test_overwrite_spares_the_run_that_another_process_put_there_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, recipe = finished_run(tmp_path), load_recipe("shapes-basic", ["source.limit_per_class=1"])
+    resolve = runs._resolve
+
+    def slowly(asked: Recipe) -> object:
+        monkeypatch.setattr(runs, "_resolve", resolve)
+        prepare(asked, folder, overwrite=True)
+        (folder / layout.DATA).mkdir()
+        return resolve(asked)
+
+    monkeypatch.setattr(runs, "_resolve", slowly)
+    assert prepare(recipe, folder, overwrite=True).recipe.name == "shapes-basic"
+    assert (folder / layout.DATA).is_dir()
 
 
 def test_a_renamed_recipe_continues_the_same_run(tmp_path: Path) -> None:

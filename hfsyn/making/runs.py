@@ -116,20 +116,22 @@ class Run:
 def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     """Make a run folder ready, or open the one that is there if it belongs to this recipe.
 
-    Everything that can be wrong is looked at before anything is written: the source is indexed, models are found and
-    their revisions pinned. Then the recipe and the source index are written. Several processes may call this at once.
+    Everything that can be wrong is looked at before anything is written or, with `overwrite`, deleted: the source is
+    indexed, models are found and their revisions pinned. Then the recipe and the source index are written. Several
+    processes may call this at once.
 
     Raises:
         HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours;
             the source is missing or empty; a model is not there.
     """
     folder = Path(out).expanduser()
-    if overwrite and folder.is_dir():
-        _remove(folder)
+    old = _to_remove(folder) if overwrite else None
     recipe = recipe.model_copy(update={"source": _absolute(recipe)})
-    if (found := run_in(recipe, folder)) is not None:
+    if old is None and (found := run_in(recipe, folder)) is not None:
         return found
     recipe, index = _resolve(recipe)
+    if old is not None and _mark(folder) == old:  # else another process has put a new run there
+        _remove(folder)
     with lock_new(folder):
         if layout.is_run_folder(folder):  # another process was faster
             _refuse_other(load_run(folder), recipe)
@@ -171,16 +173,42 @@ def lock_new(folder: Path) -> Any:
     return lock(folder, "prepare")
 
 
-def _remove(folder: Path) -> None:
-    if not folder.exists():
-        return
+def _to_remove(folder: Path) -> tuple[int, int] | None:
+    """The mark of the run in a folder, which may be removed; None where there is nothing to remove.
+
+    Raises:
+        HfsynError: what is there is not ours.
+    """
+    if not folder.is_dir():
+        return None
     alien = layout.strangers(folder)
-    if not layout.is_run_folder(folder) or alien:
+    if layout.is_run_folder(folder) and not alien:
+        return _mark(folder)
+    if any(folder.iterdir()):
         what = f"holds {alien[0]}, which is not ours" if alien else "is no run folder"
-        if any(folder.iterdir()):
-            raise HfsynError(f"--overwrite deletes runs of hfsyn only, and {folder} {what}.", "Remove it yourself.")
+        raise HfsynError(f"--overwrite deletes runs of hfsyn only, and {folder} {what}.", "Remove it yourself.")
+    return None
+
+
+def _mark(folder: Path) -> tuple[int, int] | None:
+    """What tells the run in a folder from another one that is put in its place."""
+    try:
+        found = (folder / layout.RECIPE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _remove(folder: Path) -> None:
+    """Remove a run; where the folder is a link to another disk, what the link leads to is emptied."""
+    if not folder.is_symlink():
+        shutil.rmtree(folder)
         return
-    shutil.rmtree(folder)
+    for inside in folder.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        else:
+            inside.unlink()
 
 
 def load_run(folder: str | Path) -> Run:
