@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.caption_texts import caption_flags, clean
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.recipe import CaptionPart
-from hfsyn.making.token_drawing import DrawEach
+from hfsyn.making.token_drawing import DrawEach, ready
 
 FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "florence2", "llava", "idefics3", "smolvlm", "qwen2_vl")
 CHATS = {
@@ -199,6 +201,58 @@ def test_beams_find_other_captions(folders: Folders) -> None:
 def test_half_precision_runs_on_a_cpu(folders: Folders, dtype: str) -> None:
     for family in ("blip", "blip2", "llava"):
         assert all(isinstance(caption, str) for caption in captioner(folders(family), dtype=dtype).caption(images()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_what_is_prepared_is_what_the_device_takes(folders: Folders, dtype: str) -> None:
+    """In the model's own dtype, so that nothing is cast on the main thread; and ids stay whole numbers."""
+    for family in ("blip", "blip2", "qwen2_vl"):
+        one = captioner(folders(family), prompt=PROMPT, dtype=dtype)
+        taken: dict[str, torch.Tensor] = {}
+
+        def generate(taken: dict[str, Any] = taken, **inputs: Any) -> torch.Tensor:
+            taken |= {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+            return torch.zeros(2, 1, dtype=torch.long)
+
+        made: list[dict[str, torch.Tensor]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(one._model, "generate", generate)
+            patch.setattr(
+                "hfsyn.making.captioner.ready", lambda *given, made=made: made.append(ready(*given)) or made[0]
+            )
+            answer = one.prepare(images()[3:5])
+            (prepared,) = made
+            answer()
+        assert set(prepared) == set(taken)
+        for name, value in prepared.items():
+            assert value is taken[name], "another tensor was made when the model was asked"
+            assert value.dtype == (one._model.dtype if name == "pixel_values" else torch.long), name
+
+
+def test_inputs_for_a_gpu_are_pinned_with_that_gpu_as_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of which each thread has its own."""
+    current: list[str] = ["cuda:0"]
+    pinned: list[tuple[str, torch.dtype]] = []
+
+    @contextlib.contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        current.append(str(device))
+        yield
+        current.pop()
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append((current[-1], tensor.dtype))
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "device", on)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    model = SimpleNamespace(device=torch.device("cuda:3"), dtype=torch.bfloat16)
+    inputs = {"pixel_values": torch.zeros(2, 3), "input_ids": torch.zeros(2, 1, dtype=torch.long), "sizes": [1]}
+    assert list(ready(model, inputs)) == ["pixel_values", "input_ids"]
+    assert pinned == [("cuda:3", torch.bfloat16), ("cuda:3", torch.long)]
+    model.device = torch.device("cpu")
+    ready(model, inputs)
+    assert len(pinned) == 2
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------

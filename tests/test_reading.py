@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -98,6 +100,43 @@ def test_a_captioner_that_fails_leaves_no_shard_claimed(tmp_path: Path) -> None:
     assert done == [True, *[False] * 6]
     caption(run, captioner=FakeCaptioner(), quiet=True)
     plain = run_folder(tmp_path, *SMALL, name="plain")
+    caption(plain, captioner=FakeCaptioner(), quiet=True)
+    assert parquet_bytes(run) == parquet_bytes(plain)
+
+
+def test_a_captioner_that_prepares_does_so_ahead_and_sources_are_hashed_there_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done on the main thread is time in which the device waits."""
+    preparing: set[str] = set()
+    hashing: set[str] = set()
+    asked: list[str] = []
+
+    class Prepares(FakeCaptioner):
+        def prepare(self, images: Any, classes: Any, seeds: Any) -> Any:
+            preparing.add(threading.current_thread().name.partition("_")[0])
+            assert len(images) == len(classes) == len(seeds) == 4
+            given = [self.describe(image) for image in images]
+
+            def answer() -> list[str]:
+                asked.append(threading.current_thread().name)
+                return given
+
+            return answer
+
+    def noting(data: bytes = b"") -> Any:
+        if len(data) > 100:
+            hashing.add(threading.current_thread().name.partition("_")[0])
+        return sha256(data)
+
+    run, plain = run_folder(tmp_path, *SMALL), run_folder(tmp_path, *SMALL, name="plain")
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.sha256", noting)
+        caption(run, captioner=Prepares(), quiet=True)
+    main = threading.current_thread().name
+    assert preparing == {"prepare"}
+    assert set(asked) == {main}
+    assert hashing & {"prepare", main} == {"prepare"}
     caption(plain, captioner=FakeCaptioner(), quiet=True)
     assert parquet_bytes(run) == parquet_bytes(plain)
 

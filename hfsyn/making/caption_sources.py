@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -41,7 +42,8 @@ def texts_of(
         device: a torch device; None picks one.
         allow_pickle: read weights that are no safetensors too.
         captions: see `KnownCaptions`.
-        captioner: in place of the recipe's model (for tests).
+        captioner: in place of the recipe's model (for tests and benchmarks); prepared for ahead, like the recipe's, if
+            it has a `TransformersCaptioner.prepare`.
 
     Raises:
         HfsynError: the model, the file or the captions cannot be had.
@@ -56,13 +58,18 @@ def texts_of(
         known = KnownCaptions(captions, run.recipe)
         return _at_once(lambda batch: [known.of(row) for row, _ in batch]), "cpu"
     if captioner is not None:
+        if hasattr(captioner, "prepare"):
+            return _prepared_by(captioner, run), "cpu"
         return _padded(lambda batch: lambda: captioner.caption([image for _, image in batch])), "cpu"
     where = pick_device(device)
     if get_strategy(prompt.strategy).text_from == "class":
         writer = TextWriter(part, prompt.strategy, where, allow_pickle=allow_pickle)
         return _padded(lambda batch: lambda: writer.write(*_classes_and_seeds(run, batch))), where
-    model = TransformersCaptioner(part, where, allow_pickle=allow_pickle)
-    return _padded(lambda batch: model.prepare([image for _, image in batch], *_classes_and_seeds(run, batch))), where
+    return _prepared_by(TransformersCaptioner(part, where, allow_pickle=allow_pickle), run), where
+
+
+def _prepared_by(captioner: Any, run: Run) -> TextSource:
+    return _padded(lambda batch: captioner.prepare([image for _, image in batch], *_classes_and_seeds(run, batch)))
 
 
 def _classes_and_seeds(run: Run, batch: Sequence[Pair]) -> tuple[list[ClassInfo], list[int]]:

@@ -20,7 +20,7 @@ from hfsyn.making.caption_texts import clean
 from hfsyn.making.hub_models import loading, unloadable
 from hfsyn.making.instructions import filled
 from hfsyn.making.recipe import CaptionPart
-from hfsyn.making.token_drawing import loaded, new_tokens
+from hfsyn.making.token_drawing import loaded, new_tokens, ready
 
 _INSTRUCTION = "Describe the image in one sentence."
 FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
@@ -123,6 +123,7 @@ class TransformersCaptioner:
                 (rows, self._inputs([images[row] for row in rows], [prompts[row] for row in rows]))
                 for rows in self._alike(prompts)
             ]
+        groups = [(rows, ready(self._model, inputs)) for rows, inputs in groups]
 
         def answer() -> list[str]:
             said = [""] * len(images)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from builders.schema import captioned_features
-from builders.sources import SourceRow
 from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Answer, Pair, TextSource, texts_of
@@ -90,8 +86,8 @@ def caption(
                     written = writer.submit(write, batch.reading)
                     continue
                 answers = _answers(batch, batch.answer.result(), texts, size)
-                pairs = zip(batch.pairs, answers, strict=True)
-                batch.reading.rows += [_caption_row(run, row, image, text) for (row, image), text in pairs]
+                lines = zip(batch.pairs, batch.digests, answers, strict=True)
+                batch.reading.rows += [_caption_row(run, pair, digest, text) for pair, digest, text in lines]
                 progress.add(len(batch.pairs))
         if written is not None:
             written.result()
@@ -117,7 +113,8 @@ def _answers(batch: Batch, answer: Answer, texts: TextSource, size: BatchSize) -
     return found
 
 
-def _caption_row(run: Run, row: SourceRow, image: Image.Image, text: str | None) -> dict[str, Any]:
+def _caption_row(run: Run, pair: Pair, digest: str, text: str | None) -> dict[str, Any]:
+    row, image = pair
     info = run.classes[row.wnid]
     return {
         "source_id": row.source_id,
@@ -126,7 +123,7 @@ def _caption_row(run: Run, row: SourceRow, image: Image.Image, text: str | None)
         "class_name": info.name,
         "caption": text,
         "caption_flags": [] if text is None else list(caption_flags(text, info)),
-        "source_sha256": hashlib.sha256(row.image).hexdigest(),
+        "source_sha256": digest,
         "width": image.width,
         "height": image.height,
     }

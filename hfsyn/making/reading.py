@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 import time
@@ -25,7 +26,8 @@ from hfsyn.making.runs import Run, index_entries
 T = TypeVar("T")
 
 BATCHES_AHEAD = 2
-"""Batches that are ready or being prepared while the device works; one of 256 images of 384 px takes 450 MB."""
+"""Batches that are ready or being prepared while the device works; one of 256 images of 384 px takes 450 MB
+in float32."""
 _ROWS_AHEAD = 64
 
 
@@ -50,6 +52,8 @@ class Batch:
 
     reading: Reading
     pairs: list[Pair]
+    digests: list[str] = field(default_factory=list)
+    """The SHA-256 of each source image's bytes, in hex."""
     answer: Future[Answer] | None = None
     """Ready to be asked of the device."""
     size: int = 0
@@ -81,8 +85,9 @@ def batches(
             start, stop, lines = run.shard_lines(claim.path, layout.SOURCE, run.source_rows)
             reading = Reading(claim, start, stop)
             in_hand.add(claim)
-            for pairs in _chunks(_decoded(source.read(index_entries(lines)), reading.rejected, pool), size):
-                yield Batch(reading, pairs, pool.submit(texts, pairs, size), size)
+            for some in _chunks(_decoded(source.read(index_entries(lines)), reading.rejected, pool), size):
+                pairs = [pair for pair, _ in some]
+                yield Batch(reading, pairs, [digest for _, digest in some], pool.submit(texts, pairs, size), size)
             yield Batch(reading, [])
 
     try:
@@ -136,23 +141,33 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
 
 def _decoded(
     rows: Iterable[SourceRow], rejected: list[dict[str, str]], pool: ThreadPoolExecutor
-) -> Iterator[tuple[SourceRow, Image.Image]]:
-    """Readable rows with their images, in order, decoded by the pool a little ahead; the others go into `rejected`."""
-    begun: deque[tuple[SourceRow, Future[Image.Image]]] = deque()
+) -> Iterator[tuple[Pair, str]]:
+    """Readable rows with their images and digests (see `Batch`), in order; the others go into `rejected`.
 
-    def settle() -> Iterator[tuple[SourceRow, Image.Image]]:
+    They are decoded and hashed by the pool, a little ahead.
+    """
+    begun: deque[tuple[SourceRow, Future[tuple[Image.Image, str]]]] = deque()
+
+    def settle() -> Iterator[tuple[Pair, str]]:
         row, future = begun.popleft()
         try:
-            yield row, future.result()
+            image, digest = future.result()
+            yield (row, image), digest
         except ImageRejected as problem:
             rejected.append({"id": row.source_id, "wnid": row.wnid, "reason": problem.reason})
 
     for row in rows:
-        begun.append((row, pool.submit(decode_rgb, row.image)))
+        begun.append((row, pool.submit(_picture, row)))
         if len(begun) > _ROWS_AHEAD:
             yield from settle()
     while begun:
         yield from settle()
+
+
+def _picture(row: SourceRow) -> tuple[Image.Image, str]:
+    if row.problem:
+        raise ImageRejected(row.problem)
+    return decode_rgb(row.image), hashlib.sha256(row.image).hexdigest()
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
