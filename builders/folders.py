@@ -15,6 +15,7 @@ the file system says.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -39,6 +40,9 @@ SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
 """Our name of a split -> what its folder or file may be called."""
 
 ANNOTATIONS = "val_annotations.txt"
+
+_OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
+"""What may be wrong with one file while the disk is well, if the file is still there."""
 
 
 class FolderSource:
@@ -89,13 +93,17 @@ class FolderSource:
             yield IndexEntry(source_id=f"{wnid}/{name}", wnid=wnid, location=location, row=0)
 
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
-        """The files' bytes in the order of `entries`; empty for a file that cannot be read."""
+        """The files' bytes in the order of `entries`; empty, with the reason, for a file that alone cannot be read.
+
+        Raises DataError where a file of the index is gone, or its folder, or the disk.
+        """
         for entry in entries:
+            image, problem = b"", ""
             try:
                 image = (self.root / entry.location).read_bytes()
-            except OSError:  # gone, a broken link, no permission: the caller sets it aside as an empty file
-                image = b""
-            yield SourceRow(entry.source_id, entry.wnid, image, entry.location.rsplit("/", 1)[-1])
+            except OSError as error:
+                problem = f"cannot be read: {_fault(self.root / entry.location, error)}"
+            yield SourceRow(entry.source_id, entry.wnid, image, entry.location.rsplit("/", 1)[-1], problem)
 
 
 def open_path(
@@ -249,12 +257,40 @@ def _annotated(variant: Variant, root: Path, folder: Path, limit: int | None) ->
 
 
 def image_names(folder: Path) -> Iterator[str]:
-    """The names of the image files in a folder, by suffix; hidden files and folders are not among them."""
-    with os.scandir(folder) as items:
-        for item in items:
-            suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122 (a Path for each of a million files is slow)
-            if suffix in IMAGE_SUFFIXES and not item.name.startswith(".") and not item.is_dir():
-                yield item.name
+    """The names of the image files in a folder, by suffix; hidden files and folders are not among them.
+
+    Raises DataError for a folder that cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as items:
+            for item in items:
+                suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122 (a Path for each of a million is slow)
+                if suffix in IMAGE_SUFFIXES and not item.name.startswith(".") and not item.is_dir():
+                    yield item.name
+    except OSError as error:
+        raise _gone(folder, error) from error
+
+
+def _fault(path: Path, error: OSError) -> str:
+    """Why this one file cannot be read, in the system's words.
+
+    Raises DataError where it is not the file's own fault: of a disk that is away, every image would pass for a bad one.
+    """
+    target = Path(os.path.realpath(path))  # of a link, what matters is where it leads
+    if error.errno in _OF_ONE_FILE and os.path.lexists(target):
+        return error.strerror or type(error).__name__
+    if error.errno == errno.ENOENT and path.is_symlink() and target.parent.is_dir():
+        return "the link leads to no file"
+    raise _gone(path, error) from error
+
+
+def _gone(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{path} cannot be read: {error.strerror or error}.",
+        "The images must stay as they were when the run began. What is finished is kept: put them back, and run the "
+        "same command again to continue.",
+        code=4,
+    )
 
 
 def _has_images(folder: Path) -> bool:

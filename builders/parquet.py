@@ -189,8 +189,10 @@ class ParquetSource:
         """The stored bytes in the order of `entries`.
 
         Give many entries at once, in the order of the index: neighbours in one row group are read together, and a row
-        group is read again by each call that wants something of it. A local file that is gone or damaged gives empty
-        images; where a remote one breaks off, it is taken up again (see `builders.resuming`).
+        group is read again by each call that wants something of it. Where a remote file breaks off, it is taken up
+        again (see `builders.resuming`).
+
+        Raises DataError for a local file that is gone, damaged or another than that of the index.
         """
         for name, neighbours in groupby(entries, key=lambda entry: entry.location):
             wanted = list(neighbours)
@@ -271,7 +273,6 @@ class ParquetSource:
 
     def _images(self, name: str, rows: Sequence[int]) -> Iterator[bytes]:
         """The image of each row of a file, in the order of `rows`: one row group in memory at a time."""
-        given = 0
         try:
             with self._open(name) as stream:
                 file = pq.ParquetFile(stream)
@@ -283,11 +284,22 @@ class ParquetSource:
                     found = _row_group(file, group, columns.bytes_column, set(wanted))
                     for row in wanted:
                         yield found[row]
-                        given += 1
-        except (OSError, LookupError, pa.ArrowException):
+        except (OSError, LookupError, pa.ArrowException) as error:
             if not self._local:
                 raise
-            yield from [b""] * (len(rows) - given)
+            what = "it has no longer the rows that it had" if isinstance(error, LookupError) else _said(error)
+            raise DataError(
+                f"{self._root}/{name} cannot be read: {what}.",
+                "The images must stay as they were when the run began. What is finished is kept: put the file back, "
+                "and run the same command again to continue.",
+                code=4,
+            ) from error
+
+
+def _said(error: Exception) -> str:
+    """What the system or pyarrow says of a file, on one line."""
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return (strerror or " ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")
 
 
 def _row_group(file: Any, group: int, column: str, rows: set[int]) -> dict[int, bytes]:

@@ -34,6 +34,8 @@ class SourceRow:
     """The encoded file. Empty where it cannot be read; not an image at all where the source is dirty."""
     path: str
     """The image's file name."""
+    problem: str = ""
+    """Why `image` is empty although the source has more to give; in words for people, the same for the same fault."""
 
 
 class Source(Protocol):
@@ -54,5 +56,9 @@ class Source(Protocol):
         ...
 
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
-        """One row for each entry, in the order given. Never raises for an image that is bad or gone."""
+        """One row for each entry, in the order given. Never raises for an image that is bad.
+
+        Raises DataError (exit code 4) where the source itself cannot be read any more, or is not the one of the index:
+        what could not be read would else pass for images that are bad.
+        """
         ...

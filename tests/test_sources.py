@@ -1,5 +1,6 @@
 """Sources: the same images in every layout, limits that read little, refusals that say what did not match."""
 
+import errno
 import io
 import json
 from itertools import islice
@@ -17,7 +18,7 @@ from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
 from builders.parquet import ParquetSource, pick_parquet
 from builders.schema import source_features
-from builders.sources import IndexEntry, open_source
+from builders.sources import open_source
 from builders.variants import get_variant
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagenet-10"
@@ -291,22 +292,86 @@ def test_a_salted_folder_gives_every_image_file_and_nothing_else(tmp_path):
     assert sizes["k_pixel.webp"] == (1, 1)
 
 
-def test_a_file_that_vanished_gives_no_bytes_and_stops_nothing(tmp_path):
+def test_one_file_that_cannot_be_read_is_given_with_its_reason(tmp_path, monkeypatch):
     split_folders(tmp_path)
-    write_rows(tmp_path / "rows" / "train.parquet", rows(), labelled(NETTE))
-    folders = open_source("imagenette", "train", path=tmp_path)
-    table = open_source("imagenette", "train", path=tmp_path / "rows")
-    entries, in_table = list(folders.index()), list(table.index())
+    source = open_source("imagenette", "train", path=tmp_path)
+    entries = list(source.index())
+    broken, endless, folder, locked = (tmp_path / entry.location for entry in entries[1:5])
+    for path in (broken, endless, folder):
+        path.unlink()
+    broken.symlink_to("nowhere")
+    endless.symlink_to(endless.name)
+    folder.mkdir()
+    whole = Path.read_bytes
 
-    (tmp_path / entries[1].location).unlink()
-    (tmp_path / entries[1].location).symlink_to("nowhere")
-    (tmp_path / entries[2].location).unlink()
-    (tmp_path / "rows" / "train.parquet").write_bytes(b"PAR1 cut short")
+    def read_bytes(path):  # the superuser may read what has no permissions
+        if path == locked:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path)
 
-    assert [len(row.image) > 0 for row in folders.read(entries[:4])] == [True, False, False, True]
-    assert [row.image for row in table.read(in_table[:3])] == [b""] * 3
-    beyond = IndexEntry(f"{TENCH}/x.JPEG", TENCH, "gone.parquet", 3)
-    assert [row.image for row in table.read([beyond])] == [b""]
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    found = list(source.read(entries[:6]))
+    assert [len(row.image) > 0 for row in found] == [True, False, False, False, False, True]
+    assert [row.problem.removeprefix("cannot be read: ") for row in found] == [
+        "", "the link leads to no file", "Too many levels of symbolic links", "Is a directory", "Permission denied", "",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["file", "class folder", "root", "disk", "target's folder", "locked folder"])
+def test_images_that_went_away_stop_the_reader(tmp_path, monkeypatch, what):
+    """Else every image of a disk that is away would pass for a bad one, and the run for finished."""
+    split_folders(tmp_path / "images")
+    source = open_source("imagenette", "train", path=tmp_path / "images")
+    entries = list(source.index())
+    path = tmp_path / "images" / entries[0].location
+    errors = {
+        "disk": OSError(errno.EIO, "Input/output error"),
+        "locked folder": PermissionError(errno.EACCES, "Permission denied"),
+    }
+    said = str(errors.get(what, "No such file or directory")).split("] ")[-1]
+    if what in errors:
+
+        def failing(path):
+            raise errors[what]
+
+        monkeypatch.setattr(Path, "read_bytes", failing)
+        monkeypatch.setattr("builders.folders.os.path.lexists", lambda path: what != "locked folder")
+    elif what == "target's folder":
+        path.unlink()
+        path.symlink_to(tmp_path / "unmounted" / path.name)
+    elif what == "file":
+        path.unlink()
+    else:
+        away = tmp_path / "images" if what == "root" else path.parent
+        away.rename(tmp_path / "away")
+
+    with pytest.raises(DataError, match=f"{path} cannot be read: {said}. .*same command again to continue") as error:
+        list(source.read(entries))
+    assert error.value.code == 4
+
+
+def test_a_local_table_that_went_away_or_changed_stops_the_reader(tmp_path):
+    table = tmp_path / "train.parquet"
+    every = [*rows(), rows()[0] | {"image": {"bytes": None, "path": "x.JPEG"}}]
+    write_rows(table, every, labelled(NETTE), row_group_size=4)
+    source = open_source("imagenette", "train", path=tmp_path)
+    entries = list(source.index())
+    assert [len(row.image) > 0 for row in source.read(entries[-2:])] == [True, False]  # a row without an image is one
+
+    whole = table.read_bytes()
+    write_rows(table, rows()[:2], labelled(NETTE))
+    with pytest.raises(DataError, match=r"train.parquet cannot be read: it has no longer the rows"):
+        list(source.read(entries))
+    table.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"train.parquet cannot be read: .*same command again to continue") as error:
+        list(source.read(entries))
+    assert error.value.code == 4
+    table.write_bytes(whole[:40] + bytes(len(whole) // 2 - 40) + whole[len(whole) // 2 :])  # an image's bytes are lost
+    with pytest.raises(DataError, match=r"train.parquet cannot be read"):
+        list(source.read(entries))
+    table.unlink()
+    with pytest.raises(DataError, match=r"train.parquet cannot be read: No such file or directory"):
+        list(source.read(entries))
 
 
 # -------------------------------------------------------------------------------------------- reading little enough
