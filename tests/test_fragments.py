@@ -141,6 +141,14 @@ def invoke(*arguments: str) -> str:
     return done.output
 
 
+def test_a_file_with_a_bad_field_is_shown_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("generate: {model: builtin, steps: 0}\n")
+    result = CliRunner().invoke(cli, ["generators", "show", str(path)])
+    assert isinstance(result.exception, HfsynError)
+    assert "generate.steps is 0" in str(result.exception)
+
+
 def test_the_commands_list_and_show_them() -> None:
     assert {row["name"] for row in json.loads(invoke("captioners", "ls", "--json"))} == set(FAMILY)
     assert {row["name"] for row in json.loads(invoke("generators", "ls", "--json"))} == set(fragments("generator"))

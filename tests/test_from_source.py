@@ -150,9 +150,8 @@ def test_strength_is_how_little_of_the_real_image_is_left(tmp_path: Path) -> Non
 
     assert moved(0.1) > moved(0.5) > moved(0.95)
     for steps, strength, words in ((4, 0.2, "is less than one step"), (3, 0.7, "spares none of 3 steps")):
-        part = GeneratePart(model=model, dtype="float32", steps=steps, init="source", strength=strength)
         with pytest.raises(HfsynError, match=words):
-            DiffusersGenerator(part, None, "cpu")
+            GeneratePart(model=model, dtype="float32", steps=steps, init="source", strength=strength)
 
 
 def test_the_whole_path_with_the_small_models_and_one_image_made_again(tmp_path: Path) -> None:

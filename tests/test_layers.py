@@ -14,7 +14,7 @@ LAYERS = (
     {
         "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants",
         "builders.real_labels", "builders.variant", "builders.variant_facts", "builders.variant_table",
-        "builders.variants", "hfsyn.errors",
+        "builders.variants", "builders.strict_yaml", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
@@ -27,7 +27,8 @@ LAYERS = (
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
         "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts",
         "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.making.recipe_sources",
-        "hfsyn.publishing.versions", "hfsyn.making.options",
+        "hfsyn.publishing.versions", "hfsyn.making.options", "hfsyn.making.recipe_faults",
+        "hfsyn.making.recipe_overrides",
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",

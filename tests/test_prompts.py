@@ -129,3 +129,14 @@ def test_a_domain_word_gets_its_article() -> None:
     assert written == [
         "a pet photo of a tench", "an aircraft photo of a tench", "an under water photo of a tench"
     ]  # fmt: skip
+
+
+def test_the_classes_of_a_class_map_are_examples_too(tmp_path: Path) -> None:
+    file = tmp_path / "flowers.yaml"
+    file.write_text("{name: flowers, splits: {train: 2}, classes: [{id: rose, name: rose}, {id: tulip, name: tulip}]}")
+    (tmp_path / "mine.py").write_text("def write(c, caption, rng):\n    return f'{caption} {c.name}'\n")
+    for name in ("cip", f"{tmp_path}/mine.py:write"):
+        found = examples(name, str(file), "red", recipe="shapes-cip")
+        assert [row["class"] for row in found.rows] == ["rose", "tulip"]
+    with pytest.raises(HfsynError, match="2 classes have none"):
+        examples("definition", str(file), "red", recipe="shapes-cip")

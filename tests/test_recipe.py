@@ -17,6 +17,7 @@ from hfsyn.making.recipe import (
     fingerprint,
     load_recipe,
     new_recipe,
+    parse_recipe,
     published_recipe,
 )
 from hfsyn.making.recipe_texts import recipe_text, shipped_recipes
@@ -217,3 +218,90 @@ def test_a_new_recipe_is_written_with_comments_and_loads(tmp_path: Path, monkeyp
 def test_a_shipped_recipe_prints_as_the_yaml_that_it_is() -> None:
     for name in NAMED:
         assert Recipe.model_validate(yaml.safe_load(recipe_text(name))) == load_recipe(name)
+
+
+def test_a_strength_that_leaves_no_step_is_refused_as_the_recipe_is_loaded() -> None:
+    with pytest.raises(HfsynError, match=r"generate\.strength 0\.2 of 4 steps is less than one step"):
+        load_recipe("shapes-cip", ["generate.init=source", "generate.steps=4", "generate.strength=0.2"])
+    with pytest.raises(HfsynError, match="spares none of 3 steps"):
+        load_recipe("shapes-cip", ["generate.init=source", "generate.steps=3", "generate.strength=0.7"])
+
+
+IDLE = (
+    (("generate.strength=0.4",), "decides nothing, because generate.init is 'none'"),
+    (("generate.lora_scale=0.4",), "decides nothing, because there is no generate.lora"),
+    (
+        ("store.format=png", "store.quality=80"),
+        "store.quality is 80 and decides nothing, because store.format is 'png'",
+    ),
+    (("store.format=webp", "store.subsampling=4:2:0"), "store.subsampling is '4:2:0' and decides nothing"),
+    (("generate.guidance_start=0.8", "generate.guidance_stop=0.2"), "leaves no step with guidance"),
+    (("generate.guidance_start=1.0",), "leaves no step with guidance"),
+)
+
+
+@pytest.mark.parametrize(("overrides", "words"), IDLE)
+def test_fields_that_decide_nothing_are_refused_where_they_are_written(
+    tmp_path: Path, overrides: tuple[str, ...], words: str
+) -> None:
+    with pytest.raises(HfsynError) as caught:
+        load_recipe("shapes-cip", overrides)
+    assert words in str(caught.value)
+    lines = [f"{key.partition('.')[0]}: {{{key.partition('.')[2]}: {value}}}" for key, _, value in
+             (override.partition("=") for override in overrides[-1:])]  # fmt: skip
+    own = tmp_path / "own.yaml"
+    own.write_text("\n".join(["extends: shapes-cip", *lines]).replace("4:2:0", "'4:2:0'"))
+    with pytest.raises(HfsynError, match=r"decides nothing|leaves no step"):
+        load_recipe(own, overrides[:-1])
+
+
+def test_recipes_that_are_stored_with_such_fields_still_load(tmp_path: Path) -> None:
+    recipe = load_recipe("shapes-cip")
+    old = recipe.model_copy(update={"generate": recipe.generate.model_copy(update={"strength": 0.4})})
+    stored = tmp_path / "recipe.yaml"
+    stored.write_text(dump_recipe(old))
+    assert fingerprint(load_recipe(stored)) == fingerprint(parse_recipe(stored.read_text(), "it")) == fingerprint(old)
+    assert load_recipe(old, ["generate.steps=5"]).generate.strength == 0.4
+
+
+def test_another_model_drops_the_scale_of_the_old_ones_lora() -> None:
+    recipe = load_recipe("shapes-cip", ["generate.lora=some/lora", "generate.lora_scale=0.5"])
+    assert load_recipe(recipe, ["generate.model=some/model"]).generate.lora_scale == 1.0
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("extends: shapes-cip\ngenerate: {steps: 3}\nseed: 1\ngenerate: {steps: 4}\n")
+    with pytest.raises(HfsynError, match=r"the key 'generate' stands twice .* line 4"):
+        load_recipe(path)
+    path.write_text("extends: shapes-cip\ngenerate: {steps: 3, steps: 4}\n")
+    with pytest.raises(HfsynError, match="the key 'steps' stands twice"):
+        load_recipe(path)
+
+
+def test_powers_of_ten_are_numbers_in_fields_that_are_numbers() -> None:
+    found = load_recipe(
+        "shapes-cip", ["seed=1e3", "generate.steps=1e1", "caption.temperature=1e-5", "caption.revision=1e3"]
+    )
+    assert (found.seed, found.generate.steps) == (1000, 10)
+    assert found.caption is not None
+    assert (found.caption.temperature, found.caption.revision) == (1e-5, "1e3")
+
+
+def test_a_text_that_yaml_takes_for_false_is_refused_with_the_reason() -> None:
+    with pytest.raises(HfsynError, match="put quotes around the text"):
+        load_recipe("shapes-cip", ["prompt.negative=no"])
+
+
+def test_a_recipe_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes(b"name: \xff")
+    with pytest.raises(HfsynError, match=r"The recipe file .*own\.yaml is no UTF-8 text"):
+        load_recipe(path)
+
+    def forbidden(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(HfsynError, match=r"The recipe file .*own\.yaml cannot be read: Permission denied"):
+        load_recipe(path)

@@ -127,7 +127,9 @@ def strategies_ls(as_json: bool) -> None:
 
 @strategies.command("show")
 @click.argument("name")
-@click.option("--variant", default="imagenette", show_default=True)
+@click.option(
+    "--variant", default="imagenette", show_default=True, metavar="NAME", help="Whose classes; or a class map's file."
+)
 @click.option(
     "--caption", "text", default="a person standing next to it in a field", show_default=True, help="A caption to try."
 )
@@ -198,10 +200,10 @@ def _fragments(kind: FragmentKind) -> list[dict[str, Any]]:
 
 def _show_fragment(kind: FragmentKind, name: str, as_json: bool) -> None:
     from hfsyn.making.fragments import FRAGMENT_PART, load_fragment
-    from hfsyn.making.recipe import PARTS
+    from hfsyn.making.recipe import check_part
 
     found = load_fragment(kind, name)
-    part = PARTS[FRAGMENT_PART[kind]].model_validate(dict(found.part)).model_dump()
+    part = check_part(FRAGMENT_PART[kind], found.part, name).model_dump()
     about = {"name": found.name, "title": found.title, "about": found.about, **found.facts}
     if as_json:
         click.echo(json.dumps({**about, FRAGMENT_PART[kind]: part}, indent=1, ensure_ascii=False))
@@ -241,12 +243,12 @@ def recipes_ls(as_json: bool) -> None:
 @recipes.command("show")
 @click.argument("name")
 def recipes_show(name: str) -> None:
-    """Print a shipped recipe, what it extends filled in."""
+    """Print a recipe, what it extends filled in. NAME is one of `recipes ls`, a YAML file, or hf://..."""
     from hfsyn.making.recipe import dump_recipe, load_recipe
-    from hfsyn.making.recipe_texts import recipe_text
+    from hfsyn.making.recipe_texts import read_recipe
 
-    text = recipe_text(name)
-    if "\nextends:" in text:
+    text, _ = read_recipe(name)
+    if "\nextends:" in f"\n{text}":
         text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
         text += dump_recipe(load_recipe(name))
     click.echo(text, nl=False)

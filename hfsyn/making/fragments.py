@@ -22,7 +22,9 @@ from typing import Any, Literal
 
 import yaml
 
+from builders.strict_yaml import strict_load
 from hfsyn.errors import HfsynError
+from hfsyn.making.recipe_texts import text_of
 
 FragmentKind = Literal["captioner", "generator"]
 FRAGMENT_PART: dict[str, str] = {"captioner": "caption", "generator": "generate"}
@@ -59,7 +61,7 @@ def load_fragment(kind: FragmentKind, name: str) -> Fragment:
         path = Path(name).expanduser()
         if not path.is_file():
             raise HfsynError(f"There is no {kind} file {name}.", f"Shipped: {', '.join(fragments(kind))}.")
-        text = path.read_text(encoding="utf-8")
+        text = text_of(path, f"The {kind} file {name}")
     elif name in fragments(kind):
         text = (resources.files("hfsyn.recipes") / f"{kind}s" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
@@ -75,7 +77,7 @@ def load_fragment(kind: FragmentKind, name: str) -> Fragment:
 def _parsed(kind: FragmentKind, name: str, text: str) -> Fragment:
     key = FRAGMENT_PART[kind]
     try:
-        fields = yaml.safe_load(text)
+        fields = strict_load(text)
     except yaml.YAMLError as error:
         raise HfsynError(f"{name} is not YAML: {' '.join(str(error).split())}", "Mend the line it names.") from None
     fields = fields if isinstance(fields, dict) else {}

@@ -64,7 +64,7 @@ def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
     """The image-to-image pipeline of the same parts.
 
     Raises:
-        HfsynError: diffusers has none for this kind of model, or the recipe leaves it no step to do.
+        HfsynError: diffusers has none for this kind of model, or it knows no strength.
     """
     import diffusers
 
@@ -74,18 +74,6 @@ def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
         raise HfsynError(
             f"{recipe.model} is a {type(pipe).__name__}, which starts from noise alone.", "Set generate.init to none."
         ) from None
-    if int(recipe.steps * recipe.strength) < 1:
-        raise HfsynError(
-            f"generate.strength {recipe.strength:g} of {recipe.steps} steps is less than one step.",
-            "Set more steps, or more strength.",
-        )
-    # Some pipelines round the steps that are spared down, and without one the image is drowned in noise.
-    if recipe.strength < 1 and int(recipe.steps - recipe.steps * recipe.strength) < 1:
-        raise HfsynError(
-            f"generate.strength {recipe.strength:g} spares none of {recipe.steps} steps, so that nothing of the real "
-            "image would be left.",
-            "Set more steps, or less strength.",
-        )
     if "strength" not in inspect.signature(type(found).__call__).parameters:
         raise HfsynError(f"{recipe.model} is a {type(found).__name__}, which knows no strength.", "Name another model.")
     found.set_progress_bar_config(disable=True)

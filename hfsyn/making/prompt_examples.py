@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from builders.variants import get_variant
+from builders.own_variants import find_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.hub_models import locate
 from hfsyn.making.prompts import get_strategy, is_user_strategy, strategy_of
 from hfsyn.making.recipe import BUILTIN, GeneratePart, is_content_hash, load_recipe
 from hfsyn.making.recipe_parts import PromptPart
+from hfsyn.making.recipe_prompts import check_domain
+from hfsyn.making.recipe_sources import check_words
 from hfsyn.making.specs import seed_of
 from hfsyn.making.user_strategies import absolute, check_function
 
@@ -33,20 +35,25 @@ def examples(name: str, variant: str, text: str, *, domain: str | None = None, r
 
     Args:
         name: of a strategy, or ``path/to/file.py:function``.
-        variant: whose classes.
+        variant: whose classes; the file of a class map too.
         text: stands for a caption, or for what a language model or a file would say.
         domain: the word of the strategy ``domain``; None is ``pet`` there.
         recipe: whose generator's tokens are counted, if its tokenizer is at hand.
 
     Raises:
-        HfsynError: there is no such strategy or recipe, or the function is no good.
+        HfsynError: there is no such strategy or recipe, or the function is no good; or the strategy has no place for
+            the domain.
+        DataError: there is no such variant, or the file is no class map.
     """
-    classes = get_variant(variant).classes
+    known = find_variant(variant)
+    classes, variant = known.classes, known.name
     if is_user_strategy(name):
         name = absolute(name)
         check_function(name, None, variant, captions=True)
-    part = PromptPart(strategy=name, domain=domain or ("pet" if name == "domain" else None))
+    part = PromptPart(strategy=name, domain="pet" if domain is None and name == "domain" else domain)
     strategy = strategy_of(part)
+    check_domain(part)
+    check_words(classes, strategy.name, strategy.template)
     given = text if strategy.needs_caption or is_user_strategy(name) else None
     prompts = [
         strategy.write(info, given, Random(seed_of(0, info.wnid, purpose="prompt"))) for info in classes[:_EXAMPLES]

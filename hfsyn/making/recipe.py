@@ -6,7 +6,6 @@ is a YAML file; `load_recipe` checks every key, `fingerprint` names its content,
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -17,14 +16,19 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from builders import layout
 from builders.errors import DataError
 from builders.own_variants import is_file_name
+from builders.strict_yaml import strict_load
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.fragments import FRAGMENT_PART, FragmentKind, load_fragment
 from hfsyn.making.prompts import get_strategy
+from hfsyn.making.recipe_faults import explained, refuse_idle
+from hfsyn.making.recipe_overrides import drop_model_fields, set_field
 from hfsyn.making.recipe_parts import (
     BUILTIN,
+    PARTS,
     CaptionPart,
     Dtype,
     GeneratePart,
@@ -36,7 +40,6 @@ from hfsyn.making.recipe_parts import (
 )
 from hfsyn.making.recipe_prompts import (
     check_prompt,
-    drop_stale_pins,
     leave_out_places,
     published_prompt,
     refuse_own_files,
@@ -46,8 +49,8 @@ from hfsyn.making.recipe_texts import read_recipe
 
 __all__ = [
     "ADDED", "BUILTIN", "PARTS", "CaptionPart", "Dtype", "GeneratePart", "Part", "PromptPart", "Recipe", "Scheduler",
-    "SourcePart", "StorePart", "difference", "dump_recipe", "fingerprint", "is_content_hash", "load_recipe",
-    "new_recipe", "parse_recipe", "published_recipe",
+    "SourcePart", "StorePart", "check_part", "difference", "dump_recipe", "fingerprint", "is_content_hash",
+    "load_recipe", "new_recipe", "parse_recipe", "published_recipe",
 ]  # fmt: skip
 
 ADDED: tuple[str, ...] = (
@@ -70,10 +73,6 @@ ADDED: tuple[str, ...] = (
     "generate.strength",
 )
 """Fields that came after the first release of the format, dotted; each has a default that means what was before."""
-
-PARTS: dict[str, type[Part]] = {
-    "source": SourcePart, "caption": CaptionPart, "prompt": PromptPart, "generate": GeneratePart, "store": StorePart,
-}  # fmt: skip
 
 
 class Recipe(Part):
@@ -133,7 +132,8 @@ def load_recipe(
         generator: the same for the generate part.
 
     Raises:
-        HfsynError: unknown name or key (with the nearest one), or a value outside its range.
+        HfsynError: unknown name or key (with the nearest one), or a value outside its range; or a field is written that
+            decides nothing.
     """
     if isinstance(recipe, Recipe):
         fields: dict[str, Any] = recipe.model_dump()
@@ -153,11 +153,19 @@ def load_recipe(
     if where.startswith("hf://"):
         refuse_own_files(fields, where, {override.partition("=")[0] for override in overrides})
     for override in overrides:
-        _override(fields, override)
+        set_field(fields, override, Recipe)
     overridden = {override.partition("=")[0] for override in overrides}
-    _drop_model_fields(fields, overridden)
+    drop_model_fields(fields, overridden)
     with_class_map(fields, Path(), renamed="source.variant" in overridden)
-    return _validated(fields, where)
+    found = _validated(fields, where)
+    # A stored or a published recipe stays as it is; of a shipped one and a Recipe only what is set here is looked at.
+    own = isinstance(recipe, Mapping) or (is_file_name(where) and Path(where).name != layout.RECIPE)
+    own_generator = generator is not None and is_file_name(generator)
+    refuse_idle(
+        found.generate, found.store,
+        lambda key: own or key in overridden or (own_generator and key.startswith("generate.")),
+    )  # fmt: skip
+    return found
 
 
 def _read(name: str) -> tuple[dict[str, Any], str]:
@@ -193,11 +201,23 @@ def parse_recipe(text: str, where: str) -> Recipe:
     return _validated(_parse(text, where), where)
 
 
+def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
+    """The checked part of that name; `where` names the text that it is from.
+
+    Raises:
+        HfsynError: as `load_recipe`.
+    """
+    try:
+        return PARTS[name].model_validate(dict(fields))
+    except ValidationError as error:
+        raise explained(error, where, Recipe, (name,)) from None
+
+
 def _validated(fields: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(fields)
     except ValidationError as error:
-        raise HfsynError(*_explain(error, where)) from None
+        raise explained(error, where, Recipe) from None
 
 
 def new_recipe(name: str, base: str) -> Path:
@@ -319,7 +339,7 @@ def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(text)
+        fields = strict_load(text)
     except yaml.YAMLError as error:
         raise HfsynError(
             f"{where} is not YAML: {' '.join(str(error).split())}", "Mend the line that it names."
@@ -327,67 +347,3 @@ def _parse(text: str, where: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise HfsynError(f"{where} holds no recipe.", "`hfsyn recipes show shapes-cip` prints one.")
     return fields
-
-
-def _override(fields: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    if not sign or not key:
-        raise HfsynError(f"--set {override!r} is not KEY=VALUE.", "For instance: --set generate.steps=20")
-    part: Any = fields
-    *parents, last = key.split(".")
-    for parent in parents:
-        if parent in part and part[parent] is None:
-            part[parent] = {}
-        part = part.setdefault(parent, {})
-        if not isinstance(part, dict):
-            raise HfsynError(f"--set {key}: {parent!r} is a value and holds no keys.", _allowed(key.split(".")))
-    try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError:
-        read = value
-    # YAML 1.1 takes 4:4:4 for a number to the base of 60.
-    part[last] = value if isinstance(read, int | float) and ":" in value else read
-
-
-def _drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:
-    """Where a model or a file was overridden, forget the revision and the size that were the other one's."""
-    drop_stale_pins(fields, overridden)
-    for part in ("caption", "generate"):
-        if f"{part}.model" in overridden and isinstance(fields.get(part), dict):
-            for key in {"revision", "width", "height"} & set(fields[part]):
-                if f"{part}.{key}" not in overridden:
-                    fields[part][key] = None
-    generate = fields.get("generate")
-    if isinstance(generate, dict):
-        stale = {"lora", "lora_file", "lora_revision"} if "generate.model" in overridden else set()
-        stale |= {"lora_file", "lora_revision"} if "generate.lora" in overridden else set()
-        for key in stale & set(generate):
-            if f"generate.{key}" not in overridden:
-                generate[key] = None
-
-
-def _model_at(loc: Sequence[Any]) -> type[Part]:
-    """The model class that holds the last name of `loc`."""
-    return PARTS.get(str(loc[0]), Recipe) if len(loc) > 1 else Recipe
-
-
-def _allowed(loc: Sequence[Any]) -> str:
-    return f"Allowed here: {', '.join(_model_at(loc).model_fields)}."
-
-
-def _explain(error: ValidationError, where: str) -> tuple[str, str]:
-    """Turn pydantic's report into one message and one hint, for the first fault."""
-    fault = error.errors()[0]
-    loc = [str(name) for name in fault["loc"]]
-    key = ".".join(loc)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(loc[-1], _model_at(loc).model_fields, n=1)
-        guess = f" Did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else ""
-        return f"Unknown key {key!r} in {where}.{guess}{more}", _allowed(loc)
-    if fault["type"] == "missing":
-        return f"Key {key!r} is missing in {where}.{more}", _allowed(loc)
-    field = _model_at(loc).model_fields.get(loc[-1])
-    meaning = f"{key}: {field.description}" if field and field.description else "See `hfsyn recipes show shapes-cip`."
-    problem = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{key} is {fault['input']!r}: {problem}.{more}", " ".join(meaning.split())

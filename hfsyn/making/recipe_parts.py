@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from hfsyn.errors import HfsynError
 from hfsyn.making.recipe_sources import check_class_map
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -151,6 +152,22 @@ class GeneratePart(Part):
     max_retries: Annotated[int, Field(ge=0, le=100)] = 3
     """How often a flagged, NaN or flat image is made again with a new seed before it is set aside, 0 to 100."""
 
+    @model_validator(mode="after")
+    def _steps_from_source(self) -> GeneratePart:
+        if self.init == "source" and int(self.steps * self.strength) < 1:
+            raise HfsynError(
+                f"generate.strength {self.strength:g} of {self.steps} steps is less than one step.",
+                "Set more steps, or more strength.",
+            )
+        # Some pipelines round the steps that are spared down, and without one the image is drowned in noise.
+        if self.init == "source" and self.strength < 1 and int(self.steps - self.steps * self.strength) < 1:
+            raise HfsynError(
+                f"generate.strength {self.strength:g} spares none of {self.steps} steps, so that nothing of the real "
+                "image would be left.",
+                "Set more steps, or less strength.",
+            )
+        return self
+
 
 class StorePart(Part):
     """How pixels become stored bytes."""
@@ -165,3 +182,8 @@ class StorePart(Part):
     """Short side in pixels to which images are resized before they are stored; null keeps them as generated."""
     shard_rows: Annotated[int, Field(ge=1, le=100_000)] = 1000
     """Rows a shard, 1 to 100,000."""
+
+
+PARTS: dict[str, type[Part]] = {
+    "source": SourcePart, "caption": CaptionPart, "prompt": PromptPart, "generate": GeneratePart, "store": StorePart,
+}  # fmt: skip

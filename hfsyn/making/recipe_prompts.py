@@ -30,13 +30,7 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
     """
     strategy = get_strategy(prompt.strategy)
     name, file = strategy.name, prompt.captions_file
-    if name == "domain" and not prompt.domain:
-        raise HfsynError("Strategy 'domain' needs a word, and prompt.domain is null.", "--set prompt.domain=pet")
-    if name != "domain" and prompt.domain is not None:
-        raise HfsynError(
-            f"prompt.domain is {prompt.domain!r}, and strategy {name!r} has no place for it.",
-            "--set prompt.domain=null, or --strategy domain",
-        )
+    check_domain(prompt)
     if strategy.text_from == "file" and file is None:
         raise HfsynError(
             f"Strategy {name!r} needs the texts of a file, and prompt.captions_file is null.",
@@ -64,6 +58,22 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
         raise HfsynError(
             f"caption.num_beams is {caption.num_beams}, and caption.top_p or temperature draw tokens at random.",
             "Set num_beams to 1, or top_p and temperature to null.",
+        )
+
+
+def check_domain(prompt: PromptPart) -> None:
+    """Refuse a domain for which the strategy has no place, and a strategy that lacks its domain.
+
+    Raises:
+        HfsynError: see the messages.
+    """
+    name = prompt.strategy
+    if name == "domain" and not prompt.domain:
+        raise HfsynError("Strategy 'domain' needs a word, and prompt.domain is null.", "--set prompt.domain=pet")
+    if name != "domain" and prompt.domain is not None:
+        raise HfsynError(
+            f"prompt.domain is {prompt.domain!r}, and strategy {name!r} has no place for it.",
+            "--set prompt.domain=null, or --strategy domain",
         )
 
 

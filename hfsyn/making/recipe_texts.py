@@ -49,8 +49,22 @@ def read_recipe(name: str) -> tuple[str, str]:
         path = Path(name).expanduser()
         if not path.is_file():
             raise HfsynError(f"There is no recipe file {name}.", "`hfsyn recipes new NAME` writes one to start from.")
-        return path.read_text(encoding="utf-8"), name
+        return text_of(path, f"The recipe file {name}"), name
     return recipe_text(name), f"recipe {name!r}"
+
+
+def text_of(path: Path, what: str) -> str:
+    """The text of a file of the user's; `what` begins the message.
+
+    Raises:
+        HfsynError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise HfsynError(f"{what} is no UTF-8 text.", "Save it as UTF-8.") from None
+    except OSError as error:
+        raise HfsynError(f"{what} cannot be read: {error.strerror}.", "Make it readable, or name another.") from None
 
 
 def _published(address: str) -> str:
