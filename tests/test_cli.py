@@ -67,6 +67,13 @@ BAD = [
     (["build", "shapes-cip", "--out", "x", "--set", "generate.steps=0"], ["steps", "0"]),
     (["build", "shapes-cip", "--out", "x", "--limit", "0"], ["--limit", "0"]),
     (["build", "shapes-cip", "--out", "x", "--num-processes", "0"], ["--num-processes"]),
+    (["build", "shapes-cip", "--out", "x", "--budget-hours", "nan"], ["--budget-hours", "nan", "no finite number"]),
+    (["plan", "shapes-cip", "--price", "inf"], ["--price", "inf", "no finite number"]),
+    (["build", "shapes-cip", "--out", "x", "--shards", "a"], ["--shards", "'a'", "is not a range"]),
+    (["build", "shapes-cip", "--out", "x", "--shards", "3:3"], ["--shards", "'3:3'", "selects none"]),
+    (["strategies", "show", "cip", "--domain", "pet"], ["prompt.domain is 'pet'", "'cip' has no place for it"]),
+    (["strategies", "show", "cip", "--variant", "none.yaml"], ["There is no class map none.yaml"]),
+    (["recipes", "show", "none.yaml"], ["There is no recipe file none.yaml"]),
     (["build", "shapes-cip", "--out", "x", "--set", "generate.model=./nowhere"], ["./nowhere", "generator"]),
     (["build", "shapes-cip", "--out", "x", "--set", "caption.model=/no/where"], ["/no/where", "captioner"]),
     (["build", "shapes-cip", "--out", "x", "--set", "generate.model=no/model"], ["no/model", "HF_HUB_OFFLINE"]),
@@ -185,6 +192,15 @@ def test_strategies_show_prints_ten_real_prompts(capsys: pytest.CaptureFixture[s
     assert len(out.splitlines()) == 11
     assert "counted by the tokenizer of the small generator, as that of stable-diffusion-v1-5/" in err
     assert "'on a table' stands for what a captioner writes of each real image" in err
+
+
+def test_recipes_show_takes_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: shapes-cip\ngenerate: {steps: 7}\n")
+    code, out, _ = main("recipes", "show", path, capsys=capsys)
+    assert code == 0
+    assert "steps: 7" in out
+    assert "strategy: cip" in out
 
 
 def test_recipes_new_writes_a_recipe_that_builds(

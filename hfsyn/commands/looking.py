@@ -9,7 +9,7 @@ import click
 
 from hfsyn.commands.catalogue import as_json_option
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
-from hfsyn.commands.work_options import speed_options
+from hfsyn.commands.work_options import Finite, speed_options
 
 
 @click.command()
@@ -39,7 +39,7 @@ def status(run: str, as_json: bool) -> None:
 @recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
 @click.option(
-    "--price", type=click.FloatRange(min=0), metavar="USD", help="What a device costs an hour: says what the run costs."
+    "--price", type=Finite(min=0), metavar="USD", help="What a device costs an hour: says what the run costs."
 )  # fmt: skip
 @click.option(
     "--probe", "count", type=click.IntRange(min=1), metavar="N",

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from hfsyn.commands.work_options import Finite
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS: dict[str, tuple[Any, ...]] = {
@@ -37,8 +39,8 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option("--epochs", type=int, metavar="N", help="Times that --budget images are shown.  [default: 100]"),
         click.option("--batch-size", type=int, metavar="N", help="Images a step, over all processes.  [default: 256]"),
         click.option("--opt", metavar="NAME", help="An optimizer of timm.  [default: sgd]"),
-        click.option("--lr", type=float, metavar="RATE", help="Peak learning rate.  [default: 0.1]"),
-        click.option("--weight-decay", type=float, metavar="X", help="[default: 0.0005]"),
+        click.option("--lr", type=Finite(), metavar="RATE", help="Peak learning rate.  [default: 0.1]"),
+        click.option("--weight-decay", type=Finite(), metavar="X", help="[default: 0.0005]"),
         click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), help="[default: no]"),
         click.option("--seed", type=click.IntRange(min=0), metavar="N", help="[default: 0]"),
     ),

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Finite(click.FloatRange):
+    """A number in a range; ``nan`` and ``inf`` are none, though Python reads them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or click's complaint."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return found
+
+
+def _shards(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """``A:B`` with A below B, either left out."""
+    if value is None:
+        return None
+    first, colon, last = value.partition(":")
+    if not colon or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
+        raise click.BadParameter(f"{value!r} is not a range. It looks like 0:5 (shards 0 to 4), 5: or :5.")
+    if last and int(first or 0) >= int(last):
+        raise click.BadParameter(f"{value!r} selects none: 0:5 is shards 0 to 4.")
+    return value
 
 
 def _batch_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -24,7 +48,7 @@ _PROCESSES = click.option(
 _DEVICE = click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."
 )  # fmt: skip
-_SHARDS = click.option("--shards", metavar="A:B", help="Only shards A up to but not including B.")
+_SHARDS = click.option("--shards", metavar="A:B", callback=_shards, help="Only shards A up to but not including B.")
 _SPEED = (
     click.option(
         "--allow-pickle-weights", "allow_pickle", is_flag=True,
@@ -48,7 +72,7 @@ _SPEED = (
     ),
 )  # fmt: skip
 _BUDGET = click.option(
-    "--budget-hours", type=click.FloatRange(min=0, min_open=True), metavar="H",
+    "--budget-hours", type=Finite(min=0, min_open=True), metavar="H",
     help="Begin no shard that would end after so many hours. Exit code 4 when some are left.",
 )  # fmt: skip
 
