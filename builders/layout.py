@@ -257,11 +257,32 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / RECIPE).is_file()
 
 
-def strangers(folder: Path) -> list[str]:
-    """Names in `folder` that are no part of a run folder, sorted; empty for a missing folder.
+_SHEETS = frozenset({"samples.png", "contact_sheet.png"})
+"""Pictures of `PREVIEW`: that of a run, and that of the demo."""
 
-    Operating-system droppings (``.DS_Store`` and other dot files) do not count.
+
+def strangers(folder: Path) -> list[str]:
+    """What is in `folder` and is no part of a run folder, by its path below it, sorted; empty for a missing folder.
+
+    In the folders of shards everything but shards and sidecars is strange, and in that of previews everything but our
+    pictures. Operating-system droppings (``.DS_Store`` and other dot files) do not count.
     """
     if not folder.exists():
         return []
-    return sorted(p.name for p in folder.iterdir() if p.name not in KNOWN and not p.name.startswith("."))
+    found = [p for p in _visible(folder) if p.name not in KNOWN]
+    for name in (DATA, CAPTIONS, PREVIEW):
+        ours = _SHEETS.__contains__ if name == PREVIEW else _is_of_shard
+        found += [p for p in _visible(folder / name) if p.is_dir() or not ours(p.name)]
+    return sorted(p.relative_to(folder).as_posix() for p in found)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What `folder` holds, but for dot files; nothing where it is none."""
+    return [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+
+
+def _is_of_shard(name: str) -> bool:
+    """Whether a file name is that of a shard or of its sidecar."""
+    return _SHARD.fullmatch(name) is not None or (
+        name.endswith(".json") and _SHARD.fullmatch(f"{name.removesuffix('.json')}.parquet") is not None
+    )
