@@ -27,7 +27,15 @@ from builders.labels import check_numbers, label_map, refuse, shorten
 from builders.rows import IndexEntry, Source, SourceRow
 from builders.variants import VARIANTS, ClassInfo, Variant
 
-__all__ = ["SPLIT_FOLDERS", "FolderSource", "class_folders", "image_names", "local_splits", "open_path"]
+__all__ = [
+    "SPLIT_FOLDERS",
+    "FolderSource",
+    "class_folders",
+    "image_names",
+    "listed_images",
+    "local_splits",
+    "open_path",
+]
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """What counts as an image by its name, in lower case. Anything else in a class folder is left alone."""
@@ -222,18 +230,8 @@ def _class_layout(variant: Variant, root: Path, folder: Path, limit: int | None)
 
 
 def _annotated(variant: Variant, root: Path, folder: Path, limit: int | None) -> FolderSource:
-    """Tiny ImageNet's validation images: a tab-separated list of file name, wnid and a box that is not used."""
-    listed: dict[str, list[str]] = {}
-    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        fields = line.split("\t")
-        if not line.strip():
-            continue
-        if len(fields) < 2:
-            raise DataError(
-                f"Line {number} of {folder / ANNOTATIONS} is '{line[:60]}'.", "Expected: file name, tab, wnid, ..."
-            )
-        listed.setdefault(fields[1], []).append(fields[0])
+    """Tiny ImageNet's validation images, by their list."""
+    listed = listed_images(folder)
     wnids = label_map(variant, listed)
     unmatched = [name for name, wnid in wnids.items() if wnid is None]
     if unmatched:
@@ -254,6 +252,28 @@ def _annotated(variant: Variant, root: Path, folder: Path, limit: int | None) ->
         listed=by_wnid,
         limit_per_class=limit,
     )
+
+
+def listed_images(folder: Path) -> dict[str, list[str]]:
+    """Label -> file names in images/, as Tiny ImageNet's tab-separated list says them (the boxes are not used).
+
+    Empty where the folder has no such list, or nothing in images/. Raises DataError for a line that says no label.
+    """
+    listed: dict[str, list[str]] = {}
+    # People sort the validation images into class folders and leave the list behind: images/ is then gone or empty.
+    if not (folder / ANNOTATIONS).is_file() or not _has_images(folder / "images"):
+        return listed
+    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        fields = line.split("\t")
+        if not line.strip():
+            continue
+        if len(fields) < 2:
+            raise DataError(
+                f"Line {number} of {folder / ANNOTATIONS} is '{line[:60]}'.", "Expected: file name, tab, wnid, ..."
+            )
+        listed.setdefault(fields[1], []).append(fields[0])
+    return listed
 
 
 def image_names(folder: Path) -> Iterator[str]:

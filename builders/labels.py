@@ -33,6 +33,12 @@ def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataErr
     if all(_is_number(item) for item in items):
         known = f"go from 0 to {len(variant.classes) - 1}" if variant.numbered_folders else "mean no class here"
         return DataError(message, f"Numbers {known}, since others count classes in other ways. Rename them to wnids.")
+    if variant.label_ids:
+        return DataError(
+            message,
+            "A class map of one's own knows a label by `label`, `id` or `name`: add a line for each that is missing, "
+            "or remove these images.",
+        )
     return DataError(
         message,
         "A label is matched by wnid, or by a class name or WordNet lemma that only one class of the variant has. "

@@ -29,11 +29,11 @@ from builders.rows import IndexEntry, SourceRow
 from builders.variants import ClassInfo, Variant
 
 __all__ = [
-    "IMAGE_COLUMNS", "LABEL_COLUMNS", "ParquetSource", "class_label", "find_parquet", "list_parquet", "open_parquet",
-    "pick_parquet", "split_of",
+    "IMAGE_COLUMNS", "LABEL_COLUMNS", "ParquetSource", "class_label", "find_parquet", "images_of", "list_parquet",
+    "open_parquet", "pick_parquet", "split_of",
 ]  # fmt: skip
 
-LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name")
+LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name", "fine_label", "target")
 """Columns that may hold the class, the surest first."""
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "image_bytes")
@@ -52,10 +52,9 @@ class _Columns:
         label_columns = (variant.hub.label_column,) if trusted and variant.hub else LABEL_COLUMNS
         self.image = next((column for column in image_columns if column in schema.names), "")
         kind = schema.field(self.image).type if self.image else None
-        if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-            self.nested, self.has_path = True, kind.get_field_index("path") >= 0
-        elif kind is not None and (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            self.nested, self.has_path = False, False
+        if kind is not None and images_of(kind):
+            self.nested = pa.types.is_struct(kind)
+            self.has_path = self.nested and kind.get_field_index("path") >= 0
         else:
             raise DataError(
                 f"'{name}' has no column of images; its columns are {shorten(schema.names)}.",
@@ -74,7 +73,7 @@ class _Columns:
         self.explicit = False
         self.by_number: tuple[str | None, ...] = ()
         if self.numbered:
-            if self.names is None and trusted and variant.label_ids:
+            if self.names is None and variant.label_ids:
                 self.names = variant.hub_label_names  # a class map says them
             if self.names is None:
                 raise DataError(
@@ -325,6 +324,12 @@ def _unseen(entry: IndexEntry, seen: set[str]) -> IndexEntry:
         )
     seen.add(entry.source_id)
     return entry
+
+
+def images_of(kind: pa.DataType) -> bool:
+    """Whether a column of this type can hold images: bytes, or {bytes, path} as `datasets` writes it."""
+    nested = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    return nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def class_label(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
