@@ -8,11 +8,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from builders import layout
-from builders.published import open_reference
+from builders.published import Published, RunFolder, open_reference
 from builders.rows import SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, parse_recipe
+from hfsyn.making.runs import load_run
+from hfsyn.making.shards import pending
 
 
 class KnownCaptions:
@@ -21,7 +23,8 @@ class KnownCaptions:
     Only captions that this recipe's captioner would make are taken: with them the run is the same as without.
 
     Args:
-        reference: a run folder, or ``USER/NAME[@REVISION][#CONFIG]``, of images or of captions alone.
+        reference: a run folder whose captions are finished, or ``USER/NAME[@REVISION][#CONFIG]``, of images or of
+            captions alone.
         recipe: of the run that takes them, its revisions pinned.
 
     Raises:
@@ -41,11 +44,9 @@ class KnownCaptions:
                 f"{mine[wrong[0]]} here.",
                 "Leave --captions out, or set the recipe's fields to theirs.",
             )
-        manifest = side.manifest()
-        entries = manifest.shards if manifest.raw.get("what") == "captions" else manifest.captions
         self._known: dict[str, tuple[str, str | None]] = {}
-        for entry in entries:
-            with side.open(entry.file) as handle:
+        for file in _files(side):
+            with side.open(file) as handle:
                 rows = pq.read_table(handle, columns=["source_id", "source_sha256", "caption"]).to_pylist()
             self._known |= {row["source_id"]: (row["source_sha256"], row["caption"]) for row in rows}
 
@@ -63,6 +64,18 @@ class KnownCaptions:
                 "Leave --captions out: what is captioned so far is kept, and the rest is captioned here.",
             )
         return caption
+
+
+def _files(side: Published | RunFolder) -> list[str]:
+    """Names of the shards of captions; a run on this disk needs to be finished as far as these only."""
+    if isinstance(side, RunFolder) and not (side.folder / layout.MANIFEST).exists():
+        run = load_run(side.folder)
+        shards = run.caption_shards() if (side.folder / layout.SOURCE).is_file() else []
+        if shards and not pending(shards):
+            return [f"{layout.CAPTIONS}/{shard.name}" for shard in shards]
+    manifest = side.manifest()
+    entries = manifest.shards if manifest.raw.get("what") == "captions" else manifest.captions
+    return [entry.file for entry in entries]
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
