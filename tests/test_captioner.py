@@ -199,7 +199,7 @@ def test_beams_find_other_captions(folders: Folders) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_runs_on_a_cpu(folders: Folders, dtype: str) -> None:
-    for family in ("blip", "blip2", "llava"):
+    for family in ("blip", "blip2", "git", "vit_gpt2", "florence2", "llava"):
         assert all(isinstance(caption, str) for caption in captioner(folders(family), dtype=dtype).caption(images()))
 
 

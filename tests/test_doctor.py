@@ -194,7 +194,7 @@ def test_the_memory_of_the_smallest_device_is_compared_with_the_table(
     (memory,) = [line for line in warnings if "The generator takes" in line]
     assert "about 12.9 GB (estimate); a Tesla T4 has 8.6 GB." in memory
     assert memory.endswith("--batch-size auto")
-    assert any(line.endswith("--set generate.dtype=float16") for line in warnings)
+    assert any(line.endswith("--set caption.dtype=float16 --set generate.dtype=float16") for line in warnings)
     smi(tmp_path / "b", monkeypatch, "NVIDIA H100 80GB HBM3, 81559, 9.0")
     assert not any("(estimate)" in line for line in said(found("imagenette-cip"), "warning"))
 

@@ -301,6 +301,6 @@ def test_every_shipped_generator_has_a_cost_and_a_size(name: str) -> None:
 
 def test_memory_is_estimated_from_weights_and_batch() -> None:
     small, large = (memory_needed(load_recipe("imagenette-cip", [f"generate.batch_size={n}"])) for n in (1, 16))
-    assert small[0] == large[0] == pytest.approx(0.224 * 4, rel=0.01)
+    assert small[0] == large[0] == pytest.approx(0.224 * 2, rel=0.01)
     assert 2.1 < (small[1] or 0) < 4 < (large[1] or 0) < 24
     assert memory_needed(load_recipe("shapes-cip")) == (None, None)

@@ -89,7 +89,9 @@ def test_every_fragment_is_a_part_and_says_what_people_want_to_know(kind: Any) -
 def test_a_fragment_replaces_the_whole_part_and_overrides_come_after_it() -> None:
     before = load_recipe("imagenette-cip", ["caption.num_beams=4", "caption.prompt=a photo of"])
     after = load_recipe(before, ["caption.max_new_tokens=20"], captioner="blip-large")
-    assert after.caption == CaptionPart(model="Salesforce/blip-image-captioning-large", max_new_tokens=20)
+    assert after.caption == CaptionPart(
+        model="Salesforce/blip-image-captioning-large", max_new_tokens=20, dtype="bfloat16"
+    )
     assert {key.split(".")[0] for key, _, _ in difference(before, after)} == {"caption"}
     drawn = load_recipe("imagenette-basic", ["generate.steps=4"], generator="builtin")
     assert (drawn.generate.model, drawn.generate.steps, drawn.generate.width) == ("builtin", 4, None)

@@ -26,7 +26,7 @@ from hfsyn.making.loras import FILE
 from hfsyn.making.model_files import at_hand
 from hfsyn.making.prompts import is_user_strategy, strategy_of
 from hfsyn.making.real_images import check_order
-from hfsyn.making.recipe import BUILTIN, Recipe, is_content_hash
+from hfsyn.making.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.runs import run_in
 from hfsyn.publishing.hub import DatasetRepo
@@ -284,10 +284,10 @@ def _memory(recipe: Recipe) -> Iterator[Check]:
     if found:
         device = min(found, key=lambda gpu: gpu.gigabytes)
         room, where, each = device.gigabytes, f"a {device.name}", ""
-        if device.capability < 8 and "bfloat16" in (recipe.generate.dtype, recipe.caption and recipe.caption.dtype):
-            yield Check(
-                "warning", f"{device.name} has no bfloat16 and imitates it slowly.", "--set generate.dtype=float16"
-            )
+        if device.capability < 8 and (_is_bfloat16(recipe.generate) or _is_bfloat16(recipe.caption)):
+            parts = {"caption": recipe.caption, "generate": recipe.generate}
+            hint = " ".join(f"--set {name}.dtype=float16" for name, part in parts.items() if _is_bfloat16(part))
+            yield Check("warning", f"{device.name} has no bfloat16 and imitates it slowly.", hint)
     else:
         processes = default_processes()
         room, where, each = _memory_free() / processes, "this machine", f" for each of {processes} processes"
@@ -300,6 +300,10 @@ def _memory(recipe: Recipe) -> Iterator[Check]:
         else:
             hint = "--batch-size auto" if part == "generator" and found else "--num-processes 1, or a larger device"
             yield Check("warning", text, f"Try: {hint}")
+
+
+def _is_bfloat16(part: CaptionPart | GeneratePart | None) -> bool:
+    return part is not None and part.dtype == "bfloat16"
 
 
 def _memory_free() -> float:
