@@ -128,7 +128,7 @@ class OfficialStyle(_Files):
 
     def __init__(self, model: Path, setting: Setting, device: str, folder: Path, *, keep: bool = False) -> None:
         super().__init__(folder / self.name, keep=keep)
-        self._pipe, self._setting, self._device = _pipeline(model, setting, device), setting, device.partition(":")[0]
+        self._pipe, self._setting, self._device = _pipeline(model, setting, device), setting, device
         self._pipe.run_safety_checker = lambda image, device, dtype: (image, [False] * len(image))
         # Bar and prompts cost what they cost, but are not shown.
         self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115
@@ -140,7 +140,7 @@ class OfficialStyle(_Files):
         for number, prompt in enumerate(self._prompts.take(images)):
             print(prompt, file=self._nowhere)
             seed = random.randint(0, 10_000)
-            with torch.autocast(self._device, dtype=torch.float16):
+            with torch.autocast(self._device.partition(":")[0], dtype=torch.float16):
                 generator = torch.Generator(self._device).manual_seed(seed)
                 flagged = True
                 while flagged:
