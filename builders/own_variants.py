@@ -30,6 +30,7 @@ from types import MappingProxyType
 from typing import Any
 
 from builders.errors import DataError
+from builders.strict_yaml import strict_load
 from builders.variant import ClassInfo, HubSource, Variant
 from builders.variants import get_variant, register
 
@@ -118,9 +119,11 @@ def read_variant(file: str | Path) -> tuple[OwnVariant, str | None]:
             f"There is no class map {file}.", "`hfsyn variants new NAME --from FOLDER` (or USER/NAME) writes one."
         )
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        fields = strict_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} is not YAML: {' '.join(str(error).split())}", "Mend the line that it names.") from None
+        raise DataError(
+            f"{file} cannot be read: {' '.join(str(error).split())}", "Mend the line that it names."
+        ) from None
     if not isinstance(fields, dict):
         raise DataError(f"{file} holds no class map.", "It looks like: {name: flowers, splits: ..., classes: [...]}")
     folder = fields.pop("path", None)

@@ -147,3 +147,13 @@ def test_a_folder_that_a_class_map_lacks_wants_a_line(tmp_path: Path) -> None:
     folder_with(root, "pony/0.jpg")
     with pytest.raises(DataError, match=r"'pony'\. A class map .* add a line for each that is missing"):
         open_source(variant.name, "train", path=path)
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
+    file = written(tmp_path, folder_with(tmp_path / "pets", "dog/0.jpg", "cow/0.jpg"))
+    file.write_text(file.read_text() + 'classes: [{"id": "dog"}]\n')
+    with pytest.raises(DataError, match=r"mine.yaml cannot be read: the key 'classes' stands twice .*line 12"):
+        read_variant(file)
+    file.write_text("- {id: dog, id: cow}")
+    with pytest.raises(DataError, match="the key 'id' stands twice"):
+        read_variant(file)
