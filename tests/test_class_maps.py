@@ -16,6 +16,8 @@ from builders.own_variants import read_variant
 from builders.sources import open_source
 from builders.variant_files import new_variant
 from builders.variants import get_variant
+from hfsyn.making.forecast import forecast
+from hfsyn.making.recipe import load_recipe
 
 PICTURE = rows_of(1)[0][1]
 
@@ -157,3 +159,14 @@ def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> Non
     file.write_text("- {id: dog, id: cow}")
     with pytest.raises(DataError, match="the key 'id' stands twice"):
         read_variant(file)
+
+
+def test_a_plan_says_which_classes_of_a_class_map_have_no_image(tmp_path: Path) -> None:
+    root = folder_with(tmp_path / "pets", "dog/0.jpg", "cow/0.jpg", "pony/0.jpg")
+    file = written(tmp_path, root)
+    assert "no image of" not in forecast(load_recipe("shapes-basic", [f"source.variant={file}"])).text()
+    (root / "pony" / "0.jpg").unlink()
+    found = forecast(load_recipe("shapes-basic", [f"source.variant={file}"]))
+    assert found.classes_without_images == ("pony",)
+    assert "of 2 classes" in found.text()
+    assert "no image of 'pony', which the class map has" in found.text()

@@ -97,12 +97,13 @@ def variants_peek(
 @click.option("--from", "source", required=True, metavar="FOLDER|USER/NAME", help="Where the images are.")
 @click.option("--config", help="Configuration of the repository.")
 @click.option("--revision", help="Hub revision.")
-@click.option("--image-column", metavar="COLUMN", help="Where tables have the images, if not found by its name.")
-@click.option("--label-column", metavar="COLUMN", help="Where tables have the labels, if not found by its name.")
+@click.option("--image-column", metavar="COLUMN", help="Where its tables have the images, if not found by name.")
+@click.option("--label-column", metavar="COLUMN", help="Where its tables have the labels, if not found by name.")
 def variants_new(name: str, source: str, **columns: str | None) -> None:
     """Write NAME.yaml, the class map of images of your own, to read over. Prints its path.
 
-    The images are in class folders, in Parquet files or on the Hub. A recipe then names the file:
+    The images are in class folders, in Parquet files or on the Hub; only of a repository there can the columns be named.
+    A recipe then names the file:
     `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
     """
     from builders.variant_files import new_variant

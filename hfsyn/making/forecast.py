@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from builders import layout
+from builders.labels import shorten
 from builders.layout import shard_count
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
@@ -68,6 +69,8 @@ class Forecast:
     """Estimated hours of one device of each kind; empty where the models' cost is not known."""
     price: float | None = None
     """USD an hour of one device."""
+    classes_without_images: tuple[str, ...] = ()
+    """Ids that a class map has and its source does not."""
 
     @property
     def truncated(self) -> int | None:
@@ -103,6 +106,11 @@ class Forecast:
             f"source        {self.source}: {self.real_images} real images of {self.classes} classes "
             f"(counts {self.counts})",
             *([f"              not indexed: {self.why}"] if self.why else []),
+            *(
+                [f"              no image of {shorten(self.classes_without_images)}, which the class map has"]
+                if self.classes_without_images
+                else []
+            ),
             f"images        {self.images}: {exactly}{low}" + (f" to {high}" if high != low else "") + " a class",
             f"captions      {self.captions}",
             f"prompts       {'?' if self.unique_prompts is None else self.unique_prompts} different",
@@ -204,7 +212,16 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         commits=commits,
         hours_of=hours(recipe, real, images),
         price=price,
+        classes_without_images=_without_images(recipe, made),
     )
+
+
+def _without_images(recipe: Recipe, made: Plan | None) -> tuple[str, ...]:
+    variant = get_variant(recipe.source.variant)
+    if made is None or not variant.label_ids:  # a variant of the table is whole: a part of it is what somebody chose
+        return ()
+    there = made.per_class
+    return tuple(info.wnid for info in variant.classes if info.wnid not in there)
 
 
 def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] | TableCounts:
