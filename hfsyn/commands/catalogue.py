@@ -102,9 +102,8 @@ def variants_peek(
 def variants_new(name: str, source: str, **columns: str | None) -> None:
     """Write NAME.yaml, the class map of images of your own, to read over. Prints its path.
 
-    The images are in class folders, in Parquet files or on the Hub; only of a repository there can the columns be named.
-    A recipe then names the file:
-    `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
+    The images are in class folders, in Parquet files or on the Hub; the columns can be named of a repository alone.
+    A recipe then names the file: `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
     """
     from builders.variant_files import new_variant
 
