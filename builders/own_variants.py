@@ -120,6 +120,8 @@ def read_variant(file: str | Path) -> tuple[OwnVariant, str | None]:
         )
     try:
         fields = strict_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.", "Make it readable, or name another.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(
             f"{file} cannot be read: {' '.join(str(error).split())}", "Mend the line that it names."

@@ -302,6 +302,9 @@ def test_a_recipe_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch
     def forbidden(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
+    shipped = load_recipe("shapes-cip")
     monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(HfsynError, match=r"own\.yaml cannot be read: Permission denied"):
+        load_recipe(shipped, [f"source.variant={path}"])
     with pytest.raises(HfsynError, match=r"The recipe file .*own\.yaml cannot be read: Permission denied"):
         load_recipe(path)
