@@ -18,8 +18,8 @@ Captions have official-style (one thread, the same batch) and ours (`hfsyn capti
 back, and a ratio pairs two turns of the same round: median, lowest and highest. Ours has a second turn in each round;
 where its median ratio to itself leaves 0.97 to 1.03, the run is void. Also: the share of the ceiling (images/s times
 FLOP an image, over the speed of a large matrix product measured in the same run), the share of the time in which
-kernels ran (a turn of its own, under torch's profiler), PSNR of 16 images against float32. Exit code 3: no GPU is here.
-The last line is one JSON object.
+kernels ran (a turn of its own, under torch's profiler), PSNR of 16 images against float32. A part for which the GPU has
+too little memory is left out, and named. Exit code 3: no GPU is here. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -40,9 +42,12 @@ from benchmarks import caption_arms, image_arms
 from benchmarks.measuring import Arm, Comparison, compare, matmul_ceiling
 from full_size_models import Size, save_blip, save_stable_diffusion
 
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import ExitCode, HfsynError, first_line
+from hfsyn.making.batch_sizes import is_out_of_memory, release_memory
 from hfsyn.making.options import WorkOptions
 from hfsyn.software import describe_device
+
+T = TypeVar("T")
 
 ARMS = ("official-style", "plain", "ours")
 SPEED_AIMS = {"ours / official-style": 4.0, "ours / plain": 1.4}
@@ -153,7 +158,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__, "tiny": options.tiny, "ceiling_tflops": round(ceiling / 1e12, 4),
         "ceiling_of": product, "batch": options.batch, "dtype": options.dtype, "compile": options.compile,
         "channels_last": options.channels_last, "attention": options.attention, "rounds": options.rounds,
-        "images": [], "captions": None,
+        "images": [], "captions": None, "left_out": [],
     }  # fmt: skip
     work = Path(tempfile.mkdtemp(prefix="run-", dir=made(folder)))
     if "images" in options.parts:
@@ -161,16 +166,35 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         if not (model / "model_index.json").exists():
             save_stable_diffusion(model, size, device=device)
         for steps in options.steps:
-            figures["images"].append(images(model, work / f"steps-{steps}", steps, ceiling, options))
-            if device.startswith("cuda"):
-                torch.cuda.empty_cache()
+            place = work / f"steps-{steps}"
+            part = partial(images, model, place, steps, ceiling, options)
+            done = attempt(f"images at {steps} steps", part, figures["left_out"])
+            if done is not None:
+                figures["left_out"] += done.pop("left_out")
+                figures["images"].append(done)
     if "captions" in options.parts:
         model = folder / "blip"
         if not (model / "preprocessor_config.json").exists() and not (model / "processor_config.json").exists():
             save_blip(model, size, dtype=torch.float16, device=device)
-        figures["captions"] = captions(model, work / "captions", options)
+        part = partial(captions, model, work / "captions", options)
+        figures["captions"] = attempt("captions", part, figures["left_out"])
     aims = [aim for part in (*figures["images"], figures["captions"] or {}) for aim in part.get("aims", ())]
-    return {**figures, "holds": all(aim["ok"] for aim in aims) and not options.tiny}
+    holds = all(aim["ok"] for aim in aims) and not figures["left_out"] and not options.tiny
+    return {**figures, "holds": holds}
+
+
+def attempt(what: str, work: Callable[[], T], left_out: list[str]) -> T | None:
+    """The figures of one part; None, and its name among those left out, where the GPU has too little memory for it."""
+    found = None
+    try:
+        found = work()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        say(f"{what}: left out, as memory ran out ({first_line(error)})")
+        left_out.append(what)
+    release_memory()  # here, where no error holds the models any more
+    return found
 
 
 def made(folder: Path) -> Path:
@@ -200,11 +224,15 @@ def images(model: Path, folder: Path, steps: int, ceiling: float, options: argpa
     arms = found.figures()
     for figures in arms.values():
         figures["share_of_ceiling"] = round(figures["images_per_second"] * flop / ceiling, 4)
-    exactness = ours.psnr() if ours is not None else {}
+    chosen.clear()  # the other arms' models, beside which the float32 one may find no room
+    release_memory()
+    left_out: list[str] = []
+    exactness = attempt(f"PSNR at {steps} steps", ours.psnr, left_out) if ours is not None else None
     result: dict[str, Any] = {
         "steps": steps, "scheduler": setting.scheduler, "guidance": setting.guidance,
         "tflop_per_image": round(flop / 1e12, 6), "unet_rows_per_image": rows, "arms": arms,
-        "ratios": found.ratios(), "void": found.void, **exactness, "aims": [],
+        "ratios": found.ratios(), "void": found.void, **(exactness or {}), "aims": [],
+        "left_out": left_out,
     }  # fmt: skip
     if ours is not None:
         aims = {name: (result["ratios"][name]["ratio"], aim) for name, aim in SPEED_AIMS.items()
@@ -212,7 +240,8 @@ def images(model: Path, folder: Path, steps: int, ceiling: float, options: argpa
         if setting.guided:
             aims["share of the ceiling"] = (arms["ours"]["share_of_ceiling"], CEILING_AIM)
         aims["device busy"] = (arms["ours"]["busy"], BUSY_AIM if setting.guided else FEW_STEPS_BUSY_AIM)
-        aims[PSNR] = (exactness["psnr_db"], PSNR_AIM)
+        if exactness is not None:
+            aims[PSNR] = (exactness["psnr_db"], PSNR_AIM)
         result["aims"] = judged(aims, void=found.void)
     return result
 
@@ -280,6 +309,8 @@ def table(figures: dict[str, Any]) -> str:
             + ("ok" if aim["ok"] else "short" if aim["value"] < aim["aim"] else "void")
             for aim in part["aims"]
         ]
+    if figures["left_out"]:
+        lines += ["", f"LEFT OUT, as memory ran out: {', '.join(figures['left_out'])}"]
     return "\n".join(lines)
 
 

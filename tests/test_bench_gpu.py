@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -151,6 +152,43 @@ def test_the_cost_of_an_image_is_counted_on_the_true_configuration(tmp_path: Pat
         flop, counted = image_arms.flops_per_image(tmp_path, image_arms.setting_of(steps))
         assert counted == rows
         assert flop / 1e9 == pytest.approx(rows * 803.273 + 2514.519 + 13.2985, rel=1e-5)
+
+
+def test_a_part_without_memory_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The images of 50 steps, and of 4 steps the comparison with float32; all else is told."""
+
+    class Ours:
+        def __init__(self, *given: Any, **more: Any) -> None:
+            if given[1].steps == 50:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee more.")
+
+        def psnr(self) -> dict[str, float]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    turns = [measuring.Turn(8, 1.0, 1.0)]
+    look = measuring.Look(turns[0], 0.99, {}, {})
+    monkeypatch.setattr(image_arms, "Ours", Ours)
+    monkeypatch.setattr(image_arms, "flops_per_image", lambda *given: (1e9, 4.0))
+    same = measuring.Comparison({"ours": turns, "again": turns}, {"ours": look})
+    monkeypatch.setattr(bench_gpu, "compared", lambda *given: same)
+    monkeypatch.setattr(bench_gpu, "matmul_ceiling", lambda device: (1e12, "nothing"))
+    monkeypatch.setattr(bench_gpu, "save_stable_diffusion", lambda *given, **more: None)
+    monkeypatch.setattr(bench_gpu, "save_blip", lambda *given, **more: None)
+    said = {"arms": same.figures(), "ratios": same.ratios(), "void": False, "aims": []}
+    monkeypatch.setattr(bench_gpu, "captions", lambda *given: said)
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--device", "cpu", "--arms", "ours", "--steps", "50,4"])
+    figures = bench_gpu.measured(tmp_path, bench_gpu.parse_options())
+    assert figures["left_out"] == ["images at 50 steps", "PSNR at 4 steps"]
+    assert [part["steps"] for part in figures["images"]] == [4]
+    assert [aim["what"] for aim in figures["images"][0]["aims"]] == ["device busy"]
+    assert figures["captions"] == said
+    assert not figures["holds"], "what was left out was not found to hold"
+    text = bench_gpu.table(figures)
+    assert "LEFT OUT, as memory ran out: images at 50 steps, PSNR at 4 steps" in text
+    assert "| captions | ours | 8.00 |" in text
+    assert "images at 50 steps: left out, as memory ran out (CUDA out of memory" in capsys.readouterr().err
 
 
 class Arm:

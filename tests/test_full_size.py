@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import check_full_size
 import full_size_models
 
+from hfsyn.making.tuning import PLAIN, Tuning
+
 SCRIPT = ROOT / "scripts" / "check_full_size.py"
 
 
@@ -57,6 +59,44 @@ def test_what_does_not_hold_is_told() -> None:
     assert not check_full_size.Found(case.name, 1, 32, (), 17.0, 16, 1.0).holds
     assert not check_full_size.Found(case.name, 1, 31, (), 1.0, 16, 1.0).holds
     assert check_full_size.Found(case.name, 1, 32, (), 1.0, 16, 1.0).holds
+
+
+@pytest.mark.parametrize("where", ["images", "captions"])
+def test_memory_that_runs_out_is_told_of_that_model_alone(
+    where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has none.")
+
+    monkeypatch.setattr(check_full_size, "images", lambda *given: (1, [None] * 32))
+    monkeypatch.setattr(check_full_size, "captions", lambda *given: (1, [None] * 32))
+    monkeypatch.setattr(check_full_size, where, full)
+    monkeypatch.setattr(sys, "argv", ["check_full_size.py", "--tiny", "--only", "stable-diffusion", "--only", "blip"])
+    with pytest.raises(SystemExit) as ended:
+        check_full_size.main()
+    assert ended.value.code == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    words = "does not hold: out of memory (CUDA out of memory. Tried to allocate 2.00 GiB)"
+    assert [line.endswith(words) for line in lines] == [where == "images", where == "captions"]
+    assert [len(model["faults"]) for model in json.loads(last)["models"]].count(1) == 1
+
+
+def test_images_are_computed_as_users_compute_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU in channels last."""
+    asked: list[Tuning] = []
+
+    class Drawn(Exception):
+        pass
+
+    def load(*given: object, tuning: Tuning = PLAIN) -> None:
+        asked.append(tuning)
+        raise Drawn
+
+    monkeypatch.setattr("hfsyn.making.generator.DiffusersGenerator", load)
+    for device in ("cuda", "cpu"):
+        with pytest.raises(Drawn):
+            check_full_size.images(check_full_size.CASES[0], "nowhere", "bfloat16", device)
+    assert asked == [Tuning(channels_last=True), PLAIN]
 
 
 def test_the_full_configurations_have_the_parameters_of_the_published_models() -> None:
