@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
@@ -197,6 +198,26 @@ def test_the_memory_of_the_smallest_device_is_compared_with_the_table(
     assert any(line.endswith("--set caption.dtype=float16 --set generate.dtype=float16") for line in warnings)
     smi(tmp_path / "b", monkeypatch, "NVIDIA H100 80GB HBM3, 81559, 9.0")
     assert not any("(estimate)" in line for line in said(found("imagenette-cip"), "warning"))
+
+
+@pytest.mark.parametrize("usable", [False, True])
+def test_gpus_that_torch_cannot_use_are_no_gpus(usable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver that is too old their device files are there all the same."""
+
+    def is_available() -> bool:
+        if not usable:
+            warnings.warn("The NVIDIA driver on your system is too old", stacklevel=1)
+        return usable
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    monkeypatch.setattr("torch.cuda.is_available", is_available)
+    with warnings.catch_warnings(action="error"):
+        (finding,) = [check for check in checkup._devices() if "GPU" in check.text]
+    assert finding.state == ("ok" if usable else "failed")
+    assert finding.text.startswith("2 GPUs visible, but torch cannot use" if not usable else "2 GPUs visible, ")
+    assert usable or finding.hint == "Update the driver, or --device cpu."
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [check.state for check in checkup._devices()] == ["warning"]
 
 
 def test_versions_that_hfsyn_was_not_made_for_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

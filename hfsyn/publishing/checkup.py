@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -81,13 +82,26 @@ def _disk() -> Iterator[Check]:
 def _devices() -> Iterator[Check]:
     gpus = visible_gpus()
     cores = len(os.sched_getaffinity(0))
-    if gpus:
+    if gpus and not _usable():
+        yield Check(
+            "failed", f"{gpus} GPU{'s' if gpus > 1 else ''} visible, but torch cannot use a GPU here.",
+            "Update the driver, or --device cpu.",
+        )  # fmt: skip
+    elif gpus:
         yield Check("ok", f"{gpus} GPU{'s' if gpus > 1 else ''} visible, {cores} cores.")
     else:
         yield Check(
             "warning", f"No GPU is visible, {cores} cores: fine for the built-in models, days for real ones.",
             "See nvidia-smi and CUDA_VISIBLE_DEVICES, or run elsewhere.",
         )  # fmt: skip
+
+
+def _usable() -> bool:
+    """Whether torch can use a GPU: not with a driver that is older than what it was built for."""
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):  # which would say it in a paragraph
+        return torch.cuda.is_available()
 
 
 def _libraries() -> Iterator[Check]:
