@@ -25,6 +25,8 @@ from typing import NoReturn, TypeVar
 from hfsyn.errors import ExitCode, HfsynError, first_line
 
 T = TypeVar("T")
+_CONTROL = Path("/dev/nvidiactl")
+"""Of NVIDIA's driver: there where it is loaded."""
 GRACE = 7.0
 """Seconds that a process takes at most to end by itself after SIGTERM; schedulers give 10 to 30 before they kill."""
 _LAUNCHED = "HFSYN_LAUNCHED"
@@ -80,15 +82,15 @@ def pick_device(device: str | None) -> str:
 
     worker = current_worker()
     has_gpu = torch.cuda.is_available()
+    if device is None and not has_gpu and visible_gpus() and _CONTROL.exists():
+        raise HfsynError(
+            f"This machine has NVIDIA GPUs, and torch {torch.__version__} cannot use them.",
+            "Update the driver or install the torch that fits it; or say --device cpu.",
+        )
     wants_cpu = device == "cpu" or (device is None and not has_gpu)
-    if device is not None and device != "cpu":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise HfsynError(
-                f"Device {device!r} is not usable: {reason}", "Use --device cpu, or leave it out."
-            ) from None
+    on_gpu = not wants_cpu and (device or "cuda").startswith("cuda") and has_gpu
+    if not wants_cpu and not on_gpu:
+        _made_current(device or "cuda")
     if worker.world > 1:
         from accelerate import PartialState
 
@@ -108,12 +110,42 @@ def pick_device(device: str | None) -> str:
                 f"The launcher started {worker.world} processes, but accelerate counts {state.num_processes}.",
                 "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.",
             )
-        if device is None:
-            device = str(state.device)
     if wants_cpu:
         torch.set_num_threads(1)
         return "cpu"
-    return device or "cuda"
+    # Only now: before, each of several processes would have taken room on the first GPU.
+    return _made_current(device or "cuda")
+
+
+def _made_current(device: str) -> str:
+    """The device, tried; a GPU with its number, and as the one that this thread means where it names none.
+
+    torch records events and opens memory on the current device of a thread, whichever the tensors are on.
+
+    Raises:
+        HfsynError: it cannot be used.
+    """
+    import torch
+
+    try:
+        if device.startswith("cuda"):
+            index = torch.device(device).index
+            index = torch.cuda.current_device() if index is None else index  # under accelerate the rank's own
+            torch.cuda.set_device(index)
+            device = f"cuda:{index}"
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise HfsynError(f"Device {device!r} is not usable: {reason}", "Use --device cpu, or leave it out.") from None
+    return device
+
+
+def begin_thread_on(device: str) -> None:
+    """For a thread that gives orders to a device: in torch each thread begins with the first GPU as its current one."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.set_device(device)
 
 
 def check_device(device: str | None) -> None:

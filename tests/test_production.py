@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,9 +15,11 @@ import pytest
 import torch
 from conftest import parquet_bytes, run_folder
 from fakes import FakeCaptioner, FakeGenerator
+from tiny_models import sdxl
 
 from builders.layout import load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
+from hfsyn.making import decoding
 from hfsyn.making.batch_sizes import BatchSize, is_out_of_memory, largest_batch
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
@@ -27,7 +30,7 @@ from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import load_run
 from hfsyn.making.specs import seed_of
-from hfsyn.making.tuning import Tuning, tuning_of
+from hfsyn.making.tuning import Tuning, kernels, tune, tuning_of
 from hfsyn.publishing.reproduction import batch_size_of
 
 # 70 images in 7 shards of 10, in batches of 4: the last of a shard has two.
@@ -230,6 +233,7 @@ def test_a_failing_model_is_said_in_the_main_thread(tmp_path: Path) -> None:
 def test_what_counts_as_too_little_memory() -> None:
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("out of memory"))
     with pytest.raises(RuntimeError, match="shape"):
@@ -296,9 +300,8 @@ def test_guidance_can_be_limited_to_some_of_the_steps() -> None:
     rows: list[int] = []
 
     def pixels(start: float, stop: float) -> bytes:
-        part = load_recipe(
-            "shapes-cip", ["generate.steps=5", f"generate.guidance_start={start}", f"generate.guidance_stop={stop}"]
-        ).generate
+        part = load_recipe("shapes-cip", ["generate.steps=5"]).generate
+        part = part.model_copy(update={"guidance_start": start, "guidance_stop": stop})
         one = DiffusersGenerator(part, None, "cpu")
         forward = one._pipe.unet.forward
         rows.clear()
@@ -312,3 +315,54 @@ def test_guidance_can_be_limited_to_some_of_the_steps() -> None:
     assert part != whole
     assert pixels(0.5, 0.5) != part
     assert rows == [2] * 5
+
+
+# --- what a GPU asks for, as far as a CPU can show it ----------------------------------------------------------------
+
+
+def test_memory_that_runs_out_in_an_upcast_decoder_leaves_it_as_it_was(tmp_path: Path) -> None:
+    """SDXL's works in float32; after a lack of memory the next, smaller batch must find it in half precision."""
+    part = load_recipe("shapes-cip", [f"generate.model={sdxl(tmp_path / 'xl')}", "generate.dtype=float16"]).generate
+    pipe = DiffusersGenerator(part, None, "cpu")._pipe
+    pipe.vae.register_to_config(force_upcast=True)
+    decode, calls = pipe.vae.decode, []
+
+    def short_of_memory(latents: torch.Tensor, **options: object) -> object:
+        calls.append(latents.dtype)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents, **options)
+
+    pipe.vae.decode = short_of_memory
+    latents = torch.zeros(2, 4, 8, 8, dtype=torch.float16)
+    with torch.inference_mode():
+        with pytest.raises(torch.OutOfMemoryError):
+            decoding.decode(pipe, latents)
+        assert pipe.vae.dtype == torch.float16
+        (images,) = decoding.decode(pipe, latents[:1])
+    assert calls == [torch.float32] * 2
+    assert images.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("batch", "side", "at_once"),
+    [(16, 64, 16), (24, 64, 12), (3, 64, 3), (32, 4, 16), (16, 96, 6), (8, 128, 4), (2, 512, 1)],
+)
+def test_larger_images_are_decoded_in_smaller_parts_of_one_size(batch: int, side: int, at_once: int) -> None:
+    assert decoding._at_once(torch.empty(batch, 4, side, side, device="meta")) == at_once
+
+
+def test_networks_with_convolutions_over_time_keep_their_memory_format() -> None:
+    layer = torch.nn.Conv3d(2, 2, 3)
+    tune(SimpleNamespace(unet=None, vae=layer), Tuning(channels_last=True))
+    assert layer.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("attention", ["flash", "cudnn"])
+def test_a_kernel_that_does_not_fit_a_layer_leaves_it_to_the_others(attention: str) -> None:
+    """Of the two neither takes the one head of 512 in the decoders of Stable Diffusion."""
+    with kernels(Tuning(attention=attention)):
+        assert torch.backends.cuda.math_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    with kernels(Tuning(attention="math")):
+        assert not torch.backends.cuda.flash_sdp_enabled()

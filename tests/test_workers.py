@@ -14,6 +14,7 @@ import pytest
 from conftest import run_folder
 from fakes import FakeCaptioner
 
+from hfsyn import workers
 from hfsyn.errors import HfsynError
 from hfsyn.making import building
 from hfsyn.making.captioning import caption
@@ -74,6 +75,31 @@ def test_by_default_no_more_processes_start_than_there_are_shards_to_make(
     )
     building.work(load_run(run), ("caption",), quiet=True)
     assert started == [8, 4, 3]  # the one that was left was made here
+
+
+def test_a_device_with_a_number_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "default_processes", lambda: 8)
+    monkeypatch.setattr(building, "check_device", lambda device: None)
+    run, here = load_run(run_folder(tmp_path)), []
+    monkeypatch.setitem(building.STAGES, "caption", lambda run, *, device, **_: here.append(device))
+    building.work(run, ("caption",), device="cuda:1")
+    assert here == ["cuda:1"]
+    with pytest.raises(HfsynError, match="--device cuda:1 names one GPU, for 8 processes"):
+        building.work(run, ("caption",), device="cuda:1", num_processes=8)
+
+
+def test_gpus_that_torch_cannot_use_are_told_instead_of_days_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(workers, "_CONTROL", tmp_path / "nvidiactl")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(HfsynError, match="NVIDIA GPUs, and torch"):
+        workers.pick_device(None)
+    assert workers.pick_device("cpu") == "cpu"
+    (tmp_path / "nvidiactl").unlink()
+    assert workers.pick_device(None) == "cpu"
 
 
 @pytest.mark.parametrize("arguments", [["--num_processes", "2"], ["--num-processes=2"]], ids=" ".join)

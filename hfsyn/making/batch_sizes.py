@@ -18,6 +18,11 @@ CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
 """Sizes that are tried, ascending. Beyond 8 rows a batch no longer saves memory traffic, only launches; and from 64
 rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
 """
+_NO_MEMORY = (
+    "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory", "unable to find an engine",
+    "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED",
+)  # fmt: skip
+"""What cuBLAS, cuDNN and the CPU's allocator say where memory is too small."""
 _MOST_ROWS = 63
 _HEADROOM = 0.85
 """Share of the device's memory that may be used: fragmentation and other processes take the rest."""
@@ -30,11 +35,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    # What cuBLAS, cuDNN and the CPU's allocator say instead.
     said = str(error)
-    return isinstance(error, RuntimeError) and any(
-        words in said for words in ("out of memory", "ALLOC_FAILED", "can't allocate memory")
-    )
+    return isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
 
 
 def release_memory() -> None:
@@ -144,11 +146,12 @@ def choose(asked: str | int | None, recipe_size: int, device: str, generator: An
     import torch
     from PIL import Image
 
-    total = torch.cuda.get_device_properties(device).total_memory
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)  # also what CUDA itself takes
 
     def draw(size: int) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         images = {"images": [Image.new("RGB", (64, 64))] * size} if generator.starts_from_images else {}
         generator.start(["a photo"] * size, list(range(size)), size, **images)()
 
-    return largest_batch(draw, guided=guided, used=lambda: torch.cuda.max_memory_reserved(device) / total)
+    return largest_batch(draw, guided=guided, used=lambda: (torch.cuda.max_memory_reserved(device) + others) / total)

@@ -102,7 +102,13 @@ def work(
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         return
     check_device(device)
-    processes = num_processes or min(default_processes(), _shards_left(run, stages, shards))
+    one = device is not None and ":" in device
+    if one and (num_processes or 1) > 1:
+        raise HfsynError(
+            f"--device {device} names one GPU, for {num_processes} processes.",
+            "Say which GPUs with CUDA_VISIBLE_DEVICES=1,2 and --device cuda, or leave --num-processes out.",
+        )
+    processes = num_processes or (1 if one else min(default_processes(), _shards_left(run, stages, shards)))
     if processes == 1 or is_launched():
         for stage in stages:
             only = shards if stage == stages[-1] else None

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 MICRO_BATCH = 16
-"""Latents decoded at once. Time is linear in the batch, memory too; 512 px x 256 channels x 32 images are 2^31 values,
-where kernels that count with 32 bits end.
+"""Latents of 512 px images decoded at once, of larger ones fewer. Time is linear in the batch, memory too; 512 px x 256
+channels x 32 images are 2^31 values, where kernels that count with 32 bits end.
 """
+_PIXELS = 64 * 64
+"""Height times width of the latents of a 512 px image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,20 @@ def decode(pipe: Any, latents: Any) -> list[Any]:
         latents = latents * std / vae.config.scaling_factor + mean
     else:
         latents = latents / vae.config.scaling_factor
-    found = [vae.decode(some, return_dict=False)[0] for some in latents.split(MICRO_BATCH)]
-    if upcast:
-        vae.to(dtype=torch.float16)
-    return found
+    try:
+        return [vae.decode(some, return_dict=False)[0] for some in latents.split(_at_once(latents))]
+    finally:
+        if upcast:  # also where memory ran out: the next, smaller batch begins as this one did
+            vae.to(dtype=torch.float16)
+
+
+def _at_once(latents: Any) -> int:
+    """How many of these latents are decoded at once: as many as have `MICRO_BATCH` times the pixels of a 512 px image,
+    and equally many each time, as far as that goes.
+    """
+    most = max(1, min(MICRO_BATCH, MICRO_BATCH * _PIXELS // (latents.shape[-2] * latents.shape[-1])))
+    parts = -(-latents.shape[0] // most)
+    return -(-int(latents.shape[0]) // parts)
 
 
 def split_decoding(pipe: Any) -> None:
@@ -68,9 +80,10 @@ def split_decoding(pipe: Any) -> None:
     whole = pipe.vae.decode
 
     def decode_some(latents: Any, *args: Any, **kwargs: Any) -> Any:
-        if latents.shape[0] <= MICRO_BATCH or kwargs.get("return_dict", True):
+        size = _at_once(latents)
+        if latents.shape[0] <= size or kwargs.get("return_dict", True):
             return whole(latents, *args, **kwargs)
-        return (torch.cat([whole(some, *args, **kwargs)[0] for some in latents.split(MICRO_BATCH)]),)
+        return (torch.cat([whole(some, *args, **kwargs)[0] for some in latents.split(size)]),)
 
     pipe.vae.decode = decode_some
 
@@ -95,8 +108,10 @@ def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], L
     here = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in rounded]
     for target, x in zip(here, rounded, strict=True):
         target.copy_(x, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
+    # On the stream of these tensors: otherwise it is recorded on the thread's current device, which may be another GPU.
+    # Waiting must not take a core from the encoders.
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(rounded[0].device))
 
     def wait() -> Levels:
         event.synchronize()

@@ -73,9 +73,9 @@ class DiffusersGenerator:
     """Any text-to-image pipeline that ``AutoPipelineForText2Image`` loads.
 
     An image depends on its prompt, its seed, the recipe (and the real image that it starts from, where the recipe says
-    so) and, in the last bits, the size of its batch; its companions
-    make no difference. The initial noise is drawn on the CPU in the recipe's dtype. No watermark is put in, whether or
-    not the optional library that SDXL takes for it is installed.
+    so) and, in the last bits, the size of its batch; its companions make no difference. The initial noise is drawn on
+    the CPU in the recipe's dtype. No watermark is put in, whether or not the optional library that SDXL takes for it is
+    installed.
 
     Args:
         recipe: model, revision, scheduler, steps, guidance, size, dtype, batch size, safety checker.
@@ -105,11 +105,15 @@ class DiffusersGenerator:
             )
         self._recipe = recipe
         self._size = size_of(pipe, recipe, whole=recipe.init == "source")
+        if recipe.dtype == "float32":
+            import torch
+
+            torch.backends.cudnn.allow_tf32 = False  # convolutions would take ten bits of the 23
         self._pipe = pipe.to(device)
         self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
         self.tuning = tuning
         tune(self._pipe, tuning)
-        self._device = device
+        self.device = device
         self._conditioning = Conditioning(
             self._pipe, recipe.model, negative, guided=is_guided(pipe, recipe), device=device,
             longest=recipe.max_sequence_length,
@@ -225,7 +229,7 @@ class DiffusersGenerator:
             # It paints over what it is given as images, which is why it gets none of ours.
             _, hits = checker(
                 images=np.zeros((len(pixels), 1, 1, 3)),
-                clip_input=looked_at.pixel_values.to(self._device, self._pipe.unet.dtype),
+                clip_input=looked_at.pixel_values.to(self.device, self._pipe.unet.dtype),
             )
         return [bool(hit) for hit in hits]
 

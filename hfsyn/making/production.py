@@ -25,6 +25,7 @@ from hfsyn.making.generator import Generated, ImageGenerator, Pending
 from hfsyn.making.recipe import Recipe
 from hfsyn.making.rows import Result
 from hfsyn.making.specs import SampleSpec, seed_of
+from hfsyn.workers import begin_thread_on
 
 BATCHES_AHEAD = 2
 """Batches that the device has been given and that are not settled: one at work, one behind it."""
@@ -93,7 +94,8 @@ class Production:
         self._pictures = pictures
         threads = threads or encoders()
         self._encoders = ThreadPoolExecutor(threads, "encode")
-        self._settler = ThreadPoolExecutor(1, "settle")
+        device = str(getattr(generator, "device", "cpu"))
+        self._settler = ThreadPoolExecutor(1, "settle", initializer=begin_thread_on, initargs=(device,))
         self._writer = ThreadPoolExecutor(1, "write")
         # An image on its way to its bytes is 0.8 MB at 512 px.
         self._room = threading.Semaphore(4 * threads + 64)

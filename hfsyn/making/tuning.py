@@ -16,6 +16,9 @@ ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
 """Kernels of scaled dot product attention by their option; ``auto`` is torch's own choice."""
 
 
+_GRAPHS = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Tuning:
     """How a model is computed."""
@@ -65,9 +68,12 @@ def tune(pipe: Any, tuning: Tuning) -> None:
     unet, transformer = getattr(pipe, "unet", None), getattr(pipe, "transformer", None)
     if tuning.channels_last:
         for network in (unet, pipe.vae):
-            if network is not None:
+            # Video's convolutions have weights of five dimensions, and this format is for four.
+            if network is not None and not any(weight.dim() == 5 for weight in network.parameters()):
                 network.to(memory_format=torch.channels_last)
     if tuning.compiled:
+        # Each batch size is a graph of its own: those that `--batch-size auto` tries and those after a lack of memory.
+        torch._dynamo.config.recompile_limit = max(_GRAPHS, torch._dynamo.config.recompile_limit)
         if unet is not None:
             unet.compile(fullgraph=True, dynamic=False)
         elif transformer is not None and getattr(transformer, "_repeated_blocks", None):
@@ -95,8 +101,12 @@ def kernels(tuning: Tuning) -> Iterator[None]:
         "math": SDPBackend.MATH,
     }
     chosen = backends.get(tuning.attention)
+    # Where it fits: an autoencoder's one head of 512 is too wide for flash and cuDNN, which would end every run.
+    order: list[Any] = [chosen]
+    if tuning.attention in ("cudnn", "flash"):
+        order += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     try:
-        with sdpa_kernel(chosen) if chosen is not None else contextlib.nullcontext():
+        with contextlib.nullcontext() if chosen is None else sdpa_kernel(order, set_priority=True):
             yield
     except torch.OutOfMemoryError:
         raise
