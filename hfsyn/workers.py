@@ -142,7 +142,7 @@ def _made_current(device: str) -> str:
 
 def begin_thread_on(device: str) -> None:
     """For a thread that gives orders to a device: in torch each thread begins with the first GPU as its current one."""
-    if device.startswith("cuda"):
+    if device.startswith("cuda:"):  # without a number it is the first one, as here
         import torch
 
         torch.cuda.set_device(device)
