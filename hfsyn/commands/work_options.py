@@ -68,7 +68,7 @@ _SPEED = (
     ),
     click.option(
         "--attention", type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
-        help="Kernel of attention.  [default: auto]",
+        help="Kernel of attention, where it fits a layer.  [default: auto]",
     ),
 )  # fmt: skip
 _BUDGET = click.option(

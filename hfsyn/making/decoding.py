@@ -42,22 +42,23 @@ def decode(pipe: Any, latents: Any) -> list[Any]:
     import torch
 
     vae = pipe.vae
-    # SDXL's own autoencoder overflows in half precision, and says so.
+    # SDXL's own autoencoder overflows in half precision, and says so. Asked of the network that draws: an autoencoder
+    # that a lack of memory left half upcast would give another answer.
     upcast = (
         type(pipe).__name__.startswith("StableDiffusionXL")
-        and vae.dtype == torch.float16
+        and pipe.unet.dtype == torch.float16
         and getattr(vae.config, "force_upcast", False)
     )
-    if upcast:
-        vae.to(dtype=torch.float32)
-        latents = latents.to(next(iter(vae.post_quant_conv.parameters())).dtype)
-    mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-    if mean is not None and std is not None:
-        mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(latents.device, latents.dtype) for x in (mean, std))
-        latents = latents * std / vae.config.scaling_factor + mean
-    else:
-        latents = latents / vae.config.scaling_factor
     try:
+        if upcast:
+            vae.to(dtype=torch.float32)
+            latents = latents.to(next(iter(vae.post_quant_conv.parameters())).dtype)
+        mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
+        if mean is not None and std is not None:
+            mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(latents.device, latents.dtype) for x in (mean, std))
+            latents = latents * std / vae.config.scaling_factor + mean
+        else:
+            latents = latents / vae.config.scaling_factor
         return [vae.decode(some, return_dict=False)[0] for some in latents.split(_at_once(latents))]
     finally:
         if upcast:  # also where memory ran out: the next, smaller batch begins as this one did
