@@ -14,6 +14,7 @@ from PIL import Image
 
 from builders import layout
 from hfsyn.errors import HfsynError
+from hfsyn.making import sheets
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
@@ -84,3 +85,20 @@ def test_peek_shows_each_class_and_a_hole_where_an_image_cannot_be_read(tmp_path
     Image.new("RGB", (28, 28), (0, 90, 200)).save(folder / "good.png")
     path = peek("tiny-imagenet", "train", tmp_path / "p.png", path=str(tmp_path / "photos"))
     assert contains(Image.open(path).convert("RGB"), Image.new("RGB", (28, 28), (0, 90, 200)))
+
+
+def test_a_peek_says_why_a_file_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "photos" / "n01440764"
+    folder.mkdir(parents=True)
+    (folder / "link.jpg").symlink_to(folder / "nowhere.jpg")
+    shown: list[str] = []
+    monkeypatch.setattr(
+        sheets,
+        "contact_sheet",
+        lambda title, headings, rows: (
+            shown.extend(tile.text for row in rows for group in row.groups for tile in group)
+            or Image.new("RGB", (1, 1))
+        ),
+    )
+    peek("imagenette", "train", tmp_path / "sheet.png", path=str(tmp_path / "photos"))
+    assert shown == ["cannot be read: the link leads to no file"]

@@ -219,7 +219,7 @@ def peek(
             try:
                 tiles.append(Tile(_fit(decode_rgb(row.image))))
             except ImageRejected as problem:
-                tiles.append(Tile(Image.new("RGB", (1, 1), (230, 230, 230)), problem.reason))
+                tiles.append(Tile(Image.new("RGB", (1, 1), (230, 230, 230)), row.problem or problem.reason))
         rows.append(Row(variant.by_wnid[wnid].name, [tiles]))
     more = f", the first {len(rows)} of {len(by_class)} classes" if len(by_class) > len(rows) else ""
     return save_png(contact_sheet(f"{variant.title} ({split}{more})", [""], rows), Path(out).expanduser())
