@@ -7,8 +7,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,3 +89,21 @@ def finished_run(tmp_path: Path, *overrides: str, recipe: str = "shapes-cip", na
     caption(run, captioner=FakeCaptioner(), quiet=True)
     generate(run, generator=FakeGenerator(), quiet=True)
     return finish(run).folder
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A Hub on loopback; files that need more of it have one of their own."""
+    from hub_server import Hub
+
+    with Hub(tmp_path_factory.mktemp("hub")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def alice(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A client of that Hub, in a process of its own."""
+    from hub_client import Client
+
+    with Client(hub, tmp_path_factory.mktemp("alice")) as found:
+        yield found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -253,18 +252,6 @@ def test_more_than_a_hundred_classes_do_not_fill_the_card(tmp_path: Path) -> Non
 
 
 # --- through the Hub -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    with Hub(tmp_path_factory.mktemp("hub")) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def alice(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    with Client(hub, tmp_path_factory.mktemp("alice")) as found:
-        yield found
 
 
 def test_a_hub_set_of_ones_own_becomes_a_published_one_that_a_stranger_verifies_reads_and_builds_again(

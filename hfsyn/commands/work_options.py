@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from hfsyn.making.options import shard_bounds
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -26,10 +28,11 @@ def _shards(context: click.Context, option: click.Parameter, value: str | None) 
     """``A:B`` with A below B, either left out."""
     if value is None:
         return None
-    first, colon, last = value.partition(":")
-    if not colon or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
-        raise click.BadParameter(f"{value!r} is not a range. It looks like 0:5 (shards 0 to 4), 5: or :5.")
-    if last and int(first or 0) >= int(last):
+    try:
+        first, last = shard_bounds(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a range. It looks like 0:5 (shards 0 to 4), 5: or :5.") from None
+    if last is not None and first >= last:
         raise click.BadParameter(f"{value!r} selects none: 0:5 is shards 0 to 4.")
     return value
 

@@ -67,3 +67,15 @@ class WorkOptions:
 
 DEFAULTS = WorkOptions()
 """Where nobody says anything."""
+
+
+def shard_bounds(chosen: str) -> tuple[int, int | None]:
+    """A and B of ``A:B``; left out, A is 0 and B is None, the end.
+
+    Raises:
+        ValueError: it is no such range.
+    """
+    first, colon, last = chosen.partition(":")
+    if not colon or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
+        raise ValueError(chosen)
+    return int(first or 0), int(last) if last else None

@@ -20,6 +20,7 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.hub_models import pin
+from hfsyn.making.options import shard_bounds
 from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.real_images import check_order, opened
@@ -311,10 +312,12 @@ def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
     """
     if chosen is None:
         return list(shards)
-    first, colon, last = chosen.partition(":")
-    if not colon or not all(part == "" or part.isdigit() for part in (first, last)):
-        raise HfsynError(f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5.")
-    selected = list(shards[int(first or 0) : int(last) if last else None])
+    try:
+        selected = list(shards[slice(*shard_bounds(chosen))])
+    except ValueError:
+        raise HfsynError(
+            f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5."
+        ) from None
     if not selected:
         raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
     return selected
