@@ -37,7 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
-    from builders.errors import DataError
     from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, leave_at_once, say_terminated
 
     try:
@@ -58,10 +57,10 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except (HfsynError, DataError) as error:
+    except HfsynError as error:
         click.echo(f"Error: {error}", err=True)
         # The parent of `--num-processes` sees what is missing; a child's own code makes the launcher print more.
-        code = int(ExitCode.OK) if is_child() else int(getattr(error, "code", ExitCode.USAGE))
+        code = int(ExitCode.OK) if is_child() else int(error.code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
         leave_at_once(ExitCode.INTERRUPTED)

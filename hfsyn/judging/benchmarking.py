@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.crews import Submit, crew
 from hfsyn.judging.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
@@ -172,7 +171,7 @@ def run_cell(
         trained = work.train(config, folder / TRAINING)  # which does nothing where it is done
         for name, (dataset, split) in tests.items():
             found[name] = work.evaluate(folder / TRAINING, dataset, split)
-    except (HfsynError, DataError) as error:
+    except HfsynError as error:
         said = error.message
         _write_error(folder, said, error.hint, "")
     except Exception as error:  # the others go on; a fault of ours keeps its traceback in the cell
@@ -284,7 +283,7 @@ def _look(dataset: str, split: str | None, default: Sequence[str], limit: int | 
 
     try:
         return open_images(dataset, split, default=default, limit=limit).fingerprint
-    except (HfsynError, DataError, OSError):
+    except (HfsynError, OSError):
         return None
 
 

@@ -84,7 +84,7 @@ def evaluate(
         ``overlap``: how many of the images the classifier was trained on, None where that is not known.
 
     Raises:
-        HfsynError, DataError: there is no such model, dataset or split; classes that the model does not have (they are
+        HfsynError: there is no such model, dataset or split; classes that the model does not have (they are
             listed); or a variant whose copy has another number of images than it should.
     """
     if out is not None:
@@ -144,7 +144,7 @@ def check_test(
     """Say what is wrong with a test before it is started in several processes; arguments as of `evaluate`.
 
     Raises:
-        HfsynError, DataError: as `evaluate`.
+        HfsynError: as `evaluate`.
     """
     if out is not None:
         check_result_file(out)

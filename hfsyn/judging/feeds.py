@@ -74,7 +74,7 @@ def open_feed(config: TrainConfig) -> Feed:
     """Open the training sets.
 
     Raises:
-        HfsynError, DataError: see `open_images`; the sets have different classes (they are listed), or several sets or
+        HfsynError: see `open_images`; the sets have different classes (they are listed), or several sets or
             a stream and no budget.
     """
     references = [parse_dataset(text) for text in config.data.train]

@@ -82,7 +82,7 @@ def measure_fidelity(
         What `compare_sets` returns, with ``features`` (name, weights, sha256, dimension), ``sets`` and ``undecodable``.
 
     Raises:
-        HfsynError, DataError: no such dataset, or no such network.
+        HfsynError: no such dataset, or no such network.
     """
     from hfsyn.judging.classifiers import plain_transform
     from hfsyn.judging.imagesets import TEST, TRAIN, open_images

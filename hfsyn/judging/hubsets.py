@@ -26,7 +26,7 @@ def load_rows(
     A dataset that hfsyn published is read as such, from the cache too if it is there whole; any other only online.
 
     Raises:
-        HfsynError, DataError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
+        HfsynError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
     """
     from builders.access import is_offline
     from builders.published import load_version, open_published

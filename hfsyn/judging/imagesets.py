@@ -112,7 +112,7 @@ def open_images(
         token: for the Hub, as everywhere in huggingface_hub.
 
     Raises:
-        HfsynError, DataError: nothing of that name, split or revision; no images; no column of images or of classes; or
+        HfsynError: nothing of that name, split or revision; no images; no column of images or of classes; or
             labels that are no class of a known variant, with the list.
     """
     found = parse_dataset(reference) if isinstance(reference, str) else reference
@@ -190,7 +190,7 @@ def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> 
         return _from_source(open_source(variant, split, path=path), str(found), split, variant)
     except DataError as error:
         hint = f"{error.hint} A variant is stated as VARIANT={found.place}." if found.variant is None else error.hint
-        raise HfsynError(error.message, hint) from None
+        raise DataError(error.message, hint, error.code) from None
 
 
 @dataclass(frozen=True)

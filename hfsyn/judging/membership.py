@@ -53,7 +53,7 @@ def measure_membership(
         What `membership_inference` returns, with ``model``, the two ``sets`` and their ``overlap``: images in both.
 
     Raises:
-        HfsynError, DataError: no such classifier or dataset, classes that it does not have, or one set twice.
+        HfsynError: no such classifier or dataset, classes that it does not have, or one set twice.
     """
     from hfsyn.judging.accelerating import start_accelerator
     from hfsyn.judging.classifiers import open_classifier

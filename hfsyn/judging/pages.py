@@ -19,7 +19,6 @@ from typing import Any
 from PIL import Image
 
 from builders import layout
-from builders.errors import DataError
 from builders.variants import VARIANTS
 from hfsyn.errors import HfsynError
 from hfsyn.judging import plots
@@ -194,7 +193,7 @@ def _sheet(matrix: Matrix) -> dict[str, Any] | None:
     try:
         runs = [load_run(path) for path in arms.values()]
         found = shared_samples(runs, per_class=_SAMPLES, max_classes=_CLASSES) if runs else []
-    except (HfsynError, DataError, OSError):
+    except (HfsynError, OSError):
         return None  # the source has moved, or the runs are over other images: the numbers stand without pictures
     classes = []
     for info, samples in found:

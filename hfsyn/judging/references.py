@@ -24,9 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from builders.errors import DataError
 from builders.own_variants import find_variant, is_file_name, read_variant
-from builders.variants import VARIANTS, Variant
+from builders.variants import VARIANTS
 from hfsyn.errors import HfsynError
 
 Kind = Literal["variant", "local", "hub"]
@@ -75,17 +74,14 @@ def parse_dataset(text: str) -> Reference:
         if not 0 < weight < float("inf"):
             raise HfsynError(f"The weight of {rest!r} is {weight:g}.", "It must be above 0; leave the set out instead.")
     stated, sign, place = rest.partition("=")
-    variant = _variant(stated).name if sign else None
+    variant = find_variant(stated).name if sign else None
     reference = _placed(place if sign else rest, variant, text)
     return replace(reference, weight=weight)
 
 
 def _own(file: str) -> Reference:
     """The images that a class map names itself."""
-    try:
-        variant, path = read_variant(file)
-    except DataError as error:
-        raise HfsynError(error.message, error.hint) from None
+    variant, path = read_variant(file)
     if path is not None:
         return Reference("local", path, variant.name)
     if variant.hub is None:
@@ -131,10 +127,3 @@ def _unknown(place: str, text: str) -> HfsynError:
     near = difflib.get_close_matches(place.lower(), VARIANTS, n=1)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     return HfsynError(f"There is no dataset {place!r}.{guess}", f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.")
-
-
-def _variant(name: str) -> Variant:
-    try:
-        return find_variant(name)
-    except DataError as error:
-        raise HfsynError(error.message, error.hint) from None

@@ -64,7 +64,7 @@ def open_stream(found: Reference, split: str | None, token: str | bool | None = 
     """Open one split of a dataset as a stream.
 
     Raises:
-        HfsynError, DataError: as `open_images`; or a folder of image files; or a label column that declares no names.
+        HfsynError: as `open_images`; or a folder of image files; or a label column that declares no names.
     """
     from datasets import Image
 

@@ -85,7 +85,7 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     it is, and only tested where another test is asked for.
 
     Raises:
-        HfsynError, DataError: see `open_training`; or `out` holds another training.
+        HfsynError: see `open_training`; or `out` holds another training.
     """
     options = options or RunOptions()
     folder = Path(out)
@@ -130,7 +130,7 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     """Open everything that a training in `processes` processes needs, so that every mistake is said before it.
 
     Raises:
-        HfsynError, DataError: see `open_sets`, `new_classifier`, `try_training`; the batch cannot be divided; or the
+        HfsynError: see `open_sets`, `new_classifier`, `try_training`; the batch cannot be divided; or the
             finished training in `folder` was on other images.
     """
     batch, mixes = config.optimise.batch_size, bool(config.augment.mixup or config.augment.cutmix)
@@ -149,7 +149,7 @@ def open_sets(config: TrainConfig) -> tuple[Feed, ImageSet | None]:
     """Open what a recipe trains on and is tested on, and look for everything that can be wrong with it.
 
     Raises:
-        HfsynError, DataError: an unknown network or optimizer; see `open_feed`, `open_images`; or the set to test on
+        HfsynError: an unknown network or optimizer; see `open_feed`, `open_images`; or the set to test on
             has classes that the training sets have not.
     """
     check_model_name(config.model.name)

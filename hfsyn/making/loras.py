@@ -12,7 +12,7 @@ from typing import Any
 
 from builders.access import page_of, said_plainly
 from builders.errors import DataError
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import GeneratePart, is_content_hash
 from hfsyn.making.shards import sha256_of
 
@@ -140,10 +140,10 @@ def _commit(part: GeneratePart) -> str:
         raise HfsynError(
             f"The LoRA repository {repo} has no file {file}.", "Name it: --set generate.lora_file=FILE.safetensors"
         ) from None
-    except DataError as error:
+    except DataError:
         if known := cached():
             return known
-        raise HfsynError(error.message, error.hint, code=ExitCode(error.code)) from None
+        raise
     if not commit:
         raise HfsynError(f"The Hub does not say the commit of {repo}.", "Name one: --set generate.lora_revision=COMMIT")
     return commit

@@ -17,7 +17,6 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from builders import layout
-from builders.errors import DataError
 from builders.own_variants import is_file_name
 from builders.strict_yaml import strict_load
 from builders.variants import get_variant
@@ -93,12 +92,9 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
         check_prompt(self.prompt, self.caption)
-        try:
-            get_variant(self.source.variant).split(self.source.split)
-        except DataError as error:
-            # A ValueError would be caught by pydantic and lose its hint.
-            raise HfsynError(error.message, error.hint) from None
-        known = get_variant(self.source.variant).by_wnid
+        variant = get_variant(self.source.variant)
+        variant.split(self.source.split)
+        known = variant.by_wnid
         if unknown := sorted(set(self.class_seeds) - known.keys()):
             raise HfsynError(
                 f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",

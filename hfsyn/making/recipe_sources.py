@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
 from builders.own_variants import OwnVariant, is_file_name, own_variant, read_variant
 from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
@@ -64,10 +63,7 @@ def with_class_map(fields: dict[str, Any], folder: Path, *, renamed: bool = Fals
         if renamed:
             source["definition"] = None
         return
-    try:
-        variant, path = read_variant(folder / Path(name).expanduser())
-    except DataError as error:
-        raise HfsynError(error.message, error.hint) from None
+    variant, path = read_variant(folder / Path(name).expanduser())
     source["variant"], source["definition"] = variant.name, dict(variant.definition)
     if source.get("path") is None and variant.hub is None:
         source["path"] = path
@@ -95,7 +91,4 @@ def check_class_map(variant: str, definition: Mapping[str, Any]) -> OwnVariant:
     Raises:
         HfsynError: it is none, or one of another name or content.
     """
-    try:
-        return own_variant(definition, name=variant)
-    except DataError as error:
-        raise HfsynError(error.message, error.hint) from None
+    return own_variant(definition, name=variant)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders import layout
-from builders.errors import DataError
 from builders.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
@@ -274,17 +273,14 @@ def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
     recipe = recipe.model_copy(update={"generate": generate})
     source = recipe.source
     check_order(recipe)
-    try:
-        if source.path is None and get_variant(source.variant).hub is not None:
-            revision = resolve_revision(source.variant, source.revision)
-            source = source.model_copy(update={"revision": revision})
-            recipe = recipe.model_copy(update={"source": source})
-        index: dict[str, list[Any]] = {name: [] for name in SOURCE_SCHEMA.names}
-        for entry in opened(source).index():
-            for name, column in index.items():
-                column.append(getattr(entry, name))
-    except DataError as error:
-        raise HfsynError(error.message, error.hint) from None
+    if source.path is None and get_variant(source.variant).hub is not None:
+        revision = resolve_revision(source.variant, source.revision)
+        source = source.model_copy(update={"revision": revision})
+        recipe = recipe.model_copy(update={"source": source})
+    index: dict[str, list[Any]] = {name: [] for name in SOURCE_SCHEMA.names}
+    for entry in opened(source).index():
+        for name, column in index.items():
+            column.append(getattr(entry, name))
     if not index["source_id"]:
         raise HfsynError(
             f"The source {source.variant} ({source.split}) holds no image.", "Check source.path and source.split."

@@ -16,7 +16,7 @@ from builders.access import UnreachableError, is_offline
 from builders.errors import DataError
 from builders.sources import open_source
 from builders.variants import get_variant
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import ExitCode
 from hfsyn.making.real_images import opened
 from hfsyn.making.recipe import Recipe, SourcePart
 from hfsyn.making.specs import Caption
@@ -48,7 +48,7 @@ def counted(source: SourcePart) -> TableCounts | None:
         refused = error.code == ExitCode.PREFLIGHT or variant.hub.archive is not None
         images = in_table(source)
         if not images or not (refused or isinstance(error, UnreachableError)):
-            raise HfsynError(error.message, error.hint) from None
+            raise
         return TableCounts(images, len(variant.classes), error.message)
     return None
 
@@ -68,11 +68,8 @@ def indexed(recipe: Recipe, text: str | None) -> Iterator[Caption]:
     Raises:
         HfsynError: the source is missing, or damaged.
     """
-    try:
-        for entry in opened(recipe.source).index():
-            yield Caption(entry.source_id, entry.wnid, text)
-    except DataError as error:
-        raise HfsynError(error.message, error.hint) from None
+    for entry in opened(recipe.source).index():
+        yield Caption(entry.source_id, entry.wnid, text)
 
 
 def index_of_run(folder: Path, text: str | None) -> Iterator[Caption]:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from builders import layout
-from builders.errors import DataError
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import BUILTIN
@@ -235,7 +234,7 @@ def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             digest = json.loads(match[1])
             source_of(digest)
             get_strategy(digest["strategy"])
-        except (ValueError, KeyError, TypeError, HfsynError, DataError):
+        except (ValueError, KeyError, TypeError, HfsynError):
             continue
         if {name: type(value) for name, value in digest.items() if name in _DIGEST} == _DIGEST and (
             digest["config"] == key.removeprefix("config=")

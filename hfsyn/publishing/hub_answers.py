@@ -44,11 +44,12 @@ def refusal(what: str, repo_id: str, error: BaseException, token: str | bool | N
     from builders.access import page_of
     from builders.errors import DataError
 
-    if isinstance(error, HfsynError | HeadMovedError):
-        return error
     status, _ = status_of(error)
-    if isinstance(error, DataError) and status not in (401, 403):
-        return HfsynError(error.message, error.hint, code=ExitCode.PREFLIGHT)
+    if isinstance(error, DataError):
+        if status not in (401, 403):
+            return HfsynError(error.message, error.hint, code=ExitCode.PREFLIGHT)
+    elif isinstance(error, HfsynError | HeadMovedError):
+        return error
     # What the Hub said, under what the client made of it: RuntimeError of an upload, ValueError of a card.
     said = error
     error = next((one for one in _chain(error) if isinstance(one, errors.HfHubHTTPError)), error)

@@ -37,7 +37,7 @@ class Check:
     state: Literal["ok", "warning", "failed"]
     text: str
     hint: str = ""
-    code: ExitCode = ExitCode.PREFLIGHT
+    code: int = ExitCode.PREFLIGHT
 
     def line(self) -> str:
         """For people."""

@@ -273,7 +273,7 @@ def _table(
                     found.note("counts", f"{entry.file} has {parquet.metadata.num_rows} rows, stated are {entry.rows}")
                 for batch in parquet.iter_batches(_ROWS, columns=columns):
                     yield from batch.to_pylist()
-        except (OSError, ValueError, TypeError, KeyError) as error:  # pyarrow's errors, and a DataError, are of these
+        except (OSError, ValueError, TypeError, KeyError, DataError) as error:  # pyarrow's errors are of these
             if not isinstance(error, DataError) or isinstance(side, Published):
                 found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
 
