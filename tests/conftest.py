@@ -107,3 +107,19 @@ def alice(hub: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     with Client(hub, tmp_path_factory.mktemp("alice")) as found:
         yield found
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the tests that are marked slow, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--all"):
+        os.environ["HFSYN_TEST_ALL"] = "1"  # for those that do more of the same, as well as for their processes
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--all"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes long: ./scripts/test --all runs it"))

@@ -11,10 +11,6 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-whole = pytest.mark.skipif(
-    not os.environ.get("HFSYN_TEST_WHOLE"), reason="half a minute of small models; HFSYN_TEST_WHOLE=1 runs it"
-)
-
 
 def figures(*command: str) -> dict[str, Any]:
     done = subprocess.run(
@@ -39,7 +35,7 @@ def test_the_harness_is_measured_against_a_plain_loop_and_a_device() -> None:
     assert found["aim_blocked_ms"] == 1.0
 
 
-@whole
+@pytest.mark.slow
 def test_the_small_models_do_exactly_the_work_that_they_must() -> None:
     found = figures("bench_small.py", "--rounds", "1", "--seconds", "1", "--shard-batches", "1")
     assert found["unet_rows_per_image_and_step"] == 2
@@ -47,7 +43,7 @@ def test_the_small_models_do_exactly_the_work_that_they_must() -> None:
     assert found["overhead"] >= 1
 
 
-@whole
+@pytest.mark.slow
 def test_memory_is_measured_in_each_stage() -> None:
     found = figures("bench_memory.py", "--images", "40", "80", "--until", "caption", "--rounds", "1")
     assert set(found["ratios"]) == {"caption"}

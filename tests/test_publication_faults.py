@@ -29,7 +29,7 @@ from hfsyn.publishing.contents import contents
 
 REPO = "alice/shapes"
 SMALL = ("source.limit_per_class=2", "store.shard_rows=10", "generate.batch_size=4")
-WHOLE = bool(os.environ.get("HFSYN_TEST_WHOLE"))
+WHOLE = bool(os.environ.get("HFSYN_TEST_ALL"))
 """Every kind of fault at every request, and kills of processes that import everything first: minutes."""
 
 
@@ -171,7 +171,7 @@ def driven(folder: Path, *arguments: str | Path) -> dict[str, Any]:
         pytest.param(
             True,
             id="second",
-            marks=pytest.mark.skipif(not WHOLE, reason="half a minute more; HFSYN_TEST_WHOLE=1 runs it"),
+            marks=pytest.mark.slow,
         ),
     ],
 )

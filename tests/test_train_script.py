@@ -93,7 +93,6 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same
     assert all((cut_weights[key] == whole[key]).all() for key in whole)
 
 
-@pytest.mark.slow
 def test_two_processes_from_the_command_line_train_and_test(hfsyn: Hfsyn, tmp_path: Path) -> None:
     from hfsyn.judging.evaluation import evaluate
 
