@@ -18,8 +18,8 @@ LAYERS = (
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
-        "builders.imagenet", "builders.images", "builders.labels", "builders.parquet", "builders.published",
-        "builders.resuming", "builders.rows", "builders.schema", "builders.shapes", "builders.sources",
+        "builders.formats", "builders.imagenet", "builders.images", "builders.labels", "builders.parquet",
+        "builders.published", "builders.resuming", "builders.rows", "builders.schema", "builders.shapes", "builders.sources",
         "builders.synthetic", "builders.variant_files",
     },
     {
