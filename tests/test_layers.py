@@ -17,10 +17,10 @@ LAYERS = (
         "builders.variants", "builders.strict_yaml", "hfsyn.errors",
     },
     {
-        "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
-        "builders.formats", "builders.imagenet", "builders.images", "builders.labels", "builders.parquet",
-        "builders.published", "builders.resuming", "builders.rows", "builders.schema", "builders.shapes", "builders.sources",
-        "builders.synthetic", "builders.variant_files",
+        "builders.access", "builders.captioned", "builders.colours", "builders.drawing", "builders.folders",
+        "builders.formats", "builders.hub", "builders.imagenet", "builders.images", "builders.labels",
+        "builders.parquet", "builders.published", "builders.resuming", "builders.rows", "builders.schema",
+        "builders.shapes", "builders.sources", "builders.synthetic", "builders.variant_files",
     },
     {
         "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
