@@ -74,7 +74,10 @@ _UNMARKED = ("DIB", "TGA")
 _SLOW_PIXELS = 250_000
 """How many pixels one of Pillow's decoders that are written in Python gets through in well under a second."""
 
-_SHORT = re.compile(r"truncat|not enough|reached eof|end of file|unexpected eof")
+_SHORT = re.compile(
+    r"truncat|not enough|end of file|only got|unpack|out of range|no more images|not identified|not a \w+ file|missing "
+    r"dimensions|data organization|chunk b'[^'\\]{0,3}'|incomplete checksum"
+)
 _UNSUPPORTED = re.compile(r"mode|unsupported|unknown|not supported|compression|palette size")
 """What Pillow says of files that end too early, and of those which are whole but that it has no code for."""
 
@@ -186,7 +189,7 @@ def _load(data: bytes) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageRejected("not an image") from error
     except Exception as error:  # Pillow's decoders raise a dozen kinds of exception for damaged files
-        raise ImageRejected(_fault(error, name, image)) from error
+        raise ImageRejected(_fault(error, name, image, data)) from error
     return image
 
 
@@ -225,10 +228,11 @@ def _unusual_pnm(data: bytes, image: Image.Image, tile: Any) -> Image.Image:
     return Image.fromarray(scaled.astype(np.uint16 if deep else np.uint8))
 
 
-def _fault(error: Exception, name: str | None, image: Image.Image | None) -> str:
+def _fault(error: Exception, name: str | None, image: Image.Image | None, data: bytes) -> str:
     """The reason for what one of Pillow's decoders raised over a file of this format (None: of none that is known)."""
     said = str(error).lower()
-    if isinstance(error, EOFError | struct.error | IndexError) or _SHORT.search(said):
+    cut = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    if cut or isinstance(error, EOFError | struct.error | IndexError) or _SHORT.search(said):
         return "truncated"
     if name is None:
         return "not an image"
