@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import os
 import re
 import struct
 import warnings
@@ -75,8 +76,8 @@ _SLOW_PIXELS = 250_000
 """How many pixels one of Pillow's decoders that are written in Python gets through in well under a second."""
 
 _SHORT = re.compile(
-    r"truncat|not enough|end of file|only got|unpack|out of range|no more images|not identified|not a \w+ file|missing "
-    r"dimensions|data organization|chunk b'[^'\\]{0,3}'|incomplete checksum"
+    r"truncat|not enough|eof|only got|unpack|out of range|no more images|not a \w+ file|missing dimensions|"
+    r"data organization|chunk b'[^'\\]{0,3}'|incomplete checksum"
 )
 _UNSUPPORTED = re.compile(r"mode|unsupported|unknown|not supported|compression|palette size")
 """What Pillow says of files that end too early, and of those which are whole but that it has no code for."""
@@ -86,6 +87,9 @@ _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 # Else what Pillow logs of a broken TIFF file is printed wherever logging is not set up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+# A photograph in JPEG 2000 takes a second of one core; its library asks for this at every picture.
+os.environ.setdefault("OPJ_NUM_THREADS", "ALL_CPUS")
 
 _PILLOW = re.compile(r"PIL(\.|$)")
 
@@ -232,6 +236,7 @@ def _fault(error: Exception, name: str | None, image: Image.Image | None, data: 
     """The reason for what one of Pillow's decoders raised over a file of this format (None: of none that is known)."""
     said = str(error).lower()
     cut = name == "WEBP" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    cut = cut or (name == "JPEG" and "not identified" in said)  # it ends before the size is said
     if cut or isinstance(error, EOFError | struct.error | IndexError) or _SHORT.search(said):
         return "truncated"
     if name is None:
