@@ -50,7 +50,7 @@ LAYERS = (
         "hfsyn.judging.classifiers", "hfsyn.judging.columns", "hfsyn.judging.evaluation", "hfsyn.judging.feeding",
         "hfsyn.judging.feeds", "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.model_cards",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
-        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
+        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
     },
     {
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
