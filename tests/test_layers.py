@@ -14,7 +14,7 @@ LAYERS = (
     {
         "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants",
         "builders.real_labels", "builders.variant", "builders.variant_facts", "builders.variant_table",
-        "builders.variants", "builders.strict_yaml", "hfsyn.errors",
+        "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
@@ -28,7 +28,7 @@ LAYERS = (
         "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts",
         "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.making.recipe_sources",
         "hfsyn.publishing.versions", "hfsyn.making.options", "hfsyn.making.recipe_faults",
-        "hfsyn.making.recipe_overrides",
+        "hfsyn.making.recipe_overrides", "hfsyn.making.loading",
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
@@ -84,8 +84,8 @@ FREE = {
 STDLIB = set(sys.stdlib_module_names)
 OUTSIDE = (
     set(),
-    {"PIL", "numpy", "pyarrow", "datasets", "fsspec", "huggingface_hub", "yaml"},
-    {"pydantic", "yaml"},
+    {"PIL", "numpy", "pyarrow", "datasets", "fsspec", "huggingface_hub"},
+    {"pydantic"},
     {"PIL", "numpy", "pyarrow", "tqdm"},
     {"PIL", "numpy", "pyarrow"},
     {"PIL", "numpy", "pyarrow"},
