@@ -278,12 +278,14 @@ def compose(text: str) -> Any:
     return YAML(typ="safe", pure=True).compose(text)
 
 
-_PLAIN = re.compile(r"[^\W_][^\x00-\x1f#:,\[\]{}\"'`|>&*!?%@\x7f]*|[./_~][\w./~-]*")
+_PLAIN = re.compile(r"""(?:[^\W_](?:[^:#?,\[\]{}"]|:(?=[^\s,\[\]{}])|(?<! )\#)*|[./_~][\w./~-]*)(?<! )""")
 """Texts that may stand without quotes, unless they look like something else."""
 _OTHERWISE = re.compile(
-    r"[-+.\d][\d._:,xXoObBeEa-fA-FtTzZ+ -]*|\.(inf|nan)|y|n|yes|no|on|off|true|false|null|none|~", re.IGNORECASE
+    r"[-+]?[\d_]*(\.[\d_]*)?(e[-+]?\d+)?|[-+]?0[xob][\da-f_]*|[-+]?\d[\d_]*(:[\d_]+)+(\.[\d_]*)?|\d{4}-\d\d?-\d\d?.*"
+    r"|[-+]?\.(inf|nan)|y|n|yes|no|on|off|true|false|null|none|~",
+    re.IGNORECASE,
 )
-"""What YAML 1.1 or 1.2 takes for a number, a date, true, false or null, and a little more."""
+"""What YAML 1.1 or 1.2 takes for a number, a date, true, false or null."""
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 
 
@@ -328,7 +330,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, int):
         return repr(value)
     text = str(value)
-    if _PLAIN.fullmatch(text) and not _OTHERWISE.fullmatch(text) and text.isprintable() and not text.endswith(" "):
+    if text.isprintable() and _PLAIN.fullmatch(text) and not _OTHERWISE.fullmatch(text):
         return text
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"

@@ -432,7 +432,7 @@ def test_hostile_text_stays_in_its_cell(text: str) -> None:
         rows = [row(class_name=word, caption=word, prompt=word, sample_id=word, source_id=word)]
         manifest = manifest_of("imagenette-cip", rejected={f"caption: {word}": 1}, flags={word: 1})
         recipe = copy.deepcopy(manifest["recipe"])
-        if not NOT_TEXT.search(word):  # which no recipe takes
+        if not NOT_TEXT.search(text):  # which no recipe takes
             recipe["prompt"]["negative"] = recipe["caption"]["prompt"] = word
             recipe["generate"]["model"] = word.strip() or "tame"
         manifest = {**manifest, "recipe": recipe, "classes": [{"wnid": word, "name": word, "rows": 1}]}
