@@ -71,7 +71,9 @@ KNOWN = frozenset(
 """Every name that may stand at the top of a run folder."""
 
 FORMAT = 2
-"""Of manifests. A reader refuses what it does not know."""
+"""Of run folders and of what is published from them: recipe, fingerprint, manifest. It rises when the same recipe would
+make other bytes or another folder; a reader refuses what it does not know.
+"""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -153,6 +155,27 @@ def parse_sidecar(text: str, where: str) -> Sidecar:
         raise DataError(f"{where} is not a sidecar ({error}).", "Delete it, and its shard is made again.") from error
 
 
+def check_format(found: object, where: str) -> None:
+    """Refuse a recipe or a manifest of another format than `FORMAT`.
+
+    Args:
+        found: what it says of its format; None where it says nothing, which is format 1.
+        where: how to call it in a message.
+
+    Raises:
+        DataError: it is of another format; the message names both.
+    """
+    if type(found) is int and found == FORMAT:
+        return
+    found = 1 if found is None else found
+    raise DataError(
+        f"{where} is of format {found!r}, and this hfsyn reads format {FORMAT}.",
+        "A newer hfsyn reads it."
+        if type(found) is int and found > FORMAT
+        else "Build it again, into a new folder or with --overwrite; nothing of it is converted.",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One shard in a manifest."""
@@ -196,8 +219,9 @@ def load_manifest(
     """
     try:
         raw = json.loads(text)
-        if not isinstance(raw, dict) or raw["format"] != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+        if not isinstance(raw, dict):
+            raise TypeError("it is not an object")
+        check_format(raw["format"], where)
         if raw != sealed(raw):
             raise ValueError("it is not as it was written")
         shards, captions = ([_shard_entry(entry) for entry in raw.get(key, ())] for key in ("shards", "captions"))

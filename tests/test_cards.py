@@ -23,6 +23,7 @@ from datasets import load_dataset
 from fakes import FakeCaptioner, FakeGenerator
 from huggingface_hub import DatasetCard
 
+from builders import layout
 from builders.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
@@ -79,7 +80,7 @@ def manifest_of(recipe_name: str, *overrides: str, rows: int = 4, **changes: Any
     classes = get_variant(recipe.source.variant).classes
     counts = [rows // len(classes) + (i < rows % len(classes)) for i in range(len(classes))]
     return {
-        "name": recipe.name, "format": 1, "fingerprint": "f" * 64, "recipe": recipe.model_dump(), "split": "train",
+        "name": recipe.name, "format": layout.FORMAT, "fingerprint": "f" * 64, "recipe": recipe.model_dump(), "split": "train",
         "rows": rows, "bytes": rows * 1000, "source_rows": rows + 3, "readable_rows": rows + 1,
         "rejected": {"caption: truncated image": 2, "generate: the safety checker flagged it, 4 attempts": 1},
         "flags": {"no-class-word": 2, "retried": 1},
