@@ -127,7 +127,7 @@ def lost(folder: Path, manifest: Manifest) -> list[str]:
     for top, entries in ((layout.CAPTIONS, manifest.captions), (layout.DATA, manifest.shards)):
         files = [entry.file for entry in entries]
         gone = [file for file in files if file not in sizes]
-        bare = [file for file in files if file in sizes and sidecar_name(file) not in sizes]
+        bare = [sidecar_name(file) for file in files if file in sizes and sidecar_name(file) not in sizes]
         short = [entry.file for entry in entries if sizes.get(entry.file, entry.bytes) != entry.bytes]
         of = {layout.CAPTIONS: "caption", layout.DATA: "data"}[top]
         for names, what in ((gone, "missing"), (bare, "without its sidecar"), (short, "not as long as it was")):

@@ -137,6 +137,7 @@ def work(
     Raises:
         HfsynError: with exit code 4, processes ended before that, or the budget of hours did.
     """
+    run.check()
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         return
     check_launcher()

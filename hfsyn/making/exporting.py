@@ -56,6 +56,7 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
         HfsynError: the run is not that far, or the folder holds something else.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    run.check()
     run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
     width, height = _size(run)
     shards = run.caption_shards()

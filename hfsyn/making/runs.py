@@ -85,6 +85,15 @@ class Run:
         """
         return run_files.table(self.folder / name, self.fingerprint)
 
+    def check(self) -> None:
+        """Look at both tables, whichever of them is used next.
+
+        Raises:
+            DataError: one of them is damaged.
+        """
+        self.table(layout.SOURCE)
+        _ = self.planned_rows
+
     def checked(self, name: str) -> Path:
         """The path of source.parquet or plan.parquet, after that look."""
         self.table(name)
