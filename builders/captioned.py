@@ -19,6 +19,7 @@ from datasets.builder import Key
 from builders import layout
 from builders.errors import DataError
 from builders.own_variants import own_variant
+from builders.run_files import finished, table
 from builders.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
@@ -46,6 +47,7 @@ class Captioned(datasets.GeneratorBasedBuilder):
         folder = Path(self.config.run or "")
         if not self.config.run or not layout.is_run_folder(folder):
             raise DataError(f"{self.config.run!r} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
+        finished(folder)
         file = folder / layout.RECIPE
         fields = layout.recipe_fields(read_text(file, "recipe", "It is what makes a folder a run."), str(file))
         part: dict[str, Any] = fields.get("source") or {}
@@ -97,5 +99,7 @@ class Captioned(datasets.GeneratorBasedBuilder):
 def _entries(shard: Path, captions: dict[str, Any]) -> list[IndexEntry]:
     """Index entries of the captioned rows of a shard."""
     sidecar = layout.load_sidecar(layout.sidecar_of(shard))
-    index = pq.read_table(shard.parent.parent / layout.SOURCE).slice(sidecar.start, sidecar.stop - sidecar.start)
+    path = shard.parent.parent / layout.SOURCE
+    table(path, sidecar.fingerprint)
+    index = pq.read_table(path).slice(sidecar.start, sidecar.stop - sidecar.start)
     return [IndexEntry(**line) for line in index.to_pylist() if line["source_id"] in captions]

@@ -24,6 +24,7 @@ from builders import layout
 from builders.access import UnreachableError, is_offline, said_plainly
 from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
+from builders.run_files import manifest_in
 from builders.yaml import front_matter
 
 __all__ = [
@@ -141,7 +142,10 @@ class RunFolder:
 
     def manifest(self) -> Manifest:
         """The run's table of contents, checked."""
-        return load_manifest(self.text(layout.MANIFEST), str(self.folder / layout.MANIFEST))
+        found = manifest_in(self.folder)
+        if found is None:
+            raise DataError(f"{self.folder} has no {layout.MANIFEST}.", f"Is it finished? hfsyn status {self.folder}")
+        return found
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:

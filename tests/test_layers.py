@@ -12,8 +12,8 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants",
-        "builders.real_labels", "builders.variant", "builders.variant_facts", "builders.variant_table",
+        "builders.errors", "builders.evaluation_sets", "builders.files", "builders.layout", "builders.own_variants",
+        "builders.real_labels", "builders.run_files", "builders.variant", "builders.variant_facts", "builders.variant_table",
         "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
@@ -36,14 +36,14 @@ LAYERS = (
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
         "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.making.token_limits", "hfsyn.making.stored_rows",
+        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
         "hfsyn.making.token_drawing", "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
-        "hfsyn.making.run_status",
+        "hfsyn.making.run_status", "hfsyn.making.overwriting",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",

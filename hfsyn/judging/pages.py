@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import json
 from collections.abc import Sequence
 from importlib import resources
 from os.path import relpath
@@ -18,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from builders import layout
+from builders import layout, run_files
 from builders.variants import VARIANTS
 from builders.yaml import dump
 from hfsyn.errors import HfsynError
@@ -226,10 +225,10 @@ def _runs(matrix: Matrix, root: Path) -> list[dict[str, Any]]:
     found = []
     for seed in matrix.seeds:
         for arm, path in _run_folders(matrix, seed).items():
-            manifest_path = path / layout.MANIFEST
-            if not manifest_path.exists():
+            found_there = run_files.finished(path)
+            if found_there is None:
                 continue
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            manifest = found_there.raw
             run: Run = load_run(path)
             found.append(
                 {

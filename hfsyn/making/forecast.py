@@ -236,7 +236,7 @@ def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] |
         if not pending(shards):
             captions, origin = read_captions(shards), "of this run"
         else:
-            captions = index_of_run(run.folder, text)
+            captions = index_of_run(run.checked(layout.SOURCE), text)
         counts = "of this run"
     else:
         if (table := counted(recipe.source)) is not None:
@@ -354,8 +354,8 @@ def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:
     from hfsyn.publishing.publication import commits_for
 
     shards = shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)
-    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card.
-    files = 2 * shards + 7
+    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card; two markers.
+    files = 2 * shards + 9
     return files, commits_for(files - 1)
 
 
