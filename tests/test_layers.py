@@ -13,8 +13,8 @@ from conftest import ROOT
 LAYERS = (
     {
         "builders.errors", "builders.evaluation_sets", "builders.files", "builders.layout", "builders.own_variants",
-        "builders.real_labels", "builders.run_files", "builders.variant", "builders.variant_facts", "builders.variant_table",
-        "builders.variants", "builders.yaml", "hfsyn.errors",
+        "builders.real_labels", "builders.run_files", "builders.variant", "builders.variant_facts",
+        "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
@@ -32,7 +32,8 @@ LAYERS = (
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
-        "hfsyn.making.captions_files", "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
+        "hfsyn.making.captions_files", "hfsyn.making.pins",
+        "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
         "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
