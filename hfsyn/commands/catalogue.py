@@ -255,10 +255,10 @@ def recipes_show(name: str) -> None:
     from hfsyn.making.recipe import dump_recipe, load_recipe
     from hfsyn.making.recipe_texts import read_recipe
 
+    recipe = load_recipe(name)
     text, _ = read_recipe(name)
     if "\nextends:" in f"\n{text}":
-        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        text += dump_recipe(load_recipe(name))
+        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#")) + dump_recipe(recipe)
     click.echo(text, nl=False)
 
 
