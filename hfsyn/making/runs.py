@@ -197,7 +197,7 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
     if alien := layout.strangers(folder):
         shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
         raise HfsynError(
-            f"{folder} holds files that are no run of hfsyn: {shown}.", "Name an empty or new folder for --out."
+            f"{folder} holds files that are not of a run of hfsyn: {shown}.", "Name an empty or new folder for --out."
         )
     if not run_files.has_table(folder / layout.SOURCE):
         _refuse_remains(folder, None)
