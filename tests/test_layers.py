@@ -13,8 +13,8 @@ from conftest import ROOT
 LAYERS = (
     {
         "builders.errors", "builders.evaluation_sets", "builders.files", "builders.layout", "builders.own_variants",
-        "builders.real_labels", "builders.run_files", "builders.variant", "builders.variant_facts", "builders.variant_table",
-        "builders.variants", "builders.strict_yaml", "hfsyn.errors",
+        "builders.real_labels", "builders.run_files", "builders.variant", "builders.variant_facts",
+        "builders.variant_table", "builders.variants", "builders.strict_yaml", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
