@@ -14,7 +14,6 @@ from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
-import yaml
 from datasets.builder import Key
 
 from builders import layout
@@ -24,6 +23,7 @@ from builders.run_files import finished, table
 from builders.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
+from builders.yaml import read_text
 
 
 @dataclass
@@ -48,7 +48,11 @@ class Captioned(datasets.GeneratorBasedBuilder):
         if not self.config.run or not layout.is_run_folder(folder):
             raise DataError(f"{self.config.run!r} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
         finished(folder)
-        part: dict[str, Any] = yaml.safe_load((folder / layout.RECIPE).read_text(encoding="utf-8"))["source"]
+        file = folder / layout.RECIPE
+        fields = layout.recipe_fields(read_text(file, "recipe", "It is what makes a folder a run."), str(file))
+        part: dict[str, Any] = fields.get("source") or {}
+        if missing := {"variant", "split", "path", "revision"} - set(part):
+            raise DataError(f"{file} is damaged: its source has no {min(missing)}.", "Build the run again.")
         if part.get("definition") is not None:
             own_variant(part["definition"], name=part["variant"])
         return part

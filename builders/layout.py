@@ -44,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
+from builders.yaml import load_mapping
 
 RECIPE = "recipe.yaml"
 STRATEGY = "strategy.txt"
@@ -174,6 +175,17 @@ def check_format(found: object, where: str) -> None:
         if type(found) is int and found > FORMAT
         else "Build it again, into a new folder or with --overwrite; nothing of it is converted.",
     )
+
+
+def recipe_fields(text: str, where: str) -> dict[str, Any]:
+    """The fields of a recipe that is stored with a run or was published, without its format.
+
+    Raises:
+        DataError: it cannot be read, or is of another format; `where` names it.
+    """
+    fields = load_mapping(text, where, "recipe")
+    check_format(fields.pop("format", None), where)
+    return fields
 
 
 @dataclass(frozen=True, slots=True)

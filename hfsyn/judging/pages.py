@@ -19,6 +19,7 @@ from PIL import Image
 
 from builders import layout, run_files
 from builders.variants import VARIANTS
+from builders.yaml import dump
 from hfsyn.errors import HfsynError
 from hfsyn.judging import plots
 from hfsyn.judging.benchmarking import MATRIX
@@ -251,8 +252,6 @@ def _runs(matrix: Matrix, root: Path) -> list[dict[str, Any]]:
 
 def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path) -> dict[str, Any]:
     """How the numbers came about: software, devices, seeds, the training recipe."""
-    import yaml
-
     results = [o.result for o in outcomes if o.result is not None]
     tests = [test for result in results for test in result["tests"].values()]
     software = tests[0].get("software", {}) if tests else {}
@@ -265,7 +264,7 @@ def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path) -> dict[str, 
         "models": ", ".join(matrix.models),
         "seconds": round(sum(result.get("seconds", 0) for result in results)),
         "trainings": len(results),
-        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).replace(here, ""),
+        "recipe": dump(recipe).replace(here, ""),
         "tests": [
             {"name": name, "dataset": test.dataset.replace(here, ""), "split": test.split or "", "n": _n(results, name)}
             for name, test in matrix.tests.items()

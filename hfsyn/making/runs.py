@@ -18,13 +18,12 @@ from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
-from hfsyn.making.hub_models import pin
 from hfsyn.making.options import shard_bounds
 from hfsyn.making.overwriting import Mark, clear_remains, mark_of, put_away, removable, replaced
-from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
-from hfsyn.making.prompts import get_strategy
+from hfsyn.making.pins import pinned
+from hfsyn.making.prompt_inputs import check_texts, strategy_source
 from hfsyn.making.real_images import check_order, opened
-from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
+from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
 from hfsyn.making.shards import atomic_text
 from hfsyn.making.tables import write_groups
 
@@ -157,13 +156,16 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     folder = Path(out).expanduser()
     clear_remains(folder)
     old = removable(folder) if overwrite else None
-    recipe = recipe.model_copy(update={"source": _absolute(recipe)})
     if old is None and (found := run_in(recipe, folder)) is not None:
         if not run_files.has_table(folder / layout.SOURCE):
+            index, left_out = _indexed(found.recipe)
             with lock_new(folder):
-                _write_index(found, *_indexed(found.recipe))
+                _write_index(found, index, left_out)
         return found
-    recipe, index, left_out = _resolve(recipe)
+    recipe = pinned(recipe)
+    check_order(recipe)
+    index, left_out = _indexed(recipe)
+    check_texts(recipe, index["source_id"])
     if old is not None:
         put_away(folder, old)
     with lock_new(folder):
@@ -192,7 +194,7 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
         raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
     if layout.is_run_folder(folder):
         found = load_run(folder)
-        _refuse_other(found, _filled(pin_prompt(recipe, found.recipe), found.recipe))
+        _refuse_other(found, pinned(recipe, found.recipe))
         return found
     if alien := layout.strangers(folder):
         shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
@@ -209,7 +211,7 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
     index, begun = folder / layout.SOURCE, (layout.SOURCE, "source.json", layout.STRATEGY)  # before there is a recipe
     parts = [name for name in sorted(layout.KNOWN) if name not in begun and not name.startswith(".")]
     found = [name for name in parts if (folder / name).exists()]
-    if index.exists() and pq.read_schema(index).names != SOURCE_SCHEMA.names:
+    if index.exists() and not _is_index(index):
         found.append(layout.SOURCE)
     if not found or (run_files.has_table(index) and run_files.marker_of(index).fingerprint == fingerprint):
         return
@@ -217,6 +219,14 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
         f"{folder} holds parts of a run ({', '.join(found)}) without the {layout.RECIPE} that they were made by.",
         f"Put that {layout.RECIPE} back, remove the folder yourself, or name another --out.",
     )
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is a source.parquet of ours, and not somebody's data of that name."""
+    try:
+        return pq.read_schema(path).names == SOURCE_SCHEMA.names
+    except pa.ArrowException:
+        return False
 
 
 def lock_new(folder: Path) -> Any:
@@ -243,31 +253,10 @@ def load_run(folder: str | Path) -> Run:
             "`hfsyn build RECIPE --out RUN` makes one.",
         )
     mark = mark_of(path)  # before it is read, so that another run that comes meanwhile is noticed
-    found = Run(path, load_recipe(path / layout.RECIPE), mark)
+    found = Run(path, stored_recipe(path), mark)
     if sidecar_of(path / layout.SOURCE).exists():
         run_files.marker_of(path / layout.SOURCE, found.fingerprint)
     return found
-
-
-def _absolute(recipe: Recipe) -> Any:
-    """The source with its path made absolute, so that a run can be continued from anywhere."""
-    path = recipe.source.path
-    return recipe.source.model_copy(update={"path": str(Path(path).expanduser().resolve())}) if path else recipe.source
-
-
-def _filled(recipe: Recipe, stored: Recipe) -> Recipe:
-    """The recipe with its open revisions filled in from the run that is there: the newest was pinned when that run
-    began.
-    """
-    filled = recipe
-    for part in ("source", "caption", "generate"):  # those of the prompt are filled in by `pin_prompt`
-        mine, theirs = getattr(recipe, part), getattr(stored, part)
-        if mine is not None and theirs is not None and mine.revision is None:
-            filled = filled.model_copy(update={part: mine.model_copy(update={"revision": theirs.revision})})
-    if recipe.generate.lora_revision is None:
-        pinned = {"lora_revision": stored.generate.lora_revision}
-        filled = filled.model_copy(update={"generate": filled.generate.model_copy(update=pinned)})
-    return filled
 
 
 def _refuse_other(found: Run, recipe: Recipe) -> None:
@@ -278,32 +267,6 @@ def _refuse_other(found: Run, recipe: Recipe) -> None:
             f"{found.folder} holds another recipe's run: {shown}{more}.",
             "Name another --out, or --overwrite to delete that run.",
         )
-
-
-def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]], Mapping[str, int]]:
-    """Pin every revision and index the source; see `_indexed`."""
-    # Here, because whoever only asks a run how far it is should not wait for the Hub's client to be loaded.
-    from builders.sources import resolve_revision
-    from hfsyn.making.loras import pin_lora
-
-    # The cheap checks first: a missing model must not cost the indexing of a large source.
-    recipe = pin_prompt(recipe)
-    if recipe.caption is not None:
-        of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
-        pinned = pin(recipe.caption.model, recipe.caption.revision, "language model" if of_class else "captioner")
-        recipe = recipe.model_copy(update={"caption": recipe.caption.model_copy(update={"revision": pinned})})
-    pinned = pin(recipe.generate.model, recipe.generate.revision, "generator")
-    generate = pin_lora(recipe.generate.model_copy(update={"revision": pinned}))
-    recipe = recipe.model_copy(update={"generate": generate})
-    source = recipe.source
-    check_order(recipe)
-    if source.path is None and get_variant(source.variant).hub is not None:
-        revision = resolve_revision(source.variant, source.revision)
-        source = source.model_copy(update={"revision": revision})
-        recipe = recipe.model_copy(update={"source": source})
-    index, left_out = _indexed(recipe)
-    check_texts(recipe, index["source_id"])
-    return recipe, index, left_out
 
 
 def _indexed(recipe: Recipe) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
