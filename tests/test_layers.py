@@ -34,7 +34,7 @@ LAYERS = (
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
         "hfsyn.making.captions_files", "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
-        "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
+        "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
         "hfsyn.making.token_limits", "hfsyn.making.stored_rows",
     },

@@ -35,7 +35,7 @@ from hfsyn.judging.evaluation import check_classes, check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
 from hfsyn.judging.imagesets import ImageSet, open_images
 from hfsyn.judging.metrics import dump_result
-from hfsyn.judging.model_cards import check_repo_id
+from hfsyn.judging.model_cards import check_push
 from hfsyn.judging.optimising import (
     at_epoch_end,
     check_optimizer,
@@ -91,7 +91,7 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     folder = Path(out)
     check_folder(folder, config, options.overwrite)
     if options.push_to_hub is not None:
-        check_repo_id(options.push_to_hub)
+        check_push(options.push_to_hub)
     accelerator = start_accelerator(
         options.device, config.optimise.mixed_precision, options.accumulation, options.log_with, folder / LOGS
     )

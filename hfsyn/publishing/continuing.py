@@ -15,7 +15,7 @@ from hfsyn.making.recipe import Recipe, parse_recipe
 from hfsyn.making.runs import Run, prepare
 from hfsyn.making.shards import faults, pending
 from hfsyn.publishing.contents import owned
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import RepoState, look_at
 
 
@@ -43,7 +43,7 @@ def continue_from(
     Raises:
         HfsynError: as `prepare`; or the Hub does not answer.
     """
-    repo = DatasetRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=say)
     state = look_at(repo)
     prefix = layout.config_prefix(config_name)
     ours = owned(state.tree, state.card, config_name)
@@ -60,7 +60,7 @@ def continue_from(
     return run
 
 
-def _as_begun(recipe: Recipe, repo: DatasetRepo, path: str, commit: str) -> Recipe:
+def _as_begun(recipe: Recipe, repo: HubRepo, path: str, commit: str) -> Recipe:
     """The recipe with its open revisions as the run on the Hub has them: by now there may be newer ones."""
     begun = parse_recipe(repo.text(path, commit), f"{path} of {repo.repo_id}")
     for name in ("source", "caption", "generate"):
@@ -74,7 +74,7 @@ def _bring_back(
     run: Run,
     shards: Sequence[Path],
     there: set[str],
-    repo: DatasetRepo,
+    repo: HubRepo,
     state: RepoState,
     prefix: str,
     say: Callable[[str], None],

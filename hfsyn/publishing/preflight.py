@@ -14,7 +14,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.recipe import BUILTIN, is_content_hash
 from hfsyn.making.runs import Run
 from hfsyn.publishing.contents import What, folder_sizes, owned
-from hfsyn.publishing.hub import DatasetRepo, LocalFile, RemoteFile
+from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.versions import Version, versions_among
 
 MOST_FILES = 100_000
@@ -82,7 +82,7 @@ class RepoState:
         return self.card is not None and "hfsyn" in tags_of(self.card)
 
 
-def look_at(repo: DatasetRepo) -> RepoState:
+def look_at(repo: HubRepo) -> RepoState:
     """Read what the repository is now: three or four requests."""
     head = repo.head()
     if head is None:
@@ -92,23 +92,7 @@ def look_at(repo: DatasetRepo) -> RepoState:
     return RepoState(head, tree, card, repo.versions())
 
 
-def need_token(repo: DatasetRepo) -> None:
-    """Refuse to begin without a token.
-
-    Raises:
-        HfsynError: there is none (exit code 3).
-    """
-    from huggingface_hub import get_token
-
-    if not (repo.token or get_token()):
-        raise HfsynError(
-            f"Nobody may write to {repo.repo_id} without a token, and there is none.",
-            "Log in with a token that may write: hf auth login, or set HF_TOKEN.",
-            code=ExitCode.PREFLIGHT,
-        )
-
-
-def half_published(repo: DatasetRepo, state: RepoState, config_name: str) -> list[str]:
+def half_published(repo: HubRepo, state: RepoState, config_name: str) -> list[str]:
     """Other configurations whose shards are not, or not yet, those of their manifest: somebody is publishing them."""
     found = []
     for path in state.tree:
@@ -130,7 +114,7 @@ def half_published(repo: DatasetRepo, state: RepoState, config_name: str) -> lis
     return found
 
 
-def neighbour_checks(repo: DatasetRepo, state: RepoState, config_name: str) -> Iterator[Check]:
+def neighbour_checks(repo: HubRepo, state: RepoState, config_name: str) -> Iterator[Check]:
     """Whether another configuration is half there: a version would hold the half for ever, so it waits."""
     for name in half_published(repo, state, config_name):
         yield Check(
@@ -148,7 +132,7 @@ def way_out(repo_id: str, config_name: str) -> str:
     )
 
 
-def full_repo_id(repo_id: str, repo: DatasetRepo) -> str:
+def full_repo_id(repo_id: str, repo: HubRepo) -> str:
     """``USER/NAME``: with the token's own account where only a name was given."""
     return repo_id if "/" in repo_id else f"{repo.whoami()['name']}/{repo_id}"
 
@@ -176,7 +160,7 @@ def check_names(repo_id: str, config_name: str) -> None:
         )
 
 
-def account_checks(repo: DatasetRepo, state: RepoState, *, private: bool | None) -> Iterator[Check]:
+def account_checks(repo: HubRepo, state: RepoState, *, private: bool | None) -> Iterator[Check]:
     """Whether this token may write there."""
     who = repo.whoami()
     user = str(who.get("name"))
@@ -296,7 +280,7 @@ def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: 
     yield Check("ok", f"{len(after)} files, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
 
 
-def terms_checks(run: Run, repo: DatasetRepo) -> Iterator[Check]:
+def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
     """Whether licences and gates of the real images and of the models are known, and open to this account."""
     from builders.variants import get_variant
     from hfsyn.publishing.cards import MODEL_LICENCES
@@ -332,7 +316,7 @@ def terms_checks(run: Run, repo: DatasetRepo) -> Iterator[Check]:
         yield _model_terms(repo, lora)
 
 
-def _gate(repo: DatasetRepo, repo_id: str, repo_type: str, what: str) -> Check:
+def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
     """Whether this account has access to a gated repository."""
     from builders.access import page_of
 
@@ -349,7 +333,7 @@ def _gate(repo: DatasetRepo, repo_id: str, repo_type: str, what: str) -> Check:
     return Check("ok", f"This account has access to {what}.")
 
 
-def _model_terms(repo: DatasetRepo, model: str) -> Check:
+def _model_terms(repo: HubRepo, model: str) -> Check:
     try:
         info = repo.call(f"read {model}", repo.api.model_info, model)
     except HfsynError as error:

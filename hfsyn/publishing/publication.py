@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from builders import layout
+from builders.access import HeadMovedError
 from builders.errors import DataError
 from builders.layout import load_manifest
 from hfsyn.errors import ExitCode, HfsynError
@@ -33,8 +34,7 @@ from hfsyn.progress import Progress, teller
 from hfsyn.publishing import cards
 from hfsyn.publishing.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
 from hfsyn.publishing.contents import What, contents, owned
-from hfsyn.publishing.hub import DatasetRepo, LocalFile, parts_of, taken
-from hfsyn.publishing.hub_answers import HeadMovedError
+from hfsyn.publishing.hub import HubRepo, LocalFile, parts_of, taken
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
     Check,
@@ -45,7 +45,6 @@ from hfsyn.publishing.preflight import (
     half_published,
     limit_checks,
     look_at,
-    need_token,
     neighbour_checks,
     repo_checks,
     terms_checks,
@@ -67,7 +66,7 @@ class _Job:
     """One publication: what goes where."""
 
     run: Run
-    repo: DatasetRepo
+    repo: HubRepo
     version: Version
     config_name: str
     what: What
@@ -122,8 +121,8 @@ def publish(
     run = run if isinstance(run, Run) else load_run(run)
     say = teller(quiet)
     files = contents(run, config_name, what, quiet=quiet)
-    repo = DatasetRepo(repo_id, token=token, say=say)
-    need_token(repo)
+    repo = HubRepo(repo_id, token=token, say=say)
+    repo.need_token()
     repo = repo.named(full_repo_id(repo_id, repo))
     job = _Job(run, repo, asked, config_name, what, files, make_default, licence, _today(), say, quiet, {})
     state = look_at(repo)

@@ -30,7 +30,7 @@ from hfsyn.making.recipe import Recipe, fingerprint
 from hfsyn.making.shards import sha256_of
 from hfsyn.making.specs import order_of, sample_id_of, seed_of
 from hfsyn.publishing.comparison import recipe_of
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 
 _ROWS = 1024
 _SHOWN = 20
@@ -155,7 +155,7 @@ def _hashes(side: Published | RunFolder, manifest: Manifest) -> dict[str, tuple[
         paths = [side.fetch(entry.file) for entry in [*manifest.shards, *manifest.captions]]
         entries = zip([*manifest.shards, *manifest.captions], paths, strict=True)
         return {entry.file: (path.stat().st_size, sha256_of(path)) for entry, path in entries}
-    tree = DatasetRepo(side.repo_id, token=side.token).tree(side.sha)
+    tree = HubRepo(side.repo_id, token=side.token).tree(side.sha)
     tops = tuple(f"{side.prefix}{top}/" for top in (layout.DATA, layout.CAPTIONS))
     return {
         path.removeprefix(side.prefix): (file.size, file.sha256)
