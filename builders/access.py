@@ -1,8 +1,8 @@
 """What the Hub's answers mean: which pass and are tried again, and plain words for the rest. The one place that knows.
 
-Every request of `builders` and `hfsyn` goes through `said_plainly` or `patiently`. What passes (a conflict, a rate limit,
-a server error, a cut or silent connection) is tried again with growing, jittered pauses and within a bound; what does
-not (no token, no right, no such repository) ends at once with the way out.
+Every request of `builders` and `hfsyn` goes through `said_plainly` or `patiently`. What passes (a conflict, a rate
+limit, a server error, a cut or silent connection) is tried again with growing, jittered pauses and within a bound; what
+does not (no token, no right, no such repository) ends at once with the way out.
 """
 
 from __future__ import annotations

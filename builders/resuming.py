@@ -12,7 +12,7 @@ __all__ = ["read_whole", "resumed"]
 T = TypeVar("T")
 
 ATTEMPTS = 8
-"""In a row: some three minutes of pauses, and the Hub's client has tried for half a minute by itself in each of them."""
+"""In a row: some three minutes of pauses, and the Hub's client tries for half a minute by itself in each of them."""
 
 
 def resumed(begin: Callable[[int], Iterator[T]], repo_id: str, revision: str | None) -> Iterator[T]:

@@ -18,9 +18,9 @@ LAYERS = (
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
-        "builders.imagenet", "builders.images", "builders.labels", "builders.parquet", "builders.published",
-        "builders.resuming", "builders.rows", "builders.schema", "builders.shapes", "builders.sources",
-        "builders.synthetic", "builders.variant_files",
+        "builders.imagenet", "builders.images", "builders.labels", "builders.ours", "builders.parquet",
+        "builders.published", "builders.resuming", "builders.revisions", "builders.rows", "builders.schema",
+        "builders.shapes", "builders.sources", "builders.synthetic", "builders.variant_files",
     },
     {
         "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",

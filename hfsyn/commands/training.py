@@ -198,7 +198,8 @@ def report(result: dict[str, Any], options: dict[str, Any]) -> None:
     if options["push_to_hub"]:
         from hfsyn.judging.model_cards import push_classifier
 
-        click.echo(push_classifier(options["out"], options["push_to_hub"], private=options["private"], quiet=options["quiet"]), err=True)
+        private, quiet = options["private"], options["quiet"]
+        click.echo(push_classifier(options["out"], options["push_to_hub"], private=private, quiet=quiet), err=True)
 
 
 def _launch_training(config: Any, options: dict[str, Any], processes: int) -> None:

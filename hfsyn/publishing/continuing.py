@@ -10,11 +10,11 @@ from pathlib import Path
 from builders import layout
 from builders.errors import DataError
 from builders.layout import load_sidecar, sidecar_of
+from hfsyn.errors import ExitCode
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import Recipe, parse_recipe
 from hfsyn.making.runs import Run, prepare
 from hfsyn.making.shards import faults, pending
-from hfsyn.publishing.contents import owned
 from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import RepoState, look_at
 
@@ -46,7 +46,7 @@ def continue_from(
     repo = HubRepo(repo_id, token=token, say=say)
     state = look_at(repo)
     prefix = layout.config_prefix(config_name)
-    ours = owned(state.tree, state.card, config_name)
+    ours = state.owned(config_name)
     if state.head is not None and f"{prefix}{layout.RECIPE}" in ours:
         recipe = _as_begun(recipe, repo, f"{prefix}{layout.RECIPE}", state.head)
     run = prepare(recipe, out)
@@ -104,6 +104,8 @@ def _bring_back(
                 fetched = fetch(shard)
                 wrong = faults(fetched, run.fingerprint)
             except DataError as error:
+                if error.code != ExitCode.USAGE:
+                    raise  # the Hub does not answer
                 wrong = [error.message]
             if wrong:
                 say(f"{repo.repo_id}: {wrong[0]}; it is made anew")

@@ -24,7 +24,7 @@ from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.prompts import is_user_strategy, strategy_of
 from hfsyn.making.recipe import Recipe, fingerprint
 from hfsyn.making.shards import sha256_of
@@ -140,6 +140,8 @@ def _check_files(found: Verification, side: Published | RunFolder, manifest: Man
             if sidecar.fingerprint != manifest.fingerprint:
                 found.note("recipe", f"{entry.file} was made by recipe {sidecar.fingerprint[:12]}")
         except DataError as error:
+            if error.code != ExitCode.USAGE:
+                raise  # the Hub does not answer, which says nothing of the file
             found.note("files", f"{entry.file}: {error.message}")
     for name in there:
         found.note("files", f"{name} is not in the manifest")
@@ -274,6 +276,8 @@ def _table(
                 for batch in parquet.iter_batches(_ROWS, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, ValueError, TypeError, KeyError, DataError) as error:  # pyarrow's errors are of these
+            if isinstance(error, DataError) and error.code != ExitCode.USAGE:
+                raise  # the Hub does not answer, which says nothing of the file
             if not isinstance(error, DataError) or isinstance(side, Published):
                 found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
 

@@ -123,8 +123,7 @@ def _opened(run: Run, repo: HubRepo, version: str, config_name: str, *, private:
 
 def _stands_whole(repo: HubRepo, config_name: str, run: Run) -> bool:
     """Whether main has a finished configuration of that name: unfinished shards beside it would be loaded with it."""
-    head = None if (run.folder / layout.MANIFEST).exists() else repo.head()
-    return head is not None and f"{layout.config_prefix(config_name)}{layout.MANIFEST}" in repo.tree(head)
+    return not (run.folder / layout.MANIFEST).exists() and config_name in look_at(repo).published
 
 
 def check_target(repo_id: str | None, version: str | None) -> None:
