@@ -54,6 +54,7 @@ _FINAL = frozenset({"LocalProtocolError", "UnsupportedProtocol", "XetAuthenticat
 _XET_STATUS = re.compile(r"\b(401|403|404)\b")
 """hf_xet says a status only in the words of a ConnectionError."""
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _SHOWN = 200
 
 _log = logging.getLogger(__name__)
@@ -194,7 +195,8 @@ def _answer(
         errors.HFValidationError,
         errors.LocalTokenNotFoundError,
     )
-    inner = next((one for one in _chain(error) if isinstance(one, kinds)), error)
+    local = errors.LocalEntryNotFoundError  # what the client makes of any failure, where the cache has nothing
+    inner = next((one for one in _chain(error) if isinstance(one, kinds) and not isinstance(one, local)), error)
     status, _ = status_of(error)
     login = f"log in with{' a token that may write' if doing else ''}: hf auth login"
     gated = isinstance(inner, errors.GatedRepoError)
@@ -214,7 +216,8 @@ def _answer(
         return f"{repo_id} is not there, or not for you", f"See {page}; if it is, {login}", 3 if doing else 2
     if isinstance(inner, errors.HFValidationError):
         return f"'{repo_id}' is not a repository's name", "One looks like USER/NAME.", 2
-    if isinstance(error, errors.EntryNotFoundError) and not (doing or passes(error)):
+    absent_file = isinstance(inner, errors.EntryNotFoundError) and not isinstance(inner, local)
+    if not doing and (absent_file or (isinstance(error, local) and not status and not passes(error))):
         return None
     if any(
         type(one).__name__ == "LocalProtocolError" for one in _chain(error)
@@ -325,6 +328,6 @@ def reason(error: BaseException, token: str | bool | None) -> str:
     status, _ = status_of(error)
     said = (getattr(one, "server_message", None) for one in _chain(error))
     words = " ".join(str(next(filter(None, said), None) or error).split()) or type(error).__name__
-    words = without_token(words, token)
+    words = _REQUEST.sub("", without_token(words, token))
     short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -87,7 +87,7 @@ class Published:
             return 0
         address = hf_hub_url(self.repo_id, path, repo_type="dataset", revision=self.sha)
         try:
-            found = patiently(lambda: get_hf_file_metadata(address, token=self.token, timeout=30), self._patience)
+            found = patiently(lambda: get_hf_file_metadata(address, token=self.token, timeout=30), self.patience)
         except EntryNotFoundError:
             return 0  # which the fetching says in words
         return found.size or 0
@@ -97,7 +97,7 @@ class Published:
         return replace(self, config_name=config_name)
 
     @property
-    def _patience(self) -> Patience:
+    def patience(self) -> Patience:
         return Patience(self.repo_id, revision=self.revision, token=self.token)
 
     def fetch(self, name: str) -> Path:
@@ -114,7 +114,7 @@ class Published:
                         self.repo_id, path, repo_type="dataset", revision=self.sha, token=self.token,
                         local_files_only=self.offline,
                     ),
-                    self._patience,
+                    self.patience,
                 )
             )  # fmt: skip
         except LocalEntryNotFoundError:
@@ -285,7 +285,9 @@ def _looked(
         card = _card(root) if layout.CARD in at.paths else {}
         config = ours.meant(card if strangers else {n: d for n, d in card.items() if n in maybe}, maybe)
     if config in maybe and ours.published(root.text, config) is not None:
-        return root.named(config), maybe
+        found = root.named(config)
+        found.fetch(layout.RECIPE)  # into the cache, where it tells what is ours when the Hub is not asked
+        return found, maybe
     there = [name for name in maybe if ours.published(root.text, name) is not None]
     alone = there[0] if len(there) == 1 and asked is None and not strangers else None
     return root.named(alone) if alone is not None else None, there
@@ -342,14 +344,22 @@ def load_version(
     return ParquetDatasetReader(files, split=manifest.split, streaming=streaming).read()
 
 
+def _bring(side: Published, wanted: list[str]) -> None:
+    """Bring files into the cache, many at a time; one that is not there is told of by who reads it."""
+    with suppress(EntryNotFoundError):
+        patiently(
+            lambda: snapshot_download(
+                side.repo_id, repo_type="dataset", revision=side.sha, allow_patterns=wanted, token=side.token
+            ),
+            side.patience,
+        )
+
+
 def fetch_sidecars(side: Published | RunFolder) -> None:
     """Bring the sidecars of a published version into the cache, many at a time: one by one they take minutes."""
     if isinstance(side, Published) and not side.offline:
         wanted = [f"{side.prefix}{top}/*.json" for top in (layout.DATA, layout.CAPTIONS)]
-        with said_plainly(side.repo_id, side.revision):
-            snapshot_download(
-                side.repo_id, repo_type="dataset", revision=side.sha, allow_patterns=wanted, token=side.token
-            )
+        _bring(side, wanted)
 
 
 def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:
@@ -363,10 +373,7 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
     if not found.offline:
         # By commit: a branch may have moved since it was resolved. `_remember` has noted the name that was asked for.
         wanted = [f"{found.prefix}{entry.file}" for entry in manifest.shards]
-        with said_plainly(found.repo_id, found.revision):
-            snapshot_download(
-                found.repo_id, repo_type="dataset", revision=found.sha, allow_patterns=wanted, token=found.token
-            )
+        _bring(found, wanted)
     paths = [found.fetch(entry.file) for entry in manifest.shards]
     for path, entry in zip(paths, manifest.shards, strict=True):
         if path.stat().st_size != entry.bytes:
