@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
-
-import yaml
 
 from builders import layout
 from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
+from builders.yaml import front_matter
 
 __all__ = ["MOST_BYTES", "candidates", "card_configs", "meant", "published"]
 
 MOST_BYTES = 64 * 2**20
 """Of a manifest or a card that is read: some hundred thousand shards. What is larger is not ours."""
-_MOST_FRONT = 2**20
-"""Characters of a card's front matter that are read."""
-
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
@@ -63,12 +58,10 @@ def published(read: Callable[[str], str], config: str) -> Manifest | None:
 
 def card_configs(text: str) -> dict[str, bool]:
     """The configurations that a card names, and whether each is the default one; none where it says nothing."""
-    front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---\r?(?:\n|$)", text[:_MOST_FRONT], re.DOTALL)
     try:
-        card: Any = yaml.safe_load(front[1]) if front else {}
-        entries = card.get("configs") or []
+        entries = front_matter(text, layout.CARD).get("configs") or []
         return {str(entry["config_name"]): entry.get("default") is True for entry in entries}
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError, ValueError, RecursionError):
+    except (DataError, AttributeError, TypeError, KeyError):
         return {}
 
 

@@ -32,6 +32,7 @@ from builders.access import Patience, patiently, said_plainly
 from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
 from builders.revisions import not_cached, resolve
+from builders.run_files import manifest_in
 
 __all__ = [
     "Published", "RunFolder", "fetch_sidecars", "find_published", "load_version", "open_published", "open_reference",
@@ -98,6 +99,7 @@ class Published:
 
     @property
     def patience(self) -> Patience:
+        """How long the Hub is waited for; each request has its own."""
         return Patience(self.repo_id, revision=self.revision, token=self.token)
 
     def fetch(self, name: str) -> Path:
@@ -174,7 +176,10 @@ class RunFolder:
 
     def manifest(self) -> Manifest:
         """The run's table of contents, checked."""
-        return load_manifest(self.text(layout.MANIFEST), str(self.folder / layout.MANIFEST))
+        found = manifest_in(self.folder)
+        if found is None:
+            raise DataError(f"{self.folder} has no {layout.MANIFEST}.", f"Is it finished? hfsyn status {self.folder}")
+        return found
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -203,7 +208,7 @@ def open_reference(
         folder = folder / config if config not in (None, layout.DEFAULT_CONFIG) else folder
         if not layout.is_run_folder(folder):
             raise DataError(
-                f"{folder} is no run folder: there is no {layout.RECIPE} in it.", "Name one, or USER/NAME@VERSION."
+                f"{folder} is not a run folder: there is no {layout.RECIPE} in it.", "Name one, or USER/NAME@VERSION."
             )
         return RunFolder(folder)
     repo_id, revision = parse_reference(reference)

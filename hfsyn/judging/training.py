@@ -48,7 +48,16 @@ from hfsyn.judging.optimising import (
 )
 from hfsyn.judging.overlaps import tell_overlap
 from hfsyn.judging.train_config import TrainConfig, dump_train_config
-from hfsyn.judging.training_folders import CHECKPOINTS, CONFIG, LOGS, RESULTS, check_folder, finished, prepare_folder
+from hfsyn.judging.training_folders import (
+    CHECKPOINTS,
+    CONFIG,
+    LOGS,
+    RESULTS,
+    check_folder,
+    clear_leftovers,
+    finished,
+    prepare_folder,
+)
 from hfsyn.judging.trials import try_training
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
@@ -98,6 +107,8 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     with accelerator.main_process_first():  # one process fills the caches
         opened = open_training(config, folder, options, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have looked at the folder, and it may be changed
+    if accelerator.is_main_process:
+        clear_leftovers(folder)
     if accelerator.is_main_process and not options.quiet and opened.test is not None:
         tell_overlap(opened.overlap, opened.test)
     if opened.done is not None:
