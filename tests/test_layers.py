@@ -18,9 +18,9 @@ LAYERS = (
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
-        "builders.imagenet", "builders.images", "builders.labels", "builders.parquet", "builders.published",
-        "builders.resuming", "builders.rows", "builders.schema", "builders.shapes", "builders.sources",
-        "builders.synthetic", "builders.variant_files",
+        "builders.imagenet", "builders.images", "builders.labels", "builders.ours", "builders.parquet",
+        "builders.published", "builders.resuming", "builders.revisions", "builders.rows", "builders.schema",
+        "builders.shapes", "builders.sources", "builders.synthetic", "builders.variant_files",
     },
     {
         "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
@@ -35,7 +35,7 @@ LAYERS = (
         "hfsyn.making.captions_files", "hfsyn.making.pins",
         "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
-        "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
+        "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
         "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering",
     },

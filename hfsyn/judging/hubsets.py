@@ -29,15 +29,15 @@ def load_rows(
         HfsynError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
     """
     from builders.access import is_offline
-    from builders.published import load_version, open_published
+    from builders.published import find_published, load_version, open_published
+    from builders.revisions import resolve
 
     revision = found.revision or "main"
-    if not is_offline():
-        sha, files = _listing(found.place, revision, token)
-        if not any(name == "manifest.json" or name.endswith("/manifest.json") for name in files):
-            return _load_plain(found, sha, split, default, streaming, token)
-    entry = open_published(found.place, revision, found.config, token=token)
-    rows = load_version(found.place, revision, found.config, split=split, streaming=streaming, token=token)
+    entry = find_published(found.place, revision, found.config, token=token)
+    if entry is None and not is_offline():
+        return _load_plain(found, resolve(found.place, revision, token).sha, split, default, streaming, token)
+    entry = entry or open_published(found.place, revision, found.config, token=token)  # which says what is wrong
+    rows = load_version(found.place, revision, entry.config_name, split=split, streaming=streaming, token=token)
     return rows, entry.manifest().split, entry.sha
 
 
@@ -75,16 +75,6 @@ def _load_plain(
         reason = str(error).strip().splitlines()[0]
         raise HfsynError(f"{found} cannot be read: {reason}", "Check its page on the Hub.") from None
     return rows, picked, sha
-
-
-def _listing(repo_id: str, revision: str, token: str | bool | None) -> tuple[str, list[str]]:
-    from huggingface_hub import HfApi
-
-    from builders.access import said_plainly
-
-    with said_plainly(repo_id, revision):
-        info = HfApi(token=token).dataset_info(repo_id, revision=revision)
-    return str(info.sha), [sibling.rfilename for sibling in info.siblings or ()]
 
 
 def _from_parquet(files: list[str], split: str, streaming: bool, token: str | bool | None) -> Any:
