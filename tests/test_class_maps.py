@@ -84,7 +84,7 @@ def test_a_split_folder_of_loose_images_is_no_class(tmp_path: Path) -> None:
     (root / "train" / "metadata.csv").write_text("file_name,label\n0.jpg,a\n")
     said = refusal(tmp_path, root)
     assert "nothing there says their classes" in said
-    assert "metadata.csv are not read" in said
+    assert "found 'metadata.csv': lists such as this are not read" in said
 
 
 def test_columns_of_local_tables_are_those_that_every_command_finds(tmp_path: Path) -> None:

@@ -14,13 +14,15 @@ LAYERS = (
     {
         "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants",
         "builders.real_labels", "builders.variant", "builders.variant_facts", "builders.variant_table",
-        "builders.variants", "builders.strict_yaml", "hfsyn.errors",
+        "builders.variants", "builders.file_names", "builders.strict_yaml", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
         "builders.formats", "builders.imagenet", "builders.images", "builders.labels", "builders.parquet",
-        "builders.published", "builders.resuming", "builders.rows", "builders.schema", "builders.shapes", "builders.sources",
-        "builders.synthetic", "builders.variant_files",
+        "builders.published", "builders.resuming", "builders.rows", "builders.schema", "builders.shapes",
+        "builders.sources",
+        "builders.synthetic", "builders.variant_files", "builders.folder_contents", "builders.folder_layouts",
+        "builders.image_lists", "builders.other_layouts", "builders.class_names",
     },
     {
         "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
