@@ -51,6 +51,7 @@ LAYERS = (
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
         "hfsyn.judging.classifiers", "hfsyn.judging.columns", "hfsyn.judging.evaluation", "hfsyn.judging.feeding",
         "hfsyn.judging.feeds", "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.model_cards",
+        "hfsyn.judging.meeting",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
         "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
     },

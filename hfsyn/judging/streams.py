@@ -30,8 +30,9 @@ from hfsyn.judging.feeding import (
     seeded,
     unwrapped,
 )
-from hfsyn.judging.feeds import Slice, need_budget, same_classes
+from hfsyn.judging.feeds import Slice, need_budget
 from hfsyn.judging.imagesets import TRAIN, ImageSet, local_tables, pick_split
+from hfsyn.judging.meeting import same_classes
 from hfsyn.judging.references import Reference
 from hfsyn.judging.stored_images import stored_bytes
 from hfsyn.judging.train_config import TrainConfig
@@ -51,13 +52,10 @@ class Stream:
     columns: Columns
     wnids: Mapping[Any, str]
     """Stored label -> wnid."""
+    names: Mapping[str, str]
+    """Class name of each wnid that is declared."""
     hub: str | None = None
     """The repository on the Hub that it is read from."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The wnids that are declared, sorted."""
-        return tuple(sorted(set(self.wnids.values())))
 
 
 def open_stream(found: Reference, split: str | None, token: str | bool | None = None) -> Stream:
@@ -84,7 +82,8 @@ def open_stream(found: Reference, split: str | None, token: str | bool | None = 
     wnids = label_wnids(range(len(columns.names)), columns, found.variant, str(found))
     source = get_variant(found.place).hub if found.kind == "variant" else None
     hub = found.place if found.kind == "hub" else source.repo_id if source else None
-    return Stream(str(found), split, revision, rows, columns, wnids, hub)
+    names = class_names(set(wnids.values()), found.variant)
+    return Stream(str(found), split, revision, rows, columns, wnids, names, hub)
 
 
 def _rows(found: Reference, split: str | None, token: str | bool | None) -> tuple[Any, str, str | None]:
@@ -114,8 +113,8 @@ class StreamFeed:
     """A training's batches from streams. Satisfies `hfsyn.judging.feeds.Feed`."""
 
     def __init__(self, config: TrainConfig, streams: Sequence[Stream], weights: Sequence[float]) -> None:
-        self.classes = same_classes([s.classes for s in streams], [s.reference for s in streams])
-        self.names: Mapping[str, str] = class_names(self.classes)
+        self.classes = same_classes([(s.reference, s.names) for s in streams])
+        self.names: Mapping[str, str] = {wnid: name for s in streams for wnid, name in s.names.items()}
         self.budget = need_budget(config, None)
         self.unread = 0
         self._config, self._streams = config, streams
