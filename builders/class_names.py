@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
-from builders.file_names import shown
+from builders.file_names import as_path, shown
 from builders.labels import class_keys, is_wnid, shorten, spelling
 from builders.own_variants import class_id
 from builders.variants import get_variant
@@ -29,8 +29,8 @@ _WNID_FIRST = re.compile(r"(n\d{8})[\s._-]+(?=.*[^\W\d_])")
 def name_classes(labels: Sequence[str], folder: Path | None, source: str) -> tuple[list[dict[str, Any]], list[str]]:
     """The fields of the class of each label, in order, and remarks for whoever made them.
 
-    ``name`` is None for a wnid that nothing names. `folder` is where lists of names may lie. Raises DataError for two
-    labels that a class map could not tell apart.
+    ``name`` is None for a wnid that nothing names, and for a label that is not text. `folder` is where lists of names
+    may lie. Raises DataError for two labels that a class map could not tell apart.
     """
     thousand = get_variant("imagenet-1k")
     keys = class_keys(thousand.classes)
@@ -48,7 +48,7 @@ def name_classes(labels: Sequence[str], folder: Path | None, source: str) -> tup
     for label in labels:
         wnid = wnids.get(label)
         if wnid is None:
-            rows.append(_row(class_id(plain[label]), plain[label], label))
+            rows.append(_row(class_id(plain[label]), plain[label] if as_path(label) == label else None, label))
         elif wnid in thousand.by_wnid:
             rows.append(_row(wnid, thousand.by_wnid[wnid].name, label))
         else:
@@ -111,8 +111,9 @@ def _remarks(rows: Sequence[Mapping[str, Any]], plain: Mapping[str, str], number
         found.append(f"{looked_up} names of WordNet ids were found in the lists beside the folders.")
     if nameless:
         found.append(
-            f"{len(nameless)} classes have a WordNet id outside of ImageNet-1k and no name: {shorten(nameless, 3)}. "
-            "Write it where the class map says null; or put WordNet's words.txt into the folder and start again."
+            f"{len(nameless)} classes have no name here, since their folders are called by WordNet ids outside of "
+            f"ImageNet-1k, or not in UTF-8: {shorten(nameless, 3)}. Write it where the class map says null. WordNet's "
+            "words.txt, put into the folder of the images, gives the names of ids."
         )
     if numbers:
         found.append(f"{len(numbers)} classes are called by numbers, which prompts would say: {shorten(numbers, 3)}.")

@@ -84,6 +84,15 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
     for name in subfolders(folder):
         if places := [place for place in (folder / name, folder / name / IMAGES) if has_images(place)]:
             found.setdefault(as_text(unicodedata.normalize("NFC", name)), []).extend(places)
+    real: dict[str, str] = {}
+    for label, places in found.items():
+        for place in places:
+            other = real.setdefault(os.path.realpath(place), label)
+            if other != label:
+                raise DataError(
+                    f"The class folders '{shown(other)}' and '{shown(label)}' in '{shown(folder)}' are one folder.",
+                    "An image has one class: take one of the links away.",
+                )
     return found
 
 
@@ -101,7 +110,11 @@ def _items(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, str]]:
     try:
         with os.scandir(folder) as items:
             for item in items:
-                if not is_litter(item.name):
+                if is_litter(item.name):
+                    continue
+                if item.is_symlink() and _leads_back(item):
+                    yield "link to a folder that it lies in", item.name
+                else:
                     yield ("folder" if _is_folder(item) else _kind(item) if deep else ""), item.name
     except OSError as error:
         raise DataError(
@@ -109,6 +122,11 @@ def _items(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, str]]:
             "Make it readable, or take it away. What is finished is kept: the same command again continues.",
             code=3,
         ) from error
+
+
+def _leads_back(item: os.DirEntry[str]) -> bool:
+    here, there = (os.path.realpath(path) for path in (Path(item.path).parent, item.path))
+    return Path(here).is_relative_to(there)
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:

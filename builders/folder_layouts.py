@@ -74,6 +74,12 @@ class Layout:
     parts: Mapping[str, Part | DataError]
     """Our name of a split, or an empty one where there are no splits -> its images, or why they cannot be read."""
 
+    @property
+    def beside(self) -> list[str]:
+        """The folders with images that lie beside the splits, and are in none."""
+        folders = [] if "" in self.parts else subfolders(self.root)
+        return [name for name in folders if name.casefold() not in _SPLIT_OF and _any_below(self.root / name)]
+
     def part(self, names: Sequence[str]) -> Part | None:
         """The first of some splits that is there; None where none is. Raises DataError for one that cannot be read."""
         found = next((self.parts[name] for name in ("", *names) if name in self.parts), None)
@@ -99,8 +105,9 @@ def folder_layout(top: Path, known: Known | None = None) -> Layout:
             break
         if parts := _parts(root, top, known):
             # A lone folder of folders may also be a class with an order of its own: then there is one class only.
-            lone = depth and all(isinstance(part, Part) and len(part.labels) == 1 for part in parts.values())
-            return Layout(top, {}) if lone and "" in parts else Layout(root, parts)
+            part = parts.get("")
+            lone = depth and isinstance(part, Part) and len(part.labels) == 1 and not any(map(known, part.labels))
+            return Layout(top, {}) if lone else Layout(root, parts)
         root = _only_folder(root)
     return Layout(top, {})
 
@@ -139,8 +146,8 @@ def _are_classes(root: Path, named_so: Sequence[str], known: Known) -> bool:
     many = len(others) >= _SIBLINGS and len(others) > len(named_so)
     if holders and many:
         raise DataError(
-            f"In '{shown(root)}' the folders {shorten(others)} hold images, and {shorten(holders)} folders with "
-            "images: are these splits, or classes like the others?",
+            f"In '{shown(root)}' the folders {shorten(others)} hold images, while {shorten(holders)} "
+            f"{'hold' if len(holders) > 1 else 'holds'} folders of images: splits, or classes like the others?",
             "Give the folder of one split alone, or move the others away. A class map that names all of them as "
             "classes decides it too.",
         )
@@ -174,7 +181,7 @@ def _part(folder: Path, top: Path, known: Known) -> Part | DataError | None:
     if classes and plain:
         return DataError(
             f"In '{shown(folder)}' it cannot be told what is a class: images lie in {shorten(classes)}"
-            f"{' and beside it' if lone else ''}{_found(folder)}.",
+            f"{' and beside it' if lone else ''}{_found(folder, top)}.",
             f"Move what is no class away; or name all of them in a class map by hand. {_SORT}",
         )
     place = next((place for place in (folder, inner, folder / next(iter(classes), "")) if has_images(place)), None)
@@ -194,18 +201,18 @@ def _listed_part(folder: Path, place: Path, top: Path) -> Part | None:
 
 def _unlabelled(place: Path, top: Path, known: Known) -> DataError:
     """The refusal of images that lie in one folder."""
-    hint = _SORT
+    hint = f"{_SORT} If all of them are one class, give the folder above." if place == top else _SORT
     if known(place.name):
         hint = f"'{shown(place.name)}' is a class: give the folder above it, {shown(place.parent)}."
     elif place != top and any(not _is_odd(label) for label in class_folders(place.parent)):
         hint = f"{hint} If '{shown(place.name)}' is a class itself, name it in a class map by hand."
-    return DataError(f"'{shown(place)}' holds images, but nothing there says their classes{_found(place)}.", hint)
+    return DataError(f"'{shown(place)}' holds images, but nothing there says their classes{_found(place, top)}.", hint)
 
 
-def _found(place: Path) -> str:
+def _found(place: Path, top: Path) -> str:
     """What lies in and beside a folder and tells what it was laid out for: "; found 'labels', as YOLO has them"."""
     names: set[str] = set()
-    for folder in (place, place.parent):
+    for folder in (place, *(above for above in place.parents if above.is_relative_to(top))):
         names |= {*subfolders(folder), *(path.name for path in folder.iterdir() if path.name.lower().endswith(_LISTS))}
     for pattern, words in _SIGNS:
         if signs := sorted(name for name in names if re.fullmatch(pattern, name.casefold())):

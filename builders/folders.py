@@ -21,7 +21,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -35,8 +35,17 @@ from builders.other_layouts import check_place, listing, refuse_others
 from builders.rows import IndexEntry, Source, SourceRow
 from builders.variants import VARIANTS, ClassInfo, Variant
 
-__all__ = ["SPLIT_FOLDERS", "FolderSource", "LabelImages", "beside", "images_of_label", "layout_of", "local_splits",
-           "open_path"]  # fmt: skip
+__all__ = [
+    "SPLIT_FOLDERS",
+    "FolderSource",
+    "LabelImages",
+    "beside",
+    "images_first",
+    "images_of_label",
+    "layout_of",
+    "local_splits",
+    "open_path",
+]
 
 _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 """What may be wrong with one file while the disk is well, if the file is still there."""
@@ -94,7 +103,9 @@ def beside(part: Part) -> tuple[list[str], dict[str, int], dict[str, int]]:
     read = {place.relative_to(part.folder).parts[0] for places in part.labels.values() for place in places}
     below = {name: images_below(part.folder / name) for name in sorted(there.folders) if name not in read}
     deeper = {str(place.relative_to(part.folder)): count for found in below.values() for place, count in found.items()}
-    left = {"image outside of the class folders": len(there.images)} if there.images else {}
+    left = dict(part.left_out)
+    if there.images:
+        left["image outside of the class folders"] = len(there.images)
     if there.archives:
         left[named("archive not unpacked", there.archives)] = len(there.archives)
     return [name for name, found in below.items() if not found], deeper, left
@@ -191,16 +202,18 @@ def open_path(
     Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
     the variant's.
     """
-    from builders.parquet import find_parquet, open_parquet, split_of  # pyarrow only where it is needed
+    from builders.parquet import find_parquet, list_parquet, open_parquet, split_of  # pyarrow only where it is needed
 
     top = check_place(path)
     if top.is_file():
         return open_parquet(variant, top.parent, [top.name], limit_per_class=limit_per_class)
     layout = layout_of(top, variant)
     part = layout.part(_splits(variant, split))
-    if part is not None and "" not in layout.parts:
-        return _folder_source(variant, layout, part, limit_per_class)
     root = _unpacked(variant, top)
+    if part is not None and images_first(layout):
+        if tables := list_parquet(root, None):
+            part = replace(part, left_out={**part.left_out, named("table beside the images", tables): len(tables)})
+        return _folder_source(variant, layout, part, limit_per_class)
     parquet = find_parquet(root, split, variant.hub.config if variant.hub else None)
     if not parquet and variant.hub is not None:  # a copy of the Hub repository, which may call the split otherwise
         parquet = find_parquet(root, split_of(variant.hub.splits[split]) or split, variant.hub.config)
@@ -214,6 +227,11 @@ def open_path(
 def _splits(variant: Variant, split: str) -> list[str]:
     """Where a split may lie: validation images are what people keep sets for testing beside."""
     return [split, "validation"] if variant.tests_only else [split]
+
+
+def images_first(layout: Layout) -> bool:
+    """Whether split folders of images are there: tables that lie beside them are then not read."""
+    return "" not in layout.parts and any(isinstance(part, Part) for part in layout.parts.values())
 
 
 def layout_of(top: Path, variant: Variant | None = None) -> Layout:

@@ -38,7 +38,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
         if there and place.is_dir():
             os.scandir(place).close()
     except (OSError, RuntimeError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
+        said = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise DataError(
             f"'{shown(text)[:200]}' cannot be opened: {said}.", "Name another, or make it readable."
         ) from None
@@ -63,11 +63,12 @@ def refuse_others(folder: Path) -> DataError | None:
     path, there = shown(folder), contents(folder)
     if any((folder / name).is_file() for name in _SAVED):
         splits = subfolders(folder) if (folder / _SAVED[1]).is_file() else []
-        part, words = (f"[{splits[0]!r}]", f", with the splits {shorten(splits)}") if splits else ("", "")
+        first = "train" if "train" in splits or not splits else splits[0]
+        part, words = (f"[{first!r}]", f", with the splits {shorten(splits)}") if splits else ("", "")
         return DataError(
             f"'{path}' was written by save_to_disk of `datasets`{words}.",
             'Write it as Parquet, a file a split, and give the folder of these: python -c "import datasets; '
-            f"datasets.load_from_disk({path!r}){part}.to_parquet('{splits[0] if splits else 'train'}.parquet')\"",
+            f"datasets.load_from_disk({path!r}){part}.to_parquet('{first}.parquet')\"",
         )
     tables = [name for name in subfolders(folder) if _holds_tables(folder / name)]
     if tables:

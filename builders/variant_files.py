@@ -22,7 +22,7 @@ from builders.class_names import name_classes
 from builders.errors import DataError
 from builders.file_names import shown
 from builders.folder_layouts import Part
-from builders.folders import beside, images_of_label, layout_of
+from builders.folders import beside, images_first, images_of_label, layout_of
 from builders.labels import shorten
 from builders.other_layouts import check_place, listing, refuse_others
 from builders.own_variants import own_variant
@@ -115,7 +115,7 @@ def _of_place(path: Path) -> tuple[dict[str, int], list[str]]:
     top = check_place(path)
     names = [top.name] if top.is_file() else list_parquet(top, None)
     layout = None if top.is_file() else layout_of(top)
-    if names and (layout is None or "" in layout.parts or not layout.parts):
+    if names and (layout is None or not images_first(layout)):
         root = top.parent if top.is_file() else top
         try:
             return _of_tables(fsspec.filesystem("file"), str(root), names, (None, None))[:2]
@@ -129,9 +129,12 @@ def _of_place(path: Path) -> tuple[dict[str, int], list[str]]:
             "Sort the images into a folder a class.",
         )
     counts = {split or "train": _count(part) for split, part in layout.parts.items() if isinstance(part, Part)}
-    wrong = next((part for part in layout.parts.values() if isinstance(part, DataError)), None)
-    if wrong is not None:
-        raise wrong
+    for split, part in layout.parts.items():
+        if isinstance(part, DataError):
+            rest = f" Or move {split} away: the classes of {shorten(counts)} are known." if counts else ""
+            raise DataError(part.message, f"{part.hint}{rest}", part.code)
+    if others := layout.beside:
+        _log.warning("Not read in %s: %s, beside the splits.", shown(layout.root), shorten(others))
     if layout.root != top:
         _log.warning("The classes are in %s.", shown(layout.root))
     labels = {label for part in layout.parts.values() if isinstance(part, Part) for label in part.labels}
@@ -151,8 +154,8 @@ def _count(part: Part) -> int:
         others.update({"archive not unpacked": len(found.archives)})
     if deeper:
         raise DataError(
-            f"{len(deeper)} folders of '{shown(part.folder)}' have images that are not read, since they lie too deep: "
-            f"{shorten(part.folder / name for name in sorted(deeper))}.",
+            f"{len(deeper)} folder{'s' if len(deeper) > 1 else ''} of '{shown(part.folder)}' with images that are not "
+            f"read, since they lie too deep: {shorten(part.folder / name for name in sorted(deeper))}.",
             "A class folder has its images in itself, or in images/. Move them there, or give the folder that holds "
             "the class folders.",
         )

@@ -16,7 +16,7 @@ from typing import Any
 
 from builders import layout
 from builders.errors import DataError
-from builders.folders import FolderSource, local_splits
+from builders.folders import FolderSource, images_first, layout_of, local_splits
 from builders.parquet import find_parquet, list_parquet, split_of
 from builders.rows import Source
 from builders.sources import open_source
@@ -215,7 +215,8 @@ def local_tables(found: Reference, split: str | None, default: Sequence[str]) ->
     if path.is_dir() and layout.is_run_folder(path):
         return _run_tables(path, found, split, default)
     parquet = [path.name] if path.suffix == ".parquet" and path.is_file() else []
-    parquet = parquet or (list_parquet(path, None) if path.is_dir() else [])
+    if path.is_dir() and not images_first(layout_of(path)):
+        parquet = list_parquet(path, None)
     if not parquet:
         return None
     root = path.parent if path.is_file() else path
