@@ -25,7 +25,7 @@ from pathlib import Path
 from builders.errors import DataError
 from builders.labels import check_numbers, label_map, refuse, shorten
 from builders.rows import IndexEntry, Source, SourceRow
-from builders.variants import VARIANTS, ClassInfo, Variant
+from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
 
 __all__ = [
     "SPLIT_FOLDERS",
@@ -40,11 +40,7 @@ __all__ = [
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """What counts as an image by its name, in lower case. Anything else in a class folder is left alone."""
 
-SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test", "testing"),
-}
+SPLIT_FOLDERS = SPLIT_WORDS
 """Our name of a split -> what its folder or file may be called."""
 
 ANNOTATIONS = "val_annotations.txt"
@@ -115,25 +111,28 @@ class FolderSource:
 
 
 def open_path(
-    variant: Variant, split: str, path: str | os.PathLike[str], *, limit_per_class: int | None = None
+    variant: Variant,
+    split: str,
+    path: str | os.PathLike[str],
+    *,
+    config: str | None = None,
+    limit_per_class: int | None = None,
 ) -> Source:
-    """The split of a variant in a local folder or Parquet file, in whichever layout it has.
+    """The split of a variant in a local folder or Parquet file, in whichever layout it has; of tables, `config`.
 
     Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
     the variant's.
     """
-    from builders.parquet import find_parquet, open_parquet, split_of  # pyarrow only where it is needed
+    from builders.parquet import open_parquet  # pyarrow only where it is needed
 
     root = Path(path).expanduser()
     if not root.exists():
         raise DataError(f"There is no folder '{path}'.", _nearest(root))
-    if root.is_file():
-        if root.suffix.lower() != ".parquet":
-            raise DataError(
-                f"'{path}' is neither a folder nor a Parquet file.", "Give a folder of images, or *.parquet."
-            )
-        return open_parquet(variant, root.parent, [root.name], limit_per_class=limit_per_class)
-
+    if root.is_file() and root.suffix.lower() != ".parquet":
+        raise DataError(f"'{path}' is neither a folder nor a Parquet file.", "Give a folder of images, or *.parquet.")
+    tables = open_parquet(variant, root, split, config=config, limit_per_class=limit_per_class)
+    if tables is not None:
+        return tables
     root = _unpacked(variant, root)
     names = _split_folders(variant, split)
     for name in names:
@@ -145,11 +144,6 @@ def open_path(
             return _class_layout(variant, root, folder, limit_per_class)
     if (root / ANNOTATIONS).is_file() and _has_images(root / "images"):  # the path is val/ itself
         return _annotated(variant, root, root, limit_per_class)
-    parquet = find_parquet(root, split, variant.hub.config if variant.hub else None)
-    if not parquet and variant.hub is not None:  # a copy of the Hub repository, which may call the split otherwise
-        parquet = find_parquet(root, split_of(variant.hub.splits[split]) or split, variant.hub.config)
-    if parquet:
-        return open_parquet(variant, root, parquet, limit_per_class=limit_per_class)
     found = _split_names(root)
     if not found and class_folders(root):
         return _class_layout(variant, root, root, limit_per_class)
@@ -167,23 +161,25 @@ def open_path(
     )
 
 
-def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
+def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | None = None) -> list[str]:
     """The variant's splits that are in a local folder; the first one alone where the layout knows no splits.
 
     Raises DataError if there is no such folder.
     """
-    from builders.parquet import list_parquet, split_of
+    from builders.sources.on_disk import split_there, tables_of
 
     root = Path(path).expanduser()
     if not root.exists():
         raise DataError(f"There is no folder '{path}'.", _nearest(root))
-    if root.is_file():
-        return list(variant.splits)[:1]
-    named = {split_of(name) for name in list_parquet(root, variant.hub.config if variant.hub else None)}
+    there = tables_of(variant, root, config)
+    if there is not None:
+        tables = there[1]
+        named = [split for split in variant.splits if tables.named and split_there(variant, tables, split)]
+        return named or list(variant.splits)[:1]
     found = [
         split
         for split in variant.splits
-        if split in named or any((root / name).is_dir() and class_folders(root / name) for name in SPLIT_FOLDERS[split])
+        if any((root / name).is_dir() and class_folders(root / name) for name in SPLIT_FOLDERS[split])
     ]
     return found or list(variant.splits)[:1]
 
