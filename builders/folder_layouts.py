@@ -22,20 +22,14 @@ from builders.file_names import is_litter, shown
 from builders.folder_contents import IMAGES, class_folders, has_images, subfolders
 from builders.image_lists import ANNOTATIONS, labelled_images
 from builders.labels import shorten
+from builders.variants import SPLIT_WORDS
 
-__all__ = ["SPLIT_FOLDERS", "Layout", "Part", "folder_layout"]
+__all__ = ["Layout", "Part", "folder_layout"]
 
-SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("val", "validation", "valid", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
-"""Our name of a split -> what its folder or file may be called, in any case; `datasets` reads the same words."""
-
-_SPLIT_OF = {name: split for split, names in SPLIT_FOLDERS.items() for name in names}
+_SPLIT_OF = {name: split for split, names in SPLIT_WORDS.items() for name in names}
 _SPLIT_OF |= {f"{name}{end}": split for name, split in _SPLIT_OF.items() for end in ("_images", "-images")}
 _LIKE_SPLIT = re.compile(
-    rf"(?:{'|'.join(name for names in SPLIT_FOLDERS.values() for name in names)}|unlabell?ed)"
+    rf"(?:{'|'.join(name for names in SPLIT_WORDS.values() for name in names)}|unlabell?ed)"
     r"(?:[-_ ]?(?:\d+|sets?|images?|imgs?|data|split|annot|labels?|masks?))*"
 )
 _STRUCTURE = re.compile(

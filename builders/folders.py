@@ -21,7 +21,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -29,18 +29,16 @@ from pathlib import Path
 from builders.errors import DataError
 from builders.file_names import as_path, as_text, shown
 from builders.folder_contents import contents, images_below, named
-from builders.folder_layouts import SPLIT_FOLDERS, Layout, Part, folder_layout
+from builders.folder_layouts import Layout, Part, folder_layout
 from builders.labels import check_numbers, label_map, refuse, shorten
 from builders.other_layouts import check_place, listing, refuse_others
 from builders.rows import IndexEntry, Source, SourceRow
-from builders.variants import VARIANTS, ClassInfo, Variant
+from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
 
 __all__ = [
-    "SPLIT_FOLDERS",
     "FolderSource",
     "LabelImages",
     "beside",
-    "images_first",
     "images_of_label",
     "layout_of",
     "local_splits",
@@ -195,33 +193,29 @@ class FolderSource:
 
 
 def open_path(
-    variant: Variant, split: str, path: str | os.PathLike[str], *, limit_per_class: int | None = None
+    variant: Variant,
+    split: str,
+    path: str | os.PathLike[str],
+    *,
+    config: str | None = None,
+    limit_per_class: int | None = None,
 ) -> Source:
-    """The split of a variant in a local folder or Parquet file, in whichever layout it has.
+    """The split of a variant in a local folder or Parquet file, in whichever layout it has; of tables, `config`.
 
     Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
     the variant's.
     """
-    from builders.parquet import find_parquet, list_parquet, open_parquet, split_of  # pyarrow only where it is needed
+    from builders.parquet import open_parquet  # pyarrow only where it is needed
 
     top = check_place(path)
-    if top.is_file():
-        return open_parquet(variant, top.parent, [top.name], limit_per_class=limit_per_class)
+    tables = open_parquet(variant, top, split, config=config, limit_per_class=limit_per_class)
+    if tables is not None:
+        return tables
     layout = layout_of(top, variant)
     part = layout.part(_splits(variant, split))
-    root = _unpacked(variant, top)
-    if part is not None and images_first(layout):
-        if tables := list_parquet(root, None):
-            part = replace(part, left_out={**part.left_out, named("table beside the images", tables): len(tables)})
-        return _folder_source(variant, layout, part, limit_per_class)
-    parquet = find_parquet(root, split, variant.hub.config if variant.hub else None)
-    if not parquet and variant.hub is not None:  # a copy of the Hub repository, which may call the split otherwise
-        parquet = find_parquet(root, split_of(variant.hub.splits[split]) or split, variant.hub.config)
-    if parquet:
-        return open_parquet(variant, root, parquet, limit_per_class=limit_per_class)
-    if part is not None:
-        return _folder_source(variant, layout, part, limit_per_class)
-    raise _nothing(variant, split, top, layout)
+    if part is None:
+        raise _nothing(variant, split, top, layout)
+    return _folder_source(variant, layout, part, limit_per_class)
 
 
 def _splits(variant: Variant, split: str) -> list[str]:
@@ -229,21 +223,14 @@ def _splits(variant: Variant, split: str) -> list[str]:
     return [split, "validation"] if variant.tests_only else [split]
 
 
-def images_first(layout: Layout) -> bool:
-    """Whether split folders of images are there: tables that lie beside them are then not read."""
-    return "" not in layout.parts and any(isinstance(part, Part) for part in layout.parts.values())
-
-
-def layout_of(top: Path, variant: Variant | None = None) -> Layout:
-    """What lies in a folder of images; see `builders.folder_layouts`. A variant's classes and archive are known."""
-    if variant is None:
-        return folder_layout(top)
+def layout_of(top: Path, variant: Variant) -> Layout:
+    """What lies in a folder of images, whose classes may be those of a variant; see `builders.folder_layouts`."""
     return folder_layout(_unpacked(variant, top), lambda label: label_map(variant, [label])[label] is not None)
 
 
 def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataError:
     """Why a split is not read from a folder."""
-    wanted = " or ".join(f"{name}/" for key in _splits(variant, split) for name in SPLIT_FOLDERS[key])
+    wanted = " or ".join(f"{name}/" for key in _splits(variant, split) for name in SPLIT_WORDS[key])
     if layout.parts:
         found = [part.folder.name if isinstance(part, Part) else split for split, part in layout.parts.items()]
         return DataError(
@@ -255,20 +242,22 @@ def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataErr
     )
 
 
-def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
+def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | None = None) -> list[str]:
     """The variant's splits that are in a local folder; the first one alone where the layout knows no splits.
 
     Raises DataError if there is no such folder.
     """
-    from builders.parquet import list_parquet, split_of
+    from builders.sources.on_disk import split_there, tables_of
 
     top = check_place(path)
-    if top.is_file():
-        return list(variant.splits)[:1]
-    parts = layout_of(top, variant).parts
-    named_so = {split_of(name) for name in list_parquet(top, variant.hub.config if variant.hub else None)}
-    there = named_so | {split for split, part in parts.items() if isinstance(part, Part)}
-    found = [split for split in variant.splits if there.intersection(_splits(variant, split))]
+    there = tables_of(variant, top, config)
+    if there is not None:
+        tables = there[1]
+        found = [split for split in variant.splits if tables.named and split_there(variant, tables, split)]
+    else:
+        parts = layout_of(top, variant).parts
+        named_so = {split for split, part in parts.items() if isinstance(part, Part)}
+        found = [split for split in variant.splits if named_so.intersection(_splits(variant, split))]
     return found or list(variant.splits)[:1]
 
 

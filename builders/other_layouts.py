@@ -12,7 +12,7 @@ from builders.folder_contents import contents, images_below, subfolders
 from builders.formats import IMAGE_SUFFIXES
 from builders.labels import shorten
 
-__all__ = ["check_place", "listing", "refuse_others"]
+__all__ = ["check_place", "find_place", "listing", "refuse_others"]
 
 _SAVED = ("state.json", "dataset_dict.json")
 _OF_SAMPLES = (".cls", ".json", ".txt", ".caption")
@@ -22,7 +22,18 @@ _LOOKED_AT = 8
 def check_place(path: str | os.PathLike[str]) -> Path:
     """The local folder or Parquet file that a path names.
 
-    Raises DataError for an empty path, one where nothing is, one that is not UTF-8, and a file of another kind.
+    Raises DataError as `find_place`, and where nothing is.
+    """
+    place = find_place(path)
+    if place is None:
+        raise DataError(f"There is no folder '{shown(path)}'.", _nearest(Path(path).expanduser()))
+    return place
+
+
+def find_place(path: str | os.PathLike[str]) -> Path | None:
+    """The local folder or Parquet file that a path names, None where nothing is.
+
+    Raises DataError for an empty path, one that is not UTF-8 or cannot be opened, and a file of another kind.
     """
     text = os.fspath(path)
     if not text.strip():
@@ -34,17 +45,16 @@ def check_place(path: str | os.PathLike[str]) -> Path:
         )
     try:
         place = Path(text).expanduser()
-        there = place.exists()
-        if there and place.is_dir():
+        if not place.exists():
+            return None
+        if place.is_dir():
             os.scandir(place).close()
     except (OSError, RuntimeError, ValueError) as error:
         said = str(getattr(error, "strerror", None) or error).rstrip(".")
         raise DataError(
             f"'{shown(text)[:200]}' cannot be opened: {said}.", "Name another, or make it readable."
         ) from None
-    if not there:
-        raise DataError(f"There is no folder '{shown(text)}'.", _nearest(place))
-    if place.is_file() and place.suffix.lower() != ".parquet":
+    if not place.is_dir() and place.suffix.lower() != ".parquet":
         raise _refuse_file(place)
     return place
 
@@ -70,12 +80,6 @@ def refuse_others(folder: Path) -> DataError | None:
             'Write it as Parquet, a file a split, and give the folder of these: python -c "import datasets; '
             f"datasets.load_from_disk({path!r}){part}.to_parquet('{first}.parquet')\"",
         )
-    tables = [name for name in subfolders(folder) if _holds_tables(folder / name)]
-    if tables:
-        return DataError(
-            f"'{path}' holds no images of its own, but tables in {shorten(tables)}: configurations, or sets.",
-            f"Give one of them, such as {shown(folder / tables[0])}.",
-        )
     if there.archives:
         shards = _shards(folder, there.archives)
         what = "tar shards, as WebDataset reads them" if shards else "archives that are not unpacked"
@@ -93,10 +97,6 @@ def refuse_others(folder: Path) -> DataError | None:
             "A class folder has its images in itself, or in images/. Give the folder that holds the class folders.",
         )
     return None
-
-
-def _holds_tables(folder: Path) -> bool:
-    return any(any(place.glob("*.parquet")) for place in (folder, folder / "data", folder / "train"))
 
 
 def _shards(folder: Path, names: list[str]) -> bool:

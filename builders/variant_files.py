@@ -9,31 +9,25 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from builders.access import is_offline, said_plainly
 from builders.class_names import name_classes
 from builders.errors import DataError
 from builders.file_names import shown
-from builders.folder_layouts import Part
-from builders.folders import beside, images_first, images_of_label, layout_of
+from builders.folder_layouts import Part, folder_layout
+from builders.folders import beside, images_of_label
 from builders.labels import shorten
-from builders.other_layouts import check_place, listing, refuse_others
+from builders.other_layouts import find_place, listing, refuse_others
 from builders.own_variants import own_variant
-from builders.parquet import IMAGE_COLUMNS, LABEL_COLUMNS, class_label, images_of, list_parquet, split_of
+from builders.variants import Choice
 
 __all__ = ["new_variant"]
 
 _log = logging.getLogger(__name__)
-
-_Wanted = tuple[str | None, str | None]
-"""Columns of images and labels that the user named."""
 
 
 def new_variant(
@@ -52,10 +46,10 @@ def new_variant(
     Args:
         name: of the variant.
         source: a folder with class folders (in split folders or not) or Parquet files, or ``USER/NAME`` on the Hub.
-        config: a configuration of the repository.
+        config: a configuration of tables.
         revision: a branch, tag or commit of the repository; None is the newest. The class map states the commit.
-        image_column: where the repository's tables have the images; None finds it by its name.
-        label_column: where the repository's tables have the labels; None finds it by its name.
+        image_column: where tables have the images; None finds it by its name.
+        label_column: where tables have the labels; None finds it by its name.
         out: where to write; None is ``NAME.yaml`` in the current folder.
         token: as everywhere in huggingface_hub.
 
@@ -66,24 +60,19 @@ def new_variant(
     path = Path(out or f"{name}.yaml").expanduser()
     if path.exists():
         raise DataError(f"{path} exists.", "Name another, or delete it first.")
-    folder, wanted = Path(source).expanduser(), (image_column, label_column)
-    if folder.exists():
-        if any(wanted):
-            raise DataError(
-                f"--image-column and --label-column are for a repository on the Hub, and {source} is on this machine.",
-                f"Local tables are read by the names of their columns: rename them, to '{IMAGE_COLUMNS[0]}' and "
-                "'label'.",
-            )
+    folder, choice = find_place(source), Choice(config, image_column, label_column)
+    if folder is not None:
         place: dict[str, Any] = {"path": str(folder.resolve())}
-        counts, labels = _of_place(folder)
+        counts, labels, said = _of_path(folder, choice)
+        place |= {"tables": said} if said else {}
     elif is_offline():
         raise DataError(f"There is no folder {source}, and HF_HUB_OFFLINE is set.", "Unset it to ask the Hub.")
     else:
-        counts, labels, hub = _of_repository(source, config, revision, wanted, token)
+        counts, labels, hub = _of_repository(source, revision, choice, token)
         place = {"hub": hub}
     if not labels:
         raise DataError(f"The tables in {source} have no row with a label.", "Expected a row for each image.")
-    classes, remarks = name_classes(labels, folder if folder.is_dir() else None, source)
+    classes, remarks = name_classes(labels, folder if folder is not None and folder.is_dir() else None, source)
     fields = {"name": name, "title": name, "licence": None, "splits": counts, **place, "classes": classes}
     named = [{**row, "name": row["name"] or row["id"]} for row in classes]
     own_variant({key: value for key, value in fields.items() if key != "path"} | {"classes": named}, where=source)
@@ -110,19 +99,25 @@ def _written(fields: Mapping[str, Any], source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _of_place(path: Path) -> tuple[dict[str, int], list[str]]:
-    """Images a split, and the labels in order: sorted by folder name, or numbered as a table does."""
-    top = check_place(path)
-    names = [top.name] if top.is_file() else list_parquet(top, None)
-    layout = None if top.is_file() else layout_of(top)
-    if names and (layout is None or not images_first(layout)):
-        root = top.parent if top.is_file() else top
-        try:
-            return _of_tables(fsspec.filesystem("file"), str(root), names, (None, None))[:2]
-        except (OSError, pa.ArrowException) as error:
-            said = " ".join(str(error).split())
-            raise DataError(f"A Parquet file in {root} cannot be read: {said}", "Copy it again.") from error
-    assert layout is not None
+def _of_path(top: Path, choice: Choice) -> tuple[dict[str, int], list[str], dict[str, str]]:
+    """Images a split, the labels in order, and what was said of its tables."""
+    from builders.sources.table_classes import local_classes
+
+    said = {key: value for key, value in asdict(choice).items() if value is not None}
+    if (found := local_classes(top, choice)) is not None:
+        return dict(found.counts), list(found.labels), said
+    if said:
+        raise DataError(
+            f"{', '.join('--' + key.replace('_', '-') for key in said)} is for tables, and {shown(top)} has no Parquet "
+            "files with images.",
+            "Leave it out: the classes of image files are their folders.",
+        )
+    return *_of_folder(top), {}
+
+
+def _of_folder(top: Path) -> tuple[dict[str, int], list[str]]:
+    """Images a split, and the labels in order: sorted by folder name."""
+    layout = folder_layout(top)
     if not layout.parts:
         raise refuse_others(top) or DataError(
             f"There are no class folders with images in {shown(top)}: {listing(top)}.",
@@ -168,90 +163,18 @@ def _count(part: Part) -> int:
 
 
 def _of_repository(
-    repo_id: str, config: str | None, revision: str | None, wanted: _Wanted, token: str | bool | None
+    repo_id: str, revision: str | None, choice: Choice, token: str | bool | None
 ) -> tuple[dict[str, int], list[str], dict[str, Any]]:
-    from huggingface_hub import HfApi, HfFileSystem
+    from builders.hub import open_repository
+    from builders.sources.table_classes import classes_of
 
-    api = HfApi(token=token)
     with said_plainly(repo_id, revision):
-        commit, names = _files(api, repo_id, revision, config)
-        if not names and revision is None:
-            commit, names = _files(api, repo_id, "refs/convert/parquet", config)
-        if not names:
-            raise DataError(
-                f"{repo_id} has no Parquet files{f' in {config}/' if config else ''}.",
-                "Download it, and name the folder.",
-            )
-        filesystem = HfFileSystem(token=token)
-        counts, labels, columns = _of_tables(filesystem, f"datasets/{repo_id}@{commit}", names, wanted)
-    hub = {"repo_id": repo_id, "config": config, "revision": commit, "splits": {split: split for split in counts}}
-    return counts, labels, {**{key: value for key, value in hub.items() if value is not None}, **columns}
-
-
-def _files(api: Any, repo_id: str, revision: str | None, config: str | None) -> tuple[str, list[str]]:
-    from huggingface_hub.errors import RevisionNotFoundError
-
-    try:
-        info = api.dataset_info(repo_id, revision=revision)
-    except RevisionNotFoundError:
-        if revision == "refs/convert/parquet":
-            return "", []
-        raise
-    names = [sibling.rfilename for sibling in info.siblings or ()]
-    return info.sha, [
-        name for name in names if name.endswith(".parquet") and (config is None or name.startswith(f"{config}/"))
-    ]
-
-
-def _of_tables(
-    filesystem: Any, root: str, names: Sequence[str], wanted: _Wanted
-) -> tuple[dict[str, int], list[str], dict[str, str]]:
-    """Rows a split, the labels in order, and the two columns."""
-    counts: dict[str, int] = {}
-    texts: set[str] = set()
-    labels: tuple[str, ...] | None = None
-    columns: dict[str, str] = {}
-    for name in sorted(names):
-        with filesystem.open(f"{root}/{name}", "rb") as stream:
-            file = pq.ParquetFile(stream)
-            schema = file.schema_arrow
-            image, label = (
-                _column(schema, wanted[0], name, IMAGE_COLUMNS),
-                _column(schema, wanted[1], name, LABEL_COLUMNS),
-            )
-            if not images_of(schema.field(image).type):
-                raise DataError(
-                    f"The column '{image}' of '{name}' holds no images, but {schema.field(image).type}.",
-                    "Expected bytes, or {bytes, path} as `datasets` writes it.",
-                )
-            found = class_label(schema, label)
-            if found is None and _is_text(schema.field(label).type):
-                texts.update(filter(None, file.read(columns=[label]).column(0).unique().to_pylist()))
-            elif found is None:
-                raise DataError(
-                    f"The labels of '{name}' are numbers without names (column '{label}').",
-                    "Write the class map by hand: classes in the order of the numbers, and path: the file.",
-                )
-            labels = found if labels is None else labels
-            columns = {"image_column": image, "label_column": label}
-            split = split_of(name) or "train"
-            counts[split] = counts.get(split, 0) + file.metadata.num_rows
-    return counts, list(labels) if labels else sorted(texts), columns
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    """Whether labels of this type are words; pandas's categories are stored as a dictionary of them."""
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _column(schema: Any, wanted: str | None, name: str, known: Sequence[str]) -> str:
-    among = [wanted] if wanted else known
-    found = next((column for column in among if column in schema.names), None)
-    if found is None:
-        raise DataError(
-            f"'{name}' has no column {shorten(among)}; its columns are {shorten(schema.names)}.",
-            "Say which: --image-column, --label-column.",
-        )
-    return found
+        there = open_repository(repo_id, revision, choice.config, converted=revision is None, token=token)
+        if not there.tables.splits:
+            raise there.absent()
+        found = classes_of(there.filesystem, there.root, there.tables, choice, repo_id)
+    hub: dict[str, Any] = {
+        "repo_id": repo_id, "config": there.tables.config, "revision": there.commit, "splits": dict(found.splits),
+        "image_column": found.image_column, "label_column": found.label_column,
+    }  # fmt: skip
+    return dict(found.counts), list(found.labels), {key: value for key, value in hub.items() if value is not None}

@@ -20,7 +20,8 @@ LAYERS = (
         "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
         "builders.formats", "builders.imagenet", "builders.images", "builders.labels", "builders.parquet",
         "builders.published", "builders.resuming", "builders.rows", "builders.schema", "builders.shapes",
-        "builders.sources",
+        "builders.sources", "builders.sources.cards", "builders.sources.columns", "builders.sources.on_disk",
+        "builders.sources.table_classes",
         "builders.synthetic", "builders.variant_files", "builders.folder_contents", "builders.folder_layouts",
         "builders.image_lists", "builders.other_layouts", "builders.class_names",
     },
@@ -49,8 +50,8 @@ LAYERS = (
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifiers", "hfsyn.judging.columns", "hfsyn.judging.evaluation", "hfsyn.judging.feeding",
-        "hfsyn.judging.feeds", "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.model_cards",
+        "hfsyn.judging.classifiers", "hfsyn.judging.evaluation", "hfsyn.judging.feeding", "hfsyn.judging.feeds",
+        "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.labelled", "hfsyn.judging.model_cards",
         "hfsyn.judging.meeting",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
         "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
