@@ -12,9 +12,9 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants",
-        "builders.real_labels", "builders.variant", "builders.variant_facts", "builders.variant_table",
-        "builders.variants", "builders.file_names", "builders.strict_yaml", "hfsyn.errors",
+        "builders.errors", "builders.evaluation_sets", "builders.file_names", "builders.files", "builders.layout",
+        "builders.own_variants", "builders.real_labels", "builders.run_files", "builders.variant",
+        "builders.variant_facts", "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
         "builders.access", "builders.captioned", "builders.class_names", "builders.colours", "builders.drawing",
@@ -30,22 +30,23 @@ LAYERS = (
         "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts",
         "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.making.recipe_sources",
         "hfsyn.publishing.versions", "hfsyn.making.options", "hfsyn.making.recipe_faults",
-        "hfsyn.making.recipe_overrides",
+        "hfsyn.making.recipe_overrides", "hfsyn.making.loading",
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
-        "hfsyn.making.captions_files", "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
+        "hfsyn.making.captions_files", "hfsyn.making.pins",
+        "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
         "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.making.token_limits", "hfsyn.making.stored_rows",
+        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
         "hfsyn.making.token_drawing", "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
-        "hfsyn.making.run_status",
+        "hfsyn.making.run_status", "hfsyn.making.overwriting",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
@@ -87,8 +88,8 @@ FREE = {
 STDLIB = set(sys.stdlib_module_names)
 OUTSIDE = (
     set(),
-    {"PIL", "numpy", "pyarrow", "datasets", "fsspec", "huggingface_hub", "yaml"},
-    {"pydantic", "yaml"},
+    {"PIL", "numpy", "pyarrow", "datasets", "fsspec", "huggingface_hub"},
+    {"pydantic"},
     {"PIL", "numpy", "pyarrow", "tqdm"},
     {"PIL", "numpy", "pyarrow"},
     {"PIL", "numpy", "pyarrow"},

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from builders import layout
+from builders import layout, run_files
 from builders.errors import DataError
 from builders.folders import FolderSource, local_splits
 from builders.rows import Source
@@ -220,12 +220,13 @@ def local_tables(found: Reference, split: str | None, default: Sequence[str]) ->
 
 
 def _run_tables(path: Path, found: Reference, split: str | None, default: Sequence[str]) -> Parts:
+    manifest = run_files.finished(path)
     shards: dict[str, list[Path]] = {}
     for shard in layout.finished_shards(path / layout.DATA):
         shards.setdefault((layout.shard_number(shard) or ("",))[0], []).append(shard)
     if not shards:
         raise HfsynError(f"{found.place} has no finished shard yet.", f"Run: hfsyn generate {found.place}")
-    if not (path / layout.MANIFEST).exists():
+    if manifest is None:
         raise HfsynError(
             f"The run {found.place} is not finished: its images are not all there.",
             f"`hfsyn status {found.place}` says what is missing.",
