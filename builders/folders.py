@@ -149,7 +149,7 @@ class FolderSource:
                 names[name] = folder
             found.names = {}  # what is kept are the counts
             self._seen[label] = found
-        for name in islice(sorted(names), self._limit):
+        for name in islice(sorted(names, key=as_text), self._limit):
             location = as_text((names[name] / name).relative_to(self.root).as_posix())
             yield IndexEntry(source_id=f"{wnid}/{as_text(name)}", wnid=wnid, location=location, row=0)
 
