@@ -117,7 +117,8 @@ def _parts(root: Path, top: Path, known: Known) -> dict[str, Part | DataError]:
     read = {split: [_part(folder, top, known) for folder in folders] for split, folders in found.items()}
     parts: dict[str, Part | DataError] = {}
     for split, several in read.items():
-        there = [part for part in several if isinstance(part, Part)] or [part for part in several if part is not None]
+        there = [part for part in several if part is not None]
+        there = [part for part in there if isinstance(part, Part)] or there
         if len(there) > 1:
             parts[split] = DataError(
                 f"'{shown(root)}' has {len(there)} folders of the split {split}: "
@@ -178,8 +179,8 @@ def _part(folder: Path, top: Path, known: Known) -> Part | DataError | None:
             f"{' and beside it' if lone else ''}{_found(folder, top)}.",
             f"Move what is no class away; or name all of them in a class map by hand. {_SORT}",
         )
-    place = next((place for place in (folder, inner, folder / next(iter(classes), "")) if has_images(place)), None)
-    return None if place is None else _unlabelled(place, top, known)
+    flat = [place for place in (folder, inner, folder / next(iter(classes), "")) if has_images(place)]
+    return _unlabelled(flat[0], top, known) if flat else None
 
 
 def _nested(classes: Mapping[str, Sequence[Path]]) -> str:
