@@ -174,7 +174,7 @@ def open_reference(
         folder = folder / config if config not in (None, layout.DEFAULT_CONFIG) else folder
         if not layout.is_run_folder(folder):
             raise DataError(
-                f"{folder} is no run folder: there is no {layout.RECIPE} in it.", "Name one, or USER/NAME@VERSION."
+                f"{folder} is not a run folder: there is no {layout.RECIPE} in it.", "Name one, or USER/NAME@VERSION."
             )
         return RunFolder(folder)
     repo_id, revision = parse_reference(reference)
