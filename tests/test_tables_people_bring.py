@@ -334,7 +334,7 @@ configs:
 @pytest.fixture
 def seasons(tmp_path: Path) -> Path:
     """A copy of a set whose card alone says what its files are."""
-    for name, label in (("s/one-1", TENCH), ("s/one-2", TENCH), ("s/two", SPRINGER), ("w/train", SPRINGER)):
+    for name, label in (("s/one-1", TENCH), ("s/one-2", TENCH), ("s/two", SPRINGER), ("w/more", SPRINGER)):
         write(tmp_path / "set" / f"{name}.parquet", {"label": [label] * 2})
     (tmp_path / "set" / "README.md").write_text(CARD)
     return tmp_path / "set"
