@@ -173,8 +173,8 @@ def find_tables(files: Iterable[str], card: Card, config: str | None, where: str
         base, patterns = config or "", _patterns(tables, config or "", where)
         splits = _by_split(patterns, base, tables, where, stated=False)
         _one_part(splits, base, where)
-        there = {name for part in splits.values() for name in part}
-        beside = [name for name in tables if name not in there and name.startswith(base and f"{base}/")]
+        taken = {name for part in splits.values() for name in part}
+        beside = [name for name in tables if name not in taken and name.startswith(base and f"{base}/")]
         reason = "Parquet file of no split"
     _tell_shared(splits, where)
     only = next(iter(card.names.values()), {}) if len(card.names) == 1 else {}

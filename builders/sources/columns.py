@@ -8,6 +8,7 @@ where several columns could be it, they must name the same class in every row, s
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -306,7 +307,8 @@ def meanings(
     known = check_names(variant, names) if trusted and not variant.label_ids else hub_labels(variant, names)
     by_name = label_map(variant, names)
     # A name that stands twice means two classes, and which of them by number is not said.
-    by_number = known or tuple(by_name[name] if names.count(name) == 1 else None for name in names)
+    times = Counter(names)
+    by_number: Sequence[str | None] = known or [by_name[name] if times[name] == 1 else None for name in names]
     found = {value: by_number[value] if 0 <= value < len(by_number) else None for value in values}
     return found, known is not None
 
