@@ -18,11 +18,11 @@ IMAGE_SUFFIXES = frozenset("." + ending for ending in f"{_PICTURES} {_CAMERAS}".
 """Endings that say "I am an image", in lower case. Some of these formats are not decoded: such a file is then set aside
 with that reason, rather than passed over."""
 
-HEAD = 1024
+HEAD = 4096
 """How many of a file's first bytes tell what it is."""
 
 _STARTS = {
-    "JPEG": [b"\xff\xd8\xff"],
+    "JPEG": [b"\xff\xd8"],
     "PNG": [b"\x89PNG"],
     "GIF": [b"GIF8"],
     "JPEG 2000": [b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n"],
@@ -43,6 +43,13 @@ _STARTS = {
     "Radiance HDR": [b"#?RADIANCE", b"#?RGBE"],
     "XCF": [b"gimp xcf"],
     "DjVu": [b"AT&TFORM"],
+    "XV thumbnail": [b"P7 332"],
+    "MSP": [b"DanM", b"LinS"],
+    "DCX": [b"\xb1\x68\xde\x3a"],
+    "FTEX": [b"FTEX", b"FTC\x00", b"FTU\x00"],
+    "PIXAR": [b"\x80\xe8\x00\x00"],
+    "McIDAS": [b"\x00\x00\x00\x00\x00\x00\x00\x04"],
+    "IM": [b"Image type:"],
     "camera raw": [
         b"FUJIFILMCCD-RAW",
         b"IIRO",
@@ -58,11 +65,17 @@ _STARTS = {
 
 _PATTERNS = {
     "WEBP": rb"RIFF.{4}WEBP",
-    "BMP": rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00",
+    "BMP": rb"BM.{4}(\x00{4}|.{8}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\x00\x00\x00)",
     "camera raw": rb"(II\*\x00|MM\x00\*).{4}CR\x02",
     "TIFF": rb"II\*\x00|MM\x00\*|II\+\x00|MM\x00\+",
-    "PPM": rb"P[1-7f][\s#]|P[yF][\s#\d]|P0CMYK|PyRGBA|PyCMYK",
-    "ICO": rb"\x00\x00[\x01\x02]\x00[\x01-\x40]\x00.{3}\x00",
+    "PPM": rb"P[1-6f][\s#]|P[yF][\s#\d]|P0CMYK|PyRGBA|PyCMYK",
+    "PAM": rb"P7\s",
+    "ICO": rb"\x00\x00\x01\x00[\x01-\x40]\x00.{3}\x00",
+    "CUR": rb"\x00\x00\x02\x00[\x01-\x40]\x00.{3}\x00",
+    "FLI": rb".{4}[\x11\x12]\xaf.{8}[\x00\x03]\x00",
+    "GBR": rb".{20}GIMP",
+    "SPIDER": rb"(\x00\x00\x80\x3f.{12}\x00\x00\x80\x3f|\x3f\x80\x00\x00.{12}\x3f\x80\x00\x00)",
+    "Photo CD": rb".{2048}PCD_",
     "PCX": rb"\x0a[\x00\x02\x03\x05]\x01[\x01\x02\x04\x08]",
     "SGI": rb"\x01\xda[\x00\x01][\x01\x02]\x00[\x01-\x03]",
     "EMF": rb"\x01\x00\x00\x00.{36} EMF",

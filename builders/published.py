@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from huggingface_hub import HfApi, HfFileSystem, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -25,6 +24,8 @@ from builders import layout
 from builders.access import UnreachableError, is_offline, said_plainly
 from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
+from builders.run_files import manifest_in
+from builders.yaml import front_matter
 
 __all__ = [
     "Published", "RunFolder", "fetch_sidecars", "load_version", "open_published", "open_reference", "parse_reference",
@@ -141,7 +142,10 @@ class RunFolder:
 
     def manifest(self) -> Manifest:
         """The run's table of contents, checked."""
-        return load_manifest(self.text(layout.MANIFEST), str(self.folder / layout.MANIFEST))
+        found = manifest_in(self.folder)
+        if found is None:
+            raise DataError(f"{self.folder} has no {layout.MANIFEST}.", f"Is it finished? hfsyn status {self.folder}")
+        return found
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -308,15 +312,13 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
 
 def _configs(found: Published) -> dict[str, bool]:
     text = found.text(layout.CARD)
-    front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---\r?(?:\n|$)", text, re.DOTALL)
     try:
-        card = yaml.safe_load(front[1]) if front else {}
-        entries = card.get("configs") or []
+        entries = front_matter(text, layout.CARD).get("configs") or []
         names = {str(entry["config_name"]): bool(entry.get("default")) for entry in entries}
         if not all(_CONFIG.fullmatch(name) for name in names):
             raise TypeError("a configuration's name is none")
         return names
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError):
+    except (DataError, AttributeError, TypeError, KeyError):
         raise DataError(
             f"The card of {found.repo_id} at {found.revision} does not say what configurations there are.",
             "Its front matter is damaged; publish it again, or name another revision.",

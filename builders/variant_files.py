@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from builders.access import is_offline, said_plainly
+from builders.class_names import name_classes
 from builders.errors import DataError
-from builders.folders import SPLIT_FOLDERS, class_folders, image_names, listed_images
-from builders.labels import class_keys, shorten, spelling
-from builders.own_variants import class_id, own_variant
-from builders.variants import Choice, get_variant
+from builders.file_names import shown
+from builders.folder_layouts import Part, folder_layout
+from builders.folders import beside, images_of_label
+from builders.labels import shorten
+from builders.other_layouts import find_place, listing, refuse_others
+from builders.own_variants import own_variant
+from builders.variants import Choice
 
 __all__ = ["new_variant"]
 
 _log = logging.getLogger(__name__)
+
 
 def new_variant(
     name: str,
@@ -55,8 +60,8 @@ def new_variant(
     path = Path(out or f"{name}.yaml").expanduser()
     if path.exists():
         raise DataError(f"{path} exists.", "Name another, or delete it first.")
-    folder, choice = Path(source).expanduser(), Choice(config, image_column, label_column)
-    if folder.exists():
+    folder, choice = find_place(source), Choice(config, image_column, label_column)
+    if folder is not None:
         place: dict[str, Any] = {"path": str(folder.resolve())}
         counts, labels, said = _of_path(folder, choice)
         place |= {"tables": said} if said else {}
@@ -67,10 +72,12 @@ def new_variant(
         place = {"hub": hub}
     if not labels:
         raise DataError(f"The tables in {source} have no row with a label.", "Expected a row for each image.")
-    classes = _classes(labels)
-    _check_alike(labels, classes, source)
+    classes, remarks = name_classes(labels, folder if folder is not None and folder.is_dir() else None, source)
     fields = {"name": name, "title": name, "licence": None, "splits": counts, **place, "classes": classes}
-    own_variant({key: value for key, value in fields.items() if key != "path"}, where=source)
+    named = [{**row, "name": row["name"] or row["id"]} for row in classes]
+    own_variant({key: value for key, value in fields.items() if key != "path"} | {"classes": named}, where=source)
+    for remark in remarks:
+        _log.warning("%s", remark)
     path.write_text(_written(fields, source), encoding="utf-8")
     return path
 
@@ -92,118 +99,67 @@ def _written(fields: Mapping[str, Any], source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _classes(labels: Sequence[str]) -> list[dict[str, Any]]:
-    """A class for each label, in order: ImageNet's where the label is its wnid or its name, else one made from it.
-
-    Labels that mean the same class of ImageNet, or whose ids would be equal, get ids of their own.
-    """
-    thousand = get_variant("imagenet-1k")
-    keys = class_keys(thousand.classes)
-    known = [keys.get(spelling(label)) for label in labels]
-    # By name either all of them are ImageNet's, or none is: "crane" among a builder's tools is no bird.
-    if None not in known and len(set(known)) == len(labels):
-        return [
-            {"id": wnid, "name": thousand.by_wnid[str(wnid)].name, **({} if wnid == label else {"label": label})}
-            for wnid, label in zip(known, labels, strict=True)
-        ]
-    found: list[dict[str, Any]] = []
-    taken: set[str] = set(labels) & thousand.by_wnid.keys()
-    for number, label in enumerate(labels):
-        if label in thousand.by_wnid:
-            found.append({"id": label, "name": thousand.by_wnid[label].name})
-            continue
-        identity = plain = class_id(label) or f"class-{number}"
-        while identity in taken:
-            identity = f"{plain[:58]}-{number}"
-        taken.add(identity)
-        name = " ".join(label.replace("_", " ").split()) or identity
-        found.append({"id": identity, "name": name, **({} if name == label else {"label": label})})
-    return found
-
-
-def _check_alike(labels: Sequence[str], classes: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Refuse two labels that a class map could not tell apart, by what the source calls them."""
-    seen: dict[str, str] = {}
-    for label, row in zip(labels, classes, strict=True):
-        for word in (label, row["id"], row["name"]):
-            other = seen.setdefault(word.casefold(), label)
-            if other != label:
-                raise DataError(
-                    f"Two classes of {source} are called alike: '{other}' and '{label}'.",
-                    "Neither capitals nor underscores tell classes apart. Rename one of them, or put their images "
-                    "together.",
-                )
-
-
-def _of_path(root: Path, choice: Choice) -> tuple[dict[str, int], list[str], dict[str, str]]:
+def _of_path(top: Path, choice: Choice) -> tuple[dict[str, int], list[str], dict[str, str]]:
     """Images a split, the labels in order, and what was said of its tables."""
     from builders.sources.table_classes import local_classes
 
-    if root.is_file() and root.suffix.lower() != ".parquet":
-        raise DataError(f"'{root}' is neither a folder nor a Parquet file.", "Give a folder of images, or *.parquet.")
     said = {key: value for key, value in asdict(choice).items() if value is not None}
-    if (found := local_classes(root, choice)) is not None:
+    if (found := local_classes(top, choice)) is not None:
         return dict(found.counts), list(found.labels), said
     if said:
         raise DataError(
-            f"{', '.join('--' + key.replace('_', '-') for key in said)} is for tables, and {root} has no Parquet files "
-            "with images.",
+            f"{', '.join('--' + key.replace('_', '-') for key in said)} is for tables, and {shown(top)} has no Parquet "
+            "files with images.",
             "Leave it out: the classes of image files are their folders.",
         )
-    return *_of_folder(root), {}
+    return *_of_folder(top), {}
 
 
-def _of_folder(root: Path) -> tuple[dict[str, int], list[str]]:
+def _of_folder(top: Path) -> tuple[dict[str, int], list[str]]:
     """Images a split, and the labels in order: sorted by folder name."""
-    places: dict[str, Path] = {}
-    for split, folders in SPLIT_FOLDERS.items():
-        for folder in filter(Path.is_dir, map(root.joinpath, folders)):
-            if class_folders(folder):
-                places[split] = folder
-            elif any(True for _ in image_names(folder)):
-                raise DataError(
-                    f"'{folder}' holds images, but nothing there says their classes.",
-                    "Sort them into a folder for each class; lists such as metadata.csv are not read.",
-                )
-    counts: dict[str, int] = {}
-    labels: set[str] = set()
-    for split, folder in (places or {"train": root}).items():
-        if listed := listed_images(folder):
-            labels |= listed.keys()
-            counts[split] = sum(map(len, listed.values()))
-            continue
-        found = class_folders(folder)
-        _check_depth(folder, found)
-        labels |= found.keys()
-        counts[split] = sum(1 for places in found.values() for place in places for _ in image_names(place))
-    if not labels:
-        raise DataError(f"There are no class folders with images in {root}.", "Sort the images into a folder a class.")
+    layout = folder_layout(top)
+    if not layout.parts:
+        raise refuse_others(top) or DataError(
+            f"There are no class folders with images in {shown(top)}: {listing(top)}.",
+            "Sort the images into a folder a class.",
+        )
+    counts = {split or "train": _count(part) for split, part in layout.parts.items() if isinstance(part, Part)}
+    for split, part in layout.parts.items():
+        if isinstance(part, DataError):
+            rest = f" Or move {split} away: the classes of {shorten(counts)} are known." if counts else ""
+            raise DataError(part.message, f"{part.hint}{rest}", part.code)
+    if others := layout.beside:
+        _log.warning("Not read in %s: %s, beside the splits.", shown(layout.root), shorten(others))
+    if layout.root != top:
+        _log.warning("The classes are in %s.", shown(layout.root))
+    labels = {label for part in layout.parts.values() if isinstance(part, Part) for label in part.labels}
     return counts, sorted(labels)
 
 
-def _check_depth(folder: Path, found: Mapping[str, Sequence[Path]]) -> None:
-    """Refuse images that lie deeper than class folders are read; say which folders have no image at all."""
-    deep: list[str] = []
-    empty: list[str] = []
-    for item in sorted(folder.iterdir()):
-        if item.name.startswith(".") or not item.is_dir():
-            continue
-        read = {str(place) for place in found.get(item.name, ())}
-        there = [
-            inner for inner, _, _ in os.walk(item) if inner not in read and any(True for _ in image_names(Path(inner)))
-        ]
-        deep += there[:1]
-        if not there and not read:
-            empty.append(item.name)
-    if deep:
+def _count(part: Part) -> int:
+    """The images of a part. Refuses images that lie deeper than class folders are read; says what else is not read."""
+    empty, deeper, left = beside(part)
+    others = Counter(left)
+    count = 0
+    for label in part.labels:
+        found = images_of_label(part, label)
+        count += len(found.names)
+        deeper |= found.deeper
+        others.update(found.others)
+        others.update({"archive not unpacked": len(found.archives)})
+    if deeper:
         raise DataError(
-            f"{len(deep)} folders of '{folder}' have images that are not read, since they lie too deep: "
-            f"{shorten(deep)}.",
+            f"{len(deeper)} folder{'s' if len(deeper) > 1 else ''} of '{shown(part.folder)}' with images that are not "
+            f"read, since they lie too deep: {shorten(part.folder / name for name in sorted(deeper))}.",
             "A class folder has its images in itself, or in images/. Move them there, or give the folder that holds "
             "the class folders.",
         )
     if empty:
-        _log.warning("Folders in %s without images, which are no classes: %s.", folder, shorten(empty))
+        _log.warning("Folders in %s without images, which are no classes: %s.", shown(part.folder), shorten(empty))
+    for reason, number in others.items():
+        if number:
+            _log.warning("Not read in %s: %s, %d.", shown(part.folder), reason, number)
+    return count
 
 
 def _of_repository(

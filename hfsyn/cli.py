@@ -5,8 +5,6 @@ Data goes to stdout, everything else to stderr; the last line of stdout is the u
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +12,7 @@ from typing import Any
 
 import click
 
+from builders.files import disk_error
 from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
 from hfsyn.commands.exhibits import EXHIBITS
@@ -23,9 +22,6 @@ from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.commands.training import evaluate_command, train_command
 from hfsyn.commands.work_options import stage_options
 from hfsyn.errors import ExitCode, HfsynError
-
-# What a full or forbidden disk says: the user's to mend, not a fault of ours.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -71,10 +67,12 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         # The reader of our output (head, less) has gone; that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
-    except OSError as error:
-        if error.errno not in _DISK:
+    except Exception as error:
+        # A full, forbidden or vanished disk, too many open files: the user's to fix, and not a fault of ours.
+        refused = disk_error(error)
+        if refused is None:
             raise
-        click.echo(f"Error: {error.filename or 'the disk'}: {error.strerror}. What is finished is kept.", err=True)
+        click.echo(f"Error: {refused.filename or 'the disk'}: {refused.strerror}. What is finished is kept.", err=True)
         code = int(ExitCode.OK if is_child() else ExitCode.PREFLIGHT)
     sys.exit(code)
 
@@ -137,8 +135,9 @@ def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
 
 def _summary(run: Any, quiet: bool) -> None:
     from builders import layout
+    from builders.published import RunFolder
 
-    manifest = json.loads((run.folder / layout.MANIFEST).read_text(encoding="utf-8"))
+    manifest = RunFolder(run.folder).manifest().raw
     if not quiet:
         _say(
             f"{manifest['rows']} images of {len(manifest['classes'])} classes, "

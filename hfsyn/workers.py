@@ -23,6 +23,7 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 from hfsyn.errors import ExitCode, HfsynError, first_line
+from hfsyn.gathering import check_launcher, place, waiting_for_others
 
 T = TypeVar("T")
 _CONTROL = Path("/dev/nvidiactl")
@@ -59,13 +60,7 @@ class Worker:
 
 def current_worker() -> Worker:
     """The worker that this process is, from the variables that torchrun and accelerate set; loads nothing."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
-    if not 0 <= rank < world:
-        raise HfsynError(
-            f"RANK={rank} does not fit WORLD_SIZE={world}.", "Unset both, or start with accelerate launch."
-        )
-    return Worker(rank, world)
+    return Worker(*place())
 
 
 def pick_device(device: str | None) -> str:
@@ -96,9 +91,11 @@ def pick_device(device: str | None) -> str:
 
         # The others wait for the main process while it fetches data sets and weights, which may take hours; NCCL would
         # take it for dead after ten minutes.
+        check_launcher()
         try:
-            state = PartialState(cpu=wants_cpu, timeout=timedelta(hours=12))
-        except RuntimeError as error:
+            with waiting_for_others(worker.world):
+                state = PartialState(cpu=wants_cpu, timeout=timedelta(hours=12))
+        except (RuntimeError, ValueError) as error:
             raise HfsynError(
                 f"The {worker.world} processes do not find each other: {first_line(error)}.",
                 "Between machines, name the network interface that leads to the others: GLOO_SOCKET_IFNAME=eth0 (on "

@@ -83,10 +83,11 @@ def variants_peek(
 
     NAME may be the file of a class map.
     """
-    from builders.own_variants import find_variant, is_file_name, read_variant
+    from builders.own_variants import find_variant, read_variant
+    from builders.yaml import is_yaml_name
     from hfsyn.making.sheets import peek
 
-    variant, folder = read_variant(name) if is_file_name(name) else (find_variant(name), None)
+    variant, folder = read_variant(name) if is_yaml_name(name) else (find_variant(name), None)
     split = split or next(iter(variant.splits))
     out = out or f"{variant.name.partition('@')[0]}-{split}.png"
     click.echo(peek(variant.name, split, out, path=path or folder, revision=revision, per_class=per_class))

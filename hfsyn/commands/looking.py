@@ -31,6 +31,10 @@ def status(run: str, as_json: bool) -> None:
         aside = f", {stage.rejected} set aside" if stage.rejected else ""
         rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
         click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
+    for reason, count in found.left_out.items():
+        click.echo(f"left out of the source: {count} ({reason})")
+    for what in found.lost:
+        click.echo(f"not finished: {what}; `hfsyn build` makes it again")
     click.echo("finished" if found.finished else "unfinished")
 
 

@@ -6,7 +6,6 @@ holds (``hf_hub:user/name``) is opened alike.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builders.errors import did_you_mean
 from builders.labels import label_map, shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError, first_line
@@ -54,6 +54,11 @@ class Classifier:
     """Of the weights: of the file, or of the tensors where there is none at hand."""
     seed: int | None = None
     """Of its training, where that is known."""
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Id -> name of each output, in order."""
+        return dict(zip(self.wnids, self.names, strict=True))
 
     def facts(self) -> dict[str, Any]:
         """What a result says of the classifier."""
@@ -129,10 +134,9 @@ def check_model_name(name: str) -> None:
         return
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=3)
-        guess = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
         raise HfsynError(
-            f"timm has no network {name!r}.{guess}", "timm.list_models('*resnet*') lists those with resnet in the name."
+            f"timm has no network {name!r}.{did_you_mean(name, known, 3)}",
+            "timm.list_models('*resnet*') lists those with resnet in the name.",
         )
 
 

@@ -86,15 +86,20 @@ def measure_fidelity(
     """
     from hfsyn.judging.classifiers import plain_transform
     from hfsyn.judging.imagesets import TEST, TRAIN, open_images
+    from hfsyn.judging.meeting import same_names
 
     classifier, weights = _open_network(features, device)
     transform = plain_transform(classifier.preprocessing)
     wanted: dict[str, tuple[str, Sequence[str]]] = {"synthetic": (synthetic, TRAIN), "real": (real, TRAIN)}
     if evaluation is not None:
         wanted["evaluation"] = (evaluation, TEST)
+    opened = {
+        name: open_images(reference, default=default, limit=limit_per_class)
+        for name, (reference, default) in wanted.items()
+    }
+    same_names([(images.reference, images.names) for images in opened.values()])
     sets, found, undecodable = {}, {}, {}
-    for name, (reference, default) in wanted.items():
-        images = open_images(reference, default=default, limit=limit_per_class)
+    for name, images in opened.items():
         bad: list[str] = []
         found[name] = extract(_decoded(images, bad), classifier.network, transform, device=device)
         sets[name], undecodable[name] = images.facts(), len(bad)

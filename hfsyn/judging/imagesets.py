@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from builders import layout
+from builders import layout, run_files
 from builders.errors import DataError
 from builders.folders import FolderSource, local_splits
 from builders.rows import Source
@@ -179,7 +179,7 @@ def _from_source(source: Source, reference: str, split: str, variant: str) -> Im
     return ImageSet(
         reference, split, [entry.wnid for entry in entries], {info.wnid: info.name for info in source.classes}, images,
         [entry.source_id for entry in entries], None,
-        known.tests_only or len(source.classes) == len(known.classes), variant,
+        known.tests_only or len(source.classes) == len(known.classes), variant, left_out=source.left_out,
     )  # fmt: skip
 
 
@@ -220,12 +220,13 @@ def local_tables(found: Reference, split: str | None, default: Sequence[str]) ->
 
 
 def _run_tables(path: Path, found: Reference, split: str | None, default: Sequence[str]) -> Parts:
+    manifest = run_files.finished(path)
     shards: dict[str, list[Path]] = {}
     for shard in layout.finished_shards(path / layout.DATA):
         shards.setdefault((layout.shard_number(shard) or ("",))[0], []).append(shard)
     if not shards:
         raise HfsynError(f"{found.place} has no finished shard yet.", f"Run: hfsyn generate {found.place}")
-    if not (path / layout.MANIFEST).exists():
+    if manifest is None:
         raise HfsynError(
             f"The run {found.place} is not finished: its images are not all there.",
             f"`hfsyn status {found.place}` says what is missing.",
@@ -270,7 +271,7 @@ def _labelled_set(
 ) -> ImageSet:
     """`whole` says that it is a variant's own repository, of which no class may be missing; a copy may be a part."""
     known = None if variant is None else get_variant(variant)
-    names = labelled.names or class_names(set(labelled.wnids))
+    names = labelled.names or class_names(set(labelled.wnids), variant)
     complete = whole or (known is not None and (known.tests_only or len(names) == len(known.classes)))
     images = Table(rows, labelled.image, labelled.rows, labelled.folders)
     return ImageSet(

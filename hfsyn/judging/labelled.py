@@ -165,10 +165,13 @@ def of_some_variant(read: Callable[[Variant], T], variant: str | None, where: st
     )
 
 
-def class_names(wnids: Iterable[str]) -> dict[str, str]:
-    """The class name of each wnid, sorted by wnid; of an id that nobody here has described, the id."""
+def class_names(wnids: Iterable[str], variant: str | None = None) -> dict[str, str]:
+    """The class name of each wnid, sorted by wnid: as the stated variant has it, where there is one; of an id that
+    nobody here has described, the id.
+    """
+    stated = get_variant(variant).by_wnid if variant else {}
     drawn, known = get_variant("shapes").by_wnid, get_variant("imagenet-1k").by_wnid
-    found = {wnid: own_class(wnid) or known.get(wnid) or drawn.get(wnid) for wnid in sorted(wnids)}
+    found = {w: stated.get(w) or own_class(w) or known.get(w) or drawn.get(w) for w in sorted(wnids)}
     return {wnid: info.name if info else wnid for wnid, info in found.items()}
 
 

@@ -57,8 +57,9 @@ def measure_membership(
     """
     from hfsyn.judging.accelerating import start_accelerator
     from hfsyn.judging.classifiers import open_classifier
-    from hfsyn.judging.evaluation import check_classes, predict
+    from hfsyn.judging.evaluation import predict
     from hfsyn.judging.imagesets import TEST, TRAIN, open_images
+    from hfsyn.judging.meeting import check_classes
     from hfsyn.judging.overlaps import shared_images
 
     accelerator = start_accelerator(device, "no")
@@ -77,7 +78,7 @@ def measure_membership(
         )
     answers = []
     for images in opened.values():
-        check_classes(classifier.wnids, images, classifier.source or classifier.name)
+        check_classes(classifier.classes, images, classifier.source or classifier.name)
         found = predict(classifier, images, accelerator)
         answers += [found.logits, found.labels]
     sets = {name: images.facts() for name, images in opened.items()}

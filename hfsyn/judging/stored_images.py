@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from builders.file_names import as_path
 from builders.parquet import stored_image
 from builders.rows import IndexEntry, Source
 
@@ -28,7 +29,7 @@ class Files:
 
     def __getitem__(self, number: int) -> bytes:
         try:
-            return (self.root / self.entries[number].location).read_bytes()
+            return (self.root / as_path(self.entries[number].location)).read_bytes()
         except OSError:  # gone, or forbidden: told by whoever decodes
             return b""
 

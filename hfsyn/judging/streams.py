@@ -14,6 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from hfsyn.judging.feeding import (
     seeded,
     unwrapped,
 )
-from hfsyn.judging.feeds import Slice, need_budget, same_classes
+from hfsyn.judging.feeds import Slice, need_budget
 from hfsyn.judging.imagesets import TRAIN, ImageSet, local_tables, pick_split
 from hfsyn.judging.labelled import Parts, class_names, of_some_variant
+from hfsyn.judging.meeting import same_classes
 from hfsyn.judging.references import Reference
 from hfsyn.judging.train_config import TrainConfig
 
@@ -64,10 +66,10 @@ class Stream:
     hub: str | None = None
     """The repository on the Hub that it is read from."""
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The wnids that are declared, sorted."""
-        return tuple(sorted(set(self.wnids.values())))
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Class name of each wnid that is declared, sorted by wnid."""
+        return class_names(set(self.wnids.values()), self.variant.name)
 
 
 def open_stream(found: Reference, split: str | None, token: str | bool | None = None) -> Stream:
@@ -165,8 +167,8 @@ class StreamFeed:
     """A training's batches from streams. Satisfies `hfsyn.judging.feeds.Feed`."""
 
     def __init__(self, config: TrainConfig, streams: Sequence[Stream], weights: Sequence[float]) -> None:
-        self.classes = same_classes([s.classes for s in streams], [s.reference for s in streams])
-        self.names: Mapping[str, str] = class_names(self.classes)
+        self.classes = same_classes([(s.reference, s.names) for s in streams])
+        self.names: Mapping[str, str] = {wnid: name for s in streams for wnid, name in s.names.items()}
         self.budget = need_budget(config, None)
         self.unread = 0
         self._config, self._streams = config, streams

@@ -31,9 +31,10 @@ from hfsyn.judging.accelerating import (
 from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, save_checkpoint
 from hfsyn.judging.classifiers import Classifier, check_model_name, new_classifier, open_classifier, save_classifier
-from hfsyn.judging.evaluation import check_classes, check_counts, measure
+from hfsyn.judging.evaluation import check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
 from hfsyn.judging.imagesets import ImageSet, open_images
+from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import dump_result
 from hfsyn.judging.model_cards import check_repo_id
 from hfsyn.judging.optimising import (
@@ -159,7 +160,7 @@ def open_sets(config: TrainConfig) -> tuple[Feed, ImageSet | None]:
     if config.test.dataset is None:
         return feed, None
     test = open_images(config.test.dataset, config.test.split)
-    check_classes(feed.classes, test, "the training set")
+    check_classes({wnid: feed.names[wnid] for wnid in feed.classes}, test, "the training set")
     check_counts(test)
     return feed, test
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from builders import layout
+from builders import layout, run_files
 from builders.images import decode_rgb
 from builders.layout import shard_range
 from builders.rows import SourceRow
@@ -56,6 +56,8 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
         HfsynError: the run is not that far, or the folder holds something else.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    run.check()
+    run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
     width, height = _size(run)
     shards = run.caption_shards()
     if left := [shard for shard in shards if not is_done(shard)]:

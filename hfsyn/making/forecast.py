@@ -18,11 +18,12 @@ from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.costs import Hours, hours, image_size
 from hfsyn.making.devices import UTILISATION
+from hfsyn.making.pins import pin_prompt, pinned
 from hfsyn.making.planning import read_captions
-from hfsyn.making.prompt_inputs import pin_prompt, takes_text, with_texts
+from hfsyn.making.prompt_inputs import takes_text, with_texts
 from hfsyn.making.real_images import check_order
 from hfsyn.making.recipe import Recipe, difference, fingerprint
-from hfsyn.making.runs import load_run
+from hfsyn.making.runs import Run, load_run
 from hfsyn.making.shards import pending
 from hfsyn.making.source_counts import TableCounts, counted, in_table, index_of_run, indexed
 from hfsyn.making.specs import Caption, Plan, digest_of, plan
@@ -165,9 +166,12 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         HfsynError: the source is missing or empty, or the run has other real images or captions; or the images cannot
             be read as they are needed.
     """
-    recipe = pin_prompt(recipe)
+    folder = None if run_folder is None else Path(run_folder)
+    there = folder is not None and layout.is_run_folder(folder) and (folder / layout.SOURCE).exists()
+    run = load_run(folder) if folder is not None and there else None
+    recipe = pinned(recipe, run.recipe) if run is not None else pin_prompt(recipe)
     check_order(recipe)
-    found = _lines(recipe, run_folder)
+    found = _lines(recipe, run)
     needed = takes_text(recipe)
     each = recipe.prompt.images_per_caption
     if isinstance(found, TableCounts):
@@ -224,19 +228,18 @@ def _without_images(recipe: Recipe, made: Plan | None) -> tuple[str, ...]:
     return tuple(info.wnid for info in variant.classes if info.wnid not in there)
 
 
-def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] | TableCounts:
+def _lines(recipe: Recipe, run: Run | None) -> tuple[Plan, str, str] | TableCounts:
     """The plan, where its captions and its counts are from; or what the table says."""
     needed = takes_text(recipe)
     text, origin = (_PLACEHOLDER, _NOT_YET) if needed else (None, "none needed")
     captions: Iterable[Caption]
-    if folder is not None and layout.is_run_folder(Path(folder)) and (Path(folder) / layout.SOURCE).exists():
-        run = load_run(folder)
-        _refuse_other(recipe, run.recipe, folder)
+    if run is not None:
+        _refuse_other(recipe, run)
         shards = run.caption_shards()
         if not pending(shards):
             captions, origin = read_captions(shards), "of this run"
         else:
-            captions = index_of_run(run.folder, text)
+            captions = index_of_run(run.checked(layout.SOURCE), text)
         counts = "of this run"
     else:
         if (table := counted(recipe.source)) is not None:
@@ -253,17 +256,17 @@ def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] |
     return made, origin, counts
 
 
-def _refuse_other(recipe: Recipe, theirs: Recipe, folder: str | Path) -> None:
+def _refuse_other(recipe: Recipe, run: Run) -> None:
     """Refuse the captions of other images, or of another captioner."""
     fields = [
         (key, old, new)
-        for key, old, new in difference(theirs, recipe)
+        for key, old, new in difference(run.recipe, recipe)
         if key.startswith(("source.", "caption")) and not (key.endswith((".revision", ".path")) and new is None)
     ]
     if fields:
         key, old, new = fields[0]
         raise HfsynError(
-            f"The run {folder} has other real images or captions: {key} is {old!r} there, {new!r} here.",
+            f"The run {run.folder} has other real images or captions: {key} is {old!r} there, {new!r} here.",
             "Leave --out away, or name a run of this source and this captioner.",
         )
 
@@ -354,8 +357,8 @@ def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:
     from hfsyn.publishing.publication import commits_for
 
     shards = shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)
-    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card.
-    files = 2 * shards + 7
+    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card; two markers.
+    files = 2 * shards + 9
     return files, commits_for(files - 1)
 
 

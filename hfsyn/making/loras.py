@@ -31,11 +31,6 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
             content than the recipe says.
     """
     if part.lora is None:
-        if part.lora_file is not None or part.lora_revision is not None:
-            raise HfsynError(
-                "The recipe has generate.lora_file or generate.lora_revision, and no generate.lora.",
-                "Name the LoRA weights, or leave both out.",
-            )
         return part
     local = _local(part)
     if local is not None:

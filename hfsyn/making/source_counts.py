@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from builders import layout
 from builders.access import UnreachableError, is_offline
 from builders.errors import DataError
 from builders.sources import open_source
@@ -72,9 +71,9 @@ def indexed(recipe: Recipe, text: str | None) -> Iterator[Caption]:
         yield Caption(entry.source_id, entry.wnid, text)
 
 
-def index_of_run(folder: Path, text: str | None) -> Iterator[Caption]:
+def index_of_run(index: Path, text: str | None) -> Iterator[Caption]:
     """A caption of that text for every line of a run's source index."""
-    with pq.ParquetFile(folder / layout.SOURCE) as file:
+    with pq.ParquetFile(index) as file:
         for batch in file.iter_batches(columns=["source_id", "wnid"]):
             for source_id, wnid in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 yield Caption(source_id, wnid, text)

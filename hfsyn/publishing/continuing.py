@@ -10,6 +10,7 @@ from pathlib import Path
 from builders import layout
 from builders.errors import DataError
 from builders.layout import load_sidecar, sidecar_of
+from hfsyn.making.pins import pinned
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import Recipe, parse_recipe
 from hfsyn.making.runs import Run, prepare
@@ -48,7 +49,8 @@ def continue_from(
     prefix = layout.config_prefix(config_name)
     ours = owned(state.tree, state.card, config_name)
     if state.head is not None and f"{prefix}{layout.RECIPE}" in ours:
-        recipe = _as_begun(recipe, repo, f"{prefix}{layout.RECIPE}", state.head)
+        path = f"{prefix}{layout.RECIPE}"
+        recipe = pinned(recipe, parse_recipe(repo.text(path, state.head), f"{path} of {repo.repo_id}"))
     run = prepare(recipe, out)
     there = {path.removeprefix(prefix) for path in ours}
     brought = _bring_back(run, run.caption_shards(), there, repo, state, prefix, say)
@@ -58,16 +60,6 @@ def continue_from(
     if brought:
         say(f"{brought} finished shards were brought back from {repo.repo_id}")
     return run
-
-
-def _as_begun(recipe: Recipe, repo: DatasetRepo, path: str, commit: str) -> Recipe:
-    """The recipe with its open revisions as the run on the Hub has them: by now there may be newer ones."""
-    begun = parse_recipe(repo.text(path, commit), f"{path} of {repo.repo_id}")
-    for name in ("source", "caption", "generate"):
-        mine, theirs = getattr(recipe, name), getattr(begun, name)
-        if mine is not None and theirs is not None and mine.revision is None:
-            recipe = recipe.model_copy(update={name: mine.model_copy(update={"revision": theirs.revision})})
-    return recipe
 
 
 def _bring_back(
@@ -106,7 +98,7 @@ def _bring_back(
             except DataError as error:
                 wrong = [error.message]
             if wrong:
-                say(f"{repo.repo_id}: {wrong[0]}; it is made anew")
+                say(f"{repo.repo_id}: {wrong[0]}; it is made again")
                 continue
             shard.parent.mkdir(exist_ok=True)
             shutil.move(fetched, shard)

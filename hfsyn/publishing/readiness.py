@@ -28,7 +28,7 @@ from hfsyn.making.prompts import is_user_strategy, strategy_of
 from hfsyn.making.real_images import check_order
 from hfsyn.making.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.making.recipe_prompts import HUB
-from hfsyn.making.runs import run_in
+from hfsyn.making.runs import Run, run_in
 from hfsyn.publishing.hub import DatasetRepo
 from hfsyn.publishing.preflight import Check
 from hfsyn.workers import default_processes, visible_gpus
@@ -73,7 +73,10 @@ def recipe_checks(recipe: Recipe, out: str | Path | None, token: str | bool | No
         out: where the run is or will be; None is this folder.
         token: as everywhere in huggingface_hub.
     """
-    yield from _folder(recipe, out)
+    if out is not None:
+        check, run = _folder(recipe, Path(out).expanduser())
+        yield check
+        recipe = recipe if run is None else run.recipe  # with what that run has pinned
     yield from _source(recipe, token)
     fetched = 0
     for model in models_of(recipe):
@@ -85,23 +88,17 @@ def recipe_checks(recipe: Recipe, out: str | Path | None, token: str | bool | No
     yield from _memory(recipe)
 
 
-def _folder(recipe: Recipe, out: str | Path | None) -> Iterator[Check]:
-    """Whether the run can be written where it is to be."""
-    if out is None:
-        return
-    folder = Path(out).expanduser()
+def _folder(recipe: Recipe, folder: Path) -> tuple[Check, Run | None]:
+    """Whether the run can be written where it is to be, and the run that is continued there."""
     try:
         run = run_in(recipe, folder)
     except HfsynError as error:
-        yield Check("failed", error.message, error.hint)
-        return
+        return Check("failed", error.message, error.hint), None
     there = _existing(folder)
     if not os.access(there, os.W_OK | os.X_OK):
-        yield Check("failed", f"{there} may not be written to.", f"chmod u+w {there}, or name another --out.")
-    elif run is not None:
-        yield Check("ok", f"{folder} holds a run of this recipe, which is continued.")
-    else:
-        yield Check("ok", f"{folder} has room for a new run.")
+        return Check("failed", f"{there} may not be written to.", f"chmod u+w {there}, or name another --out."), run
+    what = "has room for a new run" if run is None else "holds a run of this recipe, which is continued"
+    return Check("ok", f"{folder} {what}."), run
 
 
 def _source(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:

@@ -1,12 +1,13 @@
 """Whether a finished run or a published version is what its recipe says: files, schema, counts, prompts and seeds.
 
-Everything that can be computed from the recipe and the captions is computed anew. The pixels are not: that is
+Everything that can be computed from the recipe and the captions is computed again. The pixels are not: that is
 `hfsyn.publishing.reproduction`'s. On the Hub the hashes are those under which the Hub stores the files; only
 footers, captions and the columns beside the image are downloaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from builders import layout
+from builders import layout, run_files
 from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
 from builders.layout import Manifest, ShardEntry
@@ -26,7 +27,7 @@ from builders.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import is_user_strategy, strategy_of
-from hfsyn.making.recipe import Recipe, fingerprint
+from hfsyn.making.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.making.shards import sha256_of
 from hfsyn.making.specs import order_of, sample_id_of, seed_of
 from hfsyn.publishing.comparison import recipe_of
@@ -100,6 +101,7 @@ def verify(
     if is_user_strategy(recipe.prompt.strategy):
         found.unchecked = f"prompts, which a function of the author's wrote ({recipe.prompt.strategy})"
     _check_recipe(found, manifest, recipe)
+    _check_small_files(found, side, manifest, recipe)
     _check_files(found, side, manifest)
     captions = _captions(found, side, manifest, recipe)
     if manifest.raw.get("what", "data") == "data":
@@ -120,6 +122,28 @@ def _check_recipe(found: Verification, manifest: Manifest, recipe: Recipe) -> No
     split = get_variant(recipe.source.variant).split(recipe.source.split)
     if manifest.split != split:
         found.note("recipe", f"the manifest is of split {manifest.split!r}, and the recipe of {split!r}")
+
+
+def _check_small_files(found: Verification, side: Published | RunFolder, manifest: Manifest, recipe: Recipe) -> None:
+    """Recipe, tables and list of what was set aside are as the manifest states them; card and preview are there."""
+    stated: dict[str, str] = manifest.raw["files"]
+    if stated.get(layout.RECIPE) != hashlib.sha256(dump_recipe(published_recipe(recipe)).encode()).hexdigest():
+        found.note("recipe", f"{layout.RECIPE} is not as the manifest states it")
+    for name in (layout.SOURCE, layout.PLAN, layout.REJECTED) if manifest.raw.get("what", "data") == "data" else ():
+        found.files += 1
+        try:
+            if sha256_of(side.fetch(name)) != stated.get(name):
+                found.note("files", f"{name} has other bytes than the manifest states")
+        except DataError as error:
+            found.note("files", error.message)
+    if isinstance(side, RunFolder):
+        for name in (layout.SOURCE, layout.PLAN):
+            try:
+                run_files.table(side.folder / name, manifest.fingerprint)
+            except DataError as error:
+                found.note("files", error.message)
+        for what in run_files.lost(side.folder, manifest):
+            found.note("files", what)
 
 
 def _check_files(found: Verification, side: Published | RunFolder, manifest: Manifest) -> None:
