@@ -276,8 +276,8 @@ def _by_split(
             matched = _matching(glob, base, files)
             if not matched and stated:
                 raise DataError(
-                    f"The card of {where} says that the split '{split}' is {shorten([posixpath.join(base, glob)])}, which is not "
-                    "there.",
+                    f"The card of {where} says that the split '{split}' is '{posixpath.join(base, glob)}', which is "
+                    "not there.",
                     "Put `data_files` in the card right, or bring the files.",
                 )
             found[split] |= set(matched)
