@@ -160,7 +160,8 @@ def find_tables(files: Iterable[str], card: Card, config: str | None, where: str
     if card.configs and not (inside and config not in card.configs):
         config = _configured(card, config, where)
         base, patterns = _said(card.configs[config], tables, where)
-        splits = _by_split(patterns, base, names, f"The card of {where}")
+        stated = card.configs[config].get("data_files") is not None
+        splits = _by_split(patterns, base, names, where, stated=stated)
         given = {name for other in card.configs.values() for name in _given(other, tables, where)}
         beside = [name for name in tables if name not in given]
         reason = "Parquet file that the card gives to no split"
@@ -170,10 +171,10 @@ def find_tables(files: Iterable[str], card: Card, config: str | None, where: str
             there = f"Folders with tables: {shorten(folders)}." if folders else "It has one alone: leave the name out."
             raise NoConfigurationError(f"{where} has no configuration '{config}'.", there)
         base, patterns = config or "", _patterns(tables, config or "", where)
-        splits = _by_split(patterns, base, tables, where)
+        splits = _by_split(patterns, base, tables, where, stated=False)
         _one_part(splits, base, where)
-        there = {name for part in splits.values() for name in part}
-        beside = [name for name in tables if name not in there and name.startswith(base and f"{base}/")]
+        taken = {name for part in splits.values() for name in part}
+        beside = [name for name in tables if name not in taken and name.startswith(base and f"{base}/")]
         reason = "Parquet file of no split"
     _tell_shared(splits, where)
     only = next(iter(card.names.values()), {}) if len(card.names) == 1 else {}
@@ -265,7 +266,7 @@ def _matching(pattern: str, base: str, files: Iterable[str]) -> list[str]:
 
 
 def _by_split(
-    patterns: Mapping[str, Sequence[str]], base: str, files: Sequence[str], who: str
+    patterns: Mapping[str, Sequence[str]], base: str, files: Sequence[str], where: str, *, stated: bool
 ) -> dict[str, tuple[str, ...]]:
     """Split -> its Parquet files; empty where the patterns mean files of another kind alone."""
     found: dict[str, set[str]] = {}
@@ -273,17 +274,17 @@ def _by_split(
         found[split] = set()
         for glob in globs:
             matched = _matching(glob, base, files)
-            if not matched and who.startswith("The card"):
+            if not matched and stated:
                 raise DataError(
-                    f"{who} says that the split '{split}' is {shorten([posixpath.join(base, glob)])}, which is not "
-                    "there.",
+                    f"The card of {where} says that the split '{split}' is '{posixpath.join(base, glob)}', which is "
+                    "not there.",
                     "Put `data_files` in the card right, or bring the files.",
                 )
             found[split] |= set(matched)
     splits = {split: tuple(sorted(filter(is_table, names))) for split, names in found.items()}
     if lacking := [split for split, names in splits.items() if not names and any(splits.values())]:
         raise DataError(
-            f"{who} says that the split '{lacking[0]}' is {shorten(sorted(found[lacking[0]]), 3)}, and the others are "
+            f"The split '{lacking[0]}' of {where} is {shorten(sorted(found[lacking[0]]), 3)}, and the others are "
             "Parquet files.",
             "All splits must be Parquet files.",
         )

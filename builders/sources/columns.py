@@ -8,6 +8,7 @@ where several columns could be it, they must name the same class in every row, s
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -302,10 +303,12 @@ def meanings(
             f"The labels of {where or label.column} are numbers without names (column '{label.column}').",
             "Write the file with `datasets` and a ClassLabel feature, or add a column 'wnid'.",
         )
-    known = check_names(variant, names) if trusted else hub_labels(variant, names)
+    # A class map knows each name by itself, whatever number it has.
+    known = check_names(variant, names) if trusted and not variant.label_ids else hub_labels(variant, names)
     by_name = label_map(variant, names)
     # A name that stands twice means two classes, and which of them by number is not said.
-    by_number = known or tuple(by_name[name] if names.count(name) == 1 else None for name in names)
+    times = Counter(names)
+    by_number: Sequence[str | None] = known or [by_name[name] if times[name] == 1 else None for name in names]
     found = {value: by_number[value] if 0 <= value < len(by_number) else None for value in values}
     return found, known is not None
 

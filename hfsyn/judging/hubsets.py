@@ -71,25 +71,34 @@ def find_rows(
     Raises:
         HfsynError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
     """
-    from builders.access import is_offline, said_plainly
-    from builders.hub import open_repository
-    from builders.published import load_version, open_published
-    from hfsyn.judging.imagesets import pick_split
+    from builders.access import is_offline
+    from builders.published import find_published, load_version, open_published
+    from builders.revisions import resolve
 
     revision = found.revision or "main"
-    if not is_offline():
-        sha, files = _listing(found.place, revision, token)
-        if not any(name == "manifest.json" or name.endswith("/manifest.json") for name in files):
-            choice = _choice(found)
-            with said_plainly(found.place, revision):
-                there = open_repository(found.place, sha, choice.config, converted=False, token=token)
-            if not there.tables.splits:
-                return _load_plain(found, sha, split, default, streaming, token)
-            picked = pick_split(list(there.tables.splits), split, default, str(found))
-            return HubTables(found.place, sha, there.tables, picked, there.filesystem, choice), picked, sha
-    entry = open_published(found.place, revision, found.config, token=token)
-    rows = load_version(found.place, revision, found.config, split=split, streaming=streaming, token=token)
+    entry = find_published(found.place, revision, found.config, token=token)
+    if entry is None and not is_offline():
+        return _find_plain(found, resolve(found.place, revision, token).sha, split, default, streaming, token)
+    entry = entry or open_published(found.place, revision, found.config, token=token)  # which says what is wrong
+    rows = load_version(found.place, revision, entry.config_name, split=split, streaming=streaming, token=token)
     return rows, entry.manifest().split, entry.sha
+
+
+def _find_plain(
+    found: Reference, sha: str, split: str | None, default: Sequence[str], streaming: bool, token: str | bool | None
+) -> tuple[Any, str, str]:
+    """As `find_rows`, of a dataset that is not ours: Parquet files by the card, others as `load_dataset` reads them."""
+    from builders.access import said_plainly
+    from builders.hub import open_repository
+    from hfsyn.judging.imagesets import pick_split
+
+    choice = _choice(found)
+    with said_plainly(found.place, sha):
+        there = open_repository(found.place, sha, choice.config, converted=False, token=token)
+    if not there.tables.splits:
+        return _load_others(found, sha, split, default, streaming, token)
+    picked = pick_split(list(there.tables.splits), split, default, str(found))
+    return HubTables(found.place, sha, there.tables, picked, there.filesystem, choice), picked, sha
 
 
 def _choice(found: Reference) -> Choice:
@@ -120,7 +129,7 @@ def find_variant_rows(
     return HubTables(hub.repo_id, there.commit, there.tables, theirs, there.filesystem, choice, trusted=True)
 
 
-def _load_plain(
+def _load_others(
     found: Reference, sha: str, split: str | None, default: Sequence[str], streaming: bool, token: str | bool | None
 ) -> tuple[Any, str, str]:
     from datasets import get_dataset_split_names, load_dataset
@@ -135,16 +144,6 @@ def _load_plain(
         reason = str(error).strip().splitlines()[0]
         raise HfsynError(f"{found} cannot be read: {reason}", "Check its page on the Hub.") from None
     return rows, picked, sha
-
-
-def _listing(repo_id: str, revision: str, token: str | bool | None) -> tuple[str, list[str]]:
-    from huggingface_hub import HfApi
-
-    from builders.access import said_plainly
-
-    with said_plainly(repo_id, revision):
-        info = HfApi(token=token).dataset_info(repo_id, revision=revision)
-    return str(info.sha), [sibling.rfilename for sibling in info.siblings or ()]
 
 
 def stream_tables(files: Sequence[str], token: str | bool | None = None) -> Any:
