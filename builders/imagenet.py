@@ -149,7 +149,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
 
 
 def _fingerprint(path: Path) -> str:
-    """A hash of the folders' names and times and of the sizes and times of tables and lists; no image file is looked at."""
+    """A hash of the folders' names and times and of the sizes and times of tables and lists; of no image."""
     found = hashlib.sha256()
     if path.is_file():
         found.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())

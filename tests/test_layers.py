@@ -55,7 +55,7 @@ LAYERS = (
         "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.labelled", "hfsyn.judging.model_cards",
         "hfsyn.judging.meeting",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
-        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
+        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
     },
     {
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
