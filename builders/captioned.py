@@ -14,15 +14,16 @@ from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
-import yaml
 from datasets.builder import Key
 
 from builders import layout
 from builders.errors import DataError
 from builders.own_variants import own_variant
+from builders.run_files import finished, table
 from builders.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
+from builders.yaml import read_text
 
 
 @dataclass
@@ -45,8 +46,13 @@ class Captioned(datasets.GeneratorBasedBuilder):
         """The `source` part of the run's recipe."""
         folder = Path(self.config.run or "")
         if not self.config.run or not layout.is_run_folder(folder):
-            raise DataError(f"{self.config.run!r} is no run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
-        part: dict[str, Any] = yaml.safe_load((folder / layout.RECIPE).read_text(encoding="utf-8"))["source"]
+            raise DataError(f"{self.config.run!r} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
+        finished(folder)
+        file = folder / layout.RECIPE
+        fields = layout.recipe_fields(read_text(file, "recipe", "It is what makes a folder a run."), str(file))
+        part: dict[str, Any] = fields.get("source") or {}
+        if missing := {"variant", "split", "path", "revision"} - set(part):
+            raise DataError(f"{file} is damaged: its source has no {min(missing)}.", "Build the run again.")
         if part.get("definition") is not None:
             own_variant(part["definition"], name=part["variant"])
         return part
@@ -93,5 +99,7 @@ class Captioned(datasets.GeneratorBasedBuilder):
 def _entries(shard: Path, captions: dict[str, Any]) -> list[IndexEntry]:
     """Index entries of the captioned rows of a shard."""
     sidecar = layout.load_sidecar(layout.sidecar_of(shard))
-    index = pq.read_table(shard.parent.parent / layout.SOURCE).slice(sidecar.start, sidecar.stop - sidecar.start)
+    path = shard.parent.parent / layout.SOURCE
+    table(path, sidecar.fingerprint)
+    index = pq.read_table(path).slice(sidecar.start, sidecar.stop - sidecar.start)
     return [IndexEntry(**line) for line in index.to_pylist() if line["source_id"] in captions]

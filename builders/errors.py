@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["DataError", "HfsynError"]
+from collections.abc import Iterable
+
+__all__ = ["DataError", "HfsynError", "did_you_mean", "one_line"]
 
 
 class HfsynError(Exception):
@@ -24,9 +26,34 @@ class HfsynError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        """Message and hint in one line."""
-        return f"{self.message} {self.hint}".strip()
+        """Message and hint in one line, whatever signs the names in it have."""
+        return one_line(f"{self.message} {self.hint}".strip())
+
+
+def one_line(text: str) -> str:
+    """The text with signs that would break a line or steer a terminal as escapes, and every kind of space as one."""
+    if text.isprintable():
+        return text
+    signs = (" " if c.isspace() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else sign for c, sign in zip(text, signs, strict=True))
 
 
 class DataError(HfsynError):
     """Data, or a request for data, that cannot be used as it is."""
+
+
+def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, before: str = "") -> str:
+    """`` Did you mean 'steps'?``, to be put behind a message; empty where nothing known is near.
+
+    Args:
+        word: what was written.
+        known: what is there.
+        most: how many are named.
+        before: what stands before each name, such as the part that a field is in.
+    """
+    import difflib
+
+    by_small = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
+    return f" Did you mean {' or '.join(repr(before + by_small[name]) for name in near)}?" if near else ""
+

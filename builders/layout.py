@@ -6,21 +6,25 @@ A run folder has one shape, on disk and on the Hub::
     ├── recipe.yaml                           the resolved recipe: everything that decides the bytes
     ├── strategy.txt                          a function of the user's that writes the prompts; never published
     ├── source.parquet                        the index of the source: id and class of every real image that is used
+    ├── source.json                           its marker, which says too what of the source is left out, and why
     ├── captions/
     │   ├── train-00000-of-00010.parquet      what was read of each real image, and its caption
     │   └── train-00000-of-00010.json         its sidecar
     ├── plan.parquet                          one line for each image to make: id, class, prompt, seed
+    ├── plan.json                             its marker
     ├── data/
     │   ├── train-00000-of-00010.parquet      the synthetic rows, published as they lie
     │   └── train-00000-of-00010.json         its sidecar
     ├── rejected.jsonl                        every image that was set aside, with its reason
-    ├── manifest.json                         the table of contents; its existence means that the run is finished
+    ├── manifest.json                         the table of contents; its existence means that the run was finished
     ├── README.md                             the card
     ├── preview/                              contact sheets
     └── .locks/                               advisory locks of the processes at work; never published
 
-A sidecar is written after its shard and its existence means that the shard is done. Delete a sidecar, or a shard with
-its sidecar, and that one shard is made again. Nobody else in this project writes one of these names.
+A sidecar is written after its shard and its existence means that the shard is done; so are the markers of the two
+tables, and the manifest of the whole. Delete a sidecar or a marker, or with it what it marks, and that one file is made
+again, to the same bytes. Nobody else in this project writes one of these names. See `builders.run_files` for who looks
+at them.
 
 A sidecar, shortened::
 
@@ -31,6 +35,7 @@ A sidecar, shortened::
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -39,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
+from builders.yaml import load_mapping
 
 RECIPE = "recipe.yaml"
 STRATEGY = "strategy.txt"
@@ -50,16 +56,25 @@ REJECTED = "rejected.jsonl"
 MANIFEST = "manifest.json"
 CARD = "README.md"
 PREVIEW = "preview"
+SAMPLES = "samples.png"
+"""The contact sheet in `PREVIEW`."""
 LOCKS = ".locks"
 
 DEFAULT_CONFIG = "default"
 """The configuration of a repository that lies at its root; any other lies in a folder of its own name."""
 
-KNOWN = frozenset({RECIPE, STRATEGY, SOURCE, CAPTIONS, PLAN, DATA, REJECTED, MANIFEST, CARD, PREVIEW, LOCKS})
+KNOWN = frozenset(
+    {
+        RECIPE, STRATEGY, SOURCE, "source.json", CAPTIONS, PLAN, "plan.json", DATA, REJECTED, MANIFEST, CARD, PREVIEW,
+        LOCKS,
+    }
+)  # fmt: skip
 """Every name that may stand at the top of a run folder."""
 
-FORMAT = 1
-"""Of manifests. A reader refuses what it does not know."""
+FORMAT = 2
+"""Of run folders and of what is published from them: recipe, fingerprint, manifest. It rises when the same recipe would
+make other bytes or another folder; a reader refuses what it does not know.
+"""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -113,10 +128,10 @@ def load_sidecar(path: Path) -> Sidecar:
     Raises:
         DataError: the file is not the JSON of a sidecar.
     """
-    return parse_sidecar(path.read_text(encoding="utf-8"), str(path))
+    return parse_sidecar(path.read_bytes(), str(path))
 
 
-def parse_sidecar(text: str, where: str) -> Sidecar:
+def parse_sidecar(text: str | bytes, where: str) -> Sidecar:
     """Read a sidecar's text; `where` says whose it is.
 
     Raises:
@@ -139,6 +154,38 @@ def parse_sidecar(text: str, where: str) -> Sidecar:
         return found
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where} is not a sidecar ({error}).", "Delete it, and its shard is made again.") from error
+
+
+def check_format(found: object, where: str) -> None:
+    """Refuse a recipe or a manifest of another format than `FORMAT`.
+
+    Args:
+        found: what it says of its format; None where it says nothing, which is format 1.
+        where: how to call it in a message.
+
+    Raises:
+        DataError: it is of another format; the message names both.
+    """
+    if type(found) is int and found == FORMAT:
+        return
+    found = 1 if found is None else found
+    raise DataError(
+        f"{where} is of format {found!r}, and this hfsyn reads format {FORMAT}.",
+        "A newer hfsyn reads it."
+        if type(found) is int and found > FORMAT
+        else "Build it again, into a new folder or with --overwrite; nothing of it is converted.",
+    )
+
+
+def recipe_fields(text: str, where: str) -> dict[str, Any]:
+    """The fields of a recipe that is stored with a run or was published, without its format.
+
+    Raises:
+        DataError: it cannot be read, or is of another format; `where` names it.
+    """
+    fields = load_mapping(text, where, "recipe")
+    check_format(fields.pop("format", None), where)
+    return fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,16 +213,29 @@ class Manifest:
     raw: Mapping[str, Any]
 
 
-def load_manifest(text: str, where: str) -> Manifest:
+def sealed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest with the SHA-256 of all the others in the last one, ``sha256``."""
+    others = {key: value for key, value in fields.items() if key != "sha256"}
+    canonical = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return {**others, "sha256": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def load_manifest(
+    text: str, where: str, hint: str = "Check the repository and the revision; a newer hfsyn may be needed."
+) -> Manifest:
     """Read a manifest, which may come from a stranger: every name and number is checked before it is used.
 
     Raises:
-        DataError: it is no manifest, or names a file outside the run folder. `where` says which file it is.
+        DataError: it is not a manifest, is not as it was written, or names a file outside the run folder. `where` says
+            which file it is, `hint` what to do.
     """
     try:
         raw = json.loads(text)
-        if not isinstance(raw, dict) or raw["format"] != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+        if not isinstance(raw, dict):
+            raise TypeError("it is not an object")
+        check_format(raw["format"], where)
+        if raw != sealed(raw):
+            raise ValueError("it is not as it was written")
         shards, captions = ([_shard_entry(entry) for entry in raw.get(key, ())] for key in ("shards", "captions"))
         texts = {key: raw[key] for key in ("name", "split", "fingerprint")}
         rows = raw["rows"]
@@ -183,6 +243,8 @@ def load_manifest(text: str, where: str) -> Manifest:
             raise TypeError("a name, split, fingerprint or number of rows is of the wrong kind")
         if not isinstance(raw.get("recipe"), dict) or raw.get("what", "data") not in ("data", "captions"):
             raise TypeError("its recipe or what it is of is of the wrong kind")
+        if not all(isinstance(value, str) for value in raw["files"].values()):
+            raise TypeError("the hash of a file is of the wrong kind")
         counts = [*raw.get("rejected", {}).values(), *(entry["rows"] for entry in raw.get("classes", ()))]
         if not all(type(count) is int for count in counts) or not all(
             isinstance(entry["wnid"], str) for entry in raw.get("classes", ())
@@ -190,8 +252,7 @@ def load_manifest(text: str, where: str) -> Manifest:
             raise TypeError("a count of a class or a reason is of the wrong kind")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{where} is not a manifest that this version reads ({error!r}).",
-            "Check the repository and the revision; a newer hfsyn may be needed.",
+            f"{where} is not a manifest that this version reads ({error!r}).", hint
         ) from None
     return Manifest(**texts, rows=rows, shards=tuple(shards), captions=tuple(captions), raw=raw)
 
@@ -257,7 +318,7 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / RECIPE).is_file()
 
 
-_SHEETS = frozenset({"samples.png", "contact_sheet.png"})
+_SHEETS = frozenset({SAMPLES, "contact_sheet.png"})
 """Pictures of `PREVIEW`: that of a run, and that of the demo."""
 
 

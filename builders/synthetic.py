@@ -5,8 +5,8 @@
 >>> rows = Synthetic(repo="user/shapes", revision="v1.0.0").as_streaming_dataset("train")  # doctest: +SKIP
 
 A finished run folder and a published version also load with plain ``load_dataset``, with the same rows. This builder
-reads unfinished runs too (exactly the shards whose sidecar stands), and of a published set exactly the version that was
-asked for, or none (see `builders.published`).
+reads unfinished runs too (exactly the shards whose sidecar stands), refuses a finished one that is not whole any more,
+and of a published set reads exactly the version that was asked for, or none (see `builders.published`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from datasets.builder import Key
 from builders import layout
 from builders.errors import DataError
 from builders.published import open_published, shard_files
+from builders.run_files import finished
 
 
 @dataclass
@@ -62,7 +63,8 @@ class Synthetic(datasets.ArrowBasedBuilder):
             return self._published()
         folder = Path(self.config.run)
         if not layout.is_run_folder(folder):
-            raise DataError(f"{folder} is no run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
+            raise DataError(f"{folder} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
+        finished(folder)  # or else it would give fewer rows without a word
         found: dict[str, list[str]] = {}
         for shard in layout.finished_shards(folder / layout.DATA):
             split, _, _ = layout.shard_number(shard) or ("", 0, 0)

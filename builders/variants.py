@@ -13,14 +13,24 @@ Only the standard library is imported.
 
 from __future__ import annotations
 
-import difflib
-
-from builders.errors import DataError
+from builders.errors import DataError, did_you_mean
 from builders.evaluation_sets import EVALUATION_SETS
-from builders.variant import ClassInfo, HubSource, Variant
+from builders.variant import SPLIT_WORDS, Choice, ClassInfo, HubSource, Variant, usual_split
 from builders.variant_table import DRAWN_SETS, TRAINING_SETS
 
-__all__ = ["VARIANTS", "ClassInfo", "HubSource", "Variant", "get_variant", "own_class", "register", "variant_names"]
+__all__ = [
+    "SPLIT_WORDS",
+    "VARIANTS",
+    "Choice",
+    "ClassInfo",
+    "HubSource",
+    "Variant",
+    "get_variant",
+    "own_class",
+    "register",
+    "usual_split",
+    "variant_names",
+]
 
 VARIANTS: dict[str, Variant] = {row.name: row for row in (*TRAINING_SETS, *EVALUATION_SETS, *DRAWN_SETS)}
 """Every variant by name."""
@@ -48,11 +58,11 @@ def get_variant(name: str) -> Variant:
     """The variant of that name. Raises DataError, with the nearest name, for an unknown one."""
     if found := VARIANTS.get(name) or _OWN.get(name):
         return found
-    asked = str(name).lower()
-    family = [known for known in VARIANTS if known.startswith(f"{asked}-")]  # "imagenet-v2" is three sets
-    near = family if 0 < len(family) <= 3 else difflib.get_close_matches(asked, VARIANTS, n=1)
-    guess = f"Did you mean {' or '.join(repr(known) for known in near)}? " if near else ""
+    asked = str(name)
+    family = [known for known in VARIANTS if known.startswith(f"{asked.lower()}-")]  # "imagenet-v2" is three sets
+    some = 0 < len(family) <= 3
+    guess = f" Did you mean {' or '.join(map(repr, family))}?" if some else did_you_mean(asked, VARIANTS)
     raise DataError(
-        f"There is no variant '{name}'.",
-        f"{guess}There are: {', '.join(VARIANTS)}. Classes of your own: hfsyn variants new",
+        f"There is no variant '{asked[:100]}'.{guess}",
+        f"There are: {', '.join(VARIANTS)}. Classes of your own: hfsyn variants new",
     )

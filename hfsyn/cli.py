@@ -5,8 +5,6 @@ Data goes to stdout, everything else to stderr; the last line of stdout is the u
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +12,8 @@ from typing import Any
 
 import click
 
+from builders.errors import one_line
+from builders.files import disk_error
 from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
 from hfsyn.commands.exhibits import EXHIBITS
@@ -21,11 +21,13 @@ from hfsyn.commands.hub import HUB_COMMANDS
 from hfsyn.commands.looking import LOOKING
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.commands.training import evaluate_command, train_command
+from hfsyn.commands.values import strict
 from hfsyn.commands.work_options import stage_options
 from hfsyn.errors import ExitCode, HfsynError
 
-# What a full or forbidden disk says: the user's to mend, not a fault of ours.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+_MOST_SAID = 500
+"""Letters that are said of what was wrong: a value may be long."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,7 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
-    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, leave_at_once, say_terminated
+    from hfsyn.workers import (
+        Terminated,
+        heeding_termination,
+        is_child,
+        join_launcher,
+        leave_at_once,
+        say_terminated,
+        tell,
+    )
 
     try:
         join_launcher()
@@ -52,15 +62,15 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except click.UsageError as error:
         # One line, like every other error: what was wrong, and where to read what is allowed.
         where = error.ctx.command_path if error.ctx else name
-        click.echo(f"Error: {error.format_message()} See `{where} --help`.", err=True)
+        said = error.format_message()
+        said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
+        click.echo(f"Error: {one_line(said)} See `{where} --help`.", err=True)
         code = error.exit_code
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except HfsynError as error:
-        click.echo(f"Error: {error}", err=True)
-        # The parent of `--num-processes` sees what is missing; a child's own code makes the launcher print more.
-        code = int(ExitCode.OK) if is_child() else int(error.code)
+        code = tell(str(error), int(error.code))
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
         leave_at_once(ExitCode.INTERRUPTED)
@@ -71,11 +81,13 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         # The reader of our output (head, less) has gone; that is its right.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
-    except OSError as error:
-        if error.errno not in _DISK:
+    except Exception as error:
+        # A full, forbidden or vanished disk, too many open files: the user's to fix, and not a fault of ours.
+        refused = disk_error(error)
+        if refused is None:
             raise
-        click.echo(f"Error: {error.filename or 'the disk'}: {error.strerror}. What is finished is kept.", err=True)
-        code = int(ExitCode.OK if is_child() else ExitCode.PREFLIGHT)
+        what = f"{refused.filename or 'the disk'}: {refused.strerror}. What is finished is kept."
+        code = tell(what, ExitCode.PREFLIGHT)
     sys.exit(code)
 
 
@@ -137,8 +149,9 @@ def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
 
 def _summary(run: Any, quiet: bool) -> None:
     from builders import layout
+    from builders.published import RunFolder
 
-    manifest = json.loads((run.folder / layout.MANIFEST).read_text(encoding="utf-8"))
+    manifest = RunFolder(run.folder).manifest().raw
     if not quiet:
         _say(
             f"{manifest['rows']} images of {len(manifest['classes'])} classes, "
@@ -211,3 +224,4 @@ def finish(run: str, quiet: bool) -> None:
 
 for _group in (*LOOKING, *CATALOGUE, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)
+strict(cli)

@@ -168,7 +168,8 @@ def test_processes_that_wait_for_a_download_are_not_taken_for_dead(monkeypatch: 
         return SimpleNamespace(num_processes=2, device="cpu")
 
     monkeypatch.setattr("accelerate.PartialState", state)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     pick_device("cpu")
     assert asked["timeout"] >= timedelta(hours=2)  # NCCL's own is ten minutes
 

@@ -110,12 +110,12 @@ def test_a_file_of_ones_own_is_a_fragment_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("generate: {model: x}", "is no captioner: it needs the key 'caption'"),
-        ("caption: x", "is no captioner: it needs the key 'caption'"),
-        ("caption: {model: x}\nprompt: {}", "is no captioner: its key 'prompt' is unknown"),
-        ("caption: {model: x}\nfacts: 3", "is no captioner"),
-        ("- 1", "is no captioner"),
-        ("caption: {", "is not YAML"),
+        ("generate: {model: x}", "is not a captioner: it needs the key 'caption'"),
+        ("caption: x", "is not a captioner: it needs the key 'caption'"),
+        ("caption: {model: x}\nprompt: {}", "is not a captioner: its key 'prompt' is unknown"),
+        ("caption: {model: x}\nfacts: 3", "is not a captioner"),
+        ("- 1", "holds a list, and a captioner is a mapping"),
+        ("caption: {", "line 1, column 11: "),
         ("caption: {model: x, beams: 3}", "Unknown key 'caption.beams'"),
         ("caption: {model: x, top_p: 2}", "caption.top_p is 2"),
         ("caption: {model: x, top_p: 0.5, num_beams: 3}", "caption.num_beams is 3, and caption.top_p"),

@@ -12,15 +12,18 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.layout", "builders.own_variants",
-        "builders.real_labels", "builders.variant", "builders.variant_facts", "builders.variant_table",
-        "builders.variants", "builders.strict_yaml", "hfsyn.errors",
+        "builders.errors", "builders.evaluation_sets", "builders.file_names", "builders.files", "builders.layout",
+        "builders.own_variants", "builders.real_labels", "builders.run_files", "builders.variant",
+        "builders.variant_facts", "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
-        "builders.access", "builders.captioned", "builders.colours", "builders.drawing", "builders.folders",
-        "builders.formats", "builders.hub", "builders.imagenet", "builders.images", "builders.labels",
-        "builders.parquet", "builders.published", "builders.resuming", "builders.rows", "builders.schema",
-        "builders.shapes", "builders.sources", "builders.synthetic", "builders.variant_files",
+        "builders.access", "builders.captioned", "builders.class_names", "builders.colours", "builders.drawing",
+        "builders.folder_contents", "builders.folder_layouts", "builders.folders", "builders.formats", "builders.hub",
+        "builders.image_lists", "builders.imagenet", "builders.images", "builders.labels", "builders.other_layouts",
+        "builders.ours", "builders.parquet", "builders.published", "builders.resuming", "builders.revisions",
+        "builders.rows", "builders.schema", "builders.shapes", "builders.sources", "builders.sources.cards",
+        "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",
+        "builders.synthetic", "builders.variant_files",
     },
     {
         "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
@@ -28,27 +31,29 @@ LAYERS = (
         "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts",
         "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.making.recipe_sources",
         "hfsyn.publishing.versions", "hfsyn.making.options", "hfsyn.making.recipe_faults",
-        "hfsyn.making.recipe_overrides",
+        "hfsyn.making.recipe_overrides", "hfsyn.making.loading",
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
-        "hfsyn.making.captions_files", "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
+        "hfsyn.making.captions_files", "hfsyn.making.pins",
+        "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
-        "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
+        "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.making.token_limits", "hfsyn.making.stored_rows",
+        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
         "hfsyn.making.token_drawing", "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
-        "hfsyn.making.run_status",
+        "hfsyn.making.run_status", "hfsyn.making.overwriting",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifiers", "hfsyn.judging.columns", "hfsyn.judging.evaluation", "hfsyn.judging.feeding",
-        "hfsyn.judging.feeds", "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.model_cards",
+        "hfsyn.judging.classifiers", "hfsyn.judging.evaluation", "hfsyn.judging.feeding", "hfsyn.judging.feeds",
+        "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.labelled", "hfsyn.judging.model_cards",
+        "hfsyn.judging.meeting",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
         "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
     },
@@ -71,7 +76,7 @@ LAYERS = (
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
         "hfsyn.commands.recipe_options", "hfsyn.commands.training", "hfsyn.commands.looking",
-        "hfsyn.commands.work_options",
+        "hfsyn.commands.work_options", "hfsyn.commands.values",
     },
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.
@@ -84,8 +89,8 @@ FREE = {
 STDLIB = set(sys.stdlib_module_names)
 OUTSIDE = (
     set(),
-    {"PIL", "numpy", "pyarrow", "datasets", "fsspec", "huggingface_hub", "yaml"},
-    {"pydantic", "yaml"},
+    {"PIL", "numpy", "pyarrow", "datasets", "fsspec", "huggingface_hub"},
+    {"pydantic"},
     {"PIL", "numpy", "pyarrow", "tqdm"},
     {"PIL", "numpy", "pyarrow"},
     {"PIL", "numpy", "pyarrow"},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from builders import layout
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import (
@@ -143,24 +144,16 @@ def test_the_fingerprint_changes_with_every_field_but_the_name() -> None:
     assert len({fingerprint(base), *prints}) == len(changed) + 1
 
 
-def test_a_recipe_from_before_newer_fields_keeps_its_name_and_its_text() -> None:
-    """What is published under a name must keep it: these are of the first release of the format."""
-    first = load_recipe(
-        {"name": "first", "source": {"variant": "imagenette"}, "caption": {"model": "a/b"},
-         "prompt": {"strategy": "cip"}, "generate": {"model": "c/d"}}
-    )  # fmt: skip
-    assert fingerprint(first) == "8335421599d5729d1ee0662da6d114bfbdf270e4a8f54072d256894f971befaa"
-    fields = {part: list(text) for part, text in yaml.safe_load(dump_recipe(first)).items() if isinstance(text, dict)}
-    assert fields == {
-        "source": ["variant", "split", "path", "revision", "limit_per_class"],
-        "caption": ["model", "revision", "max_new_tokens", "num_beams", "prompt", "dtype", "batch_size"],
-        "prompt": ["strategy", "negative", "images_per_caption"],
-        "generate": [
-            "model", "revision", "scheduler", "steps", "guidance_scale", "width", "height", "dtype", "batch_size",
-            "safety_checker", "max_retries",
-        ],
-        "store": ["format", "quality", "subsampling", "size", "shard_rows"],
-    }  # fmt: skip
+def test_a_stored_recipe_says_its_format_and_one_of_another_is_refused() -> None:
+    recipe = load_recipe("shapes-cip")
+    text = dump_recipe(recipe)
+    assert text.startswith(f"format: {layout.FORMAT}\n")
+    assert parse_recipe(text, "here") == recipe
+    older = text.partition("\n")[2]
+    with pytest.raises(HfsynError, match=r"recipe\.yaml of it is of format 1, and this hfsyn reads format 2"):
+        parse_recipe(older, "recipe.yaml of it")
+    with pytest.raises(HfsynError, match=r"is of format 3, .* A newer hfsyn reads it"):
+        parse_recipe(f"format: 3\n{older}", "recipe.yaml of it")
 
 
 def test_the_fingerprint_does_not_tell_where_things_lie_on_a_machine(tmp_path: Path) -> None:
@@ -272,7 +265,7 @@ def test_another_model_drops_the_scale_of_the_old_ones_lora() -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("extends: shapes-cip\ngenerate: {steps: 3}\nseed: 1\ngenerate: {steps: 4}\n")
-    with pytest.raises(HfsynError, match=r"the key 'generate' stands twice .* line 4"):
+    with pytest.raises(HfsynError, match=r"line 4, column 1: the key 'generate' stands twice"):
         load_recipe(path)
     path.write_text("extends: shapes-cip\ngenerate: {steps: 3, steps: 4}\n")
     with pytest.raises(HfsynError, match="the key 'steps' stands twice"):
@@ -288,22 +281,23 @@ def test_powers_of_ten_are_numbers_in_fields_that_are_numbers() -> None:
     assert (found.caption.temperature, found.caption.revision) == (1e-5, "1e3")
 
 
-def test_a_text_that_yaml_takes_for_false_is_refused_with_the_reason() -> None:
-    with pytest.raises(HfsynError, match="put quotes around the text"):
-        load_recipe("shapes-cip", ["prompt.negative=no"])
+def test_yes_and_no_are_texts_and_are_refused_with_that_where_true_or_false_is_meant() -> None:
+    assert load_recipe("shapes-cip", ["prompt.negative=no"]).prompt.negative == "no"
+    with pytest.raises(HfsynError, match=r"safety_checker is 'no': .* Write false: 'no' is a text"):
+        load_recipe("shapes-cip", ["generate.safety_checker=no"])
 
 
 def test_a_recipe_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "own.yaml"
     path.write_bytes(b"name: \xff")
-    with pytest.raises(HfsynError, match=r"The recipe file .*own\.yaml is no UTF-8 text"):
+    with pytest.raises(HfsynError, match=r"own\.yaml is not UTF-8: line 1 has the byte 0xff"):
         load_recipe(path)
 
     def forbidden(*_: object, **__: object) -> str:
         raise PermissionError(13, "Permission denied")
 
     shipped = load_recipe("shapes-cip")
-    monkeypatch.setattr(Path, "read_text", forbidden)
+    monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(HfsynError, match=r"own\.yaml cannot be read: Permission denied"):
         load_recipe(shipped, [f"source.variant={path}"])
     with pytest.raises(HfsynError, match=r"The recipe file .*own\.yaml cannot be read: Permission denied"):

@@ -261,7 +261,7 @@ def test_overwrite_empties_a_folder_that_is_a_link(tmp_path: Path) -> None:
     assert (run / layout.RECIPE).exists()
 
 
-def test_overwrite_spares_the_run_that_another_process_put_there_meanwhile(
+def test_overwrite_refuses_to_delete_the_run_that_another_process_put_there_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, recipe = finished_run(tmp_path), load_recipe("shapes-basic", ["source.limit_per_class=1"])
@@ -274,7 +274,8 @@ def test_overwrite_spares_the_run_that_another_process_put_there_meanwhile(
         return resolve(asked)
 
     monkeypatch.setattr(runs, "_resolve", slowly)
-    assert prepare(recipe, folder, overwrite=True).recipe.name == "shapes-basic"
+    with pytest.raises(HfsynError, match="Another process has put a new run into"):
+        prepare(recipe, folder, overwrite=True)
     assert (folder / layout.DATA).is_dir()
 
 

@@ -15,8 +15,8 @@ from conftest import finished_run, run_folder
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.forecast import forecast
+from hfsyn.making.pins import pin_prompt
 from hfsyn.making.planning import write_plan
-from hfsyn.making.prompt_inputs import pin_prompt
 from hfsyn.making.prompts import strategy_of
 from hfsyn.making.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.making.runs import load_run, prepare

@@ -9,7 +9,8 @@ import click
 
 from hfsyn.commands.catalogue import as_json_option
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
-from hfsyn.commands.work_options import Finite, speed_options
+from hfsyn.commands.values import Finite
+from hfsyn.commands.work_options import speed_options
 
 
 @click.command()
@@ -31,6 +32,10 @@ def status(run: str, as_json: bool) -> None:
         aside = f", {stage.rejected} set aside" if stage.rejected else ""
         rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
         click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
+    for reason, count in found.left_out.items():
+        click.echo(f"left out of the source: {count} ({reason})")
+    for what in found.lost:
+        click.echo(f"not finished: {what}; `hfsyn build` makes it again")
     click.echo("finished" if found.finished else "unfinished")
 
 
@@ -39,7 +44,7 @@ def status(run: str, as_json: bool) -> None:
 @recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
 @click.option(
-    "--price", type=Finite(min=0), metavar="USD", help="What a device costs an hour: says what the run costs."
+    "--price", type=Finite(0, 1e6), metavar="USD", help="What a device costs an hour: says what the run costs."
 )  # fmt: skip
 @click.option(
     "--probe", "count", type=click.IntRange(min=1), metavar="N",
@@ -47,7 +52,7 @@ def status(run: str, as_json: bool) -> None:
     "for this.",
 )  # fmt: skip
 @click.option(
-    "--num-processes", type=click.IntRange(min=1), metavar="N",
+    "--num-processes", type=click.IntRange(1, 10**6), metavar="N",
     help="Project the measured times for so many processes, each with a device like this.  [default: 1]",
 )  # fmt: skip
 @speed_options

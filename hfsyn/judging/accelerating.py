@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.gathering import alone
 from hfsyn.workers import current_worker, pick_device
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -37,15 +39,20 @@ def start_accelerator(
     # They are one for the whole process, and another training in it may have wanted another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
+    world = current_worker().world
     try:
-        accelerator = Accelerator(
-            cpu=kind == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=accumulation,
-            log_with=log_with, project_dir=str(log_folder) if log_with else None, step_scheduler_with_optimizer=False,
-        )  # fmt: skip
+        with alone() if world == 1 else contextlib.nullcontext():
+            accelerator = Accelerator(
+                cpu=kind == "cpu",
+                mixed_precision=mixed_precision,
+                gradient_accumulation_steps=accumulation,
+                log_with=log_with,
+                project_dir=str(log_folder) if log_with else None,
+                step_scheduler_with_optimizer=False,
+            )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise HfsynError(f"accelerate cannot start: {reason}", "Try --mixed-precision no.") from None
-    world = current_worker().world
     if accelerator.num_processes != world:
         raise HfsynError(
             f"The launcher started {world} processes, but accelerate counts {accelerator.num_processes}.",

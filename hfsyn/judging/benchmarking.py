@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from builders.files import disk_error
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.crews import Submit, crew
 from hfsyn.judging.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
@@ -175,6 +176,8 @@ def run_cell(
         said = error.message
         _write_error(folder, said, error.hint, "")
     except Exception as error:  # the others go on; a fault of ours keeps its traceback in the cell
+        if disk_error(error) is not None:  # which would meet them too
+            raise
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         _write_error(folder, said, "", traceback.format_exc())
     else:

@@ -27,6 +27,7 @@ from hfsyn.judging.accelerating import default_workers, start_accelerator
 from hfsyn.judging.classifiers import Classifier, open_classifier, plain_transform
 from hfsyn.judging.feeding import one_thread
 from hfsyn.judging.imagesets import ImageSet, open_images
+from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.overlaps import shared_with_training, tell_overlap
 from hfsyn.judging.unreadable import Unread, facts_of, picture, tell_unread
@@ -114,7 +115,7 @@ def measure(
     quiet: bool = True,
 ) -> dict[str, Any]:
     """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate`."""
-    columns = check_classes(classifier.wnids, images, classifier.source or classifier.name)
+    columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
     check_counts(images)
     started = time.monotonic()
     found = predict(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
@@ -156,7 +157,7 @@ def check_test(
         check_result_file(out)
     images = open_images(dataset, split, limit=limit_per_class)
     classifier = open_classifier(model)
-    check_classes(classifier.wnids, images, classifier.source or classifier.name)
+    check_classes(classifier.classes, images, classifier.source or classifier.name)
     check_counts(images)
 
 
@@ -193,24 +194,6 @@ def real_accuracy(ids: Sequence[str], answers: Sequence[str], images: ImageSet) 
     known = real_labels()
     right = [answer in known[str(file)] for file, answer in zip(files, answers, strict=True) if known[str(file)]]
     return {"n": len(right), "without_label": len(files) - len(right), "top1": wilson(sum(right), len(right))}
-
-
-def check_classes(wnids: Sequence[str], images: ImageSet, whose: str) -> list[int]:
-    """The places of the set's classes among `wnids`, in their order.
-
-    Raises:
-        HfsynError: the set has classes that are not among them; they are listed.
-    """
-    unknown = sorted(set(images.classes) - set(wnids))
-    if unknown:
-        raise HfsynError(
-            f"{len(unknown)} of the {len(images.classes)} classes of {images.reference} are not among the "
-            f"{len(wnids)} of {whose}: "
-            f"{shorten(f'{wnid} {images.names.get(wnid, str())}'.strip() for wnid in unknown)}.",
-            "Test on a set whose classes it was trained on, or train on this set's.",
-        )
-    there = set(images.classes)
-    return [column for column, wnid in enumerate(wnids) if wnid in there]
 
 
 def check_counts(images: ImageSet) -> None:

@@ -86,6 +86,7 @@ def measure_fidelity(
     """
     from hfsyn.judging.classifiers import plain_transform
     from hfsyn.judging.imagesets import TEST, TRAIN, open_images
+    from hfsyn.judging.meeting import same_names
     from hfsyn.judging.unreadable import facts_of, tell_unread
 
     classifier, weights = _open_network(features, device)
@@ -93,9 +94,13 @@ def measure_fidelity(
     wanted: dict[str, tuple[str, Sequence[str]]] = {"synthetic": (synthetic, TRAIN), "real": (real, TRAIN)}
     if evaluation is not None:
         wanted["evaluation"] = (evaluation, TEST)
+    opened = {
+        name: open_images(reference, default=default, limit=limit_per_class)
+        for name, (reference, default) in wanted.items()
+    }
+    same_names([(images.reference, images.names) for images in opened.values()])
     sets, found, undecodable = {}, {}, {}
-    for name, (reference, default) in wanted.items():
-        images = open_images(reference, default=default, limit=limit_per_class)
+    for name, images in opened.items():
         bad: dict[str, str] = {}
         found[name] = extract(_decoded(images, bad), classifier.network, transform, device=device)
         sets[name], undecodable[name] = images.facts(), facts_of(bad)

@@ -20,19 +20,20 @@ Every combination is a cell: one training and its tests.
 
 from __future__ import annotations
 
-import difflib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from builders.yaml import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.references import parse_dataset
-from hfsyn.judging.train_config import DataPart, TrainConfig, load_train_config
+from hfsyn.judging.train_config import TrainConfig, load_train_config
+from hfsyn.making.loading import Count, Part, Seed, Text, checked, dump_part, fields_of
 
 EXAMPLE = """\
 # hfsyn bench matrix.yaml --out out/bench; then hfsyn report out/bench. It takes less than half a minute on one core.
@@ -54,41 +55,35 @@ tests:                                   # the first one is the headline
 CELLS = "cells"
 """The folder of all cells in a matrix's folder."""
 Name = Annotated[str, Field(pattern=r"^[\w][\w .,+-]{0,60}$")]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class Part(BaseModel):
-    """A frozen part of a matrix that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+MOST_CELLS = 100_000
 
 
 class Arm(Part):
     """One kind of training set."""
 
-    train: Annotated[tuple[str, ...], Field(min_length=1)]
+    train: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
     """Datasets, each `[VARIANT=]PLACE[@REVISION][#CONFIG][:WEIGHT]`; {seed} stands for the seed."""
-    split: str | None = None
+    split: Text | None = None
     """Split to train on; null is `train`, or the only one."""
 
 
 class Mix(Part):
     """Images that are mixed into every arm."""
 
-    dataset: str
+    dataset: Text
     """Usually the real set."""
-    shares: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)]
+    shares: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1, strict=False)]
     """Share of these images in an epoch, 0 up to but not 1; each value is a point of the mixing curve."""
 
 
 class Test(Part):
     """One evaluation set."""
 
-    dataset: str
+    dataset: Text
     """One dataset, written as for training; {seed} stands for the seed."""
-    split: str | None = None
+    split: Text | None = None
     """Split to test on; null is `validation`, else `test`, else the only one."""
-    arms: tuple[str, ...] | None = None
+    arms: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
     """Only the classifiers of these arms are tested on it; null is all."""
 
 
@@ -96,33 +91,46 @@ class Matrix(Part):
     """The whole table; see the module's docstring."""
 
     name: Name
-    config: str | dict[str, Any] = {}
+    config: Any = Field(default_factory=dict)
     """The training recipe that all cells share; the axes below win over it."""
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
     """Kinds of training sets."""
-    models: Annotated[tuple[str, ...], Field(min_length=1)]
+    models: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
     """Networks of timm."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0, 1, 2)
     """Seeds; arms are compared seed by seed."""
-    budgets: Annotated[tuple[Positive | None, ...], Field(min_length=1)] = (None,)
+    budgets: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
     """Images an epoch shows; null is the size of the set."""
-    limits: Annotated[tuple[Positive | None, ...], Field(min_length=1)] = (None,)
+    limits: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
     """At most so many different images a class; null takes all."""
     mix: Mix | None = None
     """Images mixed into every arm; null mixes nothing."""
     tests: Annotated[dict[Name, Test], Field(min_length=1)]
     """Evaluation sets; the first one is the headline."""
 
+    @field_validator("config")
+    @classmethod
+    def _a_training_recipe(cls, value: Any) -> Any:
+        if not isinstance(value, dict) and not (isinstance(value, str) and value):
+            raise ValueError("expected a training recipe's name, its file, or its fields")
+        return value
+
     @model_validator(mode="after")
     def _arms_exist(self) -> Matrix:
         for name, test in self.tests.items():
             if missing := sorted(set(test.arms or ()) - set(self.arms)):
-                raise HfsynError(f"Test {name!r} names no arm of the matrix: {', '.join(missing)}.", _listed(self.arms))
+                raise HfsynError(
+                    f"Test {name!r} names no arm of the matrix: {', '.join(missing)}.",
+                    f"There are: {', '.join(self.arms)}.",
+                )
         return self
 
     @model_validator(mode="after")
     def _cells_have_folders_of_their_own(self) -> Matrix:
         """A folder's name keeps fewer signs than an arm's or a network's, and fewer digits than a share."""
+        axes = (self.arms, self.models, self.seeds, self.budgets, self.limits, self.mix.shares if self.mix else (0,))
+        if (count := math.prod(map(len, axes))) > MOST_CELLS:
+            raise HfsynError(f"The matrix has {count:,} cells.", f"At most {MOST_CELLS:,}: leave values out.")
         taken: dict[Path, Cell] = {}
         for cell in cells(self):
             # Some file systems do not tell capitals from small letters.
@@ -207,9 +215,7 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
     fields: Any = matrix.config
     if isinstance(fields, dict):
         data = fields.get("data") or {}
-        if not isinstance(data, dict):
-            raise HfsynError(f"config.data is {data!r}.", _listed(DataPart.model_fields))
-        fields = {**fields, "data": {**data, "train": train}}
+        fields = {**fields, "data": {**data, "train": train} if isinstance(data, dict) else data}
     config = load_train_config(fields, values=values)
     return config.model_copy(update={"test": config.test.model_copy(update={"dataset": None, "every_epochs": 0})})
 
@@ -235,57 +241,12 @@ def load_matrix(matrix: str | Path | Mapping[str, Any] | Matrix) -> Matrix:
     """
     if isinstance(matrix, Matrix):
         return matrix
-    where = "the matrix"
     if isinstance(matrix, Mapping):
-        fields: Any = dict(matrix)
-    else:
-        where = str(matrix)
-        path = Path(where).expanduser()
-        if not path.is_file():
-            raise HfsynError(f"There is no matrix {where}.", "It is a YAML file; `hfsyn bench --help` shows one.")
-        try:
-            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except UnicodeDecodeError as error:
-            raise HfsynError(
-                f"{where} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}.",
-                "Save it as UTF-8 text.",
-            ) from None
-        except OSError as error:
-            raise HfsynError(f"{where} cannot be read: {error.strerror}.", "Allow reading it.") from None
-        except yaml.YAMLError as error:
-            raise HfsynError(
-                f"{where} is not YAML: {' '.join(str(error).split())}", "Mend the line it names."
-            ) from None
-    if not isinstance(fields, dict):
-        raise HfsynError(f"{where} holds no matrix.", _listed(Matrix.model_fields))
-    try:
-        return Matrix.model_validate(fields)
-    except ValidationError as error:
-        raise HfsynError(*_explain(error, where)) from None
+        return checked(Matrix, fields_of(matrix, "matrix"), "the matrix")
+    fields = load_file(matrix, "matrix", "It is a YAML file; `hfsyn bench --example` prints one.")
+    return checked(Matrix, fields, str(matrix))
 
 
 def dump_matrix(matrix: Matrix) -> str:
     """The matrix as YAML with every field written out."""
-    return yaml.safe_dump(matrix.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def _listed(names: Any) -> str:
-    return f"Allowed here: {', '.join(names)}."
-
-
-def _explain(error: ValidationError, where: str) -> tuple[str, str]:
-    fault = error.errors()[0]
-    loc = [str(part) for part in fault["loc"] if part != "[key]"]
-    key = ".".join(loc)
-    inner: dict[str, type[Part]] = {"arms": Arm, "tests": Test, "mix": Mix}
-    owner = inner.get(loc[0], Matrix) if len(loc) > 1 else Matrix
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(loc[-1], owner.model_fields, n=1)
-        guess = f" Did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else ""
-        return f"Unknown key {key!r} in {where}.{guess}", _listed(owner.model_fields)
-    if fault["type"] == "missing":
-        return f"Key {key!r} is missing in {where}.", _listed(owner.model_fields)
-    known = [part for part in loc if part in owner.model_fields]
-    meaning = owner.model_fields[known[-1]].description if known else None
-    problem = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{key} is {fault['input']!r}: {problem}.", " ".join((meaning or _listed(owner.model_fields)).split())
+    return dump_part(matrix)

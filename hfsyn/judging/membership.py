@@ -58,8 +58,9 @@ def measure_membership(
     """
     from hfsyn.judging.accelerating import start_accelerator
     from hfsyn.judging.classifiers import open_classifier
-    from hfsyn.judging.evaluation import check_classes, predict
+    from hfsyn.judging.evaluation import predict
     from hfsyn.judging.imagesets import TEST, TRAIN, open_images
+    from hfsyn.judging.meeting import check_classes
     from hfsyn.judging.overlaps import shared_images
     from hfsyn.judging.unreadable import facts_of, tell_unread
 
@@ -79,7 +80,7 @@ def measure_membership(
         )
     answers, undecodable = [], {}
     for name, images in opened.items():
-        check_classes(classifier.wnids, images, classifier.source or classifier.name)
+        check_classes(classifier.classes, images, classifier.source or classifier.name)
         found = predict(classifier, images, accelerator)
         answers += [found.logits, found.labels]
         undecodable[name] = facts_of(found.undecodable)

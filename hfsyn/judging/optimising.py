@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from typing import Any
 
+from builders.errors import did_you_mean
 from hfsyn.errors import HfsynError
 from hfsyn.judging.feeding import derive, seeded
 from hfsyn.judging.train_config import TrainConfig
@@ -41,8 +41,7 @@ def check_optimizer(name: str) -> None:
 
     known = list_optimizers()
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        guess = did_you_mean(name, known)
         raise HfsynError(f"timm has no optimizer {name!r}.{guess}", "Common ones: sgd, adamw, lamb.")
 
 

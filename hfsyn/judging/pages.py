@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import json
 from collections.abc import Sequence
 from importlib import resources
 from os.path import relpath
@@ -18,8 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from builders import layout
+from builders import layout, run_files
 from builders.variants import VARIANTS
+from builders.yaml import dump
 from hfsyn.errors import HfsynError
 from hfsyn.judging import plots
 from hfsyn.judging.benchmarking import MATRIX
@@ -225,10 +225,10 @@ def _runs(matrix: Matrix, root: Path) -> list[dict[str, Any]]:
     found = []
     for seed in matrix.seeds:
         for arm, path in _run_folders(matrix, seed).items():
-            manifest_path = path / layout.MANIFEST
-            if not manifest_path.exists():
+            found_there = run_files.finished(path)
+            if found_there is None:
                 continue
-            manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+            manifest = found_there.raw
             run: Run = load_run(path)
             found.append(
                 {
@@ -252,8 +252,6 @@ def _runs(matrix: Matrix, root: Path) -> list[dict[str, Any]]:
 
 def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path) -> dict[str, Any]:
     """How the numbers came about: software, devices, seeds, the training recipe."""
-    import yaml
-
     results = [o.result for o in outcomes if o.result is not None]
     tests = [test for result in results for test in result["tests"].values()]
     software = tests[0].get("software", {}) if tests else {}
@@ -266,7 +264,7 @@ def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path) -> dict[str, 
         "models": ", ".join(matrix.models),
         "seconds": round(sum(result.get("seconds", 0) for result in results)),
         "trainings": len(results),
-        "recipe": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).replace(here, ""),
+        "recipe": dump(recipe).replace(here, ""),
         "tests": [
             {"name": name, "dataset": test.dataset.replace(here, ""), "split": test.split or "", "n": _n(results, name)}
             for name, test in matrix.tests.items()

@@ -9,7 +9,7 @@
     flowers.yaml=photos/                    a folder with classes of one's own, which a class map describes
     photographs/                            a folder with class folders named by wnid, or Parquet files
     user/imagenette-cip@v1.0.0              a dataset on the Hub at a version (a tag, a branch or a commit)
-    user/imagenette-cip@v1.0.0#basic        one configuration of it
+    user/imagenette-cip@v1.0.0#basic        one configuration of it; of Parquet files in a folder, too
     imagenette=user/my-imagenette@main      a dataset on the Hub whose labels are a variant's class names
 
 A name on the Hub and a relative folder look alike: what is there on the disk wins; ``hf://datasets/user/name`` always
@@ -18,14 +18,15 @@ means the Hub. WEIGHT is for training on several sets: their shares of the image
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from builders.own_variants import find_variant, is_file_name, read_variant
+from builders.errors import did_you_mean
+from builders.own_variants import find_variant, read_variant
 from builders.variants import VARIANTS
+from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
 
 Kind = Literal["variant", "local", "hub"]
@@ -65,7 +66,7 @@ def parse_dataset(text: str) -> Reference:
     rest, weight = text.strip(), 1.0
     if not rest:
         raise HfsynError("An empty text names no dataset.", GRAMMAR)
-    if is_file_name(rest):
+    if is_yaml_name(rest):
         return _own(rest)
     if Path(rest).expanduser().exists():  # a folder may have any of the signs in its name
         return Reference("local", rest)
@@ -109,7 +110,9 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
             raise HfsynError(f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Say {place}.")
         return Reference("variant", place, place, revision or None)
     if Path(place).expanduser().exists():
-        raise HfsynError(f"{text!r}: {place} is a local folder, which has neither @REVISION nor #CONFIG.", GRAMMAR)
+        if revision:
+            raise HfsynError(f"{text!r}: {place} is a local folder, which has no @REVISION.", GRAMMAR)
+        return Reference("local", place, variant, None, config)
     url = place.startswith(_URL)
     repo = place.removeprefix(_URL)
     if _REPO.fullmatch(repo) and (url or not _looks_local(place)):
@@ -124,6 +127,7 @@ def _looks_local(place: str) -> bool:
 def _unknown(place: str, text: str) -> HfsynError:
     if "/" in place or _looks_local(place):
         return HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.", GRAMMAR)
-    near = difflib.get_close_matches(place.lower(), VARIANTS, n=1)
-    guess = f" Did you mean {near[0]!r}?" if near else ""
-    return HfsynError(f"There is no dataset {place!r}.{guess}", f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.")
+    return HfsynError(
+        f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}",
+        f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.",
+    )

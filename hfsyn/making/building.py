@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from builders import layout
+from builders.errors import DataError
 from builders.layout import load_sidecar, shard_count, sidecar_of
+from builders.run_files import manifest_in
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.gathering import check_launcher
 from hfsyn.making.captioning import caption
 from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
+from hfsyn.making.manifest import finish, is_whole
 from hfsyn.making.options import DEFAULTS, WorkOptions
+from hfsyn.making.overwriting import working_in
 from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.runs import Run, incomplete, prepare, select
 from hfsyn.making.shards import is_done, pending
@@ -25,6 +28,8 @@ from hfsyn.workers import (
     is_launched,
     launch,
     leave_group,
+    pick_device,
+    stopped,
 )
 
 STAGES: dict[str, Callable[..., None]] = {"caption": caption, "generate": generate}
@@ -67,20 +72,54 @@ def build(
     """
     check_device(device)
     check_target(publish_to, version)
-    run = prepare(load_recipe(recipe, overrides), out, overwrite=overwrite)
+    check_launcher()
+    run = _prepared(load_recipe(recipe, overrides), out, device, overwrite=overwrite)
     with publishing(run, publish_to, version, quiet=quiet):
-        if not (run.folder / layout.MANIFEST).exists():
-            work(
-                run, ("caption", "generate"), num_processes=num_processes, device=device, shards=shards, quiet=quiet,
-                options=options, captions=captions,
-            )  # fmt: skip
-        if current_worker().is_main:
-            left = len(pending(run.data_shards()))
-            if shards is not None and left:
-                raise incomplete("generate", len(run.data_shards()) - left, len(run.data_shards()), run)
-            finish(run)
+        if not is_whole(run):
+            with working_in(run.folder, run.mark):
+                _unmark_short(run)
+                work(
+                    run,
+                    ("caption", "generate"),
+                    num_processes=num_processes,
+                    device=device,
+                    shards=shards,
+                    quiet=quiet,
+                    options=options,
+                    captions=captions,
+                )
+                if current_worker().is_main:
+                    left = len(pending(run.data_shards()))
+                    if shards is not None and left:
+                        raise incomplete("generate", len(run.data_shards()) - left, len(run.data_shards()), run)
+                    finish(run)
     leave_group()
     return run
+
+
+def _prepared(recipe: Recipe, out: str | Path, device: str | None, *, overwrite: bool) -> Run:
+    """As `prepare`; of a launcher's processes the main one alone deletes what is there, and the others wait."""
+    worker = current_worker()
+    if not overwrite or worker.world == 1:
+        return prepare(recipe, out, overwrite=overwrite)
+    from accelerate import PartialState
+
+    made = prepare(recipe, out, overwrite=True) if worker.is_main else None
+    pick_device(device)
+    PartialState().wait_for_everyone()
+    return made or prepare(recipe, out)
+
+
+def _unmark_short(run: Run) -> None:
+    """Take the sidecars of shards that were cut short after the run was finished, so that they are made again."""
+    try:
+        manifest = manifest_in(run.folder)
+    except DataError:  # it is written again at the end
+        return
+    for entry in (*manifest.captions, *manifest.shards) if manifest else ():
+        shard = run.folder / entry.file
+        if shard.exists() and shard.stat().st_size != entry.bytes:
+            sidecar_of(shard).unlink(missing_ok=True)
 
 
 def work(
@@ -99,8 +138,10 @@ def work(
     Raises:
         HfsynError: with exit code 4, processes ended before that, or the budget of hours did.
     """
+    run.check()
     if all(_complete(run, stage, shards if stage == stages[-1] else None) for stage in stages):
         return
+    check_launcher()
     check_device(device)
     one = device is not None and ":" in device
     if one and (num_processes or 1) > 1:
@@ -126,13 +167,13 @@ def work(
     arguments += ["--captions", captions] if captions else []
     code = launch(arguments, processes, device=device, progress=lambda: len(list(run.folder.glob("*/*.json"))))
     unfinished = [s for s in stages if not _complete(run, s, shards if s == stages[-1] else None)]
-    if code or unfinished:
+    if unfinished:
         if not code and not _has_time(run, unfinished[0], options):
             raise _budget_spent(run, unfinished[0], shards if unfinished[0] == stages[-1] else None, options)
-        raise HfsynError(
+        raise stopped(
             "The worker processes stopped before the work was done; what they finished is kept.",
             "The cause stands above. Run the same command again to continue.",
-            code=ExitCode.PARTIAL,
+            code,
         )
 
 

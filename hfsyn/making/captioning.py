@@ -17,6 +17,7 @@ from hfsyn.making.caption_texts import caption_flags
 from hfsyn.making.captioner import Captioner
 from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.options import DEFAULTS, WorkOptions
+from hfsyn.making.overwriting import working_in
 from hfsyn.making.reading import Batch, Reading, batches
 from hfsyn.making.runs import Run, load_run, select
 from hfsyn.making.shards import pending
@@ -61,6 +62,7 @@ def caption(
     what = "reading source" if part is None else "captioning"
     size = BatchSize(part.batch_size if part else 64)
     with (
+        working_in(run.folder, run.mark),
         stage.progress(what, paths, run.source_rows, quiet=quiet) as progress,
         ThreadPoolExecutor(1, "write") as writer,
     ):

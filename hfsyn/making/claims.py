@@ -23,17 +23,24 @@ from typing import IO
 from builders import layout
 from hfsyn.making.shards import is_done
 
+WORK = "work"
+"""The lock that every process at work in a run folder shares, and that whoever deletes the run has for itself."""
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+"""What `flock` says where the file system knows no locks."""
 SILENCE = 60.0
 """Seconds of waiting for shards in other hands, after which it is said whose they are."""
 
 
 @contextlib.contextmanager
-def lock(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
-    """Hold the advisory lock `name` of a run folder; yields False where it is held elsewhere and `wait` is off."""
+def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
+    """Hold the advisory lock `name` of a run folder; yields False where it is held elsewhere and `wait` is off.
+
+    Any number of processes may have it at once if all of them say `shared`.
+    """
     handle = None
     held = True
     try:
-        handle = _locked(folder, name, wait=wait)
+        handle = _locked(folder, name, wait=wait, shared=shared)
     except BlockingIOError:
         held = False
     try:
@@ -43,23 +50,29 @@ def lock(folder: Path, name: str, *, wait: bool = True) -> Iterator[bool]:
             handle.close()
 
 
-def _locked(folder: Path, name: str, *, wait: bool) -> IO[str] | None:
+def holder(folder: Path, name: str) -> str:
+    """Who has held a lock last, as its file says: ``process 17 on HOST``; empty where nobody says."""
+    try:
+        return (folder / layout.LOCKS / f"{name}.lock").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[str] | None:
     """The open lock file, with this process's name in it; None where the file system has no locks.
 
     Raises:
         BlockingIOError: it is held elsewhere.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, or is not there any more.
     """
-    handle = None
+    locks = folder / layout.LOCKS
+    locks.mkdir(exist_ok=True)
+    handle = (locks / f"{name}.lock").open("a+")
     try:
-        locks = folder / layout.LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
-        handle = (locks / f"{name}.lock").open("a+")
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
-        if handle is not None:
-            handle.close()
-        if isinstance(error, BlockingIOError) or error.errno in (errno.EROFS, errno.EACCES, errno.ENOSPC):
+        handle.close()
+        if error.errno not in _NO_LOCKS:
             raise
         print(f"hfsyn: no file locks in {folder} ({error.strerror}); processes may do some work twice", file=sys.stderr)
         return None
@@ -135,12 +148,9 @@ class Claims:
 
     def holders(self) -> list[str]:
         """Of the shards in other hands: the name and who holds it, as its lock file says."""
-        said = []
-        for path in self.in_other_hands:
-            with contextlib.suppress(OSError):
-                who = (self._run / layout.LOCKS / f"{self._name(path)}.lock").read_text(encoding="utf-8").strip()
-                said.append(f"{path.name} ({who or 'nobody says who'})")
-        return said
+        return [
+            f"{path.name} ({holder(self._run, self._name(path)) or 'nobody says who'})" for path in self.in_other_hands
+        ]
 
     def _name(self, path: Path) -> str:
         return f"{self._stage}-{path.stem}"

@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from builders import layout
+from builders import layout, run_files
+from builders.files import atomic_text, remove_abandoned
 from builders.images import decoded
 from builders.layout import shard_range
 from builders.rows import SourceRow
@@ -21,7 +22,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.encode import SUFFIX, encode, fitted
 from hfsyn.making.reading import in_order
 from hfsyn.making.runs import Run, index_entries, load_run
-from hfsyn.making.shards import atomic_text, is_done, write_parquet
+from hfsyn.making.shards import is_done, write_parquet
 from hfsyn.making.sheets import image_of
 from hfsyn.making.stored_rows import StoredRows
 from hfsyn.progress import Progress
@@ -54,6 +55,8 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
         HfsynError: the run is not that far, or the folder holds something else.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    run.check()
+    run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
     width, height = _size(run)
     shards = run.caption_shards()
     if left := [shard for shard in shards if not is_done(shard)]:
@@ -77,6 +80,7 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
                 write_parquet(path, {field.name: [row[field.name] for row in rows] for field in schema}, schema)
             progress.add(stop - start)
     atomic_text(folder / NOTE, _note(run, width, height))
+    (folder / f".{NOTE}").unlink()
     return folder
 
 
@@ -105,6 +109,7 @@ def _claim(folder: Path, run: Run, width: int, height: int) -> None:
     The note of an export that was stopped is beside its files under another name.
     """
     note, begun = folder / NOTE, folder / f".{NOTE}"
+    remove_abandoned([*folder.glob(f".*{NOTE}.*.tmp"), *(folder / layout.DATA).glob(".*.parquet.*.tmp")])
     there = next((path.read_text(encoding="utf-8") for path in (note, begun) if path.is_file()), None)
     if there is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise HfsynError(f"{folder} holds files that are no export.", "Name an empty or new folder for --out.")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.costs import Hours, hours, image_size
 from hfsyn.making.devices import UTILISATION
+from hfsyn.making.pins import pin_prompt, pinned
 from hfsyn.making.planning import read_captions
-from hfsyn.making.prompt_inputs import pin_prompt, takes_text, with_texts
+from hfsyn.making.prompt_inputs import takes_text, with_texts
 from hfsyn.making.real_images import check_order
 from hfsyn.making.recipe import Recipe, difference, fingerprint
-from hfsyn.making.runs import load_run
+from hfsyn.making.runs import Run, load_run
 from hfsyn.making.shards import pending
 from hfsyn.making.source_counts import TableCounts, counted, in_table, index_of_run, indexed
 from hfsyn.making.specs import Caption, Plan, digest_of, plan
@@ -71,6 +72,8 @@ class Forecast:
     """USD an hour of one device."""
     classes_without_images: tuple[str, ...] = ()
     """Ids that a class map has and its source does not."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """What lies in the source and is not read, by reason."""
 
     @property
     def truncated(self) -> int | None:
@@ -111,6 +114,7 @@ class Forecast:
                 if self.classes_without_images
                 else []
             ),
+            *(f"              left out: {reason}, {count}" for reason, count in self.left_out.items()),
             f"images        {self.images}: {exactly}{low}" + (f" to {high}" if high != low else "") + " a class",
             f"captions      {self.captions}",
             f"prompts       {'?' if self.unique_prompts is None else self.unique_prompts} different",
@@ -165,9 +169,13 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         HfsynError: the source is missing or empty, or the run has other real images or captions; or the images cannot
             be read as they are needed.
     """
-    recipe = pin_prompt(recipe)
+    folder = None if run_folder is None else Path(run_folder)
+    there = folder is not None and layout.is_run_folder(folder) and (folder / layout.SOURCE).exists()
+    run = load_run(folder) if folder is not None and there else None
+    recipe = pinned(recipe, run.recipe) if run is not None else pin_prompt(recipe)
     check_order(recipe)
-    found = _lines(recipe, run_folder)
+    left_out: dict[str, int] = {}
+    found = _lines(recipe, run, left_out)
     needed = takes_text(recipe)
     each = recipe.prompt.images_per_caption
     if isinstance(found, TableCounts):
@@ -213,6 +221,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         hours_of=hours(recipe, real, images),
         price=price,
         classes_without_images=_without_images(recipe, made),
+        left_out=left_out,
     )
 
 
@@ -224,24 +233,24 @@ def _without_images(recipe: Recipe, made: Plan | None) -> tuple[str, ...]:
     return tuple(info.wnid for info in variant.classes if info.wnid not in there)
 
 
-def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] | TableCounts:
+def _lines(recipe: Recipe, run: Run | None, left_out: dict[str, int]) -> tuple[Plan, str, str] | TableCounts:
     """The plan, where its captions and its counts are from; or what the table says."""
     needed = takes_text(recipe)
     text, origin = (_PLACEHOLDER, _NOT_YET) if needed else (None, "none needed")
     captions: Iterable[Caption]
-    if folder is not None and layout.is_run_folder(Path(folder)) and (Path(folder) / layout.SOURCE).exists():
-        run = load_run(folder)
-        _refuse_other(recipe, run.recipe, folder)
+    if run is not None:
+        _refuse_other(recipe, run)
         shards = run.caption_shards()
         if not pending(shards):
             captions, origin = read_captions(shards), "of this run"
         else:
-            captions = index_of_run(run.folder, text)
+            captions = index_of_run(run.checked(layout.SOURCE), text)
         counts = "of this run"
+        left_out.update(run.left_out)
     else:
         if (table := counted(recipe.source)) is not None:
             return table
-        captions, counts = indexed(recipe, text), "of the source"
+        captions, counts = indexed(recipe, text, left_out), "of the source"
     if needed and origin == _NOT_YET and recipe.prompt.captions_file is not None:
         captions, origin = with_texts(recipe, captions), f"of {recipe.prompt.captions_file}"
     made = plan(recipe, captions)
@@ -253,17 +262,17 @@ def _lines(recipe: Recipe, folder: str | Path | None) -> tuple[Plan, str, str] |
     return made, origin, counts
 
 
-def _refuse_other(recipe: Recipe, theirs: Recipe, folder: str | Path) -> None:
+def _refuse_other(recipe: Recipe, run: Run) -> None:
     """Refuse the captions of other images, or of another captioner."""
     fields = [
         (key, old, new)
-        for key, old, new in difference(theirs, recipe)
+        for key, old, new in difference(run.recipe, recipe)
         if key.startswith(("source.", "caption")) and not (key.endswith((".revision", ".path")) and new is None)
     ]
     if fields:
         key, old, new = fields[0]
         raise HfsynError(
-            f"The run {folder} has other real images or captions: {key} is {old!r} there, {new!r} here.",
+            f"The run {run.folder} has other real images or captions: {key} is {old!r} there, {new!r} here.",
             "Leave --out away, or name a run of this source and this captioner.",
         )
 
@@ -354,8 +363,8 @@ def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:
     from hfsyn.publishing.publication import commits_for
 
     shards = shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)
-    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card.
-    files = 2 * shards + 7
+    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card; two markers.
+    files = 2 * shards + 9
     return files, commits_for(files - 1)
 
 

@@ -11,6 +11,7 @@ from hfsyn.making.budget import Budget
 from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generator import DiffusersGenerator, ImageGenerator, fitting
 from hfsyn.making.options import DEFAULTS, WorkOptions
+from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
 from hfsyn.making.production import Production, Work
 from hfsyn.making.rows import synthetic_rows
@@ -65,7 +66,10 @@ def generate(
     schema = synthetic_features(run.class_names).arrow_schema
     pictures = SourcePictures(run, fitting(generator)) if part.init == "source" else None
 
-    with stage.progress("generating", paths, total, quiet=quiet) as progress:
+    with (
+        working_in(run.folder, run.mark),
+        stage.progress("generating", paths, total, quiet=quiet) as progress,
+    ):
 
         def write(work: Work) -> None:
             results = [work.results[spec.sample_id] for spec in work.specs]

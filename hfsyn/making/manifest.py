@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from builders import layout
+from builders.errors import DataError
+from builders.files import remove_abandoned
 from builders.layout import load_sidecar, sidecar_of
+from builders.run_files import finished
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
+from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
-from hfsyn.making.recipe import published_recipe
+from hfsyn.making.recipe import dump_recipe, published_recipe
 from hfsyn.making.runs import Run, incomplete, load_run, rejected_lines
 from hfsyn.making.shards import atomic_text, faults, is_done, pending
 from hfsyn.making.sheets import sample_sheet, save_png
@@ -27,12 +33,12 @@ def finish(run: Run | str | Path) -> Run:
         HfsynError: shards are missing or damaged (exit code 4).
     """
     run = run if isinstance(run, Run) else load_run(run)
-    if (run.folder / layout.MANIFEST).exists():
+    if is_whole(run):
         return run
-    write_plan(run)
-    with lock(run.folder, "finish"):
-        if (run.folder / layout.MANIFEST).exists():
+    with working_in(run.folder, run.mark), lock(run.folder, "finish"):
+        if is_whole(run):
             return run
+        write_plan(run)
         shards = run.data_shards()
         if left := pending(shards):
             raise incomplete("generate", len(shards) - len(left), len(shards), run)
@@ -40,16 +46,12 @@ def finish(run: Run | str | Path) -> Run:
             raise HfsynError(
                 f"{run.folder} does not verify: {'; '.join(wrong[:3])}"
                 + (f" and {len(wrong) - 3} more." if wrong[3:] else "."),
-                "Delete the sidecars of these shards and run `hfsyn build` again: they are made anew.",
+                "Delete the sidecars of these shards and run `hfsyn build` again: they are made again.",
                 code=ExitCode.PARTIAL,
             )
-        for left_over in run.folder.rglob(".*.tmp"):  # of processes that were killed; nobody is at work any more
-            left_over.unlink(missing_ok=True)
-        rejected = list(rejected_lines(run))
-        atomic_text(
-            run.folder / layout.REJECTED, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected)
-        )
-        save_png(sample_sheet(run), run.folder / layout.PREVIEW / "samples.png")
+        remove_abandoned(run.folder.rglob(".*.tmp"))  # of processes that were killed
+        atomic_text(run.folder / layout.REJECTED, rejected_text(run))
+        save_png(sample_sheet(run), run.folder / layout.PREVIEW / layout.SAMPLES)
         manifest = manifest_of(run)
         software = software_of(run)
         card = render_card(facts(manifest, software, rows=example_rows(run.folder)))
@@ -74,7 +76,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         flags.update(sidecar.flags)
     stages = ("caption", "generate") if what == "data" else ("caption",)
     entries, captions = shard_entries(run, shards), shard_entries(run, run.caption_shards())
-    return {
+    fields = {
         "name": run.recipe.name,
         "format": layout.FORMAT,
         "what": what,
@@ -93,7 +95,36 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         ],
         "shards": entries,
         "captions": captions if what == "data" else [],
+        "left_out": dict(run.left_out),
+        "files": _hashes(run, what),
     }
+    return layout.sealed(fields)
+
+
+def _hashes(run: Run, what: str) -> dict[str, str]:
+    """SHA-256 of the small files, of the recipe as it is published: without the places of this machine."""
+    found = {layout.RECIPE: hashlib.sha256(dump_recipe(published_recipe(run.recipe)).encode()).hexdigest()}
+    if what == "data":
+        found |= {name: run.table(name).sha256 for name in (layout.SOURCE, layout.PLAN)}
+        found[layout.REJECTED] = hashlib.sha256(rejected_text(run).encode()).hexdigest()
+    return found
+
+
+def rejected_text(run: Run) -> str:
+    """What rejected.jsonl holds."""
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected_lines(run))
+
+
+def is_whole(run: Run) -> bool:
+    """Whether a run is finished, and nothing of it is lost or made again otherwise since."""
+    try:
+        manifest = finished(run.folder)
+    except DataError:
+        return False
+    if manifest is None:
+        return False
+    stated = [asdict(entry) for entry in (*manifest.captions, *manifest.shards)]
+    return stated == [*shard_entries(run, run.caption_shards()), *shard_entries(run, run.data_shards())]
 
 
 def shard_entries(run: Run, shards: Sequence[Path]) -> list[dict[str, Any]]:

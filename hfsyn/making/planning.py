@@ -10,6 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders import layout
+from builders.files import digest_of
+from builders.layout import sidecar_of
+from builders.run_files import has_table, marker_of, write_marker
 from hfsyn.errors import HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.runs import Run, incomplete
@@ -33,13 +36,13 @@ def write_plan(run: Run) -> None:
         HfsynError: captions are missing (exit code 4), or no image of the source can be read.
     """
     target = run.folder / layout.PLAN
-    if target.exists():
+    if has_table(target):
         return
     shards = run.caption_shards()
     if left := pending(shards):
         raise incomplete("caption", len(shards) - len(left), len(shards), run)
     with lock(run.folder, "plan"):
-        if target.exists():
+        if has_table(target):
             return
         lines = plan(run.recipe, read_captions(shards))
         if not lines:
@@ -47,7 +50,15 @@ def write_plan(run: Run) -> None:
                 f"None of the {run.source_rows} images of {run.folder} can be read.",
                 f"The reasons stand in the sidecars of {run.folder / layout.CAPTIONS}.",
             )
+        before = marker_of(target, run.fingerprint) if sidecar_of(target).exists() else None
         write_lines(target, lines, run.recipe.store.shard_rows)
+        if before is not None and digest_of(target) != before.sha256:
+            target.unlink()
+            raise HfsynError(
+                f"The captions of {run.folder} are not those that its plan was made from.",
+                f"Find what has changed: hfsyn verify {run.folder}",
+            )
+        write_marker(target, len(lines), run.fingerprint)
 
 
 def write_lines(target: Path, lines: Sequence[SampleSpec], rows: int) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from builders import layout
 from builders.layout import load_sidecar, sidecar_of
+from builders.run_files import write_marker
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.batch_sizes import CANDIDATES
@@ -144,6 +145,7 @@ def probe(
         second = _run(folder / "images", whole, drawn_at_once, chosen)
         _cut_anew(first, second)
         write_lines(second.folder / layout.PLAN, lines, drawn_at_once)
+        write_marker(second.folder / layout.PLAN, len(lines), second.fingerprint)
         say(f"probing: {len(lines)} images, after the model is loaded")
         generate(second, device=device, quiet=True, options=options, generator=generator)
         return Probe(_pace(first.caption_shards()), _pace(second.data_shards()))
@@ -163,7 +165,7 @@ def _few(recipe: Recipe, real: int) -> Recipe:
 
 def _first_lines(run: Run, count: int) -> list[dict[str, Any]]:
     """Lines of the source index whose images come first in the plan."""
-    lines = pq.read_table(run.folder / layout.SOURCE).to_pylist()
+    lines = pq.read_table(run.checked(layout.SOURCE)).to_pylist()
     return sorted(lines, key=lambda line: order_of(sample_id_of(line["source_id"], 0)))[:count]
 
 
@@ -171,14 +173,16 @@ def _run(folder: Path, whole: Run, shard_rows: int, lines: Sequence[dict[str, An
     """A run folder of these real images, a batch a shard."""
     recipe = whole.recipe
     store = recipe.store.model_copy(update={"shard_rows": min(shard_rows, 100_000)})
-    shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns(layout.SOURCE, layout.LOCKS))
+    shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns("source.*", layout.LOCKS))
 
     def groups() -> Iterator[dict[str, list[Any]]]:
         for start in range(0, len(lines), shard_rows):
             yield {name: [line[name] for line in lines[start : start + shard_rows]] for name in SOURCE_SCHEMA.names}
 
+    made = Run(folder, recipe.model_copy(update={"store": store}))
     write_groups(folder / layout.SOURCE, groups(), SOURCE_SCHEMA)
-    atomic_text(folder / layout.RECIPE, dump_recipe(recipe.model_copy(update={"store": store})))
+    write_marker(folder / layout.SOURCE, len(lines), made.fingerprint)
+    atomic_text(folder / layout.RECIPE, dump_recipe(made.recipe))
     return load_run(folder)
 
 

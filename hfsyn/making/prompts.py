@@ -9,10 +9,10 @@ To add one: write the function in `hfsyn.making.prompt_templates`, add a row to 
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from builders.errors import did_you_mean
 from hfsyn.errors import HfsynError
 from hfsyn.making import prompt_templates as templates
 from hfsyn.making.prompt_templates import PromptFunction
@@ -58,9 +58,8 @@ def get_strategy(name: str) -> Strategy:
     if is_user_strategy(name):
         return Strategy(name, "a function of the user's", name.rpartition("/")[2], "", _not_loaded)
     if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, n=1)
         raise HfsynError(
-            f"Unknown strategy {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""),
+            f"Unknown strategy {name[:80]!r}.{did_you_mean(name, STRATEGIES)}",
             f"Strategies: {', '.join(STRATEGIES)}; or a function of yours: path/to/file.py:function.",
         )
     return STRATEGIES[name]

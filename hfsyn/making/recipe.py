@@ -1,7 +1,8 @@
 """Recipes: everything that decides the bytes of a synthetic dataset, and nothing else.
 
 What changes only the speed (device, processes, output folder) is a flag of the command and never stands here. A recipe
-is a YAML file; `load_recipe` checks every key, `fingerprint` names its content, `difference` says how two differ.
+is a YAML file; `load_recipe` checks every key, `fingerprint` names its content, `difference` says how two differ. One
+that is stored with a run or published says its `format`, too, and one of another format is refused.
 """
 
 from __future__ import annotations
@@ -13,65 +14,39 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from builders import layout
-from builders.own_variants import is_file_name
-from builders.strict_yaml import strict_load
 from builders.variants import get_variant
+from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError
 from hfsyn.making.fragments import FRAGMENT_PART, FragmentKind, load_fragment
+from hfsyn.making.loading import Int, Part, checked, fields_of, set_field
 from hfsyn.making.prompts import get_strategy
-from hfsyn.making.recipe_faults import explained, refuse_idle
-from hfsyn.making.recipe_overrides import drop_model_fields, set_field
+from hfsyn.making.recipe_faults import refuse_idle
+from hfsyn.making.recipe_overrides import drop_model_fields
 from hfsyn.making.recipe_parts import (
     BUILTIN,
     PARTS,
     CaptionPart,
     Dtype,
     GeneratePart,
-    Part,
     PromptPart,
     Scheduler,
     SourcePart,
     StorePart,
 )
-from hfsyn.making.recipe_prompts import (
-    check_prompt,
-    leave_out_places,
-    published_prompt,
-    refuse_own_files,
-)
+from hfsyn.making.recipe_prompts import check_prompt, leave_out_places, published_prompt, refuse_own_files
 from hfsyn.making.recipe_sources import check_words, extended, with_class_map
 from hfsyn.making.recipe_texts import read_recipe
 
 __all__ = [
-    "ADDED", "BUILTIN", "PARTS", "CaptionPart", "Dtype", "GeneratePart", "Part", "PromptPart", "Recipe", "Scheduler",
+    "BUILTIN", "PARTS", "CaptionPart", "Dtype", "GeneratePart", "Part", "PromptPart", "Recipe", "Scheduler",
     "SourcePart", "StorePart", "check_part", "difference", "dump_recipe", "fingerprint", "is_content_hash",
-    "load_recipe", "new_recipe", "parse_recipe", "published_recipe",
+    "load_recipe", "new_recipe", "parse_recipe", "published_recipe", "stored_recipe",
 ]  # fmt: skip
 
-ADDED: tuple[str, ...] = (
-    "class_seeds",
-    "caption.top_p",
-    "caption.temperature",
-    "prompt.strategy_sha256",
-    "prompt.domain",
-    "prompt.captions_file",
-    "prompt.captions_revision",
-    "prompt.captions_missing",
-    "generate.guidance_start",
-    "generate.guidance_stop",
-    "generate.max_sequence_length",
-    "generate.lora",
-    "generate.lora_file",
-    "generate.lora_revision",
-    "generate.lora_scale",
-    "generate.init",
-    "generate.strength",
-)
-"""Fields that came after the first release of the format, dotted; each has a default that means what was before."""
+_Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 
 
 class Recipe(Part):
@@ -79,10 +54,10 @@ class Recipe(Part):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
     """Letters, digits, dot, dash and underscore. Not part of the fingerprint."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: _Seed = 0
     """From which each sample's seed is derived, 0 to 2^63 - 1."""
-    class_seeds: dict[str, Annotated[int, Field(ge=0, lt=2**63)]] = Field(default_factory=dict)
-    """Another seed for some classes, by wnid: their images are made anew, all others stay as they are."""
+    class_seeds: dict[str, _Seed] = Field(default_factory=dict)
+    """Another seed for some classes, by wnid: their images are made again, all others stay as they are."""
     source: SourcePart
     caption: CaptionPart | None = None
     prompt: PromptPart
@@ -135,7 +110,7 @@ def load_recipe(
         fields: dict[str, Any] = recipe.model_dump()
         where = f"recipe {recipe.name!r}"
     elif isinstance(recipe, Mapping):
-        fields, where = json.loads(json.dumps(dict(recipe))), "recipe"
+        fields, where = fields_of(recipe, "recipe"), "recipe"
     else:
         fields, where = _read(str(recipe))
         fields = extended(fields, where, _read)
@@ -153,10 +128,12 @@ def load_recipe(
     overridden = {override.partition("=")[0] for override in overrides}
     drop_model_fields(fields, overridden)
     with_class_map(fields, Path(), renamed="source.variant" in overridden)
-    found = _validated(fields, where)
+    if (written := fields.pop("format", None)) is not None:
+        layout.check_format(written, where)
+    found = checked(Recipe, fields, where)
     # A stored or a published recipe stays as it is; of a shipped one and a Recipe only what is set here is looked at.
-    own = isinstance(recipe, Mapping) or (is_file_name(where) and Path(where).name != layout.RECIPE)
-    own_generator = generator is not None and is_file_name(generator)
+    own = isinstance(recipe, Mapping) or (is_yaml_name(where) and Path(where).name != layout.RECIPE)
+    own_generator = generator is not None and is_yaml_name(generator)
     refuse_idle(
         found.generate, found.store,
         lambda key: own or key in overridden or (own_generator and key.startswith("generate.")),
@@ -166,7 +143,10 @@ def load_recipe(
 
 def _read(name: str) -> tuple[dict[str, Any], str]:
     text, where = read_recipe(name)
-    return _parse(text, where), where
+    fields = load_mapping(text, where, "recipe")
+    if where.startswith("hf://"):
+        layout.check_format(fields.get("format"), where)
+    return fields, where
 
 
 _PLACES = (("source", "path"), ("caption", "model"), ("generate", "model"), ("generate", "lora"))
@@ -181,7 +161,7 @@ def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
                 f"{where} names a place on your machine: {part}.{key} is {value!r}.",
                 "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
             )
-    if isinstance(fields.get("source"), Mapping) and is_file_name(str(fields["source"].get("variant"))):
+    if isinstance(fields.get("source"), Mapping) and is_yaml_name(str(fields["source"].get("variant"))):
         raise HfsynError(
             f"{where} names a class map on your machine: {fields['source']['variant']!r}.",
             "A published recipe has its class map in source.definition.",
@@ -189,12 +169,26 @@ def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
-    """A recipe from its YAML text, which may come from a stranger: checked as any other. `where` names it.
+    """A recipe that is stored with a run or was published, perhaps by a stranger: checked as any other.
+
+    Args:
+        text: YAML.
+        where: how to call it in a message.
 
     Raises:
-        HfsynError: as `load_recipe`.
+        HfsynError: as `load_recipe`; or it is of another format.
     """
-    return _validated(_parse(text, where), where)
+    return checked(Recipe, layout.recipe_fields(text, where), where)
+
+
+def stored_recipe(folder: Path) -> Recipe:
+    """The recipe of a run folder.
+
+    Raises:
+        HfsynError: it cannot be read, is damaged, or is of another format.
+    """
+    path = folder / layout.RECIPE
+    return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
 
 def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
@@ -203,17 +197,7 @@ def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
     Raises:
         HfsynError: as `load_recipe`.
     """
-    try:
-        return PARTS[name].model_validate(dict(fields))
-    except ValidationError as error:
-        raise explained(error, where, Recipe, (name,)) from None
-
-
-def _validated(fields: dict[str, Any], where: str) -> Recipe:
-    try:
-        return Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise explained(error, where, Recipe) from None
+    return checked(PARTS[name], fields, where, (name,), Recipe)
 
 
 def new_recipe(name: str, base: str) -> Path:
@@ -243,53 +227,32 @@ def new_recipe(name: str, base: str) -> Path:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, one flow mapping a part, every field written out but for newer ones at their defaults."""
-    lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
-    if recipe.class_seeds:
-        lines.append(f"class_seeds: {json.dumps(recipe.class_seeds, sort_keys=True)}")
-    for part in PARTS:
-        value = getattr(recipe, part)
-        text = yaml.safe_dump(
-            _written(part, value) if value is not None else None,
-            sort_keys=False, default_flow_style=True, width=10_000, allow_unicode=True,
-        )  # fmt: skip
-        lines.append(f"{part}: {text.removesuffix('...' + chr(10)).strip()}")
+    """The recipe as it is stored and published: its format, and a line a part with every field written out."""
+    lines = [f"format: {layout.FORMAT}"]
+    for key, value in recipe.model_dump().items():
+        if key == "class_seeds" and not value:
+            continue
+        if key == "source" and value["definition"] is None:  # nobody writes it by hand
+            del value["definition"]
+        lines.append(f"{key}: {dump_flow(value)}")
     return "\n".join(lines) + "\n"
 
 
-def _written(name: str, part: Part) -> dict[str, Any]:
-    """The fields of a part as they are written out: all, but for those of `ADDED` at their defaults, so that the text
-    of a recipe from before them stays the same, and for a class map where there is none.
-    """
-    fields = part.model_dump()
-    unused = {key for key in fields if f"{name}.{key}" in ADDED and fields[key] == type(part).model_fields[key].default}
-    unused |= {"definition"} if fields.get("definition") is None else set()
-    return {key: value for key, value in fields.items() if key not in unused}
-
-
 def fingerprint(recipe: Recipe) -> str:
-    """SHA-256 (64 hex digits) of the canonical JSON of all fields that decide the bytes.
+    """SHA-256 (64 hex digits) of the canonical JSON of the format and of all fields that decide the bytes.
 
     Two recipes with one fingerprint make the same dataset from the same real images; a run folder accepts only its own.
     Left out are the name, where the real images lie on this machine, where a model lies whose weights are named by
-    their content, and a class map, whose content is in the variant's name. A field of `ADDED` counts only where it is
-    not at its default: recipes that were published before it was there keep their name.
+    their content, and a class map, whose content is in the variant's name.
     """
     fields = recipe.model_dump(exclude={"name": True, "source": {"path", "definition"}})
-    for key in ADDED:
-        part, _, name = key.rpartition(".")
-        holder = fields[part] if part else fields
-        kind = PARTS[part] if part else Recipe
-        if holder is not None and holder[name] == kind.model_fields[name].get_default(call_default_factory=True):
-            del holder[name]
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
     if is_content_hash(recipe.generate.lora_revision):
-        del fields["generate"]["lora"]
-        fields["generate"].pop("lora_file", None)
+        del fields["generate"]["lora"], fields["generate"]["lora_file"]
     leave_out_places(fields["prompt"])
-    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps({"format": layout.FORMAT, **fields}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
@@ -331,15 +294,3 @@ def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        fields = strict_load(text)
-    except yaml.YAMLError as error:
-        raise HfsynError(
-            f"{where} is not YAML: {' '.join(str(error).split())}", "Mend the line that it names."
-        ) from None
-    if not isinstance(fields, dict):
-        raise HfsynError(f"{where} holds no recipe.", "`hfsyn recipes show shapes-cip` prints one.")
-    return fields

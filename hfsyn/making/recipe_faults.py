@@ -1,53 +1,11 @@
-"""What is wrong with the fields of a recipe, said in one line; and fields that decide nothing."""
+"""Fields of a recipe that decide nothing."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Sequence
-from typing import Any
-
-from pydantic import ValidationError
+from collections.abc import Callable
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe_parts import PARTS, GeneratePart, Part, StorePart
-
-
-def model_at(loc: Sequence[Any], top: type[Part]) -> type[Part]:
-    """The model class that holds the last name of `loc`; `top` is that of the whole recipe."""
-    return PARTS.get(str(loc[0]), top) if len(loc) > 1 else top
-
-
-def allowed(loc: Sequence[Any], top: type[Part]) -> str:
-    """A hint with the names that may stand there."""
-    return f"Allowed here: {', '.join(model_at(loc, top).model_fields)}."
-
-
-def explained(error: ValidationError, where: str, top: type[Part], inside: Sequence[str] = ()) -> HfsynError:
-    """Turn pydantic's report into one message and one hint, for the first fault.
-
-    Args:
-        error: the report.
-        where: how to call the recipe.
-        top: the model class of the whole recipe.
-        inside: where in the recipe the checked fields stand.
-    """
-    fault = error.errors()[0]
-    loc = [*inside, *(str(name) for name in fault["loc"])]
-    key = ".".join(loc)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    fields = model_at(loc, top).model_fields
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(loc[-1], fields, n=1)
-        guess = f" Did you mean {'.'.join([*loc[:-1], near[0]])!r}?" if near else ""
-        return HfsynError(f"Unknown key {key!r} in {where}.{guess}{more}", allowed(loc, top))
-    if fault["type"] == "missing":
-        return HfsynError(f"Key {key!r} is missing in {where}.{more}", allowed(loc, top))
-    problem = fault["msg"][0].lower() + fault["msg"][1:]
-    field = fields.get(loc[-1])
-    meaning = f"{key}: {field.description}" if field and field.description else "See `hfsyn recipes show shapes-cip`."
-    if fault["type"] == "string_type" and isinstance(fault["input"], bool):
-        meaning = f"YAML takes no, off, yes and on for false and true: put quotes around the text. {meaning}"
-    return HfsynError(f"{key} is {fault['input']!r}: {problem}.{more}", " ".join(meaning.split()))
+from hfsyn.making.recipe_parts import PARTS, GeneratePart, StorePart
 
 
 def refuse_idle(generate: GeneratePart, store: StorePart, written: Callable[[str], bool]) -> None:

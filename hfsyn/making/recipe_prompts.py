@@ -31,6 +31,16 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
     strategy = get_strategy(prompt.strategy)
     name, file = strategy.name, prompt.captions_file
     check_domain(prompt)
+    if prompt.captions_revision is not None and file is None:
+        raise HfsynError(
+            f"prompt.captions_revision is {prompt.captions_revision[:80]!r}, and there is no prompt.captions_file.",
+            "Name the file that it is of, or leave it out.",
+        )
+    if prompt.strategy_sha256 is not None and not is_user_strategy(name):
+        raise HfsynError(
+            f"prompt.strategy_sha256 is {prompt.strategy_sha256[:80]!r}, and strategy {name!r} has no file.",
+            "Leave it out: it is for a function of one's own.",
+        )
     if strategy.text_from == "file" and file is None:
         raise HfsynError(
             f"Strategy {name!r} needs the texts of a file, and prompt.captions_file is null.",

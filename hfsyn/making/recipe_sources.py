@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from builders.own_variants import OwnVariant, is_file_name, own_variant, read_variant
+from builders.own_variants import OwnVariant, own_variant, read_variant
 from builders.variants import ClassInfo
+from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
 
 _DEEPEST = 5
@@ -28,9 +29,12 @@ def extended(fields: Mapping[str, Any], where: str, read: Read) -> dict[str, Any
     while (base := found.pop("extends", None)) is not None:
         if not isinstance(base, str) or place.startswith("hf://"):
             raise HfsynError(f"{place} extends {base!r}.", "A recipe extends a shipped one, or a YAML file.")
-        if is_file_name(base) and is_file_name(place):
+        if is_yaml_name(base) and is_yaml_name(place):
             base = str(Path(place).expanduser().parent / Path(base).expanduser())
-        below, place = read(base)
+        try:
+            below, place = read(base)
+        except HfsynError as error:
+            raise HfsynError(f"{place} extends {base[:80]!r}: {error.message}", error.hint, error.code) from None
         if place in seen or len(seen) > _DEEPEST:
             raise HfsynError(f"{where} extends itself: {' -> '.join([*seen, place])}.", "Leave one `extends` out.")
         seen.append(place)
@@ -51,7 +55,7 @@ def with_class_map(fields: dict[str, Any], folder: Path, *, renamed: bool = Fals
     Args:
         fields: of a recipe; changed.
         folder: to which the file is relative.
-        renamed: whether the variant was set anew, so that a definition that is there belongs to another.
+        renamed: whether another variant was set, so that a definition that is there belongs to another.
 
     Raises:
         HfsynError: there is no such file, or it is no class map.
@@ -59,7 +63,7 @@ def with_class_map(fields: dict[str, Any], folder: Path, *, renamed: bool = Fals
     source = fields.get("source")
     if not isinstance(source, dict) or not isinstance(name := source.get("variant"), str):
         return
-    if not is_file_name(name):
+    if not is_yaml_name(name):
         if renamed:
             source["definition"] = None
         return

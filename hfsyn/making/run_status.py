@@ -5,13 +5,13 @@ Quick enough to be asked every few seconds of a run of a million images, and not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from builders import layout
 from builders.layout import sidecar_of
-from hfsyn.errors import HfsynError
+from builders.run_files import lost, manifest_in
 from hfsyn.making.runs import load_run
 from hfsyn.making.shards import is_done
 
@@ -40,26 +40,30 @@ class RunStatus:
     finished: bool
     stages: tuple[StageStatus, ...]
     source_rows: int
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What lies in the source and is not in its index: how many by reason."""
+    lost: tuple[str, ...] = ()
+    """What the run had when it was finished and has no more, each in a few words."""
 
 
 def status(folder: str | Path) -> RunStatus:
     """How far a run is. Reads sidecars only; any number of processes may be at work meanwhile.
 
     Raises:
-        HfsynError: `folder` is no run folder.
+        HfsynError: `folder` is not a run folder, or its index, plan or manifest is damaged.
     """
     run = load_run(folder)
-    if not (run.folder / layout.SOURCE).exists():
-        raise HfsynError(
-            f"{run.folder} was never prepared: it has no source index.", "Run the same `hfsyn build` again."
-        )
+    manifest = manifest_in(run.folder)
     planned = run.planned_rows
     stages = (
         _stage_status("caption", run.caption_shards(), known=True),
         _stage_status("generate", run.data_shards() if planned is not None else [], known=planned is not None),
     )
-    finished = (run.folder / layout.MANIFEST).exists()
-    return RunStatus(str(run.folder), run.recipe.name, run.fingerprint, finished, stages, run.source_rows)
+    gone = () if manifest is None else tuple(lost(run.folder, manifest))
+    return RunStatus(
+        str(run.folder), run.recipe.name, run.fingerprint, manifest is not None and not gone, stages, run.source_rows,
+        run.left_out, gone,
+    )  # fmt: skip
 
 
 def _stage_status(stage: str, shards: Sequence[Path], *, known: bool) -> StageStatus:
@@ -76,10 +80,10 @@ def _stage_status(stage: str, shards: Sequence[Path], *, known: bool) -> StageSt
 
 def _without_counts(path: Path) -> layout.Sidecar:
     """A sidecar without its counts by class, which are nine tenths of it and cost most of the reading."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes()
     # As `Sidecar.dump` writes it. No string of JSON has a line break in it, so that nothing else looks like this.
-    head, found, rest = text.partition('\n "counts": {\n')
+    head, found, rest = text.partition(b'\n "counts": {\n')
     if found:
-        _, end, rest = rest.partition("\n }")
-        text = f'{head}\n "counts": {{}}{rest}' if end else text
+        _, end, rest = rest.partition(b"\n }")
+        text = head + b'\n "counts": {}' + rest if end else text
     return layout.parse_sidecar(text, str(path))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders import layout
+from builders import layout, run_files
 from builders.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
+from builders.run_files import Marker
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
-from hfsyn.making.hub_models import pin
 from hfsyn.making.options import shard_bounds
-from hfsyn.making.prompt_inputs import check_texts, pin_prompt, strategy_source
-from hfsyn.making.prompts import get_strategy
+from hfsyn.making.overwriting import Mark, clear_remains, mark_of, put_away, removable, replaced
+from hfsyn.making.pins import pinned
+from hfsyn.making.prompt_inputs import check_texts, strategy_source
 from hfsyn.making.real_images import check_order, opened
-from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, load_recipe
+from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
 from hfsyn.making.shards import atomic_text
 from hfsyn.making.tables import write_groups
 
@@ -38,6 +38,8 @@ class Run:
 
     folder: Path
     recipe: Recipe
+    mark: Mark | None = field(default=None, compare=False, repr=False)
+    """What tells it from a run that is put in its place; see `mark_of`."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -62,13 +64,39 @@ class Run:
     @cached_property
     def source_rows(self) -> int:
         """Real images in the source index."""
-        return int(pq.read_metadata(self.folder / layout.SOURCE).num_rows)
+        return self.table(layout.SOURCE).rows
+
+    @cached_property
+    def left_out(self) -> Mapping[str, int]:
+        """What lies in the source and is not in its index: how many by reason."""
+        return self.table(layout.SOURCE).left_out
 
     @property
     def planned_rows(self) -> int | None:
         """Lines of the plan; None as long as there is none."""
-        path = self.folder / layout.PLAN
-        return int(pq.read_metadata(path).num_rows) if path.exists() else None
+        return self.table(layout.PLAN).rows if run_files.has_table(self.folder / layout.PLAN) else None
+
+    def table(self, name: str) -> Marker:
+        """What is known of source.parquet or plan.parquet, which is looked at: it is as it was written, and this run's.
+
+        Raises:
+            DataError: it is not.
+        """
+        return run_files.table(self.folder / name, self.fingerprint)
+
+    def check(self) -> None:
+        """Look at both tables, whichever of them is used next.
+
+        Raises:
+            DataError: one of them is damaged.
+        """
+        self.table(layout.SOURCE)
+        _ = self.planned_rows
+
+    def checked(self, name: str) -> Path:
+        """The path of source.parquet or plan.parquet, after that look."""
+        self.table(name)
+        return self.folder / name
 
     def caption_shards(self) -> list[Path]:
         """Paths of all caption shards, made or not."""
@@ -93,7 +121,7 @@ class Run:
 
     def read_lines(self, name: str, start: int, stop: int) -> list[dict[str, Any]]:
         """Lines `start` to `stop` of source.parquet or plan.parquet, reading only the row groups that hold them."""
-        with pq.ParquetFile(self.folder / name) as file:
+        with pq.ParquetFile(self.checked(name)) as file:
             rows: list[dict[str, Any]] = []
             first = 0
             for group in range(file.num_row_groups):
@@ -117,26 +145,38 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     """Make a run folder ready, or open the one that is there if it belongs to this recipe.
 
     Everything that can be wrong is looked at before anything is written or, with `overwrite`, deleted: the source is
-    indexed, models are found and their revisions pinned. Then the recipe and the source index are written. Several
+    indexed, models are found and their revisions pinned. Then the source index and the recipe are written. Several
     processes may call this at once.
 
     Raises:
         HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours;
-            the source is missing or empty; a model is not there.
+            the source is missing or empty; a model is not there; with `overwrite`, somebody works in the folder, or
+            has put another run there meanwhile.
     """
     folder = Path(out).expanduser()
-    old = _to_remove(folder) if overwrite else None
-    recipe = recipe.model_copy(update={"source": _absolute(recipe)})
+    clear_remains(folder)
+    old = removable(folder) if overwrite else None
     if old is None and (found := run_in(recipe, folder)) is not None:
+        if not run_files.has_table(folder / layout.SOURCE):
+            index, left_out = _indexed(found.recipe)
+            with lock_new(folder):
+                _write_index(found, index, left_out)
         return found
-    recipe, index = _resolve(recipe)
-    if old is not None and _mark(folder) == old:  # else another process has put a new run there
-        _remove(folder)
+    recipe = pinned(recipe)
+    check_order(recipe)
+    index, left_out = _indexed(recipe)
+    check_texts(recipe, index["source_id"])
+    if old is not None:
+        put_away(folder, old)
     with lock_new(folder):
         if layout.is_run_folder(folder):  # another process was faster
+            if overwrite:
+                raise replaced(folder)
             _refuse_other(load_run(folder), recipe)
         else:
-            write_groups(folder / layout.SOURCE, _groups(index, recipe.store.shard_rows), SOURCE_SCHEMA)
+            new = Run(folder, recipe)
+            _refuse_remains(folder, new.fingerprint)
+            _write_index(new, index, left_out)
             if (source := strategy_source(recipe)) is not None:
                 atomic_text(folder / layout.STRATEGY, source)
             # Last: the recipe is what makes the folder a run.
@@ -154,14 +194,39 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
         raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
     if layout.is_run_folder(folder):
         found = load_run(folder)
-        _refuse_other(found, _filled(pin_prompt(recipe, found.recipe), found.recipe))
+        _refuse_other(found, pinned(recipe, found.recipe))
         return found
     if alien := layout.strangers(folder):
         shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
         raise HfsynError(
-            f"{folder} holds files that are no run of hfsyn: {shown}.", "Name an empty or new folder for --out."
+            f"{folder} holds files that are not of a run of hfsyn: {shown}.", "Name an empty or new folder for --out."
         )
+    if not run_files.has_table(folder / layout.SOURCE):
+        _refuse_remains(folder, None)
     return None
+
+
+def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
+    """Refuse a folder that holds parts of a run and not its recipe, unless its index was made for this very recipe."""
+    index, begun = folder / layout.SOURCE, (layout.SOURCE, "source.json", layout.STRATEGY)  # before there is a recipe
+    parts = [name for name in sorted(layout.KNOWN) if name not in begun and not name.startswith(".")]
+    found = [name for name in parts if (folder / name).exists()]
+    if index.exists() and not _is_index(index):
+        found.append(layout.SOURCE)
+    if not found or (run_files.has_table(index) and run_files.marker_of(index).fingerprint == fingerprint):
+        return
+    raise HfsynError(
+        f"{folder} holds parts of a run ({', '.join(found)}) without the {layout.RECIPE} that they were made by.",
+        f"Put that {layout.RECIPE} back, remove the folder yourself, or name another --out.",
+    )
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is a source.parquet of ours, and not somebody's data of that name."""
+    try:
+        return pq.read_schema(path).names == SOURCE_SCHEMA.names
+    except pa.ArrowException:
+        return False
 
 
 def lock_new(folder: Path) -> Any:
@@ -169,46 +234,10 @@ def lock_new(folder: Path) -> Any:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HfsynError(f"The folder {folder} cannot be made: {error.strerror}.", "Name another --out.") from None
+        raise HfsynError(
+            f"The folder {folder} cannot be made: {error.strerror}.", "Name another --out.", code=ExitCode.PREFLIGHT
+        ) from None
     return lock(folder, "prepare")
-
-
-def _to_remove(folder: Path) -> tuple[int, int] | None:
-    """The mark of the run in a folder, which may be removed; None where there is nothing to remove.
-
-    Raises:
-        HfsynError: what is there is not ours.
-    """
-    if not folder.is_dir():
-        return None
-    alien = layout.strangers(folder)
-    if layout.is_run_folder(folder) and not alien:
-        return _mark(folder)
-    if any(folder.iterdir()):
-        what = f"holds {alien[0]}, which is not ours" if alien else "is no run folder"
-        raise HfsynError(f"--overwrite deletes runs of hfsyn only, and {folder} {what}.", "Remove it yourself.")
-    return None
-
-
-def _mark(folder: Path) -> tuple[int, int] | None:
-    """What tells the run in a folder from another one that is put in its place."""
-    try:
-        found = (folder / layout.RECIPE).stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def _remove(folder: Path) -> None:
-    """Remove a run; where the folder is a link to another disk, what the link leads to is emptied."""
-    if not folder.is_symlink():
-        shutil.rmtree(folder)
-        return
-    for inside in folder.iterdir():
-        if inside.is_dir() and not inside.is_symlink():
-            shutil.rmtree(inside)
-        else:
-            inside.unlink()
 
 
 def load_run(folder: str | Path) -> Run:
@@ -220,30 +249,14 @@ def load_run(folder: str | Path) -> Run:
     path = Path(folder).expanduser()
     if not layout.is_run_folder(path):
         raise HfsynError(
-            f"{path} is no run folder: there is no {layout.RECIPE} in it.", "`hfsyn build RECIPE --out RUN` makes one."
+            f"{path} is not a run folder: there is no {layout.RECIPE} in it.",
+            "`hfsyn build RECIPE --out RUN` makes one.",
         )
-    return Run(path, load_recipe(path / layout.RECIPE))
-
-
-def _absolute(recipe: Recipe) -> Any:
-    """The source with its path made absolute, so that a run can be continued from anywhere."""
-    path = recipe.source.path
-    return recipe.source.model_copy(update={"path": str(Path(path).expanduser().resolve())}) if path else recipe.source
-
-
-def _filled(recipe: Recipe, stored: Recipe) -> Recipe:
-    """The recipe with its open revisions filled in from the run that is there: the newest was pinned when that run
-    began.
-    """
-    filled = recipe
-    for part in ("source", "caption", "generate"):  # those of the prompt are filled in by `pin_prompt`
-        mine, theirs = getattr(recipe, part), getattr(stored, part)
-        if mine is not None and theirs is not None and mine.revision is None:
-            filled = filled.model_copy(update={part: mine.model_copy(update={"revision": theirs.revision})})
-    if recipe.generate.lora_revision is None:
-        pinned = {"lora_revision": stored.generate.lora_revision}
-        filled = filled.model_copy(update={"generate": filled.generate.model_copy(update=pinned)})
-    return filled
+    mark = mark_of(path)  # before it is read, so that another run that comes meanwhile is noticed
+    found = Run(path, stored_recipe(path), mark)
+    if sidecar_of(path / layout.SOURCE).exists():
+        run_files.marker_of(path / layout.SOURCE, found.fingerprint)
+    return found
 
 
 def _refuse_other(found: Run, recipe: Recipe) -> None:
@@ -256,37 +269,40 @@ def _refuse_other(found: Run, recipe: Recipe) -> None:
         )
 
 
-def _resolve(recipe: Recipe) -> tuple[Recipe, dict[str, list[Any]]]:
-    """Pin every revision and index the source; the index as the columns of source.parquet, which take less memory."""
-    # Here, because whoever only asks a run how far it is should not wait for the Hub's client to be loaded.
-    from builders.sources import resolve_revision
-    from hfsyn.making.loras import pin_lora
-
-    # The cheap checks first: a missing model must not cost the indexing of a large source.
-    recipe = pin_prompt(recipe)
-    if recipe.caption is not None:
-        of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
-        pinned = pin(recipe.caption.model, recipe.caption.revision, "language model" if of_class else "captioner")
-        recipe = recipe.model_copy(update={"caption": recipe.caption.model_copy(update={"revision": pinned})})
-    pinned = pin(recipe.generate.model, recipe.generate.revision, "generator")
-    generate = pin_lora(recipe.generate.model_copy(update={"revision": pinned}))
-    recipe = recipe.model_copy(update={"generate": generate})
-    source = recipe.source
-    check_order(recipe)
-    if source.path is None and get_variant(source.variant).hub is not None:
-        revision = resolve_revision(source.variant, source.revision)
-        source = source.model_copy(update={"revision": revision})
-        recipe = recipe.model_copy(update={"source": source})
+def _indexed(recipe: Recipe) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
+    """The index of a recipe's source, as the columns of source.parquet (less memory), and what it leaves out."""
     index: dict[str, list[Any]] = {name: [] for name in SOURCE_SCHEMA.names}
-    for entry in opened(source).index():
+    source = opened(recipe.source)
+    for entry in source.index():
         for name, column in index.items():
             column.append(getattr(entry, name))
     if not index["source_id"]:
         raise HfsynError(
-            f"The source {source.variant} ({source.split}) holds no image.", "Check source.path and source.split."
+            f"The source {recipe.source.variant} ({recipe.source.split}) holds no image.",
+            "Check source.path and source.split.",
         )
-    check_texts(recipe, index["source_id"])
-    return recipe, index
+    return index, getattr(source, "left_out", {})
+
+
+def _write_index(run: Run, index: dict[str, list[Any]], left_out: Mapping[str, int]) -> None:
+    """Write source.parquet and its marker; where captions are there already, they must be of these very images."""
+    for shard in layout.finished_shards(run.folder / layout.CAPTIONS):
+        sidecar = load_sidecar(sidecar_of(shard))
+        if sidecar.fingerprint != run.fingerprint:
+            raise HfsynError(
+                f"{run.folder} holds captions of another recipe, or of an hfsyn with another format.",
+                "Name another --out, or --overwrite to delete that run.",
+            )
+        known = pq.read_table(shard, columns=["source_id"])["source_id"].to_pylist()
+        aside = {entry["id"] for entry in sidecar.rejected}
+        if [i for i in index["source_id"][sidecar.start : sidecar.stop] if i not in aside] != known:
+            raise HfsynError(
+                f"The source of {run.folder} is not what it was when this run began: {shard.name} is of other images.",
+                "Put the source back as it was, or build into another folder.",
+            )
+    path = run.folder / layout.SOURCE
+    rows = write_groups(path, _groups(index, run.recipe.store.shard_rows), SOURCE_SCHEMA)
+    run_files.write_marker(path, rows, run.fingerprint, left_out)
 
 
 def _groups(columns: dict[str, list[Any]], rows: int) -> Iterator[dict[str, list[Any]]]:

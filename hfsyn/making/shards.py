@@ -2,14 +2,11 @@
 
 A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its
 sidecar. A process that dies at any moment leaves at most a temporary file, which the next process to make that shard
-removes.
+removes; see `builders.files`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.files import atomic_text, atomic_write, remove_abandoned, sha256_of
 from builders.layout import Sidecar, load_sidecar, sidecar_of
+
+__all__ = [
+    "ROW_GROUP_BYTES", "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",
+    "write_shard",
+]  # fmt: skip
 
 ROW_GROUP_BYTES = 100 * 2**20
 """The Dataset Viewer reads row groups of at most 100 MB."""
@@ -25,35 +28,6 @@ ROW_GROUP_BYTES = 100 * 2**20
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
-
-
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The host's name, because processes of several machines write into one folder.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def atomic_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    atomic_write(path, write)
 
 
 def write_parquet(
@@ -114,24 +88,12 @@ def write_shard(
         columns, schema: as for `write_parquet`.
         sidecar: makes the sidecar from the shard's SHA-256 and its size in bytes.
     """
-    for left_over in path.parent.glob(f".{path.stem}.*.tmp"):
-        left_over.unlink(missing_ok=True)
-    try:
-        write_parquet(path, columns, schema)
-    except FileNotFoundError:
-        # Where a file system knows no locks, another process has made the same shard and cleared ours away.
-        if not is_done(path):
-            raise
-        return load_sidecar(sidecar_of(path))
+    path.parent.mkdir(exist_ok=True)  # and not the run folder above it, which somebody may have removed meanwhile
+    remove_abandoned(path.parent.glob(f".{path.stem}.*.tmp"))
+    write_parquet(path, columns, schema)
     made = sidecar(sha256_of(path), path.stat().st_size)
     atomic_text(sidecar_of(path), made.dump())
     return made
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, 64 hex digits."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def is_done(path: Path) -> bool:

@@ -238,7 +238,7 @@ def image_of(row: dict[str, Any]) -> Image.Image:
 
 def _real_images(run: Run, source_ids: Sequence[str]) -> dict[str, Image.Image]:
     """The chosen real images, decoded, and reduced where they are larger than any sheet shows them."""
-    index = pq.read_table(run.folder / layout.SOURCE)
+    index = pq.read_table(run.checked(layout.SOURCE))
     lines = index.filter(pc.is_in(index["source_id"], value_set=pa.array(source_ids))).to_pylist()
     found = {}
     for row in run.open_source().read(index_entries(lines)):

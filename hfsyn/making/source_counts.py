@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from builders import layout
 from builders.access import UnreachableError, is_offline
 from builders.errors import DataError
 from builders.sources import open_source
@@ -62,19 +61,22 @@ def in_table(source: SourcePart) -> int:
     return images
 
 
-def indexed(recipe: Recipe, text: str | None) -> Iterator[Caption]:
-    """A caption of that text for every image of the source.
+def indexed(recipe: Recipe, text: str | None, left_out: dict[str, int] | None = None) -> Iterator[Caption]:
+    """A caption of that text for every image of the source; then `left_out` says what it does not read, by reason.
 
     Raises:
         HfsynError: the source is missing, or damaged.
     """
-    for entry in opened(recipe.source).index():
+    source = opened(recipe.source)
+    for entry in source.index():
         yield Caption(entry.source_id, entry.wnid, text)
+    if left_out is not None:
+        left_out.update(source.left_out)
 
 
-def index_of_run(folder: Path, text: str | None) -> Iterator[Caption]:
+def index_of_run(index: Path, text: str | None) -> Iterator[Caption]:
     """A caption of that text for every line of a run's source index."""
-    with pq.ParquetFile(folder / layout.SOURCE) as file:
+    with pq.ParquetFile(index) as file:
         for batch in file.iter_batches(columns=["source_id", "wnid"]):
             for source_id, wnid in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 yield Caption(source_id, wnid, text)

@@ -34,7 +34,7 @@ class SourcePictures:
     def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image]) -> None:
         self._fit = fit
         self._source = run.open_source()
-        self._index = pq.read_table(run.folder / layout.SOURCE)
+        self._index = pq.read_table(run.checked(layout.SOURCE))
         columns = ["source_id", "source_sha256"]
         captions = pa.concat_tables(
             [pq.read_table(shard, columns=columns) for shard in run.caption_shards()], promote_options="permissive"

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from builders import layout
 from hfsyn.making.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def recipe_block(recipe: Recipe) -> str:
     text = dump_recipe(recipe)
     if set(text) & set("<>`") or any(clean(line) != line or not _KEY.match(line) for line in text.splitlines()):
         # JSON is YAML, and has an escape for everything that could end the block or the comment of a mark.
-        text = json.dumps(recipe.model_dump(), indent=1)
+        text = json.dumps({"format": layout.FORMAT, **recipe.model_dump()}, indent=1)
         text = re.sub("[<>`]", lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
     return f"```yaml\n{note}{text}```"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from builders import layout
-from builders.layout import load_sidecar, sidecar_of
+from builders.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
+from builders.run_files import finished
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import manifest_of
 from hfsyn.making.recipe import dump_recipe, published_recipe
@@ -25,7 +26,8 @@ PREVIEW_FILE = "samples.png"
 _SOON_READ = 500 * 2**20
 """Bytes that are hashed in a second or so: less is not worth a line."""
 
-_TOP = (layout.SOURCE, layout.PLAN, layout.REJECTED, layout.MANIFEST)
+_TABLES = (layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN))
+_TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST)
 
 
 def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = True) -> dict[str, LocalFile]:
@@ -43,7 +45,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
         HfsynError: the run is not finished, or does not verify (exit code 3).
     """
     prefix = layout.config_prefix(config_name)
-    if what == "data" and not (run.folder / layout.MANIFEST).exists():
+    manifest = finished(run.folder)
+    if what == "data" and manifest is None:
         raise HfsynError(
             f"{run.folder} is not finished.", f"Run: hfsyn build (again), or: hfsyn finish {run.folder}",
             code=ExitCode.PREFLIGHT,
@@ -54,10 +57,13 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
             f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
             f"Run: hfsyn caption {run.folder}", code=ExitCode.PREFLIGHT,
         )  # fmt: skip
-    if wrong := _faults(run, shards, quiet=quiet):
+    wrong = _faults(run, shards, quiet=quiet)
+    if manifest is not None and what == "data":
+        wrong += _changed(run, manifest)
+    if wrong:
         raise HfsynError(
             f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
-            "Delete the sidecars of damaged shards and build again: these shards are made anew.",
+            f"Delete what is damaged (of a shard its sidecar) and {layout.MANIFEST}: `hfsyn build` makes it again.",
             code=ExitCode.PREFLIGHT,
         )
     found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
@@ -69,6 +75,15 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
         if path.exists():
             found[f"{prefix}{path.relative_to(run.folder).as_posix()}"] = LocalFile(path, sha256_of(path))
     return found
+
+
+def _changed(run: Run, manifest: Manifest) -> list[str]:
+    """What of a finished run is not as its manifest states it."""
+    mine, stated = manifest_of(run), manifest.raw
+    if mine == stated:
+        return []
+    names = [name for name, sha256 in mine["files"].items() if stated["files"].get(name) != sha256]
+    return [f"{name} is not as {layout.MANIFEST} states it" for name in names or ["a sidecar"]]
 
 
 def _faults(run: Run, shards: list[Path], *, quiet: bool) -> list[str]:
@@ -87,7 +102,7 @@ def finished_contents(run: Run, config_name: str) -> dict[str, LocalFile]:
     planned = run.data_shards() if run.planned_rows is not None else []
     shards = [shard for shard in [*run.caption_shards(), *planned] if is_done(shard)]
     found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
-    for name in (layout.SOURCE, layout.PLAN):
+    for name in _TABLES:
         if (run.folder / name).exists():
             found[f"{prefix}{name}"] = LocalFile(run.folder / name, sha256_of(run.folder / name))
     return found | _shard_files(run, shards, prefix)
@@ -104,23 +119,17 @@ def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFi
     return found
 
 
-def owned(tree: Mapping[str, Any], card: str | None, config_name: str) -> set[str]:
-    """Files of a repository that hfsyn wrote for a configuration; what has only such a name is somebody else's.
+def named_ours(tree: Mapping[str, Any], config_name: str) -> set[str]:
+    """Files of a repository that a configuration of ours would have; whether it is ours `RepoState` says.
 
-    Others write ``data/train-00000-of-00002.parquet`` too. Ours is what stands in a folder with our recipe, in a
-    repository whose card has our block for the configuration; and a shard only beside its sidecar, which is committed
+    Others write ``data/train-00000-of-00002.parquet`` too: a shard counts only beside its sidecar, which is committed
     before it or with it.
 
     Args:
         tree: what is there, by path.
-        card: README.md of the same commit.
         config_name: of the configuration.
     """
-    from hfsyn.publishing.cards import configs_of
-
     prefix = layout.config_prefix(config_name)
-    if card is None or config_name not in configs_of(card) or f"{prefix}{layout.RECIPE}" not in tree:
-        return set()
     return {
         path for path in tree if path.startswith(prefix) and _is_named_ours(path.removeprefix(prefix), prefix, tree)
     }

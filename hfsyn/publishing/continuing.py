@@ -10,12 +10,13 @@ from pathlib import Path
 from builders import layout
 from builders.errors import DataError
 from builders.layout import load_sidecar, sidecar_of
+from hfsyn.errors import ExitCode
+from hfsyn.making.pins import pinned
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import Recipe, parse_recipe
 from hfsyn.making.runs import Run, prepare
 from hfsyn.making.shards import faults, pending
-from hfsyn.publishing.contents import owned
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import RepoState, look_at
 
 
@@ -43,12 +44,13 @@ def continue_from(
     Raises:
         HfsynError: as `prepare`; or the Hub does not answer.
     """
-    repo = DatasetRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=say)
     state = look_at(repo)
     prefix = layout.config_prefix(config_name)
-    ours = owned(state.tree, state.card, config_name)
+    ours = state.owned(config_name)
     if state.head is not None and f"{prefix}{layout.RECIPE}" in ours:
-        recipe = _as_begun(recipe, repo, f"{prefix}{layout.RECIPE}", state.head)
+        path = f"{prefix}{layout.RECIPE}"
+        recipe = pinned(recipe, parse_recipe(repo.text(path, state.head), f"{path} of {repo.repo_id}"))
     run = prepare(recipe, out)
     there = {path.removeprefix(prefix) for path in ours}
     brought = _bring_back(run, run.caption_shards(), there, repo, state, prefix, say)
@@ -60,21 +62,11 @@ def continue_from(
     return run
 
 
-def _as_begun(recipe: Recipe, repo: DatasetRepo, path: str, commit: str) -> Recipe:
-    """The recipe with its open revisions as the run on the Hub has them: by now there may be newer ones."""
-    begun = parse_recipe(repo.text(path, commit), f"{path} of {repo.repo_id}")
-    for name in ("source", "caption", "generate"):
-        mine, theirs = getattr(recipe, name), getattr(begun, name)
-        if mine is not None and theirs is not None and mine.revision is None:
-            recipe = recipe.model_copy(update={name: mine.model_copy(update={"revision": theirs.revision})})
-    return recipe
-
-
 def _bring_back(
     run: Run,
     shards: Sequence[Path],
     there: set[str],
-    repo: DatasetRepo,
+    repo: HubRepo,
     state: RepoState,
     prefix: str,
     say: Callable[[str], None],
@@ -104,9 +96,11 @@ def _bring_back(
                 fetched = fetch(shard)
                 wrong = faults(fetched, run.fingerprint)
             except DataError as error:
+                if error.code != ExitCode.USAGE:
+                    raise  # the Hub does not answer
                 wrong = [error.message]
             if wrong:
-                say(f"{repo.repo_id}: {wrong[0]}; it is made anew")
+                say(f"{repo.repo_id}: {wrong[0]}; it is made again")
                 continue
             shard.parent.mkdir(exist_ok=True)
             shutil.move(fetched, shard)

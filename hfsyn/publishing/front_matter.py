@@ -6,14 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
+from builders.errors import DataError
+from builders.yaml import compose, dump, load
 from hfsyn.errors import HfsynError
 
 # The line ends of YAML, which are more than those of Markdown.
 _LINE = re.compile("[^\r\n\x85\u2028\u2029]*(?:\r\n|[\r\n\x85\u2028\u2029])|[^\r\n\x85\u2028\u2029]+")
 _BOM = "\ufeff"
-_HINT = "Mend it in the repository, or remove the front matter (the lines between the two ---): hfsyn writes its own."
+_WHERE = "The front matter of the dataset's README.md"
+_HINT = (
+    "Correct it in the repository, or remove the front matter (the lines between the two ---): hfsyn writes its own."
+)
 
 
 class FrontMatter:
@@ -46,24 +49,12 @@ class FrontMatter:
     def _parsed(self) -> dict[str, Any]:
         above = len(_LINE.findall(self.opening))
         try:
-            root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-            values = yaml.safe_load(self.text)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            problem = " ".join(str(error.problem or error.context or "it cannot be read").split())
-            raise _broken(above + 1 + (mark.line if mark else 0), problem) from None
-        except (yaml.YAMLError, ValueError) as error:
-            raise _broken(above + 1, " ".join(str(error).split())) from None
-        if root is None:
-            return {}
-        if not isinstance(root, yaml.MappingNode) or not isinstance(values, dict):
+            values = load(self.text, _WHERE, above=above, finite=False)
+        except DataError as error:
+            raise HfsynError(error.message, _HINT) from None
+        if values is not None and not isinstance(values, dict):
             raise _broken(above + 1, "`key: value` is expected there")
-        seen = set()
-        for key, _ in root.value:
-            if key.value in seen:
-                raise _broken(above + 1 + key.start_mark.line, f"the key {key.value!r} stands there a second time")
-            seen.add(key.value)
-        return values
+        return values or {}
 
     def updated(self, new: Mapping[str, Any]) -> str:
         """The front matter (marks included) with other values for some keys; None removes a key."""
@@ -73,17 +64,17 @@ class FrontMatter:
         }
         text = self._spliced(changed) if self.text.strip() else None
         try:
-            sound = text is not None and yaml.safe_load(text) == wanted
-        except (yaml.YAMLError, ValueError):
+            sound = text is not None and load(text, _WHERE, finite=False) == wanted
+        except DataError:
             sound = False  # an anchor in what was replaced, or some other rarity
         if text is None or not sound:
-            text = _dump(wanted).removesuffix("\n").replace("\n", self.newline)
+            text = dump(wanted).removesuffix("\n").replace("\n", self.newline)
         return f"{self.bom}{self.opening}{text}{self.closing}"
 
     def _spliced(self, changed: Mapping[str, Any]) -> str | None:
         """The text with the changed keys' lines replaced; None where keys do not stand in lines of their own."""
-        root = yaml.compose(self.text, Loader=yaml.SafeLoader)
-        if root is not None and (not isinstance(root, yaml.MappingNode) or root.flow_style):
+        root = compose(self.text)
+        if root is not None and root.flow_style:
             return None
         lines = _LINE.findall(self.text)
         entries = root.value if root else []  # nothing but comments
@@ -100,26 +91,32 @@ class FrontMatter:
         for key, value in changed.items():
             if key not in self.values and value is not None:
                 text = text.rstrip("\r\n") + (self.newline if text.strip() else "")
-                text += self._lines(_dump({key: value}), indent)
+                text += self._lines(dump({key: value}), indent)
         return text.removesuffix(self.newline) if text.endswith(self.newline) and not self.text.endswith("\n") else text
 
-    def _rewritten(self, key: str, value: Any, node: yaml.Node, chunk: list[str], start: int, indent: str) -> list[str]:
+    def _rewritten(self, key: str, value: Any, node: Any, chunk: list[str], start: int, indent: str) -> list[str]:
         """The lines of one key with another value; comments after it stay, and so do a list's unchanged items."""
         tail = len(chunk)
         while tail > 1 and (not chunk[tail - 1].strip() or chunk[tail - 1].lstrip().startswith("#")):
             tail -= 1
         rest = chunk[tail:]
-        if not (isinstance(value, list) and isinstance(node, yaml.SequenceNode) and not node.flow_style and value):
-            return [self._lines(_dump({key: value}), indent), *rest]
+        if not (
+            isinstance(value, list)
+            and isinstance(node.value, list)
+            and node.id == "sequence"
+            and not node.flow_style
+            and value
+        ):
+            return [self._lines(dump({key: value}), indent), *rest]
         firsts = [item.start_mark.line - start for item in node.value]
         if not firsts or any(not chunk[first].lstrip().startswith("- ") for first in firsts):
-            return [self._lines(_dump({key: value}), indent), *rest]
+            return [self._lines(dump({key: value}), indent), *rest]
         old = self.values[key]
         spelt = ["".join(chunk[a:b]) for a, b in zip(firsts, [*firsts[1:], tail], strict=True)]
         margin = chunk[firsts[0]][: len(chunk[firsts[0]]) - len(chunk[firsts[0]].lstrip())]
         result = ["".join(chunk[: firsts[0]])]
         for item in value:
-            known = spelt[old.index(item)] if item in old else self._lines(_dump([item]), margin)
+            known = spelt[old.index(item)] if item in old else self._lines(dump([item]), margin)
             result.append(known if known.endswith(("\n", "\r")) else known + self.newline)
         return [*result, *rest]
 
@@ -127,11 +124,5 @@ class FrontMatter:
         return "".join(indent + line for line in text.splitlines(keepends=True)).replace("\n", self.newline)
 
 
-def _dump(value: Any) -> str:
-    from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # exported, but not by name
-
-    return str(yaml_dump(value, sort_keys=False))
-
-
 def _broken(line: int, problem: str) -> HfsynError:
-    return HfsynError(f"The front matter of the dataset's README.md cannot be read: line {line}: {problem}.", _HINT)
+    return HfsynError(f"{_WHERE}, line {line}: {problem}.", _HINT)

@@ -28,8 +28,8 @@ from hfsyn.making.prompts import is_user_strategy, strategy_of
 from hfsyn.making.real_images import check_order
 from hfsyn.making.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.making.recipe_prompts import HUB
-from hfsyn.making.runs import run_in
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.making.runs import Run, run_in
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import Check
 from hfsyn.workers import default_processes, visible_gpus
 
@@ -73,7 +73,10 @@ def recipe_checks(recipe: Recipe, out: str | Path | None, token: str | bool | No
         out: where the run is or will be; None is this folder.
         token: as everywhere in huggingface_hub.
     """
-    yield from _folder(recipe, out)
+    if out is not None:
+        check, run = _folder(recipe, Path(out).expanduser())
+        yield check
+        recipe = recipe if run is None else run.recipe  # with what that run has pinned
     yield from _source(recipe, token)
     fetched = 0
     for model in models_of(recipe):
@@ -85,23 +88,17 @@ def recipe_checks(recipe: Recipe, out: str | Path | None, token: str | bool | No
     yield from _memory(recipe)
 
 
-def _folder(recipe: Recipe, out: str | Path | None) -> Iterator[Check]:
-    """Whether the run can be written where it is to be."""
-    if out is None:
-        return
-    folder = Path(out).expanduser()
+def _folder(recipe: Recipe, folder: Path) -> tuple[Check, Run | None]:
+    """Whether the run can be written where it is to be, and the run that is continued there."""
     try:
         run = run_in(recipe, folder)
     except HfsynError as error:
-        yield Check("failed", error.message, error.hint)
-        return
+        return Check("failed", error.message, error.hint), None
     there = _existing(folder)
     if not os.access(there, os.W_OK | os.X_OK):
-        yield Check("failed", f"{there} may not be written to.", f"chmod u+w {there}, or name another --out.")
-    elif run is not None:
-        yield Check("ok", f"{folder} holds a run of this recipe, which is continued.")
-    else:
-        yield Check("ok", f"{folder} has room for a new run.")
+        return Check("failed", f"{there} may not be written to.", f"chmod u+w {there}, or name another --out."), run
+    what = "has room for a new run" if run is None else "holds a run of this recipe, which is continued"
+    return Check("ok", f"{folder} {what}."), run
 
 
 def _source(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
@@ -146,7 +143,7 @@ def _texts(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
     if file is None or not file.startswith(HUB) or is_offline():
         return
     name = "/".join(file.removeprefix(HUB).split("/")[:2]).partition("@")[0]
-    repo = DatasetRepo(name, token=token, sleep=lambda seconds: None)
+    repo = HubRepo(name, token=token, sleep=lambda seconds: None)
     try:
         if repo.call(f"read {name}", _may_read, repo, name, "dataset"):
             yield Check("ok", f"The captions of {name} are open.")
@@ -175,7 +172,7 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
             return Check("ok", f"The model {place} is in the cache, as far as its configuration tells."), 0
         text = f"The model {place} is not in the cache, and HF_HUB_OFFLINE is set."
         return Check("failed", text, f"With a network: HF_HUB_OFFLINE=0 {command}"), 0
-    repo = DatasetRepo(place, token=token, sleep=lambda seconds: None)
+    repo = HubRepo(place, token=token, sleep=lambda seconds: None)
     try:
         if not repo.call(f"read the model {place}", _may_read, repo, place, "model"):
             text = f"The model {place} is gated, and this account has no access."
@@ -204,7 +201,7 @@ def _is_fetched(model: Model, name: str) -> bool:
     return model.kind == "captioner" or "/" in name or name == model.marker
 
 
-def _may_read(repo: DatasetRepo, name: str, repo_type: str) -> bool:
+def _may_read(repo: HubRepo, name: str, repo_type: str) -> bool:
     """Whether the files of a repository are open to this account; its listing can be read by everybody."""
     from huggingface_hub.errors import GatedRepoError
 

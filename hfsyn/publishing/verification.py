@@ -1,12 +1,13 @@
 """Whether a finished run or a published version is what its recipe says: files, schema, counts, prompts and seeds.
 
-Everything that can be computed from the recipe and the captions is computed anew. The pixels are not: that is
+Everything that can be computed from the recipe and the captions is computed again. The pixels are not: that is
 `hfsyn.publishing.reproduction`'s. On the Hub the hashes are those under which the Hub stores the files; only
 footers, captions and the columns beside the image are downloaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 import sys
@@ -17,20 +18,20 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from builders import layout
+from builders import layout, run_files
 from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
 from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.prompts import is_user_strategy, strategy_of
-from hfsyn.making.recipe import Recipe, fingerprint
+from hfsyn.making.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.making.shards import sha256_of
 from hfsyn.making.specs import order_of, sample_id_of, seed_of
 from hfsyn.publishing.comparison import recipe_of
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 
 _ROWS = 1024
 _SHOWN = 20
@@ -100,6 +101,7 @@ def verify(
     if is_user_strategy(recipe.prompt.strategy):
         found.unchecked = f"prompts, which a function of the author's wrote ({recipe.prompt.strategy})"
     _check_recipe(found, manifest, recipe)
+    _check_small_files(found, side, manifest, recipe)
     _check_files(found, side, manifest)
     captions = _captions(found, side, manifest, recipe)
     if manifest.raw.get("what", "data") == "data":
@@ -122,6 +124,28 @@ def _check_recipe(found: Verification, manifest: Manifest, recipe: Recipe) -> No
         found.note("recipe", f"the manifest is of split {manifest.split!r}, and the recipe of {split!r}")
 
 
+def _check_small_files(found: Verification, side: Published | RunFolder, manifest: Manifest, recipe: Recipe) -> None:
+    """Recipe, tables and list of what was set aside are as the manifest states them; card and preview are there."""
+    stated: dict[str, str] = manifest.raw["files"]
+    if stated.get(layout.RECIPE) != hashlib.sha256(dump_recipe(published_recipe(recipe)).encode()).hexdigest():
+        found.note("recipe", f"{layout.RECIPE} is not as the manifest states it")
+    for name in (layout.SOURCE, layout.PLAN, layout.REJECTED) if manifest.raw.get("what", "data") == "data" else ():
+        found.files += 1
+        try:
+            if sha256_of(side.fetch(name)) != stated.get(name):
+                found.note("files", f"{name} has other bytes than the manifest states")
+        except DataError as error:
+            found.note("files", error.message)
+    if isinstance(side, RunFolder):
+        for name in (layout.SOURCE, layout.PLAN):
+            try:
+                run_files.table(side.folder / name, manifest.fingerprint)
+            except DataError as error:
+                found.note("files", error.message)
+        for what in run_files.lost(side.folder, manifest):
+            found.note("files", what)
+
+
 def _check_files(found: Verification, side: Published | RunFolder, manifest: Manifest) -> None:
     """Every shard is there with its content and its sidecar, and there is no other."""
     fetch_sidecars(side)
@@ -140,6 +164,8 @@ def _check_files(found: Verification, side: Published | RunFolder, manifest: Man
             if sidecar.fingerprint != manifest.fingerprint:
                 found.note("recipe", f"{entry.file} was made by recipe {sidecar.fingerprint[:12]}")
         except DataError as error:
+            if error.code != ExitCode.USAGE:
+                raise  # the Hub does not answer, which says nothing of the file
             found.note("files", f"{entry.file}: {error.message}")
     for name in there:
         found.note("files", f"{name} is not in the manifest")
@@ -155,7 +181,7 @@ def _hashes(side: Published | RunFolder, manifest: Manifest) -> dict[str, tuple[
         paths = [side.fetch(entry.file) for entry in [*manifest.shards, *manifest.captions]]
         entries = zip([*manifest.shards, *manifest.captions], paths, strict=True)
         return {entry.file: (path.stat().st_size, sha256_of(path)) for entry, path in entries}
-    tree = DatasetRepo(side.repo_id, token=side.token).tree(side.sha)
+    tree = HubRepo(side.repo_id, token=side.token).tree(side.sha)
     tops = tuple(f"{side.prefix}{top}/" for top in (layout.DATA, layout.CAPTIONS))
     return {
         path.removeprefix(side.prefix): (file.size, file.sha256)
@@ -274,6 +300,8 @@ def _table(
                 for batch in parquet.iter_batches(_ROWS, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, ValueError, TypeError, KeyError, DataError) as error:  # pyarrow's errors are of these
+            if isinstance(error, DataError) and error.code != ExitCode.USAGE:
+                raise  # the Hub does not answer, which says nothing of the file
             if not isinstance(error, DataError) or isinstance(side, Published):
                 found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
 

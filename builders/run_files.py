@@ -1,0 +1,175 @@
+"""Whether the files of a run folder are those that were written: by the markers of its tables, and by its manifest.
+
+``source.json`` stands beside source.parquet and ``plan.json`` beside plan.parquet as a sidecar beside its shard:
+written last, so that its existence means that the table is done. It says whose the table is and what its bytes are, and
+that is looked at wherever the table is read. The manifest states the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from builders import layout
+from builders.errors import DataError
+from builders.files import atomic_text, digest_of
+from builders.layout import Manifest, load_manifest, sidecar_name, sidecar_of
+
+__all__ = ["Marker", "finished", "has_table", "lost", "manifest_in", "marker_of", "table", "write_marker"]
+
+_WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What is known of a finished source.parquet or plan.parquet."""
+
+    stage: str
+    """``source`` or ``plan``."""
+    rows: int
+    sha256: str
+    bytes: int
+    fingerprint: str
+    """Of the recipe that it was made for."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What lies in the source and is not in its index: how many by reason."""
+
+
+def write_marker(path: Path, rows: int, fingerprint: str, left_out: Mapping[str, int] | None = None) -> Marker:
+    """Mark the table at `path` as finished."""
+    made = Marker(path.stem, rows, digest_of(path), path.stat().st_size, fingerprint, dict(left_out or {}))
+    atomic_text(sidecar_of(path), json.dumps(asdict(made), indent=1, ensure_ascii=False) + "\n")
+    return made
+
+
+def has_table(path: Path) -> bool:
+    """Whether a table is finished: its marker and the table itself are there."""
+    return sidecar_of(path).exists() and path.exists()
+
+
+def marker_of(path: Path, fingerprint: str | None = None) -> Marker:
+    """The marker of a table; the table itself is not looked at. None of `fingerprint` is any recipe's.
+
+    Raises:
+        DataError: it is not a marker, or one of another recipe's table.
+    """
+    mark = sidecar_of(path)
+    way_out = f"Delete it and run the same `hfsyn build` again: {path.name} is made again."
+    try:
+        found = Marker(**json.loads(mark.read_text(encoding="utf-8")))
+        for name, kind in (("stage", str), ("sha256", str), ("fingerprint", str), ("rows", int), ("bytes", int)):
+            if type(getattr(found, name)) is not kind:
+                raise TypeError(f"{name} is of the wrong kind")
+        if not all(type(n) is int for n in found.left_out.values()):
+            raise TypeError("left_out is of the wrong kind")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{mark} is not the marker of {path.name} ({error}).", way_out) from None
+    if fingerprint is not None and found.fingerprint != fingerprint:
+        raise DataError(
+            f"{path} is of another recipe than {layout.RECIPE} beside it ({found.fingerprint[:12]}, not "
+            f"{fingerprint[:12]}).",
+            f"Put back the {layout.RECIPE} that the run began with; or build into another folder, or with --overwrite.",
+        )
+    return found
+
+
+def table(path: Path, fingerprint: str | None = None) -> Marker:
+    """The marker of a finished table, after a look at the table's bytes, which are read once a process.
+
+    Args:
+        path: ``source.parquet`` or ``plan.parquet`` in a run folder.
+        fingerprint: of the run's recipe; None is any.
+
+    Raises:
+        DataError: it is missing, cut short, altered, or of another recipe.
+    """
+    what = f"{path.name} ({_WHAT.get(path.name, 'a table')})"
+    again = "Run the same `hfsyn build` again: it is made again."
+    if not path.exists() or not sidecar_of(path).exists():
+        missing = path.name if not path.exists() else sidecar_of(path).name
+        raise DataError(f"{path.parent} has no {missing}, without which {what} cannot be used.", again)
+    found = marker_of(path, fingerprint)
+    size = path.stat().st_size
+    if size != found.bytes or digest_of(path) != found.sha256:
+        how = f"is cut short ({size} of {found.bytes} bytes)" if size < found.bytes else "has other bytes than written"
+        raise DataError(f"{what} of {path.parent} {how}.", f"Delete {path}, then: {again[0].lower()}{again[1:]}")
+    return found
+
+
+def manifest_in(folder: Path) -> Manifest | None:
+    """The manifest of a run; None where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    path = folder / layout.MANIFEST
+    if not path.exists():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    return load_manifest(
+        text, str(path), "Delete it and run the same `hfsyn build` (or `hfsyn finish`) again: it is written again."
+    )
+
+
+def lost(folder: Path, manifest: Manifest) -> list[str]:
+    """What a finished run has no more, or not as it was, each in a few words.
+
+    Of shards the size is compared; the first one is named, the others are counted.
+    """
+    sizes = {name: entry.stat().st_size for top in _TOPS for name, entry in _entries(folder, top)}
+    of_captions = manifest.raw.get("what") == "captions"  # which are published without images
+    found = [f"{name} is missing" for name in ((layout.RECIPE,) if of_captions else _EVERY) if name not in sizes]
+    for top in (layout.CAPTIONS, layout.DATA):
+        entries = [entry for entry in (*manifest.captions, *manifest.shards) if entry.file.startswith(f"{top}/")]
+        files = [entry.file for entry in entries]
+        gone = [file for file in files if file not in sizes]
+        bare = [sidecar_name(file) for file in files if file in sizes and sidecar_name(file) not in sizes]
+        short = [entry.file for entry in entries if sizes.get(entry.file, entry.bytes) != entry.bytes]
+        of = {layout.CAPTIONS: "caption", layout.DATA: "data"}[top]
+        for names, what in ((gone, "missing"), (bare, "without its sidecar"), (short, "not as long as it was")):
+            if names:
+                verb, some = ("is", "shard") if len(files) == 1 else ("is" if len(names) == 1 else "are", "shards")
+                found.append(f"{len(names)} of {len(files)} {of} {some} {verb} {what} ({Path(names[0]).name})")
+    rejected = folder / layout.REJECTED
+    if rejected.exists() and digest_of(rejected) != manifest.raw["files"].get(layout.REJECTED):
+        found.append(f"{layout.REJECTED} is not as it was written")
+    return found
+
+
+_TOPS = ("", layout.CAPTIONS, layout.DATA, layout.PREVIEW)
+_EVERY = (
+    layout.RECIPE, layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN), layout.REJECTED,
+    layout.CARD, f"{layout.PREVIEW}/{layout.SAMPLES}",
+)  # fmt: skip
+
+
+def _entries(folder: Path, top: str) -> list[tuple[str, os.DirEntry[str]]]:
+    """The files of a folder of the run by their path within the run."""
+    try:
+        with os.scandir(folder / top) as entries:
+            return [(f"{top}/{entry.name}" if top else entry.name, entry) for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def finished(folder: Path) -> Manifest | None:
+    """The manifest of a finished run of which everything is there; None where the run is not finished.
+
+    Raises:
+        DataError: the manifest is damaged, or something that it names is missing or cut short.
+    """
+    manifest = manifest_in(folder)
+    if manifest is not None and (gone := lost(folder, manifest)):
+        more = f", and {len(gone) - 3} more" if gone[3:] else ""
+        raise DataError(
+            f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{more}.",
+            f"Run the same `hfsyn build` again (hfsyn build {folder / layout.RECIPE} --out {folder}): what is lost is "
+            "made again.",
+        )
+    return manifest

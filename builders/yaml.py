@@ -1,0 +1,344 @@
+"""YAML read strictly, by YAML 1.2's core rules: what it means must not depend on who reads it, nor on what it costs.
+
+`no` and `off` are texts, as are 4:4:4 and dates; 1e-3 is a number; keys are texts as they are written. Refused, by line
+and column: a key said twice, tags, directives, several documents, numbers that are not finite, control characters, and
+what is out of all proportion: depth, bytes, digits, aliases that multiply. What `dump` writes reads back equal, here
+and where YAML 1.1 is read.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from builders.errors import DataError
+
+__all__ = [
+    "NOT_TEXT", "compose", "dump", "dump_flow", "front_matter", "is_yaml_name", "load", "load_file", "load_mapping",
+    "read_text",
+]  # fmt: skip
+
+MOST_BYTES = 32 << 20
+"""Of a file: a class map of 100,000 classes has 10 to 20 MB, and takes a minute."""
+MOST_DEPTH = 64
+MOST_DIGITS = 400
+"""Of a number: the largest double, written out, has 309."""
+MOST_COPIED = 100_000
+"""Values that aliases may repeat, all together."""
+
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Control characters and halves of characters, which no text has that a person writes."""
+_FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|$)", re.DOTALL)
+_MERGE = "<<"
+
+
+def is_yaml_name(name: str) -> bool:
+    """Whether a text names a YAML file by its ending."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def load(text: str, where: str, *, above: int | None = 0, finite: bool = True) -> Any:
+    """What a YAML text says: mappings, lists, texts, numbers, true, false and null.
+
+    Args:
+        text: one document, or nothing, which is None.
+        where: how to call the text in a message.
+        above: lines that stand above the text, where it is a part of another; None is a text without lines.
+        finite: whether .inf and .nan are refused.
+
+    Raises:
+        DataError: it cannot be read, or is not read here; the message names line and column.
+    """
+    from ruamel.yaml import YAML, YAMLError
+    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.reader import ReaderError
+
+    reading = _Reading(text, where, above, finite)
+    try:
+        return reading.document(YAML(typ="safe", pure=True).parse(text))
+    except MarkedYAMLError as error:
+        said = error.problem or error.context or "it cannot be read"
+        raise reading.fault(said, error.problem_mark or error.context_mark) from None
+    except ReaderError as error:
+        line = "" if above is None else f", line {text.count(chr(10), 0, error.position) + 1 + above}"
+        raise _fault(f"{where}{line}", f"the character {error.character:#04x} is not allowed") from None
+    except (YAMLError, ValueError, OverflowError, IndexError, AssertionError):  # what the parser does not foresee
+        raise reading.fault("what follows is not YAML", reading.mark) from None
+
+
+class _Reading:
+    """One text that is being read: its events become values."""
+
+    def __init__(self, text: str, where: str, above: int | None, finite: bool) -> None:
+        self.text, self.where, self.above, self.finite = text, where, above, finite
+        self.anchors: dict[str, tuple[Any, int]] = {}
+        self.mark: Any = None
+        self.count = self.copied = 0
+
+    def fault(self, problem: str, mark: Any) -> DataError:
+        """The error of a place."""
+        at = ""
+        if mark is not None and self.above is not None:
+            at = f", line {mark.line + 1 + self.above}, column {mark.column + 1}"
+        return _fault(f"{self.where}{at}", problem)
+
+    def document(self, events: Iterator[Any]) -> Any:
+        """The one document of a stream of events."""
+        from ruamel.yaml import events as kinds
+
+        self.kinds = kinds
+        next(events)  # the stream begins
+        start = next(events)
+        if isinstance(start, kinds.StreamEndEvent):
+            return None
+        if start.explicit and re.search("^%", self.text[: start.start_mark.index], re.MULTILINE):
+            raise self.fault("directives (%YAML, %TAG) are not read here: leave the line out", start.start_mark)
+        value = self.value(next(events), events, 0)
+        next(events)  # the document ends
+        if not isinstance(after := next(events), kinds.StreamEndEvent):
+            raise self.fault("another document begins here: a file holds one", after.start_mark)
+        return value
+
+    def value(self, event: Any, events: Iterator[Any], depth: int) -> Any:
+        """The value that begins with an event."""
+        self.mark = event.start_mark
+        if isinstance(event, self.kinds.AliasEvent):
+            return self.copy(event)
+        if event.tag is not None:
+            raise self.fault(f"the tag {str(event.tag)[:60]!r} is not read here: leave it out", event.start_mark)
+        if depth > MOST_DEPTH:
+            raise self.fault(f"this is nested more than {MOST_DEPTH} levels deep", event.start_mark)
+        before = self.count
+        self.count += 1
+        if isinstance(event, self.kinds.ScalarEvent):
+            found = self.scalar(event)
+        elif isinstance(event, self.kinds.SequenceStartEvent):
+            found = []
+            while not isinstance(inner := next(events), self.kinds.SequenceEndEvent):
+                found.append(self.value(inner, events, depth + 1))
+        else:
+            found = self.mapping(events, depth)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = (found, self.count - before)
+        return found
+
+    def mapping(self, events: Iterator[Any], depth: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        while not isinstance(key := next(events), self.kinds.MappingEndEvent):
+            if not isinstance(key, self.kinds.ScalarEvent) or key.tag is not None:
+                raise self.fault("a key must be a plain text", key.start_mark)
+            if key.value in found or (key.value == _MERGE and merged):
+                raise self.fault(f"the key {key.value!r} stands twice", key.start_mark)
+            self.check_text(key)
+            value = self.value(next(events), events, depth + 1)
+            if key.value == _MERGE and key.style is None:
+                merged = self.merge(value, key)
+            else:
+                found[key.value] = value
+        return {**merged, **found}
+
+    def merge(self, value: Any, key: Any) -> dict[str, Any]:
+        """What ``<<`` brings into a mapping: of several, the first that has a key says it."""
+        sources = value if isinstance(value, list) else [value]
+        if not sources or not all(isinstance(source, dict) for source in sources):
+            raise self.fault("<< takes a mapping, or a list of them", key.start_mark)
+        return {name: of for source in reversed(sources) for name, of in source.items()}
+
+    def copy(self, event: Any) -> Any:
+        """What an anchor stands for, once more: a change of one must not be a change of the other."""
+        if event.anchor not in self.anchors:
+            raise self.fault(f"the alias {event.anchor!r} stands for nothing that is complete above", event.start_mark)
+        value, size = self.anchors[event.anchor]
+        self.copied += size
+        self.count += size
+        if self.copied > MOST_COPIED:
+            raise self.fault(f"aliases repeat more than {MOST_COPIED:,} values", event.start_mark)
+        return deepcopy(value)
+
+    def scalar(self, event: Any) -> Any:
+        text = event.value
+        if event.style is not None:
+            self.check_text(event)
+            return text
+        if text in _WORDS:
+            return _WORDS[text]
+        if not (integer := _INTEGER.fullmatch(text)) and not _FLOAT.fullmatch(text):
+            if self.finite and _NOT_FINITE.fullmatch(text):
+                raise self.fault(f"{text} is not a finite number; put quotes around a text", event.start_mark)
+            return float(text.replace(".", "", 1)) if _NOT_FINITE.fullmatch(text) else text
+        if len(text) > MOST_DIGITS:
+            raise self.fault(f"a number of {len(text):,} digits is too long", event.start_mark)
+        if integer:
+            return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        number = float(text)
+        if self.finite and not math.isfinite(number):
+            raise self.fault(f"{text} is too large for a number", event.start_mark)
+        return number
+
+    def check_text(self, event: Any) -> None:
+        if found := NOT_TEXT.search(event.value):  # in double quotes it can be spelt out
+            raise self.fault(f"the character {ord(found[0]):#04x} is not allowed", event.start_mark)
+
+
+def _fault(place: str, problem: str) -> DataError:
+    return DataError(f"{place}: {' '.join(problem.split())}.")
+
+
+def load_mapping(text: str, where: str, what: str) -> dict[str, Any]:
+    """The mapping that a YAML text says.
+
+    Args:
+        text: YAML.
+        where: how to call the text in a message.
+        what: it is to be: ``recipe``, ``matrix``, ...
+
+    Raises:
+        DataError: as `load`, or it is empty or says something else.
+    """
+    found = load(text, where)
+    if isinstance(found, dict):
+        return found
+    said = "is empty" if found is None else f"holds a {'list' if isinstance(found, list) else 'single value'}"
+    raise DataError(f"{where} {said}, and a {what} is a mapping.", "It consists of lines such as `key: value`.")
+
+
+def load_file(file: str | Path, what: str, hint: str) -> dict[str, Any]:
+    """The mapping that a YAML file of a person's holds; `hint` says how to get one where there is none.
+
+    Raises:
+        DataError: as `read_text` and `load_mapping`.
+    """
+    return load_mapping(read_text(file, what, hint), str(file), what)
+
+
+def read_text(file: str | Path, what: str, hint: str) -> str:
+    """The text of a file that a person named.
+
+    Args:
+        file: its name, as it was given; ``~`` is the home folder.
+        what: it is to be: ``recipe``, ``matrix``, ...
+        hint: how to get one where there is none.
+
+    Raises:
+        DataError: there is no such file, it cannot be read, it is too large, or it is not UTF-8.
+    """
+    path = Path(file).expanduser()
+    try:
+        if path.is_dir():
+            raise DataError(f"{file} is a folder, and a {what} is a file.", hint)
+        if not path.is_file():
+            raise DataError(f"There is no {what} {file}.", hint)
+        with path.open("rb") as handle:
+            data = handle.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"The {what} {file} cannot be read: {error.strerror}.", "Name another, or allow it.") from None
+    except ValueError:  # a NUL in the name
+        raise DataError(f"There is no {what} {str(file)!r}.", hint) from None
+    if len(data) > MOST_BYTES:
+        raise DataError(f"{file} is larger than {MOST_BYTES >> 20} MB, the most that a {what} may have.", hint)
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{file} is UTF-16 text.", "Save it as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{file} is not UTF-8: line {line} has the byte 0x{data[error.start]:02x}.", "Save it as UTF-8."
+        ) from None
+
+
+def front_matter(card: str, where: str) -> dict[str, Any]:
+    """What the front matter of a card (README.md) says; a card without one says nothing.
+
+    Raises:
+        DataError: as `load_mapping`.
+    """
+    found = _FRONT.match(card)
+    value = load(found[1], where, above=1, finite=False) if found else None
+    if value is not None and not isinstance(value, dict):
+        raise DataError(f"The front matter of {where} is not a mapping.", "It consists of lines such as `key: value`.")
+    return value or {}
+
+
+def compose(text: str) -> Any:
+    """The nodes of a text that `load` has read, with their marks: for those who change a text in place."""
+    from ruamel.yaml import YAML
+
+    return YAML(typ="safe", pure=True).compose(text)
+
+
+_PLAIN = re.compile(r"""(?:[^\W_](?:[^:#?,\[\]{}"]|:(?=[^\s,\[\]{}])|(?<! )\#)*|[./_~][\w./~-]*)(?<! )""")
+"""Texts that may stand without quotes, unless they look like something else."""
+_OTHERWISE = re.compile(
+    r"[-+]?[\d_]*(\.[\d_]*)?(e[-+]?\d+)?|[-+]?0[xob][\da-f_]*|[-+]?\d[\d_]*(:[\d_]+)+(\.[\d_]*)?|\d{4}-\d\d?-\d\d?.*"
+    r"|[-+]?\.(inf|nan)|y|n|yes|no|on|off|true|false|null|none|~",
+    re.IGNORECASE,
+)
+"""What YAML 1.1 or 1.2 takes for a number, a date, true, false or null."""
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
+
+
+def dump(value: Any) -> str:
+    """A mapping or a list as YAML, a line a value, in the order of the keys."""
+    return "".join(f"{line}\n" for line in _lines(value))
+
+
+def dump_flow(value: Any) -> str:
+    """A value as YAML on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_scalar(str(key))}: {dump_flow(of)}' for key, of in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(dump_flow, value))}]"
+    return _scalar(value)
+
+
+def _lines(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping) and value:
+        for key, of in value.items():
+            name, nested = _scalar(str(key)), isinstance(of, Mapping | list | tuple) and of
+            if not nested:
+                yield f"{name}: {dump_flow(of)}"
+            else:
+                yield f"{name}:"
+                yield from (f"  {line}" if isinstance(of, Mapping) else line for line in _lines(of))
+    elif isinstance(value, list | tuple) and value:
+        for item in value:
+            yield from (f"{'- ' if not number else '  '}{line}" for number, line in enumerate(_lines(item)))
+    else:
+        yield dump_flow(value)
+
+
+def _scalar(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+        text = repr(value)
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text  # YAML 1.1 asks for the dot
+    if isinstance(value, int):
+        return repr(value)
+    text = str(value)
+    if text.isprintable() and _PLAIN.fullmatch(text) and not _OTHERWISE.fullmatch(text):
+        return text
+    if text.isprintable():
+        return "'" + text.replace("'", "''") + "'"
+    return '"' + "".join(_ESCAPES.get(c) or (c if c.isprintable() else _escape(c)) for c in text) + '"'
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
