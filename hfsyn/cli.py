@@ -38,7 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
-    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, leave_at_once, say_terminated
+    from hfsyn.workers import (
+        Terminated,
+        heeding_termination,
+        is_child,
+        join_launcher,
+        leave_at_once,
+        say_terminated,
+        tell,
+    )
 
     try:
         join_launcher()
@@ -61,9 +69,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         error.show()
         code = error.exit_code
     except HfsynError as error:
-        click.echo(f"Error: {error}", err=True)
-        # The parent of `--num-processes` sees what is missing; a child's own code makes the launcher print more.
-        code = int(ExitCode.OK) if is_child() else int(error.code)
+        code = tell(str(error), int(error.code))
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. The work so far is kept; the same command continues it.", err=True)
         leave_at_once(ExitCode.INTERRUPTED)
@@ -79,8 +85,8 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         refused = disk_error(error)
         if refused is None:
             raise
-        click.echo(f"Error: {refused.filename or 'the disk'}: {refused.strerror}. What is finished is kept.", err=True)
-        code = int(ExitCode.OK if is_child() else ExitCode.PREFLIGHT)
+        what = f"{refused.filename or 'the disk'}: {refused.strerror}. What is finished is kept."
+        code = tell(what, ExitCode.PREFLIGHT)
     sys.exit(code)
 
 

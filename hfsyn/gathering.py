@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from hfsyn.errors import ExitCode, HfsynError
 
@@ -139,3 +140,17 @@ def alone() -> Iterator[None]:
         yield
     finally:
         os.environ.update(before)
+
+
+def processes_asked_for() -> int:
+    """The ``--num_processes`` of the command that started this process; 1 where that cannot be read."""
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return 1
+    for i, word in enumerate(words):
+        name, sign, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            value = value if sign else words[min(i + 1, len(words) - 1)]
+            return int(value) if value.isdigit() else 1
+    return 1

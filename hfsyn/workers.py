@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +25,7 @@ from types import FrameType
 from typing import NoReturn, TypeVar
 
 from hfsyn.errors import ExitCode, HfsynError, first_line
-from hfsyn.gathering import check_launcher, place, waiting_for_others
+from hfsyn.gathering import check_launcher, place, processes_asked_for, waiting_for_others
 
 T = TypeVar("T")
 _CONTROL = Path("/dev/nvidiactl")
@@ -31,6 +33,7 @@ _CONTROL = Path("/dev/nvidiactl")
 GRACE = 7.0
 """Seconds that a process takes at most to end by itself after SIGTERM; schedulers give 10 to 30 before they kill."""
 _LAUNCHED = "HFSYN_LAUNCHED"
+_TOLD = "HFSYN_TOLD"
 LAUNCHER_VARIABLES = frozenset({_LAUNCHED, "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"})
 """What torchrun, accelerate and `launch` tell a process about its place among several."""
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
@@ -210,20 +213,50 @@ def launch(
         device: a torch device, or None.
         progress: how far the work is. The launcher ends all processes when one of them dies; they are started again as
             long as this changes in between. None: never.
+
+    Returns:
+        The launcher's exit code; where that is 0, the code of the first error that a process has told.
     """
-    while True:
-        before = progress() if progress is not None else None
-        code = _launch_once(arguments, processes, device)
-        if code == 0 or progress is None or progress() == before:
-            return code
-        print("hfsyn: a process died (see above); all are started again", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
+        told = Path(folder) / "told"
+        while True:
+            before = progress() if progress is not None else None
+            code = _launch_once(arguments, processes, device, told)
+            if code == 0 or progress is None or progress() == before:
+                return code or (json.loads(told.read_text().splitlines()[0])[0] if told.exists() else 0)
+            print("hfsyn: a process died (see above); all are started again", file=sys.stderr, flush=True)
 
 
-def _launch_once(arguments: Sequence[str], processes: int, device: str | None) -> int:
+def tell(text: str, code: int) -> int:
+    """Say how this process ends, once for all that `launch` has started; returns its exit code.
+
+    A child's own code would make the launcher print more: the parent learns it from a file.
+    """
+    if not is_child():
+        print(f"Error: {text}", file=sys.stderr, flush=True)
+        return code
+    line = json.dumps([code, text]) + "\n"
+    with contextlib.suppress(OSError, KeyError), Path(os.environ[_TOLD]).open("a+") as told:
+        told.seek(0)
+        known = line in told.readlines()
+        told.write("" if known else line)
+        if known:
+            return ExitCode.OK
+    print(f"Error: {text}", file=sys.stderr, flush=True)
+    return ExitCode.OK
+
+
+def stopped(what: str, hint: str, code: int) -> HfsynError:
+    """The error of a command whose processes, which have told why, have ended too early with this code of `launch`."""
+    refused = code == ExitCode.PREFLIGHT
+    return HfsynError(what, hint, code=ExitCode.PREFLIGHT if refused else ExitCode.PARTIAL)
+
+
+def _launch_once(arguments: Sequence[str], processes: int, device: str | None, told: Path) -> int:
     on_cpu = device == "cpu" or (device is None and not visible_gpus())
     # A scheduler sends SIGTERM to every process at once. This one answers for all of them; torch's launcher, which
     # would answer with a traceback, is told to listen to SIGINT alone, which nobody sends to it.
-    environment = dict(os.environ) | {_LAUNCHED: str(os.getpid()), "PET_SIGNALS_TO_HANDLE": "SIGINT"}
+    environment = dict(os.environ) | {_LAUNCHED: str(os.getpid()), "PET_SIGNALS_TO_HANDLE": "SIGINT", _TOLD: str(told)}
     if on_cpu:
         environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [
@@ -333,7 +366,7 @@ def join_launcher() -> None:
         die_with_parent()
         if _is_orphaned():  # the parent was gone before the line above
             os._exit(1)
-    if is_launched() and "WORLD_SIZE" not in os.environ and (asked := _processes_asked_for()) > 1:
+    if is_launched() and "WORLD_SIZE" not in os.environ and (asked := processes_asked_for()) > 1:
         raise HfsynError(
             f"accelerate launch was asked for {asked} processes and started one: on a CPU it does so without a word.",
             f"Use `hfsyn ... --num-processes {asked}`, or "
@@ -352,20 +385,6 @@ def _is_orphaned() -> bool:
     except OSError:
         return os.getppid() == 1
     return fields[1] != os.environ[_LAUNCHED]
-
-
-def _processes_asked_for() -> int:
-    """The ``--num_processes`` of the command that started this process; 1 where that cannot be read."""
-    try:
-        words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return 1
-    for i, word in enumerate(words):
-        name, sign, value = word.partition("=")
-        if name.replace("-", "_") == "__num_processes":
-            value = value if sign else words[min(i + 1, len(words) - 1)]
-            return int(value) if value.isdigit() else 1
-    return 1
 
 
 def is_child() -> bool:

@@ -38,7 +38,7 @@ def _empty_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HF_HOME", str(home / "hf"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(home / "datasets"))
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "HFSYN_LAUNCHED"):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "HFSYN_LAUNCHED"):
         monkeypatch.delenv(name, raising=False)
 
 

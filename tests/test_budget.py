@@ -128,7 +128,8 @@ def test_the_main_process_of_a_launcher_speaks_last(tmp_path: Path, monkeypatch:
     """A launcher ends all its processes when one of them ends with an error, and others may still be at a shard."""
     run = run_folder(tmp_path)
     monkeypatch.setattr("hfsyn.making.building.STAGES", {"caption": lambda run, **more: None})
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     options = WorkOptions(budget_hours=1e-9)
     monkeypatch.setenv("RANK", "1")
     work(load_run(run), ["caption"], device="cpu", options=options)

@@ -65,7 +65,8 @@ def readers(run: Path, out: Path) -> list[tuple[str, ...]]:
     """The commands that read the tables of a run."""
     return [
         ("status", str(run)), ("verify", str(run)), ("generate", str(run), "--num-processes", "1"),
-        ("caption", str(run), "--num-processes", "1"), ("finish", str(run)), ("export-real", str(run), "--out", str(out)),
+        ("caption", str(run), "--num-processes", "1"), ("finish", str(run)),
+        ("export-real", str(run), "--out", str(out)),
         ("build", "shapes-cip", *SMALL, "--num-processes", "1", "-q", "--out", str(run)),
     ]  # fmt: skip
 

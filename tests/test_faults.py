@@ -55,7 +55,8 @@ class Driver:
         """A command of hfsyn, alone or as one of several."""
         self._count += 1
         said = self.folder / str(self._count)
-        place = {"RANK": str(rank), "WORLD_SIZE": str(world)} if world > 1 else {}
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # where fakes never go
+        place = {"RANK": str(rank), "WORLD_SIZE": str(world), **meeting} if world > 1 else {}
         words = [*map(str, arguments), *(() if world > 1 else ("--num-processes", "1"))]
         answer = self.order(
             arguments=words, environment=place, faults=faults, log=str(log or os.devnull), said=str(said)

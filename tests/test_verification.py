@@ -61,7 +61,7 @@ def forge(run: Path, change: Callable[[Rows], Any], shard: str = "data/train-000
             if entry["file"] == shard:
                 entry.update(sha256=sha256, bytes=size, rows=len(rows))
     manifest["rows"] = sum(entry["rows"] for entry in manifest["shards"])
-    (run / layout.MANIFEST).write_text(json.dumps(manifest))
+    (run / layout.MANIFEST).write_text(json.dumps(layout.sealed(manifest)))
 
 
 def swap(rows: Rows, *columns: str) -> None:
@@ -72,11 +72,11 @@ def swap(rows: Rows, *columns: str) -> None:
 
 def test_a_finished_run_verifies_with_its_retries_and_what_was_set_aside(run: Path) -> None:
     found = verify(str(run))
-    assert (found.problems, found.captions, found.files) == ([], 30, 8)
+    assert (found.problems, found.captions, found.files) == ([], 30, 11)
     rows = [row for shard in layout.finished_shards(run / "data") for row in pq.read_table(shard).to_pylist()]
     assert found.rows == len(rows)
     assert any(row["retries"] for row in rows)
-    assert found.text() == f"verified: {run}, 8 files, 30 captions, {len(rows)} rows"
+    assert found.text() == f"verified: {run}, 11 files, 30 captions, {len(rows)} rows"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +173,7 @@ def test_a_thousand_problems_of_a_kind_are_counted_and_twenty_are_shown(run: Pat
 def test_a_manifest_cannot_name_a_file_outside_the_run(run: Path, name: str) -> None:
     manifest = json.loads((run / layout.MANIFEST).read_text())
     manifest["shards"][0]["file"] = name
+    manifest = layout.sealed(manifest)
     with pytest.raises(DataError, match="is not a manifest that this version reads"):
         load_manifest(json.dumps(manifest), "manifest.json")
 
@@ -189,7 +190,7 @@ def test_a_manifest_cannot_name_a_file_outside_the_run(run: Path, name: str) -> 
     ids=str,
 )  # fmt: skip
 def test_a_damaged_manifest_is_said_in_one_line(run: Path, change: dict[str, Any]) -> None:
-    manifest = json.loads((run / layout.MANIFEST).read_text()) | change
+    manifest = layout.sealed(json.loads((run / layout.MANIFEST).read_text()) | change)
     with pytest.raises(DataError) as caught:
         load_manifest(json.dumps(manifest), "manifest.json of somebody")
     assert "\n" not in str(caught.value)
@@ -242,7 +243,7 @@ def test_a_shard_that_is_no_parquet_is_said_in_one_line(run: Path, made: Path, t
     shard.write_bytes(b"garbage" * 100)
     manifest = json.loads((run / layout.MANIFEST).read_text())
     manifest["shards"][0]["sha256"] = sha256_of(shard)
-    (run / layout.MANIFEST).write_text(json.dumps(manifest))
+    (run / layout.MANIFEST).write_text(json.dumps(layout.sealed(manifest)))
     for what in (
         lambda: compare(RunFolder(made), RunFolder(run)),
         lambda: reproduce(str(run), "x#0", out=tmp_path, generator=FakeGenerator()),

@@ -213,7 +213,8 @@ def report(result: dict[str, Any], options: dict[str, Any]) -> None:
     if options["push_to_hub"]:
         from hfsyn.judging.model_cards import push_classifier
 
-        click.echo(push_classifier(options["out"], options["push_to_hub"], private=options["private"]), err=True)
+        private, quiet = options["private"], options["quiet"]
+        click.echo(push_classifier(options["out"], options["push_to_hub"], private=private, quiet=quiet), err=True)
 
 
 def _launch_training(config: Any, options: dict[str, Any], processes: int) -> None:
@@ -221,20 +222,19 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     import tempfile
     from pathlib import Path
 
-    from hfsyn.errors import ExitCode, HfsynError
     from hfsyn.judging.accelerating import check_tracker
-    from hfsyn.judging.model_cards import check_repo_id
+    from hfsyn.judging.model_cards import check_push
     from hfsyn.judging.train_config import dump_train_config
     from hfsyn.judging.training import open_training
     from hfsyn.judging.training_folders import RESULTS, check_folder
-    from hfsyn.workers import check_device, launch
+    from hfsyn.workers import check_device, launch, stopped
 
     # What is wrong is said here, once, and not by every process.
     check_folder(Path(options["out"]), config, options["overwrite"])
     check_device(options["device"])
     check_tracker(options["log_with"])
     if options["push_to_hub"] is not None:
-        check_repo_id(options["push_to_hub"])
+        check_push(options["push_to_hub"])
     open_training(config, Path(options["out"]), running_of(options), processes)
     results = Path(options["out"]) / RESULTS
     before = results.stat().st_mtime_ns if results.is_file() else None
@@ -248,10 +248,10 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
         arguments += [f"--{name}" for name in ("overwrite", "quiet", "private") if options[name]]
         code = launch(arguments, processes, device=options["device"])
     if code or not results.is_file() or (options["overwrite"] and results.stat().st_mtime_ns == before):
-        raise HfsynError(
+        raise stopped(
             "The training processes stopped before the end.",
             "The cause stands above; the same command goes on from the last checkpoint.",
-            code=ExitCode.PARTIAL,
+            code,
         )
 
 
@@ -318,15 +318,14 @@ def _launch_evaluation(processes: int, device: str | None, out: str | None, argu
     import tempfile
     from pathlib import Path
 
-    from hfsyn.errors import ExitCode, HfsynError
     from hfsyn.making.shards import atomic_text
-    from hfsyn.workers import launch
+    from hfsyn.workers import launch, stopped
 
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         code = launch(["evaluate", *arguments, "--out", str(result)], processes, device=device)
         if code or not result.is_file():
-            raise HfsynError("The processes stopped before the end.", "The cause stands above.", code=ExitCode.PARTIAL)
+            raise stopped("The processes stopped before the end.", "The cause stands above.", code)
         text = result.read_text(encoding="utf-8")
     if out is not None:
         atomic_text(Path(out), text)

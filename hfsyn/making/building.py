@@ -29,6 +29,7 @@ from hfsyn.workers import (
     launch,
     leave_group,
     pick_device,
+    stopped,
 )
 
 STAGES: dict[str, Callable[..., None]] = {"caption": caption, "generate": generate}
@@ -166,13 +167,13 @@ def work(
     arguments += ["--captions", captions] if captions else []
     code = launch(arguments, processes, device=device, progress=lambda: len(list(run.folder.glob("*/*.json"))))
     unfinished = [s for s in stages if not _complete(run, s, shards if s == stages[-1] else None)]
-    if code or unfinished:
+    if unfinished:
         if not code and not _has_time(run, unfinished[0], options):
             raise _budget_spent(run, unfinished[0], shards if unfinished[0] == stages[-1] else None, options)
-        raise HfsynError(
+        raise stopped(
             "The worker processes stopped before the work was done; what they finished is kept.",
             "The cause stands above. Run the same command again to continue.",
-            code=ExitCode.PARTIAL,
+            code,
         )
 
 

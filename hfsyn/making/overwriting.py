@@ -80,7 +80,7 @@ def put_away(folder: Path, mark: Mark) -> None:
     Raises:
         HfsynError: somebody does, or has put another run in its place (exit code 3).
     """
-    with lock(folder, WORK, wait=False) as held:
+    with _for_itself(folder) as held:
         if mark_of(folder) != mark:
             raise replaced(folder)
         if not held:
@@ -96,6 +96,17 @@ def put_away(folder: Path, mark: Mark) -> None:
         settle(old.name)
         if old.exists():
             print(f"hfsyn: {old} holds what is left of the old run and could not be removed", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _for_itself(folder: Path) -> Iterator[bool]:
+    """The lock that nobody at work lets anyone have; False, too, where another process has just moved the folder."""
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(lock(folder, WORK, wait=False))
+        except FileNotFoundError:
+            held = False
+        yield held
 
 
 def _renamed(folder: Path) -> Path | None:

@@ -158,8 +158,9 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     old = removable(folder) if overwrite else None
     if old is None and (found := run_in(recipe, folder)) is not None:
         if not run_files.has_table(folder / layout.SOURCE):
+            index, left_out = _indexed(found.recipe)
             with lock_new(folder):
-                _write_index(found, *_indexed(found.recipe))
+                _write_index(found, index, left_out)
         return found
     recipe = pinned(recipe)
     check_order(recipe)
@@ -198,7 +199,7 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
     if alien := layout.strangers(folder):
         shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
         raise HfsynError(
-            f"{folder} holds files that are no run of hfsyn: {shown}.", "Name an empty or new folder for --out."
+            f"{folder} holds files that are not of a run of hfsyn: {shown}.", "Name an empty or new folder for --out."
         )
     if not run_files.has_table(folder / layout.SOURCE):
         _refuse_remains(folder, None)
@@ -210,7 +211,7 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
     index, begun = folder / layout.SOURCE, (layout.SOURCE, "source.json", layout.STRATEGY)  # before there is a recipe
     parts = [name for name in sorted(layout.KNOWN) if name not in begun and not name.startswith(".")]
     found = [name for name in parts if (folder / name).exists()]
-    if index.exists() and pq.read_schema(index).names != SOURCE_SCHEMA.names:
+    if index.exists() and not _is_index(index):
         found.append(layout.SOURCE)
     if not found or (run_files.has_table(index) and run_files.marker_of(index).fingerprint == fingerprint):
         return
@@ -218,6 +219,14 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
         f"{folder} holds parts of a run ({', '.join(found)}) without the {layout.RECIPE} that they were made by.",
         f"Put that {layout.RECIPE} back, remove the folder yourself, or name another --out.",
     )
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is a source.parquet of ours, and not somebody's data of that name."""
+    try:
+        return pq.read_schema(path).names == SOURCE_SCHEMA.names
+    except pa.ArrowException:
+        return False
 
 
 def lock_new(folder: Path) -> Any:
