@@ -72,7 +72,7 @@ LAYERS = (
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
         "hfsyn.commands.recipe_options", "hfsyn.commands.training", "hfsyn.commands.looking",
-        "hfsyn.commands.work_options",
+        "hfsyn.commands.work_options", "hfsyn.commands.values",
     },
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.
