@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from builders.access import is_offline, said_plainly
 from builders.errors import DataError
+from builders.files import atomic_text
 from builders.folders import SPLIT_FOLDERS, class_folders, image_names, listed_images
 from builders.labels import class_keys, shorten, spelling
 from builders.own_variants import class_id, own_variant
@@ -84,7 +85,7 @@ def new_variant(
     _check_alike(labels, classes, source)
     fields = {"name": name, "title": name, "licence": None, "splits": counts, **place, "classes": classes}
     own_variant({key: value for key, value in fields.items() if key != "path"}, where=source)
-    path.write_text(_written(fields, source), encoding="utf-8")
+    atomic_text(path, _written(fields, source))
     return path
 
 
