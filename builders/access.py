@@ -1,33 +1,80 @@
-"""What the Hub refuses, and where it cannot be reached, said in one line that names the command that helps."""
+"""What the Hub's answers mean: which pass and are tried again, and plain words for the rest. The one place that knows.
+
+Every request of `builders` and `hfsyn` goes through `said_plainly` or `patiently`. What passes (a conflict, a rate
+limit, a server error, a cut or silent connection) is tried again with growing, jittered pauses and within a bound; what
+does not (no token, no right, no such repository) ends at once with the way out.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import constants, errors, get_token
 
-from builders.errors import DataError
+from builders.errors import DataError, HfsynError
 
-__all__ = ["UnreachableError", "is_offline", "is_transport_error", "page_of", "said_plainly"]
+__all__ = [
+    "HeadMovedError",
+    "Patience",
+    "UnreachableError",
+    "check_token",
+    "is_offline",
+    "page_of",
+    "passes",
+    "patiently",
+    "reason",
+    "said",
+    "said_plainly",
+    "status_of",
+    "without_token",
+]
 
-_LOGIN = "log in with: hf auth login"
+T = TypeVar("T")
+
+ATTEMPTS = 6
+"""Tries of one call. With the pauses below a Hub that is away for about a minute is waited for; one that limits its
+calls is waited for as long as it asks."""
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds; each pause doubles the one before, times a random number from 0.5 to 1."""
+LONGEST_ASKED = 300.0
+"""Seconds; the Hub's rate limits count in windows of five minutes, so `Retry-After` asks for no more."""
+
+_PASSES = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
 _TRANSPORT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp"})
+_FINAL = frozenset({"LocalProtocolError", "UnsupportedProtocol", "XetAuthenticationError"})
+"""Of the transport's and hf_xet's errors: a request that cannot be sent, and a token that is refused."""
+_XET_STATUS = re.compile(r"\b(401|403|404)\b")
+"""hf_xet says a status only in the words of a ConnectionError."""
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
+_REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
+_SHOWN = 200
+
+_log = logging.getLogger(__name__)
 
 
 class UnreachableError(DataError):
-    """The Hub did not answer, or is switched off: the cache may be asked instead."""
+    """The Hub did not answer, or is switched off: the cache may be asked instead, or the Hub later."""
+
+    waited = False
+    """Whether it was waited for already."""
+
+    @property
+    def clause(self) -> str:
+        """The message within another sentence."""
+        text = self.message.rstrip(".")
+        return text if text[:2].isupper() else f"{text[:1].lower()}{text[1:]}"
+
+
+class HeadMovedError(Exception):
+    """Somebody else committed to the branch since it was looked at."""
 
 
 def page_of(repo_id: str, repo_type: str = "dataset") -> str:
@@ -41,7 +88,166 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE) or asked
 
 
-def is_transport_error(error: BaseException) -> bool:
+@dataclass
+class Patience:
+    """How long a Hub that does not answer is waited for, in one call after another or in one long stream."""
+
+    repo_id: str
+    doing: str = ""
+    """The deed, for a message: "commit to user/name". Empty for reading."""
+    revision: str | None = None
+    page: str = ""
+    """The repository's page, for people; empty is the dataset's on the Hub that HF_ENDPOINT names."""
+    token: str | bool | None = None
+    attempts: int = ATTEMPTS
+    say: Callable[[str], None] = _log.warning
+    """Told about every pause, in one line."""
+    sleep: Callable[[float], None] | None = None
+    chance: Callable[[], float] = random.random
+    failed: int = 0
+    """Attempts in a row; whoever gets something in between sets it back to 0."""
+
+    def after(self, error: Exception) -> None:
+        """Wait after a failed attempt, as long as is asked for.
+
+        Raises:
+            DataError: it does not pass, or did not within the bound (exit code 4: the same command continues).
+            Exception: `error` itself, where it is none of the Hub's, or one of a file that is not there.
+        """
+        plain = said(error, self.repo_id, doing=self.doing, revision=self.revision, page=self.page, token=self.token)
+        if not passes(error):
+            raise plain from (error if plain is not error else error.__cause__)
+        self.failed += 1
+        if self.failed >= self.attempts:
+            lost = UnreachableError(
+                f"{str(getattr(plain, 'message', plain)).rstrip('.')} ({self.failed} attempts).",
+                "What is finished is kept. Run the same command again to continue.",
+                code=4,
+            )
+            lost.waited = True
+            raise lost from error
+        pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (self.failed - 1)) * (0.5 + self.chance() / 2)
+        pause = max(pause, min(status_of(error)[1], LONGEST_ASKED))
+        self.say(f"{self.doing or f'read {self.repo_id}'}: {reason(error, self.token)}; again in {pause:.0f} s")
+        (self.sleep or time.sleep)(pause)
+
+
+def patiently(call: Callable[[], T], patience: Patience) -> T:
+    """What `call` gives, tried again while what stops it passes. Raises as `Patience.after`."""
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            patience.after(error)
+
+
+@contextmanager
+def said_plainly(repo_id: str, revision: str | None, page: str = "") -> Iterator[None]:
+    """Turn what huggingface_hub raises about a repository into a DataError, without another try; see `said`."""
+    try:
+        yield
+    except Exception as error:
+        plain = said(error, repo_id, revision=revision, page=page)
+        if plain is error:
+            raise
+        raise plain from error
+
+
+def said(
+    error: Exception,
+    repo_id: str,
+    *,
+    doing: str = "",
+    revision: str | None = None,
+    page: str = "",
+    token: str | bool | None = None,
+) -> Exception:
+    """The one line for an error of the client, with the way out; any other error, and that of a missing file, as it is.
+
+    Exit codes: 3 for what is not allowed, 4 for a Hub that does not answer, 2 for a repository or revision that is not
+    there; but 3 for it too where something is done to it, since it was there when it was looked at.
+
+    Args:
+        error: what was raised.
+        repo_id, doing, revision, page, token: see `Patience`.
+    """
+    if isinstance(error, HfsynError | HeadMovedError):
+        return error
+    found = _answer(error, repo_id, doing, revision, page or page_of(repo_id), token)
+    if found is None:
+        return error
+    text, hint, code = found
+    offline = any(isinstance(one, errors.OfflineModeIsEnabled) for one in _chain(error))
+    if not text.startswith((repo_id, "'")) and not doing:
+        text = f"{text[0].upper()}{text[1:]}"
+    text = f"Could not {doing}: {text}" if doing else text
+    return (UnreachableError if code == 4 or offline else DataError)(f"{text}.", hint, code=code)
+
+
+def _answer(
+    error: Exception, repo_id: str, doing: str, revision: str | None, page: str, token: str | bool | None
+) -> tuple[str, str, int] | None:
+    """What was answered, the way out and the exit code; None where the caller knows better what it means."""
+    # What the Hub said, under what the client made of it: RuntimeError of an upload, ValueError of a card.
+    kinds = (
+        errors.HfHubHTTPError,
+        errors.OfflineModeIsEnabled,
+        errors.HFValidationError,
+        errors.LocalTokenNotFoundError,
+    )
+    local = errors.LocalEntryNotFoundError  # what the client makes of any failure, where the cache has nothing
+    inner = next((one for one in _chain(error) if isinstance(one, kinds) and not isinstance(one, local)), error)
+    status, _ = status_of(error)
+    login = f"log in with{' a token that may write' if doing else ''}: hf auth login"
+    gated = isinstance(inner, errors.GatedRepoError)
+    absent = isinstance(inner, errors.RepositoryNotFoundError) and not gated
+    if isinstance(inner, errors.LocalTokenNotFoundError):
+        return "there is no token", f"To have one, {login}, or set HF_TOKEN.", 3
+    if isinstance(inner, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set", "Unset it: the Hub is needed.", 3 if doing else 2
+    if gated:
+        return f"{repo_id} is gated, and you have no access", f"Accept its terms at {page}, then {login}", 3
+    if isinstance(inner, errors.RevisionNotFoundError):
+        return f"{repo_id} has no revision '{revision}'", f"See {page}/commits/main.", 3 if doing else 2
+    if status == 401 and (doing or not absent):
+        return f"the Hub does not know this token ({repo_id})", f"Copy it again, or {login}", 3
+    if absent:
+        # The Hub answers the same for a repository that is not there and for one that a stranger may not see.
+        return f"{repo_id} is not there, or not for you", f"See {page}; if it is, {login}", 3 if doing else 2
+    if isinstance(inner, errors.HFValidationError):
+        return f"'{repo_id}' is not a repository's name", "One looks like USER/NAME.", 2
+    absent_file = isinstance(inner, errors.EntryNotFoundError) and not isinstance(inner, local)
+    if not doing and (absent_file or (isinstance(error, local) and not status and not passes(error))):
+        return None
+    if any(
+        type(one).__name__ == "LocalProtocolError" for one in _chain(error)
+    ):  # a header that cannot be sent; its words quote the token
+        return "the token has a character in it that no token has", "Copy it again.", 3
+    short = reason(error if isinstance(error, ValueError) else inner, token)
+    if status == 403:
+        return f"this token may not ({short})", f"To be allowed, {login}", 3
+    if passes(error) and status:
+        return short, "Run the same command again later.", 4
+    if isinstance(inner, errors.HfHubHTTPError):
+        return f"the Hub refuses {repo_id} ({short})", "Fix what it says and run the same command again.", 3
+    if passes(error) or _is_transport(error):
+        return f"the Hub cannot be reached ({short})", "Check the network and HF_ENDPOINT, then try again.", 4
+    return None
+
+
+def passes(error: BaseException) -> bool:
+    """Whether the same call may succeed in a moment."""
+    if isinstance(error, HfsynError | HeadMovedError) and not isinstance(error, UnreachableError):
+        return False
+    if isinstance(error, UnreachableError) and error.waited:  # as long as it was worth
+        return False
+    if any(isinstance(one, errors.OfflineModeIsEnabled) or type(one).__name__ in _FINAL for one in _chain(error)):
+        return False
+    status, _ = status_of(error)
+    return status in _PASSES if status else any(map(_is_transport, _chain(error)))
+
+
+def _is_transport(error: BaseException) -> bool:
     """Whether a connection failed: refused, cut, too slow.
 
     The HTTP library is huggingface_hub's business and has changed its name before, so its errors are told by module.
@@ -49,48 +255,79 @@ def is_transport_error(error: BaseException) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in _TRANSPORT
 
 
-@contextmanager
-def said_plainly(repo_id: str, revision: str | None, page: str = "") -> Iterator[None]:
-    """Turn what huggingface_hub raises about a dataset repository into a DataError.
+def without_token(text: str, token: str | bool | None = None) -> str:
+    """The text without the token, should a message ever quote it."""
+    for secret in {token if isinstance(token, str) else None, get_token()}:
+        if secret:
+            # An error may quote it as Python writes it, or without what a line end added to it.
+            for form in (secret, repr(secret)[1:-1], secret.strip()):
+                text = text.replace(form, "hf_***") if form else text
+    return _TOKEN.sub("hf_***", text)
 
-    A missing file (EntryNotFoundError) passes through: what it means, the caller knows. `page` is for people; the
-    default is the repository's on the Hub that HF_ENDPOINT names.
+
+def check_token(token: str | bool | None) -> str | bool | None:
+    """A token without the line end that a file may have added; the same for none.
+
+    Raises:
+        DataError: it has a character that no token has. It is not quoted.
     """
-    page = page or page_of(repo_id)
+    if not isinstance(token, str):
+        return token
+    token = token.strip()
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise DataError(
+            "The token has a blank, a line end or a character that is not ASCII in it, and is no token.",
+            "Copy it again, or log in: hf auth login",
+        )
+    return token
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those from which it came: `datasets` and this module raise their own for the client's."""
+    found: list[BaseException] = []
+    after: BaseException | None = error
+    while after is not None and after not in found:
+        found.append(after)
+        yield after
+        after = after.__cause__ or after.__context__
+
+
+def status_of(error: BaseException) -> tuple[int, float]:
+    """The HTTP status of an error and the seconds that the Hub asks to wait; zeros where there is none."""
+    responses = (getattr(one, "response", None) for one in _chain(error))
+    response = next((one for one in responses if one is not None), None)
+    status = int(getattr(response, "status_code", 0) or 0)
+    if not status:
+        return _status_in_words(error), 0.0
+    headers = getattr(response, "headers", {})
+    asked = str(headers.get("Retry-After", ""))
+    return status, max(float(asked) if asked.isdecimal() else 0.0, _rate_limited(headers) if status == 429 else 0.0)
+
+
+def _status_in_words(error: BaseException) -> int:
+    for one in _chain(error):
+        if type(one).__name__ == "XetAuthenticationError":
+            return 401
+        if isinstance(one, ConnectionError) and (found := _XET_STATUS.search(str(one))) and "client error" in str(one):
+            return int(found[1])
+    return 0
+
+
+def _rate_limited(headers: Any) -> float:
+    """Seconds until the Hub's next window of calls, as its own header says (``RateLimit: "api";r=0;t=255``)."""
     try:
-        yield
-    except GatedRepoError as error:
-        raise DataError(
-            f"{repo_id} is gated, and you have no access.", f"Ask for it at {page}, then {_LOGIN}.", code=3
-        ) from error
-    except RevisionNotFoundError as error:
-        raise DataError(
-            f"{repo_id} has no revision '{revision}'.", f"See {page}/commits/main for what it has."
-        ) from error
-    except (RepositoryNotFoundError, LocalTokenNotFoundError) as error:
-        # The Hub answers the same for a repository that is not there and for one that a stranger may not see.
-        raise DataError(f"{repo_id} is not there, or not for you.", f"See {page}; if it is, {_LOGIN}.") from error
-    except EntryNotFoundError:
-        raise
-    except OfflineModeIsEnabled as error:
-        raise UnreachableError(f"The Hub is switched off: {error}", "Unset HF_HUB_OFFLINE.") from error
-    except HFValidationError as error:
-        raise DataError(f"'{repo_id}' is no dataset's name.", "One looks like USER/NAME.") from error
-    except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", 0)
-        if status == 401:
-            raise DataError(
-                f"The Hub does not know this token ({repo_id}).", f"Copy it again, or {_LOGIN}.", code=3
-            ) from error
-        kind = UnreachableError if status >= 500 or status in (408, 429) else DataError
-        reason = str(error).strip().splitlines()[0]
-        raise kind(f"The Hub refused {repo_id}: {reason}", f"Try again; if access is asked for, {_LOGIN}.") from error
-    except Exception as error:
-        if not is_transport_error(error):
-            raise
-        if type(error).__name__ == "LocalProtocolError":  # a header that cannot be sent; its words quote the token
-            raise DataError("The token has a character in it that no token has.", "Copy it again.", code=3) from None
-        raise UnreachableError(
-            f"The Hub cannot be reached: {type(error).__name__}: {str(error).rstrip('.')}.",
-            "Check the network, or give a local copy: --set source.path=FOLDER.",
-        ) from error
+        from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
+    except ImportError:
+        return 0.0
+    found = parse_ratelimit_headers(headers)
+    return float(getattr(found, "reset_in_seconds", 0) or 0) + 1 if found else 0.0
+
+
+def reason(error: BaseException, token: str | bool | None) -> str:
+    """An error in a few words of one line."""
+    status, _ = status_of(error)
+    said = (getattr(one, "server_message", None) for one in _chain(error))
+    words = " ".join(str(next(filter(None, said), None) or error).split()) or type(error).__name__
+    words = _REQUEST.sub("", without_token(words, token))
+    short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
+    return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"

@@ -12,28 +12,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from huggingface_hub import HfApi, HfFileSystem, constants, hf_hub_download, snapshot_download
+from huggingface_hub import (
+    HfFileSystem,
+    get_hf_file_metadata,
+    hf_hub_download,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from builders import layout
-from builders.access import UnreachableError, is_offline, said_plainly
+from builders import layout, ours
+from builders.access import Patience, patiently, said_plainly
 from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
+from builders.revisions import not_cached, resolve
 from builders.run_files import manifest_in
-from builders.yaml import front_matter
 
 __all__ = [
-    "Published", "RunFolder", "fetch_sidecars", "load_version", "open_published", "open_reference", "parse_reference",
-    "published_configs", "shard_files",
+    "Published", "RunFolder", "fetch_sidecars", "find_published", "load_version", "open_published", "open_reference",
+    "parse_reference", "shard_files",
 ]  # fmt: skip
 
-_SHA = re.compile(r"[0-9a-f]{40}")
-_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
 """Names of tags and branches, and commits: nothing that leaves the cache's folder, or is another place to a server."""
 
@@ -66,9 +71,36 @@ class Published:
         """A small text file of the configuration, e.g. ``recipe.yaml``.
 
         Raises:
-            DataError: there is no such file.
+            DataError: there is no such file, it is not text, or larger than a text of ours.
         """
-        return _text(self.fetch(name), f"{self.prefix}{name} of {self.repo_id}")
+        what = f"{self.prefix}{name} of {self.repo_id}"
+        if (size := self._size(name)) > ours.MOST_BYTES:
+            raise DataError(f"{what} has {size / 1e9:.1f} GB, and is not one of hfsyn's.", "Name another revision.")
+        return _text(self.fetch(name), what)
+
+    def _size(self, name: str) -> int:
+        """Bytes of a file; 0 where that cannot be known before it is fetched."""
+        path = f"{self.prefix}{name}"
+        known = try_to_load_from_cache(self.repo_id, path, repo_type="dataset", revision=self.sha)
+        if isinstance(known, str):
+            return Path(known).stat().st_size
+        if self.offline:
+            return 0
+        address = hf_hub_url(self.repo_id, path, repo_type="dataset", revision=self.sha)
+        try:
+            found = patiently(lambda: get_hf_file_metadata(address, token=self.token, timeout=30), self.patience)
+        except EntryNotFoundError:
+            return 0  # which the fetching says in words
+        return found.size or 0
+
+    def named(self, config_name: str) -> Published:
+        """Another configuration of the same commit."""
+        return replace(self, config_name=config_name)
+
+    @property
+    def patience(self) -> Patience:
+        """How long the Hub is waited for; each request has its own."""
+        return Patience(self.repo_id, revision=self.revision, token=self.token)
 
     def fetch(self, name: str) -> Path:
         """Download a file of the configuration whole, or find it in the cache.
@@ -76,21 +108,23 @@ class Published:
         Raises:
             DataError: there is no such file, or it is not in the cache and the Hub cannot be asked.
         """
-        with said_plainly(self.repo_id, self.revision):
-            try:
-                return Path(
-                    hf_hub_download(
-                        self.repo_id, f"{self.prefix}{name}", repo_type="dataset", revision=self.sha,
-                        token=self.token, local_files_only=self.offline,
-                    )
-                )  # fmt: skip
-            except LocalEntryNotFoundError:
-                raise _not_cached(f"{self.prefix}{name} of {self.repo_id} at {self.revision}", self.repo_id) from None
-            except EntryNotFoundError:
-                raise DataError(
-                    f"{self.repo_id} at {self.revision} has no {self.prefix}{name}.",
-                    f"Its configurations: {', '.join(published_configs(self.repo_id, self.sha, token=self.token))}.",
-                ) from None
+        path = f"{self.prefix}{name}"
+        try:
+            return Path(
+                patiently(
+                    lambda: hf_hub_download(
+                        self.repo_id, path, repo_type="dataset", revision=self.sha, token=self.token,
+                        local_files_only=self.offline,
+                    ),
+                    self.patience,
+                )
+            )  # fmt: skip
+        except LocalEntryNotFoundError:
+            raise not_cached(f"{path} of {self.repo_id} at {self.revision}", self.repo_id) from None
+        except EntryNotFoundError:
+            raise DataError(
+                f"{self.repo_id} at {self.revision} has no {path}.", "It is damaged; name another revision."
+            ) from None
 
     def manifest(self) -> Manifest:
         """The configuration's table of contents, checked."""
@@ -212,30 +246,71 @@ def open_published(
     Raises:
         DataError: no such repository, revision or configuration, no access, or not in the cache.
     """
-    _check_revision(revision)
-    sha, offline = _resolve(repo_id, revision or "main", token)
-    found = Published(repo_id, revision or "main", sha, layout.DEFAULT_CONFIG, offline, token)
-    configs = _configs(found)
-    if config is None:
-        config = next((name for name, default in configs.items() if default), next(iter(configs), None))
-    if config not in configs:
+    found, there = _looked(repo_id, revision, config, token)
+    if found is not None:
+        return found
+    at = f"{repo_id} at {revision or 'main'}"
+    if config is not None:
+        known = f"It has: {', '.join(there)}." if there else "It has none."
+        raise DataError(f"{at} has no configuration {config!r} that hfsyn published.", known)
+    if len(there) > 1:
         raise DataError(
-            f"{repo_id} at {revision or 'main'} has no configuration {config!r} made by hfsyn.",
-            f"It has: {', '.join(configs)}." if configs else "Its card names none.",
+            f"{at} has several configurations, and its card names no default.", f"Say one: {', '.join(there)}."
         )
-    return Published(repo_id, revision or "main", sha, config, offline, token)
+    raise DataError(
+        f"{at} is not a dataset that hfsyn published: it has no {layout.RECIPE} and {layout.MANIFEST} of hfsyn's.",
+        "Check the name and the revision.",
+    )
+
+
+def find_published(
+    repo_id: str, revision: str | None = None, config: str | None = None, *, token: str | bool | None = None
+) -> Published | None:
+    """As `open_published`, but None where the configuration that is meant is somebody else's."""
+    found, there = _looked(repo_id, revision, config, token, strangers=True)
+    if found is None and config is not None and there:
+        root = open_published(repo_id, revision, there[0], token=token).named(layout.DEFAULT_CONFIG)
+        if config not in _card(root):
+            return open_published(repo_id, revision, config, token=token)  # which says what there is
+    return found
+
+
+def _looked(
+    repo_id: str, revision: str | None, config: str | None, token: str | bool | None, *, strangers: bool = False
+) -> tuple[Published | None, list[str]]:
+    """The configuration that is meant, if hfsyn published it, and the names of those that it may have published.
+
+    Without `strangers` what others put into the repository is not taken for what is meant.
+    """
+    _check_revision(revision)
+    at = resolve(repo_id, revision or "main", token)
+    root = Published(repo_id, revision or "main", at.sha, layout.DEFAULT_CONFIG, at.offline, token)
+    maybe, asked = ours.candidates(at.paths), config
+    if config is None and maybe:
+        card = _card(root) if layout.CARD in at.paths else {}
+        config = ours.meant(card if strangers else {n: d for n, d in card.items() if n in maybe}, maybe)
+    if config in maybe and ours.published(root.text, config) is not None:
+        found = root.named(config)
+        found.fetch(layout.RECIPE)  # into the cache, where it tells what is ours when the Hub is not asked
+        return found, maybe
+    there = [name for name in maybe if ours.published(root.text, name) is not None]
+    alone = there[0] if len(there) == 1 and asked is None and not strangers else None
+    return root.named(alone) if alone is not None else None, there
+
+
+def _card(root: Published) -> dict[str, bool]:
+    """What the card says of configurations; nothing where it cannot be read."""
+    try:
+        return ours.card_configs(root.text(layout.CARD))
+    except DataError as error:
+        if error.code != 2:
+            raise
+        return {}
 
 
 def _check_revision(revision: str | None) -> None:
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise DataError(f"{revision!r} is no revision.", "It looks like v1.0.0, main, or a commit of 40 hex digits.")
-
-
-def published_configs(repo_id: str, revision: str | None = None, *, token: str | bool | None = None) -> dict[str, bool]:
-    """The configurations that the card names, and whether each is the default one."""
-    _check_revision(revision)
-    sha, offline = _resolve(repo_id, revision or "main", token)
-    return _configs(Published(repo_id, revision or "main", sha, layout.DEFAULT_CONFIG, offline, token))
+        raise DataError(f"{revision!r} is not a revision.", "It looks like v1.0.0, main, or a commit of 40 hex digits.")
 
 
 def load_version(
@@ -274,14 +349,22 @@ def load_version(
     return ParquetDatasetReader(files, split=manifest.split, streaming=streaming).read()
 
 
+def _bring(side: Published, wanted: list[str]) -> None:
+    """Bring files into the cache, many at a time; one that is not there is told of by who reads it."""
+    with suppress(EntryNotFoundError):
+        patiently(
+            lambda: snapshot_download(
+                side.repo_id, repo_type="dataset", revision=side.sha, allow_patterns=wanted, token=side.token
+            ),
+            side.patience,
+        )
+
+
 def fetch_sidecars(side: Published | RunFolder) -> None:
     """Bring the sidecars of a published version into the cache, many at a time: one by one they take minutes."""
     if isinstance(side, Published) and not side.offline:
         wanted = [f"{side.prefix}{top}/*.json" for top in (layout.DATA, layout.CAPTIONS)]
-        with said_plainly(side.repo_id, side.revision):
-            snapshot_download(
-                side.repo_id, repo_type="dataset", revision=side.sha, allow_patterns=wanted, token=side.token
-            )
+        _bring(side, wanted)
 
 
 def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:
@@ -295,10 +378,7 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
     if not found.offline:
         # By commit: a branch may have moved since it was resolved. `_remember` has noted the name that was asked for.
         wanted = [f"{found.prefix}{entry.file}" for entry in manifest.shards]
-        with said_plainly(found.repo_id, found.revision):
-            snapshot_download(
-                found.repo_id, repo_type="dataset", revision=found.sha, allow_patterns=wanted, token=found.token
-            )
+        _bring(found, wanted)
     paths = [found.fetch(entry.file) for entry in manifest.shards]
     for path, entry in zip(paths, manifest.shards, strict=True):
         if path.stat().st_size != entry.bytes:
@@ -308,62 +388,3 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
                 f"Delete {path} and load again.",
             )
     return [str(path) for path in paths]
-
-
-def _configs(found: Published) -> dict[str, bool]:
-    text = found.text(layout.CARD)
-    try:
-        entries = front_matter(text, layout.CARD).get("configs") or []
-        names = {str(entry["config_name"]): bool(entry.get("default")) for entry in entries}
-        if not all(_CONFIG.fullmatch(name) for name in names):
-            raise TypeError("a configuration's name is none")
-        return names
-    except (DataError, AttributeError, TypeError, KeyError):
-        raise DataError(
-            f"The card of {found.repo_id} at {found.revision} does not say what configurations there are.",
-            "Its front matter is damaged; publish it again, or name another revision.",
-        ) from None
-
-
-def _resolve(repo_id: str, revision: str, token: str | bool | None) -> tuple[str, bool]:
-    """The commit of a revision, and whether only the cache was asked."""
-    if is_offline():
-        return _cached(repo_id, revision, "HF_HUB_OFFLINE is set"), True
-    try:
-        with said_plainly(repo_id, revision):
-            sha = str(HfApi(token=token).dataset_info(repo_id, revision=revision, timeout=30).sha)
-    except UnreachableError as error:
-        return _cached(repo_id, revision, error.message[0].lower() + error.message[1:]), True
-    _remember(repo_id, revision, sha)
-    return sha, False
-
-
-def _storage(repo_id: str) -> Path:
-    return Path(constants.HF_HUB_CACHE) / f"datasets--{repo_id.replace('/', '--')}"
-
-
-def _remember(repo_id: str, revision: str, sha: str) -> None:
-    """Note in the cache which commit a version is, as the client itself does when it downloads by that name."""
-    if revision != sha:
-        note = _storage(repo_id) / "refs" / revision
-        try:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(sha, encoding="utf-8")
-        except OSError:
-            pass  # a cache that cannot be written costs only the offline use
-
-
-def _cached(repo_id: str, revision: str, why: str) -> str:
-    """The commit that the cache knows by exactly this name; never the nearest or the newest."""
-    note = _storage(repo_id) / "refs" / revision
-    sha = revision if _SHA.fullmatch(revision) else note.read_text(encoding="utf-8").strip() if note.is_file() else ""
-    if not _SHA.fullmatch(sha) or not (_storage(repo_id) / "snapshots" / sha).is_dir():
-        raise _not_cached(f"{repo_id} at {revision}", repo_id, why.removesuffix("."))
-    return sha
-
-
-def _not_cached(what: str, repo_id: str, why: str = "the Hub cannot be asked") -> DataError:
-    return DataError(
-        f"{what} is not in the local cache, and {why}. No other version is taken in its place.",
-        f"Load it once with a network, or: hf download --repo-type dataset {repo_id} --revision VERSION",
-    )

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from builders.access import UnreachableError, is_offline, said_plainly
-from builders.errors import DataError
+from builders.access import Patience
 
 __all__ = ["read_whole", "resumed"]
 
 T = TypeVar("T")
 
-PAUSES = (5.0, 20.0, 60.0, 120.0)
-"""Seconds before each new attempt. The Hub's client has tried for half a minute by itself before each of them."""
-
-_log = logging.getLogger(__name__)
+ATTEMPTS = 8
+"""In a row: some three minutes of pauses, and the Hub's client tries for half a minute by itself in each of them."""
 
 
 def resumed(begin: Callable[[int], Iterator[T]], repo_id: str, revision: str | None) -> Iterator[T]:
@@ -30,27 +25,16 @@ def resumed(begin: Callable[[int], Iterator[T]], repo_id: str, revision: str | N
     Raises:
         DataError: the Hub refuses, or cannot be reached in all of the attempts (exit code 4: try again later).
     """
-    given = failed = 0
+    patience, given = Patience(repo_id, revision=revision, attempts=ATTEMPTS), 0
     while True:
         try:
-            with said_plainly(repo_id, revision):
-                for item in begin(given):
-                    given += 1
-                    failed = 0
-                    yield item
+            for item in begin(given):
+                given += 1
+                patience.failed = 0
+                yield item
             return
-        except UnreachableError as error:
-            if is_offline():
-                raise
-            if failed == len(PAUSES):
-                raise DataError(
-                    f"{error.message} ({1 + len(PAUSES)} attempts.)",
-                    "What is finished is kept. Run the same command again to continue.",
-                    code=4,
-                ) from error
-            _log.warning("%s broke off: %s Again in %g s.", repo_id, error.message, PAUSES[failed])
-            time.sleep(PAUSES[failed])
-            failed += 1
+        except Exception as error:
+            patience.after(error)
 
 
 def read_whole(read: Callable[[], T], repo_id: str, revision: str | None) -> T:

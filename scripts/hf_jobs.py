@@ -51,7 +51,7 @@ def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hou
     from hfsyn.making.recipe import load_recipe
     from hfsyn.progress import teller
     from hfsyn.publishing.continuing import continue_from
-    from hfsyn.publishing.hub import DatasetRepo
+    from hfsyn.publishing.hub import HubRepo
     from hfsyn.publishing.watching import send_finished
 
     options = WorkOptions(budget_hours=hours)  # the time to fetch counts
@@ -61,7 +61,7 @@ def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hou
         build(chosen, out, options=options, publish_to=repo_id, version=version)
     except HfsynError as error:
         if error.code == ExitCode.PARTIAL:
-            send_finished(run, DatasetRepo(repo_id), "default", teller(False))
+            send_finished(run, HubRepo(repo_id), "default", teller(False))
         raise
     click.echo(f"{repo_id}@v{version}")
 

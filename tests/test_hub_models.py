@@ -56,6 +56,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[str, str | N
         return SimpleNamespace(sha=answer)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
+    monkeypatch.setattr("builders.access.FIRST_PAUSE", 0)
     return asked
 
 
@@ -214,7 +215,7 @@ def test_a_model_that_is_not_cached_is_told_with_what_to_do(kind: Kind, cache: P
     cached(cache, kind, "org/empty", files=False)
     for model in ("org/name", "org/empty"):
         problem = refusal(pin, model, None, kind)
-        assert problem.message == f"The {kind} {model} is not in the local cache and HF_HUB_OFFLINE is set."
+        assert problem.message == f"The {kind} {model} is not in the local cache, and HF_HUB_OFFLINE is set."
         assert f"hf download {model}" in problem.hint
         assert f"--set {'caption' if kind == 'captioner' else 'generate'}.model=builtin" in problem.hint
         assert problem.code == ExitCode.USAGE
@@ -228,8 +229,8 @@ def test_a_cached_model_of_the_other_kind_does_not_count(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "message", "code"),
     [
-        (errors.GatedRepoError, "is gated and this account has no access", ExitCode.PREFLIGHT),
-        (errors.RepositoryNotFoundError, "There is no generator 'org/name' on the Hub", ExitCode.USAGE),
+        (errors.GatedRepoError, "org/name is gated, and you have no access", ExitCode.PREFLIGHT),
+        (errors.RepositoryNotFoundError, "org/name is not there, or not for you", ExitCode.USAGE),
         (errors.RevisionNotFoundError, "has no revision 'v9'", ExitCode.USAGE),
     ],
 )

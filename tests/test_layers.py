@@ -12,14 +12,17 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.files", "builders.layout", "builders.own_variants",
-        "builders.real_labels", "builders.run_files", "builders.variant", "builders.variant_facts",
-        "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
+        "builders.errors", "builders.evaluation_sets", "builders.file_names", "builders.files", "builders.layout",
+        "builders.own_variants", "builders.real_labels", "builders.run_files", "builders.variant",
+        "builders.variant_facts", "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
-        "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
-        "builders.imagenet", "builders.images", "builders.labels", "builders.parquet", "builders.published",
-        "builders.resuming", "builders.rows", "builders.schema", "builders.shapes", "builders.sources",
+        "builders.access", "builders.captioned", "builders.class_names", "builders.colours", "builders.drawing",
+        "builders.folder_contents", "builders.folder_layouts", "builders.folders", "builders.formats", "builders.hub",
+        "builders.image_lists", "builders.imagenet", "builders.images", "builders.labels", "builders.other_layouts",
+        "builders.ours", "builders.parquet", "builders.published", "builders.resuming", "builders.revisions",
+        "builders.rows", "builders.schema", "builders.shapes", "builders.sources", "builders.sources.cards",
+        "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",
         "builders.synthetic", "builders.variant_files",
     },
     {
@@ -35,7 +38,7 @@ LAYERS = (
         "hfsyn.making.captions_files", "hfsyn.making.pins",
         "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
-        "hfsyn.publishing.hub_answers", "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
+        "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
         "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering",
     },
@@ -48,10 +51,11 @@ LAYERS = (
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifiers", "hfsyn.judging.columns", "hfsyn.judging.evaluation", "hfsyn.judging.feeding",
-        "hfsyn.judging.feeds", "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.model_cards",
+        "hfsyn.judging.classifiers", "hfsyn.judging.evaluation", "hfsyn.judging.feeding", "hfsyn.judging.feeds",
+        "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.labelled", "hfsyn.judging.model_cards",
+        "hfsyn.judging.meeting",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
-        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
+        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
     },
     {
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",

@@ -321,13 +321,13 @@ def test_a_gated_source_needs_access_to_publish_what_was_made_from_it(client: Cl
     run = finished_run(tmp_path)
     hub.add_repo("dataset", "ILSVRC/imagenet-1k", {"a": b""}, gated="manual")
     code = f"""
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import terms_checks
 from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import Run
 from pathlib import Path
 run = Run(Path({str(run)!r}), load_recipe("imagenet-1k-cip"))
-result = [check.line() for check in terms_checks(run, DatasetRepo("alice/x")) if check.state == "failed"]
+result = [check.line() for check in terms_checks(run, HubRepo("alice/x")) if check.state == "failed"]
 """
     (line,) = client.python(code)
     assert "no access to the source ILSVRC/imagenet-1k" in line
@@ -628,7 +628,7 @@ def test_the_hubs_own_words_of_a_limit_are_waited_for(client: Client) -> None:
     found = client.python(
         """
 from types import SimpleNamespace
-from hfsyn.publishing.hub_answers import passes, status_of
+from builders.access import passes, status_of
 class Said(Exception): pass
 def said(status, **headers):
     error = Said("no")

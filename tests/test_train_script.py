@@ -114,7 +114,7 @@ def test_two_processes_from_the_command_line_train_and_test(hfsyn: Hfsyn, tmp_pa
         (["train", "--train-dataset", "shape", "--out", "out"], "Did you mean 'shapes'"),
         (["train", "--train-dataset", "imageless.parquet", "--out", "out"], "no column of images"),
         (["train", "--train-dataset", "shapes", "--model", "resnet5O", "--out", "out"], "Did you mean"),
-        (["train", *SMALL, "--push-to-hub", "nobody", "--out", "out"], "is no name on the Hub"),
+        (["train", *SMALL, "--push-to-hub", "nobody", "--out", "out"], "is not a name on the Hub"),
         (["train", *SMALL, "--log-with", "trackio", "--out", "out"], "trackio"),
         (["train", "--train-dataset", "user/name@v9.9.9", "--out", "out"], "user/name"),
         (["evaluate", "nowhere/at/all", "shapes"], "There is no folder"),

@@ -98,14 +98,14 @@ def variants_peek(
 @variants.command("new")
 @click.argument("name")
 @click.option("--from", "source", required=True, metavar="FOLDER|USER/NAME", help="Where the images are.")
-@click.option("--config", help="Configuration of the repository.")
+@click.option("--config", metavar="NAME", help="Which configuration of its tables, if they have several.")
 @click.option("--revision", help="Hub revision.")
 @click.option("--image-column", metavar="COLUMN", help="Where its tables have the images, if not found by name.")
 @click.option("--label-column", metavar="COLUMN", help="Where its tables have the labels, if not found by name.")
 def variants_new(name: str, source: str, **columns: str | None) -> None:
     """Write NAME.yaml, the class map of images of your own, to read over. Prints its path.
 
-    The images are in class folders, in Parquet files or on the Hub; the columns can be named of a repository alone.
+    The images are in class folders, in Parquet files or on the Hub; the class map keeps what is said of the tables.
     A recipe then names the file: `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
     """
     from builders.variant_files import new_variant

@@ -213,7 +213,8 @@ def report(result: dict[str, Any], options: dict[str, Any]) -> None:
     if options["push_to_hub"]:
         from hfsyn.judging.model_cards import push_classifier
 
-        click.echo(push_classifier(options["out"], options["push_to_hub"], private=options["private"]), err=True)
+        private, quiet = options["private"], options["quiet"]
+        click.echo(push_classifier(options["out"], options["push_to_hub"], private=private, quiet=quiet), err=True)
 
 
 def _launch_training(config: Any, options: dict[str, Any], processes: int) -> None:
@@ -222,7 +223,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     from pathlib import Path
 
     from hfsyn.judging.accelerating import check_tracker
-    from hfsyn.judging.model_cards import check_repo_id
+    from hfsyn.judging.model_cards import check_push
     from hfsyn.judging.train_config import dump_train_config
     from hfsyn.judging.training import open_training
     from hfsyn.judging.training_folders import RESULTS, check_folder
@@ -233,7 +234,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     check_device(options["device"])
     check_tracker(options["log_with"])
     if options["push_to_hub"] is not None:
-        check_repo_id(options["push_to_hub"])
+        check_push(options["push_to_hub"])
     open_training(config, Path(options["out"]), running_of(options), processes)
     results = Path(options["out"]) / RESULTS
     before = results.stat().st_mtime_ns if results.is_file() else None

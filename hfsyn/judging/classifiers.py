@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builders.access import Patience, page_of, patiently
 from builders.errors import did_you_mean
 from builders.labels import label_map, shorten
 from builders.variants import get_variant
@@ -54,6 +55,11 @@ class Classifier:
     """Of the weights: of the file, or of the tensors where there is none at hand."""
     seed: int | None = None
     """Of its training, where that is known."""
+
+    @property
+    def classes(self) -> dict[str, str]:
+        """Id -> name of each output, in order."""
+        return dict(zip(self.wnids, self.names, strict=True))
 
     def facts(self) -> dict[str, Any]:
         """What a result says of the classifier."""
@@ -230,9 +236,13 @@ def _open_pretrained(name: str) -> Classifier:
             f"There is no folder {name}.", "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME."
         )
     check_model_name(name)
+    repo_id = name.partition(":")[2].partition("@")[0] or name
+    patience = Patience(repo_id, f"read the weights of {name}", page=page_of(repo_id, "model"))
     try:
-        network = timm.create_model(name, pretrained=True)
-    except Exception as error:  # the Hub client and timm raise a dozen kinds; a fault of ours would show in the text
+        network = patiently(lambda: timm.create_model(name, pretrained=True), patience)
+    except HfsynError:
+        raise
+    except Exception as error:  # timm raises a dozen kinds; a fault of ours would show in the text
         reason = str(error).strip().splitlines()[0]
         raise HfsynError(
             f"The weights of {name} cannot be had: {type(error).__name__}: {reason}",

@@ -5,29 +5,36 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from builders.access import HeadMovedError, page_of
 from builders.variants import VARIANTS
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.classifiers import Classifier, open_classifier
 from hfsyn.judging.references import parse_hub_id
+from hfsyn.making.shards import sha256_of
+from hfsyn.progress import teller
+from hfsyn.publishing.hub import HubRepo, LocalFile
 
 RESULTS = "results.json"
+_ROUNDS = 5
+"""How often a commit is made for a head that moves meanwhile."""
 
 
-def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
-    """Publish the classifier of a training's folder; return the address of its commit.
+def push_classifier(
+    folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None, quiet: bool = False
+) -> str:
+    """Publish the classifier of a training's folder; return the address of its commit. Running it again continues.
 
     It can then be had with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``.
 
     Raises:
-        HfsynError: the folder holds no finished training, the name is none, or the Hub refuses.
+        HfsynError: the folder holds no finished training, the name is none, the Hub refuses (exit code 3) or does not
+            answer in time (exit code 4).
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    check_repo_id(repo_id)
+    repo = HubRepo(check_repo_id(repo_id), repo_type="model", token=token, say=teller(quiet))
     path = Path(folder)
     if not (path / RESULTS).is_file():
         raise HfsynError(f"{folder} holds no finished training.", "Run its `hfsyn train` command to the end first.")
@@ -35,30 +42,49 @@ def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, 
     classifier = open_classifier(path)
     with tempfile.TemporaryDirectory() as temporary:
         write_timm_folder(classifier, Path(temporary))
-        (Path(temporary) / "README.md").write_text(card_text(classifier, result, repo_id), encoding="utf-8")
-        (Path(temporary) / RESULTS).write_text(json.dumps(without_paths(result), indent=1), encoding="utf-8")
-        try:
-            api = HfApi(token=token, library_name="hfsyn")
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            done = api.upload_folder(repo_id=repo_id, folder_path=temporary, commit_message="Add classifier")
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise HfsynError(
-                f"{repo_id} could not be published: {reason}",
-                "Log in with: hf auth login. The classifier is kept; the same command publishes it.",
-                code=ExitCode.PREFLIGHT,
-            ) from None
-    return str(done.commit_url)
+        files = {file.name: LocalFile(file, sha256_of(file)) for file in sorted(Path(temporary).iterdir())}
+        files["README.md"] = LocalFile.made(card_text(classifier, result, repo_id))
+        files[RESULTS] = LocalFile.made(json.dumps(without_paths(result), indent=1))
+        repo.create(private=private)
+        return f"{page_of(repo_id, 'model')}/commit/{_sent(repo, files)}"
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no name on the Hub, before any work is done.
+def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
+    """The commit that has the files; those that the repository has are not sent."""
+    for _ in range(_ROUNDS):
+        head = repo.head()
+        if head is None:
+            break
+        there = repo.tree(head)
+        missing = {name: file for name, file in files.items() if not file.is_at(there.get(name))}
+        if not missing:
+            return head
+        with suppress(HeadMovedError):  # somebody else committed: look again
+            return repo.commit(missing, [], parent=head, message="Add classifier")
+    raise HfsynError(
+        f"{repo.repo_id} was removed, or others committed to it, all the time.", "Run the same command again.",
+        code=ExitCode.PARTIAL,
+    )  # fmt: skip
+
+
+def check_push(repo_id: str) -> None:
+    """Refuse what cannot be published to, before any work is done.
 
     Raises:
-        HfsynError: it is not of the form USER/NAME.
+        HfsynError: it is not of the form USER/NAME, or there is no token (exit code 3).
+    """
+    HubRepo(check_repo_id(repo_id), repo_type="model").need_token()
+
+
+def check_repo_id(repo_id: str) -> str:
+    """The name of a repository, USER/NAME.
+
+    Raises:
+        HfsynError: it is not of that form.
     """
     if parse_hub_id(repo_id) is None:
-        raise HfsynError(f"{repo_id!r} is no name on the Hub.", "One looks like USER/NAME.")
+        raise HfsynError(f"{repo_id!r} is not a name on the Hub.", "One looks like USER/NAME.")
+    return repo_id
 
 
 def write_timm_folder(classifier: Classifier, folder: Path) -> None:

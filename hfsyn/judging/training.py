@@ -31,11 +31,12 @@ from hfsyn.judging.accelerating import (
 from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, save_checkpoint
 from hfsyn.judging.classifiers import Classifier, check_model_name, new_classifier, open_classifier, save_classifier
-from hfsyn.judging.evaluation import check_classes, check_counts, measure
+from hfsyn.judging.evaluation import check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
 from hfsyn.judging.imagesets import ImageSet, open_images
+from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import dump_result
-from hfsyn.judging.model_cards import check_repo_id
+from hfsyn.judging.model_cards import check_push
 from hfsyn.judging.optimising import (
     at_epoch_end,
     check_optimizer,
@@ -48,8 +49,18 @@ from hfsyn.judging.optimising import (
 )
 from hfsyn.judging.overlaps import tell_overlap
 from hfsyn.judging.train_config import TrainConfig, dump_train_config
-from hfsyn.judging.training_folders import CHECKPOINTS, CONFIG, LOGS, RESULTS, check_folder, finished, prepare_folder
+from hfsyn.judging.training_folders import (
+    CHECKPOINTS,
+    CONFIG,
+    LOGS,
+    RESULTS,
+    check_folder,
+    clear_leftovers,
+    finished,
+    prepare_folder,
+)
 from hfsyn.judging.trials import try_training
+from hfsyn.judging.unreadable import facts_of, tell_unread
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
 from hfsyn.software import software
@@ -91,13 +102,15 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     folder = Path(out)
     check_folder(folder, config, options.overwrite)
     if options.push_to_hub is not None:
-        check_repo_id(options.push_to_hub)
+        check_push(options.push_to_hub)
     accelerator = start_accelerator(
         options.device, config.optimise.mixed_precision, options.accumulation, options.log_with, folder / LOGS
     )
     with accelerator.main_process_first():  # one process fills the caches
         opened = open_training(config, folder, options, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have looked at the folder, and it may be changed
+    if accelerator.is_main_process:
+        clear_leftovers(folder)
     if accelerator.is_main_process and not options.quiet and opened.test is not None:
         tell_overlap(opened.overlap, opened.test)
     if opened.done is not None:
@@ -159,7 +172,7 @@ def open_sets(config: TrainConfig) -> tuple[Feed, ImageSet | None]:
     if config.test.dataset is None:
         return feed, None
     test = open_images(config.test.dataset, config.test.split)
-    check_classes(feed.classes, test, "the training set")
+    check_classes({wnid: feed.names[wnid] for wnid in feed.classes}, test, "the training set")
     check_counts(test)
     return feed, test
 
@@ -267,12 +280,14 @@ def _conclude(
         "training": {
             "sets": feed.facts(), "images": feed.fingerprints, "budget": feed.budget, "epochs": config.optimise.epochs,
             "images_seen": total_steps(config, feed.budget) * config.optimise.batch_size,
-            "undecodable_seen": int(met["undecodable_seen"]),
+            "undecodable_seen": len(met["undecodable"]), "undecodable": facts_of(met["undecodable"]),
             "processes": accelerator.num_processes, "accumulation": options.accumulation,
             "seconds": round(met["seconds"], 1), "cpu_seconds": round(met["cpu_seconds"], 1), "history": history,
         },
         "software": software(),
     }  # fmt: skip
+    if accelerator.is_main_process and not options.quiet:
+        tell_unread(met["undecodable"], " and ".join(config.data.train))
     kept = open_classifier(folder, device=str(accelerator.device))
     result["test"] = _tested(kept, options, accelerator, opened)
     if accelerator.is_main_process:

@@ -10,12 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from builders.files import atomic_text, remove_abandoned
 from hfsyn.errors import HfsynError
 from hfsyn.judging.checkpoints import check_same_config, found_checkpoints, have_changed
 from hfsyn.judging.classifiers import FACTS, WEIGHTS
 from hfsyn.judging.feeds import Feed
 from hfsyn.judging.train_config import TrainConfig, config_difference, dump_train_config, load_train_config
-from hfsyn.making.shards import atomic_text
 
 CONFIG, RESULTS, CHECKPOINTS, LOGS = "config.yaml", "results.json", "checkpoints", "logs"
 _OURS = (CONFIG, RESULTS, CHECKPOINTS, LOGS, WEIGHTS, FACTS)
@@ -61,8 +61,15 @@ def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
         check_same_config(load_train_config(folder / CONFIG), config, folder)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a training that was killed while it wrote has left, which nothing else would ever remove."""
+    remove_abandoned(folder.glob(".*.tmp"))
+    for unfinished in (folder / CHECKPOINTS).glob(".step-*.tmp"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def prepare_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
-    """Delete what the training makes anew, with `overwrite` all that a training makes; write the recipe."""
+    """Delete what the training makes again, with `overwrite` all that a training makes; write the recipe."""
     for name in _OURS if overwrite else (RESULTS,):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

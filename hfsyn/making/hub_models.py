@@ -13,7 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from hfsyn.errors import ExitCode, HfsynError
+from builders.access import ATTEMPTS, Patience, UnreachableError, page_of, patiently
+from hfsyn.errors import HfsynError, first_line
 from hfsyn.making.recipe import BUILTIN, is_content_hash
 from hfsyn.making.shards import sha256_of
 
@@ -105,40 +106,23 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
     if revision is not None and _SHA.fullmatch(revision) and _cached(model, revision, kind):
         return revision
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    from builders.access import is_transport_error
-
+    # Where the cache knows it, a Hub that does not answer is not waited for.
+    known = _cached(model, revision, kind)
+    patience = Patience(model, revision=revision, page=page_of(model, "model"), attempts=1 if known else ATTEMPTS)
     try:
-        info = HfApi().model_info(model, revision=revision, timeout=20)
-    except GatedRepoError:
+        return patiently(lambda: HfApi().model_info(model, revision=revision, timeout=20), patience).sha
+    except (UnreachableError, OSError) as error:
+        if known:
+            return known
+        at = f" at {revision}" if revision else ""
+        why, code = (error.clause, error.code) if isinstance(error, UnreachableError) else (first_line(error), 2)
         raise HfsynError(
-            f"The {kind} {model} is gated and this account has no access.",
-            f"Accept its terms on its page, https://huggingface.co/{model}, then `hf auth login`.",
-            code=ExitCode.PREFLIGHT,
+            f"The {kind} {model}{at} is not in the local cache, and {why}.",
+            f"Fetch it with a network (`hf download {model}`), name a local folder"
+            + ("." if kind == "language model" else f", or --set {_FIELD[kind]}.model=builtin."),
+            code=code,
         ) from None
-    except RepositoryNotFoundError:
-        raise HfsynError(
-            f"There is no {kind} {model!r} on the Hub, or it is private.",
-            "Check the spelling, or `hf auth login`; a local folder or builtin is taken too.",
-        ) from None
-    except RevisionNotFoundError:
-        raise HfsynError(
-            f"The {kind} {model} has no revision {revision!r}.", "Name a branch, a tag or a commit."
-        ) from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
-        return _from_cache(model, revision, kind, error)
-    except Exception as error:
-        if not is_transport_error(error):
-            raise
-        return _from_cache(model, revision, kind, error)
-    return info.sha
 
 
 def content_hash(folder: Path) -> str:
@@ -212,19 +196,6 @@ def _cached(model: str, revision: str | None, kind: Kind) -> str | None:
         if _SHA.fullmatch(sha):
             return sha
     return None
-
-
-def _from_cache(model: str, revision: str | None, kind: Kind, error: Exception) -> str:
-    if sha := _cached(model, revision, kind):
-        return sha
-    from builders.access import is_offline
-
-    why = "HF_HUB_OFFLINE is set" if is_offline() else f"the Hub cannot be reached ({type(error).__name__})"
-    raise HfsynError(
-        f"The {kind} {model}" + (f" at {revision}" if revision else "") + f" is not in the local cache and {why}.",
-        f"Fetch it with a network (`hf download {model}`), name a local folder"
-        + ("." if kind == "language model" else f", or --set {_FIELD[kind]}.model=builtin."),
-    ) from None
 
 
 def _otherwise(kind: Kind) -> str:

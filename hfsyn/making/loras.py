@@ -10,8 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from builders.access import page_of, said_plainly
-from builders.errors import DataError
+from builders.access import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import GeneratePart, is_content_hash
 from hfsyn.making.shards import sha256_of
@@ -113,7 +112,7 @@ def _local(part: GeneratePart) -> Path | None:
 def _commit(part: GeneratePart) -> str:
     """The commit of a LoRA on the Hub; the one in the cache where the Hub is out of reach."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repo, file, revision = str(part.lora), part.lora_file or FILE, part.lora_revision
 
@@ -122,21 +121,21 @@ def _commit(part: GeneratePart) -> str:
         sha = Path(found).parents[len(Path(file).parts) - 1].name if isinstance(found, str) else ""
         return sha if _SHA.fullmatch(sha) else None
 
-    if revision is not None and _SHA.fullmatch(revision) and (known := cached()):
+    known = cached()
+    if revision is not None and _SHA.fullmatch(revision) and known:
         return known
+    patience = Patience(repo, revision=revision, page=page_of(repo, "model"), attempts=1 if known else ATTEMPTS)
+    address = hf_hub_url(repo, file, revision=revision)
     try:
-        with said_plainly(repo, revision, page_of(repo, "model")):
-            commit = get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), timeout=20).commit_hash
+        commit = patiently(lambda: get_hf_file_metadata(address, timeout=20).commit_hash, patience)
     except EntryNotFoundError as error:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        if isinstance(error, LocalEntryNotFoundError) and (known := cached()):
+        if isinstance(error, LocalEntryNotFoundError) and known:
             return known
         raise HfsynError(
             f"The LoRA repository {repo} has no file {file}.", "Name it: --set generate.lora_file=FILE.safetensors"
         ) from None
-    except DataError:
-        if known := cached():
+    except UnreachableError:
+        if known:
             return known
         raise
     if not commit:

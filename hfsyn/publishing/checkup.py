@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import Recipe, load_recipe
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import Check, rights_of
 from hfsyn.publishing.readiness import recipe_checks
 from hfsyn.workers import visible_gpus
@@ -51,7 +51,7 @@ def _account(token: str | bool | None) -> Iterator[Check]:
         yield Check("warning", "There is no token: public datasets and models only, no publishing.", "hf auth login")
         return
     try:
-        who = DatasetRepo("", token=token, sleep=lambda seconds: None).whoami()
+        who = HubRepo("", token=token, sleep=lambda seconds: None).whoami()
     except HfsynError as error:
         yield Check("failed", error.message, error.hint)
         return

@@ -24,7 +24,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import Recipe, difference, parse_recipe
 from hfsyn.making.runs import Run
 from hfsyn.making.specs import order_of
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.versions import Version
 
 _ROWS = 256
@@ -147,7 +147,7 @@ def recipe_of(side: Published | RunFolder) -> Recipe:
     return parse_recipe(side.text(layout.RECIPE), f"{layout.RECIPE} of {side.label}")
 
 
-def change_sentence(repo: DatasetRepo, commit: str, version: Version, run: Run, config_name: str, what: str) -> str:
+def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, config_name: str, what: str) -> str:
     """What the changelog says of a run against a version that is on the Hub; no image is downloaded for it."""
     old = Published(repo.repo_id, version.tag, commit, config_name, offline=False, token=repo.token)
     return repo.call(f"compare with {version.tag}", lambda: _sentence(old, run, what))

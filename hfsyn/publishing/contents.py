@@ -119,23 +119,17 @@ def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFi
     return found
 
 
-def owned(tree: Mapping[str, Any], card: str | None, config_name: str) -> set[str]:
-    """Files of a repository that hfsyn wrote for a configuration; what has only such a name is somebody else's.
+def named_ours(tree: Mapping[str, Any], config_name: str) -> set[str]:
+    """Files of a repository that a configuration of ours would have; whether it is ours `RepoState` says.
 
-    Others write ``data/train-00000-of-00002.parquet`` too. Ours is what stands in a folder with our recipe, in a
-    repository whose card has our block for the configuration; and a shard only beside its sidecar, which is committed
+    Others write ``data/train-00000-of-00002.parquet`` too: a shard counts only beside its sidecar, which is committed
     before it or with it.
 
     Args:
         tree: what is there, by path.
-        card: README.md of the same commit.
         config_name: of the configuration.
     """
-    from hfsyn.publishing.cards import configs_of
-
     prefix = layout.config_prefix(config_name)
-    if card is None or config_name not in configs_of(card) or f"{prefix}{layout.RECIPE}" not in tree:
-        return set()
     return {
         path for path in tree if path.startswith(prefix) and _is_named_ours(path.removeprefix(prefix), prefix, tree)
     }

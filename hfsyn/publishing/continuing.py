@@ -10,13 +10,13 @@ from pathlib import Path
 from builders import layout
 from builders.errors import DataError
 from builders.layout import load_sidecar, sidecar_of
+from hfsyn.errors import ExitCode
 from hfsyn.making.pins import pinned
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import Recipe, parse_recipe
 from hfsyn.making.runs import Run, prepare
 from hfsyn.making.shards import faults, pending
-from hfsyn.publishing.contents import owned
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import RepoState, look_at
 
 
@@ -44,10 +44,10 @@ def continue_from(
     Raises:
         HfsynError: as `prepare`; or the Hub does not answer.
     """
-    repo = DatasetRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=say)
     state = look_at(repo)
     prefix = layout.config_prefix(config_name)
-    ours = owned(state.tree, state.card, config_name)
+    ours = state.owned(config_name)
     if state.head is not None and f"{prefix}{layout.RECIPE}" in ours:
         path = f"{prefix}{layout.RECIPE}"
         recipe = pinned(recipe, parse_recipe(repo.text(path, state.head), f"{path} of {repo.repo_id}"))
@@ -66,7 +66,7 @@ def _bring_back(
     run: Run,
     shards: Sequence[Path],
     there: set[str],
-    repo: DatasetRepo,
+    repo: HubRepo,
     state: RepoState,
     prefix: str,
     say: Callable[[str], None],
@@ -96,6 +96,8 @@ def _bring_back(
                 fetched = fetch(shard)
                 wrong = faults(fetched, run.fingerprint)
             except DataError as error:
+                if error.code != ExitCode.USAGE:
+                    raise  # the Hub does not answer
                 wrong = [error.message]
             if wrong:
                 say(f"{repo.repo_id}: {wrong[0]}; it is made again")

@@ -1,8 +1,6 @@
-"""The Hub as publishing needs it: one dataset repository, calls that survive what passes, and plain words for the rest.
+"""The Hub as publishing needs it: one repository, and calls that can be made twice.
 
-What passes (a conflict, a rate limit, a server error, a cut or silent connection) is tried again with growing, jittered
-pauses and within a bound; what does not (no token, no right, no such repository) ends at once with the way out. A
-request may have been carried out although its answer was lost: each call here can be made twice.
+A request may have been carried out although its answer was lost, and is tried again as `builders.access` says.
 """
 
 from __future__ import annotations
@@ -16,18 +14,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+from builders.access import HeadMovedError, Patience, check_token, is_offline, page_of, patiently, status_of
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.publishing.hub_answers import HeadMovedError, check_token, passes, reason, refusal, status_of
 
 T = TypeVar("T")
 
-ATTEMPTS = 6
-"""Tries of one call. With the pauses below a Hub that is away for about a minute is waited for; one that limits its
-calls is waited for as long as it asks."""
-FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
-"""Seconds; each pause doubles the one before, times a random number from 0.5 to 1."""
-LONGEST_ASKED = 300.0
-"""Seconds; the Hub's rate limits count in windows of five minutes, so `Retry-After` asks for no more."""
 CALL_TIMEOUT = 60.0
 """Seconds of silence after which a connection counts as lost. The client's own default is to wait for ever."""
 
@@ -74,11 +65,12 @@ class LocalFile:
         return remote.blob == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-class DatasetRepo:
-    """One dataset repository.
+class HubRepo:
+    """One repository.
 
     Args:
         repo_id: ``USER/NAME``.
+        repo_type: ``dataset`` or ``model``.
         token: as everywhere in huggingface_hub; None takes the environment's or the stored one.
         say: told about every pause, in one line.
         sleep, chance: the clock and the dice of the pauses.
@@ -88,18 +80,21 @@ class DatasetRepo:
         self,
         repo_id: str,
         *,
+        repo_type: str = "dataset",
         token: str | bool | None = None,
         say: Callable[[str], None] = lambda line: None,
         sleep: Callable[[float], None] = time.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.repo_id = repo_id
+        self.repo_id, self.repo_type = repo_id, repo_type
         self.token = check_token(token)
         self._say, self._sleep, self._chance = say, sleep, chance
 
-    def named(self, repo_id: str) -> DatasetRepo:
+    def named(self, repo_id: str) -> HubRepo:
         """Another repository, for the same account."""
-        return DatasetRepo(repo_id, token=self.token, say=self._say, sleep=self._sleep, chance=self._chance)
+        return HubRepo(
+            repo_id, repo_type=self.repo_type, token=self.token, say=self._say, sleep=self._sleep, chance=self._chance
+        )
 
     @cached_property
     def api(self) -> Any:
@@ -121,24 +116,31 @@ class DatasetRepo:
         Raises:
             HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return function(*args, **options)
-            except Exception as error:
-                _, asked = status_of(error)
-                if not passes(error):
-                    raise refusal(what, self.repo_id, error, self.token) from error
-                if attempt == ATTEMPTS:
-                    raise HfsynError(
-                        f"Could not {what}: {reason(error, self.token)} ({ATTEMPTS} attempts).",
-                        "What was sent is kept. Run the same command again to continue.",
-                        code=ExitCode.PARTIAL,
-                    ) from error
-                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)) * (0.5 + self._chance() / 2)
-                pause = max(pause, min(asked, LONGEST_ASKED))
-                self._say(f"{what}: {reason(error, self.token)}; again in {pause:.0f} s")
-                self._sleep(pause)
-        raise AssertionError("unreachable")
+        patience = Patience(
+            self.repo_id, what, page=page_of(self.repo_id, self.repo_type), token=self.token, say=self._say,
+            sleep=self._sleep, chance=self._chance,
+        )  # fmt: skip
+        return patiently(lambda: function(*args, **options), patience)
+
+    def need_token(self) -> None:
+        """Refuse to begin what cannot be sent.
+
+        Raises:
+            HfsynError: there is no token, or the Hub is switched off (exit code 3).
+        """
+        from huggingface_hub import get_token
+
+        if is_offline():
+            raise HfsynError(
+                f"Nothing can be sent to {self.repo_id} while HF_HUB_OFFLINE is set.", "Unset it.",
+                code=ExitCode.PREFLIGHT,
+            )  # fmt: skip
+        if not (self.token or get_token()):
+            raise HfsynError(
+                f"Nobody may write to {self.repo_id} without a token, and there is none.",
+                "Log in with a token that may write: hf auth login, or set HF_TOKEN.",
+                code=ExitCode.PREFLIGHT,
+            )
 
     def pause(self, seconds: float) -> None:
         """Let others go on."""
@@ -158,7 +160,7 @@ class DatasetRepo:
 
         def ask() -> str | None:
             try:
-                return str(self.api.dataset_info(self.repo_id, revision=revision).sha)
+                return str(self.api.repo_info(self.repo_id, revision=revision, repo_type=self.repo_type).sha)
             except (RepositoryNotFoundError, RevisionNotFoundError) as error:
                 if status_of(error)[0] == 401:
                     raise
@@ -174,7 +176,7 @@ class DatasetRepo:
         """All files at a commit by path; contents are not read."""
 
         def ask() -> dict[str, RemoteFile]:
-            entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit, repo_type="dataset")
+            entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit, repo_type=self.repo_type)
             return {
                 entry.path: RemoteFile(entry.size, entry.lfs.sha256 if entry.lfs else None, entry.blob_id)
                 for entry in entries
@@ -188,7 +190,7 @@ class DatasetRepo:
         from huggingface_hub import hf_hub_download
 
         found = self.call(
-            f"read {path} of {self.repo_id}", hf_hub_download, self.repo_id, path, repo_type="dataset",
+            f"read {path} of {self.repo_id}", hf_hub_download, self.repo_id, path, repo_type=self.repo_type,
             revision=commit, token=self.token,
         )  # fmt: skip
         # Read as bytes: line ends are the author's and stay.
@@ -204,7 +206,7 @@ class DatasetRepo:
     def versions(self) -> dict[str, str]:
         """The commit of each tag."""
         refs = self.call(
-            f"list the versions of {self.repo_id}", self.api.list_repo_refs, self.repo_id, repo_type="dataset"
+            f"list the versions of {self.repo_id}", self.api.list_repo_refs, self.repo_id, repo_type=self.repo_type
         )
         return {tag.name: tag.target_commit for tag in refs.tags}
 
@@ -214,7 +216,7 @@ class DatasetRepo:
 
         def send() -> None:
             try:
-                self.api.create_repo(self.repo_id, repo_type="dataset", private=private)
+                self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private)
             except HfHubHTTPError as error:
                 # 409: there is one, made by an earlier try whose answer was lost perhaps; or another is being made.
                 if status_of(error)[0] != 409 or self.head() is None:
@@ -255,14 +257,14 @@ class DatasetRepo:
             # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
             self.call(
                 f"send files to {self.repo_id}", self.api.preupload_lfs_files, self.repo_id, part,
-                repo_type="dataset", free_memory=False,
+                repo_type=self.repo_type, free_memory=False,
             )  # fmt: skip
             additions += part
             sent(sum(file.size for file in names.values()))
 
         def send() -> str:
             operations = [*additions, *(CommitOperationDelete(path) for path in delete)]
-            options = {"commit_message": message, "repo_type": "dataset", "parent_commit": parent}
+            options = {"commit_message": message, "repo_type": self.repo_type, "parent_commit": parent}
             try:
                 return str(self.api.create_commit(self.repo_id, operations, **options).oid)
             except HfHubHTTPError as error:
@@ -282,7 +284,9 @@ class DatasetRepo:
 
         def send() -> None:
             try:
-                self.api.create_tag(self.repo_id, tag=name, tag_message=message, revision=commit, repo_type="dataset")
+                self.api.create_tag(
+                    self.repo_id, tag=name, tag_message=message, revision=commit, repo_type=self.repo_type
+                )
             except HfHubHTTPError as error:
                 # 409: there is such a tag. Maybe it is ours, and only the answer to an earlier try was lost.
                 if status_of(error)[0] != 409 or (standing := self.head(name)) is None:

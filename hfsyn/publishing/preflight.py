@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
-from builders import layout
-from builders.errors import DataError
-from builders.layout import load_manifest
+from builders import layout, ours
+from builders.layout import Manifest
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.recipe import BUILTIN, is_content_hash
 from hfsyn.making.runs import Run
-from hfsyn.publishing.contents import What, folder_sizes, owned
-from hfsyn.publishing.hub import DatasetRepo, LocalFile, RemoteFile
+from hfsyn.publishing.contents import What, folder_sizes, named_ours
+from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.versions import Version, versions_among
 
 MOST_FILES = 100_000
@@ -55,84 +55,80 @@ class RepoState:
     card: str | None
     tags: Mapping[str, str]
 
+    read: Callable[[str], str] = field(default=lambda path: "", repr=False, compare=False)
+    """The text of one of its files."""
+
     @property
     def is_new(self) -> bool:
         """Whether nothing but what the Hub itself puts there is in it."""
         return set(self.tree) <= {".gitattributes"}
 
-    def captions_alone(self) -> set[str]:
-        """Configurations that are captions without images: their folder has no shards of images."""
+    @cached_property
+    def published(self) -> dict[str, Manifest]:
+        """The configurations that hfsyn published, as `builders.ours` tells them."""
+        names = [
+            name
+            for name in ours.candidates(self.tree)
+            if self.tree[f"{layout.config_prefix(name)}{layout.MANIFEST}"].size <= ours.MOST_BYTES
+        ]
+        found = {name: ours.published(self.read, name) for name in names}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+    @cached_property
+    def begun(self) -> set[str]:
+        """The configurations that hfsyn began to publish: our block in the card says so, beside a recipe."""
         from hfsyn.publishing.cards import configs_of
 
-        def has_images(name: str) -> bool:
-            top = f"{layout.config_prefix(name)}{layout.DATA}/"
-            return any(path.startswith(top) for path in self.tree)
+        names = configs_of(self.card or "") - self.published.keys()
+        return {name for name in names if f"{layout.config_prefix(name)}{layout.RECIPE}" in self.tree}
 
-        whole = {
-            name
-            for name in configs_of(self.card or "")
-            if f"{layout.config_prefix(name)}{layout.MANIFEST}" in self.tree
-        }
-        return {name for name in whole if not has_images(name)}
+    def owned(self, config_name: str) -> set[str]:
+        """The files that hfsyn wrote for a configuration; what has only such a name is somebody else's."""
+        mine = config_name in self.published or config_name in self.begun
+        return named_ours(self.tree, config_name) if mine else set()
+
+    def captions_alone(self) -> set[str]:
+        """Configurations that are captions without images."""
+        return {name for name, manifest in self.published.items() if manifest.raw.get("what") == "captions"}
 
     def is_of_hfsyn(self) -> bool:
-        """Whether hfsyn has published to it: its card says so in its tags."""
-        from hfsyn.publishing.cards import tags_of
-
-        return self.card is not None and "hfsyn" in tags_of(self.card)
+        """Whether hfsyn has published to it, or begun to."""
+        return bool(self.published or self.begun)
 
 
-def look_at(repo: DatasetRepo) -> RepoState:
-    """Read what the repository is now: three or four requests."""
-    head = repo.head()
+def look_at(repo: HubRepo, commit: str | None = None) -> RepoState:
+    """Read what the repository is now (three or four requests, and one for each manifest), or was at a commit.
+
+    Args:
+        repo: the repository.
+        commit: None is the head of main.
+    """
+    head = commit or repo.head()
     if head is None:
         return RepoState(None, {}, None, {})
     tree = repo.tree(head)
     card = repo.text(layout.CARD, head) if layout.CARD in tree else None
-    return RepoState(head, tree, card, repo.versions())
+    tags = {} if commit else repo.versions()
+    return RepoState(head, tree, card, tags, lambda path: repo.text(path, head))
 
 
-def need_token(repo: DatasetRepo) -> None:
-    """Refuse to begin without a token.
-
-    Raises:
-        HfsynError: there is none (exit code 3).
-    """
-    from huggingface_hub import get_token
-
-    if not (repo.token or get_token()):
-        raise HfsynError(
-            f"Nobody may write to {repo.repo_id} without a token, and there is none.",
-            "Log in with a token that may write: hf auth login, or set HF_TOKEN.",
-            code=ExitCode.PREFLIGHT,
-        )
-
-
-def half_published(repo: DatasetRepo, state: RepoState, config_name: str) -> list[str]:
+def half_published(state: RepoState, config_name: str) -> list[str]:
     """Other configurations whose shards are not, or not yet, those of their manifest: somebody is publishing them."""
     found = []
-    for path in state.tree:
-        prefix = path.removesuffix(layout.RECIPE)
-        name = prefix.rstrip("/") or layout.DEFAULT_CONFIG
-        if path == prefix or "/" in name or name == config_name or state.head is None:
-            continue
+    for name in sorted((state.begun | state.published.keys()) - {config_name}):
+        prefix = layout.config_prefix(name)
         tops = (f"{prefix}{layout.DATA}/", f"{prefix}{layout.CAPTIONS}/")
         there = {p: f.sha256 for p, f in state.tree.items() if p.startswith(tops) and p.endswith(".parquet")}
-        stated = {}
-        if (manifest := f"{prefix}{layout.MANIFEST}") in state.tree:
-            try:
-                table = load_manifest(repo.text(manifest, state.head), manifest)
-            except DataError:
-                continue  # not of our making
-            stated = {f"{prefix}{entry.file}": entry.sha256 for entry in [*table.shards, *table.captions]}
-        if there != stated:
+        table = state.published.get(name)
+        entries = [*table.shards, *table.captions] if table is not None else []
+        if there != {f"{prefix}{entry.file}": entry.sha256 for entry in entries}:
             found.append(name)
     return found
 
 
-def neighbour_checks(repo: DatasetRepo, state: RepoState, config_name: str) -> Iterator[Check]:
+def neighbour_checks(repo: HubRepo, state: RepoState, config_name: str) -> Iterator[Check]:
     """Whether another configuration is half there: a version would hold the half for ever, so it waits."""
-    for name in half_published(repo, state, config_name):
+    for name in half_published(state, config_name):
         yield Check(
             "warning",
             f"The configuration {name} of {repo.repo_id} is not published whole: no version is made before it is.",
@@ -148,7 +144,7 @@ def way_out(repo_id: str, config_name: str) -> str:
     )
 
 
-def full_repo_id(repo_id: str, repo: DatasetRepo) -> str:
+def full_repo_id(repo_id: str, repo: HubRepo) -> str:
     """``USER/NAME``: with the token's own account where only a name was given."""
     return repo_id if "/" in repo_id else f"{repo.whoami()['name']}/{repo_id}"
 
@@ -176,7 +172,7 @@ def check_names(repo_id: str, config_name: str) -> None:
         )
 
 
-def account_checks(repo: DatasetRepo, state: RepoState, *, private: bool | None) -> Iterator[Check]:
+def account_checks(repo: HubRepo, state: RepoState, *, private: bool | None) -> Iterator[Check]:
     """Whether this token may write there."""
     who = repo.whoami()
     user = str(who.get("name"))
@@ -213,7 +209,7 @@ def repo_checks(
     if state.head is None or state.is_new:
         yield Check("ok", f"{repo_id} is new.")
     elif state.is_of_hfsyn() or into:
-        mine = owned(state.tree, state.card, config_name)
+        mine = state.owned(config_name)
         strange = [
             p for p, file in files.items() if p in state.tree and p not in mine and not file.is_at(state.tree[p])
         ]
@@ -240,7 +236,7 @@ def repo_checks(
             f"Remove it: hf repos delete-files {repo_id} {script} --repo-type dataset",
         )
     prefix = layout.config_prefix(config_name)
-    if what == "data" and f"{prefix}{layout.MANIFEST}" in state.tree and config_name in state.captions_alone():
+    if what == "data" and config_name in state.captions_alone():
         yield Check(
             "failed",
             f"The configuration {config_name} of {repo_id} holds captions alone.",
@@ -273,7 +269,7 @@ def version_checks(state: RepoState, version: Version, repo_id: str) -> Iterator
 
 def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: str) -> Iterator[Check]:
     """Whether the repository stays inside the Hub's limits."""
-    kept = set(state.tree) - owned(state.tree, state.card, config_name)
+    kept = set(state.tree) - state.owned(config_name)
     after = {*files, *kept, layout.CARD}
     fullest, entries = folder_sizes(dict.fromkeys(after)).most_common(1)[0]
     largest = max(files, key=lambda path: files[path].size)
@@ -296,7 +292,7 @@ def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: 
     yield Check("ok", f"{len(after)} files, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
 
 
-def terms_checks(run: Run, repo: DatasetRepo) -> Iterator[Check]:
+def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
     """Whether licences and gates of the real images and of the models are known, and open to this account."""
     from builders.variants import get_variant
     from hfsyn.publishing.cards import MODEL_LICENCES
@@ -332,7 +328,7 @@ def terms_checks(run: Run, repo: DatasetRepo) -> Iterator[Check]:
         yield _model_terms(repo, lora)
 
 
-def _gate(repo: DatasetRepo, repo_id: str, repo_type: str, what: str) -> Check:
+def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
     """Whether this account has access to a gated repository."""
     from builders.access import page_of
 
@@ -349,7 +345,7 @@ def _gate(repo: DatasetRepo, repo_id: str, repo_type: str, what: str) -> Check:
     return Check("ok", f"This account has access to {what}.")
 
 
-def _model_terms(repo: DatasetRepo, model: str) -> Check:
+def _model_terms(repo: HubRepo, model: str) -> Check:
     try:
         info = repo.call(f"read {model}", repo.api.model_info, model)
     except HfsynError as error:

@@ -16,14 +16,13 @@ last commit brings manifest and card and removes what is no longer there.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from builders import layout
+from builders.access import HeadMovedError
 from builders.errors import DataError
 from builders.layout import load_manifest
 from hfsyn.errors import ExitCode, HfsynError
@@ -32,9 +31,8 @@ from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import Progress, teller
 from hfsyn.publishing import cards
 from hfsyn.publishing.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
-from hfsyn.publishing.contents import What, contents, owned
-from hfsyn.publishing.hub import DatasetRepo, LocalFile, parts_of, taken
-from hfsyn.publishing.hub_answers import HeadMovedError
+from hfsyn.publishing.contents import What, contents
+from hfsyn.publishing.hub import HubRepo, LocalFile, parts_of, taken
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
     Check,
@@ -45,7 +43,6 @@ from hfsyn.publishing.preflight import (
     half_published,
     limit_checks,
     look_at,
-    need_token,
     neighbour_checks,
     repo_checks,
     terms_checks,
@@ -67,7 +64,7 @@ class _Job:
     """One publication: what goes where."""
 
     run: Run
-    repo: DatasetRepo
+    repo: HubRepo
     version: Version
     config_name: str
     what: What
@@ -122,8 +119,8 @@ def publish(
     run = run if isinstance(run, Run) else load_run(run)
     say = teller(quiet)
     files = contents(run, config_name, what, quiet=quiet)
-    repo = DatasetRepo(repo_id, token=token, say=say)
-    need_token(repo)
+    repo = HubRepo(repo_id, token=token, say=say)
+    repo.need_token()
     repo = repo.named(full_repo_id(repo_id, repo))
     job = _Job(run, repo, asked, config_name, what, files, make_default, licence, _today(), say, quiet, {})
     state = look_at(repo)
@@ -176,20 +173,18 @@ def _card_checks(job: _Job, state: RepoState) -> Iterator[Check]:
 
 def _stands(job: _Job, commit: str) -> bool:
     """Whether a commit has this very configuration: nothing else, nothing less."""
-    tree = job.repo.tree(commit)
-    if not all(file.is_at(tree.get(path)) for path, file in job.files.items()):
-        return False
-    return not _gone(job, tree, job.repo.text(layout.CARD, commit) if layout.CARD in tree else None)
+    state = look_at(job.repo, commit)
+    return all(file.is_at(state.tree.get(path)) for path, file in job.files.items()) and not _gone(job, state)
 
 
-def _gone(job: _Job, tree: Mapping[str, Any], card: str | None) -> list[str]:
+def _gone(job: _Job, state: RepoState) -> list[str]:
     """Files that hfsyn wrote for this configuration and that the run does not have."""
-    return sorted(owned(tree, card, job.config_name) - job.files.keys())
+    return sorted(state.owned(job.config_name) - job.files.keys())
 
 
 def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str | None, changelog: str) -> Publication:
     missing = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
-    gone = _gone(job, state.tree, state.card)
+    gone = _gone(job, state)
     return Publication(
         repo_id=job.repo.repo_id,
         version=job.version,
@@ -238,7 +233,7 @@ def bring(job: _Job) -> str:
         except HeadMovedError:
             job.say(f"{job.repo.repo_id}: somebody else committed; looking again")
             continue
-        if not (half := half_published(job.repo, state, job.config_name)):
+        if not (half := half_published(state, job.config_name)):
             return commit
         # A version is of the whole repository: one that is taken now would hold a half of these for ever.
         reason = f"The configuration {half[0]} of {job.repo.repo_id} is not published whole yet"
@@ -251,7 +246,7 @@ def bring(job: _Job) -> str:
 def _commit_difference(job: _Job, state: RepoState, head: str) -> str:
     card = LocalFile.made(_card(job, state))
     add = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
-    gone = _gone(job, state.tree, state.card)
+    gone = _gone(job, state)
     if not add and not gone and card.is_at(state.tree.get(layout.CARD)):
         return head
     # Manifest and card come last, with what is removed: as long as they are old, the new files are not announced.
@@ -321,12 +316,14 @@ def _compared(job: _Job, state: RepoState) -> str:
         if version == job.version:
             continue
         commit = state.tags[version.tag]
-        prefix = layout.config_prefix(job.config_name)
-        if (manifest := f"{prefix}{layout.MANIFEST}") not in job.repo.tree(commit):
+        if job.config_name not in look_at(job.repo, commit).published:
             continue
-        with contextlib.suppress(DataError):  # of a kind that this hfsyn cannot read: then the one before
-            load_manifest(job.repo.text(manifest, commit), manifest)
+        try:
             return change_sentence(job.repo, commit, version, job.run, job.config_name, job.what)
+        except DataError as error:
+            if error.code != ExitCode.USAGE:
+                raise  # the Hub does not answer
+            continue  # of a kind that this hfsyn cannot read: then the one before
     rows = manifest_of(job.run, job.what)["rows"]
     return f"First version: {rows} {'captions' if job.what == 'captions' else 'images'}."
 
@@ -340,9 +337,9 @@ def read_back(job: _Job, commit: str) -> None:
     from hfsyn.publishing.reading_back import compare_footers, compare_row
 
     repo_id = job.repo.repo_id
-    tree = job.repo.tree(commit)
-    wrong = [path for path, file in job.files.items() if not file.is_at(tree.get(path))]
-    wrong += _gone(job, tree, job.repo.text(layout.CARD, commit))
+    state = look_at(job.repo, commit)
+    wrong = [path for path, file in job.files.items() if not file.is_at(state.tree.get(path))]
+    wrong += _gone(job, state)
     if wrong:
         raise HfsynError(
             f"{repo_id} does not hold what was sent: {wrong[0]}"

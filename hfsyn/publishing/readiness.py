@@ -29,7 +29,7 @@ from hfsyn.making.real_images import check_order
 from hfsyn.making.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.runs import Run, run_in
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import Check
 from hfsyn.workers import default_processes, visible_gpus
 
@@ -143,7 +143,7 @@ def _texts(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
     if file is None or not file.startswith(HUB) or is_offline():
         return
     name = "/".join(file.removeprefix(HUB).split("/")[:2]).partition("@")[0]
-    repo = DatasetRepo(name, token=token, sleep=lambda seconds: None)
+    repo = HubRepo(name, token=token, sleep=lambda seconds: None)
     try:
         if repo.call(f"read {name}", _may_read, repo, name, "dataset"):
             yield Check("ok", f"The captions of {name} are open.")
@@ -172,7 +172,7 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
             return Check("ok", f"The model {place} is in the cache, as far as its configuration tells."), 0
         text = f"The model {place} is not in the cache, and HF_HUB_OFFLINE is set."
         return Check("failed", text, f"With a network: HF_HUB_OFFLINE=0 {command}"), 0
-    repo = DatasetRepo(place, token=token, sleep=lambda seconds: None)
+    repo = HubRepo(place, token=token, sleep=lambda seconds: None)
     try:
         if not repo.call(f"read the model {place}", _may_read, repo, place, "model"):
             text = f"The model {place} is gated, and this account has no access."
@@ -201,7 +201,7 @@ def _is_fetched(model: Model, name: str) -> bool:
     return model.kind == "captioner" or "/" in name or name == model.marker
 
 
-def _may_read(repo: DatasetRepo, name: str, repo_type: str) -> bool:
+def _may_read(repo: HubRepo, name: str, repo_type: str) -> bool:
     """Whether the files of a repository are open to this account; its listing can be read by everybody."""
     from huggingface_hub.errors import GatedRepoError
 

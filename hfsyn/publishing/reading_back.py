@@ -11,17 +11,17 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from builders.access import without_token
 from builders.layout import Manifest, ShardEntry
 from builders.published import Published
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.publishing.hub import DatasetRepo
-from hfsyn.publishing.hub_answers import without_token
+from hfsyn.publishing.hub import HubRepo
 
 _READERS = 8
 """Footers read at once: a few kilobytes each, so the wait is all in the answering."""
 
 
-def compare_footers(repo: DatasetRepo, commit: str, config_name: str, manifest: Manifest) -> None:
+def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Manifest) -> None:
     """Count the rows of every shard in its Parquet footer, on the Hub.
 
     Raises:
@@ -43,7 +43,7 @@ def compare_footers(repo: DatasetRepo, commit: str, config_name: str, manifest: 
                 raise _unlike(repo, f"{entry.file} has {found} rows, and {entry.rows} were sent")
 
 
-def compare_row(repo: DatasetRepo, commit: str, config_name: str, manifest: Manifest, folder: Path) -> None:
+def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest, folder: Path) -> None:
     """Stream the first row through ``load_dataset`` and compare it with the run's.
 
     Raises:
@@ -66,7 +66,7 @@ def compare_row(repo: DatasetRepo, commit: str, config_name: str, manifest: Mani
         raise _unlike(repo, f"its first row differs in {', '.join(names) or 'its columns'}")
 
 
-def _first_row(repo: DatasetRepo, commit: str, config_name: str, split: str) -> dict[str, Any]:
+def _first_row(repo: HubRepo, commit: str, config_name: str, split: str) -> dict[str, Any]:
     from datasets import Image, load_dataset
 
     # An empty cache, since for a Hub that does not answer `load_dataset` takes whatever version it has in its own.
@@ -96,7 +96,7 @@ def _impatient() -> Iterator[None]:
             setattr(config, name, value)
 
 
-def _unlike(repo: DatasetRepo, problem: str) -> HfsynError:
+def _unlike(repo: HubRepo, problem: str) -> HfsynError:
     return HfsynError(
         f"{repo.repo_id} is not what was sent: {problem}.",
         "Nothing is tagged. Run the same command again.",

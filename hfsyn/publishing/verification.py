@@ -25,13 +25,13 @@ from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.prompts import is_user_strategy, strategy_of
 from hfsyn.making.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.making.shards import sha256_of
 from hfsyn.making.specs import order_of, sample_id_of, seed_of
 from hfsyn.publishing.comparison import recipe_of
-from hfsyn.publishing.hub import DatasetRepo
+from hfsyn.publishing.hub import HubRepo
 
 _ROWS = 1024
 _SHOWN = 20
@@ -164,6 +164,8 @@ def _check_files(found: Verification, side: Published | RunFolder, manifest: Man
             if sidecar.fingerprint != manifest.fingerprint:
                 found.note("recipe", f"{entry.file} was made by recipe {sidecar.fingerprint[:12]}")
         except DataError as error:
+            if error.code != ExitCode.USAGE:
+                raise  # the Hub does not answer, which says nothing of the file
             found.note("files", f"{entry.file}: {error.message}")
     for name in there:
         found.note("files", f"{name} is not in the manifest")
@@ -179,7 +181,7 @@ def _hashes(side: Published | RunFolder, manifest: Manifest) -> dict[str, tuple[
         paths = [side.fetch(entry.file) for entry in [*manifest.shards, *manifest.captions]]
         entries = zip([*manifest.shards, *manifest.captions], paths, strict=True)
         return {entry.file: (path.stat().st_size, sha256_of(path)) for entry, path in entries}
-    tree = DatasetRepo(side.repo_id, token=side.token).tree(side.sha)
+    tree = HubRepo(side.repo_id, token=side.token).tree(side.sha)
     tops = tuple(f"{side.prefix}{top}/" for top in (layout.DATA, layout.CAPTIONS))
     return {
         path.removeprefix(side.prefix): (file.size, file.sha256)
@@ -298,6 +300,8 @@ def _table(
                 for batch in parquet.iter_batches(_ROWS, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, ValueError, TypeError, KeyError, DataError) as error:  # pyarrow's errors are of these
+            if isinstance(error, DataError) and error.code != ExitCode.USAGE:
+                raise  # the Hub does not answer, which says nothing of the file
             if not isinstance(error, DataError) or isinstance(side, Published):
                 found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
 

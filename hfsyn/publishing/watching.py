@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from builders import layout
+from builders.access import HeadMovedError
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import software_of
 from hfsyn.making.recipe import published_recipe
@@ -21,15 +22,13 @@ from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import teller
 from hfsyn.publishing.cards import Progress, example_rows, facts_in_progress, render_card
 from hfsyn.publishing.contents import finished_contents
-from hfsyn.publishing.hub import DatasetRepo, LocalFile, parts_of
-from hfsyn.publishing.hub_answers import HeadMovedError
+from hfsyn.publishing.hub import HubRepo, LocalFile, parts_of
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
     account_checks,
     check_names,
     full_repo_id,
     look_at,
-    need_token,
     repo_checks,
     terms_checks,
     version_checks,
@@ -77,7 +76,7 @@ def watch(
         raise HfsynError("Captions are finished before images are made.", "Publish them without --watch.")
     run = run if isinstance(run, Run) else load_run(run)
     say = teller(quiet)
-    repo = DatasetRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=say)
     if not (run.folder / layout.MANIFEST).exists():
         repo = _opened(run, repo, version, config_name, private=private, into=into)
     if waits := _stands_whole(repo, config_name, run):
@@ -101,13 +100,11 @@ def watch(
     )  # fmt: skip
 
 
-def _opened(
-    run: Run, repo: DatasetRepo, version: str, config_name: str, *, private: bool | None, into: bool
-) -> DatasetRepo:
+def _opened(run: Run, repo: HubRepo, version: str, config_name: str, *, private: bool | None, into: bool) -> HubRepo:
     """The repository, made if need be, after all that can be looked at before the end."""
     asked = parse_version(version)
     check_names(repo.repo_id, config_name)
-    need_token(repo)
+    repo.need_token()
     repo = repo.named(full_repo_id(repo.repo_id, repo))
     state = look_at(repo)
     checks = [
@@ -124,10 +121,9 @@ def _opened(
     return repo
 
 
-def _stands_whole(repo: DatasetRepo, config_name: str, run: Run) -> bool:
+def _stands_whole(repo: HubRepo, config_name: str, run: Run) -> bool:
     """Whether main has a finished configuration of that name: unfinished shards beside it would be loaded with it."""
-    head = None if (run.folder / layout.MANIFEST).exists() else repo.head()
-    return head is not None and f"{layout.config_prefix(config_name)}{layout.MANIFEST}" in repo.tree(head)
+    return not (run.folder / layout.MANIFEST).exists() and config_name in look_at(repo).published
 
 
 def check_target(repo_id: str | None, version: str | None) -> None:
@@ -160,7 +156,7 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
         return
     assert version is not None  # `check_target` has looked
     if not (run.folder / layout.MANIFEST).exists():
-        _opened(run, DatasetRepo(repo_id), version, layout.DEFAULT_CONFIG, private=None, into=False)
+        _opened(run, HubRepo(repo_id), version, layout.DEFAULT_CONFIG, private=None, into=False)
     command = [sys.executable, "-m", "hfsyn", "publish", str(run.folder), repo_id, "--version", version, "--watch"]
     # The launcher's variables would make it believe that it is one of several workers.
     alone = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
@@ -182,7 +178,7 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
         )
 
 
-def send_finished(run: Run, repo: DatasetRepo, config_name: str, say: Callable[[str], None]) -> int:
+def send_finished(run: Run, repo: HubRepo, config_name: str, say: Callable[[str], None]) -> int:
     """Commit the finished shards that the repository lacks, with a card that says how far the run is.
 
     Returns:
