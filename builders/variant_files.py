@@ -18,6 +18,7 @@ from builders.access import is_offline, said_plainly
 from builders.class_names import name_classes
 from builders.errors import DataError
 from builders.file_names import shown
+from builders.files import atomic_text
 from builders.folder_layouts import Part, folder_layout
 from builders.folders import beside, images_of_label
 from builders.labels import shorten
@@ -78,7 +79,7 @@ def new_variant(
     own_variant({key: value for key, value in fields.items() if key != "path"} | {"classes": named}, where=source)
     for remark in remarks:
         _log.warning("%s", remark)
-    path.write_text(_written(fields, source), encoding="utf-8")
+    atomic_text(path, _written(fields, source))
     return path
 
 
