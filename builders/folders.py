@@ -6,75 +6,128 @@
     <path>/0/*.jpeg, <path>/10/*.jpeg     ImageNetV2's class numbers, read as numbers
     <path>/train/<wnid>/images/*.JPEG     Tiny ImageNet as it is published, with
     <path>/val/images/*.JPEG                  val/val_annotations.txt beside the images
+    <path>/train/n01440764_10026.JPEG     images whose names, or a list beside them, say the class
     <path>/**/train-*.parquet             Parquet: read by builders.parquet
 
 A set that only tests a classifier may lie in test/, in val/, or in no split folder. A class folder may also be named
-by a class's name. The classes may be some of the variant's. The index is sorted by wnid, then by file name, whatever
-the file system says.
+by a class's name. The classes may be some of the variant's. All of it may lie a few folders deeper, as archives unpack.
+`builders.folder_layouts` decides what is what. The index is sorted by wnid, then by file name, whatever the file system
+says.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 from builders.errors import DataError
+from builders.file_names import as_path, as_text, shown
+from builders.folder_contents import contents, images_below, named
+from builders.folder_layouts import Layout, Part, folder_layout
 from builders.labels import check_numbers, label_map, refuse, shorten
+from builders.other_layouts import check_place, listing, refuse_others
 from builders.rows import IndexEntry, Source, SourceRow
-from builders.variants import VARIANTS, ClassInfo, Variant
+from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
 
 __all__ = [
-    "SPLIT_FOLDERS",
     "FolderSource",
-    "class_folders",
-    "image_names",
-    "listed_images",
+    "LabelImages",
+    "beside",
+    "images_of_label",
+    "layout_of",
     "local_splits",
     "open_path",
 ]
 
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What counts as an image by its name, in lower case. Anything else in a class folder is left alone."""
-
-SPLIT_FOLDERS: Mapping[str, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "validation": ("val", "validation", "valid"),
-    "test": ("test", "testing"),
-}
-"""Our name of a split -> what its folder or file may be called."""
-
-ANNOTATIONS = "val_annotations.txt"
-
 _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 """What may be wrong with one file while the disk is well, if the file is still there."""
+
+
+@dataclass
+class LabelImages:
+    """The images that have one label, and what else lies in their folders."""
+
+    names: dict[str, Path] = field(default_factory=dict)
+    """Name of each file, as the system has it -> its folder."""
+    others: Counter[str] = field(default_factory=Counter)
+    """Reason in words -> number of files that are not read."""
+    archives: list[str] = field(default_factory=list)
+    deeper: dict[str, int] = field(default_factory=dict)
+    """Folder in a class folder, from the split's folder on -> number of images in it, which are not read."""
+
+
+def images_of_label(part: Part, label: str) -> LabelImages:
+    """Everything in the folders of a label.
+
+    Raises DataError for two files of one name in a class, and for a folder that cannot be listed.
+    """
+    found = LabelImages()
+    for folder in part.labels[label]:
+        there = contents(folder) if part.names is None else None
+        for name in part.names[label] if part.names is not None else there.images if there else ():
+            if name in found.names:
+                raise _same_name(label, name, found.names[name], folder)
+            found.names[name] = folder
+        if there is None:
+            continue
+        found.others.update(there.others)
+        found.archives += there.archives
+        inner = [folder / name for name in there.folders if folder / name not in part.labels[label]]
+        for place, count in (item for one in inner for item in images_below(one).items()):
+            found.deeper[str(place.relative_to(part.folder))] = count
+    return found
+
+
+def _same_name(label: str, name: str, first: Path, second: Path) -> DataError:
+    return DataError(
+        f"The class {shown(label)} has two images named '{shown(name)}': in {shown(first)} and in {shown(second)}.",
+        "File names must be unique in a class, because they identify an image. Rename one of them.",
+    )
+
+
+def beside(part: Part) -> tuple[list[str], dict[str, int], dict[str, int]]:
+    """What lies beside the class folders of a part: folders without images, deeper ones with their images counted, and
+    what else is not read, by reason.
+    """
+    if part.names is not None:
+        return [], {}, dict(part.left_out)
+    there = contents(part.folder)
+    read = {place.relative_to(part.folder).parts[0] for places in part.labels.values() for place in places}
+    below = {name: images_below(part.folder / name) for name in sorted(there.folders) if name not in read}
+    deeper = {str(place.relative_to(part.folder)): count for found in below.values() for place, count in found.items()}
+    left = dict(part.left_out)
+    if there.images:
+        left["image outside of the class folders"] = len(there.images)
+    if there.archives:
+        left[named("archive not unpacked", there.archives)] = len(there.archives)
+    return [name for name, found in below.items() if not found], deeper, left
 
 
 class FolderSource:
     """One split in a folder of image files. Satisfies `builders.rows.Source`."""
 
     def __init__(
-        self,
-        root: Path,
-        folders: Mapping[str, Sequence[Path]],
-        variant: Variant,
-        layout: str,
-        *,
-        listed: Mapping[str, Sequence[str]] | None = None,
-        limit_per_class: int | None = None,
+        self, root: Path, part: Part, wnids: Mapping[str, str], variant: Variant, layout: str, limit: int | None
     ) -> None:
-        """`folders`: wnid -> the folders that hold its images. `listed`: wnid -> file names, where a list says them."""
-        self.root, self._folders, self._listed = root, folders, listed
-        self._variant, self._limit = variant, limit_per_class
-        self.layout = f"{layout} in {root}"
+        """`wnids`: label -> wnid, of all labels of the part. `limit`: images a class."""
+        self.root, self._part = root, part
+        self._variant, self._limit = variant, limit
+        self._labels: dict[str, list[str]] = {}
+        for label in sorted(wnids):
+            self._labels.setdefault(wnids[label], []).append(label)
+        self._seen: dict[str, LabelImages] = {}
+        self.layout = f"{layout} in {shown(root)}"
 
     @cached_property
     def classes(self) -> tuple[ClassInfo, ...]:
         """The classes that have at least one image."""
-        return tuple(info for info in self._variant.classes if info.wnid in self._folders)
+        return tuple(info for info in self._variant.classes if info.wnid in self._labels)
 
     def index(self) -> Iterator[IndexEntry]:
         """The images sorted by wnid and file name. Raises DataError for two files of one name in a class."""
@@ -83,22 +136,42 @@ class FolderSource:
 
     def parts(self) -> list[str]:
         """Pieces of the index that can be listed one by one: the wnids."""
-        return sorted(self._folders)
+        return sorted(self._labels)
 
     def index_part(self, wnid: str) -> Iterator[IndexEntry]:
         """The images of one class, as in `index`."""
         names: dict[str, Path] = {}
-        for folder in self._folders[wnid]:
-            for name in self._listed[wnid] if self._listed is not None else image_names(folder):
+        for label in self._labels[wnid]:
+            found = images_of_label(self._part, label)
+            for name, folder in found.names.items():
                 if name in names:
-                    raise DataError(
-                        f"The class {wnid} has two images named '{name}': in {names[name]} and in {folder}.",
-                        "File names must be unique in a class, because they identify an image. Rename one of them.",
-                    )
+                    raise _same_name(wnid, name, names[name], folder)
                 names[name] = folder
-        for name in islice(sorted(names), self._limit):
-            location = (names[name] / name).relative_to(self.root).as_posix()
-            yield IndexEntry(source_id=f"{wnid}/{name}", wnid=wnid, location=location, row=0)
+            found.names = {}  # what is kept are the counts
+            self._seen[label] = found
+        for name in islice(sorted(names, key=as_text), self._limit):
+            location = as_text((names[name] / name).relative_to(self.root).as_posix())
+            yield IndexEntry(source_id=f"{wnid}/{as_text(name)}", wnid=wnid, location=location, row=0)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """What lies in the split and is not in the index, by reason; lists the class folders that were not yet."""
+        every = [label for labels in self._labels.values() for label in labels]
+        seen = [self._seen.get(label) or images_of_label(self._part, label) for label in every]
+        empty, deeper, left = beside(self._part)
+        others = sum((found.others for found in seen), Counter[str]())
+        archives = [name for found in seen for name in found.archives]
+        deeper = deeper | {place: count for found in seen for place, count in found.deeper.items()}
+        absent = [info.wnid for info in self._variant.classes if info.wnid not in self._labels]
+        by_reason = [
+            *left.items(),
+            (named("archive in a class folder, not unpacked", archives), len(archives)),
+            (named("image in a folder within a class folder", list(deeper)), sum(deeper.values())),
+            (named("class folder without images", empty), len(empty)),
+            (named(f"class of {self._variant.name.partition('@')[0]} that is not there", absent), len(absent)),
+            *sorted(others.items()),
+        ]
+        return {reason: count for reason, count in by_reason if count}
 
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
         """The files' bytes in the order of `entries`; empty, with the reason, for a file that alone cannot be read.
@@ -107,97 +180,99 @@ class FolderSource:
         """
         for entry in entries:
             image, problem = b"", ""
+            path = self.path_of(entry)
             try:
-                image = (self.root / entry.location).read_bytes()
+                image = path.read_bytes()
             except OSError as error:
-                problem = f"cannot be read: {_fault(self.root / entry.location, error)}"
+                problem = f"cannot be read: {_fault(path, error)}"
             yield SourceRow(entry.source_id, entry.wnid, image, entry.location.rsplit("/", 1)[-1], problem)
+
+    def path_of(self, entry: IndexEntry) -> Path:
+        """The file of an entry."""
+        return self.root / as_path(entry.location)
 
 
 def open_path(
-    variant: Variant, split: str, path: str | os.PathLike[str], *, limit_per_class: int | None = None
+    variant: Variant,
+    split: str,
+    path: str | os.PathLike[str],
+    *,
+    config: str | None = None,
+    limit_per_class: int | None = None,
 ) -> Source:
-    """The split of a variant in a local folder or Parquet file, in whichever layout it has.
+    """The split of a variant in a local folder or Parquet file, in whichever layout it has; of tables, `config`.
 
     Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
     the variant's.
     """
-    from builders.parquet import find_parquet, open_parquet, split_of  # pyarrow only where it is needed
+    from builders.parquet import open_parquet  # pyarrow only where it is needed
 
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise DataError(f"There is no folder '{path}'.", _nearest(root))
-    if root.is_file():
-        if root.suffix.lower() != ".parquet":
-            raise DataError(
-                f"'{path}' is neither a folder nor a Parquet file.", "Give a folder of images, or *.parquet."
-            )
-        return open_parquet(variant, root.parent, [root.name], limit_per_class=limit_per_class)
+    top = check_place(path)
+    tables = open_parquet(variant, top, split, config=config, limit_per_class=limit_per_class)
+    if tables is not None:
+        return tables
+    layout = layout_of(top, variant)
+    part = layout.part(_splits(variant, split))
+    if part is None:
+        raise _nothing(variant, split, top, layout)
+    return _folder_source(variant, layout, part, limit_per_class)
 
-    root = _unpacked(variant, root)
-    names = _split_folders(variant, split)
-    for name in names:
-        folder = root / name
-        # People sort the validation images into class folders and leave the list behind: images/ is then gone or empty.
-        if (folder / ANNOTATIONS).is_file() and _has_images(folder / "images"):
-            return _annotated(variant, root, folder, limit_per_class)
-        if folder.is_dir() and class_folders(folder):
-            return _class_layout(variant, root, folder, limit_per_class)
-    if (root / ANNOTATIONS).is_file() and _has_images(root / "images"):  # the path is val/ itself
-        return _annotated(variant, root, root, limit_per_class)
-    parquet = find_parquet(root, split, variant.hub.config if variant.hub else None)
-    if not parquet and variant.hub is not None:  # a copy of the Hub repository, which may call the split otherwise
-        parquet = find_parquet(root, split_of(variant.hub.splits[split]) or split, variant.hub.config)
-    if parquet:
-        return open_parquet(variant, root, parquet, limit_per_class=limit_per_class)
-    found = _split_names(root)
-    if not found and class_folders(root):
-        return _class_layout(variant, root, root, limit_per_class)
-    flat = next((root / name for name in names if _has_images(root / name)), None)
-    if flat is not None:
-        raise DataError(
-            f"'{flat}' holds images, but nothing there says their classes.", "Sort them into folders named by wnid."
+
+def _splits(variant: Variant, split: str) -> list[str]:
+    """Where a split may lie: validation images are what people keep sets for testing beside."""
+    return [split, "validation"] if variant.tests_only else [split]
+
+
+def layout_of(top: Path, variant: Variant) -> Layout:
+    """What lies in a folder of images, whose classes may be those of a variant; see `builders.folder_layouts`."""
+    found = folder_layout(_unpacked(variant, top), lambda label: label_map(variant, [label])[label] is not None)
+    _check_archive(variant, found.root)
+    return found
+
+
+def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataError:
+    """Why a split is not read from a folder."""
+    wanted = " or ".join(f"{name}/" for key in _splits(variant, split) for name in SPLIT_WORDS[key])
+    if layout.parts:
+        archives = sorted(contents(layout.root).archives)
+        found = [part.folder.name if isinstance(part, Part) else split for split, part in layout.parts.items()]
+        return DataError(
+            f"'{shown(top)}' has no split '{split}': no images in {wanted}.",
+            f"Splits found: {shorten(found)}.{f' Not unpacked: {shorten(archives)}.' if archives else ''}",
         )
-    wanted = " or ".join(f"{name}/" for name in names)
-    if found:
-        raise DataError(f"'{path}' has no split '{split}': no images in {wanted}.", f"Splits found: {shorten(found)}.")
-    raise DataError(
-        f"There are no images in '{path}': {_listing(root)}.",
-        f"Expected class folders named by wnid (in the folder or in {wanted}), Tiny ImageNet's layout, or Parquet.",
+    return refuse_others(top) or DataError(
+        f"There are no images of classes in '{shown(top)}': {listing(top)}.",
+        f"Expected class folders (in the folder or in {wanted}), Tiny ImageNet's layout, or Parquet.",
     )
 
 
-def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
+def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | None = None) -> list[str]:
     """The variant's splits that are in a local folder; the first one alone where the layout knows no splits.
 
     Raises DataError if there is no such folder.
     """
-    from builders.parquet import list_parquet, split_of
+    from builders.sources.on_disk import split_there, tables_of
 
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise DataError(f"There is no folder '{path}'.", _nearest(root))
-    if root.is_file():
-        return list(variant.splits)[:1]
-    named = {split_of(name) for name in list_parquet(root, variant.hub.config if variant.hub else None)}
-    found = [
-        split
-        for split in variant.splits
-        if split in named or any((root / name).is_dir() and class_folders(root / name) for name in SPLIT_FOLDERS[split])
-    ]
+    top = check_place(path)
+    there = tables_of(variant, top, config)
+    if there is not None:
+        tables = there[1]
+        found = [split for split in variant.splits if tables.named and split_there(variant, tables, split)]
+    else:
+        parts = layout_of(top, variant).parts
+        named_so = {split for split, part in parts.items() if isinstance(part, Part)}
+        found = [split for split in variant.splits if named_so.intersection(_splits(variant, split))]
     return found or list(variant.splits)[:1]
 
 
-def _split_folders(variant: Variant, split: str) -> tuple[str, ...]:
-    """What the folder of a split may be called: validation images are what people keep sets for testing beside."""
-    return SPLIT_FOLDERS[split] + (SPLIT_FOLDERS["validation"] if variant.tests_only else ())
-
-
 def _unpacked(variant: Variant, root: Path) -> Path:
-    """The folder of the variant's original archive, if that is in `root`; else `root` itself.
+    """The folder of the variant's original archive, if that is in `root`; else `root` itself."""
+    inner = root / variant.archive_folder
+    return inner if variant.archive_folder and inner.is_dir() and folder_layout(inner).parts else root
 
-    Raises DataError for the folder of another variant's archive: ImageNetV2's three are alike but for their names.
-    """
+
+def _check_archive(variant: Variant, root: Path) -> None:
+    """Raise DataError for the folder of another variant's archive: ImageNetV2's three are alike but for their names."""
     other = next(
         (v.name for v in VARIANTS.values() if v.archive_folder and v.archive_folder == root.name), variant.name
     )
@@ -206,89 +281,25 @@ def _unpacked(variant: Variant, root: Path) -> Path:
             f"'{root}' is the folder of '{other}', not of '{variant.name}'.",
             f"Give the folder {variant.archive_folder}, or name the variant {other}.",
         )
-    inner = root / variant.archive_folder
-    return inner if variant.archive_folder and inner.is_dir() and class_folders(inner) else root
 
 
-def _class_layout(variant: Variant, root: Path, folder: Path, limit: int | None) -> FolderSource:
-    found = class_folders(folder)
-    check_numbers(variant, found, f"'{folder}'")
-    wnids = label_map(variant, found)
-    unmatched = [name for name, wnid in wnids.items() if wnid is None]
+def _folder_source(variant: Variant, layout: Layout, part: Part, limit: int | None) -> FolderSource:
+    where = f"the folders of '{shown(part.folder)}'" if part.names is None else f"'{shown(part.folder)}'"
+    if part.names is None:
+        check_numbers(variant, part.labels, f"'{shown(part.folder)}'")
+    wnids = label_map(variant, part.labels)
+    unmatched = [label for label, wnid in wnids.items() if wnid is None]
     if unmatched:
-        raise refuse(variant, unmatched, f"the folders of '{folder}'")
-    folders: dict[str, list[Path]] = {}
-    for name in sorted(found):
-        folders.setdefault(str(wnids[name]), []).extend(found[name])
-    called = "wnid" if all(name == wnid for name, wnid in wnids.items()) else "class name"
-    if variant.numbered_folders and all(name.isdecimal() for name in found):
+        raise refuse(variant, unmatched, where)
+    labels = {str(label): str(wnid) for label, wnid in wnids.items()}
+    called = "wnid" if all(label == wnid for label, wnid in labels.items()) else "class name"
+    if variant.numbered_folders and all(label.isdecimal() for label in labels):
         called = "class number"
-    nested = any(path.name == "images" for paths in found.values() for path in paths)
-    layout = f"class folders by {called}{', images in images/' if nested else ''}"
-    where = "no split folders" if folder == root else f"{folder.name}/"
-    return FolderSource(root, folders, variant, f"{layout} ({where})", limit_per_class=limit)
-
-
-def _annotated(variant: Variant, root: Path, folder: Path, limit: int | None) -> FolderSource:
-    """Tiny ImageNet's validation images, by their list."""
-    listed = listed_images(folder)
-    wnids = label_map(variant, listed)
-    unmatched = [name for name, wnid in wnids.items() if wnid is None]
-    if unmatched:
-        raise refuse(variant, unmatched, f"'{folder / ANNOTATIONS}'")
-    if not listed:
-        raise DataError(
-            f"{folder / ANNOTATIONS} lists no images.", "Expected a line for each image: file name, tab, wnid."
-        )
-    images = folder / "images"
-    by_wnid: dict[str, list[str]] = {}
-    for label, names in listed.items():
-        by_wnid.setdefault(str(wnids[label]), []).extend(names)
-    return FolderSource(
-        root,
-        {wnid: [images] for wnid in by_wnid},
-        variant,
-        f"Tiny ImageNet's original layout ({folder.name}/{ANNOTATIONS})",
-        listed=by_wnid,
-        limit_per_class=limit,
-    )
-
-
-def listed_images(folder: Path) -> dict[str, list[str]]:
-    """Label -> file names in images/, as Tiny ImageNet's tab-separated list says them (the boxes are not used).
-
-    Empty where the folder has no such list, or nothing in images/. Raises DataError for a line that says no label.
-    """
-    listed: dict[str, list[str]] = {}
-    # People sort the validation images into class folders and leave the list behind: images/ is then gone or empty.
-    if not (folder / ANNOTATIONS).is_file() or not _has_images(folder / "images"):
-        return listed
-    lines = (folder / ANNOTATIONS).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
-        fields = line.split("\t")
-        if not line.strip():
-            continue
-        if len(fields) < 2:
-            raise DataError(
-                f"Line {number} of {folder / ANNOTATIONS} is '{line[:60]}'.", "Expected: file name, tab, wnid, ..."
-            )
-        listed.setdefault(fields[1], []).append(fields[0])
-    return listed
-
-
-def image_names(folder: Path) -> Iterator[str]:
-    """The names of the image files in a folder, by suffix; hidden files and folders are not among them.
-
-    Raises DataError for a folder that cannot be listed.
-    """
-    try:
-        with os.scandir(folder) as items:
-            for item in items:
-                suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122 (a Path for each of a million is slow)
-                if suffix in IMAGE_SUFFIXES and not item.name.startswith(".") and not item.is_dir():
-                    yield item.name
-    except OSError as error:
-        raise _gone(folder, error) from error
+    words = part.words.replace("class folders", f"class folders by {called}")
+    if part.words.endswith("val_annotations.txt"):
+        words = f"Tiny ImageNet's original layout, {words}"
+    inside = "no split folders" if "" in layout.parts else f"{shown(part.folder.name)}/"
+    return FolderSource(layout.root, part, labels, variant, f"{words} ({inside})", limit)
 
 
 def _fault(path: Path, error: OSError) -> str:
@@ -301,45 +312,9 @@ def _fault(path: Path, error: OSError) -> str:
         return error.strerror or type(error).__name__
     if error.errno == errno.ENOENT and path.is_symlink() and target.parent.is_dir():
         return "the link leads to no file"
-    raise _gone(path, error) from error
-
-
-def _gone(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path} cannot be read: {error.strerror or error}.",
+    raise DataError(
+        f"{shown(path)} cannot be read: {error.strerror or error}.",
         "The images must stay as they were when the run began. What is finished is kept: put them back, and run the "
         "same command again to continue.",
         code=4,
-    )
-
-
-def _has_images(folder: Path) -> bool:
-    return folder.is_dir() and next(image_names(folder), None) is not None
-
-
-def class_folders(folder: Path) -> dict[str, list[Path]]:
-    """The folders in `folder` that have images, in themselves or in their images/; name -> where the images are."""
-    found: dict[str, list[Path]] = {}
-    for item in sorted(folder.iterdir()):
-        if item.name.startswith(".") or not item.is_dir():
-            continue
-        places = [place for place in (item, item / "images") if _has_images(place)]
-        if places:
-            found[item.name] = places
-    return found
-
-
-def _split_names(root: Path) -> list[str]:
-    """The folders of `root` that are named like splits, with something in them."""
-    names = [name for names in SPLIT_FOLDERS.values() for name in names]
-    return [name for name in names if (root / name).is_dir() and any((root / name).iterdir())]
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(item.name + ("/" if item.is_dir() else "") for item in folder.iterdir())
-    return f"found {shorten(names)}" if names else "the folder is empty"
-
-
-def _nearest(path: Path) -> str:
-    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
-    return f"In {parent}: {_listing(parent)}."
+    ) from error

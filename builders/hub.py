@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import HfApi, HfFileSystem
@@ -11,20 +11,90 @@ from huggingface_hub.errors import RevisionNotFoundError
 
 from builders.access import is_offline, said_plainly
 from builders.errors import DataError
-from builders.parquet import ParquetSource, pick_parquet, split_of
-from builders.variants import HubSource, Variant
+from builders.parquet import ParquetSource
+from builders.sources.cards import CARD_FILES, NoConfigurationError, Tables, find_tables, read_card, what_lies_there
+from builders.variants import Choice, HubSource, Variant
 
-__all__ = ["open_hub", "resolve"]
+__all__ = ["Repository", "open_hub", "open_repository", "open_split", "resolve"]
 
 _CONVERTED = "refs/convert/parquet"
 """The branch in which the Hub itself keeps a Parquet copy of repositories that have other files."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The tables of a dataset on the Hub at one commit."""
+
+    repo_id: str
+    commit: str
+    tables: Tables
+    others: str
+    """What it is made of where it has no tables, in words."""
+    filesystem: Any
+
+    @property
+    def root(self) -> str:
+        """The commit's folder for the filesystem."""
+        return f"datasets/{self.repo_id}@{self.commit}"
+
+    def absent(self) -> DataError:
+        """The error for a repository without tables."""
+        return DataError(
+            f"{self.repo_id} has no Parquet files at {self.commit}"
+            f"{f', but {self.others}' if self.others else ''}, and only Parquet files are read from the Hub.",
+            f"Download it (hf download {self.repo_id} --repo-type dataset --local-dir FOLDER), unpack what is packed, "
+            "and name the folder.",
+        )
+
+
+def open_repository(
+    repo_id: str,
+    revision: str | None = None,
+    config: str | None = None,
+    *,
+    converted: bool = True,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+) -> Repository:
+    """Look which tables a dataset on the Hub has: two requests, and one for each file that describes it.
+
+    `converted`: whether the Hub's own conversion is looked at where the newest commit has no tables of the
+    configuration. Raises DataError as `builders.sources.cards.find_tables`, and for what the Hub refuses.
+    """
+    api = HfApi(endpoint=endpoint, token=token)
+    filesystem = HfFileSystem(endpoint=endpoint, token=token)
+    try:
+        found = _tables(api, filesystem, repo_id, revision, config)
+        if found.tables.splits or not converted:
+            return found
+    except NoConfigurationError:
+        if not converted:
+            raise
+        found = None
+    with suppress(RevisionNotFoundError, NoConfigurationError):
+        other = _tables(api, filesystem, repo_id, _CONVERTED, config)
+        found = other if other.tables.splits else found
+    return found or _tables(api, filesystem, repo_id, revision, config)
+
+
+def _tables(api: Any, filesystem: Any, repo_id: str, revision: str | None, config: str | None) -> Repository:
+    info = api.dataset_info(repo_id, revision=revision)
+    names = [sibling.rfilename for sibling in info.siblings or ()]
+    root = f"datasets/{repo_id}@{info.sha}"
+    texts = {
+        name: filesystem.cat_file(f"{root}/{name}").decode("utf-8", "replace") for name in CARD_FILES if name in names
+    }
+    card = read_card(texts, repo_id)
+    return Repository(
+        repo_id, str(info.sha), find_tables(names, card, config, repo_id), what_lies_there(names), filesystem
+    )
 
 
 def resolve(
     variant: Variant, revision: str | None = None, *, token: str | bool | None = None, endpoint: str | None = None
 ) -> str:
     """The commit that `revision` names now; see `builders.sources.resolve_revision`."""
-    return _snapshot(variant, revision, token, endpoint)[0]
+    return _snapshot(variant, revision, token, endpoint).commit
 
 
 def open_hub(
@@ -42,27 +112,43 @@ def open_hub(
     unknown revision, and if the repository has no Parquet files of the split: at once where it is known to hold an
     archive instead, unless a revision is asked for.
     """
+    found, theirs = open_split(variant, split, revision=revision, token=token, endpoint=endpoint)
     hub = _hub(variant)
-    commit, files = _snapshot(variant, revision, token, endpoint)
-    names = _pick(hub, files, split)
-    if not names:
-        raise DataError(
-            f"{hub.repo_id} at {commit} has no Parquet files of the split '{split}'.",
-            _how_to_unpack(variant, hub)
-            or f"Choose another revision (see {hub.url}/tree/main), or give a local copy as the path.",
-        )
-    with said_plainly(hub.repo_id, revision or hub.revision, hub.url):
-        filesystem = HfFileSystem(endpoint=endpoint, token=token)
+    names = found.tables.splits[theirs]
     return ParquetSource(
         variant,
-        filesystem,
-        f"datasets/{hub.repo_id}@{commit}",
+        found.filesystem,
+        found.root,
         names,
-        f"{len(names)} Parquet files of {hub.repo_id} at {commit}",
+        f"{len(names)} Parquet files of {hub.repo_id} at {found.commit}",
+        tables=found.tables,
+        choice=Choice(None, hub.image_column, hub.label_column),
         trusted=True,
         local=False,
         limit_per_class=limit_per_class,
     )
+
+
+def open_split(
+    variant: Variant,
+    split: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    endpoint: str | None = None,
+) -> tuple[Repository, str]:
+    """The tables of a variant's repository, and what they call one of its splits. Raises DataError as `open_hub`."""
+    hub = _hub(variant)
+    found = _snapshot(variant, revision, token, endpoint)
+    theirs = found.tables.split(hub.splits[split])
+    if theirs is None:
+        there = f" It has: {', '.join(found.tables.splits)}." if found.tables.splits else ""
+        raise DataError(
+            f"{hub.repo_id} at {found.commit} has no Parquet files of the split '{split}'.{there}",
+            _how_to_unpack(variant, hub)
+            or f"Choose another revision (see {hub.url}/tree/main), or give a local copy as the path.",
+        )
+    return found, theirs
 
 
 def _hub(variant: Variant) -> HubSource:
@@ -76,10 +162,8 @@ def _hub(variant: Variant) -> HubSource:
     return variant.hub
 
 
-def _snapshot(
-    variant: Variant, revision: str | None, token: str | bool | None, endpoint: str | None
-) -> tuple[str, list[str]]:
-    """The commit that is meant and the names of its files: one request, two for a gated repository."""
+def _snapshot(variant: Variant, revision: str | None, token: str | bool | None, endpoint: str | None) -> Repository:
+    """The tables of the commit that is meant."""
     hub = _hub(variant)
     if hub.archive is not None and revision is None:
         raise DataError(
@@ -91,21 +175,18 @@ def _snapshot(
             f"'{variant.name}' is read from the Hub ({hub.repo_id}), but HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE, or give a local copy: --set source.path=FOLDER.",
         )
-    api = HfApi(endpoint=endpoint, token=token)
     with said_plainly(hub.repo_id, revision or hub.revision, hub.url):
         if variant.gated:
             # The list of files can be read by everybody, the files cannot: ask now rather than at the first image.
-            api.auth_check(hub.repo_id, repo_type="dataset")
-        commit, files = _files(api, hub, revision or hub.revision)
-        if revision is None and not any(_pick(hub, files, split) for split in hub.splits):
-            with suppress(RevisionNotFoundError):
-                commit, files = _files(api, hub, _CONVERTED)
-    return commit, files
-
-
-def _pick(hub: HubSource, files: Sequence[str], split: str) -> list[str]:
-    """The Parquet files of a split of ours, which the repository may call otherwise: "train" for a set to test on."""
-    return pick_parquet(files, split_of(hub.splits[split]) or split, hub.config)
+            HfApi(endpoint=endpoint, token=token).auth_check(hub.repo_id, repo_type="dataset")
+        return open_repository(
+            hub.repo_id,
+            revision or hub.revision,
+            hub.config,
+            converted=revision is None,
+            token=token,
+            endpoint=endpoint,
+        )
 
 
 def _how_to_unpack(variant: Variant, hub: HubSource) -> str:
@@ -117,10 +198,3 @@ def _how_to_unpack(variant: Variant, hub: HubSource) -> str:
         f"Download it (hf download {hub.repo_id} {hub.archive} --repo-type dataset{at} --local-dir .), unpack it, and "
         f"give the folder: --set source.path={variant.archive_folder or 'FOLDER'}."
     )
-
-
-def _files(api: Any, hub: HubSource, revision: str | None) -> tuple[str, list[str]]:
-    """The commit that a revision is, and its files; those of the variant's configuration, where it has one."""
-    info = api.dataset_info(hub.repo_id, revision=revision)
-    names = [sibling.rfilename for sibling in info.siblings or ()]
-    return info.sha, [name for name in names if hub.config is None or name.startswith(f"{hub.config}/")]

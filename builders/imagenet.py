@@ -22,6 +22,7 @@ from typing import Any
 
 import datasets
 
+from builders.file_names import as_text
 from builders.folders import FolderSource, local_splits
 from builders.own_variants import find_variant
 from builders.parquet import ParquetSource
@@ -148,15 +149,15 @@ class ImageNet(datasets.GeneratorBasedBuilder):
 
 
 def _fingerprint(path: Path) -> str:
-    """A hash of the folders' names and times and of the Parquet files' sizes and times; no image file is looked at."""
+    """A hash of the folders' names and times and of the sizes and times of tables and lists; of no image."""
     found = hashlib.sha256()
     if path.is_file():
         found.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
     for folder, folders, files in os.walk(path):
         folders.sort()
-        found.update(f"{folder} {Path(folder).stat().st_mtime_ns}\n".encode())
+        found.update(f"{as_text(folder)} {Path(folder).stat().st_mtime_ns}\n".encode())
         for name in sorted(files):
-            if name.endswith((".parquet", ".txt")):
-                status = (Path(folder) / name).stat()
-                found.update(f"{name} {status.st_size} {status.st_mtime_ns}\n".encode())
+            if name.endswith((".parquet", ".txt", ".csv")) and (file := Path(folder) / name).is_file():
+                status = file.stat()
+                found.update(f"{as_text(name)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return found.hexdigest()[:16]

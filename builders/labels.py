@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from builders.errors import DataError
+from builders.file_names import shown
 from builders.variants import ClassInfo, Variant
 
 __all__ = [
@@ -22,8 +24,8 @@ _FILE_WNID = re.compile(r"(?:^|_)(n\d{8})(?=_|\.)")
 def shorten(values: Iterable[object], most: int = 10) -> str:
     """The values in quotes, at most ten of them, with how many more there are."""
     items = list(values)
-    shown = ", ".join(f"'{item}'" for item in items[:most])
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+    first = ", ".join(f"'{shown(item)}'" for item in items[:most])
+    return first if len(items) <= most else f"{first} and {len(items) - most} more"
 
 
 def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataError:
@@ -47,8 +49,10 @@ def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataErr
 
 
 def spelling(text: str) -> str:
-    """A text without what does not tell labels apart: case, underscores for blanks, white space at its ends."""
-    return " ".join(text.replace("_", " ").casefold().split())
+    """A text without what does not tell labels apart: case, underscores for blanks, white space at its ends, and how
+    letters with accents are composed.
+    """
+    return " ".join(unicodedata.normalize("NFC", text).replace("_", " ").casefold().split())
 
 
 def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
@@ -74,11 +78,12 @@ def label_map(variant: Variant, labels: Iterable[str | None]) -> dict[str | None
     folders are numbered, and then as a number: sorted as names, as people have read ImageNetV2, "10" would be the third
     class.
     """
-    keys, given = class_keys(variant.classes), variant.label_ids
+    keys = class_keys(variant.classes)
+    given = {unicodedata.normalize("NFC", label): wnid for label, wnid in variant.label_ids.items()}
 
     def meant(label: str) -> str | None:
-        if label in given:
-            return given[label]
+        if (composed := unicodedata.normalize("NFC", label)) in given:
+            return given[composed]
         if variant.numbered_folders and _is_number(label):
             number = int(label)
             return variant.classes[number].wnid if number < len(variant.classes) else None

@@ -4,6 +4,7 @@
     splits: {train: 3000, test: 500}      # images in each, null where nobody has counted
     path: photos/flowers                  # a local folder (source.path of a recipe goes before it), and/or:
     hub: {repo_id: alice/flowers, splits: {train: train, test: validation}}
+    tables: {label_column: species}       # of Parquet files in path, where the common rules find another column or none
     classes:                              # in the order of the labels
     - {id: n11939491, name: daisy}        # a WordNet id where there is one
     - {id: dog-rose, name: dog rose, label: Rosa canina, definition: a wild rose with pink flowers}
@@ -23,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ from types import MappingProxyType
 from typing import Any
 
 from builders.errors import DataError
-from builders.variant import ClassInfo, HubSource, Variant
+from builders.variant import Choice, ClassInfo, HubSource, Variant
 from builders.variants import get_variant, register
 from builders.yaml import is_yaml_name, load_file
 
@@ -40,13 +42,18 @@ MOST_CLASSES = 100_000
 _MOST_LETTERS = 2_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_JOINERS = dict.fromkeys((0x200C, 0x200D))
+"""What joins or parts letters in Persian, and faces in an emoji: a part of words, though it prints nothing."""
+_MOST_IN_ID = 64
+_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_MOST_IN_ID - 1}}}")
+_DIGITS = 12
+"""Of the hash in an id: of a hundred thousand labels two agree by chance in one of 50,000 cases."""
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SPLITS = ("train", "validation", "test")
-_KEYS = ("name", "title", "licence", "homepage", "images", "splits", "hub", "classes")
+_KEYS = ("name", "title", "licence", "homepage", "images", "splits", "hub", "tables", "classes")
 _CLASS_KEYS = ("id", "name", "label", "lemmas", "definition", "hypernym")
 _HUB_KEYS = ("repo_id", "config", "revision", "splits", "image_column", "label_column")
-_HUB_DEFAULTS = {"image_column": "image", "label_column": "label"}
+_TABLE_KEYS = ("config", "image_column", "label_column")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class OwnVariant(Variant):
     own_labels: tuple[str, ...] = ()
     """What the source calls each class."""
     own_by_id: Mapping[str, ClassInfo] = field(default_factory=dict)
+    own_tables: Choice = field(default_factory=Choice)
     definition: Mapping[str, Any] = field(default_factory=dict)
     """What a recipe carries: the class map, every default left out."""
 
@@ -69,6 +77,11 @@ class OwnVariant(Variant):
     def by_wnid(self) -> Mapping[str, ClassInfo]:
         """The classes by id."""
         return self.own_by_id
+
+    @property
+    def tables(self) -> Choice:
+        """Configuration and columns of tables on the disk, as far as the class map says them."""
+        return self.own_tables
 
     @property
     def drawn(self) -> bool:
@@ -138,8 +151,18 @@ def own_variant(
 
 
 def class_id(label: str) -> str:
-    """An id for a class that is called so: `Rosa Canina!` is `rosa-canina`; empty where nothing is left."""
-    return re.sub(r"[^a-z0-9]+", "-", label.casefold().encode("ascii", "ignore").decode()).strip("-")[:64].rstrip("-")
+    """An id for a class that is called so: another one for every other label, the same in all sets and systems.
+
+    A label of ASCII letters, digits, dashes and blanks (or underscores, which mean the same) is its own id:
+    `Rosa canina` is `Rosa_canina`. Of any other one, what is left of it is followed by a hash of the whole: `Öl` is
+    `Ol-` and twelve hex digits. How accents are composed makes no difference.
+    """
+    text = " ".join(unicodedata.normalize("NFC", label).replace("_", " ").split())
+    if _ID.fullmatch(plain := text.replace(" ", "_")):
+        return plain
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    start = re.sub(r"[^A-Za-z0-9]+", "-", letters).strip("-")[: _MOST_IN_ID - _DIGITS - 1].strip("-")
+    return f"{start or 'class'}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:_DIGITS]}"
 
 
 def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
@@ -152,6 +175,7 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
         raise DataError(f"splits in {where} is {splits!r}.", f"Expected a number of images for {' or '.join(_SPLITS)}.")
     splits = {split: _count(count, f"splits.{split}", where) for split, count in splits.items()}
     hub = _hub(definition["hub"], splits, where) if definition.get("hub") is not None else None
+    tables = _tables(definition["tables"], where) if definition.get("tables") is not None else {}
     rows = [_class(row, number, where) for number, row in enumerate(_list(definition["classes"], where))]
     _unique(rows, where)
     texts = {key: _text(definition.get(key), key, where) for key in ("title", "licence", "homepage", "images")}
@@ -160,6 +184,7 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
         "splits": sorted(splits),
         "hub": hub and _hub_fields(hub),
         "classes": rows,
+        **({"tables": tables} if tables else {}),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     classes = tuple(_info(row, number) for number, row in enumerate(rows))
@@ -174,11 +199,13 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
         own_classes=classes,
         own_labels=tuple(row.get("label", row["name"]) for row in rows),
         own_by_id=MappingProxyType({info.wnid: info for info in classes}),
+        own_tables=Choice(**tables),
         definition={
             "name": name,
             **{key: text for key, text in texts.items() if text},
             "splits": {split: splits[split] for split in _SPLITS if split in splits},
             **({"hub": _hub_fields(hub)} if hub else {}),
+            **({"tables": tables} if tables else {}),
             "classes": rows,
         },
     )
@@ -206,8 +233,16 @@ def _hub(fields: Any, splits: Mapping[str, Any], where: str) -> HubSource:
         config=texts["config"] or None,
         revision=texts["revision"] or None,
         splits={split: _text(theirs[split], f"hub.splits.{split}", where) for split in splits},
-        **{key: texts[key] or default for key, default in _HUB_DEFAULTS.items()},
+        image_column=texts["image_column"] or None,
+        label_column=texts["label_column"] or None,
     )
+
+
+def _tables(fields: Any, where: str) -> dict[str, str]:
+    """What is said of local tables, without what is not."""
+    _keys(fields, _TABLE_KEYS, (), f"tables of {where}")
+    texts = {key: _text(fields.get(key), f"tables.{key}", where) for key in _TABLE_KEYS}
+    return {key: text for key, text in texts.items() if text}
 
 
 def _class(row: Any, number: int, where: str) -> dict[str, Any]:
@@ -271,7 +306,7 @@ def _text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{key} in {where} is {value!r}.", "Expected a text: put it in quotes.")
     text = " ".join(value.split())
-    if len(text) > _MOST_LETTERS or not text.isprintable():
+    if len(text) > _MOST_LETTERS or not text.translate(_JOINERS).isprintable():
         raise DataError(f"{key} in {where} is {text[:40]!r}...", f"Expected at most {_MOST_LETTERS} printable letters.")
     return text
 
@@ -294,4 +329,4 @@ def _unique(rows: Sequence[Mapping[str, Any]], where: str) -> None:
 def _hub_fields(hub: HubSource) -> dict[str, Any]:
     """What a class map says of a repository, every default left out."""
     fields = {key: getattr(hub, key) for key in _HUB_KEYS} | {"splits": dict(hub.splits)}
-    return {key: value for key, value in fields.items() if value not in (None, _HUB_DEFAULTS.get(key))}
+    return {key: value for key, value in fields.items() if value is not None}

@@ -6,117 +6,37 @@ a few images of each class cost about as much as they weigh, also where the rows
 
 from __future__ import annotations
 
-import json
-import re
+import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.errors import DataError
-from builders.folders import SPLIT_FOLDERS
-from builders.labels import check_names, file_wnid, hub_labels, is_wnid, label_map, refuse, shorten
+from builders.labels import file_wnid, is_wnid, shorten
 from builders.resuming import read_whole, resumed
 from builders.rows import IndexEntry, SourceRow
-from builders.variants import ClassInfo, Variant
+from builders.sources.cards import Tables
+from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
+from builders.sources.on_disk import local_choice, split_there, tables_of
+from builders.variants import Choice, ClassInfo, Variant, usual_split
 
-__all__ = [
-    "IMAGE_COLUMNS", "LABEL_COLUMNS", "ParquetSource", "class_label", "find_parquet", "images_of", "list_parquet",
-    "open_parquet", "pick_parquet", "split_of",
-]  # fmt: skip
+__all__ = ["ParquetSource", "different_images", "in_parallel", "open_parquet", "stored_image"]
 
-LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name", "fine_label", "target")
-"""Columns that may hold the class, the surest first."""
-
-IMAGE_COLUMNS = ("image", "img", "jpg", "image_bytes")
-"""Columns that may hold the image."""
+T = TypeVar("T")
 
 _AHEAD = 8
 """Files whose labels are fetched at once from a remote filesystem: each costs a few round trips and few bytes."""
 
-
-class _Columns:
-    """Where the image and the class are in one Parquet file, and which wnid each label is."""
-
-    def __init__(self, schema: pa.Schema, variant: Variant, name: str, *, trusted: bool) -> None:
-        # What the variant says of its own repository goes there; elsewhere people have other names.
-        image_columns = (variant.hub.image_column,) if trusted and variant.hub else IMAGE_COLUMNS
-        label_columns = (variant.hub.label_column,) if trusted and variant.hub else LABEL_COLUMNS
-        self.image = next((column for column in image_columns if column in schema.names), "")
-        kind = schema.field(self.image).type if self.image else None
-        if kind is not None and images_of(kind):
-            self.nested = pa.types.is_struct(kind)
-            self.has_path = self.nested and kind.get_field_index("path") >= 0
-        else:
-            raise DataError(
-                f"'{name}' has no column of images; its columns are {shorten(schema.names)}.",
-                f"Expected one of {shorten(image_columns)}, of bytes, or of {{bytes, path}} as `datasets` writes it.",
-            )
-        self.label = next((column for column in label_columns if column in schema.names), "")
-        if not self.label:
-            raise DataError(
-                f"'{name}' has no column of classes; its columns are {shorten(schema.names)}.",
-                f"Expected one of {shorten(label_columns)}.",
-            )
-        # Rows that this project wrote say their id themselves; a synthetic row's source id may stand in several rows.
-        self.id = next((column for column in ("sample_id", "source_id") if column in schema.names), "")
-        self.numbered = pa.types.is_integer(schema.field(self.label).type)
-        self.names = class_label(schema, self.label)
-        self.explicit = False
-        self.by_number: tuple[str | None, ...] = ()
-        if self.numbered:
-            if self.names is None and variant.label_ids:
-                self.names = variant.hub_label_names  # a class map says them
-            if self.names is None:
-                raise DataError(
-                    f"The labels of '{name}' are numbers without names (column '{self.label}').",
-                    "Write the file with `datasets` and a ClassLabel feature, or add a column 'wnid'.",
-                )
-            known = check_names(variant, self.names) if trusted else hub_labels(variant, self.names)
-            self.explicit = known is not None
-            named = label_map(variant, self.names)
-            self.by_number = known or tuple(named[label] for label in self.names)
-
-    @property
-    def for_index(self) -> list[str]:
-        """What the index reads: never the bytes."""
-        name = [self.id] if self.id else [f"{self.image}.path"] if self.has_path else []
-        return [self.label, *name]
-
-    @property
-    def bytes_column(self) -> str:
-        """What reading an image reads."""
-        return f"{self.image}.bytes" if self.nested else self.image
-
-    def wnids(self, variant: Variant, labels: Iterable[Any]) -> dict[Any, str | None]:
-        """The wnid of each stored label, None for one that is no class of the variant (also: no label, or -1)."""
-        if not self.numbered:
-            return label_map(variant, labels)
-        count = len(self.by_number)
-        return {label: self.by_number[label] if label is not None and 0 <= label < count else None for label in labels}
-
-    def file_names(self, table: pa.Table) -> list[str | None]:
-        """The file name of each row, None where the file does not say it; `table` has the columns `for_index`."""
-        if self.id:
-            return table.column(self.id).to_pylist()
-        if not self.has_path:
-            return [None] * len(table)
-        paths = table.column(self.image).combine_chunks().field("path").to_pylist()
-        return [path and path.rsplit("/", 1)[-1] for path in paths]
-
-    def spoken(self, label: Any) -> str:
-        """A stored label as people would call it in a message."""
-        if self.numbered and self.names is not None and label is not None and 0 <= label < len(self.names):
-            return self.names[label]
-        return "no label" if label is None or label == -1 else str(label)
+_log = logging.getLogger(__name__)
 
 
 class ParquetSource:
@@ -130,35 +50,50 @@ class ParquetSource:
         names: Sequence[str],
         layout: str,
         *,
+        tables: Tables | None = None,
+        choice: Choice | None = None,
         trusted: bool = False,
         local: bool = True,
         limit_per_class: int | None = None,
     ) -> None:
-        """`names`: files under `root` of an fsspec filesystem. `trusted`: they are the variant's own Hub repository."""
+        """`names`: files under `root` of an fsspec filesystem, a split of `tables`. `choice`: the columns, where they
+        are known. `trusted`: the files are the variant's own Hub repository.
+        """
         self.layout = layout
         self._variant, self._fs, self._root, self._names = variant, filesystem, root, tuple(names)
+        self._tables, self._choice = tables or Tables({}), choice
         self._trusted, self._local, self._limit = trusted, local, limit_per_class
+        self._unlabelled: dict[str, int] = {}
+        self._nameless = False
+        self._image_columns: dict[str, str] = {}
 
     @cached_property
     def classes(self) -> tuple[ClassInfo, ...]:
         """The classes that occur. Of a remote repository: all that it can have, since finding out reads every label."""
         if not self._local:
             return self._variant.classes
-        found = {wnid for name in self._names for wnid in self._occurring(name).values()}
-        return tuple(info for info in self._variant.classes if info.wnid in found)
+        return tuple(info for info in self._variant.classes if info.wnid in self._survey[0])
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """What lies there and is not in the index, by reason; rows are counted as the index is read."""
+        without = sum(self._unlabelled.values())
+        return {**self._tables.left_out, **({"row without a label": without} if without else {})}
+
+    @property
+    def rows_have_names(self) -> bool:
+        """Whether every image has a name of its own in the table; known when the index was read."""
+        return not self._nameless
 
     def check(self) -> None:
-        """Raise DataError unless every label that occurs is a class of the variant; reads the column of labels only."""
-        unmatched = [label for name in self._names for label, wnid in self._occurring(name).items() if wnid is None]
-        if unmatched:
-            raise refuse(self._variant, sorted(set(unmatched)), self.layout)
+        """Raise DataError unless every label that occurs is a class of the variant; reads the labels only."""
         if not self.classes:
-            raise DataError(f"There are no rows in {self.layout}.", "Expected at least one image.")
+            raise DataError(f"There are no rows with a label in {self.layout}.", "Expected at least one image.")
 
     def index(self) -> Iterator[IndexEntry]:
         """The rows in file order (files by name). Stops as soon as every class has as many as the limit.
 
-        Raises DataError for a label that is no class of the variant, and for two rows of one source id.
+        Raises DataError for a label that is not a class of the variant.
         """
         counts: dict[str, int] = {}
         full, wanted = 0, len(self.classes)
@@ -170,7 +105,7 @@ class ParquetSource:
                     if count > self._limit:
                         continue
                     full += count == self._limit
-                yield _unseen(entry, seen)
+                yield self._unseen(entry, seen)
                 if full == wanted:
                     return
 
@@ -182,7 +117,7 @@ class ParquetSource:
         """The rows of one file, as in `index` without a limit."""
         seen: set[str] = set()
         for entry in self._entries(name):
-            yield _unseen(entry, seen)
+            yield self._unseen(entry, seen)
 
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
         """The stored bytes in the order of `entries`.
@@ -197,71 +132,118 @@ class ParquetSource:
             wanted = list(neighbours)
             rows = [entry.row for entry in wanted]
             images = self._images(name, rows) if self._local else self._resumed_images(name, rows)
-            for entry, image in zip(wanted, images, strict=True):
-                yield SourceRow(entry.source_id, entry.wnid, image, entry.source_id.split("/", 1)[1])
+            for entry, (image, problem) in zip(wanted, images, strict=True):
+                yield SourceRow(entry.source_id, entry.wnid, image, entry.source_id.split("/", 1)[1], problem)
 
     def _open(self, name: str) -> Any:
         # Remote files are asked for just the ranges that pyarrow wants: read-ahead would fetch image bytes with them.
         options = {} if self._local else {"cache_type": "none"}
         return self._fs.open(f"{self._root}/{name}", "rb", **options)
 
-    def _columns(self, schema: pa.Schema, name: str) -> _Columns:
-        return _Columns(schema, self._variant, name, trusted=self._trusted)
+    def _columns(self, schema: pa.Schema, name: str) -> Columns:
+        # A variant of the table goes by the numbers of its own repository, whose card may name them in another order.
+        own = self._trusted and not self._variant.label_ids
+        names = {c: said for c, said in self._tables.names.items() if not (own and class_label(schema, c))}
+        return find_columns(schema, f"'{name}'", choice=self._choice, names=names)
 
-    def _occurring(self, name: str) -> dict[str, str | None]:
-        """The labels that occur in a file, as people would call them -> wnid, None for what is no class."""
-        with self._open(name) as stream:
-            file = pq.ParquetFile(stream)
-            columns = self._columns(file.schema_arrow, name)
-            values = file.read(columns=[columns.label]).column(0).unique().to_pylist()
-        return {columns.spoken(value): wnid for value, wnid in columns.wnids(self._variant, values).items()}
-
-    def _entries(self, name: str) -> list[IndexEntry]:
-        """The index entries of one file."""
+    def _listed(self, name: str) -> tuple[bool, list[tuple[str | None, str | None]]]:
+        """Class and file name of each row of a file, None where the row does not say it; whether labels are numbers
+        that the variant knows.
+        """
         with self._open(name) as stream:
             file = pq.ParquetFile(stream, pre_buffer=True)  # joins the reads of neighbouring columns into one request
             columns = self._columns(file.schema_arrow, name)
             table = file.read(columns=columns.for_index)
-        labels = table.column(columns.label).to_pylist()
-        wnids = columns.wnids(self._variant, set(labels))
-        unmatched = [columns.spoken(label) for label, wnid in wnids.items() if wnid is None]
-        if unmatched:
-            raise refuse(self._variant, sorted(unmatched), f"'{name}'")
-        stem = name.rsplit("/", 1)[-1].removesuffix(".parquet")
+        self._image_columns[columns.image] = name
+        wnids, by_number = wnids_of(columns, table, self._variant, trusted=self._trusted)
+        return by_number, list(zip(wnids, columns.names(table), strict=True))
+
+    def _entries(self, name: str) -> list[IndexEntry]:
+        """The index entries of one file."""
+        by_number, rows = self._listed(name)
         entries = []
-        for row, (label, path) in enumerate(zip(labels, columns.file_names(table), strict=True)):
-            wnid = str(wnids[label])
-            file_name = path.removeprefix(f"{wnid}/") if path else f"{stem}-{row:06d}"
-            if columns.explicit and is_wnid(wnid) and file_wnid(file_name) not in (None, wnid):
+        for row, (wnid, path) in enumerate(rows):
+            if wnid is None:
+                continue
+            named = path is not None and not self._survey[1]
+            file_name = path.removeprefix(f"{wnid}/") if path and named else self._row_name(name, row)
+            self._nameless = self._nameless or not named
+            if by_number and path and is_wnid(wnid) and file_wnid(path) not in (None, wnid):
                 raise DataError(
-                    f"Row {row} of '{name}' has the label of {wnid}, but its file is named {file_name}.",
+                    f"Row {row} of '{name}' has the label of {wnid}, but its file is named {path}.",
                     f"The labels are not those that '{self._variant.name}' knows: read a copy with class folders.",
                 )
             entries.append(IndexEntry(f"{wnid}/{file_name}", wnid, name, row))
+        self._unlabelled[name] = len(rows) - len(entries)
         return entries
+
+    @cached_property
+    def _survey(self) -> tuple[set[str], bool]:
+        """The classes that occur; and whether names of the images (`image.path`) do not tell them apart, so that rows
+        are called by file and number. Of remote files, the first two say so: nobody reads them all for a few images.
+        """
+        classes: set[str] = set()
+        seen: set[tuple[str | None, str]] = set()
+        unmatched: set[str] = set()
+        twice = ""
+        for name in self._names if self._local else self._names[:2]:
+            try:
+                rows = self._listed(name)[1] if self._local else self._fetched(name)
+            except UnknownLabelsError as error:
+                unmatched.update(error.labels)
+                continue
+            classes.update(wnid for wnid, _ in rows if wnid is not None)
+            for wnid, path in rows if not twice else ():
+                if wnid is not None and path is not None:
+                    twice = path if (wnid, path) in seen else twice
+                    seen.add((wnid, path))
+        if unmatched:
+            raise unknown_labels(self._variant, unmatched, self.layout)
+        if len(self._image_columns) > 1:
+            raise different_images(self.layout, self._image_columns)
+        if twice:
+            _log.warning(
+                "The images in %s do not have names of their own (such as %s), so that a row is called by its file and "
+                "number.",
+                self.layout,
+                twice,
+            )
+        return classes, bool(twice)
+
+    def _fetched(self, name: str) -> list[tuple[str | None, str | None]]:
+        return read_whole(lambda: self._listed(name)[1], *self._repository)
+
+    @cached_property
+    def _stems(self) -> dict[str, str]:
+        """What each file is called in the names of its rows: different for each."""
+        stems = {name: name.rsplit("/", 1)[-1][: -len(".parquet")] for name in self._names}
+        if len(set(stems.values())) == len(stems):
+            return stems
+        longer = {name: name[: -len(".parquet")].replace("/", "-") for name in self._names}
+        if len(set(longer.values())) == len(longer):
+            return longer
+        return {name: f"{number}-{stem}" for number, (name, stem) in enumerate(longer.items())}
+
+    def _row_name(self, name: str, row: int) -> str:
+        return f"{self._stems[name]}-{row:06d}"
+
+    def _unseen(self, entry: IndexEntry, seen: set[str]) -> IndexEntry:
+        """The entry, called by its row where another image has its name."""
+        while entry.source_id in seen:
+            name = f"{entry.source_id}-{self._row_name(entry.location, entry.row)}"
+            entry = IndexEntry(name, entry.wnid, entry.location, entry.row)
+        seen.add(entry.source_id)
+        return entry
 
     def _every_part(self) -> Iterator[list[IndexEntry]]:
         """The entries of each file in turn; of remote ones, a few files are under way at once."""
         if self._local:
             yield from map(self._entries, self._names)
             return
-        with ThreadPoolExecutor(_AHEAD) as pool:
-            coming: deque[Future[list[IndexEntry]]] = deque()
-            try:
-                for name in self._names:
-                    coming.append(pool.submit(self._remote_entries, name))
-                    if len(coming) == _AHEAD:
-                        yield coming.popleft().result()
-                while coming:
-                    yield coming.popleft().result()
-            finally:
-                for future in coming:
-                    future.cancel()
+        _ = self._survey  # before the threads ask
+        yield from in_parallel(lambda name: read_whole(lambda: self._entries(name), *self._repository), self._names)
 
-    def _remote_entries(self, name: str) -> list[IndexEntry]:
-        return read_whole(lambda: self._entries(name), *self._repository)
-
-    def _resumed_images(self, name: str, rows: Sequence[int]) -> Iterator[bytes]:
+    def _resumed_images(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
         return resumed(lambda given: self._images(name, rows[given:]), *self._repository)
 
     @property
@@ -270,8 +252,9 @@ class ParquetSource:
         repo_id, _, revision = self._root.removeprefix("datasets/").partition("@")
         return repo_id, revision
 
-    def _images(self, name: str, rows: Sequence[int]) -> Iterator[bytes]:
-        """The image of each row of a file, in the order of `rows`: one row group in memory at a time."""
+    def _images(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
+        """The image of each row of a file, in the order of `rows`, or why there is none: one row group at a time."""
+        folder = Path(self._root, name).parent if self._local else None
         try:
             with self._open(name) as stream:
                 file = pq.ParquetFile(stream)
@@ -280,7 +263,7 @@ class ParquetSource:
                 ends = list(accumulate(sizes))
                 for group, neighbours in groupby(rows, key=lambda row: bisect_right(ends, row)):
                     wanted = [row - (ends[group] - sizes[group]) for row in neighbours]
-                    found = _row_group(file, group, columns.bytes_column, set(wanted))
+                    found = _row_group(file, group, columns.image, set(wanted), folder)
                     for row in wanted:
                         yield found[row]
         except (OSError, LookupError, pa.ArrowException) as error:
@@ -301,92 +284,100 @@ def _said(error: Exception) -> str:
     return (strerror or " ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")
 
 
-def _row_group(file: Any, group: int, column: str, rows: set[int]) -> dict[int, bytes]:
+def _row_group(file: Any, group: int, column: str, rows: set[int], folder: Path | None) -> dict[int, tuple[bytes, str]]:
     """The images of some rows of a row group (counted within it)."""
-    found: dict[int, bytes] = {}
+    found: dict[int, tuple[bytes, str]] = {}
     start = 0
     for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=[column]):
-        images = batch.column(0).field("bytes") if pa.types.is_struct(batch.column(0).type) else batch.column(0)
         for row in range(start, start + len(batch)):
             if row in rows:
-                found[row] = images[row - start].as_py() or b""
+                found[row] = stored_image(batch.column(0)[row - start].as_py(), folder)
         start += len(batch)
         if len(found) == len(rows):
             break
     return found
 
 
-def _unseen(entry: IndexEntry, seen: set[str]) -> IndexEntry:
-    if entry.source_id in seen:
-        raise DataError(
-            f"Two images have the source id '{entry.source_id}', the second in row {entry.row} of '{entry.location}'.",
-            "File names (image.path) must be unique in a class, because they identify an image.",
-        )
-    seen.add(entry.source_id)
-    return entry
+def different_images(where: str, columns: Iterable[str]) -> DataError:
+    """The error for files that have their images in columns of different names."""
+    return DataError(
+        f"The images in {where} are in columns of different names: {shorten(sorted(columns))}.",
+        "Rename the columns, so that all files have the same.",
+    )
 
 
-def images_of(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold images: bytes, or {bytes, path} as `datasets` writes it."""
-    nested = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    return nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
+    """The bytes of an image as a table stores it, or why there are none.
 
-
-def class_label(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
-    """The label names that `datasets` keeps in the metadata of a Parquet file, None if there are none."""
-    try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
-        return tuple(feature["names"])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def pick_parquet(files: Sequence[str], split: str, config: str | None) -> list[str]:
-    """Those of a repository's files that are a split's Parquet shards, sorted.
-
-    The split is said by the file's name (`data/train-00000-of-00017.parquet`) or its folder
-    (`full_size/train/0000.parquet`). Files which name no split are taken if no file names one.
+    Args:
+        value: bytes, or {bytes, path} as `datasets` writes it.
+        folder: of the table on this disk; the file that an image without bytes names is read, from there or from where
+            it says. None is a table from elsewhere, whose paths mean nothing here.
     """
-    found = sorted(name for name in files if name.endswith(".parquet"))
-    if config is not None and any(name.startswith(f"{config}/") for name in found):
-        found = [name for name in found if name.startswith(f"{config}/")]
-    splits = {name: split_of(name) for name in found}
-    if not any(splits.values()):
-        return found
-    return [name for name in found if splits[name] == split]
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    if data is not None:
+        return bytes(data), ""
+    path = value.get("path") if isinstance(value, Mapping) else None
+    if not path:
+        return b"", ""
+    for place in () if folder is None else (folder / path, Path(path)):
+        try:
+            if place.is_file():
+                return place.read_bytes(), ""
+        except (OSError, ValueError) as error:
+            return b"", f"cannot be read: {getattr(error, 'strerror', None) or error} ({path})"
+    return b"", f"the table holds no bytes, only the name of a file that is not here ({path})"
 
 
-def split_of(name: str) -> str | None:
-    """The split that a Parquet file is of by its name or its folders' names, None where they say none."""
-    folder, _, file = name.rpartition("/")
-    words = [*re.split(r"[-_.]", file), *reversed(folder.split("/"))]
-    return next((split for word in words for split, names in SPLIT_FOLDERS.items() if word in names), None)
-
-
-def find_parquet(root: Path, split: str, config: str | None) -> list[str]:
-    """The Parquet files of a split in a local folder; see `list_parquet` and `pick_parquet`."""
-    return pick_parquet(list_parquet(root, config), split, config)
-
-
-def list_parquet(root: Path, config: str | None) -> list[str]:
-    """The Parquet files in a folder, in its data/ and the configuration's folder, and in split folders in these."""
-    tops = [root, root / "data", *([root / config] if config else [])]
-    folders = [*tops, *(top / name for top in tops for names in SPLIT_FOLDERS.values() for name in names)]
-    return sorted({path.relative_to(root).as_posix() for folder in folders for path in folder.glob("*.parquet")})
+def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
+    """What `read` gives of each name, in order; a few are under way at once."""
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        coming: deque[Future[T]] = deque()
+        try:
+            for name in names:
+                coming.append(pool.submit(read, name))
+                if len(coming) == _AHEAD:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
 
 
 def open_parquet(
-    variant: Variant, root: Path, names: Sequence[str], *, limit_per_class: int | None = None
-) -> ParquetSource:
-    """A source of local Parquet files, whose labels are checked now. Raises DataError as `ParquetSource.check` does."""
-    layout = f"{len(names)} Parquet file{'s' if len(names) > 1 else ''} ({shorten(names, 2)}) in {root}"
-    source = ParquetSource(
-        variant, fsspec.filesystem("file"), str(root), names, layout, limit_per_class=limit_per_class
-    )
+    variant: Variant, path: Path, split: str, *, config: str | None = None, limit_per_class: int | None = None
+) -> ParquetSource | None:
+    """A source of a split of Parquet files in a folder (or of the file that `path` is), with its labels checked now.
+
+    None where there are no tables with images. Raises DataError where there is no such split or configuration, and as
+    `ParquetSource.check` does.
+    """
     try:
+        there = tables_of(variant, path, config)
+        if there is None:
+            return None
+        root, tables = there
+        found = split_there(variant, tables, split)
+        if found is None and path.is_file() and not set(map(usual_split, tables.splits)) & set(variant.splits):
+            found = next(iter(tables.splits))  # named by itself, and by a word that the variant does not have
+        if found is None:
+            raise DataError(
+                f"'{path}' has no split '{split}'.", f"Splits found: {shorten(tables.splits)}. Name one: source.split."
+            )
+        names = tables.splits[found]
+        layout = f"{len(names)} Parquet file{'s' if len(names) > 1 else ''} ({shorten(names, 2)}) in {root}"
+        source = ParquetSource(
+            variant,
+            fsspec.filesystem("file"),
+            str(root),
+            names,
+            layout,
+            tables=tables,
+            choice=local_choice(variant, names, root),
+            limit_per_class=limit_per_class,
+        )
         source.check()
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"A Parquet file in {root} cannot be read: {error}", "Copy it again, or leave it out."
-        ) from error
+        raise DataError(f"A Parquet file in {path} cannot be read: {_said(error)}.", "Copy it again.") from error
     return source

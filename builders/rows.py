@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,6 +49,11 @@ class Source(Protocol):
     @property
     def layout(self) -> str:
         """What was found, in one line."""
+        ...
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """What lies in the split and is not in the index: reason in plain words -> number of files, folders or rows."""
         ...
 
     def index(self) -> Iterator[IndexEntry]:

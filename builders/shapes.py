@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
@@ -86,6 +86,11 @@ class ShapesSource:
     def drawing(self, index: int) -> Drawing:
         """Everything that image `index` of the split shows."""
         return sample_attributes(self.seed, self.split, index, world=self.variant)
+
+    @property
+    def left_out(self) -> Mapping[str, int]:
+        """Nothing: every drawing is in the index."""
+        return {}
 
     def index(self) -> Iterator[IndexEntry]:
         """The images in the order of their numbers: the classes take turns."""

@@ -21,7 +21,21 @@ from typing import Any
 
 from builders.errors import DataError
 
-__all__ = ["ClassInfo", "HubSource", "Variant"]
+__all__ = ["SPLIT_WORDS", "Choice", "ClassInfo", "HubSource", "Variant", "usual_split"]
+
+SPLIT_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "train": ("train", "training"),
+        "validation": ("val", "validation", "valid", "dev"),
+        "test": ("test", "testing", "eval", "evaluation"),
+    }
+)
+"""Our name of a split -> what people call it, folders and files included: the words that `datasets` knows."""
+
+
+def usual_split(name: str) -> str:
+    """Our name of a split that is called so: "dev" is validation; a name that means none of ours stays as it is."""
+    return next((split for split, words in SPLIT_WORDS.items() if name.lower() in words), name)
 
 _WHOLE = "imagenet-1k"
 """The class list that is no part of another."""
@@ -46,6 +60,16 @@ class ClassInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What somebody has said about a dataset's tables; None is found by the common rules."""
+
+    config: str | None = None
+    """One of several configurations."""
+    image_column: str | None = None
+    label_column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class HubSource:
     """Where a variant's images are on the Hugging Face Hub: as Parquet files, or as an archive to download."""
 
@@ -56,8 +80,9 @@ class HubSource:
     """The commit that the facts were checked against, None where none is known (then: the newest)."""
     splits: Mapping[str, str]
     """Our name of a split -> the repository's."""
-    image_column: str = "image"
-    label_column: str = "label"
+    image_column: str | None = "image"
+    label_column: str | None = "label"
+    """None where the columns are found by the common rules (`builders.sources.columns`)."""
     archive: str | None = None
     """The file that holds the images where the repository has no Parquet files: it is downloaded and unpacked by the
     user, whose folder is then read as a local path."""
@@ -118,6 +143,11 @@ class Variant:
         return {}
 
     @property
+    def tables(self) -> Choice:
+        """What a class map says of tables on the disk; the table's variants are found by the common rules."""
+        return Choice()
+
+    @property
     def tests_only(self) -> bool:
         """Whether the set has no images to train on."""
         return set(self.splits) == {"test"}
@@ -147,19 +177,16 @@ class Variant:
         return tuple(subset["hub_label_names"]) if subset and subset["hub_label_names"] else None
 
     def split(self, name: str) -> str:
-        """The variant's own name of a split: "val" and "valid" are "validation", or "test" where that is all there is.
+        """The variant's own name of a split: "val" and "dev" are "validation", or "test" where that is all there is.
 
         Raises DataError for a split that the variant does not have.
         """
-        known = _SPLIT_ALIASES.get(name, name)
+        known = name if name in self.splits else usual_split(name)
         if known == "validation" and self.tests_only:
             known = "test"
         if known not in self.splits:
             raise DataError(f"The variant '{self.name}' has no split '{name}'.", f"It has: {', '.join(self.splits)}.")
         return known
-
-
-_SPLIT_ALIASES: Mapping[str, str] = MappingProxyType({"val": "validation", "valid": "validation"})
 
 
 @cache

@@ -15,10 +15,22 @@ from __future__ import annotations
 
 from builders.errors import DataError, did_you_mean
 from builders.evaluation_sets import EVALUATION_SETS
-from builders.variant import ClassInfo, HubSource, Variant
+from builders.variant import SPLIT_WORDS, Choice, ClassInfo, HubSource, Variant, usual_split
 from builders.variant_table import DRAWN_SETS, TRAINING_SETS
 
-__all__ = ["VARIANTS", "ClassInfo", "HubSource", "Variant", "get_variant", "own_class", "register", "variant_names"]
+__all__ = [
+    "SPLIT_WORDS",
+    "VARIANTS",
+    "Choice",
+    "ClassInfo",
+    "HubSource",
+    "Variant",
+    "get_variant",
+    "own_class",
+    "register",
+    "usual_split",
+    "variant_names",
+]
 
 VARIANTS: dict[str, Variant] = {row.name: row for row in (*TRAINING_SETS, *EVALUATION_SETS, *DRAWN_SETS)}
 """Every variant by name."""

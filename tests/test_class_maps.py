@@ -84,14 +84,17 @@ def test_a_split_folder_of_loose_images_is_no_class(tmp_path: Path) -> None:
     (root / "train" / "metadata.csv").write_text("file_name,label\n0.jpg,a\n")
     said = refusal(tmp_path, root)
     assert "nothing there says their classes" in said
-    assert "metadata.csv are not read" in said
+    assert "found 'metadata.csv': lists such as this are not read" in said
 
 
 def test_columns_of_local_tables_are_those_that_every_command_finds(tmp_path: Path) -> None:
     source = table(tmp_path / "train.parquet", ["rose", "tulip"], "fine_label")
-    assert "are for a repository on the Hub" in refusal(tmp_path, source, label_column="fine_label")
-    variant, path = read_variant(written(tmp_path, source))
+    variant, path = read_variant(written(tmp_path, source, label_column="fine_label"))
+    assert variant.definition["tables"] == {"label_column": "fine_label"}
     assert len(list(open_source(variant.name, "train", path=path).index())) == 2
+    folder = folder_with(tmp_path / "pets", "dog/0.jpg", "cow/0.jpg")
+    (tmp_path / "mine.yaml").unlink()
+    assert "--label-column is for tables" in refusal(tmp_path, folder, label_column="fine_label")
 
 
 def test_categories_are_words_and_an_image_column_holds_images(tmp_path: Path) -> None:

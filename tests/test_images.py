@@ -88,9 +88,9 @@ def test_bytes_flipped_at_random_give_an_image_or_a_reason_but_no_other_error():
             try:
                 assert decode_rgb(bytes(broken)).mode == "RGB"
             except ImageRejected as error:
-                reasons.add(error.reason)
+                reasons.add("unsupported" if error.reason.startswith("unsupported kind of ") else error.reason)
 
-    assert reasons <= {"truncated", "damaged", "not an image", "too large", "unsupported colours"}
+    assert reasons <= {"truncated", "damaged", "not an image", "too large", "unsupported colours", "unsupported"}
 
 
 def test_a_decompression_bomb_is_rejected_by_its_size_alone():

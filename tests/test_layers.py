@@ -12,15 +12,18 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.files", "builders.layout", "builders.own_variants",
-        "builders.real_labels", "builders.run_files", "builders.variant", "builders.variant_facts",
-        "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
+        "builders.errors", "builders.evaluation_sets", "builders.file_names", "builders.files", "builders.layout",
+        "builders.own_variants", "builders.real_labels", "builders.run_files", "builders.variant",
+        "builders.variant_facts", "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
-        "builders.access", "builders.captioned", "builders.drawing", "builders.folders", "builders.hub",
-        "builders.imagenet", "builders.images", "builders.labels", "builders.ours", "builders.parquet",
-        "builders.published", "builders.resuming", "builders.revisions", "builders.rows", "builders.schema",
-        "builders.shapes", "builders.sources", "builders.synthetic", "builders.variant_files",
+        "builders.access", "builders.captioned", "builders.class_names", "builders.colours", "builders.drawing",
+        "builders.folder_contents", "builders.folder_layouts", "builders.folders", "builders.formats", "builders.hub",
+        "builders.image_lists", "builders.imagenet", "builders.images", "builders.labels", "builders.other_layouts",
+        "builders.ours", "builders.parquet", "builders.published", "builders.resuming", "builders.revisions",
+        "builders.rows", "builders.schema", "builders.shapes", "builders.sources", "builders.sources.cards",
+        "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",
+        "builders.synthetic", "builders.variant_files",
     },
     {
         "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
@@ -48,10 +51,11 @@ LAYERS = (
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifiers", "hfsyn.judging.columns", "hfsyn.judging.evaluation", "hfsyn.judging.feeding",
-        "hfsyn.judging.feeds", "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.model_cards",
+        "hfsyn.judging.classifiers", "hfsyn.judging.evaluation", "hfsyn.judging.feeding", "hfsyn.judging.feeds",
+        "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.labelled", "hfsyn.judging.model_cards",
+        "hfsyn.judging.meeting",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
-        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
+        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
     },
     {
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
@@ -72,7 +76,7 @@ LAYERS = (
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
         "hfsyn.commands.recipe_options", "hfsyn.commands.training", "hfsyn.commands.looking",
-        "hfsyn.commands.work_options",
+        "hfsyn.commands.work_options", "hfsyn.commands.values",
     },
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.

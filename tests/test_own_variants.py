@@ -28,6 +28,7 @@ from hfsyn.making.recipe import dump_recipe, fingerprint, load_recipe, parse_rec
 from hfsyn.publishing.cards import facts, render_card
 
 FOLDERS = {"circle": "Round_Thing", "square": "Box!", "star": "01 star"}
+BOX = class_id("Box!")
 LAST = ("caption.model=builtin", "generate.model=builtin", "generate.steps=1", "store.shard_rows=100")
 
 
@@ -64,12 +65,12 @@ def changed(file: Path, change: object) -> Path:
 def test_a_class_map_is_made_from_the_folders_and_reads_them(things: Path) -> None:
     variant, path = read_variant(things)
     assert [(c.index, c.wnid, c.name) for c in variant.classes] == [
-        (0, "01-star", "01 star"), (1, "box", "Box!"), (2, "round-thing", "Round Thing"),
+        (0, "01_star", "01 star"), (1, BOX, "Box!"), (2, "Round_Thing", "Round Thing"),
     ]  # fmt: skip
     assert variant.splits == {"train": 6}
     entries = list(open_source(variant.name, "train", path=path).index())
     assert [entry.source_id for entry in entries] == [
-        f"{wnid}/{number}.png" for wnid in ("01-star", "box", "round-thing") for number in (1, 2)
+        f"{wnid}/{number}.png" for wnid in ("01_star", BOX, "Round_Thing") for number in (1, 2)
     ]
 
 
@@ -88,7 +89,7 @@ def test_folders_that_are_imagenets_get_imagenets_ids_and_words(tmp_path: Path) 
 def test_one_foreign_folder_makes_all_classes_ones_own(tmp_path: Path) -> None:
     photographs(tmp_path / "photos", names={"circle": "crane", "square": "drill press", "star": "hammer"})
     variant, _ = read_variant(new_variant("tools", str(tmp_path / "photos"), out=tmp_path / "tools.yaml"))
-    assert [c.wnid for c in variant.classes] == ["crane", "drill-press", "hammer"]
+    assert [c.wnid for c in variant.classes] == ["crane", "drill_press", "hammer"]
 
 
 def test_split_folders_and_tables_are_counted(tmp_path: Path) -> None:
@@ -103,18 +104,22 @@ def test_split_folders_and_tables_are_counted(tmp_path: Path) -> None:
     assert variant.splits == {"test": 20}
     assert [c.name for c in variant.classes] == names  # numbered as the table numbers
     rows_read = list(open_source(variant.name, "test", path=path).index())
-    assert [row.wnid for row in rows_read[:2]] == ["zebra-fish", "box"]
+    assert [row.wnid for row in rows_read[:2]] == ["zebra_fish", "box"]
 
 
 def test_ids_are_made_of_what_a_class_is_called() -> None:
-    assert [class_id(text) for text in ("Rosa canina!", "01. Été", "___", "日本")] == ["rosa-canina", "01-t", "", ""]
+    labels = ("Rosa_canina", "dog-rose", "01. Été", "___", "日本", "a" * 65)
+    ids = [class_id(text) for text in labels]
+    assert ids[:2] == ["Rosa_canina", "dog-rose"]
+    assert [identity.rpartition("-")[0] for identity in ids[2:]] == ["01-Ete", "class", "class", "a" * 51]
+    assert all(len(identity.rpartition("-")[2]) == 12 for identity in ids[2:])
 
 
 def test_a_file_that_is_there_is_not_overwritten(things: Path, tmp_path: Path) -> None:
     before = things.read_bytes()
     with pytest.raises(DataError, match="exists"):
         new_variant("things", str(tmp_path / "photos"), out=things)
-    with pytest.raises(DataError, match="no class folders"):
+    with pytest.raises(DataError, match="nothing there says their classes"):
         new_variant("none", str(tmp_path / "photos" / "Box!"), out=tmp_path / "none.yaml")
     assert things.read_bytes() == before
     assert not (tmp_path / "none.yaml").exists()
@@ -129,10 +134,10 @@ def test_a_file_that_is_there_is_not_overwritten(things: Path, tmp_path: Path) -
         (lambda f: f["classes"][0].update(id=1), r"id in classes\[0\] of .* is 1. Put it in quotes"),
         (lambda f: f["classes"][0].update(id="a/b"), r"id in classes\[0\] of .* is 'a/b'"),
         (lambda f: f["classes"][0].update(id="../x"), r"id in classes\[0\]"),
-        (lambda f: f["classes"][0].update(name=None), "The class 01-star of .* has no name"),
-        (lambda f: f["classes"][0].update(name="box!"), "Two classes of .* are called 'Box!': 01-star and box"),
+        (lambda f: f["classes"][0].update(name=None), "The class 01_star of .* has no name"),
+        (lambda f: f["classes"][0].update(name="box!"), "Two classes of .* are called 'Box!': 01_star and Box-"),
         (lambda f: f["classes"][0].update(label="Round Thing"), "Two classes of .* are called 'Round Thing'"),
-        (lambda f: f["classes"][0].update(id="box"), "The id box stands twice"),
+        (lambda f: f["classes"][0].update(id=BOX), f"The id {BOX} stands twice"),
         (lambda f: f["classes"][0].update(name="a\u202eb"), r"name in classes\[0\]"),
         (lambda f: f["classes"][0].update(names="x"), "has an unknown key 'names'"),
         (lambda f: f["classes"][0].update(lemmas="x"), "lemmas in .* is 'x'"),
@@ -192,12 +197,12 @@ def test_a_recipe_names_the_file_and_carries_its_content(things: Path, tmp_path:
     assert load_recipe(recipe, ["source.variant=shapes", "source.path=null"]).source.definition is None
     with pytest.raises(HfsynError, match="has no such class"):
         load_recipe(recipe, ["class_seeds.n13873502=1"])
-    assert load_recipe(recipe, ["class_seeds.box=1"]).seed_for("box") == 1
+    assert load_recipe(recipe, [f"class_seeds.{BOX}=1"]).seed_for(BOX) == 1
 
 
 def test_a_strategy_that_asks_for_words_which_the_class_map_lacks_is_refused(things: Path) -> None:
     for strategy, word in (("definition", "definition"), ("hypernym", "hypernym"), ("background", "hypernym")):
-        with pytest.raises(HfsynError, match=f"each class's {word}, and 3 classes have none, such as 01-star"):
+        with pytest.raises(HfsynError, match=f"each class's {word}, and 3 classes have none, such as 01_star"):
             load_recipe("shapes-basic", [f"source.variant={things}", f"prompt.strategy={strategy}"])
     changed(things, lambda f: [row.update(definition="a thing") for row in f["classes"]])
     assert load_recipe("shapes-basic", [f"source.variant={things}", "prompt.strategy=definition"])
@@ -219,7 +224,7 @@ def test_a_run_keeps_its_class_map_and_refuses_another(things: Path, tmp_path: P
     table = pq.read_table(next((run / "data").glob("*.parquet")))
     rows = table.select(["wnid", "class_name", "label", "prompt"]).to_pylist()
     assert {(r["wnid"], r["class_name"], r["label"]) for r in rows} == {
-        ("01-star", "01 star", 0), ("box", "Box!", 1), ("round-thing", "Round Thing", 2),
+        ("01_star", "01 star", 0), (BOX, "Box!", 1), ("Round_Thing", "Round Thing", 2),
     }  # fmt: skip
     assert all(r["prompt"].startswith(f"a photo of {r['class_name']}, ") for r in rows)
     changed(things, lambda f: f["classes"][1].update(name="crate"))

@@ -172,7 +172,7 @@ def test_the_hubs_own_conversion_is_read_where_the_repository_has_no_parquet(ser
 
     assert [entry.wnid for entry in source.index()] == list(woof.hub_label_wnids)
     assert hub.resolve(woof, endpoint=server.url) == CONVERTED
-    with pytest.raises(DataError, match="has no Parquet files of the split 'train'"):
+    with pytest.raises(DataError, match=r"has no configuration 'full_size'\. Folders with tables: '160px'"):
         hub.open_hub(woof, "train", revision="main", endpoint=server.url)
 
 
@@ -224,7 +224,7 @@ def test_an_archive_is_refused_unless_another_revision_has_parquet(server):
         hub.open_hub(sketch, "test", revision="main", endpoint=server.url)
     source = hub.open_hub(sketch, "test", revision="refs/convert/parquet", endpoint=server.url)
     assert [entry.wnid for entry in source.index()] == ["n01440764", "n03126707"]
-    with pytest.raises(DataError, match=r"no column of classes; its columns are 'jpeg', '__key__', '__url__'"):
+    with pytest.raises(DataError, match=r"no column of classes 'label'; its columns are 'jpeg', '__key__', '__url__'"):
         list(hub.open_hub(matched, "test", revision="refs/convert/parquet", endpoint=server.url).index())
 
 

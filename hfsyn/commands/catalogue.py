@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hfsyn.commands.values import Word
+
 if TYPE_CHECKING:
     from hfsyn.making.fragments import FragmentKind
 
@@ -96,14 +98,14 @@ def variants_peek(
 @variants.command("new")
 @click.argument("name")
 @click.option("--from", "source", required=True, metavar="FOLDER|USER/NAME", help="Where the images are.")
-@click.option("--config", help="Configuration of the repository.")
+@click.option("--config", metavar="NAME", help="Which configuration of its tables, if they have several.")
 @click.option("--revision", help="Hub revision.")
 @click.option("--image-column", metavar="COLUMN", help="Where its tables have the images, if not found by name.")
 @click.option("--label-column", metavar="COLUMN", help="Where its tables have the labels, if not found by name.")
 def variants_new(name: str, source: str, **columns: str | None) -> None:
     """Write NAME.yaml, the class map of images of your own, to read over. Prints its path.
 
-    The images are in class folders, in Parquet files or on the Hub; the columns can be named of a repository alone.
+    The images are in class folders, in Parquet files or on the Hub; the class map keeps what is said of the tables.
     A recipe then names the file: `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
     """
     from builders.variant_files import new_variant
@@ -132,7 +134,12 @@ def strategies_ls(as_json: bool) -> None:
     "--variant", default="imagenette", show_default=True, metavar="NAME", help="Whose classes; or a class map's file."
 )
 @click.option(
-    "--caption", "text", default="a person standing next to it in a field", show_default=True, help="A caption to try."
+    "--caption",
+    "text",
+    type=Word(empty=True),
+    default="a person standing next to it in a field",
+    show_default=True,
+    help="A caption to try.",
 )
 @click.option("--domain", metavar="WORD", help="The word of the strategy domain.")
 @click.option(
@@ -248,10 +255,10 @@ def recipes_show(name: str) -> None:
     from hfsyn.making.recipe import dump_recipe, load_recipe
     from hfsyn.making.recipe_texts import read_recipe
 
+    recipe = load_recipe(name)
     text, _ = read_recipe(name)
     if "\nextends:" in f"\n{text}":
-        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        text += dump_recipe(load_recipe(name))
+        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#")) + dump_recipe(recipe)
     click.echo(text, nl=False)
 
 

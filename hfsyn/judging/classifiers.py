@@ -56,6 +56,11 @@ class Classifier:
     seed: int | None = None
     """Of its training, where that is known."""
 
+    @property
+    def classes(self) -> dict[str, str]:
+        """Id -> name of each output, in order."""
+        return dict(zip(self.wnids, self.names, strict=True))
+
     def facts(self) -> dict[str, Any]:
         """What a result says of the classifier."""
         return {

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from builders.labels import shorten
 from hfsyn.errors import HfsynError
 from hfsyn.judging.feeding import Augmented, Order, Transform, share_out, training_batches
 from hfsyn.judging.imagesets import TRAIN, ImageSet, open_images
+from hfsyn.judging.meeting import same_classes
 from hfsyn.judging.overlaps import shared_images
 from hfsyn.judging.references import Reference, parse_dataset
 from hfsyn.judging.train_config import TrainConfig
@@ -41,8 +41,8 @@ class Feed(Protocol):
     names: Mapping[str, str]
     budget: int
     """Images of an epoch."""
-    unread: int
-    """Images that this process was to show and could not decode, so far."""
+    unread: dict[str, str]
+    """The images that this process was to show and could not read, so far, with the reasons."""
 
     @property
     def fingerprints(self) -> list[str]:
@@ -103,35 +103,14 @@ def need_budget(config: TrainConfig, sizes: Sequence[int] | None) -> int:
     return sizes[0]
 
 
-def same_classes(classes: Sequence[Sequence[str]], references: Sequence[str]) -> tuple[str, ...]:
-    """The classes that all sets have.
-
-    Raises:
-        HfsynError: they differ, with the list.
-    """
-    first = set(classes[0])
-    for other, reference in zip(classes[1:], references[1:], strict=True):
-        if differing := first ^ set(other):
-            here, there = sorted(first - set(other)), sorted(set(other) - first)
-            parts = [f"only {references[0]} has {shorten(here)}"] if here else []
-            parts += [f"only {reference} has {shorten(there)}"] if there else []
-            raise HfsynError(
-                f"{references[0]} and {reference} differ in {len(differing)} classes: {'; '.join(parts)}.",
-                "Sets that are mixed must have the same classes, by wnid.",
-            )
-    if len(first) < 2:
-        raise HfsynError(f"{references[0]} has {len(first)} class.", "A classifier needs two or more.")
-    return tuple(sorted(first))
-
-
 class MapFeed:
     """Sets that are on the disk, or small enough to be kept in memory."""
 
     def __init__(self, config: TrainConfig, sets: Sequence[ImageSet], weights: Sequence[float]) -> None:
-        self.classes = same_classes([opened.classes for opened in sets], [opened.reference for opened in sets])
+        self.classes = same_classes([(opened.reference, opened.names) for opened in sets])
         self.names: Mapping[str, str] = {wnid: name for opened in sets for wnid, name in opened.names.items()}
         self.budget = need_budget(config, [len(opened) for opened in sets])
-        self.unread = 0
+        self.unread: dict[str, str] = {}
         self._config, self._sets = config, sets
         shares = share_out(self.budget, weights)
         self._order = Order(tuple(len(opened) for opened in sets), tuple(shares), config.seed)
@@ -167,7 +146,7 @@ class MapFeed:
             parts=wanted.parts, rank=wanted.rank, world=wanted.world, workers=wanted.workers,
             pin=wanted.pin,
         ):  # fmt: skip
-            self.unread += unread
+            self.unread.update(unread)
             yield pixels, targets
 
     def state(self) -> dict[str, Any]:

@@ -6,10 +6,8 @@ Nothing is decoded here, and nothing is ever decoded by `datasets`, whose decode
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,13 @@ from typing import Any
 from builders import layout, run_files
 from builders.errors import DataError
 from builders.folders import FolderSource, local_splits
-from builders.parquet import find_parquet, list_parquet, split_of
 from builders.rows import Source
 from builders.sources import open_source
-from builders.variants import VARIANTS, get_variant
+from builders.sources.columns import find_columns
+from builders.sources.on_disk import local_choice, tables_of
+from builders.variants import VARIANTS, Choice, get_variant, usual_split
 from hfsyn.errors import HfsynError
-from hfsyn.judging.columns import find_columns, table_wnids
+from hfsyn.judging.labelled import Labelled, Parts, class_names, label_files, label_rows, table_rows
 from hfsyn.judging.references import Reference, parse_dataset
 from hfsyn.judging.stored_images import Bytes, Drawn, Files, Some, Table
 
@@ -56,6 +55,8 @@ class ImageSet:
     """The repository on the Hub that it was read from."""
     named_split: bool = True
     """Whether the split is the data's own; a file without one is called as what it is used for."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """What lies in the split and is not in the set, by reason."""
 
     def __len__(self) -> int:
         return len(self.wnids)
@@ -135,15 +136,16 @@ def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], 
     Raises:
         HfsynError: it is not there, or none was named and several are there.
     """
-    wanted = {"val": "validation", "valid": "validation"}.get(split or "", split)
-    if wanted is None:
-        wanted = next((name for name in default if name in there), there[0] if len(there) == 1 else None)
-    if wanted is None or wanted not in there:
+    names = [split] if split else default
+    ways = [name for name in names if name in there]  # its own name goes before what means the same
+    ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]
+    picked = next(iter(ways), there[0] if split is None and len(there) == 1 else None)
+    if picked is None:
         raise HfsynError(
             f"{where} has no split {' or '.join(repr(n) for n in ([split] if split else default))}.",
             f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.",
         )
-    return wanted
+    return picked
 
 
 def _limited(opened: ImageSet, limit: int) -> ImageSet:
@@ -175,14 +177,14 @@ def _from_source(source: Source, reference: str, split: str, variant: str) -> Im
     return ImageSet(
         reference, split, [entry.wnid for entry in entries], {info.wnid: info.name for info in source.classes}, images,
         [entry.source_id for entry in entries], None,
-        known.tests_only or len(source.classes) == len(known.classes), variant,
+        known.tests_only or len(source.classes) == len(known.classes), variant, left_out=source.left_out,
     )  # fmt: skip
 
 
 def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> ImageSet:
     tables = local_tables(found, split, default)
     if tables is not None:
-        return replace(_from_files(tables.files, found, tables.split, tables.revision), named_split=tables.named)
+        return replace(_from_files(tables, found), named_split=tables.named)
     # Class folders that are named by wnid need no variant: ImageNet-1k has them all.
     path, variant = Path(found.place).expanduser(), found.variant or "imagenet-1k"
     try:
@@ -193,20 +195,8 @@ def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> 
         raise DataError(error.message, hint, error.code) from None
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The Parquet files of one split on the disk."""
-
-    files: tuple[str, ...]
-    split: str
-    revision: str | None
-    """A run folder's recipe fingerprint."""
-    named: bool = True
-    """Whether the files' names say the split."""
-
-
-def local_tables(found: Reference, split: str | None, default: Sequence[str]) -> Tables | None:
-    """The Parquet files of a local dataset; None where it has image files instead.
+def local_tables(found: Reference, split: str | None, default: Sequence[str]) -> Parts | None:
+    """The Parquet files of one split of a local dataset; None where it has image files instead.
 
     Raises:
         HfsynError: there is no such split, or a run is not finished.
@@ -214,18 +204,20 @@ def local_tables(found: Reference, split: str | None, default: Sequence[str]) ->
     path = Path(found.place).expanduser()
     if path.is_dir() and layout.is_run_folder(path):
         return _run_tables(path, found, split, default)
-    parquet = [path.name] if path.suffix == ".parquet" and path.is_file() else []
-    parquet = parquet or (list_parquet(path, None) if path.is_dir() else [])
-    if not parquet:
+    variant = get_variant(found.variant or "imagenet-1k")
+    there = tables_of(variant, path, found.config) if path.suffix.lower() == ".parquet" or path.is_dir() else None
+    if there is None:
         return None
-    root = path.parent if path.is_file() else path
-    named = sorted({name for file in parquet if (name := split_of(file))})
-    split = pick_split(named or [split or default[0]], split, default, found.place)
-    names = parquet if path.is_file() else find_parquet(root, split, None)
-    return Tables(tuple(str(root / name) for name in names), split, None, bool(named))
+    root, tables = there
+    if not tables.named:
+        # Called as what it is used for.
+        tables = replace(tables, splits={split or default[0]: next(iter(tables.splits.values()))})
+    split = pick_split(list(tables.splits), split, default, found.place)
+    choice = local_choice(variant, tables.splits[split], root) if found.variant else Choice()
+    return Parts(root, tables.splits[split], split, None, tables, choice)
 
 
-def _run_tables(path: Path, found: Reference, split: str | None, default: Sequence[str]) -> Tables:
+def _run_tables(path: Path, found: Reference, split: str | None, default: Sequence[str]) -> Parts:
     manifest = run_files.finished(path)
     shards: dict[str, list[Path]] = {}
     for shard in layout.finished_shards(path / layout.DATA):
@@ -239,98 +231,77 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
         )
     split = pick_split(sorted(shards), split, default, f"The run {found.place}")
     fingerprint = layout.load_sidecar(layout.sidecar_of(shards[split][0])).fingerprint
-    return Tables(tuple(map(str, shards[split])), split, fingerprint)
+    return Parts(path, tuple(shard.relative_to(path).as_posix() for shard in shards[split]), split, fingerprint)
 
 
-def _from_files(files: Sequence[str], found: Reference, split: str, revision: str | None) -> ImageSet:
+def _from_files(parts: Parts, found: Reference, *, whole: bool = False) -> ImageSet:
+    """An ImageSet over Parquet files on the disk: labels file by file, images in one memory-mapped table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    if not files:
-        raise HfsynError(f"{found} has no Parquet files of the split {split!r}.", "Name another split.")
     try:
-        find_columns(_features(files[0]), str(found))  # before anything is copied into the cache
-        if not sum(pq.read_metadata(file).num_rows for file in files):
-            raise HfsynError(f"The split {split!r} of {found} is empty.", "Name another split or dataset.")
-        with bars_on_terminals_only():
-            rows = Dataset.from_parquet(list(files), split=split)
+        sizes = [pq.read_metadata(path).num_rows for path in parts.paths]
+        labelled = label_files(parts, sizes, found.variant, str(found))
+        rows = table_rows(parts, sizes, [labelled.image])
     except (DatasetGenerationError, pa.ArrowException, OSError) as error:
-        raise HfsynError(f"{found} cannot be read: {str(error).splitlines()[0]}", "Copy the files again.") from None
-    return from_table(rows, str(found), split, found.variant, revision)
+        said = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise HfsynError(f"{found} cannot be read: {said[:300]}.", "Copy the files again.") from None
+    return _labelled_set(labelled, rows, str(found), parts.split, found.variant, parts.revision, whole=whole)
 
 
-@contextmanager
-def bars_on_terminals_only() -> Iterator[None]:
-    """Keep the progress bars of `datasets` out of logs."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
-
-
-def _features(file: str) -> Any:
-    import pyarrow.parquet as pq
-    from datasets import Features
-
-    return Features.from_arrow_schema(pq.read_schema(file))
-
-
-def from_table(
-    rows: Any, reference: str, split: str, variant: str | None, revision: str | None, *, whole: bool = False
+def _labelled_set(
+    labelled: Labelled, rows: Any, reference: str, split: str, variant: str | None, revision: str | None, *, whole: bool
 ) -> ImageSet:
-    """An ImageSet over a `datasets.Dataset` with an image column and a class column.
+    """`whole` says that it is a variant's own repository, of which no class may be missing; a copy may be a part."""
+    known = None if variant is None else get_variant(variant)
+    names = labelled.names or class_names(set(labelled.wnids), variant)
+    complete = whole or (known is not None and (known.tests_only or len(names) == len(known.classes)))
+    images = Table(rows, labelled.image, labelled.rows, labelled.folders)
+    return ImageSet(
+        reference,
+        split,
+        labelled.wnids,
+        names,
+        images,
+        labelled.ids,
+        revision,
+        complete,
+        variant,
+        left_out=labelled.left_out,
+    )
 
-    `whole` says that it is a variant's own repository, of which no class may be missing; a local copy may be a part.
+
+def from_table(rows: Any, reference: str, split: str, variant: str | None, revision: str | None) -> ImageSet:
+    """An ImageSet over a `datasets.Dataset` with an image column and a class column.
 
     Raises:
         HfsynError: there is no such column, no rows, or labels match no variant.
     """
-    columns = find_columns(rows.features, reference)
+    columns = find_columns(rows.features.arrow_schema, reference)
     if len(rows) == 0:
         raise HfsynError(f"The split {split!r} of {reference} is empty.", "Name another split or dataset.")
-    wnids, names = table_wnids(rows, columns, variant, reference)
-    ids = rows[columns.id][:] if columns.id else _names(rows, columns.image, split)
-    known = None if variant is None else get_variant(variant)
-    complete = whole or (known is not None and (known.tests_only or len(names) == len(known.classes)))
-    return ImageSet(reference, split, wnids, names, Table(rows, columns.image), ids, revision, complete, variant)
-
-
-def _names(rows: Any, column: str, split: str) -> list[str]:
-    """The files' own names where the images have them, each its own; else their numbers."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    images = rows.data.column(column)
-    if pa.types.is_struct(images.type) and images.type.get_field_index("path") >= 0:
-        names = pc.struct_field(images, "path").to_pylist()
-        if all(names) and len(set(names)) == len(rows):
-            return [f"{split}/{name}" for name in names]
-    return [f"{split}/{number}" for number in range(len(rows))]
+    return _labelled_set(
+        label_rows(rows, columns, variant, split), rows, reference, split, variant, revision, whole=False
+    )
 
 
 def _open_variant_on_hub(found: Reference, split: str, token: str | bool | None) -> ImageSet:
-    from hfsyn.judging.hubsets import load_variant
+    from hfsyn.judging.hubsets import find_variant_rows
 
-    variant = get_variant(found.place)
-    assert variant.hub is not None  # it is not drawn
-    rows, revision = load_variant(variant, split, found.revision, token=token)
-    return replace(from_table(rows, str(found), split, found.place, revision, whole=True), hub=variant.hub.repo_id)
+    there = find_variant_rows(get_variant(found.place), split, found.revision, token=token)
+    opened = _from_files(there.parts(token), found, whole=True)
+    return replace(opened, split=split, hub=there.repo_id)
 
 
 def _open_hub(found: Reference, split: str | None, default: Sequence[str], token: str | bool | None) -> ImageSet:
-    from hfsyn.judging.hubsets import load_rows
+    from hfsyn.judging.hubsets import HubTables, find_rows
 
-    rows, split, revision = load_rows(found, split, default, token=token)
-    variant = found.variant or variant_of_repository(found.place)
-    return replace(from_table(rows, str(found), split, variant, revision), hub=found.place)
+    found = replace(found, variant=found.variant or variant_of_repository(found.place))
+    rows, split, revision = find_rows(found, split, default, token=token)
+    if isinstance(rows, HubTables):
+        return replace(_from_files(rows.parts(token), found), hub=found.place)
+    return replace(from_table(rows, str(found), split, found.variant, revision), hub=found.place)
 
 
 def variant_of_repository(repo_id: str) -> str | None:

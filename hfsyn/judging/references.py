@@ -9,7 +9,7 @@
     flowers.yaml=photos/                    a folder with classes of one's own, which a class map describes
     photographs/                            a folder with class folders named by wnid, or Parquet files
     user/imagenette-cip@v1.0.0              a dataset on the Hub at a version (a tag, a branch or a commit)
-    user/imagenette-cip@v1.0.0#basic        one configuration of it
+    user/imagenette-cip@v1.0.0#basic        one configuration of it; of Parquet files in a folder, too
     imagenette=user/my-imagenette@main      a dataset on the Hub whose labels are a variant's class names
 
 A name on the Hub and a relative folder look alike: what is there on the disk wins; ``hf://datasets/user/name`` always
@@ -110,7 +110,9 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
             raise HfsynError(f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Say {place}.")
         return Reference("variant", place, place, revision or None)
     if Path(place).expanduser().exists():
-        raise HfsynError(f"{text!r}: {place} is a local folder, which has neither @REVISION nor #CONFIG.", GRAMMAR)
+        if revision:
+            raise HfsynError(f"{text!r}: {place} is a local folder, which has no @REVISION.", GRAMMAR)
+        return Reference("local", place, variant, None, config)
     url = place.startswith(_URL)
     repo = place.removeprefix(_URL)
     if _REPO.fullmatch(repo) and (url or not _looks_local(place)):

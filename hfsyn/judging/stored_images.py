@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from builders.file_names import as_path
+from builders.parquet import stored_image
 from builders.rows import IndexEntry, Source
 
 
@@ -27,7 +29,7 @@ class Files:
 
     def __getitem__(self, number: int) -> bytes:
         try:
-            return (self.root / self.entries[number].location).read_bytes()
+            return (self.root / as_path(self.entries[number].location)).read_bytes()
         except OSError:  # gone, or forbidden: told by whoever decodes
             return b""
 
@@ -49,25 +51,17 @@ class Drawn:
 class Table:
     """The image column of a `datasets.Dataset`: memory-mapped Arrow, read without its decoder."""
 
-    def __init__(self, rows: Any, column: str) -> None:
+    def __init__(
+        self, rows: Any, column: str, numbers: Sequence[int] | None = None, folders: Sequence[Path] | None = None
+    ) -> None:
+        """`numbers`: of the rows that are meant, None is all. `folders`: of the file of each of these rows."""
         self._rows = rows.select_columns([column]).with_format("arrow")
-        self._column = column
+        self._column, self._numbers, self._folders = column, numbers, folders
 
     def __getitem__(self, number: int) -> bytes:
-        value = self._rows[int(number)].column(self._column)[0].as_py()
-        return stored_bytes(value)
-
-
-def stored_bytes(value: Any) -> bytes:
-    """The bytes of an image as Arrow or `datasets` stores it: bytes, or a struct with bytes and a path."""
-    if isinstance(value, Mapping):
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        try:
-            return Path(str(value.get("path"))).read_bytes()
-        except OSError:
-            return b""
-    return bytes(value) if value is not None else b""
+        row = int(number) if self._numbers is None else self._numbers[number]
+        value = self._rows[row].column(self._column)[0].as_py()
+        return stored_image(value, None if self._folders is None else self._folders[number])[0]
 
 
 @dataclass(frozen=True)

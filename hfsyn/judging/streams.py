@@ -11,17 +11,23 @@ Classes are those that the label column declares, since which of them occur is n
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from builders.images import ImageRejected, decode_rgb
-from builders.variants import get_variant
+from builders.labels import spelling
+from builders.parquet import in_parallel, stored_image
+from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
+from builders.variants import Choice, Variant, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.judging.columns import Columns, class_names, find_columns, label_wnids
 from hfsyn.judging.feeding import (
     Transform,
+    Unreadable,
     check_weights,
     collate,
     derive,
@@ -30,13 +36,15 @@ from hfsyn.judging.feeding import (
     seeded,
     unwrapped,
 )
-from hfsyn.judging.feeds import Slice, need_budget, same_classes
+from hfsyn.judging.feeds import Slice, need_budget
 from hfsyn.judging.imagesets import TRAIN, ImageSet, local_tables, pick_split
+from hfsyn.judging.labelled import Parts, class_names, of_some_variant
+from hfsyn.judging.meeting import same_classes
 from hfsyn.judging.references import Reference
-from hfsyn.judging.stored_images import stored_bytes
 from hfsyn.judging.train_config import TrainConfig
 
-_NO_CLASS = -1
+_NO_CLASS, _DISAGREE = -1, -2
+"""In the place of a label: one that is not a class of the stream; two columns that name different classes."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +56,27 @@ class Stream:
     revision: str | None
     rows: Any
     """A `datasets.IterableDataset` that decodes nothing."""
-    columns: Columns
-    wnids: Mapping[Any, str]
-    """Stored label -> wnid."""
+    image: str
+    labels: tuple[Label, ...]
+    """The column that declares the classes, then others that could be the label too."""
+    wnids: Mapping[int, str]
+    """Label number -> wnid."""
+    variant: Variant
+    """Whose words the other columns are."""
+    folder: Path | None = None
+    """Where paths in a table lead; None for one from elsewhere."""
     hub: str | None = None
     """The repository on the Hub that it is read from."""
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """Class name of each wnid that is declared, sorted by wnid."""
+        return class_names(set(self.wnids.values()), self.variant.name)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The wnids that are declared, sorted."""
-        return tuple(sorted(set(self.wnids.values())))
+        return tuple(self.names)
 
 
 def open_stream(found: Reference, split: str | None, token: str | bool | None = None) -> Stream:
@@ -68,56 +87,97 @@ def open_stream(found: Reference, split: str | None, token: str | bool | None = 
     """
     from datasets import Image
 
-    rows, split, revision = _rows(found, split, token)
+    rows, split, revision, parts = _rows(found, split, token)
     if rows.features is None:
         rows = rows._resolve_features()
-    columns = find_columns(rows.features, str(found), prefer_names=True)
-    if columns.names is None:
+    choice = parts.choice if parts else Choice()
+    names = parts.tables.names if parts and parts.tables else {}
+    columns = find_columns(rows.features.arrow_schema, str(found), choice=choice, names=names)
+    labels = sorted(columns.labels, key=lambda label: label.names is None)  # a name for each class, before any words
+    if labels[0].names is None:
         raise HfsynError(
-            f"The label column {columns.label!r} of {found} declares no class names, so that a stream cannot tell its "
-            "classes.",
+            f"The label column {labels[0].column!r} of {found} declares no class names, so that a stream cannot tell "
+            "its classes.",
             "Leave --streaming out, or give the column a ClassLabel feature.",
         )
     if isinstance(rows.features[columns.image], Image):
         rows = rows.cast_column(columns.image, Image(decode=False))
-    rows = rows.select_columns([columns.image, columns.label])
-    wnids = label_wnids(range(len(columns.names)), columns, found.variant, str(found))
+    rows = rows.select_columns([columns.image, *(label.column for label in labels)])
+
+    def declared(variant: Variant) -> tuple[Variant, dict[int, str]]:
+        label = labels[0]
+        known = range(len(label.names or ()))
+        trusted = parts.trusted if parts else False
+        found_wnids, _ = meanings(label, known, variant, trusted=trusted, where=columns.where)
+        if unmatched := [label.spoken(number) for number, wnid in found_wnids.items() if wnid is None]:
+            raise unknown_labels(variant, unmatched, columns.where)
+        return variant, {number: str(wnid) for number, wnid in found_wnids.items()}
+
+    variant, wnids = of_some_variant(declared, found.variant, str(found))
     source = get_variant(found.place).hub if found.kind == "variant" else None
     hub = found.place if found.kind == "hub" else source.repo_id if source else None
-    return Stream(str(found), split, revision, rows, columns, wnids, hub)
+    folder = parts.root if parts and not parts.foreign else None
+    return Stream(str(found), split, revision, rows, columns.image, tuple(labels), wnids, variant, folder, hub)
 
 
-def _rows(found: Reference, split: str | None, token: str | bool | None) -> tuple[Any, str, str | None]:
-    from datasets import load_dataset
+def _rows(found: Reference, split: str | None, token: str | bool | None) -> tuple[Any, str, str | None, Parts | None]:
+    """Rows, their split and revision; and the tables that they are in, where those are not our own."""
+    from hfsyn.judging.hubsets import HubTables, find_rows, find_variant_rows, stream_tables
 
-    from hfsyn.judging.hubsets import load_rows, load_variant
-
-    if found.kind == "hub":
-        return load_rows(found, split, TRAIN, streaming=True, token=token)
+    if found.kind == "local":
+        parts = local_tables(found, split, TRAIN)
+        if parts is None:
+            raise HfsynError(
+                f"{found.place} is a folder of image files.", "They need no stream: leave --streaming out."
+            )
+        _check_alike(parts.paths, parts, str(found), open)
+        return stream_tables(parts.paths), parts.split, parts.revision, parts
     if found.kind == "variant":
         variant = get_variant(found.place)
         split = pick_split(list(variant.splits), split, TRAIN, f"The variant {variant.name!r}")
         if variant.drawn:
             from builders.shapes import Shapes
 
-            return Shapes(config_name=variant.name).as_streaming_dataset(split), split, None
-        rows, revision = load_variant(variant, split, found.revision, streaming=True, token=token)
-        return rows, split, revision
-    tables = local_tables(found, split, TRAIN)
-    if tables is None:
-        raise HfsynError(f"{found.place} is a folder of image files.", "They need no stream: leave --streaming out.")
-    rows = load_dataset("parquet", data_files={tables.split: list(tables.files)}, split=tables.split, streaming=True)
-    return rows, tables.split, tables.revision
+            return Shapes(config_name=variant.name).as_streaming_dataset(split), split, None, None
+        there: Any = find_variant_rows(variant, split, found.revision, token=token)
+        revision = there.commit
+    else:
+        there, split, revision = find_rows(found, split, TRAIN, streaming=True, token=token)
+        if not isinstance(there, HubTables):
+            return there, split, revision, None
+    parts = Parts(Path(), there.files, split, revision, there.tables, there.choice, there.trusted, foreign=True)
+    _check_alike(there.urls(), parts, str(found), lambda url, mode: there.filesystem.open(url, mode, cache_type="none"))
+    return stream_tables(there.urls(), token), split, revision, parts
+
+
+def _check_alike(files: Sequence[str], parts: Parts, where: str, opened: Any) -> None:
+    """Refuse files that number their classes differently: a stream knows the columns of the first one alone."""
+    import pyarrow.parquet as pq
+
+    def columns(file: str) -> Columns:
+        with opened(file, "rb") as stream:
+            names = parts.tables.names if parts.tables else {}
+            return find_columns(pq.read_schema(stream), where, choice=parts.choice, names=names)
+
+    first: Columns | None = None
+    for file, other in zip(files, in_parallel(columns, files), strict=True):
+        first = first or other
+        if (other.image, other.labels) != (first.image, first.labels):
+            raise HfsynError(
+                f"The files of {where} have other columns or label names than one another, such as "
+                f"{file.rsplit('/', 1)[-1]}.",
+                "They can be read, but not as a stream: leave --streaming out.",
+            )
 
 
 class StreamFeed:
     """A training's batches from streams. Satisfies `hfsyn.judging.feeds.Feed`."""
 
     def __init__(self, config: TrainConfig, streams: Sequence[Stream], weights: Sequence[float]) -> None:
-        self.classes = same_classes([s.classes for s in streams], [s.reference for s in streams])
-        self.names: Mapping[str, str] = class_names(self.classes)
+        self.classes = same_classes([(s.reference, s.names) for s in streams])
+        self.names: Mapping[str, str] = {wnid: name for s in streams for wnid, name in s.names.items()}
         self.budget = need_budget(config, None)
-        self.unread = 0
+        self.unread: dict[str, str] = {}
         self._config, self._streams = config, streams
         check_weights(weights, self.budget)
         self._weights = [weight / sum(weights) for weight in weights]
@@ -140,7 +200,7 @@ class StreamFeed:
         """See `Feed`."""
         return [
             {
-                "reference": s.reference, "split": s.split, "revision": s.revision, "classes": len(s.classes),
+                "reference": s.reference, "split": s.split, "revision": s.revision, "classes": len(s.names),
                 "share": weight * self.budget, "streaming": True, "hub": s.hub,
             }
             for s, weight in zip(self._streams, self._weights, strict=True)
@@ -173,35 +233,58 @@ class StreamFeed:
                 worker_init_fn=one_thread, pin_memory=wanted.pin,
             )  # fmt: skip
             skip, got = self._taken, 0
-            for number, batch in enumerate(loader):
-                pixels, labels, unread = unwrapped(batch)
+            for pixels, labels in self._whole(loader, size):
                 got += 1
-                if number < skip:
+                if got <= skip:
                     continue
-                self.unread += unread
-                self._taken = number + 1
+                self._taken = got
                 yield pixels, labels
             if got == 0:
+                unread = f", of which {len(self.unread)} could not be read" if self.unread else ""
                 raise HfsynError(
-                    f"A pass through the streams gives a process fewer than one batch of {size} images.",
-                    "Lower --batch-size, or leave --streaming out for so small a set.",
+                    f"A pass through the streams gives a process fewer than one batch of {size} images{unread}.",
+                    "Look at the files."
+                    if unread
+                    else "Lower --batch-size, or leave --streaming out for so small a set.",
                 )
             self._pass, self._taken = self._pass + 1, 0
 
+    def _whole(self, loader: Any, size: int) -> Iterator[tuple[Any, Any]]:
+        """Batches of the size wanted: those of the loader are shorter where images could not be read."""
+        import torch
+
+        left: tuple[Any, Any] | None = None
+        for batch in loader:
+            *more, unread = unwrapped(batch)
+            self.unread.update(unread)
+            if more[0] is None:
+                continue
+            pixels, labels = more if left is None else (torch.cat(pair) for pair in zip(left, more, strict=True))
+            left = (pixels, labels)
+            if len(labels) >= size:
+                yield pixels[:size], labels[:size]
+                left = (pixels[size:], labels[size:]) if len(labels) > size else None
+
     def _mixed(self, wanted: Slice) -> Any:
         """All streams as one, with labels that are columns of the classifier, this process's part of it."""
-        from datasets import Features, Value, interleave_datasets
+        from datasets import Features, Image, Value, interleave_datasets
         from datasets.distributed import split_dataset_by_node
 
         column = {wnid: number for number, wnid in enumerate(self.classes)}
         mapped = []
         for stream in self._streams:
-            image, label = stream.columns.image, stream.columns.label
-            features = Features({"image": stream.rows.features[image], "label": Value("int64")})
+            names = [label.column for label in stream.labels]
+            features = Features({"image": Image(decode=False), "label": Value("int64")})
             targets = {value: column[wnid] for value, wnid in stream.wnids.items()}
-            mapped.append(stream.rows.map(_Relabel(image, label, targets), features=features, remove_columns=[
-                name for name in (image, label) if name not in features
-            ]))  # fmt: skip
+            relabel = _Relabel(stream.image, stream.labels, targets, stream.wnids, stream.variant, stream.folder)
+            labelled = stream.rows.filter(_HasLabel(names[0]))
+            mapped.append(
+                labelled.map(
+                    relabel,
+                    features=features,
+                    remove_columns=[name for name in (stream.image, *names) if name not in features],
+                )
+            )
         rows = mapped[0]
         if len(mapped) > 1:
             rows = interleave_datasets(
@@ -212,20 +295,51 @@ class StreamFeed:
 
 
 @dataclass(frozen=True)
+class _HasLabel:
+    """Whether a row has a label; at module level, so that it can be sent to other processes."""
+
+    column: str
+
+    def __call__(self, row: Mapping[str, Any]) -> bool:
+        return row[self.column] is not None and row[self.column] != -1 and row[self.column] == row[self.column]
+
+
+@dataclass(frozen=True)
 class _Relabel:
     """Rows of any set to ``{"image", "label"}``; at module level, so that it can be sent to other processes."""
 
     image: str
-    label: str
-    targets: Mapping[Any, int]
+    labels: tuple[Label, ...]
+    targets: Mapping[int, int]
+    wnids: Mapping[int, str]
+    variant: Variant
+    folder: Path | None
+    known: dict[Any, bool] = field(default_factory=dict)
+    """What was found out about other columns: few labels, many rows."""
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        return {"image": row[self.image], "label": self.targets.get(row[self.label], _NO_CLASS)}
+        value = row[self.labels[0].column]
+        label = self.targets.get(value, _NO_CLASS)
+        if label != _NO_CLASS and any(self._disagrees(other, row, self.wnids[value]) for other in self.labels[1:]):
+            label = _DISAGREE
+        data, _ = stored_image(row[self.image], self.folder)
+        return {"image": {"bytes": data, "path": None}, "label": label}
+
+    def _disagrees(self, other: Label, row: Mapping[str, Any], wnid: str) -> bool:
+        value = row[other.column]
+        if value is None or value == -1 or value == "":
+            return False
+        key = (other.column, value, wnid)
+        if key not in self.known:
+            meant = meanings(other, [value], self.variant)[0][value]
+            words = label_words(self.variant, wnid)
+            self.known[key] = meant not in (None, wnid) and spelling(other.spoken(value)) not in words
+        return self.known[key]
 
 
 @dataclass(frozen=True)
 class _Decode:
-    """Collate rows to pixels. In the place of an image that cannot be decoded stands the batch's first good one.
+    """Collate rows to pixels. Images that cannot be read are left out, so that no class is shown for another.
 
     What is wrong is handed on as a value: see `hfsyn.judging.feeding.Augmented`.
     """
@@ -234,20 +348,32 @@ class _Decode:
     seed: int
     number: int
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, int] | HfsynError:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Unreadable] | HfsynError:
+        if any(row["label"] == _DISAGREE for row in rows):
+            return HfsynError(
+                "Two columns of the stream could be the label, and they disagree.",
+                "Say which: `hfsyn variants new NAME --from PLACE --label-column COLUMN`, then NAME.yaml=PLACE.",
+            )
         if any(row["label"] == _NO_CLASS for row in rows):
-            return HfsynError("A row of the stream has a label that is none of its classes.", "Leave it out.")
-        items: list[tuple[Any, int, int]] = []
+            return HfsynError("A row of the stream has a label that is not one of its classes.", "Leave it out.")
+        items: list[tuple[Any, int, Unreadable]] = []
+        unread = []
         for row in rows:
-            data = stored_bytes(row["image"])
+            data = row["image"]["bytes"] or b""
             try:
                 picture = decode_rgb(data)
-            except ImageRejected:
+            except ImageRejected as problem:
+                unread.append((_id_of(row["image"], data), problem.reason))
                 continue
             with seeded(derive(self.seed, "stream", self.number, zlib.crc32(data))):
-                items.append((self.transform(picture), int(row["label"]), 0))
+                items.append((self.transform(picture), int(row["label"]), ()))
         if not items:
-            return HfsynError("No image of a whole batch of the stream can be decoded.", "Look at the files.")
-        missing = len(rows) - len(items)
-        pixels, labels, _ = unwrapped(collate([*items, *[items[0]] * missing]))
-        return pixels, labels, missing
+            return None, None, tuple(unread)
+        pixels, labels, _ = unwrapped(collate(items))
+        return pixels, labels, tuple(unread)
+
+
+def _id_of(stored: Any, data: bytes) -> str:
+    """A name for an image of a stream, which has no ids: the file's, as far as it has one, and the bytes' hash."""
+    path = stored.get("path") if isinstance(stored, Mapping) else None
+    return f"{path or 'image'} ({hashlib.sha256(data).hexdigest()[:12]})"

@@ -31,9 +31,10 @@ from hfsyn.judging.accelerating import (
 from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, save_checkpoint
 from hfsyn.judging.classifiers import Classifier, check_model_name, new_classifier, open_classifier, save_classifier
-from hfsyn.judging.evaluation import check_classes, check_counts, measure
+from hfsyn.judging.evaluation import check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
 from hfsyn.judging.imagesets import ImageSet, open_images
+from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import dump_result
 from hfsyn.judging.model_cards import check_push
 from hfsyn.judging.optimising import (
@@ -59,6 +60,7 @@ from hfsyn.judging.training_folders import (
     prepare_folder,
 )
 from hfsyn.judging.trials import try_training
+from hfsyn.judging.unreadable import facts_of, tell_unread
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
 from hfsyn.software import software
@@ -170,7 +172,7 @@ def open_sets(config: TrainConfig) -> tuple[Feed, ImageSet | None]:
     if config.test.dataset is None:
         return feed, None
     test = open_images(config.test.dataset, config.test.split)
-    check_classes(feed.classes, test, "the training set")
+    check_classes({wnid: feed.names[wnid] for wnid in feed.classes}, test, "the training set")
     check_counts(test)
     return feed, test
 
@@ -278,12 +280,14 @@ def _conclude(
         "training": {
             "sets": feed.facts(), "images": feed.fingerprints, "budget": feed.budget, "epochs": config.optimise.epochs,
             "images_seen": total_steps(config, feed.budget) * config.optimise.batch_size,
-            "undecodable_seen": int(met["undecodable_seen"]),
+            "undecodable_seen": len(met["undecodable"]), "undecodable": facts_of(met["undecodable"]),
             "processes": accelerator.num_processes, "accumulation": options.accumulation,
             "seconds": round(met["seconds"], 1), "cpu_seconds": round(met["cpu_seconds"], 1), "history": history,
         },
         "software": software(),
     }  # fmt: skip
+    if accelerator.is_main_process and not options.quiet:
+        tell_unread(met["undecodable"], " and ".join(config.data.train))
     kept = open_classifier(folder, device=str(accelerator.device))
     result["test"] = _tested(kept, options, accelerator, opened)
     if accelerator.is_main_process:

@@ -1,0 +1,140 @@
+"""The Parquet files of a local folder: of a dataset's copy with its card, or of whatever somebody has put there."""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builders import layout
+from builders.errors import DataError
+from builders.formats import IMAGE_SUFFIXES
+from builders.sources.cards import (
+    CARD_FILES,
+    Card,
+    NoConfigurationError,
+    Tables,
+    find_tables,
+    folder_parts,
+    is_table,
+    read_card,
+    split_in,
+)
+from builders.sources.columns import holds_images
+from builders.variants import Choice, Variant
+
+__all__ = ["local_choice", "local_tables", "split_there", "tables_of"]
+
+_log = logging.getLogger(__name__)
+
+
+def tables_of(variant: Variant, root: Path, config: str | None = None) -> tuple[Path, Tables] | None:
+    """The tables of a variant in a folder (or the file that `root` is), and the folder that they are relative to.
+
+    `config` goes before what a class map says; the configuration of the variant's repository is taken where a copy of
+    it has that. None where there are no tables with images. Raises DataError as `builders.sources.cards.local_tables`.
+    """
+    stated = config or variant.tables.config
+    theirs = variant.hub.config if variant.hub else None
+    if stated is None and theirs is not None:
+        try:
+            return local_tables(root, theirs)
+        except NoConfigurationError:
+            pass
+    return local_tables(root, stated)
+
+
+def split_there(variant: Variant, tables: Tables, split: str) -> str | None:
+    """What tables call a split of a variant, None where they do not have it."""
+    theirs = variant.hub.splits.get(split, split) if variant.hub else split
+    found = tables.split(split) or tables.split(theirs)
+    if found is None and variant.tests_only:  # a set for testing may lie in val/
+        found = tables.split("validation")
+    return found
+
+
+def local_tables(root: Path, config: str | None = None) -> tuple[Path, Tables] | None:
+    """The Parquet files of a folder (or the one that `root` is), and the folder that they are relative to.
+
+    None where there are none with images: the folder is then one of image files.
+
+    Raises:
+        DataError: as `find_tables`.
+    """
+    if root.is_file():
+        names = _card_of(root.parent).names if (root.parent / CARD_FILES[0]).is_file() else {}
+        said = next(iter(names.values()), {}) if len(names) == 1 else {}
+        split = split_in(root.name)
+        return root.parent, Tables({split or "train": (root.name,)}, None, said, named=split is not None)
+    files = _listed(root)
+    if not any(map(is_table, files)):
+        return None
+    pictures = Counter(name.suffix.lower() for name in map(Path, files) if name.suffix.lower() in IMAGE_SUFFIXES)
+    card = _card_of(root)
+    if pictures and not card.configs and config is None:  # tables deep among images are something else
+        files = [name for name in files if not is_table(name) or not folder_parts(posixpath.dirname(name))]
+    found = find_tables(files, card, config, str(root))
+    first = next((part[0] for part in found.splits.values()), None)
+    if first is None or (pictures and not _has_images(root / first)):
+        if first is not None:
+            _log.warning("%s has no images and is not read.", root / first)
+        return None
+    beside = {f"ending {ending}": count for ending, count in sorted(pictures.items())}
+    if beside:
+        _log.warning("The image files beside the tables in %s are not read: %d.", root, sum(beside.values()))
+    return root, Tables(found.splits, found.config, found.names, found.named, {**found.left_out, **beside})
+
+
+def local_choice(variant: Variant, names: Sequence[str], root: Path) -> Choice:
+    """The columns of a local copy: those that a class map says of it, else those of its repository where they are."""
+    if variant.tables.image_column or variant.tables.label_column or not variant.label_ids or variant.hub is None:
+        return variant.tables
+    there = pq.read_schema(root / names[0]).names
+    image, label = (c if c in there else None for c in (variant.hub.image_column, variant.hub.label_column))
+    return Choice(None, image, label)
+
+
+def _listed(root: Path) -> list[str]:
+    """The files below a folder; of a run folder among them, nothing, and of one itself, its images."""
+    found = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = Path(folder)
+        folders[:] = sorted(
+            name for name in folders if not name.startswith((".", "__")) and not layout.is_run_folder(here / name)
+        )
+        if len(here.relative_to(root).parts) >= _DEEPEST:
+            folders.clear()
+        if here == root and layout.is_run_folder(root):
+            files, folders[:] = [], [name for name in folders if name == layout.DATA]
+        found += [(here / name).relative_to(root).as_posix() for name in files]
+    return found
+
+
+_DEEPEST = 6
+"""Folders in folders that are looked into: links could lead in a circle."""
+
+
+def _card_of(folder: Path) -> Card:
+    texts = {}
+    for name in CARD_FILES:
+        try:
+            texts[name] = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise DataError(f"{folder / name} cannot be read: {said}.", "Put it right, or move it away.") from None
+    return read_card(texts, str(folder))
+
+
+def _has_images(file: Path) -> bool:
+    try:
+        return any(holds_images(column.type) for column in pq.read_schema(file))
+    except (OSError, pa.ArrowException):
+        return True  # said by whoever reads it
