@@ -281,6 +281,8 @@ def _by_split(
                     "Put `data_files` in the card right, or bring the files.",
                 )
             found[split] |= set(matched)
+    if stated and not any(found.values()):
+        raise DataError(f"The card of {where} gives no files to its splits.", "Put `data_files` in the card right.")
     splits = {split: tuple(sorted(filter(is_table, names))) for split, names in found.items()}
     if lacking := [split for split, names in splits.items() if not names and any(splits.values())]:
         raise DataError(
