@@ -108,15 +108,15 @@ def _remarks(rows: Sequence[Mapping[str, Any]], plain: Mapping[str, str], number
         how = "without the numbers in front and " if numbered else ""
         found.append(f"Names are written {how}with blanks for underscores: {shorten(changed, 3)}.")
     if looked_up:
-        found.append(f"{looked_up} names of WordNet ids were found in the lists beside the folders.")
+        found.append(f"Names of WordNet ids that were found in the lists beside the folders: {looked_up}.")
     if nameless:
         found.append(
-            f"{len(nameless)} classes have no name here, since their folders are called by WordNet ids outside of "
-            f"ImageNet-1k, or not in UTF-8: {shorten(nameless, 3)}. Write it where the class map says null. WordNet's "
-            "words.txt, put into the folder of the images, gives the names of ids."
+            "Classes without a name, since their folders are called by WordNet ids outside of ImageNet-1k, or not in "
+            f"UTF-8: {shorten(nameless, 3)}. Write it where the class map says null. WordNet's words.txt, put into the "
+            "folder of the images, gives the names of ids."
         )
     if numbers:
-        found.append(f"{len(numbers)} classes are called by numbers, which prompts would say: {shorten(numbers, 3)}.")
+        found.append(f"Classes that are called by numbers, which prompts would say: {shorten(numbers, 3)}.")
     return found
 
 

@@ -21,6 +21,8 @@ _FAMILIES = {
 }
 """A profile's colour space -> the mode that it is applied to, and the modes of pictures that it can belong to."""
 
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
 _VISIBLE = 64
 """Deep grey whose brightest value is less than this part of white comes out as black, or nearly so."""
 
@@ -30,7 +32,7 @@ class UnsupportedColours(ValueError):  # noqa: N818 (a verdict on the data, as `
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """A new 8-bit sRGB picture of a loaded one of any mode, on white where it is transparent.
+    """The 8-bit sRGB picture of a loaded one of any mode, on white where it is transparent; itself, if it is that.
 
     An embedded profile is applied with the perceptual intent; one that is broken, or of another colour space than the
     picture, is ignored. 16-bit grey has its white where the file says (`BitsPerSample`, or 12 bits where no value needs
@@ -41,9 +43,12 @@ def to_srgb(image: Image.Image) -> Image.Image:
     """
     if image.mode[0] in "IF":
         image = _deep_grey(image)
-    image = image.convert({"La": "LA", "RGBa": "RGBA"}.get(image.mode, image.mode))
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
     space = _applying(image)
     transparent = image.has_transparency_data
+    if image.mode == "RGB" and space is None and not transparent:
+        return image
     rows = max(1, _STRIP // image.width)
     if rows >= image.height:
         return _converted(image, space, transparent)

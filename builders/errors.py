@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["DataError", "HfsynError", "did_you_mean"]
+__all__ = ["DataError", "HfsynError", "did_you_mean", "one_line"]
 
 
 class HfsynError(Exception):
@@ -27,8 +27,15 @@ class HfsynError(Exception):
 
     def __str__(self) -> str:
         """Message and hint in one line, whatever signs the names in it have."""
-        text = f"{self.message} {self.hint}".strip()
-        return text if text.isprintable() else "".join(c if c.isprintable() else _spelt(c) for c in text)
+        return one_line(f"{self.message} {self.hint}".strip())
+
+
+def one_line(text: str) -> str:
+    """The text with signs that would break a line or steer a terminal as escapes, and every kind of space as one."""
+    if text.isprintable():
+        return text
+    signs = (" " if c.isspace() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(c if c.isprintable() else sign for c, sign in zip(text, signs, strict=True))
 
 
 class DataError(HfsynError):
@@ -50,7 +57,3 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, before: str 
     near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
     return f" Did you mean {' or '.join(repr(before + by_small[name]) for name in near)}?" if near else ""
 
-
-def _spelt(character: str) -> str:
-    """A sign that would break a line or steer a terminal, as an escape; a space of another width as a space."""
-    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")

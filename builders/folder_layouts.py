@@ -114,10 +114,11 @@ def _parts(root: Path, top: Path, known: Known) -> dict[str, Part | DataError]:
     if not found or _are_classes(root, [folder.name for folders in found.values() for folder in folders], known):
         part = _part(root, top, known)
         return {} if part is None else {"": part}
-    read = {split: [_part(folder, top, known) for folder in folders] for split, folders in found.items()}
+    read = {split: [_part(folder, top, known, inside=True) for folder in folders] for split, folders in found.items()}
     parts: dict[str, Part | DataError] = {}
     for split, several in read.items():
-        there = [part for part in several if isinstance(part, Part)] or [part for part in several if part is not None]
+        there = [part for part in several if part is not None]
+        there = [part for part in there if isinstance(part, Part)] or there
         if len(there) > 1:
             parts[split] = DataError(
                 f"'{shown(root)}' has {len(there)} folders of the split {split}: "
@@ -154,8 +155,11 @@ def _is_odd(label: str) -> bool:
     return bool(_LIKE_SPLIT.fullmatch(word) or _STRUCTURE.fullmatch(word))
 
 
-def _part(folder: Path, top: Path, known: Known) -> Part | DataError | None:
-    """The images of one folder by their class; why they cannot be read; None where it holds none."""
+def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Part | DataError | None:
+    """The images of one folder by their class; why they cannot be read; None where it holds none.
+
+    Inside a split a folder that is named like one is a class, if there is any other: ``train/car, train/train``.
+    """
     inner = folder / IMAGES
     try:
         # People sort the validation images into class folders and leave the list behind: images/ is then gone or empty.
@@ -165,7 +169,10 @@ def _part(folder: Path, top: Path, known: Known) -> Part | DataError | None:
         odd = [label for label in classes if _is_odd(label) and not known(label)]
         plain = len(classes) - len(odd)
         lone = len(classes) == 1 and not known(next(iter(classes))) and has_images(folder)
-        if classes and not lone and (not odd or (plain >= _SIBLINGS and plain > len(odd))):
+        many = plain >= _SIBLINGS and plain > len(odd)
+        if inside and plain and not any(_STRUCTURE.fullmatch(label.casefold()) for label in odd):
+            many = True
+        if classes and not lone and (many or not odd):
             return Part(folder, classes, f"class folders{_nested(classes)}")
         for place in (folder, inner):
             if (place == folder or not plain) and (part := _listed_part(folder, place, top)):
@@ -178,8 +185,8 @@ def _part(folder: Path, top: Path, known: Known) -> Part | DataError | None:
             f"{' and beside it' if lone else ''}{_found(folder, top)}.",
             f"Move what is no class away; or name all of them in a class map by hand. {_SORT}",
         )
-    place = next((place for place in (folder, inner, folder / next(iter(classes), "")) if has_images(place)), None)
-    return None if place is None else _unlabelled(place, top, known)
+    flat = [place for place in (folder, inner, folder / next(iter(classes), "")) if has_images(place)]
+    return _unlabelled(flat[0], top, known) if flat else None
 
 
 def _nested(classes: Mapping[str, Sequence[Path]]) -> str:

@@ -225,16 +225,20 @@ def _splits(variant: Variant, split: str) -> list[str]:
 
 def layout_of(top: Path, variant: Variant) -> Layout:
     """What lies in a folder of images, whose classes may be those of a variant; see `builders.folder_layouts`."""
-    return folder_layout(_unpacked(variant, top), lambda label: label_map(variant, [label])[label] is not None)
+    found = folder_layout(_unpacked(variant, top), lambda label: label_map(variant, [label])[label] is not None)
+    _check_archive(variant, found.root)
+    return found
 
 
 def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataError:
     """Why a split is not read from a folder."""
     wanted = " or ".join(f"{name}/" for key in _splits(variant, split) for name in SPLIT_WORDS[key])
     if layout.parts:
+        archives = sorted(contents(layout.root).archives)
         found = [part.folder.name if isinstance(part, Part) else split for split, part in layout.parts.items()]
         return DataError(
-            f"'{shown(top)}' has no split '{split}': no images in {wanted}.", f"Splits found: {shorten(found)}."
+            f"'{shown(top)}' has no split '{split}': no images in {wanted}.",
+            f"Splits found: {shorten(found)}.{f' Not unpacked: {shorten(archives)}.' if archives else ''}",
         )
     return refuse_others(top) or DataError(
         f"There are no images of classes in '{shown(top)}': {listing(top)}.",
@@ -262,10 +266,13 @@ def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | N
 
 
 def _unpacked(variant: Variant, root: Path) -> Path:
-    """The folder of the variant's original archive, if that is in `root`; else `root` itself.
+    """The folder of the variant's original archive, if that is in `root`; else `root` itself."""
+    inner = root / variant.archive_folder
+    return inner if variant.archive_folder and inner.is_dir() and folder_layout(inner).parts else root
 
-    Raises DataError for the folder of another variant's archive: ImageNetV2's three are alike but for their names.
-    """
+
+def _check_archive(variant: Variant, root: Path) -> None:
+    """Raise DataError for the folder of another variant's archive: ImageNetV2's three are alike but for their names."""
     other = next(
         (v.name for v in VARIANTS.values() if v.archive_folder and v.archive_folder == root.name), variant.name
     )
@@ -274,8 +281,6 @@ def _unpacked(variant: Variant, root: Path) -> Path:
             f"'{root}' is the folder of '{other}', not of '{variant.name}'.",
             f"Give the folder {variant.archive_folder}, or name the variant {other}.",
         )
-    inner = root / variant.archive_folder
-    return inner if variant.archive_folder and inner.is_dir() and folder_layout(inner).parts else root
 
 
 def _folder_source(variant: Variant, layout: Layout, part: Part, limit: int | None) -> FolderSource:

@@ -64,9 +64,9 @@ def labelled_images(folder: Path, top: Path) -> Listed | None:
         if (file := place / _KAGGLE).is_file():
             return _listed(_kaggle(file), images, file)
     devkits = [place / inner for place in near for inner in _DEVKIT]
-    for name in (_IN_ORDER, _NUMBERS):
-        if file := next((place / name for place in devkits if (place / name).is_file()), None):
-            labels = _lines(file) if name == _IN_ORDER else _of_numbers(file, devkits)
+    for file in (place / name for name in (_IN_ORDER, _NUMBERS) for place in devkits):
+        if file.is_file():
+            labels = _lines(file) if file.name == _IN_ORDER else _of_numbers(file, devkits)
             return _listed(_in_order(labels, images), images, file)
     return _by_name(images)
 
@@ -177,7 +177,7 @@ def _synsets(places: Sequence[Path]) -> dict[int, str] | None:
     for file in (place / _META for place in places):
         if file.is_file():
             try:
-                from scipy.io import loadmat  # only where it is installed: a recipe needs it for nothing else
+                from scipy.io import loadmat  # type: ignore[import-untyped]  # only where it is installed
             except ImportError:
                 return None
             synsets: Any = loadmat(file, squeeze_me=True)["synsets"]

@@ -149,7 +149,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
 
 
 def _fingerprint(path: Path) -> str:
-    """A hash of the folders' names and times and of the Parquet files' sizes and times; no image file is looked at."""
+    """A hash of the folders' names and times and of the sizes and times of tables and lists; of no image."""
     found = hashlib.sha256()
     if path.is_file():
         found.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
@@ -157,7 +157,7 @@ def _fingerprint(path: Path) -> str:
         folders.sort()
         found.update(f"{as_text(folder)} {Path(folder).stat().st_mtime_ns}\n".encode())
         for name in sorted(files):
-            if name.endswith((".parquet", ".txt")):
-                status = (Path(folder) / name).stat()
+            if name.endswith((".parquet", ".txt", ".csv")) and (file := Path(folder) / name).is_file():
+                status = file.stat()
                 found.update(f"{as_text(name)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return found.hexdigest()[:16]

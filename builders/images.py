@@ -8,7 +8,10 @@ import logging
 import os
 import re
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -42,7 +45,7 @@ from PIL import (
 from builders.colours import UnsupportedColours, to_srgb
 from builders.formats import HEAD, format_of
 
-__all__ = ["MAX_PIXELS", "ImageRejected", "decode_rgb"]
+__all__ = ["MAX_PIXELS", "ImageRejected", "decode_rgb", "decoded"]
 
 MAX_PIXELS = 89_478_485
 """Pillow's default bound against decompression bombs (a quarter of a GiB as RGB). Fixed here, because Pillow's own is a
@@ -90,6 +93,12 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 # A photograph in JPEG 2000 takes a second of one core; its library asks for this at every picture.
 os.environ.setdefault("OPJ_NUM_THREADS", "ALL_CPUS")
+
+_ROOM = 320 << 20
+"""Bytes that the pictures of all `decoded` blocks of a process may take together, where there is more than one; more on
+a machine with more than 80 GB of memory."""
+_BYTES_A_PIXEL = 16
+"""Pillow keeps a pixel in 4 bytes; what turns, converts or reduces a picture holds it two or three times over."""
 
 _PILLOW = re.compile(r"PIL(\.|$)")
 
@@ -140,10 +149,59 @@ def decode_rgb(data: bytes) -> Image.Image:
         raise ImageRejected(str(error)) from error
     except (ValueError, OSError) as error:
         raise ImageRejected("unsupported colours") from error
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    rgb.info.clear()
-    return rgb
+    # A plain picture: what Pillow opened still holds the file.
+    plain = rgb._new(rgb.im) if turn is None else rgb.transpose(turn)
+    plain.info.clear()
+    return plain
+
+
+@contextmanager
+def decoded(data: bytes) -> Iterator[Image.Image]:
+    """`decode_rgb` for one of several threads: waits where the pictures of the others leave no room in memory.
+
+    The picture is to be reduced to what is needed of it within the block. However large they are, the pictures of one
+    process take some hundred megabytes together, or what the largest takes alone. Raises ImageRejected, as `decode_rgb`
+    does.
+    """
+    try:
+        header = _opened(data, _name(data))
+        need = min(header.width * header.height, MAX_PIXELS) * _BYTES_A_PIXEL
+        del header
+    except Exception:  # whatever is wrong with it, decode_rgb finds the reason
+        need = 0
+    with _room.taking(need):
+        yield decode_rgb(data)
+
+
+class _Room:
+    """Bytes that several threads share."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._taken, self._left = size, 0, threading.Condition()
+
+    @contextmanager
+    def taking(self, need: int) -> Iterator[None]:
+        """Wait until there are so many bytes, or until nobody else has any."""
+        with self._left:
+            self._left.wait_for(lambda: not self._taken or self._taken + need <= self._size)
+            self._taken += need
+        try:
+            yield
+        finally:
+            with self._left:
+                self._taken -= need
+                self._left.notify_all()
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; 0 where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 0
+
+
+_room = _Room(max(_ROOM, _memory() // 256))
 
 
 def _silence() -> None:
@@ -173,8 +231,7 @@ def _libtiff() -> Any:
 
 def _load(data: bytes) -> Image.Image:
     """Open and decode the pixels, or raise ImageRejected."""
-    name = format_of(data[:HEAD]) or ("TGA" if data.endswith(_TGA_END) else None)
-    image = None
+    name, image = _name(data), None
     try:
         image = _opened(data, name)
         if image.width * image.height > MAX_PIXELS:
@@ -195,6 +252,11 @@ def _load(data: bytes) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise a dozen kinds of exception for damaged files
         raise ImageRejected(_fault(error, name, image, data)) from error
     return image
+
+
+def _name(data: bytes) -> str | None:
+    """The format that the file has, as `builders.formats` calls it."""
+    return format_of(data[:HEAD]) or ("TGA" if data.endswith(_TGA_END) else None)
 
 
 def _opened(data: bytes, name: str | None) -> Image.Image:

@@ -128,10 +128,10 @@ def load_sidecar(path: Path) -> Sidecar:
     Raises:
         DataError: the file is not the JSON of a sidecar.
     """
-    return parse_sidecar(path.read_text(encoding="utf-8"), str(path))
+    return parse_sidecar(path.read_bytes(), str(path))
 
 
-def parse_sidecar(text: str, where: str) -> Sidecar:
+def parse_sidecar(text: str | bytes, where: str) -> Sidecar:
     """Read a sidecar's text; `where` says whose it is.
 
     Raises:

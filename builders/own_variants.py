@@ -42,6 +42,8 @@ MOST_CLASSES = 100_000
 _MOST_LETTERS = 2_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_JOINERS = dict.fromkeys((0x200C, 0x200D))
+"""What joins or parts letters in Persian, and faces in an emoji: a part of words, though it prints nothing."""
 _MOST_IN_ID = 64
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_MOST_IN_ID - 1}}}")
 _DIGITS = 12
@@ -304,7 +306,7 @@ def _text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{key} in {where} is {value!r}.", "Expected a text: put it in quotes.")
     text = " ".join(value.split())
-    if len(text) > _MOST_LETTERS or not text.isprintable():
+    if len(text) > _MOST_LETTERS or not text.translate(_JOINERS).isprintable():
         raise DataError(f"{key} in {where} is {text[:40]!r}...", f"Expected at most {_MOST_LETTERS} printable letters.")
     return text
 

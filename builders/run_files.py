@@ -123,8 +123,10 @@ def lost(folder: Path, manifest: Manifest) -> list[str]:
     Of shards the size is compared; the first one is named, the others are counted.
     """
     sizes = {name: entry.stat().st_size for top in _TOPS for name, entry in _entries(folder, top)}
-    found = [f"{name} is missing" for name in _EVERY if name not in sizes]
-    for top, entries in ((layout.CAPTIONS, manifest.captions), (layout.DATA, manifest.shards)):
+    of_captions = manifest.raw.get("what") == "captions"  # which are published without images
+    found = [f"{name} is missing" for name in ((layout.RECIPE,) if of_captions else _EVERY) if name not in sizes]
+    for top in (layout.CAPTIONS, layout.DATA):
+        entries = [entry for entry in (*manifest.captions, *manifest.shards) if entry.file.startswith(f"{top}/")]
         files = [entry.file for entry in entries]
         gone = [file for file in files if file not in sizes]
         bare = [sidecar_name(file) for file in files if file in sizes and sidecar_name(file) not in sizes]

@@ -49,13 +49,13 @@ def is_yaml_name(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def load(text: str, where: str, *, above: int = 0, finite: bool = True) -> Any:
+def load(text: str, where: str, *, above: int | None = 0, finite: bool = True) -> Any:
     """What a YAML text says: mappings, lists, texts, numbers, true, false and null.
 
     Args:
         text: one document, or nothing, which is None.
         where: how to call the text in a message.
-        above: lines that stand above the text, where it is a part of another.
+        above: lines that stand above the text, where it is a part of another; None is a text without lines.
         finite: whether .inf and .nan are refused.
 
     Raises:
@@ -72,8 +72,8 @@ def load(text: str, where: str, *, above: int = 0, finite: bool = True) -> Any:
         said = error.problem or error.context or "it cannot be read"
         raise reading.fault(said, error.problem_mark or error.context_mark) from None
     except ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1 + above
-        raise _fault(f"{where}, line {line}", f"the character {error.character:#04x} is not allowed") from None
+        line = "" if above is None else f", line {text.count(chr(10), 0, error.position) + 1 + above}"
+        raise _fault(f"{where}{line}", f"the character {error.character:#04x} is not allowed") from None
     except (YAMLError, ValueError, OverflowError, IndexError, AssertionError):  # what the parser does not foresee
         raise reading.fault("what follows is not YAML", reading.mark) from None
 
@@ -81,7 +81,7 @@ def load(text: str, where: str, *, above: int = 0, finite: bool = True) -> Any:
 class _Reading:
     """One text that is being read: its events become values."""
 
-    def __init__(self, text: str, where: str, above: int, finite: bool) -> None:
+    def __init__(self, text: str, where: str, above: int | None, finite: bool) -> None:
         self.text, self.where, self.above, self.finite = text, where, above, finite
         self.anchors: dict[str, tuple[Any, int]] = {}
         self.mark: Any = None
@@ -89,7 +89,9 @@ class _Reading:
 
     def fault(self, problem: str, mark: Any) -> DataError:
         """The error of a place."""
-        at = f", line {mark.line + 1 + self.above}, column {mark.column + 1}" if mark is not None else ""
+        at = ""
+        if mark is not None and self.above is not None:
+            at = f", line {mark.line + 1 + self.above}, column {mark.column + 1}"
         return _fault(f"{self.where}{at}", problem)
 
     def document(self, events: Iterator[Any]) -> Any:
@@ -192,7 +194,7 @@ class _Reading:
 
 
 def _fault(place: str, problem: str) -> DataError:
-    return DataError(f"{place}: {' '.join(problem.split())}.", "Correct it there.")
+    return DataError(f"{place}: {' '.join(problem.split())}.")
 
 
 def load_mapping(text: str, where: str, what: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from builders.errors import one_line
 from builders.files import disk_error
 from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
@@ -20,8 +21,13 @@ from hfsyn.commands.hub import HUB_COMMANDS
 from hfsyn.commands.looking import LOOKING
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.commands.training import evaluate_command, train_command
+from hfsyn.commands.values import strict
 from hfsyn.commands.work_options import stage_options
 from hfsyn.errors import ExitCode, HfsynError
+
+
+_MOST_SAID = 500
+"""Letters that are said of what was wrong: a value may be long."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,7 +62,9 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     except click.UsageError as error:
         # One line, like every other error: what was wrong, and where to read what is allowed.
         where = error.ctx.command_path if error.ctx else name
-        click.echo(f"Error: {error.format_message()} See `{where} --help`.", err=True)
+        said = error.format_message()
+        said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
+        click.echo(f"Error: {one_line(said)} See `{where} --help`.", err=True)
         code = error.exit_code
     except click.ClickException as error:
         error.show()
@@ -216,3 +224,4 @@ def finish(run: str, quiet: bool) -> None:
 
 for _group in (*LOOKING, *CATALOGUE, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)
+strict(cli)

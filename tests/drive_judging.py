@@ -30,7 +30,7 @@ def predict_all(model: str, tables: dict[str, str], folder: Path) -> None:
         if accelerator.is_main_process:
             np.savez(
                 folder / f"{name}.npz", logits=found.logits, numbers=found.numbers, labels=found.labels,
-                missing=np.array(found.undecodable), processes=accelerator.num_processes,
+                missing=np.array(sorted(found.undecodable)), processes=accelerator.num_processes,
             )  # fmt: skip
 
 

@@ -218,10 +218,11 @@ def test_what_is_prepared_is_what_the_device_takes(folders: Folders, dtype: str)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(one._model, "generate", generate)
             patch.setattr(
-                "hfsyn.making.captioner.ready", lambda *given, made=made: made.append(ready(*given)) or made[0]
+                "hfsyn.making.captioner.ready",
+                lambda *given, made=made, **how: made.append(ready(*given, **how)) or made[-1],
             )
             answer = one.prepare(images()[3:5])
-            (prepared,) = made
+            prepared = made[-1]
             answer()
         assert set(prepared) == set(taken)
         for name, value in prepared.items():

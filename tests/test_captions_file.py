@@ -181,12 +181,12 @@ def test_a_file_for_other_images_says_what_the_ids_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("texts.jsonl", '{"source_id": "a", "caption": "b"}\n{"source_id"', "line 2 is no JSON object"),
-        ("texts.jsonl", '["a", "b"]', "line 1 is no JSON object"),
+        ("texts.jsonl", '{"source_id": "a", "caption": "b"}\n{"source_id"', "line 2 is not a JSON object"),
+        ("texts.jsonl", '["a", "b"]', "line 1 is not a JSON object"),
         ("texts.jsonl", '{"id": "a", "caption": "b"}', "line 1 has no source_id: it has id, caption"),
         ("texts.jsonl", '{"source_id": "a", "text": "b"}', "has no caption and no prompt: it has source_id, text"),
-        ("texts.jsonl", '{"source_id": "a", "caption": 3}', "line 1 has the caption 3, which is no text"),
-        ("texts.jsonl", '{"source_id": 7, "caption": "b"}', "line 1 has the source_id 7, which is no text"),
+        ("texts.jsonl", '{"source_id": "a", "caption": 3}', "line 1 has the caption 3, which is not a text"),
+        ("texts.jsonl", '{"source_id": 7, "caption": "b"}', "line 1 has the source_id 7, which is not a text"),
         ("texts.jsonl", '{"source_id": null, "caption": "b"}', "line 1 has no source_id"),
         ("texts.jsonl", '{"source_id": "a", "caption": "x \\ud83d"}', "line 1 has half of a character, '\\ud83d'"),
         ("texts.csv", "source_id,caption\na,b, c\n", "line 2 has more fields than the heading. Put texts with"),
@@ -209,7 +209,7 @@ def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path) -> None:
 
 def test_ids_that_are_numbers_are_refused_with_the_reason(tmp_path: Path) -> None:
     path = parquet(tmp_path / "texts.parquet", [{"source_id": 7, "caption": "b"}])
-    assert "row 1 has the source_id 7, which is no text" in refusal(tmp_path, path)
+    assert "row 1 has the source_id 7, which is not a text" in refusal(tmp_path, path)
 
 
 @pytest.mark.parametrize("name", ["texts.JSONL", "texts.ndjson"])

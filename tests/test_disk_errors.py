@@ -7,6 +7,8 @@ import errno
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -144,3 +146,21 @@ def test_a_name_that_leaves_no_room_for_more_can_still_be_written(tmp_path: Path
     with contextlib.suppress(OSError):
         atomic_text(path, "whole")
     assert [(found.name, found.read_text()) for found in tmp_path.iterdir()] == [(path.name, "whole")]
+
+
+@pytest.mark.slow
+def test_what_the_disk_refuses_a_worker_process_is_one_line_a_file_and_ends_the_command_with_its_code(
+    tmp_path: Path,
+) -> None:
+    words = ("build", "shapes-basic", "--limit", "8", "--set", "store.shard_rows=40", "--device", "cpu", "-q")
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-m", "hfsyn", *words, "--num-processes", "2", "--out", str(run)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY)),
+        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 3, done
+    assert "Traceback" not in done.stderr
+    said = done.stderr.splitlines()
+    assert len(set(said)) == len(said) <= 3, said
+    assert all("File too large" in line for line in said[:-1])

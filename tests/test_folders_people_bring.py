@@ -158,6 +158,17 @@ def test_a_class_map_written_by_hand_decides_that_train_is_a_class(tmp_path: Pat
     assert ids == ["car/0.jpg", "train/0.jpg", "train/1.jpg"]
 
 
+def test_a_class_within_a_split_may_be_called_like_one(tmp_path: Path, new_map: NewMap) -> None:
+    root = folder_with(
+        tmp_path / "vehicles", *(f"{split}/{name}/0.jpg" for split in ("train", "val") for name in ("car", "train"))
+    )
+    code, fields, _ = new_map(root)
+    assert (code, names_of(fields), fields.get("splits")) == (0, ["car", "train"], {"train": 2, "validation": 2})
+    twice = folder_with(tmp_path / "twice", "train/train/cat.0.jpg", "train/train/dog.0.jpg")
+    code, _, err = new_map(twice)
+    assert (code, f"{twice / 'train' / 'train'}" in err) == (2, True)
+
+
 def test_what_could_be_a_split_or_a_class_is_asked_for(tmp_path: Path, new_map: NewMap) -> None:
     root = folder_with(tmp_path / "vehicles", "car/0.jpg", "bus/0.jpg", "train/steam/0.jpg")
     code, _, err = new_map(root)
@@ -333,6 +344,14 @@ def test_folders_deeper_down_are_found_where_all_lies_in_them(tmp_path: Path, ne
     assert opened(variant.name, "train", path)[0] == ["cat/0.jpg", "dog/0.jpg"]
     lone = folder_with(tmp_path / "lone", "cat/2023/0.jpg")
     assert "too deep" in new_map(lone)[2]
+
+
+def test_the_folder_of_another_sets_archive_is_refused_however_deep(tmp_path: Path) -> None:
+    root = folder_with(tmp_path / "download", "imagenet-r/n01498041/0.jpg", "imagenet-r/n01531178/0.jpg")
+    assert "is the folder of 'imagenet-r', not of 'imagenet-a'" in opened("imagenet-a", "test", root)[2]
+    root = folder_with(tmp_path / "half", f"train/{TENCH}/0.jpg")
+    (root / "val.tar").write_bytes(b"x" * 600)
+    assert "Not unpacked: 'val.tar'" in opened("imagenette", "val", root)[2]
 
 
 # --- what is no folder of images -------------------------------------------------------------------------------------

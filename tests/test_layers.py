@@ -55,7 +55,7 @@ LAYERS = (
         "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.labelled", "hfsyn.judging.model_cards",
         "hfsyn.judging.meeting",
         "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
-        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials",
+        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
     },
     {
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
@@ -76,7 +76,7 @@ LAYERS = (
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
         "hfsyn.commands.recipe_options", "hfsyn.commands.training", "hfsyn.commands.looking",
-        "hfsyn.commands.work_options",
+        "hfsyn.commands.work_options", "hfsyn.commands.values",
     },
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.

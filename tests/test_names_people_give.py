@@ -89,6 +89,14 @@ def test_sets_in_other_scripts_do_not_pass_for_one_another(tmp_path: Path) -> No
     assert len(set(found)) == 8
 
 
+def test_words_with_joiners_are_names(tmp_path: Path) -> None:
+    words = ["\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f680"]
+    folder = photographs(tmp_path / "joined", *(f"{word}/" for word in words))
+    made = attempt(lambda: new_variant("joined", str(folder), out=tmp_path / "joined.yaml"))
+    assert isinstance(made, Path), made
+    assert sorted(info.name for info in read_variant(made)[0].classes) == sorted(words)
+
+
 def test_one_label_in_two_compositions_is_one_class(tmp_path: Path) -> None:
     folder = photographs(
         tmp_path / "oils", "train/\u00d6l/1.png", "train/O\u0308l/2.png", "train/Fett/1.png", "val/O\u0308l/3.png"
@@ -333,4 +341,4 @@ def test_a_wordnet_id_that_nothing_names_is_asked_for_and_one_that_a_list_names_
         tmp_path, caplog, "n02084071", "n01440764", words="n00001740\tentity\nn02084071\tdog, domestic dog\n"
     )
     assert rows == [("n01440764", "tench"), ("n02084071", "dog")]
-    assert "1 names of WordNet ids were found" in said
+    assert "found in the lists beside the folders: 1." in said

@@ -225,3 +225,21 @@ def test_where_locks_do_nothing_three_processes_make_the_bytes_of_one(tmp_path: 
     assert start(alone).wait() == 0
     assert parquet_bytes(run) == parquet_bytes(alone)
     assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_launcher_overwrite_once_and_work_together(made: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    words = (
+        "build", "shapes-basic", "--limit", "2", "--set", "store.shard_rows=4", "--device", "cpu", "-q", "--overwrite",
+    )  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+         "--main_process_port", "0", "-m", "hfsyn", *words, "--out", str(run)],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{run}\n"), done.stderr
+    alone = tmp_path / "alone"
+    hfsyn.build("shapes-basic", alone, overrides=["source.limit_per_class=2", "store.shard_rows=4"], num_processes=1)
+    assert parquet_bytes(run) == parquet_bytes(alone)

@@ -113,10 +113,13 @@ def test_a_captioner_that_prepares_does_so_ahead_and_sources_are_hashed_there_to
     asked: list[str] = []
 
     class Prepares(FakeCaptioner):
-        def prepare(self, images: Any, classes: Any, seeds: Any) -> Any:
+        def look(self, image: Any, info: Any) -> str:
             preparing.add(threading.current_thread().name.partition("_")[0])
-            assert len(images) == len(classes) == len(seeds) == 4
-            given = [self.describe(image) for image in images]
+            return self.describe(image)
+
+        def ask(self, given: Any, seeds: Any) -> Any:
+            preparing.add(threading.current_thread().name.partition("_")[0])
+            assert len(given) == len(seeds) == 4
 
             def answer() -> list[str]:
                 asked.append(threading.current_thread().name)
@@ -145,13 +148,13 @@ def test_the_next_batch_is_prepared_while_the_captioner_works(tmp_path: Path, mo
     decoded: list[int] = []
     at_work: list[int] = []
 
-    def counting(data: bytes) -> Image.Image:
+    def counting(data: bytes) -> Any:
         decoded.append(1)
         return decode(data)
 
-    from builders.images import decode_rgb as decode
+    from builders.images import decoded as decode
 
-    monkeypatch.setattr("hfsyn.making.reading.decode_rgb", counting)
+    monkeypatch.setattr("hfsyn.making.reading.decoded", counting)
 
     class Slow(FakeCaptioner):
         def caption(self, images: Sequence[Image.Image]) -> list[str]:

@@ -107,7 +107,7 @@ def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generator
 def test_an_image_that_cannot_be_decoded_is_passed_over_and_counted(tmp_path: Path) -> None:
     table = write_table(tmp_path / "train.parquet", rows_of(40), bad={1, 2, 17})
     result = train(config(data__train=[str(table)], data__limit_per_class=1000), tmp_path / "out", QUIET)
-    assert result["training"]["undecodable_seen"] >= 9  # three of them in three epochs
+    assert result["training"]["undecodable_seen"] == 3  # each in three epochs, and as often as it might have stood in
     assert result["training"]["images_seen"] == 120
 
 

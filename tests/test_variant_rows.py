@@ -94,7 +94,7 @@ def test_a_variant_is_built_from_where_it_is(name: str, hub: Hub, alice: Client,
     build += ["--limit", str(limit), "--out", "run", "--device", "cpu", "--num-processes", "1"]
     if variant.gated:
         refused = alice.hfsyn(*build, cwd=tmp_path)
-        assert refused.code == 2
+        assert refused.code == 3  # a right is missing
         assert f"{variant.hub.repo_id} is gated" in refused.err
         assert f"https://huggingface.co/datasets/{variant.hub.repo_id}" in refused.err
         assert not (tmp_path / "run").exists()

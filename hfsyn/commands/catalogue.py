@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hfsyn.commands.values import Word
+
 if TYPE_CHECKING:
     from hfsyn.making.fragments import FragmentKind
 
@@ -132,7 +134,12 @@ def strategies_ls(as_json: bool) -> None:
     "--variant", default="imagenette", show_default=True, metavar="NAME", help="Whose classes; or a class map's file."
 )
 @click.option(
-    "--caption", "text", default="a person standing next to it in a field", show_default=True, help="A caption to try."
+    "--caption",
+    "text",
+    type=Word(empty=True),
+    default="a person standing next to it in a field",
+    show_default=True,
+    help="A caption to try.",
 )
 @click.option("--domain", metavar="WORD", help="The word of the strategy domain.")
 @click.option(
@@ -248,10 +255,10 @@ def recipes_show(name: str) -> None:
     from hfsyn.making.recipe import dump_recipe, load_recipe
     from hfsyn.making.recipe_texts import read_recipe
 
+    recipe = load_recipe(name)
     text, _ = read_recipe(name)
     if "\nextends:" in f"\n{text}":
-        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-        text += dump_recipe(load_recipe(name))
+        text = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#")) + dump_recipe(recipe)
     click.echo(text, nl=False)
 
 

@@ -15,7 +15,7 @@ import click
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
 @click.option(
     "--num-processes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     metavar="N",
     help="Processes on this machine. Default: one a GPU, or one a CPU core.",
 )
@@ -51,11 +51,11 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
 @click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
 @click.option(
     "--num-processes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1024),
     metavar="N",
     help="Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.",
 )
-@click.option("--num-workers", type=click.IntRange(min=0), default=0, metavar="N", help="Decoders a training.")
+@click.option("--num-workers", type=click.IntRange(0, 1024), default=0, metavar="N", help="Decoders a training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
 @click.option(
@@ -171,7 +171,7 @@ def membership_command(
 
 
 @click.command("export-real")
-@click.argument("run", type=click.Path())
+@click.argument("run")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the Parquet files.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 def export_real_command(run: str, out: str, quiet: bool) -> None:

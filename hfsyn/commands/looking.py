@@ -9,7 +9,8 @@ import click
 
 from hfsyn.commands.catalogue import as_json_option
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
-from hfsyn.commands.work_options import Finite, speed_options
+from hfsyn.commands.values import Finite
+from hfsyn.commands.work_options import speed_options
 
 
 @click.command()
@@ -43,7 +44,7 @@ def status(run: str, as_json: bool) -> None:
 @recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
 @click.option(
-    "--price", type=Finite(min=0), metavar="USD", help="What a device costs an hour: says what the run costs."
+    "--price", type=Finite(0, 1e6), metavar="USD", help="What a device costs an hour: says what the run costs."
 )  # fmt: skip
 @click.option(
     "--probe", "count", type=click.IntRange(min=1), metavar="N",
@@ -51,7 +52,7 @@ def status(run: str, as_json: bool) -> None:
     "for this.",
 )  # fmt: skip
 @click.option(
-    "--num-processes", type=click.IntRange(min=1), metavar="N",
+    "--num-processes", type=click.IntRange(1, 10**6), metavar="N",
     help="Project the measured times for so many processes, each with a device like this.  [default: 1]",
 )  # fmt: skip
 @speed_options

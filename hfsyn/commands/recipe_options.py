@@ -17,7 +17,7 @@ _OPTIONS = (
     click.option("--strategy", metavar="NAME", help="Write prompts with this one of `hfsyn strategies ls`."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N real images a class."),
-    click.option("--seed", type=click.IntRange(min=0), metavar="N", help="The recipe's seed."),
+    click.option("--seed", type=click.IntRange(0, 2**63 - 1), metavar="N", help="The recipe's seed."),
 )
 _FIELDS = {"strategy": "prompt.strategy", "limit": "source.limit_per_class", "seed": "seed"}
 """Options that are fields by another name."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hfsyn.commands.work_options import Finite
+from hfsyn.commands.values import Finite, strict
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,21 +35,32 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         ),
         click.option("--model", metavar="NAME", help="A network of timm.  [default: resnet50]"),
         click.option("--pretrained/--from-scratch", default=None, help="Start from timm's weights, or not."),
-        click.option("--image-size", type=int, metavar="PIXELS", help="Input of the network.  [default: its own]"),
-        click.option("--epochs", type=int, metavar="N", help="Times that --budget images are shown.  [default: 100]"),
-        click.option("--batch-size", type=int, metavar="N", help="Images a step, over all processes.  [default: 256]"),
+        click.option(
+            "--image-size", type=click.IntRange(8, 4096), metavar="PIXELS",
+            help="Input of the network.  [default: its own]",
+        ),
+        click.option(
+            "--epochs", type=click.IntRange(1, 10**6), metavar="N",
+            help="Times that --budget images are shown.  [default: 100]",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(1, 10**6), metavar="N",
+            help="Images a step, over all processes.  [default: 256]",
+        ),
         click.option("--opt", metavar="NAME", help="An optimizer of timm.  [default: sgd]"),
-        click.option("--lr", type=Finite(), metavar="RATE", help="Peak learning rate.  [default: 0.1]"),
-        click.option("--weight-decay", type=Finite(), metavar="X", help="[default: 0.0005]"),
+        click.option(
+            "--lr", type=Finite(0, 1e4, min_open=True), metavar="RATE", help="Peak learning rate.  [default: 0.1]"
+        ),
+        click.option("--weight-decay", type=Finite(0, 1e6), metavar="X", help="[default: 0.0005]"),
         click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), help="[default: no]"),
-        click.option("--seed", type=click.IntRange(min=0), metavar="N", help="[default: 0]"),
+        click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="N", help="[default: 0]"),
     ),
     "Running": (
         click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it continues."),
         click.option("--overwrite", is_flag=True, help="Delete the training that DIR holds first."),
         click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]"),
         click.option(
-            "--num-workers", type=click.IntRange(min=0), metavar="N",
+            "--num-workers", type=click.IntRange(0, 1024), metavar="N",
             help="Decoders a process.  [default: cores / GPUs, or 0]",
         ),
         click.option(
@@ -83,6 +94,10 @@ FIELDS = {
 
 class GroupedCommand(click.Command):
     """A command whose help shows its options under the names of `GROUPS`."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        strict(self)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each group under its own heading; what is in none comes last."""
@@ -159,7 +174,7 @@ def running_of(options: dict[str, Any]) -> Any:
 @click.command("train", cls=GroupedCommand)
 @training_options
 @click.option(
-    "--num-processes", type=click.IntRange(min=1), metavar="N",
+    "--num-processes", type=click.IntRange(1, 1024), metavar="N",
     help="Processes on this machine, started by accelerate.  [default: one a GPU, or one]",
 )  # fmt: skip
 @click.pass_context
@@ -247,9 +262,12 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images a class.")
 @click.option("--out", metavar="FILE", help="Write the result as JSON.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
-@click.option("--num-processes", type=click.IntRange(min=1), metavar="N", help="Processes on this machine.")
+@click.option("--num-processes", type=click.IntRange(1, 1024), metavar="N", help="Processes on this machine.")
 @click.option(
-    "--num-workers", type=click.IntRange(min=0), metavar="N", help="Decoders a process.  [default: cores / GPUs, or 0]"
+    "--num-workers",
+    type=click.IntRange(0, 1024),
+    metavar="N",
+    help="Decoders a process.  [default: cores / GPUs, or 0]",
 )
 @click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N")
 @click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True)

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from hfsyn.commands.values import MOST, Finite
 from hfsyn.making.options import shard_bounds
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Finite(click.FloatRange):
-    """A number in a range; ``nan`` and ``inf`` are none, though Python reads them."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number, or click's complaint."""
-        found = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value!r} is no finite number.", param, ctx)
-        return found
 
 
 def _shards(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
@@ -39,13 +28,13 @@ def _shards(context: click.Context, option: click.Parameter, value: str | None) 
 
 def _batch_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
     """A number of at least 1, or ``auto``."""
-    if value is None or value == "auto" or (value.isdigit() and int(value) > 0):
+    if value is None or value == "auto" or (value.isascii() and value.isdigit() and 0 < int(value[:10]) <= MOST):
         return value
-    raise click.BadParameter(f"{value!r} is neither a number of at least 1 nor auto.")
+    raise click.BadParameter(f"{value!r} is neither a number from 1 to 1,000,000,000 nor auto.")
 
 
 _PROCESSES = click.option(
-    "--num-processes", type=click.IntRange(min=1), metavar="N",
+    "--num-processes", type=click.IntRange(1, 1024), metavar="N",
     help="Processes on this machine, started by accelerate. Default: one a GPU or CPU core, no more than shards.",
 )  # fmt: skip
 _DEVICE = click.option(
@@ -75,7 +64,7 @@ _SPEED = (
     ),
 )  # fmt: skip
 _BUDGET = click.option(
-    "--budget-hours", type=Finite(min=0, min_open=True), metavar="H",
+    "--budget-hours", type=Finite(min=0, min_open=True, max=1e6), metavar="H",
     help="Begin no shard that would end after so many hours. Exit code 4 when some are left.",
 )  # fmt: skip
 

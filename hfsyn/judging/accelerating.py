@@ -131,6 +131,14 @@ def total(accelerator: Any, value: float) -> float:
     return float(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum").item())
 
 
+def union(accelerator: Any, values: Mapping[str, str]) -> dict[str, str]:
+    """The entries of all processes together, sorted."""
+    from accelerate.utils import gather_object
+
+    found = list(values.items()) if accelerator.num_processes == 1 else gather_object(list(values.items()))
+    return dict(sorted(found))
+
+
 def log(accelerator: Any, log_with: str | None, values: Mapping[str, float], step: int) -> None:
     """Give numbers to the tracker, if there is one.
 

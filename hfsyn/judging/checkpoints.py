@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging.accelerating import total
+from hfsyn.judging.accelerating import total, union
 from hfsyn.judging.train_config import TrainConfig, config_difference, load_train_config
 from hfsyn.making.shards import atomic_text
 
@@ -34,14 +34,14 @@ class Tally:
     _wall: float = field(default_factory=time.monotonic)
     _cpu: float = field(default_factory=time.process_time)
 
-    def reading(self, accelerator: Any, unread: int) -> dict[str, float]:
-        """``undecodable_seen``, ``seconds`` and ``cpu_seconds`` of all processes; called by every one of them."""
+    def reading(self, accelerator: Any, unread: Mapping[str, str]) -> dict[str, Any]:
+        """``undecodable`` (id -> reason), ``seconds`` and ``cpu_seconds`` of all processes; called by each of them."""
         now = {
-            "undecodable_seen": total(accelerator, unread),
             "seconds": time.monotonic() - self._wall,
             "cpu_seconds": total(accelerator, time.process_time() - self._cpu),
         }
-        return {key: value + self.earlier.get(key, 0) for key, value in now.items()}
+        met = {**self.earlier.get("undecodable", {}), **union(accelerator, unread)}
+        return {"undecodable": met, **{key: value + self.earlier.get(key, 0) for key, value in now.items()}}
 
 
 @dataclass(frozen=True)

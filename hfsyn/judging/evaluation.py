@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from builders.images import ImageRejected, decode_rgb
+from builders.images import ImageRejected
+from builders.labels import shorten
 from builders.own_variants import OwnVariant
 from builders.real_labels import real_labels, validation_file
 from builders.variants import get_variant
@@ -29,6 +30,7 @@ from hfsyn.judging.imagesets import ImageSet, open_images
 from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.overlaps import shared_with_training, tell_overlap
+from hfsyn.judging.unreadable import Unread, facts_of, picture, tell_unread
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
 from hfsyn.software import software
@@ -47,8 +49,8 @@ class Predictions:
     """int64 (n,): the column of the right class."""
     numbers: np.ndarray
     """int64 (n,): each image's number in the set."""
-    undecodable: tuple[str, ...]
-    """Ids of the images that could not be decoded."""
+    undecodable: Unread
+    """The images that could not be read."""
 
 
 def evaluate(
@@ -118,7 +120,12 @@ def measure(
     started = time.monotonic()
     found = predict(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
     if not len(found.labels):
-        raise HfsynError(f"No image of {images.reference} can be decoded.", "Look at the files.")
+        raise HfsynError(
+            f"No image of {images.reference} can be decoded ({shorten(sorted(set(found.undecodable.values())), 3)}).",
+            "Look at the files.",
+        )
+    if accelerator.is_main_process and not quiet:
+        tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     mask = columns if len(columns) < len(classifier.wnids) else None
     answers = [classifier.wnids[column] for column in found.logits.argmax(1)]
     return {
@@ -126,7 +133,7 @@ def measure(
         "dataset": images.facts(),
         "preprocessing": asdict(classifier.preprocessing),
         "n": len(found.labels),
-        "undecodable": {"count": len(found.undecodable), "first": list(found.undecodable[:20])},
+        "undecodable": facts_of(found.undecodable),
         "metrics": classification_metrics(
             found.logits, found.labels, wnids=classifier.wnids, names=classifier.names, mask=mask
         ),
@@ -253,8 +260,17 @@ def predict(
     column = {wnid: number for number, wnid in enumerate(classifier.wnids)}
     labels = np.array([column[images.wnids[number]] for number in all_numbers], dtype=np.int64)
     seen = set(all_numbers.tolist())
-    missing = tuple(images.ids[number] for number in range(len(images)) if number not in seen)
+    missing = {images.ids[n]: _why(images, n) for n in range(len(images)) if n not in seen}
     return Predictions(all_logits, labels, all_numbers, missing)
+
+
+def _why(images: ImageSet, number: int) -> str:
+    """Why an image was not scored: whichever process it fell to, it is asked again here."""
+    try:
+        picture(images, number)
+    except ImageRejected as problem:
+        return problem.reason
+    return "could be read the second time only"
 
 
 def _gather(accelerator: Any, logits: Any, numbers: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -286,7 +302,7 @@ class _Prepared:
         import torch
 
         try:
-            return number, True, self._transform(decode_rgb(self._images.images[number]))
+            return number, True, self._transform(picture(self._images, number))
         except ImageRejected:
             return number, False, torch.zeros(3, self._size, self._size)
 

@@ -17,9 +17,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from builders.images import ImageRejected, decode_rgb
+from builders.images import ImageRejected
 from hfsyn.errors import HfsynError
 from hfsyn.judging.imagesets import ImageSet
+from hfsyn.judging.unreadable import picture
 
 Transform = Callable[[Any], Any]
 """A PIL image in, a tensor out; see `hfsyn.judging.augmenting`."""
@@ -102,12 +103,16 @@ def _epoch(order: Order, epoch: int) -> Any:
     return rows[np.random.default_rng([order.seed, len(order.sizes), epoch]).permutation(len(rows))]
 
 
+Unreadable = tuple[tuple[str, str], ...]
+"""The id and the reason of each image that could not be read."""
+
+
 class Augmented:
     """A map-style dataset over positions: decoded, augmented, labelled. Used by torch's DataLoader.
 
-    An item is ``(tensor, label, unread)``. Where an image cannot be decoded, the next one of its set stands in, and
-    `unread` says how many were passed over. What is wrong with a whole set is handed on as a value: torch would glue
-    the traceback of the worker into an error that is raised there.
+    An item is ``(tensor, label, unreadable)``. For an image that cannot be read another of its class and set stands in:
+    which one, the seed and the position decide. A class of which none can be read is an error, and handed on as a
+    value: torch would glue the traceback of the worker into one that is raised there.
     """
 
     def __init__(
@@ -115,19 +120,41 @@ class Augmented:
     ) -> None:
         self._sets, self._order, self._transform, self._seed = sets, order, transform, seed
         self._labels = [[labels[wnid] for wnid in opened.wnids] for opened in sets]
+        self._bad: set[tuple[int, int]] = set()
+        self._classes: dict[tuple[int, int], Any] = {}
 
-    def __getitem__(self, position: int) -> tuple[Any, int, int] | HfsynError:
+    def __getitem__(self, position: int) -> tuple[Any, int, Unreadable] | HfsynError:
         number, image = self._order[position]
-        size = len(self._sets[number])
-        for unread in range(size):
-            now = (image + unread) % size
+        opened, unread = self._sets[number], []
+        for now in self._candidates(number, image, position):
+            if (number, now) in self._bad:
+                continue
             try:
-                picture = decode_rgb(self._sets[number].images[now])
-            except ImageRejected:
+                found = picture(opened, now)
+            except ImageRejected as problem:
+                self._bad.add((number, now))
+                unread.append((opened.ids[now], problem.reason))
                 continue
             with seeded(derive(self._seed, "augment", position)):
-                return self._transform(picture), self._labels[number][now], unread
-        return HfsynError(f"No image of {self._sets[number].reference} can be decoded.", "Look at the files.")
+                return self._transform(found), self._labels[number][image], tuple(unread)
+        wnid = opened.wnids[image]
+        return HfsynError(
+            f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be read.",
+            "Look at its files, or leave the class out.",
+        )
+
+    def _candidates(self, number: int, image: int, position: int) -> Iterator[int]:
+        """The image, then the others of its class from a place on that belongs to the position."""
+        yield image
+        others = self._of_class(number, self._labels[number][image])
+        start = derive(self._seed, "stand-in", position) % len(others)
+        yield from (int(one) for one in np.roll(others, -start))
+
+    def _of_class(self, number: int, label: int) -> Any:
+        """The images of a class in a set, int64 (n,); remembered, as one bad file is met in every pass."""
+        if (number, label) not in self._classes:
+            self._classes[number, label] = np.flatnonzero(np.array(self._labels[number]) == label)
+        return self._classes[number, label]
 
 
 class seeded:  # noqa: N801 (reads as a statement: `with seeded(n):`)
@@ -184,8 +211,8 @@ def training_batches(
     world: int,
     workers: int,
     pin: bool = False,
-) -> Iterator[tuple[Any, Any, int]]:
-    """This process's batches ``(tensors, labels, unread)`` of the steps from `first_step` up to `steps`.
+) -> Iterator[tuple[Any, Any, Unreadable]]:
+    """This process's batches ``(tensors, labels, unreadable)`` of the steps from `first_step` up to `steps`.
 
     `batch_size` images make a step; it comes in `parts` batches, each of ``batch_size / parts / world`` images.
     """
@@ -231,11 +258,11 @@ def one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def collate(items: Sequence[tuple[Any, int, int] | HfsynError]) -> tuple[Any, Any, int] | HfsynError:
-    """Stack items to ``(tensors (n, ...), labels (n,), unread)``; an error among them stands for all."""
+def collate(items: Sequence[tuple[Any, int, Unreadable] | HfsynError]) -> tuple[Any, Any, Unreadable] | HfsynError:
+    """Stack items to ``(tensors (n, ...), labels (n,), unreadable)``; an error among them stands for all."""
     import torch
 
     if (wrong := next((item for item in items if isinstance(item, HfsynError)), None)) is not None:
         return wrong
-    pixels, labels, unread = zip(*cast("Sequence[tuple[Any, int, int]]", items), strict=True)
-    return torch.stack(pixels), torch.tensor(labels), sum(unread)
+    pixels, labels, unread = zip(*cast("Sequence[tuple[Any, int, Unreadable]]", items), strict=True)
+    return torch.stack(pixels), torch.tensor(labels), tuple(one for some in unread for one in some)

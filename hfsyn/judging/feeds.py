@@ -41,8 +41,8 @@ class Feed(Protocol):
     names: Mapping[str, str]
     budget: int
     """Images of an epoch."""
-    unread: int
-    """Images that this process was to show and could not decode, so far."""
+    unread: dict[str, str]
+    """The images that this process was to show and could not read, so far, with the reasons."""
 
     @property
     def fingerprints(self) -> list[str]:
@@ -110,7 +110,7 @@ class MapFeed:
         self.classes = same_classes([(opened.reference, opened.names) for opened in sets])
         self.names: Mapping[str, str] = {wnid: name for opened in sets for wnid, name in opened.names.items()}
         self.budget = need_budget(config, [len(opened) for opened in sets])
-        self.unread = 0
+        self.unread: dict[str, str] = {}
         self._config, self._sets = config, sets
         shares = share_out(self.budget, weights)
         self._order = Order(tuple(len(opened) for opened in sets), tuple(shares), config.seed)
@@ -146,7 +146,7 @@ class MapFeed:
             parts=wanted.parts, rank=wanted.rank, world=wanted.world, workers=wanted.workers,
             pin=wanted.pin,
         ):  # fmt: skip
-            self.unread += unread
+            self.unread.update(unread)
             yield pixels, targets
 
     def state(self) -> dict[str, Any]:

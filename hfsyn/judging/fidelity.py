@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from builders.images import ImageRejected, decode_rgb
+from builders.images import ImageRejected
 from hfsyn.errors import HfsynError
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
@@ -87,6 +87,7 @@ def measure_fidelity(
     from hfsyn.judging.classifiers import plain_transform
     from hfsyn.judging.imagesets import TEST, TRAIN, open_images
     from hfsyn.judging.meeting import same_names
+    from hfsyn.judging.unreadable import facts_of, tell_unread
 
     classifier, weights = _open_network(features, device)
     transform = plain_transform(classifier.preprocessing)
@@ -100,9 +101,10 @@ def measure_fidelity(
     same_names([(images.reference, images.names) for images in opened.values()])
     sets, found, undecodable = {}, {}, {}
     for name, images in opened.items():
-        bad: list[str] = []
+        bad: dict[str, str] = {}
         found[name] = extract(_decoded(images, bad), classifier.network, transform, device=device)
-        sets[name], undecodable[name] = images.facts(), len(bad)
+        sets[name], undecodable[name] = images.facts(), facts_of(bad)
+        tell_unread(bad, f"{images.reference} ({images.split})")
     return {
         "features": {
             "name": classifier.name, "source": classifier.source, "weights": weights, "sha256": classifier.sha256,
@@ -127,12 +129,14 @@ def _open_network(features: str, device: str) -> tuple[Any, str]:
     return classifier, "random"
 
 
-def _decoded(images: Any, bad: list[str]) -> Iterator[tuple[str, Image.Image]]:
+def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
+    from hfsyn.judging.unreadable import picture
+
     for number, name in enumerate(images.ids):
         try:
-            yield name, decode_rgb(images.images[number])
-        except ImageRejected:
-            bad.append(name)
+            yield name, picture(images, number)
+        except ImageRejected as problem:
+            bad[name] = problem.reason
 
 
 def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def measure_membership(
         seed: see `membership_inference`.
 
     Returns:
-        What `membership_inference` returns, with ``model``, the two ``sets`` and their ``overlap``: images in both.
+        What `membership_inference` returns, with ``model``, the two ``sets``, their ``overlap`` (images in both), and
+        what is ``undecodable`` in each.
 
     Raises:
         HfsynError: no such classifier or dataset, classes that it does not have, or one set twice.
@@ -61,6 +62,7 @@ def measure_membership(
     from hfsyn.judging.imagesets import TEST, TRAIN, open_images
     from hfsyn.judging.meeting import check_classes
     from hfsyn.judging.overlaps import shared_images
+    from hfsyn.judging.unreadable import facts_of, tell_unread
 
     accelerator = start_accelerator(device, "no")
     classifier = open_classifier(model, device=str(accelerator.device))
@@ -76,14 +78,22 @@ def measure_membership(
             f"{opened['others'].split}).",
             "Others are images that the model never saw: name another set, or --others-split.",
         )
-    answers = []
-    for images in opened.values():
+    answers, undecodable = [], {}
+    for name, images in opened.items():
         check_classes(classifier.classes, images, classifier.source or classifier.name)
         found = predict(classifier, images, accelerator)
         answers += [found.logits, found.labels]
+        undecodable[name] = facts_of(found.undecodable)
+        tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     sets = {name: images.facts() for name, images in opened.items()}
     attack = membership_inference(*answers, seed=seed)
-    return {"model": classifier.facts(), "sets": sets, "overlap": overlap, **attack}
+    return {
+        "model": classifier.facts(),
+        "sets": sets,
+        "overlap": overlap,
+        "undecodable": undecodable,
+        **attack,
+    }
 
 
 def membership_inference(

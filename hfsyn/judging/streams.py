@@ -12,6 +12,7 @@ Classes are those that the label column declares, since which of them occur is n
 from __future__ import annotations
 
 import logging
+import hashlib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,7 @@ from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.feeding import (
     Transform,
+    Unreadable,
     check_weights,
     collate,
     derive,
@@ -179,7 +181,7 @@ class StreamFeed:
         self.classes = same_classes([(s.reference, s.names) for s in streams])
         self.names: Mapping[str, str] = {wnid: name for s in streams for wnid, name in s.names.items()}
         self.budget = need_budget(config, None)
-        self.unread = 0
+        self.unread: dict[str, str] = {}
         self._config, self._streams = config, streams
         check_weights(weights, self.budget)
         self._weights = [weight / sum(weights) for weight in weights]
@@ -202,7 +204,7 @@ class StreamFeed:
         """See `Feed`."""
         return [
             {
-                "reference": s.reference, "split": s.split, "revision": s.revision, "classes": len(s.classes),
+                "reference": s.reference, "split": s.split, "revision": s.revision, "classes": len(s.names),
                 "share": weight * self.budget, "streaming": True, "hub": s.hub,
             }
             for s, weight in zip(self._streams, self._weights, strict=True)
@@ -235,20 +237,37 @@ class StreamFeed:
                 worker_init_fn=one_thread, pin_memory=wanted.pin,
             )  # fmt: skip
             skip, got = self._taken, 0
-            for number, batch in enumerate(loader):
-                pixels, labels, unread = unwrapped(batch)
+            for pixels, labels in self._whole(loader, size):
                 got += 1
-                if number < skip:
+                if got <= skip:
                     continue
-                self.unread += unread
-                self._taken = number + 1
+                self._taken = got
                 yield pixels, labels
             if got == 0:
+                unread = f", of which {len(self.unread)} could not be read" if self.unread else ""
                 raise HfsynError(
-                    f"A pass through the streams gives a process fewer than one batch of {size} images.",
-                    "Lower --batch-size, or leave --streaming out for so small a set.",
+                    f"A pass through the streams gives a process fewer than one batch of {size} images{unread}.",
+                    "Look at the files."
+                    if unread
+                    else "Lower --batch-size, or leave --streaming out for so small a set.",
                 )
             self._pass, self._taken = self._pass + 1, 0
+
+    def _whole(self, loader: Any, size: int) -> Iterator[tuple[Any, Any]]:
+        """Batches of the size wanted: those of the loader are shorter where images could not be read."""
+        import torch
+
+        left: tuple[Any, Any] | None = None
+        for batch in loader:
+            *more, unread = unwrapped(batch)
+            self.unread.update(unread)
+            if more[0] is None:
+                continue
+            pixels, labels = more if left is None else (torch.cat(pair) for pair in zip(left, more, strict=True))
+            left = (pixels, labels)
+            if len(labels) >= size:
+                yield pixels[:size], labels[:size]
+                left = (pixels[size:], labels[size:]) if len(labels) > size else None
 
     def _mixed(self, wanted: Slice) -> Any:
         """All streams as one, with labels that are columns of the classifier, this process's part of it."""
@@ -330,7 +349,7 @@ class _Relabel:
 
 @dataclass(frozen=True)
 class _Decode:
-    """Collate rows to pixels. In the place of an image that cannot be decoded stands the batch's first good one.
+    """Collate rows to pixels. Images that cannot be read are left out, so that no class is shown for another.
 
     What is wrong is handed on as a value: see `hfsyn.judging.feeding.Augmented`.
     """
@@ -339,7 +358,7 @@ class _Decode:
     seed: int
     number: int
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, int] | HfsynError:
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> tuple[Any, Any, Unreadable] | HfsynError:
         if any(row["label"] == _DISAGREE for row in rows):
             return HfsynError(
                 "Two columns of the stream could be the label, and they disagree.",
@@ -347,17 +366,24 @@ class _Decode:
             )
         if any(row["label"] == _NO_CLASS for row in rows):
             return HfsynError("A row of the stream has a label that is not one of its classes.", "Leave it out.")
-        items: list[tuple[Any, int, int]] = []
+        items: list[tuple[Any, int, Unreadable]] = []
+        unread = []
         for row in rows:
             data = row["image"]["bytes"] or b""
             try:
                 picture = decode_rgb(data)
-            except ImageRejected:
+            except ImageRejected as problem:
+                unread.append((_id_of(row["image"], data), problem.reason))
                 continue
             with seeded(derive(self.seed, "stream", self.number, zlib.crc32(data))):
-                items.append((self.transform(picture), int(row["label"]), 0))
+                items.append((self.transform(picture), int(row["label"]), ()))
         if not items:
-            return HfsynError("No image of a whole batch of the stream can be decoded.", "Look at the files.")
-        missing = len(rows) - len(items)
-        pixels, labels, _ = unwrapped(collate([*items, *[items[0]] * missing]))
-        return pixels, labels, missing
+            return None, None, tuple(unread)
+        pixels, labels, _ = unwrapped(collate(items))
+        return pixels, labels, tuple(unread)
+
+
+def _id_of(stored: Any, data: bytes) -> str:
+    """A name for an image of a stream, which has no ids: the file's, as far as it has one, and the bytes' hash."""
+    path = stored.get("path") if isinstance(stored, Mapping) else None
+    return f"{path or 'image'} ({hashlib.sha256(data).hexdigest()[:12]})"

@@ -60,6 +60,7 @@ from hfsyn.judging.training_folders import (
     prepare_folder,
 )
 from hfsyn.judging.trials import try_training
+from hfsyn.judging.unreadable import facts_of, tell_unread
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
 from hfsyn.software import software
@@ -279,12 +280,14 @@ def _conclude(
         "training": {
             "sets": feed.facts(), "images": feed.fingerprints, "budget": feed.budget, "epochs": config.optimise.epochs,
             "images_seen": total_steps(config, feed.budget) * config.optimise.batch_size,
-            "undecodable_seen": int(met["undecodable_seen"]),
+            "undecodable_seen": len(met["undecodable"]), "undecodable": facts_of(met["undecodable"]),
             "processes": accelerator.num_processes, "accumulation": options.accumulation,
             "seconds": round(met["seconds"], 1), "cpu_seconds": round(met["cpu_seconds"], 1), "history": history,
         },
         "software": software(),
     }  # fmt: skip
+    if accelerator.is_main_process and not options.quiet:
+        tell_unread(met["undecodable"], " and ".join(config.data.train))
     kept = open_classifier(folder, device=str(accelerator.device))
     result["test"] = _tested(kept, options, accelerator, opened)
     if accelerator.is_main_process:

@@ -151,7 +151,7 @@ def choose(asked: str | int | None, recipe_size: int, device: str, generator: An
 
     def draw(size: int) -> None:
         torch.cuda.reset_peak_memory_stats(device)
-        images = {"images": [Image.new("RGB", (64, 64))] * size} if generator.starts_from_images else {}
+        images = {"images": [generator.fit(Image.new("RGB", (64, 64)))] * size} if generator.starts_from_images else {}
         generator.start(["a photo"] * size, list(range(size)), size, **images)()
 
     return largest_batch(draw, guided=guided, used=lambda: (torch.cuda.max_memory_reserved(device) + others) / total)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from builders.sources import SourceRow
 from builders.variants import ClassInfo
 from hfsyn.making.captioner import Captioner, TransformersCaptioner
 from hfsyn.making.captions_files import FileTexts
@@ -18,13 +18,34 @@ from hfsyn.making.specs import seed_of
 from hfsyn.making.text_writer import TextWriter
 from hfsyn.workers import pick_device
 
-Pair = tuple[SourceRow, Image.Image]
+
+@dataclass(frozen=True)
+class Seen:
+    """What is kept of a real image once it has been read: a photograph itself takes fifty megabytes."""
+
+    source_id: str
+    wnid: str
+    sha256: str
+    """Of the file, in hex."""
+    width: int
+    height: int
+    view: Any = None
+    """What the model will see of it; see `TextSource.view`."""
+
+
 Answer = Callable[[], Sequence[str | None]]
 """Asks the model for the texts of some images, one for each, in order; None where the recipe has none."""
-TextSource = Callable[[Sequence[Pair], int], Answer]
-"""Prepares some images for the model, in any thread, and gives what asks it: at most `size` of them, the batch's size,
-up to which a short batch is padded, so that rounding stays the same.
-"""
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Who gives the texts: looks at one image after the other, in any threads, and then answers for several."""
+
+    answer: Callable[[Sequence[Seen], int], Answer]
+    """Prepares what asks the model, in any thread: for at most as many images as the number, the batch's size, up to
+    which a short batch is padded, so that rounding stays the same."""
+    view: Callable[[Image.Image, ClassInfo], Any] = lambda image, info: None
+    """What the model sees of an image, which need not be kept any longer."""
 
 
 def texts_of(
@@ -43,7 +64,7 @@ def texts_of(
         allow_pickle: read weights that are no safetensors too.
         captions: see `KnownCaptions`.
         captioner: in place of the recipe's model (for tests and benchmarks); prepared for ahead, like the recipe's, if
-            it has a `TransformersCaptioner.prepare`.
+            it has `TransformersCaptioner.look` and `ask`.
 
     Raises:
         HfsynError: the model, the file or the captions cannot be had.
@@ -51,44 +72,46 @@ def texts_of(
     part, prompt = run.recipe.caption, run.recipe.prompt
     if part is None:
         if prompt.captions_file is None:
-            return _at_once(lambda batch: [None] * len(batch)), "cpu"
+            return _at_once(lambda seen: None), "cpu"
         file = FileTexts(prompt)
-        return _at_once(lambda batch: [file.of(row.source_id) for row, _ in batch]), "cpu"
+        return _at_once(lambda seen: file.of(seen.source_id)), "cpu"
     if captions is not None:
         known = KnownCaptions(captions, run.recipe)
-        return _at_once(lambda batch: [known.of(row) for row, _ in batch]), "cpu"
+        return _at_once(lambda seen: known.of(seen.source_id, seen.sha256)), "cpu"
     if captioner is not None:
-        if hasattr(captioner, "prepare"):
-            return _prepared_by(captioner, run), "cpu"
-        return _padded(lambda batch: lambda: captioner.caption([image for _, image in batch])), "cpu"
+        if hasattr(captioner, "look"):
+            return _looking(captioner, run), "cpu"
+        asking = _padded(lambda batch: lambda: captioner.caption([seen.view for seen in batch]))
+        return TextSource(asking, lambda image, info: image), "cpu"
     where = pick_device(device)
     if get_strategy(prompt.strategy).text_from == "class":
         writer = TextWriter(part, prompt.strategy, where, allow_pickle=allow_pickle)
-        return _padded(lambda batch: lambda: writer.write(*_classes_and_seeds(run, batch))), where
-    return _prepared_by(TransformersCaptioner(part, where, allow_pickle=allow_pickle), run), where
+        classes = run.classes
+        return TextSource(
+            _padded(lambda batch: lambda: writer.write([classes[seen.wnid] for seen in batch], _seeds(run, batch)))
+        ), where
+    return _looking(TransformersCaptioner(part, where, allow_pickle=allow_pickle), run), where
 
 
-def _prepared_by(captioner: Any, run: Run) -> TextSource:
-    return _padded(lambda batch: captioner.prepare([image for _, image in batch], *_classes_and_seeds(run, batch)))
+def _looking(captioner: Any, run: Run) -> TextSource:
+    asking = _padded(lambda batch: captioner.ask([seen.view for seen in batch], _seeds(run, batch)))
+    return TextSource(asking, captioner.look)
 
 
-def _classes_and_seeds(run: Run, batch: Sequence[Pair]) -> tuple[list[ClassInfo], list[int]]:
-    """The class of each image, and its seed by the rule of `hfsyn.making.token_drawing`."""
-    return (
-        [run.classes[row.wnid] for row, _ in batch],
-        [seed_of(run.recipe.seed, row.source_id, purpose="caption") for row, _ in batch],
-    )
+def _seeds(run: Run, batch: Sequence[Seen]) -> list[int]:
+    """The seed of each image, by the rule of `hfsyn.making.token_drawing`."""
+    return [seed_of(run.recipe.seed, seen.source_id, purpose="caption") for seen in batch]
 
 
-def _at_once(texts: Callable[[Sequence[Pair]], Sequence[str | None]]) -> TextSource:
+def _at_once(text: Callable[[Seen], str | None]) -> TextSource:
     """No model is asked: nothing to prepare, nothing to pad."""
-    return lambda batch, size: lambda: texts(batch)
+    return TextSource(lambda batch, size: lambda: [text(seen) for seen in batch])
 
 
-def _padded(prepare: Callable[[Sequence[Pair]], Answer]) -> TextSource:
+def _padded(prepare: Callable[[Sequence[Seen]], Answer]) -> Callable[[Sequence[Seen], int], Answer]:
     """A short batch is padded with its last image."""
 
-    def prepared(batch: Sequence[Pair], size: int) -> Answer:
+    def prepared(batch: Sequence[Seen], size: int) -> Answer:
         answer = prepare([*batch, *[batch[-1]] * (size - len(batch))])
         return lambda: answer()[: len(batch)]
 

@@ -25,6 +25,8 @@ from hfsyn.making.token_drawing import loaded, new_tokens, ready
 _INSTRUCTION = "Describe the image in one sentence."
 FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 """The tasks of Florence-2 whose answer is a caption, and not boxes."""
+_OF_TOKENS = ("_ids", "attention_mask")
+"""How inputs are called that have one value for each token of the prompt."""
 
 
 class Captioner(Protocol):
@@ -112,21 +114,41 @@ class TransformersCaptioner:
         Args:
             images, classes, seeds: see `caption`.
         """
-        prompts = [self._prompt] * len(images)
-        if self._prompt and classes is not None:
-            prompts = [filled(self._prompt, info) for info in classes]
-        elif self._prompt and "{c}" in self._prompt:
-            raise ValueError("a prompt that names the class needs the classes of the images")
-        # A fast tokenizer must not be used by two threads at once while it learns how to pad.
-        with self._lock if self._prompt else contextlib.nullcontext():
-            groups = [
-                (rows, self._inputs([images[row] for row in rows], [prompts[row] for row in rows]))
-                for rows in self._alike(prompts)
-            ]
-        groups = [(rows, ready(self._model, inputs)) for rows, inputs in groups]
+        known: Sequence[ClassInfo | None] = [None] * len(images) if classes is None else classes
+        return self.ask([self.look(image, info) for image, info in zip(images, known, strict=True)], seeds)
+
+    def look(self, image: Image.Image, info: ClassInfo | None = None) -> dict[str, Any]:
+        """What the model will see of one image: the tensors of a batch of one, on the CPU; in any thread.
+
+        An image is looked at by itself, so that of a photograph of any size no more needs to be kept than this.
+
+        Args:
+            image: RGB, of any size.
+            info: the image's class; only needed where the prompt names it.
+        """
+        prompt = self._prompt
+        if prompt and info is not None:
+            prompt = filled(prompt, info)
+        elif prompt and "{c}" in prompt:
+            raise ValueError("a prompt that names the class needs the class of the image")
+        # A fast tokenizer must not be used by two threads at once.
+        with self._lock if prompt else contextlib.nullcontext():
+            inputs = self._inputs(image, prompt)
+        return ready(self._model, inputs, pin=False)
+
+    def ask(self, views: Sequence[dict[str, Any]], seeds: Sequence[int] | None = None) -> Callable[[], list[str]]:
+        """Put what was seen of several images together, in any thread; what is returned asks the model about them.
+
+        Args:
+            views: of each image what `look` returned.
+            seeds: of each image; only needed where the recipe draws tokens.
+        """
+        groups = [
+            (rows, ready(self._model, self._together([views[row] for row in rows]))) for rows in self._alike(views)
+        ]
 
         def answer() -> list[str]:
-            said = [""] * len(images)
+            said = [""] * len(views)
             for rows, inputs in groups:
                 chances = None if seeds is None else [seeds[row] for row in rows]
                 tokens = new_tokens(self._model, inputs, self._recipe, chances)
@@ -137,39 +159,55 @@ class TransformersCaptioner:
 
         return answer
 
-    def _alike(self, prompts: Sequence[str | None]) -> list[list[int]]:
-        """Rows whose prompts can be continued together: all, but for models that take no padding before a prompt."""
-        if self._chats or self._prompt is None or len(set(prompts)) == 1:
-            return [list(range(len(prompts)))]
-        groups: dict[int, list[int]] = {}
-        for row, prompt in enumerate(prompts):
-            groups.setdefault(len(self._processor.tokenizer(prompt).input_ids), []).append(row)
+    def _alike(self, views: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """Rows that can be asked about together: all, but where pixels differ in shape, or where a prompt takes no
+        padding and differs in length.
+        """
+        groups: dict[Any, list[int]] = {}
+        for row, view in enumerate(views):
+            shapes = tuple(
+                (name, tuple(value.shape[1:]))
+                for name, value in view.items()
+                if not (self._chats and name.endswith(_OF_TOKENS))
+            )
+            groups.setdefault(shapes, []).append(row)
         return list(groups.values())
 
-    def _inputs(self, images: list[Image.Image], prompts: Sequence[str | None]) -> dict[str, Any]:
+    def _together(self, views: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One batch of several batches of one. Shorter prompts are padded as the tokenizer would."""
+        import torch
+
+        found: dict[str, Any] = {}
+        for name in views[0]:
+            parts = [view[name] for view in views]
+            if name.endswith(_OF_TOKENS):
+                tokenizer, longest = self._processor.tokenizer, max(part.shape[1] for part in parts)
+                fill = tokenizer.pad_token_id if name == "input_ids" else 0
+                left = tokenizer.padding_side == "left"
+                parts = [
+                    torch.nn.functional.pad(
+                        part, (longest - part.shape[1], 0) if left else (0, longest - part.shape[1]), value=fill
+                    )
+                    for part in parts
+                ]
+            found[name] = torch.cat(parts)
+        return found
+
+    def _inputs(self, image: Image.Image, prompt: str | None) -> dict[str, Any]:
         if self._chats:
+            content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
             return dict(
                 self._processor.apply_chat_template(
-                    [
-                        [
-                            {
-                                "role": "user",
-                                "content": [{"type": "image", "image": image}, {"type": "text", "text": prompt}],
-                            }
-                        ]
-                        for image, prompt in zip(images, prompts, strict=True)
-                    ],
+                    [[{"role": "user", "content": content}]],
                     add_generation_prompt=True,
                     tokenize=True,
                     return_dict=True,
                     return_tensors="pt",
-                    processor_kwargs={"padding": True},
                 )
             )
-        if self._prompt:
-            inputs = self._processor(images=images, text=list(prompts), return_tensors="pt", padding=True)
-            return self._to_continue(dict(inputs))
-        return dict(self._processor(images=images, return_tensors="pt"))
+        if prompt:
+            return self._to_continue(dict(self._processor(images=[image], text=[prompt], return_tensors="pt")))
+        return dict(self._processor(images=[image], return_tensors="pt"))
 
     def _to_continue(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """A prompt without what the tokenizer adds for encoders: segment ids, and the marker that ends a text."""

@@ -12,7 +12,7 @@ from typing import Any
 from builders.schema import captioned_features
 from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.budget import Budget
-from hfsyn.making.caption_sources import Answer, Pair, TextSource, texts_of
+from hfsyn.making.caption_sources import Answer, Seen, TextSource, texts_of
 from hfsyn.making.caption_texts import caption_flags
 from hfsyn.making.captioner import Captioner
 from hfsyn.making.claims import Claims, Patience
@@ -88,9 +88,9 @@ def caption(
                     written = writer.submit(write, batch.reading)
                     continue
                 answers = _answers(batch, batch.answer.result(), texts, size)
-                lines = zip(batch.pairs, batch.digests, answers, strict=True)
-                batch.reading.rows += [_caption_row(run, pair, digest, text) for pair, digest, text in lines]
-                progress.add(len(batch.pairs))
+                lines = zip(batch.seen, answers, strict=True)
+                batch.reading.rows += [_caption_row(run, seen, text) for seen, text in lines]
+                progress.add(len(batch.seen))
         if written is not None:
             written.result()
 
@@ -99,11 +99,11 @@ def _answers(batch: Batch, answer: Answer, texts: TextSource, size: BatchSize) -
     """The texts of a batch: as it was prepared, or in smaller ones where memory runs out."""
     found: list[str | None] = []
     reading = batch.reading
-    while len(found) < len(batch.pairs):
-        left = batch.pairs[len(found) :]
+    while len(found) < len(batch.seen):
+        left = batch.seen[len(found) :]
 
-        def ask(now: int, left: list[Pair] = left, whole: bool = not found) -> Sequence[str | None]:
-            return answer() if whole and now == batch.size else texts(left[:now], now)()
+        def ask(now: int, left: list[Seen] = left, whole: bool = not found) -> Sequence[str | None]:
+            return answer() if whole and now == batch.size else texts.answer(left[:now], now)()
 
         outcome = size.run(ask)
         if outcome is None:
@@ -115,17 +115,16 @@ def _answers(batch: Batch, answer: Answer, texts: TextSource, size: BatchSize) -
     return found
 
 
-def _caption_row(run: Run, pair: Pair, digest: str, text: str | None) -> dict[str, Any]:
-    row, image = pair
-    info = run.classes[row.wnid]
+def _caption_row(run: Run, seen: Seen, text: str | None) -> dict[str, Any]:
+    info = run.classes[seen.wnid]
     return {
-        "source_id": row.source_id,
-        "wnid": row.wnid,
+        "source_id": seen.source_id,
+        "wnid": seen.wnid,
         "label": info.index,
         "class_name": info.name,
         "caption": text,
         "caption_flags": [] if text is None else list(caption_flags(text, info)),
-        "source_sha256": digest,
-        "width": image.width,
-        "height": image.height,
+        "source_sha256": seen.sha256,
+        "width": seen.width,
+        "height": seen.height,
     }

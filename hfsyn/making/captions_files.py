@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -168,7 +169,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
     """``(source id, text)`` of a file's lines; an absent text is empty."""
     try:
         yield from _READERS[path.suffix.lower()](path)
-    except (UnicodeDecodeError, csv.Error, pa.ArrowInvalid, OSError) as error:
+    except (UnicodeDecodeError, csv.Error, pa.ArrowException, OSError) as error:
         raise _unreadable(path.name, " ".join(str(error).split())[:120]) from None
 
 
@@ -185,17 +186,19 @@ def _json_lines(path: Path) -> Iterator[tuple[str, str]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise _malformed(path, f"line {number} is no JSON object", "")
-            yield _pair(path, row, f"line {number}")
+                pairs = json.loads(line, object_pairs_hook=_Pairs)
+            except (ValueError, RecursionError):
+                pairs = None
+            if not isinstance(pairs, _Pairs):
+                raise _malformed(path, f"line {number} is not a JSON object", "")
+            _refuse_twice(path, [key for key, _ in pairs], f"line {number}")
+            yield _pair(path, dict(pairs), f"line {number}")
 
 
 def _csv_lines(path: Path) -> Iterator[tuple[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
+        _refuse_twice(path, reader.fieldnames or (), "the heading")
         for row in reader:
             if None in row:  # where the reader puts what is left over
                 raise HfsynError(
@@ -209,6 +212,7 @@ def _csv_lines(path: Path) -> Iterator[tuple[str, str]]:
 def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
+        _refuse_twice(path, names, "its schema")
         columns = [name for name in ("source_id", *_TEXTS) if name in names]
         if "source_id" not in columns or len(columns) < 2:
             raise _malformed(path, "it has the columns " + ", ".join(names), "")
@@ -219,6 +223,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
                 yield _pair(path, row, f"row {number}")
 
 
+class _Pairs(list[Any]):
+    """The keys and values of a JSON object, in order: a `dict` would keep the last of two."""
+
+
+def _refuse_twice(path: Path, names: Iterable[str], where: str) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise HfsynError(
+            f"The captions file {path.name} cannot be used: {where} has {str(twice[0])[:60]!r} more than once.",
+            "Which of them is meant cannot be told: leave one.",
+        )
+
+
 _READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv_lines, ".parquet": _parquet_rows}
 
 
@@ -226,13 +242,13 @@ def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
     column = next((name for name in _TEXTS if name in row), None)
     source_id = row.get("source_id")
     if source_id is not None and not isinstance(source_id, str):
-        raise _malformed(path, f"{where} has the source_id {source_id!r}, which is no text", "")
+        raise _malformed(path, f"{where} has the source_id {repr(source_id)[:60]}, which is not a text", "")
     if column is None or not source_id:
         what = "no source_id" if column else "no caption and no prompt"
         raise _malformed(path, f"{where} has {what}", _keys(row))
     text = row[column]
     if text is not None and not isinstance(text, str):
-        raise _malformed(path, f"{where} has the {column} {text!r}, which is no text", "")
+        raise _malformed(path, f"{where} has the {column} {repr(text)[:60]}, which is not a text", "")
     if found := _HALF.search(f"{source_id}{text or ''}"):
         raise _malformed(path, f"{where} has half of a character, {found[0]!a}", "")
     return source_id, text if text and text.strip() else ""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ import pyarrow.parquet as pq
 
 from builders import layout, run_files
 from builders.files import atomic_text, remove_abandoned
-from builders.images import decode_rgb
+from builders.images import decoded
 from builders.layout import shard_range
 from builders.rows import SourceRow
 from builders.schema import synthetic_features
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.encode import SUFFIX, encode, fitted
+from hfsyn.making.reading import in_order
 from hfsyn.making.runs import Run, index_entries, load_run
 from hfsyn.making.shards import is_done, write_parquet
 from hfsyn.making.sheets import image_of
@@ -29,8 +29,6 @@ from hfsyn.progress import Progress
 
 NOTE = "export.json"
 """What an exported folder is; it is written last."""
-
-_AHEAD = 64
 
 
 def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) -> Path:
@@ -122,8 +120,8 @@ def _claim(folder: Path, run: Run, width: int, height: int) -> None:
 
 def _stored(
     run: Run, shard: Path, start: int, stop: int, size: tuple[int, int], pool: ThreadPoolExecutor
-) -> Iterator[tuple[SourceRow, str | None, list[str], bytes]]:
-    """The readable source rows of a caption shard, their captions and flags, and the bytes to store, in order."""
+) -> Iterator[tuple[str, str, dict[str, Any], bytes]]:
+    """Id, wnid and caption row of the readable source rows of a caption shard, and the bytes to store, in order."""
     captions = {row["source_id"]: row for row in pq.read_table(shard).to_pylist()}
     lines = run.read_lines(layout.SOURCE, start, stop)
     entries = index_entries([line for line in lines if line["source_id"] in captions])
@@ -134,40 +132,31 @@ def _stored(
                 f"{row.source_id} is not the image that was captioned: the source has changed.",
                 "Put it back as it was.",
             )
-        return encode(fitted(decode_rgb(row.image), *size), run.recipe.store)
+        with decoded(row.image) as image:
+            return encode(fitted(image, *size), run.recipe.store)
 
-    ahead: deque[tuple[SourceRow, Future[bytes]]] = deque()
-
-    def settle() -> tuple[SourceRow, str | None, list[str], bytes]:
-        row, made = ahead.popleft()
-        caption = captions[row.source_id]
-        return row, caption["caption"], caption["caption_flags"], made.result()
-
-    for row in run.open_source().read(entries):
-        ahead.append((row, pool.submit(make, row)))
-        if len(ahead) > _AHEAD:
-            yield settle()
-    while ahead:
-        yield settle()
+    rows = run.open_source().read(entries)
+    for source_id, wnid, made in in_order(rows, lambda row: pool.submit(make, row)):
+        yield source_id, wnid, captions[source_id], made.result()
 
 
-def _row(run: Run, row: SourceRow, caption: str | None, flags: list[str], image: bytes) -> dict[str, Any]:
-    info = run.classes[row.wnid]
+def _row(run: Run, source_id: str, wnid: str, caption: dict[str, Any], image: bytes) -> dict[str, Any]:
+    info = run.classes[wnid]
     # As a synthetic image made from it would be called.
-    name = f"{row.source_id}#0".replace("/", "_").replace("#", "_") + SUFFIX[run.recipe.store.format]
+    name = f"{source_id}#0".replace("/", "_").replace("#", "_") + SUFFIX[run.recipe.store.format]
     return {
         "image": {"bytes": image, "path": name},
         "label": info.index,
         "wnid": info.wnid,
         "class_name": info.name,
         "prompt": None,
-        "caption": caption,
+        "caption": caption["caption"],
         "seed": None,
-        "sample_id": row.source_id,
-        "source_id": row.source_id,
+        "sample_id": source_id,
+        "source_id": source_id,
         "prompt_tokens": None,
         "truncated": False,
         "safety": False,
         "retries": 0,
-        "caption_flags": flags,
+        "caption_flags": caption["caption_flags"],
     }

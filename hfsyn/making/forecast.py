@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,8 @@ class Forecast:
     """USD an hour of one device."""
     classes_without_images: tuple[str, ...] = ()
     """Ids that a class map has and its source does not."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """What lies in the source and is not read, by reason."""
 
     @property
     def truncated(self) -> int | None:
@@ -112,6 +114,7 @@ class Forecast:
                 if self.classes_without_images
                 else []
             ),
+            *(f"              left out: {reason}, {count}" for reason, count in self.left_out.items()),
             f"images        {self.images}: {exactly}{low}" + (f" to {high}" if high != low else "") + " a class",
             f"captions      {self.captions}",
             f"prompts       {'?' if self.unique_prompts is None else self.unique_prompts} different",
@@ -171,7 +174,8 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     run = load_run(folder) if folder is not None and there else None
     recipe = pinned(recipe, run.recipe) if run is not None else pin_prompt(recipe)
     check_order(recipe)
-    found = _lines(recipe, run)
+    left_out: dict[str, int] = {}
+    found = _lines(recipe, run, left_out)
     needed = takes_text(recipe)
     each = recipe.prompt.images_per_caption
     if isinstance(found, TableCounts):
@@ -217,6 +221,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         hours_of=hours(recipe, real, images),
         price=price,
         classes_without_images=_without_images(recipe, made),
+        left_out=left_out,
     )
 
 
@@ -228,7 +233,7 @@ def _without_images(recipe: Recipe, made: Plan | None) -> tuple[str, ...]:
     return tuple(info.wnid for info in variant.classes if info.wnid not in there)
 
 
-def _lines(recipe: Recipe, run: Run | None) -> tuple[Plan, str, str] | TableCounts:
+def _lines(recipe: Recipe, run: Run | None, left_out: dict[str, int]) -> tuple[Plan, str, str] | TableCounts:
     """The plan, where its captions and its counts are from; or what the table says."""
     needed = takes_text(recipe)
     text, origin = (_PLACEHOLDER, _NOT_YET) if needed else (None, "none needed")
@@ -241,10 +246,11 @@ def _lines(recipe: Recipe, run: Run | None) -> tuple[Plan, str, str] | TableCoun
         else:
             captions = index_of_run(run.checked(layout.SOURCE), text)
         counts = "of this run"
+        left_out.update(run.left_out)
     else:
         if (table := counted(recipe.source)) is not None:
             return table
-        captions, counts = indexed(recipe, text), "of the source"
+        captions, counts = indexed(recipe, text, left_out), "of the source"
     if needed and origin == _NOT_YET and recipe.prompt.captions_file is not None:
         captions, origin = with_texts(recipe, captions), f"of {recipe.prompt.captions_file}"
     made = plan(recipe, captions)

@@ -64,7 +64,7 @@ def generate(
     size = BatchSize(choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1))
     total = run.planned_rows or 0
     schema = synthetic_features(run.class_names).arrow_schema
-    pictures = SourcePictures(run) if part.init == "source" else None
+    pictures = SourcePictures(run, getattr(generator, "fit", None)) if part.init == "source" else None
 
     with (
         working_in(run.folder, run.mark),

@@ -131,6 +131,10 @@ class DiffusersGenerator:
         """Whether `start` needs the real images."""
         return self._image_pipe is not None
 
+    def fit(self, image: Any) -> Any:
+        """A real image as `start` takes it: at the size of what is drawn, all that need be kept of a photograph."""
+        return fitted(image, self._size["width"], self._size["height"])
+
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """See `ImageGenerator`."""
         return self._conditioning.count(prompts)
@@ -152,8 +156,7 @@ class DiffusersGenerator:
         wanted = len(prompts)
         starts = None
         if images is not None:
-            starts = [fitted(image, self._size["width"], self._size["height"]) for image in images]
-            starts += [starts[-1]] * (size - wanted)
+            starts = [*images, *[images[-1]] * (size - wanted)]
         prompts = [*prompts, *[prompts[-1]] * (size - wanted)]
         seeds = [*seeds, *[seeds[-1]] * (size - wanted)]
         with torch.inference_mode(), kernels(self.tuning):
@@ -182,8 +185,9 @@ class DiffusersGenerator:
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Any] | None = None
     ) -> list[Generated]:
-        """The images at once, in one batch of the recipe's size."""
-        return self.start(prompts, seeds, self._recipe.batch_size, images=images)()
+        """The images at once, in one batch of the recipe's size; `images` are real ones of any size."""
+        starts = None if images is None else [self.fit(image) for image in images]
+        return self.start(prompts, seeds, self._recipe.batch_size, images=starts)()
 
     def _draw(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Any] | None

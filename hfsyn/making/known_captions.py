@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from builders import layout
 from builders.published import Published, RunFolder, open_reference
-from builders.rows import SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, parse_recipe
@@ -50,17 +48,17 @@ class KnownCaptions:
                 rows = pq.read_table(handle, columns=["source_id", "source_sha256", "caption"]).to_pylist()
             self._known |= {row["source_id"]: (row["source_sha256"], row["caption"]) for row in rows}
 
-    def of(self, row: SourceRow) -> str | None:
-        """The caption of an image.
+    def of(self, source_id: str, sha256: str) -> str | None:
+        """The caption of an image, whose file has this SHA-256.
 
         Raises:
             HfsynError: it is not among them, or they describe another file of that name.
         """
-        sha256, caption = self._known.get(row.source_id, ("", None))
-        if sha256 != hashlib.sha256(row.image).hexdigest():
-            what = "describe another image under the id" if sha256 else "have none for"
+        described, caption = self._known.get(source_id, ("", None))
+        if described != sha256:
+            what = "describe another image under the id" if described else "have none for"
             raise HfsynError(
-                f"The captions of {self._label} {what} {row.source_id}.",
+                f"The captions of {self._label} {what} {source_id}.",
                 "Leave --captions out: what is captioned so far is kept, and the rest is captioned here.",
             )
         return caption

@@ -164,7 +164,7 @@ def set_field(fields: dict[str, Any], override: str, top: type[Part]) -> None:
     if field is not None and _takes_only_text(field.annotation):
         put(fields, key, _text_value(value, where), top)
     else:
-        put(fields, key, load(value, where), top)
+        put(fields, key, load(value, where, above=None), top)
 
 
 def put(fields: dict[str, Any], key: str, value: Any, top: type[Part]) -> None:
@@ -189,7 +189,7 @@ def put(fields: dict[str, Any], key: str, value: Any, top: type[Part]) -> None:
 def _text_value(value: str, where: str) -> str | None:
     """A text as it is written, its quotes taken off; or null."""
     try:
-        found = load(value, where)
+        found = load(value, where, above=None)
     except DataError:
         return value
     return found if found is None or isinstance(found, str) else value

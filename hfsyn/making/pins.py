@@ -61,6 +61,8 @@ def _as_begun(recipe: Recipe, stored: Recipe) -> Recipe:
         mine, theirs = getattr(recipe, part), getattr(stored, part)
         if mine is None or theirs is None or getattr(mine, pin) is not None:
             continue
+        if part == "prompt" and not (mine.captions_file or "").startswith(HUB):
+            continue  # a file of this machine is looked at again
         if all(getattr(mine, name) == getattr(theirs, name) for name in names):
             recipe = _with(recipe, part, **{pin: getattr(theirs, pin)})
     return recipe

@@ -7,18 +7,16 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from PIL import Image
-
 from builders import layout
-from builders.images import ImageRejected, decode_rgb
+from builders.images import ImageRejected, decoded
 from builders.sources import Source, SourceRow
 from hfsyn.making.budget import Budget
-from hfsyn.making.caption_sources import Answer, Pair, TextSource
+from hfsyn.making.caption_sources import Answer, Seen, TextSource
 from hfsyn.making.claims import Claim, Claims, Patience
 from hfsyn.making.production import encoders
 from hfsyn.making.runs import Run, index_entries
@@ -29,6 +27,8 @@ BATCHES_AHEAD = 2
 """Batches that are ready or being prepared while the device works; one of 256 images of 384 px takes 450 MB
 in float32."""
 _ROWS_AHEAD = 64
+_BYTES_AHEAD = 16 << 20
+"""Images that wait to be decoded: so many, or of so many bytes, whichever is reached first."""
 
 
 @dataclass
@@ -51,9 +51,7 @@ class Batch:
     """Some images of a shard; after its last ones comes a batch without any."""
 
     reading: Reading
-    pairs: list[Pair]
-    digests: list[str] = field(default_factory=list)
-    """The SHA-256 of each source image's bytes, in hex."""
+    seen: list[Seen]
     answer: Future[Answer] | None = None
     """Ready to be asked of the device."""
     size: int = 0
@@ -85,9 +83,9 @@ def batches(
             start, stop, lines = run.shard_lines(claim.path, layout.SOURCE, run.source_rows)
             reading = Reading(claim, start, stop)
             in_hand.add(claim)
-            for some in _chunks(_decoded(source.read(index_entries(lines)), reading.rejected, pool), size):
-                pairs = [pair for pair, _ in some]
-                yield Batch(reading, pairs, [digest for _, digest in some], pool.submit(texts, pairs, size), size)
+            rows = source.read(index_entries(lines))
+            for seen in _chunks(_seen(run, rows, reading.rejected, texts, pool), size):
+                yield Batch(reading, seen, pool.submit(texts.answer, seen, size), size)
             yield Batch(reading, [])
 
     try:
@@ -139,35 +137,47 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
         left.set()
 
 
-def _decoded(
-    rows: Iterable[SourceRow], rejected: list[dict[str, str]], pool: ThreadPoolExecutor
-) -> Iterator[tuple[Pair, str]]:
-    """Readable rows with their images and digests (see `Batch`), in order; the others go into `rejected`.
+def _seen(
+    run: Run, rows: Iterable[SourceRow], rejected: list[dict[str, str]], texts: TextSource, pool: ThreadPoolExecutor
+) -> Iterator[Seen]:
+    """What is kept of the readable rows, in order; the others go into `rejected`.
 
-    They are decoded and hashed by the pool, a little ahead.
+    They are decoded, hashed and reduced to what the model sees by the pool, a little ahead.
     """
-    begun: deque[tuple[SourceRow, Future[tuple[Image.Image, str]]]] = deque()
-
-    def settle() -> Iterator[tuple[Pair, str]]:
-        row, future = begun.popleft()
+    for source_id, wnid, future in in_order(rows, lambda row: pool.submit(_look, run, row, texts)):
         try:
-            image, digest = future.result()
-            yield (row, image), digest
+            yield future.result()
         except ImageRejected as problem:
-            rejected.append({"id": row.source_id, "wnid": row.wnid, "reason": problem.reason})
+            rejected.append({"id": source_id, "wnid": wnid, "reason": problem.reason})
 
+
+def in_order(
+    rows: Iterable[SourceRow], begin: Callable[[SourceRow], Future[T]]
+) -> Iterator[tuple[str, str, Future[T]]]:
+    """Source id, wnid and what was begun for each row, in order.
+
+    Rows are read a little ahead: no more bytes of files wait than photographs of a camera have, and none is kept longer
+    than what was begun for it needs it.
+    """
+    begun: deque[tuple[str, str, Future[T], int]] = deque()
+    waiting = 0
     for row in rows:
-        begun.append((row, pool.submit(_picture, row)))
-        if len(begun) > _ROWS_AHEAD:
-            yield from settle()
-    while begun:
-        yield from settle()
+        begun.append((row.source_id, row.wnid, begin(row), len(row.image)))
+        waiting += len(row.image)
+        while len(begun) > _ROWS_AHEAD or (waiting > _BYTES_AHEAD and len(begun) > 1):
+            waiting -= begun[0][3]
+            yield begun.popleft()[:3]
+    for source_id, wnid, future, _ in begun:
+        yield source_id, wnid, future
 
 
-def _picture(row: SourceRow) -> tuple[Image.Image, str]:
+def _look(run: Run, row: SourceRow, texts: TextSource) -> Seen:
     if row.problem:
         raise ImageRejected(row.problem)
-    return decode_rgb(row.image), hashlib.sha256(row.image).hexdigest()
+    with decoded(row.image) as image:
+        view = texts.view(image, run.classes[row.wnid])
+        digest = hashlib.sha256(row.image).hexdigest()
+        return Seen(row.source_id, row.wnid, digest, image.width, image.height, view)
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

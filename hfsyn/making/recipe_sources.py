@@ -31,7 +31,10 @@ def extended(fields: Mapping[str, Any], where: str, read: Read) -> dict[str, Any
             raise HfsynError(f"{place} extends {base!r}.", "A recipe extends a shipped one, or a YAML file.")
         if is_yaml_name(base) and is_yaml_name(place):
             base = str(Path(place).expanduser().parent / Path(base).expanduser())
-        below, place = read(base)
+        try:
+            below, place = read(base)
+        except HfsynError as error:
+            raise HfsynError(f"{place} extends {base[:80]!r}: {error.message}", error.hint, error.code) from None
         if place in seen or len(seen) > _DEEPEST:
             raise HfsynError(f"{where} extends itself: {' -> '.join([*seen, place])}.", "Leave one `extends` out.")
         seen.append(place)

@@ -80,10 +80,10 @@ def _stage_status(stage: str, shards: Sequence[Path], *, known: bool) -> StageSt
 
 def _without_counts(path: Path) -> layout.Sidecar:
     """A sidecar without its counts by class, which are nine tenths of it and cost most of the reading."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes()
     # As `Sidecar.dump` writes it. No string of JSON has a line break in it, so that nothing else looks like this.
-    head, found, rest = text.partition('\n "counts": {\n')
+    head, found, rest = text.partition(b'\n "counts": {\n')
     if found:
-        _, end, rest = rest.partition("\n }")
-        text = f'{head}\n "counts": {{}}{rest}' if end else text
+        _, end, rest = rest.partition(b"\n }")
+        text = head + b'\n "counts": {}' + rest if end else text
     return layout.parse_sidecar(text, str(path))

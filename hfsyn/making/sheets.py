@@ -25,6 +25,7 @@ from hfsyn.making.shards import atomic_write
 from hfsyn.making.stored_rows import StoredRows
 
 _TILE = 112
+_SHOWN = 512
 _GAP = 8
 _TEXT = 13
 _LINES = 4
@@ -236,7 +237,11 @@ def image_of(row: dict[str, Any]) -> Image.Image:
 
 
 def _real_images(run: Run, source_ids: Sequence[str]) -> dict[str, Image.Image]:
-    """The chosen real images, decoded."""
+    """The chosen real images, decoded, and reduced where they are larger than any sheet shows them."""
     index = pq.read_table(run.checked(layout.SOURCE))
     lines = index.filter(pc.is_in(index["source_id"], value_set=pa.array(source_ids))).to_pylist()
-    return {row.source_id: decode_rgb(row.image) for row in run.open_source().read(index_entries(lines))}
+    found = {}
+    for row in run.open_source().read(index_entries(lines)):
+        found[row.source_id] = image = decode_rgb(row.image)
+        image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+    return found

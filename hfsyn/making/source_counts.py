@@ -61,14 +61,17 @@ def in_table(source: SourcePart) -> int:
     return images
 
 
-def indexed(recipe: Recipe, text: str | None) -> Iterator[Caption]:
-    """A caption of that text for every image of the source.
+def indexed(recipe: Recipe, text: str | None, left_out: dict[str, int] | None = None) -> Iterator[Caption]:
+    """A caption of that text for every image of the source; then `left_out` says what it does not read, by reason.
 
     Raises:
         HfsynError: the source is missing, or damaged.
     """
-    for entry in opened(recipe.source).index():
+    source = opened(recipe.source)
+    for entry in source.index():
         yield Caption(entry.source_id, entry.wnid, text)
+    if left_out is not None:
+        left_out.update(source.left_out)
 
 
 def index_of_run(index: Path, text: str | None) -> Iterator[Caption]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from builders import layout
-from builders.images import decode_rgb
+from builders.images import decoded
 from builders.rows import IndexEntry, SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.making.runs import Run
@@ -28,9 +28,11 @@ class SourcePictures:
 
     Args:
         run: with all of its captions.
+        fit: what is kept of an image, as `DiffusersGenerator.fit`; None keeps all of it.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image] | None = None) -> None:
+        self._fit = fit or (lambda image: image)
         self._source = run.open_source()
         self._index = pq.read_table(run.checked(layout.SOURCE))
         columns = ["source_id", "source_sha256"]
@@ -52,8 +54,12 @@ class SourcePictures:
         known = self._sha256.take(pc.index_in(ids, value_set=self._sha256["source_id"]))["source_sha256"].to_pylist()
         # Neighbours in the source are read together.
         order = sorted(range(len(lines)), key=lambda i: (lines[i]["location"], lines[i]["row"]))
-        rows = list(self._source.read([IndexEntry(**lines[i]) for i in order]))
-        images = dict(zip(order, self._pool.map(self._decoded, rows, [known[i] for i in order]), strict=True))
+        begun: list[Future[Image.Image]] = []
+        for i, row in zip(order, self._source.read([IndexEntry(**lines[i]) for i in order]), strict=True):
+            begun.append(self._pool.submit(self._decoded, row, known[i]))
+            if len(begun) > 2 * _THREADS:  # files are not read faster than they are decoded
+                begun[-2 * _THREADS].result()
+        images = dict(zip(order, (future.result() for future in begun), strict=True))
         places = {source_id: place for place, source_id in enumerate(ids.to_pylist())}
         return [images[places[spec.source_id]] for spec in specs]
 
@@ -63,4 +69,5 @@ class SourcePictures:
                 f"{row.source_id} is not the image that was captioned: the source of {self._folder} has changed.",
                 "Put it back as it was.",
             )
-        return decode_rgb(row.image)
+        with decoded(row.image) as image:
+            return self._fit(image)
