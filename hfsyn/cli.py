@@ -25,7 +25,6 @@ from hfsyn.commands.values import strict
 from hfsyn.commands.work_options import stage_options
 from hfsyn.errors import ExitCode, HfsynError
 
-
 _MOST_SAID = 500
 """Letters that are said of what was wrong: a value may be long."""
 

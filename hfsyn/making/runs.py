@@ -281,7 +281,7 @@ def _indexed(recipe: Recipe) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
             f"The source {recipe.source.variant} ({recipe.source.split}) holds no image.",
             "Check source.path and source.split.",
         )
-    return index, getattr(source, "left_out", {})
+    return index, source.left_out
 
 
 def _write_index(run: Run, index: dict[str, list[Any]], left_out: Mapping[str, int]) -> None:
