@@ -29,6 +29,7 @@ __all__ = [
     "digest_of",
     "disk_error",
     "is_abandoned",
+    "make_folder",
     "owned_name",
     "remove_abandoned",
     "room_beside",
@@ -92,6 +93,18 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there yet.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except RecursionError:  # pathlib makes each above the other by a call of its own
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder)) from None
+
+
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name.
 
@@ -100,7 +113,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         OSError: the disk refuses; whatever library wrote, with the number of the error.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp"))
     temporary = path.with_name(owned_name(path.name, ".tmp"))
     try:

@@ -11,8 +11,8 @@ Classes are those that the label column declares, since which of them occur is n
 
 from __future__ import annotations
 
-import logging
 import hashlib
+import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
