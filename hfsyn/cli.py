@@ -25,7 +25,6 @@ from hfsyn.commands.values import strict
 from hfsyn.commands.work_options import stage_options
 from hfsyn.errors import ExitCode, HfsynError
 
-
 _MOST_SAID = 500
 """Letters that are said of what was wrong: a value may be long."""
 
@@ -87,7 +86,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         if refused is None:
             raise
         what = f"{refused.filename or 'the disk'}: {refused.strerror}. What is finished is kept."
-        code = tell(what, ExitCode.PREFLIGHT)
+        code = tell(one_line(what), ExitCode.PREFLIGHT)
     sys.exit(code)
 
 

@@ -126,6 +126,14 @@ except BaseException as error:
     assert done == 20
 
 
+def test_a_manifest_too_large_to_be_ours_is_not_even_downloaded(client: Client, hub: Hub) -> None:
+    hub.add_repo("dataset", "alice/huge", {"manifest.json": b" " * 70_000_000, "recipe.yaml": b"x: 1"})
+    hub.reset()
+    done = client.hfsyn("verify", "alice/huge")
+    assert problem(done, 2) == ""
+    assert sum(entry.sent for entry in hub.log) < 1_000_000
+
+
 def test_whatever_the_hub_answers_while_a_version_is_read_is_one_line(client: Client, hub: Hub, run: Path) -> None:
     done = client.hfsyn("publish", run, "alice/ours", "--version", "1.0.0", "-q")
     assert done.code == 0, done.err

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from builders import layout
+from builders.files import atomic_text
 from builders.variants import get_variant
 from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError
@@ -227,7 +228,7 @@ def new_recipe(name: str, base: str) -> Path:
                 continue  # nobody writes it by hand
             lines.append(f"  # {' '.join((field.description or '').split())}")
             lines.append(f"  {key}: {json.dumps(getattr(value, key), ensure_ascii=False)}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    atomic_text(path, "\n".join(lines) + "\n")
     return path
 
 
