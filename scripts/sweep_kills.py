@@ -195,13 +195,13 @@ def prepare_process() -> None:
     import timm  # noqa: F401
     import torch
 
-    import hfsyn.cli  # noqa: F401
+    import hfsyn.cli
     import hfsyn.judging.training
     import hfsyn.making.building
     import hfsyn.making.captioning
     import hfsyn.making.exporting
     import hfsyn.making.generating
-    import hfsyn.making.manifest  # noqa: F401
+    import hfsyn.making.manifest
 
     torch.set_num_threads(1)
     texts_of = hfsyn.making.captioning.texts_of
