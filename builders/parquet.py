@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate, groupby
@@ -29,7 +29,7 @@ from builders.sources.columns import Columns, UnknownLabelsError, class_label, f
 from builders.sources.on_disk import local_choice, split_there, tables_of
 from builders.variants import Choice, ClassInfo, Variant, usual_split
 
-__all__ = ["ParquetSource", "in_parallel", "open_parquet", "stored_image"]
+__all__ = ["ParquetSource", "different_images", "in_parallel", "open_parquet", "stored_image"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,7 @@ class ParquetSource:
         self._trusted, self._local, self._limit = trusted, local, limit_per_class
         self._unlabelled: dict[str, int] = {}
         self._nameless = False
+        self._image_columns: dict[str, str] = {}
 
     @cached_property
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -153,6 +154,7 @@ class ParquetSource:
             file = pq.ParquetFile(stream, pre_buffer=True)  # joins the reads of neighbouring columns into one request
             columns = self._columns(file.schema_arrow, name)
             table = file.read(columns=columns.for_index)
+        self._image_columns[columns.image] = name
         wnids, by_number = wnids_of(columns, table, self._variant, trusted=self._trusted)
         return by_number, list(zip(wnids, columns.names(table), strict=True))
 
@@ -197,6 +199,8 @@ class ParquetSource:
                     seen.add((wnid, path))
         if unmatched:
             raise unknown_labels(self._variant, unmatched, self.layout)
+        if len(self._image_columns) > 1:
+            raise different_images(self.layout, self._image_columns)
         if twice:
             _log.warning(
                 "The images in %s do not have names of their own (such as %s), so that a row is called by its file and "
@@ -292,6 +296,14 @@ def _row_group(file: Any, group: int, column: str, rows: set[int], folder: Path 
         if len(found) == len(rows):
             break
     return found
+
+
+def different_images(where: str, columns: Iterable[str]) -> DataError:
+    """The error for files that have their images in columns of different names."""
+    return DataError(
+        f"The images in {where} are in columns of different names: {shorten(sorted(columns))}.",
+        "Rename the columns, so that all files have the same.",
+    )
 
 
 def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:

@@ -146,7 +146,7 @@ def train(given: argparse.Namespace, out: Path) -> dict[str, float]:
         say(f"the classifier did not train: {ended.stderr.strip().splitlines()[-1:]}")
         return {}
     result = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    top1 = float(result["test"]["top1"]) if "test" in result else float(result["top1"])
+    top1 = float(result["test"]["metrics"]["top1"]["value"])
     say(f"a classifier trained on it: top-1 {top1:.1%} of the validation photographs")
     return {"top1": round(top1, 4)}
 

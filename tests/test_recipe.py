@@ -121,7 +121,7 @@ def test_overrides_reach_their_field_and_nothing_else() -> None:
 def test_another_model_drops_the_revision_and_the_size_of_the_old_one() -> None:
     base = {**load_recipe("imagenette-cip").model_dump()}
     base["generate"]["revision"] = base["caption"]["revision"] = "a" * 40
-    part = load_recipe(base, ["generate.model=builtin"]).generate
+    part = load_recipe(base, ["generate.model=alice/sd"]).generate
     assert (part.revision, part.width, part.height, part.steps) == (None, None, None, 50)
     part = load_recipe(base, ["generate.model=builtin", "generate.width=64", "generate.steps=3"]).generate
     assert (part.revision, part.width, part.height, part.steps) == (None, 64, None, 3)

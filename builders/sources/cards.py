@@ -307,6 +307,11 @@ def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> Non
     there = {folder_parts(posixpath.dirname(name.removeprefix(base))) for names in splits.values() for name in names}
     if len(there) > 1:
         folders = [posixpath.join(base, part) or "(the top folder)" for part in sorted(there)]
+        if all("=" in part for part in there):
+            raise DataError(
+                f"{where} is parted by a column whose values are the names of folders: {shorten(folders)}.",
+                "Write it as one table with that column in it.",
+            )
         raise DataError(
             f"{where} has tables in {len(folders)} folders, and no card says whether they are one set: "
             f"{shorten(folders)}.",

@@ -101,7 +101,8 @@ class Columns:
         if not self.has_path:
             return [None] * len(table)
         paths = pc.struct_field(table.column(self.image), "path").to_pylist()
-        return [path.replace("\\", "/").rsplit("/", 1)[-1] or None if path else None for path in paths]
+        names = [path.replace("\\", "/").rsplit("/", 1)[-1] if path else "" for path in paths]
+        return [name if name and name.isprintable() else None for name in names]
 
 
 def find_columns(
@@ -119,6 +120,8 @@ def find_columns(
         DataError: there is no such column, several that could be the image, or one of another kind than is read.
     """
     choice = choice or Choice()
+    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise DataError(f"{where} has several columns of one name: {shorten(twice)}.", "Rename or drop them.")
     image = _image_column(schema, where, choice.image_column)
     kind = schema.field(image).type
     nested = pa.types.is_struct(kind)
@@ -204,14 +207,13 @@ def _label_columns(
         )
     known = [wanted] if wanted else [name for name in LABEL_COLUMNS if name in schema.names]
     declared = [field.name for field in schema if class_label(schema, field.name) or field.name in names]
-    found: list[Label] = []
-    for column in known if wanted else [*known, *(name for name in declared if name not in known)]:
-        label = _as_label(schema, column, names.get(column), where)
+    found = [_as_label(schema, column, names.get(column), where) for column in known]
+    if not wanted and not any(label is not None and _meant(label) for label in found):
         # Other columns with label names count only where no column is called like one: CIFAR-100 has coarse ones too.
-        if label is not None and (column in known or not any(map(_meant, found))):
-            found.append(label)
-    if found:
-        return tuple(filter(_meant, found)) or tuple(found)
+        found += [_as_label(schema, column, names.get(column), where) for column in declared if column not in known]
+    labels = [label for label in found if label is not None]
+    if labels:
+        return tuple(filter(_meant, labels)) or tuple(labels)
     if known:
         raise DataError(
             f"The column '{known[0]}' of {where} holds {schema.field(known[0]).type}, which is not one label an image.",

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 
 from builders.errors import DataError
 from builders.labels import class_keys, shorten, spelling
-from builders.parquet import in_parallel
+from builders.parquet import different_images, in_parallel
 from builders.sources.cards import Tables
-from builders.sources.columns import Columns, disagreement, find_columns, plain
+from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
 from builders.sources.on_disk import local_tables
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
 
@@ -90,10 +90,7 @@ def classes_of(filesystem: Any, root: str, tables: Tables, choice: Choice, where
                 counts[split_of[name]] += count
     images = sorted({columns.image for columns, _ in found})
     if len(images) > 1:
-        raise DataError(
-            f"The tables of {where} have their images in different columns: {shorten(images)}.",
-            "Rename them, so that they are alike.",
-        )
+        raise different_images(where, images)
     return TableClasses(counts, list(names) if names else sorted(texts), splits, images[0], label)
 
 
@@ -184,11 +181,14 @@ def _label(found: Sequence[tuple[Columns, Counter[_Values]]], where: str) -> str
 
 def _odd(pairs: set[tuple[str, str]]) -> tuple[str, str] | None:
     """Two labels of one row which show that two columns do not mean the same, None where they do."""
-    keys = class_keys(get_variant("imagenet-1k").classes)
+    thousand = get_variant("imagenet-1k")
+    keys = class_keys(thousand.classes)
     lefts, rights = ({spelling(pair[side]) for pair in pairs} for side in (0, 1))
     there: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for left, right in sorted(pairs):
         a, b = spelling(left), spelling(right)
+        if any(x in thousand.by_wnid and y in label_words(thousand, x) for x, y in ((left, b), (right, a))):
+            continue  # a word for that class, which may be one for others too
         one_to_one = there[0].setdefault(a, b) == b and there[1].setdefault(b, a) == a
         swapped = a != b and (b in lefts or a in rights)
         other = a != b and keys.get(a) is not None and keys.get(b) is not None and keys[a] != keys[b]

@@ -6,9 +6,7 @@ Nothing is decoded here, and nothing is ever decoded by `datasets`, whose decode
 from __future__ import annotations
 
 import hashlib
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +21,7 @@ from builders.sources.columns import find_columns
 from builders.sources.on_disk import local_choice, tables_of
 from builders.variants import VARIANTS, Choice, get_variant, usual_split
 from hfsyn.errors import HfsynError
-from hfsyn.judging.labelled import Labelled, Parts, class_names, label_files, label_rows
+from hfsyn.judging.labelled import Labelled, Parts, class_names, label_files, label_rows, table_rows
 from hfsyn.judging.references import Reference, parse_dataset
 from hfsyn.judging.stored_images import Bytes, Drawn, Files, Some, Table
 
@@ -239,31 +237,17 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
 def _from_files(parts: Parts, found: Reference, *, whole: bool = False) -> ImageSet:
     """An ImageSet over Parquet files on the disk: labels file by file, images in one memory-mapped table."""
     import pyarrow as pa
-    from datasets import Dataset
+    import pyarrow.parquet as pq
     from datasets.exceptions import DatasetGenerationError
 
     try:
-        labelled = label_files(parts, found.variant, str(found))
-        with bars_on_terminals_only():
-            rows = Dataset.from_parquet(parts.paths, split=parts.split, columns=[labelled.image])
+        sizes = [pq.read_metadata(path).num_rows for path in parts.paths]
+        labelled = label_files(parts, sizes, found.variant, str(found))
+        rows = table_rows(parts, sizes, [labelled.image])
     except (DatasetGenerationError, pa.ArrowException, OSError) as error:
-        raise HfsynError(f"{found} cannot be read: {str(error).splitlines()[0]}", "Copy the files again.") from None
+        said = " ".join(str(error.__cause__ or error).split()).rstrip(".")
+        raise HfsynError(f"{found} cannot be read: {said[:300]}.", "Copy the files again.") from None
     return _labelled_set(labelled, rows, str(found), parts.split, found.variant, parts.revision, whole=whole)
-
-
-@contextmanager
-def bars_on_terminals_only() -> Iterator[None]:
-    """Keep the progress bars of `datasets` out of logs."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            enable_progress_bars()
 
 
 def _labelled_set(

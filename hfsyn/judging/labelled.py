@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
 from builders.labels import shorten
-from builders.parquet import ParquetSource
+from builders.parquet import ParquetSource, different_images
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, find_columns, wnids_of
 from builders.variants import Choice, Variant, get_variant, own_class
 from hfsyn.errors import HfsynError
 
 T = TypeVar("T")
+
+
+@contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """Keep the progress bars of `datasets` out of logs."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hide = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hide:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hide:
+            enable_progress_bars()
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,18 @@ class Labelled:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
 
-def label_files(parts: Parts, variant: str | None, where: str) -> Labelled:
-    """The labels of the rows of Parquet files, each file by its own columns.
+def table_rows(parts: Parts, sizes: Sequence[int], columns: Sequence[str]) -> Any:
+    """Some columns of Parquet files as a memory-mapped `datasets.Dataset`; `sizes` are their numbers of rows."""
+    from datasets import Dataset
+
+    # `datasets` stumbles over a file without rows.
+    paths = [path for path, size in zip(parts.paths, sizes, strict=True) if size]
+    with bars_on_terminals_only():
+        return Dataset.from_parquet(paths, split=parts.split, columns=list(columns))
+
+
+def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: str) -> Labelled:
+    """The labels of the rows of Parquet files, each file by its own columns; `sizes` are their numbers of rows.
 
     Raises:
         HfsynError: the files have no rows or no such columns, or labels match no variant.
@@ -73,22 +100,16 @@ def label_files(parts: Parts, variant: str | None, where: str) -> Labelled:
     import fsspec
     import pyarrow.parquet as pq
 
-    sizes = [pq.read_metadata(path).num_rows for path in parts.paths]
     schemas = [pq.read_schema(path) for path in parts.paths]
     names = parts.tables.names if parts.tables else {}
     there = [find_columns(schema, where, choice=parts.choice, names=names) for schema in schemas]
     if not sum(sizes):
         raise HfsynError(f"The split {parts.split!r} of {where} is empty.", "Name another split or dataset.")
     if len(images := sorted({columns.image for columns in there})) > 1:
-        raise HfsynError(
-            f"The files of {where} have their images in different columns: {shorten(images)}.",
-            "Rename them, so that they are alike.",
-        )
+        raise different_images(where, images)
     if all(map(_ours, schemas)):
-        from datasets import Dataset
-
         wanted = sorted({"wnid", "class_name", str(there[0].id), *(label.column for label in there[0].labels)})
-        rows = Dataset.from_parquet(parts.paths, split=parts.split, columns=wanted)
+        rows = table_rows(parts, sizes, wanted)
         return label_rows(rows, there[0], variant, parts.split)
     tables = parts.tables or Tables({parts.split: parts.files})
 

@@ -73,6 +73,11 @@ class Stream:
         """Class name of each wnid that is declared, sorted by wnid."""
         return class_names(set(self.wnids.values()), self.variant.name)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The wnids that are declared, sorted."""
+        return tuple(self.names)
+
 
 def open_stream(found: Reference, split: str | None, token: str | bool | None = None) -> Stream:
     """Open one split of a dataset as a stream.
