@@ -202,11 +202,11 @@ def _answer(
     local = errors.LocalEntryNotFoundError  # what the client makes of any failure, where the cache has nothing
     inner = next((one for one in _chain(error) if isinstance(one, kinds) and not isinstance(one, local)), error)
     status, _ = status_of(error)
-    login = f"log in with{' a token that may write' if doing else ''}: hf auth login"
+    login = f"log in with{' a token that may write' if doing else ''}: hf auth login."
     gated = isinstance(inner, errors.GatedRepoError)
     absent = isinstance(inner, errors.RepositoryNotFoundError) and not gated
     if isinstance(inner, errors.LocalTokenNotFoundError):
-        return "there is no token", f"To have one, {login}, or set HF_TOKEN.", 3
+        return "there is no token", f"To have one, {login.rstrip('.')}, or set HF_TOKEN.", 3
     if isinstance(inner, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set", "Unset it: the Hub is needed.", 3 if doing else 2
     if gated:

@@ -19,7 +19,7 @@ from datasets.builder import Key
 from builders import layout
 from builders.errors import DataError
 from builders.own_variants import own_variant
-from builders.run_files import finished, table
+from builders.run_files import shards, table
 from builders.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
@@ -47,7 +47,6 @@ class Captioned(datasets.GeneratorBasedBuilder):
         folder = Path(self.config.run or "")
         if not self.config.run or not layout.is_run_folder(folder):
             raise DataError(f"{self.config.run!r} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
-        finished(folder)
         file = folder / layout.RECIPE
         fields = layout.recipe_fields(read_text(file, "recipe", "It is what makes a folder a run."), str(file))
         part: dict[str, Any] = fields.get("source") or {}
@@ -66,10 +65,10 @@ class Captioned(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
         split = self._source()["split"]
         folder = Path(self.config.run)
-        shards = [str(shard) for shard in layout.finished_shards(folder / layout.CAPTIONS)]
-        if not shards:
+        files = [str(shard) for shard in shards(folder, layout.CAPTIONS)]
+        if not files:
             raise DataError(f"{folder} has no finished captions yet.", f"Run: hfsyn caption {folder}")
-        return [datasets.SplitGenerator(name=split, gen_kwargs={"files": shards})]
+        return [datasets.SplitGenerator(name=split, gen_kwargs={"files": files})]
 
     def _generate_examples(self, files: list[str]) -> Iterator[tuple[Key, dict[str, Any]]]:
         part = self._source()

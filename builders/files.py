@@ -16,8 +16,9 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 
 from builders.errors import HfsynError
@@ -28,8 +29,10 @@ __all__ = [
     "digest_of",
     "disk_error",
     "is_abandoned",
+    "make_folder",
     "owned_name",
     "remove_abandoned",
+    "room_beside",
     "settle",
     "sha256_of",
 ]
@@ -90,13 +93,28 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they are not there yet.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except RecursionError:  # pathlib makes each above the other by a call of its own
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder)) from None
+
+
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name.
+
+    What a process that was killed while it wrote the same file has left goes.
 
     Raises:
         OSError: the disk refuses; whatever library wrote, with the number of the error.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
+    remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp"))
     temporary = path.with_name(owned_name(path.name, ".tmp"))
     try:
         write(temporary)
@@ -119,6 +137,22 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
             raise
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def room_beside(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, for what is moved from there to its place; it goes at the end.
+
+    What a process that was killed in the same work has left goes, too.
+    """
+    remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp"))
+    room = path.with_name(owned_name(path.name, ".tmp"))
+    room.mkdir()
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+        settle(room.name)
 
 
 def atomic_text(path: Path, text: str) -> None:

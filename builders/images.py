@@ -284,7 +284,7 @@ def _opened(data: bytes, name: str | None) -> Image.Image:
         image = image.ico.getimage(image.size)
     elif name == "TIFF" and _is_camera_raw(image.tag_v2):
         raise ImageRejected("camera raw is not read")
-    return image  # type: ignore[no-any-return]
+    return image
 
 
 def _is_camera_raw(tags: Any) -> bool:

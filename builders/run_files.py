@@ -7,10 +7,12 @@ that is looked at wherever the table is read. The manifest states the rest.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 from builders import layout
@@ -18,7 +20,7 @@ from builders.errors import DataError
 from builders.files import atomic_text, digest_of
 from builders.layout import Manifest, load_manifest, sidecar_name, sidecar_of
 
-__all__ = ["Marker", "finished", "has_table", "lost", "manifest_in", "marker_of", "table", "write_marker"]
+__all__ = ["Marker", "finished", "has_table", "lost", "manifest_in", "marker_of", "shards", "table", "write_marker"]
 
 _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 
@@ -59,7 +61,10 @@ def marker_of(path: Path, fingerprint: str | None = None) -> Marker:
     mark = sidecar_of(path)
     way_out = f"Delete it and run the same `hfsyn build` again: {path.name} is made again."
     try:
-        found = Marker(**json.loads(mark.read_text(encoding="utf-8")))
+        fields = json.loads(mark.read_text(encoding="utf-8"))
+        if not isinstance(fields, dict) or set(fields) != {each.name for each in dataclass_fields(Marker)}:
+            raise TypeError("it has other fields")
+        found = Marker(**fields)
         for name, kind in (("stage", str), ("sha256", str), ("fingerprint", str), ("rows", int), ("bytes", int)):
             if type(getattr(found, name)) is not kind:
                 raise TypeError(f"{name} is of the wrong kind")
@@ -87,15 +92,16 @@ def table(path: Path, fingerprint: str | None = None) -> Marker:
         DataError: it is missing, cut short, altered, or of another recipe.
     """
     what = f"{path.name} ({_WHAT.get(path.name, 'a table')})"
-    again = "Run the same `hfsyn build` again: it is made again."
     if not path.exists() or not sidecar_of(path).exists():
-        missing = path.name if not path.exists() else sidecar_of(path).name
-        raise DataError(f"{path.parent} has no {missing}, without which {what} cannot be used.", again)
+        lost_it = f"has no {what}" if not path.exists() else f"has no {sidecar_of(path).name}, the marker of {what}"
+        raise DataError(f"{path.parent} {lost_it}.", "Run the same `hfsyn build` again: it is made again.")
     found = marker_of(path, fingerprint)
     size = path.stat().st_size
     if size != found.bytes or digest_of(path) != found.sha256:
         how = f"is cut short ({size} of {found.bytes} bytes)" if size < found.bytes else "has other bytes than written"
-        raise DataError(f"{what} of {path.parent} {how}.", f"Delete {path}, then: {again[0].lower()}{again[1:]}")
+        raise DataError(
+            f"{what} of {path.parent} {how}.", f"Delete {path} and run the same `hfsyn build` again: it is made again."
+        )
     return found
 
 
@@ -122,7 +128,7 @@ def lost(folder: Path, manifest: Manifest) -> list[str]:
 
     Of shards the size is compared; the first one is named, the others are counted.
     """
-    sizes = {name: entry.stat().st_size for top in _TOPS for name, entry in _entries(folder, top)}
+    sizes = {name: size for top in _TOPS for name, size in _sizes(folder, top)}
     of_captions = manifest.raw.get("what") == "captions"  # which are published without images
     found = [f"{name} is missing" for name in ((layout.RECIPE,) if of_captions else _EVERY) if name not in sizes]
     for top in (layout.CAPTIONS, layout.DATA):
@@ -149,13 +155,15 @@ _EVERY = (
 )  # fmt: skip
 
 
-def _entries(folder: Path, top: str) -> list[tuple[str, os.DirEntry[str]]]:
-    """The files of a folder of the run by their path within the run."""
+def _sizes(folder: Path, top: str) -> Iterator[tuple[str, int]]:
+    """The files of a folder of the run, by their path within the run, and their sizes."""
     try:
         with os.scandir(folder / top) as entries:
-            return [(f"{top}/{entry.name}" if top else entry.name, entry) for entry in entries]
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
+                    yield f"{top}/{entry.name}" if top else entry.name, entry.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
-        return []
+        return
 
 
 def finished(folder: Path) -> Manifest | None:
@@ -171,5 +179,20 @@ def finished(folder: Path) -> Manifest | None:
             f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{more}.",
             f"Run the same `hfsyn build` again (hfsyn build {folder / layout.RECIPE} --out {folder}): what is lost is "
             "made again.",
+            code=3,
         )
     return manifest
+
+
+def shards(folder: Path, top: str) -> list[Path]:
+    """The shards in ``data`` or ``captions`` of a run, in order: of a finished one those of its manifest, of another
+    those whose sidecar stands.
+
+    Raises:
+        DataError: the run was finished and is not whole any more.
+    """
+    manifest = finished(folder)
+    if manifest is None:
+        return list(layout.finished_shards(folder / top))
+    entries = (*manifest.captions, *manifest.shards)
+    return [folder / entry.file for entry in entries if entry.file.startswith(f"{top}/")]

@@ -41,7 +41,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters and halves of characters, which no text has that a person writes."""
-_FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|$)", re.DOTALL)
+_FRONT = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|$)", re.DOTALL)
 _MERGE = "<<"
 
 
@@ -258,13 +258,14 @@ def read_text(file: str | Path, what: str, hint: str) -> str:
         if path.is_dir():
             raise DataError(f"{file} is a folder, and a {what} is a file.", hint)
         if not path.is_file():
-            raise DataError(f"There is no {what} {file}.", hint)
+            said = f"{file} is not a regular file." if path.exists() else f"There is no {what} file {file}."
+            raise DataError(said, hint)
         with path.open("rb") as handle:
             data = handle.read(MOST_BYTES + 1)
     except OSError as error:
         raise DataError(f"The {what} {file} cannot be read: {error.strerror}.", "Name another, or allow it.") from None
     except ValueError:  # a NUL in the name
-        raise DataError(f"There is no {what} {str(file)!r}.", hint) from None
+        raise DataError(f"There is no {what} file {str(file)!r}.", hint) from None
     if len(data) > MOST_BYTES:
         raise DataError(f"{file} is larger than {MOST_BYTES >> 20} MB, the most that a {what} may have.", hint)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -285,7 +286,7 @@ def front_matter(card: str, where: str) -> dict[str, Any]:
         DataError: as `load_mapping`.
     """
     found = _FRONT.match(card)
-    value = load(found[1], where, above=1, finite=False) if found else None
+    value = load(found[1], where, above=card.count("\n", 0, found.start(1)), finite=False) if found else None
     if value is not None and not isinstance(value, dict):
         raise DataError(f"The front matter of {where} is not a mapping.", "It consists of lines such as `key: value`.")
     return value or {}

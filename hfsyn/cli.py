@@ -86,7 +86,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         if refused is None:
             raise
         what = f"{refused.filename or 'the disk'}: {refused.strerror}. What is finished is kept."
-        code = tell(what, ExitCode.PREFLIGHT)
+        code = tell(one_line(what), ExitCode.PREFLIGHT)
     sys.exit(code)
 
 

@@ -159,6 +159,13 @@ def test_a_shard_that_was_cut_short_after_the_end_is_counted_and_made_again(
     assert contents(run) == contents(made)
 
 
+def test_a_shard_that_no_manifest_names_is_not_among_the_rows_of_a_finished_run(run: Path) -> None:
+    rows = len(list(Synthetic(run=str(run)).as_streaming_dataset("train")))
+    for suffix in ("json", "parquet"):
+        shutil.copy(run / f"{SHARD}.{suffix}", run / f"data/train-00000-of-00007.{suffix}")
+    assert len(list(Synthetic(run=str(run)).as_streaming_dataset("train"))) == rows
+
+
 def test_neither_builder_nor_training_nor_export_takes_a_finished_run_that_lost_a_shard(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,3 +166,13 @@ def test_a_plan_takes_them_as_flags() -> None:
     assert json.loads(text)["captions"] == "not made yet"
     assert json.loads(text)["first_prompts"][0].endswith(", <caption>")
     assert yaml.safe_load(invoke("recipes", "show", "shapes-cip"))["caption"]["model"] == "builtin"
+
+
+def test_the_small_models_bring_their_own_settings_into_a_recipe_of_large_ones() -> None:
+    recipe = load_recipe("imagenette-cip", ["caption.model=builtin", "generate.model=builtin"])
+    assert recipe.caption is not None
+    assert (recipe.caption.dtype, recipe.generate.dtype, recipe.generate.steps) == ("float32", "float32", 12)
+    assert (recipe.generate.safety_checker, recipe.generate.guidance_scale) == (False, 2.5)
+    kept = load_recipe("imagenette-cip", ["generate.model=builtin", "generate.steps=3", "generate.dtype=bfloat16"])
+    assert (kept.generate.steps, kept.generate.dtype) == (3, "bfloat16")
+    assert load_recipe("shapes-cip", ["generate.model=builtin"]) == load_recipe("shapes-cip")

@@ -121,7 +121,7 @@ def test_overrides_reach_their_field_and_nothing_else() -> None:
 def test_another_model_drops_the_revision_and_the_size_of_the_old_one() -> None:
     base = {**load_recipe("imagenette-cip").model_dump()}
     base["generate"]["revision"] = base["caption"]["revision"] = "a" * 40
-    part = load_recipe(base, ["generate.model=builtin"]).generate
+    part = load_recipe(base, ["generate.model=alice/sd"]).generate
     assert (part.revision, part.width, part.height, part.steps) == (None, None, None, 50)
     part = load_recipe(base, ["generate.model=builtin", "generate.width=64", "generate.steps=3"]).generate
     assert (part.revision, part.width, part.height, part.steps) == (None, 64, None, 3)
@@ -300,5 +300,5 @@ def test_a_recipe_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(HfsynError, match=r"own\.yaml cannot be read: Permission denied"):
         load_recipe(shipped, [f"source.variant={path}"])
-    with pytest.raises(HfsynError, match=r"The recipe file .*own\.yaml cannot be read: Permission denied"):
+    with pytest.raises(HfsynError, match=r"The recipe .*own\.yaml cannot be read: Permission denied"):
         load_recipe(path)

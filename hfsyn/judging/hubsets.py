@@ -41,6 +41,10 @@ class HubTables:
         """The addresses to stream from."""
         return [f"hf://datasets/{self.repo_id}@{self.commit}/{name}" for name in self.files]
 
+    def open(self, url: str, mode: str) -> Any:
+        """Open a file to read parts of it, by ranges."""
+        return self.filesystem.open(url, mode, cache_type="none")
+
     def parts(self, token: str | bool | None) -> Parts:
         """The files, brought into the cache."""
         from huggingface_hub import snapshot_download

@@ -220,7 +220,7 @@ def local_tables(found: Reference, split: str | None, default: Sequence[str]) ->
 def _run_tables(path: Path, found: Reference, split: str | None, default: Sequence[str]) -> Parts:
     manifest = run_files.finished(path)
     shards: dict[str, list[Path]] = {}
-    for shard in layout.finished_shards(path / layout.DATA):
+    for shard in run_files.shards(path, layout.DATA):
         shards.setdefault((layout.shard_number(shard) or ("",))[0], []).append(shard)
     if not shards:
         raise HfsynError(f"{found.place} has no finished shard yet.", f"Run: hfsyn generate {found.place}")

@@ -98,7 +98,8 @@ def load_recipe(
         recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that
             a published dataset carries), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
-            model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too.
+            model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too; the
+            models that come with hfsyn (``builtin``) bring the settings of their fragments.
         captioner: name or YAML file of a fragment whose caption part replaces the recipe's; see
             `hfsyn.making.fragments`. The overrides come after it.
         generator: the same for the generate part.
@@ -120,8 +121,12 @@ def load_recipe(
         with_class_map(fields, Path(where).expanduser().parent)
     kinds: tuple[tuple[FragmentKind, str | None], ...] = (("captioner", captioner), ("generator", generator))
     for kind, fragment in kinds:
+        part = FRAGMENT_PART[kind]
         if fragment is not None:
-            fields[FRAGMENT_PART[kind]] = dict(load_fragment(kind, fragment).part)
+            fields[part] = dict(load_fragment(kind, fragment).part)
+        elif f"{part}.model={BUILTIN}" in overrides and isinstance(now := fields.get(part), dict):
+            # What a large model needs, such as 50 steps in bfloat16, takes a small one hours on a CPU.
+            fields[part] = now if now.get("model") == BUILTIN else {**now, **load_fragment(kind, BUILTIN).part}
     if where.startswith("hf://"):
         refuse_own_files(fields, where, {override.partition("=")[0] for override in overrides})
     for override in overrides:

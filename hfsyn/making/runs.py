@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders import layout, run_files
+from builders.files import make_folder
 from builders.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
 from builders.run_files import Marker
 from builders.sources import IndexEntry, Source
@@ -233,7 +234,7 @@ def _is_index(path: Path) -> bool:
 def lock_new(folder: Path) -> Any:
     """The lock under which a run folder is made, its parents included."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise HfsynError(
             f"The folder {folder} cannot be made: {error.strerror}.", "Name another --out.", code=ExitCode.PREFLIGHT
