@@ -128,7 +128,7 @@ def test_a_captioner_that_prepares_does_so_ahead_and_sources_are_hashed_there_to
             return answer
 
     def noting(data: bytes = b"") -> Any:
-        if len(data) > 100:
+        if data.startswith(b"\x89PNG"):
             hashing.add(threading.current_thread().name.partition("_")[0])
         return sha256(data)
 
