@@ -160,9 +160,9 @@ def decode_rgb(data: bytes) -> Image.Image:
 def decoded(data: bytes) -> Iterator[Image.Image]:
     """`decode_rgb` for one of several threads: waits where the pictures of the others leave no room in memory.
 
-    The picture is to be reduced to what is needed of it within the block. However large they are, the pictures of one
-    process take some hundred megabytes together, or what the largest takes alone. Raises ImageRejected, as `decode_rgb`
-    does.
+    The picture is closed at the end of the block: what is needed of it is made before. However large they are, those of
+    one process take some hundred megabytes together, or what the largest takes alone. Raises ImageRejected, as
+    `decode_rgb` does.
     """
     try:
         header = _opened(data, _name(data))
@@ -171,9 +171,13 @@ def decoded(data: bytes) -> Iterator[Image.Image]:
     except Exception:  # whatever is wrong with it, decode_rgb finds the reason
         need = 0
     with _room.taking(need):
-        yield decode_rgb(data)
-    if need > _LARGE:
-        _trim(0)
+        image = decode_rgb(data)
+        try:
+            yield image
+        finally:
+            image.close()
+            if need > _LARGE:
+                _trim(0)
 
 
 def _no_trim(pad: int) -> None:

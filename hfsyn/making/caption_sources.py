@@ -82,7 +82,7 @@ def texts_of(
         if hasattr(captioner, "look"):
             return _looking(captioner, run), "cpu"
         asking = _padded(lambda batch: lambda: captioner.caption([seen.view for seen in batch]))
-        return TextSource(asking, lambda image, info: image), "cpu"
+        return TextSource(asking, lambda image, info: image.copy()), "cpu"
     where = pick_device(device)
     if get_strategy(prompt.strategy).text_from == "class":
         writer = TextWriter(part, prompt.strategy, where, allow_pickle=allow_pickle)

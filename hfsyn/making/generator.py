@@ -70,8 +70,8 @@ class ImageGenerator(Protocol):
 
 
 def fitting(generator: ImageGenerator) -> Callable[[Any], Any]:
-    """How a real image must be brought to a generator that starts from it: as it is, where it has no `fit`."""
-    return getattr(generator, "fit", lambda image: image)
+    """How a real image is brought to a generator that starts from it: a copy of it, where that has no `fit`."""
+    return getattr(generator, "fit", lambda image: image.copy())
 
 
 class DiffusersGenerator:

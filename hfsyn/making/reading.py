@@ -27,7 +27,7 @@ BATCHES_AHEAD = 2
 """Batches that are ready or being prepared while the device works; one of 256 images of 384 px takes 450 MB
 in float32."""
 _ROWS_AHEAD = 64
-_BYTES_AHEAD = 16 << 20
+_BYTES_AHEAD = 8 << 20
 """Images that wait to be decoded: so many, or of so many bytes, whichever is reached first."""
 
 
