@@ -389,7 +389,7 @@ def test_a_set_without_a_readable_image_is_said_in_one_line_whoever_finds_it(tmp
     recipe = config(data__train=[str(table)], data__limit_per_class=100)
     with pytest.raises(HfsynError, match=r"No image of .* can be decoded") as error:
         train(recipe, tmp_path / "out", RunOptions(device="cpu", num_workers=workers, quiet=True))
-    assert (error.value.hint, "\n" in str(error.value)) == ("Look at the files.", False)
+    assert (error.value.hint, "\n" in str(error.value)) == ("Look at its files, or leave the class out.", False)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

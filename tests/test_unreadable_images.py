@@ -71,10 +71,12 @@ def test_train_counts_a_bad_file_once_however_often_it_was_met_and_says_why(
     tmp_path: Path, hfsyn_says: Callable[..., tuple[int, str, str]], workers: int
 ) -> None:
     data = photographs(tmp_path / "photos")
+    (data / CLASSES[1] / "notes.txt").write_text("of the second class")
     code, _, err = hfsyn_says(
         "train", "--train-dataset", data, "--out", tmp_path / "out", "--num-workers", workers, *SMALL
     )
     assert code == 0
+    assert "1 (ending .txt)" in err
     result = json.loads((tmp_path / "out" / "results.json").read_text())["training"]
     assert result["undecodable_seen"] == 3
     assert result["undecodable"]["reasons"] == {"empty, or cannot be opened": 1, "not an image": 1, "truncated": 1}

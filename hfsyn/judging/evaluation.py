@@ -30,7 +30,7 @@ from hfsyn.judging.imagesets import ImageSet, open_images
 from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.overlaps import shared_with_training, tell_overlap
-from hfsyn.judging.unreadable import Unread, facts_of, picture, tell_unread
+from hfsyn.judging.unreadable import Unread, facts_of, picture, tell_left_out, tell_unread
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
 from hfsyn.software import software
@@ -98,6 +98,7 @@ def evaluate(
         overlap = shared_with_training(Path(model).expanduser(), images)
     if accelerator.is_main_process and not quiet:
         tell_overlap(overlap, images)
+        tell_left_out(images.facts())
     result = measure(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
     result["overlap"] = overlap
     if out is not None and accelerator.is_main_process:

@@ -85,6 +85,7 @@ class ImageSet:
         return {
             "reference": self.reference, "split": self.split, "revision": self.revision, "images": len(self),
             "classes": len(self.classes), "fingerprint": self.fingerprint, "variant": self.variant, "hub": self.hub,
+            "left_out": dict(self.left_out),
         }  # fmt: skip
 
 

@@ -60,7 +60,7 @@ from hfsyn.judging.training_folders import (
     prepare_folder,
 )
 from hfsyn.judging.trials import try_training
-from hfsyn.judging.unreadable import facts_of, tell_unread
+from hfsyn.judging.unreadable import facts_of, tell_left_out, tell_unread
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
 from hfsyn.software import software
@@ -111,8 +111,8 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     accelerator.wait_for_everyone()  # all have looked at the folder, and it may be changed
     if accelerator.is_main_process:
         clear_leftovers(folder)
-    if accelerator.is_main_process and not options.quiet and opened.test is not None:
-        tell_overlap(opened.overlap, opened.test)
+    if accelerator.is_main_process and not options.quiet:
+        _tell(opened)
     if opened.done is not None:
         if opened.done["config"] == config.model_dump(mode="json"):
             return opened.done
@@ -123,6 +123,15 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     start_trackers(accelerator, options.log_with)
     classifier, history, tally = _fit(config, options, accelerator, opened, folder)
     return _conclude(config, options, accelerator, opened, classifier, folder, history, tally)
+
+
+def _tell(opened: Opened) -> None:
+    """Say what is not trained on or tested on, though it lies there, and what is both."""
+    tests = [] if opened.test is None else [opened.test.facts()]
+    for facts in (*opened.feed.facts(), *tests):
+        tell_left_out(facts)
+    if opened.test is not None:
+        tell_overlap(opened.overlap, opened.test)
 
 
 @dataclass(frozen=True)

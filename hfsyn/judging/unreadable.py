@@ -43,3 +43,11 @@ def tell_unread(unread: Unread, what: str) -> None:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(unread.values()).most_common())
         files = "1 image" if len(unread) == 1 else f"{len(unread)} images"
         print(f"{files} of {what} could not be read ({reasons}): {shorten(sorted(unread), 3)}.", file=sys.stderr)
+
+
+def tell_left_out(facts: Mapping[str, Any]) -> None:
+    """Say on stderr what lies in a set's split and is not in the set; `facts` are those of the set."""
+    left_out = facts.get("left_out") or {}
+    if left_out:
+        reasons = shorten((f"{count} ({reason})" for reason, count in left_out.items()), 5)
+        print(f"Not read in {facts['reference']} ({facts['split']}): {reasons}.", file=sys.stderr)
