@@ -51,6 +51,7 @@ _PASSES = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
 _TRANSPORT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp"})
 _FINAL = frozenset({"LocalProtocolError", "UnsupportedProtocol", "XetAuthenticationError"})
 """Of the transport's and hf_xet's errors: a request that cannot be sent, and a token that is refused."""
+_UNCONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError"})
 _XET_STATUS = re.compile(r"\b(401|403|404)\b")
 """hf_xet says a status only in the words of a ConnectionError."""
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
@@ -100,6 +101,8 @@ class Patience:
     """The repository's page, for people; empty is the dataset's on the Hub that HF_ENDPOINT names."""
     token: str | bool | None = None
     attempts: int = ATTEMPTS
+    at_the_door: bool = False
+    """Whether a Hub to which no connection is made gets one more try only: at the beginning there may be no network."""
     say: Callable[[str], None] = _log.warning
     """Told about every pause, in one line."""
     sleep: Callable[[float], None] | None = None
@@ -118,7 +121,8 @@ class Patience:
         if not passes(error):
             raise plain from (error if plain is not error else error.__cause__)
         self.failed += 1
-        if self.failed >= self.attempts:
+        unconnected = self.at_the_door and any(type(one).__name__ in _UNCONNECTED for one in _chain(error))
+        if self.failed >= (min(2, self.attempts) if unconnected else self.attempts):
             lost = UnreachableError(
                 f"{str(getattr(plain, 'message', plain)).rstrip('.')} ({self.failed} attempts).",
                 "What is finished is kept. Run the same command again to continue.",
@@ -198,11 +202,11 @@ def _answer(
     local = errors.LocalEntryNotFoundError  # what the client makes of any failure, where the cache has nothing
     inner = next((one for one in _chain(error) if isinstance(one, kinds) and not isinstance(one, local)), error)
     status, _ = status_of(error)
-    login = f"log in with{' a token that may write' if doing else ''}: hf auth login"
+    login = f"log in with{' a token that may write' if doing else ''}: hf auth login."
     gated = isinstance(inner, errors.GatedRepoError)
     absent = isinstance(inner, errors.RepositoryNotFoundError) and not gated
     if isinstance(inner, errors.LocalTokenNotFoundError):
-        return "there is no token", f"To have one, {login}, or set HF_TOKEN.", 3
+        return "there is no token", f"To have one, {login.rstrip('.')}, or set HF_TOKEN.", 3
     if isinstance(inner, errors.OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set", "Unset it: the Hub is needed.", 3 if doing else 2
     if gated:

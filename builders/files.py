@@ -16,8 +16,9 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from glob import escape
 from pathlib import Path
 
 from builders.errors import HfsynError
@@ -31,6 +32,7 @@ __all__ = [
     "make_folder",
     "owned_name",
     "remove_abandoned",
+    "room_beside",
     "settle",
     "sha256_of",
 ]
@@ -110,10 +112,13 @@ def make_folder(folder: Path) -> None:
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name.
 
+    What a process that was killed while it wrote the same file has left goes.
+
     Raises:
         OSError: the disk refuses; whatever library wrote, with the number of the error.
     """
     make_folder(path.parent)
+    remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp"))
     temporary = path.with_name(owned_name(path.name, ".tmp"))
     try:
         write(temporary)
@@ -136,6 +141,22 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
             raise
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def room_beside(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, for what is moved from there to its place; it goes at the end.
+
+    What a process that was killed in the same work has left goes, too.
+    """
+    remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp"))
+    room = path.with_name(owned_name(path.name, ".tmp"))
+    room.mkdir()
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+        settle(room.name)
 
 
 def atomic_text(path: Path, text: str) -> None:

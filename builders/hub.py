@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import RevisionNotFoundError
 
-from builders.access import is_offline, said_plainly
+from builders.access import Patience, is_offline, patiently
 from builders.errors import DataError
 from builders.parquet import ParquetSource
 from builders.sources.cards import CARD_FILES, NoConfigurationError, Tables, find_tables, read_card, what_lies_there
@@ -175,7 +175,8 @@ def _snapshot(variant: Variant, revision: str | None, token: str | bool | None, 
             f"'{variant.name}' is read from the Hub ({hub.repo_id}), but HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE, or give a local copy: --set source.path=FOLDER.",
         )
-    with said_plainly(hub.repo_id, revision or hub.revision, hub.url):
+
+    def ask() -> Repository:
         if variant.gated:
             # The list of files can be read by everybody, the files cannot: ask now rather than at the first image.
             HfApi(endpoint=endpoint, token=token).auth_check(hub.repo_id, repo_type="dataset")
@@ -187,6 +188,10 @@ def _snapshot(variant: Variant, revision: str | None, token: str | bool | None, 
             token=token,
             endpoint=endpoint,
         )
+
+    return patiently(
+        ask, Patience(hub.repo_id, revision=revision or hub.revision, page=hub.url, token=token, at_the_door=True)
+    )
 
 
 def _how_to_unpack(variant: Variant, hub: HubSource) -> str:

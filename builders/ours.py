@@ -9,14 +9,14 @@ configuration is meant where none is named.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 
 from builders import layout
 from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
-from builders.yaml import front_matter
+from builders.sources.cards import Card
 
-__all__ = ["MOST_BYTES", "candidates", "card_configs", "meant", "published"]
+__all__ = ["MOST_BYTES", "candidates", "meant", "published"]
 
 MOST_BYTES = 64 * 2**20
 """Of a manifest or a card that is read: some hundred thousand shards. What is larger is not ours."""
@@ -56,24 +56,15 @@ def published(read: Callable[[str], str], config: str) -> Manifest | None:
         return None
 
 
-def card_configs(text: str) -> dict[str, bool]:
-    """The configurations that a card names, and whether each is the default one; none where it says nothing."""
-    try:
-        entries = front_matter(text, layout.CARD).get("configs") or []
-        return {str(entry["config_name"]): entry.get("default") is True for entry in entries}
-    except (DataError, AttributeError, TypeError, KeyError):
-        return {}
-
-
-def meant(card: Mapping[str, bool], found: Collection[str]) -> str | None:
+def meant(card: Card, found: Collection[str], *, strangers: bool) -> str | None:
     """The configuration that is meant where none is named; None where there are several, and nothing says which.
 
     Args:
-        card: as `card_configs`.
-        found: configurations that there are besides.
+        card: of the repository.
+        found: those of hfsyn's.
+        strangers: whether it may be one that others put there.
     """
-    names = [*card, *(name for name in found if name not in card)]
-    default = next((name for name, is_default in card.items() if is_default), None)
-    if default is None and (layout.DEFAULT_CONFIG in names or len(names) == 1):
-        default = layout.DEFAULT_CONFIG if layout.DEFAULT_CONFIG in names else names[0]
-    return default
+    names = sorted({*found, *(card.configs if strangers else ())})
+    if card.default is not None and card.default in names:
+        return card.default
+    return layout.DEFAULT_CONFIG if layout.DEFAULT_CONFIG in names else names[0] if len(names) == 1 else None

@@ -326,7 +326,7 @@ def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
                 return place.read_bytes(), ""
         except (OSError, ValueError) as error:
             return b"", f"cannot be read: {getattr(error, 'strerror', None) or error} ({path})"
-    return b"", f"the table holds no bytes, only the name of a file that is not here ({path})"
+    return b"", f"the table holds no bytes, only the name of a file that is not here ({path!r})"
 
 
 def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:

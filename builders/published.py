@@ -33,6 +33,7 @@ from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
 from builders.revisions import not_cached, resolve
 from builders.run_files import manifest_in
+from builders.sources.cards import Card, read_card
 
 __all__ = [
     "Published", "RunFolder", "fetch_sidecars", "find_published", "load_version", "open_published", "open_reference",
@@ -270,7 +271,7 @@ def find_published(
     found, there = _looked(repo_id, revision, config, token, strangers=True)
     if found is None and config is not None and there:
         root = open_published(repo_id, revision, there[0], token=token).named(layout.DEFAULT_CONFIG)
-        if config not in _card(root):
+        if config not in _card(root).configs:
             return open_published(repo_id, revision, config, token=token)  # which says what there is
     return found
 
@@ -287,8 +288,8 @@ def _looked(
     root = Published(repo_id, revision or "main", at.sha, layout.DEFAULT_CONFIG, at.offline, token)
     maybe, asked = ours.candidates(at.paths), config
     if config is None and maybe:
-        card = _card(root) if layout.CARD in at.paths else {}
-        config = ours.meant(card if strangers else {n: d for n, d in card.items() if n in maybe}, maybe)
+        card = _card(root) if layout.CARD in at.paths else Card()
+        config = ours.meant(card, maybe, strangers=strangers)
     if config in maybe and ours.published(root.text, config) is not None:
         found = root.named(config)
         found.fetch(layout.RECIPE)  # into the cache, where it tells what is ours when the Hub is not asked
@@ -298,14 +299,14 @@ def _looked(
     return root.named(alone) if alone is not None else None, there
 
 
-def _card(root: Published) -> dict[str, bool]:
+def _card(root: Published) -> Card:
     """What the card says of configurations; nothing where it cannot be read."""
     try:
-        return ours.card_configs(root.text(layout.CARD))
+        return read_card({layout.CARD: root.text(layout.CARD)}, root.label)
     except DataError as error:
         if error.code != 2:
             raise
-        return {}
+        return Card()
 
 
 def _check_revision(revision: str | None) -> None:

@@ -40,7 +40,7 @@ def resolve(repo_id: str, revision: str, token: str | bool | None = None) -> Res
         return Resolved(sha, True, _snapshot_files(repo_id, sha))
     # Where the cache has it, a Hub that does not answer is not waited for.
     known = _known(repo_id, revision)
-    patience = Patience(repo_id, revision=revision, token=token, attempts=1 if known else ATTEMPTS)
+    patience = Patience(repo_id, revision=revision, token=token, attempts=1 if known else ATTEMPTS, at_the_door=True)
     try:
         info = patiently(lambda: HfApi(token=token).dataset_info(repo_id, revision=revision, timeout=30), patience)
     except UnreachableError as error:

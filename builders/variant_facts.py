@@ -6,6 +6,8 @@ from typing import Any
 
 from builders.variant import Variant
 
+_FOUND = "found by its name"
+
 __all__ = ["access", "facts_of", "how_to_get"]
 
 
@@ -23,7 +25,7 @@ def facts_of(variant: Variant) -> dict[str, Any]:
         "hub": hub.repo_id if hub else None,
         "config": hub.config if hub else None,
         "revision": (hub.revision or "the newest") if hub else None,
-        "columns": {"image": hub.image_column, "label": hub.label_column} if hub else None,
+        "columns": {"image": hub.image_column or _FOUND, "label": hub.label_column or _FOUND} if hub else None,
         "repository's splits": dict(hub.splits) if hub else None,
         "labels": _labels(variant, wnids) if hub and hub.archive is None else None,
         "access": how_to_get(variant),

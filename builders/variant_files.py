@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders.access import is_offline, said_plainly
+from builders.access import Patience, is_offline, patiently
 from builders.class_names import name_classes
 from builders.errors import DataError
 from builders.file_names import shown
@@ -166,14 +166,16 @@ def _count(part: Part) -> int:
 def _of_repository(
     repo_id: str, revision: str | None, choice: Choice, token: str | bool | None
 ) -> tuple[dict[str, int], list[str], dict[str, Any]]:
-    from builders.hub import open_repository
-    from builders.sources.table_classes import classes_of
+    from builders.hub import Repository, open_repository
+    from builders.sources.table_classes import TableClasses, classes_of
 
-    with said_plainly(repo_id, revision):
+    def ask() -> tuple[Repository, TableClasses]:
         there = open_repository(repo_id, revision, choice.config, converted=revision is None, token=token)
         if not there.tables.splits:
             raise there.absent()
-        found = classes_of(there.filesystem, there.root, there.tables, choice, repo_id)
+        return there, classes_of(there.filesystem, there.root, there.tables, choice, repo_id)
+
+    there, found = patiently(ask, Patience(repo_id, revision=revision, token=token))
     hub: dict[str, Any] = {
         "repo_id": repo_id, "config": there.tables.config, "revision": there.commit, "splits": dict(found.splits),
         "image_column": found.image_column, "label_column": found.label_column,

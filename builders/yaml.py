@@ -25,6 +25,7 @@ __all__ = [
 MOST_BYTES = 32 << 20
 """Of a file: a class map of 100,000 classes has 10 to 20 MB, and takes a minute."""
 MOST_DEPTH = 64
+_TOO_DEEP = f"this is nested more than {MOST_DEPTH} levels deep"
 MOST_DIGITS = 400
 """Of a number: the largest double, written out, has 309."""
 MOST_COPIED = 100_000
@@ -40,7 +41,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 """Control characters and halves of characters, which no text has that a person writes."""
-_FRONT = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|$)", re.DOTALL)
+_FRONT = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|$)", re.DOTALL)
 _MERGE = "<<"
 
 
@@ -61,13 +62,12 @@ def load(text: str, where: str, *, above: int | None = 0, finite: bool = True) -
     Raises:
         DataError: it cannot be read, or is not read here; the message names line and column.
     """
-    from ruamel.yaml import YAML, YAMLError
-    from ruamel.yaml.error import MarkedYAMLError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
     from ruamel.yaml.reader import ReaderError
 
     reading = _Reading(text, where, above, finite)
     try:
-        return reading.document(YAML(typ="safe", pure=True).parse(text))
+        return reading.document(_parser().parse(text))
     except MarkedYAMLError as error:
         said = error.problem or error.context or "it cannot be read"
         raise reading.fault(said, error.problem_mark or error.context_mark) from None
@@ -76,6 +76,24 @@ def load(text: str, where: str, *, above: int | None = 0, finite: bool = True) -
         raise _fault(f"{where}{line}", f"the character {error.character:#04x} is not allowed") from None
     except (YAMLError, ValueError, OverflowError, IndexError, AssertionError):  # what the parser does not foresee
         raise reading.fault("what follows is not YAML", reading.mark) from None
+
+
+def _parser() -> Any:
+    """A parser of ruamel.yaml, which is loaded where YAML is read and not before."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.scanner import Scanner, ScannerError
+
+    class Shallow(Scanner):
+        """Looks at the depth of brackets as they are opened: to look for what follows them all costs its square."""
+
+        def fetch_flow_collection_start(self, *given: Any, **named: Any) -> None:
+            if self.flow_level > MOST_DEPTH:
+                raise ScannerError(None, None, _TOO_DEEP, self.reader.get_mark())
+            super().fetch_flow_collection_start(*given, **named)
+
+    found = YAML(typ="safe", pure=True)
+    found.Scanner = Shallow
+    return found
 
 
 class _Reading:
@@ -119,7 +137,7 @@ class _Reading:
         if event.tag is not None:
             raise self.fault(f"the tag {str(event.tag)[:60]!r} is not read here: leave it out", event.start_mark)
         if depth > MOST_DEPTH:
-            raise self.fault(f"this is nested more than {MOST_DEPTH} levels deep", event.start_mark)
+            raise self.fault(_TOO_DEEP, event.start_mark)
         before = self.count
         self.count += 1
         if isinstance(event, self.kinds.ScalarEvent):
@@ -240,13 +258,14 @@ def read_text(file: str | Path, what: str, hint: str) -> str:
         if path.is_dir():
             raise DataError(f"{file} is a folder, and a {what} is a file.", hint)
         if not path.is_file():
-            raise DataError(f"There is no {what} {file}.", hint)
+            said = f"{file} is not a regular file." if path.exists() else f"There is no {what} file {file}."
+            raise DataError(said, hint)
         with path.open("rb") as handle:
             data = handle.read(MOST_BYTES + 1)
     except OSError as error:
         raise DataError(f"The {what} {file} cannot be read: {error.strerror}.", "Name another, or allow it.") from None
     except ValueError:  # a NUL in the name
-        raise DataError(f"There is no {what} {str(file)!r}.", hint) from None
+        raise DataError(f"There is no {what} file {str(file)!r}.", hint) from None
     if len(data) > MOST_BYTES:
         raise DataError(f"{file} is larger than {MOST_BYTES >> 20} MB, the most that a {what} may have.", hint)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -267,7 +286,7 @@ def front_matter(card: str, where: str) -> dict[str, Any]:
         DataError: as `load_mapping`.
     """
     found = _FRONT.match(card)
-    value = load(found[1], where, above=1, finite=False) if found else None
+    value = load(found[1], where, above=card.count("\n", 0, found.start(1)), finite=False) if found else None
     if value is not None and not isinstance(value, dict):
         raise DataError(f"The front matter of {where} is not a mapping.", "It consists of lines such as `key: value`.")
     return value or {}
@@ -275,9 +294,7 @@ def front_matter(card: str, where: str) -> dict[str, Any]:
 
 def compose(text: str) -> Any:
     """The nodes of a text that `load` has read, with their marks: for those who change a text in place."""
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).compose(text)
+    return _parser().compose(text)
 
 
 _PLAIN = re.compile(r"""(?:[^\W_](?:[^:#?,\[\]{}"]|:(?=[^\s,\[\]{}])|(?<! )\#)*|[./_~][\w./~-]*)(?<! )""")

@@ -32,7 +32,7 @@ from typing import Any
 os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from fuzz_cases import KINDS, Case, case_of
+from fuzz_cases import CLASS_MAP, KINDS, MATRIX, RECIPE, TRAINING, Case, case_of
 
 from builders.errors import one_line
 from hfsyn.cli import cli, run_command
@@ -163,17 +163,28 @@ def judged(case: Case, code: int, out: str, err: str) -> tuple[str, str]:
     return ("refused", lines[0]) if names_a_place(case, lines[0]) else ("names no place", lines[0])
 
 
+def _keys(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, of in value.items():
+            yield key
+            yield from _keys(of)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _keys(item)
+
+
 _PLACE = re.compile(
-    r"--[a-z]|\b(Invalid value for|No such (option|command)|Missing (option|argument))"
-    r"|\b(source|caption|prompt|generate|store|data|model|augment|optimise|test|seed|name|class_seeds)\b"
+    r"--[a-z]|\b(Invalid value for|No such (option|command)|Missing (option|argument)|class_seeds|"
+    + "|".join(sorted(set(_keys([RECIPE, TRAINING, MATRIX, CLASS_MAP]))))
+    + r")\b"
 )
-"""What a message says where it names an option, or a key of a recipe."""
+"""What a message says where it names an option, or a key."""
 
 
 def names_a_place(case: Case, line: str) -> bool:
     """Whether a refusal names a file, a key, an option or the word that was given."""
     said = [*case.files, *(name.rpartition("/")[2] for name in case.files)]
-    said += [one_line(word)[:40] for word in case.arguments[1:] if len(word.strip()) > 2]
+    said += [one_line(word)[:40] if len(word) > 1 else repr(word) for word in case.arguments[1:] if word.strip()]
     return any(word in line for word in said) or _PLACE.search(line) is not None
 
 

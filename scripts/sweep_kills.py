@@ -34,12 +34,13 @@ from pathlib import Path
 from typing import Any
 
 SMALL = (
-    "--set", "store.shard_rows=4", "--set", "generate.batch_size=2", "--set", "generate.steps=1", "--num-processes", "1",
+    "--set", "store.shard_rows=4", "--set", "generate.batch_size=2", "--set", "generate.steps=1",
+    "--num-processes", "1",
 )  # fmt: skip
 BUILD = ("build", "shapes-cip", "--limit", "1", *SMALL, "--quiet", "--out", "run")
 TRAIN = (
     "train", "--train-dataset", "source/data", "--eval-dataset", "source/data", "--model", "test_resnet",
-    "--image-size", "32", "--epochs", "2", "--batch-size", "4", "--checkpoint-steps", "2", "--device", "cpu",
+    "--image-size", "32", "--epochs", "2", "--batch-size", "4", "--checkpoint-steps", "1", "--device", "cpu",
     "--num-processes", "1", "--num-workers", "0", "--quiet", "--out", "out",
 )  # fmt: skip
 COMMANDS: dict[str, tuple[Sequence[str], ...]] = {
@@ -89,8 +90,8 @@ class Watch:
     def _below(self, place: Any) -> str | None:
         try:
             if isinstance(place, int):
-                place = os.readlink(f"/proc/self/fd/{place}")
-            path = os.path.abspath(os.fsdecode(place))
+                place = Path(f"/proc/self/fd/{place}").readlink()
+            path = str(Path(os.fsdecode(place)).absolute())
         except (OSError, TypeError, ValueError):
             return None
         return path.removeprefix(self.root) if path.startswith(self.root) else None
@@ -101,12 +102,14 @@ class Watch:
         builtins.open = io.open = self._after_opening(io.open)  # type: ignore[assignment]
         os.open = self._after_opening(os.open)  # type: ignore[assignment]
         os.fsync = self._around("fsync", os.fsync)
+        import accelerate.utils.other
         import pyarrow.parquet
         import safetensors.torch
         import torch
 
         pyarrow.parquet.write_table = self._around("write", pyarrow.parquet.write_table, 1)
-        safetensors.torch.save_file = self._around("write", safetensors.torch.save_file, 1)
+        save = self._around("write", safetensors.torch.save_file, 1)
+        safetensors.torch.save_file = accelerate.utils.other.safe_save_file = save
         torch.save = self._around("write", torch.save, 1)
 
     def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -119,7 +122,7 @@ class Watch:
         elif event in ("os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
             path, folder = arguments[0], arguments[-1]
             if isinstance(folder, int) and folder >= 0 and isinstance(path, str | bytes) and event != "os.truncate":
-                path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), os.fsdecode(path))  # as rmtree removes
+                path = Path(f"/proc/self/fd/{folder}").readlink() / os.fsdecode(path)  # as rmtree removes
             self.meet(event[3:], path)
         elif event in ("fcntl.flock", "fcntl.lockf"):
             self.meet("lock", arguments[0])
@@ -139,7 +142,7 @@ class Watch:
 
         def called(*arguments: Any, **options: Any) -> Any:
             place = arguments[at] if len(arguments) > at else next(iter(options.values()), None)
-            place = getattr(place, "name", place)
+            place = place if isinstance(place, int | str | os.PathLike) else getattr(place, "name", None)
             self.meet(name, place)
             self._inside.native = True
             try:
@@ -195,13 +198,13 @@ def prepare_process() -> None:
     import timm  # noqa: F401
     import torch
 
-    import hfsyn.cli  # noqa: F401
+    import hfsyn.cli
     import hfsyn.judging.training
     import hfsyn.making.building
     import hfsyn.making.captioning
     import hfsyn.making.exporting
     import hfsyn.making.generating
-    import hfsyn.making.manifest  # noqa: F401
+    import hfsyn.making.manifest
 
     torch.set_num_threads(1)
     texts_of = hfsyn.making.captioning.texts_of

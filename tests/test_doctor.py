@@ -76,8 +76,8 @@ def test_what_is_not_there_fails_with_the_way_out(client: Client, hub: Hub) -> N
     done = ask(client, captioner="bob/nobody", generator="bob/open-generator")
     (model,) = [line for line in failures(done) if "bob/nobody" in line]
     assert done.code == 3
-    assert "not there, or not for this account" in model
-    assert model.endswith("hf auth whoami")
+    assert "is not there, or not for you" in model
+    assert model.endswith("hf auth login.")
     offline = client.hfsyn(
         "doctor", "imagenet-1k-cip", "--set", "caption.model=bob/captioner", "--generator", "builtin",
         HF_HUB_OFFLINE="1",

@@ -362,6 +362,7 @@ def test_the_card_of_a_local_copy_says_its_splits_and_configurations(command: Co
         ("---\nconfigs:\n- {config_name: a, data_files: [{split: 'train[:10%]', path: x}]}\n---\n", "is damaged"),
         ("---\nconfigs:\n- {config_name: a, data_files: nothing-*}\n---\n", "'nothing-*', which is not there"),
         ("---\nconfigs:\n- {config_name: a, data_files: ../up.parquet}\n---\n", "which is not there"),
+        ("---\nconfigs:\n- {config_name: a, data_files: []}\n---\n", "gives no files to its splits"),
     ],
 )
 def test_a_card_that_says_what_is_not_is_refused_in_one_line(tmp_path: Path, card: str, said: str) -> None:

@@ -20,6 +20,7 @@ from builders.errors import DataError
 from builders.formats import IMAGE_SUFFIXES
 from builders.labels import shorten
 from builders.variants import SPLIT_WORDS, usual_split
+from builders.yaml import front_matter, load
 
 __all__ = [
     "CARD_FILES",
@@ -103,17 +104,14 @@ def read_card(texts: Mapping[str, str], where: str) -> Card:
     """
     from datasets.info import DatasetInfo, DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
-    from huggingface_hub import DatasetCard, DatasetCardData
+    from huggingface_hub import DatasetCardData
 
     at = "README.md"
     try:
-        readme = texts.get(at, "").lstrip("\ufeff")
-        data = DatasetCard(readme).data if readme.startswith("---") else DatasetCardData()
+        fields = front_matter(texts.get(at, ""), at)
         if (at := ".huggingface.yaml") in texts:
-            import yaml
-
-            data = DatasetCardData(**{**data.to_dict(), **(yaml.safe_load(texts[at]) or {})})
-        at = "README.md"
+            fields |= load(texts[at], at, finite=False) or {}
+        data, at = DatasetCardData(**fields), "README.md"
         configs = MetadataConfigs.from_dataset_card_data(data)
         infos = DatasetInfosDict.from_dataset_card_data(data)
         default = configs.get_default_config_name()
@@ -281,6 +279,8 @@ def _by_split(
                     "Put `data_files` in the card right, or bring the files.",
                 )
             found[split] |= set(matched)
+    if stated and not any(found.values()):
+        raise DataError(f"The card of {where} gives no files to its splits.", "Put `data_files` in the card right.")
     splits = {split: tuple(sorted(filter(is_table, names))) for split, names in found.items()}
     if lacking := [split for split, names in splits.items() if not names and any(splits.values())]:
         raise DataError(

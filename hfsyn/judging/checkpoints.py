@@ -78,7 +78,7 @@ def save_checkpoint(accelerator: Any, folder: Path, place: Place, facts: Mapping
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in found_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))  # never half of one under its name
     accelerator.wait_for_everyone()
 
 

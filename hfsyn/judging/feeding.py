@@ -139,7 +139,7 @@ class Augmented:
                 return self._transform(found), self._labels[number][image], tuple(unread)
         wnid = opened.wnids[image]
         return HfsynError(
-            f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be read.",
+            f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be decoded.",
             "Look at its files, or leave the class out.",
         )
 

@@ -41,16 +41,22 @@ class HubTables:
         """The addresses to stream from."""
         return [f"hf://datasets/{self.repo_id}@{self.commit}/{name}" for name in self.files]
 
+    def open(self, url: str, mode: str) -> Any:
+        """Open a file to read parts of it, by ranges."""
+        return self.filesystem.open(url, mode, cache_type="none")
+
     def parts(self, token: str | bool | None) -> Parts:
         """The files, brought into the cache."""
         from huggingface_hub import snapshot_download
 
-        from builders.access import said_plainly
+        from builders.access import Patience, patiently
 
-        with said_plainly(self.repo_id, self.commit):
-            folder = snapshot_download(
+        folder = patiently(
+            lambda: snapshot_download(
                 self.repo_id, repo_type="dataset", revision=self.commit, allow_patterns=list(self.files), token=token
-            )
+            ),
+            Patience(self.repo_id, revision=self.commit, token=token),
+        )
         return Parts(
             Path(folder), self.files, self.split, self.commit, self.tables, self.choice, self.trusted, foreign=True
         )
@@ -88,13 +94,15 @@ def _find_plain(
     found: Reference, sha: str, split: str | None, default: Sequence[str], streaming: bool, token: str | bool | None
 ) -> tuple[Any, str, str]:
     """As `find_rows`, of a dataset that is not ours: Parquet files by the card, others as `load_dataset` reads them."""
-    from builders.access import said_plainly
+    from builders.access import Patience, patiently
     from builders.hub import open_repository
     from hfsyn.judging.imagesets import pick_split
 
     choice = _choice(found)
-    with said_plainly(found.place, sha):
-        there = open_repository(found.place, sha, choice.config, converted=False, token=token)
+    there = patiently(
+        lambda: open_repository(found.place, sha, choice.config, converted=False, token=token),
+        Patience(found.place, revision=sha, token=token),
+    )
     if not there.tables.splits:
         return _load_others(found, sha, split, default, streaming, token)
     picked = pick_split(list(there.tables.splits), split, default, str(found))

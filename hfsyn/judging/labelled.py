@@ -53,6 +53,9 @@ class Parts:
     foreign: bool = False
     """Whether they come from elsewhere, so that the paths in them mean nothing here."""
 
+    columns: Columns | None = None
+    """Those of all files, where they must be the same."""
+
     @property
     def paths(self) -> list[str]:
         """The files, to be opened."""

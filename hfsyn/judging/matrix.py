@@ -120,7 +120,7 @@ class Matrix(Part):
         for name, test in self.tests.items():
             if missing := sorted(set(test.arms or ()) - set(self.arms)):
                 raise HfsynError(
-                    f"Test {name!r} names no arm of the matrix: {', '.join(missing)}.",
+                    f"tests.{name}.arms names what is not an arm: {', '.join(missing)[:200]}.",
                     f"There are: {', '.join(self.arms)}.",
                 )
         return self
@@ -216,7 +216,10 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
     if isinstance(fields, dict):
         data = fields.get("data") or {}
         fields = {**fields, "data": {**data, "train": train} if isinstance(data, dict) else data}
-    config = load_train_config(fields, values=values)
+    try:
+        config = load_train_config(fields, values=values)
+    except HfsynError as error:
+        raise HfsynError(f"The matrix's config: {error.message}", error.hint, error.code) from None
     return config.model_copy(update={"test": config.test.model_copy(update={"dataset": None, "every_epochs": 0})})
 
 

@@ -12,9 +12,10 @@ Classes are those that the label column declares, since which of them occur is n
 from __future__ import annotations
 
 import hashlib
+import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from builders.images import ImageRejected, decode_rgb
 from builders.labels import spelling
 from builders.parquet import in_parallel, stored_image
 from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
-from builders.variants import Choice, Variant, get_variant
+from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.feeding import (
     Transform,
@@ -42,6 +43,8 @@ from hfsyn.judging.labelled import Parts, class_names, of_some_variant
 from hfsyn.judging.meeting import same_classes
 from hfsyn.judging.references import Reference
 from hfsyn.judging.train_config import TrainConfig
+
+_log = logging.getLogger(__name__)
 
 _NO_CLASS, _DISAGREE = -1, -2
 """In the place of a label: one that is not a class of the stream; two columns that name different classes."""
@@ -90,9 +93,8 @@ def open_stream(found: Reference, split: str | None, token: str | bool | None = 
     rows, split, revision, parts = _rows(found, split, token)
     if rows.features is None:
         rows = rows._resolve_features()
-    choice = parts.choice if parts else Choice()
-    names = parts.tables.names if parts and parts.tables else {}
-    columns = find_columns(rows.features.arrow_schema, str(found), choice=choice, names=names)
+    columns = parts.columns if parts else None
+    columns = columns or find_columns(rows.features.arrow_schema, str(found))
     labels = sorted(columns.labels, key=lambda label: label.names is None)  # a name for each class, before any words
     if labels[0].names is None:
         raise HfsynError(
@@ -130,7 +132,7 @@ def _rows(found: Reference, split: str | None, token: str | bool | None) -> tupl
             raise HfsynError(
                 f"{found.place} is a folder of image files.", "They need no stream: leave --streaming out."
             )
-        _check_alike(parts.paths, parts, str(found), open)
+        parts = replace(parts, columns=_columns_of_all(parts.paths, parts, str(found), open))
         return stream_tables(parts.paths), parts.split, parts.revision, parts
     if found.kind == "variant":
         variant = get_variant(found.place)
@@ -146,12 +148,12 @@ def _rows(found: Reference, split: str | None, token: str | bool | None) -> tupl
         if not isinstance(there, HubTables):
             return there, split, revision, None
     parts = Parts(Path(), there.files, split, revision, there.tables, there.choice, there.trusted, foreign=True)
-    _check_alike(there.urls(), parts, str(found), lambda url, mode: there.filesystem.open(url, mode, cache_type="none"))
-    return stream_tables(there.urls(), token), split, revision, parts
+    columns = _columns_of_all(there.urls(), parts, str(found), there.open)
+    return stream_tables(there.urls(), token), split, revision, replace(parts, columns=columns)
 
 
-def _check_alike(files: Sequence[str], parts: Parts, where: str, opened: Any) -> None:
-    """Refuse files that number their classes differently: a stream knows the columns of the first one alone."""
+def _columns_of_all(files: Sequence[str], parts: Parts, where: str, opened: Any) -> Columns:
+    """The columns of all files. Refuses files that number their classes differently: a stream has one set of them."""
     import pyarrow.parquet as pq
 
     def columns(file: str) -> Columns:
@@ -168,6 +170,8 @@ def _check_alike(files: Sequence[str], parts: Parts, where: str, opened: Any) ->
                 f"{file.rsplit('/', 1)[-1]}.",
                 "They can be read, but not as a stream: leave --streaming out.",
             )
+    assert first is not None  # a split has a file
+    return first
 
 
 class StreamFeed:
@@ -299,9 +303,15 @@ class _HasLabel:
     """Whether a row has a label; at module level, so that it can be sent to other processes."""
 
     column: str
+    told: list[bool] = field(default_factory=list)
 
     def __call__(self, row: Mapping[str, Any]) -> bool:
-        return row[self.column] is not None and row[self.column] != -1 and row[self.column] == row[self.column]
+        value = row[self.column]
+        there = value is not None and value != -1 and value == value
+        if not there and not self.told:
+            self.told.append(True)
+            _log.warning("Rows of a stream have no label (column '%s'): they are passed over.", self.column)
+        return there
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
 def clear_leftovers(folder: Path) -> None:
     """Remove what a training that was killed while it wrote has left, which nothing else would ever remove."""
     remove_abandoned(folder.glob(".*.tmp"))
-    for unfinished in (folder / CHECKPOINTS).glob(".step-*.tmp"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    for path in (folder / CHECKPOINTS).glob(".step-*.tmp"):  # half written, or half removed
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def prepare_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:

@@ -130,7 +130,7 @@ class TransformersCaptioner:
         if prompt and info is not None:
             prompt = filled(prompt, info)
         elif prompt and "{c}" in prompt:
-            raise ValueError("a prompt that names the class needs the class of the image")
+            raise ValueError("a prompt that names the class needs the classes of the images")
         # A fast tokenizer must not be used by two threads at once.
         with self._lock if prompt else contextlib.nullcontext():
             inputs = self._inputs(image, prompt)

@@ -12,13 +12,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe_parts import PromptPart
 from hfsyn.making.recipe_prompts import HUB
@@ -133,7 +133,7 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from builders.access import said_plainly
+    from builders.access import Patience, patiently
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):
@@ -146,15 +146,13 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     if not inside.lower().endswith(_ENDINGS):
         wanted = [f"{inside}*{ending}" for small in _ENDINGS for ending in (small, small.upper())]
     try:
-        with said_plainly(repo_id, asked):
-            root = Path(snapshot_download(repo_id, repo_type="dataset", revision=asked, allow_patterns=wanted))
+        fetch = partial(snapshot_download, repo_id, repo_type="dataset", revision=asked, allow_patterns=wanted)
+        root = Path(patiently(fetch, Patience(repo_id, revision=asked)))
     except LocalEntryNotFoundError:
         raise HfsynError(
             f"The dataset {repo_id} is not in the local cache, and the Hub cannot be reached.",
             f"Fetch it with a network: hf download --repo-type dataset {repo_id}",
         ) from None
-    except DataError as error:
-        raise HfsynError(f"The captions of {reference}: {error.message}", error.hint) from None
     found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in _ENDINGS and p.is_file()]
     # The cache may hold more of this commit than was asked for.
     found = [p for p in found if p.relative_to(root).as_posix().startswith(inside)]

@@ -9,7 +9,7 @@ from builders.schema import synthetic_features
 from hfsyn.making.batch_sizes import BatchSize, choose
 from hfsyn.making.budget import Budget
 from hfsyn.making.claims import Claims, Patience
-from hfsyn.making.generator import DiffusersGenerator, ImageGenerator
+from hfsyn.making.generator import DiffusersGenerator, ImageGenerator, fitting
 from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
@@ -64,7 +64,7 @@ def generate(
     size = BatchSize(choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1))
     total = run.planned_rows or 0
     schema = synthetic_features(run.class_names).arrow_schema
-    pictures = SourcePictures(run, getattr(generator, "fit", None)) if part.init == "source" else None
+    pictures = SourcePictures(run, fitting(generator)) if part.init == "source" else None
 
     with (
         working_in(run.folder, run.mark),

@@ -109,7 +109,9 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
 
     # Where the cache knows it, a Hub that does not answer is not waited for.
     known = _cached(model, revision, kind)
-    patience = Patience(model, revision=revision, page=page_of(model, "model"), attempts=1 if known else ATTEMPTS)
+    patience = Patience(
+        model, revision=revision, page=page_of(model, "model"), attempts=1 if known else ATTEMPTS, at_the_door=True
+    )
     try:
         return patiently(lambda: HfApi().model_info(model, revision=revision, timeout=20), patience).sha
     except (UnreachableError, OSError) as error:

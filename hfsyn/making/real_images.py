@@ -30,10 +30,11 @@ def check_order(recipe: Recipe) -> None:
         HfsynError: they would be streamed, and are needed in the order of the plan.
     """
     source = recipe.source
-    hub = get_variant(source.variant).hub
+    variant = get_variant(source.variant)
+    hub = variant.hub
     if recipe.generate.init != "source" or source.path is not None or hub is None:
         return
-    part = f" --include '{hub.config}/*'" if hub.config else ""
+    part = f" --include '{hub.config}/*'" if hub.config and not variant.label_ids else ""
     at = f" --revision {source.revision or hub.revision}" if source.revision or hub.revision else ""
     raise HfsynError(
         f"generate.init is source, and the images of {source.variant} are streamed from the Hub, in another order than "

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.files import atomic_text, atomic_write, remove_abandoned, sha256_of
+from builders.files import atomic_text, atomic_write, sha256_of
 from builders.layout import Sidecar, load_sidecar, sidecar_of
 
 __all__ = [
@@ -89,7 +89,6 @@ def write_shard(
         sidecar: makes the sidecar from the shard's SHA-256 and its size in bytes.
     """
     path.parent.mkdir(exist_ok=True)  # and not the run folder above it, which somebody may have removed meanwhile
-    remove_abandoned(path.parent.glob(f".{path.stem}.*.tmp"))
     write_parquet(path, columns, schema)
     made = sidecar(sha256_of(path), path.stat().st_size)
     atomic_text(sidecar_of(path), made.dump())

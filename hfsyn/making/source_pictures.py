@@ -28,11 +28,11 @@ class SourcePictures:
 
     Args:
         run: with all of its captions.
-        fit: what is kept of an image, as `DiffusersGenerator.fit`; None keeps all of it.
+        fit: what is kept of an image; see `hfsyn.making.generator.fitting`.
     """
 
-    def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image] | None = None) -> None:
-        self._fit = fit or (lambda image: image)
+    def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image]) -> None:
+        self._fit = fit
         self._source = run.open_source()
         self._index = pq.read_table(run.checked(layout.SOURCE))
         columns = ["source_id", "source_sha256"]

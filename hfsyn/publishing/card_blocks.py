@@ -1,4 +1,4 @@
-"""Blocks of a card: the parts between two marks that hfsyn writes anew, amid text that is a person's.
+"""Blocks of a card: the parts between two marks that hfsyn writes again, amid text that is a person's.
 
     <!-- hfsyn:begin config=cip -->
     ...

@@ -132,7 +132,7 @@ def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str)
     if not isinstance(there, list) or not all(isinstance(e, dict) and e.get("config_name") for e in there):
         raise HfsynError(
             "`configs` in the front matter of the dataset's README.md is no list of entries with a `config_name`.",
-            "Mend it, or remove it: hfsyn writes its own entries.",
+            "Fix it, or remove it: hfsyn writes its own entries.",
         )
     entries = [dict(entry) for entry in there]
     for other, digest in after.items():

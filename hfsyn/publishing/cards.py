@@ -1,6 +1,6 @@
 """The card of a dataset: facts, then text. Pure but for the templates: the same facts give the same card.
 
-A card consists of blocks between two marks (see `hfsyn.publishing.card_blocks`), which are written anew each time, and
+A card consists of blocks between two marks (see `hfsyn.publishing.card_blocks`), which are written again each time, and
 of whatever a person writes around them, which stays. Its front matter is changed key by key.
 """
 

@@ -1,4 +1,4 @@
-"""What of this machine and account may stop a run or a publication, each finding with what mends it."""
+"""What of this machine and account may stop a run or a publication, each finding with what helps."""
 
 from __future__ import annotations
 

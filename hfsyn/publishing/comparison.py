@@ -157,7 +157,7 @@ def _sentence(old: Published, run: Run, what: str) -> str:
     if what == "captions":
         new = recipe_of(RunFolder(run.folder))
         fields = difference(recipe_of(old), new)
-        return "Captions made anew" + (f": {', '.join(key for key, _, _ in fields)}." if fields else ".")
+        return "Captions made again" + (f": {', '.join(key for key, _, _ in fields)}." if fields else ".")
     return compare(old, RunFolder(run.folder), images=False).sentence()
 
 

@@ -69,8 +69,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
     found |= _shard_files(run, shards, prefix)
     if what == "captions":
-        manifest = json.dumps(manifest_of(run, "captions"), indent=1, ensure_ascii=False) + "\n"
-        return found | {f"{prefix}{layout.MANIFEST}": LocalFile.made(manifest)}
+        made = json.dumps(manifest_of(run, "captions"), indent=1, ensure_ascii=False) + "\n"
+        return found | {f"{prefix}{layout.MANIFEST}": LocalFile.made(made)}
     for path in [*(run.folder / name for name in _TOP), run.folder / layout.PREVIEW / PREVIEW_FILE]:
         if path.exists():
             found[f"{prefix}{path.relative_to(run.folder).as_posix()}"] = LocalFile(path, sha256_of(path))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from builders import layout
 from builders.errors import DataError
+from builders.files import room_beside
 from builders.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode
 from hfsyn.making.pins import pinned
@@ -74,7 +74,7 @@ def _bring_back(
     """Fetch those of `shards` that are missing here and finished there; returns how many."""
     count = 0
     # Beside their place, so that they are moved and not copied.
-    with tempfile.TemporaryDirectory(dir=run.folder.parent, prefix=f".{run.folder.name}-") as temporary:
+    with room_beside(run.folder) as temporary:
 
         def fetch(path: Path) -> Path:
             name = path.relative_to(run.folder).as_posix()
@@ -82,7 +82,7 @@ def _bring_back(
                 f"fetch {name} of {repo.repo_id}", repo.api.hf_hub_download, repo.repo_id, f"{prefix}{name}",
                 repo_type="dataset", revision=state.head, local_dir=temporary,
             )  # fmt: skip
-            return Path(temporary) / f"{prefix}{name}"
+            return temporary / f"{prefix}{name}"
 
         for shard in pending(shards):
             mark = sidecar_of(shard)

@@ -6,7 +6,7 @@ What makes it hold:
 - Contents are named by their hashes. A publication is the difference between what the run has and what the repository
   has, so that running the same command again continues, and sends nothing that is there.
 - Each commit names the commit that it was made for. Where somebody else was faster it is refused by the Hub, the
-  repository is looked at again, and the difference is made anew.
+  repository is looked at again, and the difference is made again.
 - The tag is set on the very commit that was read back and compared, and in which every configuration is whole. Until
   it stands nobody who loads by version sees anything; afterwards it never moves.
 
@@ -54,7 +54,7 @@ from hfsyn.publishing.versions import Version, parse_version, versions_among
 FILES_A_COMMIT = 100
 """The Hub recommends 50 to 100 files a commit."""
 ROUNDS = 10
-"""How often a publication is planned anew, in vain, because somebody else committed meanwhile."""
+"""How often a publication is planned again, in vain, because somebody else committed meanwhile."""
 WAIT = 10.0
 """Seconds between two looks at a repository in which another configuration is being published."""
 

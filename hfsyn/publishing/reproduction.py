@@ -22,7 +22,7 @@ from builders.published import Published, RunFolder, open_reference
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.encode import encode
-from hfsyn.making.generator import DiffusersGenerator, Generated, ImageGenerator
+from hfsyn.making.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
 from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.making.specs import order_of
@@ -128,9 +128,10 @@ def reproduce(
             f"The stored image of {sample_id} cannot be opened: {problem.reason}", f"See: hfsyn verify {what}"
         ) from None
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
-    images = {"images": [real_image(side, recipe, row, source)]} if part.init == "source" else {}
+    real = real_image(side, recipe, row, source) if part.init == "source" else None
 
     def draw(by: ImageGenerator) -> Generated:
+        images = {} if real is None else {"images": [fitting(by)(real)]}
         (made,) = by.start([row["prompt"]], [row["seed"]], size, **images)()
         return made
 

@@ -37,7 +37,7 @@ def parse_version(text: str) -> Version:
     if not found:
         raise HfsynError(
             f"The version {text!r} is not MAJOR.MINOR.PATCH.",
-            "For instance --version 1.0.0: another MAJOR breaks its users, another MINOR adds, another PATCH mends.",
+            "For instance --version 1.0.0: another MAJOR breaks its users, another MINOR adds, another PATCH fixes.",
         )
     return Version(*map(int, found.groups()))
 
