@@ -15,7 +15,17 @@ from builders.errors import DataError
 from builders.file_names import as_text, is_litter, shown
 from builders.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
 
-__all__ = ["IMAGES", "Contents", "class_folders", "contents", "has_images", "images_below", "named", "subfolders"]
+__all__ = [
+    "IMAGES",
+    "Contents",
+    "class_folders",
+    "contents",
+    "has_images",
+    "images_below",
+    "leads_back",
+    "named",
+    "subfolders",
+]
 
 IMAGES = "images"
 """The folder in a class folder, or beside a list of labels, that holds the images: Tiny ImageNet's way."""
@@ -75,6 +85,11 @@ def images_below(folder: Path) -> dict[Path, int]:
     return found
 
 
+def leads_back(path: Path) -> bool:
+    """Whether a path is a link to a folder that it lies in."""
+    return path.is_symlink() and Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
+
+
 def class_folders(folder: Path) -> dict[str, list[Path]]:
     """The folders in `folder` that have images, in themselves or in their images/: label -> where the images are.
 
@@ -110,9 +125,14 @@ def _items(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, str]]:
     try:
         with os.scandir(folder) as items:
             for item in items:
-                if is_litter(item.name):
+                name = item.name
+                ending = name[name.rfind(".") :].lower()
+                if ending in IMAGE_SUFFIXES and item.is_file(follow_symlinks=False) and not name.startswith("."):
+                    yield "image", name  # a million of them, so that nothing more is asked
                     continue
-                if item.is_symlink() and _leads_back(item):
+                if is_litter(name):
+                    continue
+                if item.is_symlink() and leads_back(Path(item.path)):
                     yield "link to a folder that it lies in", item.name
                 else:
                     yield ("folder" if _is_folder(item) else _kind(item) if deep else ""), item.name
@@ -122,11 +142,6 @@ def _items(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, str]]:
             "Make it readable, or take it away. What is finished is kept: the same command again continues.",
             code=3,
         ) from error
-
-
-def _leads_back(item: os.DirEntry[str]) -> bool:
-    here, there = (os.path.realpath(path) for path in (Path(item.path).parent, item.path))
-    return Path(here).is_relative_to(there)
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from builders import layout
 from builders.errors import DataError
+from builders.folder_contents import leads_back
 from builders.formats import IMAGE_SUFFIXES
 from builders.sources.cards import (
     CARD_FILES,
@@ -72,10 +73,9 @@ def local_tables(root: Path, config: str | None = None) -> tuple[Path, Tables] |
         said = next(iter(names.values()), {}) if len(names) == 1 else {}
         split = split_in(root.name)
         return root.parent, Tables({split or "train": (root.name,)}, None, said, named=split is not None)
-    files = _listed(root)
+    files, pictures = _listed(root)
     if not any(map(is_table, files)):
         return None
-    pictures = Counter(name.suffix.lower() for name in map(Path, files) if name.suffix.lower() in IMAGE_SUFFIXES)
     card = _card_of(root)
     if pictures and not card.configs and config is None:  # tables deep among images are something else
         files = [name for name in files if not is_table(name) or not folder_parts(posixpath.dirname(name))]
@@ -100,20 +100,34 @@ def local_choice(variant: Variant, names: Sequence[str], root: Path) -> Choice:
     return Choice(None, image, label)
 
 
-def _listed(root: Path) -> list[str]:
-    """The files below a folder; of a run folder among them, nothing, and of one itself, its images."""
-    found = []
+def _listed(root: Path) -> tuple[list[str], Counter[str]]:
+    """The files below a folder, and how many of them are images by their ending, which are named only where a card may
+    speak of them: a folder may hold a million. Of a run folder among them, nothing, and of one itself, its images.
+    """
+    found, pictures = [], Counter[str]()
+    named = any((root / name).is_file() for name in CARD_FILES)
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         folders[:] = sorted(
-            name for name in folders if not name.startswith((".", "__")) and not layout.is_run_folder(here / name)
+            name
+            for name in folders
+            if not name.startswith((".", "__"))
+            and not leads_back(here / name)
+            and not layout.is_run_folder(here / name)
         )
-        if len(here.relative_to(root).parts) >= _DEEPEST:
+        depth = len(here.relative_to(root).parts)
+        if depth >= _DEEPEST:
             folders.clear()
         if here == root and layout.is_run_folder(root):
             files, folders[:] = [], [name for name in folders if name == layout.DATA]
-        found += [(here / name).relative_to(root).as_posix() for name in files]
-    return found
+        prefix = f"{here.relative_to(root).as_posix()}/" if depth else ""
+        for name in files:
+            ending = name[name.rfind(".") :].lower()  # a Path for each of a million is slow
+            if is_picture := ending in IMAGE_SUFFIXES:
+                pictures[ending] += 1
+            if named or not is_picture:
+                found.append(prefix + name)
+    return found, pictures
 
 
 _DEEPEST = 6
