@@ -66,7 +66,7 @@ def _converted(image: Image.Image, space: tuple[str, Any] | None, transparent: b
         # What a colour key or a palette makes transparent is known to RGBA alone; grey and CMYK must stay themselves.
         colours = transform.apply((picture if mode == "RGB" else image).convert(mode))
         if not transparent:
-            return colours  # type: ignore[no-any-return]
+            return colours
         colours.putalpha(picture.getchannel("A"))
         picture = colours
     if not transparent:

@@ -56,4 +56,3 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, before: str 
     by_small = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
     return f" Did you mean {' or '.join(repr(before + by_small[name]) for name in near)}?" if near else ""
-

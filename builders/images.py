@@ -97,6 +97,7 @@ os.environ.setdefault("OPJ_NUM_THREADS", "ALL_CPUS")
 _ROOM = 320 << 20
 """Bytes that the pictures of all `decoded` blocks of a process may take together, where there is more than one; more on
 a machine with more than 80 GB of memory."""
+_LARGE = 32 << 20
 _BYTES_A_PIXEL = 16
 """Pillow keeps a pixel in 4 bytes; what turns, converts or reduces a picture holds it two or three times over."""
 
@@ -171,6 +172,16 @@ def decoded(data: bytes) -> Iterator[Image.Image]:
         need = 0
     with _room.taking(need):
         yield decode_rgb(data)
+    if need > _LARGE:
+        _trim(0)
+
+
+def _no_trim(pad: int) -> None:
+    """Elsewhere memory that was given back is given back."""
+
+
+# glibc keeps blocks below 32 MB for later; of photographs that is hundreds of megabytes, in pieces.
+_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", _no_trim) if os.name == "posix" else _no_trim
 
 
 class _Room:
@@ -273,7 +284,7 @@ def _opened(data: bytes, name: str | None) -> Image.Image:
         image = image.ico.getimage(image.size)
     elif name == "TIFF" and _is_camera_raw(image.tag_v2):
         raise ImageRejected("camera raw is not read")
-    return image  # type: ignore[no-any-return]
+    return image
 
 
 def _is_camera_raw(tags: Any) -> bool:

@@ -251,9 +251,7 @@ def load_manifest(
         ):
             raise TypeError("a count of a class or a reason is of the wrong kind")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f"{where} is not a manifest that this version reads ({error!r}).", hint
-        ) from None
+        raise DataError(f"{where} is not a manifest that this version reads ({error!r}).", hint) from None
     return Manifest(**texts, rows=rows, shards=tuple(shards), captions=tuple(captions), raw=raw)
 
 

@@ -179,6 +179,7 @@ def finished(folder: Path) -> Manifest | None:
             f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{more}.",
             f"Run the same `hfsyn build` again (hfsyn build {folder / layout.RECIPE} --out {folder}): what is lost is "
             "made again.",
+            code=3,
         )
     return manifest
 

@@ -37,6 +37,7 @@ def usual_split(name: str) -> str:
     """Our name of a split that is called so: "dev" is validation; a name that means none of ours stays as it is."""
     return next((split for split, words in SPLIT_WORDS.items() if name.lower() in words), name)
 
+
 _WHOLE = "imagenet-1k"
 """The class list that is no part of another."""
 

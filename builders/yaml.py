@@ -258,13 +258,14 @@ def read_text(file: str | Path, what: str, hint: str) -> str:
         if path.is_dir():
             raise DataError(f"{file} is a folder, and a {what} is a file.", hint)
         if not path.is_file():
-            raise DataError(f"There is no {what} {file}.", hint)
+            said = f"{file} is not a regular file." if path.exists() else f"There is no {what} file {file}."
+            raise DataError(said, hint)
         with path.open("rb") as handle:
             data = handle.read(MOST_BYTES + 1)
     except OSError as error:
         raise DataError(f"The {what} {file} cannot be read: {error.strerror}.", "Name another, or allow it.") from None
     except ValueError:  # a NUL in the name
-        raise DataError(f"There is no {what} {str(file)!r}.", hint) from None
+        raise DataError(f"There is no {what} file {str(file)!r}.", hint) from None
     if len(data) > MOST_BYTES:
         raise DataError(f"{file} is larger than {MOST_BYTES >> 20} MB, the most that a {what} may have.", hint)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

@@ -39,10 +39,11 @@ def main() -> int:
     given = options()
     out = given.out or Path(tempfile.mkdtemp(prefix="main-job-")) / "run"
     build = [
-        "build", f"{given.variant}-cip", "--set", f"source.path={given.data}", "--set", "caption.model=builtin",
-        "--set", "generate.model=builtin", "--num-processes", str(given.processes), "--device", "cpu", "--out", str(out),
-    ]  # fmt: skip
-    build += ["--limit", str(given.limit)] if given.limit else []
+        *("build", f"{given.variant}-cip", "--set", f"source.path={given.data}"),
+        *("--set", "caption.model=builtin", "--set", "generate.model=builtin"),
+        *("--num-processes", str(given.processes), "--device", "cpu", "--out", str(out)),
+        *(("--limit", str(given.limit)) if given.limit else ()),
+    ]
     began = time.monotonic()
     killed = with_kills(build, out, given.kills, random.Random(given.seed))
     built = time.monotonic() - began
@@ -95,7 +96,10 @@ def with_kills(build: Sequence[str], out: Path, kills: int, moments: random.Rand
     while True:
         before = done(out)
         process = subprocess.Popen(
-            [sys.executable, "-m", "hfsyn", *build], env=environment(), start_new_session=True, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "hfsyn", *build],
+            env=environment(),
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
         )
         # After some shards more, and a moment later: in the middle of the next ones.
         enough = before + moments.randint(1, 4) if killed < kills else sys.maxsize

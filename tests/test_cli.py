@@ -72,7 +72,7 @@ BAD = [
     (["build", "shapes-cip", "--out", "x", "--shards", "a"], ["--shards", "'a'", "is not a range"]),
     (["build", "shapes-cip", "--out", "x", "--shards", "3:3"], ["--shards", "'3:3'", "selects none"]),
     (["strategies", "show", "cip", "--domain", "pet"], ["prompt.domain is 'pet'", "'cip' has no place for it"]),
-    (["strategies", "show", "cip", "--variant", "none.yaml"], ["There is no class map none.yaml"]),
+    (["strategies", "show", "cip", "--variant", "none.yaml"], ["There is no class map file none.yaml"]),
     (["recipes", "show", "none.yaml"], ["There is no recipe file none.yaml"]),
     (["build", "shapes-cip", "--out", "x", "--set", "generate.model=./nowhere"], ["./nowhere", "generator"]),
     (["build", "shapes-cip", "--out", "x", "--set", "caption.model=/no/where"], ["/no/where", "captioner"]),

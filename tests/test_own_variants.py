@@ -213,7 +213,7 @@ def test_a_definition_of_another_content_than_its_name_says_is_refused(things: P
     fields["source"]["definition"]["classes"][0]["name"] = "another"
     with pytest.raises(HfsynError, match="is the class map of things@"):
         load_recipe(fields)
-    with pytest.raises(HfsynError, match=r"There is no class map gone.yaml"):
+    with pytest.raises(HfsynError, match=r"There is no class map file gone.yaml"):
         load_recipe("shapes-cip", ["source.variant=gone.yaml"])
     with pytest.raises(HfsynError, match=r"no variant 'things\.yaml'"):  # a stranger's text opens no file
         parse_recipe(dump_recipe(load_recipe("shapes-cip")).replace("variant: shapes", "variant: things.yaml"), "text")

@@ -154,7 +154,7 @@ def test_verify_passes_on_both_versions_and_on_the_run(versions: Versions, clien
     for what in (f"{REPO}@v1.0.0", f"{REPO}@v1.1.0", REPO, versions["v1.0.0"]):
         done = client.hfsyn("verify", what)
         assert (done.code, done.last.split(":")[0]) == (0, "verified"), done.out
-        assert done.last.endswith("12 files, 30 captions, 30 rows")
+        assert done.last.endswith("15 files, 30 captions, 30 rows")
 
 
 def test_ten_random_rows_are_made_again_byte_for_byte(versions: Versions, client: Client, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_runs_that_are_not_whole_are_not_published(client: Client, hub: Hub, tmp
     broken = finished_run(tmp_path, name="broken")
     damage(broken)
     done = client.hfsyn("publish", broken, "alice/x", "--version", "1.0.0")
-    assert (done.code, "does not verify" in done.err) == (3, True)
+    assert (done.code, "is not whole any more" in done.err) == (3, True)
     assert not hub.log
 
 

@@ -300,5 +300,5 @@ def test_a_recipe_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Path, "open", forbidden)
     with pytest.raises(HfsynError, match=r"own\.yaml cannot be read: Permission denied"):
         load_recipe(shipped, [f"source.variant={path}"])
-    with pytest.raises(HfsynError, match=r"The recipe file .*own\.yaml cannot be read: Permission denied"):
+    with pytest.raises(HfsynError, match=r"The recipe .*own\.yaml cannot be read: Permission denied"):
         load_recipe(path)

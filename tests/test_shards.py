@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,8 +88,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
 
 def test_left_over_temporary_files_go_when_their_shard_is_made(tmp_path: Path) -> None:
     path = tmp_path / shard_name("train", 0, 1)
-    (tmp_path / f".{path.name}.123.tmp").write_text("half")
-    other = tmp_path / ".train-00001-of-00002.parquet.9.tmp"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    whose = f"{socket.gethostname()}.{gone.pid}.0123abcd.tmp"
+    (tmp_path / f".{path.name}.{whose}").write_text("half")
+    other = tmp_path / f".train-00001-of-00002.parquet.{whose}"
     other.write_text("another shard's")
     write_shard(path, columns(), SCHEMA, sidecar)
     assert sorted(p.name for p in tmp_path.glob(".*.tmp")) == [other.name]

@@ -265,15 +265,15 @@ def test_overwrite_refuses_to_delete_the_run_that_another_process_put_there_mean
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, recipe = finished_run(tmp_path), load_recipe("shapes-basic", ["source.limit_per_class=1"])
-    resolve = runs._resolve
+    pinned = runs.pinned
 
     def slowly(asked: Recipe) -> object:
-        monkeypatch.setattr(runs, "_resolve", resolve)
+        monkeypatch.setattr(runs, "pinned", pinned)
         prepare(asked, folder, overwrite=True)
         (folder / layout.DATA).mkdir()
-        return resolve(asked)
+        return pinned(asked)
 
-    monkeypatch.setattr(runs, "_resolve", slowly)
+    monkeypatch.setattr(runs, "pinned", slowly)
     with pytest.raises(HfsynError, match="Another process has put a new run into"):
         prepare(recipe, folder, overwrite=True)
     assert (folder / layout.DATA).is_dir()

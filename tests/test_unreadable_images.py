@@ -84,29 +84,6 @@ def test_train_counts_a_bad_file_once_however_often_it_was_met_and_says_why(
     assert "n01440764/1.png" in line
 
 
-def test_a_training_that_was_killed_does_not_count_them_again(
-    tmp_path: Path, hfsyn_says: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from hfsyn.progress import Progress
-
-    data = photographs(tmp_path / "photos")
-    words = ("train", "--train-dataset", data, "--out", tmp_path / "out", "--checkpoint-steps", "2", *SMALL)
-    with monkeypatch.context() as patch:
-        shown: list[int] = []
-
-        def add(self: Any, count: int, *_: Any) -> None:
-            shown.append(count)
-            if sum(shown) > 40:
-                raise KeyboardInterrupt
-
-        patch.setattr(Progress, "add", add)
-        assert hfsyn_says(*words)[0] == 130
-    code, _, err = hfsyn_says(*words)
-    assert code == 0
-    assert "continuing after step" in err
-    assert json.loads((tmp_path / "out" / "results.json").read_text())["training"]["undecodable_seen"] == 3
-
-
 def test_evaluate_says_what_it_could_not_read_and_why(
     tmp_path: Path, hfsyn_says: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -114,7 +91,7 @@ def test_evaluate_says_what_it_could_not_read_and_why(
     bad = photographs(tmp_path / "bad")
     assert hfsyn_says("train", "--train-dataset", data, "--out", tmp_path / "out", *SMALL)[0] == 0
     code, _, err = hfsyn_says(
-        "evaluate", tmp_path / "out", "--dataset", bad, "--split", "train", "--device", "cpu",
+        "evaluate", tmp_path / "out", bad, "--split", "train", "--device", "cpu",
         "--out", tmp_path / "result.json", "--num-processes", "1",
     )  # fmt: skip
     assert code == 0, err
@@ -185,8 +162,9 @@ def test_a_class_of_which_no_image_can_be_read_is_named_in_status_manifest_and_c
     card = (run / "README.md").read_text()
     assert "cats" in card
     assert "none of its 3 images could be read" in card
-    assert "cats" in json.dumps(json.loads((run / "manifest.json").read_text()).get("unreadable_classes", {}))
-    assert json.loads(hfsyn_says("status", run, "--json")[1]).get("unreadable_classes") == {"cats": 3}
+    named = json.loads((run / "manifest.json").read_text()).get("unreadable_classes")
+    assert named == [{"wnid": "cats", "name": "cats", "images": 3}]
+    assert json.loads(hfsyn_says("status", run, "--json")[1]).get("unreadable_classes") == named
 
 
 def test_build_ends_with_what_was_left_out_and_what_could_not_be_read(
@@ -201,9 +179,9 @@ def test_build_ends_with_what_was_left_out_and_what_could_not_be_read(
         tmp_path / "run", "--num-processes", "1",
     )  # fmt: skip
     assert code == 0, err
-    assert "cats (none of its 3 images could be read)" in err
+    assert "the class cats (none of its 3 images could be read)" in err
     assert "ending .txt" in err
-    assert "3 of 6 images could not be read" in err
+    assert "set aside: 1 (caption: not an image)" in err
     assert out.splitlines()[-1] == str(tmp_path / "run")
     status = hfsyn_says("status", tmp_path / "run")[1]
     card = (tmp_path / "run" / "README.md").read_text()

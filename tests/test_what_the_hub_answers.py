@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,27 +106,6 @@ for call in (lambda: load_version("alice/no-card", "main"), lambda: Synthetic(re
     assert ["no-card at main" in line and "\n" not in line for line in said] == [True, True], said
 
 
-@pytest.mark.parametrize("manifest", [b'{"name": "App", "icons": []}', b"[]", b"{", b"\x00\xff", b'{"format": 1}'])
-def test_a_strangers_set_that_has_a_manifest_of_its_own_is_tested_on_as_a_plain_one(
-    client: Client, hub: Hub, tmp_path: Path, manifest: bytes
-) -> None:
-    name = f"bob/set-{manifest.hex()[-8:]}"
-    table = write_table(tmp_path / "a.parquet", rows_of(20)).read_bytes()
-    names = ("manifest.json", "site/manifest.json", "recipe.yaml")
-    hub.add_repo("dataset", name, {"data/train-00000-of-00001.parquet": table, **dict.fromkeys(names, manifest)})
-    done = client.python(
-        f"""
-from hfsyn.errors import HfsynError
-from hfsyn.judging.imagesets import open_images
-try:
-    result = len(open_images({name!r}))
-except BaseException as error:
-    result = f"{{type(error).__name__}}: {{str(error)[:200]}}"
-"""
-    )
-    assert done == 20
-
-
 def test_a_manifest_too_large_to_be_ours_is_not_even_downloaded(client: Client, hub: Hub) -> None:
     hub.add_repo("dataset", "alice/huge", {"manifest.json": b" " * 70_000_000, "recipe.yaml": b"x: 1"})
     hub.reset()
@@ -207,3 +187,16 @@ def test_without_a_token_nothing_is_trained_to_be_published(client: Client, run:
     assert "there is none" in done.err
     assert not (tmp_path / "out" / "checkpoints").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("manifest", [b'{"name": "App", "icons": []}', b"[]", b"{", b"\x00\xff", b'{"format": 1}'])
+def test_a_strangers_set_that_has_a_manifest_of_its_own_is_tested_on_as_a_plain_one(
+    client: Client, hub: Hub, training: tuple[str, ...], tmp_path: Path, manifest: bytes
+) -> None:
+    name = f"bob/set-{manifest.hex()[-8:]}"
+    table = write_table(tmp_path / "a.parquet", rows_of(20)).read_bytes()
+    names = ("manifest.json", "site/manifest.json", "recipe.yaml")
+    hub.add_repo("dataset", name, {"data/train-00000-of-00001.parquet": table, **dict.fromkeys(names, manifest)})
+    done = client.hfsyn("evaluate", training[-1], name, "--out", tmp_path / "found.json", "-q")
+    assert done.code == 0, done.err[-300:]
+    assert json.loads((tmp_path / "found.json").read_text())["n"] == 20

@@ -34,6 +34,8 @@ def status(run: str, as_json: bool) -> None:
         click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
     for reason, count in found.left_out.items():
         click.echo(f"left out of the source: {count} ({reason})")
+    for entry in found.unreadable_classes:
+        click.echo(f"left out: the class {entry['name']} (none of its {entry['images']} images could be read)")
     for what in found.lost:
         click.echo(f"not finished: {what}; `hfsyn build` makes it again")
     click.echo("finished" if found.finished else "unfinished")

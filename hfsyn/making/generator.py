@@ -71,7 +71,7 @@ class ImageGenerator(Protocol):
 
 def fitting(generator: ImageGenerator) -> Callable[[Any], Any]:
     """How a real image must be brought to a generator that starts from it: as it is, where it has no `fit`."""
-    return getattr(generator, "fit", lambda image: image)  # type: ignore[no-any-return]
+    return getattr(generator, "fit", lambda image: image)
 
 
 class DiffusersGenerator:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -107,7 +108,7 @@ class Shelf:
             HfsynError: there is none, or the file cannot be read.
         """
         if is_yaml_name(name) or "/" in name:
-            return read_text(name, f"{self.what} file", f"Shipped: {', '.join(self.names())}. {self.otherwise}"), name
+            return read_text(name, self.what, f"Shipped: {', '.join(self.names())}. {self.otherwise}"), name
         return self.text(name), f"{self.what} {name!r}"
 
     def fields(self, name: str) -> tuple[dict[str, Any], str]:
@@ -137,6 +138,8 @@ def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
             return {str(key): plain(of, depth + 1) for key, of in value.items()}
         if isinstance(value, list | tuple):
             return [plain(item, depth + 1) for item in value]
+        if isinstance(value, PurePath):
+            return str(value)
         if isinstance(value, float) and not math.isfinite(value):
             raise HfsynError(f"The {what} holds {value}, which is not a finite number.")
         if value is None or isinstance(value, str | bool | int | float):
@@ -268,11 +271,19 @@ def explained(error: ValidationError, where: str, top: type[Part], inside: Seque
             return HfsynError(f"Key {key!r} is missing in {where}.{more}", allowed(loc, top))
         guess = did_you_mean(loc[-1], model.model_fields, before="".join(f"{name}." for name in loc[:-1]))
         return HfsynError(f"Unknown key {key!r} in {where}.{guess}{more}", allowed(loc, top))
-    problem = fault["msg"].removeprefix("Value error, ")
+    problem = _KINDS.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     problem = problem[0].lower() + problem[1:]
     meaning = f"{key}: {field.description}" if field and field.description else allowed(loc, top)
     hint = f"{_habit(fault['type'], fault['input'])}{meaning}"
     return HfsynError(f"{key} is {_shown(fault['input'])}: {problem}.{more}", " ".join(hint.split()))
+
+
+_KINDS = {
+    "model_type": "it should be a mapping of fields",
+    "dict_type": "it should be a mapping",
+    "tuple_type": "it should be a list",
+}
+"""Faults whose name in Python says little to those who write YAML."""
 
 
 def _habit(kind: str, value: Any) -> str:

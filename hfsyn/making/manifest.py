@@ -20,7 +20,7 @@ from hfsyn.making.claims import lock
 from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import dump_recipe, published_recipe
-from hfsyn.making.runs import Run, incomplete, load_run, rejected_lines
+from hfsyn.making.runs import Run, incomplete, load_run, rejected_lines, unreadable_classes
 from hfsyn.making.shards import atomic_text, faults, is_done, pending
 from hfsyn.making.sheets import sample_sheet, save_png
 from hfsyn.publishing.cards import example_rows, facts, render_card
@@ -96,6 +96,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         "shards": entries,
         "captions": captions if what == "data" else [],
         "left_out": dict(run.left_out),
+        "unreadable_classes": unreadable_classes(run, rejected_lines(run, ("caption",))),
         "files": _hashes(run, what),
     }
     return layout.sealed(fields)

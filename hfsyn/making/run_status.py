@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from builders import layout
 from builders.layout import sidecar_of
 from builders.run_files import lost, manifest_in
-from hfsyn.making.runs import load_run
+from hfsyn.making.runs import load_run, unreadable_classes
 from hfsyn.making.shards import is_done
 
 
@@ -42,6 +43,8 @@ class RunStatus:
     source_rows: int
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What lies in the source and is not in its index: how many by reason."""
+    unreadable_classes: tuple[Mapping[str, Any], ...] = ()
+    """The classes of which no image could be read; see `hfsyn.making.runs.unreadable_classes`."""
     lost: tuple[str, ...] = ()
     """What the run had when it was finished and has no more, each in a few words."""
 
@@ -55,23 +58,29 @@ def status(folder: str | Path) -> RunStatus:
     run = load_run(folder)
     manifest = manifest_in(run.folder)
     planned = run.planned_rows
+    read = _sidecars(run.caption_shards())
+    made = _sidecars(run.data_shards()) if planned is not None else []
     stages = (
-        _stage_status("caption", run.caption_shards(), known=True),
-        _stage_status("generate", run.data_shards() if planned is not None else [], known=planned is not None),
+        _stage_status("caption", read, len(run.caption_shards())),
+        _stage_status("generate", made, None if planned is None else len(run.data_shards())),
     )
+    unread = unreadable_classes(run, (line for sidecar in read for line in sidecar.rejected))
     gone = () if manifest is None else tuple(lost(run.folder, manifest))
     return RunStatus(
         str(run.folder), run.recipe.name, run.fingerprint, manifest is not None and not gone, stages, run.source_rows,
-        run.left_out, gone,
+        run.left_out, tuple(unread), gone,
     )  # fmt: skip
 
 
-def _stage_status(stage: str, shards: Sequence[Path], *, known: bool) -> StageStatus:
-    sidecars = [_without_counts(sidecar_of(shard)) for shard in shards if is_done(shard)]
+def _sidecars(shards: Sequence[Path]) -> list[layout.Sidecar]:
+    return [_without_counts(sidecar_of(shard)) for shard in shards if is_done(shard)]
+
+
+def _stage_status(stage: str, sidecars: Sequence[layout.Sidecar], shards: int | None) -> StageStatus:
     return StageStatus(
         stage,
         len(sidecars),
-        len(shards) if known else None,
+        shards,
         sum(s.rows for s in sidecars),
         sum(len(s.rejected) for s in sidecars),
         round(sum(s.seconds for s in sidecars), 3),

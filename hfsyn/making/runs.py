@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -342,6 +343,20 @@ def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) ->
         for shard in run.caption_shards() if stage == "caption" else run.data_shards():
             for entry in load_sidecar(sidecar_of(shard)).rejected:
                 yield {"stage": stage, **entry}
+
+
+def unreadable_classes(run: Run, rejected: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """``wnid``, ``name`` and number of ``images`` of each class of which every image is among these rejected ones."""
+    aside = Counter(line["wnid"] for line in rejected)
+    if not aside:
+        return []
+    counted = pq.read_table(run.folder / layout.SOURCE, columns=["wnid"])["wnid"].value_counts().to_pylist()
+    there = {count["values"]: count["counts"] for count in counted}
+    return [
+        {"wnid": wnid, "name": run.classes[wnid].name, "images": images}
+        for wnid, images in sorted(aside.items(), key=lambda item: run.classes[item[0]].index)
+        if images == there.get(wnid)
+    ]
 
 
 def incomplete(stage: str, done: int, total: int, run: Run) -> HfsynError:

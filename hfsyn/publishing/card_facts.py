@@ -187,7 +187,7 @@ def facts_in_progress(
     manifest = {
         "name": recipe.name, "fingerprint": fingerprint(recipe), "recipe": recipe.model_dump(), "split": split,
         "rows": rows_done, "rows_planned": rows_planned, "source_rows": None, "readable_rows": 0, "bytes": 0,
-        "rejected": {}, "flags": {}, "classes": [], "shards": [],
+        "rejected": {}, "flags": {}, "classes": [], "shards": [], "left_out": {}, "unreadable_classes": [],
     }  # fmt: skip
     known = facts(manifest, software or {}, config_name=config_name, rows=rows)
     return replace(known, in_progress=True)
