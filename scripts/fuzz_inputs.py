@@ -184,8 +184,9 @@ _PLACE = re.compile(
 def names_a_place(case: Case, line: str) -> bool:
     """Whether a refusal names a file, a key, an option or the word that was given."""
     said = [*case.files, *(name.rpartition("/")[2] for name in case.files)]
-    said += [one_line(word)[:40] if len(word) > 1 else repr(word) for word in case.arguments[1:] if word.strip()]
-    return any(word in line for word in said) or _PLACE.search(line) is not None
+    said += [one_line(word)[:40] for word in case.arguments[1:] if word.strip()]
+    words = (re.escape(word) if len(word) > 1 else rf"(?<!\w){re.escape(word)}(?!\w)" for word in said)
+    return any(re.search(word, line) for word in words) or _PLACE.search(line) is not None
 
 
 def main() -> None:
