@@ -40,7 +40,7 @@ __all__ = [
 ABANDONED_AFTER = 86_400.0
 """Seconds after which what another machine has begun counts as left over: nobody writes one file for a day."""
 
-_OWNED = re.compile(r"\..+\.(?P<host>[^/]+)\.(?P<pid>\d+)\.[0-9a-f]{8}(\.tmp)?")
+_OWNED = re.compile(r"(?P<whose>\..+)\.(?P<pid>\d+)\.[0-9a-f]{8}(\.tmp)?")
 _ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 _in_hand: set[str] = set()
 """Names that this process has given and that are not settled. Where process ids start again, as in containers, another
@@ -50,10 +50,14 @@ one may have had the same."""
 def owned_name(name: str, suffix: str = "") -> str:
     """A hidden name beside `name` that says which process has made it; short enough for any file system."""
     stem = name.encode()[:100].decode(errors="ignore")
-    host = socket.gethostname()[:60].replace("/", "_") or "host"
-    made = f".{stem}.{host}.{os.getpid()}.{secrets.token_hex(4)}{suffix}"
+    made = f".{stem}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{suffix}"
     _in_hand.add(made)
     return made
+
+
+def _host() -> str:
+    """This machine's name as names of files have it; it may have dots."""
+    return socket.gethostname()[:60].replace("/", "_") or "host"
 
 
 def settle(name: str) -> None:
@@ -69,7 +73,7 @@ def is_abandoned(path: Path) -> bool:
         age = time.time() - path.stat(follow_symlinks=False).st_ctime
     except OSError:
         return False
-    if found is None or found["host"] != socket.gethostname()[:60].replace("/", "_"):
+    if found is None or not found["whose"].endswith(f".{_host()}"):
         return age > ABANDONED_AFTER
     if int(found["pid"]) == os.getpid():
         return path.name not in _in_hand

@@ -193,7 +193,8 @@ def test_temporary_files_of_a_process_that_lives_are_left_and_those_of_a_dead_on
         assert command(capsys, stage, str(run), "--num-processes", "1", "-q").code == 0
     gone = subprocess.Popen(["true"])
     gone.wait()
-    host = socket.gethostname()
+    host = "node17.cluster.example"
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
     files = {
         who: run / "data" / f".train-00000-of-00002.parquet.{where}.{pid}.0123abcd.tmp"
         for who, where, pid in (("alive", host, os.getppid()), ("gone", host, gone.pid), ("elsewhere", "other", 17))
