@@ -36,6 +36,8 @@ T = TypeVar("T")
 _AHEAD = 8
 """Files whose labels are fetched at once from a remote filesystem: each costs a few round trips and few bytes."""
 
+_BUFFER = 8 << 20
+"""Bytes of images that are read at once from a file on this machine."""
 _log = logging.getLogger(__name__)
 
 
@@ -253,19 +255,18 @@ class ParquetSource:
         return repo_id, revision
 
     def _images(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
-        """The image of each row of a file, in the order of `rows`, or why there is none: one row group at a time."""
+        """The image of each row of a file, in the order of `rows`, or why there is none: a few in memory at a time."""
         folder = Path(self._root, name).parent if self._local else None
         try:
             with self._open(name) as stream:
-                file = pq.ParquetFile(stream)
+                # Without a buffer pyarrow reads a column of a row group at once; from the Hub that is what is wanted.
+                file = pq.ParquetFile(stream, buffer_size=_BUFFER if self._local else 0)
                 columns = self._columns(file.schema_arrow, name)
                 sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
                 ends = list(accumulate(sizes))
                 for group, neighbours in groupby(rows, key=lambda row: bisect_right(ends, row)):
                     wanted = [row - (ends[group] - sizes[group]) for row in neighbours]
-                    found = _row_group(file, group, columns.image, set(wanted), folder)
-                    for row in wanted:
-                        yield found[row]
+                    yield from _row_group(file, group, columns.image, wanted, folder)
         except (OSError, LookupError, pa.ArrowException) as error:
             if not self._local:
                 raise
@@ -284,18 +285,34 @@ def _said(error: Exception) -> str:
     return (strerror or " ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")
 
 
-def _row_group(file: Any, group: int, column: str, rows: set[int], folder: Path | None) -> dict[int, tuple[bytes, str]]:
-    """The images of some rows of a row group (counted within it)."""
+def _row_group(
+    file: Any, group: int, column: str, rows: Sequence[int], folder: Path | None
+) -> Iterator[tuple[bytes, str]]:
+    """The images of some rows of a row group (counted within it), in their order, none kept after its last turn; raises
+    LookupError where there is no such row.
+    """
     found: dict[int, tuple[bytes, str]] = {}
-    start = 0
-    for batch in file.iter_batches(batch_size=64, row_groups=[group], columns=[column]):
+    last = {row: place for place, row in enumerate(rows)}
+    start = given = 0
+    for batch in file.iter_batches(batch_size=_batch_size(file, group, column), row_groups=[group], columns=[column]):
         for row in range(start, start + len(batch)):
-            if row in rows:
+            if row in last:
                 found[row] = stored_image(batch.column(0)[row - start].as_py(), folder)
         start += len(batch)
-        if len(found) == len(rows):
-            break
-    return found
+        while given < len(rows) and rows[given] in found:
+            row, given = rows[given], given + 1
+            yield found[row] if last[row] >= given else found.pop(row)
+        if given == len(rows):
+            return
+    raise LookupError(rows[given])
+
+
+def _batch_size(file: Any, group: int, column: str) -> int:
+    """How many rows of a row group are read at once: at most 64, and of photographs as many as a buffer holds."""
+    part = file.metadata.row_group(group)
+    chunks = map(part.column, range(part.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    return max(1, min(64, _BUFFER * part.num_rows // max(size, 1)))
 
 
 def different_images(where: str, columns: Iterable[str]) -> DataError:

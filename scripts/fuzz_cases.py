@@ -268,14 +268,14 @@ def _table(rows: Any, rng: random.Random) -> bytes:
 
     kinds = [pa.string(), pa.large_string(), pa.binary(), pa.int64(), pa.float64(), pa.list_(pa.string()), pa.bool_()]
     names = rng.choice([["source_id", "caption"], ["source_id", "caption", "caption"], ["source_id"], ["a", "b"]])
-    columns = []
+    columns, rows = [], rows if isinstance(rows, list) else [rows]
     for name in names:
         kind = pa.string() if rng.random() < 0.7 else rng.choice(kinds)
         with contextlib.suppress(pa.ArrowException, UnicodeError, OverflowError):
             said = [str(row.get(name, "x")) if isinstance(row, dict) else "x" for row in rows]
             columns.append((name, pa.array(said, pa.string()).cast(kind)))
             continue
-        columns.append((name, pa.nulls(len(rows) if isinstance(rows, list) else 1, pa.string())))
+        columns.append((name, pa.nulls(len(rows), pa.string())))
     file = io.BytesIO()
     try:
         pq.write_table(pa.Table.from_arrays([c for _, c in columns], [n for n, _ in columns]), file)

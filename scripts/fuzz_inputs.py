@@ -174,7 +174,7 @@ def _keys(value: Any) -> Iterator[str]:
 
 
 _PLACE = re.compile(
-    r"--[a-z]|\b(Invalid value for|No such (option|command)|Missing (option|argument)|class_seeds|"
+    r"--[a-z]|\b(Invalid value for|No such (option|command)|Missing (option|argument)|class_seeds|token|"
     + "|".join(sorted(set(_keys([RECIPE, TRAINING, MATRIX, CLASS_MAP]))))
     + r")\b"
 )
@@ -184,8 +184,10 @@ _PLACE = re.compile(
 def names_a_place(case: Case, line: str) -> bool:
     """Whether a refusal names a file, a key, an option or the word that was given."""
     said = [*case.files, *(name.rpartition("/")[2] for name in case.files)]
-    said += [one_line(word)[:40] if len(word) > 1 else repr(word) for word in case.arguments[1:] if word.strip()]
-    return any(word in line for word in said) or _PLACE.search(line) is not None
+    for word in filter(str.strip, case.arguments[1:]):
+        said += [one_line(word)[:40], repr(word)[1:-1][:40]]
+    words = (re.escape(word) if len(word) > 1 else rf"(?<!\w){re.escape(word)}(?!\w)" for word in said)
+    return any(re.search(word, line) for word in words) or _PLACE.search(line) is not None
 
 
 def main() -> None:

@@ -583,7 +583,9 @@ def test_a_recipe_of_a_stranger_cannot_name_a_place_on_this_machine(client: Clie
         (("path: null", "path: /home/me/photos"), ("model: builtin", "model: ~/model"))
     ):
         repo = f"bob/places-{number}"
-        hub.add_repo("dataset", repo, {"recipe.yaml": recipe.replace(old, new).encode(), "README.md": card})
+        manifest = (plain / "manifest.json").read_bytes()
+        files = {"recipe.yaml": recipe.replace(old, new).encode(), "README.md": card, "manifest.json": manifest}
+        hub.add_repo("dataset", repo, files)
         done = client.hfsyn("plan", f"hf://datasets/{repo}@main")
         assert done.code == 2
         assert "names a place on your machine" in done.err

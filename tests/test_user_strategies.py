@@ -199,11 +199,15 @@ def test_nothing_of_a_run_folder_is_run(tmp_path: Path) -> None:
     text, trace = bomb(tmp_path)
     folder = finished_run(tmp_path, recipe="shapes-basic")
     (folder / "plan.parquet").unlink()
+    (folder / "plan.json").unlink()
     (folder / "strategy.py").write_text(text)
     recipe = load_run(folder).recipe
     for name in (f"{folder}/strategy.py", "strategy.py", "./run/strategy.py"):
         prompt = recipe.prompt.model_copy(update={"strategy": f"{name}:looks"})
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe.model_copy(update={"prompt": prompt})))
+        theirs = recipe.model_copy(update={"prompt": prompt})
+        (folder / "recipe.yaml").write_text(dump_recipe(theirs))
+        marker = json.loads((folder / "source.json").read_text()) | {"fingerprint": fingerprint(theirs)}
+        (folder / "source.json").write_text(json.dumps(marker))
         verify(str(folder), quiet=True)
         with pytest.raises(HfsynError, match="hfsyn runs no code that comes with a dataset"):
             write_plan(load_run(folder))

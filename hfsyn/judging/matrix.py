@@ -203,7 +203,10 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
     arm = matrix.arms[cell.arm]
     train = [place(text, cell.seed) for text in arm.train]
     if cell.share and matrix.mix is not None:
-        train = _mixed(train, place(matrix.mix.dataset, cell.seed), cell.share)
+        try:
+            train = _mixed(train, place(matrix.mix.dataset, cell.seed), cell.share)
+        except HfsynError as error:
+            raise HfsynError(f"arms.{cell.arm}.train or mix.dataset: {error.message}", error.hint, error.code) from None
     values = {
         "data.train": train,
         "data.train_split": arm.split,

@@ -135,6 +135,7 @@ def _check_small_files(found: Verification, side: Published | RunFolder, manifes
             if sha256_of(side.fetch(name)) != stated.get(name):
                 found.note("files", f"{name} has other bytes than the manifest states")
         except DataError as error:
+            _raise_refusal(side, error)
             found.note("files", error.message)
     if isinstance(side, RunFolder):
         for name in (layout.SOURCE, layout.PLAN):
@@ -144,6 +145,12 @@ def _check_small_files(found: Verification, side: Published | RunFolder, manifes
                 found.note("files", error.message)
         for what in run_files.lost(side.folder, manifest):
             found.note("files", what)
+
+
+def _raise_refusal(side: Published | RunFolder, error: Exception) -> None:
+    """Raise what the Hub refuses or does not answer, which says nothing of the file."""
+    if isinstance(side, Published) and isinstance(error, DataError) and error.code != ExitCode.USAGE:
+        raise error
 
 
 def _check_files(found: Verification, side: Published | RunFolder, manifest: Manifest) -> None:
@@ -164,8 +171,7 @@ def _check_files(found: Verification, side: Published | RunFolder, manifest: Man
             if sidecar.fingerprint != manifest.fingerprint:
                 found.note("recipe", f"{entry.file} was made by recipe {sidecar.fingerprint[:12]}")
         except DataError as error:
-            if error.code != ExitCode.USAGE:
-                raise  # the Hub does not answer, which says nothing of the file
+            _raise_refusal(side, error)
             found.note("files", f"{entry.file}: {error.message}")
     for name in there:
         found.note("files", f"{name} is not in the manifest")
@@ -300,8 +306,7 @@ def _table(
                 for batch in parquet.iter_batches(_ROWS, columns=columns):
                     yield from batch.to_pylist()
         except (OSError, ValueError, TypeError, KeyError, DataError) as error:  # pyarrow's errors are of these
-            if isinstance(error, DataError) and error.code != ExitCode.USAGE:
-                raise  # the Hub does not answer, which says nothing of the file
+            _raise_refusal(side, error)
             if not isinstance(error, DataError) or isinstance(side, Published):
                 found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
 
