@@ -29,6 +29,7 @@ __all__ = [
     "digest_of",
     "disk_error",
     "is_abandoned",
+    "is_owned_name",
     "make_folder",
     "owned_name",
     "remove_abandoned",
@@ -53,6 +54,11 @@ def owned_name(name: str, suffix: str = "") -> str:
     made = f".{stem}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{suffix}"
     _in_hand.add(made)
     return made
+
+
+def is_owned_name(name: str) -> bool:
+    """Whether a name is one that `owned_name` gave, to any process."""
+    return _OWNED.fullmatch(name) is not None
 
 
 def _host() -> str:

@@ -44,6 +44,8 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
+from builders.file_names import is_litter
+from builders.files import is_owned_name
 from builders.yaml import load_mapping
 
 RECIPE = "recipe.yaml"
@@ -324,7 +326,8 @@ def strangers(folder: Path) -> list[str]:
     """What is in `folder` and is no part of a run folder, by its path below it, sorted; empty for a missing folder.
 
     In the folders of shards everything but shards and sidecars is strange, and in that of previews everything but our
-    pictures. Operating-system droppings (``.DS_Store`` and other dot files) do not count.
+    pictures. What systems leave behind (``.DS_Store``, Thumbs.db) and other hidden files do not count; a hidden folder
+    does, such as ``.git``, unless it is known to hold nothing of anybody's.
     """
     if not folder.exists():
         return []
@@ -335,9 +338,18 @@ def strangers(folder: Path) -> list[str]:
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
 
+_HIDDEN_FOLDERS = frozenset({LOCKS, ".cache", ".ipynb_checkpoints", ".Trashes", ".Spotlight-V100", ".fseventsd"})
+
+
 def _visible(folder: Path) -> list[Path]:
-    """What `folder` holds, but for dot files; nothing where it is none."""
-    return [p for p in folder.iterdir() if not p.name.startswith(".")] if folder.is_dir() else []
+    """What `folder` holds that may be somebody's; nothing where it is not a folder."""
+
+    def counts(path: Path) -> bool:
+        if path.name.startswith(".") and path.is_dir():
+            return path.name not in _HIDDEN_FOLDERS and not is_owned_name(path.name)
+        return not is_litter(path.name)
+
+    return [path for path in folder.iterdir() if counts(path)] if folder.is_dir() else []
 
 
 def _is_of_shard(name: str) -> bool:

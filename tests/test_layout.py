@@ -23,11 +23,20 @@ def test_nothing_that_a_run_writes_is_strange(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["mine.txt", "data/holiday.jpg", "data/notes.json", "data/more/x.parquet", "captions/mine.csv", "preview/mine.png"],
+    [
+        "mine.txt",
+        "data/holiday.jpg",
+        "data/notes.json",
+        "data/more/x.parquet",
+        "captions/mine.csv",
+        "preview/mine.png",
+        ".git/HEAD",
+        "data/.dvc/config",
+    ],
 )
 def test_a_file_of_somebody_elses_in_a_run_is_never_deleted(tmp_path: Path, name: str) -> None:
     folder = finished_run(tmp_path)
-    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("mine")
     with pytest.raises(HfsynError, match=r"which is not ours"):
         prepare(load_recipe("shapes-basic"), folder, overwrite=True)
