@@ -46,7 +46,7 @@ def one_line(said: Said, words: str) -> bool:
 
 NUMBERS = (
     errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE,
-    errno.EMFILE, errno.ENOENT, errno.EISDIR, errno.ETIMEDOUT,
+    errno.EMFILE, errno.ENOENT,
 )  # fmt: skip
 
 

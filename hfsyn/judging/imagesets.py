@@ -14,6 +14,7 @@ from typing import Any
 
 from builders import layout, run_files
 from builders.errors import DataError
+from builders.files import disk_error
 from builders.folders import FolderSource, local_splits
 from builders.rows import Source
 from builders.sources import open_source
@@ -246,6 +247,8 @@ def _from_files(parts: Parts, found: Reference, *, whole: bool = False) -> Image
         labelled = label_files(parts, sizes, found.variant, str(found))
         rows = table_rows(parts, sizes, [labelled.image])
     except (DatasetGenerationError, pa.ArrowException, OSError) as error:
+        if disk_error(error) is not None:  # a full cache, say: the files are well
+            raise
         said = " ".join(str(error.__cause__ or error).split()).rstrip(".")
         raise HfsynError(f"{found} cannot be read: {said[:300]}.", "Copy the files again.") from None
     return _labelled_set(labelled, rows, str(found), parts.split, found.variant, parts.revision, whole=whole)
