@@ -75,7 +75,7 @@ def tiff(values: Any, bits: int, kind: str, *, white_is_zero: bool = False, samp
 
 # --- which format ---------------------------------------------------------------------------------------------------
 
-LOSSLESS = {
+LOSSLESS: dict[str, dict[str, Any]] = {
     "PNG": {},
     "WEBP": {"lossless": True},
     "BMP": {},
@@ -200,8 +200,13 @@ P3 = [[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.041
 
 def profile(columns: Sequence[Sequence[float]] | None, gamma: float) -> bytes:
     """An ICC profile of three colours, or of grey, with one gamma."""
-    fixed = lambda value: struct.pack(">i", round(value * 65536))  # noqa: E731
-    xyz = lambda values: b"XYZ \0\0\0\0" + b"".join(map(fixed, values))  # noqa: E731
+
+    def fixed(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(values: Sequence[float]) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(fixed, values))
+
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
     text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(4 + 4 + 2 + 1 + 67)
     tags = {b"desc": text, b"wtpt": xyz((0.9642, 1, 0.8249))}

@@ -26,9 +26,21 @@ from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import prepare
 
 SMALL = (
-    "--model", "test_resnet", "--image-size", "32", "--batch-size", "8", "--epochs", "3", "--device", "cpu",
-    "--set", "optimise.warmup_epochs=1", "--num-processes", "1",
-)  # fmt: skip
+    "--model",
+    "test_resnet",
+    "--image-size",
+    "32",
+    "--batch-size",
+    "8",
+    "--epochs",
+    "3",
+    "--device",
+    "cpu",
+    "--set",
+    "optimise.warmup_epochs=1",
+    "--num-processes",
+    "1",
+)
 CLASSES = ("n01440764", "n02102040", "n02979186")
 BAD = {"0.png": b"", "1.png": b"this is text", "2.png": b"\x89PNG\r\n\x1a\n"}
 
@@ -93,28 +105,39 @@ def test_evaluate_says_what_it_could_not_read_and_why(
     bad = photographs(tmp_path / "bad")
     assert hfsyn_says("train", "--train-dataset", data, "--out", tmp_path / "out", *SMALL)[0] == 0
     code, _, err = hfsyn_says(
-        "evaluate", tmp_path / "out", bad, "--split", "train", "--device", "cpu",
-        "--out", tmp_path / "result.json", "--num-processes", "1",
-    )  # fmt: skip
+        "evaluate",
+        tmp_path / "out",
+        bad,
+        "--split",
+        "train",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "result.json",
+        "--num-processes",
+        "1",
+    )
     assert code == 0, err
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["n"] == 21
     assert found["undecodable"].get("reasons") == {
-        "empty, or cannot be opened": 1, "not an image": 1, "truncated": 1,
-    }  # fmt: skip
+        "empty, or cannot be opened": 1,
+        "not an image": 1,
+        "truncated": 1,
+    }
     assert "3 images of " in err
     assert "1 truncated" in err
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_what_stands_in_for_a_bad_file_is_of_its_class_and_belongs_to_the_position(tmp_path: Path, seed: int) -> None:
-    data = photographs(tmp_path / "photos", bad={f"{n}.png": b"bad" for n in range(6)})
+    data = photographs(tmp_path / "photos", bad={f"{n}.png": b"bad" for n in range(2, 8)})
     images = open_images(str(data), "train")
     order = Order((len(images),), (len(images),), seed)
     labels = {wnid: number for number, wnid in enumerate(CLASSES)}
 
     def shown(positions: Any) -> dict[int, tuple[bytes, int]]:
-        items = Augmented([images], order, labels, lambda picture: picture.tobytes(), seed)
+        items: Any = Augmented([images], order, labels, lambda picture: picture.tobytes(), seed)
         return {position: items[position][:2] for position in positions}
 
     forwards, backwards = shown(range(48)), shown(reversed(range(48)))
@@ -131,9 +154,16 @@ def test_a_stream_passes_over_what_it_cannot_read_and_counts_it_once(
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     write_table(tmp_path / "data" / "train.parquet", rows_of(40), bad={1, 2, 17})
     code, _, err = hfsyn_says(
-        "train", "--train-dataset", tmp_path / "data", "--out", tmp_path / "out", "--streaming", "--budget", "40",
+        "train",
+        "--train-dataset",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "out",
+        "--streaming",
+        "--budget",
+        "40",
         *SMALL,
-    )  # fmt: skip
+    )
     assert code == 0, err
     found = json.loads((tmp_path / "out" / "results.json").read_text())["training"]["undecodable_seen"]
     assert found == 1, "three rows with the same bytes and no name"
@@ -149,7 +179,7 @@ def built(tmp_path: Path) -> Path:
     class_map = new_variant("pets", str(data), out=tmp_path / "pets.yaml")
     run = prepare(load_recipe("shapes-cip", [f"source.variant={class_map}"]), tmp_path / "run").folder
     caption(run, captioner=FakeCaptioner(), quiet=True)
-    generate(run, generator=FakeGenerator(), quiet=True)
+    generate(run, generator=FakeGenerator(), quiet=True)  # type: ignore[arg-type]
     return finish(run).folder
 
 
@@ -177,9 +207,17 @@ def test_build_ends_with_what_was_left_out_and_what_could_not_be_read(
     (data / "birds").mkdir()
     class_map = new_variant("pets", str(data), out=tmp_path / "pets.yaml")
     code, out, err = hfsyn_says(
-        "build", "shapes-cip", "--set", f"source.variant={class_map}", "--set", "generate.steps=1", "--out",
-        tmp_path / "run", "--num-processes", "1",
-    )  # fmt: skip
+        "build",
+        "shapes-cip",
+        "--set",
+        f"source.variant={class_map}",
+        "--set",
+        "generate.steps=1",
+        "--out",
+        tmp_path / "run",
+        "--num-processes",
+        "1",
+    )
     assert code == 0, err
     assert "the class cats (none of its 3 images could be read)" in err
     assert "ending .txt" in err

@@ -144,11 +144,10 @@ class Augmented:
         )
 
     def _candidates(self, number: int, image: int, position: int) -> Iterator[int]:
-        """The image, then the others of its class from a place on that belongs to the position."""
+        """The image, then the others of its class in an order that belongs to the position."""
         yield image
-        others = self._of_class(number, self._labels[number][image])
-        start = derive(self._seed, "stand-in", position) % len(others)
-        yield from (int(one) for one in np.roll(others, -start))
+        chance = np.random.default_rng(derive(self._seed, "stand-in", position))
+        yield from map(int, chance.permutation(self._of_class(number, self._labels[number][image])))
 
     def _of_class(self, number: int, label: int) -> Any:
         """The images of a class in a set, int64 (n,); remembered, as one bad file is met in every pass."""
