@@ -192,7 +192,7 @@ def test_a_saved_classifier_opens_as_it_was_and_says_its_hash(tmp_path: Path) ->
         ("resnet5O", "Did you mean"),
         ("no/such/folder", "There is no folder"),
         (".", "holds no trained classifier"),
-        ("resnet18", "cannot be had"),
+        ("resnet18", "Could not read the weights of resnet18"),
     ],
 )
 def test_a_classifier_that_is_none_is_refused(

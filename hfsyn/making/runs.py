@@ -164,8 +164,8 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
             with lock_new(folder):
                 _write_index(found, index, left_out)
         return found
-    recipe = pinned(recipe)
     check_order(recipe)
+    recipe = pinned(recipe)
     index, left_out = _indexed(recipe)
     check_texts(recipe, index["source_id"])
     if old is not None:
