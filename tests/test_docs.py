@@ -60,6 +60,16 @@ def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("command", commands("sh"), ids=" ".join)
+def test_the_scripts_that_take_long_are_there_and_know_their_options(command: list[str]) -> None:
+    script = ROOT / command[command[0] == "python"]
+    if script.suffix != ".py":
+        assert os.access(script, os.X_OK)
+        return
+    told = subprocess.run([sys.executable, str(script), "--help"], capture_output=True, text=True, check=True).stdout
+    assert {word for word in command if word.startswith("--")} <= set(re.findall(r"--[a-z-]+", told))
+
+
 def test_publish_and_load_runs_as_written_against_a_hub(tmp_path: Path) -> None:
     """The `shell` block, then the `py` block, in a folder that holds the first dataset of the README."""
     from hub_client import Client
