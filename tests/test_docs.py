@@ -60,7 +60,7 @@ def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", commands("sh"), ids=" ".join)
+@pytest.mark.parametrize("command", commands("checks"), ids=" ".join)
 def test_the_scripts_that_take_long_are_there_and_know_their_options(command: list[str]) -> None:
     script = ROOT / command[command[0] == "python"]
     if script.suffix != ".py":
