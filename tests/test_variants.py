@@ -306,7 +306,7 @@ def test_a_name_of_several_sets_is_answered_with_all_of_them():
         get_variant("ImageNet-V2")
 
     v2 = [name for name in VARIANTS if name.startswith("imagenet-v2-")]
-    assert error.value.hint.startswith("Did you mean " + " or ".join(f"'{name}'" for name in v2) + "?")
+    assert error.value.message.endswith("Did you mean " + " or ".join(f"'{name}'" for name in v2) + "?")
     with pytest.raises(DataError, match="Did you mean 'imagenet-1k'"):
         get_variant("imagenet1k")
 
