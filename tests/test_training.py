@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,18 @@ def test_a_training_killed_in_mid_epoch_and_resumed_ends_in_the_same_weights(
     assert same(tmp_path / "out", whole)
     there = json.loads((whole / "results.json").read_text())
     assert result["test"]["metrics"] == there["test"]["metrics"]
+
+
+def test_a_checkpoint_that_a_killed_training_did_not_come_to_delete_goes(whole: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    for name in ("results.json", "model.safetensors", "model.json"):
+        (out / name).unlink()
+    checkpoints = found_checkpoints(out / "checkpoints")
+    shutil.copytree(checkpoints[-1], out / "checkpoints" / "step-00000001")
+    shutil.copytree(checkpoints[-1], out / "checkpoints" / "step-00000002")
+    train(mixed(), out, RunOptions(device="cpu", keep_checkpoints=len(checkpoints), quiet=True))
+    assert found_checkpoints(out / "checkpoints") == [out / "checkpoints" / path.name for path in checkpoints]
+    assert same(out, whole)
 
 
 def test_workers_do_not_change_the_weights(whole: Path, tmp_path: Path) -> None:

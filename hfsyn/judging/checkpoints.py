@@ -77,9 +77,14 @@ def save_checkpoint(accelerator: Any, folder: Path, place: Place, facts: Mapping
         atomic_text(temporary / FACTS, json.dumps({**met, **facts}, indent=1) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        for old in found_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))  # never half of one under its name
+        remove_old(folder, keep)
     accelerator.wait_for_everyone()
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints."""
+    for old in found_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old.rename(folder / f".{old.name}.tmp"))  # never half of one under its name
 
 
 def found_checkpoints(folder: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from hfsyn.judging.accelerating import (
     stop_accelerator,
 )
 from hfsyn.judging.augmenting import Augmentation
-from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, save_checkpoint
+from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, remove_old, save_checkpoint
 from hfsyn.judging.classifiers import Classifier, check_model_name, new_classifier, open_classifier, save_classifier
 from hfsyn.judging.evaluation import check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
@@ -213,6 +213,8 @@ def _fit(
     kept = replace(classifier, network=average.module if average is not None else network)
     facts = {"config": config.model_dump(mode="json"), "images": feed.fingerprints, "classes": list(classifier.wnids)}
     place = load_checkpoint(accelerator, folder / CHECKPOINTS, facts)
+    if accelerator.is_main_process:  # whoever was killed after the newest was written has not come to it
+        remove_old(folder / CHECKPOINTS, options.keep_checkpoints)
     first, tally.earlier = place.step, place.tally
     if place.feed:
         feed.load_state(place.feed)
