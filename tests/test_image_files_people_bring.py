@@ -27,6 +27,12 @@ def outcome(data: bytes) -> Any:
         return error.reason
 
 
+def refused_as(data: bytes, reason: str) -> bool:
+    """Whether there is no picture, for that reason."""
+    found = outcome(data)
+    return isinstance(found, str) and found == reason
+
+
 def used_as(data: bytes, levels: Any, by: float = 1) -> bool:
     """Whether a file is used, and comes out as these levels (h, w) or (h, w, 3)."""
     found = outcome(data)
@@ -114,7 +120,7 @@ def test_a_file_is_what_its_bytes_are_whatever_its_name_says(kind: str) -> None:
     ],
 )
 def test_what_no_decoder_reads_is_refused_by_its_name(data: bytes, reason: str) -> None:
-    assert outcome(data) == reason
+    assert refused_as(data, reason)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in LOSSLESS if kind not in ("DIB", "TGA", "JPEG2000", "AVIF")])
@@ -127,7 +133,7 @@ def test_a_raw_file_is_not_taken_for_the_preview_in_it() -> None:
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[50706] = b"\1\4\0\0"
     info.tagtype[50706] = 1
-    assert outcome(encoded(picture(), "TIFF", tiffinfo=info)) == "camera raw is not read"
+    assert refused_as(encoded(picture(), "TIFF", tiffinfo=info), "camera raw is not read")
 
 
 # --- grey -----------------------------------------------------------------------------------------------------------
@@ -188,7 +194,7 @@ def test_deep_grey_comes_out_as_value_over_white(data: bytes) -> None:
     ids=["one int32", "one float", "16 bits of which six are used", "below zero", "floats up to three"],
 )
 def test_deep_grey_without_a_known_white_is_set_aside_and_not_black(data: bytes, reason: str) -> None:
-    assert outcome(data) == reason
+    assert refused_as(data, reason)
 
 
 # --- colours --------------------------------------------------------------------------------------------------------
