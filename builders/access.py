@@ -280,7 +280,7 @@ def check_token(token: str | bool | None) -> str | bool | None:
     token = token.strip()
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise DataError(
-            "The token has a blank, a line end or a character that is not ASCII in it, and is no token.",
+            "The token has a blank, a line end or a character that is not ASCII in it, and is not a token.",
             "Copy it again, or log in: hf auth login",
         )
     return token

@@ -36,7 +36,7 @@ _OTHER = """
     lmdb mdb db caption tags cls mp4 avi mov mkv webm mp3 wav
 """
 _OTHERS = frozenset("." + ending for ending in _OTHER.split())
-"""Endings of what is no image: a million captions may lie beside the images, and are not opened to see it."""
+"""Endings of what is not an image: a million captions may lie beside the images, and are not opened to see it."""
 
 
 @dataclass

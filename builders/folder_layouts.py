@@ -183,7 +183,7 @@ def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Par
         return DataError(
             f"In '{shown(folder)}' it cannot be told what is a class: images lie in {shorten(classes)}"
             f"{' and beside it' if lone else ''}{_found(folder, top)}.",
-            f"Move what is no class away; or name all of them in a class map by hand. {_SORT}",
+            f"Move what is not a class away; or name all of them in a class map by hand. {_SORT}",
         )
     flat = [place for place in (folder, inner, folder / next(iter(classes), "")) if has_images(place)]
     return _unlabelled(flat[0], top, known) if flat else None

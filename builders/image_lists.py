@@ -195,7 +195,7 @@ def _checked(found: dict[int, str], file: Path) -> dict[int, str]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a list that are not empty. Raises DataError for a file that is no text."""
+    """The lines of a list that are not empty. Raises DataError for a file that is not text."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

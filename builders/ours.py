@@ -40,7 +40,7 @@ def published(read: Callable[[str], str], config: str) -> Manifest | None:
     """The manifest of a candidate, None where it is not one of ours.
 
     Args:
-        read: the text of a file of the repository by its path; raises DataError for one that is no text, or larger
+        read: the text of a file of the repository by its path; raises DataError for one that is not text, or larger
             than `MOST_BYTES`.
         config: one of `candidates`.
 

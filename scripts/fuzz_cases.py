@@ -109,7 +109,7 @@ WORDS = [
 
 
 def emit(value: Any) -> str:
-    """YAML of a structure, raw pieces as they are; what `dump_flow` would refuse or mend is not asked of it."""
+    """YAML of a structure, raw pieces as they are; what `dump_flow` would refuse or quote is not asked of it."""
     if isinstance(value, Raw):
         return str(value)
     if isinstance(value, Mapping):

@@ -354,7 +354,7 @@ def test_the_folder_of_another_sets_archive_is_refused_however_deep(tmp_path: Pa
     assert "Not unpacked: 'val.tar'" in opened("imagenette", "val", root)[2]
 
 
-# --- what is no folder of images -------------------------------------------------------------------------------------
+# --- what is not a folder of images ---------------------------------------------------------------------------------
 
 
 def test_saved_datasets_and_tar_shards_are_named_for_what_they_are(tmp_path: Path, new_map: NewMap) -> None:

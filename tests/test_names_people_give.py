@@ -205,7 +205,7 @@ FILES = {
 
 @pytest.fixture
 def oddly_named(tmp_path: Path) -> Path:
-    """The class map of a folder of such files, one of which is no image."""
+    """The class map of a folder of such files, one of which is not an image."""
     folder = photographs(tmp_path / "odd", *FILES, "dog/0.png")
     Path(os.fsdecode(os.fsencode(folder) + b"/dog/bad\xff.png")).write_bytes(b"no image")
     return new_variant("odd", str(folder), out=tmp_path / "odd.yaml")

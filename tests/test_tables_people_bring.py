@@ -273,7 +273,7 @@ def named(*paths: str | None) -> pa.Array:
         {"train-0.parquet": ["0.jpg", None], "train-1.parquet": [None, "0.jpg"]},
         {"train/a.parquet": [None, None], "train/part-train/a.parquet": [None, None]},
     ],
-    ids=["one name", "one name, two files", "numbered anew", "some without", "files of one name"],
+    ids=["one name", "one name, two files", "numbered again", "some without", "files of one name"],
 )
 def test_rows_that_share_a_name_are_called_by_file_and_row(tmp_path: Path, files: dict[str, list[str | None]]) -> None:
     for name, paths in files.items():

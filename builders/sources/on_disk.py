@@ -63,7 +63,7 @@ def split_there(variant: Variant, tables: Tables, split: str) -> str | None:
 def local_tables(root: Path, config: str | None = None) -> tuple[Path, Tables] | None:
     """The Parquet files of a folder (or the one that `root` is), and the folder that they are relative to.
 
-    None where there are none with images: the folder is then one of image files.
+    None where no table has images: the folder is then one of image files.
 
     Raises:
         DataError: as `find_tables`.
