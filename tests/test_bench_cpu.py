@@ -26,6 +26,7 @@ def figures(*command: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_the_harness_is_measured_against_a_plain_loop_and_a_device() -> None:
     found = figures("bench_harness.py", "--rounds", "1", "--seconds", "0.5", "--batch-size", "2", "--pace", "5")
     assert found["ratio"]["pairs"] == 1
