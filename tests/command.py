@@ -21,12 +21,12 @@ class Said(NamedTuple):
     err: str
 
 
-def command(capsys: pytest.CaptureFixture[str], *words: str) -> Said:
+def command(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
     """Run ``hfsyn WORDS``."""
     capsys.readouterr()
     code: int | str = "returned"
     try:
-        main(words)
+        main([str(word) for word in words])
     except SystemExit as stop:
         code = int(stop.code or 0)
     except Exception as error:

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
+from command import command as hfsyn
 from PIL import Image
 
 from builders.errors import DataError
 from builders.own_variants import read_variant
 from builders.sources import open_source
 from builders.variants import get_variant
-from hfsyn.cli import main
 from hfsyn.errors import HfsynError
 
 TENCH, SHARK, SPRINGER = "n01440764", "n01484850", "n02102040"
@@ -44,15 +44,6 @@ def folder_with(root: Path, *files: str) -> Path:
         else:
             (root / file).write_bytes(JPEG if Path(file).suffix not in (".txt", ".xml", ".yaml", ".json") else b"0 1\n")
     return root
-
-
-def hfsyn(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    done = capsys.readouterr()
-    return int(end.value.code or 0), done.out, done.err
 
 
 NewMap = Callable[[Path], tuple[int, dict[str, Any], str]]

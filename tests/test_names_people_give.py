@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from command import command as hfsyn
 from conftest import finished_run, run_folder
 from drawn_tables import rows_of, write_table
 
@@ -18,7 +19,6 @@ from builders.errors import DataError
 from builders.own_variants import class_id, read_variant
 from builders.sources import open_source
 from builders.variant_files import new_variant
-from hfsyn.cli import main
 from hfsyn.errors import HfsynError
 
 PICTURE = rows_of(1)[0][1]
@@ -42,15 +42,6 @@ def class_map(file: Path, folder: Path, names: Mapping[str, str]) -> Path:
     fields = {"name": file.stem, "splits": {"train": None}, "path": str(folder), "classes": classes}
     file.write_text(yaml.safe_dump(fields))
     return file
-
-
-def hfsyn(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        main([str(word) for word in words])
-    done = capsys.readouterr()
-    return int(end.value.code or 0), done.out, done.err
 
 
 # --- ids -------------------------------------------------------------------------------------------------------------
