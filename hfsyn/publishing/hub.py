@@ -259,9 +259,13 @@ class HubRepo:
             # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
             operations = [self._waiting[name, file.sha256] for name, file in portion.items()]
             self.call(
-                f"send files to {self.repo_id}", self.api.preupload_lfs_files, self.repo_id, operations,
-                repo_type=self.repo_type, free_memory=False,
-            )  # fmt: skip
+                f"send files to {self.repo_id}",
+                self.api.preupload_lfs_files,
+                self.repo_id,
+                operations,
+                repo_type=self.repo_type,
+                free_memory=False,
+            )
             sent(sum(file.size for file in portion.values()))
 
     def commit(
@@ -289,9 +293,13 @@ class HubRepo:
             operations = [*(self._waiting[key] for key in keys), *(CommitOperationDelete(path) for path in delete)]
             try:
                 found = self.api.create_commit(
-                    self.repo_id, operations, commit_message=message, repo_type=self.repo_type, revision=revision,
+                    self.repo_id,
+                    operations,
+                    commit_message=message,
+                    repo_type=self.repo_type,
+                    revision=revision,
                     parent_commit=parent,
-                )  # fmt: skip
+                )
             except HfHubHTTPError as error:
                 if status_of(error)[0] == 412:
                     raise HeadMovedError(parent) from error
@@ -306,9 +314,14 @@ class HubRepo:
     def branch(self, name: str, start: str) -> None:
         """Make a branch that begins at a commit, if it is not there."""
         self.call(
-            f"make the branch {name} of {self.repo_id}", self.api.create_branch, self.repo_id, branch=name,
-            revision=start, repo_type=self.repo_type, exist_ok=True,
-        )  # fmt: skip
+            f"make the branch {name} of {self.repo_id}",
+            self.api.create_branch,
+            self.repo_id,
+            branch=name,
+            revision=start,
+            repo_type=self.repo_type,
+            exist_ok=True,
+        )
 
     def drop_branch(self, name: str) -> None:
         """Remove a branch, if it is there."""
@@ -334,10 +347,12 @@ class HubRepo:
             try:
                 found = list(
                     self.api.get_repo_discussions(
-                        self.repo_id, author=str(self.whoami()["name"]), discussion_type="pull_request",
+                        self.repo_id,
+                        author=str(self.whoami()["name"]),
+                        discussion_type="pull_request",
                         repo_type=self.repo_type,
                     )
-                )  # fmt: skip
+                )
             except HfHubHTTPError as error:
                 if status_of(error)[0] in (403, 404, 410):  # the repository's owner has switched them off
                     return []
@@ -353,9 +368,13 @@ class HubRepo:
     def open_pull(self, title: str, description: str) -> Pull:
         """Begin a pull request, as a draft, where main is now."""
         made = self.call(
-            f"open a pull request of {self.repo_id}", self.api.create_pull_request, self.repo_id, title,
-            description=description, repo_type=self.repo_type,
-        )  # fmt: skip
+            f"open a pull request of {self.repo_id}",
+            self.api.create_pull_request,
+            self.repo_id,
+            title,
+            description=description,
+            repo_type=self.repo_type,
+        )
         return Pull(int(made.num), title)
 
     def merge(self, pull: Pull) -> str:
@@ -405,9 +424,14 @@ class HubRepo:
     def fetch(self, path: str, commit: str, folder: Path) -> Path:
         """Download a file into a folder, outside the cache."""
         found = self.call(
-            f"fetch {path} of {self.repo_id}", self.api.hf_hub_download, self.repo_id, path, repo_type=self.repo_type,
-            revision=commit, local_dir=folder,
-        )  # fmt: skip
+            f"fetch {path} of {self.repo_id}",
+            self.api.hf_hub_download,
+            self.repo_id,
+            path,
+            repo_type=self.repo_type,
+            revision=commit,
+            local_dir=folder,
+        )
         return Path(found)
 
     def tag(self, name: str, commit: str, message: str) -> None:

@@ -53,7 +53,7 @@ class Publication:
             [
                 *(check.line() for check in self.checks),
                 f"files     {self.files} ({self.bytes / 1e6:.1f} MB), of which {there} are there already",
-                f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {self.commits} commits",
+                f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {self.commits} {'commit' if self.commits == 1 else 'commits'}",
                 f"to remove {len(self.to_remove)}",
                 *(f"          {path}" for path in self.to_remove[:20]),
                 *([f"          and {len(self.to_remove) - 20} more"] if self.to_remove[20:] else []),

@@ -290,9 +290,10 @@ def bring(job: _Job, state: RepoState) -> str:
         _refuse(repo_checks(state, repo.repo_id, job.config_name, job.what, into=True, files=job.files))
         _refuse(_outlook(job, state) if state.head is not None else ())
     raise HfsynError(
-        f"Others committed to {repo.repo_id} all the time.", "Run the same command again when they are done.",
+        f"Others committed to {repo.repo_id} all the time.",
+        "Run the same command again when they are done.",
         code=ExitCode.PARTIAL,
-    )  # fmt: skip
+    )
 
 
 def _name(job: _Job) -> str:
@@ -326,7 +327,8 @@ def _card(job: _Job, state: RepoState) -> LocalFile:
     if old and old[0].text == entry.text:
         entry = old[0]
     view = state.view(job.repo.repo_id)
-    existing = with_others(state.card, view, job.config_name, state.owned(job.config_name))
+    ours = {path for name in state.published for path in state.owned(name)}
+    existing = with_others(state.card, view, job.config_name, ours)
     card = render_card(
         card_facts(job.run, job.config_name, job.what),
         existing=existing,
