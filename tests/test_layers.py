@@ -189,7 +189,11 @@ def _defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
             yield from ((target.id, node) for target in targets if isinstance(target, ast.Name))
 
 
-FOR_OTHERS = {("builders.captioned", "Captioned"), ("builders.imagenet", "ImageNet"), ("builders.synthetic", "Synthetic")}
+FOR_OTHERS = {
+    ("builders.captioned", "Captioned"),
+    ("builders.imagenet", "ImageNet"),
+    ("builders.synthetic", "Synthetic"),
+}
 """Builders of `datasets`, for readers of what is published; whatever else is for others stands in `hfsyn.__init__`."""
 
 
