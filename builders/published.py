@@ -364,8 +364,7 @@ def _bring(side: Published, wanted: list[str]) -> None:
 def fetch_sidecars(side: Published | RunFolder) -> None:
     """Bring the sidecars of a published version into the cache, many at a time: one by one they take minutes."""
     if isinstance(side, Published) and not side.offline:
-        wanted = [f"{side.prefix}{top}/*.json" for top in (layout.DATA, layout.CAPTIONS)]
-        _bring(side, wanted)
+        _bring(side, [f"{side.prefix}{layout.SIDECARS}/*.json"])
 
 
 def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:

@@ -23,7 +23,7 @@ def _hold(folder: str, ready: multiprocessing.Queue, stay: float) -> None:
 
 
 def test_a_claimed_shard_is_left_to_its_holder_until_that_dies(tmp_path: Path) -> None:
-    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
+    paths = [tmp_path / "data" / shard_name("train", i, 2) for i in range(2)]
     context = multiprocessing.get_context("spawn")
     ready = context.Queue()
     holder = context.Process(target=_hold, args=(str(tmp_path), ready, 600))
@@ -42,7 +42,7 @@ def test_a_claimed_shard_is_left_to_its_holder_until_that_dies(tmp_path: Path) -
 
 
 def test_what_is_taken_is_not_offered_again_and_what_is_released_unfinished_is_left_to_others(tmp_path: Path) -> None:
-    paths = [tmp_path / shard_name("train", i, 3) for i in range(3)]
+    paths = [tmp_path / "data" / shard_name("train", i, 3) for i in range(3)]
     mine, theirs = Claims(tmp_path, paths, stage="generate"), Claims(tmp_path, paths[::-1], stage="generate")
     first, last = mine.take(), theirs.take()
     assert first is not None
@@ -84,7 +84,7 @@ def test_a_shard_that_was_finished_between_the_look_and_the_lock_is_not_made_aga
 def test_a_wait_says_after_a_while_who_holds_the_shards_and_says_it_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [tmp_path / shard_name("train", 0, 1)]
+    paths = [tmp_path / "data" / shard_name("train", 0, 1)]
     held = Claims(tmp_path, paths, stage="caption").take()
     waiting = Claims(tmp_path, paths, stage="caption")
     assert waiting.take() is None

@@ -47,7 +47,7 @@ def hfsyn(*arguments: str | Path, prefix: tuple[str, ...] = (), check: bool = Tr
 
 
 def workers_of(run: Path) -> Counter[str]:
-    sidecars = [layout.load_sidecar(path) for path in sorted(run.glob("*/*.json"))]
+    sidecars = [layout.load_sidecar(path) for path in sorted(run.glob("sidecars/*/*.json"))]
     return Counter(sidecar.worker for sidecar in sidecars)
 
 
@@ -169,14 +169,14 @@ def test_a_killed_run_continues_with_other_processes_to_the_same_bytes(
     command = [sys.executable, "-m", "hfsyn", "build", "shapes-cip", *SMALL, "--out", str(run), "--num-processes", "2"]
     parent = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not list(run.glob(f"{stage}/*.json")) and time.monotonic() < deadline:
+    while not list(run.glob(f"sidecars/{stage}/*.json")) and time.monotonic() < deadline:
         time.sleep(0.005)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     while _at_work(run) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _at_work(run), "processes outlived their killed parent"
-    assert 0 < len(list(run.glob(f"{stage}/*.json"))) < 4
+    assert 0 < len(list(run.glob(f"sidecars/{stage}/*.json"))) < 4
     hfsyn("build", "shapes-cip", *SMALL, "--out", run, "--num-processes", "1")
     assert parquet_bytes(run) == parquet_bytes(reference)
 

@@ -40,7 +40,7 @@ def sidecar(sha256: str, size: int, rows: int = 3) -> Sidecar:
 
 
 def test_a_shard_comes_with_a_sidecar_that_states_its_bytes(tmp_path: Path) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     made = write_shard(path, columns(), SCHEMA, sidecar)
     assert is_done(path)
     assert load_sidecar(sidecar_of(path)) == made
@@ -113,30 +113,31 @@ def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_anythi
 
 
 def test_left_over_temporary_files_go_when_their_shard_is_made(tmp_path: Path) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     gone = subprocess.Popen(["true"])
     gone.wait()
     whose = f"{socket.gethostname()}.{gone.pid}.0123abcd.tmp"
-    (tmp_path / f".{path.name}.{whose}").write_text("half")
-    other = tmp_path / f".train-00001-of-00002.parquet.{whose}"
+    path.parent.mkdir()
+    path.with_name(f".{path.name}.{whose}").write_text("half")
+    other = path.with_name(f".train-00001-of-00002.parquet.{whose}")
     other.write_text("another shard's")
     write_shard(path, columns(), SCHEMA, sidecar)
-    assert sorted(p.name for p in tmp_path.glob(".*.tmp")) == [other.name]
+    assert sorted(p.name for p in tmp_path.rglob(".*.tmp")) == [other.name]
 
 
 def test_a_shard_without_its_sidecar_is_not_done(tmp_path: Path) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     write_shard(path, columns(), SCHEMA, sidecar)
-    assert list(finished_shards(tmp_path)) == [path]
+    assert list(finished_shards(path.parent)) == [path]
     sidecar_of(path).unlink()
     assert not is_done(path)
     assert pending([path]) == [path]
-    assert list(finished_shards(tmp_path)) == []
+    assert list(finished_shards(path.parent)) == []
 
 
 @pytest.mark.parametrize("damage", ["bytes", "size", "recipe", "rows", "gone"])
 def test_damage_is_found(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     write_shard(path, columns(), SCHEMA, lambda sha, n: sidecar(sha, n, 4 if damage == "rows" else 3))
     data = path.read_bytes()
     if damage == "bytes":

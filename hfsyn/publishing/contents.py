@@ -63,7 +63,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     if wrong:
         raise HfsynError(
             f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
-            f"Delete what is damaged (of a shard its sidecar) and {layout.MANIFEST}: `hfsyn build` makes it again.",
+            f"Delete what is damaged (of a shard its sidecar in {layout.SIDECARS}/) and {layout.MANIFEST}: "
+            "`hfsyn build` makes it again.",
             code=ExitCode.PREFLIGHT,
         )
     found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
@@ -141,10 +142,11 @@ def _is_named_ours(name: str, prefix: str, tree: Mapping[str, Any]) -> bool:
         return top in {layout.RECIPE, *_TOP}
     if top == layout.PREVIEW:
         return rest == PREVIEW_FILE
-    shard = Path(rest).with_suffix(".parquet")
-    if top not in (layout.DATA, layout.CAPTIONS) or layout.shard_number(shard) is None:
+    shard = name if top != layout.SIDECARS else f"{rest.removesuffix('.json')}.parquet"
+    folder, _, file = shard.partition("/")
+    if folder not in (layout.DATA, layout.CAPTIONS) or layout.shard_number(Path(file)) is None or "/" in file:
         return False
-    return f"{prefix}{top}/{layout.sidecar_name(shard.name)}" in tree
+    return f"{prefix}{layout.sidecar_name(shard)}" in tree
 
 
 def folder_sizes(paths: Mapping[str, Any]) -> Counter[str]:

@@ -165,7 +165,8 @@ def _check_files(found: Verification, side: Published | RunFolder, manifest: Man
         elif (size, sha256) != (entry.bytes, entry.sha256):
             found.note("files", f"{entry.file} has other bytes than the manifest states")
         try:
-            sidecar = layout.parse_sidecar(side.text(layout.sidecar_name(entry.file)), entry.file)
+            name = layout.sidecar_name(entry.file)
+            sidecar = layout.parse_sidecar(side.text(name), name)
             if (sidecar.sha256, sidecar.rows) != (entry.sha256, entry.rows):
                 found.note("files", f"the sidecar of {entry.file} is of another file")
             if sidecar.fingerprint != manifest.fingerprint:
