@@ -5,14 +5,14 @@
     python scripts/plant_bugs.py drawn --count 30 --seed 7     other mutants
     python scripts/plant_bugs.py --list                        what would be planted; nothing is run
 
-*Written* bugs (`planting/written.py`) are mistakes that somebody could make in the places that matter most; every one of
-them must be noticed. *Drawn* ones (`planting/drawing.py`) are small changes of any line of the product, drawn by seed;
-four of five must be noticed.
+*Written* bugs (`planting/written.py`) are mistakes that somebody could make in the places that matter most; every one
+must be noticed. *Drawn* ones (`planting/drawing.py`) are small changes of any line of the product, drawn by seed; four
+of five must be noticed.
 
 Each is planted in a copy of the repository and met by the tests of its own room (`planting/rooms.py`) that call the
 function in which it stands, the quickest first, until one fails. Which those are is learnt by running the test files
 once on the code as it is. What is learnt, and what became of each bug, is kept in --keep: a call that was stopped is
-taken up, and after a change only what it touches is tried again. A test that fails without the bug, too, does not count.
+taken up, and after a change only what it touches is tried again. A test that fails without the bug does not count.
 
 Exit code 1 if a written bug is not noticed or no longer applies, or if fewer than 80 % of the drawn ones are noticed.
 """
@@ -27,11 +27,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -39,12 +38,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from planting import trying
 from planting.drawing import draw
 from planting.rooms import tests_of
-from planting.trying import ROOT, Copy, Suite, Test
+from planting.trying import ROOT, Copy, Running, Suite, Test
 from planting.written import BUGS
 
 SEED = 20261127
 ENOUGH = 0.8
 """Of the drawn ones."""
+FEW = 10
+"""So few bugs that each run may import what it needs by itself."""
 MOST_SECONDS = 100.0
 """Of tests that meet one bug, as long as these take on the code as it is."""
 
@@ -98,96 +99,94 @@ def drawn_bugs(count: int, seed: int) -> list[Bug]:
     ]
 
 
-class Forks:
-    """Runs jobs side by side, each in one of a few copies."""
-
-    def __init__(self, folder: Path, jobs: int) -> None:
-        self._folder, self._jobs = folder, jobs
-        self._copies: SimpleQueue[Copy] = SimpleQueue()
-        for number in range(jobs):
-            self._copies.put(Copy(folder / f"{number}"))
-
-    def run(self, works: Sequence[Callable[[Copy], Any]]) -> Iterator[Any]:
-        """What the works give, each with a copy to itself, as they come to their ends."""
-        done: SimpleQueue[Any] = SimpleQueue()
-
-        def one(work: Callable[[Copy], Any]) -> None:
-            copy = self._copies.get()
-            try:
-                done.put(work(copy))
-            except BaseException as error:
-                done.put(error)
-            finally:
-                self._copies.put(copy)
-
-        with ThreadPoolExecutor(self._jobs) as pool:
-            for work in works:
-                pool.submit(one, work)
-            for _ in works:
-                result = done.get()
-                if isinstance(result, BaseException):
-                    pool.shutdown(cancel_futures=True)
-                    raise result
-                yield result
+Work = Callable[[Copy], Generator[tuple[Running, float], int | None, Any]]
+"""Done in one copy: yields each fork that it has begun, with the seconds that this may take, and is sent the fork's
+exit code, or None where it was ended."""
 
 
-def ended(running: trying.Running, seconds: float) -> int | None:
-    """The exit code of a fork, None where it took too long and was ended."""
+def side_by_side(works: Sequence[Work], folder: Path, jobs: int) -> Iterator[Any]:
+    """What the works give, as they come to their ends; each has a copy to itself while it lasts."""
+    copies = [Copy(folder / f"{number}") for number in range(min(jobs, len(works)))]
+    left = deque(works)
+    active: list[tuple[Any, Running, float, Copy]] = []
+
+    def onward(work: Any, code: int | None, copy: Copy) -> Iterator[Any]:
+        try:
+            running, seconds = work.send(code)
+        except StopIteration as stop:
+            copies.append(copy)
+            yield stop.value
+        else:
+            active.append((work, running, seconds, copy))
+
     try:
-        while time.monotonic() - running.began < seconds:
-            if (code := running.code()) is not None:
-                return code
+        while left or active:
+            while left and copies:
+                copy = copies.pop()
+                yield from onward(left.popleft()(copy), None, copy)
             time.sleep(0.05)
-    except BaseException:
-        running.kill()
-        raise
-    running.kill()
-    return None
+            for entry in list(active):
+                work, running, seconds, copy = entry
+                code = running.code()
+                late = time.monotonic() - running.began > seconds
+                if code is None and not late:
+                    continue
+                if code is None:
+                    running.kill()
+                active.remove(entry)
+                yield from onward(work, code, copy)
+    finally:
+        for _, running, _, _ in active:
+            running.kill()
 
 
-def learn(suite: Suite, files: Sequence[str], forks: Forks, folder: Path) -> None:
-    """Run the test files that changed, or that reach what has."""
+def learn(suite: Suite, files: Sequence[str], folder: Path, jobs: int) -> None:
+    """Run the test files that are new or have changed."""
     unknown = suite.unknown(files)
 
-    def work(file: str) -> Callable[[Copy], Any]:
-        def run(copy: Copy) -> tuple[str, Path, float, int | None]:
+    def work(file: str) -> Work:
+        def run(copy: Copy) -> Generator[tuple[Running, float], int | None, Any]:
             report = folder / f"{Path(file).stem}.json"
             running = copy.start(trying.recording(file, report), Path(file).stem)
-            code = ended(running, trying.SECONDS_A_FILE)
+            code = yield running, trying.SECONDS_A_FILE
             return file, report, time.monotonic() - running.began, code
 
         return run
 
-    for number, (file, report, seconds, code) in enumerate(forks.run([work(file) for file in unknown]), 1):
+    works = [work(file) for file in unknown]
+    for number, (file, report, seconds, code) in enumerate(side_by_side(works, folder / "learnt", jobs), 1):
         error = "" if code in (0, 1, 5) and report.is_file() else f"exit code {code}"
         suite.learn(file, report, seconds, error)
         say(f"learnt {number}/{len(unknown)}: {file}, {len(suite.tests([file]))} tests in {seconds:.0f} s {error}")
 
 
-def meet(bug: Bug, tests: Sequence[Test], suite: Suite, folder: Path, copy: Copy) -> dict[str, Any]:
-    """Plant one bug in a copy, and let the tests meet it; one that fails without the bug too does not count."""
-    began = time.monotonic()
-    found: dict[str, Any] = {"state": "survived", "why": "" if tests else "no test of its room reaches it"}
-    report = folder / f"{bug.key[:16]}.met"
-    left = list(tests)
-    while left:
-        report.unlink(missing_ok=True)
-        with copy.changed(bug.path, bug.content):
-            code = ended(copy.start(trying.meeting(left, report), bug.key[:16]), _patience(left))
-        found = trying.verdict(code, report)
-        noticed = [test for test in left if test.id == found.get("test")]
-        if not noticed or not suite.needs_proof(noticed[0]):
-            break
-        if ended(copy.start(trying.meeting(noticed, report), f"{bug.key[:16]}-proof"), _patience(noticed)) == 0:
-            suite.proven(noticed[0])
-            break
-        left = left[left.index(noticed[0]) + 1 :]
-        found = {"state": "survived", "why": f"{noticed[0].id} fails without it, too"}
-    by = [str(found["test"]).partition("::")[0]] if found.get("test") else []
-    return {
-        **found, "tests": len(tests), "seconds": round(time.monotonic() - began, 1), "by": by,
-        "tests_were": _contents(by or bug.files),
-    }  # fmt: skip
+def meeting(bug: Bug, suite: Suite, folder: Path) -> Work:
+    """Plant one bug in a copy, and let its tests meet it; one that fails without the bug too does not count."""
+
+    def run(copy: Copy) -> Generator[tuple[Running, float], int | None, Any]:
+        began = time.monotonic()
+        tests = left = trying.chosen(suite.tests(bug.files), bug.path, bug.function, MOST_SECONDS)
+        found: Mapping[str, Any] = {"state": "survived", "why": "" if tests else "no test of its room reaches it"}
+        report = folder / f"{bug.key[:16]}.met"
+        while left:
+            report.unlink(missing_ok=True)
+            with copy.changed(bug.path, bug.content):
+                code = yield copy.start(trying.meeting(left, report), bug.key[:16]), _patience(left)
+            found = trying.verdict(code, report)
+            noticed = [test for test in left if test.id == found.get("test")]
+            if not noticed or not suite.needs_proof(noticed[0]):
+                break
+            code = yield copy.start(trying.meeting(noticed, report), f"{bug.key[:16]}-proof"), _patience(noticed)
+            if code == 0:
+                suite.proven(noticed[0])
+                break
+            left = left[left.index(noticed[0]) + 1 :]
+            found = {"state": "survived", "why": f"{noticed[0].id} fails without it, too"}
+        by = [str(found["test"]).partition("::")[0]] if found.get("test") else []
+        more = {"tests": len(tests), "seconds": round(time.monotonic() - began, 1), "by": by}
+        return bug, {**found, **more, "tests_were": _contents(by or bug.files)}
+
+    return run
 
 
 def _patience(tests: Sequence[Test]) -> float:
@@ -226,20 +225,17 @@ def try_all(bugs: Sequence[Bug], keep: Path, jobs: int) -> dict[str, Any]:
     say(f"{len(bugs)} bugs, {len(bugs) - len(left)} known")
     if not left:
         return results
-    trying.prepare_process()
+    trying.prepare_process(imports=len(left) > FEW)
     temporary = Path(tempfile.mkdtemp(prefix="planted-"))
     try:
-        suite, forks = Suite(keep / "suite.json"), Forks(temporary, jobs)
+        suite = Suite(keep / "suite.json")
         files = sorted({file for bug in left for file in bug.files})
-        learn(suite, files, forks, temporary)
+        learn(suite, files, temporary, jobs)
         for failed in suite.failed(files):
             say(f"fails as it is, and counts for nothing: {failed}")
 
-        def work(bug: Bug) -> Callable[[Copy], Any]:
-            tests = trying.chosen(suite.tests(bug.files), bug.path, bug.function, MOST_SECONDS)
-            return lambda copy: (bug, meet(bug, tests, suite, temporary, copy))
-
-        for number, (bug, result) in enumerate(forks.run([work(bug) for bug in left]), 1):
+        works = [meeting(bug, suite, temporary) for bug in left]
+        for number, (bug, result) in enumerate(side_by_side(works, temporary / "planted", jobs), 1):
             results[bug.key] = {"name": bug.name, **result}
             kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             by = result.get("test") or result.get("why") or f"{result['tests']} tests"

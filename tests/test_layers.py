@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,7 @@ OUTSIDE = (
 MOST_LINES = 400
 
 
+@cache
 def modules() -> dict[str, Path]:
     found = {}
     for package in ("builders", "hfsyn"):
@@ -189,11 +191,8 @@ def _defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
             yield from ((target.id, node) for target in targets if isinstance(target, ast.Name))
 
 
-FOR_OTHERS = {
-    ("builders.captioned", "Captioned"),
-    ("builders.imagenet", "ImageNet"),
-    ("builders.synthetic", "Synthetic"),
-}
+FOR_OTHERS = {("builders.captioned", "Captioned"), ("builders.imagenet", "ImageNet")}
+FOR_OTHERS |= {("builders.synthetic", "Synthetic")}
 """Builders of `datasets`, for readers of what is published; whatever else is for others stands in `hfsyn.__init__`."""
 
 

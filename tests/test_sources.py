@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 
 from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
-from builders.labels import hub_labels
+from builders.labels import class_keys, hub_labels
 from builders.parquet import ParquetSource
 from builders.schema import source_features
 from builders.sources import open_source
@@ -542,7 +542,9 @@ def test_numbers_are_believed_where_nearly_all_of_their_names_fit(unknown, belie
     """A tenth of the names may be words that nobody here knows; from there on it may be another order altogether."""
     variant = get_variant("imagenet-1k")
     assert variant.hub_label_names is None
-    names = [", ".join(info.lemmas) for info in variant.classes]
+    keys = class_keys(variant.classes)
+    names = [info.wnid for info in variant.classes]
+    assert all(name in keys for name in names)
     names[:unknown] = [f"thing {number}" for number in range(unknown)]
     assert (hub_labels(variant, names) == variant.hub_label_wnids) is believed
     names[-1], names[-2] = names[-2], names[-1]

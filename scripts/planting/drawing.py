@@ -1,13 +1,13 @@
 """Mutants: small changes of the product's code, drawn by seed, each of which changes what the code does.
 
 Kinds: a comparison is turned (``<`` to ``<=``, ``==`` to ``!=``, ``in`` to ``not in``), a number is another, True is
-False, a condition is its opposite, ``and`` is ``or``, ``+`` is ``-`` and ``*`` is ``/``, a call whose value nobody takes
-is left out, and a function gives None (a bool: the opposite).
+False, a condition is its opposite, ``and`` is ``or``, ``+`` is ``-`` and ``*`` is ``/``, a call whose value nobody
+takes is left out, and a function gives None (a bool: the opposite).
 
-Not drawn, since no test could notice or nobody would care: annotations, decorators, what stands under ``TYPE_CHECKING``
-or in an ``assert`` (for the type checker), texts, messages (what is raised, printed, logged, shown as progress), and
-arguments that only lay out, guard or pace: see `_QUIET_KEYWORDS`. Numbers in `KNOBS` decide how fast something is or how
-much memory it takes, and are right within a wide range.
+Not drawn, since no test could notice or nobody would care: annotations, decorators, what stands under
+``TYPE_CHECKING`` or in an ``assert`` (for the type checker), texts, messages (what is raised, printed, logged, shown as
+progress), and arguments that only lay out, guard or pace: see `_QUIET_KEYWORDS`. Numbers in `KNOBS` decide how fast
+something is or how much memory it takes, and are right within a wide range.
 """
 
 from __future__ import annotations
@@ -23,27 +23,89 @@ from typing import Any
 
 PACKAGES = ("builders", "hfsyn")
 _COMPARE = {
-    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="),
-    ast.NotEq: ("!=", "=="), ast.In: ("in", "not in"), ast.NotIn: ("not in", "in"), ast.Is: ("is", "is not"),
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"),
+    ast.Is: ("is", "is not"),
     ast.IsNot: ("is not", "is"),
-}  # fmt: skip
+}
 _ARITHMETIC = {
-    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.FloorDiv: ("//", "*"),
-    ast.Mod: ("%", "*"), ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&"), ast.BitXor: ("^", "|"),
-}  # fmt: skip
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "*"),
+    ast.Mod: ("%", "*"),
+    ast.BitAnd: ("&", "|"),
+    ast.BitOr: ("|", "&"),
+    ast.BitXor: ("^", "|"),
+}
 _TELLING = {
-    "print", "say", "log", "echo", "warning", "tell", "set_description", "add_note", "filterwarnings", "_tell", "line",
-}  # fmt: skip
+    "print",
+    "say",
+    "log",
+    "echo",
+    "warning",
+    "tell",
+    "set_description",
+    "add_note",
+    "filterwarnings",
+    "_tell",
+    "line",
+}
 _QUIET_KEYWORDS = {
-    "strict", "indent", "ensure_ascii", "flush", "timeout", "stacklevel", "quiet", "repr", "compare", "max_workers",
-    "thread_name_prefix", "help", "hint", "metavar", "description",
-}  # fmt: skip
+    "strict",
+    "indent",
+    "ensure_ascii",
+    "flush",
+    "timeout",
+    "stacklevel",
+    "quiet",
+    "repr",
+    "compare",
+    "max_workers",
+    "thread_name_prefix",
+    "help",
+    "hint",
+    "metavar",
+    "description",
+}
 KNOBS = {
-    "ABANDONED_AFTER", "ATTEMPTS", "BATCH", "BATCHES_AHEAD", "CACHED_PROMPTS", "CALL_TIMEOUT", "CANDIDATES",
-    "FIRST_PAUSE", "LONGEST_ASKED", "LONGEST_PAUSE", "MICRO_BATCH", "ROW_GROUP_BYTES", "SHARDS_OPEN", "SHARDS_TO_WRITE",
-    "SILENCE", "WAIT", "_BATCH", "_BLOCK", "_BYTES_AT_ONCE", "_BYTES_A_PIXEL", "_CHUNKING", "_COLUMNS", "_LARGE",
-    "_READERS", "_ROOM", "_ROWS", "_SENT_AT_ONCE", "_SHOWN", "_SLICE",
-}  # fmt: skip
+    "ABANDONED_AFTER",
+    "ATTEMPTS",
+    "BATCH",
+    "BATCHES_AHEAD",
+    "CACHED_PROMPTS",
+    "CALL_TIMEOUT",
+    "CANDIDATES",
+    "FIRST_PAUSE",
+    "LONGEST_ASKED",
+    "LONGEST_PAUSE",
+    "MICRO_BATCH",
+    "ROW_GROUP_BYTES",
+    "SHARDS_OPEN",
+    "SHARDS_TO_WRITE",
+    "SILENCE",
+    "WAIT",
+    "_BATCH",
+    "_BLOCK",
+    "_BYTES_AT_ONCE",
+    "_BYTES_A_PIXEL",
+    "_CHUNKING",
+    "_COLUMNS",
+    "_LARGE",
+    "_READERS",
+    "_ROOM",
+    "_ROWS",
+    "_SENT_AT_ONCE",
+    "_SHOWN",
+    "_SLICE",
+}
 """Names of numbers that pace, bound memory or shorten a message."""
 
 

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,22 +28,31 @@ SECONDS_A_FILE = 1800
 """After which a test file counts as stuck, unchanged as it is."""
 
 
-def prepare_process() -> None:
-    """Import what tests need, but nothing of ours. Nothing here starts a thread."""
+def prepare_process(*, imports: bool) -> None:
+    """Set what libraries look at when they are imported; and import what tests need, but nothing of ours.
+
+    Nothing here starts a thread.
+    """
     os.environ.update(
-        HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1",
-        CUDA_VISIBLE_DEVICES="", HF_DATASETS_DISABLE_PROGRESS_BARS="1",
-    )  # fmt: skip
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        TOKENIZERS_PARALLELISM="false",
+        OMP_NUM_THREADS="1",
+        CUDA_VISIBLE_DEVICES="",
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    )
+    if not imports:
+        return
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
-    import diffusers.pipelines.auto_pipeline
+    import diffusers.pipelines.auto_pipeline  # noqa: F401
     import matplotlib
     import peft  # noqa: F401
     import pydantic  # noqa: F401
     import pytest  # noqa: F401
     import timm  # noqa: F401
     import torch
-    import torchvision.transforms.v2
+    import torchvision.transforms.v2  # noqa: F401
     import transformers.pipelines  # noqa: F401
 
     torch.set_num_threads(1)
@@ -62,7 +70,7 @@ class Copy:
             source = ROOT / name
             if source.is_dir():
                 shutil.copytree(source, self.root / name, ignore=NOT_COPIED)
-            else:
+            elif source.is_file():
                 shutil.copy2(source, self.root / name)
 
     @contextlib.contextmanager
@@ -173,7 +181,6 @@ class Suite:
     def __init__(self, kept: Path) -> None:
         self._kept = kept
         self._files: dict[str, dict[str, Any]] = {}
-        self._lock = threading.Lock()
         with contextlib.suppress(OSError, ValueError):
             self._files = json.loads(kept.read_text(encoding="utf-8"))
 
@@ -217,11 +224,10 @@ class Suite:
         self._keep()
 
     def _keep(self) -> None:
-        with self._lock:
-            self._kept.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._kept.with_suffix(".tmp")
-            temporary.write_text(json.dumps(self._files) + "\n", encoding="utf-8")
-            temporary.replace(self._kept)
+        self._kept.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._kept.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._files) + "\n", encoding="utf-8")
+        temporary.replace(self._kept)
 
 
 def _hash(*names: str) -> str:
@@ -324,7 +330,7 @@ def meeting(tests: Sequence[Test], report: Path) -> Callable[[Path], None]:
 
 
 def verdict(code: int | None, report: Path) -> Mapping[str, Any]:
-    """What became of a bug: ``killed`` with the test that failed, ``survived``; None of a code is a time that ran out."""
+    """What became of a bug: ``killed`` with the test that failed, or ``survived``; without a code its time ran out."""
     if code is None:
         return {"state": "killed", "test": "", "why": "it does not end"}
     if code in (0, 5):
