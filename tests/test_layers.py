@@ -47,7 +47,8 @@ LAYERS = (
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
-        "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics",
+        "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity",
+        "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
         "hfsyn.making.run_status", "hfsyn.making.overwriting",
@@ -64,7 +65,8 @@ LAYERS = (
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
         "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots", "hfsyn.judging.summaries",
         "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions", "hfsyn.making.exporting",
-        "hfsyn.making.manifest", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.making.rows", "hfsyn.making.sheets",
+        "hfsyn.making.manifest", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.making.rows",
+        "hfsyn.making.sheets",
         "hfsyn.making.source_pictures", "hfsyn.making.stages", "hfsyn.making.captioning", "hfsyn.making.generating",
         "hfsyn.making.planning", "hfsyn.making.probing", "hfsyn.making.production", "hfsyn.showcase",
     }

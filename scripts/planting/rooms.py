@@ -70,7 +70,7 @@ ROOMS = (
         "captions",
         """
         hfsyn/making/caption* hfsyn/making/instructions.py hfsyn/making/text_writer.py hfsyn/making/reading.py
-        hfsyn/making/known_captions.py
+        hfsyn/making/known_captions.py hfsyn/making/refusals.py
         """,
         "captioner text_writer reading captions_file known_captions stages fragments",
     ),

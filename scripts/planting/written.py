@@ -159,8 +159,8 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "Where memory runs out, the first captions of a batch are given to its last images, too.",
         "hfsyn/making/captioning.py",
-        "texts.answer(left[:now], now)()",
-        "texts.answer(batch.seen[:now], now)()",
+        "tally.asked(partial(_ask, batch, texts, now), left[:now])",
+        "tally.asked(partial(_ask, batch, texts, now), batch.seen[:now])",
         "stages captioner reading production",
     ),
     _bug(
