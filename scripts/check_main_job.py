@@ -139,7 +139,7 @@ def with_kills(build: Sequence[str], out: Path, kills: int, moments: random.Rand
 
 def done(out: Path) -> int:
     """Finished shards of both stages."""
-    return sum(1 for stage in ("captions", "data") for _ in (out / stage).glob("*-of-*.json"))
+    return sum(1 for stage in ("captions", "data") for _ in (out / "sidecars" / stage).glob("*.json"))
 
 
 def stored_counts(out: Path) -> Counter[str]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from builders.errors import DataError
-from builders.layout import load_sidecar, shard_count, sidecar_of
+from builders.layout import SIDECARS, load_sidecar, shard_count, sidecar_of
 from builders.run_files import manifest_in
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gathering import check_launcher
@@ -165,7 +165,9 @@ def work(
     arguments += ["--quiet"] if quiet else []
     arguments += options.arguments()
     arguments += ["--captions", captions] if captions else []
-    code = launch(arguments, processes, device=device, progress=lambda: len(list(run.folder.glob("*/*.json"))))
+    code = launch(
+        arguments, processes, device=device, progress=lambda: len(list((run.folder / SIDECARS).glob("*/*.json")))
+    )
     unfinished = [s for s in stages if not _complete(run, s, shards if s == stages[-1] else None)]
     if unfinished:
         if not code and not _has_time(run, unfinished[0], options):

@@ -46,7 +46,8 @@ def finish(run: Run | str | Path) -> Run:
             raise HfsynError(
                 f"{run.folder} does not verify: {'; '.join(wrong[:3])}"
                 + (f" and {len(wrong) - 3} more." if wrong[3:] else "."),
-                "Delete the sidecars of these shards and run `hfsyn build` again: they are made again.",
+                f"Delete the sidecars of these shards, in {run.folder / layout.SIDECARS}, and run `hfsyn build` again: "
+                "they are made again.",
                 code=ExitCode.PARTIAL,
             )
         remove_abandoned(run.folder.rglob(".*.tmp"))  # of processes that were killed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -129,7 +130,11 @@ def _size(old: Mapping[str, Any], before: Digests, after: Digests) -> Any:
 
 
 def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str) -> list[dict[str, Any]]:
-    """The entries: a person's as they are, ours replaced or added, and those of ours that were lost."""
+    """The entries: a person's as they are, ours replaced or added, and those of ours that were lost.
+
+    The key `version` is for `datasets` before 2.16, which caches a configuration under its name and version alone:
+    without it every version would be the first one that was loaded.
+    """
     there = old.get("configs") or []
     if not isinstance(there, list) or not all(isinstance(e, dict) and e.get("config_name") for e in there):
         raise HfsynError(
@@ -140,8 +145,10 @@ def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str)
     for other, digest in after.items():
         files = data_files(digest)
         entry = next((entry for entry in entries if entry["config_name"] == other), None)
+        number = digest.get("version")
         if entry is None:
-            entries.append({"config_name": other, "data_files": files})
+            entry = {"config_name": other, "data_files": files}
+            entries.append(entry)
         elif other == name and entry.get("data_files") != files:
             if name not in before:
                 raise HfsynError(
@@ -150,6 +157,8 @@ def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str)
                 )
             mine = {digest["split"], before[name]["split"]}
             entry["data_files"] = [*files, *_splits_of_others(entry.get("data_files"), mine)]
+        if isinstance(number, str) and re.fullmatch(r"\d+\.\d+\.\d+", number):
+            entry["version"] = number
     return entries
 
 

@@ -63,7 +63,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     if wrong:
         raise HfsynError(
             f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
-            f"Delete what is damaged (of a shard its sidecar) and {layout.MANIFEST}: `hfsyn build` makes it again.",
+            f"Delete what is damaged (of a shard its sidecar in {layout.SIDECARS}/) and {layout.MANIFEST}: "
+            "`hfsyn build` makes it again.",
             code=ExitCode.PREFLIGHT,
         )
     found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}

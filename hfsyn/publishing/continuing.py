@@ -112,7 +112,8 @@ def _bring_back(
             if wrong:
                 say(f"{repo.repo_id}: {wrong[0]}; it is made again")
                 continue
-            shard.parent.mkdir(exist_ok=True)
+            for place in (shard.parent, mark.parent):
+                place.mkdir(parents=True, exist_ok=True)
             shutil.move(fetched, shard)
             shutil.move(fetched_mark, mark)  # last: it marks the shard as finished
             count += 1
