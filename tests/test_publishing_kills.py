@@ -33,7 +33,7 @@ def test_a_kill_at_what_changes_the_hub_leaves_what_the_same_command_finishes(na
         and " GET " not in operation
     ]
     assert len(deeds) >= 10
-    chosen = deeds[:: max(1, len(deeds) // 4)][:5]
+    chosen = deeds[1 :: len(deeds) // 3][:3]
     assert {sweep.operations[number - 1]: found for number in chosen if (found := sweep.point(number))} == {}
 
 
@@ -43,6 +43,6 @@ def test_no_version_is_anything_but_its_manifest_whoever_writes_there_too(
     folder = tmp_path_factory.mktemp("races")
     races = Races(folder, place.hub)
     with Client(place.hub, tmp_path_factory.mktemp("reader")) as reader:
-        results = [races.run(number, 0, place.forks, reader, whole=number == 1) for number in (1, 2, 3, 4)]
+        results = [races.run(number, 0, place.forks, reader, whole=number == 3) for number in (2, 3)]
     assert [result for result in results if result["problems"]] == []
     assert any(0 in result["codes"] for result in results)
