@@ -442,7 +442,7 @@ def test_a_watched_run_goes_up_in_batches_and_nothing_twice(hub: Hub, forks: For
         cards.append(there(hub)[layout.CARD].decode())
         assert hub.files("dataset", REPO).keys() == {".gitattributes"}
         assert set(hub.refs("dataset", REPO)) == {"refs/heads/main", f"refs/heads/{WORK}"}
-    assert all("not complete yet" in card for card in cards)
+    assert all("not complete yet" in card and f'revision="{WORK}"' in card for card in cards)
     assert len(set(cards)) == 5
     finish(run)
     done = forks.wait(pid)
