@@ -123,7 +123,7 @@ def publish(
         quiet: no lines on the error stream.
 
     Raises:
-        HfsynError: exit code 2 for a version that is none or taken, 3 for what forbids it, 4 where the Hub did not
+        HfsynError: exit code 2 for a version that is not one or is taken, 3 for what forbids it, 4 where the Hub did not
             answer in time (the same command continues).
     """
     asked = parse_version(version)
