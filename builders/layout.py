@@ -126,6 +126,8 @@ class Sidecar:
     """
     options: Mapping[str, str] = field(default_factory=dict)
     """What else may change the last bits: memory format, compilation, attention kernel."""
+    idle: Mapping[str, int] = field(default_factory=dict)
+    """Weights of the model that play no part: how many of each kind."""
 
     def dump(self) -> str:
         """The sidecar as JSON text with a final newline."""
@@ -157,7 +159,9 @@ def parse_sidecar(text: str | bytes, where: str) -> Sidecar:
         }
         wrong = [name for kind, names in kinds.items() for name in names if type(getattr(found, name)) is not kind]
         wrong += [
-            name for name in ("counts", "flags", "software", "options") if not isinstance(getattr(found, name), dict)
+            name
+            for name in ("counts", "flags", "software", "options", "idle")
+            if not isinstance(getattr(found, name), dict)
         ]
         if wrong:
             raise TypeError(f"{wrong[0]} is of the wrong kind")

@@ -218,7 +218,7 @@ def test_what_is_prepared_is_what_the_device_takes(folders: Folders, dtype: str)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(one._model, "generate", generate)
             patch.setattr(
-                "hfsyn.making.captioner.ready",
+                "hfsyn.making.caption_inputs.ready",
                 lambda *given, made=made, **how: made.append(ready(*given, **how)) or made[-1],
             )
             answer = one.prepare(images()[3:5])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -84,6 +85,31 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     with pytest.raises(OSError, match="disk full"):
         atomic_write(tmp_path / "a.json", fail)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "old")]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_anything_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that loses its power keeps the name of an empty file, or a sidecar without its shard."""
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flushed(handle: int) -> None:
+        done.append(("flush", Path(f"/proc/self/fd/{handle}").readlink().name))
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(("rename", path.name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    folder = tmp_path / "data"
+    write_shard(folder / shard_name("train", 0, 1), columns(), SCHEMA, sidecar)
+    names = [name for deed, name in done if deed == "rename"]
+    assert [name.split(".")[1] for name in names] == ["train-00000-of-00001"] * 2
+    one = [[("flush", name), ("rename", name), ("flush", folder.name)] for name in names]
+    assert done == [*one[0], *one[1]]
 
 
 def test_left_over_temporary_files_go_when_their_shard_is_made(tmp_path: Path) -> None:

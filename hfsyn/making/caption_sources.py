@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image
@@ -45,7 +45,12 @@ class TextSource:
     """Prepares what asks the model, in any thread: for at most as many images as the number, the batch's size, up to
     which a short batch is padded, so that rounding stays the same."""
     view: Callable[[Image.Image, ClassInfo], Any] = lambda image, info: None
-    """What the model sees of an image, which need not be kept any longer."""
+    """What the model sees of an image, which need not be kept any longer. What it raises is why the image is set aside,
+    but for `HfsynError`, which ends the run."""
+    model: str = ""
+    """Its name; empty where no model is asked."""
+    idle: Mapping[str, int] = field(default_factory=dict)
+    """Weights of the model that play no part: how many of each kind."""
 
 
 def texts_of(
@@ -80,22 +85,24 @@ def texts_of(
         return _at_once(lambda seen: known.of(seen.source_id, seen.sha256)), "cpu"
     if captioner is not None:
         if hasattr(captioner, "look"):
-            return _looking(captioner, run), "cpu"
+            return _looking(captioner, run, part.model), "cpu"
         asking = _padded(lambda batch: lambda: captioner.caption([seen.view for seen in batch]))
-        return TextSource(asking, lambda image, info: image.copy()), "cpu"
-    where = pick_device(device)
+        return TextSource(asking, lambda image, info: image.copy(), part.model), "cpu"
+    where, classes = pick_device(device), run.classes
+    infos = list(classes.values())
     if get_strategy(prompt.strategy).text_from == "class":
-        writer = TextWriter(part, prompt.strategy, where, allow_pickle=allow_pickle)
-        classes = run.classes
-        return TextSource(
-            _padded(lambda batch: lambda: writer.write([classes[seen.wnid] for seen in batch], _seeds(run, batch)))
-        ), where
-    return _looking(TransformersCaptioner(part, where, allow_pickle=allow_pickle), run), where
+        writer = TextWriter(part, prompt.strategy, where, allow_pickle=allow_pickle, classes=infos)
+        writing = _padded(
+            lambda batch: lambda: writer.write([classes[seen.wnid] for seen in batch], _seeds(run, batch))
+        )
+        return TextSource(writing, model=part.model, idle=writer.idle.counts()), where
+    found = TransformersCaptioner(part, where, allow_pickle=allow_pickle, classes=infos)
+    return replace(_looking(found, run, part.model), idle=found.idle.counts()), where
 
 
-def _looking(captioner: Any, run: Run) -> TextSource:
+def _looking(captioner: Any, run: Run, model: str) -> TextSource:
     asking = _padded(lambda batch: captioner.ask([seen.view for seen in batch], _seeds(run, batch)))
-    return TextSource(asking, captioner.look)
+    return TextSource(asking, captioner.look, model)
 
 
 def _seeds(run: Run, batch: Sequence[Seen]) -> list[int]:

@@ -8,6 +8,7 @@ question.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from builders.variants import ClassInfo
@@ -65,6 +66,12 @@ def filled(prompt: str, info: ClassInfo) -> str:
     for placeholder, word in words.items():
         prompt = prompt.replace(placeholder, word)
     return prompt
+
+
+def longest(prompt: str | None, classes: Sequence[ClassInfo]) -> ClassInfo:
+    """The class of which most is asked; a made-up one where there are none."""
+    known = classes or (ClassInfo("n00000000", 0, "thing", ("thing",), "a thing", "thing"),)
+    return max(known, key=lambda info: len(filled(prompt or "{c} {definition}", info)))
 
 
 def request(strategy: str, info: ClassInfo, rng: random.Random, prompt: str | None = None) -> Request:

@@ -19,6 +19,7 @@ from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Answer, Seen, TextSource
 from hfsyn.making.claims import Claim, Claims, Patience
 from hfsyn.making.production import encoders
+from hfsyn.making.refusals import Tally, is_refusal
 from hfsyn.making.runs import Run, index_entries
 
 T = TypeVar("T")
@@ -41,9 +42,18 @@ class Reading:
     stop: int
     started: float = field(default_factory=time.monotonic)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    """Of the images that it covers, in order."""
     rejected: list[dict[str, str]] = field(default_factory=list)
+    asked: int = 0
+    """Images that a text was asked for."""
     grid: list[tuple[int, int, int]] = field(default_factory=list)
-    """See `Sidecar.grid`; counted among the images that can be read."""
+    """See `Sidecar.grid`; counted among the images that a text was asked for."""
+
+    def set_aside(self) -> list[dict[str, str]]:
+        """The rejected lines in the order of the source: some were set aside by one thread, and some by another."""
+        places = {source_id: place for place, source_id in enumerate(self.ids)}
+        return sorted(self.rejected, key=lambda line: places[line["id"]])
 
 
 @dataclass(frozen=True)
@@ -59,12 +69,19 @@ class Batch:
 
 
 def batches(
-    run: Run, source: Source, claims: Claims, patience: Patience, budget: Budget, texts: TextSource, size: int
+    run: Run,
+    source: Source,
+    claims: Claims,
+    patience: Patience,
+    budget: Budget,
+    texts: TextSource,
+    size: int,
+    tally: Tally,
 ) -> Generator[Batch, None, None]:
     """The batches of each shard that can be had, until every shard is finished by somebody or the budget is spent.
 
     Reading happens in a thread of its own, decoding and preparing in a pool; both are ahead of whoever takes the
-    batches. What cannot be read goes into its shard's `rejected`.
+    batches. What cannot be read, or looked at by the model, goes into its shard's `rejected`.
     """
     pool = ThreadPoolExecutor(encoders(), "prepare")
     in_hand: set[Claim] = set()
@@ -81,10 +98,10 @@ def batches(
                 claim.release()
                 return
             start, stop, lines = run.shard_lines(claim.path, layout.SOURCE, run.source_rows)
-            reading = Reading(claim, start, stop)
+            reading = Reading(claim, start, stop, ids=[line["source_id"] for line in lines])
             in_hand.add(claim)
             rows = source.read(index_entries(lines))
-            for seen in _chunks(_seen(run, rows, reading.rejected, texts, pool), size):
+            for seen in _chunks(_seen(run, rows, reading.rejected, texts, pool, tally), size):
                 yield Batch(reading, seen, pool.submit(texts.answer, seen, size), size)
             yield Batch(reading, [])
 
@@ -137,8 +154,17 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
         left.set()
 
 
+class _NotLookedAt(Exception):  # noqa: N818 (a verdict on the data, not an error of the program)
+    """The model's processor has something against an image: the error that it is made of."""
+
+
 def _seen(
-    run: Run, rows: Iterable[SourceRow], rejected: list[dict[str, str]], texts: TextSource, pool: ThreadPoolExecutor
+    run: Run,
+    rows: Iterable[SourceRow],
+    rejected: list[dict[str, str]],
+    texts: TextSource,
+    pool: ThreadPoolExecutor,
+    tally: Tally,
 ) -> Iterator[Seen]:
     """What is kept of the readable rows, in order; the others go into `rejected`.
 
@@ -146,9 +172,15 @@ def _seen(
     """
     for source_id, wnid, future in in_order(rows, lambda row: pool.submit(_look, run, row, texts)):
         try:
-            yield future.result()
+            seen = future.result()
         except ImageRejected as problem:
             rejected.append({"id": source_id, "wnid": wnid, "reason": problem.reason})
+        except _NotLookedAt as problem:
+            reason = tally.refuse(problem.args[0], asked=False)
+            rejected.append({"id": source_id, "wnid": wnid, "reason": reason})
+        else:
+            tally.looked += 1
+            yield seen
 
 
 def in_order(
@@ -175,7 +207,12 @@ def _look(run: Run, row: SourceRow, texts: TextSource) -> Seen:
     if row.problem:
         raise ImageRejected(row.problem)
     with decoded(row.image) as image:
-        view = texts.view(image, run.classes[row.wnid])
+        try:
+            view = texts.view(image, run.classes[row.wnid])
+        except Exception as error:  # each processor has its own exception for what it does not take
+            if not is_refusal(error):
+                raise
+            raise _NotLookedAt(error) from error
         digest = hashlib.sha256(row.image).hexdigest()
         return Seen(row.source_id, row.wnid, digest, image.width, image.height, view)
 

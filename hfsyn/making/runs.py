@@ -337,6 +337,10 @@ def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
     return selected
 
 
+REFUSES = "the model refuses it"
+"""How the reason begins of an image that could be read, and that a captioner or language model makes nothing of."""
+
+
 def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) -> Iterator[dict[str, str]]:
     """One dict for every image that was set aside, in the order of stages and shards."""
     for stage in stages:

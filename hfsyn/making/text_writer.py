@@ -9,15 +9,17 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
+from hfsyn.making.batch_sizes import is_out_of_memory
 from hfsyn.making.caption_texts import clean
 from hfsyn.making.hub_models import loading, unloadable
-from hfsyn.making.instructions import Request, request
+from hfsyn.making.instructions import Request, longest, request
 from hfsyn.making.recipe import CaptionPart
-from hfsyn.making.token_drawing import loaded, new_tokens
+from hfsyn.making.token_drawing import FEW, loaded, new_tokens, room, taken, tried
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 _LABEL = re.compile(r"^(caption|sentence|answer)\s*:\s*", re.IGNORECASE)
@@ -32,12 +34,22 @@ class TextWriter:
         strategy: ``w2s``, ``llm`` or ``llm-diverse``.
         device: a torch device.
         allow_pickle: read weights that are no safetensors too.
+        classes: about which it has to write: it is tried with the one of which most is asked.
 
     Raises:
-        HfsynError: the model cannot be loaded, has lost weights, or is of the wrong kind for the strategy.
+        HfsynError: the model cannot be loaded, has lost weights, is of the wrong kind for the strategy, or cannot write
+            a text about one class.
     """
 
-    def __init__(self, recipe: CaptionPart, strategy: str, device: str, *, allow_pickle: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: CaptionPart,
+        strategy: str,
+        device: str,
+        *,
+        allow_pickle: bool = False,
+        classes: Sequence[ClassInfo] = (),
+    ) -> None:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
@@ -51,7 +63,7 @@ class TextWriter:
             self._encodes = bool(config.is_encoder_decoder)
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(where, **plain)
             auto = transformers.AutoModelForSeq2SeqLM if self._encodes else transformers.AutoModelForCausalLM
-            self._model = loaded(auto, where, recipe, "language model", options)
+            self._model, self.idle = loaded(auto, where, recipe, "language model", options)
         except HfsynError:
             raise
         except Exception as error:  # whatever is wrong with a model's files, each library has its own exception for it
@@ -65,6 +77,13 @@ class TextWriter:
         self._tokenizer.padding_side = "right" if self._encodes else "left"
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._chats = not self._encodes and bool(getattr(self._tokenizer, "chat_template", None))
+        self._info = longest(recipe.prompt, classes)
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Refuse a model that cannot write a few tokens about a class."""
+        tried(lambda: self._written([self._info], [0], FEW), self._recipe, "language model", self.idle)
 
     def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
         """One text about each class, in order; an empty string where the model said nothing.
@@ -74,34 +93,47 @@ class TextWriter:
             seeds: of each text: what is asked, and where the recipe draws tokens these too, follow from it.
 
         Raises:
-            HfsynError: what is asked is longer than the model's context.
+            Refused: what is asked is longer than the model's context, or its values are not finite.
         """
-        requests = [
-            request(self._strategy, info, random.Random(seed), self._recipe.prompt)
+        try:
+            return self._written(classes, seeds)
+        except Exception as error:  # whatever the libraries raise where one text is at fault, or all are
+            if not is_out_of_memory(error):
+                self._try_out()
+            raise
+
+    def _written(self, classes: Sequence[ClassInfo], seeds: Sequence[int], most: int | None = None) -> list[str]:
+        asked = [
+            self._asked(request(self._strategy, info, random.Random(seed), self._recipe.prompt))
             for info, seed in zip(classes, seeds, strict=True)
         ]
-        chats = not self._encodes and bool(getattr(self._tokenizer, "chat_template", None))
-        inputs = self._inputs(requests, chats=chats)
-        options: dict[str, Any] = {}
-        if not chats and not self._encodes:
-            options["stopping_criteria"] = [_LineEnds(self._tokenizer, inputs["input_ids"].shape[1])]
-        tokens = new_tokens(self._model, inputs, self._recipe, seeds, **options)
-        return [said_line(text) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        # A chat template has written the markers itself.
+        encode = partial(self._tokenizer, add_special_tokens=not self._chats)
+        # What a row may say must not depend on its companions, the longest of which decides how much room is left.
+        groups: dict[int, list[int]] = {}
+        for row, ids in enumerate(encode(asked, verbose=False).input_ids):
+            groups.setdefault(room(self._model, self._recipe, len(ids)), []).append(row)
+        said = [""] * len(asked)
+        for left, rows in groups.items():
+            inputs = taken(self._model, dict(encode([asked[row] for row in rows], return_tensors="pt", padding=True)))
+            options: dict[str, Any] = {}
+            if not self._chats and not self._encodes:
+                options["stopping_criteria"] = [_LineEnds(self._tokenizer, inputs["input_ids"].shape[1])]
+            chances = [seeds[row] for row in rows]
+            tokens = new_tokens(self._model, inputs, self._recipe, chances, min(left, most or left), **options)
+            for row, text in zip(rows, self._tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
+                said[row] = said_line(text)
+        return said
 
-    def _inputs(self, requests: Sequence[Request], *, chats: bool) -> dict[str, Any]:
-        if chats:
+    def _asked(self, one: Request) -> str:
+        if self._chats:
             # Templates of models that think aloud know `enable_thinking`; others pass over it.
-            texts = [
+            return str(
                 self._tokenizer.apply_chat_template(
                     one.turns(), tokenize=False, add_generation_prompt=True, enable_thinking=False
                 )
-                for one in requests
-            ]
-        else:
-            texts = [one.asked() if self._encodes else one.plain() for one in requests]
-        # A chat template has written the markers itself.
-        found = self._tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not chats)
-        return {name: value for name, value in found.items() if name in ("input_ids", "attention_mask")}
+            )
+        return one.asked() if self._encodes else one.plain()
 
 
 class _LineEnds:

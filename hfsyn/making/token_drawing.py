@@ -10,11 +10,33 @@ much of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from hfsyn.errors import HfsynError
+from hfsyn.errors import HfsynError, first_line
+from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.recipe import CaptionPart
+
+FEW = 2
+"""New tokens with which a model is tried."""
+NOT_FINITE = "the values that the model computes are not finite"
+
+
+class Refused(HfsynError):  # noqa: N818 (a verdict on what was asked)
+    """A model cannot do what it is asked; where it can do other things, what it was asked is at fault.
+
+    Args:
+        reason: of a few words, without the model.
+        message, hint: see `HfsynError`.
+    """
+
+    def __init__(self, reason: str, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.args = (reason, message, hint)
+        self.reason = reason
 
 
 class DrawEach:
@@ -51,8 +73,8 @@ class DrawEach:
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens, 0)
 
 
-class _FirstStep:
-    """Notes how many tokens stand before the first new one.
+class _Watch:
+    """Notes how many tokens stand before the first new one, and whether all scores were finite.
 
     Models differ in what `generate` gives back of its prompt (all of it, all but its last token, none, a start token);
     what decoding starts from is the same everywhere.
@@ -60,11 +82,16 @@ class _FirstStep:
 
     def __init__(self) -> None:
         self.given = 0
+        self.finite: Any = True
+        """A tensor of one truth value after the first step: the device need not be waited for at each."""
         self._seen = False
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
+        # Forbidden tokens have a score of minus infinity; the likeliest one is finite, or NaN where any is.
+        finite = scores.amax(-1).isfinite().all()
         if not self._seen:
             self.given, self._seen = input_ids.shape[1], True
+        self.finite = finite & self.finite
         return scores
 
 
@@ -87,20 +114,30 @@ def ready(model: Any, inputs: dict[str, Any], *, pin: bool = True) -> dict[str, 
         return {name: value.pin_memory() for name, value in cast.items()}
 
 
+def taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What of a processor's or tokenizer's output goes into ``generate``: all, but what only training reads, and the
+    segments that some tokenizers number though the model has none.
+    """
+    known = inspect.signature(model.forward).parameters
+    unread = {"labels"} | ({"token_type_ids"} - known.keys())
+    return {name: value for name, value in inputs.items() if name not in unread}
+
+
 def new_tokens(
-    model: Any, inputs: dict[str, Any], part: CaptionPart, seeds: Sequence[int] | None, **options: Any
+    model: Any, inputs: dict[str, Any], part: CaptionPart, seeds: Sequence[int] | None, most: int, **options: Any
 ) -> Any:
     """What a model of transformers says after its inputs: a tensor, rows x new tokens.
 
     Args:
         model: with its weights.
         inputs: tensors by name; all other values are left out.
-        part: beams, length, top_p and temperature.
+        part: beams, top_p and temperature.
         seeds: one for each row; only needed where the recipe draws tokens.
+        most: tokens; see `room`.
         options: for ``generate``.
 
     Raises:
-        HfsynError: the inputs are longer than the model's context.
+        Refused: the model computed values that are not finite.
     """
     import torch
 
@@ -109,7 +146,7 @@ def new_tokens(
         name: value.to(model.device, non_blocking=value.is_pinned())
         for name, value in ready(model, inputs, pin=False).items()
     }
-    watch = _FirstStep()
+    watch = _Watch()
     steps: list[Any] = [watch]
     if part.draws:
         if seeds is None:
@@ -119,24 +156,39 @@ def new_tokens(
     with torch.inference_mode():
         out = model.generate(
             **moved,
-            max_new_tokens=_room(model, moved, part),
+            max_new_tokens=most,
             num_beams=part.num_beams,
             do_sample=False,
             logits_processor=steps,
+            # A checkpoint's own settings may ask for several answers, for more than tokens, or hide what is not finite.
+            num_return_sequences=1,
+            return_dict_in_generate=False,
+            remove_invalid_values=False,
             **options,
+        )
+    if not bool(watch.finite):
+        raise Refused(
+            NOT_FINITE,
+            f"{part.model} computes values that are not finite, in {part.dtype}.",
+            "Set caption.dtype to bfloat16 or float32." if part.dtype == "float16" else "Name another caption.model.",
         )
     return out[:, watch.given :]
 
 
-def _room(model: Any, inputs: dict[str, Any], part: CaptionPart) -> int:
-    """New tokens that fit behind the inputs: a decoder with learned positions fails beyond its last one."""
+def room(model: Any, part: CaptionPart, asked: int) -> int:
+    """New tokens, at most those of the recipe, that fit behind `asked` ones: a decoder with learned positions fails
+    beyond its last one.
+
+    Raises:
+        Refused: there is no room for any.
+    """
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is None:
         return part.max_new_tokens
-    asked = inputs["input_ids"].shape[1] if "input_ids" in inputs else 1
     if asked >= positions:
         what = "caption.prompt" if part.prompt else f"What is asked of {part.model}"
-        raise HfsynError(
+        raise Refused(
+            f"{asked} tokens, of at most {positions - 1}",
             f"{what} makes {asked} tokens, and {part.model} takes at most {positions - 1}.",
             "Shorten it." if part.prompt else "Name a model that takes more.",
         )
@@ -144,8 +196,26 @@ def _room(model: Any, inputs: dict[str, Any], part: CaptionPart) -> int:
     return min(part.max_new_tokens, positions - (1 if model.config.is_encoder_decoder else asked))
 
 
-def loaded(auto: Any, where: str, part: CaptionPart, kind: str, options: dict[str, Any]) -> Any:
-    """A model with its weights, through an auto class of transformers.
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Names of weights that play no part in what a model says."""
+
+    unused: tuple[str, ...] = ()
+    """In the checkpoint, and the network has no place for them."""
+    missing: tuple[str, ...] = ()
+    """In the network, not in the checkpoint, and nothing that was said so far depends on them."""
+
+    def counts(self) -> dict[str, int]:
+        """How many there are of each kind, without zeros."""
+        kinds = {"not used": self.unused, "missing, and not needed": self.missing}
+        return {kind: len(names) for kind, names in kinds.items() if names}
+
+
+def loaded(auto: Any, where: str, part: CaptionPart, kind: str, options: dict[str, Any]) -> tuple[Any, Idle]:
+    """A model with its weights, through an auto class of transformers, and which of them play no part.
+
+    transformers fills up what a checkpoint lacks with random numbers. Here they are NaN, so that a text that depends on
+    one of them is noticed, when the model is tried or, at the latest, when the text is made.
 
     Raises:
         HfsynError: it has lost so many weights that its texts would be random.
@@ -154,11 +224,45 @@ def loaded(auto: Any, where: str, part: CaptionPart, kind: str, options: dict[st
 
     model, report = auto.from_pretrained(where, dtype=getattr(torch, part.dtype), output_loading_info=True, **options)
     missing = sorted(report["missing_keys"])
-    # Old checkpoints may lack a buffer or a pooler that generation never uses; a tenth is another architecture, whose
-    # texts would be random, which transformers only warns of.
+    # Old checkpoints may lack a pooler that generation never uses; a tenth is another architecture.
     if len(missing) * 10 > len(model.state_dict()):
+        raise lacking(part, kind, missing)
+    parameters = dict(model.named_parameters())
+    empty = [name for name in missing if name in parameters]  # buffers are computed, and always the same
+    with torch.no_grad():
+        for name in empty:
+            parameters[name].fill_(torch.nan)
+    return model, Idle(tuple(sorted(report["unexpected_keys"])), tuple(empty))
+
+
+def lacking(part: CaptionPart, kind: str, missing: Sequence[str]) -> HfsynError:
+    """What to tell of a model that has lost weights on which its texts depend."""
+    return HfsynError(
+        f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}.",
+        "Name a complete checkpoint.",
+    )
+
+
+def tried(ask: Callable[[], Any], part: CaptionPart, kind: str, idle: Idle) -> None:
+    """Let a model say a little, so that whatever is wrong with it is said before anything costly.
+
+    Raises:
+        HfsynError: it cannot.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a few tokens, where its settings want more
+            BatchSize(1).run(lambda _: ask())
+    except Refused as error:
+        if idle.missing and error.reason == NOT_FINITE:
+            raise lacking(part, kind, idle.missing) from None
+        raise
+    except HfsynError:
+        raise
+    except (
+        Exception
+    ) as error:  # whatever is wrong with a model, each part of the libraries has its own exception for it
         raise HfsynError(
-            f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}.",
-            "Name a complete checkpoint.",
-        )
-    return model
+            f"{part.model} fails as a {kind} in a first try: {type(error).__name__}: {first_line(error)[:200]}",
+            "See whether transformers itself runs it; name another caption.model.",
+        ) from error

@@ -88,6 +88,7 @@ class CardFacts:
             "folder": self.folder,
             "split": self.split,
             "rows": self.rows,
+            "shards": len(self.manifest["shards"]),
             "classes": len(self.manifest["classes"]) or len(self.variant.classes),
             "name": recipe.name,
             "variant": recipe.source.variant,

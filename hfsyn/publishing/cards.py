@@ -43,7 +43,6 @@ __all__ = [
     "facts",
     "facts_in_progress",
     "render_card",
-    "tags_of",
 ]  # fmt: skip
 
 PLACEHOLDER = "PATH_OR_REPO_ID"
@@ -182,16 +181,6 @@ def configs_of(text: str) -> set[str]:
     """The configurations that have a block of ours in a card."""
     found = card_blocks.blocks(FrontMatter(text).body)
     return {key.removeprefix("config=") for key in found if key.startswith("config=")}
-
-
-def tags_of(card: str) -> list[str]:
-    """The tags in a card's front matter.
-
-    Raises:
-        HfsynError: the front matter cannot be read.
-    """
-    tags = FrontMatter(card).values.get("tags") or []
-    return [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
 
 
 def _check(value: str | None, pattern: re.Pattern[str], what: str, example: str) -> None:

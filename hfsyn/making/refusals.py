@@ -1,0 +1,103 @@
+"""Images that a model refuses: set aside with the reason, one by one; but a model that takes none is broken.
+
+A batch that fails is asked again in halves of the same size, filled up, until the images are found that it fails for;
+the others get the captions that they would have had.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from hfsyn.errors import HfsynError, first_line
+from hfsyn.making.batch_sizes import is_out_of_memory
+from hfsyn.making.runs import REFUSES
+from hfsyn.making.token_drawing import Refused
+
+T = TypeVar("T")
+MOST = 32
+"""Images that a model may refuse before it has taken any."""
+_PLACE = re.compile(r"(?<![\w/])(?:[A-Za-z]:\\|/|~/)[^\s'\",;:)]+")
+
+
+def reason_of(error: Exception) -> str:
+    """Why an image is set aside, in a few words, without places of this machine."""
+    said = error.reason if isinstance(error, Refused) else _PLACE.sub("...", first_line(error))
+    return f"{REFUSES}: {' '.join(said.split())[:160]}"
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error may be one image's fault: neither a lack of memory, nor said to the user already."""
+    return not is_out_of_memory(error) and (isinstance(error, Refused) or not isinstance(error, HfsynError))
+
+
+class Tally:
+    """What a model took and refused in this process. Images are looked at by one thread, and asked about by another.
+
+    Args:
+        model: its name.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self.looked = 0
+        """Images that the model's processor took."""
+        self.taken = 0
+        """Images that the model gave a text for."""
+        self._refused: list[str] = []
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the model has refused images, and taken none."""
+        return bool(self._refused) and not self.taken
+
+    def refuse(self, error: Exception, *, asked: bool) -> str:
+        """The reason, for an image that is set aside; `asked`: by the model itself, its processor took it.
+
+        Raises:
+            HfsynError: so many were refused, and none was taken.
+        """
+        reason = reason_of(error)
+        self._refused.append(reason)
+        if len(self._refused) >= MOST and not (self.taken if asked else self.looked):
+            raise self.broken() from error
+        return reason
+
+    def broken(self) -> HfsynError:
+        """What to say of a model that has taken no image."""
+        return HfsynError(
+            f"{self._model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}.",
+            "Nothing was set aside. Name another caption.model, or check the images.",
+        )
+
+    def asked(
+        self, ask: Callable[[Sequence[T]], Sequence[str | None]], items: Sequence[T]
+    ) -> list[str | Reason | None]:
+        """The text of each item, or why the model refuses it.
+
+        Args:
+            ask: the model, about some of them; runs out of memory where it does.
+            items: at least one.
+
+        Raises:
+            HfsynError: the model is broken.
+        """
+        try:
+            texts = list(ask(items))
+        except Exception as error:  # whatever the libraries raise where one image is at fault
+            if not is_refusal(error):
+                raise
+            if len(items) == 1:
+                return [Reason(self.refuse(error, asked=True))]
+        else:
+            self.taken += len(texts)
+            return list(texts)
+        half = (len(items) + 1) // 2
+        return [*self.asked(ask, items[:half]), *self.asked(ask, items[half:])]
+
+
+class Reason(str):
+    """Why there is no text."""
+
+    __slots__ = ()
