@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from builders import layout, ours
 from builders.errors import DataError
@@ -18,6 +18,7 @@ from hfsyn.making.runs import Run
 from hfsyn.publishing.contents import What, files_of, folder_sizes
 from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.reachable import View
+from hfsyn.publishing.rights import rights_of
 from hfsyn.publishing.versions import Version, versions_among
 from hfsyn.publishing.working import work_on
 
@@ -257,6 +258,16 @@ def work_checks(repo: HubRepo, state: RepoState, config_name: str, files: Mappin
     )
 
 
+def pull_checks(repo: HubRepo, commits: int) -> Iterator[Check]:
+    """Whether the token may open the pull request that so many commits need."""
+    if commits > 1 and not rights_of(repo.whoami(), repo.repo_id.partition("/")[0]).pulls:
+        yield Check(
+            "warning",
+            f"So many files take {commits} commits and a pull request, for which this token has no right.",
+            "Give it the right to discussions and pull requests of the repository.",
+        )
+
+
 def version_checks(state: RepoState, version: Version, repo_id: str) -> Iterator[Check]:
     """Whether the version is free, and whether it is the next one."""
     known = versions_among(state.tags)
@@ -377,35 +388,3 @@ def _model_terms(repo: HubRepo, model: str) -> Check:
         return _gate(repo, model, "model", f"the model {model}")
     licence = (info.card_data or {}).get("license")
     return Check("ok" if licence else "warning", f"Model {model}: {licence or 'it states no licence'}.")
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a token may do, as `whoami` tells."""
-
-    role: str
-    """``read``, ``write``, ``fineGrained`` or what else the Hub says."""
-    write: bool
-    """Whether it may write to the owner's repositories."""
-    more: tuple[str, ...] = ()
-    """Rights beyond reading and writing repositories of that owner."""
-
-
-def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
-    """Rights of the token that `whoami` describes, for repositories of an owner."""
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    role = str(token.get("role") or "unknown")
-    if role != "fineGrained":
-        # A plain write token can write everywhere that its user can.
-        everywhere = (f"everything of {who.get('name')} and their organisations",) if role == "write" else ()
-        return Rights(role, role in ("write", "admin", "unknown"), everywhere)
-    fine = token.get("fineGrained") or {}
-    write, more = False, [str(right) for right in fine.get("global") or ()]
-    for scope in fine.get("scoped") or ():
-        entity = scope.get("entity") or {}
-        name = str(entity.get("name") or "")
-        permissions = [str(permission) for permission in scope.get("permissions") or ()]
-        mine = name == owner or name.startswith(f"{owner}/")
-        write |= mine and "repo.write" in permissions
-        more += [f"{right} of {name}" for right in permissions if not mine or not right.startswith("repo.")]
-    return Rights(role, write, tuple(more))
