@@ -33,7 +33,7 @@ def status(run: str, as_json: bool) -> None:
         rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
         click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
     for reason, count in found.left_out.items():
-        click.echo(f"left out of the source: {count} ({reason})")
+        click.echo(f"left out: {count} ({reason})")
     for entry in found.unreadable_classes:
         click.echo(f"left out: the class {entry['name']} (none of its {entry['images']} images could be read)")
     for what in found.lost:

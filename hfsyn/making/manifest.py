@@ -21,7 +21,7 @@ from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import dump_recipe, published_recipe
 from hfsyn.making.runs import Run, incomplete, load_run, rejected_lines, unreadable_classes
-from hfsyn.making.shards import atomic_text, faults, is_done, pending
+from hfsyn.making.shards import atomic_text, faults, is_done, pending, unused_weights
 from hfsyn.making.sheets import sample_sheet, save_png
 from hfsyn.publishing.cards import example_rows, facts, render_card
 
@@ -75,6 +75,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         sidecar = load_sidecar(sidecar_of(shard))
         counts.update(sidecar.counts)
         flags.update(sidecar.flags)
+    unused = unused_weights(load_sidecar(sidecar_of(shard)) for shard in shards)
     stages = ("caption", "generate") if what == "data" else ("caption",)
     entries, captions = shard_entries(run, shards), shard_entries(run, run.caption_shards())
     fields = {
@@ -96,7 +97,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         ],
         "shards": entries,
         "captions": captions if what == "data" else [],
-        "left_out": dict(run.left_out),
+        "left_out": {**run.left_out, **unused},
         "unreadable_classes": unreadable_classes(run, rejected_lines(run, ("caption",))),
         "files": _hashes(run, what),
     }

@@ -14,7 +14,7 @@ from builders import layout
 from builders.layout import sidecar_of
 from builders.run_files import lost, manifest_in
 from hfsyn.making.runs import load_run, unreadable_classes
-from hfsyn.making.shards import is_done
+from hfsyn.making.shards import is_done, unused_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class RunStatus:
     stages: tuple[StageStatus, ...]
     source_rows: int
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """What lies in the source and is not in its index: how many by reason."""
+    """What of the source is not in its index, and what of the model's weights is not used: how many by reason."""
     unreadable_classes: tuple[Mapping[str, Any], ...] = ()
     """The classes of which no image could be read; see `hfsyn.making.runs.unreadable_classes`."""
     lost: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ def status(folder: str | Path) -> RunStatus:
     gone = () if manifest is None else tuple(lost(run.folder, manifest))
     return RunStatus(
         str(run.folder), run.recipe.name, run.fingerprint, manifest is not None and not gone, stages, run.source_rows,
-        run.left_out, tuple(unread), gone,
+        {**run.left_out, **unused_weights(made)}, tuple(unread), gone,
     )  # fmt: skip
 
 
