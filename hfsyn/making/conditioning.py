@@ -145,7 +145,7 @@ class Conditioning:
         return ids, mask
 
     def forget(self) -> None:
-        """Encode everything again: the last bits of an embedding depend on the size of the batch that it was made in."""
+        """Encode everything again: the last bits of an embedding depend on the size of its batch."""
         self._cache.clear()
         self._unconditional = None
 

@@ -19,7 +19,7 @@ from hfsyn.making.planning import write_plan
 from hfsyn.making.production import Production, Work
 from hfsyn.making.rows import synthetic_rows
 from hfsyn.making.runs import Run, load_run, select
-from hfsyn.making.shards import UNUSED, pending
+from hfsyn.making.shards import pending
 from hfsyn.making.source_pictures import SourcePictures
 from hfsyn.making.specs import SampleSpec
 from hfsyn.making.stages import Stage
@@ -116,7 +116,8 @@ def generate(
                 schema,
                 work.seconds,
                 grid=tuple(work.grid),
-                options={**tuning.record(), **{f"{UNUSED}{what}": str(count) for what, count in unused.items()}},
+                options=tuning.record(),
+                unused_weights=unused,
             )
             progress.shard_done(len(rows))
 

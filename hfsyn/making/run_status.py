@@ -13,8 +13,8 @@ from typing import Any
 from builders import layout
 from builders.layout import sidecar_of
 from builders.run_files import lost, manifest_in
-from hfsyn.making.runs import load_run, unreadable_classes
-from hfsyn.making.shards import is_done, unused_weights
+from hfsyn.making.runs import load_run, unreadable_classes, unused_weights
+from hfsyn.making.shards import is_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,11 @@ class RunStatus:
     stages: tuple[StageStatus, ...]
     source_rows: int
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """What of the source is not in its index, and what of the model's weights is not used: how many by reason."""
+    """What lies in the source and is not in its index: how many by reason."""
     unreadable_classes: tuple[Mapping[str, Any], ...] = ()
     """The classes of which no image could be read; see `hfsyn.making.runs.unreadable_classes`."""
+    unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Weights of the models that are not used: how many by stage and kind."""
     lost: tuple[str, ...] = ()
     """What the run had when it was finished and has no more, each in a few words."""
 
@@ -68,7 +70,7 @@ def status(folder: str | Path) -> RunStatus:
     gone = () if manifest is None else tuple(lost(run.folder, manifest))
     return RunStatus(
         str(run.folder), run.recipe.name, run.fingerprint, manifest is not None and not gone, stages, run.source_rows,
-        {**run.left_out, **unused_weights(made)}, tuple(unread), gone,
+        run.left_out, tuple(unread), unused_weights([*read, *made]), gone,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ temporary file, which the next process to make that shard removes; see `builders
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,10 @@ from builders.files import atomic_text, atomic_write, sha256_of
 from builders.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
 
 __all__ = [
-    "UNUSED", "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "unused_weights",
-    "write_parquet", "write_shard",
+    "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",
+    "write_shard",
 ]  # fmt: skip
 
-UNUSED = "left out: "
-"""What the options of a sidecar begin with that say how many weights were not used."""
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
@@ -100,12 +98,6 @@ def write_shard(
 def is_done(path: Path) -> bool:
     """Whether a shard is finished: its sidecar and the shard itself are there."""
     return sidecar_of(path).exists() and path.exists()
-
-
-def unused_weights(sidecars: Iterable[Sidecar]) -> dict[str, int]:
-    """How many weights of a checkpoint or a LoRA were not used for the shards of these sidecars, by what they are."""
-    found = [(key, count) for sidecar in sidecars for key, count in sidecar.options.items() if key.startswith(UNUSED)]
-    return {key.removeprefix(UNUSED): int(count) for key, count in sorted(found)}
 
 
 def pending(paths: Sequence[Path]) -> list[Path]:
