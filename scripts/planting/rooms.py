@@ -49,7 +49,7 @@ ROOMS = (
         """,
         """
         layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
-        source_going_away unreadable_images file_traces from_source
+        source_going_away unreadable_images file_traces from_source production
         """,
     ),
     (
