@@ -83,6 +83,9 @@ FORMAT = 3
 make other bytes or another folder; a reader refuses what it does not know.
 """
 
+ROW_GROUP_BYTES = 100 * 2**20
+"""Of a row group in a shard: the Dataset Viewer reads row groups of at most 100 MB."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
 
@@ -273,7 +276,8 @@ def _shard_entry(entry: Mapping[str, Any]) -> ShardEntry:
     folder, _, name = found.file.partition("/")
     if folder not in (DATA, CAPTIONS) or not _SHARD.fullmatch(name):
         raise ValueError(f"{found.file!r} is no shard")
-    if type(found.rows) is not int or type(found.bytes) is not int or not _SHA256.fullmatch(found.sha256):
+    numbers = type(found.rows) is int and type(found.bytes) is int and 0 <= found.rows <= found.bytes
+    if not numbers or not _SHA256.fullmatch(found.sha256):
         raise ValueError(f"the entry of {found.file} is damaged")
     return found
 

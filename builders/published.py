@@ -340,14 +340,18 @@ def load_version(
         DataError: as `open_published`; the files are not whole in the cache and the Hub cannot be asked; or another
             split is asked for.
     """
-    from datasets.io.parquet import ParquetDatasetReader
+    from builders.shard_rows import ShardRows
 
     found = open_published(repo_id, revision, config, token=token)
     manifest = found.manifest()
     if split not in (None, manifest.split):
         raise DataError(f"{repo_id} has no split {split!r}.", f"It has {manifest.split!r}.")
     files = shard_files(found, manifest, streaming=streaming)
-    return ParquetDatasetReader(files, split=manifest.split, streaming=streaming).read()
+    rows = ShardRows(files=files, entries=manifest.shards, split=manifest.split)
+    if streaming:
+        return rows.as_streaming_dataset(manifest.split)
+    rows.download_and_prepare()
+    return rows.as_dataset(manifest.split)
 
 
 def _bring(side: Published, wanted: list[str]) -> None:

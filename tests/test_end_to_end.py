@@ -108,6 +108,7 @@ def test_two_processes_that_accelerate_starts_make_the_same_bytes(reference: Pat
     assert {worker.split(" of ")[1] for worker in workers_of(run)} == {"2"}
 
 
+@pytest.mark.slow
 def test_three_processes_under_torchrun_make_the_same_bytes(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "-m", "hfsyn")
@@ -146,6 +147,7 @@ except SystemExit as stop:
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_another_recipe_with_the_same_seeds_and_nearly_the_same_pixels(
     reference: Path, tmp_path: Path
 ) -> None:
@@ -161,7 +163,7 @@ def test_another_batch_size_is_another_recipe_with_the_same_seeds_and_nearly_the
         assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("stage", ["captions", "data"])
+@pytest.mark.parametrize("stage", [pytest.param("captions", marks=pytest.mark.slow), "data"])
 def test_a_killed_run_continues_with_other_processes_to_the_same_bytes(
     reference: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -15,15 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.files import atomic_text, atomic_write, sha256_of
-from builders.layout import Sidecar, load_sidecar, sidecar_of
+from builders.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
 
 __all__ = [
-    "ROW_GROUP_BYTES", "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",
+    "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",
     "write_shard",
 ]  # fmt: skip
-
-ROW_GROUP_BYTES = 100 * 2**20
-"""The Dataset Viewer reads row groups of at most 100 MB."""
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.

@@ -18,6 +18,7 @@ from hfsyn.making.recipe import BUILTIN
 from hfsyn.publishing import card_blocks
 from hfsyn.publishing.card_facts import (
     DEFAULT,
+    TRIED_DATASETS,
     CardFacts,
     ChangelogEntry,
     Progress,
@@ -96,6 +97,7 @@ MODEL_LICENCES = {
 """What the models' pages on the Hub say; a model that is not here is said to be unknown."""
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_VERSION = re.compile(r"v?\d+\.\d+\.\d+")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 _CARRIED = re.compile(r"<!-- hfsyn:facts (\{.*\}) -->")
 _ROW = re.compile(r"[ \t]*\|([^|]*)\|([^|]*)\|([^|]*)\|[ \t]*")
@@ -135,7 +137,9 @@ def render_card(
     card = FrontMatter(existing or "")
     there = card_blocks.blocks(card.body)
     before = _digests(there)
-    after = {**before, facts.config_name: facts.digest}
+    # Without a version the entry keeps the one that it has: a card of unfinished work names none.
+    number = {"version": version.removeprefix("v")} if version and _VERSION.fullmatch(version) else {}
+    after = {**before, facts.config_name: {**facts.digest, **number}}
     entries = _changelog(changelog, there.get("changelog", ""))
     title = repo_id.rpartition("/")[2] if repo_id else facts.recipe.name
     values = metadata(card.values, facts, before, after, title=title, default_config=default_config, licence=licence)
@@ -149,6 +153,8 @@ def render_card(
         "configs": [{**digest, "title": source_of(digest)["title"]} for digest in after.values()],
         "data": [digest for digest in after.values() if digest["what"] == "data"],
         "captions": any(_captioned(digest) for digest in after.values()),
+        "least": TRIED_DATASETS[0],
+        "tried": TRIED_DATASETS,
         "starting": [digest["config"] for digest in after.values() if digest.get("starts_from") == "source"],
     }
     new = {

@@ -120,33 +120,15 @@ def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFi
     return found
 
 
-def named_ours(tree: Mapping[str, Any], config_name: str) -> set[str]:
-    """Files of a repository that a configuration of ours would have; whether it is ours `RepoState` says.
+def files_of(manifest: Manifest, config_name: str) -> set[str]:
+    """The files that hfsyn wrote for a configuration with this manifest; its recipe says the rest.
 
-    Others write ``data/train-00000-of-00002.parquet`` too: a shard counts only beside its sidecar, which is committed
-    before it or with it.
-
-    Args:
-        tree: what is there, by path.
-        config_name: of the configuration.
+    Names alone say nothing: others write ``data/train-00000-of-00002.parquet`` too.
     """
     prefix = layout.config_prefix(config_name)
-    return {
-        path for path in tree if path.startswith(prefix) and _is_named_ours(path.removeprefix(prefix), prefix, tree)
-    }
-
-
-def _is_named_ours(name: str, prefix: str, tree: Mapping[str, Any]) -> bool:
-    top, slash, rest = name.partition("/")
-    if not slash:
-        return top in {layout.RECIPE, *_TOP}
-    if top == layout.PREVIEW:
-        return rest == PREVIEW_FILE
-    shard = name if top != layout.SIDECARS else f"{rest.removesuffix('.json')}.parquet"
-    folder, _, file = shard.partition("/")
-    if folder not in (layout.DATA, layout.CAPTIONS) or layout.shard_number(Path(file)) is None or "/" in file:
-        return False
-    return f"{prefix}{layout.sidecar_name(shard)}" in tree
+    shards = [entry.file for entry in (*manifest.shards, *manifest.captions)]
+    names = {layout.RECIPE, *_TOP, f"{layout.PREVIEW}/{PREVIEW_FILE}", *shards, *map(sidecar_name, shards)}
+    return {f"{prefix}{name}" for name in names}
 
 
 def folder_sizes(paths: Mapping[str, Any]) -> Counter[str]:

@@ -9,13 +9,17 @@ from functools import cached_property
 from typing import Any, Literal
 
 from builders import layout, ours
+from builders.errors import DataError
 from builders.layout import Manifest
+from builders.sources.cards import CARD_FILES
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.recipe import BUILTIN, is_content_hash
 from hfsyn.making.runs import Run
-from hfsyn.publishing.contents import What, folder_sizes, named_ours
+from hfsyn.publishing.contents import What, files_of, folder_sizes
 from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
+from hfsyn.publishing.reachable import View
 from hfsyn.publishing.versions import Version, versions_among
+from hfsyn.publishing.working import work_on
 
 MOST_FILES = 100_000
 """In a repository; the Hub's recommendation."""
@@ -54,7 +58,7 @@ class RepoState:
     tree: Mapping[str, RemoteFile]
     card: str | None
     tags: Mapping[str, str]
-
+    branches: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[str], str] = field(default=lambda path: "", repr=False, compare=False)
     """The text of one of its files."""
 
@@ -74,26 +78,23 @@ class RepoState:
         found = {name: ours.published(self.read, name) for name in names}
         return {name: manifest for name, manifest in found.items() if manifest is not None}
 
-    @cached_property
-    def begun(self) -> set[str]:
-        """The configurations that hfsyn began to publish: our block in the card says so, beside a recipe."""
-        from hfsyn.publishing.cards import configs_of
-
-        names = configs_of(self.card or "") - self.published.keys()
-        return {name for name in names if f"{layout.config_prefix(name)}{layout.RECIPE}" in self.tree}
-
     def owned(self, config_name: str) -> set[str]:
         """The files that hfsyn wrote for a configuration; what has only such a name is somebody else's."""
-        mine = config_name in self.published or config_name in self.begun
-        return named_ours(self.tree, config_name) if mine else set()
+        manifest = self.published.get(config_name)
+        return set() if manifest is None else files_of(manifest, config_name) & self.tree.keys()
+
+    def view(self, repo_id: str) -> View:
+        """The same as `load_dataset` sees it."""
+        texts = {name: self.read(name) for name in CARD_FILES if name in self.tree}
+        return View(repo_id, self.tree, texts, self.published)
 
     def captions_alone(self) -> set[str]:
         """Configurations that are captions without images."""
         return {name for name, manifest in self.published.items() if manifest.raw.get("what") == "captions"}
 
     def is_of_hfsyn(self) -> bool:
-        """Whether hfsyn has published to it, or begun to."""
-        return bool(self.published or self.begun)
+        """Whether hfsyn has published to it."""
+        return bool(self.published)
 
 
 def look_at(repo: HubRepo, commit: str | None = None) -> RepoState:
@@ -108,40 +109,8 @@ def look_at(repo: HubRepo, commit: str | None = None) -> RepoState:
         return RepoState(None, {}, None, {})
     tree = repo.tree(head)
     card = repo.text(layout.CARD, head) if layout.CARD in tree else None
-    tags = {} if commit else repo.versions()
-    return RepoState(head, tree, card, tags, lambda path: repo.text(path, head))
-
-
-def half_published(state: RepoState, config_name: str) -> list[str]:
-    """Other configurations whose shards are not, or not yet, those of their manifest: somebody is publishing them."""
-    found = []
-    for name in sorted((state.begun | state.published.keys()) - {config_name}):
-        prefix = layout.config_prefix(name)
-        tops = (f"{prefix}{layout.DATA}/", f"{prefix}{layout.CAPTIONS}/")
-        there = {p: f.sha256 for p, f in state.tree.items() if p.startswith(tops) and p.endswith(".parquet")}
-        table = state.published.get(name)
-        entries = [*table.shards, *table.captions] if table is not None else []
-        if there != {f"{prefix}{entry.file}": entry.sha256 for entry in entries}:
-            found.append(name)
-    return found
-
-
-def neighbour_checks(repo: HubRepo, state: RepoState, config_name: str) -> Iterator[Check]:
-    """Whether another configuration is half there: a version would hold the half for ever, so it waits."""
-    for name in half_published(state, config_name):
-        yield Check(
-            "warning",
-            f"The configuration {name} of {repo.repo_id} is not published whole: no version is made before it is.",
-            f"{way_out(repo.repo_id, name)}.",
-        )
-
-
-def way_out(repo_id: str, config_name: str) -> str:
-    """What to do about a configuration that is half published."""
-    what = f"{config_name}/*" if config_name != layout.DEFAULT_CONFIG else f"{layout.DATA}/*"
-    return (
-        f"Finish its publication, or remove what is there: hf repos delete-files {repo_id} '{what}' --repo-type dataset"
-    )
+    tags, branches = ({}, {}) if commit else repo.refs()
+    return RepoState(head, tree, card, tags, branches, lambda path: repo.text(path, head))
 
 
 def full_repo_id(repo_id: str, repo: HubRepo) -> str:
@@ -248,6 +217,45 @@ def repo_checks(
             f"The configuration {config_name} of {repo_id} holds images.",
             "Name another: --config-name blip-captions",
         )
+
+
+def default_checks(state: RepoState, repo_id: str, config_name: str, *, make_default: bool) -> Iterator[Check]:
+    """Whether the configuration can have the place among the others that it would take.
+
+    `load_dataset` takes one named ``default`` where none is asked for, and refuses a card that says another.
+    """
+    try:
+        card = state.view(repo_id).card
+    except DataError as error:
+        if error.code == ExitCode.PARTIAL:
+            raise
+        yield Check("failed", error.message, error.hint)
+        return
+    others = [name for name in card.configs if name != config_name]
+    if config_name == layout.DEFAULT_CONFIG and card.default in others and not make_default:
+        yield Check(
+            "failed",
+            f"load_dataset('{repo_id}') gives the configuration {card.default}; one named 'default' takes its place.",
+            "Let it: --set-default. Or publish under another name: --config-name NAME.",
+        )
+    if make_default and config_name != layout.DEFAULT_CONFIG and layout.DEFAULT_CONFIG in others:
+        yield Check(
+            "failed",
+            f"{config_name!r} cannot be the default of {repo_id} beside a configuration named 'default', which "
+            "load_dataset takes.",
+            "Leave --set-default out.",
+        )
+
+
+def work_checks(repo: HubRepo, state: RepoState, config_name: str, files: Mapping[str, LocalFile]) -> Iterator[Check]:
+    """Whether the branch of unfinished work is free, or of the same recipe."""
+    if state.head is None or (work := work_on(repo, config_name)).is_of(files):
+        return
+    yield Check(
+        "failed",
+        f"The branch {work.branch} of {repo.repo_id} holds unfinished work of another recipe.",
+        f"Finish that, or remove it: hf repos branch delete {repo.repo_id} {work.branch} --repo-type dataset",
+    )
 
 
 def version_checks(state: RepoState, version: Version, repo_id: str) -> Iterator[Check]:

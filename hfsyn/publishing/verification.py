@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from builders import layout, run_files
 from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
 from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.schema import captioned_features, synthetic_features
+from builders.shard import Shard
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.prompts import is_user_strategy, strategy_of
@@ -33,7 +32,6 @@ from hfsyn.making.specs import order_of, sample_id_of, seed_of
 from hfsyn.publishing.comparison import recipe_of
 from hfsyn.publishing.hub import HubRepo
 
-_ROWS = 1024
 _SHOWN = 20
 _NEVER_NULL = (
     "sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags",
@@ -295,35 +293,35 @@ def _table(
     from datasets import Features
 
     for entry in entries:
+        if isinstance(side, RunFolder) and not (side.folder / entry.file).is_file():
+            continue  # it is missing, which is said already
         try:
-            with side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
-                if Features.from_arrow_schema(parquet.schema_arrow) != features:
+            with side.open(entry.file) as handle:
+                shard = Shard(handle, entry, side.label)
+                if Features.from_arrow_schema(shard.schema) != features:
                     found.note("schema", f"{entry.file} has other columns than hfsyn writes")
                     continue
-                for problem in _image_problems(parquet, look=isinstance(side, RunFolder)):
+                for problem in _image_problems(shard, look=isinstance(side, RunFolder)):
                     found.note("images", f"{entry.file} {problem}")
-                if parquet.metadata.num_rows != entry.rows:
-                    found.note("counts", f"{entry.file} has {parquet.metadata.num_rows} rows, stated are {entry.rows}")
-                for batch in parquet.iter_batches(_ROWS, columns=columns):
-                    yield from batch.to_pylist()
+                yield from shard.rows(columns)
         except (OSError, ValueError, TypeError, KeyError, DataError) as error:  # pyarrow's errors are of these
             _raise_refusal(side, error)
-            if not isinstance(error, DataError) or isinstance(side, Published):
-                found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
+            said = error.message if isinstance(error, DataError) else str(error)
+            found.note("files", f"{entry.file} cannot be read: {' '.join(said.split())[:200]}")
 
 
-def _image_problems(parquet: Any, *, look: bool) -> Iterator[str]:
+def _image_problems(shard: Shard, *, look: bool) -> Iterator[str]:
     """Missing images by the footer's counts; with `look` the first image of each row group is opened too."""
-    names = [parquet.metadata.schema.column(i).path for i in range(parquet.metadata.num_columns)]
+    names = [shard.footer.schema.column(i).path for i in range(shard.footer.num_columns)]
     if "image.bytes" not in names:
         return
     column = names.index("image.bytes")
-    for group in range(parquet.num_row_groups):
-        statistics = parquet.metadata.row_group(group).column(column).statistics
+    for group in shard.groups():
+        statistics = shard.footer.row_group(group).column(column).statistics
         if statistics is not None and statistics.null_count:
             yield f"has {statistics.null_count} rows without an image"
         elif look:
-            first = next(parquet.iter_batches(1, row_groups=[group], columns=["image"])).to_pylist()[0]["image"]
+            first = next(shard.portions(["image"], groups=[group], rows=1)).to_pylist()[0]["image"]
             try:
                 decode_rgb((first or {}).get("bytes") or b"")
             except ImageRejected as problem:
