@@ -150,14 +150,13 @@ def account_checks(repo: HubRepo, state: RepoState, *, private: bool | None) -> 
     rights = rights_of(who, owner)
     login = "Log in with a token that may write: hf auth login"
     if state.head is not None:
-        try:
-            repo.call(f"write to {repo.repo_id}", repo.api.auth_check, repo.repo_id, repo_type="dataset", write=True)
-        except HfsynError as error:
-            if error.code != ExitCode.PREFLIGHT:
-                raise
+        known = _leave(repo, f"write to {repo.repo_id}", repo.repo_id, "dataset", write=True)
+        if known is False or (known is None and not rights.write):
             yield Check("failed", f"The token of {user} may not write to {repo.repo_id}.", f"{login}.")
-            return
-        yield Check("ok", f"{user} may write to {repo.repo_id}.")
+        elif known is None:
+            yield Check("warning", f"Whether {user} may write to {repo.repo_id} could not be asked: {_UNASKED}.")
+        else:
+            yield Check("ok", f"{user} may write to {repo.repo_id}.")
         return
     owners = {user, *(str(org.get("name")) for org in who.get("orgs") or ())}
     if owner not in owners:
@@ -351,17 +350,31 @@ def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
     """Whether this account has access to a gated repository."""
     from builders.access import page_of
 
-    try:
-        repo.call(f"read {repo_id}", repo.api.auth_check, repo_id, repo_type=repo_type)
-    except HfsynError as error:
-        if error.code != ExitCode.PREFLIGHT:
-            raise
+    known = _leave(repo, f"read {repo_id}", repo_id, repo_type)
+    if known is None:
+        return Check("warning", f"Whether this account has access to {what} could not be asked: {_UNASKED}.")
+    if not known:
         return Check(
             "failed",
             f"This account has no access to {what}, whose terms bind what is made from it.",
             f"Accept them at {page_of(repo_id, repo_type)}, then run the same command again.",
         )
     return Check("ok", f"This account has access to {what}.")
+
+
+_UNASKED = "this server does not know /auth-check"
+
+
+def _leave(repo: HubRepo, doing: str, repo_id: str, repo_type: str, **how: bool) -> bool | None:
+    """Whether this account may; None where the server cannot be asked."""
+    from builders.access import asked
+
+    try:
+        return repo.call(doing, asked, lambda: repo.api.auth_check(repo_id, repo_type=repo_type, **how)) or None
+    except HfsynError as error:
+        if error.code != ExitCode.PREFLIGHT:
+            raise
+        return False
 
 
 def _model_terms(repo: HubRepo, model: str) -> Check:
