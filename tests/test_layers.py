@@ -72,11 +72,13 @@ LAYERS = (
     }
     | {
         "hfsyn.publishing.card_blocks", "hfsyn.publishing.card_facts", "hfsyn.publishing.card_meta",
-        "hfsyn.publishing.card_text", "hfsyn.publishing.cards", "hfsyn.publishing.checkup",
-        "hfsyn.publishing.comparison", "hfsyn.publishing.contents", "hfsyn.publishing.continuing",
+        "hfsyn.publishing.card_text", "hfsyn.publishing.cards", "hfsyn.publishing.changes",
+        "hfsyn.publishing.checkup", "hfsyn.publishing.committing", "hfsyn.publishing.comparison",
+        "hfsyn.publishing.contents", "hfsyn.publishing.continuing",
         "hfsyn.publishing.outcomes", "hfsyn.publishing.preflight", "hfsyn.publishing.publication",
-        "hfsyn.publishing.readiness", "hfsyn.publishing.reading_back", "hfsyn.publishing.reproduction",
-        "hfsyn.publishing.verification", "hfsyn.publishing.watching",
+        "hfsyn.publishing.pulls", "hfsyn.publishing.reachable", "hfsyn.publishing.readiness",
+        "hfsyn.publishing.reading_back", "hfsyn.publishing.reproduction", "hfsyn.publishing.rights",
+        "hfsyn.publishing.verification", "hfsyn.publishing.watching", "hfsyn.publishing.working",
     },
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
