@@ -343,8 +343,7 @@ def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
                 return place.read_bytes(), ""
         except (OSError, ValueError) as error:
             return b"", f"cannot be read: {getattr(error, 'strerror', '') or type(error).__name__}"
-    # Not which: reasons are published, and it may be a path on somebody's machine.
-    return b"", "the table holds no bytes, only the name of a file that is not here"
+    return b"", "the table holds no bytes, only the name of a file that is not here"  # reasons are published: not which
 
 
 def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:

@@ -13,8 +13,8 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from planting import rooms
 from planting.drawing import draw, every_mutant, function_at, mutants_of
-from planting.rooms import tests_of
 from planting.written import BUGS
 
 TOY = b'''"""A toy."""
@@ -46,7 +46,7 @@ class Box:
 def test_a_written_bug_still_applies_and_its_tests_are_those_of_its_room(bug) -> None:
     assert bug.problem(ROOT) is None
     assert compile(bug.applied(ROOT), bug.path, "exec")
-    assert set(bug.tests) <= set(tests_of(bug.path, ROOT))
+    assert set(bug.tests) <= set(rooms.tests_of(bug.path, ROOT))
 
 
 def test_there_are_forty_and_no_two_are_the_same() -> None:
@@ -58,7 +58,7 @@ def test_mutants_are_drawn_from_the_seed_alone_and_stay_where_other_code_changes
     assert [m.name for m in draw(ROOT, 60, seed=1)[:30]] == [m.name for m in some]
     assert {m.name for m in draw(ROOT, 30, seed=2)} != {m.name for m in some}
     for mutant in some:
-        assert tests_of(mutant.path, ROOT)
+        assert rooms.tests_of(mutant.path, ROOT)
         assert mutant.old != mutant.new
         content = (ROOT / mutant.path).read_bytes()
         assert content[mutant.start : mutant.stop].decode() == mutant.old
@@ -66,7 +66,7 @@ def test_mutants_are_drawn_from_the_seed_alone_and_stay_where_other_code_changes
 
 def test_every_file_of_the_product_that_can_have_a_bug_is_in_a_room() -> None:
     for path in {mutant.path for mutant in every_mutant(ROOT)}:
-        assert tests_of(path, ROOT), path
+        assert rooms.tests_of(path, ROOT), path
 
 
 def test_a_mutant_changes_what_code_does_and_neither_its_messages_nor_its_pace() -> None:
@@ -104,8 +104,9 @@ def test_a_bug_that_a_test_sees_is_killed_and_one_that_none_sees_survives(tmp_pa
     (toy / "tests").mkdir(parents=True)
     shutil.copytree(ROOT / "scripts" / "planting", toy / "scripts" / "planting")
     shutil.copy(ROOT / "scripts" / "plant_bugs.py", toy / "scripts")
-    (toy / "builders").mkdir()
-    (toy / "hfsyn").mkdir()
+    for package in ("builders", "hfsyn"):
+        (toy / package).mkdir()
+        (toy / package / "__init__.py").touch()
     (toy / "builders" / "labels.py").write_text(
         "def larger(a, b):\n    return a if a > b else b\n\n\ndef unseen(a):\n    return a + 1\n"
     )

@@ -207,6 +207,7 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
         "unreadable": manifest.get("unreadable_classes", []),
         "left_out": manifest.get("left_out", {}),
+        "unused_weights": manifest.get("unused_weights", {}),
         "without": [info.name for info in variant.classes if info.wnid not in named] if named else [],
         "recipe_text": recipe_block(facts.recipe),
         # Only strings can hold these characters, which would end the comment or look like a link.

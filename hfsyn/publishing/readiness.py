@@ -19,9 +19,10 @@ from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.captions_files import FileTexts
+from hfsyn.making.checkpoints import Kind
 from hfsyn.making.costs import memory_needed
 from hfsyn.making.forecast import disk_needed, size_text
-from hfsyn.making.hub_models import Kind, locate
+from hfsyn.making.hub_models import locate
 from hfsyn.making.loras import FILE
 from hfsyn.making.model_files import at_hand
 from hfsyn.making.prompts import is_user_strategy, strategy_of

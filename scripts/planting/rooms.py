@@ -41,7 +41,7 @@ ROOMS = (
     (
         "runs",
         """
-        builders/layout.py builders/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
+        builders/layout.py builders/shard* builders/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
         hfsyn/making/overwriting.py hfsyn/making/claims.py hfsyn/making/shards.py hfsyn/making/tables.py
         hfsyn/making/stages.py hfsyn/making/manifest.py hfsyn/making/planning.py hfsyn/making/budget.py
         hfsyn/making/stored_rows.py hfsyn/making/rows.py hfsyn/making/real_images.py hfsyn/making/source_*
@@ -49,7 +49,7 @@ ROOMS = (
         """,
         """
         layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
-        source_going_away unreadable_images file_traces from_source
+        source_going_away unreadable_images file_traces from_source production
         """,
     ),
     (
@@ -99,7 +99,7 @@ ROOMS = (
         "publishing",
         "hfsyn/publishing/* dataset_cards/*",
         """
-        publication* cards verification reproduction hf_jobs hub_* sidecars clients* own_files_* rival* judging_hub
+        publication* cards verification reproduction hf_jobs hub_* publish* clients* judging_hub
         reading_back versions
         """,
     ),

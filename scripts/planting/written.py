@@ -21,13 +21,17 @@ class WrittenBug:
     tests: tuple[str, ...]
 
     def problem(self, root: Path) -> str | None:
-        """Why it cannot be planted any more; None where it can."""
+        """Why it cannot be planted any more, None where it can."""
         file = root / self.path
         if not file.is_file():
             return f"{self.name}: {self.path} is not there"
         times = file.read_text(encoding="utf-8").count(self.old)
         if times != 1:
             return f"{self.name}: its text occurs {times} times in {self.path}"
+        try:
+            ast.parse(self.applied(root))
+        except SyntaxError as error:
+            return f"{self.name}: what it makes of {self.path} is not Python ({error})"
         if lost := [test for test in self.tests if not (root / test).is_file()]:
             return f"{self.name}: {lost[0]} is not there"
         return None
@@ -196,14 +200,14 @@ BUGS: tuple[WrittenBug, ...] = (
         "hfsyn/making/stages.py",
         "                grid=grid,",
         "                grid=(),",
-        "production stages reproduction",
+        "production stages",
     ),
     _bug(
         "An open revision of a LoRA is not filled in when a run continues.",
         "hfsyn/making/pins.py",
         '    ("generate", "lora_revision"): ("lora", "lora_file"),\n',
         "",
-        "pins loras",
+        "pins",
     ),
     # run folder and publication
     _bug(
@@ -258,8 +262,8 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "Versions are sorted as texts: 1.10.0 comes before 1.9.0.",
         "hfsyn/publishing/versions.py",
-        'if tag.startswith("v") and _FORM.fullmatch(tag))',
-        'if tag.startswith("v") and _FORM.fullmatch(tag)), key=str)',
+        'sorted(parse_version(tag) for tag in tags if tag.startswith("v") and _FORM.fullmatch(tag))',
+        'sorted((parse_version(tag) for tag in tags if tag.startswith("v") and _FORM.fullmatch(tag)), key=str)',
         "versions publication",
     ),
     _bug(
@@ -317,7 +321,7 @@ BUGS: tuple[WrittenBug, ...] = (
         "hfsyn/judging/meeting.py",
         "if spelling(known) != spelling(name) and not is_wnid(identity):",
         "if not identity:",
-        "names_people_give references own_variants",
+        "names_people_give references",
     ),
     _bug(
         "Each image is its own near duplicate.",
