@@ -423,6 +423,28 @@ def test_the_only_weights_that_are_there_are_found_and_others_are_named(sd: Path
     refused(half, "null takes the plain weights".capitalize(), variant="bf16")
 
 
+def test_a_captioner_of_one_variant_alone_is_loaded_and_one_that_lacks_a_file_is_told(tmp_path: Path) -> None:
+    from PIL import Image
+    from tiny_models import blip
+
+    from hfsyn.making.captioner import TransformersCaptioner
+    from hfsyn.making.recipe import CaptionPart
+
+    def said() -> list[str]:
+        recipe = CaptionPart(model=str(tmp_path / "blip"), dtype="float32")
+        return TransformersCaptioner(recipe, "cpu").caption([Image.new("RGB", (20, 20), "red")])
+
+    weights = blip(tmp_path / "blip") / "model.safetensors"
+    plain = said()
+    half = weights.rename(weights.with_name("model.fp16.safetensors"))
+    assert said() == plain
+    half.rename(weights.with_name("model-00002-of-00003.safetensors"))
+    with pytest.raises(
+        HfsynError, match="lacks 2 of the 3 files with the weights of its captioner, such as model-0000"
+    ):
+        said()
+
+
 def test_each_broken_checkpoint_is_told_with_the_way_out(sd: Path, tmp_path: Path) -> None:
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(sd)
 
