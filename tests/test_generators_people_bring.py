@@ -439,9 +439,7 @@ def test_a_captioner_of_one_variant_alone_is_loaded_and_one_that_lacks_a_file_is
     half = weights.rename(weights.with_name("model.fp16.safetensors"))
     assert said() == plain
     half.rename(weights.with_name("model-00002-of-00003.safetensors"))
-    with pytest.raises(
-        HfsynError, match="lacks 2 of the 3 files with the weights of its captioner, such as model-0000"
-    ):
+    with pytest.raises(HfsynError, match="lacks 2 of the 3 files with the weights of its captioner"):
         said()
 
 
