@@ -44,7 +44,8 @@ LAYERS = (
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
         "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering",
+        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering", "hfsyn.making.checkpoints",
+        "hfsyn.making.prompt_words",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
@@ -52,7 +53,7 @@ LAYERS = (
         "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
-        "hfsyn.making.run_status", "hfsyn.making.overwriting",
+        "hfsyn.making.run_status", "hfsyn.making.overwriting", "hfsyn.making.noise", "hfsyn.making.trial",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
