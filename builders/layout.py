@@ -8,13 +8,16 @@ A run folder has one shape, on disk and on the Hub::
     ├── source.parquet                        the index of the source: id and class of every real image that is used
     ├── source.json                           its marker, which says too what of the source is left out, and why
     ├── captions/
-    │   ├── train-00000-of-00010.parquet      what was read of each real image, and its caption
-    │   └── train-00000-of-00010.json         its sidecar
+    │   └── train-00000-of-00010.parquet      what was read of each real image, and its caption
     ├── plan.parquet                          one line for each image to make: id, class, prompt, seed
     ├── plan.json                             its marker
     ├── data/
-    │   ├── train-00000-of-00010.parquet      the synthetic rows, published as they lie
-    │   └── train-00000-of-00010.json         its sidecar
+    │   └── train-00000-of-00010.parquet      the synthetic rows, published as they lie
+    ├── sidecars/
+    │   ├── captions/
+    │   │   └── train-00000-of-00010.json     what is known of the shard of the same name in captions/
+    │   └── data/
+    │       └── train-00000-of-00010.json     and of that in data/
     ├── rejected.jsonl                        every image that was set aside, with its reason
     ├── manifest.json                         the table of contents; its existence means that the run was finished
     ├── README.md                             the card
@@ -23,8 +26,9 @@ A run folder has one shape, on disk and on the Hub::
 
 A sidecar is written after its shard and its existence means that the shard is done; so are the markers of the two
 tables, and the manifest of the whole. Delete a sidecar or a marker, or with it what it marks, and that one file is made
-again, to the same bytes. Nobody else in this project writes one of these names. See `builders.run_files` for who looks
-at them.
+again, to the same bytes. Sidecars have a folder of their own because readers take ``data/`` as a whole: pandas, polars
+and pyarrow refuse a folder in which anything but Parquet lies. Nobody else in this project writes one of these names.
+See `builders.run_files` for who looks at them.
 
 A sidecar, shortened::
 
@@ -54,6 +58,7 @@ SOURCE = "source.parquet"
 CAPTIONS = "captions"
 PLAN = "plan.parquet"
 DATA = "data"
+SIDECARS = "sidecars"
 REJECTED = "rejected.jsonl"
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -67,16 +72,19 @@ DEFAULT_CONFIG = "default"
 
 KNOWN = frozenset(
     {
-        RECIPE, STRATEGY, SOURCE, "source.json", CAPTIONS, PLAN, "plan.json", DATA, REJECTED, MANIFEST, CARD, PREVIEW,
-        LOCKS,
+        RECIPE, STRATEGY, SOURCE, "source.json", CAPTIONS, PLAN, "plan.json", DATA, SIDECARS, REJECTED, MANIFEST, CARD,
+        PREVIEW, LOCKS,
     }
 )  # fmt: skip
 """Every name that may stand at the top of a run folder."""
 
-FORMAT = 2
+FORMAT = 3
 """Of run folders and of what is published from them: recipe, fingerprint, manifest. It rises when the same recipe would
 make other bytes or another folder; a reader refuses what it does not know.
 """
+
+ROW_GROUP_BYTES = 100 * 2**20
+"""Of a row group in a shard: the Dataset Viewer reads row groups of at most 100 MB."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -118,8 +126,8 @@ class Sidecar:
     """
     options: Mapping[str, str] = field(default_factory=dict)
     """What else may change the last bits: memory format, compilation, attention kernel."""
-    idle: Mapping[str, int] = field(default_factory=dict)
-    """Weights of the model that play no part: how many of each kind."""
+    unused_weights: Mapping[str, int] = field(default_factory=dict)
+    """Weights of the model that are not used: how many of each kind."""
 
     def dump(self) -> str:
         """The sidecar as JSON text with a final newline."""
@@ -152,7 +160,7 @@ def parse_sidecar(text: str | bytes, where: str) -> Sidecar:
         wrong = [name for kind, names in kinds.items() for name in names if type(getattr(found, name)) is not kind]
         wrong += [
             name
-            for name in ("counts", "flags", "software", "options", "idle")
+            for name in ("counts", "flags", "software", "options", "unused_weights")
             if not isinstance(getattr(found, name), dict)
         ]
         if wrong:
@@ -268,7 +276,8 @@ def _shard_entry(entry: Mapping[str, Any]) -> ShardEntry:
     folder, _, name = found.file.partition("/")
     if folder not in (DATA, CAPTIONS) or not _SHARD.fullmatch(name):
         raise ValueError(f"{found.file!r} is no shard")
-    if type(found.rows) is not int or type(found.bytes) is not int or not _SHA256.fullmatch(found.sha256):
+    numbers = type(found.rows) is int and type(found.bytes) is int and 0 <= found.rows <= found.bytes
+    if not numbers or not _SHA256.fullmatch(found.sha256):
         raise ValueError(f"the entry of {found.file} is damaged")
     return found
 
@@ -289,14 +298,16 @@ def shard_number(path: Path) -> tuple[str, int, int] | None:
     return (found["split"], int(found["number"]), int(found["count"])) if found else None
 
 
-def sidecar_of(shard: Path) -> Path:
-    """The sidecar's path for a shard's path."""
-    return shard.with_suffix(".json")
+def sidecar_of(path: Path) -> Path:
+    """The path of a shard's sidecar, or of a table's marker, which lies beside the table."""
+    run = path.parent.parent if _SHARD.fullmatch(path.name) else path.parent
+    return run / sidecar_name(path.relative_to(run).as_posix())
 
 
-def sidecar_name(shard: str) -> str:
-    """The sidecar's name for a shard's: ``data/train-00003-of-00010.json``."""
-    return f"{shard.removesuffix('.parquet')}.json"
+def sidecar_name(name: str) -> str:
+    """As `sidecar_of`, by names within the run: ``sidecars/data/train-00003-of-00010.json``, ``plan.json``."""
+    mark = f"{name.removesuffix('.parquet')}.json"
+    return f"{SIDECARS}/{mark}" if "/" in name else mark
 
 
 def shard_count(rows: int, shard_rows: int) -> int:
@@ -311,8 +322,8 @@ def shard_range(number: int, rows: int, shard_rows: int) -> tuple[int, int]:
 
 def finished_shards(folder: Path) -> Iterator[Path]:
     """The shards in `folder` whose sidecar stands, in order. A missing folder has none."""
-    for sidecar in sorted(folder.glob("*.json")):
-        shard = sidecar.with_suffix(".parquet")
+    for sidecar in sorted((folder.parent / SIDECARS / folder.name).glob("*.json")):
+        shard = folder / f"{sidecar.stem}.parquet"
         if shard_number(shard) and shard.exists():
             yield shard
 
@@ -329,16 +340,20 @@ _SHEETS = frozenset({SAMPLES, "contact_sheet.png"})
 def strangers(folder: Path) -> list[str]:
     """What is in `folder` and is no part of a run folder, by its path below it, sorted; empty for a missing folder.
 
-    In the folders of shards everything but shards and sidecars is strange, and in that of previews everything but our
-    pictures. What systems leave behind (``.DS_Store``, Thumbs.db) and other hidden files do not count; a hidden folder
-    does, such as ``.git``, unless it is known to hold nothing of anybody's.
+    In the folders of shards everything but shards is strange, in those of sidecars everything but these, and in that of
+    previews everything but our pictures. What systems leave behind (``.DS_Store``, Thumbs.db) and other hidden files do
+    not count; a hidden folder does, such as ``.git``, unless it is known to hold nothing of anybody's.
     """
     if not folder.exists():
         return []
     found = [p for p in _visible(folder) if p.name not in KNOWN]
-    for name in (DATA, CAPTIONS, PREVIEW):
-        ours = _SHEETS.__contains__ if name == PREVIEW else _is_of_shard
-        found += [p for p in _visible(folder / name) if p.is_dir() or not ours(p.name)]
+    found += [p for p in _visible(folder / SIDECARS) if p.name not in (DATA, CAPTIONS) or not p.is_dir()]
+    for name in (DATA, CAPTIONS):
+        # Up to format 2 sidecars lay beside the shards, and --overwrite is the way out of an older run.
+        found += [p for p in _visible(folder / name) if p.is_dir() or not _is_of_shard(p.name, ".parquet", ".json")]
+        sidecars = _visible(folder / SIDECARS / name)
+        found += [p for p in sidecars if p.is_dir() or not _is_of_shard(p.name, ".json")]
+    found += [p for p in _visible(folder / PREVIEW) if p.is_dir() or p.name not in _SHEETS]
     return sorted(p.relative_to(folder).as_posix() for p in found)
 
 
@@ -356,8 +371,7 @@ def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if counts(path)] if folder.is_dir() else []
 
 
-def _is_of_shard(name: str) -> bool:
-    """Whether a file name is that of a shard or of its sidecar."""
-    return _SHARD.fullmatch(name) is not None or (
-        name.endswith(".json") and _SHARD.fullmatch(f"{name.removesuffix('.json')}.parquet") is not None
-    )
+def _is_of_shard(name: str, *endings: str) -> bool:
+    """Whether a file name is that of a shard, but for its ending, which is one of those given."""
+    stem, dot, ending = name.rpartition(".")
+    return dot + ending in endings and _SHARD.fullmatch(f"{stem}.parquet") is not None

@@ -342,8 +342,9 @@ def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
             if place.is_file():
                 return place.read_bytes(), ""
         except (OSError, ValueError) as error:
-            return b"", f"cannot be read: {getattr(error, 'strerror', None) or error} ({path})"
-    return b"", f"the table holds no bytes, only the name of a file that is not here ({path!r})"
+            return b"", f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
+    # Not which: reasons are counted, and published, and the name may be a path of somebody's machine.
+    return b"", "the table holds no bytes, only the name of a file that is not here"
 
 
 def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:

@@ -340,14 +340,23 @@ def load_version(
         DataError: as `open_published`; the files are not whole in the cache and the Hub cannot be asked; or another
             split is asked for.
     """
-    from datasets.io.parquet import ParquetDatasetReader
+    from datasets.exceptions import DatasetGenerationError
+
+    from builders.shard_rows import ShardRows
 
     found = open_published(repo_id, revision, config, token=token)
     manifest = found.manifest()
     if split not in (None, manifest.split):
         raise DataError(f"{repo_id} has no split {split!r}.", f"It has {manifest.split!r}.")
     files = shard_files(found, manifest, streaming=streaming)
-    return ParquetDatasetReader(files, split=manifest.split, streaming=streaming).read()
+    rows = ShardRows(files=files, entries=manifest.shards, split=manifest.split)
+    if streaming:
+        return rows.as_streaming_dataset(manifest.split)
+    try:
+        rows.download_and_prepare()
+    except DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, DataError) else error) from None
+    return rows.as_dataset(manifest.split)
 
 
 def _bring(side: Published, wanted: list[str]) -> None:
@@ -364,8 +373,7 @@ def _bring(side: Published, wanted: list[str]) -> None:
 def fetch_sidecars(side: Published | RunFolder) -> None:
     """Bring the sidecars of a published version into the cache, many at a time: one by one they take minutes."""
     if isinstance(side, Published) and not side.offline:
-        wanted = [f"{side.prefix}{top}/*.json" for top in (layout.DATA, layout.CAPTIONS)]
-        _bring(side, wanted)
+        _bring(side, [f"{side.prefix}{layout.SIDECARS}/*.json"])
 
 
 def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:

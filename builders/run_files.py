@@ -1,6 +1,6 @@
 """Whether the files of a run folder are those that were written: by the markers of its tables, and by its manifest.
 
-``source.json`` stands beside source.parquet and ``plan.json`` beside plan.parquet as a sidecar beside its shard:
+``source.json`` stands beside source.parquet and ``plan.json`` beside plan.parquet, as a sidecar stands for its shard:
 written last, so that its existence means that the table is done. It says whose the table is and what its bytes are, and
 that is looked at wherever the table is read. The manifest states the rest.
 """
@@ -148,7 +148,10 @@ def lost(folder: Path, manifest: Manifest) -> list[str]:
     return found
 
 
-_TOPS = ("", layout.CAPTIONS, layout.DATA, layout.PREVIEW)
+_TOPS = (
+    "", layout.PREVIEW,
+    *(f"{above}{top}" for above in ("", f"{layout.SIDECARS}/") for top in (layout.CAPTIONS, layout.DATA)),
+)  # fmt: skip
 _EVERY = (
     layout.RECIPE, layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN), layout.REJECTED,
     layout.CARD, f"{layout.PREVIEW}/{layout.SAMPLES}",

@@ -11,21 +11,18 @@ and of a published set reads exactly the version that was asked for, or none (se
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets.builder import Key
 
 from builders import layout
 from builders.errors import DataError
+from builders.layout import ShardEntry
 from builders.published import open_published, shard_files
 from builders.run_files import shards
+from builders.shard_rows import Files, ShardRows
 
 
 @dataclass
@@ -48,12 +45,12 @@ class SyntheticConfig(datasets.BuilderConfig):
         return str(super().create_config_id(config_kwargs, custom_features))
 
 
-class Synthetic(datasets.ArrowBasedBuilder):
+class Synthetic(ShardRows):
     """Rows in the order of the plan; one shard of the builder for each shard of the run or version."""
 
     BUILDER_CONFIG_CLASS = SyntheticConfig
 
-    def _shards(self) -> dict[str, list[str]]:
+    def _shards(self) -> dict[str, Files]:
         if bool(self.config.run) == bool(self.config.repo):
             raise DataError(
                 "Name a run folder, or a published dataset.",
@@ -64,38 +61,18 @@ class Synthetic(datasets.ArrowBasedBuilder):
         folder = Path(self.config.run)
         if not layout.is_run_folder(folder):
             raise DataError(f"{folder} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[tuple[str, ShardEntry | None]]] = {}
         for shard in shards(folder, layout.DATA):
             split, _, _ = layout.shard_number(shard) or ("", 0, 0)
-            found.setdefault(split, []).append(str(shard))
+            found.setdefault(split, []).append((str(shard), None))
         if not found:
             raise DataError(f"{folder} has no finished shard yet.", f"Run: hfsyn generate {folder}")
-        return found
+        return dict(found)
 
-    def _published(self) -> dict[str, list[str]]:
+    def _published(self) -> dict[str, Files]:
         if not self.config.revision:
             raise DataError(f"No version of {self.config.repo} was named.", 'For instance: revision="v1.0.0".')
         found = open_published(self.config.repo, self.config.revision, self.config.configuration)
         manifest = found.manifest()
-        return {manifest.split: shard_files(found, manifest, streaming=True)}
-
-    def _info(self) -> datasets.DatasetInfo:
-        first = next(iter(self._shards().values()))[0]
-        with _open(first) as handle:
-            return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(pq.read_schema(handle)))
-
-    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"files": files}) for split, files in self._shards().items()
-        ]
-
-    def _generate_tables(self, files: list[str]) -> Iterator[tuple[Key, pa.Table]]:
-        for number, file in enumerate(files):
-            with _open(file) as handle, pq.ParquetFile(handle) as parquet:
-                for group in range(parquet.num_row_groups):
-                    yield Key(number, group), parquet.read_row_group(group)
-
-
-def _open(path: str) -> Any:
-    """A file on the disk, or one at a commit on the Hub, which is read by ranges."""
-    return fsspec.open(path, "rb").open() if path.startswith("hf://") else Path(path).open("rb")
+        files = shard_files(found, manifest, streaming=True)
+        return {manifest.split: list(zip(files, manifest.shards, strict=True))}

@@ -154,11 +154,6 @@ class Variant:
         return set(self.splits) == {"test"}
 
     @property
-    def gate_url(self) -> str:
-        """The page on which access is asked for; empty where no access need be asked for."""
-        return self.hub.url if self.gated and self.hub else ""
-
-    @property
     def hub_label_wnids(self) -> tuple[str, ...]:
         """The wnid of each label number of the Hub repository: the explicit map of its labels. Empty if drawn."""
         if self.hub is None:

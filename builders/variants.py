@@ -29,7 +29,6 @@ __all__ = [
     "own_class",
     "register",
     "usual_split",
-    "variant_names",
 ]
 
 VARIANTS: dict[str, Variant] = {row.name: row for row in (*TRAINING_SETS, *EVALUATION_SETS, *DRAWN_SETS)}
@@ -47,11 +46,6 @@ def register(variant: Variant) -> None:
 def own_class(wnid: str) -> ClassInfo | None:
     """A class of people's own by its id, as some class map that this process has read describes it."""
     return next((variant.by_wnid[wnid] for variant in _OWN.values() if wnid in variant.by_wnid), None)
-
-
-def variant_names() -> list[str]:
-    """The names of all variants, in the order of the table."""
-    return list(VARIANTS)
 
 
 def get_variant(name: str) -> Variant:

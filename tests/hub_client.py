@@ -1,4 +1,4 @@
-"""A client of the Hub on loopback: a process whose Hugging Face libraries know no other, and that waits for orders."""
+"""Clients of the Hub on loopback: processes whose Hugging Face libraries know no other, and that wait for orders."""
 
 from __future__ import annotations
 
@@ -64,5 +64,60 @@ class Client:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What came of a process."""
+
+    code: int
+    out: str
+    err: str
+    kilobytes: int
+    """Its peak memory."""
+
+
+class Forks:
+    """Processes that run commands against a Hub; see `drive_forks.py`."""
+
+    def __init__(self, hub: Hub, home: Path) -> None:
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self.environment = hub.env(home=home) | {"PYTHONPATH": paths}
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "drive_forks.py")],
+            env=self.environment,
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def _order(self, **order: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, *arguments: str | Path) -> int:
+        return self._order(arguments=[*map(str, arguments)])["pid"]
+
+    def start_python(self, code: str) -> int:
+        return self._order(python=code)["pid"]
+
+    def is_over(self, pid: int) -> bool:
+        """Whether a process has ended; it is waited for all the same."""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def wait(self, pid: int) -> Ended:
+        return Ended(**self._order(wait=pid))
+
+    def hfsyn(self, *arguments: str | Path) -> Ended:
+        return self.wait(self.start(*arguments))
+
+    def close(self) -> None:
         self._process.kill()
         self._process.wait()

@@ -328,31 +328,73 @@ def delete_branch(hub: Hub, request: Request, repo: Repo, branch: str) -> Respon
     return Response()
 
 
+DISCUSSIONS_A_PAGE = 10
+
+
+@route("GET", API + "/discussions", "see")
+def list_pulls(hub: Hub, request: Request, repo: Repo) -> Response:
+    asked = {name: values[0] for name, values in request.query.items()}
+    status, number = asked.get("status", "all"), int(asked.get("p", 0)) * DISCUSSIONS_A_PAGE
+    found = [
+        about_pull(repo, name)
+        for name, pull in reversed(repo.requests.items())
+        if asked.get("author") in (None, pull.author)
+        and asked.get("type", "all") != "discussion"
+        and (status == "all" or (status == "open") == (pull.status in ("open", "draft")))
+    ]
+    shown = found[number : number + DISCUSSIONS_A_PAGE]
+    return Response(body={"discussions": shown, "count": len(found), "start": number})
+
+
 @route("POST", API + "/discussions", "see")
 def open_pull(hub: Hub, request: Request, repo: Repo) -> Response:
     """A pull request without a commit yet, which is how folders are uploaded into one."""
-    if request.user().role == "read" or not request.json().get("pullRequest"):
+    asked = request.json()
+    if request.user().role == "read" or not asked.get("pullRequest"):
         raise Refused(403, "This token cannot open pull requests, and there are no discussions here.")
-    return Response(body={"num": int(hub.store.open_pull(repo))})
+    if not 3 <= len(asked.get("title", "")) <= 200:
+        raise Refused(400, "A title has 3 to 200 characters")
+    return Response(body={"num": int(hub.store.open_pull(repo, asked["title"], request.user().user))})
+
+
+def about_pull(repo: Repo, number: str) -> dict[str, Any]:
+    if number not in repo.requests:
+        raise Refused(404, f"There is no discussion {number}")
+    pull = repo.requests[number]
+    return {
+        "title": pull.title,
+        "num": int(number),
+        "author": {"name": pull.author},
+        "createdAt": pull.date,
+        "status": pull.status,
+        "isPullRequest": True,
+        "repo": {"name": repo.id, "type": repo.type},
+    }
 
 
 @route("GET", API + r"/discussions/(\d+)", "see")
 def show_pull(hub: Hub, request: Request, repo: Repo, number: str) -> Response:
-    made = repo.commits[repo.resolve(f"refs/pr/{number}")]
-    return Response(
-        body={
-            "title": made.title,
-            "num": int(number),
-            "author": {"name": made.author},
-            "createdAt": made.date,
-            "status": "draft",
-            "isPullRequest": True,
-            "events": [],
-            "repo": {"name": repo.id, "type": repo.type},
-            "filesWithConflicts": [],
-            "changes": {"base": "refs/heads/main", "mergeCommitId": None},
-        }
-    )
+    about, pull = about_pull(repo, number), repo.requests[number]
+    conflicts = hub.store.conflicts(repo, number) if pull.status in ("open", "draft") else []
+    changes = {"base": "refs/heads/main", "mergeCommitId": pull.merged}
+    return Response(body={**about, "events": [], "filesWithConflicts": conflicts, "changes": changes})
+
+
+@route("POST", API + r"/discussions/(\d+)/status", "write")
+def turn_pull(hub: Hub, request: Request, repo: Repo, number: str) -> Response:
+    about, status = about_pull(repo, number), request.json().get("status")
+    if status not in ("open", "closed"):
+        raise Refused(400, '"status" must be one of [open, closed]')
+    hub.store.turn_pull(repo, number, status)
+    event = {"id": git_id(number.encode())[:24], "type": "status-change", "createdAt": about["createdAt"]}
+    return Response(body={"newStatus": {**event, "author": about["author"], "data": {"status": status}}})
+
+
+@route("POST", API + r"/discussions/(\d+)/merge", "write")
+def merge_pull(hub: Hub, request: Request, repo: Repo, number: str) -> Response:
+    about_pull(repo, number)
+    hub.store.merge(repo, number, request.user().user)
+    return Response()
 
 
 @route("POST", API + "/super-squash/([^/]+)", "write")

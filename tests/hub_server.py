@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -124,6 +124,8 @@ class Entry:
     received: int = 0
     sent: int = 0
     fault: Kind | None = None
+    client: str = ""
+    """What the client calls itself in the header X-Client, where several are told apart."""
 
 
 @dataclass
@@ -212,9 +214,11 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         hub = self.server.hub
         self._body_ended, self._left = False, int(self.headers.get("Content-Length", 0))
-        self.entry = Entry(self.command, self.path)
+        self.entry = Entry(self.command, self.path, client=self.headers.get("X-Client", ""))
         fault = None
         if not self.path.startswith(("/_", "/api/agent-harnesses")):
+            if hub.before is not None:
+                hub.before(self.entry)
             hub.log.append(self.entry)
             fault = hub.faults.due(self.command, self.path)
         try:
@@ -325,6 +329,8 @@ class Hub:
         self.xet = Xet(Path(root) / "xet") if xet else None
         self.page_size, self.lfs_part_size = page_size, lfs_part_size
         self.faults = Faults()
+        self.before: Callable[[Entry], None] | None = None
+        """Called with each request before it is carried out."""
         self.closing = threading.Event()
         self._counting = threading.Lock()
         self.reset()

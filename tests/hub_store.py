@@ -81,6 +81,19 @@ class Commit:
 
 
 @dataclass
+class Pull:
+    """What a pull request is beside its ref: made by a commit it is open, made alone a draft, not to be merged."""
+
+    title: str
+    author: str
+    date: str
+    base: str
+    """The commit of main that it began from."""
+    status: Literal["draft", "open", "closed", "merged"]
+    merged: str | None = None
+
+
+@dataclass
 class Repo:
     """One repository: its settings, its refs (name to commit id) and every commit that it ever had."""
 
@@ -93,6 +106,8 @@ class Repo:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     pulls: dict[str, str] = field(default_factory=dict)
+    requests: dict[str, Pull] = field(default_factory=dict)
+    """The pull requests by number; closed and merged ones stay."""
     commits: dict[str, Commit] = field(default_factory=dict)
 
     @property
@@ -248,10 +263,12 @@ class Store:
             oid: Commit(**{**commit, "files": {name: File(*file) for name, file in commit["files"].items()}})
             for oid, commit in state.pop("commits").items()
         }
-        return Repo(**state, commits=commits)
+        requests = {number: Pull(**pull) for number, pull in state.pop("requests", {}).items()}
+        return Repo(**state, requests=requests, commits=commits)
 
     def _save(self, repo: Repo) -> None:
-        state = {name: value for name, value in vars(repo).items() if name != "commits"}
+        state = {name: value for name, value in vars(repo).items() if name not in ("commits", "requests")}
+        state["requests"] = {number: vars(pull) for number, pull in repo.requests.items()}
         state["commits"] = {
             oid: {**vars(commit), "files": {name: list(vars(file).values()) for name, file in commit.files.items()}}
             for oid, commit in repo.commits.items()
@@ -421,11 +438,13 @@ class Store:
             refs, name = repo.branches, revision.removeprefix("refs/heads/")
             if name.startswith("refs/pr/"):
                 refs, name = repo.pulls, name.removeprefix("refs/pr/")
+                if name in refs and repo.requests[name].status in ("closed", "merged"):
+                    raise Refused(403, f"The pull request {name} is {repo.requests[name].status}")
             if name not in refs:
                 raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-            head = refs[name]
+            head = base = refs[name]
             if parent is not None and pull:
-                head = repo.resolve(parent)
+                head = base = repo.resolve(parent)
             elif parent is not None and not head.startswith(parent):
                 raise Refused(412, "A commit has happened since. Please refresh and try again.")
             files = dict(repo.commits[head].files)
@@ -437,6 +456,7 @@ class Store:
             oid = self._add_commit(repo, head, title, message, author, files)
             if pull:
                 refs, name = repo.pulls, str(len(repo.pulls) + 1)
+                repo.requests[name] = Pull(title, author, now(), base, "open")
             refs[name] = oid
             self._save(repo)
             return oid, name if pull else None
@@ -470,13 +490,53 @@ class Store:
         else:
             raise Refused(400, f"Unknown operation: {key}")
 
-    def open_pull(self, repo: Repo) -> str:
+    def open_pull(self, repo: Repo, title: str, author: str) -> str:
         """The number of a new pull request, which is where main is."""
         with self.lock:
-            number = str(len(repo.pulls) + 1)
-            repo.pulls[number] = repo.branches["main"]
+            number, base = str(len(repo.pulls) + 1), repo.branches["main"]
+            repo.pulls[number] = base
+            repo.requests[number] = Pull(title, author, now(), base, "draft")
             self._save(repo)
             return number
+
+    def turn_pull(self, repo: Repo, number: str, status: Literal["open", "closed"]) -> None:
+        with self.lock:
+            pull = repo.requests[number]
+            if pull.status == "merged" or pull.status == status:
+                raise Refused(400, f"This pull request is {pull.status}")
+            pull.status = status
+            self._save(repo)
+
+    def conflicts(self, repo: Repo, number: str) -> list[str]:
+        """Files that both main and the pull request changed since it began, each to something else."""
+        base, main, mine = (
+            repo.commits[oid].files for oid in (repo.requests[number].base, repo.branches["main"], repo.pulls[number])
+        )
+        return sorted(
+            path
+            for path in {*base, *main, *mine}
+            if len({files.get(path) and files[path].git for files in (base, main, mine)}) == 3
+        )
+
+    def merge(self, repo: Repo, number: str, author: str) -> str:
+        """One commit on main with what the pull request changed; what main got since it began stays."""
+        with self.lock:
+            pull = repo.requests[number]
+            if pull.status != "open":
+                raise Refused(400, f"This pull request is {pull.status}")
+            if clashing := self.conflicts(repo, number):
+                raise Refused(409, f"The pull request has conflicts in {clashing[0]}")
+            head, base, mine = (
+                repo.branches["main"],
+                repo.commits[pull.base].files,
+                repo.commits[repo.pulls[number]].files,
+            )
+            files = {path: file for path, file in repo.commits[head].files.items() if path in mine or path not in base}
+            files |= {path: file for path, file in mine.items() if base.get(path) != file}
+            pull.merged = self._add_commit(repo, head, f"{pull.title} (#{number})", "", author, files)
+            repo.branches["main"], pull.status = pull.merged, "merged"
+            self._save(repo)
+            return pull.merged
 
     def add_ref(self, repo: Repo, kind: Literal["tags", "branches"], name: str, revision: str) -> None:
         with self.lock:

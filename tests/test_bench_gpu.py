@@ -46,6 +46,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
     assert "--tiny" in done.stderr
 
 
+@pytest.mark.slow
 def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
     done = bench(
         tmp_path, "--tiny", "--steps", "5", "--batch", "2", "--caption-batch", "4", "--rounds", "2",

@@ -259,10 +259,10 @@ def test_weights_that_play_no_part_are_counted_said_and_recorded(
     assert captions_of(run) == captions_of(plain)
     counts = {"caption": {"missing, and not needed": 2, "not used": 2}}
     manifest, card = finished(run)
-    assert manifest["idle"] == counts
+    assert manifest["unused_weights"] == counts
     assert "| weights of the model (caption) | 2 | not used |" in card
     assert "weights of the model (caption): 2 not used" in command(capsys, "status", run).out
-    assert json.loads(command(capsys, "status", run, "--json").out)["idle"] == counts
+    assert json.loads(command(capsys, "status", run, "--json").out)["unused_weights"] == counts
 
 
 # --- one image that a model refuses --------------------------------------------------------------------------------

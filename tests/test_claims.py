@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from test_shards import SCHEMA, columns, sidecar
 
+import hfsyn.making.claims
 from builders.layout import shard_name
-from hfsyn.making.claims import Claims, Patience, claims, lock
+from hfsyn.making.claims import Claims, Patience, lock
 from hfsyn.making.shards import write_shard
 
 
@@ -22,34 +23,26 @@ def _hold(folder: str, ready: multiprocessing.Queue, stay: float) -> None:
 
 
 def test_a_claimed_shard_is_left_to_its_holder_until_that_dies(tmp_path: Path) -> None:
-    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
+    paths = [tmp_path / "data" / shard_name("train", i, 2) for i in range(2)]
     context = multiprocessing.get_context("spawn")
     ready = context.Queue()
     holder = context.Process(target=_hold, args=(str(tmp_path), ready, 600))
     holder.start()
     assert ready.get(timeout=60) is True
-    looks = []
-
-    def look() -> None:
-        looks.append(1)
-        holder.kill()
-        holder.join()
-
-    taken = []
-    for path in claims(tmp_path, paths, stage="generate", patience=0.01, waiting=look):
-        taken.append(path)
-        write_shard(path, columns(), SCHEMA, sidecar)
-    assert taken == [paths[1], paths[0]]
-    assert looks
-
-
-def test_a_shard_that_its_maker_gave_up_on_is_not_offered_again(tmp_path: Path) -> None:
-    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
-    assert list(claims(tmp_path, paths, stage="caption", patience=0.01)) == paths
+    taking = Claims(tmp_path, paths, stage="generate")
+    first = taking.take()
+    assert first is not None
+    assert (first.path, taking.take(), taking.in_other_hands) == (paths[1], None, [paths[0]])
+    write_shard(first.path, columns(), SCHEMA, sidecar)
+    holder.kill()
+    holder.join()
+    second = taking.take()
+    assert second is not None
+    assert second.path == paths[0]
 
 
 def test_what_is_taken_is_not_offered_again_and_what_is_released_unfinished_is_left_to_others(tmp_path: Path) -> None:
-    paths = [tmp_path / shard_name("train", i, 3) for i in range(3)]
+    paths = [tmp_path / "data" / shard_name("train", i, 3) for i in range(3)]
     mine, theirs = Claims(tmp_path, paths, stage="generate"), Claims(tmp_path, paths[::-1], stage="generate")
     first, last = mine.take(), theirs.take()
     assert first is not None
@@ -71,10 +64,27 @@ def test_what_is_taken_is_not_offered_again_and_what_is_released_unfinished_is_l
     assert (one.path, other.path) == (paths[2], paths[0])
 
 
+def test_a_shard_that_was_finished_between_the_look_and_the_lock_is_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
+    locked = hfsyn.making.claims._locked
+
+    def slowly(folder: Path, name: str, **options: bool) -> object:
+        if paths[0].stem in name and not paths[0].exists():
+            write_shard(paths[0], columns(), SCHEMA, sidecar)  # another process ends just now
+        return locked(folder, name, **options)
+
+    monkeypatch.setattr(hfsyn.making.claims, "_locked", slowly)
+    claim = Claims(tmp_path, paths, stage="generate").take()
+    assert claim is not None
+    assert claim.path == paths[1]
+
+
 def test_a_wait_says_after_a_while_who_holds_the_shards_and_says_it_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [tmp_path / shard_name("train", 0, 1)]
+    paths = [tmp_path / "data" / shard_name("train", 0, 1)]
     held = Claims(tmp_path, paths, stage="caption").take()
     waiting = Claims(tmp_path, paths, stage="caption")
     assert waiting.take() is None

@@ -131,8 +131,8 @@ SHARD = "data/train-00002-of-00004"
 @pytest.mark.parametrize(
     "name",
     [
-        f"{SHARD}.parquet", f"{SHARD}.json", "captions/train-00001-of-00004.parquet", "plan.parquet", "source.parquet",
-        "rejected.jsonl", "README.md", "preview/samples.png",
+        f"{SHARD}.parquet", f"sidecars/{SHARD}.json", "captions/train-00001-of-00004.parquet", "plan.parquet",
+        "source.parquet", "rejected.jsonl", "README.md", "preview/samples.png",
     ],
 )  # fmt: skip
 def test_a_finished_run_that_lost_a_file_says_so_and_gets_it_back(
@@ -161,8 +161,9 @@ def test_a_shard_that_was_cut_short_after_the_end_is_counted_and_made_again(
 
 def test_a_shard_that_no_manifest_names_is_not_among_the_rows_of_a_finished_run(run: Path) -> None:
     rows = len(list(Synthetic(run=str(run)).as_streaming_dataset("train")))
-    for suffix in ("json", "parquet"):
-        shutil.copy(run / f"{SHARD}.{suffix}", run / f"data/train-00000-of-00007.{suffix}")
+    other = run / "data/train-00000-of-00007.parquet"
+    shutil.copy(run / f"{SHARD}.parquet", other)
+    shutil.copy(run / f"sidecars/{SHARD}.json", layout.sidecar_of(other))
     assert len(list(Synthetic(run=str(run)).as_streaming_dataset("train"))) == rows
 
 
@@ -219,7 +220,7 @@ def test_a_deleted_plan_is_made_again_byte_for_byte(
         (run / name).unlink(missing_ok=True)
     if not finished:
         (run / layout.MANIFEST).unlink()
-        for path in (run / layout.DATA).glob("train-00001*"):
+        for path in run.glob("**/data/train-00001*"):
             path.unlink()
     said = build(run)
     assert said.code == 0, said

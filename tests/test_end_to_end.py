@@ -47,7 +47,7 @@ def hfsyn(*arguments: str | Path, prefix: tuple[str, ...] = (), check: bool = Tr
 
 
 def workers_of(run: Path) -> Counter[str]:
-    sidecars = [layout.load_sidecar(path) for path in sorted(run.glob("*/*.json"))]
+    sidecars = [layout.load_sidecar(path) for path in sorted(run.glob("sidecars/*/*.json"))]
     return Counter(sidecar.worker for sidecar in sidecars)
 
 
@@ -108,6 +108,7 @@ def test_two_processes_that_accelerate_starts_make_the_same_bytes(reference: Pat
     assert {worker.split(" of ")[1] for worker in workers_of(run)} == {"2"}
 
 
+@pytest.mark.slow
 def test_three_processes_under_torchrun_make_the_same_bytes(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3", "-m", "hfsyn")
@@ -146,6 +147,7 @@ except SystemExit as stop:
     assert {path: path.stat().st_mtime_ns for path in reference.rglob("*.*")} == before
 
 
+@pytest.mark.slow
 def test_another_batch_size_is_another_recipe_with_the_same_seeds_and_nearly_the_same_pixels(
     reference: Path, tmp_path: Path
 ) -> None:
@@ -161,7 +163,7 @@ def test_another_batch_size_is_another_recipe_with_the_same_seeds_and_nearly_the
         assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("stage", ["captions", "data"])
+@pytest.mark.parametrize("stage", [pytest.param("captions", marks=pytest.mark.slow), "data"])
 def test_a_killed_run_continues_with_other_processes_to_the_same_bytes(
     reference: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -169,14 +171,14 @@ def test_a_killed_run_continues_with_other_processes_to_the_same_bytes(
     command = [sys.executable, "-m", "hfsyn", "build", "shapes-cip", *SMALL, "--out", str(run), "--num-processes", "2"]
     parent = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
-    while not list(run.glob(f"{stage}/*.json")) and time.monotonic() < deadline:
+    while not list(run.glob(f"sidecars/{stage}/*.json")) and time.monotonic() < deadline:
         time.sleep(0.005)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     while _at_work(run) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _at_work(run), "processes outlived their killed parent"
-    assert 0 < len(list(run.glob(f"{stage}/*.json"))) < 4
+    assert 0 < len(list(run.glob(f"sidecars/{stage}/*.json"))) < 4
     hfsyn("build", "shapes-cip", *SMALL, "--out", run, "--num-processes", "1")
     assert parquet_bytes(run) == parquet_bytes(reference)
 

@@ -219,8 +219,8 @@ def test_a_launch_starts_a_killed_process_again_and_answers_sigterm_with_one_lin
     assert len(first) == 2
     os.kill(min(first), signal.SIGKILL)
     wait_for(lambda: len(workers() - first) == 2, 120)
-    done = len(list(run.glob("*/*.json")))
-    wait_for(lambda: len(list(run.glob("*/*.json"))) > done, 120)
+    done = len(list(run.glob("sidecars/*/*.json")))
+    wait_for(lambda: len(list(run.glob("sidecars/*/*.json"))) > done, 120)
     everybody = descendants(process.pid)
     assert len(everybody) == 4
     before = time.monotonic()

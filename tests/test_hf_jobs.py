@@ -103,14 +103,17 @@ def test_a_job_on_a_new_machine_continues_what_an_earlier_one_sent(hub: Hub, cli
         sidecar_of(shard).unlink()
     ended, _, _ = run_script(client, *words, "--hours", "1e-9", "--out", str(first))
     assert ended == 4
-    assert hub.files("dataset", REPO, "main").keys() >= {"data/train-00000-of-00004.parquet", "recipe.yaml"}
-    assert "data/train-00001-of-00004.parquet" not in hub.files("dataset", REPO, "main")
-    assert {ref.rpartition("/")[2] for ref in hub.refs("dataset", REPO)} == {"main"}
+    work = hub.files("dataset", REPO, "hfsyn-work/default")
+    assert work.keys() >= {"data/train-00000-of-00004.parquet", "recipe.yaml"}
+    assert "data/train-00001-of-00004.parquet" not in work
+    assert hub.files("dataset", REPO, "main").keys() == {".gitattributes"}
+    assert set(hub.refs("dataset", REPO)) == {"refs/heads/main", "refs/heads/hfsyn-work/default"}
 
     ended, out, err = run_script(client, *words, "--out", str(second))
     assert ended == 0, err
     assert out.splitlines()[-1] == f"{REPO}@v1.0.0"
     assert "5 finished shards were brought back" in err
+    assert set(hub.refs("dataset", REPO)) == {"refs/heads/main", "refs/tags/v1.0.0"}
     for folder in ("captions", "data"):
         for shard in finished_shards(first / folder):
             # With its sidecar, which says how long it took whom: it was not made again.

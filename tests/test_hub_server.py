@@ -362,6 +362,7 @@ def test_datasets_and_their_cards_by_tag_whole_streamed_and_offline(hub: Hub, cl
     assert len(hub.log) == requests
 
 
+@pytest.mark.slow
 def test_models_load_by_name_in_transformers_diffusers_and_timm(hub: Hub, client: Client):
     for name in ("captioner", "generator"):
         folder = MODELS / name

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,7 +47,8 @@ LAYERS = (
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
-        "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity", "hfsyn.judging.membership", "hfsyn.judging.metrics",
+        "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity",
+        "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
         "hfsyn.making.run_status", "hfsyn.making.overwriting",
@@ -61,7 +65,8 @@ LAYERS = (
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
         "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots", "hfsyn.judging.summaries",
         "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions", "hfsyn.making.exporting",
-        "hfsyn.making.manifest", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.making.rows", "hfsyn.making.sheets",
+        "hfsyn.making.manifest", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.making.rows",
+        "hfsyn.making.sheets",
         "hfsyn.making.source_pictures", "hfsyn.making.stages", "hfsyn.making.captioning", "hfsyn.making.generating",
         "hfsyn.making.planning", "hfsyn.making.probing", "hfsyn.making.production", "hfsyn.showcase",
     }
@@ -99,6 +104,7 @@ OUTSIDE = (
 MOST_LINES = 400
 
 
+@cache
 def modules() -> dict[str, Path]:
     found = {}
     for package in ("builders", "hfsyn"):
@@ -157,6 +163,68 @@ def test_builders_never_import_hfsyn() -> None:
     for name, path in modules().items():
         if name.startswith("builders"):
             assert not {other for other in imports(path, top_only=False) if other.startswith("hfsyn")}, name
+
+
+def _read_by(path: Path, text: str) -> Iterator[tuple[str, str]]:
+    """``(module, name)`` of what a file imports from modules, or reads of them."""
+    places: dict[str, str] = {}
+    tree = ast.parse(text, str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                places[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                yield node.module, alias.name
+        elif isinstance(node, ast.Import):
+            places |= {alias.asname or alias.name: alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            whose = ast.unparse(node.value)
+            yield places.get(whose, whose), node.attr
+
+
+def _defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
+    """Functions, classes and constants of a module, but for commands."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if not any("command" in (how := ast.unparse(d)) or "group" in how for d in node.decorator_list):
+                yield node.name, node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from ((target.id, node) for target in targets if isinstance(target, ast.Name))
+
+
+FOR_OTHERS = {("builders.captioned", "Captioned"), ("builders.imagenet", "ImageNet")}
+FOR_OTHERS |= {("builders.synthetic", "Synthetic")}
+"""Builders of `datasets`, for readers of what is published; whatever else is for others stands in `hfsyn.__init__`."""
+
+
+def test_nothing_is_there_for_the_sake_of_its_tests() -> None:
+    """All that is defined is used by the product, a script or an example of the README."""
+    texts = {path: path.read_text(encoding="utf-8") for path in (*modules().values(), *ROOT.glob("scripts/**/*.py"))}
+    examples = re.findall(r"```(?:py|python)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    texts |= {Path(f"example {number}"): text for number, text in enumerate(examples)}
+    read = {pair for path, text in texts.items() for pair in _read_by(path, text)}
+    attributes = {name for _, name in read}
+    templates = "".join(p.read_text(encoding="utf-8") for p in ROOT.glob("dataset_cards/*.jinja"))
+    unused = []
+    for module, path in modules().items():
+        tree = ast.parse(texts[path])
+        loaded = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+        for name, node in _defined(tree):
+            inside = {id(part) for part in ast.walk(node)}
+            here = any(one.id == name and id(one) not in inside for one in loaded)
+            if not (here or (module, name) in read or name.startswith("__") or (module, name) in FOR_OTHERS):
+                unused.append(f"{module}.{name}")
+            methods = node.body if isinstance(node, ast.ClassDef) and not node.bases else ()  # a base may call them
+            unused += [
+                f"{module}.{name}.{method.name}"
+                for method in methods
+                if isinstance(method, ast.FunctionDef)
+                and not method.name.startswith("__")
+                and method.name not in attributes
+                and method.name not in templates
+            ]
+    assert not unused
 
 
 def test_no_package_imports_a_script_or_a_test() -> None:

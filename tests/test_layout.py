@@ -18,6 +18,8 @@ def test_nothing_that_a_run_writes_is_strange(tmp_path: Path) -> None:
     assert (folder / "preview" / "samples.png").exists()
     (folder / "data" / ".DS_Store").touch()
     (folder / "data" / ".train-00000-of-00004.parquet.host.1.tmp").touch()
+    (folder / "sidecars" / "data" / ".train-00000-of-00004.json.host.1.tmp").touch()
+    (folder / "captions" / "train-00000-of-00004.json").touch()  # where they were up to format 2
     assert layout.strangers(folder) == []
 
 
@@ -27,6 +29,10 @@ def test_nothing_that_a_run_writes_is_strange(tmp_path: Path) -> None:
         "mine.txt",
         "data/holiday.jpg",
         "data/notes.json",
+        "sidecars/mine.json",
+        "sidecars/data/mine.json",
+        "sidecars/captions/train-00000-of-00004.parquet",
+        "sidecars/more/train-00000-of-00004.json",
         "data/more/x.parquet",
         "captions/mine.csv",
         "preview/mine.png",

@@ -99,6 +99,16 @@ def test_a_mask_asks_among_fewer_classes_and_keeps_the_full_number() -> None:
         classification_metrics(logits, labels, mask=[2, 4], **names(10))
 
 
+def test_the_calibration_of_a_mask_is_that_of_the_decision_among_its_classes() -> None:
+    rng = np.random.default_rng(5)
+    columns, labels = np.array([1, 4, 5, 8]), rng.integers(0, 4, 300)
+    logits = rng.normal(0, 2, (300, 10))
+    found = classification_metrics(logits, columns[labels], mask=[8, 4, 1, 5], **names(10))
+    alone = expected_calibration_error(logits[:, columns], labels)
+    assert found["masked"]["ece"] == alone
+    assert abs(found["ece"]["value"] - alone["value"]) > 0.005
+
+
 def test_a_constant_model_is_right_for_one_class_only() -> None:
     labels = np.arange(10)
     found = classification_metrics(np.zeros((10, 10)), labels, **names(10))

@@ -170,6 +170,38 @@ def test_memory_that_runs_out_halves_the_batch_and_loses_nothing(
     finish(full)
 
 
+def test_what_the_device_still_has_is_waited_for_before_a_smaller_batch_is_tried(tmp_path: Path) -> None:
+    """It holds the memory that is too small: tried beside it, the smaller batch would not fit either."""
+
+    class Crowded(FakeGenerator):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pending = 0
+            self.full = threading.Event()
+            self.beside: list[int] = []
+
+        def start(self, prompts: Sequence[str], seeds: Sequence[int], size: int) -> Callable[[], list[Generated]]:
+            if self.pending and not self.full.is_set():
+                self.full.set()
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            self.beside.append(self.pending)
+            self.pending += 1
+
+            def settle() -> list[Generated]:
+                if len(self.beside) == 1:  # the first batch takes until after the second has found no room
+                    self.full.wait(10)
+                    time.sleep(0.3)
+                self.pending -= 1
+                return self.generate(prompts, seeds)
+
+            return settle
+
+    run = captioned(tmp_path)
+    device = Crowded()
+    generate(run, generator=device, quiet=True)
+    assert device.beside[:2] == [0, 0]
+
+
 def test_too_little_memory_for_one_image_is_said_in_one_line_and_keeps_what_is_finished(tmp_path: Path) -> None:
     run = captioned(tmp_path)
     with pytest.raises(HfsynError, match="too little memory for one image at a time"):

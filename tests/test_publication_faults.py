@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -10,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, run_folder
 from fakes import FakeCaptioner, FakeGenerator
+from hub_client import Ended, Forks
 from hub_server import Hub
 from hub_store import Store
 
@@ -50,53 +51,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "b": faked(folder, "b", "seed=1"),
         "short": faked(folder, "short", "source.limit_per_class=1"),
     }
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What came of a process."""
-
-    code: int
-    out: str
-    err: str
-    kilobytes: int
-    """Its peak memory."""
-
-
-class Forks:
-    """Processes that run commands against a Hub; see `drive_forks.py`."""
-
-    def __init__(self, hub: Hub, home: Path) -> None:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self.environment = hub.env(home=home) | {"PYTHONPATH": paths}
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "drive_forks.py")],
-            env=self.environment, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True,
-        )  # fmt: skip
-
-    def _order(self, **order: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def start(self, *arguments: str | Path) -> int:
-        return self._order(arguments=[*map(str, arguments)])["pid"]
-
-    def start_python(self, code: str) -> int:
-        return self._order(python=code)["pid"]
-
-    def wait(self, pid: int) -> Ended:
-        return Ended(**self._order(wait=pid))
-
-    def hfsyn(self, *arguments: str | Path) -> Ended:
-        return self.wait(self.start(*arguments))
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -198,18 +152,19 @@ def test_what_does_not_pass_ends_a_publish_at_once_and_what_does_within_a_bound(
 # -------------------------------------------------------------------------------------------------------------- kills
 
 
-def test_twenty_kills_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+def test_kills_at_any_moment_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     chance, slow = random.Random(20), 0.01
     hub.faults.add("delay", times=None, seconds=slow)
     assert forks.hfsyn(*publish(runs["a"], "1.0.0")).code == 0
     whole, requests = hub.files("dataset", REPO, "v1.0.0"), len(hub.log)
     size, reached, resent = hub.counters.lfs_bytes, [], []
-    for number in range(20):
+    kills = 20 if WHOLE else 8  # those of scripts/sweep_kills.py are at every request
+    for number in range(kills):
         emptied(hub).faults.add("delay", times=None, seconds=slow)
         # Moments are counted in requests, so that a busy machine has them too; the first falls among the imports.
         after, moment = chance.randrange(requests) if number else -1, chance.uniform(0, 2 * slow)
         victim = None
-        if WHOLE or number < 2:
+        if WHOLE or number < 1:
             victim = subprocess.Popen(
                 [sys.executable, "-m", "hfsyn", *publish(runs["a"], "1.0.0")],
                 env=forks.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -235,10 +190,18 @@ def test_twenty_kills_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks
         assert not tagged or len(puts) == sum(1 for entry in hub.log if entry.method == "PUT")
         resent.append(sent - size)
     print(
-        "killed after", sorted(reached), "of", requests, "requests; sent again", sum(resent), "of", 20 * size, "bytes"
+        "killed after",
+        sorted(reached),
+        "of",
+        requests,
+        "requests; sent again",
+        sum(resent),
+        "of",
+        kills * size,
+        "bytes",
     )
-    assert sum(1 for count in reached if count) >= 12
-    assert len(set(reached)) > 6
+    assert sum(1 for count in reached if count) >= kills // 2
+    assert len(set(reached)) > kills // 3
 
 
 # ------------------------------------------------------------------------------------------------------------- rivals
@@ -263,7 +226,7 @@ def conflicts(hub: Hub) -> int:
 
 def test_two_publishers_of_two_configurations_both_succeed(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     collided = 0
-    for _ in range(3):
+    for _ in range(2):
         emptied(hub)
         commands = [publish(runs[run], f"1.{minor}.0", "--config-name", run) for minor, run in enumerate("ab")]
         ended = together(hub, forks, *commands)
@@ -277,7 +240,7 @@ def test_two_publishers_of_two_configurations_both_succeed(hub: Hub, forks: Fork
 
 def test_two_publishers_of_two_versions_leave_one_run_in_each(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     collided = 0
-    for _ in range(3):
+    for _ in range(2):
         emptied(hub)
         ended = together(hub, forks, publish(runs["a"], "1.0.0"), publish(runs["short"], "1.1.0"))
         assert [one.code for one in ended] == [0, 0], ended
@@ -289,7 +252,7 @@ def test_two_publishers_of_two_versions_leave_one_run_in_each(hub: Hub, forks: F
 
 
 def test_of_two_publishers_of_one_version_one_is_refused(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
-    for _ in range(3):
+    for _ in range(2):
         emptied(hub)
         ended = together(hub, forks, publish(runs["a"], "1.0.0"), publish(runs["short"], "1.0.0"))
         assert sorted(one.code for one in ended) == [0, 2], ended
@@ -308,17 +271,37 @@ def test_two_publishers_of_the_same_both_succeed(hub: Hub, forks: Forks, runs: d
     assert hub.counters.lfs_bytes <= 2 * sum(len(data) for data in wanted(runs["a"]).values())
 
 
-def in_small_commits(command: list[str], files: int = 5, *, wait: float = 0.5) -> str:
-    """Code that runs a command with commits of a few files, so that it needs many of them."""
+def in_small_commits(command: list[str], files: int = 5) -> str:
+    """Code that runs a command with commits of a few files, so that it needs many of them, and waits for nothing."""
     return (
+        "import builders.access as access\n"
         "import hfsyn.publishing.publication as publication\n"
-        f"publication.FILES_A_COMMIT, publication.WAIT = {files}, {wait}\n"
+        f"access.FIRST_PAUSE, publication.FILES_A_COMMIT = 0.01, {files}\n"
         f"from hfsyn.cli import main\nmain({command!r})"
     )
 
 
+def main_was_whole(hub: Hub, *runs: Path, config: str = layout.DEFAULT_CONFIG) -> bool:
+    """Whether a configuration was, in every commit that main ever had, one of these runs whole or not there at all."""
+    possible = [{path: sha256(data) for path, data in wanted(run, config).items()} for run in runs]
+    for made in hub.history("dataset", REPO):
+        found = {path: file.sha256 for path, file in made.files.items() if _is_of(path, config)}
+        if found not in [*possible, {}]:
+            return False
+    return True
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def pulls(hub: Hub) -> dict[str, str]:
+    """The pull requests by number, and how each is."""
+    return {number: pull.status for number, pull in hub.store.repos["dataset", REPO].requests.items()}
+
+
 def test_in_no_version_is_half_of_a_run_of_any_configuration(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
-    """Two configurations go from one version to the next at once, in many commits each."""
+    """Two configurations go from one version to the next at once, each by a pull request of many commits."""
     hub.faults.add("delay", times=None, seconds=0.01)
     one, other = ("--config-name", "one"), ("--config-name", "other")
     for first, second, files in [
@@ -329,40 +312,71 @@ def test_in_no_version_is_half_of_a_run_of_any_configuration(hub: Hub, forks: Fo
         ended = [forks.wait(pid) for pid in pids]
         assert [one.code for one in ended] == [0, 0], ended
     assert hub.counters.commits >= 12
+    assert set(pulls(hub).values()) == {"merged", "closed"} or set(pulls(hub).values()) == {"merged"}
     whole = {config: [wanted(run, config) for run in runs.values()] for config in ("one", "other")}
     for tag in ("v1.0.0", "v2.0.0", "v1.1.0", "v2.1.0"):
         for config, possible in whole.items():
             assert parts(hub, tag, config) in [*possible, {}], (tag, config)
+    assert all(main_was_whole(hub, *runs.values(), config=config) for config in ("one", "other"))
     assert parts(hub, "v1.1.0", "one") == wanted(runs["short"], "one")
     assert parts(hub, "v2.1.0", "other") == wanted(runs["a"], "other")
 
 
-def test_a_version_is_not_taken_beside_half_of_another_configuration(
+def test_what_a_stopped_publication_left_is_taken_up_or_closed_and_main_never_saw_it(
     hub: Hub, forks: Forks, runs: dict[str, Path]
 ) -> None:
-    hub.faults.add(403, method="POST", path="/commit/", after=1)
-    broken = forks.wait(forks.start_python(in_small_commits(publish(runs["a"], "1.0.0"))))
-    assert broken.code == 3, broken
-    hub.faults.clear()
-    command = publish(runs["b"], "2.0.0", "--config-name", "other", "--into")
-    done = forks.wait(forks.start_python(in_small_commits(command, 100, wait=0)))
-    assert (done.code, done.err.count("\n")) == (4, 1)
-    assert "The configuration default of alice/shapes is not published whole yet." in done.err
-    assert not [name for name in hub.refs("dataset", REPO) if "tags" in name]
-    # The other way round nothing is in the way: what is missing is only the tag.
-    for again in (publish(runs["a"], "1.0.0"), command):
-        assert forks.hfsyn(*again).code == 0
-    assert parts(hub, "v2.0.0") == wanted(runs["a"])
-    assert parts(hub, "v2.0.0", "other") == wanted(runs["b"], "other")
+    assert forks.wait(forks.start_python(in_small_commits(publish(runs["short"], "1.0.0")))).code == 0
+    whole = hub.files("dataset", REPO)
+    for number in (2, 3):
+        hub.faults.add(403, method="POST", path="/commit/", after=1)
+        stopped = forks.wait(forks.start_python(in_small_commits(publish(runs["a"], "1.1.0"))))
+        assert (stopped.code, stopped.err.count("\n")) == (3, 1), stopped
+        assert hub.files("dataset", REPO) == whole
+        assert pulls(hub)[str(number)] == "draft"
+        hub.faults.clear()
+        if number == 2:  # main has changed since: what was begun onto the old one is not merged
+            hub.add_commit("dataset", REPO, {"notes.txt": b"mine"})
+            whole["notes.txt"] = b"mine"
+    done = forks.wait(forks.start_python(in_small_commits(publish(runs["a"], "1.1.0"))))
+    assert done.code == 0, done.err
+    assert pulls(hub) == {"1": "merged", "2": "closed", "3": "merged"}
+    assert parts(hub, "v1.1.0") == wanted(runs["a"])
+    assert main_was_whole(hub, runs["short"], runs["a"])
+    assert hub.files("dataset", REPO)["notes.txt"] == b"mine"
 
 
-@pytest.mark.parametrize("files", [3, 4, 7, 11])
+@pytest.mark.parametrize("path", ["/discussions$", "/status$", "/merge$"])
+def test_an_answer_about_a_pull_request_that_is_lost_changes_nothing(
+    path: str, hub: Hub, forks: Forks, runs: dict[str, Path]
+) -> None:
+    for kind in ("cut-after", 503):
+        emptied(hub).faults.add(kind, method="POST", path=path)
+        done = forks.wait(forks.start_python(in_small_commits(publish(runs["short"], "1.0.0"))))
+        assert done.code == 0, done.err
+        assert hub.refs("dataset", REPO)["refs/tags/v1.0.0"] == hub.head("dataset", REPO)
+        assert set(pulls(hub).values()) - {"closed"} == {"merged"}
+        assert parts(hub, "v1.0.0") == wanted(runs["short"])
+
+
+def test_somebody_elses_pull_request_of_the_same_title_is_not_merged(
+    hub: Hub, forks: Forks, runs: dict[str, Path]
+) -> None:
+    assert forks.hfsyn(*publish(runs["short"], "1.0.0")).code == 0
+    repo = hub.store.repos["dataset", REPO]
+    number = hub.store.open_pull(repo, f"hfsyn: default 1.1.0 onto {hub.head('dataset', REPO)[:12]}", "bob")
+    assert forks.wait(forks.start_python(in_small_commits(publish(runs["a"], "1.1.0")))).code == 0
+    assert pulls(hub)[number] == "draft"
+    assert parts(hub, "v1.1.0") == wanted(runs["a"])
+
+
+@pytest.mark.parametrize("files", [3, 7])
 def test_commits_of_any_size_bring_the_same(files: int, hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     for run, version in (("a", "1.0.0"), ("short", "1.1.0")):
         done = forks.wait(forks.start_python(in_small_commits(publish(runs[run], version), files)))
         assert done.code == 0, done.err
         assert parts(hub, f"v{version}") == wanted(runs[run])
     assert hub.counters.largest_commit <= files
+    assert main_was_whole(hub, runs["a"], runs["short"])
 
 
 # --------------------------------------------------------------------------------------------------------- many files
@@ -394,20 +408,14 @@ def test_six_hundred_shards_publish_within_the_limits_and_in_constant_memory(
         assert parts(hub, "v1.0.0") == wanted(run)
     print("peak memory by shards, kB:", peaks, "ratio", round(peaks[600] / peaks[60], 3), hub.counters)
     assert peaks[600] / peaks[60] <= 1.15
-    assert hub.counters.largest_commit <= 100
+    assert 100 < hub.counters.largest_commit <= 1000
     files = hub.files("dataset", REPO, "v1.0.0")
     folders = [path.rpartition("/")[0] for path in files]
     assert max(map(folders.count, folders)) < 10_000
-
-    # As long as commits go on the card says so, and what is there is announced by no manifest and no tag.
-    *early, last = [made.files for made in reversed(hub.history("dataset", REPO)) if layout.CARD in made.files]
-    assert len(early) > 5
-    said = [hub.store.read(commit[layout.CARD]).decode() for commit in [*early, last]]
-    assert ["not complete yet" in text for text in said] == [True] * len(early) + [False]
-    assert not any(layout.MANIFEST in commit for commit in early)
+    assert [len(made.files) for made in hub.history("dataset", REPO)] == [len(files), 1]
     requests = [f"{entry.method} {entry.path}" for entry in hub.log]
-    tags = [number for number, request in enumerate(requests) if "/tag/" in request]
-    assert tags == [len(requests) - 1]
+    after_tag = requests[next(number for number, request in enumerate(requests) if "/tag/" in request) + 1 :]
+    assert all(request.startswith("GET") for request in after_tag)
 
     hub.reset()
     again = forks.hfsyn(*publish(many[600], "1.0.0"))
@@ -432,19 +440,27 @@ def test_a_watched_run_goes_up_in_batches_and_nothing_twice(hub: Hub, forks: For
             assert time.monotonic() < deadline, "this shard was never sent"
             time.sleep(0.01)
         cards.append(there(hub)[layout.CARD].decode())
-        assert not [name for name in hub.refs("dataset", REPO) if "tags" in name]
-    assert all("not complete yet" in card for card in cards)
+        assert hub.files("dataset", REPO).keys() == {".gitattributes"}
+        assert set(hub.refs("dataset", REPO)) == {"refs/heads/main", f"refs/heads/{WORK}"}
+    assert all("not complete yet" in card and f'revision="{WORK}"' in card for card in cards)
     assert len(set(cards)) == 5
     finish(run)
     done = forks.wait(pid)
     assert done.code == 0, done.err
-    assert "not complete yet" not in there(hub)[layout.CARD].decode()
+    assert set(hub.refs("dataset", REPO)) == {"refs/heads/main", "refs/tags/v1.0.0"}
+    published = hub.files("dataset", REPO)
+    assert "not complete yet" not in published[layout.CARD].decode()
     assert parts(hub, "v1.0.0") == wanted(run)
+    assert main_was_whole(hub, run)
     assert problems(forks, "1.0.0") == ""
     large = [path for path, file in hub.history("dataset", REPO)[0].files.items() if file.large]
-    assert hub.counters.lfs_bytes == sum(len(there(hub)[path]) for path in large)
+    assert hub.counters.lfs_bytes == sum(len(published[path]) for path in large)
+
+
+WORK = "hfsyn-work/default"
 
 
 def there(hub: Hub) -> dict[str, bytes]:
-    """Every file of main; nothing as long as there is no repository."""
-    return hub.files("dataset", REPO) if ("dataset", REPO) in hub.store.repos else {}
+    """Every file of the branch of unfinished work; nothing as long as there is none."""
+    repo = hub.store.repos.get(("dataset", REPO))
+    return hub.files("dataset", REPO, WORK) if repo is not None and WORK in repo.branches else {}

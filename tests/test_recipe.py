@@ -21,7 +21,7 @@ from hfsyn.making.recipe import (
     parse_recipe,
     published_recipe,
 )
-from hfsyn.making.recipe_texts import recipe_text, shipped_recipes
+from hfsyn.making.recipe_texts import RECIPES, shipped_recipes
 
 NAMED = {
     "shapes-basic", "shapes-cip", "imagenette-basic", "imagenette-cip", "tiny-imagenet-cip", "imagenet-100-cip",
@@ -210,7 +210,7 @@ def test_a_new_recipe_is_written_with_comments_and_loads(tmp_path: Path, monkeyp
 
 def test_a_shipped_recipe_prints_as_the_yaml_that_it_is() -> None:
     for name in NAMED:
-        assert Recipe.model_validate(yaml.safe_load(recipe_text(name))) == load_recipe(name)
+        assert Recipe.model_validate(yaml.safe_load(RECIPES.text(name))) == load_recipe(name)
 
 
 def test_a_strength_that_leaves_no_step_is_refused_as_the_recipe_is_loaded() -> None:

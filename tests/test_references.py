@@ -129,6 +129,15 @@ def test_images_that_two_sets_share_are_counted_by_their_bytes(tmp_path: Path) -
     assert len(shared_images(open_images("shapes", "train", limit=2), open_images("shapes", "train", limit=5))) == 20
 
 
+def test_each_of_more_images_than_are_looked_at_first_is_compared(tmp_path: Path) -> None:
+    """Of 120 pairs a few dozen are compared first; one of the others is another picture."""
+    rows, other = rows_of(120), rows_of(120, split="test")
+    trained = open_images(str(write_table(tmp_path / "a.parquet", rows)), default=TRAIN)
+    assert len(shared_images(trained, open_images(str(write_table(tmp_path / "b.parquet", rows))))) == 120
+    some = [*rows[:100], *other[100:]]
+    assert shared_images(trained, open_images(str(write_table(tmp_path / "c.parquet", some)))) == set(range(100))
+
+
 @needs_photographs
 def test_photographs_open_by_folder_and_their_classes_are_a_part_of_the_variant() -> None:
     opened = open_images(f"tiny-imagenet={PHOTOGRAPHS}", default=TRAIN)

@@ -21,7 +21,7 @@ SMALL = ("source.limit_per_class=12", "store.shard_rows=10", "caption.batch_size
 
 
 def start(run: Path, rank: int = 0, world: int = 1) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "PYTHONPATH": str(ROOT / "tests")}
+    environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     return subprocess.Popen([sys.executable, str(DRIVER), str(run)], env=environment)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from pathlib import Path
@@ -39,7 +40,7 @@ def sidecar(sha256: str, size: int, rows: int = 3) -> Sidecar:
 
 
 def test_a_shard_comes_with_a_sidecar_that_states_its_bytes(tmp_path: Path) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     made = write_shard(path, columns(), SCHEMA, sidecar)
     assert is_done(path)
     assert load_sidecar(sidecar_of(path)) == made
@@ -86,31 +87,57 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "old")]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_its_name_before_anything_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a machine that loses its power keeps the name of an empty file, or a sidecar without its shard."""
+    done: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def flushed(handle: int) -> None:
+        done.append(("flush", Path(f"/proc/self/fd/{handle}").readlink().name))
+        fsync(handle)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append(("rename", path.name))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    folder = tmp_path / "data"
+    write_shard(folder / shard_name("train", 0, 1), columns(), SCHEMA, sidecar)
+    names = [name for deed, name in done if deed == "rename"]
+    assert [name.split(".")[1] for name in names] == ["train-00000-of-00001"] * 2
+    one = [[("flush", name), ("rename", name), ("flush", folder.name)] for name in names]
+    assert done == [*one[0], *one[1]]
+
+
 def test_left_over_temporary_files_go_when_their_shard_is_made(tmp_path: Path) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     gone = subprocess.Popen(["true"])
     gone.wait()
     whose = f"{socket.gethostname()}.{gone.pid}.0123abcd.tmp"
-    (tmp_path / f".{path.name}.{whose}").write_text("half")
-    other = tmp_path / f".train-00001-of-00002.parquet.{whose}"
+    path.parent.mkdir()
+    path.with_name(f".{path.name}.{whose}").write_text("half")
+    other = path.with_name(f".train-00001-of-00002.parquet.{whose}")
     other.write_text("another shard's")
     write_shard(path, columns(), SCHEMA, sidecar)
-    assert sorted(p.name for p in tmp_path.glob(".*.tmp")) == [other.name]
+    assert sorted(p.name for p in tmp_path.rglob(".*.tmp")) == [other.name]
 
 
 def test_a_shard_without_its_sidecar_is_not_done(tmp_path: Path) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     write_shard(path, columns(), SCHEMA, sidecar)
-    assert list(finished_shards(tmp_path)) == [path]
+    assert list(finished_shards(path.parent)) == [path]
     sidecar_of(path).unlink()
     assert not is_done(path)
     assert pending([path]) == [path]
-    assert list(finished_shards(tmp_path)) == []
+    assert list(finished_shards(path.parent)) == []
 
 
 @pytest.mark.parametrize("damage", ["bytes", "size", "recipe", "rows", "gone"])
 def test_damage_is_found(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / shard_name("train", 0, 1)
+    path = tmp_path / "data" / shard_name("train", 0, 1)
     write_shard(path, columns(), SCHEMA, lambda sha, n: sidecar(sha, n, 4 if damage == "rows" else 3))
     data = path.read_bytes()
     if damage == "bytes":

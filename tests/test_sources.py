@@ -16,6 +16,7 @@ from PIL import Image as Pillow
 
 from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
+from builders.labels import class_keys, hub_labels
 from builders.parquet import ParquetSource
 from builders.schema import source_features
 from builders.sources import open_source
@@ -534,6 +535,20 @@ def test_tiny_imagenets_wrong_label_names_are_understood_whole_and_refused_in_pa
     write_rows(tmp_path / "train.parquet", every, labelled(tiny.hub_label_names[:-1]))
     with pytest.raises(DataError, match="n02666347"):
         open_source("tiny-imagenet", "train", path=tmp_path)
+
+
+@pytest.mark.parametrize(("unknown", "believed"), [(0, True), (100, True), (101, False), (600, False)])
+def test_numbers_are_believed_where_nearly_all_of_their_names_fit(unknown, believed):
+    """A tenth of the names may be words that nobody here knows; from there on it may be another order altogether."""
+    variant = get_variant("imagenet-1k")
+    assert variant.hub_label_names is None
+    keys = class_keys(variant.classes)
+    names = [info.wnid for info in variant.classes]
+    assert all(name in keys for name in names)
+    names[:unknown] = [f"thing {number}" for number in range(unknown)]
+    assert (hub_labels(variant, names) == variant.hub_label_wnids) is believed
+    names[-1], names[-2] = names[-2], names[-1]
+    assert hub_labels(variant, names) is None
 
 
 def test_imagewoofs_numbers_are_believed_and_its_names_are_not(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from builders.variants import get_variant
 from hfsyn.making.prompt_templates import CLIP80
 from hfsyn.making.recipe import load_recipe
-from hfsyn.making.specs import Caption, batches, plan, seed_of
+from hfsyn.making.specs import Caption, plan, seed_of
 
 WNIDS = [info.wnid for info in get_variant("shapes").classes]
 
@@ -127,9 +127,3 @@ def test_a_strategy_that_chooses_is_asked_with_the_published_choice() -> None:
         text = f"hfsyn-prompt-v1\n3\n{spec.sample_id}\n"
         chosen = random.Random(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") // 2)
         assert spec.prompt == chosen.choice(CLIP80).replace("{}", spec.class_name)
-
-
-def test_batches_are_a_fixed_grid() -> None:
-    specs = plan(load_recipe("shapes-cip"), captions(10))
-    assert [len(batch) for batch in batches(specs, 4)] == [4, 4, 2]
-    assert [spec for batch in batches(specs, 4) for spec in batch] == list(specs)

@@ -16,6 +16,7 @@ from PIL import Image
 
 from builders import layout
 from builders.layout import load_sidecar, sidecar_of
+from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making import runs
 from hfsyn.making.building import work
@@ -88,9 +89,25 @@ def test_long_prompts_are_flagged_with_their_count(tmp_path: Path) -> None:
         assert row["truncated"] == (row["prompt_tokens"] > FakeGenerator.max_tokens)
 
 
+def test_a_prompt_that_just_fits_is_not_cut_off(tmp_path: Path) -> None:
+    fits, tokens = FakeGenerator(), max(len(info.name.split()) for info in get_variant("shapes").classes) + 5
+    fits.max_tokens = tokens  # "a photo of", the name, and the two markers
+    run = run_folder(tmp_path, recipe="shapes-basic")
+    caption(run, quiet=True)
+    generate(run, generator=fits, quiet=True)
+    rows = rows_of(run)
+    assert max(row["prompt_tokens"] for row in rows) == tokens
+    assert not any(row["truncated"] for row in rows)
+    assert not any(load_sidecar(sidecar_of(shard)).flags.get("truncated") for shard in load_run(run).data_shards())
+
+
 def test_flagged_images_are_made_again_with_the_seed_of_their_attempt(tmp_path: Path) -> None:
-    """Every fifth first attempt is flagged by the safety checker, and every fourth of the second ones is flat."""
-    run = run_folder(tmp_path)
+    """Every fifth first attempt is flagged by the safety checker, and every fourth of the second ones is flat. Half of
+    the classes have a seed of their own.
+    """
+    wnids = sorted(get_variant("shapes").by_wnid)
+    run = run_folder(tmp_path, *(f"class_seeds.{wnid}={number}" for number, wnid in enumerate(wnids[::2], 7)))
+    recipe = load_run(run).recipe
 
     def problem(prompt: str, seed: int) -> str | None:
         first = seed in firsts
@@ -108,7 +125,7 @@ def test_flagged_images_are_made_again_with_the_seed_of_their_attempt(tmp_path: 
     assert len(rows) == 30
     assert any(row["retries"] for row in rows)
     for row in rows:
-        assert row["seed"] == seed_of(0, row["sample_id"], row["retries"])
+        assert row["seed"] == seed_of(recipe.seed_for(row["wnid"]), row["sample_id"], row["retries"])
         assert problem(row["prompt"], row["seed"]) is None
         assert row["safety"] == (row["retries"] > 0)
 

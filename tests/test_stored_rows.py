@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
         rows = range(number * ROWS, (number + 1) * ROWS)
         images = [{"bytes": bytes([row % 251]) * IMAGE, "path": None} for row in rows]
         write_parquet(shard, {"image": images, "prompt": [str(row) for row in rows]}, schema, group_rows=20)
+        layout.sidecar_of(shard).parent.mkdir(parents=True, exist_ok=True)
         layout.sidecar_of(shard).write_text("{}")
     return tmp_path
 

@@ -82,6 +82,27 @@ def alike(path: Path, variant: str = "imagenette") -> list[str] | str:
     return found
 
 
+# --- labels that are no classes -------------------------------------------------------------------------------------
+
+
+def test_labels_that_match_nothing_are_listed_and_no_others(tmp_path: Path) -> None:
+    """One of three is no class of ImageNet; none is one of the drawn variant, which nobody asked for."""
+    table = write(tmp_path / "train.parquet", {"label": [TENCH, SPRINGER, "a quokka"]})
+    said = opened(str(table))
+    assert isinstance(said, str)
+    assert said.startswith("1 of the labels")
+    assert "'a quokka'" in said
+    assert TENCH not in said
+
+
+def test_of_two_columns_the_one_that_nearly_fits_says_what_does_not(tmp_path: Path) -> None:
+    table = write(tmp_path / "train.parquet", {"label": ["one", "two"], "class": [TENCH, "a quokka"]})
+    said = indexed("imagenette", table)
+    assert "1 of the labels" in said
+    assert "'a quokka'" in said
+    assert "'one'" not in said
+
+
 # --- which column is the label --------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from hfsyn.judging.evaluation import evaluate
 from hfsyn.judging.feeding import Augmented, Order, derive, local_positions, share_out
 from hfsyn.judging.feeds import open_feed
 from hfsyn.judging.imagesets import open_images
-from hfsyn.judging.train_config import load_train_config, shipped_training_recipes
+from hfsyn.judging.train_config import TRAINING_RECIPES, load_train_config
 from hfsyn.judging.training import RunOptions, train
 from hfsyn.judging.trials import try_training
 from hfsyn.progress import Progress
@@ -314,8 +314,8 @@ def test_a_recipe_that_is_none_is_refused_with_the_field(changes: Mapping[str, A
 
 
 def test_every_shipped_training_recipe_loads_and_needs_only_images() -> None:
-    assert "tiny-imagenet-10" in shipped_training_recipes()
-    for name in shipped_training_recipes():
+    assert "tiny-imagenet-10" in TRAINING_RECIPES.names()
+    for name in TRAINING_RECIPES.names():
         assert load_train_config(name, ["data.train=[shapes]"]).data.train == ("shapes",)
         with pytest.raises(HfsynError, match="nothing to train on"):
             load_train_config(name)

@@ -15,7 +15,7 @@ from drawn_tables import rows_of
 from hub_client import Client
 from hub_server import Hub
 
-from builders.variants import Variant, get_variant, variant_names
+from builders.variants import VARIANTS, Variant, get_variant
 
 EACH = 2
 """Images of a class."""
@@ -76,7 +76,7 @@ def unpacked(variant: Variant, folder: Path, wnids: Sequence[str], images: Seque
     return folder / variant.archive_folder
 
 
-@pytest.mark.parametrize("name", variant_names())
+@pytest.mark.parametrize("name", list(VARIANTS))
 def test_a_variant_is_built_from_where_it_is(name: str, hub: Hub, alice: Client, tmp_path: Path) -> None:
     variant = get_variant(name)
     split = next(iter(variant.splits))

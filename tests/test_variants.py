@@ -11,7 +11,7 @@ import pytest
 
 from builders.errors import DataError
 from builders.variant_facts import facts_of, how_to_get
-from builders.variants import VARIANTS, get_variant, variant_names
+from builders.variants import VARIANTS, get_variant
 
 EVERY = list(VARIANTS.values())
 ON_HUB = [variant for variant in EVERY if variant.hub is not None]
@@ -59,7 +59,7 @@ def test_each_variant_has_as_many_classes_as_its_authors_say():
         "shapes": 10,
         "shapes-context": 10,
     }
-    assert variant_names() == list(counts)
+    assert list(VARIANTS) == list(counts)
 
 
 def test_each_variant_has_as_many_images_as_its_authors_say():
@@ -266,7 +266,6 @@ def test_facts_say_where_they_are_from(variant):
     assert variant.licence
     assert variant.homepage.startswith("http")
     assert set(variant.hub.splits) == set(variant.splits)
-    assert bool(variant.gate_url) == variant.gated
     # What cannot be streamed says where to find it: in the error, as an archive and the folder in it.
     assert bool(variant.hub.archive) <= bool(variant.archive_folder)
 
@@ -279,7 +278,7 @@ def test_no_two_archives_unpack_to_folders_of_one_name():
 
 def test_gates_are_known():
     assert [variant.name for variant in EVERY if variant.gated] == ["imagenet-1k"]
-    assert get_variant("imagenet-1k").gate_url == "https://huggingface.co/datasets/ILSVRC/imagenet-1k"
+    assert get_variant("imagenet-1k").hub.url == "https://huggingface.co/datasets/ILSVRC/imagenet-1k"
 
 
 @pytest.mark.parametrize("name", ["imagenet_1k.json", "drawn.json", "subsets.json"])

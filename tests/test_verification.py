@@ -127,7 +127,7 @@ def test_files_that_are_missing_strange_or_changed_are_found(run: Path) -> None:
     for words in (
         f"data/{shards[0].name} has other bytes than the manifest states",
         f"data/{shards[1].name} is missing",
-        f"data/{shards[2].name} is not a sidecar",
+        f"data/{shards[2].name}: sidecars/data/{shards[2].stem}.json is not a sidecar",
         "data/train-00007-of-00009.parquet is not in the manifest",
     ):
         assert words in problems

@@ -350,13 +350,13 @@ def test_a_run_of_another_format_is_refused_with_both_numbers_and_the_way_out(
     run = run_folder(tmp_path)
     recipe = run / layout.RECIPE
     text = recipe.read_text()
-    recipe.write_text(text.replace("format: 2\n", ""))
+    recipe.write_text(text.replace("format: 3\n", ""))
     for command in ("status", "caption", "generate", "finish"):
         code, err = said(capsys, command, run)
         assert code == 2
-        assert "recipe.yaml is of format 1, and this hfsyn reads format 2. Build it again" in err
-    recipe.write_text(text.replace("format: 2\n", "format: 3\n"))
-    assert "is of format 3, and this hfsyn reads format 2. A newer hfsyn reads it" in said(capsys, "status", run)[1]
+        assert "recipe.yaml is of format 1, and this hfsyn reads format 3. Build it again" in err
+    recipe.write_text(text.replace("format: 3\n", "format: 4\n"))
+    assert "is of format 4, and this hfsyn reads format 3. A newer hfsyn reads it" in said(capsys, "status", run)[1]
     manifest = {"format": 1, "name": "x", "split": "train", "fingerprint": "f" * 64, "rows": 0, "recipe": {}}
     found = str(answer(lambda: layout.load_manifest(json.dumps(manifest), "manifest.json of alice/set")))
-    assert "manifest.json of alice/set is of format 1, and this hfsyn reads format 2" in found
+    assert "manifest.json of alice/set is of format 1, and this hfsyn reads format 3" in found

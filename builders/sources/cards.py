@@ -27,6 +27,7 @@ __all__ = [
     "Card",
     "NoConfigurationError",
     "Tables",
+    "files_loaded",
     "find_tables",
     "folder_parts",
     "is_table",
@@ -183,6 +184,58 @@ def find_tables(files: Iterable[str], card: Card, config: str | None, where: str
         any(patterns[split] != ["**"] for split in splits),
         {reason: len(beside)} if beside else {},
     )
+
+
+def files_loaded(card: Card, config: str | None, files: Iterable[str], where: str) -> dict[str, list[str]]:
+    """Split -> the files that ``load_dataset`` takes for a configuration, of whatever format and in its order.
+
+    Unlike `find_tables` it judges nothing: a pattern may match no file, a file that two patterns match comes twice, and
+    a path without a pattern in it is among them whether there is such a file or not.
+
+    Args:
+        card: of the dataset.
+        config: one of the card's; None is what is found where no card says anything.
+        files: the names of all files of the dataset.
+        where: how to call the dataset in a message.
+
+    Raises:
+        DataError: the patterns are not what `datasets` reads.
+    """
+    from datasets.data_files import FILES_TO_IGNORE
+    from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS
+
+    def is_data(name: str) -> bool:
+        _, *endings = posixpath.basename(name).split(".")
+        return any(f".{ending}" in _ALL_ALLOWED_EXTENSIONS for ending in endings)
+
+    names = [name for name in sorted(files) if is_data(name) and posixpath.basename(name) not in FILES_TO_IGNORE]
+    if config is None:
+        base, patterns = "", _patterns(names, "", where)
+    else:
+        base, patterns = _said(card.configs[config], names, where)
+    return {split: [name for glob in globs for name in _taken(glob, base, names)] for split, globs in patterns.items()}
+
+
+def _taken(pattern: str, base: str, files: Sequence[str]) -> list[str]:
+    """The files that a pattern means but for hidden ones that it does not name."""
+    from glob import has_magic
+
+    from datasets.data_files import (
+        _is_inside_unrequested_special_dir,
+        _is_unrequested_hidden_file_or_is_inside_unrequested_hidden_dir,
+    )
+
+    whole = posixpath.join(base, pattern)
+    if "://" in pattern:  # somewhere else
+        return [pattern]
+    if not has_magic(pattern):
+        return [posixpath.normpath(whole)]
+    return [
+        name
+        for name in _matching(pattern, base, files)
+        if not _is_inside_unrequested_special_dir(name, whole)
+        and not _is_unrequested_hidden_file_or_is_inside_unrequested_hidden_dir(name, whole)
+    ]
 
 
 def what_lies_there(files: Iterable[str]) -> str:

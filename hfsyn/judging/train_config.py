@@ -6,8 +6,6 @@ How many processes, which device, where checkpoints go: these are flags of the c
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -166,11 +164,6 @@ class TrainConfig(Part):
     test: TestingPart = TestingPart()
 
 
-PARTS: dict[str, type[Part]] = {
-    "data": DataPart, "model": ModelPart, "augment": AugmentPart, "optimise": OptimisePart, "test": TestingPart,
-}  # fmt: skip
-
-
 def load_train_config(
     config: str | Path | Mapping[str, Any] | TrainConfig | None = None,
     overrides: Sequence[str] = (),
@@ -203,20 +196,9 @@ def load_train_config(
     return checked(TrainConfig, fields, where)
 
 
-def shipped_training_recipes() -> list[str]:
-    """Names of the training recipes that come with hfsyn, sorted."""
-    return TRAINING_RECIPES.names()
-
-
 def dump_train_config(config: TrainConfig) -> str:
     """The recipe as YAML with every field written out."""
     return dump_part(config)
-
-
-def config_fingerprint(config: TrainConfig) -> str:
-    """SHA-256 of everything that decides the weights; what the classifier is tested on does not."""
-    text = json.dumps(config.model_dump(mode="json", exclude={"test"}), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:

@@ -183,31 +183,3 @@ class Patience:
                 print(f"hfsyn: still waiting for {', '.join(holders[:3])}{more}", file=sys.stderr, flush=True)
             self._said = holders
         time.sleep(self._pause)
-
-
-def claims(
-    run: Path,
-    paths: Sequence[Path],
-    *,
-    stage: str,
-    patience: float = 0.5,
-    waiting: Callable[[], None] = lambda: None,
-) -> Iterator[Path]:
-    """Yield shards to make, each claimed for this process, until every one of `paths` is finished by somebody.
-
-    Args:
-        run, paths, stage: see `Claims`.
-        patience: seconds between two looks at shards that are held elsewhere.
-        waiting: called at each of these looks.
-    """
-    taking = Claims(run, paths, stage=stage)
-    pauses = Patience(taking, pause=patience, look=waiting)
-    while True:
-        claim = taking.take()
-        if claim is not None:
-            with claim:
-                yield claim.path
-        elif taking.in_other_hands:
-            pauses.wait()
-        else:
-            return

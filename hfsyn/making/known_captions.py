@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from builders import layout
+from builders.layout import ShardEntry
 from builders.published import Published, RunFolder, open_reference
+from builders.shard import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, parse_recipe
@@ -43,10 +43,10 @@ class KnownCaptions:
                 "Leave --captions out, or set the recipe's fields to theirs.",
             )
         self._known: dict[str, tuple[str, str | None]] = {}
-        for file in _files(side):
+        for file, entry in _files(side):
             with side.open(file) as handle:
-                rows = pq.read_table(handle, columns=["source_id", "source_sha256", "caption"]).to_pylist()
-            self._known |= {row["source_id"]: (row["source_sha256"], row["caption"]) for row in rows}
+                for row in Shard(handle, entry, self._label).rows(["source_id", "source_sha256", "caption"]):
+                    self._known[row["source_id"]] = row["source_sha256"], row["caption"]
 
     def of(self, source_id: str, sha256: str) -> str | None:
         """The caption of an image, whose file has this SHA-256.
@@ -64,16 +64,18 @@ class KnownCaptions:
         return caption
 
 
-def _files(side: Published | RunFolder) -> list[str]:
-    """Names of the shards of captions; a run on this disk needs to be finished as far as these only."""
+def _files(side: Published | RunFolder) -> list[tuple[str, ShardEntry | None]]:
+    """The shards of captions, as far as there is a manifest with what it states; a run on this disk needs to be
+    finished as far as these only.
+    """
     if isinstance(side, RunFolder) and not (side.folder / layout.MANIFEST).exists():
         run = load_run(side.folder)
         shards = run.caption_shards() if (side.folder / layout.SOURCE).is_file() else []
         if shards and not pending(shards):
-            return [f"{layout.CAPTIONS}/{shard.name}" for shard in shards]
+            return [(f"{layout.CAPTIONS}/{shard.name}", None) for shard in shards]
     manifest = side.manifest()
     entries = manifest.shards if manifest.raw.get("what") == "captions" else manifest.captions
-    return [entry.file for entry in entries]
+    return [(entry.file, entry) for entry in entries]
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hfsyn.making.claims import lock
 from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import dump_recipe, published_recipe
-from hfsyn.making.runs import REFUSES, Run, idle_weights, incomplete, load_run, rejected_lines, unreadable_classes
+from hfsyn.making.runs import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.making.shards import atomic_text, faults, is_done, pending
 from hfsyn.making.sheets import sample_sheet, save_png
 from hfsyn.publishing.cards import example_rows, facts, render_card
@@ -47,7 +47,8 @@ def finish(run: Run | str | Path) -> Run:
             raise HfsynError(
                 f"{run.folder} does not verify: {'; '.join(wrong[:3])}"
                 + (f" and {len(wrong) - 3} more." if wrong[3:] else "."),
-                "Delete the sidecars of these shards and run `hfsyn build` again: they are made again.",
+                f"Delete the sidecars of these shards, in {run.folder / layout.SIDECARS}, and run `hfsyn build` again: "
+                "they are made again.",
                 code=ExitCode.PARTIAL,
             )
         remove_abandoned(run.folder.rglob(".*.tmp"))  # of processes that were killed
@@ -90,7 +91,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         "source_rows": run.source_rows,
         "readable_rows": sum(entry["rows"] for entry in captions),
         "rejected": dict(sorted(Counter(map(_kind, rejected_lines(run, stages))).items())),
-        "idle": idle_weights(load_sidecar(sidecar_of(shard)) for shard in made),
+        "unused_weights": unused_weights(load_sidecar(sidecar_of(shard)) for shard in made),
         "flags": dict(sorted(flags.items())),
         "classes": [
             {"wnid": wnid, "name": run.classes[wnid].name, "rows": counts[wnid]}
@@ -98,7 +99,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         ],
         "shards": entries,
         "captions": captions if what == "data" else [],
-        "left_out": dict(run.left_out),
+        "left_out": run.left_out,
         "unreadable_classes": unreadable_classes(run, rejected_lines(run, ("caption",))),
         "files": _hashes(run, what),
     }

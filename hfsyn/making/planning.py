@@ -48,7 +48,7 @@ def write_plan(run: Run) -> None:
         if not lines:
             raise HfsynError(
                 f"None of the {run.source_rows} images of {run.folder} can be read.",
-                f"The reasons stand in the sidecars of {run.folder / layout.CAPTIONS}.",
+                f"The reasons stand in the sidecars: {run.folder / layout.SIDECARS / layout.CAPTIONS}.",
             )
         before = marker_of(target, run.fingerprint) if sidecar_of(target).exists() else None
         write_lines(target, lines, run.recipe.store.shard_rows)

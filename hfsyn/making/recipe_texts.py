@@ -16,15 +16,6 @@ def shipped_recipes() -> list[str]:
     return RECIPES.names()
 
 
-def recipe_text(name: str) -> str:
-    """The YAML text of a shipped recipe, comments included.
-
-    Raises:
-        HfsynError: no shipped recipe of that name.
-    """
-    return RECIPES.text(name)
-
-
 def read_recipe(name: str) -> tuple[str, str]:
     """Text of a recipe and how to call it in a message.
 

@@ -349,12 +349,12 @@ def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) ->
                 yield {"stage": stage, **entry}
 
 
-def idle_weights(sidecars: Iterable[layout.Sidecar]) -> dict[str, dict[str, int]]:
-    """Weights of models that play no part, by stage and kind."""
+def unused_weights(sidecars: Iterable[layout.Sidecar]) -> dict[str, dict[str, int]]:
+    """Weights of the models that are not used: how many by stage and kind."""
     found: dict[str, dict[str, int]] = {}
     for sidecar in sidecars:
-        if sidecar.idle:
-            found.setdefault(sidecar.stage, {}).update(sidecar.idle)
+        if sidecar.unused_weights:
+            found.setdefault(sidecar.stage, {}).update(sidecar.unused_weights)
     return found
 
 

@@ -1,8 +1,8 @@
 """Shards on disk: written once, marked last, checked against their sidecars.
 
 A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its
-sidecar. A process that dies at any moment leaves at most a temporary file, which the next process to make that shard
-removes; see `builders.files`.
+sidecar, which is written in the same way in a folder of its own. A process that dies at any moment leaves at most a
+temporary file, which the next process to make that shard removes; see `builders.files`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.files import atomic_text, atomic_write, sha256_of
-from builders.layout import Sidecar, load_sidecar, sidecar_of
+from builders.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
 
 __all__ = [
-    "ROW_GROUP_BYTES", "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",
+    "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",
     "write_shard",
 ]  # fmt: skip
-
-ROW_GROUP_BYTES = 100 * 2**20
-"""The Dataset Viewer reads row groups of at most 100 MB."""
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
@@ -88,10 +85,13 @@ def write_shard(
         columns, schema: as for `write_parquet`.
         sidecar: makes the sidecar from the shard's SHA-256 and its size in bytes.
     """
-    path.parent.mkdir(exist_ok=True)  # and not the run folder above it, which somebody may have removed meanwhile
+    mark = sidecar_of(path)
+    # And not the run folder above them, which somebody may have removed meanwhile.
+    for folder in (path.parent, mark.parent.parent, mark.parent):
+        folder.mkdir(exist_ok=True)
     write_parquet(path, columns, schema)
     made = sidecar(sha256_of(path), path.stat().st_size)
-    atomic_text(sidecar_of(path), made.dump())
+    atomic_text(mark, made.dump())
     return made
 
 

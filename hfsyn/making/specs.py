@@ -260,9 +260,3 @@ def plan(recipe: Recipe, captions: Iterable[Caption]) -> Plan:
         ValueError: a source id occurs twice, or a wnid is not one of the variant's.
     """
     return Plan(recipe, captions)
-
-
-def batches(specs: Sequence[SampleSpec], size: int) -> Iterator[tuple[SampleSpec, ...]]:
-    """Cut one shard's lines into the fixed grid; only the last batch is shorter (the generator pads it)."""
-    for start in range(0, len(specs), size):
-        yield tuple(specs[start : start + size])

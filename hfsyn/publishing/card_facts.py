@@ -20,6 +20,9 @@ What = Literal["data", "captions"]
 DEFAULT = "default"
 """The configuration at the root of a repository; `load_dataset` takes one of this name where none is asked for."""
 
+TRIED_DATASETS = ("2.14.7", "2.21.0", "3.6.0", "4.4.2", "5.2.0")
+"""Releases of `datasets` in which `scripts/check_clients.py` loads what is published; the first is the least."""
+
 MOST_EXAMPLES = 5
 _EXAMPLE = ("class_name", "caption", "prompt", "seed", "sample_id", "source_id")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -85,6 +88,7 @@ class CardFacts:
             "folder": self.folder,
             "split": self.split,
             "rows": self.rows,
+            "shards": len(self.manifest["shards"]),
             "classes": len(self.manifest["classes"]) or len(self.variant.classes),
             "name": recipe.name,
             "variant": recipe.source.variant,
@@ -128,6 +132,8 @@ class Progress:
     shards_total: int
     updated: str
     """When, as the caller wants it read: rendering asks no clock."""
+    branch: str = ""
+    """Where on the Hub its finished shards lie."""
 
 
 def facts(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from builders import layout
@@ -23,10 +24,12 @@ Digests = Mapping[str, Mapping[str, Any]]
 
 
 def data_files(digest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The `data_files` of a configuration's entry."""
+    """The `data_files` of a configuration's entry: its own shards, and not what others put beside them."""
     kind = layout.CAPTIONS if digest["what"] == "captions" else layout.DATA
     prefix = f"{digest['folder']}/" if digest["folder"] else ""
-    return [{"split": digest["split"], "path": f"{prefix}{kind}/{digest['split']}-*.parquet"}]
+    shards = digest.get("shards")  # none yet of a run at work
+    which = f"*-of-{shards:05d}" if isinstance(shards, int) and shards > 0 else "*"
+    return [{"split": digest["split"], "path": f"{prefix}{kind}/{digest['split']}-{which}.parquet"}]
 
 
 def licence_of(digests: Digests) -> dict[str, str | None]:
@@ -69,7 +72,7 @@ def metadata(
         HfsynError: an entry of that name holds other data, or the default cannot be had.
     """
     configs = _with_default(_configs(old, before, after, facts.config_name), old, facts.config_name, default_config)
-    infos = _infos(old, facts, [entry["config_name"] for entry in configs])
+    infos = _infos(old, facts, configs)
     data = [digest for digest in after.values() if digest["what"] == "data"]
     values: dict[str, Any] = {
         "pretty_name": old.get("pretty_name") or title,
@@ -127,7 +130,11 @@ def _size(old: Mapping[str, Any], before: Digests, after: Digests) -> Any:
 
 
 def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str) -> list[dict[str, Any]]:
-    """The entries: a person's as they are, ours replaced or added, and those of ours that were lost."""
+    """The entries: a person's as they are, ours replaced or added, and those of ours that were lost.
+
+    The key `version` is for `datasets` before 2.16, which caches a configuration under its name and version alone:
+    without it every version would be the first one that was loaded.
+    """
     there = old.get("configs") or []
     if not isinstance(there, list) or not all(isinstance(e, dict) and e.get("config_name") for e in there):
         raise HfsynError(
@@ -138,16 +145,27 @@ def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str)
     for other, digest in after.items():
         files = data_files(digest)
         entry = next((entry for entry in entries if entry["config_name"] == other), None)
+        number = digest.get("version")
         if entry is None:
-            entries.append({"config_name": other, "data_files": files})
+            entry = {"config_name": other, "data_files": files}
+            entries.append(entry)
         elif other == name and entry.get("data_files") != files:
             if name not in before:
                 raise HfsynError(
                     f"The dataset has a configuration {name!r} that is not hfsyn's: {entry.get('data_files')}.",
                     "Publish under another configuration name, or remove that entry from its README.md.",
                 )
-            entry["data_files"] = files
+            mine = {digest["split"], before[name]["split"]}
+            entry["data_files"] = [*files, *_splits_of_others(entry.get("data_files"), mine)]
+        if isinstance(number, str) and re.fullmatch(r"\d+\.\d+\.\d+", number):
+            entry["version"] = number
     return entries
+
+
+def _splits_of_others(data_files: Any, mine: Collection[str]) -> list[dict[str, Any]]:
+    """Splits that a person added to an entry of ours."""
+    items = data_files if isinstance(data_files, list) else []
+    return [item for item in items if isinstance(item, dict) and item.get("split") not in mine]
 
 
 def _with_default(
@@ -166,11 +184,11 @@ def _with_default(
     was = [entry["config_name"] for entry in there if entry.get("default") or entry["config_name"] == DEFAULT]
     if not was and len(there) == 1:
         was = [there[0]["config_name"]]
-    chosen = wanted or (was[0] if was else name)
+    chosen = wanted or (was[0] if was else DEFAULT if DEFAULT in names else name)
     if DEFAULT in names and chosen != DEFAULT:
         raise HfsynError(
             f"{chosen!r} cannot be the default beside a configuration named 'default': load_dataset would refuse both.",
-            "Publish under another configuration name, or ask for the default configuration 'default'.",
+            "Publish under another name (--config-name NAME), or let 'default' be it (--set-default).",
         )
     result = []
     for entry in entries:
@@ -182,7 +200,7 @@ def _with_default(
     return result
 
 
-def _infos(old: Mapping[str, Any], facts: CardFacts, names: Sequence[str]) -> Any:
+def _infos(old: Mapping[str, Any], facts: CardFacts, configs: Sequence[Mapping[str, Any]]) -> Any:
     """`dataset_info` with ours replaced or added: one mapping, or a list of several, as `datasets` writes it."""
     there = old.get("dataset_info") or []
     infos: dict[str, dict[str, Any]] = {}
@@ -193,14 +211,33 @@ def _infos(old: Mapping[str, Any], facts: CardFacts, names: Sequence[str]) -> An
                 "Remove it: hfsyn writes its own.",
             )
         infos[info.get("config_name", DEFAULT)] = info
-    infos[facts.config_name] = _info(facts)
-    if len(infos) == 1 and len(names) == 1:
+    entry = next(entry for entry in configs if entry["config_name"] == facts.config_name)
+    others = [item["split"] for item in _splits_of_others(entry["data_files"], {facts.split})]
+    infos[facts.config_name] = _with_splits(_info(facts), infos.get(facts.config_name, {}), others)
+    if len(infos) == 1 and len(configs) == 1:
         name, info = next(iter(infos.items()))
         rest = {key: value for key, value in info.items() if key != "config_name"}
         return rest if name == DEFAULT else {"config_name": name, **rest}
     return [
         {"config_name": name, **{k: v for k, v in info.items() if k != "config_name"}} for name, info in infos.items()
     ]
+
+
+def _with_splits(info: dict[str, Any], old: Mapping[str, Any], others: Sequence[str]) -> dict[str, Any]:
+    """The information with what a person said of their splits; without any sizes where nothing was said of one.
+
+    `load_dataset` refuses a configuration that has other splits than these.
+    """
+    if not others or "splits" not in info:
+        return info
+    stated = old.get("splits")
+    there = [one for one in stated if isinstance(one, dict)] if isinstance(stated, list) else []
+    kept = [one for one in there if one.get("name") in others]
+    if {one["name"] for one in kept} != set(others):
+        return {key: value for key, value in info.items() if key not in ("splits", "download_size", "dataset_size")}
+    more = sum(int(one.get("num_bytes") or 0) for one in kept)
+    sizes = {key: info[key] + more for key in ("download_size", "dataset_size")}
+    return {**info, "splits": [*info["splits"], *kept], **sizes}
 
 
 def _info(facts: CardFacts) -> dict[str, Any]:

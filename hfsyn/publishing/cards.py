@@ -18,6 +18,7 @@ from hfsyn.making.recipe import BUILTIN
 from hfsyn.publishing import card_blocks
 from hfsyn.publishing.card_facts import (
     DEFAULT,
+    TRIED_DATASETS,
     CardFacts,
     ChangelogEntry,
     Progress,
@@ -42,7 +43,6 @@ __all__ = [
     "facts",
     "facts_in_progress",
     "render_card",
-    "tags_of",
 ]  # fmt: skip
 
 PLACEHOLDER = "PATH_OR_REPO_ID"
@@ -97,6 +97,7 @@ MODEL_LICENCES = {
 """What the models' pages on the Hub say; a model that is not here is said to be unknown."""
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_VERSION = re.compile(r"v?\d+\.\d+\.\d+")
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*")
 _CARRIED = re.compile(r"<!-- hfsyn:facts (\{.*\}) -->")
 _ROW = re.compile(r"[ \t]*\|([^|]*)\|([^|]*)\|([^|]*)\|[ \t]*")
@@ -136,7 +137,9 @@ def render_card(
     card = FrontMatter(existing or "")
     there = card_blocks.blocks(card.body)
     before = _digests(there)
-    after = {**before, facts.config_name: facts.digest}
+    # Without a version the entry keeps the one that it has: a card of unfinished work names none.
+    number = {"version": version.removeprefix("v")} if version and _VERSION.fullmatch(version) else {}
+    after = {**before, facts.config_name: {**facts.digest, **number}}
     entries = _changelog(changelog, there.get("changelog", ""))
     title = repo_id.rpartition("/")[2] if repo_id else facts.recipe.name
     values = metadata(card.values, facts, before, after, title=title, default_config=default_config, licence=licence)
@@ -150,6 +153,8 @@ def render_card(
         "configs": [{**digest, "title": source_of(digest)["title"]} for digest in after.values()],
         "data": [digest for digest in after.values() if digest["what"] == "data"],
         "captions": any(_captioned(digest) for digest in after.values()),
+        "least": TRIED_DATASETS[0],
+        "tried": TRIED_DATASETS,
         "starting": [digest["config"] for digest in after.values() if digest.get("starts_from") == "source"],
     }
     new = {
@@ -157,7 +162,7 @@ def render_card(
             "intro", {**shared, "strategies": {d["strategy"]: get_strategy(d["strategy"]) for d in after.values()}}
         ),
         "progress": render("progress", _progress(progress)) if progress else None,
-        f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts)}),
+        f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts, after[facts.config_name])}),
         "use": render("use", shared),
         "licence": render("licence", {**shared, **_licences(after), "stated": values["license"]}),
         "again": render("again", shared) if shared["data"] else None,
@@ -178,22 +183,12 @@ def configs_of(text: str) -> set[str]:
     return {key.removeprefix("config=") for key in found if key.startswith("config=")}
 
 
-def tags_of(card: str) -> list[str]:
-    """The tags in a card's front matter.
-
-    Raises:
-        HfsynError: the front matter cannot be read.
-    """
-    tags = FrontMatter(card).values.get("tags") or []
-    return [str(tag) for tag in (tags if isinstance(tags, list) else [tags])]
-
-
 def _check(value: str | None, pattern: re.Pattern[str], what: str, example: str) -> None:
     if value is not None and not pattern.fullmatch(value):
         raise HfsynError(f"{value!r} is not {what}.", f"It looks like {example}.")
 
 
-def _config(facts: CardFacts) -> dict[str, Any]:
+def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
     """What the template of a configuration's block shows."""
     manifest, variant = facts.manifest, facts.variant
     named = {entry["wnid"] for entry in manifest["classes"]}
@@ -212,11 +207,11 @@ def _config(facts: CardFacts) -> dict[str, Any]:
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
         "unreadable": manifest.get("unreadable_classes", []),
         "left_out": manifest.get("left_out", {}),
-        "idle": manifest.get("idle", {}),
+        "unused_weights": manifest.get("unused_weights", {}),
         "without": [info.name for info in variant.classes if info.wnid not in named] if named else [],
         "recipe_text": recipe_block(facts.recipe),
         # Only strings can hold these characters, which would end the comment or look like a link.
-        "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(facts.digest)),
+        "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(digest)),
     }
 
 

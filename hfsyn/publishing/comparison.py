@@ -15,19 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from builders import layout
 from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, open_reference
+from builders.shard import Shard
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe import Recipe, difference, parse_recipe
+from hfsyn.making.recipe import Recipe, difference, parse_recipe, published_recipe
 from hfsyn.making.runs import Run
 from hfsyn.making.specs import order_of
 from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.versions import Version
 
-_ROWS = 256
 _SHOWN = 5
 
 
@@ -120,7 +119,7 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         (entry.file, entry.sha256) for entry in right.shards
     }
     found = Comparison(
-        a=a.label, b=b.label, recipe=difference(recipe_of(a), recipe_of(b)), rows_a=left.rows, rows_b=right.rows,
+        a=a.label, b=b.label, recipe=_fields(a, b), rows_a=left.rows, rows_b=right.rows,
         shards_equal=len(equal), shards_a=len(left.shards), shards_b=len(right.shards),
     )  # fmt: skip
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
@@ -147,6 +146,13 @@ def recipe_of(side: Published | RunFolder) -> Recipe:
     return parse_recipe(side.text(layout.RECIPE), f"{layout.RECIPE} of {side.label}")
 
 
+def _fields(a: Published | RunFolder, b: Published | RunFolder) -> list[tuple[str, Any, Any]]:
+    """What differs in the recipes as others may see them: where something lies on a machine is nobody's business, and
+    a version has forgotten it.
+    """
+    return difference(published_recipe(recipe_of(a)), published_recipe(recipe_of(b)))
+
+
 def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, config_name: str, what: str) -> str:
     """What the changelog says of a run against a version that is on the Hub; no image is downloaded for it."""
     old = Published(repo.repo_id, version.tag, commit, config_name, offline=False, token=repo.token)
@@ -155,8 +161,7 @@ def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, conf
 
 def _sentence(old: Published, run: Run, what: str) -> str:
     if what == "captions":
-        new = recipe_of(RunFolder(run.folder))
-        fields = difference(recipe_of(old), new)
+        fields = _fields(old, RunFolder(run.folder))
         return "Captions made again" + (f": {', '.join(key for key, _, _ in fields)}." if fields else ".")
     return compare(old, RunFolder(run.folder), images=False).sentence()
 
@@ -170,13 +175,12 @@ def _rows(
 
 
 def _shard_rows(side: Published | RunFolder, entry: ShardEntry, *, images: bool) -> Iterator[dict[str, Any]]:
-    with readable(side, entry), side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
-        columns = [name for name in parquet.schema_arrow.names if images or name != "image"]
-        for batch in parquet.iter_batches(_ROWS, columns=columns):
-            for row in batch.to_pylist():
-                if isinstance(row.get("image"), Mapping):
-                    row["image"] = hashlib.sha256(row["image"].get("bytes") or b"").hexdigest()
-                yield row
+    with readable(side, entry), side.open(entry.file) as handle:
+        shard = Shard(handle, entry, side.label)
+        for row in shard.rows([name for name in shard.schema.names if images or name != "image"]):
+            if isinstance(row.get("image"), Mapping):
+                row["image"] = hashlib.sha256(row["image"].get("bytes") or b"").hexdigest()
+            yield row
 
 
 @contextmanager

@@ -63,7 +63,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     if wrong:
         raise HfsynError(
             f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
-            f"Delete what is damaged (of a shard its sidecar) and {layout.MANIFEST}: `hfsyn build` makes it again.",
+            f"Delete what is damaged (of a shard its sidecar in {layout.SIDECARS}/) and {layout.MANIFEST}: "
+            "`hfsyn build` makes it again.",
             code=ExitCode.PREFLIGHT,
         )
     found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
@@ -119,32 +120,15 @@ def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFi
     return found
 
 
-def named_ours(tree: Mapping[str, Any], config_name: str) -> set[str]:
-    """Files of a repository that a configuration of ours would have; whether it is ours `RepoState` says.
+def files_of(manifest: Manifest, config_name: str) -> set[str]:
+    """The files that hfsyn wrote for a configuration with this manifest; its recipe says the rest.
 
-    Others write ``data/train-00000-of-00002.parquet`` too: a shard counts only beside its sidecar, which is committed
-    before it or with it.
-
-    Args:
-        tree: what is there, by path.
-        config_name: of the configuration.
+    Names alone say nothing: others write ``data/train-00000-of-00002.parquet`` too.
     """
     prefix = layout.config_prefix(config_name)
-    return {
-        path for path in tree if path.startswith(prefix) and _is_named_ours(path.removeprefix(prefix), prefix, tree)
-    }
-
-
-def _is_named_ours(name: str, prefix: str, tree: Mapping[str, Any]) -> bool:
-    top, slash, rest = name.partition("/")
-    if not slash:
-        return top in {layout.RECIPE, *_TOP}
-    if top == layout.PREVIEW:
-        return rest == PREVIEW_FILE
-    shard = Path(rest).with_suffix(".parquet")
-    if top not in (layout.DATA, layout.CAPTIONS) or layout.shard_number(shard) is None:
-        return False
-    return f"{prefix}{top}/{layout.sidecar_name(shard.name)}" in tree
+    shards = [entry.file for entry in (*manifest.shards, *manifest.captions)]
+    names = {layout.RECIPE, *_TOP, f"{layout.PREVIEW}/{PREVIEW_FILE}", *shards, *map(sidecar_name, shards)}
+    return {f"{prefix}{name}" for name in names}
 
 
 def folder_sizes(paths: Mapping[str, Any]) -> Counter[str]:

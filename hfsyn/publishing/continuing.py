@@ -1,9 +1,13 @@
-"""Continue on another machine a run whose finished shards are on the Hub: what is there already is not made again."""
+"""Continue on another machine a run whose finished shards are on the Hub: what is there already is not made again.
+
+They are looked for on the branch of unfinished work first, then in what is published.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from builders import layout
@@ -17,7 +21,8 @@ from hfsyn.making.recipe import Recipe, parse_recipe
 from hfsyn.making.runs import Run, prepare
 from hfsyn.making.shards import faults, pending
 from hfsyn.publishing.hub import HubRepo
-from hfsyn.publishing.preflight import RepoState, look_at
+from hfsyn.publishing.preflight import look_at
+from hfsyn.publishing.working import work_on
 
 
 def continue_from(
@@ -45,55 +50,60 @@ def continue_from(
         HfsynError: as `prepare`; or the Hub does not answer.
     """
     repo = HubRepo(repo_id, token=token, say=say)
-    state = look_at(repo)
     prefix = layout.config_prefix(config_name)
-    ours = state.owned(config_name)
-    if state.head is not None and f"{prefix}{layout.RECIPE}" in ours:
-        path = f"{prefix}{layout.RECIPE}"
-        recipe = pinned(recipe, parse_recipe(repo.text(path, state.head), f"{path} of {repo.repo_id}"))
+    places = _places(repo, config_name)
+    for place in places[:1]:
+        where = f"{prefix}{layout.RECIPE} of {repo.repo_id}"
+        recipe = pinned(recipe, parse_recipe(repo.text(f"{prefix}{layout.RECIPE}", place.commit), where))
     run = prepare(recipe, out)
-    there = {path.removeprefix(prefix) for path in ours}
-    brought = _bring_back(run, run.caption_shards(), there, repo, state, prefix, say)
+    brought = sum(_bring_back(run, run.caption_shards(), place, repo, prefix, say) for place in places)
     if not pending(run.caption_shards()):
         write_plan(run)
-        brought += _bring_back(run, run.data_shards(), there, repo, state, prefix, say)
+        brought += sum(_bring_back(run, run.data_shards(), place, repo, prefix, say) for place in places)
     if brought:
         say(f"{brought} finished shards were brought back from {repo.repo_id}")
     return run
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A commit that may have shards of the run."""
+
+    commit: str
+    there: Collection[str]
+    """The files of the configuration."""
+
+
+def _places(repo: HubRepo, config_name: str) -> list[_Place]:
+    work = work_on(repo, config_name)
+    found = [_Place(work.head, work.tree.keys())] if work.head is not None and work.is_begun else []
+    state = look_at(repo)
+    if state.head is not None and (published := state.owned(config_name)):
+        found.append(_Place(state.head, published))
+    return found
+
+
 def _bring_back(
-    run: Run,
-    shards: Sequence[Path],
-    there: set[str],
-    repo: HubRepo,
-    state: RepoState,
-    prefix: str,
-    say: Callable[[str], None],
+    run: Run, shards: Sequence[Path], place: _Place, repo: HubRepo, prefix: str, say: Callable[[str], None]
 ) -> int:
     """Fetch those of `shards` that are missing here and finished there; returns how many."""
-    count = 0
+    count, there = 0, set(place.there)
     # Beside their place, so that they are moved and not copied.
     with room_beside(run.folder) as temporary:
 
-        def fetch(path: Path) -> Path:
-            name = path.relative_to(run.folder).as_posix()
-            repo.call(
-                f"fetch {name} of {repo.repo_id}", repo.api.hf_hub_download, repo.repo_id, f"{prefix}{name}",
-                repo_type="dataset", revision=state.head, local_dir=temporary,
-            )  # fmt: skip
-            return temporary / f"{prefix}{name}"
+        def path_of(file: Path) -> str:
+            return f"{prefix}{file.relative_to(run.folder).as_posix()}"
 
         for shard in pending(shards):
             mark = sidecar_of(shard)
-            if not {path.relative_to(run.folder).as_posix() for path in (shard, mark)} <= there:
+            if not {path_of(shard), path_of(mark)} <= there:
                 continue
             try:
-                fetched_mark = fetch(mark)
+                fetched_mark = repo.fetch(path_of(mark), place.commit, temporary)
                 if load_sidecar(fetched_mark).fingerprint != run.fingerprint:
                     say(f"{repo.repo_id} holds shards of another recipe, which are of no use here")
                     break
-                fetched = fetch(shard)
+                fetched = repo.fetch(path_of(shard), place.commit, temporary)
                 wrong = faults(fetched, run.fingerprint)
             except DataError as error:
                 if error.code != ExitCode.USAGE:
@@ -102,7 +112,8 @@ def _bring_back(
             if wrong:
                 say(f"{repo.repo_id}: {wrong[0]}; it is made again")
                 continue
-            shard.parent.mkdir(exist_ok=True)
+            for folder in (shard.parent, mark.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             shutil.move(fetched, shard)
             shutil.move(fetched_mark, mark)  # last: it marks the shard as finished
             count += 1

@@ -22,7 +22,7 @@ T = TypeVar("T")
 CALL_TIMEOUT = 60.0
 """Seconds of silence after which a connection counts as lost. The client's own default is to wait for ever."""
 
-_SENT_AT_ONCE, _BYTES_AT_ONCE = 20, 256 * 2**20
+_SENT_AT_ONCE, _BYTES_AT_ONCE = 100, 256 * 2**20
 """Files and bytes whose sending is asked for in one request; between two of them progress is shown."""
 
 
@@ -88,12 +88,14 @@ class HubRepo:
     ) -> None:
         self.repo_id, self.repo_type = repo_id, repo_type
         self.token = check_token(token)
-        self._say, self._sleep, self._chance = say, sleep, chance
+        self.say, self._sleep, self._chance = say, sleep, chance
+        self._waiting: dict[tuple[str, str], Any] = {}
+        """The client's operations for files that were sent and are not committed, by path and SHA-256."""
 
     def named(self, repo_id: str) -> HubRepo:
         """Another repository, for the same account."""
         return HubRepo(
-            repo_id, repo_type=self.repo_type, token=self.token, say=self._say, sleep=self._sleep, chance=self._chance
+            repo_id, repo_type=self.repo_type, token=self.token, say=self.say, sleep=self._sleep, chance=self._chance
         )
 
     @cached_property
@@ -117,7 +119,7 @@ class HubRepo:
             HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
         """
         patience = Patience(
-            self.repo_id, what, page=page_of(self.repo_id, self.repo_type), token=self.token, say=self._say,
+            self.repo_id, what, page=page_of(self.repo_id, self.repo_type), token=self.token, say=self.say,
             sleep=self._sleep, chance=self._chance,
         )  # fmt: skip
         return patiently(lambda: function(*args, **options), patience)
@@ -142,17 +144,17 @@ class HubRepo:
                 code=ExitCode.PREFLIGHT,
             )
 
-    def pause(self, seconds: float) -> None:
-        """Let others go on."""
-        self._sleep(seconds)
+    @cached_property
+    def _account(self) -> dict[str, Any]:
+        return dict(self.call("ask whose token this is", self.api.whoami))
 
     def whoami(self) -> dict[str, Any]:
-        """The account of the token.
+        """The account of the token; asked once.
 
         Raises:
             HfsynError: there is no token, or the Hub does not know it (exit code 3).
         """
-        return dict(self.call("ask whose token this is", self.api.whoami))
+        return self._account
 
     def head(self, revision: str = "main") -> str | None:
         """The commit that a revision is; None where the repository or the revision is not there."""
@@ -203,12 +205,13 @@ class HubRepo:
                 code=ExitCode.PREFLIGHT,
             ) from None
 
-    def versions(self) -> dict[str, str]:
-        """The commit of each tag."""
+    def refs(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The commit of each tag, and of each branch."""
         refs = self.call(
             f"list the versions of {self.repo_id}", self.api.list_repo_refs, self.repo_id, repo_type=self.repo_type
         )
-        return {tag.name: tag.target_commit for tag in refs.tags}
+        tags, branches = ({ref.name: str(ref.target_commit) for ref in kind} for kind in (refs.tags, refs.branches))
+        return tags, branches
 
     def create(self, *, private: bool | None) -> None:
         """Make the repository if it is not there."""
@@ -224,55 +227,114 @@ class HubRepo:
 
         self.call(f"create {self.repo_id}", send)
 
+    def send(self, files: Mapping[str, LocalFile], *, sent: Callable[[int], None] = lambda size: None) -> None:
+        """Send contents ahead, so that the commit that names them takes a moment. What the Hub has is not sent again.
+
+        Args:
+            files: by path.
+            sent: told the bytes as they arrive.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        for portion in _portions(files):
+            for name, file in portion.items():
+                if (name, file.sha256) not in self._waiting:
+                    content = file.content if isinstance(file.content, bytes) else str(file.content)
+                    added = CommitOperationAdd(name, content)
+                    added.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: the client need not read it twice
+                    self._waiting[name, file.sha256] = added
+            # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
+            operations = [self._waiting[name, file.sha256] for name, file in portion.items()]
+            self.call(
+                f"send files to {self.repo_id}",
+                self.api.preupload_lfs_files,
+                self.repo_id,
+                operations,
+                repo_type=self.repo_type,
+                free_memory=False,
+            )
+            sent(sum(file.size for file in portion.values()))
+
     def commit(
-        self,
-        add: Mapping[str, LocalFile],
-        delete: Sequence[str],
-        *,
-        parent: str,
-        message: str,
-        sent: Callable[[int], None] = lambda size: None,
+        self, add: Mapping[str, LocalFile], delete: Sequence[str], *, parent: str, message: str, revision: str = "main"
     ) -> str:
-        """One commit on main on top of `parent`; contents that the Hub has are not sent again.
+        """One commit on top of `parent`; contents that the Hub has are not sent again.
 
         Args:
             add: what is new or changed, by path.
-            delete: paths.
-            parent: the head of main, as far as is known.
+            delete: paths; that of a folder ends with a slash.
+            parent: the head of the revision, as far as is known.
             message: of the commit.
-            sent: told the bytes of large files as they arrive.
+            revision: a branch, or the ref of a pull request.
 
         Raises:
-            HeadMovedError: `parent` is no longer the head of main.
+            HeadMovedError: `parent` is no longer the head.
         """
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+        from huggingface_hub import CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError
 
-        additions = []
-        for names in _portions(add):
-            part = [
-                CommitOperationAdd(name, file.content if isinstance(file.content, bytes) else str(file.content))
-                for name, file in names.items()
-            ]
-            # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
-            self.call(
-                f"send files to {self.repo_id}", self.api.preupload_lfs_files, self.repo_id, part,
-                repo_type=self.repo_type, free_memory=False,
-            )  # fmt: skip
-            additions += part
-            sent(sum(file.size for file in names.values()))
+        self.send(add)
+        keys = [(name, file.sha256) for name, file in add.items()]
 
         def send() -> str:
-            operations = [*additions, *(CommitOperationDelete(path) for path in delete)]
-            options = {"commit_message": message, "repo_type": self.repo_type, "parent_commit": parent}
+            operations = [*(self._waiting[key] for key in keys), *(CommitOperationDelete(path) for path in delete)]
             try:
-                return str(self.api.create_commit(self.repo_id, operations, **options).oid)
+                found = self.api.create_commit(
+                    self.repo_id,
+                    operations,
+                    commit_message=message,
+                    repo_type=self.repo_type,
+                    revision=revision,
+                    parent_commit=parent,
+                )
             except HfHubHTTPError as error:
                 if status_of(error)[0] == 412:
                     raise HeadMovedError(parent) from error
                 raise
+            return str(found.oid)
 
-        return self.call(f"commit to {self.repo_id}", send)
+        commit = self.call(f"commit to {self.repo_id}", send)
+        for key in keys:
+            del self._waiting[key]
+        return commit
+
+    def branch(self, name: str, start: str) -> None:
+        """Make a branch that begins at a commit, if it is not there."""
+        self.call(
+            f"make the branch {name} of {self.repo_id}",
+            self.api.create_branch,
+            self.repo_id,
+            branch=name,
+            revision=start,
+            repo_type=self.repo_type,
+            exist_ok=True,
+        )
+
+    def drop_branch(self, name: str) -> None:
+        """Remove a branch, if it is there."""
+        from huggingface_hub.errors import HfHubHTTPError
+
+        def send() -> None:
+            try:
+                self.api.delete_branch(self.repo_id, branch=name, repo_type=self.repo_type)
+            except HfHubHTTPError as error:
+                if status_of(error)[0] not in (403, 404) or self.head(name) is not None:
+                    raise
+
+        self.call(f"remove the branch {name} of {self.repo_id}", send)
+
+    def fetch(self, path: str, commit: str, folder: Path) -> Path:
+        """Download a file into a folder, outside the cache."""
+        found = self.call(
+            f"fetch {path} of {self.repo_id}",
+            self.api.hf_hub_download,
+            self.repo_id,
+            path,
+            repo_type=self.repo_type,
+            revision=commit,
+            local_dir=folder,
+        )
+        return Path(found)
 
     def tag(self, name: str, commit: str, message: str) -> None:
         """Set a tag on a commit; it is fine if it stands there already.
@@ -316,12 +378,6 @@ def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
     return HfsynError(
         f"The version {tag} of {repo_id} was taken meanwhile (commit {commit[:12]}).", "Publish under another version."
     )
-
-
-def parts_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive slices of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:

@@ -6,16 +6,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from builders import layout, ours
+from builders.errors import DataError
 from builders.layout import Manifest
+from builders.sources.cards import CARD_FILES
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.recipe import BUILTIN, is_content_hash
 from hfsyn.making.runs import Run
-from hfsyn.publishing.contents import What, folder_sizes, named_ours
+from hfsyn.publishing.contents import What, files_of, folder_sizes
 from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
+from hfsyn.publishing.reachable import View
+from hfsyn.publishing.rights import rights_of
 from hfsyn.publishing.versions import Version, versions_among
+from hfsyn.publishing.working import work_on
 
 MOST_FILES = 100_000
 """In a repository; the Hub's recommendation."""
@@ -54,7 +59,7 @@ class RepoState:
     tree: Mapping[str, RemoteFile]
     card: str | None
     tags: Mapping[str, str]
-
+    branches: Mapping[str, str] = field(default_factory=dict)
     read: Callable[[str], str] = field(default=lambda path: "", repr=False, compare=False)
     """The text of one of its files."""
 
@@ -74,26 +79,23 @@ class RepoState:
         found = {name: ours.published(self.read, name) for name in names}
         return {name: manifest for name, manifest in found.items() if manifest is not None}
 
-    @cached_property
-    def begun(self) -> set[str]:
-        """The configurations that hfsyn began to publish: our block in the card says so, beside a recipe."""
-        from hfsyn.publishing.cards import configs_of
-
-        names = configs_of(self.card or "") - self.published.keys()
-        return {name for name in names if f"{layout.config_prefix(name)}{layout.RECIPE}" in self.tree}
-
     def owned(self, config_name: str) -> set[str]:
         """The files that hfsyn wrote for a configuration; what has only such a name is somebody else's."""
-        mine = config_name in self.published or config_name in self.begun
-        return named_ours(self.tree, config_name) if mine else set()
+        manifest = self.published.get(config_name)
+        return set() if manifest is None else files_of(manifest, config_name) & self.tree.keys()
+
+    def view(self, repo_id: str) -> View:
+        """The same as `load_dataset` sees it."""
+        texts = {name: self.read(name) for name in CARD_FILES if name in self.tree}
+        return View(repo_id, self.tree, texts, self.published)
 
     def captions_alone(self) -> set[str]:
         """Configurations that are captions without images."""
         return {name for name, manifest in self.published.items() if manifest.raw.get("what") == "captions"}
 
     def is_of_hfsyn(self) -> bool:
-        """Whether hfsyn has published to it, or begun to."""
-        return bool(self.published or self.begun)
+        """Whether hfsyn has published to it."""
+        return bool(self.published)
 
 
 def look_at(repo: HubRepo, commit: str | None = None) -> RepoState:
@@ -108,40 +110,8 @@ def look_at(repo: HubRepo, commit: str | None = None) -> RepoState:
         return RepoState(None, {}, None, {})
     tree = repo.tree(head)
     card = repo.text(layout.CARD, head) if layout.CARD in tree else None
-    tags = {} if commit else repo.versions()
-    return RepoState(head, tree, card, tags, lambda path: repo.text(path, head))
-
-
-def half_published(state: RepoState, config_name: str) -> list[str]:
-    """Other configurations whose shards are not, or not yet, those of their manifest: somebody is publishing them."""
-    found = []
-    for name in sorted((state.begun | state.published.keys()) - {config_name}):
-        prefix = layout.config_prefix(name)
-        tops = (f"{prefix}{layout.DATA}/", f"{prefix}{layout.CAPTIONS}/")
-        there = {p: f.sha256 for p, f in state.tree.items() if p.startswith(tops) and p.endswith(".parquet")}
-        table = state.published.get(name)
-        entries = [*table.shards, *table.captions] if table is not None else []
-        if there != {f"{prefix}{entry.file}": entry.sha256 for entry in entries}:
-            found.append(name)
-    return found
-
-
-def neighbour_checks(repo: HubRepo, state: RepoState, config_name: str) -> Iterator[Check]:
-    """Whether another configuration is half there: a version would hold the half for ever, so it waits."""
-    for name in half_published(state, config_name):
-        yield Check(
-            "warning",
-            f"The configuration {name} of {repo.repo_id} is not published whole: no version is made before it is.",
-            f"{way_out(repo.repo_id, name)}.",
-        )
-
-
-def way_out(repo_id: str, config_name: str) -> str:
-    """What to do about a configuration that is half published."""
-    what = f"{config_name}/*" if config_name != layout.DEFAULT_CONFIG else f"{layout.DATA}/*"
-    return (
-        f"Finish its publication, or remove what is there: hf repos delete-files {repo_id} '{what}' --repo-type dataset"
-    )
+    tags, branches = ({}, {}) if commit else repo.refs()
+    return RepoState(head, tree, card, tags, branches, lambda path: repo.text(path, head))
 
 
 def full_repo_id(repo_id: str, repo: HubRepo) -> str:
@@ -180,14 +150,13 @@ def account_checks(repo: HubRepo, state: RepoState, *, private: bool | None) -> 
     rights = rights_of(who, owner)
     login = "Log in with a token that may write: hf auth login"
     if state.head is not None:
-        try:
-            repo.call(f"write to {repo.repo_id}", repo.api.auth_check, repo.repo_id, repo_type="dataset", write=True)
-        except HfsynError as error:
-            if error.code != ExitCode.PREFLIGHT:
-                raise
+        known = _leave(repo, f"write to {repo.repo_id}", repo.repo_id, "dataset", write=True)
+        if known is False or (known is None and not rights.write):
             yield Check("failed", f"The token of {user} may not write to {repo.repo_id}.", f"{login}.")
-            return
-        yield Check("ok", f"{user} may write to {repo.repo_id}.")
+        elif known is None:
+            yield Check("warning", f"Whether {user} may write to {repo.repo_id} could not be asked: {_UNASKED}.")
+        else:
+            yield Check("ok", f"{user} may write to {repo.repo_id}.")
         return
     owners = {user, *(str(org.get("name")) for org in who.get("orgs") or ())}
     if owner not in owners:
@@ -247,6 +216,55 @@ def repo_checks(
             "failed",
             f"The configuration {config_name} of {repo_id} holds images.",
             "Name another: --config-name blip-captions",
+        )
+
+
+def default_checks(state: RepoState, repo_id: str, config_name: str, *, make_default: bool) -> Iterator[Check]:
+    """Whether the configuration can have the place among the others that it would take.
+
+    `load_dataset` takes one named ``default`` where none is asked for, and refuses a card that says another.
+    """
+    try:
+        card = state.view(repo_id).card
+    except DataError as error:
+        if error.code == ExitCode.PARTIAL:
+            raise
+        yield Check("failed", error.message, error.hint)
+        return
+    others = [name for name in card.configs if name != config_name]
+    if config_name == layout.DEFAULT_CONFIG and card.default in others and not make_default:
+        yield Check(
+            "failed",
+            f"load_dataset('{repo_id}') gives the configuration {card.default}; one named 'default' takes its place.",
+            "Let it: --set-default. Or publish under another name: --config-name NAME.",
+        )
+    if make_default and config_name != layout.DEFAULT_CONFIG and layout.DEFAULT_CONFIG in others:
+        yield Check(
+            "failed",
+            f"{config_name!r} cannot be the default of {repo_id} beside a configuration named 'default', which "
+            "load_dataset takes.",
+            "Leave --set-default out.",
+        )
+
+
+def work_checks(repo: HubRepo, state: RepoState, config_name: str, files: Mapping[str, LocalFile]) -> Iterator[Check]:
+    """Whether the branch of unfinished work is free, or of the same recipe."""
+    if state.head is None or (work := work_on(repo, config_name)).is_of(files):
+        return
+    yield Check(
+        "failed",
+        f"The branch {work.branch} of {repo.repo_id} holds unfinished work of another recipe.",
+        f"Finish that, or remove it: hf repos branch delete {repo.repo_id} {work.branch} --repo-type dataset",
+    )
+
+
+def pull_checks(repo: HubRepo, commits: int) -> Iterator[Check]:
+    """Whether the token may open the pull request that so many commits need."""
+    if commits > 1 and not rights_of(repo.whoami(), repo.repo_id.partition("/")[0]).pulls:
+        yield Check(
+            "warning",
+            f"So many files take {commits} commits and a pull request, for which this token has no right.",
+            "Give it the right to discussions and pull requests of the repository.",
         )
 
 
@@ -332,17 +350,31 @@ def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
     """Whether this account has access to a gated repository."""
     from builders.access import page_of
 
-    try:
-        repo.call(f"read {repo_id}", repo.api.auth_check, repo_id, repo_type=repo_type)
-    except HfsynError as error:
-        if error.code != ExitCode.PREFLIGHT:
-            raise
+    known = _leave(repo, f"read {repo_id}", repo_id, repo_type)
+    if known is None:
+        return Check("warning", f"Whether this account has access to {what} could not be asked: {_UNASKED}.")
+    if not known:
         return Check(
             "failed",
             f"This account has no access to {what}, whose terms bind what is made from it.",
             f"Accept them at {page_of(repo_id, repo_type)}, then run the same command again.",
         )
     return Check("ok", f"This account has access to {what}.")
+
+
+_UNASKED = "this server does not know /auth-check"
+
+
+def _leave(repo: HubRepo, doing: str, repo_id: str, repo_type: str, **how: bool) -> bool | None:
+    """Whether this account may; None where the server cannot be asked."""
+    from builders.access import asked
+
+    try:
+        return repo.call(doing, asked, lambda: repo.api.auth_check(repo_id, repo_type=repo_type, **how)) or None
+    except HfsynError as error:
+        if error.code != ExitCode.PREFLIGHT:
+            raise
+        return False
 
 
 def _model_terms(repo: HubRepo, model: str) -> Check:
@@ -356,35 +388,3 @@ def _model_terms(repo: HubRepo, model: str) -> Check:
         return _gate(repo, model, "model", f"the model {model}")
     licence = (info.card_data or {}).get("license")
     return Check("ok" if licence else "warning", f"Model {model}: {licence or 'it states no licence'}.")
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a token may do, as `whoami` tells."""
-
-    role: str
-    """``read``, ``write``, ``fineGrained`` or what else the Hub says."""
-    write: bool
-    """Whether it may write to the owner's repositories."""
-    more: tuple[str, ...] = ()
-    """Rights beyond reading and writing repositories of that owner."""
-
-
-def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
-    """Rights of the token that `whoami` describes, for repositories of an owner."""
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    role = str(token.get("role") or "unknown")
-    if role != "fineGrained":
-        # A plain write token can write everywhere that its user can.
-        everywhere = (f"everything of {who.get('name')} and their organisations",) if role == "write" else ()
-        return Rights(role, role in ("write", "admin", "unknown"), everywhere)
-    fine = token.get("fineGrained") or {}
-    write, more = False, [str(right) for right in fine.get("global") or ()]
-    for scope in fine.get("scoped") or ():
-        entity = scope.get("entity") or {}
-        name = str(entity.get("name") or "")
-        permissions = [str(permission) for permission in scope.get("permissions") or ()]
-        mine = name == owner or name.startswith(f"{owner}/")
-        write |= mine and "repo.write" in permissions
-        more += [f"{right} of {name}" for right in permissions if not mine or not right.startswith("repo.")]
-    return Rights(role, write, tuple(more))

@@ -1,62 +1,64 @@
-"""Publishing a run as a version: data, then the card, then a reading back, then the tag.
+"""Publishing a run as a version: the bytes, then one change of main, then a reading back, then the tag.
 
 What makes it hold:
 
-- Before a byte is sent everything that can be wrong is looked at (`hfsyn.publishing.preflight`).
+- Before a byte is sent everything that can be wrong is looked at (`hfsyn.publishing.preflight`), and so is the
+  repository as it will be: what the card gives to `load_dataset` there is what the manifests say, and what people put
+  there stays in reach (`hfsyn.publishing.reachable`).
 - Contents are named by their hashes. A publication is the difference between what the run has and what the repository
   has, so that running the same command again continues, and sends nothing that is there.
-- Each commit names the commit that it was made for. Where somebody else was faster it is refused by the Hub, the
+- Contents are sent ahead. Then main changes at one moment, files, manifest and card together
+  (`hfsyn.publishing.committing`): nobody who reads main sees half of a version, whenever a publication stops.
+- The change names the commit that it was made for. Where somebody else was faster it is refused by the Hub, the
   repository is looked at again, and the difference is made again.
-- The tag is set on the very commit that was read back and compared, and in which every configuration is whole. Until
-  it stands nobody who loads by version sees anything; afterwards it never moves.
-
-Files go in commits of at most `FILES_A_COMMIT`. Where one is not enough, the card says so as long as it takes, and the
-last commit brings manifest and card and removes what is no longer there.
+- The tag is set on the very commit that was read back and compared. Until it stands nobody who loads by version sees
+  anything; afterwards it never moves.
 """
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from builders import layout
 from builders.access import HeadMovedError
-from builders.errors import DataError
-from builders.layout import load_manifest
+from builders.layout import Manifest, load_manifest
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import manifest_of, software_of
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import Progress, teller
-from hfsyn.publishing import cards
 from hfsyn.publishing.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
+from hfsyn.publishing.changes import change_since
+from hfsyn.publishing.committing import Change, change_main
 from hfsyn.publishing.contents import What, contents
-from hfsyn.publishing.hub import HubRepo, LocalFile, parts_of, taken
+from hfsyn.publishing.hub import HubRepo, LocalFile, taken
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
     Check,
     RepoState,
     account_checks,
     check_names,
+    default_checks,
     full_repo_id,
-    half_published,
     limit_checks,
     look_at,
-    neighbour_checks,
+    pull_checks,
     repo_checks,
     terms_checks,
     version_checks,
-    way_out,
 )
-from hfsyn.publishing.versions import Version, parse_version, versions_among
+from hfsyn.publishing.pulls import Pulls
+from hfsyn.publishing.reachable import OTHERS, View, no_longer_reached, unlike_manifests, with_others
+from hfsyn.publishing.versions import Version, parse_version
+from hfsyn.publishing.working import drop_work
 
-FILES_A_COMMIT = 100
-"""The Hub recommends 50 to 100 files a commit."""
+FILES_A_COMMIT = 1000
+"""The most that the Hub's own client puts into one commit (the Hub takes 25,000, within a minute)."""
 ROUNDS = 10
-"""How often a publication is planned again, in vain, because somebody else committed meanwhile."""
-WAIT = 10.0
-"""Seconds between two looks at a repository in which another configuration is being published."""
+"""How often a publication is planned again because somebody else committed meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,16 @@ class _Job:
     quiet: bool
     sentences: dict[tuple[str, ...], str]
     """The changelog's sentence by the versions that there are: it costs a reading of the one before."""
+    is_late: bool = False
+    """Whether others committed since the preflight: what its flags could have said is settled without them."""
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What is published states of itself."""
+        path = f"{layout.config_prefix(self.config_name)}{layout.MANIFEST}"
+        content = self.files[path].content
+        raw = content if isinstance(content, bytes) else content.read_bytes()
+        return load_manifest(raw.decode(), path)
 
 
 def publish(
@@ -125,24 +137,33 @@ def publish(
     job = _Job(run, repo, asked, config_name, what, files, make_default, licence, _today(), say, quiet, {})
     state = look_at(repo)
     if (standing := state.tags.get(asked.tag)) is not None and _stands(job, standing):
+        _tidy(job)
         return _outcome(job, state, (Check("ok", f"Version {asked} is published."),), standing, "")
     checks = _checks(job, state, private=private, into=into)
     planned = _outcome(job, state, checks, None, _change(job, state))
     if dry_run:
         return planned
-    for check in planned.failed:
-        raise HfsynError(check.text, check.hint, code=check.code)
+    _refuse(checks)
     for check in checks:
         if check.state == "warning":
             say(check.line())
     if state.head is None:
         repo.create(private=private)
     say(f"{repo.repo_id}: {planned.to_send} files to send ({planned.to_send_bytes / 1e6:.1f} MB)")
-    commit = bring(job)
+    with Progress("sending", planned.to_send_bytes, quiet=quiet, unit="bytes") as bar:
+        repo.send(_missing(job, state), sent=bar.add)
+    commit = bring(job, state)
     say(f"{repo.repo_id}: reading back {commit[:12]}")
     read_back(job, commit)
     repo.tag(asked.tag, commit, f"{run.recipe.name} {asked}")
+    _tidy(job)
     return _outcome(job, state, checks, commit, planned.changelog)
+
+
+def _refuse(checks: Iterable[Check]) -> None:
+    for check in checks:
+        if check.state == "failed":
+            raise HfsynError(check.text, check.hint, code=check.code)
 
 
 def _today() -> str:
@@ -155,20 +176,39 @@ def _checks(job: _Job, state: RepoState, *, private: bool | None, into: bool) ->
         *repo_checks(state, job.repo.repo_id, job.config_name, job.what, into=into, files=job.files),
         *version_checks(state, job.version, job.repo.repo_id),
         *limit_checks(state, job.files, job.config_name),
-        *neighbour_checks(job.repo, state, job.config_name),
-        *_card_checks(job, state),
+        *default_checks(state, job.repo.repo_id, job.config_name, make_default=job.make_default),
+        *pull_checks(job.repo, commits_for(len(_missing(job, state)) + len(_gone(job, state)))),
+        *_outlook(job, state),
         *terms_checks(job.run, job.repo),
     )
 
 
-def _card_checks(job: _Job, state: RepoState) -> Iterator[Check]:
-    """Whether the card can be written: what a person made of it, or the default, may stand against it."""
+def _outlook(job: _Job, state: RepoState) -> tuple[Check, ...]:
+    """Whether the card can be written, and what `load_dataset` will find; what people did may stand against both."""
+    repo_id = job.repo.repo_id
     try:
-        _card(job, state)
+        card = _card(job, state)
+        gone = _gone(job, state)
+        kept = {path: file for path, file in state.tree.items() if path not in gone}
+        before = state.view(repo_id)
+        manifests = {**state.published, job.config_name: job.manifest}
+        after = View(
+            repo_id, {**kept, **job.files, layout.CARD: card}, {**before.texts, layout.CARD: _text(card)}, manifests
+        )
+        problems = [*unlike_manifests(after), *no_longer_reached(before, after, state.owned(job.config_name))]
     except HfsynError as error:
-        yield Check("failed", error.message, error.hint, error.code)
-        return
-    yield Check("ok", "The card can be written; what others wrote into it stays.")
+        if error.code == ExitCode.PARTIAL:
+            raise
+        return (Check("failed", error.message, error.hint, error.code),)
+    found = [Check("failed", text, hint) for text, hint in problems]
+    new = next((name for name in after.card.configs if name.startswith(OTHERS)), "")
+    if new and not before.card.configs:
+        found.append(Check("warning", f"What load_dataset found in {repo_id} so far becomes its configuration {new}."))
+    return (*found, Check("ok", "The card can be written; what others wrote into it stays."))
+
+
+def _text(card: LocalFile) -> str:
+    return card.content.decode() if isinstance(card.content, bytes) else ""
 
 
 def _stands(job: _Job, commit: str) -> bool:
@@ -182,9 +222,13 @@ def _gone(job: _Job, state: RepoState) -> list[str]:
     return sorted(state.owned(job.config_name) - job.files.keys())
 
 
+def _missing(job: _Job, state: RepoState) -> dict[str, LocalFile]:
+    """Files that the repository lacks, or has with other contents."""
+    return {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
+
+
 def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str | None, changelog: str) -> Publication:
-    missing = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
-    gone = _gone(job, state)
+    missing, gone = _missing(job, state), _gone(job, state)
     return Publication(
         repo_id=job.repo.repo_id,
         version=job.version,
@@ -202,72 +246,72 @@ def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str |
 
 
 def commits_for(files: int) -> int:
-    """How many commits so many files take, the card not counted."""
-    return max(1, -(-(files - 1) // (FILES_A_COMMIT - 2)))
+    """How many commits so many files take, the card not counted; more than one are made in a pull request."""
+    return -(-(files + 1) // FILES_A_COMMIT)
 
 
-def bring(job: _Job) -> str:
-    """Commit what the repository lacks; return the commit that has it all.
+def bring(job: _Job, state: RepoState) -> str:
+    """Change main to what the run has; return the commit that has it all.
+
+    Args:
+        job: the publication.
+        state: as the preflight saw it.
 
     Raises:
-        HfsynError: the version is taken meanwhile (exit code 2), or others commit all the time (exit code 4).
+        HfsynError: the version is taken meanwhile (exit code 2), what others committed meanwhile stands against it
+            (exit code 3), or others commit all the time (exit code 4). Then nothing of it is on main.
     """
-    rounds, fewest = 0, len(job.files) + 1
-    hint = "Run the same command again when the other publisher is done."
-    reason = f"Others committed to {job.repo.repo_id} all the time"
-    while rounds < ROUNDS:
-        state = look_at(job.repo)
+    repo, compare = job.repo, partial(_compare, job)
+    if state.head is None:
+        state = look_at(repo)
+    for _ in range(ROUNDS):
         if state.head is None:
             raise HfsynError(
-                f"{job.repo.repo_id} was removed meanwhile.", "Run the same command again.", code=ExitCode.PARTIAL
+                f"{repo.repo_id} was removed meanwhile.", "Run the same command again.", code=ExitCode.PARTIAL
             )
         if (standing := state.tags.get(job.version.tag)) is not None:
             if _stands(job, standing):
                 return standing
-            raise taken(job.repo.repo_id, job.version.tag, standing)
-        # Two publishers of many commits each go on in turn: a round that brought something does not count.
-        left = sum(not file.is_at(state.tree.get(path)) for path, file in job.files.items())
-        rounds, fewest = (0 if left < fewest else rounds + 1), min(left, fewest)
+            raise taken(repo.repo_id, job.version.tag, standing)
+        change = Change(_missing(job, state), _gone(job, state))
+        card = _card(job, state)
+        if not change.add and not change.delete and card.is_at(state.tree.get(layout.CARD)):
+            return state.head
         try:
-            commit = _commit_difference(job, state, state.head)
+            return change_main(
+                repo,
+                replace(change, add={**change.add, layout.CARD: card}),
+                state.head,
+                most=FILES_A_COMMIT,
+                name=f"{_name(job)} {job.version}",
+                message=f"Publish {job.config_name} {job.version}",
+                check=compare,
+            )
         except HeadMovedError:
-            job.say(f"{job.repo.repo_id}: somebody else committed; looking again")
-            continue
-        if not (half := half_published(state, job.config_name)):
-            return commit
-        # A version is of the whole repository: one that is taken now would hold a half of these for ever.
-        reason = f"The configuration {half[0]} of {job.repo.repo_id} is not published whole yet"
-        hint = f"{way_out(job.repo.repo_id, half[0])}. Then run the same command again."
-        job.say(f"{reason}; waiting")
-        job.repo.pause(WAIT)
-    raise HfsynError(f"{reason}.", hint, code=ExitCode.PARTIAL)
+            job.say(f"{repo.repo_id}: somebody else committed; looking again")
+        job, state = replace(job, is_late=True), look_at(repo)
+        _refuse(repo_checks(state, repo.repo_id, job.config_name, job.what, into=True, files=job.files))
+        _refuse(_outlook(job, state) if state.head is not None else ())
+    raise HfsynError(
+        f"Others committed to {repo.repo_id} all the time.",
+        "Run the same command again when they are done.",
+        code=ExitCode.PARTIAL,
+    )
 
 
-def _commit_difference(job: _Job, state: RepoState, head: str) -> str:
-    card = LocalFile.made(_card(job, state))
-    add = {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
-    gone = _gone(job, state)
-    if not add and not gone and card.is_at(state.tree.get(layout.CARD)):
-        return head
-    # Manifest and card come last, with what is removed: as long as they are old, the new files are not announced.
-    last = {path: add.pop(path) for path in list(add) if path.endswith(layout.MANIFEST)}
-    last[layout.CARD] = card
-    steps = list(parts_of([*add, *gone], FILES_A_COMMIT - len(last))) or [[]]
-    parts = [({path: add[path] for path in step if path in add}, [p for p in step if p not in add]) for step in steps]
-    if parts[1:]:
-        done = sum(len(part) for part, _ in parts[:-1])
-        note = _card(job, state, cards.Progress(0, done, 0, len(parts), job.today))
-        parts[0][0][layout.CARD] = LocalFile.made(note)
-    parts[-1][0].update(last)
-    name = f"{job.config_name} {job.version}"
-    size = sum(file.size for part, _ in parts for file in part.values())
-    with Progress("sending", size, quiet=job.quiet, unit="bytes") as bar:
-        for number, (part, delete) in enumerate(parts, 1):
-            which = f" ({number}/{len(parts)})" if len(parts) > 1 else ""
-            message = f"Publish {name}{which}"
-            head = job.repo.commit(part, delete, parent=head, message=message, sent=bar.add)
-    job.say(f"{job.repo.repo_id}: {sum(len(part) for part, _ in parts)} files in {len(parts)} commits")
-    return head
+def _name(job: _Job) -> str:
+    """How the titles of pull requests for a configuration begin."""
+    return f"hfsyn: {job.config_name}"
+
+
+def _tidy(job: _Job) -> None:
+    """Remove what made the version on the way: the branch of its unfinished work, pull requests of earlier tries."""
+    try:
+        drop_work(job.repo, job.config_name, job.files)
+        for pull in Pulls(job.repo).of(f"{_name(job)} "):
+            Pulls(job.repo).close(pull)
+    except HfsynError as error:  # the version stands
+        job.say(f"{error.message} The same command tidies up.")
 
 
 def card_facts(run: Run, config_name: str, what: What) -> CardFacts:
@@ -278,23 +322,39 @@ def card_facts(run: Run, config_name: str, what: What) -> CardFacts:
     return facts(manifest, software_of(run), config_name=config_name, what=what, rows=rows, download_bytes=size)
 
 
-def _card(job: _Job, state: RepoState, progress: cards.Progress | None = None) -> str:
+def _card(job: _Job, state: RepoState) -> LocalFile:
     text = _change(job, state)
     entry = ChangelogEntry(job.version.tag, job.today, f"{job.config_name}: {text}" if _prefixed(job) else text)
     # The entry that an earlier try wrote keeps its day, so that trying again changes nothing.
     old = [known for known in changelog_of(state.card or "") if known.version == entry.version]
     if old and old[0].text == entry.text:
         entry = old[0]
-    return render_card(
+    view = state.view(job.repo.repo_id)
+    ours = {path for name in state.published for path in state.owned(name)}
+    existing = with_others(state.card, view, job.config_name, ours)
+    card = render_card(
         card_facts(job.run, job.config_name, job.what),
-        existing=state.card,
+        existing=existing,
         repo_id=job.repo.repo_id,
         version=job.version.tag,
-        default_config=job.config_name if job.make_default else None,
+        default_config=_default(job, view, named=existing == state.card),
         changelog=[entry],
         licence=job.licence,
-        progress=progress,
     )
+    return LocalFile.made(card)
+
+
+def _default(job: _Job, view: View, *, named: bool) -> str | None:
+    """The configuration that becomes the default; None leaves it as it is, which the preflight may refuse.
+
+    Where others published a configuration since the preflight it is too late for a flag: the one named ``default`` is
+    it then, as `load_dataset` wants it. So it is where what is there was not `named` as a configuration before.
+    """
+    if (job.is_late or not named) and job.config_name == layout.DEFAULT_CONFIG:
+        return job.config_name
+    if job.is_late and layout.DEFAULT_CONFIG in view.card.configs:
+        return None
+    return job.config_name if job.make_default else None
 
 
 def _prefixed(job: _Job) -> bool:
@@ -305,27 +365,8 @@ def _change(job: _Job, state: RepoState) -> str:
     """The changelog's sentence: against the newest version that has this configuration."""
     known = tuple(sorted(state.tags))
     if known not in job.sentences:
-        job.sentences[known] = _compared(job, state)
+        job.sentences[known] = change_since(job.repo, state.tags, job.version, job.run, job.config_name, job.what)
     return job.sentences[known]
-
-
-def _compared(job: _Job, state: RepoState) -> str:
-    from hfsyn.publishing.comparison import change_sentence
-
-    for version in reversed(versions_among(state.tags)):
-        if version == job.version:
-            continue
-        commit = state.tags[version.tag]
-        if job.config_name not in look_at(job.repo, commit).published:
-            continue
-        try:
-            return change_sentence(job.repo, commit, version, job.run, job.config_name, job.what)
-        except DataError as error:
-            if error.code != ExitCode.USAGE:
-                raise  # the Hub does not answer
-            continue  # of a kind that this hfsyn cannot read: then the one before
-    rows = manifest_of(job.run, job.what)["rows"]
-    return f"First version: {rows} {'captions' if job.what == 'captions' else 'images'}."
 
 
 def read_back(job: _Job, commit: str) -> None:
@@ -336,10 +377,20 @@ def read_back(job: _Job, commit: str) -> None:
     """
     from hfsyn.publishing.reading_back import compare_footers, compare_row
 
+    _compare(job, commit)
+    compare_footers(job.repo, commit, job.config_name, job.manifest)
+    compare_row(job.repo, commit, job.config_name, job.manifest, job.run.folder)
+
+
+def _compare(job: _Job, commit: str) -> None:
+    """Compare the files of a commit with the run, and what its card gives to `load_dataset` with the manifests.
+
+    Raises:
+        HfsynError: they differ (exit code 4).
+    """
     repo_id = job.repo.repo_id
     state = look_at(job.repo, commit)
-    wrong = [path for path, file in job.files.items() if not file.is_at(state.tree.get(path))]
-    wrong += _gone(job, state)
+    wrong = [*_missing(job, state), *_gone(job, state)]
     if wrong:
         raise HfsynError(
             f"{repo_id} does not hold what was sent: {wrong[0]}"
@@ -347,8 +398,5 @@ def read_back(job: _Job, commit: str) -> None:
             "Nothing is tagged. Run the same command again.",
             code=ExitCode.PARTIAL,
         )
-    text = job.files[f"{layout.config_prefix(job.config_name)}{layout.MANIFEST}"]
-    raw = text.content if isinstance(text.content, bytes) else text.content.read_bytes()
-    manifest = load_manifest(raw.decode(), "the manifest")
-    compare_footers(job.repo, commit, job.config_name, manifest)
-    compare_row(job.repo, commit, job.config_name, manifest, job.run.folder)
+    for text, hint in unlike_manifests(state.view(repo_id)):
+        raise HfsynError(text, f"Nothing is tagged. {hint} Then run the same command again.", code=ExitCode.PARTIAL)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.access import without_token
@@ -32,7 +33,10 @@ def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Mani
     def rows(entry: ShardEntry) -> int:
         def read() -> int:
             with there.open(entry.file) as handle:
-                return int(pq.read_metadata(handle).num_rows)
+                try:
+                    return int(pq.read_metadata(handle).num_rows)
+                except pa.ArrowException:
+                    raise _unlike(repo, f"{entry.file} cannot be read as Parquet") from None
 
         return repo.call(f"read {there.prefix}{entry.file} back", read)
 

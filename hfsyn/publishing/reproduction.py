@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from builders import layout
@@ -19,6 +18,7 @@ from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
 from builders.layout import Sidecar
 from builders.published import Published, RunFolder, open_reference
+from builders.shard import Shard
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.encode import encode
@@ -199,11 +199,10 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
     (real,) = found.read([entry])
     for shard in side.manifest().captions:
         with readable(side, shard), side.open(shard.file) as handle:
-            table = pq.read_table(
-                handle, columns=["source_id", "source_sha256"], filters=[("source_id", "=", source_id)]
-            )
-        if table.num_rows:
-            if table["source_sha256"][0].as_py() != hashlib.sha256(real.image).hexdigest():
+            rows = Shard(handle, shard, side.label).rows(["source_id", "source_sha256"])
+            described = next((row["source_sha256"] for row in rows if row["source_id"] == source_id), None)
+        if described is not None:
+            if described != hashlib.sha256(real.image).hexdigest():
                 raise HfsynError(f"{source_id} in {found.layout} is another image than the one that was used.", hint)
             return decode_rgb(real.image)
     raise HfsynError(f"{side.label} has no caption row of {source_id}.", f"See: hfsyn verify {side.label}")
@@ -218,16 +217,18 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
     manifest = side.manifest()
     some: list[str] = []
     for entry in manifest.shards:
-        with readable(side, entry), side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
-            if "sample_id" not in parquet.schema_arrow.names:
+        with readable(side, entry), side.open(entry.file) as handle:
+            shard = Shard(handle, entry, side.label)
+            if "sample_id" not in shard.schema.names:
                 raise HfsynError(f"{side.label} holds captions, and no images.", "Name a configuration with images.")
             before = 0
-            for group in range(parquet.num_row_groups):
-                ids = parquet.read_row_group(group, columns=["sample_id"])["sample_id"].to_pylist()
+            for group in shard.groups():
+                ids = [row["sample_id"] for row in shard.rows(["sample_id"], groups=[group])]
                 some += ids[: 3 - len(some)]
                 if sample_id in ids:
-                    row = parquet.read_row_group(group).slice(ids.index(sample_id), 1).to_pylist()[0]
-                    sidecar = layout.parse_sidecar(side.text(layout.sidecar_name(entry.file)), entry.file)
+                    row = next(row for row in shard.rows(groups=[group]) if row["sample_id"] == sample_id)
+                    name = layout.sidecar_name(entry.file)
+                    sidecar = layout.parse_sidecar(side.text(name), name)
                     # Lines that were set aside have no row, but had their place in a batch.
                     aside = sum(order_of(line["id"]) < order_of(sample_id) for line in sidecar.rejected)
                     return row, sidecar, before + ids.index(sample_id) + aside

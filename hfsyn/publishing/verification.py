@@ -16,14 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from builders import layout, run_files
 from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
 from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.schema import captioned_features, synthetic_features
+from builders.shard import Shard
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.prompts import is_user_strategy, strategy_of
@@ -33,8 +32,8 @@ from hfsyn.making.specs import order_of, sample_id_of, seed_of
 from hfsyn.publishing.comparison import recipe_of
 from hfsyn.publishing.hub import HubRepo
 
-_ROWS = 1024
 _SHOWN = 20
+_LONGEST = 400
 _NEVER_NULL = (
     "sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags",
 )  # fmt: skip
@@ -165,7 +164,8 @@ def _check_files(found: Verification, side: Published | RunFolder, manifest: Man
         elif (size, sha256) != (entry.bytes, entry.sha256):
             found.note("files", f"{entry.file} has other bytes than the manifest states")
         try:
-            sidecar = layout.parse_sidecar(side.text(layout.sidecar_name(entry.file)), entry.file)
+            name = layout.sidecar_name(entry.file)
+            sidecar = layout.parse_sidecar(side.text(name), name)
             if (sidecar.sha256, sidecar.rows) != (entry.sha256, entry.rows):
                 found.note("files", f"the sidecar of {entry.file} is of another file")
             if sidecar.fingerprint != manifest.fingerprint:
@@ -260,7 +260,7 @@ def row_problems(
     """What of a synthetic row is not as its recipe and its caption say; each rule is that of `hfsyn.making.specs`."""
     source_id, _, k = row["sample_id"].rpartition("#")
     if source_id != row["source_id"] or not re.fullmatch("[0-9]{1,4}", k) or int(k) >= recipe.prompt.images_per_caption:
-        yield f"its id does not follow from its source id {row['source_id']!r}"
+        yield f"its id does not follow from its source id {_brief(row['source_id'])}"
         return
     if source_id not in captions:
         yield "its source image has no caption row"
@@ -271,16 +271,21 @@ def row_problems(
         yield f"its class is {row['wnid']} {row['class_name']!r} ({row['label']}), and that of its source image {wnid}"
         return
     if row["caption"] != caption:
-        yield f"its caption is {row['caption']!r}, and that of its source image {caption!r}"
+        yield f"its caption is {_brief(row['caption'])}, and that of its source image {_brief(caption)}"
     seed = recipe.seed_for(wnid)
     rng = random.Random(seed_of(seed, sample_id_of(source_id, int(k)), purpose="prompt"))
     # What a function of its author's would write cannot be known without running it.
     own = is_user_strategy(recipe.prompt.strategy)
     prompt = row["prompt"] if own else strategy_of(recipe.prompt).write(info, caption, rng)
     if row["prompt"] != prompt:
-        yield f"its prompt is {row['prompt']!r}, and the recipe makes {prompt!r}"
+        yield f"its prompt is {_brief(row['prompt'])}, and the recipe makes {_brief(prompt)}"
     if row["seed"] != seed_of(seed, row["sample_id"], row["retries"]):
         yield f"its seed is {row['seed']}, and the rule gives {seed_of(seed, row['sample_id'], row['retries'])}"
+
+
+def _brief(text: Any) -> str:
+    """A text of somebody's as it is told, which may be of any length."""
+    return repr(text) if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."
 
 
 def _table(
@@ -294,35 +299,35 @@ def _table(
     from datasets import Features
 
     for entry in entries:
+        if isinstance(side, RunFolder) and not (side.folder / entry.file).is_file():
+            continue  # it is missing, which is said already
         try:
-            with side.open(entry.file) as handle, pq.ParquetFile(handle) as parquet:
-                if Features.from_arrow_schema(parquet.schema_arrow) != features:
+            with side.open(entry.file) as handle:
+                shard = Shard(handle, entry, side.label)
+                if Features.from_arrow_schema(shard.schema) != features:
                     found.note("schema", f"{entry.file} has other columns than hfsyn writes")
                     continue
-                for problem in _image_problems(parquet, look=isinstance(side, RunFolder)):
+                for problem in _image_problems(shard, look=isinstance(side, RunFolder)):
                     found.note("images", f"{entry.file} {problem}")
-                if parquet.metadata.num_rows != entry.rows:
-                    found.note("counts", f"{entry.file} has {parquet.metadata.num_rows} rows, stated are {entry.rows}")
-                for batch in parquet.iter_batches(_ROWS, columns=columns):
-                    yield from batch.to_pylist()
+                yield from shard.rows(columns)
         except (OSError, ValueError, TypeError, KeyError, DataError) as error:  # pyarrow's errors are of these
             _raise_refusal(side, error)
-            if not isinstance(error, DataError) or isinstance(side, Published):
-                found.note("files", f"{entry.file} cannot be read: {' '.join(str(error).split())[:120]}")
+            said = error.message if isinstance(error, DataError) else str(error)
+            found.note("files", f"{entry.file} cannot be read: {' '.join(said.split())[:200]}")
 
 
-def _image_problems(parquet: Any, *, look: bool) -> Iterator[str]:
+def _image_problems(shard: Shard, *, look: bool) -> Iterator[str]:
     """Missing images by the footer's counts; with `look` the first image of each row group is opened too."""
-    names = [parquet.metadata.schema.column(i).path for i in range(parquet.metadata.num_columns)]
+    names = [shard.footer.schema.column(i).path for i in range(shard.footer.num_columns)]
     if "image.bytes" not in names:
         return
     column = names.index("image.bytes")
-    for group in range(parquet.num_row_groups):
-        statistics = parquet.metadata.row_group(group).column(column).statistics
+    for group in shard.groups():
+        statistics = shard.footer.row_group(group).column(column).statistics
         if statistics is not None and statistics.null_count:
             yield f"has {statistics.null_count} rows without an image"
         elif look:
-            first = next(parquet.iter_batches(1, row_groups=[group], columns=["image"])).to_pylist()[0]["image"]
+            first = next(shard.portions(["image"], groups=[group], rows=1)).to_pylist()[0]["image"]
             try:
                 decode_rgb((first or {}).get("bytes") or b"")
             except ImageRejected as problem:

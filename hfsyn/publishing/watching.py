@@ -1,4 +1,7 @@
-"""Publishing while a run is at work: finished shards go up in batches, the card shows how far it is."""
+"""Publishing while a run is at work: finished shards go up in batches, to a branch whose card shows how far it is.
+
+The branch is that of `hfsyn.publishing.working`. Main and its versions stay as they are until the version is whole.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,24 @@ from hfsyn.making.run_status import status
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import teller
 from hfsyn.publishing.cards import Progress, example_rows, facts_in_progress, render_card
+from hfsyn.publishing.committing import Change
 from hfsyn.publishing.contents import finished_contents
-from hfsyn.publishing.hub import HubRepo, LocalFile, parts_of
+from hfsyn.publishing.hub import HubRepo, LocalFile
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
     account_checks,
     check_names,
+    default_checks,
     full_repo_id,
     look_at,
     repo_checks,
     terms_checks,
     version_checks,
+    work_checks,
 )
 from hfsyn.publishing.publication import FILES_A_COMMIT, publish
 from hfsyn.publishing.versions import parse_version
+from hfsyn.publishing.working import begin_work, branch_of
 from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent
 
 INTERVAL = 120.0
@@ -52,6 +59,7 @@ def watch(
     what: str = "data",
     private: bool | None = None,
     into: bool = False,
+    make_default: bool = False,
     token: str | bool | None = None,
     quiet: bool = False,
     interval: float = INTERVAL,
@@ -60,14 +68,15 @@ def watch(
 ) -> Publication:
     """Publish the shards of a run as they are finished, and the version when all are.
 
-    Nothing is tagged before the end, so that nobody who loads by version sees an unfinished set. A batch that fails is
-    sent with the next one. Interrupt it at any time; the same command, or `publish`, continues.
+    They go to a branch, ``hfsyn-work/CONFIG``, which goes when the version stands: nobody who loads the set sees any of
+    it before. A batch that fails is sent with the next one. Interrupt it at any time; the same command, or `publish`,
+    continues.
 
     Args:
         run: a prepared run folder, at work or not.
         interval: seconds between two batches.
         sleep: the clock.
-        repo_id, version, config_name, what, private, into, token, quiet, options: as for `publish`.
+        repo_id, version, config_name, what, private, into, make_default, token, quiet, options: as for `publish`.
 
     Raises:
         HfsynError: as `publish`; before anything is sent for what can be known before the end.
@@ -78,14 +87,11 @@ def watch(
     say = teller(quiet)
     repo = HubRepo(repo_id, token=token, say=say)
     if not (run.folder / layout.MANIFEST).exists():
-        repo = _opened(run, repo, version, config_name, private=private, into=into)
-    if waits := _stands_whole(repo, config_name, run):
-        say(
-            f"{repo.repo_id} has a whole {config_name}: the new one is sent when it is finished, so that they never mix"
-        )
+        repo = _opened(run, repo, version, config_name, private=private, into=into, make_default=make_default)
+        say(f"{repo.repo_id}: finished shards go to the branch {branch_of(config_name)} until the version is whole")
     last = -interval
     while not (run.folder / layout.MANIFEST).exists():
-        if not waits and time.monotonic() - last >= interval:
+        if time.monotonic() - last >= interval:
             try:
                 send_finished(run, repo, config_name, say)
             except HfsynError as error:
@@ -95,12 +101,29 @@ def watch(
             last = time.monotonic()
         sleep(min(GLANCE, interval))
     return publish(
-        run, repo.repo_id, version, config_name=config_name, private=private, into=into, token=token, quiet=quiet,
+        run,
+        repo.repo_id,
+        version,
+        config_name=config_name,
+        private=private,
+        into=into,
+        make_default=make_default,
+        token=token,
+        quiet=quiet,
         **options,
-    )  # fmt: skip
+    )
 
 
-def _opened(run: Run, repo: HubRepo, version: str, config_name: str, *, private: bool | None, into: bool) -> HubRepo:
+def _opened(
+    run: Run,
+    repo: HubRepo,
+    version: str,
+    config_name: str,
+    *,
+    private: bool | None = None,
+    into: bool = False,
+    make_default: bool = False,
+) -> HubRepo:
     """The repository, made if need be, after all that can be looked at before the end."""
     asked = parse_version(version)
     check_names(repo.repo_id, config_name)
@@ -111,6 +134,8 @@ def _opened(run: Run, repo: HubRepo, version: str, config_name: str, *, private:
         *account_checks(repo, state, private=private),
         *repo_checks(state, repo.repo_id, config_name, "data", into=into, files={}),
         *version_checks(state, asked, repo.repo_id),
+        *default_checks(state, repo.repo_id, config_name, make_default=make_default),
+        *work_checks(repo, state, config_name, finished_contents(run, config_name)),
         *terms_checks(run, repo),
     ]
     for check in checks:
@@ -119,11 +144,6 @@ def _opened(run: Run, repo: HubRepo, version: str, config_name: str, *, private:
     if state.head is None:
         repo.create(private=private)
     return repo
-
-
-def _stands_whole(repo: HubRepo, config_name: str, run: Run) -> bool:
-    """Whether main has a finished configuration of that name: unfinished shards beside it would be loaded with it."""
-    return not (run.folder / layout.MANIFEST).exists() and config_name in look_at(repo).published
 
 
 def check_target(repo_id: str | None, version: str | None) -> None:
@@ -156,7 +176,7 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
         return
     assert version is not None  # `check_target` has looked
     if not (run.folder / layout.MANIFEST).exists():
-        _opened(run, HubRepo(repo_id), version, layout.DEFAULT_CONFIG, private=None, into=False)
+        _opened(run, HubRepo(repo_id), version, layout.DEFAULT_CONFIG)
     command = [sys.executable, "-m", "hfsyn", "publish", str(run.folder), repo_id, "--version", version, "--watch"]
     # The launcher's variables would make it believe that it is one of several workers.
     alone = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
@@ -179,30 +199,33 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
 
 
 def send_finished(run: Run, repo: HubRepo, config_name: str, say: Callable[[str], None]) -> int:
-    """Commit the finished shards that the repository lacks, with a card that says how far the run is.
+    """Commit the finished shards that the branch of unfinished work lacks, with a card that says how far the run is.
 
     Returns:
         How many files were sent, the card not counted.
     """
-    state = look_at(repo)
     files = finished_contents(run, config_name)
-    missing = {path: file for path, file in files.items() if not file.is_at(state.tree.get(path))}
-    if not missing or state.head is None:
+    main = repo.head()
+    if main is None:
         return 0
-    card = LocalFile.made(progress_card(run, state.card, repo.repo_id, config_name))
-    head = state.head
     try:
-        for names in parts_of(list(missing), FILES_A_COMMIT - 1):
-            part = {name: missing[name] for name in names} | {layout.CARD: card}
-            head = repo.commit(part, [], parent=head, message=f"Finished shards of {config_name}")
+        work = begin_work(repo, config_name, main)
+        missing = {path: file for path, file in files.items() if not file.is_at(work.tree.get(path))}
+        if not missing or work.head is None:
+            return 0
+        head = work.head
+        card = LocalFile.made(progress_card(run, repo.repo_id, config_name))
+        for step in Change({**missing, layout.CARD: card}).steps(FILES_A_COMMIT):
+            message = f"Finished shards of {config_name}"
+            head = repo.commit(step.add, [], parent=head, message=message, revision=work.branch)
     except HeadMovedError:
-        say(f"{repo.repo_id}: somebody else committed; the next batch brings the rest")
+        say(f"{repo.repo_id}: somebody else committed to {branch_of(config_name)}; the next batch brings the rest")
         return 0
     say(f"{repo.repo_id}: {len(missing)} files of finished shards")
     return len(missing)
 
 
-def progress_card(run: Run, existing: str | None, repo_id: str, config_name: str) -> str:
+def progress_card(run: Run, repo_id: str, config_name: str) -> str:
     """The card of a run that is at work."""
     stage = status(run.folder).stages[1]
     total = run.planned_rows or run.source_rows * run.recipe.prompt.images_per_caption
@@ -216,5 +239,5 @@ def progress_card(run: Run, existing: str | None, repo_id: str, config_name: str
         rows=example_rows(run.folder),
         software=software_of(run),
     )
-    progress = Progress(stage.rows, total, stage.shards_done, stage.shards or 0, now)
-    return render_card(facts, existing=existing, repo_id=repo_id, progress=progress)
+    progress = Progress(stage.rows, total, stage.shards_done, stage.shards or 0, now, branch_of(config_name))
+    return render_card(facts, repo_id=repo_id, progress=progress)

@@ -1,0 +1,202 @@
+"""What `load_dataset` finds in a repository: whether it is what our manifests say, and still what people put there.
+
+Asked of a repository as it will be, before anything is sent, and of the very commit that is to become a version.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from builders import layout
+from builders.errors import DataError
+from builders.layout import Manifest
+from builders.sources.cards import Card, files_loaded, is_table, read_card
+from builders.yaml import front_matter
+from hfsyn.errors import HfsynError
+from hfsyn.publishing.front_matter import FrontMatter
+from hfsyn.publishing.hub import LocalFile, RemoteFile
+
+OTHERS = "others"
+"""The configuration in which the files of a repository stay reachable whose card had no `configs` before ours."""
+_MOST_LISTED = 200
+"""Files of others that a card lists one by one."""
+
+Problem = tuple[str, str]
+"""What is wrong, and the way out."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A repository, as it is or as it will be."""
+
+    repo_id: str
+    files: Mapping[str, RemoteFile | LocalFile]
+    texts: Mapping[str, str]
+    """Of the files of `builders.sources.cards.CARD_FILES` that are there."""
+    manifests: Mapping[str, Manifest]
+    """Of the configurations that hfsyn published."""
+
+    @cached_property
+    def card(self) -> Card:
+        """What it says of its configurations.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        return read_card(self.texts, self.repo_id)
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; what lies somewhere else is believed to be."""
+        return name in self.files or "://" in name
+
+    def loaded(self, config: str | None) -> dict[str, list[str]]:
+        """Split -> the files that ``load_dataset`` takes for a configuration; nothing for one that the card lacks."""
+        if config is not None and config not in self.card.configs:
+            return {}
+        return files_loaded(self.card, config, self.files, self.repo_id)
+
+    def sizes(self, config: str) -> dict[str, int] | None:
+        """Split -> rows, as the card states them for `load_dataset` to compare; None where it states none."""
+        from datasets.info import DatasetInfosDict
+        from huggingface_hub import DatasetCardData
+
+        fields = front_matter(self.texts.get(layout.CARD, ""), layout.CARD)
+        info = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**fields)).get(config)
+        return {split.name: split.num_examples for split in info.splits.values()} if info and info.splits else None
+
+
+def unlike_manifests(view: View) -> Iterator[Problem]:
+    """Where ``load_dataset`` would give other rows than a manifest of ours says, or none at all."""
+    try:
+        configs = view.card.configs
+        loaded = {name: view.loaded(name) for name in configs}
+    except DataError as error:
+        yield error.message, error.hint
+        return
+    yield from _first_read(view, loaded)
+    for name, manifest in view.manifests.items():
+        if name in configs:  # whoever took it out of the card does not offer it
+            yield from _unlike(view, name, manifest, loaded[name])
+
+
+def _first_read(view: View, loaded: Mapping[str, Mapping[str, list[str]]]) -> Iterator[Problem]:
+    """``load_dataset`` reads every configuration in the format that it finds in the first one of the card."""
+    first = next(iter(loaded), None)
+    if first is None:
+        return
+    out = f"Correct its entry in the README.md of {view.repo_id}, or publish into a repository of its own."
+    for split, names in loaded[first].items():
+        if not names or (absent := [name for name in names if not view.has(name)]):
+            what = f"names {absent[0]}, which is not there" if names else f"has no files for its split {split}"
+            yield f"The first configuration of the card, {first}, {what}: load_dataset could not load any other.", out
+        elif not is_table(names[0]) or _ending(names) != ".parquet":
+            yield (
+                f"The first configuration of the card, {first}, is of {_ending(names)} files ({names[0]}), and "
+                "load_dataset reads all others in the same format: it could not read Parquet.",
+                out,
+            )
+
+
+def _ending(names: list[str]) -> str:
+    return Counter(posixpath.splitext(name)[1].lower() for name in names).most_common(1)[0][0]
+
+
+def _unlike(view: View, name: str, manifest: Manifest, loaded: Mapping[str, list[str]]) -> Iterator[Problem]:
+    prefix = layout.config_prefix(name)
+    wanted = {f"{prefix}{entry.file}": entry for entry in manifest.shards}
+    found = Counter(loaded.get(manifest.split, []))
+    at = f"the split {manifest.split} of the configuration {name}"
+    again = f"Publish {name} again, or take it out of the repository and its card."
+    if extra := [path for path, times in found.items() if path not in wanted or times > 1]:
+        yield (
+            f"The card gives {extra[0]}{_more(extra)} to {at}, and hfsyn did not put it there.",
+            f"Move it out of {prefix}{layout.DATA}/, or into a configuration of its own: "
+            f"hf repos delete-files {view.repo_id} {extra[0]} --repo-type dataset",
+        )
+    if missing := [path for path in wanted if path not in found or path not in view.files]:
+        yield f"The card does not give {missing[0]}{_more(missing)} to {at}.", again
+    changed = [path for path, entry in wanted.items() if (file := view.files.get(path)) and not _is(file, entry)]
+    if changed:
+        yield f"{changed[0]}{_more(changed)} is not what the manifest of {name} says.", again
+    for split, names in loaded.items():
+        if split != manifest.split and (bad := [one for one in names if not is_table(one) or not view.has(one)]):
+            yield (
+                f"The split {split} of the configuration {name} is {bad[0]}, and load_dataset could not load {name}.",
+                "Correct it in README.md, or give it a repository of its own.",
+            )
+    sizes = view.sizes(name)
+    if sizes is not None and (sizes.keys() != loaded.keys() or sizes.get(manifest.split) != manifest.rows):
+        yield (
+            f"`dataset_info` in the card states other splits or rows of {name} than there are, which load_dataset "
+            "refuses.",
+            f"Remove the entry of {name} under dataset_info in README.md.",
+        )
+
+
+def _is(file: RemoteFile | LocalFile, entry: layout.ShardEntry) -> bool:
+    return file.size == entry.bytes and file.sha256 in (None, entry.sha256)
+
+
+def no_longer_reached(before: View, after: View, owned: set[str]) -> Iterator[Problem]:
+    """What people can load now and could not afterwards: splits, files and configurations of their own.
+
+    Args:
+        before: the repository as it is.
+        after: as it will be.
+        owned: the files that hfsyn wrote for the configuration that is published.
+    """
+    try:
+        configs: list[str | None] = list(before.card.configs)
+    except DataError:
+        return  # which `unlike_manifests` says
+    for config in configs:
+        ours = before.manifests.get(config or "")
+        now = after.loaded(config)
+        for split, names in before.loaded(config).items():
+            there = now.get(split, [])
+            lost = [name for name in names if name in before.files and name not in owned and name not in there]
+            if ours is None or split != ours.split:  # somebody's: it may be of our files, too
+                lost += [name for name in there or names if name in before.files and name not in after.files]
+            if lost:
+                yield (
+                    f"The card gives {lost[0]}{_more(lost)} to the split {split} of the configuration {config}, where "
+                    "it could not be loaded any more.",
+                    "Give it a split or a configuration of its own in README.md, or publish under another "
+                    "--config-name.",
+                )
+
+
+def with_others(card: str | None, view: View, config_name: str, owned: set[str]) -> str | None:
+    """The card that is there, with a configuration for what `load_dataset` finds by itself as long as a card has none.
+
+    Raises:
+        HfsynError: it is too much to list.
+    """
+    from datasets.packaged_modules import _EXTENSION_TO_MODULE
+
+    if view.card.configs:
+        return card
+    found = {split: [n for n in names if n not in owned] for split, names in view.loaded(None).items()}
+    theirs = [name for names in found.values() for name in names]
+    if not theirs or _EXTENSION_TO_MODULE[_ending(theirs)][0] == "text":  # notes and programs
+        return card
+    if len(theirs) > _MOST_LISTED:
+        raise HfsynError(
+            f"{view.repo_id} has {len(theirs)} data files and no `configs` in its card, which would be of hfsyn's "
+            "configuration alone: nobody could load them any more.",
+            "Write `configs` for them into its README.md, or publish into a repository of its own.",
+        )
+    matter = FrontMatter(card or "")
+    entry = {
+        "config_name": OTHERS if config_name != OTHERS else f"{OTHERS}-before",
+        "data_files": [{"split": split, "path": names} for split, names in found.items() if names],
+    }
+    return matter.updated({"configs": [entry]}) + matter.body
+
+
+def _more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if names[1:] else ""

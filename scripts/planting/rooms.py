@@ -1,0 +1,158 @@
+"""Which tests are a file's own: those of its room, and those that import it.
+
+A bug must be noticed by the tests beside it. That some other part of the suite fails too, an hour later and three rooms
+away, helps nobody to find it.
+"""
+
+from __future__ import annotations
+
+import ast
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+
+ROOMS = (
+    (
+        "sources",
+        """
+        builders/sources/* builders/fold* builders/image_lists.py builders/labels.py builders/class_n*
+        builders/parquet.py builders/other_layouts.py builders/file_names.py builders/hub.py
+        """,
+        "sources folders_people_bring tables_* names_people_give class_maps streaming variant_rows evaluation_sets",
+    ),
+    (
+        "variants",
+        "builders/variant* builders/own_variants.py builders/evaluation_sets.py builders/real_labels.py",
+        "variants own_variants class_maps real_labels evaluation_sets names_people_give",
+    ),
+    (
+        "builders",
+        """
+        builders/imagenet.py builders/shapes.py builders/drawing.py builders/captioned.py builders/synthetic.py
+        builders/rows.py builders/schema.py
+        """,
+        "imagenet_builder shapes verification publication",
+    ),
+    (
+        "decoding",
+        "builders/images.py builders/colours.py builders/formats.py",
+        "images image_files_* unreadable_images",
+    ),
+    (
+        "runs",
+        """
+        builders/layout.py builders/shard* builders/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
+        hfsyn/making/overwriting.py hfsyn/making/claims.py hfsyn/making/shards.py hfsyn/making/tables.py
+        hfsyn/making/stages.py hfsyn/making/manifest.py hfsyn/making/planning.py hfsyn/making/budget.py
+        hfsyn/making/stored_rows.py hfsyn/making/rows.py hfsyn/making/real_images.py hfsyn/making/source_*
+        hfsyn/making/building.py hfsyn/making/exporting.py
+        """,
+        """
+        layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
+        source_going_away unreadable_images file_traces from_source production
+        """,
+    ),
+    (
+        "the Hub's answers",
+        "builders/access.py builders/published.py builders/revisions.py builders/resuming.py builders/ours.py",
+        "what_the_hub_answers publication publication_faults streaming verification judging_hub access",
+    ),
+    (
+        "recipes",
+        """
+        builders/yaml.py hfsyn/making/recipe* hfsyn/making/loading.py hfsyn/making/options.py hfsyn/making/pins.py
+        hfsyn/making/prompt* hfsyn/making/fragments.py hfsyn/making/user_str* hfsyn/making/specs.py
+        hfsyn/making/token_* hfsyn/recipes/*
+        """,
+        "recipe recipe_grid specs prompts fragments pins user_strategies captions_file what_people_write stages",
+    ),
+    (
+        "captions",
+        """
+        hfsyn/making/caption* hfsyn/making/instructions.py hfsyn/making/text_writer.py hfsyn/making/reading.py
+        hfsyn/making/known_captions.py hfsyn/making/refusals.py
+        """,
+        "captioner text_writer reading captions_file known_captions stages fragments",
+    ),
+    (
+        "images",
+        """
+        hfsyn/making/generat* hfsyn/making/pipelines.py hfsyn/making/denoising.py hfsyn/making/conditioning.py
+        hfsyn/making/decoding.py hfsyn/making/loras.py hfsyn/making/hub_models.py hfsyn/making/model_files.py
+        hfsyn/making/tuning.py hfsyn/making/batch_sizes.py hfsyn/making/production.py hfsyn/making/encode.py
+        hfsyn/making/devices.py hfsyn/models/*
+        """,
+        """
+        generator generator_* loras hub_models from_source production encode probing trust stages small_models
+        checkpoints_* exactness
+        """,
+    ),
+    (
+        "outlook",
+        """
+        hfsyn/making/forecast.py hfsyn/making/costs.py hfsyn/making/probing.py hfsyn/publishing/checkup.py
+        hfsyn/publishing/readiness.py hfsyn/making/sheets.py hfsyn/showcase.py
+        """,
+        "forecast doctor probing sheets showcase cli",
+    ),
+    (
+        "publishing",
+        "hfsyn/publishing/* dataset_cards/*",
+        """
+        publication* cards verification reproduction hf_jobs hub_* publish* clients* judging_hub
+        reading_back versions
+        """,
+    ),
+    (
+        "judging",
+        "hfsyn/judging/*",
+        """
+        training evaluation metrics fidelity membership benchmarking pages references streaming judging_hub
+        train_script unreadable_images tables_people_bring names_people_give
+        """,
+    ),
+    (
+        "commands",
+        "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/errors.py",
+        """
+        cli train_script what_people_write fragments doctor forecast class_maps publication verification stages
+        benchmarking budget
+        """,
+    ),
+    (
+        "processes",
+        "hfsyn/workers.py hfsyn/gathering.py hfsyn/progress.py hfsyn/software.py",
+        "workers gathering leftover_launchers machines budget end_to_end",
+    ),
+)
+"""Name, files of the product, and names of test files (without ``test_`` and ``.py``) of each room."""
+
+
+def tests_of(path: str, root: Path) -> list[str]:
+    """The test files of a product file's room, as paths below the repository, sorted.
+
+    Raises:
+        LookupError: no room has the file: give it one in `ROOMS`.
+    """
+    rooms = [tests for _, product, tests in ROOMS if any(fnmatchcase(path, pattern) for pattern in product.split())]
+    if not rooms:
+        raise LookupError(f"{path} is in no room: name it in scripts/planting/rooms.py")
+    patterns = [f"test_{name}.py" for tests in rooms for name in tests.split()]
+    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return sorted(
+        f"tests/{file.name}"
+        for file in (root / "tests").glob("test_*.py")
+        if any(fnmatchcase(file.name, pattern) for pattern in patterns) or module in imported_by(file)
+    )
+
+
+@cache
+def imported_by(file: Path) -> frozenset[str]:
+    """The modules that a test file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(found)
