@@ -359,6 +359,9 @@ def test_images_for_which_a_batch_fails_are_found_one_by_one(tmp_path: Path) -> 
     assert status(runs["choosy"]).stages[0].rejected == 5
     manifest, _ = finished(runs["choosy"])
     assert manifest["readable_rows"] == len(kept)
+    again = run_of(tmp_path, photos.parent, "caption.batch_size=5", "store.shard_rows=8", name="again")
+    caption(again, captions=str(runs["choosy"]), quiet=True)
+    assert (captions_of(again), rejected_of(again)) == (kept, aside)
 
 
 def test_an_image_for_which_the_model_computes_no_finite_values_is_set_aside(
