@@ -206,6 +206,21 @@ def refusal(call: Callable[[], Any]) -> str:
     return said
 
 
+def test_a_model_that_draws_random_numbers_of_its_own_is_refused(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hfsyn.making.caption_inputs import CaptionInputs
+
+    made = CaptionInputs._made
+
+    def shaken(self: Any, image: Image.Image, prompt: str | None) -> dict[str, Any]:
+        return {name: value + 0 * torch.rand(1).long() for name, value in made(self, image, prompt).items()}
+
+    monkeypatch.setattr(CaptionInputs, "_made", shaken)
+    said = refusal(lambda: TransformersCaptioner(CaptionPart(model=str(folders("blip"))), "cpu"))
+    assert "draws random numbers that no image's seed decides" in said
+
+
 def with_weights(model: Path, copy: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
     """A copy of a model with other weights."""
     shutil.copytree(model, copy)
