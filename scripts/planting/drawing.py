@@ -17,6 +17,7 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -45,67 +46,22 @@ _ARITHMETIC = {
     ast.BitOr: ("|", "&"),
     ast.BitXor: ("^", "|"),
 }
-_TELLING = {
-    "print",
-    "say",
-    "log",
-    "echo",
-    "warning",
-    "tell",
-    "set_description",
-    "add_note",
-    "filterwarnings",
-    "_tell",
-    "line",
-}
-_QUIET_KEYWORDS = {
-    "strict",
-    "indent",
-    "ensure_ascii",
-    "flush",
-    "timeout",
-    "stacklevel",
-    "quiet",
-    "repr",
-    "compare",
-    "max_workers",
-    "thread_name_prefix",
-    "help",
-    "hint",
-    "metavar",
-    "description",
-}
-KNOBS = {
-    "ABANDONED_AFTER",
-    "ATTEMPTS",
-    "BATCH",
-    "BATCHES_AHEAD",
-    "CACHED_PROMPTS",
-    "CALL_TIMEOUT",
-    "CANDIDATES",
-    "FIRST_PAUSE",
-    "LONGEST_ASKED",
-    "LONGEST_PAUSE",
-    "MICRO_BATCH",
-    "ROW_GROUP_BYTES",
-    "SHARDS_OPEN",
-    "SHARDS_TO_WRITE",
-    "SILENCE",
-    "WAIT",
-    "_BATCH",
-    "_BLOCK",
-    "_BYTES_AT_ONCE",
-    "_BYTES_A_PIXEL",
-    "_CHUNKING",
-    "_COLUMNS",
-    "_LARGE",
-    "_READERS",
-    "_ROOM",
-    "_ROWS",
-    "_SENT_AT_ONCE",
-    "_SHOWN",
-    "_SLICE",
-}
+_TELLING = set("print say _say echo warning tell _tell set_description add_note filterwarnings".split())
+"""Calls that only tell somebody something; what they are given is not changed, nor are they left out."""
+_MESSAGES = {"Check", "note"}
+"""Calls whose message is not changed, but that may be left out."""
+_QUIET_KEYWORDS = set(
+    "strict indent ensure_ascii flush timeout stacklevel quiet repr compare "
+    "max_workers thread_name_prefix help hint metavar description".split()
+)
+KNOBS = set(
+    """
+    ABANDONED_AFTER ATTEMPTS BATCH BATCHES_AHEAD CACHED_PROMPTS CALL_TIMEOUT CANDIDATES FIRST_PAUSE
+    LONGEST_ASKED LONGEST_PAUSE MICRO_BATCH ROW_GROUP_BYTES SHARDS_OPEN SHARDS_TO_WRITE SILENCE WAIT _BATCH
+    _BLOCK _BYTES_AT_ONCE _BYTES_A_PIXEL _CHUNKING _COLUMNS _LARGE _READERS _ROOM _ROWS _SENT_AT_ONCE _SHOWN
+    _SLICE
+    """.split()
+)
 """Names of numbers that pace, bound memory or shorten a message."""
 
 
@@ -151,8 +107,9 @@ def draw(root: Path, count: int, seed: int) -> list[Mutant]:
     return list(islice((m for _, m in ranked if _parses(m.applied(sources[m.path]))), count))
 
 
+@cache
 def every_mutant(root: Path) -> list[Mutant]:
-    """All that can be drawn, in the order of the files and lines."""
+    """All that can be drawn, in the order of the files and lines; read once a process."""
     paths = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
     return [mutant for path in paths for mutant in mutants_of(path.read_bytes(), path.relative_to(root).as_posix())]
 
@@ -253,7 +210,7 @@ class _Walk(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         name = _called(node)
-        if name in _TELLING or name.endswith(("Error", "Progress")):
+        if name in _TELLING or name in _MESSAGES or name.endswith(("Error", "Progress")):
             return
         self.visit(node.func)
         for argument in node.args:
