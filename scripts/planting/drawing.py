@@ -23,6 +23,12 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("builders", "hfsyn")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _COMPARE = {
     ast.Lt: ("<", "<="),
     ast.LtE: ("<=", "<"),
@@ -46,63 +52,26 @@ _ARITHMETIC = {
     ast.BitOr: ("|", "&"),
     ast.BitXor: ("^", "|"),
 }
-_TELLING = set(
-    ["print", "say", "_say", "echo", "warning", "tell", "_tell", "set_description", "add_note", "filterwarnings"]
+_TELLING = _words(
+    """
+    print say _say echo warning tell _tell set_description add_note filterwarnings
+    """
 )
 """Calls that only tell somebody something; what they are given is not changed, nor are they left out."""
 _MESSAGES = {"Check", "note"}
 """Calls whose message is not changed, but that may be left out."""
-_QUIET_KEYWORDS = set(
-    [
-        "strict",
-        "indent",
-        "ensure_ascii",
-        "flush",
-        "timeout",
-        "stacklevel",
-        "quiet",
-        "repr",
-        "compare",
-        "max_workers",
-        "thread_name_prefix",
-        "help",
-        "hint",
-        "metavar",
-        "description",
-    ]
+_QUIET_KEYWORDS = _words(
+    """
+    strict indent ensure_ascii flush timeout stacklevel quiet repr compare max_workers thread_name_prefix help
+    hint metavar description
+    """
 )
-KNOBS = set(
-    [
-        "ABANDONED_AFTER",
-        "ATTEMPTS",
-        "BATCH",
-        "BATCHES_AHEAD",
-        "CACHED_PROMPTS",
-        "CALL_TIMEOUT",
-        "CANDIDATES",
-        "FIRST_PAUSE",
-        "LONGEST_ASKED",
-        "LONGEST_PAUSE",
-        "MICRO_BATCH",
-        "ROW_GROUP_BYTES",
-        "SHARDS_OPEN",
-        "SHARDS_TO_WRITE",
-        "SILENCE",
-        "WAIT",
-        "_BATCH",
-        "_BLOCK",
-        "_BYTES_AT_ONCE",
-        "_BYTES_A_PIXEL",
-        "_CHUNKING",
-        "_COLUMNS",
-        "_LARGE",
-        "_READERS",
-        "_ROOM",
-        "_ROWS",
-        "_SENT_AT_ONCE",
-        "_SHOWN",
-        "_SLICE",
-    ]
+KNOBS = _words(
+    """
+    ABANDONED_AFTER ATTEMPTS BATCH BATCHES_AHEAD CACHED_PROMPTS CALL_TIMEOUT CANDIDATES FIRST_PAUSE LONGEST_ASKED
+    LONGEST_PAUSE MICRO_BATCH ROW_GROUP_BYTES SHARDS_OPEN SHARDS_TO_WRITE SILENCE WAIT _BATCH _BLOCK
+    _BYTES_AT_ONCE _BYTES_A_PIXEL _CHUNKING _COLUMNS _LARGE _READERS _ROOM _ROWS _SENT_AT_ONCE _SHOWN _SLICE
+    """
 )
 """Names of numbers that pace, bound memory or shorten a message."""
 
