@@ -161,7 +161,8 @@ class _Walk(ast.NodeVisitor):
 
     def _note(self, node: Any, kind: str, start: int, stop: int, new: str) -> None:
         old = self._source[start:stop].decode()
-        self.found.append(Mutant(self._path, node.lineno, kind, self._function or "<module>", start, stop, old, new))
+        where = self._function if self._is_function else "<module>"
+        self.found.append(Mutant(self._path, node.lineno, kind, where, start, stop, old, new))
 
     def _replace(self, node: Any, kind: str, make: Any) -> None:
         start, stop = self._span(node)
@@ -303,7 +304,7 @@ def function_at(tree: ast.AST, line: int) -> str:
     while True:
         inner = _innermost(node, line)
         if inner is None:
-            return found or "<module>"
+            return found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else "<module>"
         found = f"{found}{joint}{inner.name}"
         joint = "." if isinstance(inner, ast.ClassDef) else ".<locals>."
         node = inner

@@ -1,4 +1,4 @@
-"""Which tests are a file's own: those of its room, and those that import it.
+"""Which tests are a file's own: those of its room, and others that import it.
 
 A bug must be noticed by the tests beside it. That some other part of the suite fails too, an hour later and three rooms
 away, helps nobody to find it.
@@ -128,6 +128,10 @@ ROOMS = (
 """Name, files of the product, and names of test files (without ``test_`` and ``.py``) of each room."""
 
 
+FAR = "bench_* end_to_end faults fragments full_size hf_jobs machines resume showcase slurm small_models"
+"""Tests of scripts and of the whole path: beside nothing, though they import this and that; a room may name them."""
+
+
 def tests_of(path: str, root: Path) -> list[str]:
     """The test files of a product file's room, as paths below the repository, sorted.
 
@@ -138,11 +142,13 @@ def tests_of(path: str, root: Path) -> list[str]:
     if not rooms:
         raise LookupError(f"{path} is in no room: name it in scripts/planting/rooms.py")
     patterns = [f"test_{name}.py" for tests in rooms for name in tests.split()]
+    far = [f"test_{name}.py" for name in FAR.split()]
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     return sorted(
         f"tests/{file.name}"
         for file in (root / "tests").glob("test_*.py")
-        if any(fnmatchcase(file.name, pattern) for pattern in patterns) or module in imported_by(file)
+        if any(fnmatchcase(file.name, pattern) for pattern in patterns)
+        or (module in imported_by(file) and not any(fnmatchcase(file.name, pattern) for pattern in far))
     )
 
 
