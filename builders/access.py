@@ -25,6 +25,7 @@ __all__ = [
     "HeadMovedError",
     "Patience",
     "UnreachableError",
+    "asked",
     "check_token",
     "is_offline",
     "page_of",
@@ -143,6 +144,21 @@ def patiently(call: Callable[[], T], patience: Patience) -> T:
             return call()
         except Exception as error:
             patience.after(error)
+
+
+def asked(ask: Callable[[], object]) -> bool:
+    """Ask the Hub for leave; whether it knew the question, which a mirror or an older server may not.
+
+    Raises what it answers where it refuses.
+    """
+    known = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
+    try:
+        ask()
+    except errors.HfHubHTTPError as error:
+        if status_of(error)[0] not in (404, 405, 501) or isinstance(error, known):
+            raise
+        return False
+    return True
 
 
 @contextmanager

@@ -112,9 +112,16 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
 
 
 def named(what: str, names: Sequence[str], most: int = 3) -> str:
-    """A reason with the names that it is about: "archive not unpacked (a.tar, b.tar and 4 more)"."""
+    """A reason with the names that it is about: "archive not unpacked (a.tar, b.tar and 4 more)".
+
+    Reasons are published: of a path on somebody's machine, which a list may hold, the last name is all that is said.
+    """
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{what} ({', '.join(shown(name)[:80] for name in sorted(names)[:most])}{more})"
+    short = [_ROOTED.sub("", name) for name in sorted(names)[:most]]
+    return f"{what} ({', '.join(shown(name)[:80] for name in short)}{more})"
+
+
+_ROOTED = re.compile(r"^(~|[A-Za-z]:)?[\\/].*[\\/]")
 
 
 def _items(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import RevisionNotFoundError
 
-from builders.access import Patience, is_offline, patiently
+from builders.access import Patience, asked, is_offline, patiently
 from builders.errors import DataError
 from builders.parquet import ParquetSource
 from builders.sources.cards import CARD_FILES, NoConfigurationError, Tables, find_tables, read_card, what_lies_there
@@ -179,7 +179,7 @@ def _snapshot(variant: Variant, revision: str | None, token: str | bool | None, 
     def ask() -> Repository:
         if variant.gated:
             # The list of files can be read by everybody, the files cannot: ask now rather than at the first image.
-            HfApi(endpoint=endpoint, token=token).auth_check(hub.repo_id, repo_type="dataset")
+            asked(lambda: HfApi(endpoint=endpoint, token=token).auth_check(hub.repo_id, repo_type="dataset"))
         return open_repository(
             hub.repo_id,
             revision or hub.revision,

@@ -126,8 +126,8 @@ class Sidecar:
     """
     options: Mapping[str, str] = field(default_factory=dict)
     """What else may change the last bits: memory format, compilation, attention kernel."""
-    idle: Mapping[str, int] = field(default_factory=dict)
-    """Weights of the model that play no part: how many of each kind."""
+    unused_weights: Mapping[str, int] = field(default_factory=dict)
+    """Weights of the model that are not used: how many of each kind."""
 
     def dump(self) -> str:
         """The sidecar as JSON text with a final newline."""
@@ -160,7 +160,7 @@ def parse_sidecar(text: str | bytes, where: str) -> Sidecar:
         wrong = [name for kind, names in kinds.items() for name in names if type(getattr(found, name)) is not kind]
         wrong += [
             name
-            for name in ("counts", "flags", "software", "options", "idle")
+            for name in ("counts", "flags", "software", "options", "unused_weights")
             if not isinstance(getattr(found, name), dict)
         ]
         if wrong:

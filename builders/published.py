@@ -340,6 +340,8 @@ def load_version(
         DataError: as `open_published`; the files are not whole in the cache and the Hub cannot be asked; or another
             split is asked for.
     """
+    from datasets.exceptions import DatasetGenerationError
+
     from builders.shard_rows import ShardRows
 
     found = open_published(repo_id, revision, config, token=token)
@@ -350,7 +352,10 @@ def load_version(
     rows = ShardRows(files=files, entries=manifest.shards, split=manifest.split)
     if streaming:
         return rows.as_streaming_dataset(manifest.split)
-    rows.download_and_prepare()
+    try:
+        rows.download_and_prepare()
+    except DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, DataError) else error) from None
     return rows.as_dataset(manifest.split)
 
 

@@ -159,9 +159,10 @@ def _summary(run: Any, quiet: bool) -> None:
         for reason, count in manifest["rejected"].items():
             _say(f"set aside: {count} ({reason}); see {run.folder / layout.REJECTED}")
         for entry in manifest["unreadable_classes"]:
-            _say(f"left out: the class {entry['name']} (none of its {entry['images']} images could be read)")
+            could = "used" if entry.get("refused") else "read"
+            _say(f"left out: the class {entry['name']} (none of its {entry['images']} images could be {could})")
         for reason, count in manifest["left_out"].items():
-            _say(f"left out of the source: {count} ({reason})")
+            _say(f"left out: {count} ({reason})")
         for flag, count in manifest["flags"].items():
             _say(f"flagged: {count} rows {flag}")
     click.echo(run.folder)

@@ -24,9 +24,10 @@
 
 The table above is read by `hf jobs uv run`; its options override it: --flavor, --timeout, --secrets. A job's disk is
 gone when the job ends, and a job without a timeout of its own ends after 30 minutes. So finished shards go to the Hub
-while others are made. --hours ends the work at a shard's end, before the timeout would; what is finished by then is
-sent, and the exit code is 4. A job that is cut off loses what it finished in the last two minutes. Either way the same
-command starts a job that brings back what is on the Hub and goes on. One job at a time: two would make the same shards.
+while others are made, to the branch hfsyn-work/default. --hours ends the work at a shard's end, before the timeout
+would; what is finished by then is sent, and the exit code is 4. A job that is cut off loses what it finished in the
+last two minutes. Either way the same command starts a job that brings back what is on the Hub and goes on. One job at a
+time: two would make the same shards.
 """
 
 from __future__ import annotations

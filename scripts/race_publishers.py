@@ -174,12 +174,11 @@ class Person:
 class Races:
     """A Hub, runs to publish, and repositories to begin with."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, hub: Hub) -> None:
+        self.folder, self.hub = folder, hub
         names = {"large": (), "small": ("source.limit_per_class=1",), "other": ("seed=1",)}
         self.runs = {name: finished_run(folder, *more, name=name) for name, more in names.items()}
         self.shard = next(layout.finished_shards(self.runs["small"] / layout.DATA)).read_bytes()
-        self.hub = Hub(folder / "hub-base")
         self.files = {
             (name, config): {path: file.sha256 for path, file in contents(load_run(run), config).items()}
             for name, run in self.runs.items()
@@ -219,9 +218,13 @@ class Races:
         found = [problem for name, *job in jobs for problem in self.ended_badly(ended[name], *job)]
         found += self.unlike(reader, whole=whole)
         return {
-            "schedule": number, "publishers": len(jobs), "codes": [ended[name].code for name, *_ in jobs],
-            "person": person.done, "tags": sorted(self.tags()), "problems": found,
-        }  # fmt: skip
+            "schedule": number,
+            "publishers": len(jobs),
+            "codes": [ended[name].code for name, *_ in jobs],
+            "person": person.done,
+            "tags": sorted(self.tags()),
+            "problems": found,
+        }
 
     def tags(self) -> dict[str, str]:
         repo = self.hub.store.repos.get(("dataset", REPO))
@@ -290,12 +293,12 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="this schedule alone, with all that happened")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="races-"))
-    races, began, results = Races(folder), time.monotonic(), []
+    began, results = time.monotonic(), []
     (folder / "forks").mkdir()
     (folder / "reader").mkdir()
-    with races.hub:
-        forks = Forks(races.hub, folder / "forks")
-        with Client(races.hub, folder / "reader") as reader:
+    with Hub(folder / "hub") as hub:
+        races, forks = Races(folder, hub), Forks(hub, folder / "forks")
+        with Client(hub, folder / "reader") as reader:
             for number in range(given.schedules) if given.only is None else [given.only]:
                 results.append(races.run(number, given.seed, forks, reader, whole=number % 10 in (0, 5)))
                 last = results[-1]
@@ -310,10 +313,13 @@ def main() -> int:
     bad = [result["schedule"] for result in results if result["problems"]]
     codes = Counter(code for result in results for code in result["codes"])
     figures = {
-        "schedules": len(results), "bad": bad, "codes": {str(code): count for code, count in sorted(codes.items())},
+        "schedules": len(results),
+        "bad": bad,
+        "codes": {str(code): count for code, count in sorted(codes.items())},
         "deeds": sum(len(result["person"]) for result in results),
-        "tags": sum(len(result["tags"]) for result in results), "seconds": round(time.monotonic() - began),
-    }  # fmt: skip
+        "tags": sum(len(result["tags"]) for result in results),
+        "seconds": round(time.monotonic() - began),
+    }
     print(json.dumps(figures))
     return int(bool(bad))
 

@@ -1,6 +1,6 @@
 """Kill a command at every one of its file operations, give it again, and compare with a run that nothing disturbed.
 
-    python scripts/sweep_kills.py                             all five commands, every operation
+    python scripts/sweep_kills.py                             all commands, every operation
     python scripts/sweep_kills.py build finish --every 5      every fifth of two
     python scripts/sweep_kills.py --only build:37             one point alone, with what it leaves
 
@@ -8,6 +8,8 @@ An operation is an opening for writing, a renaming, a removal, a folder made or 
 a file that a library writes natively; a point lies before each of them, and after those that take their time. The
 process gets SIGKILL there. Then the same command runs to its end, and its folders must hold what an undisturbed run
 leaves: the same files with the same bytes (times that were measured aside), and nothing else.
+
+Publications are killed at each request as well; `sweep_publishing.py` says what must hold then.
 
 Everything is imported once, and each process is a fork. Captions and images come from fakes, which need no time; the
 classifier that is trained is a real one, tiny. Exit code 1 where a point ends in something else.
@@ -32,6 +34,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sweep_publishing import PUBLISHING, Place, PublishSweep
 
 SMALL = (
     "--set", "store.shard_rows=4", "--set", "generate.batch_size=2", "--set", "generate.steps=1",
@@ -351,20 +355,27 @@ class Sweep:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"Of {', '.join(COMMANDS)}. Default: all.")
+    known = (*COMMANDS, *PUBLISHING)
+    parser.add_argument("commands", nargs="*", metavar="COMMAND", help=f"Of {', '.join(known)}. Default: all.")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="Only every N-th point.")
     parser.add_argument("--from", type=int, default=1, dest="first", metavar="K", help="Begin with point K.")
     parser.add_argument("--only", metavar="COMMAND:POINT", help="One point alone.")
     parser.add_argument("--list", action="store_true", help="Name the points, and kill nothing.")
     given = parser.parse_args()
-    names = [given.only.partition(":")[0]] if given.only else given.commands or list(COMMANDS)
-    if unknown := [name for name in names if name not in COMMANDS]:
-        parser.error(f"{unknown[0]} is none of {', '.join(COMMANDS)}")
-    prepare_process()
+    names = [given.only.partition(":")[0]] if given.only else given.commands or list(known)
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"{unknown[0]} is none of {', '.join(known)}")
+    names.sort(key=PUBLISHING.__contains__)  # they start threads, after which nothing should be forked from here
+    if names[0] in COMMANDS:
+        prepare_process()
     bad = total = 0
+    hub: Place | None = None
     with tempfile.TemporaryDirectory(prefix="sweep-") as temporary:
         for name in names:
-            sweep, began = Sweep(name, Path(temporary)), time.monotonic()
+            began, place = time.monotonic(), Path(temporary)
+            if name in PUBLISHING:
+                hub = hub or Place(place / "publishing")
+            sweep = Sweep(name, place) if hub is None else PublishSweep(name, hub)
             points = range(given.first, len(sweep.operations) + 1, given.every)
             if given.only:
                 points = range(int(given.only.partition(":")[2]), int(given.only.partition(":")[2]) + 1)
@@ -381,6 +392,8 @@ def main() -> None:
             bad += wrong
             took = time.monotonic() - began
             print(f"{name:12} {len(points):4} of {len(sweep.operations)} points, {wrong} bad, {took:.0f} s", flush=True)
+        if hub is not None:
+            hub.close()
     print(f"{total} points, {bad} bad")
     sys.exit(bad > 0)
 

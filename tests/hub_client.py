@@ -87,9 +87,13 @@ class Forks:
         self.environment = hub.env(home=home) | {"PYTHONPATH": paths}
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "drive_forks.py")],
-            env=self.environment, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            env=self.environment,
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-        )  # fmt: skip
+        )
 
     def _order(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None

@@ -97,6 +97,7 @@ def test_a_local_folder_is_taken_by_any_of_its_names(
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_local_model_whose_content_has_changed_is_refused(kind: Kind, tmp_path: Path) -> None:
     (tmp_path / MARKER[kind]).write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
     before = pin(str(tmp_path), None, kind)
     (tmp_path / "README.md").write_text("a card decides nothing")
     assert loading(str(tmp_path), before, kind)[1] == {"trust_remote_code": False, "use_safetensors": True}

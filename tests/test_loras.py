@@ -112,10 +112,10 @@ def test_a_local_lora_is_pinned_by_its_content(model: Path, lora: Path, tmp_path
 
 def test_what_is_no_lora_for_this_model_is_refused(model: Path, lora: Path, tmp_path: Path) -> None:
     refused(lambda: drawn(part(model, lora=str(tmp_path / "none"))), "There is no LoRA at")
-    refused(lambda: drawn(part(model, lora=str(lora), lora_file="other.safetensors")), "is no file of LoRA weights")
+    refused(lambda: drawn(part(model, lora=str(lora), lora_file="other.safetensors")), "is not a file of LoRA weights")
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "weights.bin").write_bytes(b"a pickle")
-    refused(lambda: drawn(part(model, lora=str(tmp_path / "w" / "weights.bin"))), "is no file of LoRA weights")
+    refused(lambda: drawn(part(model, lora=str(tmp_path / "w" / "weights.bin"))), "is not a file of LoRA weights")
     refused(lambda: pin_lora(part(model, lora_file="a.safetensors")), "and no generate.lora")
     xl = sdxl(tmp_path / "xl")
     refused(lambda: drawn(part(xl, lora=str(lora))), "cannot be put into|holds no LoRA weights")

@@ -152,18 +152,19 @@ def test_what_does_not_pass_ends_a_publish_at_once_and_what_does_within_a_bound(
 # -------------------------------------------------------------------------------------------------------------- kills
 
 
-def test_twenty_kills_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
+def test_kills_at_any_moment_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     chance, slow = random.Random(20), 0.01
     hub.faults.add("delay", times=None, seconds=slow)
     assert forks.hfsyn(*publish(runs["a"], "1.0.0")).code == 0
     whole, requests = hub.files("dataset", REPO, "v1.0.0"), len(hub.log)
     size, reached, resent = hub.counters.lfs_bytes, [], []
-    for number in range(20):
+    kills = 20 if WHOLE else 8  # those of scripts/sweep_kills.py are at every request
+    for number in range(kills):
         emptied(hub).faults.add("delay", times=None, seconds=slow)
         # Moments are counted in requests, so that a busy machine has them too; the first falls among the imports.
         after, moment = chance.randrange(requests) if number else -1, chance.uniform(0, 2 * slow)
         victim = None
-        if WHOLE or number < 2:
+        if WHOLE or number < 1:
             victim = subprocess.Popen(
                 [sys.executable, "-m", "hfsyn", *publish(runs["a"], "1.0.0")],
                 env=forks.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -189,10 +190,18 @@ def test_twenty_kills_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks
         assert not tagged or len(puts) == sum(1 for entry in hub.log if entry.method == "PUT")
         resent.append(sent - size)
     print(
-        "killed after", sorted(reached), "of", requests, "requests; sent again", sum(resent), "of", 20 * size, "bytes"
+        "killed after",
+        sorted(reached),
+        "of",
+        requests,
+        "requests; sent again",
+        sum(resent),
+        "of",
+        kills * size,
+        "bytes",
     )
-    assert sum(1 for count in reached if count) >= 12
-    assert len(set(reached)) > 6
+    assert sum(1 for count in reached if count) >= kills // 2
+    assert len(set(reached)) > kills // 3
 
 
 # ------------------------------------------------------------------------------------------------------------- rivals
@@ -217,7 +226,7 @@ def conflicts(hub: Hub) -> int:
 
 def test_two_publishers_of_two_configurations_both_succeed(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     collided = 0
-    for _ in range(3):
+    for _ in range(2):
         emptied(hub)
         commands = [publish(runs[run], f"1.{minor}.0", "--config-name", run) for minor, run in enumerate("ab")]
         ended = together(hub, forks, *commands)
@@ -231,7 +240,7 @@ def test_two_publishers_of_two_configurations_both_succeed(hub: Hub, forks: Fork
 
 def test_two_publishers_of_two_versions_leave_one_run_in_each(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     collided = 0
-    for _ in range(3):
+    for _ in range(2):
         emptied(hub)
         ended = together(hub, forks, publish(runs["a"], "1.0.0"), publish(runs["short"], "1.1.0"))
         assert [one.code for one in ended] == [0, 0], ended
@@ -243,7 +252,7 @@ def test_two_publishers_of_two_versions_leave_one_run_in_each(hub: Hub, forks: F
 
 
 def test_of_two_publishers_of_one_version_one_is_refused(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
-    for _ in range(3):
+    for _ in range(2):
         emptied(hub)
         ended = together(hub, forks, publish(runs["a"], "1.0.0"), publish(runs["short"], "1.0.0"))
         assert sorted(one.code for one in ended) == [0, 2], ended
@@ -433,7 +442,7 @@ def test_a_watched_run_goes_up_in_batches_and_nothing_twice(hub: Hub, forks: For
         cards.append(there(hub)[layout.CARD].decode())
         assert hub.files("dataset", REPO).keys() == {".gitattributes"}
         assert set(hub.refs("dataset", REPO)) == {"refs/heads/main", f"refs/heads/{WORK}"}
-    assert all("not complete yet" in card for card in cards)
+    assert all("not complete yet" in card and f'revision="{WORK}"' in card for card in cards)
     assert len(set(cards)) == 5
     finish(run)
     done = forks.wait(pid)

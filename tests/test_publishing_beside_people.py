@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ shutil.rmtree(cache)
 
 @pytest.fixture
 def dataset(hub: Hub, client: Client, request: pytest.FixtureRequest) -> Set:
-    return Set(hub, client, f"set-{abs(hash(request.node.name)) % 10**9}")
+    return Set(hub, client, f"set-{zlib.crc32(request.node.name.encode())}")
 
 
 def ids(run: Path) -> list[str]:
@@ -316,6 +317,7 @@ except Exception as error:
 """
     assert client.python(code.format(run=str(tmp_path / "first"), name=dataset.name)) == "sent"
     branch = "hfsyn-work/default"
+    assert set(hub.refs("dataset", dataset.name)) == {"refs/heads/main", f"refs/heads/{branch}"}
     there = hub.files("dataset", dataset.name, branch)
     assert "data/train-00000-of-00004.parquet" in there
     assert set(dataset.files()) == {".gitattributes"}

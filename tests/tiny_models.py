@@ -584,3 +584,46 @@ def sd3(folder: Path, seed: int = 0) -> Path:
     )  # fmt: skip
     pipe.save_pretrained(folder)
     return folder
+
+
+def paligemma(folder: Path, seed: int = 0, *, cache: str | None = None) -> Path:
+    """A captioner that needs a prompt, which it reads in both directions at once: its processor numbers the segments.
+
+    `cache` is what its generation settings say of the cache.
+    """
+    from transformers import (
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        SiglipImageProcessor,
+    )
+
+    tokenizer = _gpt2_tokenizer("<image>")
+    images = SiglipImageProcessor(size={"height": SIDE, "width": SIDE})
+    images.image_seq_length = 4
+    processor = PaliGemmaProcessor(images, tokenizer)
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    text = {
+        "model_type": "gemma", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+        "max_position_embeddings": 256, "tie_word_embeddings": False, **ends,
+    }  # fmt: skip
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    model = PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(
+            vision_config=_vision(model_type="siglip_vision_model", projection_dim=16), text_config=text,
+            image_token_id=image, projection_dim=16, tie_word_embeddings=False, **ends,
+        )
+    )  # fmt: skip
+    _randomise(model, seed)
+    words = [tokenizer.convert_tokens_to_ids(letter) for letter in string.ascii_letters]
+    with torch.no_grad():  # places and segments are no words of a caption
+        embeddings = model.get_output_embeddings().weight
+        embeddings[[n for n in range(len(embeddings)) if n not in words]] = 0
+    model.generation_config.cache_implementation = cache
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

@@ -33,9 +33,12 @@ def status(run: str, as_json: bool) -> None:
         rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
         click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
     for reason, count in found.left_out.items():
-        click.echo(f"left out of the source: {count} ({reason})")
+        click.echo(f"left out: {count} ({reason})")
     for entry in found.unreadable_classes:
-        click.echo(f"left out: the class {entry['name']} (none of its {entry['images']} images could be read)")
+        could = "used" if entry.get("refused") else "read"
+        click.echo(f"left out: the class {entry['name']} (none of its {entry['images']} images could be {could})")
+    for name, counts in found.unused_weights.items():
+        click.echo(f"weights of the model ({name}): {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
     for what in found.lost:
         click.echo(f"not finished: {what}; `hfsyn build` makes it again")
     click.echo("finished" if found.finished else "unfinished")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -189,7 +190,7 @@ def _eval_results(test: Mapping[str, Any]) -> list[Any]:
 def without_paths(value: Any) -> Any:
     """A result for others to read: of every local path only its last name is left."""
     if isinstance(value, Mapping):
-        return {key: without_paths(inner) for key, inner in value.items()}
+        return {without_paths(key): without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [without_paths(inner) for inner in value]
     return _without_path(value) if isinstance(value, str) else value
@@ -197,9 +198,18 @@ def without_paths(value: Any) -> Any:
 
 def _without_path(text: str) -> str:
     """``VARIANT=/home/me/photographs:0.5`` is ``VARIANT=photographs:0.5``; a name on the Hub stays as it is."""
+    if found := _PLACE.match(text):
+        return f"{found[1] or ''}{Path(found[2]).name}"
     stated, sign, place = text.rpartition("=")
-    outside = place.startswith(("/", "~", "..", "./")) or ("/" in place and len(place) < 256 and Path(place).exists())
-    return f"{stated}{sign}{Path(place).name}" if outside else text
+    if "/" in place and len(place) < 256 and Path(place).exists():
+        return f"{stated}{sign}{Path(place).name}"
+    return _WITHIN.sub(lambda found: Path(found[0]).name, text)
+
+
+_PLACE = re.compile(r"([\w.@-]*[=:])?((?:~|\.{1,2})?/(?!/).*|~|\.\.)", re.DOTALL)
+"""A place on this machine, alone or with what it is given as: ``VARIANT=/photographs``, ``local-dir:/trained``."""
+_WITHIN = re.compile(r"""(?<![\w:/.~-])(?:~|\.{1,2})?/(?!/)[^\s,;:'"()]*/[^\s,;:'"()]+""")
+"""One in the middle of a sentence."""
 
 
 def _hub_name(data: Mapping[str, Any]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from builders.errors import DataError
 from builders.layout import SIDECARS, load_sidecar, shard_count, sidecar_of
@@ -12,7 +13,8 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gathering import check_launcher
 from hfsyn.making.captioning import caption
 from hfsyn.making.claims import Claims, Patience
-from hfsyn.making.generating import generate
+from hfsyn.making.generating import generate, tried_generator
+from hfsyn.making.generator import ImageGenerator
 from hfsyn.making.manifest import finish, is_whole
 from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.overwriting import working_in
@@ -151,9 +153,12 @@ def work(
         )
     processes = num_processes or (1 if one else min(default_processes(), _shards_left(run, stages, shards)))
     if processes == 1 or is_launched():
+        tried: ImageGenerator | None = None
+        if {"caption", "generate"} <= set(stages) and not _complete(run, "caption", None):
+            tried = tried_generator(run, device=device, options=options)
         for stage in stages:
             only = shards if stage == stages[-1] else None
-            more = {"captions": captions} if stage == "caption" else {}
+            more: dict[str, Any] = {"captions": captions} if stage == "caption" else {"generator": tried}
             STAGES[stage](run, device=device, shards=only, quiet=quiet, options=options, **more)
             if options.budget_hours is not None and not _complete(run, stage, only):
                 _end_early(run, stage, only, options)

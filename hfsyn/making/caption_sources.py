@@ -49,7 +49,7 @@ class TextSource:
     but for `HfsynError`, which ends the run."""
     model: str = ""
     """Its name; empty where no model is asked."""
-    idle: Mapping[str, int] = field(default_factory=dict)
+    unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Weights of the model that play no part: how many of each kind."""
 
 
@@ -95,9 +95,9 @@ def texts_of(
         writing = _padded(
             lambda batch: lambda: writer.write([classes[seen.wnid] for seen in batch], _seeds(run, batch))
         )
-        return TextSource(writing, model=part.model, idle=writer.idle.counts()), where
+        return TextSource(writing, model=part.model, unused_weights=writer.idle.counts()), where
     found = TransformersCaptioner(part, where, allow_pickle=allow_pickle, classes=infos)
-    return replace(_looking(found, run, part.model), idle=found.idle.counts()), where
+    return replace(_looking(found, run, part.model), unused_weights=found.idle.counts()), where
 
 
 def _looking(captioner: Any, run: Run, model: str) -> TextSource:

@@ -168,11 +168,15 @@ class TransformersCaptioner:
         try:
             self._try_out()
         except HfsynError:
-            if inputs.prompt is not None or not self._works_with("a photo of"):
+            place = str(getattr(inputs.processor, "image_token", "<image>"))
+            tries = ("a photo of", f"{place}\na photo of") if inputs.prompt is None else ()
+            found = [text for text in tries if self._works_with(text)]
+            if not found:
                 raise
             raise HfsynError(
                 f"{part.model} takes a text beside the image, and caption.prompt is null.",
-                'Set caption.prompt to what it was trained with, such as "caption en" for PaliGemma.',
+                'Set caption.prompt to what it was trained with, such as "caption en" for PaliGemma'
+                + (f", with {place} in the image's place." if found[0] != "a photo of" else "."),
             ) from None
         if part.prompt is None or self._model.config.model_type == "florence2":
             return

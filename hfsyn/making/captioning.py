@@ -67,7 +67,7 @@ def caption(
     what = "reading source" if part is None else "captioning"
     size = BatchSize(part.batch_size if part else 64)
     tally = Tally(texts.model)
-    _say_idle(texts, quiet=quiet)
+    _say_unused(texts, quiet=quiet)
     with (
         working_in(run.folder, run.mark),
         stage.progress(what, paths, run.source_rows, quiet=quiet) as progress,
@@ -78,7 +78,8 @@ def caption(
             try:
                 stage.write(
                     reading.claim.path, reading.start, reading.stop, reading.rows, reading.set_aside(), schema,
-                    time.monotonic() - reading.started, grid=tuple(reading.grid) if part else (), idle=texts.idle,
+                    time.monotonic() - reading.started, grid=tuple(reading.grid) if part else (),
+                    unused_weights=texts.unused_weights,
                 )  # fmt: skip
             finally:
                 reading.claim.release()
@@ -105,9 +106,9 @@ def caption(
             written.result()
 
 
-def _say_idle(texts: TextSource, *, quiet: bool) -> None:
-    if texts.idle and current_worker().is_main:
-        counts = ", ".join(f"{count} {kind}" for kind, count in texts.idle.items())
+def _say_unused(texts: TextSource, *, quiet: bool) -> None:
+    if texts.unused_weights and current_worker().is_main:
+        counts = ", ".join(f"{count} {kind}" for kind, count in texts.unused_weights.items())
         teller(quiet)(f"hfsyn: weights of {texts.model} that play no part: {counts}")
 
 

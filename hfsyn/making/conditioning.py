@@ -7,11 +7,13 @@ prompts as text.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hfsyn.making.pipelines import tokenizer_of
+from hfsyn.making.prompt_words import spelled_out
 
 CACHED_PROMPTS = 1024
 """At 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K."""
@@ -55,14 +57,14 @@ class Conditioning:
         self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
         self._lengths: OrderedDict[str, int] = OrderedDict()
         self._unconditional: tuple[Any, ...] | None = None
+        self._spell: dict[int, Callable[[str], str]] = {}
 
     def of(self, prompts: Sequence[str]) -> dict[str, Any]:
         """The pipeline's arguments for a batch. Each prompt is encoded once, as part of a batch of this one's size."""
         import torch
 
         if self._names is None:
-            negative = {} if self._negative is None else {"negative_prompt": [self._negative] * len(prompts)}
-            return {"prompt": list(prompts), **negative}
+            return {"prompt": list(prompts)}
         missing = list(dict.fromkeys(prompt for prompt in prompts if prompt not in self._cache))
         if missing:
             # Always a full batch: a text encoder's last bits depend on the batch's shape, and must not on what is
@@ -79,7 +81,7 @@ class Conditioning:
         given = {name: torch.stack(rows) for name, rows in zip(self._names[0], zip(*chosen, strict=True), strict=True)}
         if self._guided:
             if self._unconditional is None:
-                self._unconditional = self._steered_from(len(prompts))
+                self._unconditional = self._steered_from(self._negative, len(prompts))
             for name, row in zip(self._names[1], self._unconditional, strict=True):
                 given[name] = row.expand(len(prompts), *row.shape[1:])
         return given
@@ -95,7 +97,12 @@ class Conditioning:
         return counts
 
     def _tokenize(self, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = tokenizer(list(prompts), truncation=False, padding=False, verbose=False).input_ids
+        if id(tokenizer) not in self._spell:
+            # Only where the pipeline does it, too: others give such a word to their tokenizer as it is.
+            known = hasattr(self._pipe, "maybe_convert_prompt")
+            self._spell[id(tokenizer)] = spelled_out(tokenizer) if known else str
+        texts = [self._spell[id(tokenizer)](prompt) for prompt in prompts]
+        ids: list[list[int]] = tokenizer(texts, truncation=False, padding=False, verbose=False).input_ids
         if tokenizer is self._tokenizer:
             self._lengths.update(zip(prompts, map(len, ids), strict=True))
         return ids
@@ -128,7 +135,7 @@ class Conditioning:
         """Token ids and mask, rows x limit: cut to the limit with the end marker kept, filled up with empty prompts."""
         import torch
 
-        limit = int(tokenizer.model_max_length)
+        limit = min(int(tokenizer.model_max_length), _positions(self._pipe))
         cut = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in self._tokenize(tokenizer, prompts)]
         if rows > len(cut):
             cut += self._tokenize(tokenizer, [""]) * (rows - len(cut))
@@ -137,11 +144,29 @@ class Conditioning:
         mask = torch.tensor([[1] * len(row) + [0] * (limit - len(row)) for row in cut], device=self._device)
         return ids, mask
 
-    def _steered_from(self, rows: int) -> tuple[Any, ...]:
+    def forget(self) -> None:
+        """Encode everything again: the last bits of an embedding depend on the size of its batch."""
+        self._cache.clear()
+        self._unconditional = None
+
+    def heeds_negative(self) -> bool:
+        """Whether the negative prompt, of a pipeline whose prompts are encoded here, is another than none at all."""
+        import torch
+
+        pairs = zip(self._steered_from(self._negative, 1), self._steered_from(None, 1), strict=True)
+        return self._guided and any(not torch.equal(mine, none) for mine, none in pairs)
+
+    def _steered_from(self, negative: str | None, rows: int) -> tuple[Any, ...]:
         """What guidance steers away from, as a batch of one; encoded in a batch of `rows`."""
         import torch
 
-        encoded = self._encode([self._negative or ""] * rows, rows)
-        if self._negative is None and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
+        encoded = self._encode([negative or ""] * rows, rows)
+        if negative is None and getattr(self._pipe.config, "force_zeros_for_empty_prompt", False):
             encoded = tuple(torch.zeros_like(member) for member in encoded)
         return tuple(member[:1].clone() for member in encoded)
+
+
+def _positions(pipe: Any) -> int:
+    """Tokens that the text encoder has positions for: a tokenizer that was not told of a limit states an absurd one."""
+    encoder: Any = pipe.text_encoder or getattr(pipe, "text_encoder_2", None)
+    return int(getattr(encoder.config, "max_position_embeddings", None) or sys.maxsize)

@@ -37,8 +37,6 @@ class Architecture:
     """TFLOP of the text encoders for one prompt."""
     parameters: float
     """Billions, text encoders and decoder included, the safety checker not."""
-    guided: bool = True
-    """Whether a guidance scale over 1 costs a second row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,7 @@ _SD1 = Architecture("Stable Diffusion 1", (0.803, 2.148, 4.674), 0.013, 1.07)
 _SD2 = Architecture("Stable Diffusion 2", (0.804, 2.149, 4.675), 0.045, 1.29)
 _SDXL = Architecture("SDXL", (1.589, 3.641, 6.761), 0.111, 3.47)
 _SD3 = Architecture("Stable Diffusion 3 medium", (2.107, 4.601, 8.904), 2.508, 7.69)
-_FLUX = Architecture("FLUX.1", (21.50, 41.93, 74.38), 4.858, 16.86, guided=False)
+_FLUX = Architecture("FLUX.1", (21.50, 41.93, 74.38), 4.858, 16.86)
 _PIXART = Architecture("PixArt", (1.289, 3.220, 6.634), 2.814, 5.46)
 
 _GENERATORS: Mapping[str, Checkpoint] = {
@@ -74,7 +72,7 @@ _GENERATORS: Mapping[str, Checkpoint] = {
     "stabilityai/sdxl-turbo": Checkpoint(_SDXL, 512),
     "stabilityai/stable-diffusion-3-medium-diffusers": Checkpoint(_SD3, 1024),
     "black-forest-labs/FLUX.1-schnell": Checkpoint(_FLUX, 1024),
-    "black-forest-labs/FLUX.1-dev": Checkpoint(_FLUX, 1024),
+    "black-forest-labs/FLUX.1-dev": Checkpoint(_FLUX, 1024, distilled=True),
     "PixArt-alpha/PixArt-XL-2-512x512": Checkpoint(_PIXART, 512),
     "PixArt-alpha/PixArt-XL-2-1024-MS": Checkpoint(_PIXART, 1024),
     "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": Checkpoint(_PIXART, 1024),
@@ -101,7 +99,7 @@ def checkpoint_of(part: GeneratePart) -> Checkpoint | None:
         return None
     index = configuration(part.model, part.revision, "model_index.json")
     twice = index.get("scheduler") == ["diffusers", "PNDMScheduler"]
-    distilled = network.get("time_cond_proj_dim") is not None
+    distilled = network.get("time_cond_proj_dim") is not None or bool(network.get("guidance_embeds"))
     return Checkpoint(architecture, _own_side(part) or 512, twice, distilled)
 
 
@@ -156,7 +154,7 @@ def image_tflop(part: GeneratePart) -> float | None:
         steps *= part.strength
         start = _at(_ENCODE, pixels)
     rows = steps
-    if architecture.guided and not checkpoint.distilled and part.guidance_scale > 1:
+    if not checkpoint.distilled and part.guidance_scale > 1:
         rows *= 1 + max(0.0, part.guidance_stop - part.guidance_start)
     return rows * _at(architecture.step, pixels) + start + _at(_DECODE, pixels) + architecture.text
 

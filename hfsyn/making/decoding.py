@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +30,13 @@ class Levels:
     """The largest difference of two levels within one channel of an image, 0 to 255."""
 
 
-def decode(pipe: Any, latents: Any) -> list[Any]:
+def decode(pipe: Any, latents: Any, generators: Sequence[Any]) -> list[Any]:
     """Latents of Stable Diffusion or SDXL as images of -1 to 1 on the device, in micro-batches.
 
     Args:
         pipe: whose autoencoder decodes.
         latents: batch x channels x height/8 x width/8.
+        generators: of each sample, for a decoder that draws noise.
 
     Returns:
         tensors of micro-batch x 3 x height x width.
@@ -44,49 +46,44 @@ def decode(pipe: Any, latents: Any) -> list[Any]:
     vae = pipe.vae
     # SDXL's own autoencoder overflows in half precision, and says so. Asked of the network that draws: an autoencoder
     # that a lack of memory left half upcast would give another answer.
-    upcast = (
-        type(pipe).__name__.startswith("StableDiffusionXL")
-        and pipe.unet.dtype == torch.float16
-        and getattr(vae.config, "force_upcast", False)
-    )
+    is_xl = type(pipe).__name__.startswith("StableDiffusionXL")
+    upcast = is_xl and pipe.unet.dtype == torch.float16 and getattr(vae.config, "force_upcast", False)
     try:
         if upcast:
             vae.to(dtype=torch.float32)
             latents = latents.to(next(iter(vae.post_quant_conv.parameters())).dtype)
         mean, std = getattr(vae.config, "latents_mean", None), getattr(vae.config, "latents_std", None)
-        if mean is not None and std is not None:
+        if is_xl and mean is not None and std is not None:
             mean, std = (torch.tensor(x).view(1, -1, 1, 1).to(latents.device, latents.dtype) for x in (mean, std))
             latents = latents * std / vae.config.scaling_factor + mean
         else:
             latents = latents / vae.config.scaling_factor
-        return [vae.decode(some, return_dict=False)[0] for some in latents.split(_at_once(latents))]
+        draws = draws_noise(vae)
+        size, found = at_once(latents), []
+        for start in range(0, latents.shape[0], size):
+            own = {"generator": list(generators[start : start + size])} if draws else {}
+            found.append(vae.decode(latents[start : start + size], return_dict=False, **own)[0])
+        return found
     finally:
         if upcast:  # also where memory ran out: the next, smaller batch begins as this one did
             vae.to(dtype=torch.float16)
 
 
-def _at_once(latents: Any) -> int:
+def draws_noise(vae: Any) -> bool:
+    """Whether an autoencoder's decoder may draw noise. Those that take generators and never use them are not given any:
+    torch could not compile them.
+    """
+    quiet = ("AutoencoderKL", "AsymmetricAutoencoderKL", "AutoencoderTiny")
+    return type(vae).__name__ not in quiet and "generator" in inspect.signature(vae.decode).parameters
+
+
+def at_once(latents: Any) -> int:
     """How many of these latents are decoded at once: as many as have `MICRO_BATCH` times the pixels of a 512 px image,
     and equally many each time, as far as that goes.
     """
     most = max(1, min(MICRO_BATCH, MICRO_BATCH * _PIXELS // (latents.shape[-2] * latents.shape[-1])))
     parts = -(-latents.shape[0] // most)
     return -(-int(latents.shape[0]) // parts)
-
-
-def split_decoding(pipe: Any) -> None:
-    """Make a pipeline's own call decode in micro-batches too."""
-    import torch
-
-    whole = pipe.vae.decode
-
-    def decode_some(latents: Any, *args: Any, **kwargs: Any) -> Any:
-        size = _at_once(latents)
-        if latents.shape[0] <= size or kwargs.get("return_dict", True):
-            return whole(latents, *args, **kwargs)
-        return (torch.cat([whole(some, *args, **kwargs)[0] for some in latents.split(size)]),)
-
-    pipe.vae.decode = decode_some
 
 
 def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], Levels]:

@@ -20,6 +20,18 @@ def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
     return recipe.guidance_scale > 1 and not distilled
 
 
+def guided_steps(pipe: Any, recipe: GeneratePart) -> int:
+    """How many steps of a recipe's schedule have guidance, where there is any."""
+    pipe.scheduler.set_timesteps(recipe.steps)
+    whole = len(pipe.scheduler.timesteps)
+    spared = int(recipe.steps - recipe.steps * recipe.strength) if recipe.init == "source" else 0
+    return sum(_is_steered(recipe, at, whole) for at in range(spared, whole))
+
+
+def _is_steered(recipe: GeneratePart, at: int, whole: int) -> bool:
+    return recipe.guidance_start * whole <= at < recipe.guidance_stop * whole
+
+
 def denoise(
     pipe: Any,
     recipe: GeneratePart,
@@ -84,7 +96,7 @@ def denoise(
         )
     for i, t in enumerate(timesteps):
         at = i + whole - len(timesteps)  # of the schedule, the steps that an image to start from spares included
-        steer = guided and recipe.guidance_start * whole <= at < recipe.guidance_stop * whole
+        steer = guided and _is_steered(recipe, at, whole)
         fed = scheduler.scale_model_input(torch.cat([latents] * 2) if steer else latents, t)
         half = slice(None) if steer or not guided else slice(rows, None)
         noise = unet(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from builders import layout
 from builders.schema import synthetic_features
-from hfsyn.making.batch_sizes import BatchSize, choose
+from hfsyn.making.batch_sizes import BatchSize, choose, release_memory
 from hfsyn.making.budget import Budget
 from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generator import DiffusersGenerator, ImageGenerator, fitting
@@ -21,7 +24,41 @@ from hfsyn.making.source_pictures import SourcePictures
 from hfsyn.making.specs import SampleSpec
 from hfsyn.making.stages import Stage
 from hfsyn.making.tuning import PLAIN, tuning_of
-from hfsyn.workers import pick_device
+from hfsyn.workers import current_worker, pick_device
+
+KEPT_PARAMETERS = 2 * 10**8
+"""A model of fewer waits in memory while captions are made; a larger one is loaded again."""
+
+
+def loaded_generator(run: Run, *, device: str | None, options: WorkOptions) -> ImageGenerator:
+    """The recipe's model on its device, tried out; what of it is not used is said.
+
+    Raises:
+        HfsynError: see `DiffusersGenerator`.
+    """
+    where = pick_device(device)
+    found = DiffusersGenerator(
+        run.recipe.generate, run.recipe.prompt.negative, where,
+        allow_pickle=options.allow_pickle, tuning=tuning_of(options, where),
+    )  # fmt: skip
+    if current_worker().is_main:
+        for what, count in getattr(found, "left_out", {}).items():
+            print(f"hfsyn: left out: {count} ({what})", file=sys.stderr, flush=True)
+    return found
+
+
+def tried_generator(run: Run, *, device: str | None, options: WorkOptions) -> ImageGenerator | None:
+    """The model tried out before anything costly is done with its captions; None where it is too large to be kept.
+
+    Raises:
+        HfsynError: see `DiffusersGenerator`.
+    """
+    found = loaded_generator(run, device=device, options=replace(options, compile=False))
+    if options.compile or getattr(found, "parameters", 0) > KEPT_PARAMETERS:
+        del found
+        release_memory()
+        return None
+    return found
 
 
 def generate(
@@ -41,24 +78,20 @@ def generate(
         shards: ``A:B`` works on these shards only.
         quiet: no progress.
         options: how fast and how long to work; with a budget that is spent the stage ends before all shards are done.
-        generator: in place of the recipe's model (for tests).
+        generator: one that is loaded already, or in place of the recipe's model (for tests).
 
     Raises:
-        HfsynError: captions are missing.
+        HfsynError: captions are missing, or the model is refused; see `DiffusersGenerator`.
     """
     run = run if isinstance(run, Run) else load_run(run)
     write_plan(run)
     paths = select(run.data_shards(), shards)
     if not pending(paths):
         return
-    where, tuning = "cpu", PLAIN
     if generator is None:
-        where = pick_device(device)
-        tuning = tuning_of(options, where)
-        part = run.recipe.generate
-        generator = DiffusersGenerator(
-            part, run.recipe.prompt.negative, where, allow_pickle=options.allow_pickle, tuning=tuning
-        )
+        generator = loaded_generator(run, device=device, options=options)
+    where, tuning = getattr(generator, "device", "cpu"), getattr(generator, "tuning", PLAIN)
+    unused: Mapping[str, int] = getattr(generator, "left_out", {})
     stage = Stage(run, "generate", where)
     part = run.recipe.generate
     size = BatchSize(choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1))
@@ -84,6 +117,7 @@ def generate(
                 work.seconds,
                 grid=tuple(work.grid),
                 options=tuning.record(),
+                unused_weights=unused,
             )
             progress.shard_done(len(rows))
 

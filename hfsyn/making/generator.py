@@ -7,7 +7,7 @@ recipe's size, so that rounding does not depend on how much work was left.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,11 +16,13 @@ import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
 from hfsyn.making.conditioning import Conditioning, makes_embeddings
-from hfsyn.making.decoding import decode, fetch, split_decoding
-from hfsyn.making.denoising import denoise, is_guided
+from hfsyn.making.decoding import Levels, decode, fetch
+from hfsyn.making.denoising import denoise, guided_steps, is_guided
 from hfsyn.making.encode import fitted
+from hfsyn.making.noise import OwnNoise
 from hfsyn.making.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.making.recipe import GeneratePart
+from hfsyn.making.trial import PROMPT, Sketch, idle, try_out
 from hfsyn.making.tuning import PLAIN, Tuning, kernels, tune
 
 FLAT_RANGE = 4
@@ -90,8 +92,11 @@ class DiffusersGenerator:
         tuning: how the device computes the model.
 
     Raises:
-        HfsynError: the model cannot be loaded, or has no use for the scheduler, the steps or the negative prompt.
+        HfsynError: the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
     """
+
+    left_out: Mapping[str, int]
+    """How many weights of the checkpoint and the LoRA are not used, by what they are of."""
 
     def __init__(
         self,
@@ -102,13 +107,10 @@ class DiffusersGenerator:
         allow_pickle: bool = False,
         tuning: Tuning = PLAIN,
     ) -> None:
-        pipe = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
-        if not makes_embeddings(pipe) and (recipe.guidance_start, recipe.guidance_stop) != (0, 1):
-            raise HfsynError(
-                f"{recipe.model} is a {type(pipe).__name__}, whose guidance cannot be limited to some of the steps.",
-                "Set generate.guidance_start to 0 and generate.guidance_stop to 1.",
-            )
-        self._recipe = recipe
+        pipe, self.left_out = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
+        self._encodes = makes_embeddings(pipe)
+        self._recipe, self._negative = recipe, negative
+        self._check_guidance(pipe)
         self._size = size_of(pipe, recipe, whole=recipe.init == "source")
         if recipe.dtype == "float32":
             import torch
@@ -116,20 +118,82 @@ class DiffusersGenerator:
             torch.backends.cudnn.allow_tf32 = False  # convolutions would take ten bits of the 23
         self._pipe = pipe.to(device)
         self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
-        self.tuning = tuning
-        tune(self._pipe, tuning)
         self.device = device
         self._conditioning = Conditioning(
             self._pipe, recipe.model, negative, guided=is_guided(pipe, recipe), device=device,
             longest=recipe.max_sequence_length,
         )  # fmt: skip
-        if not makes_embeddings(pipe):
-            split_decoding(pipe)
+        self._noise = None if self._encodes else OwnNoise(pipe)
+        self.tuning = PLAIN
+        self._try()
+        self.tuning = tuning
+        tune(self._pipe, tuning)
+        if self._noise is not None:
+            self._noise.attach()
+
+    def _check_guidance(self, pipe: Any) -> None:
+        """Refuse limits of the guidance where there is none to limit, or none of the steps lies within."""
+        recipe = self._recipe
+        start, stop = recipe.guidance_start, recipe.guidance_stop
+        if (start, stop) == (0, 1):
+            return
+        why = ""
+        if not self._encodes:
+            why = f"{recipe.model} is a {type(pipe).__name__}, whose guidance cannot be limited to some of the steps"
+        elif not is_guided(pipe, recipe):
+            why = f"{recipe.model} has no guidance to limit at generate.guidance_scale {recipe.guidance_scale:g}"
+        elif not guided_steps(pipe, recipe):
+            why = f"none of the {recipe.steps} steps lies between generate.guidance_start {start:g} and stop {stop:g}"
+        if why:
+            raise HfsynError(f"{why}.", "Set generate.guidance_start to 0 and generate.guidance_stop to 1.")
+
+    def _try(self) -> None:
+        """See `hfsyn.making.trial`."""
+        sketch = Sketch(self._recipe, self._negative, self._size)
+        if self._encodes:
+            taken, made = self._pipe.unet.config.in_channels, self._pipe.vae.config.latent_channels
+            if taken != made:
+                raise HfsynError(
+                    f"{self._recipe.model} has a unet for {taken} channels, and its vae makes {made}: it is made to "
+                    "fill in or to edit images, and not to draw from text alone.",
+                    "Name another generate.model.",
+                )
+        if self._noise is not None:
+            self._noise.attach()
+        try:
+            try_out(self._pipe, sketch, self._sketched, vary=not self._encodes)
+        finally:
+            if self._noise is not None:
+                self._noise.detach()
+        self._conditioning.forget()
+        if self._encodes and self._negative is not None and not self._conditioning.heeds_negative():
+            raise idle(sketch, "prompt.negative", type(self._pipe).__name__)
+
+    def _sketched(self, sketch: Sketch) -> tuple[Any, list[str | None]]:
+        """See `hfsyn.making.trial.Draw`."""
+        import torch
+        from PIL import Image
+
+        prompts, starts = [PROMPT] * len(sketch.seeds), None
+        if self._image_pipe is not None:
+            grey = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")
+            starts = [fitted(grey, sketch.size["width"], sketch.size["height"])] * len(prompts)
+        with torch.inference_mode():
+            drawn, flagged = self._draw(prompts, sketch.seeds, starts, sketch)
+            whole = torch.cat(drawn).float().cpu()
+            settled = self._settled(fetch(drawn, len(prompts), signed=flagged is None), flagged)
+        return whole * (127.5 if flagged is None else 255), [image.problem for image in settled]
 
     @property
     def max_tokens(self) -> int:
         """See `ImageGenerator`."""
         return self._conditioning.max_tokens
+
+    @property
+    def parameters(self) -> int:
+        """Of all networks of the pipeline."""
+        networks = [part for part in self._pipe.components.values() if hasattr(part, "parameters")]
+        return sum(weights.numel() for network in networks for weights in network.parameters())
 
     @property
     def starts_from_images(self) -> bool:
@@ -173,19 +237,18 @@ class DiffusersGenerator:
                     "Change generate.width, generate.height or generate.steps.",
                 ) from error
             arrive = fetch(drawn, wanted, signed=flagged is None)
+        return lambda: self._settled(arrive, flagged)
 
-        def settle() -> list[Generated]:
-            levels = arrive()
-            hits = self._flagged(levels.pixels) if flagged is None else flagged
-            return [
-                Generated(
-                    levels.pixels[i],
-                    problem_of(int(levels.span[i]), finite=bool(levels.finite[i]), flagged=hits[i]),
-                )
-                for i in range(wanted)
-            ]
-
-        return settle
+    def _settled(self, arrive: Callable[[], Levels], flagged: list[bool] | None) -> list[Generated]:
+        levels = arrive()
+        hits = self._flagged(levels.pixels) if flagged is None else flagged
+        return [
+            Generated(
+                pixels,
+                problem_of(int(levels.span[i]), finite=bool(levels.finite[i]), flagged=hits[i]),
+            )
+            for i, pixels in enumerate(levels.pixels)
+        ]
 
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Any] | None = None
@@ -195,35 +258,43 @@ class DiffusersGenerator:
         return self.start(prompts, seeds, self._recipe.batch_size, images=starts)()
 
     def _draw(
-        self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Any] | None
+        self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Any] | None, sketch: Sketch | None = None
     ) -> tuple[list[Any], list[bool] | None]:
         """Images on the device: of -1 to 1; or of 0 to 1 with the safety checker's word, as a pipeline gives them."""
         import torch
 
+        recipe, negative, size = self._recipe, self._negative, self._size
+        if sketch is not None:
+            recipe, negative, size = sketch.recipe, sketch.negative, dict(sketch.size)
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         given = self._conditioning.of(prompts)
-        if makes_embeddings(self._pipe):
+        if self._noise is None:
             start = None if starts is None else (self._image_pipe, starts)
-            latents = denoise(self._pipe, self._recipe, self._size, given, generators, start=start)
-            return decode(self._pipe, latents), None
+            latents = denoise(self._pipe, recipe, size, given, generators, start=start)
+            return decode(self._pipe, latents, generators), None
         pipe: Any = self._pipe
-        more: dict[str, Any] = dict(self._size)
+        more: dict[str, Any] = dict(size)
+        if sketch is not None and "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
+            more["use_resolution_binning"] = False  # it would draw large, and make that small
         if starts is not None:
             pipe = self._image_pipe
             known = inspect.signature(type(pipe).__call__).parameters
             more = {key: value for key, value in more.items() if key in known}
-            more |= {"image": list(starts), "strength": self._recipe.strength}
-        out = pipe(
-            **given,
-            generator=generators,
-            num_inference_steps=self._recipe.steps,
-            guidance_scale=self._recipe.guidance_scale,
-            output_type="pt",
-            **call_options(pipe, self._recipe),
-            **more,
-        )
-        flagged = getattr(out, "nsfw_content_detected", None) or [False] * len(prompts)
-        return [out.images], [bool(hit) for hit in flagged]
+            more |= {"image": list(starts), "strength": recipe.strength}
+        # Pipelines that decode by themselves (DeepFloyd IF) give tensors of another range, past their safety checker.
+        form = "pt" if hasattr(pipe, "image_processor") else "np"
+        with self._noise.of(generators):
+            out = pipe(
+                **given,
+                generator=generators,
+                num_inference_steps=recipe.steps,
+                output_type=form,
+                **call_options(pipe, recipe, negative, len(prompts)),
+                **more,
+            )
+        images = out.images if form == "pt" else torch.from_numpy(out.images).permute(0, 3, 1, 2)
+        hits = getattr(out, "nsfw_content_detected", None) or getattr(out, "nsfw_detected", None)
+        return [images], [bool(hit) for hit in hits or [False] * len(prompts)]
 
     def _flagged(self, pixels: npt.NDArray[np.uint8]) -> list[bool]:
         """The safety checker's word on each image, looked for away from the thread that feeds the device."""

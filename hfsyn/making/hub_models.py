@@ -8,20 +8,19 @@ No code of a repository is ever run, and only safetensors are read unless a user
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from builders.access import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError, first_line
+from hfsyn.making.checkpoints import FIELD, MARKER, Kind, checked_variant
 from hfsyn.making.recipe import BUILTIN, is_content_hash
 from hfsyn.making.shards import sha256_of
 
-Kind = Literal["captioner", "generator", "language model"]
 _SHA = re.compile(r"[0-9a-f]{40}")
-_MARKER = {"captioner": "config.json", "generator": "model_index.json", "language model": "config.json"}
-_FIELD = {"captioner": "caption", "generator": "generate", "language model": "caption"}
 _KINDS = {
     "captioner": "a captioning model of transformers (BLIP, BLIP-2, GIT, ViT-GPT2, Florence-2 or an instruction VLM)",
     "generator": "a text-to-image pipeline of diffusers (Stable Diffusion, SDXL, ...)",
@@ -48,9 +47,9 @@ def locate(model: str, kind: Kind) -> str:
         return str(models.path(kind))
     folder = Path(model).expanduser()
     if model and folder.is_dir():
-        if not (folder / _MARKER[kind]).is_file():
+        if not (folder / MARKER[kind]).is_file():
             other: Kind = "captioner" if kind == "generator" else "generator"
-            found = f"it holds a {other}" if (folder / _MARKER[other]).is_file() else f"it has no {_MARKER[kind]}"
+            found = f"it holds a {other}" if (folder / MARKER[other]).is_file() else f"it has no {MARKER[kind]}"
             raise HfsynError(
                 f"{model} is no {kind}: {found}.", f"Name a folder that save_pretrained wrote, {_otherwise(kind)}."
             )
@@ -86,22 +85,22 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
         content = content_hash(Path(locate(model, kind)))
         if revision is not None and not is_content_hash(revision):
             raise HfsynError(
-                f"{_FIELD[kind]}.revision is {revision!r}, but {model} is a local model and has none.",
-                f"Leave it out: --set {_FIELD[kind]}.revision=null",
+                f"{FIELD[kind]}.revision is {revision!r}, but {model} is a local model and has none.",
+                f"Leave it out: --set {FIELD[kind]}.revision=null",
             )
         if revision not in (None, content):
             raise HfsynError(
                 f"The {kind} {model} is not the one that the recipe means: its content is {content[:19]}..., and "
-                f"{_FIELD[kind]}.revision is {str(revision)[:19]}...",
-                f"Name the folder with the right weights, or --set {_FIELD[kind]}.revision=null to take these.",
+                f"{FIELD[kind]}.revision is {str(revision)[:19]}...",
+                f"Name the folder with the right weights, or --set {FIELD[kind]}.revision=null to take these.",
             )
         return content
     locate(model, kind)
     if is_content_hash(revision):
         raise HfsynError(
-            f"{_FIELD[kind]}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local "
+            f"{FIELD[kind]}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local "
             "folder.",
-            f"Name that folder: --set {_FIELD[kind]}.model=FOLDER",
+            f"Name that folder: --set {FIELD[kind]}.model=FOLDER",
         )
     if revision is not None and _SHA.fullmatch(revision) and _cached(model, revision, kind):
         return revision
@@ -122,7 +121,7 @@ def pin(model: str, revision: str | None, kind: Kind) -> str | None:
         raise HfsynError(
             f"The {kind} {model}{at} is not in the local cache, and {why}.",
             f"Fetch it with a network (`hf download {model}`), name a local folder"
-            + ("." if kind == "language model" else f", or --set {_FIELD[kind]}.model=builtin."),
+            + ("." if kind == "language model" else f", or --set {FIELD[kind]}.model=builtin."),
             code=code,
         ) from None
 
@@ -151,7 +150,45 @@ def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool 
         pin(model, revision, kind)
     elif revision:
         options["revision"] = revision
+    if kind != "generator" and (files := files_of(model, revision, kind)):
+        variant = checked_variant(model, kind, files, allow_pickle=allow_pickle)
+        options |= {} if variant is None else {"variant": variant}
     return where, options
+
+
+def files_of(model: str, revision: str | None, kind: Kind) -> list[str]:
+    """Paths of a model's files: in its folder, at its commit on the Hub, or else in the cache; empty where neither
+    says.
+
+    Raises:
+        HfsynError: as `locate`.
+    """
+    place = locate(model, kind)
+    if Path(place).is_dir():
+        return _below(Path(place))
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    revision = None if is_content_hash(revision) else revision
+    cached = try_to_load_from_cache(model, MARKER[kind], revision=revision)
+    known = _below(Path(cached).parent) if isinstance(cached, str) else []
+    patience = Patience(model, revision=revision, page=page_of(model, "model"), attempts=1 if known else ATTEMPTS)
+    try:
+        return sorted(patiently(lambda: HfApi().list_repo_files(model, revision=revision), patience))
+    except (HfsynError, OSError):
+        return known
+
+
+def _below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def found_variant(model: str, revision: str | None) -> str | None:
+    """The only variant of a generator's weights that is there, where the plain ones are not."""
+    files = files_of(model, revision, "generator")
+    parts = [folder for name in files if name.endswith("/config.json") and "/" not in (folder := name[:-12])]
+    with contextlib.suppress(HfsynError):  # what is missing is told when it is loaded
+        return checked_variant(model, "generator", files, parts, allow_pickle=True)
+    return None
 
 
 def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
@@ -191,7 +228,7 @@ def _cached(model: str, revision: str | None, kind: Kind) -> str | None:
     """The sha of a revision whose files the local cache holds."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, _MARKER[kind], revision=revision)
+    found = try_to_load_from_cache(model, MARKER[kind], revision=revision)
     if isinstance(found, str):
         # .../models--USER--NAME/snapshots/<sha>/model_index.json
         sha = Path(found).parent.name

@@ -6,7 +6,10 @@ A recipe names them with ``generate.lora`` (a Hub id, a local folder or a file),
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +52,17 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
     return part.model_copy(update={"lora_revision": _commit(part)})
 
 
-def fuse_lora(pipe: Any, part: GeneratePart) -> None:
+def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
     """Add the LoRA to the weights of a pipeline, in the pipeline's dtype; nothing for a recipe without one.
 
+    Returns:
+        how many of its weights fit nothing in the pipeline, by what they are; empty where all do.
+
     Raises:
-        HfsynError: the weights are not those that were pinned, or are no LoRA for this pipeline.
+        HfsynError: the weights are not those that were pinned, or are not a LoRA for this pipeline.
     """
     if part.lora is None:
-        return
+        return {}
     if not hasattr(pipe, "load_lora_weights"):
         raise HfsynError(f"{part.model} is a {type(pipe).__name__}, which takes no LoRA.", "Set generate.lora to null.")
     local = _local(part)
@@ -71,6 +77,7 @@ def fuse_lora(pipe: Any, part: GeneratePart) -> None:
     try:
         pipe.load_lora_weights(where, adapter_name=_ADAPTER, use_safetensors=True, **options)
         adapted = [name for name, adapters in pipe.get_list_adapters().items() if _ADAPTER in adapters]
+        used, whole = _used(pipe, adapted, where, options)
         if adapted:
             pipe.fuse_lora(components=adapted, lora_scale=part.lora_scale, adapter_names=[_ADAPTER])
             pipe.unload_lora_weights()
@@ -80,9 +87,42 @@ def fuse_lora(pipe: Any, part: GeneratePart) -> None:
             f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: {reason[:200]}",
             "It must be made for this model, and stored as safetensors.",
         ) from error
-    if not adapted:
+    left = whole - sum(used.values())
+    if not sum(used.values()):
         raise HfsynError(f"{part.lora} holds no LoRA weights for {part.model}.", "Name one that is made for it.")
+    drawn_by = [name for name in used if not name.startswith("text_encoder")]
+    if left and not sum(used[name] for name in drawn_by):
+        raise HfsynError(
+            f"Of the {whole} weights of the LoRA {part.lora} {sum(used.values())} fit {part.model}: some of its text "
+            "encoders', and none of the network that draws.",
+            "Name one that is made for this model, or set generate.lora to null.",
+        )
     assert before == {id(module) for module in _networks(pipe)}
+    return {f"weight of the LoRA that fits nothing in the model, of {whole}": left} if left else {}
+
+
+def _used(pipe: Any, adapted: Sequence[str], where: str, options: Mapping[str, Any]) -> tuple[Counter[str], int]:
+    """How many tensors of a LoRA that is loaded each part of a pipeline has taken up, and how many there are.
+
+    Told by what they hold: each format is renamed on its way in more than one place, and what fits nothing is dropped
+    without a word.
+    """
+
+    def digest(tensor: Any) -> bytes:
+        flat = tensor.detach().to("cpu", pipe.dtype).float().contiguous()
+        return hashlib.sha256(repr(tuple(flat.shape)).encode() + flat.numpy().tobytes()).digest()
+
+    unet = {"unet_config": pipe.unet.config} if getattr(pipe, "unet", None) is not None else {}
+    found = pipe.lora_state_dict(where, use_safetensors=True, **unet, **options)
+    state = found[0] if isinstance(found, tuple) else found
+    given = Counter(digest(value) for key, value in state.items() if value.dim() > 1 and not key.endswith("alpha"))
+    left, used = Counter(given), Counter[str]()
+    for name in adapted:
+        for key, value in getattr(pipe, name).named_parameters():
+            if _ADAPTER in key.split(".") and left[one := digest(value)] > 0:
+                left[one] -= 1
+                used[name] += 1
+    return used, sum(given.values())
 
 
 def _networks(pipe: Any) -> list[Any]:
@@ -103,7 +143,7 @@ def _local(part: GeneratePart) -> Path | None:
     if not found.is_file() or found.suffix != ".safetensors":
         files = sorted(file.name for file in path.glob("*.safetensors")) if path.is_dir() else []
         raise HfsynError(
-            f"{found} is no file of LoRA weights (safetensors).",
+            f"{found} is not a file of LoRA weights (safetensors).",
             f"Name one with generate.lora_file: {', '.join(files)}." if files else "Name a .safetensors file.",
         )
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from hfsyn.making.claims import lock
 from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
 from hfsyn.making.recipe import dump_recipe, published_recipe
-from hfsyn.making.runs import Run, incomplete, load_run, rejected_lines, unreadable_classes
+from hfsyn.making.runs import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.making.shards import atomic_text, faults, is_done, pending
 from hfsyn.making.sheets import sample_sheet, save_png
 from hfsyn.publishing.cards import example_rows, facts, render_card
@@ -75,6 +76,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         sidecar = load_sidecar(sidecar_of(shard))
         counts.update(sidecar.counts)
         flags.update(sidecar.flags)
+    made = [*run.caption_shards(), *shards] if what == "data" else shards
     stages = ("caption", "generate") if what == "data" else ("caption",)
     entries, captions = shard_entries(run, shards), shard_entries(run, run.caption_shards())
     fields = {
@@ -88,7 +90,8 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         "bytes": sum(entry["bytes"] for entry in entries),
         "source_rows": run.source_rows,
         "readable_rows": sum(entry["rows"] for entry in captions),
-        "rejected": dict(sorted(Counter(f"{r['stage']}: {r['reason']}" for r in rejected_lines(run, stages)).items())),
+        "rejected": dict(sorted(Counter(map(_kind, rejected_lines(run, stages))).items())),
+        "unused_weights": unused_weights(load_sidecar(sidecar_of(shard)) for shard in made),
         "flags": dict(sorted(flags.items())),
         "classes": [
             {"wnid": wnid, "name": run.classes[wnid].name, "rows": counts[wnid]}
@@ -96,11 +99,17 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         ],
         "shards": entries,
         "captions": captions if what == "data" else [],
-        "left_out": dict(run.left_out),
+        "left_out": run.left_out,
         "unreadable_classes": unreadable_classes(run, rejected_lines(run, ("caption",))),
         "files": _hashes(run, what),
     }
     return layout.sealed(fields)
+
+
+def _kind(line: dict[str, str]) -> str:
+    """The reason by which a rejected line is counted: what a model says of an image has numbers of that image alone."""
+    reason = line["reason"]
+    return f"{line['stage']}: {re.sub(r'[0-9]+([.,][0-9]+)*', 'N', reason) if reason.startswith(REFUSES) else reason}"
 
 
 def _hashes(run: Run, what: str) -> dict[str, str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.hub_models import Kind, locate
+from hfsyn.making.checkpoints import Kind
+from hfsyn.making.hub_models import locate
 from hfsyn.making.recipe import is_content_hash
 
 

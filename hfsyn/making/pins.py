@@ -23,6 +23,7 @@ _PINS = {
     ("caption", "revision"): ("model",),
     ("prompt", "captions_revision"): ("captions_file",),
     ("generate", "revision"): ("model",),
+    ("generate", "variant"): ("model",),
     ("generate", "lora_revision"): ("lora", "lora_file"),
 }
 """Part and field of each pin -> the fields of the part that say what is pinned."""
@@ -96,7 +97,7 @@ def _models(recipe: Recipe, *, everything: bool) -> Recipe:
     """The recipe with its models, LoRA weights and source pinned: all of them, or those that a branch or tag names."""
     # Here, because whoever only asks a run how far it is should not wait for the Hub's client to be loaded.
     from builders.sources import resolve_revision
-    from hfsyn.making.hub_models import pin
+    from hfsyn.making.hub_models import found_variant, pin
     from hfsyn.making.loras import pin_lora
 
     def asked(revision: str | None) -> bool:
@@ -108,7 +109,9 @@ def _models(recipe: Recipe, *, everything: bool) -> Recipe:
         recipe = _with(recipe, "caption", revision=pin(caption.model, caption.revision, kind))
     draw = recipe.generate
     if asked(draw.revision):
-        recipe = _with(recipe, "generate", revision=pin(draw.model, draw.revision, "generator"))
+        revision = pin(draw.model, draw.revision, "generator")
+        variant = draw.variant or found_variant(draw.model, revision)
+        recipe = _with(recipe, "generate", revision=revision, variant=variant)
     if asked(draw.lora_revision):
         recipe = recipe.model_copy(update={"generate": pin_lora(recipe.generate)})
     source = recipe.source

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.hub_models import loading, unloadable
+from hfsyn.making.checkpoints import checked_variant
+from hfsyn.making.hub_models import files_of, loading, unloadable
 from hfsyn.making.loras import fuse_lora
 from hfsyn.making.recipe import GeneratePart
+from hfsyn.making.token_limits import SEQUENCES
 
 
-def load_pipeline(recipe: GeneratePart, negative: str | None, *, allow_pickle: bool = False) -> Any:
+def load_pipeline(
+    recipe: GeneratePart, negative: str | None, *, allow_pickle: bool = False
+) -> tuple[Any, dict[str, int]]:
     """The recipe's pipeline on the CPU, in the recipe's dtype, with its LoRA and its scheduler; quiet, and without a
-    watermark.
+    watermark. And how many weights of the checkpoint and the LoRA were left out, by what they are of.
 
     Raises:
         HfsynError: the model cannot be loaded, or has no use for the scheduler, the steps or the negative prompt.
@@ -34,30 +41,126 @@ def load_pipeline(recipe: GeneratePart, negative: str | None, *, allow_pickle: b
         options |= {name: None for name, entry in index.items() if entry == [None, None]}
         if not recipe.safety_checker and "safety_checker" in index:
             options |= {"safety_checker": None, "requires_safety_checker": False}
-        pipe = diffusers.AutoPipelineForText2Image.from_pretrained(where, dtype=getattr(torch, recipe.dtype), **options)
+            options |= {"feature_extractor": None} if "feature_extractor" in index else {}
+        parts = {name: tuple(of) for name, of in index.items() if isinstance(of, list) and name not in options}
+        _check_classes(recipe, index, parts)
+        variant = recipe.variant
+        if files := files_of(recipe.model, recipe.revision, "generator"):
+            variant = checked_variant(recipe.model, "generator", files, list(parts), variant, allow_pickle=allow_pickle)
+        options |= {} if variant is None else {"variant": variant}
+        options |= _scheduler_instead(recipe, parts, where, options)
+        with _reports() as reports:
+            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
+                where, dtype=getattr(torch, recipe.dtype), **options
+            )
+    except HfsynError:
+        raise
     except Exception as error:  # whatever is wrong with a model's files, each library has its own exception for it
         raise unloadable(recipe.model, "generator", error) from error
     # The libraries announce changes to come in calls that they make themselves.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.")
-    _check_weights(pipe, recipe.model)
+    left_out = _check_weights(pipe, recipe.model, reports)
     _check_call(pipe, recipe, negative)
-    fuse_lora(pipe, recipe)
+    left_out |= fuse_lora(pipe, recipe)
     pipe.set_progress_bar_config(disable=True)
     if getattr(pipe, "watermark", None) is not None:
         pipe.watermark = None
     pipe.scheduler = _scheduler(recipe, pipe.scheduler)
-    return pipe
+    return pipe, left_out
 
 
-def _check_weights(pipe: Any, model: str) -> None:
-    """Refuse a network that was left without some of its weights."""
+_TREES = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+"""Schedulers whose noise is that of one Brownian tree for a whole batch, which no sample's generator can give."""
+
+
+def _scheduler_instead(
+    recipe: GeneratePart, parts: Mapping[str, Sequence[Any]], where: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The stand-in, with the same noise schedule, for a scheduler that cannot be used and that the recipe replaces.
+
+    Raises:
+        HfsynError: the recipe does not.
+    """
+    import diffusers
+
+    kind = parts.get("scheduler", ("", ""))[1]
+    if kind not in _TREES:
+        return {}
+    if recipe.scheduler == "default":
+        raise HfsynError(
+            f"{recipe.model} comes with a {kind}, whose noise does not come from the samples' own seeds, so that no "
+            "image could be made again.",
+            "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)",
+        )
+    revision = {"revision": options["revision"]} if "revision" in options else {}
+    found = diffusers.DPMSolverMultistepScheduler.from_pretrained(where, subfolder="scheduler", **revision)
+    return {"scheduler": found}
+
+
+def _check_classes(recipe: GeneratePart, index: Mapping[str, Any], parts: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a pipeline or a part whose class the installed libraries do not have."""
+    import diffusers
+    import transformers
+
+    named = [("diffusers", index.get("_class_name")), *parts.values()]
+    for library, kind in named:
+        module = {"diffusers": diffusers, "transformers": transformers}.get(str(library))
+        if module is not None and isinstance(kind, str) and not hasattr(module, kind):
+            raise HfsynError(
+                f"{recipe.model} is made with a {kind}, which {library} {module.__version__} does not have.",
+                f"Install a newer {library} (pip install -U {library}), or name another generate.model.",
+            )
+
+
+@contextmanager
+def _reports() -> Iterator[list[tuple[Any, Mapping[str, Any]]]]:
+    """Of each network that is loaded meanwhile what its library says about its weights. Pipelines keep that to
+    themselves, and transformers fills what is missing with random numbers, no two times the same.
+    """
+    import diffusers
+    import transformers
+
+    found: list[tuple[Any, Mapping[str, Any]]] = []
+    kinds: tuple[Any, ...] = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    originals = [vars(kind)["from_pretrained"] for kind in kinds]
+
+    def reporting(original: Any) -> Any:
+        @functools.wraps(original.__func__)
+        def from_pretrained(cls: Any, *args: Any, **options: Any) -> Any:
+            asked = options.pop("output_loading_info", False)
+            loaded = original.__func__(cls, *args, output_loading_info=True, **options)
+            if not isinstance(loaded, tuple):
+                return loaded
+            found.append(loaded)
+            return loaded if asked else loaded[0]
+
+        return classmethod(from_pretrained)
+
+    for kind, original in zip(kinds, originals, strict=True):
+        kind.from_pretrained = reporting(original)
+    try:
+        yield found
+    finally:
+        for kind, original in zip(kinds, originals, strict=True):
+            kind.from_pretrained = original
+
+
+def _check_weights(pipe: Any, model: str, reports: Sequence[tuple[Any, Mapping[str, Any]]]) -> dict[str, int]:
+    """Refuse a network that was left without some of its weights; how many the checkpoint has that fit none."""
+    left_out = {}
     for name, network in pipe.components.items():
-        empty = [key for key, value in getattr(network, "named_parameters", dict)() if value.is_meta]
-        if empty:
+        report: Mapping[str, Any] = next((said for one, said in reports if one is network), {})
+        missing = set(report.get("missing_keys", ()))
+        weights = dict(network.named_parameters()) if hasattr(network, "named_parameters") else {}
+        if empty := [key for key, value in weights.items() if value.is_meta or key in missing]:
             raise HfsynError(
                 f"{model} has no weights for {len(empty)} parameters of its {name}, such as {empty[0]}.",
                 "Name a complete checkpoint.",
             )
+        # Old checkpoints store positions, which are 0, 1, 2, ...
+        if unused := [key for key in report.get("unexpected_keys", ()) if not key.endswith("position_ids")]:
+            left_out[f"weight of the checkpoint's {name} that {type(network).__name__} does not have"] = len(unused)
+    return left_out
 
 
 def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
@@ -82,15 +185,32 @@ def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
     return found
 
 
-def call_options(pipe: Any, recipe: GeneratePart) -> dict[str, Any]:
-    """What else a pipeline is called with, if it has a parameter for it."""
+def call_options(pipe: Any, recipe: GeneratePart, negative: str | None, rows: int) -> dict[str, Any]:
+    """What else a pipeline is called with, if it has a parameter for it: guidance, a negative prompt for each of the
+    rows, the length of prompts.
+    """
     known = inspect.signature(type(pipe).__call__).parameters
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"guidance_scale": recipe.guidance_scale}
+    if has_true_guidance(pipe):
+        # It takes a negative prompt, and the text encoders of such pipelines do not all take an empty one.
+        found = {"true_cfg_scale": max(1.0, recipe.guidance_scale)}
+        negative = (" " if negative is None else negative) if recipe.guidance_scale > 1 else None
+    if negative is not None:
+        found["negative_prompt"] = [negative] * rows
     if "clean_caption" in known:  # otherwise it depends on which libraries are installed what of a prompt is read
         found["clean_caption"] = False
     if recipe.max_sequence_length is not None:
         found["max_sequence_length"] = recipe.max_sequence_length
     return found
+
+
+def has_true_guidance(pipe: Any) -> bool:
+    """Whether a pipeline has classifier-free guidance under another name, since its `guidance_scale` is an input of
+    networks that were distilled, and its own was not.
+    """
+    network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    distilled = getattr(getattr(network, "config", None), "guidance_embeds", False)
+    return "true_cfg_scale" in inspect.signature(type(pipe).__call__).parameters and not distilled
 
 
 def size_of(pipe: Any, recipe: GeneratePart, *, whole: bool = False) -> dict[str, int]:
@@ -116,7 +236,8 @@ def size_of(pipe: Any, recipe: GeneratePart, *, whole: bool = False) -> dict[str
 def _check_call(pipe: Any, recipe: GeneratePart, negative: str | None) -> None:
     """Refuse a pipeline that has no parameter for what the recipe says, before it is moved to the device."""
     known = inspect.signature(type(pipe).__call__).parameters
-    wanted = {"prompt", "generator", "num_inference_steps", "guidance_scale", "output_type"}
+    wanted = {"prompt", "generator", "num_inference_steps", "output_type"}
+    wanted |= set() if has_true_guidance(pipe) else {"guidance_scale"}
     wanted |= {name for name in ("width", "height") if getattr(recipe, name) is not None}
     if negative is not None:
         wanted.add("negative_prompt")
@@ -138,7 +259,9 @@ def tokenizer_of(pipe: Any, model: str, longest: int | None = None) -> tuple[Any
     pipeline passes on no more.
     """
     parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
-    limit = parameter.default if parameter is not None and isinstance(parameter.default, int) else sys.maxsize
+    limit = SEQUENCES.get(type(pipe).__name__, sys.maxsize)
+    if parameter is not None and isinstance(parameter.default, int):
+        limit = parameter.default
     limit = longest or limit
     found = [part for name, part in pipe.components.items() if "tokenizer" in name and part is not None]
     if not found:

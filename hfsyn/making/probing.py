@@ -22,7 +22,7 @@ from hfsyn.making.batch_sizes import CANDIDATES
 from hfsyn.making.captioner import Captioner
 from hfsyn.making.captioning import caption
 from hfsyn.making.forecast import hours_text
-from hfsyn.making.generating import generate
+from hfsyn.making.generating import generate, tried_generator
 from hfsyn.making.generator import ImageGenerator
 from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.planning import read_captions, write_lines
@@ -135,6 +135,8 @@ def probe(
             whole = prepare(recipe, folder / "all")
         chosen = _first_lines(whole, real)
         first = _run(folder / "captions", whole, captioned_at_once, chosen)
+        if generator is None:
+            generator = tried_generator(first, device=device, options=options)
         say(f"probing: {first.source_rows} real images")
         caption(first, device=device, quiet=True, options=options, captioner=captioner)
         lines = plan(first.recipe, read_captions(first.caption_shards()))[:images]

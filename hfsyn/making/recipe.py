@@ -141,7 +141,7 @@ def load_recipe(
     own = isinstance(recipe, Mapping) or (is_yaml_name(where) and Path(where).name != layout.RECIPE)
     own_generator = generator is not None and is_yaml_name(generator)
     refuse_idle(
-        found.generate, found.store,
+        found.prompt, found.generate, found.store,
         lambda key: own or key in overridden or (own_generator and key.startswith("generate.")),
     )  # fmt: skip
     return found

@@ -12,7 +12,7 @@ def drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:
     drop_stale_pins(fields, overridden)
     for part in ("caption", "generate"):
         if f"{part}.model" in overridden and isinstance(fields.get(part), dict):
-            for key in {"revision", "width", "height"} & set(fields[part]):
+            for key in {"revision", "variant", "width", "height"} & set(fields[part]):
                 if f"{part}.{key}" not in overridden:
                     fields[part][key] = None
     generate = fields.get("generate")

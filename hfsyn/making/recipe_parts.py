@@ -101,6 +101,10 @@ class GeneratePart(Part):
     """A Hub id, a local folder, or `builtin`."""
     revision: Text | None = None
     """Hub revision; null is resolved to a commit sha when the run starts."""
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z]\w{0,40}$")] | None = None
+    """Which of the checkpoint's weights: `fp16`, ...; null is the plain ones or, where there are none, the only others,
+    whose name is filled in when the run starts.
+    """
     scheduler: Scheduler = "default"
     """Sampler; `default` is the checkpoint's own."""
     steps: Annotated[Int, Field(ge=1, le=1000)] = 50

@@ -13,7 +13,7 @@ from typing import Any
 from builders import layout
 from builders.layout import sidecar_of
 from builders.run_files import lost, manifest_in
-from hfsyn.making.runs import load_run, unreadable_classes
+from hfsyn.making.runs import load_run, unreadable_classes, unused_weights
 from hfsyn.making.shards import is_done
 
 
@@ -45,6 +45,8 @@ class RunStatus:
     """What lies in the source and is not in its index: how many by reason."""
     unreadable_classes: tuple[Mapping[str, Any], ...] = ()
     """The classes of which no image could be read; see `hfsyn.making.runs.unreadable_classes`."""
+    unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Weights of the models that are not used: how many by stage and kind."""
     lost: tuple[str, ...] = ()
     """What the run had when it was finished and has no more, each in a few words."""
 
@@ -68,7 +70,7 @@ def status(folder: str | Path) -> RunStatus:
     gone = () if manifest is None else tuple(lost(run.folder, manifest))
     return RunStatus(
         str(run.folder), run.recipe.name, run.fingerprint, manifest is not None and not gone, stages, run.source_rows,
-        run.left_out, tuple(unread), gone,
+        run.left_out, tuple(unread), unused_weights([*read, *made]), gone,
     )  # fmt: skip
 
 

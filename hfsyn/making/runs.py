@@ -349,15 +349,29 @@ def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) ->
                 yield {"stage": stage, **entry}
 
 
+def unused_weights(sidecars: Iterable[layout.Sidecar]) -> dict[str, dict[str, int]]:
+    """Weights of the models that are not used: how many by stage and kind."""
+    found: dict[str, dict[str, int]] = {}
+    for sidecar in sidecars:
+        if sidecar.unused_weights:
+            found.setdefault(sidecar.stage, {}).update(sidecar.unused_weights)
+    return found
+
+
 def unreadable_classes(run: Run, rejected: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """``wnid``, ``name`` and number of ``images`` of each class of which every image is among these rejected ones."""
-    aside = Counter(line["wnid"] for line in rejected)
+    """``wnid``, ``name`` and number of ``images`` of each class of which every image is among these rejected ones; and
+    how many of them were ``refused`` by a model, where any were.
+    """
+    lines = list(rejected)
+    aside = Counter(line["wnid"] for line in lines)
+    refused = Counter(line["wnid"] for line in lines if line["reason"].startswith(REFUSES))
     if not aside:
         return []
     counted = pq.read_table(run.folder / layout.SOURCE, columns=["wnid"])["wnid"].value_counts().to_pylist()
     there = {count["values"]: count["counts"] for count in counted}
     return [
         {"wnid": wnid, "name": run.classes[wnid].name, "images": images}
+        | ({"refused": refused[wnid]} if refused[wnid] else {})
         for wnid, images in sorted(aside.items(), key=lambda item: run.classes[item[0]].index)
         if images == there.get(wnid)
     ]

@@ -64,7 +64,7 @@ class Stage:
         seconds: float,
         grid: tuple[tuple[int, int, int], ...] = (),
         options: Mapping[str, str] | None = None,
-        idle: Mapping[str, int] | None = None,
+        unused_weights: Mapping[str, int] | None = None,
     ) -> None:
         """Write a shard of lines `start` to `stop` and its sidecar, which says how many seconds it took."""
         if len(rows) + len(rejected) != stop - start:
@@ -97,7 +97,7 @@ class Stage:
                 software=software(),
                 grid=grid,
                 options=dict(options or {}),
-                idle=dict(idle or {}),
+                unused_weights=dict(unused_weights or {}),
             )
 
         columns = {field.name: [row[field.name] for row in rows] for field in schema}

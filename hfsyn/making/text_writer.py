@@ -83,7 +83,10 @@ class TextWriter:
 
     def _try_out(self) -> None:
         """Refuse a model that cannot write a few tokens about a class."""
-        tried(lambda: self._written([self._info], [0], FEW), self._recipe, "language model", self.idle)
+        # Questions differ in length by chance: one of the shorter ones, since no other would fit if it does not.
+        requests = [request(self._strategy, self._info, random.Random(n), self._recipe.prompt) for n in range(8)]
+        seed = min(range(len(requests)), key=lambda n: len(requests[n].plain()))
+        tried(lambda: self._written([self._info], [seed], FEW), self._recipe, "language model", self.idle)
 
     def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
         """One text about each class, in order; an empty string where the model said nothing.

@@ -9,12 +9,16 @@ from typing import Any
 
 from hfsyn.making.hub_models import locate
 from hfsyn.making.model_files import configuration
+from hfsyn.making.prompt_words import spelled_out
 from hfsyn.making.recipe import GeneratePart, is_content_hash
 
 SEQUENCES = {
     "StableDiffusion3Pipeline": 256, "FluxPipeline": 512, "PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300,
+    "IFPipeline": 77,
 }  # fmt: skip
-"""What a pipeline of diffusers passes on of a longer prompt, in tokens of its T5: its ``max_sequence_length``."""
+"""What a pipeline of diffusers passes on of a longer prompt, in tokens of its T5: its ``max_sequence_length``, or what
+stands in its code.
+"""
 
 _MARKERS = 8
 """Tokens that a tokenizer may add to those of the text, at most."""
@@ -92,11 +96,13 @@ class _Encoder:
         # CLIP's cuts a text at every space before anything else, so that the tokens of its words are those of the text.
         self._adds_up = "CLIPTokenizer" in type(tokenizer).__name__
         self._markers = len(tokenizer("").input_ids)
+        self._spell = spelled_out(tokenizer)
 
     def cut(self, prompts: list[str]) -> list[bool]:
         """Whether each prompt has more tokens than the limit. Few have to be counted whole: of a short one the letters
         say that it has not, and of others the tokens of its words, each of which is counted once.
         """
+        prompts = [self._spell(prompt) for prompt in prompts]
         doubtful = [prompt for prompt in prompts if not prompt.isascii() or len(prompt) + _MARKERS > self.limit]
         self._learn(doubtful)
         sums = [sum(map(self._words.__getitem__, text.split())) for text in doubtful]

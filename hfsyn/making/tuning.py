@@ -65,9 +65,9 @@ def tune(pipe: Any, tuning: Tuning) -> None:
 
     # UNets are compiled whole: their repeated blocks hold less than half of the work. Transformers are nothing but
     # repeated blocks, which are compiled once for all.
-    unet, transformer = getattr(pipe, "unet", None), getattr(pipe, "transformer", None)
+    unet, transformer, vae = (getattr(pipe, name, None) for name in ("unet", "transformer", "vae"))
     if tuning.channels_last:
-        for network in (unet, pipe.vae):
+        for network in (unet, vae):
             # Video's convolutions have weights of five dimensions, and this format is for four.
             if network is not None and not any(weight.dim() == 5 for weight in network.parameters()):
                 network.to(memory_format=torch.channels_last)
@@ -78,7 +78,8 @@ def tune(pipe: Any, tuning: Tuning) -> None:
             unet.compile(fullgraph=True, dynamic=False)
         elif transformer is not None and getattr(transformer, "_repeated_blocks", None):
             transformer.compile_repeated_blocks(fullgraph=True)
-        pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True, dynamic=False)
+        if vae is not None:
+            vae.decode = torch.compile(vae.decode, fullgraph=True, dynamic=False)
 
 
 @contextlib.contextmanager

@@ -132,6 +132,8 @@ class Progress:
     shards_total: int
     updated: str
     """When, as the caller wants it read: rendering asks no clock."""
+    branch: str = ""
+    """Where on the Hub its finished shards lie."""
 
 
 def facts(

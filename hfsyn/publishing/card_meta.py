@@ -184,7 +184,7 @@ def _with_default(
     was = [entry["config_name"] for entry in there if entry.get("default") or entry["config_name"] == DEFAULT]
     if not was and len(there) == 1:
         was = [there[0]["config_name"]]
-    chosen = wanted or (was[0] if was else name)
+    chosen = wanted or (was[0] if was else DEFAULT if DEFAULT in names else name)
     if DEFAULT in names and chosen != DEFAULT:
         raise HfsynError(
             f"{chosen!r} cannot be the default beside a configuration named 'default': load_dataset would refuse both.",

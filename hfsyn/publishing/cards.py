@@ -162,7 +162,7 @@ def render_card(
             "intro", {**shared, "strategies": {d["strategy"]: get_strategy(d["strategy"]) for d in after.values()}}
         ),
         "progress": render("progress", _progress(progress)) if progress else None,
-        f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts)}),
+        f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts, after[facts.config_name])}),
         "use": render("use", shared),
         "licence": render("licence", {**shared, **_licences(after), "stated": values["license"]}),
         "again": render("again", shared) if shared["data"] else None,
@@ -188,7 +188,7 @@ def _check(value: str | None, pattern: re.Pattern[str], what: str, example: str)
         raise HfsynError(f"{value!r} is not {what}.", f"It looks like {example}.")
 
 
-def _config(facts: CardFacts) -> dict[str, Any]:
+def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
     """What the template of a configuration's block shows."""
     manifest, variant = facts.manifest, facts.variant
     named = {entry["wnid"] for entry in manifest["classes"]}
@@ -207,10 +207,11 @@ def _config(facts: CardFacts) -> dict[str, Any]:
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
         "unreadable": manifest.get("unreadable_classes", []),
         "left_out": manifest.get("left_out", {}),
+        "unused_weights": manifest.get("unused_weights", {}),
         "without": [info.name for info in variant.classes if info.wnid not in named] if named else [],
         "recipe_text": recipe_block(facts.recipe),
         # Only strings can hold these characters, which would end the comment or look like a link.
-        "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(facts.digest)),
+        "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(digest)),
     }
 
 

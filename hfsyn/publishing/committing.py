@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from builders.access import HeadMovedError
 from hfsyn.errors import HfsynError
-from hfsyn.publishing.hub import HubRepo, LocalFile, Pull
+from hfsyn.publishing.hub import HubRepo, LocalFile
+from hfsyn.publishing.pulls import Pull, Pulls
 
 MOST_PAYLOAD = 100 * 2**20
 """Bytes of small files in a commit: they are part of its request, in which the Hub takes 1 GB."""
@@ -63,7 +64,8 @@ def change_main(
     steps = list(change.steps(most))
     if len(steps) == 1:
         return repo.commit(change.add, change.delete, parent=head, message=message)
-    pull = _taken_up(repo, name, head, message)
+    pulls = Pulls(repo)
+    pull = _taken_up(pulls, name, head, message)
     try:
         at = repo.head(pull.ref)
         there = repo.tree(at) if at is not None else {}
@@ -79,23 +81,23 @@ def change_main(
         if at is None or repo.head() != head:
             raise HeadMovedError(head)
         check(at)
-        return repo.merge(pull)
+        return pulls.merge(pull)
     except HeadMovedError:
-        repo.close_pull(pull)
+        pulls.close(pull)
         raise
     except HfsynError:
-        if pull not in repo.pulls(name):  # another publisher of this account saw a newer main, and closed it
+        if pull not in pulls.of(name):  # another publisher of this account saw a newer main, and closed it
             raise HeadMovedError(head) from None
         raise
 
 
-def _taken_up(repo: HubRepo, name: str, head: str, message: str) -> Pull:
+def _taken_up(pulls: Pulls, name: str, head: str, message: str) -> Pull:
     """The pull request for this change onto `head`; those for other heads of main are closed."""
     title = f"{name} onto {head[:12]}"
     found = None
-    for pull in repo.pulls(f"{name} onto "):
+    for pull in pulls.of(f"{name} onto "):
         if found is None and pull.title == title:
             found = pull
         else:
-            repo.close_pull(pull)
-    return found or repo.open_pull(title, f"{message}. It is merged by hfsyn as soon as all is there.")
+            pulls.close(pull)
+    return found or pulls.open(title, f"{message}. It is merged by hfsyn as soon as all is there.")

@@ -87,7 +87,7 @@ def _bring_back(
     run: Run, shards: Sequence[Path], place: _Place, repo: HubRepo, prefix: str, say: Callable[[str], None]
 ) -> int:
     """Fetch those of `shards` that are missing here and finished there; returns how many."""
-    count = 0
+    count, there = 0, set(place.there)
     # Beside their place, so that they are moved and not copied.
     with room_beside(run.folder) as temporary:
 
@@ -96,7 +96,7 @@ def _bring_back(
 
         for shard in pending(shards):
             mark = sidecar_of(shard)
-            if not {path_of(shard), path_of(mark)} <= set(place.there):
+            if not {path_of(shard), path_of(mark)} <= there:
                 continue
             try:
                 fetched_mark = repo.fetch(path_of(mark), place.commit, temporary)
@@ -112,8 +112,8 @@ def _bring_back(
             if wrong:
                 say(f"{repo.repo_id}: {wrong[0]}; it is made again")
                 continue
-            for place in (shard.parent, mark.parent):
-                place.mkdir(parents=True, exist_ok=True)
+            for folder in (shard.parent, mark.parent):
+                folder.mkdir(parents=True, exist_ok=True)
             shutil.move(fetched, shard)
             shutil.move(fetched_mark, mark)  # last: it marks the shard as finished
             count += 1

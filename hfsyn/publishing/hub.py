@@ -65,19 +65,6 @@ class LocalFile:
         return remote.blob == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Pull:
-    """A pull request of this account's that is neither merged nor closed."""
-
-    number: int
-    title: str
-
-    @property
-    def ref(self) -> str:
-        """The revision that its commits are on."""
-        return f"refs/pr/{self.number}"
-
-
 class HubRepo:
     """One repository.
 
@@ -259,9 +246,13 @@ class HubRepo:
             # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
             operations = [self._waiting[name, file.sha256] for name, file in portion.items()]
             self.call(
-                f"send files to {self.repo_id}", self.api.preupload_lfs_files, self.repo_id, operations,
-                repo_type=self.repo_type, free_memory=False,
-            )  # fmt: skip
+                f"send files to {self.repo_id}",
+                self.api.preupload_lfs_files,
+                self.repo_id,
+                operations,
+                repo_type=self.repo_type,
+                free_memory=False,
+            )
             sent(sum(file.size for file in portion.values()))
 
     def commit(
@@ -289,9 +280,13 @@ class HubRepo:
             operations = [*(self._waiting[key] for key in keys), *(CommitOperationDelete(path) for path in delete)]
             try:
                 found = self.api.create_commit(
-                    self.repo_id, operations, commit_message=message, repo_type=self.repo_type, revision=revision,
+                    self.repo_id,
+                    operations,
+                    commit_message=message,
+                    repo_type=self.repo_type,
+                    revision=revision,
                     parent_commit=parent,
-                )  # fmt: skip
+                )
             except HfHubHTTPError as error:
                 if status_of(error)[0] == 412:
                     raise HeadMovedError(parent) from error
@@ -306,9 +301,14 @@ class HubRepo:
     def branch(self, name: str, start: str) -> None:
         """Make a branch that begins at a commit, if it is not there."""
         self.call(
-            f"make the branch {name} of {self.repo_id}", self.api.create_branch, self.repo_id, branch=name,
-            revision=start, repo_type=self.repo_type, exist_ok=True,
-        )  # fmt: skip
+            f"make the branch {name} of {self.repo_id}",
+            self.api.create_branch,
+            self.repo_id,
+            branch=name,
+            revision=start,
+            repo_type=self.repo_type,
+            exist_ok=True,
+        )
 
     def drop_branch(self, name: str) -> None:
         """Remove a branch, if it is there."""
@@ -323,91 +323,17 @@ class HubRepo:
 
         self.call(f"remove the branch {name} of {self.repo_id}", send)
 
-    def pulls(self, title: str) -> list[Pull]:
-        """This account's own pull requests that are not closed and whose titles begin so; oldest first.
-
-        Others' are passed over: whoever may read the repository can open one of any title.
-        """
-        from huggingface_hub.errors import HfHubHTTPError
-
-        def ask() -> list[Pull]:
-            try:
-                found = list(
-                    self.api.get_repo_discussions(
-                        self.repo_id, author=str(self.whoami()["name"]), discussion_type="pull_request",
-                        repo_type=self.repo_type,
-                    )
-                )  # fmt: skip
-            except HfHubHTTPError as error:
-                if status_of(error)[0] in (403, 404, 410):  # the repository's owner has switched them off
-                    return []
-                raise
-            me = self.whoami()["name"]
-            mine = [
-                one for one in found if one.is_pull_request and one.status in ("open", "draft") and one.author == me
-            ]
-            return sorted((Pull(one.num, one.title) for one in mine if one.title.startswith(title)), key=_number)
-
-        return self.call(f"list the pull requests of {self.repo_id}", ask)
-
-    def open_pull(self, title: str, description: str) -> Pull:
-        """Begin a pull request, as a draft, where main is now."""
-        made = self.call(
-            f"open a pull request of {self.repo_id}", self.api.create_pull_request, self.repo_id, title,
-            description=description, repo_type=self.repo_type,
-        )  # fmt: skip
-        return Pull(int(made.num), title)
-
-    def merge(self, pull: Pull) -> str:
-        """Merge a pull request; the commit of main that came of it. What others committed to main meanwhile stays.
-
-        Raises:
-            HeadMovedError: it cannot be merged, since main has changed in the same files.
-        """
-        from huggingface_hub.errors import HfHubHTTPError
-
-        options = {"repo_id": self.repo_id, "discussion_num": pull.number, "repo_type": self.repo_type}
-
-        def send() -> None:
-            about = self.api.get_discussion_details(**options)
-            if about.status == "merged":  # by an earlier try whose answer was lost
-                return
-            if about.conflicting_files or about.status == "closed":
-                raise HeadMovedError(pull.ref)
-            if about.status == "draft":
-                self.api.change_discussion_status(**options, new_status="open")
-            try:
-                self.api.merge_pull_request(**options)
-            except HfHubHTTPError as error:
-                about = self.api.get_discussion_details(**options)
-                if about.status != "merged":
-                    raise (HeadMovedError(pull.ref) if about.conflicting_files else error) from None
-
-        self.call(f"merge the pull request {pull.number} of {self.repo_id}", send)
-        about = self.call(f"read {self.repo_id}", self.api.get_discussion_details, **options)
-        return str(about.merge_commit_oid or self.head())
-
-    def close_pull(self, pull: Pull) -> None:
-        """Close a pull request, if it is open."""
-        from huggingface_hub.errors import HfHubHTTPError
-
-        options = {"repo_id": self.repo_id, "discussion_num": pull.number, "repo_type": self.repo_type}
-
-        def send() -> None:
-            try:
-                self.api.change_discussion_status(**options, new_status="closed")
-            except HfHubHTTPError:
-                if self.api.get_discussion_details(**options).status not in ("closed", "merged"):
-                    raise
-
-        self.call(f"close the pull request {pull.number} of {self.repo_id}", send)
-
     def fetch(self, path: str, commit: str, folder: Path) -> Path:
         """Download a file into a folder, outside the cache."""
         found = self.call(
-            f"fetch {path} of {self.repo_id}", self.api.hf_hub_download, self.repo_id, path, repo_type=self.repo_type,
-            revision=commit, local_dir=folder,
-        )  # fmt: skip
+            f"fetch {path} of {self.repo_id}",
+            self.api.hf_hub_download,
+            self.repo_id,
+            path,
+            repo_type=self.repo_type,
+            revision=commit,
+            local_dir=folder,
+        )
         return Path(found)
 
     def tag(self, name: str, commit: str, message: str) -> None:
@@ -452,16 +378,6 @@ def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
     return HfsynError(
         f"The version {tag} of {repo_id} was taken meanwhile (commit {commit[:12]}).", "Publish under another version."
     )
-
-
-def _number(pull: Pull) -> int:
-    return pull.number
-
-
-def parts_of(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Consecutive slices of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:

@@ -49,11 +49,12 @@ class Publication:
     def text(self) -> str:
         """A dry run, for people, in lines."""
         there = self.files - self.to_send
+        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
         return "\n".join(
             [
                 *(check.line() for check in self.checks),
                 f"files     {self.files} ({self.bytes / 1e6:.1f} MB), of which {there} are there already",
-                f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {self.commits} commits",
+                f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {commits}",
                 f"to remove {len(self.to_remove)}",
                 *(f"          {path}" for path in self.to_remove[:20]),
                 *([f"          and {len(self.to_remove) - 20} more"] if self.to_remove[20:] else []),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from builders import layout, ours
 from builders.errors import DataError
@@ -18,6 +18,7 @@ from hfsyn.making.runs import Run
 from hfsyn.publishing.contents import What, files_of, folder_sizes
 from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.reachable import View
+from hfsyn.publishing.rights import rights_of
 from hfsyn.publishing.versions import Version, versions_among
 from hfsyn.publishing.working import work_on
 
@@ -149,14 +150,13 @@ def account_checks(repo: HubRepo, state: RepoState, *, private: bool | None) -> 
     rights = rights_of(who, owner)
     login = "Log in with a token that may write: hf auth login"
     if state.head is not None:
-        try:
-            repo.call(f"write to {repo.repo_id}", repo.api.auth_check, repo.repo_id, repo_type="dataset", write=True)
-        except HfsynError as error:
-            if error.code != ExitCode.PREFLIGHT:
-                raise
+        known = _leave(repo, f"write to {repo.repo_id}", repo.repo_id, "dataset", write=True)
+        if known is False or (known is None and not rights.write):
             yield Check("failed", f"The token of {user} may not write to {repo.repo_id}.", f"{login}.")
-            return
-        yield Check("ok", f"{user} may write to {repo.repo_id}.")
+        elif known is None:
+            yield Check("warning", f"Whether {user} may write to {repo.repo_id} could not be asked: {_UNASKED}.")
+        else:
+            yield Check("ok", f"{user} may write to {repo.repo_id}.")
         return
     owners = {user, *(str(org.get("name")) for org in who.get("orgs") or ())}
     if owner not in owners:
@@ -258,6 +258,16 @@ def work_checks(repo: HubRepo, state: RepoState, config_name: str, files: Mappin
     )
 
 
+def pull_checks(repo: HubRepo, commits: int) -> Iterator[Check]:
+    """Whether the token may open the pull request that so many commits need."""
+    if commits > 1 and not rights_of(repo.whoami(), repo.repo_id.partition("/")[0]).pulls:
+        yield Check(
+            "warning",
+            f"So many files take {commits} commits and a pull request, for which this token has no right.",
+            "Give it the right to discussions and pull requests of the repository.",
+        )
+
+
 def version_checks(state: RepoState, version: Version, repo_id: str) -> Iterator[Check]:
     """Whether the version is free, and whether it is the next one."""
     known = versions_among(state.tags)
@@ -340,17 +350,31 @@ def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
     """Whether this account has access to a gated repository."""
     from builders.access import page_of
 
-    try:
-        repo.call(f"read {repo_id}", repo.api.auth_check, repo_id, repo_type=repo_type)
-    except HfsynError as error:
-        if error.code != ExitCode.PREFLIGHT:
-            raise
+    known = _leave(repo, f"read {repo_id}", repo_id, repo_type)
+    if known is None:
+        return Check("warning", f"Whether this account has access to {what} could not be asked: {_UNASKED}.")
+    if not known:
         return Check(
             "failed",
             f"This account has no access to {what}, whose terms bind what is made from it.",
             f"Accept them at {page_of(repo_id, repo_type)}, then run the same command again.",
         )
     return Check("ok", f"This account has access to {what}.")
+
+
+_UNASKED = "this server does not know /auth-check"
+
+
+def _leave(repo: HubRepo, doing: str, repo_id: str, repo_type: str, **how: bool) -> bool | None:
+    """Whether this account may; None where the server cannot be asked."""
+    from builders.access import asked
+
+    try:
+        return repo.call(doing, asked, lambda: repo.api.auth_check(repo_id, repo_type=repo_type, **how)) or None
+    except HfsynError as error:
+        if error.code != ExitCode.PREFLIGHT:
+            raise
+        return False
 
 
 def _model_terms(repo: HubRepo, model: str) -> Check:
@@ -364,35 +388,3 @@ def _model_terms(repo: HubRepo, model: str) -> Check:
         return _gate(repo, model, "model", f"the model {model}")
     licence = (info.card_data or {}).get("license")
     return Check("ok" if licence else "warning", f"Model {model}: {licence or 'it states no licence'}.")
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a token may do, as `whoami` tells."""
-
-    role: str
-    """``read``, ``write``, ``fineGrained`` or what else the Hub says."""
-    write: bool
-    """Whether it may write to the owner's repositories."""
-    more: tuple[str, ...] = ()
-    """Rights beyond reading and writing repositories of that owner."""
-
-
-def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
-    """Rights of the token that `whoami` describes, for repositories of an owner."""
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    role = str(token.get("role") or "unknown")
-    if role != "fineGrained":
-        # A plain write token can write everywhere that its user can.
-        everywhere = (f"everything of {who.get('name')} and their organisations",) if role == "write" else ()
-        return Rights(role, role in ("write", "admin", "unknown"), everywhere)
-    fine = token.get("fineGrained") or {}
-    write, more = False, [str(right) for right in fine.get("global") or ()]
-    for scope in fine.get("scoped") or ():
-        entity = scope.get("entity") or {}
-        name = str(entity.get("name") or "")
-        permissions = [str(permission) for permission in scope.get("permissions") or ()]
-        mine = name == owner or name.startswith(f"{owner}/")
-        write |= mine and "repo.write" in permissions
-        more += [f"{right} of {name}" for right in permissions if not mine or not right.startswith("repo.")]
-    return Rights(role, write, tuple(more))

@@ -25,13 +25,13 @@ from pathlib import Path
 
 from builders import layout
 from builders.access import HeadMovedError
-from builders.errors import DataError
 from builders.layout import Manifest, load_manifest
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import manifest_of, software_of
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import Progress, teller
 from hfsyn.publishing.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
+from hfsyn.publishing.changes import change_since
 from hfsyn.publishing.committing import Change, change_main
 from hfsyn.publishing.contents import What, contents
 from hfsyn.publishing.hub import HubRepo, LocalFile, taken
@@ -45,12 +45,14 @@ from hfsyn.publishing.preflight import (
     full_repo_id,
     limit_checks,
     look_at,
+    pull_checks,
     repo_checks,
     terms_checks,
     version_checks,
 )
+from hfsyn.publishing.pulls import Pulls
 from hfsyn.publishing.reachable import OTHERS, View, no_longer_reached, unlike_manifests, with_others
-from hfsyn.publishing.versions import Version, parse_version, versions_among
+from hfsyn.publishing.versions import Version, parse_version
 from hfsyn.publishing.working import drop_work
 
 FILES_A_COMMIT = 1000
@@ -175,6 +177,7 @@ def _checks(job: _Job, state: RepoState, *, private: bool | None, into: bool) ->
         *version_checks(state, job.version, job.repo.repo_id),
         *limit_checks(state, job.files, job.config_name),
         *default_checks(state, job.repo.repo_id, job.config_name, make_default=job.make_default),
+        *pull_checks(job.repo, commits_for(len(_missing(job, state)) + len(_gone(job, state)))),
         *_outlook(job, state),
         *terms_checks(job.run, job.repo),
     )
@@ -290,9 +293,10 @@ def bring(job: _Job, state: RepoState) -> str:
         _refuse(repo_checks(state, repo.repo_id, job.config_name, job.what, into=True, files=job.files))
         _refuse(_outlook(job, state) if state.head is not None else ())
     raise HfsynError(
-        f"Others committed to {repo.repo_id} all the time.", "Run the same command again when they are done.",
+        f"Others committed to {repo.repo_id} all the time.",
+        "Run the same command again when they are done.",
         code=ExitCode.PARTIAL,
-    )  # fmt: skip
+    )
 
 
 def _name(job: _Job) -> str:
@@ -304,8 +308,8 @@ def _tidy(job: _Job) -> None:
     """Remove what made the version on the way: the branch of its unfinished work, pull requests of earlier tries."""
     try:
         drop_work(job.repo, job.config_name, job.files)
-        for pull in job.repo.pulls(f"{_name(job)} "):
-            job.repo.close_pull(pull)
+        for pull in Pulls(job.repo).of(f"{_name(job)} "):
+            Pulls(job.repo).close(pull)
     except HfsynError as error:  # the version stands
         job.say(f"{error.message} The same command tidies up.")
 
@@ -326,7 +330,8 @@ def _card(job: _Job, state: RepoState) -> LocalFile:
     if old and old[0].text == entry.text:
         entry = old[0]
     view = state.view(job.repo.repo_id)
-    existing = with_others(state.card, view, job.config_name, state.owned(job.config_name))
+    ours = {path for name in state.published for path in state.owned(name)}
+    existing = with_others(state.card, view, job.config_name, ours)
     card = render_card(
         card_facts(job.run, job.config_name, job.what),
         existing=existing,
@@ -360,27 +365,8 @@ def _change(job: _Job, state: RepoState) -> str:
     """The changelog's sentence: against the newest version that has this configuration."""
     known = tuple(sorted(state.tags))
     if known not in job.sentences:
-        job.sentences[known] = _compared(job, state)
+        job.sentences[known] = change_since(job.repo, state.tags, job.version, job.run, job.config_name, job.what)
     return job.sentences[known]
-
-
-def _compared(job: _Job, state: RepoState) -> str:
-    from hfsyn.publishing.comparison import change_sentence
-
-    for version in reversed(versions_among(state.tags)):
-        if version == job.version:
-            continue
-        commit = state.tags[version.tag]
-        if job.config_name not in look_at(job.repo, commit).published:
-            continue
-        try:
-            return change_sentence(job.repo, commit, version, job.run, job.config_name, job.what)
-        except DataError as error:
-            if error.code != ExitCode.USAGE:
-                raise  # the Hub does not answer
-            continue  # of a kind that this hfsyn cannot read: then the one before
-    rows = manifest_of(job.run, job.what)["rows"]
-    return f"First version: {rows} {'captions' if job.what == 'captions' else 'images'}."
 
 
 def read_back(job: _Job, commit: str) -> None:

@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from builders.access import is_offline, page_of
+from builders.access import asked, is_offline, page_of
 from builders.errors import DataError
 from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.captions_files import FileTexts
+from hfsyn.making.checkpoints import Kind
 from hfsyn.making.costs import memory_needed
 from hfsyn.making.forecast import disk_needed, size_text
-from hfsyn.making.hub_models import Kind, locate
+from hfsyn.making.hub_models import locate
 from hfsyn.making.loras import FILE
 from hfsyn.making.model_files import at_hand
 from hfsyn.making.prompts import is_user_strategy, strategy_of
@@ -145,7 +146,10 @@ def _texts(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
     name = "/".join(file.removeprefix(HUB).split("/")[:2]).partition("@")[0]
     repo = HubRepo(name, token=token, sleep=lambda seconds: None)
     try:
-        if repo.call(f"read {name}", _may_read, repo, name, "dataset"):
+        may = repo.call(f"read {name}", _may_read, repo, name, "dataset")
+        if may is None:
+            yield Check("warning", f"Whether the captions of {name} are open could not be asked.")
+        elif may:
             yield Check("ok", f"The captions of {name} are open.")
         else:
             text = f"The captions of {name} are gated, and this account has no access."
@@ -174,12 +178,15 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
         return Check("failed", text, f"With a network: HF_HUB_OFFLINE=0 {command}"), 0
     repo = HubRepo(place, token=token, sleep=lambda seconds: None)
     try:
-        if not repo.call(f"read the model {place}", _may_read, repo, place, "model"):
+        may = repo.call(f"read the model {place}", _may_read, repo, place, "model")
+        if may is False:
             text = f"The model {place} is gated, and this account has no access."
             return Check("failed", text, f"Accept its terms at {page_of(place, 'model')}, then: hf auth login"), 0
         info = repo.call(f"read the model {place}", repo.api.model_info, place, revision=revision, files_metadata=True)
     except HfsynError as error:
         return Check("warning" if cached else "failed", error.message, _way_out(error)), 0
+    if may is None and info.gated:
+        return Check("warning", f"The model {place} is gated, and whether it is open could not be asked."), 0
     if cached:
         return Check("ok", f"The model {place} is open, and in the cache."), 0
     size = sum(s.size or 0 for s in info.siblings or () if _is_fetched(model, s.rfilename))
@@ -201,15 +208,16 @@ def _is_fetched(model: Model, name: str) -> bool:
     return model.kind == "captioner" or "/" in name or name == model.marker
 
 
-def _may_read(repo: HubRepo, name: str, repo_type: str) -> bool:
-    """Whether the files of a repository are open to this account; its listing can be read by everybody."""
+def _may_read(repo: HubRepo, name: str, repo_type: str) -> bool | None:
+    """Whether the files of a repository are open to this account; its listing can be read by everybody. None where the
+    Hub does not say.
+    """
     from huggingface_hub.errors import GatedRepoError
 
     try:
-        repo.api.auth_check(name, repo_type=repo_type)
+        return asked(lambda: repo.api.auth_check(name, repo_type=repo_type)) or None
     except GatedRepoError:
         return False
-    return True
 
 
 def _room(recipe: Recipe, out: str | Path | None, fetched: int) -> Iterator[Check]:

@@ -33,6 +33,7 @@ from hfsyn.publishing.comparison import recipe_of
 from hfsyn.publishing.hub import HubRepo
 
 _SHOWN = 20
+_LONGEST = 400
 _NEVER_NULL = (
     "sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags",
 )  # fmt: skip
@@ -259,7 +260,7 @@ def row_problems(
     """What of a synthetic row is not as its recipe and its caption say; each rule is that of `hfsyn.making.specs`."""
     source_id, _, k = row["sample_id"].rpartition("#")
     if source_id != row["source_id"] or not re.fullmatch("[0-9]{1,4}", k) or int(k) >= recipe.prompt.images_per_caption:
-        yield f"its id does not follow from its source id {row['source_id']!r}"
+        yield f"its id does not follow from its source id {_brief(row['source_id'])}"
         return
     if source_id not in captions:
         yield "its source image has no caption row"
@@ -270,16 +271,21 @@ def row_problems(
         yield f"its class is {row['wnid']} {row['class_name']!r} ({row['label']}), and that of its source image {wnid}"
         return
     if row["caption"] != caption:
-        yield f"its caption is {row['caption']!r}, and that of its source image {caption!r}"
+        yield f"its caption is {_brief(row['caption'])}, and that of its source image {_brief(caption)}"
     seed = recipe.seed_for(wnid)
     rng = random.Random(seed_of(seed, sample_id_of(source_id, int(k)), purpose="prompt"))
     # What a function of its author's would write cannot be known without running it.
     own = is_user_strategy(recipe.prompt.strategy)
     prompt = row["prompt"] if own else strategy_of(recipe.prompt).write(info, caption, rng)
     if row["prompt"] != prompt:
-        yield f"its prompt is {row['prompt']!r}, and the recipe makes {prompt!r}"
+        yield f"its prompt is {_brief(row['prompt'])}, and the recipe makes {_brief(prompt)}"
     if row["seed"] != seed_of(seed, row["sample_id"], row["retries"]):
         yield f"its seed is {row['seed']}, and the rule gives {seed_of(seed, row['sample_id'], row['retries'])}"
+
+
+def _brief(text: Any) -> str:
+    """A text of somebody's as it is told, which may be of any length."""
+    return repr(text) if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."
 
 
 def _table(

@@ -239,5 +239,5 @@ def progress_card(run: Run, repo_id: str, config_name: str) -> str:
         rows=example_rows(run.folder),
         software=software_of(run),
     )
-    progress = Progress(stage.rows, total, stage.shards_done, stage.shards or 0, now)
+    progress = Progress(stage.rows, total, stage.shards_done, stage.shards or 0, now, branch_of(config_name))
     return render_card(facts, repo_id=repo_id, progress=progress)

@@ -1,0 +1,46 @@
+"""A fixed part of scripts/check_exactness.py: no grey level and no text differs from the libraries' own."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import check_exactness
+
+
+def test_images_and_texts_are_those_of_the_libraries_in_one_setting_of_many() -> None:
+    lines = check_exactness.check(every=29, say=lambda line: None)
+    assert [told for line in lines for told in line.differ] == []
+    assert {line.group for line in lines} == set(check_exactness.GROUPS)
+    assert sum(line.cases - len(line.refused) for line in lines) >= 12
+
+
+def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hfsyn.making.denoising
+
+    step_options = hfsyn.making.denoising._step_options
+    monkeypatch.setattr(hfsyn.making.denoising, "_step_options", lambda *given: {**step_options(*given), "eta": 1.0})
+    (line,) = check_exactness.check(["schedulers"], "DDIMParallelScheduler", every=2, say=lambda line: None)
+    assert line.differ
+    assert line.most > 3
+
+
+def test_a_caption_that_differs_and_a_case_that_fails_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hfsyn.making.captioner import TransformersCaptioner
+
+    caption = TransformersCaptioner.caption
+    monkeypatch.setattr(TransformersCaptioner, "caption", lambda self, images: caption(self, images[::-1]))
+    (line,) = check_exactness.check(["captions"], "vit_gpt2", every=4, say=lambda line: None)
+    assert line.most > 0
+
+    def broken(*_: Any) -> None:
+        raise KeyError("anything")
+
+    monkeypatch.setattr(TransformersCaptioner, "caption", broken)
+    (line,) = check_exactness.check(["captions"], "vit_gpt2", every=4, say=lambda line: None)
+    assert "KeyError" in line.differ[0]

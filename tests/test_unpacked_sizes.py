@@ -1,0 +1,242 @@
+"""Files of strangers that unpack to far more than they weigh: refused in one line, by whoever reads them, in little
+memory.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import command
+from conftest import finished_run
+from hub_client import Client
+from hub_server import Hub
+from PIL import Image
+
+import builders.shard
+from builders import layout
+from builders.errors import DataError
+from builders.layout import ShardEntry
+from builders.shard import Shard
+from builders.shard_rows import ShardRows
+from builders.synthetic import Synthetic
+from hfsyn.making.shards import sha256_of
+
+ROWS = 400
+TEXT = "x" * 2**20
+MOST = 150.0
+"""MB that a command may take beyond what it has: the files unpack to 400 and more."""
+SHARD = "data/train-00001-of-00004.parquet"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = finished_run(tmp_path_factory.mktemp("made"))
+    assert len(list(Synthetic(run=str(run)).as_streaming_dataset("train"))) == 30  # imports what takes memory itself
+    return run
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+def referring(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """A long column of one value, written as references to it."""
+    return pa.DictionaryArray.from_arrays(pa.array([0] * ROWS, pa.int32()), pa.array(values, kind))
+
+
+def filled(path: Path, **columns: pa.Array) -> pa.Table:
+    """The columns of a shard, its first row over and over but for these columns."""
+    first = pq.read_table(path).slice(0, 1)
+    arrays = {name: columns.get(name, pa.chunked_array([first[name].chunk(0)] * ROWS)) for name in first.column_names}
+    return pa.table(arrays, metadata=first.schema.metadata)
+
+
+def written(table: pa.Table, path: Path) -> None:
+    """Write references as texts: without Arrow's own schema nobody knows that there were any."""
+    with pq.ParquetWriter(path, table.schema, store_schema=False) as writer:
+        writer.add_key_value_metadata(table.schema.metadata)
+        writer.write_table(table)
+
+
+def dictionary(path: Path, column: str) -> None:
+    """A megabyte of text that 400 rows refer to."""
+    written(filled(path, **{column: referring([TEXT], pa.string())}), path)
+
+
+def compressed(path: Path, column: str) -> None:
+    """The same text in every row, packed by a codec that makes nothing of it; a row group at a time."""
+    first = pq.read_table(path).slice(0, 1)
+    long = first.set_column(first.column_names.index(column), column, pa.array([TEXT]))
+    part = pa.concat_tables([long] * 20)
+    with pq.ParquetWriter(path, first.schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(ROWS // 20):
+            writer.write_table(part)
+
+
+def images(path: Path, column: str) -> None:
+    """One picture of a megabyte to which the rows refer."""
+    stored = io.BytesIO()
+    Image.effect_noise((600, 600), 90).convert("RGB").save(stored, "BMP")
+    parts = [referring([stored.getvalue()], pa.binary()), pa.array([None] * ROWS, pa.string())]
+    written(filled(path, image=pa.StructArray.from_arrays(parts, ["bytes", "path"])), path)
+
+
+def packed(run: Path, how: Callable[[Path, str], None], shard: str = SHARD, column: str = "prompt") -> None:
+    """Put such a file into a finished run, with a manifest that states what it is."""
+    path = run / shard
+    how(path, column)
+    size = path.stat().st_size
+    assert size < 3 * 2**20
+    manifest = json.loads((run / layout.MANIFEST).read_text())
+    for entry in (*manifest["shards"], *manifest["captions"]):
+        if entry["file"] == shard:
+            entry.update(sha256=sha256_of(path), bytes=size, rows=ROWS)
+    manifest["rows"] = sum(entry["rows"] for entry in manifest["shards"])
+    (run / layout.MANIFEST).write_text(json.dumps(layout.sealed(manifest)))
+
+
+def peak(call: Callable[[], Any]) -> tuple[Any, float]:
+    """What a call gives, and the MB that this process took meanwhile."""
+
+    def megabytes(key: str) -> float:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split(f"{key}:")[1].split()[0]) / 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
+    before = megabytes("VmRSS")
+    found = call()
+    return found, megabytes("VmHWM") - before
+
+
+KINDS = pytest.mark.parametrize("how", [dictionary, compressed])
+
+
+@KINDS
+@pytest.mark.parametrize(("shard", "column"), [(SHARD, "prompt"), (SHARD.replace("data", "captions"), "caption")])
+def test_verify_names_the_file_and_takes_little_memory(
+    run: Path, how: Any, shard: str, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed(run, how, shard, column)
+    said, taken = peak(lambda: command(capsys, "verify", run))
+    assert taken < MOST
+    assert (said.code, f"{shard} cannot be read: {shard} of " in said.out) == (1, True), said.out[:2000]
+
+
+@pytest.mark.parametrize("how", [dictionary, compressed, images])
+def test_diff_reproduce_and_the_builder_refuse_it_in_one_line(
+    run: Path, made: Path, how: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed(run, how)
+    there = pq.read_table(made / SHARD)["sample_id"][0].as_py()
+    for words in (("diff", made, run), ("reproduce", run, "--sample-id", there, "--device", "cpu")):
+        said, taken = peak(lambda words=words: command(capsys, *words))
+        assert taken < MOST, words
+        assert (said.code, len(said.err.splitlines()), f"{SHARD} of {run}" in said.err) == (2, 1, True), said
+    manifest = layout.load_manifest((run / layout.MANIFEST).read_text(), "the manifest")
+    rows = ShardRows(files=[str(run / e.file) for e in manifest.shards], entries=manifest.shards)
+
+    def streamed() -> int:
+        with pytest.raises(DataError, match=f"{SHARD} of "):
+            return sum(1 for _ in rows.as_streaming_dataset("train"))
+        return 0
+
+    assert peak(streamed)[1] < MOST
+
+
+@KINDS
+def test_captions_that_are_taken_from_elsewhere_are_looked_at_too(
+    run: Path, tmp_path: Path, how: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed(run, how, SHARD.replace("data", "captions"), "caption")
+    words = (
+        "build",
+        "shapes-cip",
+        "--limit",
+        "1",
+        "--captions",
+        run,
+        "--num-processes",
+        "1",
+        "--out",
+        tmp_path / "new",
+    )
+    said, taken = peak(lambda: command(capsys, *words))
+    assert taken < MOST
+    assert said.code == 2
+    assert f"{SHARD.replace('data', 'captions')} of {run}" in said.err.splitlines()[-1]
+
+
+@pytest.fixture
+def packed_on_the_hub(run: Path, hub: Hub) -> str:
+    packed(run, dictionary)
+    files = {p.relative_to(run).as_posix(): p.read_bytes() for p in run.rglob("*.*") if p.is_file()}
+    if ("dataset", "bob/packed") not in hub.store.repos:
+        hub.add_repo("dataset", "bob/packed", {name: data for name, data in files.items() if not name.startswith(".")})
+    return "bob/packed"
+
+
+def test_a_published_set_that_holds_it_does_not_load(packed_on_the_hub: str, alice: Client) -> None:
+    code = f"""
+from builders.published import load_version
+result = []
+for streaming in (False, True):
+    try:
+        result.append(sum(1 for _ in load_version({packed_on_the_hub!r}, "main", streaming=streaming)))
+    except Exception as error:
+        chain = [error, error.__cause__, error.__context__]
+        result.append([{SHARD!r} in str(one) for one in chain if one].count(True) > 0)
+"""
+    assert alice.python(code) == [True, True]
+
+
+@pytest.mark.slow
+def test_a_training_on_a_published_set_refuses_it(packed_on_the_hub: str, alice: Client, tmp_path: Path) -> None:
+    done = alice.hfsyn(
+        "train", "--train-dataset", f"{packed_on_the_hub}@main", "--model", "test_resnet", "--epochs", "1",
+        "--device", "cpu",
+        "--out", tmp_path / "trained",
+    )  # fmt: skip
+    assert (done.code, f"{SHARD} of " in done.err.splitlines()[-1]) == (2, True), done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": 7}, "has 8 rows, and its manifest states 7"),
+        ({"bytes": 20}, "would unpack to"),
+        ({}, None),
+    ],
+)
+def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int], words: str | None) -> None:
+    path, stated = made / SHARD, {"rows": 8, "bytes": (made / SHARD).stat().st_size} | change
+    entry = ShardEntry(SHARD, stated["rows"], stated["bytes"], "0" * 64)
+    with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders.shard, "_SLACK", 0)
+        if words is None:
+            assert pa.Table.from_batches(Shard(file, entry, "x").portions()).equals(pq.read_table(path))
+            return
+        with pytest.raises(DataError, match=words):
+            Shard(file, entry, "x")
+
+
+def test_a_row_group_that_is_too_large_to_be_read_at_once_is_refused(made: Path) -> None:
+    with (made / SHARD).open("rb") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders.shard, "_LARGEST_GROUP", 1000)
+        with pytest.raises(DataError, match="has a row group of"):
+            Shard(file, None, "x")
+
+
+def test_a_manifest_that_states_more_rows_than_bytes_is_refused(made: Path) -> None:
+    fields = json.loads((made / layout.MANIFEST).read_text())
+    fields["shards"][0]["rows"] = fields["shards"][0]["bytes"] + 1
+    with pytest.raises(DataError, match="not a manifest"):
+        layout.load_manifest(json.dumps(layout.sealed(fields)), "the manifest")
