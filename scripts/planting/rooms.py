@@ -138,12 +138,16 @@ def tests_of(path: str, root: Path) -> list[str]:
     Raises:
         LookupError: no room has the file: give it one in `ROOMS`.
     """
-    rooms = [tests for _, product, tests in ROOMS if any(fnmatchcase(path, pattern) for pattern in product.split())]
+    module = module_of(path)
+    rooms = _rooms(path)
+    if not rooms:  # that of the files which use it
+        product = (file for package in ("builders", "hfsyn") for file in (root / package).rglob("*.py"))
+        users = [file.relative_to(root).as_posix() for file in product if module in imported_by(file)]
+        rooms = list(dict.fromkeys(tests for user in users for tests in _rooms(user)))
     if not rooms:
         raise LookupError(f"{path} is in no room: name it in scripts/planting/rooms.py")
     patterns = [f"test_{name}.py" for tests in rooms for name in tests.split()]
     far = [f"test_{name}.py" for name in FAR.split()]
-    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     return sorted(
         f"tests/{file.name}"
         for file in (root / "tests").glob("test_*.py")
@@ -152,9 +156,18 @@ def tests_of(path: str, root: Path) -> list[str]:
     )
 
 
+def _rooms(path: str) -> list[str]:
+    return [tests for _, product, tests in ROOMS if any(fnmatchcase(path, pattern) for pattern in product.split())]
+
+
+def module_of(path: str) -> str:
+    """The name under which a file is imported."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 @cache
 def imported_by(file: Path) -> frozenset[str]:
-    """The modules that a test file imports, wherever in it."""
+    """The modules that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
