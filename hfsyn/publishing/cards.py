@@ -177,4 +177,122 @@ def changelog_of(card: str) -> list[ChangelogEntry]:
     return _changelog((), card_blocks.blocks(FrontMatter(card).body).get("changelog", ""))
 
 
+def _check(value: str | None, pattern: re.Pattern[str], what: str, example: str) -> None:
+    if value is not None and not pattern.fullmatch(value):
+        raise HfsynError(f"{value!r} is not {what}.", f"It looks like {example}.")
 
+
+def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template of a configuration's block shows."""
+    manifest, variant = facts.manifest, facts.variant
+    named = {entry["wnid"] for entry in manifest["classes"]}
+    return {
+        "facts": facts,
+        "recipe": facts.recipe,
+        "variant": variant,
+        "strategy": facts.strategy,
+        "manifest": manifest,
+        "builtin": BUILTIN,
+        "class_seeds": bool(getattr(facts.recipe, "class_seeds", None)),
+        "place": f"{facts.folder}/" if facts.folder else "",
+        "preview": f"{layout.PREVIEW}/samples.png",
+        "columns": COLUMNS[facts.what] | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
+        "flags": FLAGS,
+        "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
+        "unreadable": manifest.get("unreadable_classes", []),
+        "left_out": manifest.get("left_out", {}),
+        "unused_weights": manifest.get("unused_weights", {}),
+        "without": [info.name for info in variant.classes if info.wnid not in named] if named else [],
+        "recipe_text": recipe_block(facts.recipe),
+        # Only strings can hold these characters, which would end the comment or look like a link.
+        "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(digest)),
+    }
+
+
+def _captioned(digest: Mapping[str, Any]) -> bool:
+    """Whether texts about real images are in a configuration: a captioner's or a file's, no language model's."""
+    source = get_strategy(digest["strategy"]).text_from
+    return source in ("image", "file") or (digest["captioner"] is not None and source != "class")
+
+
+def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The digests that the blocks of a card carry; a block whose digest was spoilt is passed over."""
+    found = {}
+    for key, text in there.items():
+        match = _CARRIED.search(text)
+        if not key.startswith("config=") or not match:
+            continue
+        try:
+            digest = json.loads(match[1])
+            source_of(digest)
+            get_strategy(digest["strategy"])
+        except (ValueError, KeyError, TypeError, HfsynError):
+            continue
+        if {name: type(value) for name, value in digest.items() if name in _DIGEST} == _DIGEST and (
+            digest["config"] == key.removeprefix("config=")
+        ):
+            found[digest["config"]] = {**dict.fromkeys(_MAYBE), **digest}
+    return found
+
+
+_DIGEST = {
+    "config": str, "what": str, "folder": str, "split": str, "rows": int, "classes": int, "variant": str,
+    "strategy": str, "generator": str, "in_progress": bool,
+}  # fmt: skip
+_MAYBE = ("captioner", "captioner_revision", "generator_revision", "sample_id")
+
+
+def _changelog(new: Sequence[ChangelogEntry], there: str) -> list[ChangelogEntry]:
+    """New entries and those of the block that is there, newest first; a version has one entry, the new one."""
+    rows = [found.groups() for line in there.splitlines() if (found := _ROW.fullmatch(line))]
+    old = [ChangelogEntry(*map(uncell, row)) for row in rows]
+    old = [entry for entry in old if entry.version != "version" and not set(entry.version) <= set(":-")]
+    entries = {uncell(entry.version): entry for entry in [*old, *new]}
+    return sorted(entries.values(), key=lambda entry: (entry.date, _version_key(entry.version)), reverse=True)
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    return tuple(int(digits) for digits in re.findall(r"\d+", version))
+
+
+def _progress(progress: Progress) -> dict[str, Any]:
+    share = min(1.0, max(0.0, progress.done / progress.total)) if progress.total else 0.0
+    full = int(share * _BAR)
+    return {"progress": progress, "bar": "█" * full + "░" * (_BAR - full), "percent": int(share * 100)}
+
+
+def _licences(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Of every source and model: what it is, its name, its page or "", what is known of its licence."""
+    parts: dict[tuple[str, str], tuple[str, str]] = {}
+    for digest in digests.values():
+        source = source_of(digest)
+        name = digest["variant"].partition("@")[0]
+        parts["source", name] = (_page(source["page"]), source["licence"])
+        for role in ("captioner", "generator"):
+            model = digest[role]
+            if model and not (role == "generator" and digest["what"] == "captions"):
+                parts[role, model] = _model_licence(model, digest[f"{role}_revision"])
+        if isinstance(lora := digest.get("lora"), str):
+            parts["LoRA", lora] = _model_licence(lora, str(digest.get("lora_revision")))
+    return {
+        "parts": [(role, name, page, text) for (role, name), (page, text) in parts.items()],
+        "known": licence_of(digests)["license"],
+        "photographs": any(not source_of(digest)["drawn"] for digest in digests.values()),
+    }
+
+
+def _page(address: str) -> str:
+    """An address that may stand in a link, else nothing: that of a class map is whatever its author wrote."""
+    return address if re.fullmatch(r"https?://[\w./~%#?=&+:-]+", address) else ""
+
+
+def _model_licence(model: str, revision: str | None) -> tuple[str, str]:
+    """The page of a model and what is known of its licence."""
+    if model == BUILTIN:
+        return "", "Apache-2.0: a small model that comes with hfsyn"
+    page = f"https://huggingface.co/{model}" if _REPO.fullmatch(model) else ""
+    if model in MODEL_LICENCES:
+        return page, f"{MODEL_LICENCES[model]}, as its page says; read there what it asks of users"
+    if page and re.fullmatch("[0-9a-f]{40}", revision or ""):
+        return page, "not known to hfsyn: see its page"
+    return "", "not known: the model was read from a local folder, or its revision was not recorded"
