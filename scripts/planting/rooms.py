@@ -101,7 +101,7 @@ ROOMS = (
         "hfsyn/publishing/* dataset_cards/*",
         """
         publication* cards verification reproduction hf_jobs hub_* publish* clients* judging_hub
-        reading_back versions
+        reading_back rights versions
         """,
     ),
     (

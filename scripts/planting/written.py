@@ -243,7 +243,7 @@ BUGS: tuple[WrittenBug, ...] = (
         "hfsyn/publishing/rights.py",
         'write |= mine and "repo.write" in permissions',
         'write |= "repo.write" in permissions',
-        "publication",
+        "rights",
     ),
     _bug(
         "A gateway that times out is not asked again.",
