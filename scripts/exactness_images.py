@@ -156,7 +156,7 @@ class Pictures:
         size = {"width": 48, "height": 32}
         if not guided:
             return [({}, None), (size, None)]
-        return [({}, None), ({"guidance_scale": 1.0}, None), ({"guidance_scale": 5.0, **size}, None)]
+        return [({}, None), ({}, NEGATIVE), ({"guidance_scale": 1.0}, None), ({"guidance_scale": 5.0, **size}, None)]
 
     # One case of each kind ------------------------------------------------------------------------------------------
 
