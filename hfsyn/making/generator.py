@@ -175,6 +175,7 @@ class DiffusersGenerator:
         import torch
         from PIL import Image
 
+        self._conditioning.forget()  # a text encoder may draw, too
         prompts, starts = [PROMPT] * len(sketch.seeds), None
         if self._image_pipe is not None:
             grey = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")
