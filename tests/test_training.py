@@ -314,7 +314,7 @@ def test_a_recipe_that_is_none_is_refused_with_the_field(changes: Mapping[str, A
 
 
 def test_a_step_goes_no_further_than_the_length_to_which_its_gradient_is_clipped(tmp_path: Path) -> None:
-    plain = {"optimise.optimizer": "sgd", "optimise.momentum": 0, "optimise.weight_decay": 0, "optimise.epochs": 1}
+    plain = {"optimise.optimizer": "momentum", "optimise.momentum": 0, "optimise.weight_decay": 0, "optimise.epochs": 1}
     begun = new_classifier(config(plain), WNIDS, dict(zip(WNIDS, NAMES, strict=True))).network
     moved = {}
     for length in (1e-6, 0.0):  # 0 is not at all
