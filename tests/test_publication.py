@@ -624,6 +624,10 @@ except Enough:
     )
     assert found == 3
     assert hub.files("dataset", "alice/stands") == before
+    work = hub.files("dataset", "alice/stands", "hfsyn-work/default")
+    shards = [path for path in work if path.startswith("data/")]
+    assert shards == ["data/train-00000-of-00004.parquet", "data/train-00001-of-00004.parquet"]
+    assert layout.MANIFEST not in work
 
 
 def test_the_hubs_own_words_of_a_limit_are_waited_for(client: Client) -> None:

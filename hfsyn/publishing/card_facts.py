@@ -88,7 +88,7 @@ class CardFacts:
             "folder": self.folder,
             "split": self.split,
             "rows": self.rows,
-            "shards": len(self.manifest["shards"]),
+            **({"shards": len(shards)} if (shards := self.manifest["shards"]) else {}),  # none yet of a run at work
             "classes": len(self.manifest["classes"]) or len(self.variant.classes),
             "name": recipe.name,
             "variant": recipe.source.variant,

@@ -27,7 +27,7 @@ def data_files(digest: Mapping[str, Any]) -> list[dict[str, str]]:
     """The `data_files` of a configuration's entry: its own shards, and not what others put beside them."""
     kind = layout.CAPTIONS if digest["what"] == "captions" else layout.DATA
     prefix = f"{digest['folder']}/" if digest["folder"] else ""
-    shards = digest.get("shards")  # none yet of a run at work
+    shards = digest.get("shards")
     which = f"*-of-{shards:05d}" if isinstance(shards, int) and shards > 0 else "*"
     return [{"split": digest["split"], "path": f"{prefix}{kind}/{digest['split']}-{which}.parquet"}]
 

@@ -177,12 +177,6 @@ def changelog_of(card: str) -> list[ChangelogEntry]:
     return _changelog((), card_blocks.blocks(FrontMatter(card).body).get("changelog", ""))
 
 
-def configs_of(text: str) -> set[str]:
-    """The configurations that have a block of ours in a card."""
-    found = card_blocks.blocks(FrontMatter(text).body)
-    return {key.removeprefix("config=") for key in found if key.startswith("config=")}
-
-
 def _check(value: str | None, pattern: re.Pattern[str], what: str, example: str) -> None:
     if value is not None and not pattern.fullmatch(value):
         raise HfsynError(f"{value!r} is not {what}.", f"It looks like {example}.")

@@ -170,10 +170,6 @@ class HubRepo:
 
         return self.call(f"read {self.repo_id}", ask)
 
-    def exists(self) -> bool:
-        """Whether the repository is there, for this token's eyes."""
-        return self.head() is not None
-
     def tree(self, commit: str) -> dict[str, RemoteFile]:
         """All files at a commit by path; contents are not read."""
 

@@ -123,8 +123,8 @@ def publish(
         quiet: no lines on the error stream.
 
     Raises:
-        HfsynError: exit code 2 for a version that is none or taken, 3 for what forbids it, 4 where the Hub did not
-            answer in time (the same command continues).
+        HfsynError: exit code 2 for a version that is not one or is taken, 3 for what forbids it, 4 where the Hub did
+            not answer in time (the same command continues).
     """
     asked = parse_version(version)
     check_names(repo_id, config_name)
@@ -324,7 +324,8 @@ def card_facts(run: Run, config_name: str, what: What) -> CardFacts:
 
 def _card(job: _Job, state: RepoState) -> LocalFile:
     text = _change(job, state)
-    entry = ChangelogEntry(job.version.tag, job.today, f"{job.config_name}: {text}" if _prefixed(job) else text)
+    text = text if job.config_name == layout.DEFAULT_CONFIG else f"{job.config_name}: {text}"
+    entry = ChangelogEntry(job.version.tag, job.today, text)
     # The entry that an earlier try wrote keeps its day, so that trying again changes nothing.
     old = [known for known in changelog_of(state.card or "") if known.version == entry.version]
     if old and old[0].text == entry.text:
@@ -355,10 +356,6 @@ def _default(job: _Job, view: View, *, named: bool) -> str | None:
     if job.is_late and layout.DEFAULT_CONFIG in view.card.configs:
         return None
     return job.config_name if job.make_default else None
-
-
-def _prefixed(job: _Job) -> bool:
-    return job.config_name != layout.DEFAULT_CONFIG
 
 
 def _change(job: _Job, state: RepoState) -> str:
