@@ -1,6 +1,6 @@
 """Publishes again and again against a Hub in the same process, with one fault each time, and judges what came of it.
 
-    python drive_publish.py FOLDER RUN                    each position, the kinds by turns; every kind where refs change
+    python drive_publish.py FOLDER RUN                    each position, kinds by turns; every kind where refs change
     python drive_publish.py FOLDER RUN --over OLDER_RUN   1.1.0 over a published 1.0.0; each kind of request, by turns
     python drive_publish.py FOLDER RUN --for-ever         from each kind of request on, 401, 403 or 503
     python drive_publish.py FOLDER RUN --whole            every kind of fault at each position: minutes
