@@ -342,9 +342,8 @@ def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
             if place.is_file():
                 return place.read_bytes(), ""
         except (OSError, ValueError) as error:
-            return b"", f"cannot be read: {getattr(error, 'strerror', None) or type(error).__name__}"
-    # Not which: reasons are counted, and published, and the name may be a path of somebody's machine.
-    return b"", "the table holds no bytes, only the name of a file that is not here"
+            return b"", f"cannot be read: {getattr(error, 'strerror', '') or type(error).__name__}"
+    return b"", "the table holds no bytes, only the name of a file that is not here"  # reasons are published: not which
 
 
 def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:

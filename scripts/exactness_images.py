@@ -63,8 +63,9 @@ SCHEDULERS: dict[str, list[dict[str, Any]]] = {
     ],
     "DPMSolverSinglestepScheduler": [{}, {"solver_order": 3}, _KARRAS, {"solver_type": "heun"}],
     "UniPCMultistepScheduler": [
-        {}, {"solver_order": 3}, {"solver_type": "bh1", **_MIN}, _KARRAS,
-        {"predict_x0": False, **_MIN}, {"disable_corrector": [0]}, _TRAILING,
+        {}, {"solver_order": 3}, {"solver_type": "bh1", **_MIN}, _KARRAS, {"predict_x0": False, **_MIN},
+        {"disable_corrector": [0]},
+        _TRAILING,
     ],
     "LCMScheduler": [{}, _V],
     "TCDScheduler": [{}],
@@ -155,7 +156,7 @@ class Pictures:
         size = {"width": 48, "height": 32}
         if not guided:
             return [({}, None), (size, None)]
-        return [({}, None), ({"guidance_scale": 1.0}, None), ({"guidance_scale": 5.0, **size}, None)]
+        return [({}, None), ({}, NEGATIVE), ({"guidance_scale": 1.0}, None), ({"guidance_scale": 5.0, **size}, None)]
 
     # One case of each kind ------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ must be noticed. *Drawn* ones (`planting/drawing.py`) are small changes of any l
 of five must be noticed.
 
 Each is planted in a copy of the repository and met by the tests of its own room (`planting/rooms.py`) that call the
-function in which it stands, the quickest first, until one fails. Which those are is learnt by running the test files
+function in which it stands, the quickest first, until one fails. Which those are is learnt by running each test file
 once on the code as it is. What is learnt, and what became of each bug, is kept in --keep: a call that was stopped is
 taken up, and after a change only what it touches is tried again. A test that fails without the bug does not count.
 
@@ -99,9 +99,10 @@ def drawn_bugs(count: int, seed: int) -> list[Bug]:
     ]
 
 
-Work = Callable[[Copy], Generator[tuple[Running, float], int | None, Any]]
-"""Done in one copy: yields each fork that it has begun, with the seconds that this may take, and is sent the fork's
-exit code, or None where it was ended."""
+Step = Generator[tuple[Running, float], int | None, Any]
+"""Yields each fork that it has begun, with the seconds that this may take, and is sent the fork's exit code, or None
+where it was ended."""
+Work = Callable[[Copy], Step]
 
 
 def side_by_side(works: Sequence[Work], folder: Path, jobs: int) -> Iterator[Any]:
@@ -140,51 +141,59 @@ def side_by_side(works: Sequence[Work], folder: Path, jobs: int) -> Iterator[Any
             running.kill()
 
 
-def learn(suite: Suite, files: Sequence[str], folder: Path, jobs: int) -> None:
-    """Run the test files that are new or have changed."""
-    unknown = suite.unknown(files)
+def learning(suite: Suite, file: str, folder: Path, copy: Copy) -> Step:
+    """Run a test file that is new or has changed, as it is."""
+    report = folder / f"{Path(file).stem}-{time.monotonic_ns()}.json"
+    running = copy.start(trying.recording(file, report), report.stem)
+    code = yield running, trying.SECONDS_A_FILE
+    seconds = time.monotonic() - running.began
+    error = "" if code in (0, 1, 5) and report.is_file() else f"exit code {code}"
+    suite.learn(file, report, seconds, error)
+    say(f"learnt: {file}, {len(suite.tests([file]))} tests in {seconds:.0f} s {error}")
+    for failed in suite.failed([file]):
+        say(f"fails as it is, and counts for nothing: {failed}")
 
-    def work(file: str) -> Work:
-        def run(copy: Copy) -> Generator[tuple[Running, float], int | None, Any]:
-            report = folder / f"{Path(file).stem}.json"
-            running = copy.start(trying.recording(file, report), Path(file).stem)
-            code = yield running, trying.SECONDS_A_FILE
-            return file, report, time.monotonic() - running.began, code
 
-        return run
-
-    works = [work(file) for file in unknown]
-    for number, (file, report, seconds, code) in enumerate(side_by_side(works, folder / "learnt", jobs), 1):
-        error = "" if code in (0, 1, 5) and report.is_file() else f"exit code {code}"
-        suite.learn(file, report, seconds, error)
-        say(f"learnt {number}/{len(unknown)}: {file}, {len(suite.tests([file]))} tests in {seconds:.0f} s {error}")
+def planted(bug: Bug, tests: Sequence[Test], suite: Suite, folder: Path, copy: Copy) -> Step:
+    """Let some tests meet a bug; one that fails without the bug, too, does not count."""
+    found: Mapping[str, Any] = {"state": "survived"}
+    report = folder / f"{bug.key[:16]}.met"
+    left = tests
+    while left:
+        report.unlink(missing_ok=True)
+        with copy.changed(bug.path, bug.content):
+            code = yield copy.start(trying.meeting(left, report), bug.key[:16]), _patience(left)
+        found = trying.verdict(code, report)
+        noticed = [test for test in left if test.id == found.get("test")]
+        if not noticed or not suite.needs_proof(noticed[0]):
+            break
+        code = yield copy.start(trying.meeting(noticed, report), f"{bug.key[:16]}-proof"), _patience(noticed)
+        if code == 0:
+            suite.proven(noticed[0])
+            break
+        left = left[left.index(noticed[0]) + 1 :]
+        found = {"state": "survived"}
+    return found
 
 
 def meeting(bug: Bug, suite: Suite, folder: Path) -> Work:
-    """Plant one bug in a copy, and let its tests meet it; one that fails without the bug too does not count."""
+    """Plant a bug, and let its room's tests meet it: those that are known first, then those that must be learnt."""
 
-    def run(copy: Copy) -> Generator[tuple[Running, float], int | None, Any]:
-        began = time.monotonic()
-        tests = left = trying.chosen(suite.tests(bug.files), bug.path, bug.function, MOST_SECONDS)
-        found: Mapping[str, Any] = {"state": "survived", "why": "" if tests else "no test of its room reaches it"}
-        report = folder / f"{bug.key[:16]}.met"
-        while left:
-            report.unlink(missing_ok=True)
-            with copy.changed(bug.path, bug.content):
-                code = yield copy.start(trying.meeting(left, report), bug.key[:16]), _patience(left)
-            found = trying.verdict(code, report)
-            noticed = [test for test in left if test.id == found.get("test")]
-            if not noticed or not suite.needs_proof(noticed[0]):
+    def run(copy: Copy) -> Step:
+        began, tried, left = time.monotonic(), 0, MOST_SECONDS
+        unknown = suite.unknown(bug.files)
+        for files in ([file for file in bug.files if file not in unknown], *([file] for file in unknown)):
+            if suite.unknown(files):
+                yield from learning(suite, files[0], folder, copy)
+            tests = trying.chosen(suite.tests(files), bug.path, bug.function, left)
+            found = yield from planted(bug, tests, suite, folder, copy)
+            tried, left = tried + len(tests), left - sum(test.seconds for test in tests)
+            if found["state"] == "killed" or left <= 0:
                 break
-            code = yield copy.start(trying.meeting(noticed, report), f"{bug.key[:16]}-proof"), _patience(noticed)
-            if code == 0:
-                suite.proven(noticed[0])
-                break
-            left = left[left.index(noticed[0]) + 1 :]
-            found = {"state": "survived", "why": f"{noticed[0].id} fails without it, too"}
         by = [str(found["test"]).partition("::")[0]] if found.get("test") else []
-        more = {"tests": len(tests), "seconds": round(time.monotonic() - began, 1), "by": by}
-        return bug, {**found, **more, "tests_were": _contents(by or bug.files)}
+        why = {} if tried else {"why": "no test of its room reaches it"}
+        more = {"tests": tried, "seconds": round(time.monotonic() - began, 1), "by": by}
+        return bug, {**found, **why, **more, "tests_were": _contents(by or bug.files)}
 
     return run
 
@@ -229,14 +238,10 @@ def try_all(bugs: Sequence[Bug], keep: Path, jobs: int) -> dict[str, Any]:
     temporary = Path(tempfile.mkdtemp(prefix="planted-"))
     try:
         suite = Suite(keep / "suite.json")
-        files = sorted({file for bug in left for file in bug.files})
-        learn(suite, files, temporary, jobs)
-        for failed in suite.failed(files):
-            say(f"fails as it is, and counts for nothing: {failed}")
-
         works = [meeting(bug, suite, temporary) for bug in left]
         for number, (bug, result) in enumerate(side_by_side(works, temporary / "planted", jobs), 1):
             results[bug.key] = {"name": bug.name, **result}
+            kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             by = result.get("test") or result.get("why") or f"{result['tests']} tests"
             say(f"{number}/{len(left)} {result['state']:8} {result['seconds']:5.0f} s  {bug.name}  [{by}]")

@@ -116,8 +116,8 @@ def by_hand(folder: Path, family: str, image: Image.Image, prompt: str | None, s
 )
 def test_a_caption_is_what_the_model_says_after_the_prompt(folders: Folders, family: str, prompt: str | None) -> None:
     folder = folders(family)
-    captions = captioner(folder, prompt=prompt).caption(images())
-    assert captions == [by_hand(folder, family, image, prompt) for image in images()]
+    captions = captioner(folder, prompt=prompt).caption(images()[:4])
+    assert captions == [by_hand(folder, family, image, prompt) for image in images()[:4]]
     assert len(set(captions)) >= 3, "the images make no difference, so that this test shows nothing"
 
 
@@ -138,19 +138,19 @@ def test_a_prompt_is_not_said_twice(folders: Folders, model: str) -> None:
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_has_its_own_caption_whatever_its_companions_are(folders: Folders, family: str, beams: int) -> None:
-    one = captioner(folders(family), num_beams=beams)
-    together = one.caption(images())
-    assert together == [one.caption([image] * len(images()))[-1] for image in images()]
-    assert one.caption(images()[::-1]) == together[::-1]
-    assert one.caption(images()[:1]) == together[:1]
+    one, few = captioner(folders(family), num_beams=beams), images()[:5]
+    together = one.caption(few)
+    assert together == [one.caption([image] * len(few))[-1] for image in few]
+    assert one.caption(few[::-1]) == together[::-1]
+    assert one.caption(few[:1]) == together[:1]
     again = captioner(folders(family), num_beams=beams)
-    assert again.caption(images()) == together
+    assert again.caption(few) == together
 
 
 def test_each_image_has_its_own_chance(folders: Folders) -> None:
     """Texts that are drawn at random depend on the image and its seed alone: not on companions, order or batch."""
     seeds = [3**n for n in range(8)]
-    for family in FAMILIES:
+    for family in ("blip", "blip2", "vit_gpt2", "florence2", "qwen2_vl"):
         one = captioner(folders(family), top_p=0.9, temperature=1.5)
         drawn = one.caption(images(), seeds=seeds)
         assert len(set(drawn)) == 8

@@ -234,9 +234,11 @@ def test_steps_guidance_and_size_decide_the_time() -> None:
     # From the real image: half of the steps, and the image encoded first.
     assert tflop(scheduler="ddim", init="source", strength=0.5) == pytest.approx(82.9 / 2 + 1.1 + 1.3, rel=0.01)
     assert image_tflop(GeneratePart(model="somebody/else")) is None
-    flux = GeneratePart(model="black-forest-labs/FLUX.1-schnell", steps=4, guidance_scale=3.5)
-    assert image_size(flux) == (1024, 1024)
-    assert image_tflop(flux) == pytest.approx(4 * 74.4 + 10.5 + 4.9, rel=0.01)  # its guidance is no second row
+    for name, guidance, rows in (("schnell", 0, 1), ("dev", 3.5, 1), ("schnell", 3.5, 2)):
+        flux = GeneratePart(model=f"black-forest-labs/FLUX.1-{name}", steps=4, guidance_scale=guidance)
+        assert image_size(flux) == (1024, 1024)
+        # That of dev is an input of the network.
+        assert image_tflop(flux) == pytest.approx(4 * rows * 74.4 + 10.5 + 4.9, rel=0.01)
 
 
 def test_hours_are_work_over_what_a_device_does_and_cost_follows() -> None:

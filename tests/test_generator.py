@@ -476,8 +476,8 @@ def test_a_size_that_a_pipeline_refuses_is_said_in_one_line(folders: Folders) ->
     one._size = {"width": 17}
     with pytest.raises(HfsynError, match=r"refuses the recipe: .*divisible by 8"):
         one.generate(PROMPTS, SEEDS)
-    with pytest.raises(HfsynError, match=r"cannot draw: .*divisible by 8"):
-        DiffusersGenerator(odd, None, "cpu")
+    with pytest.raises(HfsynError, match=r"refuses the recipe: .*divisible by 8"):
+        DiffusersGenerator(odd, None, "cpu")  # and before anything is drawn at that size
 
 
 @pytest.mark.parametrize("count", [0, 5])

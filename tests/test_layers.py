@@ -24,7 +24,8 @@ LAYERS = (
         "builders.folder_contents", "builders.folder_layouts", "builders.folders", "builders.formats", "builders.hub",
         "builders.image_lists", "builders.imagenet", "builders.images", "builders.labels", "builders.other_layouts",
         "builders.ours", "builders.parquet", "builders.published", "builders.resuming", "builders.revisions",
-        "builders.rows", "builders.schema", "builders.shapes", "builders.sources", "builders.sources.cards",
+        "builders.rows", "builders.schema", "builders.shapes", "builders.shard", "builders.shard_rows",
+        "builders.sources", "builders.sources.cards",
         "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",
         "builders.synthetic", "builders.variant_files",
     },
@@ -43,7 +44,8 @@ LAYERS = (
         "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
         "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering",
+        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering", "hfsyn.making.checkpoints",
+        "hfsyn.making.prompt_words",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
@@ -51,7 +53,7 @@ LAYERS = (
         "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
         "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
-        "hfsyn.making.run_status", "hfsyn.making.overwriting",
+        "hfsyn.making.run_status", "hfsyn.making.overwriting", "hfsyn.making.noise", "hfsyn.making.trial",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",

@@ -13,15 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import ROOT, finished_run
 from hub_client import Client
 from hub_server import Hub
 from PIL import Image
 
 from builders import layout
-from builders.yaml import dump, load_mapping
-from hfsyn.judging.model_cards import without_paths
-from hfsyn.publishing.cards import TRIED_DATASETS
 
 SHARDS = ("source.limit_per_class=1", "store.shard_rows=4")
 
@@ -38,7 +36,7 @@ def publish(alice: Client, run: Path, repo: str, version: str, *more: str, **env
 
 def numbers(card: bytes) -> dict[str, str | None]:
     """The version that each configuration's entry in a card says."""
-    fields = load_mapping(card.decode().split("---\n", 2)[1], "the card", "card")
+    fields = yaml.safe_load(card.decode().split("---\n", 2)[1])
     return {entry["config_name"]: entry.get("version") for entry in fields["configs"]}
 
 
@@ -67,15 +65,17 @@ def test_an_entry_that_somebody_removed_comes_back_with_its_version(hub: Hub, al
     publish(alice, run, "alice/lost", "1.0.0")
     card = hub.files("dataset", "alice/lost")["README.md"].decode()
     _, front, body = card.split("---\n", 2)
-    fields = load_mapping(front, "the card", "card")
+    fields = yaml.safe_load(front)
     del fields["configs"]
-    hub.add_commit("dataset", "alice/lost", {"README.md": f"---\n{dump(fields)}---\n{body}".encode()})
+    hub.add_commit("dataset", "alice/lost", {"README.md": f"---\n{yaml.safe_dump(fields)}---\n{body}".encode()})
     publish(alice, run, "alice/lost", "1.1.0", "--config-name", "second")
     card = hub.files("dataset", "alice/lost", "v1.1.0")["README.md"]
     assert numbers(card) == {"default": "1.0.0", "second": "1.1.0"}
 
 
 def test_card_and_readme_name_the_releases_that_were_tried(hub: Hub, alice: Client, run: Path) -> None:
+    from hfsyn.publishing.cards import TRIED_DATASETS
+
     publish(alice, run, "alice/tried", "1.0.0")
     tried = ", ".join(TRIED_DATASETS)
     for text in (hub.files("dataset", "alice/tried")["README.md"].decode(), (ROOT / "README.md").read_text()):
@@ -177,6 +177,23 @@ def everything(hub: Hub, alice: Client, repo: str) -> Iterator[tuple[str, str]]:
             yield f"{name} at {commit[:6]}", text
 
 
+def test_the_changelog_compares_recipes_as_others_may_see_them(hub: Hub, alice: Client, tmp_path: Path) -> None:
+    """Where the images lie on this machine is no part of the version before: that it has changed would be untrue."""
+    for number, wnid in enumerate(WNIDS):
+        for name in range(2):
+            path = tmp_path / SECRET / "train" / wnid / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 30), (60 * name, 90 * number, 30)).save(path)
+    for number in range(2):
+        own = (f"source.path={tmp_path / SECRET}", "generate.model=builtin", f"seed={number}", "store.shard_rows=4")
+        run = finished_run(tmp_path, *own, recipe="imagenette-basic", name=f"run-{number}")
+        publish(alice, run, "alice/changes", f"1.{number}.0")
+    log = hub.files("dataset", "alice/changes")["README.md"].decode().split("## Changelog")[1]
+    assert SECRET not in log
+    assert "source.path" not in log
+    assert "seed from 0 to 1" in log
+
+
 def test_nothing_that_is_published_says_on_which_machine_it_was_made(
     hub: Hub, alice: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +244,8 @@ def test_nothing_that_is_published_says_on_which_machine_it_was_made(
     ],
 )
 def test_results_of_a_classifier_that_is_published_keep_the_last_name_of_a_place(text: str, shown: str) -> None:
+    from hfsyn.judging.model_cards import without_paths
+
     assert without_paths({"sets": [{text: text}]}) == {"sets": [{shown: shown}]}
 
 
@@ -262,13 +281,12 @@ def test_a_server_that_refuses_is_not_published_to(hub: Hub, alice: Client, run:
 
 
 def test_a_token_that_only_reads_is_refused_where_the_server_cannot_be_asked(
-    hub: Hub, run: Path, tmp_path: Path
+    hub: Hub, alice: Client, run: Path
 ) -> None:
     hub.add_repo("dataset", "alice/reader")
     hub.faults.add(404, path="/auth-check", times=None)
     try:
-        with Client(hub, tmp_path, token="hf_alice_read") as reader:
-            done = reader.hfsyn("publish", run, "alice/reader", "--version", "1.0.0")
+        done = alice.hfsyn("publish", run, "alice/reader", "--version", "1.0.0", HF_TOKEN="hf_alice_read")
     finally:
         hub.faults.clear()
     assert (done.code, "may not write" in done.err) == (3, True), done.err

@@ -150,10 +150,10 @@ def test_a_stored_recipe_says_its_format_and_one_of_another_is_refused() -> None
     assert text.startswith(f"format: {layout.FORMAT}\n")
     assert parse_recipe(text, "here") == recipe
     older = text.partition("\n")[2]
-    with pytest.raises(HfsynError, match=r"recipe\.yaml of it is of format 1, and this hfsyn reads format 2"):
+    with pytest.raises(HfsynError, match=r"recipe\.yaml of it is of format 1, and this hfsyn reads format 3"):
         parse_recipe(older, "recipe.yaml of it")
-    with pytest.raises(HfsynError, match=r"is of format 3, .* A newer hfsyn reads it"):
-        parse_recipe(f"format: 3\n{older}", "recipe.yaml of it")
+    with pytest.raises(HfsynError, match=r"is of format 4, .* A newer hfsyn reads it"):
+        parse_recipe(f"format: 4\n{older}", "recipe.yaml of it")
 
 
 def test_the_fingerprint_does_not_tell_where_things_lie_on_a_machine(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
 from builders import layout
+from builders.published import open_reference
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
@@ -20,7 +21,7 @@ from hfsyn.making.manifest import finish
 from hfsyn.making.options import WorkOptions
 from hfsyn.making.tuning import Tuning
 from hfsyn.publishing import reproduction
-from hfsyn.publishing.reproduction import recorded_tuning, reproduce
+from hfsyn.publishing.reproduction import find_row, recorded_tuning, reproduce
 
 SMALL = ("source.limit_per_class=1", "store.shard_rows=10", "generate.steps=1", "generate.batch_size=2")
 
@@ -103,3 +104,17 @@ def test_an_error_that_has_nothing_to_do_with_tuning_stays(tmp_path: Path, loade
     with pytest.raises(HfsynError, match="nowhere"):
         reproduce(str(run), sample, out=tmp_path, device="cpu", model=str(tmp_path / "nowhere"))
     assert len(loaded) == 1
+
+
+def test_a_samples_place_in_its_shard_counts_the_lines_that_were_set_aside(tmp_path: Path) -> None:
+    """Which batch an image was drawn in goes by its line of the plan, not by its row."""
+    run = run_folder(tmp_path, "store.shard_rows=10", "generate.max_retries=0", recipe="shapes-basic")
+    caption(run, quiet=True)
+    spoilt = FakeGenerator(problem_of=lambda prompt, seed: "nan" if seed % 3 == 0 else None)
+    generate(run, generator=spoilt, quiet=True)
+    finish(run)
+    lines = pq.read_table(run / layout.PLAN).to_pylist()
+    places = {line["sample_id"]: number % 10 for number, line in enumerate(lines) if line["seed"] % 3}
+    assert 10 < len(places) < len(lines) - 3
+    side = open_reference(str(run))
+    assert {sample: find_row(side, sample)[2] for sample in places} == places

@@ -272,7 +272,7 @@ def test_images_of_which_only_the_path_is_there_are_read_from_it(tmp_path: Path,
     rows = list(source.read(list(source.index())))
     assert [row.image for row in rows] == [*PICTURES[:2], b""]
     assert "a file that is not here" in rows[2].problem
-    assert "files/2.png" in rows[2].problem
+    assert rows[2].source_id.endswith("2.png")  # the reason is published, and names no place of this machine
     found = open_images(str(table))
     assert [found.images[number] for number in range(3)] == [*PICTURES[:2], b""]
 

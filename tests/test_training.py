@@ -313,6 +313,17 @@ def test_a_recipe_that_is_none_is_refused_with_the_field(changes: Mapping[str, A
     assert "\n" not in str(error.value)
 
 
+def test_a_step_goes_no_further_than_the_length_to_which_its_gradient_is_clipped(tmp_path: Path) -> None:
+    plain = {"optimise.optimizer": "momentum", "optimise.momentum": 0, "optimise.weight_decay": 0, "optimise.epochs": 1}
+    begun = new_classifier(config(plain), WNIDS, dict(zip(WNIDS, NAMES, strict=True))).network
+    moved = {}
+    for length in (1e-6, 0.0):  # 0 is not at all
+        train(config(plain, optimise__clip_grad=length), tmp_path / str(length), QUIET)
+        there = weights(tmp_path / str(length))
+        moved[length] = max(float((there[name] - start).abs().max()) for name, start in begun.named_parameters())
+    assert moved[1e-6] < 1e-5 < moved[0.0]
+
+
 def test_every_shipped_training_recipe_loads_and_needs_only_images() -> None:
     assert "tiny-imagenet-10" in TRAINING_RECIPES.names()
     for name in TRAINING_RECIPES.names():

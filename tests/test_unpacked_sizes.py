@@ -20,12 +20,9 @@ from hub_client import Client
 from hub_server import Hub
 from PIL import Image
 
-import builders.shard
 from builders import layout
 from builders.errors import DataError
 from builders.layout import ShardEntry
-from builders.shard import Shard
-from builders.shard_rows import ShardRows
 from builders.synthetic import Synthetic
 from hfsyn.making.shards import sha256_of
 
@@ -33,7 +30,7 @@ ROWS = 400
 TEXT = "x" * 2**20
 MOST = 150.0
 """MB that a command may take beyond what it has: the files unpack to 400 and more."""
-SHARD = "data/train-00001-of-00004.parquet"
+SHARD, CAPTIONS = "data/train-00001-of-00004.parquet", "captions/train-00001-of-00004.parquet"
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +87,16 @@ def images(path: Path, column: str) -> None:
     written(filled(path, image=pa.StructArray.from_arrays(parts, ["bytes", "path"])), path)
 
 
-def packed(run: Path, how: Callable[[Path, str], None], shard: str = SHARD, column: str = "prompt") -> None:
-    """Put such a file into a finished run, with a manifest that states what it is."""
+def packed(
+    run: Path, how: Callable[[Path, str], None], shard: str = SHARD, column: str = "prompt", *, stated: bool = True
+) -> None:
+    """Put such a file into a finished run, `stated` with a manifest that says what it is."""
     path = run / shard
     how(path, column)
     size = path.stat().st_size
     assert size < 3 * 2**20
+    if not stated:
+        return
     manifest = json.loads((run / layout.MANIFEST).read_text())
     for entry in (*manifest["shards"], *manifest["captions"]):
         if entry["file"] == shard:
@@ -121,11 +122,12 @@ KINDS = pytest.mark.parametrize("how", [dictionary, compressed])
 
 
 @KINDS
-@pytest.mark.parametrize(("shard", "column"), [(SHARD, "prompt"), (SHARD.replace("data", "captions"), "caption")])
+@pytest.mark.parametrize("stated", [False, True], ids=["exchanged", "stated"])
+@pytest.mark.parametrize(("shard", "column"), [(SHARD, "prompt"), (CAPTIONS, "caption")], ids=["data", "captions"])
 def test_verify_names_the_file_and_takes_little_memory(
-    run: Path, how: Any, shard: str, column: str, capsys: pytest.CaptureFixture[str]
+    run: Path, how: Any, shard: str, column: str, stated: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packed(run, how, shard, column)
+    packed(run, how, shard, column, stated=stated)
     said, taken = peak(lambda: command(capsys, "verify", run))
     assert taken < MOST
     assert (said.code, f"{shard} cannot be read: {shard} of " in said.out) == (1, True), said.out[:2000]
@@ -141,6 +143,8 @@ def test_diff_reproduce_and_the_builder_refuse_it_in_one_line(
         said, taken = peak(lambda words=words: command(capsys, *words))
         assert taken < MOST, words
         assert (said.code, len(said.err.splitlines()), f"{SHARD} of {run}" in said.err) == (2, 1, True), said
+    from builders.shard_rows import ShardRows
+
     manifest = layout.load_manifest((run / layout.MANIFEST).read_text(), "the manifest")
     rows = ShardRows(files=[str(run / e.file) for e in manifest.shards], entries=manifest.shards)
 
@@ -156,7 +160,7 @@ def test_diff_reproduce_and_the_builder_refuse_it_in_one_line(
 def test_captions_that_are_taken_from_elsewhere_are_looked_at_too(
     run: Path, tmp_path: Path, how: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    packed(run, how, SHARD.replace("data", "captions"), "caption")
+    packed(run, how, CAPTIONS, "caption")
     words = (
         "build",
         "shapes-cip",
@@ -172,7 +176,7 @@ def test_captions_that_are_taken_from_elsewhere_are_looked_at_too(
     said, taken = peak(lambda: command(capsys, *words))
     assert taken < MOST
     assert said.code == 2
-    assert f"{SHARD.replace('data', 'captions')} of {run}" in said.err.splitlines()[-1]
+    assert f"{CAPTIONS} of {run}" in said.err.splitlines()[-1]
 
 
 @pytest.fixture
@@ -184,6 +188,7 @@ def packed_on_the_hub(run: Path, hub: Hub) -> str:
     return "bob/packed"
 
 
+@pytest.mark.slow
 def test_a_published_set_that_holds_it_does_not_load(packed_on_the_hub: str, alice: Client) -> None:
     code = f"""
 from builders.published import load_version
@@ -217,6 +222,9 @@ def test_a_training_on_a_published_set_refuses_it(packed_on_the_hub: str, alice:
     ],
 )
 def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int], words: str | None) -> None:
+    import builders.shard
+    from builders.shard import Shard
+
     path, stated = made / SHARD, {"rows": 8, "bytes": (made / SHARD).stat().st_size} | change
     entry = ShardEntry(SHARD, stated["rows"], stated["bytes"], "0" * 64)
     with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
@@ -229,6 +237,9 @@ def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int],
 
 
 def test_a_row_group_that_is_too_large_to_be_read_at_once_is_refused(made: Path) -> None:
+    import builders.shard
+    from builders.shard import Shard
+
     with (made / SHARD).open("rb") as file, pytest.MonkeyPatch.context() as patch:
         patch.setattr(builders.shard, "_LARGEST_GROUP", 1000)
         with pytest.raises(DataError, match="has a row group of"):

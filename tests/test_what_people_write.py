@@ -141,7 +141,7 @@ def test_aliases_that_multiply_are_refused_and_others_are_read(tmp_path: Path) -
 def test_words_and_numbers_mean_the_same_in_files_and_in_options(tmp_path: Path) -> None:
     """As YAML 1.2 has it: `no` is a text, 1e-3 a number; and 1e3 is a whole number where one is asked for."""
     fields = {
-        "generate.steps": ("1e1", 10), "generate.guidance_scale": ("1e-1", 0.1), "prompt.negative": ("no", "no"),
+        "generate.steps": ("1e1", 10), "generate.guidance_scale": ("15e-1", 1.5), "prompt.negative": ("no", "no"),
         "caption.prompt": ("2024-01-01", "2024-01-01"), "store.subsampling": ("4:4:4", "4:4:4"), "seed": ("1e3", 1000),
     }  # fmt: skip
     training = {

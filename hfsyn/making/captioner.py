@@ -155,18 +155,22 @@ class TransformersCaptioner:
                 said[row] = clean(text)
         return said
 
-    def _try_out(self) -> None:
+    def _try_out(self, *, first: bool = False) -> None:
         """Refuse a model that cannot caption a small picture with a few tokens."""
-        self._tried(lambda: self._said(self._inputs.groups([self._inputs.of(_picture(), self._info)]), 1, [0], FEW))
 
-    def _tried(self, ask: Callable[[], Any]) -> None:
-        tried(ask, self._recipe, "captioner", self.idle)
+        def ask() -> list[str]:
+            return self._said(self._inputs.groups([self._inputs.of(_picture(), self._info)]), 1, [0], FEW)
+
+        self._tried(ask, first=first)
+
+    def _tried(self, ask: Callable[[], Any], *, first: bool = False) -> None:
+        tried(ask, self._recipe, "captioner", self.idle, first=first)
 
     def _check_prompt(self) -> None:
         """Try the model, and refuse a prompt that makes no difference, or none where one is needed."""
         part, inputs = self._recipe, self._inputs
         try:
-            self._try_out()
+            self._try_out(first=True)
         except HfsynError:
             place = str(getattr(inputs.processor, "image_token", "<image>"))
             tries = ("a photo of", f"{place}\na photo of") if inputs.prompt is None else ()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from hfsyn.making.refusals import Reason, Tally
 from hfsyn.making.runs import Run, load_run, select
 from hfsyn.making.shards import is_done, pending
 from hfsyn.making.stages import Stage
-from hfsyn.progress import teller
+from hfsyn.progress import Progress, teller
 from hfsyn.workers import current_worker
 
 
@@ -61,83 +62,87 @@ def caption(
     texts, where = texts_of(
         run, device=device, allow_pickle=options.allow_pickle, captions=captions, captioner=captioner
     )
-    source = run.open_source()
-    schema = captioned_features(run.class_names).arrow_schema
     stage = Stage(run, "caption", where)
     what = "reading source" if part is None else "captioning"
-    size = BatchSize(part.batch_size if part else 64)
-    tally = Tally(texts.model)
     _say_unused(texts, quiet=quiet)
-    with (
-        working_in(run.folder, run.mark),
-        stage.progress(what, paths, run.source_rows, quiet=quiet) as progress,
-        ThreadPoolExecutor(1, "write") as writer,
-    ):
+    with working_in(run.folder, run.mark), stage.progress(what, paths, run.source_rows, quiet=quiet) as progress:
+        work = _Work(run, stage, texts, options, progress, BatchSize(part.batch_size if part else 64))
+        left = [path for path in work.over(stage.mine(paths)) if not is_done(path)]
+        if left and work.tally.doubtful:
+            raise work.tally.broken()
+        if left:
+            work.over(left)
 
-        def write(reading: Reading) -> None:
-            try:
-                stage.write(
-                    reading.claim.path, reading.start, reading.stop, reading.rows, reading.set_aside(), schema,
-                    time.monotonic() - reading.started, grid=tuple(reading.grid) if part else (),
-                    unused_weights=texts.unused_weights,
-                )  # fmt: skip
-            finally:
-                reading.claim.release()
-            progress.shard_done(len(reading.rows))
 
-        taking = Claims(run.folder, stage.mine(paths), stage="caption")
-        patience = Patience(taking, look=progress.look)
+@dataclass
+class _Work:
+    """What one process does at shards of captions."""
+
+    run: Run
+    stage: Stage
+    texts: TextSource
+    options: WorkOptions
+    progress: Progress
+    size: BatchSize
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.texts.model, self._taken_elsewhere)
+        self._schema = captioned_features(self.run.class_names).arrow_schema
+
+    def over(self, paths: Sequence[Path]) -> list[Path]:
+        """Make those of the shards that can be had. Returned are those that were given back, as the model has refused
+        images of them and taken none so far: who knows whether it takes any.
+        """
+        taking = Claims(self.run.folder, paths, stage="caption")
+        patience, budget = Patience(taking, look=self.progress.look), Budget(self.options)
+        coming = batches(
+            self.run, self.run.open_source(), taking, patience, budget, self.texts, self.size.size, self.tally
+        )
         written: Future[None] | None = None
-        coming = batches(run, source, taking, patience, Budget(options), texts, size.size, tally)
-        with contextlib.closing(_past_doubt(coming, tally, run)) as ready:
-            for batch in ready:
-                if batch.answer is None:
+        doubted: list[Path] = []
+        with ThreadPoolExecutor(1, "write") as writer, contextlib.closing(coming):
+            for batch in coming:
+                if batch.answer is not None:
+                    self._ask(batch)
+                elif self.tally.doubtful:
+                    batch.reading.claim.release()
+                    doubted.append(batch.reading.claim.path)
+                else:
                     if written is not None:
                         written.result()
-                    written = writer.submit(write, batch.reading)
-                    continue
-                for seen, text in zip(batch.seen, _answers(batch, texts, size, tally), strict=True):
-                    if isinstance(text, Reason):
-                        batch.reading.rejected.append({"id": seen.source_id, "wnid": seen.wnid, "reason": str(text)})
-                    else:
-                        batch.reading.rows.append(_caption_row(run, seen, text))
-                progress.add(len(batch.seen))
-        if written is not None:
-            written.result()
+                    written = writer.submit(self._write, batch.reading)
+            if written is not None:
+                written.result()
+        return doubted
+
+    def _ask(self, batch: Batch) -> None:
+        for seen, text in zip(batch.seen, _answers(batch, self.texts, self.size, self.tally), strict=True):
+            if isinstance(text, Reason):
+                batch.reading.rejected.append({"id": seen.source_id, "wnid": seen.wnid, "reason": str(text)})
+            else:
+                batch.reading.rows.append(_caption_row(self.run, seen, text))
+        self.progress.add(len(batch.seen))
+
+    def _write(self, reading: Reading) -> None:
+        grid = tuple(reading.grid) if self.run.recipe.caption else ()
+        try:
+            self.stage.write(
+                reading.claim.path, reading.start, reading.stop, reading.rows, reading.set_aside(), self._schema,
+                time.monotonic() - reading.started, grid=grid, unused_weights=self.texts.unused_weights,
+            )  # fmt: skip
+        finally:
+            reading.claim.release()
+        self.progress.shard_done(len(reading.rows))
+
+    def _taken_elsewhere(self) -> bool:
+        """Whether the model has given a text in another process, or earlier."""
+        return any(load_sidecar(sidecar_of(shard)).rows for shard in self.run.caption_shards() if is_done(shard))
 
 
 def _say_unused(texts: TextSource, *, quiet: bool) -> None:
     if texts.unused_weights and current_worker().is_main:
         counts = ", ".join(f"{count} {kind}" for kind, count in texts.unused_weights.items())
         teller(quiet)(f"hfsyn: weights of {texts.model} that play no part: {counts}")
-
-
-def _past_doubt(coming: Generator[Batch, None, None], tally: Tally, run: Run) -> Generator[Batch, None, None]:
-    """The batches; but the end of a shard in which the model refused an image waits until the model has taken one.
-
-    Raises:
-        HfsynError: it has not taken any, here or elsewhere.
-    """
-    held: list[Batch] = []
-    try:
-        with contextlib.closing(coming):
-            for batch in coming:
-                if batch.answer is not None:
-                    yield batch
-                elif tally.doubtful:
-                    held.append(batch)
-                else:
-                    while held:
-                        yield held.pop(0)
-                    yield batch
-        done = [load_sidecar(sidecar_of(shard)) for shard in run.caption_shards() if held and is_done(shard)]
-        if held and tally.doubtful and not any(sidecar.rows for sidecar in done):
-            raise tally.broken()
-        while held:
-            yield held.pop(0)
-    finally:
-        for batch in held:
-            batch.reading.claim.release()
 
 
 def _answers(batch: Batch, texts: TextSource, size: BatchSize, tally: Tally) -> list[str | Reason | None]:

@@ -79,13 +79,12 @@ def _chosen(
     if variant is not None:
         if variant in every:
             return variant
-        plain = "" if lacking else "null takes the plain weights"
         there = f"it has {', '.join(every)}" if every else "it has none"
         raise HfsynError(
             f"{FIELD[kind]}.variant is {variant!r}, and {model} has no such weights: {there}.",
-            plain.capitalize() + "."
-            if plain
-            else f"For instance: --set {FIELD[kind]}.variant={(every or ['null'])[0]}",
+            f"Name one: --set {FIELD[kind]}.variant={every[0]}"
+            if lacking and every
+            else f"Take the plain ones: --set {FIELD[kind]}.variant=null",
         )
     if not lacking:
         return None

@@ -153,7 +153,8 @@ class Conditioning:
         """Whether the negative prompt, of a pipeline whose prompts are encoded here, is another than none at all."""
         import torch
 
-        pairs = zip(self._steered_from(self._negative, 1), self._steered_from(None, 1), strict=True)
+        with torch.inference_mode():
+            pairs = zip(self._steered_from(self._negative, 1), self._steered_from(None, 1), strict=True)
         return self._guided and any(not torch.equal(mine, none) for mine, none in pairs)
 
     def _steered_from(self, negative: str | None, rows: int) -> tuple[Any, ...]:

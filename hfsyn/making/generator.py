@@ -151,7 +151,8 @@ class DiffusersGenerator:
         """See `hfsyn.making.trial`."""
         sketch = Sketch(self._recipe, self._negative, self._size)
         if self._encodes:
-            taken, made = self._pipe.unet.config.in_channels, self._pipe.vae.config.latent_channels
+            taken = self._pipe.unet.config.in_channels
+            made = getattr(getattr(self._pipe.vae, "config", None), "latent_channels", taken)
             if taken != made:
                 raise HfsynError(
                     f"{self._recipe.model} has a unet for {taken} channels, and its vae makes {made}: it is made to "
@@ -174,6 +175,7 @@ class DiffusersGenerator:
         import torch
         from PIL import Image
 
+        self._conditioning.forget()  # a text encoder may draw, too
         prompts, starts = [PROMPT] * len(sketch.seeds), None
         if self._image_pipe is not None:
             grey = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")

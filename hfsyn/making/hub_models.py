@@ -156,9 +156,12 @@ def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool 
     return where, options
 
 
-def files_of(model: str, revision: str | None, kind: Kind) -> list[str]:
-    """Paths of a model's files: in its folder, at its commit on the Hub, or else in the cache; empty where neither
-    says.
+def files_of(model: str, revision: str | None, kind: Kind, *, cached: bool = False) -> list[str]:
+    """Paths of a model's files, in its folder or at its commit on the Hub; empty where the Hub cannot be asked.
+
+    Args:
+        model, revision, kind: see `loading`.
+        cached: then name those in the cache, which may be a part of them only.
 
     Raises:
         HfsynError: as `locate`.
@@ -169,13 +172,13 @@ def files_of(model: str, revision: str | None, kind: Kind) -> list[str]:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     revision = None if is_content_hash(revision) else revision
-    cached = try_to_load_from_cache(model, MARKER[kind], revision=revision)
-    known = _below(Path(cached).parent) if isinstance(cached, str) else []
+    marker = try_to_load_from_cache(model, MARKER[kind], revision=revision)
+    known = _below(Path(marker).parent) if isinstance(marker, str) else []
     patience = Patience(model, revision=revision, page=page_of(model, "model"), attempts=1 if known else ATTEMPTS)
     try:
         return sorted(patiently(lambda: HfApi().list_repo_files(model, revision=revision), patience))
     except (HfsynError, OSError):
-        return known
+        return known if cached else []
 
 
 def _below(folder: Path) -> list[str]:
@@ -184,7 +187,7 @@ def _below(folder: Path) -> list[str]:
 
 def found_variant(model: str, revision: str | None) -> str | None:
     """The only variant of a generator's weights that is there, where the plain ones are not."""
-    files = files_of(model, revision, "generator")
+    files = files_of(model, revision, "generator", cached=True)
     parts = [folder for name in files if name.endswith("/config.json") and "/" not in (folder := name[:-12])]
     with contextlib.suppress(HfsynError):  # what is missing is told when it is loaded
         return checked_variant(model, "generator", files, parts, allow_pickle=True)
@@ -201,9 +204,13 @@ def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
         )
     if "safetensors" in reason and "file" in reason:
         return HfsynError(
-            f"{model} cannot be loaded as a {kind}: it has no safetensors weights, and pickles run code as they are "
-            "read.",
-            "If it has pickles that you trust: --allow-pickle-weights. Better: save them again as safetensors.",
+            f"{model} cannot be loaded as a {kind}: some of its safetensors weights are missing, or it has none.",
+            f"Fetch all of it with a network: `hf download {model}`. If it has pickles alone, which run code as they "
+            "are read, and you trust them: --allow-pickle-weights.",
+        )
+    if found := re.search(r"AutoPipeline can't find a pipeline linked to (\w+)", reason):
+        return HfsynError(
+            f"{model} is a {found[1]}, which does not draw from text alone.", f"Name another, such as {_EXAMPLE[kind]}."
         )
     if len(reason) > 200:
         reason = reason[:200].rsplit(" ", 1)[0] + " ..."

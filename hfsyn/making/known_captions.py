@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from builders import layout
-from builders.layout import ShardEntry
-from builders.published import Published, RunFolder, open_reference
+from builders.layout import ShardEntry, parse_sidecar, sidecar_name
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.shard import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, parse_recipe
-from hfsyn.making.runs import load_run
+from hfsyn.making.runs import REFUSES, load_run
 from hfsyn.making.shards import pending
+from hfsyn.making.token_drawing import Refused
 
 
 class KnownCaptions:
@@ -43,7 +45,9 @@ class KnownCaptions:
                 "Leave --captions out, or set the recipe's fields to theirs.",
             )
         self._known: dict[str, tuple[str, str | None]] = {}
-        for file, entry in _files(side):
+        files = _files(side)
+        self._refused = _refused(side, [file for file, _ in files])
+        for file, entry in files:
             with side.open(file) as handle:
                 for row in Shard(handle, entry, self._label).rows(["source_id", "source_sha256", "caption"]):
                     self._known[row["source_id"]] = row["source_sha256"], row["caption"]
@@ -52,8 +56,11 @@ class KnownCaptions:
         """The caption of an image, whose file has this SHA-256.
 
         Raises:
+            Refused: the model that made them refused it.
             HfsynError: it is not among them, or they describe another file of that name.
         """
+        if (reason := self._refused.get(source_id)) is not None:
+            raise Refused(reason.removeprefix(f"{REFUSES}: "), f"{self._label} has none for {source_id}: {reason}.", "")
         described, caption = self._known.get(source_id, ("", None))
         if described != sha256:
             what = "describe another image under the id" if described else "have none for"
@@ -76,6 +83,17 @@ def _files(side: Published | RunFolder) -> list[tuple[str, ShardEntry | None]]:
     manifest = side.manifest()
     entries = manifest.shards if manifest.raw.get("what") == "captions" else manifest.captions
     return [(entry.file, entry) for entry in entries]
+
+
+def _refused(side: Published | RunFolder, files: Sequence[str]) -> dict[str, str]:
+    """Of each image that the model refused, why; the sidecars are read where the manifest says that there are any."""
+    if isinstance(side, Published):
+        if not any(reason.startswith(f"caption: {REFUSES}") for reason in side.manifest().raw.get("rejected", {})):
+            return {}
+        fetch_sidecars(side)
+    names = [sidecar_name(file) for file in files]
+    lines = [line for name in names for line in parse_sidecar(side.text(name), f"{name} of {side.label}").rejected]
+    return {line["id"]: line["reason"] for line in lines if line["reason"].startswith(REFUSES)}
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:

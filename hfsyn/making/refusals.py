@@ -36,11 +36,12 @@ class Tally:
     """What a model took and refused in this process. Images are looked at by one thread, and asked about by another.
 
     Args:
-        model: its name.
+        model: its name; empty where none is asked, and somebody's earlier captions are taken.
+        elsewhere: whether it has taken an image in another process, or earlier.
     """
 
-    def __init__(self, model: str) -> None:
-        self._model = model
+    def __init__(self, model: str, elsewhere: Callable[[], bool] = lambda: False) -> None:
+        self._model, self._elsewhere = model, elsewhere
         self.looked = 0
         """Images that the model's processor took."""
         self.taken = 0
@@ -50,7 +51,7 @@ class Tally:
     @property
     def doubtful(self) -> bool:
         """Whether the model has refused images, and taken none."""
-        return bool(self._refused) and not self.taken
+        return bool(self._model and self._refused) and not self.taken and not self._elsewhere()
 
     def refuse(self, error: Exception, *, asked: bool) -> str:
         """The reason, for an image that is set aside; `asked`: by the model itself, its processor took it.
@@ -60,7 +61,8 @@ class Tally:
         """
         reason = reason_of(error)
         self._refused.append(reason)
-        if len(self._refused) >= MOST and not (self.taken if asked else self.looked):
+        known = self.taken if asked else self.looked
+        if self._model and len(self._refused) >= MOST and not known and not self._elsewhere():
             raise self.broken() from error
         return reason
 

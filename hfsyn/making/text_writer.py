@@ -79,14 +79,14 @@ class TextWriter:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._chats = not self._encodes and bool(getattr(self._tokenizer, "chat_template", None))
         self._info = longest(recipe.prompt, classes)
-        self._try_out()
+        self._try_out(first=True)
 
-    def _try_out(self) -> None:
+    def _try_out(self, *, first: bool = False) -> None:
         """Refuse a model that cannot write a few tokens about a class."""
         # Questions differ in length by chance: one of the shorter ones, since no other would fit if it does not.
         requests = [request(self._strategy, self._info, random.Random(n), self._recipe.prompt) for n in range(8)]
         seed = min(range(len(requests)), key=lambda n: len(requests[n].plain()))
-        tried(lambda: self._written([self._info], [seed], FEW), self._recipe, "language model", self.idle)
+        tried(lambda: self._written([self._info], [seed], FEW), self._recipe, "language model", self.idle, first=first)
 
     def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
         """One text about each class, in order; an empty string where the model said nothing.

@@ -18,6 +18,7 @@ from typing import Any
 
 from hfsyn.errors import HfsynError, first_line
 from hfsyn.making.batch_sizes import BatchSize
+from hfsyn.making.noise import global_states
 from hfsyn.making.recipe import CaptionPart
 
 FEW = 2
@@ -243,12 +244,13 @@ def lacking(part: CaptionPart, kind: str, missing: Sequence[str]) -> HfsynError:
     )
 
 
-def tried(ask: Callable[[], Any], part: CaptionPart, kind: str, idle: Idle) -> None:
+def tried(ask: Callable[[], Any], part: CaptionPart, kind: str, idle: Idle, *, first: bool = False) -> None:
     """Let a model say a little, so that whatever is wrong with it is said before anything costly.
 
     Raises:
-        HfsynError: it cannot.
+        HfsynError: it cannot; or, the `first` time, when nobody else is at work, it draws random numbers of its own.
     """
+    before = global_states() if first else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a few tokens, where its settings want more
@@ -266,3 +268,8 @@ def tried(ask: Callable[[], Any], part: CaptionPart, kind: str, idle: Idle) -> N
             f"{part.model} fails as a {kind} in a first try: {type(error).__name__}: {first_line(error)[:200]}",
             "See whether transformers itself runs it; name another caption.model.",
         ) from error
+    if before is not None and global_states() != before:
+        raise HfsynError(
+            f"{part.model} draws random numbers that no image's seed decides: its texts would differ from run to run.",
+            "Name another caption.model.",
+        )

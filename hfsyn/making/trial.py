@@ -53,11 +53,16 @@ def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
     small, first, problems = _first(pipe, sketch, draw)
     if all(problem in ("nan", "flat") for problem in problems):
         raise _draws_nothing(sketch.recipe, problems[0])
+    if small.size != sketch.size:
+        _check_size(pipe, sketch, draw)
     import torch
 
     torch.rand(1)  # so that what draws from torch's own generator cannot give the same again
-    with watched(pipe) as drawing:
-        again, _ = draw(replace(small, seeds=small.seeds[::-1]))
+    for _ in range(2):  # another thread may have drawn meanwhile, but hardly two times
+        with watched(pipe) as drawing:
+            again, _ = draw(replace(small, seeds=small.seeds[::-1]))
+        if not drawing:
+            break
     changed = (again.flip(0) - first).abs().mean().item()
     if drawing or changed > _ALIKE:
         culprit = drawing[0] if drawing else type(pipe).__name__
@@ -113,6 +118,35 @@ def _first(pipe: Any, sketch: Sketch, draw: Draw) -> tuple[Sketch, Any, list[str
         "Its parts do not fit together, or it is not made to draw from text alone: name another generate.model. "
         "It may also refuse generate.width, generate.height or generate.steps.",
     ) from failure
+
+
+class _EnoughError(Exception):
+    """The network was reached."""
+
+
+def _check_size(pipe: Any, sketch: Sketch, draw: Draw) -> None:
+    """Refuse a size that the pipeline refuses, by its call as far as the first step, which is not computed."""
+    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    if network is None:
+        return
+
+    def reached(*args: Any, **options: Any) -> Any:
+        raise _EnoughError
+
+    network.forward = reached
+    try:
+        draw(sketch)
+    except _EnoughError:
+        pass
+    except Exception as error:
+        if is_out_of_memory(error):
+            return  # that of a batch is found out, and halved, when it is drawn
+        raise HfsynError(
+            f"{sketch.recipe.model} refuses the recipe: {' '.join(str(error).split())[:200]}",
+            "Change generate.width, generate.height or generate.steps.",
+        ) from error
+    finally:
+        del network.forward
 
 
 def _steps(recipe: GeneratePart) -> int:

@@ -17,11 +17,18 @@ import hashlib
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 PACKAGES = ("builders", "hfsyn")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _COMPARE = {
     ast.Lt: ("<", "<="),
     ast.LtE: ("<=", "<"),
@@ -45,67 +52,27 @@ _ARITHMETIC = {
     ast.BitOr: ("|", "&"),
     ast.BitXor: ("^", "|"),
 }
-_TELLING = {
-    "print",
-    "say",
-    "log",
-    "echo",
-    "warning",
-    "tell",
-    "set_description",
-    "add_note",
-    "filterwarnings",
-    "_tell",
-    "line",
-}
-_QUIET_KEYWORDS = {
-    "strict",
-    "indent",
-    "ensure_ascii",
-    "flush",
-    "timeout",
-    "stacklevel",
-    "quiet",
-    "repr",
-    "compare",
-    "max_workers",
-    "thread_name_prefix",
-    "help",
-    "hint",
-    "metavar",
-    "description",
-}
-KNOBS = {
-    "ABANDONED_AFTER",
-    "ATTEMPTS",
-    "BATCH",
-    "BATCHES_AHEAD",
-    "CACHED_PROMPTS",
-    "CALL_TIMEOUT",
-    "CANDIDATES",
-    "FIRST_PAUSE",
-    "LONGEST_ASKED",
-    "LONGEST_PAUSE",
-    "MICRO_BATCH",
-    "ROW_GROUP_BYTES",
-    "SHARDS_OPEN",
-    "SHARDS_TO_WRITE",
-    "SILENCE",
-    "WAIT",
-    "_BATCH",
-    "_BLOCK",
-    "_BYTES_AT_ONCE",
-    "_BYTES_A_PIXEL",
-    "_CHUNKING",
-    "_COLUMNS",
-    "_LARGE",
-    "_READERS",
-    "_ROOM",
-    "_ROWS",
-    "_SENT_AT_ONCE",
-    "_SHOWN",
-    "_SLICE",
-}
+_TELLING = _words(
+    """
+    print say _say echo warning tell _tell set_description add_note filterwarnings
+    """
+)
+"""Calls that only tell somebody something; what they are given is not changed, nor are they left out."""
+_MESSAGES = {"Check", "note"}
+"""Calls whose message is not changed, but that may be left out."""
+_QUIET_KEYWORDS = _words(
+    """
+    strict indent ensure_ascii flush timeout stacklevel quiet repr compare max_workers thread_name_prefix help
+    hint metavar description
+    """
+)
+KNOBS = _words(
+    """
+    ABANDONED_AFTER ATTEMPTS BATCH BATCHES_AHEAD CACHED_PROMPTS CALL_TIMEOUT CANDIDATES FIRST_PAUSE LONGEST_ASKED
+    LONGEST_PAUSE MICRO_BATCH ROW_GROUP_BYTES SHARDS_OPEN SHARDS_TO_WRITE SILENCE WAIT _BATCH _BLOCK
+    _BYTES_AT_ONCE _BYTES_A_PIXEL _CHUNKING _COLUMNS _LARGE _READERS _ROOM _ROWS _SENT_AT_ONCE _SHOWN _SLICE
+    """
+)
 """Names of numbers that pace, bound memory or shorten a message."""
 
 
@@ -151,8 +118,9 @@ def draw(root: Path, count: int, seed: int) -> list[Mutant]:
     return list(islice((m for _, m in ranked if _parses(m.applied(sources[m.path]))), count))
 
 
+@cache
 def every_mutant(root: Path) -> list[Mutant]:
-    """All that can be drawn, in the order of the files and lines."""
+    """All that can be drawn, in the order of the files and lines; read once a process."""
     paths = sorted(path for package in PACKAGES for path in (root / package).rglob("*.py"))
     return [mutant for path in paths for mutant in mutants_of(path.read_bytes(), path.relative_to(root).as_posix())]
 
@@ -193,7 +161,8 @@ class _Walk(ast.NodeVisitor):
 
     def _note(self, node: Any, kind: str, start: int, stop: int, new: str) -> None:
         old = self._source[start:stop].decode()
-        self.found.append(Mutant(self._path, node.lineno, kind, self._function or "<module>", start, stop, old, new))
+        where = self._function if self._is_function else "<module>"
+        self.found.append(Mutant(self._path, node.lineno, kind, where, start, stop, old, new))
 
     def _replace(self, node: Any, kind: str, make: Any) -> None:
         start, stop = self._span(node)
@@ -253,7 +222,7 @@ class _Walk(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         name = _called(node)
-        if name in _TELLING or name.endswith(("Error", "Progress")):
+        if name in _TELLING or name in _MESSAGES or name.endswith(("Error", "Progress")):
             return
         self.visit(node.func)
         for argument in node.args:
@@ -335,7 +304,7 @@ def function_at(tree: ast.AST, line: int) -> str:
     while True:
         inner = _innermost(node, line)
         if inner is None:
-            return found or "<module>"
+            return found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else "<module>"
         found = f"{found}{joint}{inner.name}"
         joint = "." if isinstance(inner, ast.ClassDef) else ".<locals>."
         node = inner

@@ -1,4 +1,4 @@
-"""Which tests are a file's own: those of its room, and those that import it.
+"""Which tests are a file's own: those of its room, and others that import it.
 
 A bug must be noticed by the tests beside it. That some other part of the suite fails too, an hour later and three rooms
 away, helps nobody to find it.
@@ -78,7 +78,8 @@ ROOMS = (
         "images",
         """
         hfsyn/making/generat* hfsyn/making/pipelines.py hfsyn/making/denoising.py hfsyn/making/conditioning.py
-        hfsyn/making/decoding.py hfsyn/making/loras.py hfsyn/making/hub_models.py hfsyn/making/model_files.py
+        hfsyn/making/decoding.py hfsyn/making/loras.py hfsyn/making/checkpoints.py hfsyn/making/hub_models.py
+        hfsyn/making/model_files.py hfsyn/making/noise.py
         hfsyn/making/tuning.py hfsyn/making/batch_sizes.py hfsyn/making/production.py hfsyn/making/encode.py
         hfsyn/making/devices.py hfsyn/models/*
         """,
@@ -100,7 +101,7 @@ ROOMS = (
         "hfsyn/publishing/* dataset_cards/*",
         """
         publication* cards verification reproduction hf_jobs hub_* publish* clients* judging_hub
-        reading_back versions
+        reading_back rights versions
         """,
     ),
     (
@@ -128,27 +129,46 @@ ROOMS = (
 """Name, files of the product, and names of test files (without ``test_`` and ``.py``) of each room."""
 
 
+FAR = "bench_* end_to_end faults fragments full_size hf_jobs machines resume showcase slurm small_models"
+"""Tests of scripts and of the whole path: beside nothing, though they import this and that; a room may name them."""
+
+
 def tests_of(path: str, root: Path) -> list[str]:
     """The test files of a product file's room, as paths below the repository, sorted.
 
     Raises:
         LookupError: no room has the file: give it one in `ROOMS`.
     """
-    rooms = [tests for _, product, tests in ROOMS if any(fnmatchcase(path, pattern) for pattern in product.split())]
+    module = module_of(path)
+    rooms = _rooms(path)
+    if not rooms:  # that of the files which use it
+        product = (file for package in ("builders", "hfsyn") for file in (root / package).rglob("*.py"))
+        users = [file.relative_to(root).as_posix() for file in product if module in imported_by(file)]
+        rooms = list(dict.fromkeys(tests for user in users for tests in _rooms(user)))
     if not rooms:
         raise LookupError(f"{path} is in no room: name it in scripts/planting/rooms.py")
     patterns = [f"test_{name}.py" for tests in rooms for name in tests.split()]
-    module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    far = [f"test_{name}.py" for name in FAR.split()]
     return sorted(
         f"tests/{file.name}"
         for file in (root / "tests").glob("test_*.py")
-        if any(fnmatchcase(file.name, pattern) for pattern in patterns) or module in imported_by(file)
+        if any(fnmatchcase(file.name, pattern) for pattern in patterns)
+        or (module in imported_by(file) and not any(fnmatchcase(file.name, pattern) for pattern in far))
     )
+
+
+def _rooms(path: str) -> list[str]:
+    return [tests for _, product, tests in ROOMS if any(fnmatchcase(path, pattern) for pattern in product.split())]
+
+
+def module_of(path: str) -> str:
+    """The name under which a file is imported."""
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 @cache
 def imported_by(file: Path) -> frozenset[str]:
-    """The modules that a test file imports, wherever in it."""
+    """The modules that a file imports, wherever in it."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -277,19 +277,28 @@ def _lines(path: Path) -> set[tuple[str, str]]:
 def chosen(tests: Sequence[Test], path: str, function: str, most_seconds: float) -> list[Test]:
     """The tests that reach a function, the quickest first, as many as take some time together.
 
-    Of what is no function's (a constant, a class's body) those that reach any function of the file; and so for a
-    function that is called no more after its first answer is known (`functools.cache`).
+    Of what is no function's (a constant, a class's body), those that call any function of the file.
     """
-    exact = [test for test in tests if (path, function) in test.reached]
-    near = [test for test in tests if test not in exact and any(place == path for place, _ in test.reached)]
-    wanted = exact if exact and function != "<module>" else near
     found, taken = [], 0.0
-    for test in sorted(wanted, key=lambda test: (test.seconds, test.id)):
+    for test in sorted(tests, key=lambda test: (test.seconds, test.id)):
+        if not _meets(test, path, function):
+            continue
         taken += test.seconds
         if found and taken > most_seconds:
             break
         found.append(test)
     return found
+
+
+def _meets(test: Test, path: str, function: str) -> bool:
+    if function != "<module>":
+        return (path, function) in test.reached
+    return any(place == path and _is_called(name) for place, name in test.reached)
+
+
+def _is_called(name: str) -> bool:
+    """Whether what was reached is a function rather than the body of a class or a module, run by its import."""
+    return name != "<module>" and not name.rpartition(".")[2][:1].isupper()
 
 
 class _Chosen:

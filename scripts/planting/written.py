@@ -240,10 +240,10 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A fine-grained token that may write to somebody else's repository passes for one that may write here.",
-        "hfsyn/publishing/preflight.py",
+        "hfsyn/publishing/rights.py",
         'write |= mine and "repo.write" in permissions',
         'write |= "repo.write" in permissions',
-        "publication",
+        "rights",
     ),
     _bug(
         "A gateway that times out is not asked again.",
