@@ -181,9 +181,9 @@ def meeting(bug: Bug, suite: Suite, folder: Path) -> Work:
 
     def run(copy: Copy) -> Step:
         began, tried, left = time.monotonic(), 0, MOST_SECONDS
-        unknown = suite.unknown(bug.files)
+        unknown = suite.unknown(bug.files, bug.path, bug.function)
         for files in ([file for file in bug.files if file not in unknown], *([file] for file in unknown)):
-            if suite.unknown(files):
+            if files and files[0] in unknown:
                 yield from learning(suite, files[0], folder, copy)
             tests = trying.chosen(suite.tests(files), bug.path, bug.function, left)
             found = yield from planted(bug, tests, suite, folder, copy)
