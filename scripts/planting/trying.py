@@ -174,8 +174,8 @@ class Test:
 class Suite:
     """What each test reaches, kept in a file from one call to the next; learnt again for a test file that has changed.
 
-    Where product code has changed since, this still says which tests to try, but for a function that was not there; that
-    the one which notices a bug passes without it is looked at then (`needs_proof`).
+    Where product code has changed since, this still says which tests to try, but for a function that was not there;
+    that the one which notices a bug passes without it is looked at then (`needs_proof`).
     """
 
     def __init__(self, kept: Path) -> None:
