@@ -47,7 +47,7 @@ ENOUGH = 0.8
 FEW = 10
 """So few bugs that each run may import what it needs by itself."""
 MOST_SECONDS = 100.0
-"""Of tests that meet one bug, as long as these take on the code as it is."""
+"""Of a processor, which the tests that meet one bug may take on the code as it is."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def meeting(bug: Bug, suite: Suite, folder: Path) -> Work:
 
 def _patience(tests: Sequence[Test]) -> float:
     """Seconds after which tests count as stuck, on a machine that others use, too."""
-    return 120 + 10 * sum(test.seconds for test in tests)
+    return 300 + 20 * sum(test.seconds for test in tests)
 
 
 def say(line: str) -> None:
