@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -218,6 +219,7 @@ def main() -> None:
         print("\n".join(f"{bug.part:8} {bug.name}" for bug in bugs))
         print("".join(f"no longer applies: {problem}\n" for problem in wrong), end="")
         sys.exit(bool(wrong))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is at work ends, too
     results = try_all(bugs, given.keep, given.jobs)
     report = _report(bugs, wrong, results, complete=not given.only)
     print(json.dumps(report, indent=1) if given.json else _text(report))
