@@ -240,6 +240,7 @@ def try_all(bugs: Sequence[Bug], keep: Path, jobs: int) -> dict[str, Any]:
     temporary = Path(tempfile.mkdtemp(prefix="planted-"))
     try:
         suite = Suite(keep / "suite.json")
+        left.sort(key=lambda bug: len(suite.unknown(bug.files, bug.path, bug.function)))  # what costs least comes first
         works = [meeting(bug, suite, temporary) for bug in left]
         for number, (bug, result) in enumerate(side_by_side(works, temporary / "planted", jobs), 1):
             results[bug.key] = {"name": bug.name, **result}
