@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -47,7 +48,7 @@ ENOUGH = 0.8
 FEW = 10
 """So few bugs that each run may import what it needs by itself."""
 MOST_SECONDS = 100.0
-"""Of tests that meet one bug, as long as these take on the code as it is."""
+"""Of a processor, which the tests that meet one bug may take on the code as it is."""
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,9 @@ def meeting(bug: Bug, suite: Suite, folder: Path) -> Work:
 
     def run(copy: Copy) -> Step:
         began, tried, left = time.monotonic(), 0, MOST_SECONDS
-        unknown = suite.unknown(bug.files)
+        unknown = suite.unknown(bug.files, bug.path, bug.function)
         for files in ([file for file in bug.files if file not in unknown], *([file] for file in unknown)):
-            if suite.unknown(files):
+            if files and files[0] in unknown:
                 yield from learning(suite, files[0], folder, copy)
             tests = trying.chosen(suite.tests(files), bug.path, bug.function, left)
             found = yield from planted(bug, tests, suite, folder, copy)
@@ -200,7 +201,7 @@ def meeting(bug: Bug, suite: Suite, folder: Path) -> Work:
 
 def _patience(tests: Sequence[Test]) -> float:
     """Seconds after which tests count as stuck, on a machine that others use, too."""
-    return 120 + 10 * sum(test.seconds for test in tests)
+    return 300 + 20 * sum(test.seconds for test in tests)
 
 
 def say(line: str) -> None:
@@ -218,6 +219,7 @@ def main() -> None:
         print("\n".join(f"{bug.part:8} {bug.name}" for bug in bugs))
         print("".join(f"no longer applies: {problem}\n" for problem in wrong), end="")
         sys.exit(bool(wrong))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is at work ends, too
     results = try_all(bugs, given.keep, given.jobs)
     report = _report(bugs, wrong, results, complete=not given.only)
     print(json.dumps(report, indent=1) if given.json else _text(report))
@@ -238,6 +240,7 @@ def try_all(bugs: Sequence[Bug], keep: Path, jobs: int) -> dict[str, Any]:
     temporary = Path(tempfile.mkdtemp(prefix="planted-"))
     try:
         suite = Suite(keep / "suite.json")
+        left.sort(key=lambda bug: len(suite.unknown(bug.files, bug.path, bug.function)))  # what costs least comes first
         works = [meeting(bug, suite, temporary) for bug in left]
         for number, (bug, result) in enumerate(side_by_side(works, temporary / "planted", jobs), 1):
             results[bug.key] = {"name": bug.name, **result}

@@ -174,8 +174,8 @@ class Test:
 class Suite:
     """What each test reaches, kept in a file from one call to the next; learnt again for a test file that has changed.
 
-    Where product code has changed since, this still says which tests to try; that the one which notices a bug passes
-    without it is looked at then (`needs_proof`).
+    Where product code has changed since, this still says which tests to try, but for a function that was not there;
+    that the one which notices a bug passes without it is looked at then (`needs_proof`).
     """
 
     def __init__(self, kept: Path) -> None:
@@ -184,10 +184,17 @@ class Suite:
         with contextlib.suppress(OSError, ValueError):
             self._files = json.loads(kept.read_text(encoding="utf-8"))
 
-    def unknown(self, files: Sequence[str]) -> list[str]:
-        """Those of the test files that have to be run, the longest first."""
-        stale = [file for file in files if self._files.get(file, {}).get("content") != _hash(file)]
-        return sorted(stale, key=lambda file: -self._files.get(file, {}).get("seconds", 1e9))
+    def unknown(self, files: Sequence[str], path: str, function: str) -> list[str]:
+        """Those of the test files of which it is not known whether they reach a function, the quickest first."""
+        now = _hash(path)
+        found = []
+        for file in files:
+            known = self._files.get(file, {})
+            reached = any((path, function) in test.reached for test in self.tests([file]))
+            changed = function != "<module>" and known.get("product", {}).get(path) != now and not reached
+            if known.get("content") != _hash(file) or changed:
+                found.append(file)
+        return sorted(found, key=lambda file: (self._files.get(file, {}).get("seconds", 0.0), file))
 
     def needs_proof(self, test: Test) -> bool:
         """Whether a test has not yet passed on the product as it is now."""
@@ -220,7 +227,16 @@ class Suite:
         tests: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {}
         for test in tests.values():
             test["proof"] = _hash(file, *sorted({path for path, _ in test["reached"]}))
-        self._files[file] = {"content": _hash(file), "seconds": seconds, "tests": tests, "error": error}
+        paths = [path for package in reaching.PACKAGES for path in (ROOT / package).rglob("*.py")]
+        names = [path.relative_to(ROOT).as_posix() for path in paths]
+        product = {name: _hash(name) for name in names}
+        self._files[file] = {
+            "content": _hash(file),
+            "product": product,
+            "seconds": seconds,
+            "tests": tests,
+            "error": error,
+        }
         self._keep()
 
     def _keep(self) -> None:
@@ -236,7 +252,7 @@ def _hash(*names: str) -> str:
     for name in names:
         path = ROOT / name
         found.update(name.encode() + (path.read_bytes() if path.is_file() else b""))
-    return found.hexdigest()
+    return found.hexdigest()[:16]
 
 
 def recording(file: str, report: Path) -> Callable[[Path], None]:
