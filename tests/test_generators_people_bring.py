@@ -423,13 +423,13 @@ def test_a_pipeline_without_an_autoencoder_draws_what_its_own_call_draws(tmp_pat
 
 
 def test_the_only_weights_that_are_there_are_found_and_others_are_named(sd: Path, tmp_path: Path) -> None:
-    from hfsyn.making.pins import pinned
-    from hfsyn.making.recipe import load_recipe
-
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(sd)
     half = tmp_path / "half"
     pipe.save_pretrained(half, variant="fp16")
     assert equal(drawn(half), drawn(sd))
+    from hfsyn.making.pins import pinned
+    from hfsyn.making.recipe import load_recipe
+
     recipe = pinned(load_recipe("shapes-basic", [f"generate.model={half}"]))
     assert recipe.generate.variant == "fp16"
     assert load_recipe(recipe, [f"generate.model={sd}"]).generate.variant is None
