@@ -204,6 +204,8 @@ class Pictures:
     def _from_image(self, name: str, options: Mapping[str, Any], strength: float) -> int:
         import diffusers
 
+        from hfsyn.making.encode import fitted
+
         folder, family = self.checkpoint(name), tiny_families.FAMILIES[name]
         fields = {**family.fields, **options}
         noise = np.random.default_rng(3).integers(0, 256, (len(PROMPTS), *family.size[::-1], 3), dtype=np.uint8)
@@ -211,7 +213,9 @@ class Pictures:
 
         def theirs() -> Any:
             pipe = diffusers.AutoPipelineForImage2Image.from_pipe(scheduled(pipeline(folder), fields))
-            return plainly(pipe, image=images, strength=strength, **_call(fields))
+            # Cut to a crop that leaves no grid of a JPEG file behind, before either draws over them.
+            starts = [fitted(image, *family.size) for image in images]
+            return plainly(pipe, image=starts, strength=strength, **_call(fields))
 
         return largest(lambda: drawn(folder, images=images, init="source", strength=strength, **fields), theirs)
 
