@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ["as_path", "as_text", "is_litter", "is_plain", "shown"]
+__all__ = ["as_path", "as_text", "below", "is_litter", "is_plain", "shown"]
 
 # What is not text at all (surrogates stand for bytes that are not UTF-8), what breaks a line, and what turns the
 # reading direction of the words after it. A fixed list, so that a name is the same in every version of Python.
@@ -56,3 +56,14 @@ def as_path(text: str) -> str:
 def is_litter(name: str) -> bool:
     """Whether a file or folder is what systems leave behind, such as .DS_Store, Thumbs.db and Synology's @eaDir."""
     return name.startswith(".") or name.casefold() in _LITTER
+
+
+_ROOTED = re.compile(r"^(~|[A-Za-z]:)?[\\/].*[\\/]")
+
+
+def below(path: str, folder: os.PathLike[str] | None = None) -> str:
+    """A path as it may be published: below the folder, where it lies there; of another that begins at a root, the last
+    name.
+    """
+    inside = folder is not None and path.startswith(f"{os.fspath(folder)}/")
+    return path[len(os.fspath(folder)) + 1 :] if folder is not None and inside else _ROOTED.sub("", path)

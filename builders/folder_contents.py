@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from builders.errors import DataError
-from builders.file_names import as_text, is_litter, shown
+from builders.file_names import as_text, below, is_litter, shown
 from builders.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
 
 __all__ = [
@@ -117,11 +117,7 @@ def named(what: str, names: Sequence[str], most: int = 3) -> str:
     Reasons are published: of a path on somebody's machine, which a list may hold, the last name is all that is said.
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    short = [_ROOTED.sub("", name) for name in sorted(names)[:most]]
-    return f"{what} ({', '.join(shown(name)[:80] for name in short)}{more})"
-
-
-_ROOTED = re.compile(r"^(~|[A-Za-z]:)?[\\/].*[\\/]")
+    return f"{what} ({', '.join(shown(below(name))[:80] for name in sorted(names)[:most])}{more})"
 
 
 def _items(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, str]]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.errors import DataError
+from builders.file_names import below
 from builders.labels import file_wnid, is_wnid, shorten
 from builders.resuming import read_whole, resumed
 from builders.rows import IndexEntry, SourceRow
@@ -288,9 +289,7 @@ def _said(error: Exception) -> str:
 def _row_group(
     file: Any, group: int, column: str, rows: Sequence[int], folder: Path | None
 ) -> Iterator[tuple[bytes, str]]:
-    """The images of some rows of a row group (counted within it), in their order, none kept after its last turn; raises
-    LookupError where there is no such row.
-    """
+    """The images of some rows of a row group (counted within it) in order; LookupError for one that is not there."""
     found: dict[int, tuple[bytes, str]] = {}
     last = {row: place for place, row in enumerate(rows)}
     start = given = 0
@@ -343,7 +342,7 @@ def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
                 return place.read_bytes(), ""
         except (OSError, ValueError) as error:
             return b"", f"cannot be read: {getattr(error, 'strerror', '') or type(error).__name__}"
-    return b"", "the table holds no bytes, only the name of a file that is not here"  # reasons are published: not which
+    return b"", f"the table holds no bytes, only the name of a file that is not here ({below(path, folder)!r})"
 
 
 def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
