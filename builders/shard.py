@@ -25,8 +25,10 @@ _COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}
 _RATIO, _SLACK = 32, 2**20
 """Snappy makes nothing smaller than by 22 times; and what a footer may add to a file of few rows."""
 _ROWS = 256
+_MOST_LISTED = 4 * 2**20
+"""Bytes of a row group's lists of flags: a dictionary of a few words, and a few bits a row."""
 _MOST_BYTES = 64 * 2**20
-"""Of one column in a portion, where it is written as references: 256 kB a row."""
+"""Of one column in a portion, where it is written as references: 32 kB a row."""
 
 
 class Shard:
@@ -53,10 +55,9 @@ class Shard:
         self._check(groups, chunks, entry)
         self.schema: pa.Schema = self.footer.schema.to_arrow_schema()
         """Its columns, with what `datasets` says of them in the metadata."""
-        references = sorted(
-            {c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY" and c.has_dictionary_page}
-        )
-        self._parquet = pq.ParquetFile(file, metadata=self.footer, read_dictionary=references)
+        # Within structures pyarrow does not keep references, where a column goes over to plain values in its middle.
+        kept = {c.path_in_schema for c in chunks if _is_referring(c) and (_is_top(c) or _is_list(c))}
+        self._parquet = pq.ParquetFile(file, metadata=self.footer, read_dictionary=sorted(kept))
 
     def _check(self, groups: Sequence[Any], chunks: Sequence[Any], entry: ShardEntry | None) -> None:
         size = sum(group.total_byte_size for group in groups)
@@ -66,6 +67,9 @@ class Shard:
             raise self._refused(f"is compressed by {odd[0]}, which hfsyn never writes")
         if largest > _LARGEST_GROUP:
             raise self._refused(f"has a row group of {largest / 1e9:.1f} GB")
+        for chunk in filter(_is_referring, chunks):
+            if _is_list(chunk) and chunk.total_uncompressed_size > _MOST_LISTED:
+                raise self._refused(f"has {chunk.total_uncompressed_size / 1e6:.0f} MB of {chunk.path_in_schema}")
         if entry is None:
             return
         if size > entry.bytes * _RATIO + _SLACK:
@@ -81,28 +85,40 @@ class Shard:
         return range(self.footer.num_row_groups)
 
     def portions(
-        self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None, rows: int = _ROWS
+        self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None, rows: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Its rows in order, a few at a time.
 
         Args:
             columns: by name; None is all.
             groups: numbers of row groups; None is all.
-            rows: in a portion, at most.
+            rows: in a portion, at most; None is as many as are read fast, and take little memory.
 
         Raises:
             DataError: a portion would be larger than rows of hfsyn's are.
         """
         chosen = list(columns) if columns is not None else None
-        wanted = list(groups) if groups is not None else list(self.groups())
-        for batch in self._parquet.iter_batches(rows, row_groups=wanted, columns=chosen):
-            arrays = []
-            for name, array in zip(batch.schema.names, batch.columns, strict=True):
-                if (size := _bytes_of(array)) > _MOST_BYTES:
-                    raise self._refused(f"has {batch.num_rows} rows whose {name} alone takes {size / 1e9:.1f} GB")
-                arrays.append(_plain(array))
-            fields = [self.schema.field(name) for name in batch.schema.names]
-            yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, self.schema.metadata))
+        rows = rows or (_ROWS if "image" in (self.schema.names if columns is None else columns) else 8 * _ROWS)
+        for group in self.groups() if groups is None else groups:
+            at_once = min(rows, self._most_rows(group))
+            for batch in self._parquet.iter_batches(at_once, row_groups=[group], columns=chosen):
+                yield self._written_out(batch)
+
+    def _most_rows(self, group: int) -> int:
+        """How many rows of a group may be unpacked at once: each could refer to the largest value of a structure."""
+        part = self.footer.row_group(group)
+        chunks = filter(_is_referring, map(part.column, range(part.num_columns)))
+        sizes = [chunk.total_uncompressed_size for chunk in chunks if not (_is_top(chunk) or _is_list(chunk))]
+        return max(1, _MOST_BYTES // 4 // max([1, *sizes]))
+
+    def _written_out(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        arrays = []
+        for name, array in zip(batch.schema.names, batch.columns, strict=True):
+            if (size := _bytes_of(array)) > _MOST_BYTES:
+                raise self._refused(f"has {batch.num_rows} rows whose {name} alone takes {size / 1e9:.1f} GB")
+            arrays.append(_plain(array))
+        fields = [self.schema.field(name) for name in batch.schema.names]
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, self.schema.metadata))
 
     def rows(
         self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
@@ -112,13 +128,24 @@ class Shard:
             yield from batch.to_pylist()
 
 
+def _is_referring(chunk: Any) -> bool:
+    """Whether a column of texts or bytes is written as references into a dictionary."""
+    return bool(chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page)
+
+
+def _is_top(chunk: Any) -> bool:
+    return "." not in chunk.path_in_schema
+
+
+def _is_list(chunk: Any) -> bool:
+    return str(chunk.path_in_schema).endswith(".list.element")
+
+
 def _bytes_of(array: pa.Array) -> int:
     """Bytes that references in an array stand for."""
     if pa.types.is_dictionary(array.type):
         lengths = pc.binary_length(array.dictionary)
         return int(pc.sum(pc.cast(lengths.take(array.indices), pa.int64())).as_py() or 0)
-    if pa.types.is_struct(array.type):
-        return sum(_bytes_of(array.field(number)) for number in range(array.type.num_fields))
     return _bytes_of(array.flatten()) if pa.types.is_list(array.type) else 0
 
 
@@ -127,10 +154,6 @@ def _plain(array: pa.Array) -> pa.Array:
     kind = array.type
     if pa.types.is_dictionary(kind):
         return array.dictionary_decode()
-    if pa.types.is_struct(kind):
-        parts = [_plain(array.field(number)) for number in range(kind.num_fields)]
-        names = [kind.field(number).name for number in range(kind.num_fields)]
-        return pa.StructArray.from_arrays(parts, names, mask=array.is_null())
-    if pa.types.is_list(kind):
+    if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
         return pa.ListArray.from_arrays(array.offsets, _plain(array.values), mask=array.is_null())
     return array

@@ -232,7 +232,8 @@ class Races:
 
     def ended_badly(self, ended: Ended, run: str, config: str, command: list[str]) -> list[str]:
         version = command[command.index("--version") + 1]
-        if ended.code not in (0, 2, 3, 4) or ended.err.count("\n") > 1 or (ended.code and not ended.err):
+        last = ended.err.strip().rpartition("\n")[2]  # lines before it tell of requests that were made again
+        if ended.code not in (0, 2, 3, 4) or "Traceback" in ended.err or (ended.code and last[:6] != "Error:"):
             return [f"exit code {ended.code}: {ended.err[-600:]}"]
         if ended.code:
             return []

@@ -1,6 +1,6 @@
 """Publishes again and again against a Hub in the same process, with one fault each time, and judges what came of it.
 
-    python drive_publish.py FOLDER RUN                    each position, the kinds by turns; every kind where it writes
+    python drive_publish.py FOLDER RUN                    each position, kinds by turns; every kind where refs change
     python drive_publish.py FOLDER RUN --over OLDER_RUN   1.1.0 over a published 1.0.0; each kind of request, by turns
     python drive_publish.py FOLDER RUN --for-ever         from each kind of request on, 401, 403 or 503
     python drive_publish.py FOLDER RUN --whole            every kind of fault at each position: minutes
@@ -32,7 +32,7 @@ from hub_store import Store
 REPO = "alice/shapes"
 KINDS: tuple[int | str, ...] = (409, 412, 429, 500, 503, "timeout", "cut-before", "cut-after")
 LASTING = (401, 403, 503)
-WRITES = re.compile(r"POST .*/(repos/create|commit/|tag/|preupload/|objects/batch)|PUT ")
+CHANGES = re.compile(r"POST .*/(repos/create|commit/|tag/)")
 SILENCE = 0.4
 """Seconds after which the client gives up a silent connection."""
 ASKED = 77
@@ -218,7 +218,7 @@ def chosen(log: list[Entry], *, whole: bool, lasting: bool, base: Path | None) -
                 yield Case(position, LASTING[len(seen) % len(LASTING)], None)
             if "/tag/" in entry.path:  # the version stands: tidying up after it is tried, and may fail
                 return
-        elif whole or (first and WRITES.match(kind_of_request) and (base is None or "/commit/" in entry.path)):
+        elif whole or (first and CHANGES.match(kind_of_request) and (base is None or "/commit/" in entry.path)):
             yield from (Case(position, kind) for kind in KINDS)
         elif first or base is None:
             yield Case(position, KINDS[position % len(KINDS)])

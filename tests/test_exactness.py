@@ -12,12 +12,15 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import check_exactness
 
+EVERY = {"schedulers": 24, "families": 11, "img2img": 60, "loras": 14, "captions": 19, "texts": 5}
+"""One case of so many."""
 
-def test_images_and_texts_are_those_of_the_libraries_in_one_setting_of_many() -> None:
-    lines = check_exactness.check(every=29, say=lambda line: None)
+
+@pytest.mark.parametrize("group", check_exactness.GROUPS)
+def test_images_and_texts_are_those_of_the_libraries_in_one_setting_of_many(group: str) -> None:
+    lines = check_exactness.check([group], every=EVERY[group], say=lambda line: None)
     assert [told for line in lines for told in line.differ] == []
-    assert {line.group for line in lines} == set(check_exactness.GROUPS)
-    assert sum(line.cases - len(line.refused) for line in lines) >= 12
+    assert sum(line.cases - len(line.refused) for line in lines) >= 2
 
 
 def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -456,7 +456,7 @@ def test_incomplete_weights_are_refused(folders: Folders, tmp_path: Path, name: 
 
 def test_a_pipeline_that_draws_without_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "DDPMPipeline", "_diffusers_version": "0"}))
-    assert "cannot be loaded as a generator" in refusal(str(tmp_path)).message
+    assert "is a DDPMPipeline, which does not draw from text alone" in refusal(str(tmp_path)).message
 
 
 def test_a_diffusion_scheduler_is_refused_where_the_model_matches_flows(folders: Folders) -> None:

@@ -111,7 +111,7 @@ def consistency_decoder() -> Any:
     return vae.eval()
 
 
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
+@pytest.mark.parametrize("family", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_a_decoder_that_draws_gets_the_samples_own_generators(family: str, sd: Path, tmp_path: Path) -> None:
     base = sd if family == "sd" else sdxl(tmp_path / "xl")
     model = changed(base, tmp_path / "model", vae=consistency_decoder())
@@ -124,7 +124,12 @@ def test_a_decoder_that_draws_gets_the_samples_own_generators(family: str, sd: P
 
 
 @pytest.mark.parametrize(
-    "kind", ["FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "LTXEulerAncestralRFScheduler"]
+    "kind",
+    [
+        "FlowMatchEulerDiscreteScheduler",
+        pytest.param("FlowMatchLCMScheduler", marks=pytest.mark.slow),
+        pytest.param("LTXEulerAncestralRFScheduler", marks=pytest.mark.slow),
+    ],
 )
 def test_a_scheduler_that_draws_gets_them_from_a_pipeline_that_keeps_them_back(kind: str, tmp_path: Path) -> None:
     options = {"stochastic_sampling": True} if kind.startswith("FlowMatchEuler") else {}
@@ -157,8 +162,10 @@ def from_numpy(*shape: int) -> Any:
     return torch.from_numpy(np.random.standard_normal(shape)).float()
 
 
-@pytest.mark.parametrize("source", [from_torch, from_numpy])
-@pytest.mark.parametrize("place", ["scheduler", "unet", "text_encoder", "vae"])
+@pytest.mark.parametrize(
+    ("place", "source"),
+    [("scheduler", from_torch), ("unet", from_numpy), ("text_encoder", from_torch), ("vae", from_torch)],
+)
 def test_whatever_else_draws_from_a_global_generator_is_refused_by_name(
     place: str, source: Callable[..., Any], sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -395,6 +395,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_six_hundred_shards_publish_within_the_limits_and_in_constant_memory(
     hub: Hub, forks: Forks, many: dict[int, Path]

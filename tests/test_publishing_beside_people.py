@@ -45,6 +45,13 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
         yield found
 
 
+@pytest.fixture(scope="module")
+def other(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Another publisher of the same account."""
+    with Client(hub, tmp_path_factory.mktemp("other")) as found:
+        yield found
+
+
 class Set:
     """One dataset on the Hub, as publishers and people use it."""
 
@@ -276,20 +283,19 @@ def test_a_named_configuration_first_and_the_default_then_asks_for_the_flag(
 
 @pytest.mark.parametrize(("first", "then"), [("default", "basic"), ("basic", "default")])
 def test_a_configuration_that_comes_while_another_is_published_takes_no_dead_end(
-    first: str, then: str, dataset: Set, hub: Hub, runs: dict[str, Path], tmp_path: Path
+    first: str, then: str, dataset: Set, hub: Hub, other: Client, runs: dict[str, Path]
 ) -> None:
     """The later publisher finds out after it has sent: it goes on, and ends right."""
-    with Client(hub, tmp_path) as other:
 
-        def rival(entry: Entry) -> None:
-            if "/commit/" in entry.path:
-                hub.before = None
-                name = ["--config-name", first]
-                done = other.hfsyn("publish", runs["basic"], dataset.name, "--version", "1.0.0", *name, "--quiet")
-                assert done.code == 0, done.err
+    def rival(entry: Entry) -> None:
+        if "/commit/" in entry.path:
+            hub.before = None
+            name = ["--config-name", first]
+            done = other.hfsyn("publish", runs["basic"], dataset.name, "--version", "1.0.0", *name, "--quiet")
+            assert done.code == 0, done.err
 
-        hub.before = rival
-        dataset.published(runs[LARGE], "1.1.0", "--config-name", then, *(["--set-default"] if then == "basic" else []))
+    hub.before = rival
+    dataset.published(runs[LARGE], "1.1.0", "--config-name", then, *(["--set-default"] if then == "basic" else []))
     assert dataset.loaded("v1.1.0", then) == ids(runs[LARGE])
     assert dataset.loaded("v1.1.0", first) == ids(runs["basic"])
     assert dataset.loaded("v1.1.0") == ids(runs[LARGE if then == "default" else "basic"])

@@ -184,8 +184,11 @@ class TransformersCaptioner:
             ) from None
         if part.prompt is None or self._model.config.model_type == "florence2":
             return
-        texts = (part.prompt, "b" if part.prompt == "a" else "a")
-        one, other = (inputs.with_prompt(_picture(), text) for text in texts)
+        one = inputs.with_prompt(_picture(), part.prompt)
+        try:
+            other = inputs.with_prompt(_picture(), "b" if part.prompt == "a" else "a")
+        except Exception:  # a processor that refuses some texts takes notice of them
+            return
         if one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one):
             raise HfsynError(
                 f"caption.prompt is {part.prompt!r}, and {part.model} takes images only.",
@@ -195,7 +198,7 @@ class TransformersCaptioner:
     def _works_with(self, prompt: str) -> bool:
         before, self._inputs.prompt = self._inputs.prompt, prompt
         try:
-            self._try_out()
+            self._try_out(first=True)
         except HfsynError:
             return False
         finally:

@@ -48,8 +48,7 @@ def load_pipeline(
         if files := files_of(recipe.model, recipe.revision, "generator"):
             variant = checked_variant(recipe.model, "generator", files, list(parts), variant, allow_pickle=allow_pickle)
         options |= {} if variant is None else {"variant": variant}
-        options |= _scheduler_instead(recipe, parts, where, options)
-        with _reports() as reports:
+        with _scheduler_instead(recipe, parts), _reports() as reports:
             pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
                 where, dtype=getattr(torch, recipe.dtype), **options
             )
@@ -73,28 +72,32 @@ _TREES = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 """Schedulers whose noise is that of one Brownian tree for a whole batch, which no sample's generator can give."""
 
 
-def _scheduler_instead(
-    recipe: GeneratePart, parts: Mapping[str, Sequence[Any]], where: str, options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The stand-in, with the same noise schedule, for a scheduler that cannot be used and that the recipe replaces.
+@contextmanager
+def _scheduler_instead(recipe: GeneratePart, parts: Mapping[str, Sequence[Any]]) -> Iterator[None]:
+    """Load another class, of the same noise schedule, in place of a scheduler that the recipe replaces anyway: without
+    its optional library it could not even be loaded.
 
     Raises:
-        HfsynError: the recipe does not.
+        HfsynError: the recipe does not replace it.
     """
     import diffusers
 
     kind = parts.get("scheduler", ("", ""))[1]
     if kind not in _TREES:
-        return {}
+        yield
+        return
     if recipe.scheduler == "default":
         raise HfsynError(
             f"{recipe.model} comes with a {kind}, whose noise does not come from the samples' own seeds, so that no "
             "image could be made again.",
             "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)",
         )
-    revision = {"revision": options["revision"]} if "revision" in options else {}
-    found = diffusers.DPMSolverMultistepScheduler.from_pretrained(where, subfolder="scheduler", **revision)
-    return {"scheduler": found}
+    own = getattr(diffusers, kind)
+    setattr(diffusers, kind, diffusers.DPMSolverMultistepScheduler)
+    try:
+        yield
+    finally:
+        setattr(diffusers, kind, own)
 
 
 def _check_classes(recipe: GeneratePart, index: Mapping[str, Any], parts: Mapping[str, Sequence[Any]]) -> None:
