@@ -106,7 +106,7 @@ where it was ended."""
 Work = Callable[[Copy], Step]
 
 
-def side_by_side(works: Sequence[Work], folder: Path, jobs: int) -> Iterator[Any]:
+def side_by_side(works: Sequence[Work], folder: Path, jobs: int) -> Generator[Any, None, None]:
     """What the works give, as they come to their ends; each has a copy to itself while it lasts."""
     copies = [Copy(folder / f"{number}") for number in range(min(jobs, len(works)))]
     left = deque(works)
@@ -138,8 +138,9 @@ def side_by_side(works: Sequence[Work], folder: Path, jobs: int) -> Iterator[Any
                 active.remove(entry)
                 yield from onward(work, code, copy)
     finally:
-        for _, running, _, _ in active:
+        for work, running, _, _ in active:
             running.kill()
+            work.close()  # the file is as it was
 
 
 def learning(suite: Suite, file: str, folder: Path, copy: Copy) -> Step:
@@ -242,12 +243,13 @@ def try_all(bugs: Sequence[Bug], keep: Path, jobs: int) -> dict[str, Any]:
         suite = Suite(keep / "suite.json")
         left.sort(key=lambda bug: len(suite.unknown(bug.files, bug.path, bug.function)))  # what costs least comes first
         works = [meeting(bug, suite, temporary) for bug in left]
-        for number, (bug, result) in enumerate(side_by_side(works, temporary / "planted", jobs), 1):
-            results[bug.key] = {"name": bug.name, **result}
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            by = result.get("test") or result.get("why") or f"{result['tests']} tests"
-            say(f"{number}/{len(left)} {result['state']:8} {result['seconds']:5.0f} s  {bug.name}  [{by}]")
+        with contextlib.closing(side_by_side(works, temporary, jobs)) as met:
+            for number, (bug, result) in enumerate(met, 1):
+                results[bug.key] = {"name": bug.name, **result}
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+                by = result.get("test") or result.get("why") or f"{result['tests']} tests"
+                say(f"{number}/{len(left)} {result['state']:8} {result['seconds']:5.0f} s  {bug.name}  [{by}]")
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return results
