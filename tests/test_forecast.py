@@ -117,8 +117,11 @@ def test_sequence_lengths_are_those_of_the_pipelines() -> None:
     import diffusers
 
     for name, length in SEQUENCES.items():
-        call = inspect.signature(getattr(diffusers, name).__call__)
-        assert call.parameters["max_sequence_length"].default == length, name
+        pipeline = getattr(diffusers, name)
+        if (asked := inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")) is not None:
+            assert asked.default == length, name
+        else:
+            assert f"max_length = {length}\n" in inspect.getsource(pipeline.encode_prompt), name
 
 
 def pipeline(folder: Path, kind: str, **tokenizers: Any) -> GeneratePart:
@@ -262,7 +265,7 @@ def test_plan_says_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0
     assert "at 40% of its peak" in out
     assert "USD at 3 an hour: " in out
-    assert "5137 files in 53 commits" in out
+    assert "5137 files in 6 commits" in out
     assert "USD" not in run_main("plan", "imagenet-1k-cip", capsys=capsys)[1]
     code, out, _ = run_main("plan", "imagenet-1k-cip", "--price", "3", "--json", capsys=capsys)
     found = json.loads(out)
