@@ -102,7 +102,7 @@ def global_states() -> list[bytes]:
         states += torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
         states.append(torch.mps.get_rng_state())
-    _, keys, *rest = np.random.get_state()  # noqa: NPY002: it is watched, not used
+    _, keys, *rest = np.random.get_state()  # watched, not used
     others = [np.asarray(keys).tobytes(), repr(rest).encode(), repr(random.getstate()).encode()]
     return [state.numpy().tobytes() for state in states] + others
 
