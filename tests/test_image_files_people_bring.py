@@ -375,3 +375,9 @@ def test_a_folder_of_all_of_these_adds_up(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env={"PYTHONPATH": str(root)}, check=False)
     assert done.stdout == f"{len(LOSSLESS) + 3} files: {len(LOSSLESS) + 2} used, 1 refused, 0 not as they should be\n"
     assert done.returncode == 0
+
+
+def test_a_pixmap_of_another_white_is_rounded_to_the_nearest_level() -> None:
+    values = np.arange(101, dtype=np.uint8).repeat(4)
+    row = np.asarray(decode_rgb(b"P5\n101 4\n100\n" + values.tobytes()))[:, :, 0].ravel()
+    assert (abs(row - values * 2.55) <= 0.51).all()
