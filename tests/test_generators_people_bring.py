@@ -592,8 +592,8 @@ def test_what_of_the_weights_is_not_used_is_said_and_recorded(
     assert ended.value.code in (0, None)
     what = "weight of the LoRA that fits nothing in the model, of 4"
     assert f"left out: 2 ({what})" in said
-    assert json.loads((run / "manifest.json").read_text())["left_out"] == {what: 2}
-    assert f"| left out | 2 | {what} |" in (run / "README.md").read_text()
+    assert json.loads((run / "manifest.json").read_text())["unused_weights"] == {"generate": {what: 2}}
+    assert f"| weights of the model (generate) | 2 | {what} |" in (run / "README.md").read_text()
     with pytest.raises(SystemExit):
         main(["status", str(run)])
-    assert f"left out: 2 ({what})" in capsys.readouterr().out
+    assert f"weights of the model (generate): 2 {what}" in capsys.readouterr().out

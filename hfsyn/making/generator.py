@@ -22,7 +22,7 @@ from hfsyn.making.encode import fitted
 from hfsyn.making.noise import OwnNoise
 from hfsyn.making.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.making.recipe import GeneratePart
-from hfsyn.making.trial import PROMPT, Sketch, idle, try_out
+from hfsyn.making.trial import PROMPT, Sketch, idle, try_out, unchecked
 from hfsyn.making.tuning import PLAIN, Tuning, kernels, tune
 
 FLAT_RANGE = 4
@@ -162,7 +162,8 @@ class DiffusersGenerator:
         if self._noise is not None:
             self._noise.attach()
         try:
-            try_out(self._pipe, sketch, self._sketched, vary=not self._encodes)
+            with unchecked(self._pipe):
+                try_out(self._pipe, sketch, self._sketched, vary=not self._encodes)
         finally:
             if self._noise is not None:
                 self._noise.detach()

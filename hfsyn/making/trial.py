@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,6 +76,20 @@ def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
     for field, other in _variations(small).items() if vary else ():
         if torch.equal(draw(other)[0], first):
             raise idle(sketch, field, type(pipe).__name__)
+
+
+@contextmanager
+def unchecked(pipe: Any) -> Iterator[None]:
+    """Without the safety checker, which may flag so small a picture, and paints black what it flags."""
+    checker = getattr(pipe, "safety_checker", None)
+    if checker is None:
+        yield
+        return
+    pipe.safety_checker = None
+    try:
+        yield
+    finally:
+        pipe.safety_checker = checker
 
 
 def idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
