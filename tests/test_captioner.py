@@ -373,6 +373,7 @@ def test_weights_of_another_architecture_are_refused(folders: Folders, tmp_path:
     assert "has no weights for" in refusal(copy).message
 
 
+@pytest.mark.slow
 def test_every_family_comes_from_a_hub_and_says_the_same_as_from_its_folder(folders: Folders, tmp_path: Path) -> None:
     """Through the real clients, at a commit, all in one process."""
     import test_text_writer  # here, as the client imports this file, and what that one imports turns the Hub off

@@ -274,6 +274,7 @@ except HfsynError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
     """By the real clients; a stranger's recipe may name such a dataset, and neither a file nor a function of theirs."""
     from hub_client import Client

@@ -118,6 +118,7 @@ def test_three_processes_under_torchrun_make_the_same_bytes(reference: Path, tmp
     assert {worker.split(" of ")[1] for worker in workers_of(run)} == {"3"}
 
 
+@pytest.mark.slow
 def test_halves_made_in_separate_processes_make_the_same_bytes(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Stops after the first half, says what is missing, and exits with the code of a part.

@@ -301,6 +301,7 @@ def test_who_may_do_what(hub: Hub, client: Client):
     assert set(hub.files("dataset", "lab/open")) == {".gitattributes", "a.txt", "write.txt"}
 
 
+@pytest.mark.slow
 def test_datasets_and_their_cards_by_tag_whole_streamed_and_offline(hub: Hub, client: Client):
     seen = client("""
         import pathlib

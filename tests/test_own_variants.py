@@ -259,6 +259,7 @@ def test_more_than_a_hundred_classes_do_not_fill_the_card(tmp_path: Path) -> Non
 # --- through the Hub -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_hub_set_of_ones_own_becomes_a_published_one_that_a_stranger_verifies_reads_and_builds_again(
     hub: Hub, alice: Client, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_there_are_forty_and_no_two_are_the_same() -> None:
     assert len({(bug.path, bug.old, bug.new) for bug in BUGS}) == len({bug.name for bug in BUGS}) == 40
 
 
+@pytest.mark.slow
 def test_mutants_are_drawn_from_the_seed_alone_and_stay_where_other_code_changes() -> None:
     some = draw(ROOT, 30, seed=1)
     assert [m.name for m in draw(ROOT, 60, seed=1)[:30]] == [m.name for m in some]
@@ -99,6 +100,7 @@ def _changed(text: str) -> tuple[str, str]:
     return text, f"not ({text})"
 
 
+@pytest.mark.slow
 def test_a_bug_that_a_test_sees_is_killed_and_one_that_none_sees_survives(tmp_path: Path) -> None:
     toy = tmp_path / "toy"
     (toy / "tests").mkdir(parents=True)

@@ -157,8 +157,8 @@ def test_verify_passes_on_both_versions_and_on_the_run(versions: Versions, clien
         assert done.last.endswith("15 files, 30 captions, 30 rows")
 
 
-def test_ten_random_rows_are_made_again_byte_for_byte(versions: Versions, client: Client, tmp_path: Path) -> None:
-    ids = random.Random(3).sample([row["sample_id"] for row in rows_of(versions["v1.1.0"])], 10)
+def test_rows_chosen_by_chance_are_made_again_byte_for_byte(versions: Versions, client: Client, tmp_path: Path) -> None:
+    ids = random.Random(3).sample([row["sample_id"] for row in rows_of(versions["v1.1.0"])], 3)
     for sample_id in ids:
         done = client.hfsyn(
             "reproduce", f"{REPO}@v1.1.0", "--sample-id", sample_id, "--out", tmp_path, "--device", "cpu"

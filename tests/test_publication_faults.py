@@ -121,7 +121,7 @@ def driven(folder: Path, *arguments: str | Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "over",
     [
-        pytest.param(False, id="first"),
+        pytest.param(False, id="first", marks=pytest.mark.slow),
         pytest.param(
             True,
             id="second",
@@ -152,6 +152,7 @@ def test_what_does_not_pass_ends_a_publish_at_once_and_what_does_within_a_bound(
 # -------------------------------------------------------------------------------------------------------------- kills
 
 
+@pytest.mark.slow
 def test_kills_at_any_moment_lose_nothing_and_send_nothing_twice(hub: Hub, forks: Forks, runs: dict[str, Path]) -> None:
     chance, slow = random.Random(20), 0.01
     hub.faults.add("delay", times=None, seconds=slow)

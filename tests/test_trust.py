@@ -64,7 +64,7 @@ def generate_part(folder: Path) -> GeneratePart:
 def test_a_captioner_of_pickles_is_refused_unless_it_is_allowed(blip: Path) -> None:
     safe = TransformersCaptioner(caption_part(blip), "cpu").caption([PICTURE])
     as_pickle(blip / "model.safetensors")
-    with pytest.raises(HfsynError, match=r"no safetensors weights, and pickles run code.*--allow-pickle-weights"):
+    with pytest.raises(HfsynError, match=r"as pickles alone, which run code.*--allow-pickle-weights"):
         TransformersCaptioner(caption_part(blip), "cpu")
     assert TransformersCaptioner(caption_part(blip), "cpu", allow_pickle=True).caption([PICTURE]) == safe
 
@@ -73,7 +73,7 @@ def test_a_captioner_of_pickles_is_refused_unless_it_is_allowed(blip: Path) -> N
 def test_a_generator_with_one_pickle_is_refused_unless_it_is_allowed(diffusion: Path, part: str) -> None:
     (weights,) = (diffusion / part).glob("*.safetensors")
     as_pickle(weights)
-    with pytest.raises(HfsynError, match=r"no safetensors weights, and pickles run code.*--allow-pickle-weights"):
+    with pytest.raises(HfsynError, match=r"as pickles alone, which run code.*--allow-pickle-weights"):
         DiffusersGenerator(generate_part(diffusion), None, "cpu")
     drawn = DiffusersGenerator(generate_part(diffusion), None, "cpu", allow_pickle=True).generate(["a cat"], [1])
     assert drawn[0].pixels.shape[-1] == 3
