@@ -152,6 +152,7 @@ def test_the_main_process_of_a_launcher_speaks_last(tmp_path: Path, monkeypatch:
     thread.join()
 
 
+@pytest.mark.slow
 def test_the_command_says_how_to_go_on(tmp_path: Path, hfsyn: Hfsyn) -> None:
     options = ("--limit", "1", "--set", "generate.steps=1", "--out", "run")
     done = hfsyn("build", "shapes-cip", *options, "--budget-hours", "1e-7", "--num-processes", "2")

@@ -100,6 +100,7 @@ def test_the_builders_read_the_run_too(reference: Path) -> None:
     assert all(row["image"].tobytes() == images[row["source_id"]].tobytes() for row in captioned)
 
 
+@pytest.mark.slow
 def test_two_processes_that_accelerate_starts_make_the_same_bytes(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     hfsyn("build", "shapes-cip", *SMALL, "--num-processes", "2", "--device", "cpu", "--out", run)
@@ -214,6 +215,7 @@ def test_ctrl_c_keeps_the_work_and_exits_with_130(tmp_path: Path) -> None:
     assert len(list(layout.finished_shards(run / "captions"))) == 4
 
 
+@pytest.mark.slow
 @needs_photographs
 def test_real_photographs_in_a_folder_are_captioned_and_answered(tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -81,6 +81,7 @@ def test_a_training_that_was_killed_while_it_wrote_leaves_nothing_when_it_is_giv
     assert leftovers(out) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def test_a_command_that_is_killed_at_some_of_its_file_operations_ends_as_if_undisturbed() -> None:
     commands = ["overwrite", "export-real"]

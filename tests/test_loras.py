@@ -147,6 +147,7 @@ def test_another_model_or_another_lora_forgets_what_belonged_to_the_old_one() ->
     assert (other.lora, other.lora_file, other.lora_revision) == ("f/g", None, None)
 
 
+@pytest.mark.slow
 def test_a_lora_of_the_hub_is_pinned_loaded_at_its_commit_and_found_in_the_cache(
     model: Path, lora: Path, tmp_path: Path
 ) -> None:

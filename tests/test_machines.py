@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from conftest import parquet_bytes
 from test_docs import blocks
 from test_end_to_end import workers_of
@@ -67,6 +68,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_two_machines_under_accelerate_make_the_bytes_of_one_process(tmp_path: Path) -> None:
     """The README's commands: as written, or with loopback in place of the network that is not permitted."""
     (block,) = blocks("machines")

@@ -139,6 +139,7 @@ def test_each_request_of_a_publish_may_fail_once(over: bool, runs: dict[str, Pat
     assert len({case["kind"] for case in found["cases"]}) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2000)
 def test_what_does_not_pass_ends_a_publish_at_once_and_what_does_within_a_bound(
     runs: dict[str, Path], tmp_path: Path
