@@ -94,12 +94,22 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same
     assert all((cut_weights[key] == whole[key]).all() for key in whole)
 
 
-def test_two_processes_from_the_command_line_train_and_test(hfsyn: Hfsyn, tmp_path: Path) -> None:
-    from hfsyn.judging.evaluation import evaluate
-
+def trained_by_two(hfsyn: Hfsyn) -> None:
     done = hfsyn("train", *SMALL, "--num-processes", "2", "--device", "cpu", "-q", "--out", "out")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "out\n"
+
+
+def test_two_processes_from_the_command_line_train(hfsyn: Hfsyn, tmp_path: Path) -> None:
+    trained_by_two(hfsyn)
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.safetensors", "model.json", "results.json"}
+
+
+@pytest.mark.slow
+def test_two_processes_from_the_command_line_train_and_test(hfsyn: Hfsyn, tmp_path: Path) -> None:
+    from hfsyn.judging.evaluation import evaluate
+
+    trained_by_two(hfsyn)
     table = str(write_table(tmp_path / "test.parquet", rows_of(13)))
     both = hfsyn("evaluate", "out", table, "--num-processes", "2", "--json", "-q", "--batch-size", "4")
     assert both.returncode == 0, both.stderr
