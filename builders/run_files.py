@@ -149,9 +149,10 @@ def lost(folder: Path, manifest: Manifest) -> list[str]:
 
 
 _TOPS = (
-    "", layout.PREVIEW,
+    "",
+    layout.PREVIEW,
     *(f"{above}{top}" for above in ("", f"{layout.SIDECARS}/") for top in (layout.CAPTIONS, layout.DATA)),
-)  # fmt: skip
+)
 _EVERY = (
     layout.RECIPE, layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN), layout.REJECTED,
     layout.CARD, f"{layout.PREVIEW}/{layout.SAMPLES}",

@@ -134,9 +134,13 @@ def publish(hub: Any, folder: Path, loads: Sequence[Load]) -> None:
         command = ["publish", load.run, REPO, "--version", load.tag.removeprefix("v"), "--config-name", load.config]
         command += ["--what", load.what, "--quiet"]
         done = subprocess.run(
-            [sys.executable, "-m", "hfsyn", *map(str, command)], cwd=HERE.parent, env=hub.env(home=home), text=True,
-            capture_output=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-m", "hfsyn", *map(str, command)],
+            cwd=HERE.parent,
+            env=hub.env(home=home),
+            text=True,
+            capture_output=True,
+            check=False,
+        )
         if done.returncode:
             raise SystemExit(f"{load.tag} could not be published: {done.stderr}")
 
@@ -171,9 +175,14 @@ def read(hub: Any, python: Path, home: Path, loads: Sequence[Load]) -> list[str]
     folders = [first, others[-1]]
     job = {"loads": [load.job() for load in order], "folders": [{**f.job(), "what": f.what} for f in folders]}
     done = subprocess.run(
-        [str(python), str(HERE / "read_as_client.py")], input=json.dumps(job), env=hub.env(token=None, home=home),
-        cwd=home, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [str(python), str(HERE / "read_as_client.py")],
+        input=json.dumps(job),
+        env=hub.env(token=None, home=home),
+        cwd=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         return [f"the client ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"]
     got = json.loads(done.stdout.splitlines()[-1])

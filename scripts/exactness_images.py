@@ -32,20 +32,35 @@ _MIN = {"final_sigmas_type": "sigma_min"}
 _LEADING, _LINSPACE = {"timestep_spacing": "leading", **_OFFSET}, {"timestep_spacing": "linspace"}
 SCHEDULERS: dict[str, list[dict[str, Any]]] = {
     "DDIMScheduler": [
-        {"clip_sample": False, "set_alpha_to_one": False, **_OFFSET}, {}, _V, {"prediction_type": "sample"},
-        _TRAILING, _LINSPACE, {**_V, **_TRAILING, "rescale_betas_zero_snr": True},
-        {"clip_sample": False, "thresholding": True}, {"beta_schedule": "squaredcos_cap_v2"},
+        {"clip_sample": False, "set_alpha_to_one": False, **_OFFSET},
+        {},
+        _V,
+        {"prediction_type": "sample"},
+        _TRAILING,
+        _LINSPACE,
+        {**_V, **_TRAILING, "rescale_betas_zero_snr": True},
+        {"clip_sample": False, "thresholding": True},
+        {"beta_schedule": "squaredcos_cap_v2"},
     ],
     "DDIMParallelScheduler": [{}, _TRAILING],
     "DDPMScheduler": [{}, {"variance_type": "fixed_large"}, _TRAILING, _V, {"clip_sample": False}],
     "DDPMParallelScheduler": [{}],
     "PNDMScheduler": [
-        {"skip_prk_steps": True, "set_alpha_to_one": False, **_OFFSET}, {"skip_prk_steps": False}, _V,
+        {"skip_prk_steps": True, "set_alpha_to_one": False, **_OFFSET},
+        {"skip_prk_steps": False},
+        _V,
         {"skip_prk_steps": True, **_TRAILING},
     ],
     "EulerDiscreteScheduler": [
-        {}, _LEADING, _TRAILING, _KARRAS, {"use_exponential_sigmas": True}, _V, {"interpolation_type": "log_linear"},
-        {"timestep_type": "continuous", **_V}, {"final_sigmas_type": "sigma_min"},
+        {},
+        _LEADING,
+        _TRAILING,
+        _KARRAS,
+        {"use_exponential_sigmas": True},
+        _V,
+        {"interpolation_type": "log_linear"},
+        {"timestep_type": "continuous", **_V},
+        {"final_sigmas_type": "sigma_min"},
         {**_V, **_TRAILING, "rescale_betas_zero_snr": True},
     ],
     "EulerAncestralDiscreteScheduler": [{}, _LEADING, _TRAILING, _V],
@@ -55,32 +70,49 @@ SCHEDULERS: dict[str, list[dict[str, Any]]] = {
     "LMSDiscreteScheduler": [{}],
     "DEISMultistepScheduler": [{}, {"solver_order": 1}, {"solver_order": 3}, _KARRAS],
     "DPMSolverMultistepScheduler": [
-        {}, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}, {"algorithm_type": "sde-dpmsolver++"},
-        {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"}, {"solver_order": 1},
-        {"solver_order": 3}, {"solver_type": "heun"}, _KARRAS, {"use_lu_lambdas": True}, _V, _TRAILING,
-        {"euler_at_final": True}, {"final_sigmas_type": "sigma_min"}, {"thresholding": True},
+        {},
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+        {"algorithm_type": "sde-dpmsolver++"},
+        {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
+        {"solver_order": 1},
+        {"solver_order": 3},
+        {"solver_type": "heun"},
+        _KARRAS,
+        {"use_lu_lambdas": True},
+        _V,
+        _TRAILING,
+        {"euler_at_final": True},
+        {"final_sigmas_type": "sigma_min"},
+        {"thresholding": True},
         {"use_exponential_sigmas": True},
     ],
     "DPMSolverSinglestepScheduler": [{}, {"solver_order": 3}, _KARRAS, {"solver_type": "heun"}],
     "UniPCMultistepScheduler": [
-        {}, {"solver_order": 3}, {"solver_type": "bh1", **_MIN}, _KARRAS, {"predict_x0": False, **_MIN},
+        {},
+        {"solver_order": 3},
+        {"solver_type": "bh1", **_MIN},
+        _KARRAS,
+        {"predict_x0": False, **_MIN},
         {"disable_corrector": [0]},
         _TRAILING,
     ],
     "LCMScheduler": [{}, _V],
     "TCDScheduler": [{}],
     "SASolverScheduler": [{}, {"algorithm_type": "data_prediction", **_KARRAS}],
-}  # fmt: skip
+}
 """Schedulers that a checkpoint of Stable Diffusion may have for its own, with their settings beside the noise."""
 
 NAMED: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}), "pndm": ("PNDMScheduler", {}), "euler": ("EulerDiscreteScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
     "euler-trailing": ("EulerDiscreteScheduler", _TRAILING),
     "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
     "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", **_KARRAS}),
-    "unipc": ("UniPCMultistepScheduler", {}), "lcm": ("LCMScheduler", {}),
-}  # fmt: skip
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
 """What the words of a recipe's ``generate.scheduler`` stand for."""
 IMG2IMG = ("default", "ddim", "euler", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm")
 STRENGTHS = (0.3, 0.5, 0.8, 1.0)
@@ -269,9 +301,10 @@ def plainly(pipe: Any, negative: str | None = None, **options: Any) -> Any:
     if negative is not None:
         options["negative_prompt"] = [negative] * len(PROMPTS)
     made = pipe(
-        prompt=PROMPTS, generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
+        prompt=PROMPTS,
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
         **{"num_inference_steps": STEPS, "guidance_scale": 2.0, **options},
-    )  # fmt: skip
+    )
     return np.stack([np.asarray(image) for image in made.images])
 
 

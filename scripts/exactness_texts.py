@@ -23,10 +23,14 @@ PROMPT = "a photo of"
 TOKENS = 8
 CHATS = ("llava", "idefics3", "smolvlm", "qwen2_vl")
 PROMPTS: dict[str, Sequence[str | None]] = {
-    "blip": (None, PROMPT), "blip2": (None, PROMPT), "git": (None, PROMPT), "vit_gpt2": (None,),
-    "florence2": (None, "<DETAILED_CAPTION>"), "paligemma": ("caption en", "describe"),
+    "blip": (None, PROMPT),
+    "blip2": (None, PROMPT),
+    "git": (None, PROMPT),
+    "vit_gpt2": (None,),
+    "florence2": (None, "<DETAILED_CAPTION>"),
+    "paligemma": ("caption en", "describe"),
     **dict.fromkeys(CHATS, (None, PROMPT)),
-}  # fmt: skip
+}
 """Families of captioners, and what each is asked."""
 CACHES = (None, "static")
 WRITERS = {"chat_model": "llm", "plain_model": "llm-diverse", "t5": "w2s"}

@@ -238,7 +238,7 @@ class Races:
         if ended.code:
             return []
         if f"v{version}" not in self.tags():
-            return [f"{version} ended well, and there is no tag"]
+            return [f"{version} ended well, but left no tag"]
         there = self.hub.store.repos["dataset", REPO]
         files = there.commits[there.tags[f"v{version}"]].files
         wrong = [

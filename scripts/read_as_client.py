@@ -48,9 +48,12 @@ def load(one: dict[str, Any], streaming: bool) -> dict[str, Any]:
             row = {**row, "image": hashlib.sha256(row["image"]["bytes"]).hexdigest()}
         found.append(row)
     return {
-        "rows": found, "columns": list(rows.features), "label_names": rows.features["label"].names,
-        "version": str(rows.info.version), "decodes": decodes,
-    }  # fmt: skip
+        "rows": found,
+        "columns": list(rows.features),
+        "label_names": rows.features["label"].names,
+        "version": str(rows.info.version),
+        "decodes": decodes,
+    }
 
 
 def tables(one: dict[str, Any]) -> dict[str, Any]:

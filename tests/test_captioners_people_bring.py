@@ -425,7 +425,7 @@ def test_a_text_that_a_language_model_has_no_room_for_is_set_aside(folders: Fold
 
 
 class Broken(FakeCaptioner):
-    """Refuses every image, until it is mended; with `looking`, before it is asked."""
+    """Refuses every image, until it is fixed; with `looking`, before it is asked."""
 
     whole = False
 

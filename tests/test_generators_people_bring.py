@@ -102,11 +102,16 @@ def by_hand(model: Path, **options: Any) -> Any:
 def consistency_decoder() -> Any:
     small = {"block_out_channels": (16, 16), "down_block_types": ("ResnetDownsampleBlock2D",) * 2}
     vae = diffusers.ConsistencyDecoderVAE(
-        sample_size=SIDE, encoder_block_out_channels=(16, 16), encoder_down_block_types=("DownEncoderBlock2D",) * 2,
-        encoder_layers_per_block=1, encoder_norm_num_groups=8, decoder_block_out_channels=(32, 32),
-        decoder_down_block_types=small["down_block_types"], decoder_layers_per_block=1,
+        sample_size=SIDE,
+        encoder_block_out_channels=(16, 16),
+        encoder_down_block_types=("DownEncoderBlock2D",) * 2,
+        encoder_layers_per_block=1,
+        encoder_norm_num_groups=8,
+        decoder_block_out_channels=(32, 32),
+        decoder_down_block_types=small["down_block_types"],
+        decoder_layers_per_block=1,
         decoder_up_block_types=("ResnetUpsampleBlock2D",) * 2,
-    )  # fmt: skip
+    )
     _randomise(vae, 0)
     return vae.eval()
 
@@ -172,9 +177,11 @@ def test_whatever_else_draws_from_a_global_generator_is_refused_by_name(
     from transformers import CLIPTextModel
 
     kinds = {
-        "scheduler": (diffusers.EulerDiscreteScheduler, "step"), "unet": (diffusers.UNet2DConditionModel, "forward"),
-        "text_encoder": (CLIPTextModel, "forward"), "vae": (diffusers.AutoencoderKL, "decode"),
-    }  # fmt: skip
+        "scheduler": (diffusers.EulerDiscreteScheduler, "step"),
+        "unet": (diffusers.UNet2DConditionModel, "forward"),
+        "text_encoder": (CLIPTextModel, "forward"),
+        "vae": (diffusers.AutoencoderKL, "decode"),
+    }
     kind, method = kinds[place]
     call = getattr(kind, method)
 
@@ -217,9 +224,13 @@ def test_a_word_that_stands_for_several_vectors_is_read_and_counted_whole(sd: Pa
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
     theirs = pipe(
-        prompts, negative_prompt=["a <toy>"] * 2, num_inference_steps=3, guidance_scale=2.0, generator=generators,
+        prompts,
+        negative_prompt=["a <toy>"] * 2,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        generator=generators,
         output_type="np",
-    ).images  # fmt: skip
+    ).images
     assert equal(ours, (theirs * 255).round().astype(np.uint8))
     (limit,) = limits(part(tmp_path / "model"), [("<toy> " * 26, 1), ("<toy> " * 24, 1)])
     assert limit.truncated == 1  # 78 tokens and two markers; as words they would be 26
@@ -396,18 +407,28 @@ def deepfloyd(folder: Path) -> Path:
     """A pipeline that draws pixels, with T5 and without an autoencoder."""
     t5, encoder = _t5(77, 0)
     unet = _unet(
-        in_channels=3, out_channels=6, sample_size=SIDE, encoder_hid_dim=32, encoder_hid_dim_type="text_proj",
+        in_channels=3,
+        out_channels=6,
+        sample_size=SIDE,
+        encoder_hid_dim=32,
+        encoder_hid_dim_type="text_proj",
         down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-    )  # fmt: skip
+    )
     scheduler = diffusers.DDPMScheduler(
         beta_schedule="squaredcos_cap_v2", variance_type="learned_range", thresholding=True
     )
     diffusers.IFPipeline(
-        tokenizer=t5, text_encoder=encoder, unet=unet, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, watermarker=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        tokenizer=t5,
+        text_encoder=encoder,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder
 
 

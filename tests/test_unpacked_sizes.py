@@ -226,10 +226,18 @@ for streaming in (False, True):
 @pytest.mark.slow
 def test_a_training_on_a_published_set_refuses_it(packed_on_the_hub: str, alice: Client, tmp_path: Path) -> None:
     done = alice.hfsyn(
-        "train", "--train-dataset", f"{packed_on_the_hub}@main", "--model", "test_resnet", "--epochs", "1",
-        "--device", "cpu",
-        "--out", tmp_path / "trained",
-    )  # fmt: skip
+        "train",
+        "--train-dataset",
+        f"{packed_on_the_hub}@main",
+        "--model",
+        "test_resnet",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "trained",
+    )
     assert (done.code, f"{SHARD} of " in done.err.splitlines()[-1]) == (2, True), done.err
 
 

@@ -603,21 +603,34 @@ def paligemma(folder: Path, seed: int = 0, *, cache: str | None = None) -> Path:
     images.image_seq_length = 4
     processor = PaliGemmaProcessor(images, tokenizer)
     ends = {
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     text = {
-        "model_type": "gemma", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
-        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
-        "max_position_embeddings": 256, "tie_word_embeddings": False, **ends,
-    }  # fmt: skip
+        "model_type": "gemma",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        **ends,
+    }
     image = tokenizer.convert_tokens_to_ids("<image>")
     model = PaliGemmaForConditionalGeneration(
         PaliGemmaConfig(
-            vision_config=_vision(model_type="siglip_vision_model", projection_dim=16), text_config=text,
-            image_token_id=image, projection_dim=16, tie_word_embeddings=False, **ends,
+            vision_config=_vision(model_type="siglip_vision_model", projection_dim=16),
+            text_config=text,
+            image_token_id=image,
+            projection_dim=16,
+            tie_word_embeddings=False,
+            **ends,
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     words = [tokenizer.convert_tokens_to_ids(letter) for letter in string.ascii_letters]
     with torch.no_grad():  # places and segments are no words of a caption

@@ -127,9 +127,16 @@ class _Work:
         grid = tuple(reading.grid) if self.run.recipe.caption else ()
         try:
             self.stage.write(
-                reading.claim.path, reading.start, reading.stop, reading.rows, reading.set_aside(), self._schema,
-                time.monotonic() - reading.started, grid=grid, unused_weights=self.texts.unused_weights,
-            )  # fmt: skip
+                reading.claim.path,
+                reading.start,
+                reading.stop,
+                reading.rows,
+                reading.set_aside(),
+                self._schema,
+                time.monotonic() - reading.started,
+                grid=grid,
+                unused_weights=self.texts.unused_weights,
+            )
         finally:
             reading.claim.release()
         self.progress.shard_done(len(reading.rows))

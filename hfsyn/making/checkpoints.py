@@ -11,8 +11,10 @@ from hfsyn.errors import HfsynError
 
 Kind = Literal["captioner", "generator", "language model"]
 MARKER: Mapping[str, str] = {
-    "captioner": "config.json", "generator": "model_index.json", "language model": "config.json",
-}  # fmt: skip
+    "captioner": "config.json",
+    "generator": "model_index.json",
+    "language model": "config.json",
+}
 """The file without which a folder is not a model of that kind."""
 FIELD: Mapping[str, str] = {"captioner": "caption", "generator": "generate", "language model": "caption"}
 """The part of a recipe that names a model of that kind."""

@@ -38,9 +38,12 @@ def loaded_generator(run: Run, *, device: str | None, options: WorkOptions) -> I
     """
     where = pick_device(device)
     found = DiffusersGenerator(
-        run.recipe.generate, run.recipe.prompt.negative, where,
-        allow_pickle=options.allow_pickle, tuning=tuning_of(options, where),
-    )  # fmt: skip
+        run.recipe.generate,
+        run.recipe.prompt.negative,
+        where,
+        allow_pickle=options.allow_pickle,
+        tuning=tuning_of(options, where),
+    )
     if current_worker().is_main:
         for what, count in getattr(found, "left_out", {}).items():
             print(f"hfsyn: left out: {count} ({what})", file=sys.stderr, flush=True)

@@ -69,7 +69,7 @@ def filled(prompt: str, info: ClassInfo) -> str:
 
 
 def longest(prompt: str | None, classes: Sequence[ClassInfo]) -> ClassInfo:
-    """The class of which most is asked; a made-up one where there are none."""
+    """The class of which most is asked; a made-up one where nothing was asked for."""
     known = classes or (ClassInfo("n00000000", 0, "thing", ("thing",), "a thing", "thing"),)
     return max(known, key=lambda info: len(filled(prompt or "{c} {definition}", info)))
 

@@ -102,7 +102,7 @@ class GeneratePart(Part):
     revision: Text | None = None
     """Hub revision; null is resolved to a commit sha when the run starts."""
     variant: Annotated[str, Field(pattern=r"^[A-Za-z]\w{0,40}$")] | None = None
-    """Which of the checkpoint's weights: `fp16`, ...; null is the plain ones or, where there are none, the only others,
+    """Which of the checkpoint's weights: `fp16`, ...; null is the plain ones, or without those the only others,
     whose name is filled in when the run starts.
     """
     scheduler: Scheduler = "default"

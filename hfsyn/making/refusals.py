@@ -100,6 +100,6 @@ class Tally:
 
 
 class Reason(str):
-    """Why there is no text."""
+    """Why the text is missing."""
 
     __slots__ = ()

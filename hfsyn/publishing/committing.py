@@ -59,7 +59,7 @@ def change_main(
         check: called with the last commit of a pull request; raises where it must not be merged.
 
     Raises:
-        HeadMovedError: main is no longer at `head`.
+        HeadMovedError: main has moved on from `head`.
     """
     steps = list(change.steps(most))
     if len(steps) == 1:

@@ -264,7 +264,7 @@ class HubRepo:
             revision: a branch, or the ref of a pull request.
 
         Raises:
-            HeadMovedError: `parent` is no longer the head.
+            HeadMovedError: the head has moved on from `parent`.
         """
         from huggingface_hub import CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError
