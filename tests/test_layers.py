@@ -25,7 +25,7 @@ LAYERS = (
         "builders.image_lists", "builders.imagenet", "builders.images", "builders.labels", "builders.other_layouts",
         "builders.ours", "builders.parquet", "builders.published", "builders.resuming", "builders.revisions",
         "builders.rows", "builders.schema", "builders.shapes", "builders.shard", "builders.shard_rows",
-        "builders.sources", "builders.sources.cards",
+        "builders.sources", "builders.sources.cards", "builders.sources.drawn",
         "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",
         "builders.synthetic", "builders.variant_files",
     },

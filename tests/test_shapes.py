@@ -29,7 +29,8 @@ from builders.drawing import (
     sample_attributes,
 )
 from builders.errors import DataError
-from builders.shapes import Shapes, ShapesSource
+from builders.shapes import Shapes
+from builders.sources.drawn import ShapesSource
 from builders.variants import get_variant
 
 

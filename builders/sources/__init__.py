@@ -49,7 +49,7 @@ def open_source(
                 f"The variant '{variant}' is drawn and has neither a path nor a revision.",
                 "Leave source.path and source.revision empty.",
             )
-        from builders.shapes import ShapesSource
+        from builders.sources.drawn import ShapesSource
 
         return ShapesSource(variant=found.name, split=split, limit_per_class=limit_per_class)
     if path is not None:
