@@ -23,12 +23,12 @@ from typing import Any
 import datasets
 
 from builders.file_names import as_text
-from builders.folders import FolderSource, local_splits
 from builders.own_variants import find_variant
-from builders.parquet import ParquetSource
-from builders.rows import IndexEntry
 from builders.schema import source_features
 from builders.sources import open_source, resolve_revision
+from builders.sources.folders import FolderSource, local_splits
+from builders.sources.parquet import ParquetSource
+from builders.sources.rows import IndexEntry
 from builders.variants import VARIANTS, Variant
 
 __all__ = ["ImageNet", "ImageNetConfig"]

@@ -4,7 +4,7 @@
     builder.download_and_prepare(num_proc=2)
     train = builder.as_dataset("train")                       # or builder.as_streaming_dataset("train")
 
-What is drawn, and how the two variants differ, is said in `builders.drawing`; the rows are those of
+What is drawn, and how the two variants differ, is said in `builders.sources.drawing`; the rows are those of
 `builders.sources.drawn`.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.drawing import SHAPES, caption_of
+from builders.sources.drawing import SHAPES, caption_of
 from builders.sources.drawn import ShapesSource, png_of
 from builders.variants import get_variant
 

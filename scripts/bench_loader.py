@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from builders.drawing import draw, sample_attributes
+from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
 from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.classifiers import Preprocessing

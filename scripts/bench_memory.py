@@ -166,7 +166,7 @@ def built(folder: Path) -> dict[str, object]:
     """Build a dataset from the photographs in this process."""
     import pyarrow.parquet as pq
 
-    from builders.variant_files import new_variant
+    from builders.sources.new_class_map import new_variant
     from hfsyn.cli import main as command
 
     began = time.monotonic()

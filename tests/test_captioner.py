@@ -16,7 +16,7 @@ import tiny_models
 import torch
 from PIL import Image
 
-from builders.drawing import draw, sample_attributes
+from builders.sources.drawing import draw, sample_attributes
 from builders.variants import ClassInfo, get_variant
 from hfsyn import models
 from hfsyn.errors import HfsynError

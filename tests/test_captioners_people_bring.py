@@ -18,7 +18,7 @@ from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from builders.variant_files import new_variant
+from builders.sources.new_class_map import new_variant
 from hfsyn.making.caption_texts import clean
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.captioning import caption

@@ -21,7 +21,7 @@ from builders.errors import DataError
 from builders.images import decode_rgb
 from builders.own_variants import class_id, read_variant
 from builders.sources import open_source
-from builders.variant_files import new_variant
+from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import dump_recipe, fingerprint, load_recipe, parse_recipe

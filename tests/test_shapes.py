@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders import drawing, shapes
-from builders.drawing import (
+from builders import shapes
+from builders.errors import DataError
+from builders.shapes import Shapes
+from builders.sources import drawing
+from builders.sources.drawing import (
     BACKGROUNDS,
     COLOURS,
     CONTEXTS,
@@ -28,8 +31,6 @@ from builders.drawing import (
     parse_caption,
     sample_attributes,
 )
-from builders.errors import DataError
-from builders.shapes import Shapes
 from builders.sources.drawn import ShapesSource
 from builders.variants import get_variant
 
@@ -128,7 +129,7 @@ def test_classes_are_the_variants_in_label_order(variant: str) -> None:
 def test_the_index_draws_nothing_and_the_rows_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
     source = ShapesSource(split="test", limit_per_class=3)
     with monkeypatch.context() as patch:
-        patch.setattr(shapes, "draw", lambda _: pytest.fail("the index drew an image"))
+        patch.setattr(drawn, "draw", lambda _: pytest.fail("the index drew an image"))
         entries = list(source.index())
     assert len(entries) == len(source) == 30
     assert len({entry.source_id for entry in entries}) == 30

@@ -14,7 +14,7 @@ from diffusers import AutoPipelineForText2Image, StableDiffusionPipeline
 from PIL import Image
 from transformers import AutoProcessor, BlipForConditionalGeneration, BlipProcessor
 
-from builders.drawing import (
+from builders.sources.drawing import (
     _BACKGROUND_RGB,
     _COLOUR_RGB,
     SHAPES,

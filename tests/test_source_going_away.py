@@ -11,7 +11,7 @@ from fakes import FakeCaptioner
 
 from builders.errors import DataError
 from builders.layout import load_sidecar, sidecar_of
-from builders.variant_files import new_variant
+from builders.sources.new_class_map import new_variant
 from hfsyn.making.captioning import caption
 from hfsyn.making.runs import load_run
 

@@ -16,11 +16,11 @@ from PIL import Image as Pillow
 
 from builders.errors import DataError
 from builders.images import ImageRejected, decode_rgb
-from builders.labels import class_keys, hub_labels
-from builders.parquet import ParquetSource
 from builders.schema import source_features
 from builders.sources import open_source
 from builders.sources.cards import Card, find_tables
+from builders.sources.labels import class_keys, hub_labels
+from builders.sources.parquet import ParquetSource
 from builders.variants import get_variant
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagenet-10"
@@ -339,7 +339,7 @@ def test_images_that_went_away_stop_the_reader(tmp_path, monkeypatch, what):
             raise errors[what]
 
         monkeypatch.setattr(Path, "read_bytes", failing)
-        monkeypatch.setattr("builders.folders.os.path.lexists", lambda path: what != "locked folder")
+        monkeypatch.setattr("builders.sources.folders.os.path.lexists", lambda path: what != "locked folder")
     elif what == "target's folder":
         path.unlink()
         path.symlink_to(tmp_path / "unmounted" / path.name)

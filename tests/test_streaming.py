@@ -17,8 +17,8 @@ import pytest
 from datasets import ClassLabel, Features, Image, Value
 from huggingface_hub import constants
 
-from builders import hub
 from builders.errors import DataError
+from builders.sources import hub
 from builders.variants import get_variant
 
 NETTE = get_variant("imagenette")

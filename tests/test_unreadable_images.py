@@ -15,7 +15,7 @@ from drawn_tables import rows_of, write_table
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
-from builders.variant_files import new_variant
+from builders.sources.new_class_map import new_variant
 from hfsyn.cli import main
 from hfsyn.judging.feeding import Augmented, Order
 from hfsyn.judging.imagesets import open_images

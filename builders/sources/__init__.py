@@ -15,7 +15,7 @@ import os
 
 from builders.errors import DataError
 from builders.own_variants import find_variant
-from builders.rows import IndexEntry, Source, SourceRow
+from builders.sources.rows import IndexEntry, Source, SourceRow
 
 __all__ = ["IndexEntry", "Source", "SourceRow", "open_source", "resolve_revision"]
 
@@ -53,10 +53,10 @@ def open_source(
 
         return ShapesSource(variant=found.name, split=split, limit_per_class=limit_per_class)
     if path is not None:
-        from builders.folders import open_path
+        from builders.sources.folders import open_path
 
         return open_path(found, split, path, limit_per_class=limit_per_class)
-    from builders.hub import open_hub
+    from builders.sources.hub import open_hub
 
     return open_hub(found, split, revision=revision, limit_per_class=limit_per_class, token=token)
 
@@ -66,6 +66,6 @@ def resolve_revision(variant: str, revision: str | None = None, *, token: str | 
 
     Raises DataError for a drawn variant, offline, without access, and for an unknown revision.
     """
-    from builders.hub import resolve
+    from builders.sources.hub import resolve
 
     return resolve(find_variant(variant), revision, token=token)

@@ -18,7 +18,7 @@ from typing import Any
 
 from builders.errors import DataError
 from builders.formats import IMAGE_SUFFIXES
-from builders.labels import shorten
+from builders.sources.labels import shorten
 from builders.variants import SPLIT_WORDS, usual_split
 from builders.yaml import front_matter, load
 

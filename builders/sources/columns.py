@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builders.errors import DataError
-from builders.labels import check_names, hub_labels, label_map, refuse, shorten, spelling
+from builders.sources.labels import check_names, hub_labels, label_map, refuse, shorten, spelling
 from builders.variants import Choice, Variant
 
 __all__ = [
@@ -374,7 +374,7 @@ def _check_agreement(columns: Columns, variant: Variant, best: Any, others: Sequ
 
 
 def label_words(variant: Variant, wnid: str) -> set[str]:
-    """What a class may be called, as `builders.labels.spelling` gives it: a word may be another class's too."""
+    """What a class may be called, as `builders.sources.labels.spelling` gives it: a word may be another class's too."""
     info = variant.by_wnid[wnid]
     return {spelling(text) for text in (info.name, *info.lemmas, ", ".join(info.lemmas))}
 

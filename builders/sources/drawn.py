@@ -3,7 +3,7 @@
     source = ShapesSource(variant="shapes", split="train")
     rows = source.read(list(source.index())[:64])             # PNG bytes, as any other source gives them
 
-What is drawn, and how the two variants differ, is said in `builders.drawing`. Image `index` of a split has the class
+What is drawn, and how the two variants differ, is said in `builders.sources.drawing`. Image `index` of a split has the class
 `index % 10` and the source id `{wnid}/{split}_{index:06d}.png`.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 
-from builders.drawing import CANVAS, SHAPES, Drawing, draw, sample_attributes
 from builders.errors import DataError
-from builders.rows import IndexEntry, SourceRow
+from builders.sources.drawing import CANVAS, SHAPES, Drawing, draw, sample_attributes
+from builders.sources.rows import IndexEntry, SourceRow
 from builders.variants import ClassInfo, get_variant
 
 __all__ = ["ShapesSource", "png_of"]

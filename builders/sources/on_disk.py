@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 
 from builders import layout
 from builders.errors import DataError
-from builders.folder_contents import leads_back
 from builders.formats import IMAGE_SUFFIXES
 from builders.sources.cards import (
     CARD_FILES,
@@ -28,6 +27,7 @@ from builders.sources.cards import (
     split_in,
 )
 from builders.sources.columns import holds_images
+from builders.sources.folder_contents import leads_back
 from builders.variants import Choice, Variant
 
 __all__ = ["local_choice", "local_tables", "split_there", "tables_of"]

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.errors import DataError
-from builders.labels import class_keys, shorten, spelling
-from builders.parquet import different_images, in_parallel
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
+from builders.sources.labels import class_keys, shorten, spelling
 from builders.sources.on_disk import local_tables
+from builders.sources.parquet import different_images, in_parallel
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
 
 __all__ = ["TableClasses", "classes_of", "local_classes", "our_splits"]

@@ -108,7 +108,7 @@ def variants_new(name: str, source: str, **columns: str | None) -> None:
     The images are in class folders, in Parquet files or on the Hub; the class map keeps what is said of the tables.
     A recipe then names the file: `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
     """
-    from builders.variant_files import new_variant
+    from builders.sources.new_class_map import new_variant
 
     click.echo(new_variant(name, source, **columns))
 

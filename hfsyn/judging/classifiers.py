@@ -15,7 +15,7 @@ from typing import Any
 
 from builders.access import Patience, page_of, patiently
 from builders.errors import did_you_mean
-from builders.labels import label_map, shorten
+from builders.sources.labels import label_map, shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError, first_line
 from hfsyn.judging.train_config import TrainConfig

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from builders.images import ImageRejected
-from builders.labels import shorten
 from builders.own_variants import OwnVariant
 from builders.real_labels import real_labels, validation_file
+from builders.sources.labels import shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.accelerating import default_workers, start_accelerator

@@ -95,7 +95,7 @@ def _find_plain(
 ) -> tuple[Any, str, str]:
     """As `find_rows`, of a dataset that is not ours: Parquet files by the card, others as `load_dataset` reads them."""
     from builders.access import Patience, patiently
-    from builders.hub import open_repository
+    from builders.sources.hub import open_repository
     from hfsyn.judging.imagesets import pick_split
 
     choice = _choice(found)
@@ -127,7 +127,7 @@ def find_variant_rows(
     Raises:
         DataError: as `builders.sources.open_source`.
     """
-    from builders.hub import open_split
+    from builders.sources.hub import open_split
 
     # Its own reader checks access, revision, files and label names, and says plainly what is wrong.
     there, theirs = open_split(variant, split, revision=revision, token=token)

@@ -15,11 +15,11 @@ from typing import Any
 from builders import layout, run_files
 from builders.errors import DataError
 from builders.files import disk_error
-from builders.folders import FolderSource, local_splits
-from builders.rows import Source
 from builders.sources import open_source
 from builders.sources.columns import find_columns
+from builders.sources.folders import FolderSource, local_splits
 from builders.sources.on_disk import local_choice, tables_of
+from builders.sources.rows import Source
 from builders.variants import VARIANTS, Choice, get_variant, usual_split
 from hfsyn.errors import HfsynError
 from hfsyn.judging.labelled import Labelled, Parts, class_names, label_files, label_rows, table_rows

@@ -10,10 +10,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builders.labels import shorten
-from builders.parquet import ParquetSource, different_images
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, find_columns, wnids_of
+from builders.sources.labels import shorten
+from builders.sources.parquet import ParquetSource, different_images
 from builders.variants import Choice, Variant, get_variant, own_class
 from hfsyn.errors import HfsynError
 

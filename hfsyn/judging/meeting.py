@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from builders.labels import is_wnid, shorten, spelling
+from builders.sources.labels import is_wnid, shorten, spelling
 from hfsyn.errors import HfsynError
 from hfsyn.judging.imagesets import ImageSet
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from builders.file_names import as_path
-from builders.parquet import stored_image
-from builders.rows import IndexEntry, Source
+from builders.sources.parquet import stored_image
+from builders.sources.rows import IndexEntry, Source
 
 
 class Bytes(Protocol):

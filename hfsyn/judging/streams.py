@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from builders.images import ImageRejected, decode_rgb
-from builders.labels import spelling
-from builders.parquet import in_parallel, stored_image
 from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
+from builders.sources.labels import spelling
+from builders.sources.parquet import in_parallel, stored_image
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.feeding import (

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from builders.images import ImageRejected, decode_rgb
-from builders.labels import shorten
+from builders.sources.labels import shorten
 from hfsyn.judging.imagesets import ImageSet
 
 _NAMED = 20

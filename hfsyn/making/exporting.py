@@ -16,8 +16,8 @@ from builders import layout, run_files
 from builders.files import atomic_text, remove_abandoned
 from builders.images import decoded
 from builders.layout import shard_range
-from builders.rows import SourceRow
 from builders.schema import synthetic_features
+from builders.sources.rows import SourceRow
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.encode import SUFFIX, encode, fitted
 from hfsyn.making.reading import in_order

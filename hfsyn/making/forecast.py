@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from builders import layout
-from builders.labels import shorten
 from builders.layout import shard_count
+from builders.sources.labels import shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.costs import Hours, hours, image_size

@@ -13,7 +13,7 @@ from PIL import Image
 
 from builders import layout
 from builders.images import decoded
-from builders.rows import IndexEntry, SourceRow
+from builders.sources.rows import IndexEntry, SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.making.runs import Run
 from hfsyn.making.specs import SampleSpec

@@ -19,8 +19,8 @@ from PIL import Image
 
 from benchmarks.measuring import Watched, module
 from builders import layout
-from builders.drawing import draw, sample_attributes
 from builders.layout import load_sidecar, sidecar_of
+from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.captioning import caption

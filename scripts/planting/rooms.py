@@ -15,8 +15,8 @@ ROOMS = (
     (
         "sources",
         """
-        builders/sources/* builders/fold* builders/image_lists.py builders/labels.py builders/class_n*
-        builders/parquet.py builders/other_layouts.py builders/file_names.py builders/hub.py
+        builders/sources/* builders/fold* builders/sources/image_lists.py builders/sources/labels.py builders/class_n*
+        builders/sources/parquet.py builders/sources/other_layouts.py builders/file_names.py builders/sources/hub.py
         """,
         "sources folders_people_bring tables_* names_people_give class_maps streaming variant_rows evaluation_sets",
     ),
@@ -28,8 +28,8 @@ ROOMS = (
     (
         "builders",
         """
-        builders/imagenet.py builders/shapes.py builders/drawing.py builders/captioned.py builders/synthetic.py
-        builders/rows.py builders/schema.py
+        builders/imagenet.py builders/shapes.py builders/sources/drawing.py builders/captioned.py builders/synthetic.py
+        builders/sources/rows.py builders/schema.py
         """,
         "imagenet_builder shapes verification publication",
     ),

@@ -75,7 +75,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A repository's numbers are believed although 60 % of their names are unknown.",
-        "builders/labels.py",
+        "builders/sources/labels.py",
         "known.count(None) <= 0.1 * len(names)",
         "known.count(None) <= 0.6 * len(names)",
         "sources",

@@ -19,7 +19,7 @@ from transformers import (
     BlipVisionConfig,
 )
 
-from builders.drawing import BACKGROUNDS, COLOURS, SHAPES, parse_caption
+from builders.sources.drawing import BACKGROUNDS, COLOURS, SHAPES, parse_caption
 
 from .common import Job, cosine, load, progress, save, set_rate
 from .world import ATTRIBUTES, HELD_OUT, VALUES, caption_from_labels, drawings

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from builders.drawing import BACKGROUNDS, COLOURS, SHAPES
+from builders.sources.drawing import BACKGROUNDS, COLOURS, SHAPES
 
 from .common import Job, cosine, load, progress, save, set_rate
 from .world import ATTRIBUTES, TRAIN, VALUES, caption_from_labels, drawings

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from builders.drawing import (
+from builders.sources.drawing import (
     BACKGROUNDS,
     CANVAS,
     COLOURS,

@@ -22,12 +22,12 @@ import pyarrow.parquet as pq
 
 from builders.errors import DataError
 from builders.file_names import below
-from builders.labels import file_wnid, is_wnid, shorten
 from builders.resuming import read_whole, resumed
-from builders.rows import IndexEntry, SourceRow
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
+from builders.sources.labels import file_wnid, is_wnid, shorten
 from builders.sources.on_disk import local_choice, split_there, tables_of
+from builders.sources.rows import IndexEntry, SourceRow
 from builders.variants import Choice, ClassInfo, Variant, usual_split
 
 __all__ = ["ParquetSource", "different_images", "in_parallel", "open_parquet", "stored_image"]
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class ParquetSource:
-    """One split in Parquet files. Satisfies `builders.rows.Source`."""
+    """One split in Parquet files. Satisfies `builders.sources.rows.Source`."""
 
     def __init__(
         self,

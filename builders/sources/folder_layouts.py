@@ -19,9 +19,9 @@ from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import is_litter, shown
-from builders.folder_contents import IMAGES, class_folders, has_images, subfolders
-from builders.image_lists import ANNOTATIONS, labelled_images
-from builders.labels import shorten
+from builders.sources.folder_contents import IMAGES, class_folders, has_images, subfolders
+from builders.sources.image_lists import ANNOTATIONS, labelled_images
+from builders.sources.labels import shorten
 from builders.variants import SPLIT_WORDS
 
 __all__ = ["Layout", "Part", "folder_layout"]

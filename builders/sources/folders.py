@@ -7,11 +7,11 @@
     <path>/train/<wnid>/images/*.JPEG     Tiny ImageNet as it is published, with
     <path>/val/images/*.JPEG                  val/val_annotations.txt beside the images
     <path>/train/n01440764_10026.JPEG     images whose names, or a list beside them, say the class
-    <path>/**/train-*.parquet             Parquet: read by builders.parquet
+    <path>/**/train-*.parquet             Parquet: read by builders.sources.parquet
 
 A set that only tests a classifier may lie in test/, in val/, or in no split folder. A class folder may also be named
 by a class's name. The classes may be some of the variant's. All of it may lie a few folders deeper, as archives unpack.
-`builders.folder_layouts` decides what is what. The index is sorted by wnid, then by file name, whatever the file system
+`builders.sources.folder_layouts` decides what is what. The index is sorted by wnid, then by file name, whatever the file system
 says.
 """
 
@@ -28,11 +28,11 @@ from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import as_path, as_text, shown
-from builders.folder_contents import contents, images_below, named
-from builders.folder_layouts import Layout, Part, folder_layout
-from builders.labels import check_numbers, label_map, refuse, shorten
-from builders.other_layouts import check_place, listing, refuse_others
-from builders.rows import IndexEntry, Source, SourceRow
+from builders.sources.folder_contents import contents, images_below, named
+from builders.sources.folder_layouts import Layout, Part, folder_layout
+from builders.sources.labels import check_numbers, label_map, refuse, shorten
+from builders.sources.other_layouts import check_place, listing, refuse_others
+from builders.sources.rows import IndexEntry, Source, SourceRow
 from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
 
 __all__ = [
@@ -110,7 +110,7 @@ def beside(part: Part) -> tuple[list[str], dict[str, int], dict[str, int]]:
 
 
 class FolderSource:
-    """One split in a folder of image files. Satisfies `builders.rows.Source`."""
+    """One split in a folder of image files. Satisfies `builders.sources.rows.Source`."""
 
     def __init__(
         self, root: Path, part: Part, wnids: Mapping[str, str], variant: Variant, layout: str, limit: int | None
@@ -205,7 +205,7 @@ def open_path(
     Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
     the variant's.
     """
-    from builders.parquet import open_parquet  # pyarrow only where it is needed
+    from builders.sources.parquet import open_parquet  # pyarrow only where it is needed
 
     top = check_place(path)
     tables = open_parquet(variant, top, split, config=config, limit_per_class=limit_per_class)
@@ -224,7 +224,7 @@ def _splits(variant: Variant, split: str) -> list[str]:
 
 
 def layout_of(top: Path, variant: Variant) -> Layout:
-    """What lies in a folder of images, whose classes may be those of a variant; see `builders.folder_layouts`."""
+    """What lies in a folder of images, whose classes may be those of a variant; see `builders.sources.folder_layouts`."""
     found = folder_layout(_unpacked(variant, top), lambda label: label_map(variant, [label])[label] is not None)
     _check_archive(variant, found.root)
     return found

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from builders.access import Patience, is_offline, patiently
-from builders.class_names import name_classes
 from builders.errors import DataError
 from builders.file_names import shown
 from builders.files import atomic_text
-from builders.folder_layouts import Part, folder_layout
-from builders.folders import beside, images_of_label
-from builders.labels import shorten
-from builders.other_layouts import find_place, listing, refuse_others
 from builders.own_variants import own_variant
+from builders.sources.class_names import name_classes
+from builders.sources.folder_layouts import Part, folder_layout
+from builders.sources.folders import beside, images_of_label
+from builders.sources.labels import shorten
+from builders.sources.other_layouts import find_place, listing, refuse_others
 from builders.variants import Choice
 
 __all__ = ["new_variant"]
@@ -166,7 +166,7 @@ def _count(part: Part) -> int:
 def _of_repository(
     repo_id: str, revision: str | None, choice: Choice, token: str | bool | None
 ) -> tuple[dict[str, int], list[str], dict[str, Any]]:
-    from builders.hub import Repository, open_repository
+    from builders.sources.hub import Repository, open_repository
     from builders.sources.table_classes import TableClasses, classes_of
 
     def ask() -> tuple[Repository, TableClasses]:

@@ -11,8 +11,8 @@ from huggingface_hub.errors import RevisionNotFoundError
 
 from builders.access import Patience, asked, is_offline, patiently
 from builders.errors import DataError
-from builders.parquet import ParquetSource
 from builders.sources.cards import CARD_FILES, NoConfigurationError, Tables, find_tables, read_card, what_lies_there
+from builders.sources.parquet import ParquetSource
 from builders.variants import Choice, HubSource, Variant
 
 __all__ = ["Repository", "open_hub", "open_repository", "open_split", "resolve"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import is_litter, is_plain, shown
-from builders.folder_contents import contents, images_below, subfolders
 from builders.formats import IMAGE_SUFFIXES
-from builders.labels import shorten
+from builders.sources.folder_contents import contents, images_below, subfolders
+from builders.sources.labels import shorten
 
 __all__ = ["check_place", "find_place", "listing", "refuse_others"]
 

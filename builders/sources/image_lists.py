@@ -20,8 +20,8 @@ from typing import Any
 
 from builders.errors import DataError
 from builders.file_names import as_path, shown
-from builders.folder_contents import contents, named
-from builders.labels import file_wnid, is_wnid
+from builders.sources.folder_contents import contents, named
+from builders.sources.labels import file_wnid, is_wnid
 
 __all__ = ["ANNOTATIONS", "Listed", "labelled_images"]
 
