@@ -28,10 +28,10 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from builders import layout, ours
-from builders.access import Patience, patiently, said_plainly
 from builders.errors import DataError
+from builders.hub.answers import Patience, patiently, said_plainly
+from builders.hub.revisions import not_cached, resolve
 from builders.layout import Manifest, load_manifest
-from builders.revisions import not_cached, resolve
 from builders.run_files import manifest_in
 from builders.sources.cards import Card, read_card
 

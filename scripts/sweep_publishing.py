@@ -32,12 +32,12 @@ def live(name: str, folder: str, report: str, deadly: int | None) -> None:
     import httpx2
     from sweep_kills import Watch
 
-    import builders.access
+    import builders.hub.answers
     import hfsyn.publishing.publication as publication
     import hfsyn.publishing.reading_back
     from hfsyn.publishing.watching import watch
 
-    builders.access.FIRST_PAUSE, hfsyn.publishing.reading_back._READERS = 0.0, 1
+    builders.hub.answers.FIRST_PAUSE, hfsyn.publishing.reading_back._READERS = 0.0, 1
     if name == "publish-pull":
         publication.FILES_A_COMMIT = 6
     place = Path(folder)

@@ -56,7 +56,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[str, str | N
         return SimpleNamespace(sha=answer)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr("builders.access.FIRST_PAUSE", 0)
+    monkeypatch.setattr("builders.hub.answers.FIRST_PAUSE", 0)
     return asked
 
 

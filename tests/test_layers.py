@@ -20,10 +20,10 @@ LAYERS = (
         "builders.variant_facts", "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
-        "builders.access", "builders.captioned", "builders.sources.class_names", "builders.colours", "builders.sources.drawing",
+        "builders.hub.answers", "builders.captioned", "builders.sources.class_names", "builders.colours", "builders.sources.drawing",
         "builders.sources.folder_contents", "builders.sources.folder_layouts", "builders.sources.folders", "builders.formats", "builders.sources.hub",
         "builders.sources.image_lists", "builders.imagenet", "builders.images", "builders.sources.labels", "builders.sources.other_layouts",
-        "builders.ours", "builders.sources.parquet", "builders.published", "builders.resuming", "builders.revisions",
+        "builders.ours", "builders.sources.parquet", "builders.published", "builders.hub.resuming", "builders.hub.revisions",
         "builders.sources.rows", "builders.schema", "builders.shapes", "builders.shard", "builders.shard_rows",
         "builders.sources", "builders.sources.cards", "builders.sources.drawn",
         "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",

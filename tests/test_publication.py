@@ -634,7 +634,7 @@ def test_the_hubs_own_words_of_a_limit_are_waited_for(client: Client) -> None:
     found = client.python(
         """
 from types import SimpleNamespace
-from builders.access import passes, status_of
+from builders.hub.answers import passes, status_of
 class Said(Exception): pass
 def said(status, **headers):
     error = Said("no")

@@ -276,7 +276,7 @@ def test_two_publishers_of_the_same_both_succeed(hub: Hub, forks: Forks, runs: d
 def in_small_commits(command: list[str], files: int = 5) -> str:
     """Code that runs a command with commits of a few files, so that it needs many of them, and waits for nothing."""
     return (
-        "import builders.access as access\n"
+        "import builders.hub.answers as access\n"
         "import hfsyn.publishing.publication as publication\n"
         f"access.FIRST_PAUSE, publication.FILES_A_COMMIT = 0.01, {files}\n"
         f"from hfsyn.cli import main\nmain({command!r})"

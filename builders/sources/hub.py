@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import RevisionNotFoundError
 
-from builders.access import Patience, asked, is_offline, patiently
 from builders.errors import DataError
+from builders.hub.answers import Patience, asked, is_offline, patiently
 from builders.sources.cards import CARD_FILES, NoConfigurationError, Tables, find_tables, read_card, what_lies_there
 from builders.sources.parquet import ParquetSource
 from builders.variants import Choice, HubSource, Variant

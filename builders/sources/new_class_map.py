@@ -14,10 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders.access import Patience, is_offline, patiently
 from builders.errors import DataError
 from builders.file_names import shown
 from builders.files import atomic_text
+from builders.hub.answers import Patience, is_offline, patiently
 from builders.own_variants import own_variant
 from builders.sources.class_names import name_classes
 from builders.sources.folder_layouts import Part, folder_layout

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from builders.errors import DataError
 from builders.file_names import below
-from builders.resuming import read_whole, resumed
+from builders.hub.resuming import read_whole, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
 from builders.sources.labels import file_wnid, is_wnid, shorten
@@ -127,7 +127,7 @@ class ParquetSource:
 
         Give many entries at once, in the order of the index: neighbours in one row group are read together, and a row
         group is read again by each call that wants something of it. Where a remote file breaks off, it is taken up
-        again (see `builders.resuming`).
+        again (see `builders.hub.resuming`).
 
         Raises DataError for a local file that is gone, damaged or another than that of the index.
         """

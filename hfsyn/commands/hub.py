@@ -13,7 +13,7 @@ from hfsyn.errors import ExitCode
 
 
 def _checked_token(context: click.Context, parameter: click.Parameter, token: str | None) -> Any:
-    from builders.access import check_token
+    from builders.hub.answers import check_token
 
     return check_token(token)
 

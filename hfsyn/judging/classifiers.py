@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.access import Patience, page_of, patiently
 from builders.errors import did_you_mean
+from builders.hub.answers import Patience, page_of, patiently
 from builders.sources.labels import label_map, shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError, first_line

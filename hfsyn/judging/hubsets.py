@@ -49,7 +49,7 @@ class HubTables:
         """The files, brought into the cache."""
         from huggingface_hub import snapshot_download
 
-        from builders.access import Patience, patiently
+        from builders.hub.answers import Patience, patiently
 
         folder = patiently(
             lambda: snapshot_download(
@@ -77,9 +77,9 @@ def find_rows(
     Raises:
         HfsynError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
     """
-    from builders.access import is_offline
+    from builders.hub.answers import is_offline
+    from builders.hub.revisions import resolve
     from builders.published import find_published, load_version, open_published
-    from builders.revisions import resolve
 
     revision = found.revision or "main"
     entry = find_published(found.place, revision, found.config, token=token)
@@ -94,7 +94,7 @@ def _find_plain(
     found: Reference, sha: str, split: str | None, default: Sequence[str], streaming: bool, token: str | bool | None
 ) -> tuple[Any, str, str]:
     """As `find_rows`, of a dataset that is not ours: Parquet files by the card, others as `load_dataset` reads them."""
-    from builders.access import Patience, patiently
+    from builders.hub.answers import Patience, patiently
     from builders.sources.hub import open_repository
     from hfsyn.judging.imagesets import pick_split
 

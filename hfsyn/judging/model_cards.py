@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from builders.access import HeadMovedError, page_of
+from builders.hub.answers import HeadMovedError, page_of
 from builders.variants import VARIANTS
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.classifiers import Classifier, open_classifier

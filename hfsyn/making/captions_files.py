@@ -133,7 +133,7 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from builders.access import Patience, patiently
+    from builders.hub.answers import Patience, patiently
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):

@@ -14,7 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from builders.access import ATTEMPTS, Patience, UnreachableError, page_of, patiently
+from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError, first_line
 from hfsyn.making.checkpoints import FIELD, MARKER, Kind, checked_variant
 from hfsyn.making.recipe import BUILTIN, is_content_hash

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from builders.access import ATTEMPTS, Patience, UnreachableError, page_of, patiently
+from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import GeneratePart, is_content_hash
 from hfsyn.making.shards import sha256_of

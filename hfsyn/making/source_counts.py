@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from builders.access import UnreachableError, is_offline
 from builders.errors import DataError
+from builders.hub.answers import UnreachableError, is_offline
 from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode

@@ -43,7 +43,7 @@ def doctor(
 def _account(token: str | bool | None) -> Iterator[Check]:
     from huggingface_hub import constants, get_token
 
-    from builders.access import is_offline
+    from builders.hub.answers import is_offline
 
     if is_offline():
         yield Check("warning", "HF_HUB_OFFLINE is set: only what is in the cache can be used.", "unset HF_HUB_OFFLINE")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from builders.access import HeadMovedError
+from builders.hub.answers import HeadMovedError
 from hfsyn.errors import HfsynError
 from hfsyn.publishing.hub import HubRepo, LocalFile
 from hfsyn.publishing.pulls import Pull, Pulls

@@ -1,6 +1,6 @@
 """The Hub as publishing needs it: one repository, and calls that can be made twice.
 
-A request may have been carried out although its answer was lost, and is tried again as `builders.access` says.
+A request may have been carried out although its answer was lost, and is tried again as `builders.hub.answers` says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builders.access import HeadMovedError, Patience, check_token, is_offline, page_of, patiently, status_of
+from builders.hub.answers import HeadMovedError, Patience, check_token, is_offline, page_of, patiently, status_of
 from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")

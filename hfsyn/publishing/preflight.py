@@ -348,7 +348,7 @@ def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
 
 def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
     """Whether this account has access to a gated repository."""
-    from builders.access import page_of
+    from builders.hub.answers import page_of
 
     known = _leave(repo, f"read {repo_id}", repo_id, repo_type)
     if known is None:
@@ -367,7 +367,7 @@ _UNASKED = "this server does not know /auth-check"
 
 def _leave(repo: HubRepo, doing: str, repo_id: str, repo_type: str, **how: bool) -> bool | None:
     """Whether this account may; None where the server cannot be asked."""
-    from builders.access import asked
+    from builders.hub.answers import asked
 
     try:
         return repo.call(doing, asked, lambda: repo.api.auth_check(repo_id, repo_type=repo_type, **how)) or None

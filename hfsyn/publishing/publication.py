@@ -24,7 +24,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from builders import layout
-from builders.access import HeadMovedError
+from builders.hub.answers import HeadMovedError
 from builders.layout import Manifest, load_manifest
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import manifest_of, software_of

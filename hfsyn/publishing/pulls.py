@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from builders.access import HeadMovedError, status_of
+from builders.hub.answers import HeadMovedError, status_of
 from hfsyn.publishing.hub import HubRepo
 
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from builders.access import asked, is_offline, page_of
 from builders.errors import DataError
+from builders.hub.answers import asked, is_offline, page_of
 from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.access import without_token
+from builders.hub.answers import without_token
 from builders.layout import Manifest, ShardEntry
 from builders.published import Published
 from hfsyn.errors import ExitCode, HfsynError

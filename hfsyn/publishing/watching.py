@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from builders import layout
-from builders.access import HeadMovedError
+from builders.hub.answers import HeadMovedError
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import software_of
 from hfsyn.making.recipe import published_recipe

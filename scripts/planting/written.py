@@ -247,7 +247,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A gateway that times out is not asked again.",
-        "builders/access.py",
+        "builders/hub/answers.py",
         "500, 502, 503, 504})",
         "500, 502, 503})",
         "access",

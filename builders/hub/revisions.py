@@ -8,8 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
-from builders.access import ATTEMPTS, Patience, UnreachableError, is_offline, patiently
 from builders.errors import DataError
+from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, is_offline, patiently
 
 __all__ = ["Resolved", "not_cached", "resolve"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from builders.access import Patience
+from builders.hub.answers import Patience
 
 __all__ = ["read_whole", "resumed"]
 
