@@ -18,11 +18,11 @@ from datasets.builder import Key
 
 from builders import layout
 from builders.errors import DataError
-from builders.own_variants import own_variant
 from builders.run_files import shards, table
 from builders.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
+from builders.variants.class_maps import own_variant
 from builders.yaml import read_text
 
 

@@ -23,13 +23,13 @@ from typing import Any
 import datasets
 
 from builders.file_names import as_text
-from builders.own_variants import find_variant
 from builders.schema import source_features
 from builders.sources import open_source, resolve_revision
 from builders.sources.folders import FolderSource, local_splits
 from builders.sources.parquet import ParquetSource
 from builders.sources.rows import IndexEntry
 from builders.variants import VARIANTS, Variant
+from builders.variants.class_maps import find_variant
 
 __all__ = ["ImageNet", "ImageNetConfig"]
 
@@ -49,7 +49,7 @@ class ImageNetConfig(datasets.BuilderConfig):
     limit_per_class: int | None = None
     """The first so many images of each class; None for all."""
     variant: str | None = None
-    """The file of a class map (see `builders.own_variants`), for images that are no variant of the table."""
+    """The file of a class map (see `builders.variants.class_maps`), for images that are no variant of the table."""
 
     @property
     def described(self) -> Variant:

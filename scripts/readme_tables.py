@@ -59,8 +59,8 @@ def strategies() -> Rows:
 
 def variants() -> Rows:
     """The variants of the table."""
-    from builders.variant_facts import access
     from builders.variants import VARIANTS
+    from builders.variants.facts import access
 
     return [
         {"variant": f"`{v.name}`", "classes": len(v.classes),

@@ -12,10 +12,10 @@ import yaml
 from drawn_tables import rows_of
 
 from builders.errors import DataError
-from builders.own_variants import read_variant
 from builders.sources import open_source
 from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
+from builders.variants.class_maps import read_variant
 from hfsyn.making.forecast import forecast
 from hfsyn.making.recipe import load_recipe
 

@@ -286,7 +286,7 @@ def test_two_processes_train_a_network_without_batch_norm_as_one_does_but_for_ro
 
 
 def test_an_answer_among_several_real_labels_is_right_and_images_without_one_do_not_count() -> None:
-    from builders.real_labels import real_labels
+    from builders.variants.real_labels import real_labels
     from hfsyn.judging.evaluation import real_accuracy
 
     known = real_labels()

@@ -17,9 +17,9 @@ from command import command as hfsyn
 from PIL import Image
 
 from builders.errors import DataError
-from builders.own_variants import read_variant
 from builders.sources import open_source
 from builders.variants import get_variant
+from builders.variants.class_maps import read_variant
 from hfsyn.errors import HfsynError
 
 TENCH, SHARK, SPRINGER = "n01440764", "n01484850", "n02102040"

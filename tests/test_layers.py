@@ -15,9 +15,9 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.evaluation_sets", "builders.file_names", "builders.files", "builders.layout",
-        "builders.own_variants", "builders.real_labels", "builders.run_files", "builders.variant",
-        "builders.variant_facts", "builders.variant_table", "builders.variants", "builders.yaml", "hfsyn.errors",
+        "builders.errors", "builders.variants.evaluation_sets", "builders.file_names", "builders.files", "builders.layout",
+        "builders.variants.class_maps", "builders.variants.real_labels", "builders.run_files", "builders.variants.variant",
+        "builders.variants.facts", "builders.variants.table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
         "builders.hub.answers", "builders.captioned", "builders.sources.class_names", "builders.colours", "builders.sources.drawing",

@@ -16,9 +16,9 @@ from conftest import finished_run, run_folder
 from drawn_tables import rows_of, write_table
 
 from builders.errors import DataError
-from builders.own_variants import class_id, read_variant
 from builders.sources import open_source
 from builders.sources.new_class_map import new_variant
+from builders.variants.class_maps import class_id, read_variant
 from hfsyn.errors import HfsynError
 
 PICTURE = rows_of(1)[0][1]

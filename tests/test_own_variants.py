@@ -19,10 +19,10 @@ from PIL import Image
 
 from builders.errors import DataError
 from builders.images import decode_rgb
-from builders.own_variants import class_id, read_variant
 from builders.sources import open_source
 from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
+from builders.variants.class_maps import class_id, read_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import dump_recipe, fingerprint, load_recipe, parse_recipe
 from hfsyn.publishing.cards import facts, render_card

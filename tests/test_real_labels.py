@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from builders import real_labels as module
 from builders.errors import DataError
-from builders.real_labels import real_labels, validation_file
 from builders.variants import get_variant
+from builders.variants import real_labels as module
+from builders.variants.real_labels import real_labels, validation_file
 
 
 def test_every_validation_image_is_there_and_some_have_several_labels_or_none():
@@ -49,7 +49,7 @@ def test_an_image_is_found_by_its_source_id(path, name):
 
 def test_nothing_heavy_is_imported():
     code = (
-        "import sys; from builders.real_labels import real_labels; assert len(real_labels()) == 50_000; "
+        "import sys; from builders.variants.real_labels import real_labels; assert len(real_labels()) == 50_000; "
         "heavy = {'timm', 'torch', 'numpy', 'datasets'} & set(sys.modules); assert not heavy, heavy"
     )
 

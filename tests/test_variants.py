@@ -10,8 +10,8 @@ from importlib.resources import files
 import pytest
 
 from builders.errors import DataError
-from builders.variant_facts import facts_of, how_to_get
 from builders.variants import VARIANTS, get_variant
+from builders.variants.facts import facts_of, how_to_get
 
 EVERY = list(VARIANTS.values())
 ON_HUB = [variant for variant in EVERY if variant.hub is not None]

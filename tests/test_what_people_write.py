@@ -16,7 +16,7 @@ import pytest
 from conftest import run_folder
 
 from builders import layout
-from builders.own_variants import read_variant
+from builders.variants.class_maps import read_variant
 from hfsyn.cli import cli, main
 from hfsyn.errors import HfsynError
 from hfsyn.judging.matrix import Matrix, load_matrix

@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 
 from builders.errors import DataError
-from builders.own_variants import find_variant
 from builders.sources.rows import IndexEntry, Source, SourceRow
+from builders.variants.class_maps import find_variant
 
 __all__ = ["IndexEntry", "Source", "SourceRow", "open_source", "resolve_revision"]
 
@@ -29,7 +29,7 @@ def open_source(
     limit_per_class: int | None = None,
     token: str | bool | None = None,
 ) -> Source:
-    """Open one split of a variant: by name, or by the file of a class map (see `builders.own_variants`).
+    """Open one split of a variant: by name, or by the file of a class map (see `builders.variants.class_maps`).
 
     `path` is a local folder or Parquet file (class folders by wnid or by class name, the original layouts of Tiny
     ImageNet and of the evaluation sets, Parquet); without it the variant's Hub repository is streamed at `revision` (a

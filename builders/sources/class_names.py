@@ -15,9 +15,9 @@ from typing import Any
 
 from builders.errors import DataError
 from builders.file_names import as_path, shown
-from builders.own_variants import class_id
 from builders.sources.labels import class_keys, is_wnid, shorten, spelling
 from builders.variants import get_variant
+from builders.variants.class_maps import class_id
 
 __all__ = ["name_classes"]
 

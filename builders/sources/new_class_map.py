@@ -18,13 +18,13 @@ from builders.errors import DataError
 from builders.file_names import shown
 from builders.files import atomic_text
 from builders.hub.answers import Patience, is_offline, patiently
-from builders.own_variants import own_variant
 from builders.sources.class_names import name_classes
 from builders.sources.folder_layouts import Part, folder_layout
 from builders.sources.folders import beside, images_of_label
 from builders.sources.labels import shorten
 from builders.sources.other_layouts import find_place, listing, refuse_others
 from builders.variants import Choice
+from builders.variants.class_maps import own_variant
 
 __all__ = ["new_variant"]
 

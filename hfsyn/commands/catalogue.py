@@ -48,8 +48,8 @@ def variants_ls(as_json: bool) -> None:
 @as_json_option
 def variants_info(name: str, classes: bool, as_json: bool) -> None:
     """All that is known about a variant, and where each fact is from. NAME may be the file of a class map."""
-    from builders.own_variants import find_variant
-    from builders.variant_facts import facts_of
+    from builders.variants.class_maps import find_variant
+    from builders.variants.facts import facts_of
 
     found = find_variant(name)
     fields: dict[str, Any] = facts_of(found)
@@ -85,7 +85,7 @@ def variants_peek(
 
     NAME may be the file of a class map.
     """
-    from builders.own_variants import find_variant, read_variant
+    from builders.variants.class_maps import find_variant, read_variant
     from builders.yaml import is_yaml_name
     from hfsyn.making.sheets import peek
 

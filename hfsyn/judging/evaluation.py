@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from builders.images import ImageRejected
-from builders.own_variants import OwnVariant
-from builders.real_labels import real_labels, validation_file
 from builders.sources.labels import shorten
 from builders.variants import get_variant
+from builders.variants.class_maps import OwnVariant
+from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.accelerating import default_workers, start_accelerator
 from hfsyn.judging.classifiers import Classifier, open_classifier, plain_transform

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Literal
 
 from builders.errors import did_you_mean
-from builders.own_variants import find_variant, read_variant
 from builders.variants import VARIANTS
+from builders.variants.class_maps import find_variant, read_variant
 from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from builders.own_variants import find_variant
+from builders.variants.class_maps import find_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.hub_models import locate
 from hfsyn.making.prompts import get_strategy, is_user_strategy, strategy_of

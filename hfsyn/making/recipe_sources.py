@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from builders.own_variants import OwnVariant, own_variant, read_variant
 from builders.variants import ClassInfo
+from builders.variants.class_maps import OwnVariant, own_variant, read_variant
 from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
 

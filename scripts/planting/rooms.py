@@ -22,7 +22,7 @@ ROOMS = (
     ),
     (
         "variants",
-        "builders/variant* builders/own_variants.py builders/evaluation_sets.py builders/real_labels.py",
+        "builders/variant* builders/variants/class_maps.py builders/variants/evaluation_sets.py builders/variants/real_labels.py",
         "variants own_variants class_maps real_labels evaluation_sets names_people_give",
     ),
     (

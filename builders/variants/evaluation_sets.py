@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builders.variant import HubSource, Variant
+from builders.variants.variant import HubSource, Variant
 
 __all__ = ["EVALUATION_SETS"]
 

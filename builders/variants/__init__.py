@@ -3,8 +3,8 @@
     get_variant("imagenette").classes      # ClassInfo by ClassInfo, in index order
     get_variant("imagenet-r").splits       # {"test": 30000}
 
-The rows are in `builders.variant_table` (sets to train on, and the drawn ones) and `builders.evaluation_sets` (sets
-that only test a classifier); what a row can say is in `builders.variant`. Every fact about a dataset that is not ours
+The rows are in `builders.variants.table` (sets to train on, and the drawn ones) and `builders.variants.evaluation_sets` (sets
+that only test a classifier); what a row can say is in `builders.variants.variant`. Every fact about a dataset that is not ours
 has an entry in `Variant.facts` which says where it was read, or that it could not be verified. To add a variant: add
 its class list to `data/subsets.json` and one row to one of the tables.
 
@@ -14,9 +14,9 @@ Only the standard library is imported.
 from __future__ import annotations
 
 from builders.errors import DataError, did_you_mean
-from builders.evaluation_sets import EVALUATION_SETS
-from builders.variant import SPLIT_WORDS, Choice, ClassInfo, HubSource, Variant, usual_split
-from builders.variant_table import DRAWN_SETS, TRAINING_SETS
+from builders.variants.evaluation_sets import EVALUATION_SETS
+from builders.variants.table import DRAWN_SETS, TRAINING_SETS
+from builders.variants.variant import SPLIT_WORDS, Choice, ClassInfo, HubSource, Variant, usual_split
 
 __all__ = [
     "SPLIT_WORDS",
@@ -39,7 +39,7 @@ _OWN: dict[str, Variant] = {}
 
 
 def register(variant: Variant) -> None:
-    """Let `get_variant` know a variant that a class map describes (see `builders.own_variants`)."""
+    """Let `get_variant` know a variant that a class map describes (see `builders.variants.class_maps`)."""
     _OWN[variant.name] = variant
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from builders.variant import Variant
+from builders.variants.variant import Variant
 
 _FOUND = "found by its name"
 

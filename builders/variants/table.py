@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from builders.variant import HubSource, Variant
+from builders.variants.variant import HubSource, Variant
 
 __all__ = ["DRAWN_SETS", "TRAINING_SETS"]
 
@@ -172,7 +172,7 @@ TRAINING_SETS: tuple[Variant, ...] = (
             "test, which has no labels and is left out",
             "files": "public code reads data/train-00000-of-00294.parquet and data/validation-00000-of-00014.parquet",
             "gate": "public code asks for a token and accepted terms",
-            "ReaL labels": "of the validation images, several an image: builders.real_labels reads them from timm",
+            "ReaL labels": "of the validation images, several an image: builders.variants.real_labels reads them from timm",
             "licence": _FACTS_OF_IMAGENET,
         },
     ),

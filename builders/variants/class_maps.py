@@ -32,8 +32,8 @@ from types import MappingProxyType
 from typing import Any
 
 from builders.errors import DataError
-from builders.variant import Choice, ClassInfo, HubSource, Variant
 from builders.variants import get_variant, register
+from builders.variants.variant import Choice, ClassInfo, HubSource, Variant
 from builders.yaml import is_yaml_name, load_file
 
 __all__ = ["MOST_CLASSES", "OwnVariant", "class_id", "find_variant", "own_variant", "read_variant"]
