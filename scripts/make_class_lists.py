@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Regenerate the class lists in builders/data from their public sources.
+"""Regenerate the class lists in builders/variants/data from their public sources.
 
     python scripts/make_class_lists.py            # write the lists again
     python scripts/make_class_lists.py --check    # write nothing; fail if a list differs from what would be written

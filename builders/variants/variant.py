@@ -187,7 +187,7 @@ class Variant:
 
 @cache
 def _data(name: str) -> Any:
-    return json.loads(files("builders").joinpath("data", name).read_text(encoding="utf-8"))
+    return json.loads(files("builders.variants").joinpath("data", name).read_text(encoding="utf-8"))
 
 
 def _subset(name: str) -> dict[str, Any] | None:

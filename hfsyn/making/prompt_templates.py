@@ -20,8 +20,8 @@ PromptFunction = Callable[[ClassInfo, str | None, random.Random], str]
 
 @cache
 def word_lists(name: str) -> dict[str, Any]:
-    """A JSON file of `builders/data`, with its provenance."""
-    found: dict[str, Any] = json.loads(files("builders").joinpath("data", name).read_text(encoding="utf-8"))
+    """A JSON file of `builders/variants/data`, with its provenance."""
+    found: dict[str, Any] = json.loads(files("builders.variants").joinpath("data", name).read_text(encoding="utf-8"))
     return found
 
 
