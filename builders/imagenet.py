@@ -8,7 +8,7 @@
     ImageNet(variant="flowers.yaml", path="photos/flowers")              # classes of one's own
 
 Images pass through as they are stored, byte for byte. A file that is no image makes a row like any other: iterate with
-`Image(decode=False)` and decode with `builders.images.decode_rgb` where a source may be dirty.
+`Image(decode=False)` and decode with `builders.images.decoding.decode_rgb` where a source may be dirty.
 """
 
 from __future__ import annotations

@@ -184,7 +184,7 @@ def built(folder: Path) -> dict[str, object]:
 
 def alone(folder: Path) -> dict[str, object]:
     """The caption of each photograph by itself."""
-    from builders.images import decode_rgb
+    from builders.images.decoding import decode_rgb
     from hfsyn.making.captioner import TransformersCaptioner
     from hfsyn.making.runs import load_run
 

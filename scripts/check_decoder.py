@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from builders.formats import IMAGE_SUFFIXES
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
+from builders.images.formats import IMAGE_SUFFIXES
 
 SECONDS = 1.0
 """Of processor time: on a machine that does other things too, the clock says little."""

@@ -23,7 +23,7 @@ from PIL import Image
 
 from builders import layout
 from builders.captioned import Captioned
-from builders.images import decode_rgb
+from builders.images.decoding import decode_rgb
 from builders.sources import open_source
 from builders.synthetic import Synthetic
 from builders.variants import get_variant

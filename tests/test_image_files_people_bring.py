@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 

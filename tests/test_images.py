@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from builders.images import MAX_PIXELS, ImageRejected, decode_rgb
+from builders.images.decoding import MAX_PIXELS, ImageRejected, decode_rgb
 
 RED, GREEN = (200, 30, 30), (20, 180, 40)
 

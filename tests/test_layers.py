@@ -20,9 +20,9 @@ LAYERS = (
         "builders.variants.facts", "builders.variants.table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
-        "builders.hub.answers", "builders.captioned", "builders.sources.class_names", "builders.colours", "builders.sources.drawing",
-        "builders.sources.folder_contents", "builders.sources.folder_layouts", "builders.sources.folders", "builders.formats", "builders.sources.hub",
-        "builders.sources.image_lists", "builders.imagenet", "builders.images", "builders.sources.labels", "builders.sources.other_layouts",
+        "builders.hub.answers", "builders.captioned", "builders.sources.class_names", "builders.images.colours", "builders.sources.drawing",
+        "builders.sources.folder_contents", "builders.sources.folder_layouts", "builders.sources.folders", "builders.images.formats", "builders.sources.hub",
+        "builders.sources.image_lists", "builders.imagenet", "builders.images.decoding", "builders.sources.labels", "builders.sources.other_layouts",
         "builders.ours", "builders.sources.parquet", "builders.published", "builders.hub.resuming", "builders.hub.revisions",
         "builders.sources.rows", "builders.schema", "builders.shapes", "builders.shard", "builders.shard_rows",
         "builders.sources", "builders.sources.cards", "builders.sources.drawn",

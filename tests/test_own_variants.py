@@ -18,7 +18,7 @@ from hub_server import Hub
 from PIL import Image
 
 from builders.errors import DataError
-from builders.images import decode_rgb
+from builders.images.decoding import decode_rgb
 from builders.sources import open_source
 from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
@@ -346,7 +346,7 @@ def test_tiny_imagenet_streamed_in_its_layout_on_the_hub_gives_the_rows_of_the_f
     for split, rows in expected.items():
         code = (
             "import hashlib\n"
-            "from builders.images import decode_rgb\nfrom builders.sources import open_source\n"
+            "from builders.images.decoding import decode_rgb\nfrom builders.sources import open_source\n"
             f"source = open_source('tiny-imagenet', {split!r})\n"
             "rows = source.read(list(source.index()))\n"
             "result = sorted((r.wnid, hashlib.sha256(decode_rgb(r.image).tobytes()).hexdigest()) for r in rows)\n"

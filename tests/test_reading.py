@@ -152,7 +152,7 @@ def test_the_next_batch_is_prepared_while_the_captioner_works(tmp_path: Path, mo
         decoded.append(1)
         return decode(data)
 
-    from builders.images import decoded as decode
+    from builders.images.decoding import decoded as decode
 
     monkeypatch.setattr("hfsyn.making.reading.decoded", counting)
 

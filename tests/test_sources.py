@@ -15,7 +15,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image as Pillow
 
 from builders.errors import DataError
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
 from builders.schema import source_features
 from builders.sources import open_source
 from builders.sources.cards import Card, find_tables

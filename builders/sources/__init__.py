@@ -6,7 +6,7 @@
         ...
 
 An index is in a fixed order, whatever the machine. Everything that is read is read as stored: decoding, and what to do
-about a file that is no image, is for the caller (`builders.images.decode_rgb`).
+about a file that is no image, is for the caller (`builders.images.decoding.decode_rgb`).
 """
 
 from __future__ import annotations

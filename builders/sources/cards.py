@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from builders.errors import DataError
-from builders.formats import IMAGE_SUFFIXES
+from builders.images.formats import IMAGE_SUFFIXES
 from builders.sources.labels import shorten
 from builders.variants import SPLIT_WORDS, usual_split
 from builders.yaml import front_matter, load

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import as_text, below, is_litter, shown
-from builders.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
+from builders.images.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
 
 __all__ = [
     "IMAGES",

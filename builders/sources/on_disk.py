@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from builders import layout
 from builders.errors import DataError
-from builders.formats import IMAGE_SUFFIXES
+from builders.images.formats import IMAGE_SUFFIXES
 from builders.sources.cards import (
     CARD_FILES,
     Card,

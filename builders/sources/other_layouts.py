@@ -8,7 +8,7 @@ from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import is_litter, is_plain, shown
-from builders.formats import IMAGE_SUFFIXES
+from builders.images.formats import IMAGE_SUFFIXES
 from builders.sources.folder_contents import contents, images_below, subfolders
 from builders.sources.labels import shorten
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from builders.images import ImageRejected
+from builders.images.decoding import ImageRejected
 from builders.sources.labels import shorten
 from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from builders.images import ImageRejected
+from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
 from hfsyn.judging.imagesets import ImageSet
 from hfsyn.judging.unreadable import picture

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from builders.images import ImageRejected
+from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
 from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
 from builders.sources.labels import spelling
 from builders.sources.parquet import in_parallel, stored_image

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
 from builders.sources.labels import shorten
 from hfsyn.judging.imagesets import ImageSet
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from builders import layout, run_files
 from builders.files import atomic_text, remove_abandoned
-from builders.images import decoded
+from builders.images.decoding import decoded
 from builders.layout import shard_range
 from builders.schema import synthetic_features
 from builders.sources.rows import SourceRow

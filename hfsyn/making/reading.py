@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from builders import layout
-from builders.images import ImageRejected, decoded
+from builders.images.decoding import ImageRejected, decoded
 from builders.sources import Source, SourceRow
 from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Answer, Seen, TextSource

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from builders import layout
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
 from builders.sources import IndexEntry, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError

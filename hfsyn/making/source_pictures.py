@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from builders import layout
-from builders.images import decoded
+from builders.images.decoding import decoded
 from builders.sources.rows import IndexEntry, SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.making.runs import Run

@@ -15,7 +15,7 @@ from PIL import Image
 
 from builders import layout
 from builders.errors import DataError
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
 from builders.layout import Sidecar
 from builders.published import Published, RunFolder, open_reference
 from builders.shard import Shard

@@ -18,7 +18,7 @@ from typing import Any
 
 from builders import layout, run_files
 from builders.errors import DataError
-from builders.images import ImageRejected, decode_rgb
+from builders.images.decoding import ImageRejected, decode_rgb
 from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.schema import captioned_features, synthetic_features

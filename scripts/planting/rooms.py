@@ -35,7 +35,7 @@ ROOMS = (
     ),
     (
         "decoding",
-        "builders/images.py builders/colours.py builders/formats.py",
+        "builders/images/decoding.py builders/images/colours.py builders/images/formats.py",
         "images image_files_* unreadable_images",
     ),
     (

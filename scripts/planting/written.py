@@ -90,14 +90,14 @@ BUGS: tuple[WrittenBug, ...] = (
     # decoding
     _bug(
         "Photographs that were taken upright are turned upside down.",
-        "builders/images.py",
+        "builders/images/decoding.py",
         "    6: Image.Transpose.ROTATE_270,",
         "    6: Image.Transpose.ROTATE_90,",
         "images image_files_people_bring",
     ),
     _bug(
         "A photograph of which half is missing counts as whole, its rest grey.",
-        "builders/images.py",
+        "builders/images/decoding.py",
         "ImageFile.LOAD_TRUNCATED_IMAGES = False",
         "ImageFile.LOAD_TRUNCATED_IMAGES = True",
         "images image_files_people_bring",

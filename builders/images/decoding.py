@@ -42,8 +42,8 @@ from PIL import (
     _imaging,
 )
 
-from builders.colours import UnsupportedColours, to_srgb
-from builders.formats import HEAD, format_of
+from builders.images.colours import UnsupportedColours, to_srgb
+from builders.images.formats import HEAD, format_of
 
 __all__ = ["MAX_PIXELS", "ImageRejected", "decode_rgb", "decoded"]
 
@@ -127,12 +127,12 @@ def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image file to 8-bit sRGB, turned upright as its EXIF says; of an animation, the first picture.
 
     What the file is, its content says, not its name. Transparent parts become white, a colour profile is applied, deep
-    grey is scaled so that white stays white (see `builders.colours`). Broken EXIF and broken profiles are ignored. The
+    grey is scaled so that white stays white (see `builders.images.colours`). Broken EXIF and broken profiles are ignored. The
     result carries no metadata. Safe to call from several threads.
 
     Raises ImageRejected with one of these reasons: "empty file", "not an image", "truncated", "damaged", "too large"
     (more than MAX_PIXELS), "X is not read" for a format X without a decoder, "unsupported kind of X" for a rare kind of
-    a format, "X this large is not read" where decoding would take seconds, or a reason of `builders.colours`.
+    a format, "X this large is not read" where decoding would take seconds, or a reason of `builders.images.colours`.
     """
     if not data:
         raise ImageRejected("empty file")
@@ -270,7 +270,7 @@ def _load(data: bytes) -> Image.Image:
 
 
 def _name(data: bytes) -> str | None:
-    """The format that the file has, as `builders.formats` calls it."""
+    """The format that the file has, as `builders.images.formats` calls it."""
     return format_of(data[:HEAD]) or ("TGA" if data.endswith(_TGA_END) else None)
 
 

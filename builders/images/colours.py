@@ -27,7 +27,7 @@ _VISIBLE = 64
 """Deep grey whose brightest value is less than this part of white comes out as black, or nearly so."""
 
 
-class UnsupportedColours(ValueError):  # noqa: N818 (a verdict on the data, as `builders.images.ImageRejected` is)
+class UnsupportedColours(ValueError):  # noqa: N818 (a verdict on the data, as `builders.images.decoding.ImageRejected` is)
     """Pixels that mean nothing certain as colours; the message is the reason."""
 
 
