@@ -16,10 +16,10 @@ import datasets
 import pyarrow.parquet as pq
 from datasets.builder import Key
 
-from builders import layout
 from builders.errors import DataError
-from builders.run_files import shards, table
-from builders.schema import source_features
+from builders.runs import layout
+from builders.runs.run_files import shards, table
+from builders.runs.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
 from builders.variants.class_maps import own_variant

@@ -1,7 +1,7 @@
 """Which configurations of a repository hfsyn published: the one answer, for all that reads from a repository or writes.
 
 A configuration is published by hfsyn where its ``recipe.yaml`` and its ``manifest.json`` both lie in the repository and
-the manifest reads as one of ours (`builders.layout.load_manifest`). The names of files alone say nothing: repositories
+the manifest reads as one of ours (`builders.runs.layout.load_manifest`). The names of files alone say nothing: repositories
 of others have a ``manifest.json`` too. Nor does the card, which people rewrite, copy and remove; it is only asked which
 configuration is meant where none is named.
 """
@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 
-from builders import layout
 from builders.errors import DataError
-from builders.layout import Manifest, load_manifest
+from builders.runs import layout
+from builders.runs.layout import Manifest, load_manifest
 from builders.sources.cards import Card
 
 __all__ = ["MOST_BYTES", "candidates", "meant", "published"]

@@ -27,12 +27,13 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from builders import layout, ours
+from builders import ours
 from builders.errors import DataError
 from builders.hub.answers import Patience, patiently, said_plainly
 from builders.hub.revisions import not_cached, resolve
-from builders.layout import Manifest, load_manifest
-from builders.run_files import manifest_in
+from builders.runs import layout
+from builders.runs.layout import Manifest, load_manifest
+from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
 
 __all__ = [
@@ -342,7 +343,7 @@ def load_version(
     """
     from datasets.exceptions import DatasetGenerationError
 
-    from builders.shard_rows import ShardRows
+    from builders.runs.shard_rows import ShardRows
 
     found = open_published(repo_id, revision, config, token=token)
     manifest = found.manifest()

@@ -17,12 +17,12 @@ from typing import Any
 
 import datasets
 
-from builders import layout
 from builders.errors import DataError
-from builders.layout import ShardEntry
 from builders.published import open_published, shard_files
-from builders.run_files import shards
-from builders.shard_rows import Files, ShardRows
+from builders.runs import layout
+from builders.runs.layout import ShardEntry
+from builders.runs.run_files import shards
+from builders.runs.shard_rows import Files, ShardRows
 
 
 @dataclass

@@ -147,8 +147,8 @@ def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
 
 
 def _summary(run: Any, quiet: bool) -> None:
-    from builders import layout
     from builders.published import RunFolder
+    from builders.runs import layout
 
     manifest = RunFolder(run.folder).manifest().raw
     if not quiet:

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.judging.benchmarking import bench, failures
 from hfsyn.judging.crews import Submit, crew
 from hfsyn.judging.matrix import CELLS

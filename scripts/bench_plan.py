@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # process that starts another into the peak of the other.
 
 if TYPE_CHECKING:
-    from builders.layout import Sidecar
+    from builders.runs.layout import Sidecar
     from hfsyn.making.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,7 +153,7 @@ def make_model(folder: Path) -> None:
 
 def make_captions(run: Run) -> None:
     """Finished caption shards, as the stage writes them."""
-    from builders.schema import captioned_features
+    from builders.runs.schema import captioned_features
     from hfsyn.making.shards import write_shard
 
     schema = captioned_features(run.class_names).arrow_schema
@@ -181,7 +181,7 @@ def make_captions(run: Run) -> None:
 
 def make_sidecars(run: Run) -> None:
     """Sidecars of finished data shards, beside files without content: a status reads sidecars alone."""
-    from builders.layout import sidecar_of
+    from builders.runs.layout import sidecar_of
     from hfsyn.making.shards import atomic_text
 
     for path in run.data_shards():
@@ -192,7 +192,7 @@ def make_sidecars(run: Run) -> None:
 
 
 def sidecar(run: Run, stage: str, at: tuple[int, int], size: int) -> Sidecar:
-    from builders.layout import Sidecar
+    from builders.runs.layout import Sidecar
     from hfsyn.software import software
 
     start, stop = at

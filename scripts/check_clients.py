@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
-from builders import layout  # noqa: E402
+from builders.runs import layout  # noqa: E402
 from hfsyn.publishing.cards import TRIED_DATASETS  # noqa: E402
 
 PINS: Mapping[str, Sequence[str]] = {

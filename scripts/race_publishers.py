@@ -40,7 +40,7 @@ from hub_client import Client, Ended, Forks  # noqa: E402
 from hub_server import Entry, Hub  # noqa: E402
 from hub_store import Store  # noqa: E402
 
-from builders import layout  # noqa: E402
+from builders.runs import layout  # noqa: E402
 from hfsyn.making.runs import load_run  # noqa: E402
 from hfsyn.publishing.contents import contents  # noqa: E402
 

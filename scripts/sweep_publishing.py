@@ -68,7 +68,7 @@ class At:
     """A run at work: its shards are finished one after the other, whenever the publisher pauses."""
 
     def __init__(self, folder: Path, whole: Path) -> None:
-        from builders import layout
+        from builders.runs import layout
 
         self.folder, self._whole = folder, whole
         shards = [*layout.finished_shards(whole / layout.CAPTIONS), *layout.finished_shards(whole / layout.DATA)]
@@ -78,7 +78,7 @@ class At:
             shutil.copytree(whole, folder, ignore=lambda at, names: [n for n in names if Path(at) / n in late])
 
     def go_on(self, seconds: float) -> None:
-        from builders import layout
+        from builders.runs import layout
 
         for mark, shard in self._shards:
             there = self.folder / mark.relative_to(self._whole)

@@ -77,7 +77,7 @@ def captions_of(run: Path) -> dict[str, str]:
 
 def rejected_of(run: Path) -> dict[str, str]:
     """Reason by the picture's name, in the order of the sidecars."""
-    from builders.layout import load_sidecar, sidecar_of
+    from builders.runs.layout import load_sidecar, sidecar_of
 
     lines = [
         line

@@ -23,8 +23,8 @@ from datasets import load_dataset
 from fakes import FakeCaptioner, FakeGenerator
 from huggingface_hub import DatasetCard
 
-from builders import layout
-from builders.schema import captioned_features, synthetic_features
+from builders.runs import layout
+from builders.runs.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
 from builders.yaml import NOT_TEXT
 from hfsyn.errors import HfsynError

@@ -9,7 +9,7 @@ import pytest
 from test_shards import SCHEMA, columns, sidecar
 
 import hfsyn.making.claims
-from builders.layout import shard_name
+from builders.runs.layout import shard_name
 from hfsyn.making.claims import Claims, Patience, lock
 from hfsyn.making.shards import write_shard
 

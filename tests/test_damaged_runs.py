@@ -14,8 +14,8 @@ import pytest
 from command import Said, command, with_fakes
 from conftest import finished_run
 
-from builders import layout
 from builders.captioned import Captioned
+from builders.runs import layout
 from builders.synthetic import Synthetic
 
 SMALL = ("--limit", "3", "--set", "store.shard_rows=8", "--set", "generate.batch_size=4")

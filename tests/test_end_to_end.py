@@ -21,9 +21,9 @@ from conftest import PHOTOGRAPHS, needs_photographs, parquet_bytes
 from datasets import ClassLabel, load_dataset
 from PIL import Image
 
-from builders import layout
 from builders.captioned import Captioned
 from builders.images.decoding import decode_rgb
+from builders.runs import layout
 from builders.sources import open_source
 from builders.synthetic import Synthetic
 from builders.variants import get_variant

@@ -23,8 +23,8 @@ from drawn_tables import rows_of, write_table
 from hub_client import Client, Done
 from hub_server import Hub
 
-from builders import layout
-from builders.layout import finished_shards, load_sidecar, sidecar_of
+from builders.runs import layout
+from builders.runs.layout import finished_shards, load_sidecar, sidecar_of
 from hfsyn.making.manifest import finish
 
 DRIVER = ROOT / "tests" / "drive_faults.py"

@@ -17,7 +17,7 @@ from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 from tiny_models import sdxl, stable_diffusion
 
-from builders import layout
+from builders.runs import layout
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption

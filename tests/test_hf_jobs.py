@@ -19,7 +19,7 @@ from hub_server import Hub
 from test_docs import commands
 
 import hfsyn
-from builders.layout import finished_shards, sidecar_of
+from builders.runs.layout import finished_shards, sidecar_of
 
 SCRIPT = ROOT / "scripts" / "hf_jobs.py"
 SMALL = (

@@ -15,8 +15,8 @@ from conftest import ROOT
 
 LAYERS = (
     {
-        "builders.errors", "builders.variants.evaluation_sets", "builders.file_names", "builders.files", "builders.layout",
-        "builders.variants.class_maps", "builders.variants.real_labels", "builders.run_files", "builders.variants.variant",
+        "builders.errors", "builders.variants.evaluation_sets", "builders.file_names", "builders.files", "builders.runs.layout",
+        "builders.variants.class_maps", "builders.variants.real_labels", "builders.runs.run_files", "builders.variants.variant",
         "builders.variants.facts", "builders.variants.table", "builders.variants", "builders.yaml", "hfsyn.errors",
     },
     {
@@ -24,7 +24,7 @@ LAYERS = (
         "builders.sources.folder_contents", "builders.sources.folder_layouts", "builders.sources.folders", "builders.images.formats", "builders.sources.hub",
         "builders.sources.image_lists", "builders.imagenet", "builders.images.decoding", "builders.sources.labels", "builders.sources.other_layouts",
         "builders.ours", "builders.sources.parquet", "builders.published", "builders.hub.resuming", "builders.hub.revisions",
-        "builders.sources.rows", "builders.schema", "builders.shapes", "builders.shard", "builders.shard_rows",
+        "builders.sources.rows", "builders.runs.schema", "builders.shapes", "builders.runs.shard", "builders.runs.shard_rows",
         "builders.sources", "builders.sources.cards", "builders.sources.drawn",
         "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",
         "builders.synthetic", "builders.sources.new_class_map",
@@ -253,7 +253,7 @@ def test_no_file_outgrows_its_room(name: str) -> None:
             "import hfsyn.making.recipe, hfsyn.making.specs",
             ("torch", "datasets", "transformers", "diffusers", "pyarrow"),
         ),
-        ("import builders.variants, builders.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),
+        ("import builders.variants, builders.runs.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),
         ("import builders.imagenet, builders.synthetic, builders.captioned, builders.shapes", ("hfsyn",)),
         (
             "import hfsyn.making.building, hfsyn.showcase",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import finished_run
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import prepare

@@ -17,7 +17,7 @@ from conftest import parquet_bytes, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 from tiny_models import sdxl
 
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
 from hfsyn.making import decoding
 from hfsyn.making.batch_sizes import BatchSize, is_out_of_memory, largest_batch
@@ -225,7 +225,7 @@ def test_another_batch_size_is_recorded_and_reproduce_takes_it(tmp_path: Path) -
 
 
 def test_the_batch_size_of_a_row_is_read_from_the_grid() -> None:
-    from builders.layout import Sidecar
+    from builders.runs.layout import Sidecar
 
     base = Sidecar("generate", 0, 1, 0, 10, 10, "", 0, "", grid=((0, 0, 8), (0, 6, 4), (1, 0, 4), (1, 2, 2)))
     assert [batch_size_of(base, 0, at, 16) for at in (0, 5, 6, 9)] == [8, 8, 4, 4]

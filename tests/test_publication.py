@@ -21,7 +21,7 @@ from hub_server import Hub
 from hub_store import Token
 from PIL import Image
 
-from builders import layout
+from builders.runs import layout
 from builders.variants import get_variant
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate

@@ -21,7 +21,7 @@ from hub_client import Ended, Forks
 from hub_server import Hub
 from hub_store import Store
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish

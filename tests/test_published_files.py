@@ -19,7 +19,7 @@ from hub_client import Client
 from hub_server import Hub
 from PIL import Image
 
-from builders import layout
+from builders.runs import layout
 
 SHARDS = ("source.limit_per_class=1", "store.shard_rows=4")
 

@@ -17,7 +17,7 @@ from conftest import finished_run
 from hub_client import Client
 from hub_server import Entry, Hub
 
-from builders import layout
+from builders.runs import layout
 
 LARGE, SMALL, OTHER = "30 rows in 4 shards", "10 rows in 2 shards", "30 other rows in 4 shards"
 

@@ -15,7 +15,7 @@ from conftest import parquet_bytes, run_folder
 from fakes import FakeCaptioner
 from PIL import Image
 
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.reading import ahead

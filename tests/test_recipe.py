@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from builders import layout
+from builders.runs import layout
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import (

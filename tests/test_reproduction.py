@@ -11,8 +11,8 @@ import pytest
 from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
-from builders import layout
 from builders.published import open_reference
+from builders.runs import layout
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conftest import ROOT, parquet_bytes, run_folder
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.making.manifest import finish
 from hfsyn.making.runs import load_run
 from hfsyn.making.shards import pending

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Features, Image, List, Value
 
-from builders.layout import Sidecar, finished_shards, load_sidecar, shard_name, sidecar_of
+from builders.runs.layout import Sidecar, finished_shards, load_sidecar, shard_name, sidecar_of
 from hfsyn.making.shards import (
     ROW_GROUP_BYTES,
     atomic_text,

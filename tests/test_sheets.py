@@ -12,7 +12,7 @@ from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.errors import HfsynError
 from hfsyn.making import sheets
 from hfsyn.making.captioning import caption

@@ -16,7 +16,7 @@ from slurm_cluster import Cluster, why_not
 from test_docs import blocks
 
 import hfsyn
-from builders.layout import finished_shards
+from builders.runs.layout import finished_shards
 
 needs_slurm = pytest.mark.skipif(bool(why_not()), reason=why_not() or "it is here")
 

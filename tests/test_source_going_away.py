@@ -10,7 +10,7 @@ from drawn_tables import rows_of
 from fakes import FakeCaptioner
 
 from builders.errors import DataError
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs.layout import load_sidecar, sidecar_of
 from builders.sources.new_class_map import new_variant
 from hfsyn.making.captioning import caption
 from hfsyn.making.runs import load_run

@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 
 from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.schema import source_features
+from builders.runs.schema import source_features
 from builders.sources import open_source
 from builders.sources.cards import Card, find_tables
 from builders.sources.labels import class_keys, hub_labels

@@ -14,8 +14,8 @@ from conftest import finished_run, parquet_bytes, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
-from builders import layout
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs import layout
+from builders.runs.layout import load_sidecar, sidecar_of
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making import runs

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, finished_run, run_folder
 
 from builders.errors import DataError
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.making.run_status import StageStatus, status
 from hfsyn.making.runs import load_run
 

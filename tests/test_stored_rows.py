@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from builders import layout
-from builders.schema import synthetic_features
+from builders.runs import layout
+from builders.runs.schema import synthetic_features
 from hfsyn.making.shards import write_parquet
 from hfsyn.making.stored_rows import StoredRows
 

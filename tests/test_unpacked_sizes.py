@@ -21,10 +21,10 @@ from hub_client import Client
 from hub_server import Hub
 from PIL import Image
 
-from builders import layout
 from builders.errors import DataError
-from builders.layout import ShardEntry
-from builders.schema import synthetic_features
+from builders.runs import layout
+from builders.runs.layout import ShardEntry
+from builders.runs.schema import synthetic_features
 from builders.synthetic import Synthetic
 from hfsyn.making.known_captions import KnownCaptions
 from hfsyn.making.recipe import stored_recipe
@@ -151,7 +151,7 @@ def test_diff_reproduce_and_the_builder_refuse_it_in_one_line(
         if how is images:  # read a few at a time: other tools write images so, if not as many of one
             continue
         assert (said.code, len(said.err.splitlines()), f"{SHARD} of {run}" in said.err) == (2, 1, True), said
-    from builders.shard_rows import ShardRows
+    from builders.runs.shard_rows import ShardRows
 
     manifest = layout.load_manifest((run / layout.MANIFEST).read_text(), "the manifest")
     rows = ShardRows(files=[str(run / e.file) for e in manifest.shards], entries=manifest.shards)
@@ -180,7 +180,7 @@ def test_captions_that_are_taken_from_elsewhere_are_looked_at_too(run: Path, how
 
 def test_columns_that_go_over_to_plain_values_in_their_middle_are_read_as_they_are(tmp_path: Path) -> None:
     """What pyarrow does where a dictionary is full; and row groups, each with a dictionary of its own."""
-    from builders.shard import Shard
+    from builders.runs.shard import Shard
 
     rows = [
         {
@@ -250,13 +250,13 @@ def test_a_training_on_a_published_set_refuses_it(packed_on_the_hub: str, alice:
     ],
 )
 def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int], words: str | None) -> None:
-    import builders.shard
-    from builders.shard import Shard
+    import builders.runs.shard
+    from builders.runs.shard import Shard
 
     path, stated = made / SHARD, {"rows": 8, "bytes": (made / SHARD).stat().st_size} | change
     entry = ShardEntry(SHARD, stated["rows"], stated["bytes"], "0" * 64)
     with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builders.shard, "_SLACK", 0)
+        patch.setattr(builders.runs.shard, "_SLACK", 0)
         if words is None:
             assert pa.Table.from_batches(Shard(file, entry, "x").portions()).equals(pq.read_table(path))
             return
@@ -265,11 +265,11 @@ def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int],
 
 
 def test_a_row_group_that_is_too_large_to_be_read_at_once_is_refused(made: Path) -> None:
-    import builders.shard
-    from builders.shard import Shard
+    import builders.runs.shard
+    from builders.runs.shard import Shard
 
     with (made / SHARD).open("rb") as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builders.shard, "_LARGEST_GROUP", 1000)
+        patch.setattr(builders.runs.shard, "_LARGEST_GROUP", 1000)
         with pytest.raises(DataError, match="has a row group of"):
             Shard(file, None, "x")
 

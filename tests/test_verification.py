@@ -15,10 +15,10 @@ import pytest
 from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
-from builders import layout
 from builders.errors import DataError
-from builders.layout import load_manifest, load_sidecar, sidecar_of
 from builders.published import RunFolder, parse_reference
+from builders.runs import layout
+from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate

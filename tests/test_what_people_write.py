@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_folder
 
-from builders import layout
+from builders.runs import layout
 from builders.variants.class_maps import read_variant
 from hfsyn.cli import cli, main
 from hfsyn.errors import HfsynError

@@ -12,9 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders import layout
 from builders.errors import DataError
 from builders.images.formats import IMAGE_SUFFIXES
+from builders.runs import layout
 from builders.sources.cards import (
     CARD_FILES,
     Card,

@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from builders import layout, run_files
 from builders.errors import DataError
 from builders.files import disk_error
+from builders.runs import layout, run_files
 from builders.sources import open_source
 from builders.sources.columns import find_columns
 from builders.sources.folders import FolderSource, local_splits

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from builders import layout, run_files
+from builders.runs import layout, run_files
 from builders.variants import VARIANTS
 from builders.yaml import dump
 from hfsyn.errors import HfsynError

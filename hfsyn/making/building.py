@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
-from builders.layout import SIDECARS, load_sidecar, shard_count, sidecar_of
-from builders.run_files import manifest_in
+from builders.runs.layout import SIDECARS, load_sidecar, shard_count, sidecar_of
+from builders.runs.run_files import manifest_in
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gathering import check_launcher
 from hfsyn.making.captioning import caption

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from builders.layout import load_sidecar, sidecar_of
-from builders.schema import captioned_features
+from builders.runs.layout import load_sidecar, sidecar_of
+from builders.runs.schema import captioned_features
 from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Seen, TextSource, texts_of

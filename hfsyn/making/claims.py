@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.making.shards import is_done
 
 WORK = "work"

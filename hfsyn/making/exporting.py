@@ -12,11 +12,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from builders import layout, run_files
 from builders.files import atomic_text, remove_abandoned
 from builders.images.decoding import decoded
-from builders.layout import shard_range
-from builders.schema import synthetic_features
+from builders.runs import layout, run_files
+from builders.runs.layout import shard_range
+from builders.runs.schema import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.encode import SUFFIX, encode, fitted

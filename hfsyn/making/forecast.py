@@ -11,8 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from builders import layout
-from builders.layout import shard_count
+from builders.runs import layout
+from builders.runs.layout import shard_count
 from builders.sources.labels import shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from builders import layout
-from builders.schema import synthetic_features
+from builders.runs import layout
+from builders.runs.schema import synthetic_features
 from hfsyn.making.batch_sizes import BatchSize, choose, release_memory
 from hfsyn.making.budget import Budget
 from hfsyn.making.claims import Claims, Patience

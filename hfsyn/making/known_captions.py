@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from builders import layout
-from builders.layout import ShardEntry, parse_sidecar, sidecar_name
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
-from builders.shard import Shard
+from builders.runs import layout
+from builders.runs.layout import ShardEntry, parse_sidecar, sidecar_name
+from builders.runs.shard import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import Recipe, parse_recipe

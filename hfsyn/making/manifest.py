@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders import layout
 from builders.errors import DataError
 from builders.files import remove_abandoned
-from builders.layout import load_sidecar, sidecar_of
-from builders.run_files import finished
+from builders.runs import layout
+from builders.runs.layout import load_sidecar, sidecar_of
+from builders.runs.run_files import finished
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.overwriting import working_in
@@ -139,7 +139,7 @@ def is_whole(run: Run) -> bool:
 
 
 def shard_entries(run: Run, shards: Sequence[Path]) -> list[dict[str, Any]]:
-    """Finished shards as a manifest lists them; see `builders.layout.ShardEntry`."""
+    """Finished shards as a manifest lists them; see `builders.runs.layout.ShardEntry`."""
     found = []
     for shard in shards:
         sidecar = load_sidecar(sidecar_of(shard))

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from builders import layout
 from builders.files import is_abandoned, owned_name, remove_abandoned, settle
+from builders.runs import layout
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import WORK, holder, lock
 

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders import layout
 from builders.files import digest_of
-from builders.layout import sidecar_of
-from builders.run_files import has_table, marker_of, write_marker
+from builders.runs import layout
+from builders.runs.layout import sidecar_of
+from builders.runs.run_files import has_table, marker_of, write_marker
 from hfsyn.errors import HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.runs import Run, incomplete

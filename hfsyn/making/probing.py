@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders import layout
-from builders.layout import load_sidecar, sidecar_of
-from builders.run_files import write_marker
+from builders.runs import layout
+from builders.runs.layout import load_sidecar, sidecar_of
+from builders.runs.run_files import write_marker
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.batch_sizes import CANDIDATES

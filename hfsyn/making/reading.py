@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from builders import layout
 from builders.images.decoding import ImageRejected, decoded
+from builders.runs import layout
 from builders.sources import Source, SourceRow
 from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Answer, Seen, TextSource

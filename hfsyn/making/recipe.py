@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from builders import layout
 from builders.files import atomic_text
+from builders.runs import layout
 from builders.variants import get_variant
 from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError

@@ -29,8 +29,8 @@ def read_recipe(name: str) -> tuple[str, str]:
 
 
 def _published(address: str) -> str:
-    from builders import layout
     from builders.published import open_published, parse_reference
+    from builders.runs import layout
 
     if not address.startswith(_HUB):
         raise HfsynError(f"{address!r} is not a dataset.", f"It looks like {_HUB}USER/NAME@v1.0.0")

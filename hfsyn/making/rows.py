@@ -30,7 +30,7 @@ def synthetic_rows(
     max_tokens: int,
     recipe: Recipe,
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """The rows of a shard in the plan's order, with the columns of `builders.schema`; and what was set aside, why.
+    """The rows of a shard in the plan's order, with the columns of `builders.runs.schema`; and what was set aside, why.
 
     Args:
         specs, results: of the shard, in the same order.

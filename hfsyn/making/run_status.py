@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders import layout
-from builders.layout import sidecar_of
-from builders.run_files import lost, manifest_in
+from builders.runs import layout
+from builders.runs.layout import sidecar_of
+from builders.runs.run_files import lost, manifest_in
 from hfsyn.making.runs import load_run, unreadable_classes, unused_weights
 from hfsyn.making.shards import is_done
 

@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders import layout, run_files
 from builders.files import make_folder
-from builders.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
-from builders.run_files import Marker
+from builders.runs import layout, run_files
+from builders.runs.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
+from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.files import atomic_text, atomic_write, sha256_of
-from builders.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
+from builders.runs.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
 
 __all__ = [
     "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
-from builders import layout
 from builders.images.decoding import ImageRejected, decode_rgb
+from builders.runs import layout
 from builders.sources import IndexEntry, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from builders import layout
 from builders.images.decoding import decoded
+from builders.runs import layout
 from builders.sources.rows import IndexEntry, SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.making.runs import Run

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from builders.layout import shard_count
+from builders.runs.layout import shard_count
 from builders.variants import ClassInfo, get_variant
 from hfsyn.making.prompts import strategy_of
 from hfsyn.making.recipe import Recipe

@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from builders import layout
-from builders.layout import Sidecar, shard_number
+from builders.runs import layout
+from builders.runs.layout import Sidecar, shard_number
 from hfsyn.making.runs import Run
 from hfsyn.making.shards import is_done, write_shard
 from hfsyn.progress import Progress

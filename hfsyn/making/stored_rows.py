@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders import layout
+from builders.runs import layout
 
 _BATCH = 16
 """Rows decoded at a time; with images of 512 px about 2 MB."""

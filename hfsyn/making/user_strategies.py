@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from builders import layout
+from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompt_templates import PromptFunction

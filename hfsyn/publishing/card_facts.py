@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from builders import layout
 from builders.errors import DataError
+from builders.runs import layout
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import Strategy, get_strategy

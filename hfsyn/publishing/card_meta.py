@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from builders import layout
+from builders.runs import layout
 from builders.variants import VARIANTS, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import BUILTIN
@@ -245,7 +245,7 @@ def _info(facts: CardFacts) -> dict[str, Any]:
     from datasets import DatasetInfo
     from datasets.splits import SplitDict, SplitInfo
 
-    from builders.schema import captioned_features, synthetic_features
+    from builders.runs.schema import captioned_features, synthetic_features
 
     names = [info.name for info in facts.variant.classes]
     features = captioned_features(names) if facts.what == "captions" else synthetic_features(names)

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.making.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompts import get_strategy
 from hfsyn.making.recipe import BUILTIN
@@ -77,7 +77,7 @@ COLUMNS = {
         "height": "of the image in pixels, turned as its EXIF says",
     },
 }
-"""Every column of `builders.schema` and what it means."""
+"""Every column of `builders.runs.schema` and what it means."""
 
 _OWN_ID = "id of the class in the class map (`source.definition` of the recipe): a WordNet 3.0 id, or its author's own"
 

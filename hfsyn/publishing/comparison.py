@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from builders import layout
-from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, open_reference
-from builders.shard import Shard
+from builders.runs import layout
+from builders.runs.layout import Manifest, ShardEntry
+from builders.runs.shard import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.making.recipe import Recipe, difference, parse_recipe, published_recipe
 from hfsyn.making.runs import Run

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from builders import layout
-from builders.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
-from builders.run_files import finished
+from builders.runs import layout
+from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
+from builders.runs.run_files import finished
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import manifest_of
 from hfsyn.making.recipe import dump_recipe, published_recipe
@@ -37,7 +37,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
 
     Args:
         run: a finished run; for captions alone it is enough that these are finished.
-        config_name: see `builders.layout.config_prefix`.
+        config_name: see `builders.runs.layout.config_prefix`.
         what: ``data`` is the whole run, captions included; ``captions`` are these and their recipe.
         quiet: no progress while the shards are read to be checked.
 

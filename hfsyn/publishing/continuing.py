@@ -10,10 +10,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from builders import layout
 from builders.errors import DataError
 from builders.files import room_beside
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs import layout
+from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode
 from hfsyn.making.pins import pinned
 from hfsyn.making.planning import write_plan
@@ -42,7 +42,7 @@ def continue_from(
         recipe: as for `prepare`.
         out: the run folder; shards that it has are not fetched.
         repo_id: the dataset to which `watch` sent finished shards; it may not be there yet.
-        config_name: see `builders.layout.config_prefix`.
+        config_name: see `builders.runs.layout.config_prefix`.
         token: as everywhere in huggingface_hub.
         say: told in one line what was brought back, and what could not be used.
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from builders import layout, ours
+from builders import ours
 from builders.errors import DataError
-from builders.layout import Manifest
+from builders.runs import layout
+from builders.runs.layout import Manifest
 from builders.sources.cards import CARD_FILES
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.recipe import BUILTIN, is_content_hash

@@ -23,9 +23,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from builders import layout
 from builders.hub.answers import HeadMovedError
-from builders.layout import Manifest, load_manifest
+from builders.runs import layout
+from builders.runs.layout import Manifest, load_manifest
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import manifest_of, software_of
 from hfsyn.making.runs import Run, load_run

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from builders import layout
 from builders.errors import DataError
-from builders.layout import Manifest
+from builders.runs import layout
+from builders.runs.layout import Manifest
 from builders.sources.cards import Card, files_loaded, is_table, read_card
 from builders.yaml import front_matter
 from hfsyn.errors import HfsynError

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from builders import layout
 from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.layout import Sidecar
 from builders.published import Published, RunFolder, open_reference
-from builders.shard import Shard
+from builders.runs import layout
+from builders.runs.layout import Sidecar
+from builders.runs.shard import Shard
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.encode import encode

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders import layout, run_files
 from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.layout import Manifest, ShardEntry
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
-from builders.schema import captioned_features, synthetic_features
-from builders.shard import Shard
+from builders.runs import layout, run_files
+from builders.runs.layout import Manifest, ShardEntry
+from builders.runs.schema import captioned_features, synthetic_features
+from builders.runs.shard import Shard
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.prompts import is_user_strategy, strategy_of

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from builders import layout
 from builders.hub.answers import HeadMovedError
+from builders.runs import layout
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import software_of
 from hfsyn.making.recipe import published_recipe

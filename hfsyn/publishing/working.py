@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from builders import layout
+from builders.runs import layout
 from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
 
 _KEPT = frozenset({".gitattributes", ".gitignore"})

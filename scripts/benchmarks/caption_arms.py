@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 
 from benchmarks.measuring import Watched, module
-from builders import layout
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs import layout
+from builders.runs.layout import load_sidecar, sidecar_of
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
 from hfsyn.making.captioner import TransformersCaptioner

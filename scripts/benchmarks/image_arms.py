@@ -23,8 +23,8 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measuring import Watched, module
-from builders import layout
-from builders.layout import load_sidecar, sidecar_of
+from builders.runs import layout
+from builders.runs.layout import load_sidecar, sidecar_of
 from builders.variants import get_variant
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate

@@ -29,7 +29,7 @@ ROOMS = (
         "builders",
         """
         builders/imagenet.py builders/shapes.py builders/sources/drawing.py builders/captioned.py builders/synthetic.py
-        builders/sources/rows.py builders/schema.py
+        builders/sources/rows.py builders/runs/schema.py
         """,
         "imagenet_builder shapes verification publication",
     ),
@@ -41,7 +41,7 @@ ROOMS = (
     (
         "runs",
         """
-        builders/layout.py builders/shard* builders/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
+        builders/runs/layout.py builders/shard* builders/runs/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
         hfsyn/making/overwriting.py hfsyn/making/claims.py hfsyn/making/shards.py hfsyn/making/tables.py
         hfsyn/making/stages.py hfsyn/making/manifest.py hfsyn/making/planning.py hfsyn/making/budget.py
         hfsyn/making/stored_rows.py hfsyn/making/rows.py hfsyn/making/real_images.py hfsyn/making/source_*

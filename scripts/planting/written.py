@@ -212,7 +212,7 @@ BUGS: tuple[WrittenBug, ...] = (
     # run folder and publication
     _bug(
         "A manifest that somebody has altered is believed.",
-        "builders/layout.py",
+        "builders/runs/layout.py",
         "if raw != sealed(raw):",
         "if not sealed(raw):",
         "verification damaged_runs",

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from builders.errors import DataError
-from builders.layout import ROW_GROUP_BYTES, ShardEntry
+from builders.runs.layout import ROW_GROUP_BYTES, ShardEntry
 
 __all__ = ["Shard"]
 

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
-from builders import layout
 from builders.errors import DataError
 from builders.files import atomic_text, digest_of
-from builders.layout import Manifest, load_manifest, sidecar_name, sidecar_of
+from builders.runs import layout
+from builders.runs.layout import Manifest, load_manifest, sidecar_name, sidecar_of
 
 __all__ = ["Marker", "finished", "has_table", "lost", "manifest_in", "marker_of", "shards", "table", "write_marker"]
 

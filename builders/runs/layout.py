@@ -28,7 +28,7 @@ A sidecar is written after its shard and its existence means that the shard is d
 tables, and the manifest of the whole. Delete a sidecar or a marker, or with it what it marks, and that one file is made
 again, to the same bytes. Sidecars have a folder of their own because readers take ``data/`` as a whole: pandas, polars
 and pyarrow refuse a folder in which anything but Parquet lies. Nobody else in this project writes one of these names.
-See `builders.run_files` for who looks at them.
+See `builders.runs.run_files` for who looks at them.
 
 A sidecar, shortened::
 

@@ -1,4 +1,4 @@
-"""The rows of shards as `datasets` builders give them; see `builders.shard` for how they are read."""
+"""The rows of shards as `datasets` builders give them; see `builders.runs.shard` for how they are read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import fsspec
 import pyarrow as pa
 from datasets.builder import Key
 
-from builders.layout import ShardEntry
-from builders.shard import Shard
+from builders.runs.layout import ShardEntry
+from builders.runs.shard import Shard
 
 Files = Sequence[tuple[str, ShardEntry | None]]
 """A path or address of each shard, and what the manifest states of it."""
