@@ -6,7 +6,7 @@
 
 A finished run folder and a published version also load with plain ``load_dataset``, with the same rows. This builder
 reads unfinished runs too (exactly the shards whose sidecar stands), refuses a finished one that is not whole any more,
-and of a published set reads exactly the version that was asked for, or none (see `builders.published`).
+and of a published set reads exactly the version that was asked for, or none (see `builders.published.versions`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 
 from builders.errors import DataError
-from builders.published import open_published, shard_files
+from builders.published.versions import open_published, shard_files
 from builders.runs import layout
 from builders.runs.layout import ShardEntry
 from builders.runs.run_files import shards

@@ -23,7 +23,7 @@ LAYERS = (
         "builders.hub.answers", "builders.captioned", "builders.sources.class_names", "builders.images.colours", "builders.sources.drawing",
         "builders.sources.folder_contents", "builders.sources.folder_layouts", "builders.sources.folders", "builders.images.formats", "builders.sources.hub",
         "builders.sources.image_lists", "builders.imagenet", "builders.images.decoding", "builders.sources.labels", "builders.sources.other_layouts",
-        "builders.ours", "builders.sources.parquet", "builders.published", "builders.hub.resuming", "builders.hub.revisions",
+        "builders.published.ours", "builders.sources.parquet", "builders.published.versions", "builders.hub.resuming", "builders.hub.revisions",
         "builders.sources.rows", "builders.runs.schema", "builders.shapes", "builders.runs.shard", "builders.runs.shard_rows",
         "builders.sources", "builders.sources.cards", "builders.sources.drawn",
         "builders.sources.columns", "builders.sources.on_disk", "builders.sources.table_classes",

@@ -438,7 +438,7 @@ def test_the_builder_and_load_version_give_the_rows_of_load_dataset(
 ) -> None:
     found = client.python(
         f"""{LOAD}
-from builders.published import load_version
+from builders.published.versions import load_version
 from builders.synthetic import Synthetic
 ways = [
     load_dataset({REPO!r}, split="train", revision="v1.0.0"),
@@ -460,7 +460,7 @@ def test_without_the_hub_a_version_is_the_one_asked_for_or_an_error(
 import sys, warnings
 from datasets import load_dataset
 from builders.errors import DataError
-from builders.published import load_version
+from builders.published.versions import load_version
 want = {"v1.0.0": sys.argv[2], "v1.1.0": sys.argv[3]}
 def image(rows): return [r["seed"] for r in rows if r["sample_id"] == sys.argv[1]][0]
 if sys.argv[4] == "online":

@@ -211,7 +211,7 @@ def packed_on_the_hub(run: Path, hub: Hub) -> str:
 @pytest.mark.slow
 def test_a_published_set_that_holds_it_does_not_load(packed_on_the_hub: str, alice: Client) -> None:
     code = f"""
-from builders.published import load_version
+from builders.published.versions import load_version
 result = []
 for streaming in (False, True):
     try:

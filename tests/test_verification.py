@@ -16,7 +16,7 @@ from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
 from builders.errors import DataError
-from builders.published import RunFolder, parse_reference
+from builders.published.versions import RunFolder, parse_reference
 from builders.runs import layout
 from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError

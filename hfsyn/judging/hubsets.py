@@ -79,7 +79,7 @@ def find_rows(
     """
     from builders.hub.answers import is_offline
     from builders.hub.revisions import resolve
-    from builders.published import find_published, load_version, open_published
+    from builders.published.versions import find_published, load_version, open_published
 
     revision = found.revision or "main"
     entry = find_published(found.place, revision, found.config, token=token)

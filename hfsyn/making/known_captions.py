@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from builders.published import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout
 from builders.runs.layout import ShardEntry, parse_sidecar, sidecar_name
 from builders.runs.shard import Shard

@@ -29,7 +29,7 @@ def read_recipe(name: str) -> tuple[str, str]:
 
 
 def _published(address: str) -> str:
-    from builders.published import open_published, parse_reference
+    from builders.published.versions import open_published, parse_reference
     from builders.runs import layout
 
     if not address.startswith(_HUB):

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from builders.published import Published, RunFolder, open_reference
+from builders.published.versions import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.shard import Shard

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from builders import ours
 from builders.errors import DataError
+from builders.published.versions import ours
 from builders.runs import layout
 from builders.runs.layout import Manifest
 from builders.sources.cards import CARD_FILES
@@ -71,7 +71,7 @@ class RepoState:
 
     @cached_property
     def published(self) -> dict[str, Manifest]:
-        """The configurations that hfsyn published, as `builders.ours` tells them."""
+        """The configurations that hfsyn published, as `builders.published.ours` tells them."""
         names = [
             name
             for name in ours.candidates(self.tree)

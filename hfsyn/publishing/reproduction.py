@@ -15,7 +15,7 @@ from PIL import Image
 
 from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published import Published, RunFolder, open_reference
+from builders.published.versions import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.layout import Sidecar
 from builders.runs.shard import Shard

@@ -18,7 +18,7 @@ from typing import Any
 
 from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
 from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.schema import captioned_features, synthetic_features

@@ -54,7 +54,7 @@ ROOMS = (
     ),
     (
         "the Hub's answers",
-        "builders/hub/answers.py builders/published.py builders/hub/revisions.py builders/hub/resuming.py builders/ours.py",
+        "builders/hub/answers.py builders/published/versions.py builders/hub/revisions.py builders/hub/resuming.py builders/published/ours.py",
         "what_the_hub_answers publication publication_faults streaming verification judging_hub access",
     ),
     (

@@ -1,0 +1,1 @@
+"""Published sets: which configurations of a repository are ours, and their versions, read back safely."""
