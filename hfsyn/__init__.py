@@ -18,14 +18,12 @@ if TYPE_CHECKING:
     from hfsyn.judging.benchmarking import bench
     from hfsyn.judging.evaluation import evaluate
     from hfsyn.judging.pages import report
-    from hfsyn.judging.train_config import load_train_config
     from hfsyn.judging.training import train
     from hfsyn.making.building import build
     from hfsyn.making.captioning import caption
     from hfsyn.making.exporting import export_real
     from hfsyn.making.generating import generate
     from hfsyn.making.manifest import finish
-    from hfsyn.making.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.making.run_status import status
     from hfsyn.making.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.publishing.checkup import doctor
@@ -35,6 +33,8 @@ if TYPE_CHECKING:
     from hfsyn.publishing.reproduction import Reproduction, reproduce
     from hfsyn.publishing.verification import Verification, verify
     from hfsyn.publishing.watching import watch
+    from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
+    from hfsyn.recipes.training_recipe import load_train_config
     from hfsyn.showcase import demo
 
 _HOME = {
@@ -42,7 +42,7 @@ _HOME = {
     "HfsynError": "hfsyn.errors",
     "Plan": "hfsyn.making.specs",
     "Publication": "hfsyn.publishing.outcomes",
-    "Recipe": "hfsyn.making.recipe",
+    "Recipe": "hfsyn.recipes.recipe",
     "Reproduction": "hfsyn.publishing.reproduction",
     "SampleSpec": "hfsyn.making.specs",
     "Verification": "hfsyn.publishing.verification",
@@ -51,15 +51,15 @@ _HOME = {
     "caption": "hfsyn.making.captioning",
     "demo": "hfsyn.showcase",
     "diff": "hfsyn.publishing.comparison",
-    "difference": "hfsyn.making.recipe",
+    "difference": "hfsyn.recipes.recipe",
     "doctor": "hfsyn.publishing.checkup",
     "evaluate": "hfsyn.judging.evaluation",
     "export_real": "hfsyn.making.exporting",
-    "fingerprint": "hfsyn.making.recipe",
+    "fingerprint": "hfsyn.recipes.recipe",
     "finish": "hfsyn.making.manifest",
     "generate": "hfsyn.making.generating",
-    "load_recipe": "hfsyn.making.recipe",
-    "load_train_config": "hfsyn.judging.train_config",
+    "load_recipe": "hfsyn.recipes.recipe",
+    "load_train_config": "hfsyn.recipes.training_recipe",
     "plan": "hfsyn.making.specs",
     "publish": "hfsyn.publishing.publication",
     "report": "hfsyn.judging.pages",

@@ -33,7 +33,7 @@ from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.classifiers import Preprocessing
 from hfsyn.judging.feeding import Augmented, Order, training_batches
 from hfsyn.judging.imagesets import TRAIN, open_images
-from hfsyn.judging.train_config import load_train_config
+from hfsyn.recipes.training_recipe import load_train_config
 
 
 def main() -> None:

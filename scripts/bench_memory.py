@@ -77,8 +77,8 @@ def one(folder: str, images: int, stage: str) -> dict[str, object]:
     from hfsyn.making.generator import Generated
     from hfsyn.making.manifest import finish
     from hfsyn.making.planning import write_plan
-    from hfsyn.making.recipe import load_recipe
     from hfsyn.making.runs import load_run, prepare
+    from hfsyn.recipes.recipe import load_recipe
 
     torch.set_num_threads(1)
     classes = 10

@@ -41,14 +41,14 @@ WORDS = (
     "water with red blue striped background close up view near window holding looking at camera"
 )
 STEPS = {
-    "index": "from hfsyn.making.recipe import load_recipe; from hfsyn.making.runs import prepare; "
+    "index": "from hfsyn.recipes.recipe import load_recipe; from hfsyn.making.runs import prepare; "
     "prepare(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
     "plan": "from hfsyn.making.planning import write_plan; from hfsyn.making.runs import load_run; "
     "write_plan(load_run({run!r}))",
-    "forecast": "from hfsyn.making.forecast import forecast; from hfsyn.making.recipe import load_recipe; "
+    "forecast": "from hfsyn.making.forecast import forecast; from hfsyn.recipes.recipe import load_recipe; "
     "forecast(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
     "forecast without captions": "from hfsyn.making.forecast import forecast; "
-    "from hfsyn.making.recipe import load_recipe; forecast(load_recipe('imagenet-1k-cip', [{overrides}]))",
+    "from hfsyn.recipes.recipe import load_recipe; forecast(load_recipe('imagenet-1k-cip', [{overrides}]))",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from benchmarks.measuring import Watched, compare, say
 
 from hfsyn import models
 from hfsyn.making.options import WorkOptions
-from hfsyn.making.recipe import load_recipe
+from hfsyn.recipes.recipe import load_recipe
 
 AIM_RATIO, AIM_OVERHEAD = 1.0, 1.02
 

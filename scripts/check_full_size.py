@@ -34,7 +34,7 @@ from PIL import Image
 
 from hfsyn.errors import ExitCode, HfsynError, first_line
 from hfsyn.making.batch_sizes import is_out_of_memory, release_memory
-from hfsyn.making.recipe import CaptionPart, GeneratePart
+from hfsyn.recipes.recipe import CaptionPart, GeneratePart
 from hfsyn.software import describe_device
 
 COUNT = 32

@@ -311,7 +311,7 @@ def plainly(pipe: Any, negative: str | None = None, **options: Any) -> Any:
 def drawn(folder: Path, negative: str | None = None, images: Any = None, **fields: Any) -> Any:
     """The images of hfsyn: image x height x width x 3."""
     from hfsyn.making.generator import DiffusersGenerator
-    from hfsyn.making.recipe import GeneratePart
+    from hfsyn.recipes.recipe import GeneratePart
 
     base = {"model": str(folder), "dtype": "float32", "batch_size": len(PROMPTS), "steps": STEPS}
     generator = DiffusersGenerator(GeneratePart(**{**base, **fields}), negative, "cpu")

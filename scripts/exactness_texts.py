@@ -74,7 +74,7 @@ class Texts:
 
     def _captions(self, name: str, prompt: str | None, beams: int, cache: str | None) -> int:
         from hfsyn.making.captioner import TransformersCaptioner
-        from hfsyn.making.recipe import CaptionPart
+        from hfsyn.recipes.recipe import CaptionPart
 
         folder = self.model(name, cache)
         part = CaptionPart(model=str(folder), prompt=prompt, num_beams=beams, max_new_tokens=TOKENS)
@@ -86,8 +86,8 @@ class Texts:
 
     def _texts(self, name: str, strategy: str, beams: int) -> int:
         from builders.variants import get_variant
-        from hfsyn.making.recipe import CaptionPart
         from hfsyn.making.text_writer import TextWriter
+        from hfsyn.recipes.recipe import CaptionPart
 
         classes = list(get_variant("shapes").classes[:6])
         seeds = [11 * n for n in range(len(classes))]

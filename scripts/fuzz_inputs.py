@@ -62,7 +62,7 @@ def stopped_before_the_costly() -> Iterator[None]:
     import importlib
 
     from hfsyn.judging import benchmarking, matrix
-    from hfsyn.making import loading
+    from hfsyn.recipes import loading
 
     costly = (
         "making.building:build", "making.building:work", "judging.training:train", "judging.training:open_training",

@@ -27,7 +27,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-DATA = Path(__file__).resolve().parent.parent / "builders" / "data"
+DATA = Path(__file__).resolve().parent.parent / "builders" / "variants" / "data"
 
 WORDNET_LICENCE = (
     "WordNet 3.0 Copyright 2006 by Princeton University. All rights reserved. Lemmas, definitions and hypernyms are "

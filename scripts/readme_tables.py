@@ -21,7 +21,7 @@ _MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOT
 
 def captioners() -> Rows:
     """The fragments of `--captioner`."""
-    from hfsyn.making.fragments import fragments, load_fragment
+    from hfsyn.recipes.fragments import fragments, load_fragment
 
     found = [load_fragment("captioner", name) for name in fragments("captioner")]
     return [
@@ -33,8 +33,8 @@ def captioners() -> Rows:
 
 def generators() -> Rows:
     """The fragments of `--generator`."""
-    from hfsyn.making.fragments import fragments, load_fragment
-    from hfsyn.making.recipe import GeneratePart
+    from hfsyn.recipes.fragments import fragments, load_fragment
+    from hfsyn.recipes.recipe import GeneratePart
 
     found = [load_fragment("generator", name) for name in fragments("generator")]
     parts = [GeneratePart.model_validate(dict(f.part)) for f in found]
@@ -50,7 +50,7 @@ def generators() -> Rows:
 
 def strategies() -> Rows:
     """The built-in strategies."""
-    from hfsyn.making.prompts import STRATEGIES
+    from hfsyn.recipes.strategies import STRATEGIES
 
     return [
         {"`--strategy`": f"`{s.name}`", "prompt": f"`{s.template}`", "source": s.source} for s in STRATEGIES.values()
@@ -73,8 +73,8 @@ def variants() -> Rows:
 
 def recipes() -> Rows:
     """The shipped recipes, those that differ in guidance alone in one line."""
-    from hfsyn.making.recipe import load_recipe
-    from hfsyn.making.recipe_texts import shipped_recipes
+    from hfsyn.recipes.finding import shipped_recipes
+    from hfsyn.recipes.recipe import load_recipe
 
     found = [load_recipe(name) for name in shipped_recipes()]
     bases = [r for r in found if "-g" not in r.name]

@@ -17,7 +17,7 @@ def look(model: str, revision: str, fields: Mapping[str, Any], *, starts: bool) 
     import torch
 
     from hfsyn.making.generator import DiffusersGenerator
-    from hfsyn.making.recipe import GeneratePart
+    from hfsyn.recipes.recipe import GeneratePart
 
     base = {"model": model, "revision": revision, "dtype": "float32", "batch_size": BATCH, "steps": 4}
 
@@ -69,7 +69,7 @@ def counted(generator: Any) -> dict[str, Any]:
 def limits(model: str, revision: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The limits alone."""
     from hfsyn.making.generator import DiffusersGenerator
-    from hfsyn.making.recipe import GeneratePart
+    from hfsyn.recipes.recipe import GeneratePart
 
     part = GeneratePart(model=model, revision=revision, dtype="float32", **fields)
     return counted(DiffusersGenerator(part, None, "cpu"))
@@ -78,7 +78,7 @@ def limits(model: str, revision: str, fields: Mapping[str, Any]) -> dict[str, An
 def flags(model: str, revision: str, fields: Mapping[str, Any]) -> list[str | None]:
     """What becomes of an image, with the checkpoint's safety checker and without."""
     from hfsyn.making.generator import DiffusersGenerator
-    from hfsyn.making.recipe import GeneratePart
+    from hfsyn.recipes.recipe import GeneratePart
 
     base = {"model": model, "revision": revision, "dtype": "float32", "batch_size": 1, "steps": 2}
     parts = [GeneratePart(**{**base, **fields, "safety_checker": checked}) for checked in (True, False)]

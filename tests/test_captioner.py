@@ -22,8 +22,8 @@ from hfsyn import models
 from hfsyn.errors import HfsynError
 from hfsyn.making.caption_texts import caption_flags, clean
 from hfsyn.making.captioner import TransformersCaptioner
-from hfsyn.making.recipe import CaptionPart
 from hfsyn.making.token_drawing import DrawEach, ready
+from hfsyn.recipes.recipe import CaptionPart
 
 FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "florence2", "llava", "idefics3", "smolvlm", "qwen2_vl")
 CHATS = {
@@ -384,7 +384,7 @@ def test_every_family_comes_from_a_hub_and_says_the_same_as_from_its_folder(fold
 import json
 from test_captioner import captioner, images
 from builders.variants import get_variant
-from hfsyn.making.recipe import CaptionPart
+from hfsyn.recipes.recipe import CaptionPart
 from hfsyn.making.text_writer import TextWriter
 import torch
 torch.set_num_threads(1)

@@ -24,8 +24,8 @@ from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import CaptionPart, load_recipe
 from hfsyn.making.runs import prepare
+from hfsyn.recipes.recipe import CaptionPart, load_recipe
 
 Folders = Callable[[str], Path]
 

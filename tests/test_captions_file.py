@@ -17,9 +17,9 @@ from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.captions_files import FileTexts
 from hfsyn.making.forecast import forecast
-from hfsyn.making.recipe import dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.making.runs import load_run, prepare
 from hfsyn.publishing.verification import verify
+from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, published_recipe
 
 SMALL = ("source.limit_per_class=3", "store.shard_rows=8", "generate.batch_size=4")
 
@@ -263,7 +263,7 @@ def test_a_domain_stands_before_the_photo() -> None:
 PREPARED = """
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
-from hfsyn.making.recipe import load_recipe
+from hfsyn.recipes.recipe import load_recipe
 from hfsyn.making.runs import prepare
 try:
     run = prepare(load_recipe({recipe!r}, {overrides!r}), {out!r})

@@ -31,7 +31,6 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import load_recipe, parse_recipe
 from hfsyn.making.runs import load_run
 from hfsyn.publishing import card_blocks
 from hfsyn.publishing.card_text import cell, clean, code, recipe_block, uncell
@@ -46,6 +45,7 @@ from hfsyn.publishing.cards import (
     facts_in_progress,
     render_card,
 )
+from hfsyn.recipes.recipe import load_recipe, parse_recipe
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = "someone/imagenette-synthetic"

@@ -16,8 +16,8 @@ from PIL import Image
 
 from hfsyn.cli import cli
 from hfsyn.commands.recipe_options import chosen_recipe
-from hfsyn.making.prompts import STRATEGIES
-from hfsyn.making.recipe_texts import shipped_recipes
+from hfsyn.recipes.finding import shipped_recipes
+from hfsyn.recipes.strategies import STRATEGIES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -14,10 +14,10 @@ from conftest import run_folder
 from hub_client import Client, Done
 from hub_server import Hub
 
-from hfsyn.making.recipe import load_recipe
 from hfsyn.publishing import checkup, readiness
 from hfsyn.publishing.checkup import doctor
 from hfsyn.publishing.preflight import Check
+from hfsyn.recipes.recipe import load_recipe
 
 # Beside the parts of a pipeline often lie copies for other programs, which nobody fetches.
 GENERATOR = {

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, JpegImagePlugin
 
 from hfsyn.making.encode import encode
-from hfsyn.making.recipe import StorePart
+from hfsyn.recipes.recipe import StorePart
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)
 

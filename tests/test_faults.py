@@ -385,7 +385,7 @@ def prepared(client: Client, folder: Path, name: str) -> None:
     """A run of that set. Its prompts are class names, so that no captioner is needed."""
     code = f"""
 import os
-from hfsyn.making.recipe import load_recipe
+from hfsyn.recipes.recipe import load_recipe
 from hfsyn.making.runs import prepare
 os.chdir({str(folder)!r})
 settings = ["source.variant=forms.yaml", "store.shard_rows=10"]

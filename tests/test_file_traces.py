@@ -29,8 +29,8 @@ from hfsyn.making.encode import encode, fitted
 from hfsyn.making.exporting import export_real
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import StorePart, load_recipe
 from hfsyn.making.runs import prepare
+from hfsyn.recipes.recipe import StorePart, load_recipe
 
 SIDE = 64
 COUNT = 160

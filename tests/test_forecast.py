@@ -20,8 +20,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.costs import image_size, image_tflop, memory_needed
 from hfsyn.making.devices import DEVICES, UTILISATION
 from hfsyn.making.forecast import Forecast, forecast
-from hfsyn.making.recipe import GeneratePart, load_recipe
 from hfsyn.making.token_limits import SEQUENCES, limits
+from hfsyn.recipes.recipe import GeneratePart, load_recipe
 
 SHIPPED = sorted(path.name.removesuffix(".yaml") for path in files("hfsyn.recipes").iterdir() if path.suffix == ".yaml")
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"

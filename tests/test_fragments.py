@@ -18,9 +18,9 @@ from builders.variants import get_variant
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioner import TransformersCaptioner
-from hfsyn.making.fragments import fragments, load_fragment
-from hfsyn.making.recipe import CaptionPart, GeneratePart, difference, load_recipe
 from hfsyn.making.text_writer import TextWriter
+from hfsyn.recipes.fragments import fragments, load_fragment
+from hfsyn.recipes.recipe import CaptionPart, GeneratePart, difference, load_recipe
 
 # The model classes that each shipped captioner loads as.
 FAMILY = {

@@ -21,7 +21,7 @@ from hfsyn import models
 from hfsyn.errors import HfsynError
 from hfsyn.making.decoding import fetch
 from hfsyn.making.generator import DiffusersGenerator, problem_of
-from hfsyn.making.recipe import GeneratePart, Scheduler
+from hfsyn.recipes.recipe import GeneratePart, Scheduler
 
 PROMPTS = ["a goldfish", "a dog, in the grass", "a goldfish", "a church"]
 SEEDS = [7, 2**63 - 1, 9, 0]

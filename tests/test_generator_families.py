@@ -12,8 +12,8 @@ from hub_server import Hub
 from tiny_families import FAMILIES, flux_schnell, lcm, sd3_medium, stable_diffusion_1
 from tiny_models import stable_diffusion
 
-from hfsyn.making.fragments import fragments, load_fragment
-from hfsyn.making.recipe import GeneratePart, fingerprint, load_recipe
+from hfsyn.recipes.fragments import fragments, load_fragment
+from hfsyn.recipes.recipe import GeneratePart, fingerprint, load_recipe
 
 SHIPPED = [name for name in fragments("generator") if name != "builtin"]
 

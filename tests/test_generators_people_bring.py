@@ -18,7 +18,7 @@ from tiny_models import SIDE, _randomise, _unet, _vae, sd3, sdxl, stable_diffusi
 
 from hfsyn.errors import HfsynError
 from hfsyn.making.generator import DiffusersGenerator
-from hfsyn.making.recipe import GeneratePart
+from hfsyn.recipes.recipe import GeneratePart
 
 PROMPTS, SEEDS = ["a photo of a cat", "a dog"], [1, 2]
 SMALL = {"width": 32, "height": 32}
@@ -315,7 +315,7 @@ def test_limits_of_a_guidance_that_is_off_are_refused(sd: Path) -> None:
     ],
 )
 def test_what_decides_nothing_by_the_recipe_alone_is_refused_as_it_is_read(words: list[str], field: str) -> None:
-    from hfsyn.making.recipe import load_recipe
+    from hfsyn.recipes.recipe import load_recipe
 
     with pytest.raises(HfsynError, match="and decides nothing, because") as caught:
         load_recipe("shapes-cip", words)
@@ -449,7 +449,7 @@ def test_the_only_weights_that_are_there_are_found_and_others_are_named(sd: Path
     pipe.save_pretrained(half, variant="fp16")
     assert equal(drawn(half), drawn(sd))
     from hfsyn.making.pins import pinned
-    from hfsyn.making.recipe import load_recipe
+    from hfsyn.recipes.recipe import load_recipe
 
     recipe = pinned(load_recipe("shapes-basic", [f"generate.model={half}"]))
     assert recipe.generate.variant == "fp16"
@@ -471,7 +471,7 @@ def test_a_captioner_of_one_variant_alone_is_loaded_and_one_that_lacks_a_file_is
     from tiny_models import blip
 
     from hfsyn.making.captioner import TransformersCaptioner
-    from hfsyn.making.recipe import CaptionPart
+    from hfsyn.recipes.recipe import CaptionPart
 
     def said() -> list[str]:
         recipe = CaptionPart(model=str(tmp_path / "blip"), dtype="float32")

@@ -130,7 +130,7 @@ def test_shards_of_another_recipe_and_damaged_ones_are_made_anew(hub: Hub, clien
     client.hfsyn("build", "shapes-cip", *settings(), "--num-processes", "1", "--quiet", "--out", other)
     assert client.hfsyn("publish", other, name, "--version", "1.0.0").code == 0
     code = """
-from hfsyn.making.recipe import load_recipe
+from hfsyn.recipes.recipe import load_recipe
 from hfsyn.publishing.continuing import continue_from
 said = []
 run = continue_from(load_recipe("shapes-cip", {overrides!r}), {out!r}, {name!r}, say=said.append)

@@ -30,12 +30,12 @@ LAYERS = (
         "builders.synthetic", "builders.sources.new_class_map",
     },
     {
-        "hfsyn.making.prompt_templates", "hfsyn.making.recipe_prompts", "hfsyn.making.user_strategies",
-        "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.judging.train_config", "hfsyn.making.prompts",
-        "hfsyn.making.fragments", "hfsyn.making.recipe", "hfsyn.making.recipe_parts", "hfsyn.making.recipe_texts",
-        "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.making.recipe_sources",
-        "hfsyn.publishing.versions", "hfsyn.making.options", "hfsyn.making.recipe_faults",
-        "hfsyn.making.recipe_overrides", "hfsyn.making.loading",
+        "hfsyn.recipes.prompt_templates", "hfsyn.recipes.prompt_part", "hfsyn.recipes.user_strategies",
+        "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.recipes.training_recipe", "hfsyn.recipes.strategies",
+        "hfsyn.recipes.fragments", "hfsyn.recipes.recipe", "hfsyn.recipes.parts", "hfsyn.recipes.finding",
+        "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.recipes.extending",
+        "hfsyn.publishing.versions", "hfsyn.making.options", "hfsyn.recipes.idle_fields",
+        "hfsyn.recipes.overrides", "hfsyn.recipes.loading",
     },
     {
         "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
@@ -90,7 +90,7 @@ LAYERS = (
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.
 FREE = {
-    "builders", "hfsyn", "hfsyn.commands", "hfsyn.judging", "hfsyn.judging.templates", "hfsyn.judging.training_recipes",
+    "builders", "hfsyn", "hfsyn.commands", "hfsyn.judging", "hfsyn.judging.templates", "hfsyn.recipes.training",
     "hfsyn.making", "hfsyn.publishing", "hfsyn.recipes", "dataset_cards",
 }  # fmt: skip
 
@@ -250,7 +250,7 @@ def test_no_file_outgrows_its_room(name: str) -> None:
     [
         ("import hfsyn, hfsyn.cli", ("torch", "datasets", "transformers", "diffusers", "pyarrow", "pydantic", "numpy")),
         (
-            "import hfsyn.making.recipe, hfsyn.making.specs",
+            "import hfsyn.recipes.recipe, hfsyn.making.specs",
             ("torch", "datasets", "transformers", "diffusers", "pyarrow"),
         ),
         ("import builders.variants, builders.runs.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),

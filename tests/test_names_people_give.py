@@ -143,7 +143,7 @@ def test_a_classifier_is_not_tested_on_a_set_whose_ids_mean_other_things(
     tmp_path: Path, crossed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hfsyn.judging.classifiers import new_classifier, save_classifier
-    from hfsyn.judging.train_config import load_train_config
+    from hfsyn.recipes.training_recipe import load_train_config
 
     config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": "test_vit", "image_size": 16}})
     for name, drill in (("model", "crane (machine)"), ("bird", "Crane_(bird)")):

@@ -24,8 +24,8 @@ from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
 from builders.variants.class_maps import class_id, read_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe import dump_recipe, fingerprint, load_recipe, parse_recipe
 from hfsyn.publishing.cards import facts, render_card
+from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, parse_recipe
 
 FOLDERS = {"circle": "Round_Thing", "square": "Box!", "star": "01 star"}
 BOX = class_id("Box!")

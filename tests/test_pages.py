@@ -23,8 +23,8 @@ from hfsyn.judging.pages import report
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import prepare
+from hfsyn.recipes.recipe import load_recipe
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

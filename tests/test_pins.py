@@ -26,7 +26,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import load_recipe
+from hfsyn.recipes.recipe import load_recipe
 from hfsyn.making.runs import prepare
 from hfsyn.publishing.continuing import continue_from
 

@@ -18,9 +18,9 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.generator import Generated
 from hfsyn.making.options import WorkOptions
 from hfsyn.making.probing import Pace, Probe, probe
-from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.source_counts import indexed
 from hfsyn.making.specs import plan
+from hfsyn.recipes.recipe import Recipe, load_recipe
 
 SMALL = ("caption.batch_size=5", "generate.batch_size=4")
 

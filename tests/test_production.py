@@ -27,11 +27,11 @@ from hfsyn.making.generator import DiffusersGenerator, Generated
 from hfsyn.making.manifest import finish
 from hfsyn.making.options import WorkOptions
 from hfsyn.making.planning import write_plan
-from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import load_run
 from hfsyn.making.specs import seed_of
 from hfsyn.making.tuning import Tuning, kernels, tune, tuning_of
 from hfsyn.publishing.reproduction import batch_size_of
+from hfsyn.recipes.recipe import load_recipe
 
 # 70 images in 7 shards of 10, in batches of 4: the last of a shard has two.
 SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "generate.batch_size=4", "caption.batch_size=8")

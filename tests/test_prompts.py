@@ -10,9 +10,9 @@ import pytest
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.prompt_examples import examples
-from hfsyn.making.prompt_templates import CLIP80, with_article, word_lists
-from hfsyn.making.prompts import STRATEGIES, get_strategy, strategy_of
-from hfsyn.making.recipe_parts import PromptPart
+from hfsyn.recipes.parts import PromptPart
+from hfsyn.recipes.prompt_templates import CLIP80, with_article, word_lists
+from hfsyn.recipes.strategies import STRATEGIES, get_strategy, strategy_of
 
 TENCH = ClassInfo("n01440764", 0, "tench", ("tench", "Tinca tinca"), "freshwater dace-like game fish", "cyprinid")
 

@@ -323,7 +323,7 @@ def test_a_gated_source_needs_access_to_publish_what_was_made_from_it(client: Cl
     code = f"""
 from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import terms_checks
-from hfsyn.making.recipe import load_recipe
+from hfsyn.recipes.recipe import load_recipe
 from hfsyn.making.runs import Run
 from pathlib import Path
 run = Run(Path({str(run)!r}), load_recipe("imagenet-1k-cip"))

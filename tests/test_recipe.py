@@ -10,7 +10,8 @@ import yaml
 from builders.runs import layout
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe import (
+from hfsyn.recipes.finding import RECIPES, shipped_recipes
+from hfsyn.recipes.recipe import (
     Part,
     Recipe,
     difference,
@@ -21,7 +22,6 @@ from hfsyn.making.recipe import (
     parse_recipe,
     published_recipe,
 )
-from hfsyn.making.recipe_texts import RECIPES, shipped_recipes
 
 NAMED = {
     "shapes-basic", "shapes-cip", "imagenette-basic", "imagenette-cip", "tiny-imagenet-cip", "imagenet-100-cip",

@@ -10,8 +10,8 @@ import pytest
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.forecast import forecast
-from hfsyn.making.recipe import difference, fingerprint, load_recipe
-from hfsyn.making.recipe_texts import shipped_recipes
+from hfsyn.recipes.finding import shipped_recipes
+from hfsyn.recipes.recipe import difference, fingerprint, load_recipe
 
 VARIANTS = ("imagenette", "imagenet-100", "imagenet-1k")
 GUIDANCE = {"-g1.5": 1.5, "": 2.0, "-g3": 3.0}

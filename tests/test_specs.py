@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from builders.variants import get_variant
-from hfsyn.making.prompt_templates import CLIP80
-from hfsyn.making.recipe import load_recipe
 from hfsyn.making.specs import Caption, plan, seed_of
+from hfsyn.recipes.prompt_templates import CLIP80
+from hfsyn.recipes.recipe import load_recipe
 
 WNIDS = [info.wnid for info in get_variant("shapes").classes]
 

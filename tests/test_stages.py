@@ -23,10 +23,10 @@ from hfsyn.making.building import work
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.run_status import status
 from hfsyn.making.runs import load_run, prepare, select
 from hfsyn.making.specs import seed_of
+from hfsyn.recipes.recipe import Recipe, load_recipe
 
 ARGS = {"quiet": True}
 

@@ -23,10 +23,10 @@ from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.instructions import filled, request
 from hfsyn.making.manifest import finish
-from hfsyn.making.prompt_templates import word_lists
-from hfsyn.making.recipe import CaptionPart, load_recipe
 from hfsyn.making.specs import seed_of
 from hfsyn.making.text_writer import TextWriter, said_line
+from hfsyn.recipes.prompt_templates import word_lists
+from hfsyn.recipes.recipe import CaptionPart, load_recipe
 
 FAMILIES = {"chat_model": "llm", "plain_model": "llm-diverse", "t5": "w2s"}
 """Each kind of model, with a strategy that asks it."""

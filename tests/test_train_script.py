@@ -43,7 +43,7 @@ def test_the_help_of_the_script_has_at_most_30_options_in_named_groups(tmp_path:
 
 def test_every_option_of_the_recipe_is_a_field_of_it() -> None:
     from hfsyn.commands.training import FIELDS
-    from hfsyn.judging.train_config import TrainConfig
+    from hfsyn.recipes.training_recipe import TrainConfig
 
     for field in FIELDS.values():
         part, _, key = field.partition(".")
@@ -65,8 +65,8 @@ def test_the_script_trains_tests_and_says_where(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same_weights(tmp_path: Path) -> None:
-    from hfsyn.judging.train_config import load_train_config
     from hfsyn.judging.training import RunOptions, train
+    from hfsyn.recipes.training_recipe import load_train_config
 
     recipe = load_train_config(
         None,
@@ -168,8 +168,8 @@ def test_a_published_classifier_is_timms_and_its_card_names_the_version(tmp_path
 
     from hfsyn.judging.classifiers import _classes_of, open_classifier
     from hfsyn.judging.model_cards import card_text, write_timm_folder
-    from hfsyn.judging.train_config import load_train_config
     from hfsyn.judging.training import RunOptions, train
+    from hfsyn.recipes.training_recipe import load_train_config
 
     table = write_table(tmp_path / "test.parquet", rows_of(20))
     recipe = load_train_config(

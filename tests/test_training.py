@@ -20,10 +20,10 @@ from hfsyn.judging.evaluation import evaluate
 from hfsyn.judging.feeding import Augmented, Order, derive, local_positions, share_out
 from hfsyn.judging.feeds import open_feed
 from hfsyn.judging.imagesets import open_images
-from hfsyn.judging.train_config import TRAINING_RECIPES, load_train_config
 from hfsyn.judging.training import RunOptions, train
 from hfsyn.judging.trials import try_training
 from hfsyn.progress import Progress
+from hfsyn.recipes.training_recipe import TRAINING_RECIPES, load_train_config
 
 TINY: dict[str, Any] = {
     "data.train": ["shapes"], "data.limit_per_class": 4, "model.name": "test_resnet", "model.image_size": 32,

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.generator import DiffusersGenerator
-from hfsyn.making.recipe import CaptionPart, GeneratePart
+from hfsyn.recipes.recipe import CaptionPart, GeneratePart
 
 PICTURE = Image.new("RGB", (32, 32), (200, 30, 30))
 

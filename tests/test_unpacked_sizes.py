@@ -27,8 +27,8 @@ from builders.runs.layout import ShardEntry
 from builders.runs.schema import synthetic_features
 from builders.synthetic import Synthetic
 from hfsyn.making.known_captions import KnownCaptions
-from hfsyn.making.recipe import stored_recipe
 from hfsyn.making.shards import sha256_of, write_parquet
+from hfsyn.recipes.recipe import stored_recipe
 
 ROWS = 400
 TEXT = "x" * 2**20

@@ -22,8 +22,8 @@ from hfsyn.judging.imagesets import open_images
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.manifest import finish
-from hfsyn.making.recipe import load_recipe
 from hfsyn.making.runs import prepare
+from hfsyn.recipes.recipe import load_recipe
 
 SMALL = (
     "--model",

@@ -17,10 +17,10 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.forecast import forecast
 from hfsyn.making.pins import pin_prompt
 from hfsyn.making.planning import write_plan
-from hfsyn.making.prompts import strategy_of
-from hfsyn.making.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.making.runs import load_run, prepare
 from hfsyn.publishing.verification import verify
+from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
+from hfsyn.recipes.strategies import strategy_of
 
 GOOD = '''
 import random

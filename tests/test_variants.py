@@ -283,7 +283,7 @@ def test_gates_are_known():
 
 @pytest.mark.parametrize("name", ["imagenet_1k.json", "drawn.json", "subsets.json"])
 def test_class_lists_say_their_provenance_and_licence(name):
-    content = json.loads(files("builders").joinpath("data", name).read_text(encoding="utf-8"))
+    content = json.loads(files("builders.variants").joinpath("data", name).read_text(encoding="utf-8"))
 
     assert content["provenance"]
     if "classes" in content:

@@ -302,7 +302,7 @@ def test_rounding_is_not_called_a_difference() -> None:
     import numpy as np
 
     from hfsyn.making.encode import encode
-    from hfsyn.making.recipe import StorePart
+    from hfsyn.recipes.recipe import StorePart
 
     rng = np.random.default_rng(0)
     base = np.repeat(np.linspace(8, 247, 64)[:, None, None], 64, 1).repeat(3, 2).astype(np.uint8)

@@ -20,8 +20,8 @@ from builders.variants.class_maps import read_variant
 from hfsyn.cli import cli, main
 from hfsyn.errors import HfsynError
 from hfsyn.judging.matrix import Matrix, load_matrix
-from hfsyn.judging.train_config import TrainConfig, load_train_config
-from hfsyn.making.recipe import Recipe, load_recipe
+from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 
 TRAIN = "data: {train: [shapes]}\n"
 MATRIX = "name: m\narms: {a: {train: [shapes]}}\nmodels: [test_resnet]\ntests: {t: {dataset: shapes}}\n"

@@ -11,7 +11,7 @@ import click
 from hfsyn.commands.values import Word
 
 if TYPE_CHECKING:
-    from hfsyn.making.fragments import FragmentKind
+    from hfsyn.recipes.fragments import FragmentKind
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -122,7 +122,7 @@ def strategies() -> None:
 @as_json_option
 def strategies_ls(as_json: bool) -> None:
     """List the strategies."""
-    from hfsyn.making.prompts import STRATEGIES
+    from hfsyn.recipes.strategies import STRATEGIES
 
     fields = ("name", "template", "text_from", "source")
     _table([{field: getattr(s, field) or None for field in fields} for s in STRATEGIES.values()], as_json)
@@ -200,15 +200,15 @@ def generators_show(name: str, as_json: bool) -> None:
 
 
 def _fragments(kind: FragmentKind) -> list[dict[str, Any]]:
-    from hfsyn.making.fragments import fragments, load_fragment
+    from hfsyn.recipes.fragments import fragments, load_fragment
 
     found = [load_fragment(kind, name) for name in fragments(kind)]
     return [{"name": f.name, "model": f.part["model"], "about": f.about} for f in found]
 
 
 def _show_fragment(kind: FragmentKind, name: str, as_json: bool) -> None:
-    from hfsyn.making.fragments import FRAGMENT_PART, load_fragment
-    from hfsyn.making.recipe import check_part
+    from hfsyn.recipes.fragments import FRAGMENT_PART, load_fragment
+    from hfsyn.recipes.recipe import check_part
 
     found = load_fragment(kind, name)
     part = check_part(FRAGMENT_PART[kind], found.part, name).model_dump()
@@ -232,8 +232,8 @@ def recipes() -> None:
 @as_json_option
 def recipes_ls(as_json: bool) -> None:
     """List the shipped recipes."""
-    from hfsyn.making.recipe import load_recipe
-    from hfsyn.making.recipe_texts import shipped_recipes
+    from hfsyn.recipes.finding import shipped_recipes
+    from hfsyn.recipes.recipe import load_recipe
 
     rows = []
     for name in shipped_recipes():
@@ -252,8 +252,8 @@ def recipes_ls(as_json: bool) -> None:
 @click.argument("name")
 def recipes_show(name: str) -> None:
     """Print a recipe, what it extends filled in. NAME is one of `recipes ls`, a YAML file, or hf://..."""
-    from hfsyn.making.recipe import dump_recipe, load_recipe
-    from hfsyn.making.recipe_texts import read_recipe
+    from hfsyn.recipes.finding import read_recipe
+    from hfsyn.recipes.recipe import dump_recipe, load_recipe
 
     recipe = load_recipe(name)
     text, _ = read_recipe(name)
@@ -269,7 +269,7 @@ def recipes_show(name: str) -> None:
 )
 def recipes_new(name: str, base: str) -> None:
     """Write NAME.yaml, every field written out with its meaning, to edit. Prints its path."""
-    from hfsyn.making.recipe import new_recipe
+    from hfsyn.recipes.recipe import new_recipe
 
     click.echo(new_recipe(name, base))
 

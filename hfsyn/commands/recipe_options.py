@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from hfsyn.making.recipe import Recipe
+    from hfsyn.recipes.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 _OPTIONS = (
@@ -36,7 +36,7 @@ def chosen_recipe(recipe: str, given: Mapping[str, Any]) -> tuple[Recipe, dict[s
     Raises:
         HfsynError: as `load_recipe`.
     """
-    from hfsyn.making.recipe import load_recipe
+    from hfsyn.recipes.recipe import load_recipe
 
     overrides = [*given["overrides"]]
     overrides += [f"{field}={given[name]}" for name, field in _FIELDS.items() if given[name] is not None]

@@ -137,7 +137,7 @@ def recipe_of(options: dict[str, Any]) -> Any:
 
     The precision that ``accelerate launch`` was told counts where none of these says one.
     """
-    from hfsyn.judging.train_config import load_train_config
+    from hfsyn.recipes.training_recipe import load_train_config
     from hfsyn.workers import current_worker, is_child
 
     values = {field: options[name] for name, field in FIELDS.items() if options[name] not in (None, ())}
@@ -224,9 +224,9 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
 
     from hfsyn.judging.accelerating import check_tracker
     from hfsyn.judging.model_cards import check_push
-    from hfsyn.judging.train_config import dump_train_config
     from hfsyn.judging.training import open_training
     from hfsyn.judging.training_folders import RESULTS, check_folder
+    from hfsyn.recipes.training_recipe import dump_train_config
     from hfsyn.workers import check_device, launch, stopped
 
     # What is wrong is said here, once, and not by every process.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hfsyn.judging.classifiers import Preprocessing
-from hfsyn.judging.train_config import AugmentPart
+from hfsyn.recipes.training_recipe import AugmentPart
 
 
 class Augmentation:

@@ -12,7 +12,7 @@ from hfsyn.judging.imagesets import TRAIN, ImageSet, open_images
 from hfsyn.judging.meeting import same_classes
 from hfsyn.judging.overlaps import shared_images
 from hfsyn.judging.references import Reference, parse_dataset
-from hfsyn.judging.train_config import TrainConfig
+from hfsyn.recipes.training_recipe import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def measure_fidelity(
 def _open_network(features: str, device: str) -> tuple[Any, str]:
     """A Classifier to take features from, and whether its weights are ``trained`` or ``random``."""
     from hfsyn.judging.classifiers import new_classifier, open_classifier
-    from hfsyn.judging.train_config import load_train_config
+    from hfsyn.recipes.training_recipe import load_train_config
 
     if not features.startswith("random:"):
         return open_classifier(features, device=device), "trained"

@@ -32,8 +32,8 @@ from pydantic import Field, field_validator, model_validator
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.references import parse_dataset
-from hfsyn.judging.train_config import TrainConfig, load_train_config
-from hfsyn.making.loading import Count, Part, Seed, Text, checked, dump_part, fields_of
+from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, dump_part, fields_of
+from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 
 EXAMPLE = """\
 # hfsyn bench matrix.yaml --out out/bench; then hfsyn report out/bench. It takes less than half a minute on one core.

@@ -9,7 +9,7 @@ from typing import Any
 from builders.errors import did_you_mean
 from hfsyn.errors import HfsynError
 from hfsyn.judging.feeding import derive, seeded
-from hfsyn.judging.train_config import TrainConfig
+from hfsyn.recipes.training_recipe import TrainConfig
 
 Mix = Callable[[Any, Any, int, int], tuple[Any, Any]]
 

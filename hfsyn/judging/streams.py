@@ -42,7 +42,7 @@ from hfsyn.judging.imagesets import TRAIN, ImageSet, local_tables, pick_split
 from hfsyn.judging.labelled import Parts, class_names, of_some_variant
 from hfsyn.judging.meeting import same_classes
 from hfsyn.judging.references import Reference
-from hfsyn.judging.train_config import TrainConfig
+from hfsyn.recipes.training_recipe import TrainConfig
 
 _log = logging.getLogger(__name__)
 

@@ -48,7 +48,6 @@ from hfsyn.judging.optimising import (
     total_steps,
 )
 from hfsyn.judging.overlaps import tell_overlap
-from hfsyn.judging.train_config import TrainConfig, dump_train_config
 from hfsyn.judging.training_folders import (
     CHECKPOINTS,
     CONFIG,
@@ -63,6 +62,7 @@ from hfsyn.judging.trials import try_training
 from hfsyn.judging.unreadable import facts_of, tell_left_out, tell_unread
 from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
+from hfsyn.recipes.training_recipe import TrainConfig, dump_train_config
 from hfsyn.software import software
 
 

@@ -15,7 +15,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.checkpoints import check_same_config, found_checkpoints, have_changed
 from hfsyn.judging.classifiers import FACTS, WEIGHTS
 from hfsyn.judging.feeds import Feed
-from hfsyn.judging.train_config import TrainConfig, config_difference, dump_train_config, load_train_config
+from hfsyn.recipes.training_recipe import TrainConfig, config_difference, dump_train_config, load_train_config
 
 CONFIG, RESULTS, CHECKPOINTS, LOGS = "config.yaml", "results.json", "checkpoints", "logs"
 _OURS = (CONFIG, RESULTS, CHECKPOINTS, LOGS, WEIGHTS, FACTS)

@@ -11,7 +11,7 @@ from hfsyn.errors import HfsynError, first_line
 from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.classifiers import Classifier
 from hfsyn.judging.feeding import seeded
-from hfsyn.judging.train_config import TrainConfig
+from hfsyn.recipes.training_recipe import TrainConfig
 
 
 def try_training(classifier: Classifier, config: TrainConfig, images: int) -> None:

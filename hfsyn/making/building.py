@@ -18,10 +18,10 @@ from hfsyn.making.generator import ImageGenerator
 from hfsyn.making.manifest import finish, is_whole
 from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.overwriting import working_in
-from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.runs import Run, incomplete, prepare, select
 from hfsyn.making.shards import is_done, pending
 from hfsyn.publishing.watching import check_target, publishing
+from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.workers import (
     check_device,
     current_worker,

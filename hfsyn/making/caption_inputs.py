@@ -16,8 +16,8 @@ from PIL import Image
 from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
 from hfsyn.making.instructions import filled
-from hfsyn.making.recipe import CaptionPart
 from hfsyn.making.token_drawing import ready, room, taken
+from hfsyn.recipes.recipe import CaptionPart
 
 _INSTRUCTION = "Describe the image in one sentence."
 FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")

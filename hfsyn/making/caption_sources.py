@@ -12,10 +12,10 @@ from builders.variants import ClassInfo
 from hfsyn.making.captioner import Captioner, TransformersCaptioner
 from hfsyn.making.captions_files import FileTexts
 from hfsyn.making.known_captions import KnownCaptions
-from hfsyn.making.prompts import get_strategy
 from hfsyn.making.runs import Run
 from hfsyn.making.specs import seed_of
 from hfsyn.making.text_writer import TextWriter
+from hfsyn.recipes.strategies import get_strategy
 from hfsyn.workers import pick_device
 
 

@@ -18,8 +18,8 @@ from hfsyn.making.caption_inputs import CaptionInputs, Group, processor_of
 from hfsyn.making.caption_texts import clean
 from hfsyn.making.hub_models import loading, unloadable
 from hfsyn.making.instructions import longest
-from hfsyn.making.recipe import CaptionPart
 from hfsyn.making.token_drawing import FEW, loaded, new_tokens, tried
+from hfsyn.recipes.recipe import CaptionPart
 
 
 class Captioner(Protocol):

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe_parts import PromptPart
-from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.shards import sha256_of
+from hfsyn.recipes.parts import PromptPart
+from hfsyn.recipes.prompt_part import HUB
 
 _ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
 """In small letters; files may have them in capitals."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from hfsyn.making.devices import DEVICES, UTILISATION
 from hfsyn.making.model_files import configuration
-from hfsyn.making.recipe import CaptionPart, GeneratePart, Recipe
+from hfsyn.recipes.recipe import CaptionPart, GeneratePart, Recipe
 
 Triple = tuple[float, float, float]
 _SIDES = (512, 768, 1024)

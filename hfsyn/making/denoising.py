@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hfsyn.making.recipe import GeneratePart
+from hfsyn.recipes.recipe import GeneratePart
 
 
 def is_guided(pipe: Any, recipe: GeneratePart) -> bool:

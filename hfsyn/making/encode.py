@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hfsyn.making.recipe import StorePart
+from hfsyn.recipes.recipe import StorePart
 
 Pixels = npt.NDArray[np.uint8]
 """An image as height x width x 3, RGB, 0 to 255."""

@@ -22,12 +22,12 @@ from hfsyn.making.pins import pin_prompt, pinned
 from hfsyn.making.planning import read_captions
 from hfsyn.making.prompt_inputs import takes_text, with_texts
 from hfsyn.making.real_images import check_order
-from hfsyn.making.recipe import Recipe, difference, fingerprint
 from hfsyn.making.runs import Run, load_run
 from hfsyn.making.shards import pending
 from hfsyn.making.source_counts import TableCounts, counted, in_table, index_of_run, indexed
 from hfsyn.making.specs import Caption, Plan, digest_of, plan
 from hfsyn.making.token_limits import Limit, limits
+from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.
 _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}

@@ -21,9 +21,9 @@ from hfsyn.making.denoising import denoise, guided_steps, is_guided
 from hfsyn.making.encode import fitted
 from hfsyn.making.noise import OwnNoise
 from hfsyn.making.pipelines import call_options, load_pipeline, size_of, starting_from_images
-from hfsyn.making.recipe import GeneratePart
 from hfsyn.making.trial import PROMPT, Sketch, idle, try_out, unchecked
 from hfsyn.making.tuning import PLAIN, Tuning, kernels, tune
+from hfsyn.recipes.recipe import GeneratePart
 
 FLAT_RANGE = 4
 """An image whose grey levels all lie within this range in each channel shows nothing: what a broken decoder paints."""

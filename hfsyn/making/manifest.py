@@ -20,11 +20,11 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.overwriting import working_in
 from hfsyn.making.planning import write_plan
-from hfsyn.making.recipe import dump_recipe, published_recipe
 from hfsyn.making.runs import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.making.shards import atomic_text, faults, is_done, pending
 from hfsyn.making.sheets import sample_sheet, save_png
 from hfsyn.publishing.cards import example_rows, facts, render_card
+from hfsyn.recipes.recipe import dump_recipe, published_recipe
 
 
 def finish(run: Run | str | Path) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 from hfsyn.errors import HfsynError
 from hfsyn.making.checkpoints import Kind
 from hfsyn.making.hub_models import locate
-from hfsyn.making.recipe import is_content_hash
+from hfsyn.recipes.recipe import is_content_hash
 
 
 def at_hand(model: str, revision: str | None, name: str, kind: Kind = "generator") -> Path | None:

@@ -13,10 +13,10 @@ from typing import Any
 
 from builders.variants import get_variant
 from hfsyn.making.captions_files import FileTexts, content_of_file
-from hfsyn.making.prompts import get_strategy, is_user_strategy
-from hfsyn.making.recipe import Recipe, is_content_hash
-from hfsyn.making.recipe_prompts import HUB
-from hfsyn.making.user_strategies import absolute, check_function, content_of
+from hfsyn.recipes.prompt_part import HUB
+from hfsyn.recipes.recipe import Recipe, is_content_hash
+from hfsyn.recipes.strategies import get_strategy, is_user_strategy
+from hfsyn.recipes.user_strategies import absolute, check_function, content_of
 
 _PINS = {
     ("source", "revision"): ("variant", "path"),

@@ -14,8 +14,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.checkpoints import checked_variant
 from hfsyn.making.hub_models import files_of, loading, unloadable
 from hfsyn.making.loras import fuse_lora
-from hfsyn.making.recipe import GeneratePart
 from hfsyn.making.token_limits import SEQUENCES
+from hfsyn.recipes.recipe import GeneratePart
 
 
 def load_pipeline(

@@ -26,11 +26,11 @@ from hfsyn.making.generating import generate, tried_generator
 from hfsyn.making.generator import ImageGenerator
 from hfsyn.making.options import DEFAULTS, WorkOptions
 from hfsyn.making.planning import read_captions, write_lines
-from hfsyn.making.recipe import Recipe, dump_recipe
 from hfsyn.making.runs import SOURCE_SCHEMA, Run, load_run, prepare
 from hfsyn.making.shards import atomic_text, is_done
 from hfsyn.making.specs import order_of, plan, sample_id_of
 from hfsyn.making.tables import write_groups
+from hfsyn.recipes.recipe import Recipe, dump_recipe
 
 
 @dataclass(frozen=True, slots=True)

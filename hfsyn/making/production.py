@@ -22,9 +22,9 @@ from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.claims import Claim
 from hfsyn.making.encode import encode
 from hfsyn.making.generator import Generated, ImageGenerator, Pending
-from hfsyn.making.recipe import Recipe
 from hfsyn.making.rows import Result
 from hfsyn.making.specs import SampleSpec, seed_of
+from hfsyn.recipes.recipe import Recipe
 from hfsyn.workers import begin_thread_on
 
 BATCHES_AHEAD = 2

@@ -9,13 +9,13 @@ from typing import Any
 from builders.variants.class_maps import find_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.hub_models import locate
-from hfsyn.making.prompts import get_strategy, is_user_strategy, strategy_of
-from hfsyn.making.recipe import BUILTIN, GeneratePart, is_content_hash, load_recipe
-from hfsyn.making.recipe_parts import PromptPart
-from hfsyn.making.recipe_prompts import check_domain
-from hfsyn.making.recipe_sources import check_words
 from hfsyn.making.specs import seed_of
-from hfsyn.making.user_strategies import absolute, check_function
+from hfsyn.recipes.extending import check_words
+from hfsyn.recipes.parts import PromptPart
+from hfsyn.recipes.prompt_part import check_domain
+from hfsyn.recipes.recipe import BUILTIN, GeneratePart, is_content_hash, load_recipe
+from hfsyn.recipes.strategies import get_strategy, is_user_strategy, strategy_of
+from hfsyn.recipes.user_strategies import absolute, check_function
 
 _EXAMPLES = 10
 

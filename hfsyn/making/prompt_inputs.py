@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from hfsyn.making.captions_files import FileTexts
-from hfsyn.making.prompts import get_strategy, is_user_strategy
-from hfsyn.making.recipe import Recipe
 from hfsyn.making.specs import Caption
-from hfsyn.making.user_strategies import source_of
+from hfsyn.recipes.recipe import Recipe
+from hfsyn.recipes.strategies import get_strategy, is_user_strategy
+from hfsyn.recipes.user_strategies import source_of
 
 
 def check_texts(recipe: Recipe, source_ids: Collection[str]) -> None:

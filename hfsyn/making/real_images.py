@@ -5,7 +5,7 @@ from __future__ import annotations
 from builders.sources import Source, open_source
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe import Recipe, SourcePart
+from hfsyn.recipes.recipe import Recipe, SourcePart
 
 
 def opened(source: SourcePart) -> Source:

@@ -25,9 +25,9 @@ from hfsyn.making.overwriting import Mark, clear_remains, mark_of, put_away, rem
 from hfsyn.making.pins import pinned
 from hfsyn.making.prompt_inputs import check_texts, strategy_source
 from hfsyn.making.real_images import check_order, opened
-from hfsyn.making.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
 from hfsyn.making.shards import atomic_text
 from hfsyn.making.tables import write_groups
+from hfsyn.recipes.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
 
 SOURCE_SCHEMA = pa.schema(
     [("source_id", pa.string()), ("wnid", pa.string()), ("location", pa.string()), ("row", pa.int64())]

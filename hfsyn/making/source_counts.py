@@ -17,8 +17,8 @@ from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode
 from hfsyn.making.real_images import opened
-from hfsyn.making.recipe import Recipe, SourcePart
 from hfsyn.making.specs import Caption
+from hfsyn.recipes.recipe import Recipe, SourcePart
 
 
 @dataclass(frozen=True, slots=True)

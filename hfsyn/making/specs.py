@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 from builders.runs.layout import shard_count
 from builders.variants import ClassInfo, get_variant
-from hfsyn.making.prompts import strategy_of
-from hfsyn.making.recipe import Recipe
+from hfsyn.recipes.recipe import Recipe
+from hfsyn.recipes.strategies import strategy_of
 
 if TYPE_CHECKING:
     import numpy as np

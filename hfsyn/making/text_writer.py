@@ -18,8 +18,8 @@ from hfsyn.making.batch_sizes import is_out_of_memory
 from hfsyn.making.caption_texts import clean
 from hfsyn.making.hub_models import loading, unloadable
 from hfsyn.making.instructions import Request, longest, request
-from hfsyn.making.recipe import CaptionPart
 from hfsyn.making.token_drawing import FEW, loaded, new_tokens, room, taken, tried
+from hfsyn.recipes.recipe import CaptionPart
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 _LABEL = re.compile(r"^(caption|sentence|answer)\s*:\s*", re.IGNORECASE)

@@ -19,7 +19,7 @@ from typing import Any
 from hfsyn.errors import HfsynError, first_line
 from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.noise import global_states
-from hfsyn.making.recipe import CaptionPart
+from hfsyn.recipes.recipe import CaptionPart
 
 FEW = 2
 """New tokens with which a model is tried."""

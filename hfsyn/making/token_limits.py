@@ -10,7 +10,7 @@ from typing import Any
 from hfsyn.making.hub_models import locate
 from hfsyn.making.model_files import configuration
 from hfsyn.making.prompt_words import spelled_out
-from hfsyn.making.recipe import GeneratePart, is_content_hash
+from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 SEQUENCES = {
     "StableDiffusion3Pipeline": 256, "FluxPipeline": 512, "PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300,

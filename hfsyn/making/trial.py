@@ -11,7 +11,7 @@ from typing import Any
 from hfsyn.errors import HfsynError
 from hfsyn.making.batch_sizes import is_out_of_memory
 from hfsyn.making.noise import watched
-from hfsyn.making.recipe import GeneratePart
+from hfsyn.recipes.recipe import GeneratePart
 
 PROMPT = "a photo of a dog"
 _SEEDS = (1, 2)

@@ -13,8 +13,8 @@ from builders.errors import DataError
 from builders.runs import layout
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompts import Strategy, get_strategy
-from hfsyn.making.recipe import Recipe, fingerprint
+from hfsyn.recipes.recipe import Recipe, fingerprint
+from hfsyn.recipes.strategies import Strategy, get_strategy
 
 What = Literal["data", "captions"]
 DEFAULT = "default"

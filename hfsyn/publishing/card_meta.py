@@ -11,8 +11,8 @@ from typing import Any
 from builders.runs import layout
 from builders.variants import VARIANTS, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe import BUILTIN
 from hfsyn.publishing.card_facts import DEFAULT, CardFacts, size_category, source_of
+from hfsyn.recipes.recipe import BUILTIN
 
 IMAGENET_TERMS = {
     "license": "other",

@@ -13,7 +13,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from builders.runs import layout
-from hfsyn.making.recipe import Recipe, dump_recipe
+from hfsyn.recipes.recipe import Recipe, dump_recipe
 
 if TYPE_CHECKING:
     import jinja2

@@ -13,8 +13,6 @@ from typing import Any
 
 from builders.runs import layout
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompts import get_strategy
-from hfsyn.making.recipe import BUILTIN
 from hfsyn.publishing import card_blocks
 from hfsyn.publishing.card_facts import (
     DEFAULT,
@@ -31,6 +29,8 @@ from hfsyn.publishing.card_facts import (
 from hfsyn.publishing.card_meta import licence_of, metadata
 from hfsyn.publishing.card_text import recipe_block, render, uncell
 from hfsyn.publishing.front_matter import FrontMatter
+from hfsyn.recipes.recipe import BUILTIN
+from hfsyn.recipes.strategies import get_strategy
 
 __all__ = [
     "DEFAULT",

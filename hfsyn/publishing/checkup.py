@@ -10,11 +10,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import Check
 from hfsyn.publishing.readiness import recipe_checks
 from hfsyn.publishing.rights import rights_of
+from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.workers import visible_gpus
 
 _LOW_DISK = 10 * 10**9

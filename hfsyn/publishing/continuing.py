@@ -17,12 +17,12 @@ from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode
 from hfsyn.making.pins import pinned
 from hfsyn.making.planning import write_plan
-from hfsyn.making.recipe import Recipe, parse_recipe
 from hfsyn.making.runs import Run, prepare
 from hfsyn.making.shards import faults, pending
 from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import look_at
 from hfsyn.publishing.working import work_on
+from hfsyn.recipes.recipe import Recipe, parse_recipe
 
 
 def continue_from(

@@ -25,13 +25,13 @@ from hfsyn.making.forecast import disk_needed, size_text
 from hfsyn.making.hub_models import locate
 from hfsyn.making.loras import FILE
 from hfsyn.making.model_files import at_hand
-from hfsyn.making.prompts import is_user_strategy, strategy_of
 from hfsyn.making.real_images import check_order
-from hfsyn.making.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
-from hfsyn.making.recipe_prompts import HUB
 from hfsyn.making.runs import Run, run_in
 from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import Check
+from hfsyn.recipes.prompt_part import HUB
+from hfsyn.recipes.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
+from hfsyn.recipes.strategies import is_user_strategy, strategy_of
 from hfsyn.workers import default_processes, visible_gpus
 
 _SPARE = 1.1

@@ -19,7 +19,6 @@ from builders.hub.answers import HeadMovedError
 from builders.runs import layout
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import software_of
-from hfsyn.making.recipe import published_recipe
 from hfsyn.making.run_status import status
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import teller
@@ -42,6 +41,7 @@ from hfsyn.publishing.preflight import (
 from hfsyn.publishing.publication import FILES_A_COMMIT, publish
 from hfsyn.publishing.versions import parse_version
 from hfsyn.publishing.working import begin_work, branch_of
+from hfsyn.recipes.recipe import published_recipe
 from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent
 
 INTERVAL = 120.0

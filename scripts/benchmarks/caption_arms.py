@@ -25,8 +25,8 @@ from builders.variants import get_variant
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.captioning import caption
 from hfsyn.making.options import WorkOptions
-from hfsyn.making.recipe import Recipe, load_recipe
 from hfsyn.making.runs import Run, prepare
+from hfsyn.recipes.recipe import Recipe, load_recipe
 
 NEW_TOKENS = 15
 """16 with the token that begins a caption."""

@@ -60,8 +60,8 @@ ROOMS = (
     (
         "recipes",
         """
-        builders/yaml.py hfsyn/making/recipe* hfsyn/making/loading.py hfsyn/making/options.py hfsyn/making/pins.py
-        hfsyn/making/prompt* hfsyn/making/fragments.py hfsyn/making/user_str* hfsyn/making/specs.py
+        builders/yaml.py hfsyn/making/recipe* hfsyn/recipes/loading.py hfsyn/making/options.py hfsyn/making/pins.py
+        hfsyn/making/prompt* hfsyn/recipes/fragments.py hfsyn/making/user_str* hfsyn/making/specs.py
         hfsyn/making/token_* hfsyn/recipes/*
         """,
         "recipe recipe_grid specs prompts fragments pins user_strategies captions_file what_people_write stages",

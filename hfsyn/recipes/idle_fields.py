@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.recipe_parts import PARTS, GeneratePart, PromptPart, StorePart
+from hfsyn.recipes.parts import PARTS, GeneratePart, PromptPart, StorePart
 
 
 def refuse_idle(prompt: PromptPart, generate: GeneratePart, store: StorePart, written: Callable[[str], bool]) -> None:

@@ -12,8 +12,8 @@ from pathlib import PurePath
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompts import get_strategy, is_user_strategy
-from hfsyn.making.recipe_parts import CaptionPart, PromptPart
+from hfsyn.recipes.parts import CaptionPart, PromptPart
+from hfsyn.recipes.strategies import get_strategy, is_user_strategy
 
 HUB = "hf://datasets/"
 """How a dataset of the Hub is named where a file may stand too."""

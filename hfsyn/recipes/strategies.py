@@ -4,7 +4,7 @@ A strategy's function sees a `ClassInfo`, a text and a ``random.Random`` that is
 returns the prompt. The text is None where the recipe has none, and may be empty. Where it is from is the strategy's
 `text_from`: a captioner that sees the real image, a language model that is told the class, or a file.
 
-To add one: write the function in `hfsyn.making.prompt_templates`, add a row to `STRATEGIES` here.
+To add one: write the function in `hfsyn.recipes.prompt_templates`, add a row to `STRATEGIES` here.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Literal
 
 from builders.errors import did_you_mean
 from hfsyn.errors import HfsynError
-from hfsyn.making import prompt_templates as templates
-from hfsyn.making.prompt_templates import PromptFunction
-from hfsyn.making.recipe_parts import PromptPart
+from hfsyn.recipes import prompt_templates as templates
+from hfsyn.recipes.parts import PromptPart
+from hfsyn.recipes.prompt_templates import PromptFunction
 
 TextSource = Literal["", "image", "class", "file"]
 
@@ -72,7 +72,7 @@ def strategy_of(part: PromptPart) -> Strategy:
         HfsynError: there is none; or the user's function cannot be had, or is another than the recipe means.
     """
     if is_user_strategy(part.strategy):
-        from hfsyn.making.user_strategies import user_function
+        from hfsyn.recipes.user_strategies import user_function
 
         return replace(get_strategy(part.strategy), write=user_function(part.strategy, part.strategy_sha256))
     strategy = get_strategy(part.strategy)

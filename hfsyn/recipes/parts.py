@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.loading import Count, Int, Part, Text, Words
-from hfsyn.making.recipe_sources import check_class_map
+from hfsyn.recipes.extending import check_class_map
+from hfsyn.recipes.loading import Count, Int, Part, Text, Words
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Scheduler = Literal[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.loading import Shelf
+from hfsyn.recipes.loading import Shelf
 
 _HUB = "hf://datasets/"
 RECIPES = Shelf(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.loading import (
+from hfsyn.recipes.loading import (
     Amount,
     Count,
     Int,
@@ -29,7 +29,7 @@ from hfsyn.making.loading import (
     set_field,
 )
 
-TRAINING_RECIPES = Shelf("training recipe", "hfsyn.judging.training_recipes")
+TRAINING_RECIPES = Shelf("training recipe", "hfsyn.recipes.training")
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:

@@ -21,12 +21,13 @@ from builders.runs import layout
 from builders.variants import get_variant
 from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError
-from hfsyn.making.fragments import FRAGMENT_PART, FragmentKind, load_fragment
-from hfsyn.making.loading import Int, Part, checked, fields_of, set_field
-from hfsyn.making.prompts import get_strategy
-from hfsyn.making.recipe_faults import refuse_idle
-from hfsyn.making.recipe_overrides import drop_model_fields
-from hfsyn.making.recipe_parts import (
+from hfsyn.recipes.extending import check_words, extended, with_class_map
+from hfsyn.recipes.finding import read_recipe
+from hfsyn.recipes.fragments import FRAGMENT_PART, FragmentKind, load_fragment
+from hfsyn.recipes.idle_fields import refuse_idle
+from hfsyn.recipes.loading import Int, Part, checked, fields_of, set_field
+from hfsyn.recipes.overrides import drop_model_fields
+from hfsyn.recipes.parts import (
     BUILTIN,
     PARTS,
     CaptionPart,
@@ -37,9 +38,8 @@ from hfsyn.making.recipe_parts import (
     SourcePart,
     StorePart,
 )
-from hfsyn.making.recipe_prompts import check_prompt, leave_out_places, published_prompt, refuse_own_files
-from hfsyn.making.recipe_sources import check_words, extended, with_class_map
-from hfsyn.making.recipe_texts import read_recipe
+from hfsyn.recipes.prompt_part import check_prompt, leave_out_places, published_prompt, refuse_own_files
+from hfsyn.recipes.strategies import get_strategy
 
 __all__ = [
     "BUILTIN", "PARTS", "CaptionPart", "Dtype", "GeneratePart", "Part", "PromptPart", "Recipe", "Scheduler",
@@ -101,7 +101,7 @@ def load_recipe(
             model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too; the
             models that come with hfsyn (``builtin``) bring the settings of their fragments.
         captioner: name or YAML file of a fragment whose caption part replaces the recipe's; see
-            `hfsyn.making.fragments`. The overrides come after it.
+            `hfsyn.recipes.fragments`. The overrides come after it.
         generator: the same for the generate part.
 
     Raises:

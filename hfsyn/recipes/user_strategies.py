@@ -21,7 +21,7 @@ from typing import Any
 from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompt_templates import PromptFunction
+from hfsyn.recipes.prompt_templates import PromptFunction
 
 _FORM = "A strategy is a function (class_info, caption, rng) -> str: `hfsyn strategies ls` shows those that come along."
 _PLAIN = frozenset({layout.RECIPE, layout.CARD, layout.DATA, layout.CAPTIONS, layout.PREVIEW})

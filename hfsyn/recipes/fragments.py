@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.loading import Shelf
+from hfsyn.recipes.loading import Shelf
 
 FragmentKind = Literal["captioner", "generator"]
 FRAGMENT_PART: dict[str, str] = {"captioner": "caption", "generator": "generate"}

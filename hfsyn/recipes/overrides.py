@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hfsyn.making.recipe_prompts import drop_stale_pins
+from hfsyn.recipes.prompt_part import drop_stale_pins
 
 
 def drop_model_fields(fields: dict[str, Any], overridden: set[str]) -> None:
