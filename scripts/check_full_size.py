@@ -33,7 +33,7 @@ from full_size_models import EXPECTED, Size, save_blip, save_blip2, save_sdxl, s
 from PIL import Image
 
 from hfsyn.errors import ExitCode, HfsynError, first_line
-from hfsyn.making.batch_sizes import is_out_of_memory, release_memory
+from hfsyn.models.batch_sizes import is_out_of_memory, release_memory
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart
 from hfsyn.software import describe_device
 

@@ -20,7 +20,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.costs import image_size, image_tflop, memory_needed
 from hfsyn.making.devices import DEVICES, UTILISATION
 from hfsyn.making.forecast import Forecast, forecast
-from hfsyn.making.token_limits import SEQUENCES, limits
+from hfsyn.models.token_limits import SEQUENCES, limits
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 
 SHIPPED = sorted(path.name.removesuffix(".yaml") for path in files("hfsyn.recipes").iterdir() if path.suffix == ".yaml")

@@ -212,7 +212,7 @@ def test_what_gives_another_image_in_another_place_of_a_batch_is_refused(
 
 
 def test_a_word_that_stands_for_several_vectors_is_read_and_counted_whole(sd: Path, tmp_path: Path) -> None:
-    from hfsyn.making.token_limits import limits
+    from hfsyn.models.token_limits import limits
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(sd)
     pipe.load_textual_inversion({"<toy>": torch.randn(3, 32, generator=torch.Generator().manual_seed(0))}, "<toy>")
@@ -536,7 +536,7 @@ def test_each_broken_checkpoint_is_told_with_the_way_out(sd: Path, tmp_path: Pat
     ],
 )
 def test_weights_are_known_by_their_names(names: list[str], variant: str | None) -> None:
-    from hfsyn.making.checkpoints import checked_variant
+    from hfsyn.models.checkpoint_files import checked_variant
 
     assert checked_variant("m", "captioner", ["config.json", *names]) == variant
 

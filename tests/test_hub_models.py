@@ -12,7 +12,7 @@ from huggingface_hub import errors
 
 from hfsyn import models
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.making.hub_models import Kind, content_hash, loading, locate, pin
+from hfsyn.models.finding import Kind, content_hash, loading, locate, pin
 from hfsyn.recipes.recipe import is_content_hash
 
 try:  # the HTTP library of huggingface_hub 2

@@ -38,21 +38,21 @@ LAYERS = (
         "hfsyn.recipes.overrides", "hfsyn.recipes.loading",
     },
     {
-        "hfsyn.making.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
+        "hfsyn.models.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
         "hfsyn.making.captions_files", "hfsyn.making.pins",
-        "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.making.hub_models",
-        "hfsyn.making.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
+        "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.models.finding",
+        "hfsyn.models.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.publishing.hub",
         "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
-        "hfsyn.making.model_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.making.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering", "hfsyn.making.checkpoints",
-        "hfsyn.making.prompt_words",
+        "hfsyn.models.single_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
+        "hfsyn.models.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering", "hfsyn.models.checkpoint_files",
+        "hfsyn.models.learned_words",
     },
     {
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
         "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity",
         "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
-        "hfsyn.making.generator", "hfsyn.making.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
+        "hfsyn.making.generator", "hfsyn.models.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
         "hfsyn.making.run_status", "hfsyn.making.overwriting", "hfsyn.making.noise", "hfsyn.making.trial",
     }
     | {

@@ -15,7 +15,7 @@ from tiny_models import sdxl, stable_diffusion
 
 from hfsyn.errors import HfsynError
 from hfsyn.making.generator import DiffusersGenerator
-from hfsyn.making.loras import FILE, pin_lora
+from hfsyn.models.loras import FILE, pin_lora
 from hfsyn.recipes.recipe import GeneratePart, fingerprint, load_recipe, published_recipe
 
 PROMPTS, SEEDS = ["a photo of goldfish", "a dog"], [1, 2]
@@ -160,7 +160,7 @@ def test_a_lora_of_the_hub_is_pinned_loaded_at_its_commit_and_found_in_the_cache
         with Client(hub, tmp_path / "client", token="hf_bob_write") as client:
             code = (
                 "from drive_families import refusal\n"
-                "from hfsyn.making.loras import pin_lora\n"
+                "from hfsyn.models.loras import pin_lora\n"
                 "from hfsyn.making.generator import DiffusersGenerator\n"
                 "from hfsyn.recipes.recipe import GeneratePart\n"
                 "def part(**fields):\n"

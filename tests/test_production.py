@@ -20,7 +20,6 @@ from tiny_models import sdxl
 from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
 from hfsyn.making import decoding
-from hfsyn.making.batch_sizes import BatchSize, is_out_of_memory, largest_batch
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.generator import DiffusersGenerator, Generated
@@ -30,6 +29,7 @@ from hfsyn.making.planning import write_plan
 from hfsyn.making.runs import load_run
 from hfsyn.making.specs import seed_of
 from hfsyn.making.tuning import Tuning, kernels, tune, tuning_of
+from hfsyn.models.batch_sizes import BatchSize, is_out_of_memory, largest_batch
 from hfsyn.publishing.reproduction import batch_size_of
 from hfsyn.recipes.recipe import load_recipe
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
-from hfsyn.making.batch_sizes import is_out_of_memory
 from hfsyn.making.caption_inputs import CaptionInputs, Group, processor_of
 from hfsyn.making.caption_texts import clean
-from hfsyn.making.hub_models import loading, unloadable
 from hfsyn.making.instructions import longest
 from hfsyn.making.token_drawing import FEW, loaded, new_tokens, tried
+from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.models.finding import loading, unloadable
 from hfsyn.recipes.recipe import CaptionPart
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.schema import captioned_features
-from hfsyn.making.batch_sizes import BatchSize
 from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Seen, TextSource, texts_of
 from hfsyn.making.caption_texts import caption_flags
@@ -26,6 +25,7 @@ from hfsyn.making.refusals import Reason, Tally
 from hfsyn.making.runs import Run, load_run, select
 from hfsyn.making.shards import is_done, pending
 from hfsyn.making.stages import Stage
+from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.progress import Progress, teller
 from hfsyn.workers import current_worker
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfsyn.making.devices import DEVICES, UTILISATION
-from hfsyn.making.model_files import configuration
+from hfsyn.models.single_files import configuration
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart, Recipe
 
 Triple = tuple[float, float, float]

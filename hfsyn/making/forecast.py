@@ -26,7 +26,7 @@ from hfsyn.making.runs import Run, load_run
 from hfsyn.making.shards import pending
 from hfsyn.making.source_counts import TableCounts, counted, in_table, index_of_run, indexed
 from hfsyn.making.specs import Caption, Plan, digest_of, plan
-from hfsyn.making.token_limits import Limit, limits
+from hfsyn.models.token_limits import Limit, limits
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.

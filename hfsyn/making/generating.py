@@ -9,7 +9,6 @@ from pathlib import Path
 
 from builders.runs import layout
 from builders.runs.schema import synthetic_features
-from hfsyn.making.batch_sizes import BatchSize, choose, release_memory
 from hfsyn.making.budget import Budget
 from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generator import DiffusersGenerator, ImageGenerator, fitting
@@ -24,6 +23,7 @@ from hfsyn.making.source_pictures import SourcePictures
 from hfsyn.making.specs import SampleSpec
 from hfsyn.making.stages import Stage
 from hfsyn.making.tuning import PLAIN, tuning_of
+from hfsyn.models.batch_sizes import BatchSize, choose, release_memory
 from hfsyn.workers import current_worker, pick_device
 
 KEPT_PARAMETERS = 2 * 10**8

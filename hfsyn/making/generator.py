@@ -20,9 +20,9 @@ from hfsyn.making.decoding import Levels, decode, fetch
 from hfsyn.making.denoising import denoise, guided_steps, is_guided
 from hfsyn.making.encode import fitted
 from hfsyn.making.noise import OwnNoise
-from hfsyn.making.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.making.trial import PROMPT, Sketch, idle, try_out, unchecked
 from hfsyn.making.tuning import PLAIN, Tuning, kernels, tune
+from hfsyn.models.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.recipes.recipe import GeneratePart
 
 FLAT_RANGE = 4

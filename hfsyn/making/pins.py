@@ -97,8 +97,8 @@ def _models(recipe: Recipe, *, everything: bool) -> Recipe:
     """The recipe with its models, LoRA weights and source pinned: all of them, or those that a branch or tag names."""
     # Here, because whoever only asks a run how far it is should not wait for the Hub's client to be loaded.
     from builders.sources import resolve_revision
-    from hfsyn.making.hub_models import found_variant, pin
-    from hfsyn.making.loras import pin_lora
+    from hfsyn.models.finding import found_variant, pin
+    from hfsyn.models.loras import pin_lora
 
     def asked(revision: str | None) -> bool:
         return everything or (revision is not None and not _is_exact(revision))

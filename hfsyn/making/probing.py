@@ -18,7 +18,6 @@ from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import write_marker
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.batch_sizes import CANDIDATES
 from hfsyn.making.captioner import Captioner
 from hfsyn.making.captioning import caption
 from hfsyn.making.forecast import hours_text
@@ -30,6 +29,7 @@ from hfsyn.making.runs import SOURCE_SCHEMA, Run, load_run, prepare
 from hfsyn.making.shards import atomic_text, is_done
 from hfsyn.making.specs import order_of, plan, sample_id_of
 from hfsyn.making.tables import write_groups
+from hfsyn.models.batch_sizes import CANDIDATES
 from hfsyn.recipes.recipe import Recipe, dump_recipe
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from builders.variants.class_maps import find_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.hub_models import locate
 from hfsyn.making.specs import seed_of
+from hfsyn.models.finding import locate
 from hfsyn.recipes.extending import check_words
 from hfsyn.recipes.parts import PromptPart
 from hfsyn.recipes.prompt_part import check_domain

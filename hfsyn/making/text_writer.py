@@ -14,11 +14,11 @@ from typing import Any
 
 from builders.variants import ClassInfo
 from hfsyn.errors import HfsynError
-from hfsyn.making.batch_sizes import is_out_of_memory
 from hfsyn.making.caption_texts import clean
-from hfsyn.making.hub_models import loading, unloadable
 from hfsyn.making.instructions import Request, longest, request
 from hfsyn.making.token_drawing import FEW, loaded, new_tokens, room, taken, tried
+from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.models.finding import loading, unloadable
 from hfsyn.recipes.recipe import CaptionPart
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.batch_sizes import is_out_of_memory
 from hfsyn.making.noise import watched
+from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.recipes.recipe import GeneratePart
 
 PROMPT = "a photo of a dog"

@@ -19,14 +19,14 @@ from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.captions_files import FileTexts
-from hfsyn.making.checkpoints import Kind
 from hfsyn.making.costs import memory_needed
 from hfsyn.making.forecast import disk_needed, size_text
-from hfsyn.making.hub_models import locate
-from hfsyn.making.loras import FILE
-from hfsyn.making.model_files import at_hand
 from hfsyn.making.real_images import check_order
 from hfsyn.making.runs import Run, run_in
+from hfsyn.models.checkpoint_files import Kind
+from hfsyn.models.finding import locate
+from hfsyn.models.loras import FILE
+from hfsyn.models.single_files import at_hand
 from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import Check
 from hfsyn.recipes.prompt_part import HUB

@@ -77,10 +77,10 @@ ROOMS = (
     (
         "images",
         """
-        hfsyn/making/generat* hfsyn/making/pipelines.py hfsyn/making/denoising.py hfsyn/making/conditioning.py
-        hfsyn/making/decoding.py hfsyn/making/loras.py hfsyn/making/checkpoints.py hfsyn/making/hub_models.py
-        hfsyn/making/model_files.py hfsyn/making/noise.py
-        hfsyn/making/tuning.py hfsyn/making/batch_sizes.py hfsyn/making/production.py hfsyn/making/encode.py
+        hfsyn/making/generat* hfsyn/models/pipelines.py hfsyn/making/denoising.py hfsyn/making/conditioning.py
+        hfsyn/making/decoding.py hfsyn/models/loras.py hfsyn/models/checkpoint_files.py hfsyn/models/finding.py
+        hfsyn/models/single_files.py hfsyn/making/noise.py
+        hfsyn/making/tuning.py hfsyn/models/batch_sizes.py hfsyn/making/production.py hfsyn/making/encode.py
         hfsyn/making/devices.py hfsyn/models/*
         """,
         """

@@ -183,7 +183,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "What the device still has is not waited for before a smaller batch is tried.",
-        "hfsyn/making/batch_sizes.py",
+        "hfsyn/models/batch_sizes.py",
         "        settle()\n        release_memory()",
         "        release_memory()",
         "production",

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.checkpoints import Kind
-from hfsyn.making.hub_models import locate
+from hfsyn.models.checkpoint_files import Kind
+from hfsyn.models.finding import locate
 from hfsyn.recipes.recipe import is_content_hash
 
 

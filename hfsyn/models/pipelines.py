@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.checkpoints import checked_variant
-from hfsyn.making.hub_models import files_of, loading, unloadable
-from hfsyn.making.loras import fuse_lora
-from hfsyn.making.token_limits import SEQUENCES
+from hfsyn.models.checkpoint_files import checked_variant
+from hfsyn.models.finding import files_of, loading, unloadable
+from hfsyn.models.loras import fuse_lora
+from hfsyn.models.token_limits import SEQUENCES
 from hfsyn.recipes.recipe import GeneratePart
 
 

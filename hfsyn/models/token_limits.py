@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from hfsyn.making.hub_models import locate
-from hfsyn.making.model_files import configuration
-from hfsyn.making.prompt_words import spelled_out
+from hfsyn.models.finding import locate
+from hfsyn.models.learned_words import spelled_out
+from hfsyn.models.single_files import configuration
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 SEQUENCES = {
