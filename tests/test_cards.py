@@ -27,14 +27,8 @@ from builders.runs import layout
 from builders.runs.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
 from builders.yaml import NOT_TEXT
-from hfsyn.errors import HfsynError
-from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import load_run
-from hfsyn.publishing import card_blocks
-from hfsyn.publishing.card_text import cell, clean, code, recipe_block, uncell
-from hfsyn.publishing.cards import (
+from hfsyn.cards import blocks as card_blocks
+from hfsyn.cards.card import (
     COLUMNS,
     CardFacts,
     ChangelogEntry,
@@ -45,6 +39,12 @@ from hfsyn.publishing.cards import (
     facts_in_progress,
     render_card,
 )
+from hfsyn.cards.text import cell, clean, code, recipe_block, uncell
+from hfsyn.errors import HfsynError
+from hfsyn.making.captioning import caption
+from hfsyn.making.generating import generate
+from hfsyn.making.manifest import finish
+from hfsyn.making.runs import load_run
 from hfsyn.recipes.recipe import load_recipe, parse_recipe
 
 GOLDEN = Path(__file__).parent / "golden"

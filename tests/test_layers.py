@@ -33,7 +33,7 @@ LAYERS = (
         "hfsyn.recipes.prompt_templates", "hfsyn.recipes.prompt_part", "hfsyn.recipes.user_strategies",
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.recipes.training_recipe", "hfsyn.recipes.strategies",
         "hfsyn.recipes.fragments", "hfsyn.recipes.recipe", "hfsyn.recipes.parts", "hfsyn.recipes.finding",
-        "hfsyn.making.specs", "hfsyn.publishing.front_matter", "hfsyn.recipes.extending",
+        "hfsyn.making.specs", "hfsyn.cards.front_matter", "hfsyn.recipes.extending",
         "hfsyn.publishing.versions", "hfsyn.making.options", "hfsyn.recipes.idle_fields",
         "hfsyn.recipes.overrides", "hfsyn.recipes.loading",
     },
@@ -73,8 +73,8 @@ LAYERS = (
         "hfsyn.making.planning", "hfsyn.making.probing", "hfsyn.making.production", "hfsyn.showcase",
     }
     | {
-        "hfsyn.publishing.card_blocks", "hfsyn.publishing.card_facts", "hfsyn.publishing.card_meta",
-        "hfsyn.publishing.card_text", "hfsyn.publishing.cards", "hfsyn.publishing.changes",
+        "hfsyn.cards.blocks", "hfsyn.cards.facts", "hfsyn.cards.metadata",
+        "hfsyn.cards.text", "hfsyn.cards.card", "hfsyn.publishing.changes",
         "hfsyn.publishing.checkup", "hfsyn.publishing.committing", "hfsyn.publishing.comparison",
         "hfsyn.publishing.contents", "hfsyn.publishing.continuing",
         "hfsyn.publishing.outcomes", "hfsyn.publishing.preflight", "hfsyn.publishing.publication",

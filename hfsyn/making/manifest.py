@@ -16,6 +16,7 @@ from builders.files import remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
+from hfsyn.cards.card import example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.claims import lock
 from hfsyn.making.overwriting import working_in
@@ -23,7 +24,6 @@ from hfsyn.making.planning import write_plan
 from hfsyn.making.runs import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.making.shards import atomic_text, faults, is_done, pending
 from hfsyn.making.sheets import sample_sheet, save_png
-from hfsyn.publishing.cards import example_rows, facts, render_card
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 
 

@@ -314,7 +314,7 @@ def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: 
 def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
     """Whether licences and gates of the real images and of the models are known, and open to this account."""
     from builders.variants import get_variant
-    from hfsyn.publishing.cards import MODEL_LICENCES
+    from hfsyn.cards.card import MODEL_LICENCES
 
     recipe = run.recipe
     variant = get_variant(recipe.source.variant)

@@ -26,11 +26,11 @@ from pathlib import Path
 from builders.hub.answers import HeadMovedError
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
+from hfsyn.cards.card import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import manifest_of, software_of
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import Progress, teller
-from hfsyn.publishing.cards import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
 from hfsyn.publishing.changes import change_since
 from hfsyn.publishing.committing import Change, change_main
 from hfsyn.publishing.contents import What, contents

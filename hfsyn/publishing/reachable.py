@@ -16,8 +16,8 @@ from builders.runs import layout
 from builders.runs.layout import Manifest
 from builders.sources.cards import Card, files_loaded, is_table, read_card
 from builders.yaml import front_matter
+from hfsyn.cards.front_matter import FrontMatter
 from hfsyn.errors import HfsynError
-from hfsyn.publishing.front_matter import FrontMatter
 from hfsyn.publishing.hub import LocalFile, RemoteFile
 
 OTHERS = "others"

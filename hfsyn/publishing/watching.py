@@ -17,12 +17,12 @@ from typing import Any
 
 from builders.hub.answers import HeadMovedError
 from builders.runs import layout
+from hfsyn.cards.card import Progress, example_rows, facts_in_progress, render_card
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.manifest import software_of
 from hfsyn.making.run_status import status
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import teller
-from hfsyn.publishing.cards import Progress, example_rows, facts_in_progress, render_card
 from hfsyn.publishing.committing import Change
 from hfsyn.publishing.contents import finished_contents
 from hfsyn.publishing.hub import HubRepo, LocalFile

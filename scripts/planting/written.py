@@ -254,7 +254,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A caption with a link in it makes a link in the card.",
-        "hfsyn/publishing/card_text.py",
+        "hfsyn/cards/text.py",
         r'r"[&<>|`*\[\]~\\$@^]|',
         r'r"[&<>|`*~\\$@^]|',
         "cards publication",

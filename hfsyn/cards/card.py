@@ -1,6 +1,6 @@
 """The card of a dataset: facts, then text. Pure but for the templates: the same facts give the same card.
 
-A card consists of blocks between two marks (see `hfsyn.publishing.card_blocks`), which are written again each time, and
+A card consists of blocks between two marks (see `hfsyn.cards.blocks`), which are written again each time, and
 of whatever a person writes around them, which stays. Its front matter is changed key by key.
 """
 
@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from builders.runs import layout
-from hfsyn.errors import HfsynError
-from hfsyn.publishing import card_blocks
-from hfsyn.publishing.card_facts import (
+from hfsyn.cards import blocks as card_blocks
+from hfsyn.cards.facts import (
     DEFAULT,
     TRIED_DATASETS,
     CardFacts,
@@ -26,9 +25,10 @@ from hfsyn.publishing.card_facts import (
     facts_in_progress,
     source_of,
 )
-from hfsyn.publishing.card_meta import licence_of, metadata
-from hfsyn.publishing.card_text import recipe_block, render, uncell
-from hfsyn.publishing.front_matter import FrontMatter
+from hfsyn.cards.front_matter import FrontMatter
+from hfsyn.cards.metadata import licence_of, metadata
+from hfsyn.cards.text import recipe_block, render, uncell
+from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import BUILTIN
 from hfsyn.recipes.strategies import get_strategy
 

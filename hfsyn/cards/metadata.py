@@ -10,8 +10,8 @@ from typing import Any
 
 from builders.runs import layout
 from builders.variants import VARIANTS, get_variant
+from hfsyn.cards.facts import DEFAULT, CardFacts, size_category, source_of
 from hfsyn.errors import HfsynError
-from hfsyn.publishing.card_facts import DEFAULT, CardFacts, size_category, source_of
 from hfsyn.recipes.recipe import BUILTIN
 
 IMAGENET_TERMS = {

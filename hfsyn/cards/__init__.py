@@ -1,0 +1,1 @@
+"""The card of a published dataset: facts, then blocks, then text."""
