@@ -48,10 +48,10 @@ def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hou
     """Make RECIPE, publish it as REPO_ID. The same command continues what an earlier job did not finish."""
     from hfsyn import build
     from hfsyn.errors import ExitCode, HfsynError
+    from hfsyn.hub.repo import HubRepo
     from hfsyn.making.options import WorkOptions
     from hfsyn.progress import teller
     from hfsyn.publishing.continuing import continue_from
-    from hfsyn.publishing.hub import HubRepo
     from hfsyn.publishing.watching import send_finished
     from hfsyn.recipes.recipe import load_recipe
 

@@ -80,10 +80,10 @@ class Driver:
         """With the Hub up and the client's patience short."""
         from huggingface_hub import constants
 
-        import hfsyn.publishing.hub
+        import hfsyn.hub.repo
         import hfsyn.publishing.reading_back
 
-        hfsyn.publishing.hub.CALL_TIMEOUT = SILENCE
+        hfsyn.hub.repo.CALL_TIMEOUT = SILENCE
         # Each reader asks for the listing, and their number is left to chance.
         hfsyn.publishing.reading_back._READERS = 1
         constants.HF_HUB_ETAG_TIMEOUT = constants.HF_HUB_DOWNLOAD_TIMEOUT = SILENCE  # type: ignore[assignment]

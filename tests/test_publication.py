@@ -321,7 +321,7 @@ def test_a_gated_source_needs_access_to_publish_what_was_made_from_it(client: Cl
     run = finished_run(tmp_path)
     hub.add_repo("dataset", "ILSVRC/imagenet-1k", {"a": b""}, gated="manual")
     code = f"""
-from hfsyn.publishing.hub import HubRepo
+from hfsyn.hub.repo import HubRepo
 from hfsyn.publishing.preflight import terms_checks
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.making.runs import Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hfsyn.errors import HfsynError
-from hfsyn.publishing.versions import Version, parse_version, versions_among
+from hfsyn.hub.versions import Version, parse_version, versions_among
 
 
 def test_a_version_is_read_with_and_without_its_letter() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 from builders.hub.answers import HeadMovedError, page_of
 from builders.variants import VARIANTS
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.judging.classifiers import Classifier, open_classifier
 from hfsyn.judging.references import parse_hub_id
 from hfsyn.making.shards import sha256_of
 from hfsyn.progress import teller
-from hfsyn.publishing.hub import HubRepo, LocalFile
 
 RESULTS = "results.json"
 _ROUNDS = 5

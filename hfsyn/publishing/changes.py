@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from builders.errors import DataError
 from hfsyn.errors import ExitCode
+from hfsyn.hub.repo import HubRepo
+from hfsyn.hub.versions import Version, versions_among
 from hfsyn.making.manifest import manifest_of
 from hfsyn.making.runs import Run
 from hfsyn.publishing.contents import What
-from hfsyn.publishing.hub import HubRepo
 from hfsyn.publishing.preflight import look_at
-from hfsyn.publishing.versions import Version, versions_among
 
 
 def change_since(

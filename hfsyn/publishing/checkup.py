@@ -10,10 +10,10 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from hfsyn.errors import HfsynError
-from hfsyn.publishing.hub import HubRepo
+from hfsyn.hub.repo import HubRepo
+from hfsyn.hub.rights import rights_of
 from hfsyn.publishing.preflight import Check
 from hfsyn.publishing.readiness import recipe_checks
-from hfsyn.publishing.rights import rights_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.workers import visible_gpus
 

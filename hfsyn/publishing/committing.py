@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from builders.hub.answers import HeadMovedError
 from hfsyn.errors import HfsynError
-from hfsyn.publishing.hub import HubRepo, LocalFile
+from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.publishing.pulls import Pull, Pulls
 
 MOST_PAYLOAD = 100 * 2**20

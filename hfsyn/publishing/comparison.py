@@ -21,10 +21,10 @@ from builders.runs import layout
 from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.shard import Shard
 from hfsyn.errors import HfsynError
+from hfsyn.hub.repo import HubRepo
+from hfsyn.hub.versions import Version
 from hfsyn.making.runs import Run
 from hfsyn.making.specs import order_of
-from hfsyn.publishing.hub import HubRepo
-from hfsyn.publishing.versions import Version
 from hfsyn.recipes.recipe import Recipe, difference, parse_recipe, published_recipe
 
 _SHOWN = 5

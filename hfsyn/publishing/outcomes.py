@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hfsyn.hub.versions import Version
 from hfsyn.publishing.preflight import Check
-from hfsyn.publishing.versions import Version
 
 
 @dataclass(frozen=True)

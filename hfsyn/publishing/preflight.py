@@ -14,12 +14,12 @@ from builders.runs import layout
 from builders.runs.layout import Manifest
 from builders.sources.cards import CARD_FILES
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
+from hfsyn.hub.rights import rights_of
+from hfsyn.hub.versions import Version, versions_among
 from hfsyn.making.runs import Run
 from hfsyn.publishing.contents import What, files_of, folder_sizes
-from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.reachable import View
-from hfsyn.publishing.rights import rights_of
-from hfsyn.publishing.versions import Version, versions_among
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 

@@ -28,13 +28,14 @@ from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
 from hfsyn.cards.card import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub.repo import HubRepo, LocalFile, taken
+from hfsyn.hub.versions import Version, parse_version
 from hfsyn.making.manifest import manifest_of, software_of
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import Progress, teller
 from hfsyn.publishing.changes import change_since
 from hfsyn.publishing.committing import Change, change_main
 from hfsyn.publishing.contents import What, contents
-from hfsyn.publishing.hub import HubRepo, LocalFile, taken
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
     Check,
@@ -52,7 +53,6 @@ from hfsyn.publishing.preflight import (
 )
 from hfsyn.publishing.pulls import Pulls
 from hfsyn.publishing.reachable import OTHERS, View, no_longer_reached, unlike_manifests, with_others
-from hfsyn.publishing.versions import Version, parse_version
 from hfsyn.publishing.working import drop_work
 
 FILES_A_COMMIT = 1000

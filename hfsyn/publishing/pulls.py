@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from builders.hub.answers import HeadMovedError, status_of
-from hfsyn.publishing.hub import HubRepo
+from hfsyn.hub.repo import HubRepo
 
 
 @dataclass(frozen=True, slots=True)

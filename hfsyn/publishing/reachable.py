@@ -18,7 +18,7 @@ from builders.sources.cards import Card, files_loaded, is_table, read_card
 from builders.yaml import front_matter
 from hfsyn.cards.front_matter import FrontMatter
 from hfsyn.errors import HfsynError
-from hfsyn.publishing.hub import LocalFile, RemoteFile
+from hfsyn.hub.repo import LocalFile, RemoteFile
 
 OTHERS = "others"
 """The configuration in which the files of a repository stay reachable whose card had no `configs` before ours."""

@@ -16,7 +16,7 @@ from builders.hub.answers import without_token
 from builders.published.versions import Published
 from builders.runs.layout import Manifest, ShardEntry
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.publishing.hub import HubRepo
+from hfsyn.hub.repo import HubRepo
 
 _READERS = 8
 """Footers read at once: a few kilobytes each, so the wait is all in the answering."""

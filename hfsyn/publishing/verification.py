@@ -25,10 +25,10 @@ from builders.runs.schema import captioned_features, synthetic_features
 from builders.runs.shard import Shard
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub.repo import HubRepo
 from hfsyn.making.shards import sha256_of
 from hfsyn.making.specs import order_of, sample_id_of, seed_of
 from hfsyn.publishing.comparison import recipe_of
-from hfsyn.publishing.hub import HubRepo
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy, strategy_of
 

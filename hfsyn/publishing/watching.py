@@ -19,13 +19,14 @@ from builders.hub.answers import HeadMovedError
 from builders.runs import layout
 from hfsyn.cards.card import Progress, example_rows, facts_in_progress, render_card
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub.repo import HubRepo, LocalFile
+from hfsyn.hub.versions import parse_version
 from hfsyn.making.manifest import software_of
 from hfsyn.making.run_status import status
 from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import teller
 from hfsyn.publishing.committing import Change
 from hfsyn.publishing.contents import finished_contents
-from hfsyn.publishing.hub import HubRepo, LocalFile
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
     account_checks,
@@ -39,7 +40,6 @@ from hfsyn.publishing.preflight import (
     work_checks,
 )
 from hfsyn.publishing.publication import FILES_A_COMMIT, publish
-from hfsyn.publishing.versions import parse_version
 from hfsyn.publishing.working import begin_work, branch_of
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from builders.runs import layout
-from hfsyn.publishing.hub import HubRepo, LocalFile, RemoteFile
+from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 
 _KEPT = frozenset({".gitattributes", ".gitignore"})
 

@@ -240,7 +240,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A fine-grained token that may write to somebody else's repository passes for one that may write here.",
-        "hfsyn/publishing/rights.py",
+        "hfsyn/hub/rights.py",
         'write |= mine and "repo.write" in permissions',
         'write |= "repo.write" in permissions',
         "rights",
@@ -261,7 +261,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Versions are sorted as texts: 1.10.0 comes before 1.9.0.",
-        "hfsyn/publishing/versions.py",
+        "hfsyn/hub/versions.py",
         'sorted(parse_version(tag) for tag in tags if tag.startswith("v") and _FORM.fullmatch(tag))',
         'sorted((parse_version(tag) for tag in tags if tag.startswith("v") and _FORM.fullmatch(tag)), key=str)',
         "versions publication",
