@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from hfsyn.making.captioning import caption
     from hfsyn.making.exporting import export_real
     from hfsyn.making.generating import generate
-    from hfsyn.making.manifest import finish
-    from hfsyn.making.run_status import status
-    from hfsyn.making.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.publishing.checkup import doctor
     from hfsyn.publishing.comparison import Comparison, diff
     from hfsyn.publishing.outcomes import Publication
@@ -35,16 +32,19 @@ if TYPE_CHECKING:
     from hfsyn.publishing.watching import watch
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.recipes.training_recipe import load_train_config
+    from hfsyn.runs.finish import finish
+    from hfsyn.runs.specs import Plan, SampleSpec, plan, seed_of
+    from hfsyn.runs.status import status
     from hfsyn.showcase import demo
 
 _HOME = {
     "Comparison": "hfsyn.publishing.comparison",
     "HfsynError": "hfsyn.errors",
-    "Plan": "hfsyn.making.specs",
+    "Plan": "hfsyn.runs.specs",
     "Publication": "hfsyn.publishing.outcomes",
     "Recipe": "hfsyn.recipes.recipe",
     "Reproduction": "hfsyn.publishing.reproduction",
-    "SampleSpec": "hfsyn.making.specs",
+    "SampleSpec": "hfsyn.runs.specs",
     "Verification": "hfsyn.publishing.verification",
     "bench": "hfsyn.judging.benchmarking",
     "build": "hfsyn.making.building",
@@ -56,16 +56,16 @@ _HOME = {
     "evaluate": "hfsyn.judging.evaluation",
     "export_real": "hfsyn.making.exporting",
     "fingerprint": "hfsyn.recipes.recipe",
-    "finish": "hfsyn.making.manifest",
+    "finish": "hfsyn.runs.finish",
     "generate": "hfsyn.making.generating",
     "load_recipe": "hfsyn.recipes.recipe",
     "load_train_config": "hfsyn.recipes.training_recipe",
-    "plan": "hfsyn.making.specs",
+    "plan": "hfsyn.runs.specs",
     "publish": "hfsyn.publishing.publication",
     "report": "hfsyn.judging.pages",
     "reproduce": "hfsyn.publishing.reproduction",
-    "seed_of": "hfsyn.making.specs",
-    "status": "hfsyn.making.run_status",
+    "seed_of": "hfsyn.runs.specs",
+    "status": "hfsyn.runs.status",
     "train": "hfsyn.judging.training",
     "verify": "hfsyn.publishing.verification",
     "watch": "hfsyn.publishing.watching",

@@ -136,7 +136,7 @@ def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
     accelerate launch --num_processes 8 -m hfsyn build imagenette-cip --out runs/cip
     """
     from hfsyn.making.building import build as run_build
-    from hfsyn.making.options import WorkOptions
+    from hfsyn.runs.options import WorkOptions
     from hfsyn.workers import current_worker
 
     chosen, given = chosen_recipe(recipe, given)
@@ -196,8 +196,8 @@ def generate(run: str, **work: Any) -> None:
 
 def _stage(stages: tuple[str, ...], run: str, **given: Any) -> None:
     from hfsyn.making.building import work
-    from hfsyn.making.options import WorkOptions
-    from hfsyn.making.runs import load_run
+    from hfsyn.runs.options import WorkOptions
+    from hfsyn.runs.run import load_run
     from hfsyn.workers import leave_group
 
     options, given = WorkOptions.taken_from(given)
@@ -221,7 +221,7 @@ def work_on(run: str, stages: str, **work: Any) -> None:
 @_quiet
 def finish(run: str, quiet: bool) -> None:
     """Check all shards of a RUN folder, then write rejected.jsonl, the card and the manifest. Prints the folder."""
-    from hfsyn.making.manifest import finish as run_finish
+    from hfsyn.runs.finish import finish as run_finish
 
     _summary(run_finish(run), quiet)
 

@@ -36,10 +36,10 @@ from hfsyn.judging.crews import Submit, crew
 from hfsyn.judging.matrix import CELLS
 from hfsyn.judging.pages import report
 from hfsyn.making.building import build
-from hfsyn.making.run_status import status
-from hfsyn.making.runs import load_run
-from hfsyn.making.shards import atomic_text
-from hfsyn.making.sheets import compare_runs, save_png
+from hfsyn.runs.run import load_run
+from hfsyn.runs.shards import atomic_text
+from hfsyn.runs.sheets import compare_runs, save_png
+from hfsyn.runs.status import status
 from hfsyn.workers import check_device
 
 LIMITS = {"shapes": 50, "shapes-context": 30}

@@ -1,7 +1,7 @@
 """Who works here: one process alone, or rank r of w under accelerate or torchrun.
 
 A rank decides only where a process starts looking for work; what it makes never depends on it. No collective
-operation is used: stages end when all sidecars stand (see `hfsyn.making.claims`).
+operation is used: stages end when all sidecars stand (see `hfsyn.runs.claims`).
 """
 
 from __future__ import annotations

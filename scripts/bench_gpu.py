@@ -43,8 +43,8 @@ from benchmarks.measuring import Arm, Comparison, compare, matmul_ceiling
 from full_size_models import Size, save_blip, save_stable_diffusion
 
 from hfsyn.errors import ExitCode, HfsynError, first_line
-from hfsyn.making.options import WorkOptions
 from hfsyn.models.batch_sizes import is_out_of_memory, release_memory
+from hfsyn.runs.options import WorkOptions
 from hfsyn.software import describe_device
 
 T = TypeVar("T")

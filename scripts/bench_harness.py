@@ -33,7 +33,7 @@ from full_size_models import save_stable_diffusion
 from PIL import Image
 
 from hfsyn.making.generator import Generated
-from hfsyn.making.options import WorkOptions
+from hfsyn.runs.options import WorkOptions
 
 AIM_RATIO, AIM_BLOCKED_MS = 2.5, 1.0
 SIZE, STEPS = 512, 20

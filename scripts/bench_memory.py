@@ -75,10 +75,10 @@ def one(folder: str, images: int, stage: str) -> dict[str, object]:
     from hfsyn.making.captioning import caption
     from hfsyn.making.generating import generate
     from hfsyn.making.generator import Generated
-    from hfsyn.making.manifest import finish
-    from hfsyn.making.planning import write_plan
-    from hfsyn.making.runs import load_run, prepare
     from hfsyn.recipes.recipe import load_recipe
+    from hfsyn.runs.finish import finish
+    from hfsyn.runs.plan import write_plan
+    from hfsyn.runs.run import load_run, prepare
 
     torch.set_num_threads(1)
     classes = 10
@@ -186,7 +186,7 @@ def alone(folder: Path) -> dict[str, object]:
     """The caption of each photograph by itself."""
     from builders.images.decoding import decode_rgb
     from hfsyn.making.captioner import TransformersCaptioner
-    from hfsyn.making.runs import load_run
+    from hfsyn.runs.run import load_run
 
     began = time.monotonic()
     part = load_run(folder / "run").recipe.caption

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if TYPE_CHECKING:
     from builders.runs.layout import Sidecar
-    from hfsyn.making.runs import Run
+    from hfsyn.runs.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FILES = 294
@@ -41,9 +41,9 @@ WORDS = (
     "water with red blue striped background close up view near window holding looking at camera"
 )
 STEPS = {
-    "index": "from hfsyn.recipes.recipe import load_recipe; from hfsyn.making.runs import prepare; "
+    "index": "from hfsyn.recipes.recipe import load_recipe; from hfsyn.runs.run import prepare; "
     "prepare(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
-    "plan": "from hfsyn.making.planning import write_plan; from hfsyn.making.runs import load_run; "
+    "plan": "from hfsyn.runs.plan import write_plan; from hfsyn.runs.run import load_run; "
     "write_plan(load_run({run!r}))",
     "forecast": "from hfsyn.making.forecast import forecast; from hfsyn.recipes.recipe import load_recipe; "
     "forecast(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
@@ -112,7 +112,7 @@ def in_a_process(*arguments: str) -> tuple[float, float]:
 
 def make(what: str, folder: Path, count: int) -> None:
     """What the next step reads."""
-    from hfsyn.making.runs import load_run
+    from hfsyn.runs.run import load_run
 
     if what == "source":
         make_source(folder / "source", count)
@@ -154,7 +154,7 @@ def make_model(folder: Path) -> None:
 def make_captions(run: Run) -> None:
     """Finished caption shards, as the stage writes them."""
     from builders.runs.schema import captioned_features
-    from hfsyn.making.shards import write_shard
+    from hfsyn.runs.shards import write_shard
 
     schema = captioned_features(run.class_names).arrow_schema
     words = WORDS.split()
@@ -182,7 +182,7 @@ def make_captions(run: Run) -> None:
 def make_sidecars(run: Run) -> None:
     """Sidecars of finished data shards, beside files without content: a status reads sidecars alone."""
     from builders.runs.layout import sidecar_of
-    from hfsyn.making.shards import atomic_text
+    from hfsyn.runs.shards import atomic_text
 
     for path in run.data_shards():
         start, stop, _ = run.shard_lines(path, "plan.parquet", run.planned_rows or 0)

@@ -26,8 +26,8 @@ from benchmarks.image_arms import Ours, Plain, Setting
 from benchmarks.measuring import Watched, compare, say
 
 from hfsyn import models
-from hfsyn.making.options import WorkOptions
 from hfsyn.recipes.recipe import load_recipe
+from hfsyn.runs.options import WorkOptions
 
 AIM_RATIO, AIM_OVERHEAD = 1.0, 1.02
 

@@ -49,11 +49,11 @@ def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hou
     from hfsyn import build
     from hfsyn.errors import ExitCode, HfsynError
     from hfsyn.hub.repo import HubRepo
-    from hfsyn.making.options import WorkOptions
     from hfsyn.progress import teller
     from hfsyn.publishing.continuing import continue_from
     from hfsyn.publishing.watching import send_finished
     from hfsyn.recipes.recipe import load_recipe
+    from hfsyn.runs.options import WorkOptions
 
     options = WorkOptions(budget_hours=hours)  # the time to fetch counts
     chosen = load_recipe(recipe, overrides)

@@ -41,8 +41,8 @@ from hub_server import Entry, Hub  # noqa: E402
 from hub_store import Store  # noqa: E402
 
 from builders.runs import layout  # noqa: E402
-from hfsyn.making.runs import load_run  # noqa: E402
 from hfsyn.publishing.contents import contents  # noqa: E402
+from hfsyn.runs.run import load_run  # noqa: E402
 
 REPO = "alice/shapes"
 PATIENCE = 20.0

@@ -208,7 +208,7 @@ def prepare_process() -> None:
     import hfsyn.making.captioning
     import hfsyn.making.exporting
     import hfsyn.making.generating
-    import hfsyn.making.manifest
+    import hfsyn.runs.finish
 
     torch.set_num_threads(1)
     texts_of = hfsyn.making.captioning.texts_of

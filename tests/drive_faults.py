@@ -8,7 +8,7 @@ line for each shard that it writes. The faults are
 - pause: seconds that each batch takes
 - stuck_after, stuck_in: after so many shards `generate` or `write` does not come back from a call outside Python
 - grace: seconds in place of `hfsyn.workers.GRACE`
-- silence: seconds in place of `hfsyn.making.claims.SILENCE`
+- silence: seconds in place of `hfsyn.runs.claims.SILENCE`
 - memory: images that fit into the memory at once
 - clock: seconds by which the clock jumps forth and back at every look
 """
@@ -31,9 +31,9 @@ from PIL import Image
 
 import hfsyn.making.building
 import hfsyn.making.captioning
-import hfsyn.making.claims
 import hfsyn.making.generating
-import hfsyn.making.stages
+import hfsyn.runs.claims
+import hfsyn.runs.stage
 import hfsyn.workers
 from hfsyn.cli import main
 from hfsyn.making.generator import Generated
@@ -76,7 +76,7 @@ def nan_sometimes(prompt: str, seed: int) -> str | None:
     return "nan" if sum(prompt.encode()) % 13 == 0 or seed % 7 == 0 else None
 
 
-write_shard = hfsyn.making.stages.write_shard
+write_shard = hfsyn.runs.stage.write_shard
 
 
 def watched_write(path: Path, *rest: Any) -> Any:
@@ -106,7 +106,7 @@ def live(order: dict[str, Any]) -> None:
     os.environ.update(order["environment"])
     FAULTS.update(order["faults"], log=order["log"])
     hfsyn.workers.GRACE = FAULTS.get("grace", hfsyn.workers.GRACE)
-    hfsyn.making.claims.SILENCE = FAULTS.get("silence", hfsyn.making.claims.SILENCE)
+    hfsyn.runs.claims.SILENCE = FAULTS.get("silence", hfsyn.runs.claims.SILENCE)
     if "clock" in FAULTS:
         time.time = Clock()
     code = 1
@@ -126,7 +126,7 @@ if __name__ == "__main__":
     hfsyn.making.captioning.texts_of = lambda run, **options: texts_of(run, **{**options, "captioner": Captioner()})
     hfsyn.making.generating.DiffusersGenerator = lambda *_, **__: Generator()  # type: ignore[assignment, misc]
     hfsyn.making.generating.pick_device = lambda device: "cpu"
-    hfsyn.making.stages.write_shard = watched_write
+    hfsyn.runs.stage.write_shard = watched_write
     answers = os.fdopen(os.dup(1), "w")
     orders = os.fdopen(os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)

@@ -14,14 +14,14 @@ from fakes import FakeCaptioner, FakeGenerator
 
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
-from hfsyn.making.budget import Budget
 from hfsyn.making.building import work
 from hfsyn.making.captioning import caption
-from hfsyn.making.claims import lock
 from hfsyn.making.generating import generate
-from hfsyn.making.options import WorkOptions
-from hfsyn.making.runs import load_run
-from hfsyn.making.shards import is_done
+from hfsyn.runs.budget import Budget
+from hfsyn.runs.claims import lock
+from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.run import load_run
+from hfsyn.runs.shards import is_done
 
 HOUR = 3600.0
 

@@ -23,9 +23,9 @@ from hfsyn.making.caption_texts import clean
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import prepare
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import prepare
 
 Folders = Callable[[str], Path]
 
@@ -354,7 +354,7 @@ class Choosy(FakeCaptioner):
 
 
 def test_images_for_which_a_batch_fails_are_found_one_by_one(tmp_path: Path) -> None:
-    from hfsyn.making.run_status import status
+    from hfsyn.runs.status import status
 
     photos = tmp_path / "photos" / "tench"
     photos.mkdir(parents=True)

@@ -15,11 +15,11 @@ from conftest import finished_run, run_folder
 
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
-from hfsyn.making.captions_files import FileTexts
 from hfsyn.making.forecast import forecast
-from hfsyn.making.runs import load_run, prepare
 from hfsyn.publishing.verification import verify
 from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, published_recipe
+from hfsyn.runs.given_texts import FileTexts
+from hfsyn.runs.run import load_run, prepare
 
 SMALL = ("source.limit_per_class=3", "store.shard_rows=8", "generate.batch_size=4")
 
@@ -223,7 +223,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     def forbidden(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("hfsyn.making.captions_files.sha256_of", forbidden)
+    monkeypatch.setattr("hfsyn.runs.given_texts.sha256_of", forbidden)
     path = json_lines(tmp_path / "texts.jsonl", rows())
     assert f"The captions file {path} cannot be read: Permission denied" in refusal(tmp_path, path)
 
@@ -264,7 +264,7 @@ PREPARED = """
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.making.runs import prepare
+from hfsyn.runs.run import prepare
 try:
     run = prepare(load_recipe({recipe!r}, {overrides!r}), {out!r})
     caption(run, quiet=True)

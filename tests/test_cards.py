@@ -43,9 +43,9 @@ from hfsyn.cards.text import cell, clean, code, recipe_block, uncell
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import load_run
 from hfsyn.recipes.recipe import load_recipe, parse_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import load_run
 
 GOLDEN = Path(__file__).parent / "golden"
 REPO = "someone/imagenette-synthetic"

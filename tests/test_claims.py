@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from test_shards import SCHEMA, columns, sidecar
 
-import hfsyn.making.claims
+import hfsyn.runs.claims
 from builders.runs.layout import shard_name
-from hfsyn.making.claims import Claims, Patience, lock
-from hfsyn.making.shards import write_shard
+from hfsyn.runs.claims import Claims, Patience, lock
+from hfsyn.runs.shards import write_shard
 
 
 def _hold(folder: str, ready: multiprocessing.Queue, stay: float) -> None:
@@ -68,14 +68,14 @@ def test_a_shard_that_was_finished_between_the_look_and_the_lock_is_not_made_aga
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [tmp_path / shard_name("train", i, 2) for i in range(2)]
-    locked = hfsyn.making.claims._locked
+    locked = hfsyn.runs.claims._locked
 
     def slowly(folder: Path, name: str, **options: bool) -> object:
         if paths[0].stem in name and not paths[0].exists():
             write_shard(paths[0], columns(), SCHEMA, sidecar)  # another process ends just now
         return locked(folder, name, **options)
 
-    monkeypatch.setattr(hfsyn.making.claims, "_locked", slowly)
+    monkeypatch.setattr(hfsyn.runs.claims, "_locked", slowly)
     claim = Claims(tmp_path, paths, stage="generate").take()
     assert claim is not None
     assert claim.path == paths[1]

@@ -17,7 +17,7 @@ from hfsyn.cli import cli
 from hfsyn.cli import main as run_main
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
+from hfsyn.runs.finish import finish
 
 COMMANDS = [
     [], ["demo"], ["build"], ["caption"], ["generate"], ["finish"], ["status"], ["plan"], ["variants"],

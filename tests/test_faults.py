@@ -25,7 +25,7 @@ from hub_server import Hub
 
 from builders.runs import layout
 from builders.runs.layout import finished_shards, load_sidecar, sidecar_of
-from hfsyn.making.manifest import finish
+from hfsyn.runs.finish import finish
 
 DRIVER = ROOT / "tests" / "drive_faults.py"
 SMALL = ("source.limit_per_class=4", "store.shard_rows=4", "caption.batch_size=4", "generate.batch_size=4")
@@ -386,7 +386,7 @@ def prepared(client: Client, folder: Path, name: str) -> None:
     code = f"""
 import os
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.making.runs import prepare
+from hfsyn.runs.run import prepare
 os.chdir({str(folder)!r})
 settings = ["source.variant=forms.yaml", "store.shard_rows=10"]
 prepare(load_recipe("shapes-basic", settings), {name!r})

@@ -28,9 +28,9 @@ from hfsyn.making.captioning import caption
 from hfsyn.making.encode import encode, fitted
 from hfsyn.making.exporting import export_real
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import prepare
 from hfsyn.recipes.recipe import StorePart, load_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import prepare
 
 SIDE = 64
 COUNT = 160

@@ -25,11 +25,11 @@ from hfsyn.making.encode import fitted
 from hfsyn.making.forecast import forecast
 from hfsyn.making.generating import generate
 from hfsyn.making.generator import DiffusersGenerator, Generated
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import load_run, prepare
 from hfsyn.publishing.checkup import doctor
 from hfsyn.publishing.reproduction import reproduce
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import load_run, prepare
 
 OVER = ("generate.init=source", "generate.strength=0.5")
 IMAGES = [Image.effect_noise((40, 30), 90).convert("RGB"), Image.new("RGB", (20, 40), "blue")]

@@ -448,8 +448,8 @@ def test_the_only_weights_that_are_there_are_found_and_others_are_named(sd: Path
     half = tmp_path / "half"
     pipe.save_pretrained(half, variant="fp16")
     assert equal(drawn(half), drawn(sd))
-    from hfsyn.making.pins import pinned
     from hfsyn.recipes.recipe import load_recipe
+    from hfsyn.runs.pins import pinned
 
     recipe = pinned(load_recipe("shapes-basic", [f"generate.model={half}"]))
     assert recipe.generate.variant == "fp16"

@@ -33,18 +33,18 @@ LAYERS = (
         "hfsyn.recipes.prompt_templates", "hfsyn.recipes.prompt_part", "hfsyn.recipes.user_strategies",
         "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.recipes.training_recipe", "hfsyn.recipes.strategies",
         "hfsyn.recipes.fragments", "hfsyn.recipes.recipe", "hfsyn.recipes.parts", "hfsyn.recipes.finding",
-        "hfsyn.making.specs", "hfsyn.cards.front_matter", "hfsyn.recipes.extending",
-        "hfsyn.hub.versions", "hfsyn.making.options", "hfsyn.recipes.idle_fields",
+        "hfsyn.runs.specs", "hfsyn.cards.front_matter", "hfsyn.recipes.extending",
+        "hfsyn.hub.versions", "hfsyn.runs.options", "hfsyn.recipes.idle_fields",
         "hfsyn.recipes.overrides", "hfsyn.recipes.loading",
     },
     {
-        "hfsyn.models.batch_sizes", "hfsyn.making.claims", "hfsyn.making.budget", "hfsyn.making.tables",
-        "hfsyn.making.captions_files", "hfsyn.making.pins",
-        "hfsyn.making.prompt_inputs", "hfsyn.making.encode", "hfsyn.models.finding",
-        "hfsyn.models.loras", "hfsyn.making.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.hub.repo",
+        "hfsyn.models.batch_sizes", "hfsyn.runs.claims", "hfsyn.runs.budget", "hfsyn.runs.tables",
+        "hfsyn.runs.given_texts", "hfsyn.runs.pins",
+        "hfsyn.runs.prompt_inputs", "hfsyn.making.encode", "hfsyn.models.finding",
+        "hfsyn.models.loras", "hfsyn.runs.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.hub.repo",
         "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
-        "hfsyn.models.single_files", "hfsyn.making.source_counts", "hfsyn.making.real_images",
-        "hfsyn.models.token_limits", "hfsyn.making.stored_rows", "hfsyn.gathering", "hfsyn.models.checkpoint_files",
+        "hfsyn.models.single_files", "hfsyn.runs.source_counts", "hfsyn.runs.real_images",
+        "hfsyn.models.token_limits", "hfsyn.runs.stored_rows", "hfsyn.gathering", "hfsyn.models.checkpoint_files",
         "hfsyn.models.learned_words",
     },
     {
@@ -52,8 +52,8 @@ LAYERS = (
         "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity",
         "hfsyn.judging.membership", "hfsyn.judging.metrics",
         "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
-        "hfsyn.making.generator", "hfsyn.models.pipelines", "hfsyn.making.tuning", "hfsyn.making.runs",
-        "hfsyn.making.run_status", "hfsyn.making.overwriting", "hfsyn.making.noise", "hfsyn.making.trial",
+        "hfsyn.making.generator", "hfsyn.models.pipelines", "hfsyn.making.tuning", "hfsyn.runs.run",
+        "hfsyn.runs.status", "hfsyn.runs.overwriting", "hfsyn.making.noise", "hfsyn.making.trial",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
@@ -67,10 +67,10 @@ LAYERS = (
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
         "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots", "hfsyn.judging.summaries",
         "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions", "hfsyn.making.exporting",
-        "hfsyn.making.manifest", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.making.rows",
-        "hfsyn.making.sheets",
-        "hfsyn.making.source_pictures", "hfsyn.making.stages", "hfsyn.making.captioning", "hfsyn.making.generating",
-        "hfsyn.making.planning", "hfsyn.making.probing", "hfsyn.making.production", "hfsyn.showcase",
+        "hfsyn.runs.finish", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.making.rows",
+        "hfsyn.runs.sheets",
+        "hfsyn.making.source_pictures", "hfsyn.runs.stage", "hfsyn.making.captioning", "hfsyn.making.generating",
+        "hfsyn.runs.plan", "hfsyn.making.probing", "hfsyn.making.production", "hfsyn.showcase",
     }
     | {
         "hfsyn.cards.blocks", "hfsyn.cards.facts", "hfsyn.cards.metadata",
@@ -250,7 +250,7 @@ def test_no_file_outgrows_its_room(name: str) -> None:
     [
         ("import hfsyn, hfsyn.cli", ("torch", "datasets", "transformers", "diffusers", "pyarrow", "pydantic", "numpy")),
         (
-            "import hfsyn.recipes.recipe, hfsyn.making.specs",
+            "import hfsyn.recipes.recipe, hfsyn.runs.specs",
             ("torch", "datasets", "transformers", "diffusers", "pyarrow"),
         ),
         ("import builders.variants, builders.runs.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),

@@ -126,8 +126,8 @@ def test_what_is_no_lora_for_this_model_is_refused(model: Path, lora: Path, tmp_
 def test_a_publication_says_that_others_have_not_the_lora(lora: Path, tmp_path: Path) -> None:
     from conftest import run_folder
 
-    from hfsyn.making.runs import load_run
     from hfsyn.publishing.preflight import terms_checks
+    from hfsyn.runs.run import load_run
 
     run = load_run(run_folder(tmp_path, f"generate.lora={lora}"))
     assert str(run.recipe.generate.lora_revision).startswith("sha256:")

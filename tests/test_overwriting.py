@@ -23,7 +23,7 @@ from test_damaged_runs import contents
 
 import hfsyn
 import hfsyn.making.generating
-import hfsyn.making.runs
+import hfsyn.runs.run
 
 BASIC = ("source.limit_per_class=1", "store.shard_rows=8", "generate.batch_size=4")
 
@@ -154,14 +154,14 @@ def test_two_overwrites_at_once_end_in_one_clean_run_and_one_refusal(
     with_fakes(monkeypatch)
     build(tmp_path / "alone")
     both = threading.Barrier(2)
-    opened = hfsyn.making.runs.opened
+    opened = hfsyn.runs.run.opened
 
     def together(*arguments: Any, **options: Any) -> Any:
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(10)
         return opened(*arguments, **options)
 
-    monkeypatch.setattr(hfsyn.making.runs, "opened", together)
+    monkeypatch.setattr(hfsyn.runs.run, "opened", together)
     ends: list[str] = []
 
     def overwrite() -> None:
@@ -211,7 +211,7 @@ def test_where_locks_do_nothing_three_processes_make_the_bytes_of_one(tmp_path: 
     run = run_folder(tmp_path, *BASIC, recipe="shapes-cip")
     (tmp_path / "sitecustomize.py").write_text("import fcntl\nfcntl.flock = lambda handle, how: None\n")
     driver = ROOT / "tests" / "drive_fakes.py"
-    more = f"{driver.read_text()}\n    from hfsyn.making.manifest import finish\n    finish(sys.argv[1])\n"
+    more = f"{driver.read_text()}\n    from hfsyn.runs.finish import finish\n    finish(sys.argv[1])\n"
     (tmp_path / "drive.py").write_text(more)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'tests'}"}
 

@@ -22,9 +22,9 @@ from hfsyn.judging.metrics import wilson
 from hfsyn.judging.pages import report
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import prepare
 from hfsyn.recipes.recipe import load_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import prepare
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

@@ -25,9 +25,9 @@ from fakes import FakeCaptioner, FakeGenerator
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
+from hfsyn.runs.finish import finish
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.making.runs import prepare
+from hfsyn.runs.run import prepare
 from hfsyn.publishing.continuing import continue_from
 
 recipe = load_recipe("shapes-basic", {overrides!r})

@@ -16,11 +16,11 @@ from builders.variants import get_variant
 from hfsyn.cli import main
 from hfsyn.errors import HfsynError
 from hfsyn.making.generator import Generated
-from hfsyn.making.options import WorkOptions
 from hfsyn.making.probing import Pace, Probe, probe
-from hfsyn.making.source_counts import indexed
-from hfsyn.making.specs import plan
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.source_counts import indexed
+from hfsyn.runs.specs import plan
 
 SMALL = ("caption.batch_size=5", "generate.batch_size=4")
 

@@ -23,15 +23,15 @@ from hfsyn.making import decoding
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.generator import DiffusersGenerator, Generated
-from hfsyn.making.manifest import finish
-from hfsyn.making.options import WorkOptions
-from hfsyn.making.planning import write_plan
-from hfsyn.making.runs import load_run
-from hfsyn.making.specs import seed_of
 from hfsyn.making.tuning import Tuning, kernels, tune, tuning_of
 from hfsyn.models.batch_sizes import BatchSize, is_out_of_memory, largest_batch
 from hfsyn.publishing.reproduction import batch_size_of
 from hfsyn.recipes.recipe import load_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.plan import write_plan
+from hfsyn.runs.run import load_run
+from hfsyn.runs.specs import seed_of
 
 # 70 images in 7 shards of 10, in batches of 4: the last of a shard has two.
 SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "generate.batch_size=4", "caption.batch_size=8")
@@ -242,7 +242,7 @@ def test_a_failing_disk_is_said_in_the_main_thread_and_no_shard_stays_claimed(
         def full(*args: object, **kwargs: object) -> None:
             raise OSError(28, "No space left on device", "data")
 
-        patch.setattr("hfsyn.making.stages.write_shard", full)
+        patch.setattr("hfsyn.runs.stage.write_shard", full)
         with pytest.raises(OSError, match="No space left"):
             generate(run, generator=FakeGenerator(), quiet=True)
     assert not any(sidecar_of(shard).exists() for shard in load_run(run).data_shards())

@@ -25,7 +25,7 @@ from builders.runs import layout
 from builders.variants import get_variant
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
+from hfsyn.runs.finish import finish
 
 SHAPES = get_variant("shapes").classes
 SMALL = ("store.shard_rows=5", "generate.batch_size=4", "caption.batch_size=4", "generate.steps=4")
@@ -324,7 +324,7 @@ def test_a_gated_source_needs_access_to_publish_what_was_made_from_it(client: Cl
 from hfsyn.hub.repo import HubRepo
 from hfsyn.publishing.preflight import terms_checks
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.making.runs import Run
+from hfsyn.runs.run import Run
 from pathlib import Path
 run = Run(Path({str(run)!r}), load_recipe("imagenet-1k-cip"))
 result = [check.line() for check in terms_checks(run, HubRepo("alice/x")) if check.state == "failed"]
@@ -368,7 +368,7 @@ def test_the_token_is_in_no_file_no_line_and_no_command_line(
 import subprocess
 from pathlib import Path
 from hfsyn.publishing import watching
-from hfsyn.making.runs import load_run
+from hfsyn.runs.run import load_run
 seen = []
 class Child:
     def __init__(self, command, **options): seen.append(command)

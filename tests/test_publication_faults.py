@@ -24,9 +24,9 @@ from hub_store import Store
 from builders.runs import layout
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import load_run
 from hfsyn.publishing.contents import contents
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import load_run
 
 REPO = "alice/shapes"
 SMALL = ("source.limit_per_class=2", "store.shard_rows=10", "generate.batch_size=4")

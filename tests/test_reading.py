@@ -19,7 +19,7 @@ from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.reading import ahead
-from hfsyn.making.runs import load_run
+from hfsyn.runs.run import load_run
 
 SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "caption.batch_size=4")
 

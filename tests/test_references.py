@@ -92,8 +92,8 @@ def test_a_run_folder_opens_when_it_is_finished(tmp_path: Path) -> None:
 
     from hfsyn.making.captioning import caption
     from hfsyn.making.generating import generate
-    from hfsyn.making.manifest import finish
-    from hfsyn.making.runs import load_run
+    from hfsyn.runs.finish import finish
+    from hfsyn.runs.run import load_run
 
     run = load_run(run_folder(tmp_path, recipe="shapes-basic"))
     with pytest.raises(HfsynError, match="no finished shard"):

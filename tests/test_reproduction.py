@@ -17,11 +17,11 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.generator import DiffusersGenerator
-from hfsyn.making.manifest import finish
-from hfsyn.making.options import WorkOptions
 from hfsyn.making.tuning import Tuning
 from hfsyn.publishing import reproduction
 from hfsyn.publishing.reproduction import find_row, recorded_tuning, reproduce
+from hfsyn.runs.finish import finish
+from hfsyn.runs.options import WorkOptions
 
 SMALL = ("source.limit_per_class=1", "store.shard_rows=10", "generate.steps=1", "generate.batch_size=2")
 

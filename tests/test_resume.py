@@ -12,9 +12,9 @@ from pathlib import Path
 from conftest import ROOT, parquet_bytes, run_folder
 
 from builders.runs import layout
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import load_run
-from hfsyn.making.shards import pending
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import load_run
+from hfsyn.runs.shards import pending
 
 DRIVER = ROOT / "tests" / "drive_fakes.py"
 SMALL = ("source.limit_per_class=12", "store.shard_rows=10", "caption.batch_size=4", "generate.batch_size=4")

@@ -13,7 +13,7 @@ import pytest
 from datasets import Features, Image, List, Value
 
 from builders.runs.layout import Sidecar, finished_shards, load_sidecar, shard_name, sidecar_of
-from hfsyn.making.shards import (
+from hfsyn.runs.shards import (
     ROW_GROUP_BYTES,
     atomic_text,
     atomic_write,

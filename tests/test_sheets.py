@@ -14,12 +14,12 @@ from PIL import Image
 
 from builders.runs import layout
 from hfsyn.errors import HfsynError
-from hfsyn.making import sheets
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import Run, load_run
-from hfsyn.making.sheets import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
+from hfsyn.runs import sheets
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import Run, load_run
+from hfsyn.runs.sheets import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
 
 
 def finished(tmp_path: Path, recipe: str, *overrides: str) -> Run:

@@ -13,7 +13,7 @@ from builders.errors import DataError
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.sources.new_class_map import new_variant
 from hfsyn.making.captioning import caption
-from hfsyn.making.runs import load_run
+from hfsyn.runs.run import load_run
 
 
 def test_a_folder_that_is_away_for_a_while_costs_no_image(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from collections import Counter
 import pytest
 
 from builders.variants import get_variant
-from hfsyn.making.specs import Caption, plan, seed_of
 from hfsyn.recipes.prompt_templates import CLIP80
 from hfsyn.recipes.recipe import load_recipe
+from hfsyn.runs.specs import Caption, plan, seed_of
 
 WNIDS = [info.wnid for info in get_variant("shapes").classes]
 
@@ -114,7 +114,7 @@ def test_samples_whose_hashes_begin_alike_are_sorted_by_the_whole_hash(monkeypat
         digest = hashlib.sha256(sample_id.encode()).digest()
         return bytes([digest[0] % 5]) + bytes(7) + digest
 
-    monkeypatch.setattr("hfsyn.making.specs.order_of", clumped)
+    monkeypatch.setattr("hfsyn.runs.specs.order_of", clumped)
     recipe = load_recipe("shapes-cip", ["prompt.images_per_caption=2"])
     made = plan(recipe, captions(30))
     assert [s.sample_id for s in made] == sorted((s.sample_id for s in made), key=clumped)

@@ -18,15 +18,15 @@ from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.making import runs
 from hfsyn.making.building import work
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.run_status import status
-from hfsyn.making.runs import load_run, prepare, select
-from hfsyn.making.specs import seed_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.runs import run as runs
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import load_run, prepare, select
+from hfsyn.runs.specs import seed_of
+from hfsyn.runs.status import status
 
 ARGS = {"quiet": True}
 
@@ -114,7 +114,7 @@ def test_flagged_images_are_made_again_with_the_seed_of_their_attempt(tmp_path: 
         return ("safety" if seed % 5 == 0 else None) if first else ("flat" if seed % 4 == 0 else None)
 
     caption(run, captioner=FakeCaptioner(), quiet=True)
-    from hfsyn.making.planning import write_plan
+    from hfsyn.runs.plan import write_plan
 
     write_plan(load_run(run))
     lines = pq.read_table(run / "plan.parquet").to_pylist()

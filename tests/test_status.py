@@ -13,8 +13,8 @@ from conftest import ROOT, finished_run, run_folder
 
 from builders.errors import DataError
 from builders.runs.layout import load_sidecar, sidecar_of
-from hfsyn.making.run_status import StageStatus, status
-from hfsyn.making.runs import load_run
+from hfsyn.runs.run import load_run
+from hfsyn.runs.status import StageStatus, status
 
 
 def test_figures_are_sums_over_the_sidecars(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from builders.runs import layout
 from builders.runs.schema import synthetic_features
-from hfsyn.making.shards import write_parquet
-from hfsyn.making.stored_rows import StoredRows
+from hfsyn.runs.shards import write_parquet
+from hfsyn.runs.stored_rows import StoredRows
 
 SHARDS, ROWS, IMAGE = 3, 50, 40_000
 

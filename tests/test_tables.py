@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from hfsyn.making.planning import PLAN_SCHEMA
-from hfsyn.making.shards import write_parquet
-from hfsyn.making.tables import write_groups
+from hfsyn.runs.plan import PLAN_SCHEMA
+from hfsyn.runs.shards import write_parquet
+from hfsyn.runs.tables import write_groups
 
 
 def columns(rows: int) -> dict[str, list[Any]]:

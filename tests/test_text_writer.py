@@ -22,11 +22,11 @@ from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.instructions import filled, request
-from hfsyn.making.manifest import finish
-from hfsyn.making.specs import seed_of
 from hfsyn.making.text_writer import TextWriter, said_line
 from hfsyn.recipes.prompt_templates import word_lists
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.specs import seed_of
 
 FAMILIES = {"chat_model": "llm", "plain_model": "llm-diverse", "t5": "w2s"}
 """Each kind of model, with a strategy that asks it."""

@@ -27,8 +27,8 @@ from builders.runs.layout import ShardEntry
 from builders.runs.schema import synthetic_features
 from builders.synthetic import Synthetic
 from hfsyn.making.known_captions import KnownCaptions
-from hfsyn.making.shards import sha256_of, write_parquet
 from hfsyn.recipes.recipe import stored_recipe
+from hfsyn.runs.shards import sha256_of, write_parquet
 
 ROWS = 400
 TEXT = "x" * 2**20

@@ -21,9 +21,9 @@ from hfsyn.judging.feeding import Augmented, Order
 from hfsyn.judging.imagesets import open_images
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.runs import prepare
 from hfsyn.recipes.recipe import load_recipe
+from hfsyn.runs.finish import finish
+from hfsyn.runs.run import prepare
 
 SMALL = (
     "--model",

@@ -15,12 +15,12 @@ from conftest import finished_run, run_folder
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.forecast import forecast
-from hfsyn.making.pins import pin_prompt
-from hfsyn.making.planning import write_plan
-from hfsyn.making.runs import load_run, prepare
 from hfsyn.publishing.verification import verify
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.recipes.strategies import strategy_of
+from hfsyn.runs.pins import pin_prompt
+from hfsyn.runs.plan import write_plan
+from hfsyn.runs.run import load_run, prepare
 
 GOOD = '''
 import random
@@ -81,7 +81,7 @@ def test_where_the_file_lies_is_no_part_of_the_name_of_a_recipe(tmp_path: Path) 
 
 
 def test_no_picture_of_the_run_says_where_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfsyn.making import sheets
+    from hfsyn.runs import sheets
 
     said: list[str] = []
 

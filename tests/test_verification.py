@@ -22,11 +22,11 @@ from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
-from hfsyn.making.manifest import finish
-from hfsyn.making.shards import sha256_of
 from hfsyn.publishing.comparison import compare
 from hfsyn.publishing.reproduction import judge, reproduce
 from hfsyn.publishing.verification import verify
+from hfsyn.runs.finish import finish
+from hfsyn.runs.shards import sha256_of
 
 Rows = list[dict[str, Any]]
 

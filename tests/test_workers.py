@@ -18,7 +18,7 @@ from hfsyn import workers
 from hfsyn.errors import HfsynError
 from hfsyn.making import building
 from hfsyn.making.captioning import caption
-from hfsyn.making.runs import load_run
+from hfsyn.runs.run import load_run
 from hfsyn.workers import Worker, current_worker, default_processes, visible_gpus
 
 

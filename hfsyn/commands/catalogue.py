@@ -87,7 +87,7 @@ def variants_peek(
     """
     from builders.variants.class_maps import find_variant, read_variant
     from builders.yaml import is_yaml_name
-    from hfsyn.making.sheets import peek
+    from hfsyn.runs.sheets import peek
 
     variant, folder = read_variant(name) if is_yaml_name(name) else (find_variant(name), None)
     split = split or next(iter(variant.splits))

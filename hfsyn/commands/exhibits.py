@@ -109,7 +109,7 @@ _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 
 def _found(result: dict[str, Any], out: str | None) -> None:
     from hfsyn.judging.metrics import dump_result
-    from hfsyn.making.shards import atomic_text
+    from hfsyn.runs.shards import atomic_text
 
     text = dump_result(result)
     if out is not None:

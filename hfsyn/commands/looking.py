@@ -20,7 +20,7 @@ def status(run: str, as_json: bool) -> None:
     """How far a RUN folder is, read from the folder alone. Prints `finished` or `unfinished`."""
     from dataclasses import asdict
 
-    from hfsyn.making.run_status import status as run_status
+    from hfsyn.runs.status import status as run_status
 
     found = run_status(run)
     if as_json:
@@ -81,7 +81,7 @@ def plan(
     hfsyn plan imagenette-cip --price 2.5 --probe 64 --num-processes 8
     """
     from hfsyn.making.forecast import forecast
-    from hfsyn.making.options import WorkOptions
+    from hfsyn.runs.options import WorkOptions
 
     chosen, given = chosen_recipe(recipe, given)
     options, left = WorkOptions.taken_from(given)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from hfsyn.commands.values import MOST, Finite
-from hfsyn.making.options import shard_bounds
+from hfsyn.runs.options import shard_bounds
 
 F = TypeVar("F", bound=Callable[..., Any])
 

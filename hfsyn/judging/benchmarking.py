@@ -28,7 +28,7 @@ from hfsyn.judging.crews import Submit, crew
 from hfsyn.judging.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
 from hfsyn.judging.metrics import dump_result
 from hfsyn.judging.summaries import CSV, SUMMARY, csv_text, read_cells, summarise, table_text
-from hfsyn.making.shards import atomic_text
+from hfsyn.runs.shards import atomic_text
 
 MATRIX, RESULTS, ERROR, TRAINING = "matrix.yaml", "results.json", "error.json", "training"
 _EMPTY: dict[str, Any] = {"cell": {"tests": {}}, "training": {}, "tests": {}, "seconds": 0.0}

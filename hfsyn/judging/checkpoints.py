@@ -18,8 +18,8 @@ from typing import Any
 
 from hfsyn.errors import HfsynError
 from hfsyn.judging.accelerating import total, union
-from hfsyn.making.shards import atomic_text
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
+from hfsyn.runs.shards import atomic_text
 
 FACTS = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8})")

@@ -31,8 +31,8 @@ from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.overlaps import shared_with_training, tell_overlap
 from hfsyn.judging.unreadable import Unread, facts_of, picture, tell_left_out, tell_unread
-from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
+from hfsyn.runs.shards import atomic_text
 from hfsyn.software import software
 
 BATCH = 64

@@ -16,8 +16,8 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.judging.classifiers import Classifier, open_classifier
 from hfsyn.judging.references import parse_hub_id
-from hfsyn.making.shards import sha256_of
 from hfsyn.progress import teller
+from hfsyn.runs.shards import sha256_of
 
 RESULTS = "results.json"
 _ROUNDS = 5

@@ -25,9 +25,9 @@ from hfsyn.judging import plots
 from hfsyn.judging.benchmarking import MATRIX
 from hfsyn.judging.matrix import Matrix, load_matrix, place
 from hfsyn.judging.summaries import Outcome, interval_text, read_cells, setting_text, summarise
-from hfsyn.making.runs import Run, load_run
-from hfsyn.making.shards import atomic_text
-from hfsyn.making.sheets import image_of, shared_samples
+from hfsyn.runs.run import Run, load_run
+from hfsyn.runs.shards import atomic_text
+from hfsyn.runs.sheets import image_of, shared_samples
 
 PAGE, PLOTS = "report.html", "plots"
 _SAMPLES = 3  # real images a class

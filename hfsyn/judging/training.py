@@ -60,9 +60,9 @@ from hfsyn.judging.training_folders import (
 )
 from hfsyn.judging.trials import try_training
 from hfsyn.judging.unreadable import facts_of, tell_left_out, tell_unread
-from hfsyn.making.shards import atomic_text
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TrainConfig, dump_train_config
+from hfsyn.runs.shards import atomic_text
 from hfsyn.software import software
 
 

@@ -12,16 +12,16 @@ from builders.runs.run_files import manifest_in
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gathering import check_launcher
 from hfsyn.making.captioning import caption
-from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generating import generate, tried_generator
 from hfsyn.making.generator import ImageGenerator
-from hfsyn.making.manifest import finish, is_whole
-from hfsyn.making.options import DEFAULTS, WorkOptions
-from hfsyn.making.overwriting import working_in
-from hfsyn.making.runs import Run, incomplete, prepare, select
-from hfsyn.making.shards import is_done, pending
 from hfsyn.publishing.watching import check_target, publishing
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.runs.claims import Claims, Patience
+from hfsyn.runs.finish import finish, is_whole
+from hfsyn.runs.options import DEFAULTS, WorkOptions
+from hfsyn.runs.overwriting import working_in
+from hfsyn.runs.run import Run, incomplete, prepare, select
+from hfsyn.runs.shards import is_done, pending
 from hfsyn.workers import (
     check_device,
     current_worker,

@@ -10,12 +10,12 @@ from PIL import Image
 
 from builders.variants import ClassInfo
 from hfsyn.making.captioner import Captioner, TransformersCaptioner
-from hfsyn.making.captions_files import FileTexts
 from hfsyn.making.known_captions import KnownCaptions
-from hfsyn.making.runs import Run
-from hfsyn.making.specs import seed_of
 from hfsyn.making.text_writer import TextWriter
 from hfsyn.recipes.strategies import get_strategy
+from hfsyn.runs.given_texts import FileTexts
+from hfsyn.runs.run import Run
+from hfsyn.runs.specs import seed_of
 from hfsyn.workers import pick_device
 
 

@@ -13,20 +13,20 @@ from typing import Any
 
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.schema import captioned_features
-from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Seen, TextSource, texts_of
 from hfsyn.making.caption_texts import caption_flags
 from hfsyn.making.captioner import Captioner
-from hfsyn.making.claims import Claims, Patience
-from hfsyn.making.options import DEFAULTS, WorkOptions
-from hfsyn.making.overwriting import working_in
 from hfsyn.making.reading import Batch, Reading, batches
 from hfsyn.making.refusals import Reason, Tally
-from hfsyn.making.runs import Run, load_run, select
-from hfsyn.making.shards import is_done, pending
-from hfsyn.making.stages import Stage
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.progress import Progress, teller
+from hfsyn.runs.budget import Budget
+from hfsyn.runs.claims import Claims, Patience
+from hfsyn.runs.options import DEFAULTS, WorkOptions
+from hfsyn.runs.overwriting import working_in
+from hfsyn.runs.run import Run, load_run, select
+from hfsyn.runs.shards import is_done, pending
+from hfsyn.runs.stage import Stage
 from hfsyn.workers import current_worker
 
 

@@ -21,11 +21,11 @@ from builders.sources.rows import SourceRow
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.making.encode import SUFFIX, encode, fitted
 from hfsyn.making.reading import in_order
-from hfsyn.making.runs import Run, index_entries, load_run
-from hfsyn.making.shards import is_done, write_parquet
-from hfsyn.making.sheets import image_of
-from hfsyn.making.stored_rows import StoredRows
 from hfsyn.progress import Progress
+from hfsyn.runs.run import Run, index_entries, load_run
+from hfsyn.runs.shards import is_done, write_parquet
+from hfsyn.runs.sheets import image_of
+from hfsyn.runs.stored_rows import StoredRows
 
 NOTE = "export.json"
 """What an exported folder is; it is written last."""

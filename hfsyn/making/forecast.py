@@ -18,16 +18,16 @@ from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.making.costs import Hours, hours, image_size
 from hfsyn.making.devices import UTILISATION
-from hfsyn.making.pins import pin_prompt, pinned
-from hfsyn.making.planning import read_captions
-from hfsyn.making.prompt_inputs import takes_text, with_texts
-from hfsyn.making.real_images import check_order
-from hfsyn.making.runs import Run, load_run
-from hfsyn.making.shards import pending
-from hfsyn.making.source_counts import TableCounts, counted, in_table, index_of_run, indexed
-from hfsyn.making.specs import Caption, Plan, digest_of, plan
 from hfsyn.models.token_limits import Limit, limits
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
+from hfsyn.runs.pins import pin_prompt, pinned
+from hfsyn.runs.plan import read_captions
+from hfsyn.runs.prompt_inputs import takes_text, with_texts
+from hfsyn.runs.real_images import check_order
+from hfsyn.runs.run import Run, load_run
+from hfsyn.runs.shards import pending
+from hfsyn.runs.source_counts import TableCounts, counted, in_table, index_of_run, indexed
+from hfsyn.runs.specs import Caption, Plan, digest_of, plan
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.
 _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}

@@ -9,21 +9,21 @@ from pathlib import Path
 
 from builders.runs import layout
 from builders.runs.schema import synthetic_features
-from hfsyn.making.budget import Budget
-from hfsyn.making.claims import Claims, Patience
 from hfsyn.making.generator import DiffusersGenerator, ImageGenerator, fitting
-from hfsyn.making.options import DEFAULTS, WorkOptions
-from hfsyn.making.overwriting import working_in
-from hfsyn.making.planning import write_plan
 from hfsyn.making.production import Production, Work
 from hfsyn.making.rows import synthetic_rows
-from hfsyn.making.runs import Run, load_run, select
-from hfsyn.making.shards import pending
 from hfsyn.making.source_pictures import SourcePictures
-from hfsyn.making.specs import SampleSpec
-from hfsyn.making.stages import Stage
 from hfsyn.making.tuning import PLAIN, tuning_of
 from hfsyn.models.batch_sizes import BatchSize, choose, release_memory
+from hfsyn.runs.budget import Budget
+from hfsyn.runs.claims import Claims, Patience
+from hfsyn.runs.options import DEFAULTS, WorkOptions
+from hfsyn.runs.overwriting import working_in
+from hfsyn.runs.plan import write_plan
+from hfsyn.runs.run import Run, load_run, select
+from hfsyn.runs.shards import pending
+from hfsyn.runs.specs import SampleSpec
+from hfsyn.runs.stage import Stage
 from hfsyn.workers import current_worker, pick_device
 
 KEPT_PARAMETERS = 2 * 10**8

@@ -10,11 +10,11 @@ from builders.runs import layout
 from builders.runs.layout import ShardEntry, parse_sidecar, sidecar_name
 from builders.runs.shard import Shard
 from hfsyn.errors import HfsynError
-from hfsyn.making.runs import REFUSES, load_run
-from hfsyn.making.shards import pending
 from hfsyn.making.token_drawing import Refused
 from hfsyn.recipes.recipe import Recipe, parse_recipe
 from hfsyn.recipes.strategies import get_strategy
+from hfsyn.runs.run import REFUSES, load_run
+from hfsyn.runs.shards import pending
 
 
 class KnownCaptions:

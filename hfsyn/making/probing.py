@@ -23,14 +23,14 @@ from hfsyn.making.captioning import caption
 from hfsyn.making.forecast import hours_text
 from hfsyn.making.generating import generate, tried_generator
 from hfsyn.making.generator import ImageGenerator
-from hfsyn.making.options import DEFAULTS, WorkOptions
-from hfsyn.making.planning import read_captions, write_lines
-from hfsyn.making.runs import SOURCE_SCHEMA, Run, load_run, prepare
-from hfsyn.making.shards import atomic_text, is_done
-from hfsyn.making.specs import order_of, plan, sample_id_of
-from hfsyn.making.tables import write_groups
 from hfsyn.models.batch_sizes import CANDIDATES
 from hfsyn.recipes.recipe import Recipe, dump_recipe
+from hfsyn.runs.options import DEFAULTS, WorkOptions
+from hfsyn.runs.plan import read_captions, write_lines
+from hfsyn.runs.run import SOURCE_SCHEMA, Run, load_run, prepare
+from hfsyn.runs.shards import atomic_text, is_done
+from hfsyn.runs.specs import order_of, plan, sample_id_of
+from hfsyn.runs.tables import write_groups
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from hfsyn.making.claims import Claim
 from hfsyn.making.encode import encode
 from hfsyn.making.generator import Generated, ImageGenerator, Pending
 from hfsyn.making.rows import Result
-from hfsyn.making.specs import SampleSpec, seed_of
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.recipes.recipe import Recipe
+from hfsyn.runs.claims import Claim
+from hfsyn.runs.specs import SampleSpec, seed_of
 from hfsyn.workers import begin_thread_on
 
 BATCHES_AHEAD = 2

@@ -8,7 +8,6 @@ from typing import Any
 
 from builders.variants.class_maps import find_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.specs import seed_of
 from hfsyn.models.finding import locate
 from hfsyn.recipes.extending import check_words
 from hfsyn.recipes.parts import PromptPart
@@ -16,6 +15,7 @@ from hfsyn.recipes.prompt_part import check_domain
 from hfsyn.recipes.recipe import BUILTIN, GeneratePart, is_content_hash, load_recipe
 from hfsyn.recipes.strategies import get_strategy, is_user_strategy, strategy_of
 from hfsyn.recipes.user_strategies import absolute, check_function
+from hfsyn.runs.specs import seed_of
 
 _EXAMPLES = 10
 

@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 from builders.images.decoding import ImageRejected, decoded
 from builders.runs import layout
 from builders.sources import Source, SourceRow
-from hfsyn.making.budget import Budget
 from hfsyn.making.caption_sources import Answer, Seen, TextSource
-from hfsyn.making.claims import Claim, Claims, Patience
 from hfsyn.making.production import encoders
 from hfsyn.making.refusals import Tally, is_refusal
-from hfsyn.making.runs import Run, index_entries
+from hfsyn.runs.budget import Budget
+from hfsyn.runs.claims import Claim, Claims, Patience
+from hfsyn.runs.run import Run, index_entries
 
 T = TypeVar("T")
 

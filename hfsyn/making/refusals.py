@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hfsyn.errors import HfsynError, first_line
-from hfsyn.making.runs import REFUSES
 from hfsyn.making.token_drawing import Refused
 from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.runs.run import REFUSES
 
 T = TypeVar("T")
 MOST = 32

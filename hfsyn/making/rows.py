@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfsyn.making.encode import SUFFIX
-from hfsyn.making.specs import SampleSpec
 from hfsyn.recipes.recipe import Recipe
+from hfsyn.runs.specs import SampleSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from builders.images.decoding import decoded
 from builders.runs import layout
 from builders.sources.rows import IndexEntry, SourceRow
 from hfsyn.errors import HfsynError
-from hfsyn.making.runs import Run
-from hfsyn.making.specs import SampleSpec
+from hfsyn.runs.run import Run
+from hfsyn.runs.specs import SampleSpec
 
 _THREADS = 4
 

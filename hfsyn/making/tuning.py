@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.options import WorkOptions
+from hfsyn.runs.options import WorkOptions
 
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
 """Kernels of scaled dot product attention by their option; ``auto`` is torch's own choice."""

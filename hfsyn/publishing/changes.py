@@ -8,10 +8,10 @@ from builders.errors import DataError
 from hfsyn.errors import ExitCode
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version, versions_among
-from hfsyn.making.manifest import manifest_of
-from hfsyn.making.runs import Run
 from hfsyn.publishing.contents import What
 from hfsyn.publishing.preflight import look_at
+from hfsyn.runs.finish import manifest_of
+from hfsyn.runs.run import Run
 
 
 def change_since(

@@ -13,11 +13,11 @@ from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_o
 from builders.runs.run_files import finished
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LocalFile
-from hfsyn.making.manifest import manifest_of
-from hfsyn.making.runs import Run
-from hfsyn.making.shards import faults, is_done, pending, sha256_of
 from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
+from hfsyn.runs.finish import manifest_of
+from hfsyn.runs.run import Run
+from hfsyn.runs.shards import faults, is_done, pending, sha256_of
 
 What = Literal["data", "captions"]
 

@@ -16,13 +16,13 @@ from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode
 from hfsyn.hub.repo import HubRepo
-from hfsyn.making.pins import pinned
-from hfsyn.making.planning import write_plan
-from hfsyn.making.runs import Run, prepare
-from hfsyn.making.shards import faults, pending
 from hfsyn.publishing.preflight import look_at
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import Recipe, parse_recipe
+from hfsyn.runs.pins import pinned
+from hfsyn.runs.plan import write_plan
+from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.shards import faults, pending
 
 
 def continue_from(

@@ -17,11 +17,11 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.hub.rights import rights_of
 from hfsyn.hub.versions import Version, versions_among
-from hfsyn.making.runs import Run
 from hfsyn.publishing.contents import What, files_of, folder_sizes
 from hfsyn.publishing.reachable import View
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
+from hfsyn.runs.run import Run
 
 MOST_FILES = 100_000
 """In a repository; the Hub's recommendation."""

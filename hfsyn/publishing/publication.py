@@ -30,8 +30,6 @@ from hfsyn.cards.card import CardFacts, ChangelogEntry, changelog_of, example_ro
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile, taken
 from hfsyn.hub.versions import Version, parse_version
-from hfsyn.making.manifest import manifest_of, software_of
-from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import Progress, teller
 from hfsyn.publishing.changes import change_since
 from hfsyn.publishing.committing import Change, change_main
@@ -54,6 +52,8 @@ from hfsyn.publishing.preflight import (
 from hfsyn.publishing.pulls import Pulls
 from hfsyn.publishing.reachable import OTHERS, View, no_longer_reached, unlike_manifests, with_others
 from hfsyn.publishing.working import drop_work
+from hfsyn.runs.finish import manifest_of, software_of
+from hfsyn.runs.run import Run, load_run
 
 FILES_A_COMMIT = 1000
 """The most that the Hub's own client puts into one commit (the Hub takes 25,000, within a minute)."""

@@ -19,11 +19,8 @@ from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
-from hfsyn.making.captions_files import FileTexts
 from hfsyn.making.costs import memory_needed
 from hfsyn.making.forecast import disk_needed, size_text
-from hfsyn.making.real_images import check_order
-from hfsyn.making.runs import Run, run_in
 from hfsyn.models.checkpoint_files import Kind
 from hfsyn.models.finding import locate
 from hfsyn.models.loras import FILE
@@ -32,6 +29,9 @@ from hfsyn.publishing.preflight import Check
 from hfsyn.recipes.prompt_part import HUB
 from hfsyn.recipes.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.recipes.strategies import is_user_strategy, strategy_of
+from hfsyn.runs.given_texts import FileTexts
+from hfsyn.runs.real_images import check_order
+from hfsyn.runs.run import Run, run_in
 from hfsyn.workers import default_processes, visible_gpus
 
 _SPARE = 1.1

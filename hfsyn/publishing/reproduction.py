@@ -23,11 +23,11 @@ from builders.sources import open_source
 from hfsyn.errors import HfsynError
 from hfsyn.making.encode import encode
 from hfsyn.making.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
-from hfsyn.making.sheets import Row, Tile, contact_sheet, save_png
-from hfsyn.making.specs import order_of
 from hfsyn.making.tuning import ATTENTION, PLAIN, Tuning
 from hfsyn.publishing.comparison import readable, recipe_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
+from hfsyn.runs.specs import order_of
 from hfsyn.software import describe_device, software
 from hfsyn.workers import check_device, pick_device
 

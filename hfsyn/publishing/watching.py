@@ -21,9 +21,6 @@ from hfsyn.cards.card import Progress, example_rows, facts_in_progress, render_c
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.hub.versions import parse_version
-from hfsyn.making.manifest import software_of
-from hfsyn.making.run_status import status
-from hfsyn.making.runs import Run, load_run
 from hfsyn.progress import teller
 from hfsyn.publishing.committing import Change
 from hfsyn.publishing.contents import finished_contents
@@ -42,6 +39,9 @@ from hfsyn.publishing.preflight import (
 from hfsyn.publishing.publication import FILES_A_COMMIT, publish
 from hfsyn.publishing.working import begin_work, branch_of
 from hfsyn.recipes.recipe import published_recipe
+from hfsyn.runs.finish import software_of
+from hfsyn.runs.run import Run, load_run
+from hfsyn.runs.status import status
 from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent
 
 INTERVAL = 120.0

@@ -24,9 +24,9 @@ from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.captioning import caption
-from hfsyn.making.options import WorkOptions
-from hfsyn.making.runs import Run, prepare
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.run import Run, prepare
 
 NEW_TOKENS = 15
 """16 with the token that begins a caption."""

@@ -29,11 +29,11 @@ from builders.variants import get_variant
 from hfsyn.making.captioning import caption
 from hfsyn.making.generating import generate
 from hfsyn.making.generator import DiffusersGenerator
-from hfsyn.making.options import WorkOptions
-from hfsyn.making.planning import write_plan
-from hfsyn.making.runs import Run, prepare
 from hfsyn.making.tuning import PLAIN, tuning_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.plan import write_plan
+from hfsyn.runs.run import Run, prepare
 
 SHARD_BATCHES = 2
 """Batches a shard; in use a shard has 1000 rows, so that this asks more of the writer."""

@@ -42,9 +42,9 @@ ROOMS = (
         "runs",
         """
         builders/runs/layout.py builders/shard* builders/runs/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
-        hfsyn/making/overwriting.py hfsyn/making/claims.py hfsyn/making/shards.py hfsyn/making/tables.py
-        hfsyn/making/stages.py hfsyn/making/manifest.py hfsyn/making/planning.py hfsyn/making/budget.py
-        hfsyn/making/stored_rows.py hfsyn/making/rows.py hfsyn/making/real_images.py hfsyn/making/source_*
+        hfsyn/runs/overwriting.py hfsyn/runs/claims.py hfsyn/runs/shards.py hfsyn/runs/tables.py
+        hfsyn/runs/stage.py hfsyn/runs/finish.py hfsyn/runs/plan.py hfsyn/runs/budget.py
+        hfsyn/runs/stored_rows.py hfsyn/making/rows.py hfsyn/runs/real_images.py hfsyn/making/source_*
         hfsyn/making/building.py hfsyn/making/exporting.py
         """,
         """
@@ -60,8 +60,8 @@ ROOMS = (
     (
         "recipes",
         """
-        builders/yaml.py hfsyn/making/recipe* hfsyn/recipes/loading.py hfsyn/making/options.py hfsyn/making/pins.py
-        hfsyn/making/prompt* hfsyn/recipes/fragments.py hfsyn/making/user_str* hfsyn/making/specs.py
+        builders/yaml.py hfsyn/making/recipe* hfsyn/recipes/loading.py hfsyn/runs/options.py hfsyn/runs/pins.py
+        hfsyn/making/prompt* hfsyn/recipes/fragments.py hfsyn/making/user_str* hfsyn/runs/specs.py
         hfsyn/making/token_* hfsyn/recipes/*
         """,
         "recipe recipe_grid specs prompts fragments pins user_strategies captions_file what_people_write stages",
@@ -92,7 +92,7 @@ ROOMS = (
         "outlook",
         """
         hfsyn/making/forecast.py hfsyn/making/costs.py hfsyn/making/probing.py hfsyn/publishing/checkup.py
-        hfsyn/publishing/readiness.py hfsyn/making/sheets.py hfsyn/showcase.py
+        hfsyn/publishing/readiness.py hfsyn/runs/sheets.py hfsyn/showcase.py
         """,
         "forecast doctor probing sheets showcase cli",
     ),

@@ -105,14 +105,14 @@ BUGS: tuple[WrittenBug, ...] = (
     # claims, shards, plan
     _bug(
         "A shard that was finished between the look and the lock is made again.",
-        "hfsyn/making/claims.py",
+        "hfsyn/runs/claims.py",
         "            if not is_done(path):\n                return claim",
         "            if claim is not None:\n                return claim",
         "claims",
     ),
     _bug(
         "Two processes claim one shard: the lock is a shared one.",
-        "hfsyn/making/claims.py",
+        "hfsyn/runs/claims.py",
         "fcntl.LOCK_SH if shared else fcntl.LOCK_EX",
         "fcntl.LOCK_SH",
         "claims",
@@ -126,14 +126,14 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A shard with one byte changed is as its sidecar says.",
-        "hfsyn/making/shards.py",
+        "hfsyn/runs/shards.py",
         "if path.stat().st_size != sidecar.bytes or sha256_of(path) != sidecar.sha256:",
         "if path.stat().st_size != sidecar.bytes:",
         "shards damaged_runs",
     ),
     _bug(
         "The plan forgets the seeds of single classes.",
-        "hfsyn/making/specs.py",
+        "hfsyn/runs/specs.py",
         "seed=seed_of(self._recipe.seed_for(info.wnid), sample_id),",
         "seed=seed_of(self._recipe.seed, sample_id),",
         "specs stages",
@@ -197,14 +197,14 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A sidecar does not say with which batches its images were drawn.",
-        "hfsyn/making/stages.py",
+        "hfsyn/runs/stage.py",
         "                grid=grid,",
         "                grid=(),",
         "production stages",
     ),
     _bug(
         "An open revision of a LoRA is not filled in when a run continues.",
-        "hfsyn/making/pins.py",
+        "hfsyn/runs/pins.py",
         '    ("generate", "lora_revision"): ("lora", "lora_file"),\n',
         "",
         "pins",

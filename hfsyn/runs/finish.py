@@ -18,13 +18,13 @@ from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
 from hfsyn.cards.card import example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.making.claims import lock
-from hfsyn.making.overwriting import working_in
-from hfsyn.making.planning import write_plan
-from hfsyn.making.runs import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
-from hfsyn.making.shards import atomic_text, faults, is_done, pending
-from hfsyn.making.sheets import sample_sheet, save_png
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
+from hfsyn.runs.claims import lock
+from hfsyn.runs.overwriting import working_in
+from hfsyn.runs.plan import write_plan
+from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
+from hfsyn.runs.shards import atomic_text, faults, is_done, pending
+from hfsyn.runs.sheets import sample_sheet, save_png
 
 
 def finish(run: Run | str | Path) -> Run:

@@ -17,7 +17,7 @@ from pathlib import Path
 from builders.files import is_abandoned, owned_name, remove_abandoned, settle
 from builders.runs import layout
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.making.claims import WORK, holder, lock
+from hfsyn.runs.claims import WORK, holder, lock
 
 Mark = tuple[int, int]
 

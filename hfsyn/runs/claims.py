@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO
 
 from builders.runs import layout
-from hfsyn.making.shards import is_done
+from hfsyn.runs.shards import is_done
 
 WORK = "work"
 """The lock that every process at work in a run folder shares, and that whoever deletes the run has for itself."""

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfsyn.making.shards import atomic_write
+from hfsyn.runs.shards import atomic_write
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -17,7 +17,7 @@ Columns = Mapping[str, Sequence[Any]]
 def write_groups(path: Path, groups: Iterable[Columns], schema: pa.Schema) -> int:
     """Write row groups as they come to one Parquet file, atomically.
 
-    The bytes are those of `hfsyn.making.shards.write_parquet` for the same rows and groups.
+    The bytes are those of `hfsyn.runs.shards.write_parquet` for the same rows and groups.
 
     Args:
         path: of the file.

@@ -14,11 +14,11 @@ from builders.runs import layout
 from builders.runs.layout import sidecar_of
 from builders.runs.run_files import has_table, marker_of, write_marker
 from hfsyn.errors import HfsynError
-from hfsyn.making.claims import lock
-from hfsyn.making.runs import Run, incomplete
-from hfsyn.making.shards import pending
-from hfsyn.making.specs import Caption, SampleSpec, plan
-from hfsyn.making.tables import write_groups
+from hfsyn.runs.claims import lock
+from hfsyn.runs.run import Run, incomplete
+from hfsyn.runs.shards import pending
+from hfsyn.runs.specs import Caption, SampleSpec, plan
+from hfsyn.runs.tables import write_groups
 
 PLAN_SCHEMA = pa.schema(
     [

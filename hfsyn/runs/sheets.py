@@ -19,10 +19,10 @@ from builders.runs import layout
 from builders.sources import IndexEntry, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.runs import Run, index_entries
-from hfsyn.making.shards import atomic_write
-from hfsyn.making.stored_rows import StoredRows
 from hfsyn.recipes.prompt_part import published_prompt
+from hfsyn.runs.run import Run, index_entries
+from hfsyn.runs.shards import atomic_write
+from hfsyn.runs.stored_rows import StoredRows
 
 _TILE = 112
 _SHOWN = 512

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from hfsyn.making.options import WorkOptions
+from hfsyn.runs.options import WorkOptions
 
 
 class Budget:

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.shards import sha256_of
 from hfsyn.recipes.parts import PromptPart
 from hfsyn.recipes.prompt_part import HUB
+from hfsyn.runs.shards import sha256_of
 
 _ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
 """In small letters; files may have them in capitals."""

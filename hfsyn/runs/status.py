@@ -13,8 +13,8 @@ from typing import Any
 from builders.runs import layout
 from builders.runs.layout import sidecar_of
 from builders.runs.run_files import lost, manifest_in
-from hfsyn.making.runs import load_run, unreadable_classes, unused_weights
-from hfsyn.making.shards import is_done
+from hfsyn.runs.run import load_run, unreadable_classes, unused_weights
+from hfsyn.runs.shards import is_done
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class RunStatus:
     left_out: Mapping[str, int] = field(default_factory=dict)
     """What lies in the source and is not in its index: how many by reason."""
     unreadable_classes: tuple[Mapping[str, Any], ...] = ()
-    """The classes of which no image could be read; see `hfsyn.making.runs.unreadable_classes`."""
+    """The classes of which no image could be read; see `hfsyn.runs.run.unreadable_classes`."""
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
     lost: tuple[str, ...] = ()

@@ -19,15 +19,15 @@ from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.making.claims import lock
-from hfsyn.making.options import shard_bounds
-from hfsyn.making.overwriting import Mark, clear_remains, mark_of, put_away, removable, replaced
-from hfsyn.making.pins import pinned
-from hfsyn.making.prompt_inputs import check_texts, strategy_source
-from hfsyn.making.real_images import check_order, opened
-from hfsyn.making.shards import atomic_text
-from hfsyn.making.tables import write_groups
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
+from hfsyn.runs.claims import lock
+from hfsyn.runs.options import shard_bounds
+from hfsyn.runs.overwriting import Mark, clear_remains, mark_of, put_away, removable, replaced
+from hfsyn.runs.pins import pinned
+from hfsyn.runs.prompt_inputs import check_texts, strategy_source
+from hfsyn.runs.real_images import check_order, opened
+from hfsyn.runs.shards import atomic_text
+from hfsyn.runs.tables import write_groups
 
 SOURCE_SCHEMA = pa.schema(
     [("source_id", pa.string()), ("wnid", pa.string()), ("location", pa.string()), ("row", pa.int64())]

@@ -16,9 +16,9 @@ from builders.hub.answers import UnreachableError, is_offline
 from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode
-from hfsyn.making.real_images import opened
-from hfsyn.making.specs import Caption
 from hfsyn.recipes.recipe import Recipe, SourcePart
+from hfsyn.runs.real_images import opened
+from hfsyn.runs.specs import Caption
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What the two costly stages of a run have in common: shards, progress, and writing a shard with its sidecar.
 
 A stage is: pending shards, their lines, batches, rows, ``write_shard``. Any number of processes may run a stage at
-once, each in its own time: they share shards by claims (see `hfsyn.making.claims`), and what one of them makes
+once, each in its own time: they share shards by claims (see `hfsyn.runs.claims`), and what one of them makes
 does not depend on the others. Running a stage again continues it.
 """
 
@@ -17,9 +17,9 @@ import pyarrow as pa
 
 from builders.runs import layout
 from builders.runs.layout import Sidecar, shard_number
-from hfsyn.making.runs import Run
-from hfsyn.making.shards import is_done, write_shard
 from hfsyn.progress import Progress
+from hfsyn.runs.run import Run
+from hfsyn.runs.shards import is_done, write_shard
 from hfsyn.software import describe_device, software
 from hfsyn.workers import current_worker
 

@@ -1,15 +1,15 @@
-"""What the prompts of a run are made of beside its recipe; `hfsyn.making.pins` says which content is meant."""
+"""What the prompts of a run are made of beside its recipe; `hfsyn.runs.pins` says which content is meant."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from hfsyn.making.captions_files import FileTexts
-from hfsyn.making.specs import Caption
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.recipes.strategies import get_strategy, is_user_strategy
 from hfsyn.recipes.user_strategies import source_of
+from hfsyn.runs.given_texts import FileTexts
+from hfsyn.runs.specs import Caption
 
 
 def check_texts(recipe: Recipe, source_ids: Collection[str]) -> None:

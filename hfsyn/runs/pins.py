@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from builders.variants import get_variant
-from hfsyn.making.captions_files import FileTexts, content_of_file
 from hfsyn.recipes.prompt_part import HUB
 from hfsyn.recipes.recipe import Recipe, is_content_hash
 from hfsyn.recipes.strategies import get_strategy, is_user_strategy
 from hfsyn.recipes.user_strategies import absolute, check_function, content_of
+from hfsyn.runs.given_texts import FileTexts, content_of_file
 
 _PINS = {
     ("source", "revision"): ("variant", "path"),

@@ -1,0 +1,1 @@
+"""A run: prepared, planned, its shards claimed and written, its status, its end."""
