@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from hfsyn.errors import HfsynError
+    from hfsyn.images.generate_stage import generate
     from hfsyn.judging.benchmarking import bench
     from hfsyn.judging.evaluation import evaluate
     from hfsyn.judging.pages import report
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from hfsyn.making.building import build
     from hfsyn.making.captioning import caption
     from hfsyn.making.exporting import export_real
-    from hfsyn.making.generating import generate
     from hfsyn.publishing.checkup import doctor
     from hfsyn.publishing.comparison import Comparison, diff
     from hfsyn.publishing.outcomes import Publication
@@ -57,7 +57,7 @@ _HOME = {
     "export_real": "hfsyn.making.exporting",
     "fingerprint": "hfsyn.recipes.recipe",
     "finish": "hfsyn.runs.finish",
-    "generate": "hfsyn.making.generating",
+    "generate": "hfsyn.images.generate_stage",
     "load_recipe": "hfsyn.recipes.recipe",
     "load_train_config": "hfsyn.recipes.training_recipe",
     "plan": "hfsyn.runs.specs",

@@ -32,7 +32,7 @@ from benchmarks.measuring import Watched, compare, say
 from full_size_models import save_stable_diffusion
 from PIL import Image
 
-from hfsyn.making.generator import Generated
+from hfsyn.images.generator import Generated
 from hfsyn.runs.options import WorkOptions
 
 AIM_RATIO, AIM_BLOCKED_MS = 2.5, 1.0

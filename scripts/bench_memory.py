@@ -72,9 +72,9 @@ def one(folder: str, images: int, stage: str) -> dict[str, object]:
     from benchmarks.image_arms import words
     from PIL import Image
 
+    from hfsyn.images.generate_stage import generate
+    from hfsyn.images.generator import Generated
     from hfsyn.making.captioning import caption
-    from hfsyn.making.generating import generate
-    from hfsyn.making.generator import Generated
     from hfsyn.recipes.recipe import load_recipe
     from hfsyn.runs.finish import finish
     from hfsyn.runs.plan import write_plan

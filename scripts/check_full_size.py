@@ -151,8 +151,8 @@ def checked(case: Case, where: Path, size: Size, device: str) -> Found:
 
 def images(case: Case, model: str, dtype: str, device: str) -> tuple[int, list[str | None]]:
     """Parameters, and of each image why it must not be kept."""
-    from hfsyn.making.generator import DiffusersGenerator
-    from hfsyn.making.tuning import tuning_of
+    from hfsyn.images.generator import DiffusersGenerator
+    from hfsyn.images.tuning import tuning_of
     from hfsyn.runs.options import WorkOptions
 
     fields = {"dtype": dtype, "batch_size": case.batch_size, "steps": case.steps}

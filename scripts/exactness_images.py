@@ -236,7 +236,7 @@ class Pictures:
     def _from_image(self, name: str, options: Mapping[str, Any], strength: float) -> int:
         import diffusers
 
-        from hfsyn.making.encode import fitted
+        from hfsyn.images.encoding import fitted
 
         folder, family = self.checkpoint(name), tiny_families.FAMILIES[name]
         fields = {**family.fields, **options}
@@ -310,7 +310,7 @@ def plainly(pipe: Any, negative: str | None = None, **options: Any) -> Any:
 
 def drawn(folder: Path, negative: str | None = None, images: Any = None, **fields: Any) -> Any:
     """The images of hfsyn: image x height x width x 3."""
-    from hfsyn.making.generator import DiffusersGenerator
+    from hfsyn.images.generator import DiffusersGenerator
     from hfsyn.recipes.recipe import GeneratePart
 
     base = {"model": str(folder), "dtype": "float32", "batch_size": len(PROMPTS), "steps": STEPS}

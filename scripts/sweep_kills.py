@@ -182,7 +182,7 @@ class Generator:
     def start(self, prompts: Sequence[str], seeds: Sequence[int], size: int, **_: Any) -> Callable[[], list[Any]]:
         import numpy as np
 
-        from hfsyn.making.generator import Generated
+        from hfsyn.images.generator import Generated
 
         made = []
         for prompt, seed in zip(prompts, seeds, strict=True):
@@ -203,18 +203,18 @@ def prepare_process() -> None:
     import torch
 
     import hfsyn.cli
+    import hfsyn.images.generate_stage
     import hfsyn.judging.training
     import hfsyn.making.building
     import hfsyn.making.captioning
     import hfsyn.making.exporting
-    import hfsyn.making.generating
     import hfsyn.runs.finish
 
     torch.set_num_threads(1)
     texts_of = hfsyn.making.captioning.texts_of
     hfsyn.making.captioning.texts_of = lambda run, **more: texts_of(run, **{**more, "captioner": Captioner()})
-    hfsyn.making.generating.DiffusersGenerator = lambda *_, **__: Generator()  # type: ignore[assignment, misc]
-    hfsyn.making.generating.pick_device = lambda device: "cpu"
+    hfsyn.images.generate_stage.DiffusersGenerator = lambda *_, **__: Generator()  # type: ignore[assignment, misc]
+    hfsyn.images.generate_stage.pick_device = lambda device: "cpu"
 
 
 def forked(

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 from fakes import FakeCaptioner, FakeGenerator
 
+import hfsyn.images.generate_stage
 import hfsyn.making.captioning
-import hfsyn.making.generating
 from hfsyn.cli import main
 
 
@@ -43,4 +43,4 @@ def with_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
         return texts_of(run, **{**options, "captioner": FakeCaptioner()})
 
     monkeypatch.setattr(hfsyn.making.captioning, "texts_of", faked)
-    monkeypatch.setattr(hfsyn.making.generating, "DiffusersGenerator", lambda *_, **__: FakeGenerator())
+    monkeypatch.setattr(hfsyn.images.generate_stage, "DiffusersGenerator", lambda *_, **__: FakeGenerator())

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
+from hfsyn.images.generate_stage import generate
+from hfsyn.images.generator import Generated
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
-from hfsyn.making.generator import Generated
 
 
 class SlowCaptioner(FakeCaptioner):

@@ -16,7 +16,7 @@ def look(model: str, revision: str, fields: Mapping[str, Any], *, starts: bool) 
     """Draw a little and say what can be said of the images, of the text encoders and of what is flagged."""
     import torch
 
-    from hfsyn.making.generator import DiffusersGenerator
+    from hfsyn.images.generator import DiffusersGenerator
     from hfsyn.recipes.recipe import GeneratePart
 
     base = {"model": model, "revision": revision, "dtype": "float32", "batch_size": BATCH, "steps": 4}
@@ -68,7 +68,7 @@ def counted(generator: Any) -> dict[str, Any]:
 
 def limits(model: str, revision: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The limits alone."""
-    from hfsyn.making.generator import DiffusersGenerator
+    from hfsyn.images.generator import DiffusersGenerator
     from hfsyn.recipes.recipe import GeneratePart
 
     part = GeneratePart(model=model, revision=revision, dtype="float32", **fields)
@@ -77,7 +77,7 @@ def limits(model: str, revision: str, fields: Mapping[str, Any]) -> dict[str, An
 
 def flags(model: str, revision: str, fields: Mapping[str, Any]) -> list[str | None]:
     """What becomes of an image, with the checkpoint's safety checker and without."""
-    from hfsyn.making.generator import DiffusersGenerator
+    from hfsyn.images.generator import DiffusersGenerator
     from hfsyn.recipes.recipe import GeneratePart
 
     base = {"model": model, "revision": revision, "dtype": "float32", "batch_size": 1, "steps": 2}

@@ -29,14 +29,14 @@ from typing import Any
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
+import hfsyn.images.generate_stage
 import hfsyn.making.building
 import hfsyn.making.captioning
-import hfsyn.making.generating
 import hfsyn.runs.claims
 import hfsyn.runs.stage
 import hfsyn.workers
 from hfsyn.cli import main
-from hfsyn.making.generator import Generated
+from hfsyn.images.generator import Generated
 
 FAULTS: dict[str, Any] = {}
 
@@ -124,8 +124,8 @@ def live(order: dict[str, Any]) -> None:
 if __name__ == "__main__":
     texts_of = hfsyn.making.captioning.texts_of
     hfsyn.making.captioning.texts_of = lambda run, **options: texts_of(run, **{**options, "captioner": Captioner()})
-    hfsyn.making.generating.DiffusersGenerator = lambda *_, **__: Generator()  # type: ignore[assignment, misc]
-    hfsyn.making.generating.pick_device = lambda device: "cpu"
+    hfsyn.images.generate_stage.DiffusersGenerator = lambda *_, **__: Generator()  # type: ignore[assignment, misc]
+    hfsyn.images.generate_stage.pick_device = lambda device: "cpu"
     hfsyn.runs.stage.write_shard = watched_write
     answers = os.fdopen(os.dup(1), "w")
     orders = os.fdopen(os.dup(0))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from hfsyn.making.generator import Generated
+from hfsyn.images.generator import Generated
 
 
 class FakeCaptioner:

@@ -14,9 +14,9 @@ from fakes import FakeCaptioner, FakeGenerator
 
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.building import work
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.runs.budget import Budget
 from hfsyn.runs.claims import lock
 from hfsyn.runs.options import WorkOptions

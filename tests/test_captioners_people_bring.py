@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from builders.sources.new_class_map import new_variant
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.caption_texts import clean
 from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

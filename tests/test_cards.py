@@ -41,8 +41,8 @@ from hfsyn.cards.card import (
 )
 from hfsyn.cards.text import cell, clean, code, recipe_block, uncell
 from hfsyn.errors import HfsynError
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.recipes.recipe import load_recipe, parse_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import load_run

@@ -15,8 +15,8 @@ from fakes import FakeCaptioner, FakeGenerator
 
 from hfsyn.cli import cli
 from hfsyn.cli import main as run_main
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.runs.finish import finish
 
 COMMANDS = [

@@ -19,7 +19,7 @@ from conftest import finished_run
 from fakes import FakeGenerator
 from test_damaged_runs import contents
 
-import hfsyn.making.generating
+import hfsyn.images.generate_stage
 
 SMALL = ("--limit", "1", "--set", "store.shard_rows=8", "--set", "generate.batch_size=4", "--num-processes", "1", "-q")
 
@@ -105,7 +105,7 @@ def test_a_run_folder_that_is_removed_meanwhile_is_one_line_and_does_not_come_ba
             shutil.rmtree(run, ignore_errors=True)
             return super().generate(prompts, seeds)
 
-    monkeypatch.setattr(hfsyn.making.generating, "DiffusersGenerator", lambda *_, **__: Removing())
+    monkeypatch.setattr(hfsyn.images.generate_stage, "DiffusersGenerator", lambda *_, **__: Removing())
     said = command(capsys, "generate", str(run), "--num-processes", "1", "-q")
     assert one_line(said, "No such file or directory"), said
     assert not run.exists()

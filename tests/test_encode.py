@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from hfsyn.making.encode import encode
+from hfsyn.images.encoding import encode
 from hfsyn.recipes.recipe import StorePart
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 24, 3), dtype=np.uint8)

@@ -24,10 +24,10 @@ from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image, JpegImagePlugin
 
 from hfsyn.errors import HfsynError
+from hfsyn.images.encoding import encode, fitted
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.captioning import caption
-from hfsyn.making.encode import encode, fitted
 from hfsyn.making.exporting import export_real
-from hfsyn.making.generating import generate
 from hfsyn.recipes.recipe import StorePart, load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

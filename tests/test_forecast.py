@@ -180,7 +180,7 @@ def test_many_prompts_are_counted_as_one_by_one(tmp_path: Path) -> None:
 
 
 def test_the_headline_is_what_the_generator_flags() -> None:
-    from hfsyn.making.generator import DiffusersGenerator
+    from hfsyn.images.generator import DiffusersGenerator
 
     part = GeneratePart(model="builtin", dtype="float32", batch_size=1, steps=1)
     prompts = ["a photo of circle", "a photo of circle, " + "red and blue " * 12, "b" * 60, "striped " * 29]

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import check_full_size
 import full_size_models
 
-from hfsyn.making.tuning import PLAIN, Tuning
+from hfsyn.images.tuning import PLAIN, Tuning
 
 SCRIPT = ROOT / "scripts" / "check_full_size.py"
 
@@ -92,7 +92,7 @@ def test_images_are_computed_as_users_compute_them(monkeypatch: pytest.MonkeyPat
         asked.append(tuning)
         raise Drawn
 
-    monkeypatch.setattr("hfsyn.making.generator.DiffusersGenerator", load)
+    monkeypatch.setattr("hfsyn.images.generator.DiffusersGenerator", load)
     for device in ("cuda", "cpu"):
         with pytest.raises(Drawn):
             check_full_size.images(check_full_size.CASES[0], "nowhere", "bfloat16", device)

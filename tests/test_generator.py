@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from hfsyn import models
 from hfsyn.errors import HfsynError
-from hfsyn.making.decoding import fetch
-from hfsyn.making.generator import DiffusersGenerator, problem_of
+from hfsyn.images.decoding import fetch
+from hfsyn.images.generator import DiffusersGenerator, problem_of
 from hfsyn.recipes.recipe import GeneratePart, Scheduler
 
 PROMPTS = ["a goldfish", "a dog, in the grass", "a goldfish", "a church"]
@@ -217,7 +217,7 @@ def test_the_cache_of_prompts_is_bounded_and_forgetting_changes_nothing(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pixels(generator(folders("stable_diffusion")))
-    monkeypatch.setattr("hfsyn.making.conditioning.CACHED_PROMPTS", 2)
+    monkeypatch.setattr("hfsyn.images.conditioning.CACHED_PROMPTS", 2)
     one = generator(folders("stable_diffusion"))
     for k in range(4):
         one.generate([f"{k} {i}" for i in range(4)], SEEDS)

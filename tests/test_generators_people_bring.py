@@ -17,7 +17,7 @@ from tiny_families import _t5, flux_schnell
 from tiny_models import SIDE, _randomise, _unet, _vae, sd3, sdxl, stable_diffusion
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.generator import DiffusersGenerator
+from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.recipes.recipe import GeneratePart
 
 PROMPTS, SEEDS = ["a photo of a cat", "a dog"], [1, 2]

@@ -40,7 +40,7 @@ LAYERS = (
     {
         "hfsyn.models.batch_sizes", "hfsyn.runs.claims", "hfsyn.runs.budget", "hfsyn.runs.tables",
         "hfsyn.runs.given_texts", "hfsyn.runs.pins",
-        "hfsyn.runs.prompt_inputs", "hfsyn.making.encode", "hfsyn.models.finding",
+        "hfsyn.runs.prompt_inputs", "hfsyn.images.encoding", "hfsyn.models.finding",
         "hfsyn.models.loras", "hfsyn.runs.shards", "hfsyn.models", "hfsyn.progress", "hfsyn.hub.repo",
         "hfsyn.software", "hfsyn.workers", "hfsyn.making.costs", "hfsyn.making.devices",
         "hfsyn.models.single_files", "hfsyn.runs.source_counts", "hfsyn.runs.real_images",
@@ -51,9 +51,9 @@ LAYERS = (
         "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
         "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity",
         "hfsyn.judging.membership", "hfsyn.judging.metrics",
-        "hfsyn.making.captioner", "hfsyn.making.conditioning", "hfsyn.making.decoding", "hfsyn.making.denoising",
-        "hfsyn.making.generator", "hfsyn.models.pipelines", "hfsyn.making.tuning", "hfsyn.runs.run",
-        "hfsyn.runs.status", "hfsyn.runs.overwriting", "hfsyn.making.noise", "hfsyn.making.trial",
+        "hfsyn.making.captioner", "hfsyn.images.conditioning", "hfsyn.images.decoding", "hfsyn.images.denoising",
+        "hfsyn.images.generator", "hfsyn.models.pipelines", "hfsyn.images.tuning", "hfsyn.runs.run",
+        "hfsyn.runs.status", "hfsyn.runs.overwriting", "hfsyn.images.noise", "hfsyn.images.trial",
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
@@ -67,10 +67,10 @@ LAYERS = (
         "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
         "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots", "hfsyn.judging.summaries",
         "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions", "hfsyn.making.exporting",
-        "hfsyn.runs.finish", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.making.rows",
+        "hfsyn.runs.finish", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.images.rows",
         "hfsyn.runs.sheets",
-        "hfsyn.making.source_pictures", "hfsyn.runs.stage", "hfsyn.making.captioning", "hfsyn.making.generating",
-        "hfsyn.runs.plan", "hfsyn.making.probing", "hfsyn.making.production", "hfsyn.showcase",
+        "hfsyn.images.start_images", "hfsyn.runs.stage", "hfsyn.making.captioning", "hfsyn.images.generate_stage",
+        "hfsyn.runs.plan", "hfsyn.making.probing", "hfsyn.images.shard_writer", "hfsyn.showcase",
     }
     | {
         "hfsyn.cards.blocks", "hfsyn.cards.facts", "hfsyn.cards.metadata",

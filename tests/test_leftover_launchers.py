@@ -9,7 +9,7 @@ import pytest
 from command import command, with_fakes
 from conftest import run_folder
 
-import hfsyn.making.generating
+import hfsyn.images.generate_stage
 
 AGENT = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
 
@@ -47,7 +47,9 @@ def test_variables_of_another_job_are_named_and_nothing_is_begun(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     with_fakes(monkeypatch)
-    monkeypatch.setattr(hfsyn.making.generating, "pick_device", lambda device: "cpu")  # where they would be waited for
+    monkeypatch.setattr(
+        hfsyn.images.generate_stage, "pick_device", lambda device: "cpu"
+    )  # where they would be waited for
     for name, value in variables.items():
         monkeypatch.setenv(name, free_port() if value == "FREE" else value)
     said = command(capsys, "build", "shapes-basic", "--limit", "1", "-q", "--out", str(tmp_path / "run"))

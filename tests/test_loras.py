@@ -14,7 +14,7 @@ from hub_server import Hub
 from tiny_models import sdxl, stable_diffusion
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.generator import DiffusersGenerator
+from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.models.loras import FILE, pin_lora
 from hfsyn.recipes.recipe import GeneratePart, fingerprint, load_recipe, published_recipe
 
@@ -161,7 +161,7 @@ def test_a_lora_of_the_hub_is_pinned_loaded_at_its_commit_and_found_in_the_cache
             code = (
                 "from drive_families import refusal\n"
                 "from hfsyn.models.loras import pin_lora\n"
-                "from hfsyn.making.generator import DiffusersGenerator\n"
+                "from hfsyn.images.generator import DiffusersGenerator\n"
                 "from hfsyn.recipes.recipe import GeneratePart\n"
                 "def part(**fields):\n"
                 f"    return GeneratePart(model={str(model)!r}, dtype='float32', batch_size=2, steps=3, **fields)\n"

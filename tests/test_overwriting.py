@@ -22,7 +22,7 @@ from fakes import FakeGenerator
 from test_damaged_runs import contents
 
 import hfsyn
-import hfsyn.making.generating
+import hfsyn.images.generate_stage
 import hfsyn.runs.run
 
 BASIC = ("source.limit_per_class=1", "store.shard_rows=8", "generate.batch_size=4")
@@ -121,11 +121,11 @@ def at_work(monkeypatch: pytest.MonkeyPatch, run: Path, **options: Any) -> tuple
             assert go_on.wait(60)
             return super().generate(*arguments)
 
-    monkeypatch.setattr(hfsyn.making.generating, "DiffusersGenerator", lambda *_, **__: Waiting())
+    monkeypatch.setattr(hfsyn.images.generate_stage, "DiffusersGenerator", lambda *_, **__: Waiting())
     thread = threading.Thread(target=build, args=(run,), kwargs=options)
     thread.start()
     assert begun.wait(60)
-    monkeypatch.setattr(hfsyn.making.generating, "DiffusersGenerator", lambda *_, **__: FakeGenerator())
+    monkeypatch.setattr(hfsyn.images.generate_stage, "DiffusersGenerator", lambda *_, **__: FakeGenerator())
     return thread, go_on
 
 

@@ -17,11 +17,11 @@ from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
 from hfsyn.errors import HfsynError
+from hfsyn.images.generate_stage import generate
 from hfsyn.judging.benchmarking import bench
 from hfsyn.judging.metrics import wilson
 from hfsyn.judging.pages import report
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

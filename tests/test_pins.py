@@ -24,7 +24,7 @@ START = """
 from fakes import FakeCaptioner, FakeGenerator
 from hfsyn.errors import HfsynError
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
+from hfsyn.images.generate_stage import generate
 from hfsyn.runs.finish import finish
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.run import prepare

@@ -15,7 +15,7 @@ from PIL import Image
 from builders.variants import get_variant
 from hfsyn.cli import main
 from hfsyn.errors import HfsynError
-from hfsyn.making.generator import Generated
+from hfsyn.images.generator import Generated
 from hfsyn.making.probing import Pace, Probe, probe
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.options import WorkOptions

@@ -19,11 +19,11 @@ from tiny_models import sdxl
 
 from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
-from hfsyn.making import decoding
+from hfsyn.images import decoding
+from hfsyn.images.generate_stage import generate
+from hfsyn.images.generator import DiffusersGenerator, Generated
+from hfsyn.images.tuning import Tuning, kernels, tune, tuning_of
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
-from hfsyn.making.generator import DiffusersGenerator, Generated
-from hfsyn.making.tuning import Tuning, kernels, tune, tuning_of
 from hfsyn.models.batch_sizes import BatchSize, is_out_of_memory, largest_batch
 from hfsyn.publishing.reproduction import batch_size_of
 from hfsyn.recipes.recipe import load_recipe
@@ -140,7 +140,7 @@ def test_an_attempt_is_not_over_while_it_has_batches_to_come(tmp_path: Path, mon
                 future.result()
             return future
 
-    monkeypatch.setattr("hfsyn.making.production.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("hfsyn.images.shard_writer.ThreadPoolExecutor", AtOnce)
     generate(run, generator=FakeGenerator(problem_of=problem), quiet=True)
     rows = [row for shard in load_run(run).data_shards() for row in pq.read_table(shard).to_pylist()]
     assert max(row["retries"] for row in rows) == 3

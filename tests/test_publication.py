@@ -23,8 +23,8 @@ from PIL import Image
 
 from builders.runs import layout
 from builders.variants import get_variant
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.runs.finish import finish
 
 SHAPES = get_variant("shapes").classes

@@ -14,10 +14,10 @@ from fakes import FakeCaptioner, FakeGenerator
 from builders.published.versions import open_reference
 from builders.runs import layout
 from hfsyn.errors import HfsynError
+from hfsyn.images.generate_stage import generate
+from hfsyn.images.generator import DiffusersGenerator
+from hfsyn.images.tuning import Tuning
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
-from hfsyn.making.generator import DiffusersGenerator
-from hfsyn.making.tuning import Tuning
 from hfsyn.publishing import reproduction
 from hfsyn.publishing.reproduction import find_row, recorded_tuning, reproduce
 from hfsyn.runs.finish import finish
@@ -74,7 +74,7 @@ def test_what_this_machine_cannot_do_is_left_out_and_said(
         if tuning.compiled:
             raise HfsynError("--compile: torch cannot compile this model here (no C++ compiler)", "Leave it out.")
 
-    monkeypatch.setattr("hfsyn.making.generator.tune", refuse)
+    monkeypatch.setattr("hfsyn.images.generator.tune", refuse)
     found = reproduce(str(run), sample, out=tmp_path, device="cpu")
     assert loaded == [Tuning(channels_last=True, compiled=True), Tuning(channels_last=True)]
     lines = " ".join(found.text().split())

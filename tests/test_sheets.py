@@ -14,8 +14,8 @@ from PIL import Image
 
 from builders.runs import layout
 from hfsyn.errors import HfsynError
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.runs import sheets
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import Run, load_run

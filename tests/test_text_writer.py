@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.making.instructions import filled, request
 from hfsyn.making.text_writer import TextWriter, said_line
 from hfsyn.recipes.prompt_templates import word_lists

@@ -20,8 +20,8 @@ from builders.published.versions import RunFolder, parse_reference
 from builders.runs import layout
 from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
 from hfsyn.errors import HfsynError
+from hfsyn.images.generate_stage import generate
 from hfsyn.making.captioning import caption
-from hfsyn.making.generating import generate
 from hfsyn.publishing.comparison import compare
 from hfsyn.publishing.reproduction import judge, reproduce
 from hfsyn.publishing.verification import verify
@@ -301,7 +301,7 @@ def test_reproduce_tells_another_image_from_the_same(run: Path, tmp_path: Path) 
 def test_rounding_is_not_called_a_difference() -> None:
     import numpy as np
 
-    from hfsyn.making.encode import encode
+    from hfsyn.images.encoding import encode
     from hfsyn.recipes.recipe import StorePart
 
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from builders.runs.layout import shard_range
 from builders.runs.schema import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.making.encode import SUFFIX, encode, fitted
+from hfsyn.images.encoding import SUFFIX, encode, fitted
 from hfsyn.making.reading import in_order
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run

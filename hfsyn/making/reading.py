@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 from builders.images.decoding import ImageRejected, decoded
 from builders.runs import layout
 from builders.sources import Source, SourceRow
+from hfsyn.images.shard_writer import encoders
 from hfsyn.making.caption_sources import Answer, Seen, TextSource
-from hfsyn.making.production import encoders
 from hfsyn.making.refusals import Tally, is_refusal
 from hfsyn.runs.budget import Budget
 from hfsyn.runs.claims import Claim, Claims, Patience

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hfsyn.errors import HfsynError, first_line
-from hfsyn.making.noise import global_states
+from hfsyn.images.noise import global_states
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.recipes.recipe import CaptionPart
 

@@ -21,9 +21,9 @@ from builders.runs.layout import Sidecar
 from builders.runs.shard import Shard
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
-from hfsyn.making.encode import encode
-from hfsyn.making.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
-from hfsyn.making.tuning import ATTENTION, PLAIN, Tuning
+from hfsyn.images.encoding import encode
+from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
+from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
 from hfsyn.publishing.comparison import readable, recipe_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png

@@ -44,7 +44,7 @@ ROOMS = (
         builders/runs/layout.py builders/shard* builders/runs/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
         hfsyn/runs/overwriting.py hfsyn/runs/claims.py hfsyn/runs/shards.py hfsyn/runs/tables.py
         hfsyn/runs/stage.py hfsyn/runs/finish.py hfsyn/runs/plan.py hfsyn/runs/budget.py
-        hfsyn/runs/stored_rows.py hfsyn/making/rows.py hfsyn/runs/real_images.py hfsyn/making/source_*
+        hfsyn/runs/stored_rows.py hfsyn/images/rows.py hfsyn/runs/real_images.py hfsyn/making/source_*
         hfsyn/making/building.py hfsyn/making/exporting.py
         """,
         """
@@ -77,10 +77,10 @@ ROOMS = (
     (
         "images",
         """
-        hfsyn/making/generat* hfsyn/models/pipelines.py hfsyn/making/denoising.py hfsyn/making/conditioning.py
-        hfsyn/making/decoding.py hfsyn/models/loras.py hfsyn/models/checkpoint_files.py hfsyn/models/finding.py
-        hfsyn/models/single_files.py hfsyn/making/noise.py
-        hfsyn/making/tuning.py hfsyn/models/batch_sizes.py hfsyn/making/production.py hfsyn/making/encode.py
+        hfsyn/making/generat* hfsyn/models/pipelines.py hfsyn/images/denoising.py hfsyn/images/conditioning.py
+        hfsyn/images/decoding.py hfsyn/models/loras.py hfsyn/models/checkpoint_files.py hfsyn/models/finding.py
+        hfsyn/models/single_files.py hfsyn/images/noise.py
+        hfsyn/images/tuning.py hfsyn/models/batch_sizes.py hfsyn/images/shard_writer.py hfsyn/images/encoding.py
         hfsyn/making/devices.py hfsyn/models/*
         """,
         """

@@ -140,7 +140,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A retry forgets the seeds of single classes.",
-        "hfsyn/making/production.py",
+        "hfsyn/images/shard_writer.py",
         "seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt)",
         "seed_of(self._recipe.seed, spec.sample_id, attempt)",
         "stages production",
@@ -155,7 +155,7 @@ BUGS: tuple[WrittenBug, ...] = (
     # what is drawn
     _bug(
         "An image that was flagged, and drawn again, is not said to have been.",
-        "hfsyn/making/production.py",
+        "hfsyn/images/shard_writer.py",
         'safety = image.problem == "safety" or (before is not None and before.safety)',
         'safety = image.problem == "safety"',
         "stages production",
@@ -169,14 +169,14 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Guidance that is to begin later is there from the first step on.",
-        "hfsyn/making/denoising.py",
+        "hfsyn/images/denoising.py",
         "recipe.guidance_start * whole <= at < recipe.guidance_stop * whole",
         "at < recipe.guidance_stop * whole",
         "production generator",
     ),
     _bug(
         "A prompt that is too long loses the marker of its end.",
-        "hfsyn/making/conditioning.py",
+        "hfsyn/images/conditioning.py",
         "[*ids[: limit - 1], ids[-1]]",
         "ids[:limit]",
         "generator generator_families",
@@ -190,7 +190,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A prompt that just fits is said to be cut off.",
-        "hfsyn/making/rows.py",
+        "hfsyn/images/rows.py",
         '"truncated": count > max_tokens',
         '"truncated": count >= max_tokens',
         "stages",

@@ -28,7 +28,7 @@ class SourcePictures:
 
     Args:
         run: with all of its captions.
-        fit: what is kept of an image; see `hfsyn.making.generator.fitting`.
+        fit: what is kept of an image; see `hfsyn.images.generator.fitting`.
     """
 
     def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image]) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.conditioning import Conditioning, makes_embeddings
-from hfsyn.making.decoding import Levels, decode, fetch
-from hfsyn.making.denoising import denoise, guided_steps, is_guided
-from hfsyn.making.encode import fitted
-from hfsyn.making.noise import OwnNoise
-from hfsyn.making.trial import PROMPT, Sketch, idle, try_out, unchecked
-from hfsyn.making.tuning import PLAIN, Tuning, kernels, tune
+from hfsyn.images.conditioning import Conditioning, makes_embeddings
+from hfsyn.images.decoding import Levels, decode, fetch
+from hfsyn.images.denoising import denoise, guided_steps, is_guided
+from hfsyn.images.encoding import fitted
+from hfsyn.images.noise import OwnNoise
+from hfsyn.images.trial import PROMPT, Sketch, idle, try_out, unchecked
+from hfsyn.images.tuning import PLAIN, Tuning, kernels, tune
 from hfsyn.models.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.recipes.recipe import GeneratePart
 
@@ -148,7 +148,7 @@ class DiffusersGenerator:
             raise HfsynError(f"{why}.", "Set generate.guidance_start to 0 and generate.guidance_stop to 1.")
 
     def _try(self) -> None:
-        """See `hfsyn.making.trial`."""
+        """See `hfsyn.images.trial`."""
         sketch = Sketch(self._recipe, self._negative, self._size)
         if self._encodes:
             taken = self._pipe.unet.config.in_channels
@@ -172,7 +172,7 @@ class DiffusersGenerator:
             raise idle(sketch, "prompt.negative", type(self._pipe).__name__)
 
     def _sketched(self, sketch: Sketch) -> tuple[Any, list[str | None]]:
-        """See `hfsyn.making.trial.Draw`."""
+        """See `hfsyn.images.trial.Draw`."""
         import torch
         from PIL import Image
 

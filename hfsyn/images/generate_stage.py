@@ -9,11 +9,11 @@ from pathlib import Path
 
 from builders.runs import layout
 from builders.runs.schema import synthetic_features
-from hfsyn.making.generator import DiffusersGenerator, ImageGenerator, fitting
-from hfsyn.making.production import Production, Work
-from hfsyn.making.rows import synthetic_rows
-from hfsyn.making.source_pictures import SourcePictures
-from hfsyn.making.tuning import PLAIN, tuning_of
+from hfsyn.images.generator import DiffusersGenerator, ImageGenerator, fitting
+from hfsyn.images.rows import synthetic_rows
+from hfsyn.images.shard_writer import Production, Work
+from hfsyn.images.start_images import SourcePictures
+from hfsyn.images.tuning import PLAIN, tuning_of
 from hfsyn.models.batch_sizes import BatchSize, choose, release_memory
 from hfsyn.runs.budget import Budget
 from hfsyn.runs.claims import Claims, Patience

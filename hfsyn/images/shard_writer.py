@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from hfsyn.making.encode import encode
-from hfsyn.making.generator import Generated, ImageGenerator, Pending
-from hfsyn.making.rows import Result
+from hfsyn.images.encoding import encode
+from hfsyn.images.generator import Generated, ImageGenerator, Pending
+from hfsyn.images.rows import Result
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.runs.claims import Claim

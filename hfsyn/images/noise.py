@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hfsyn.making.decoding import at_once, draws_noise
+from hfsyn.images.decoding import at_once, draws_noise
 
 
 class OwnNoise:

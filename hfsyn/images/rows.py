@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from hfsyn.making.encode import SUFFIX
+from hfsyn.images.encoding import SUFFIX
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.runs.specs import SampleSpec
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.making.noise import watched
+from hfsyn.images.noise import watched
 from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.recipes.recipe import GeneratePart
 

@@ -1,0 +1,1 @@
+"""From prompts to stored images: embeddings, latents, pixels, bytes."""
