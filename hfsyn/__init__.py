@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from hfsyn.captions.caption_stage import caption
     from hfsyn.errors import HfsynError
     from hfsyn.images.generate_stage import generate
     from hfsyn.judging.benchmarking import bench
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from hfsyn.judging.pages import report
     from hfsyn.judging.training import train
     from hfsyn.making.building import build
-    from hfsyn.making.captioning import caption
     from hfsyn.making.exporting import export_real
     from hfsyn.publishing.checkup import doctor
     from hfsyn.publishing.comparison import Comparison, diff
@@ -48,7 +48,7 @@ _HOME = {
     "Verification": "hfsyn.publishing.verification",
     "bench": "hfsyn.judging.benchmarking",
     "build": "hfsyn.making.building",
-    "caption": "hfsyn.making.captioning",
+    "caption": "hfsyn.captions.caption_stage",
     "demo": "hfsyn.showcase",
     "diff": "hfsyn.publishing.comparison",
     "difference": "hfsyn.recipes.recipe",

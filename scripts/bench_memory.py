@@ -72,9 +72,9 @@ def one(folder: str, images: int, stage: str) -> dict[str, object]:
     from benchmarks.image_arms import words
     from PIL import Image
 
+    from hfsyn.captions.caption_stage import caption
     from hfsyn.images.generate_stage import generate
     from hfsyn.images.generator import Generated
-    from hfsyn.making.captioning import caption
     from hfsyn.recipes.recipe import load_recipe
     from hfsyn.runs.finish import finish
     from hfsyn.runs.plan import write_plan
@@ -185,7 +185,7 @@ def built(folder: Path) -> dict[str, object]:
 def alone(folder: Path) -> dict[str, object]:
     """The caption of each photograph by itself."""
     from builders.images.decoding import decode_rgb
-    from hfsyn.making.captioner import TransformersCaptioner
+    from hfsyn.captions.captioner import TransformersCaptioner
     from hfsyn.runs.run import load_run
 
     began = time.monotonic()

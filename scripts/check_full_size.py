@@ -168,7 +168,7 @@ def images(case: Case, model: str, dtype: str, device: str) -> tuple[int, list[s
 
 def captions(case: Case, model: str, dtype: str, device: str) -> tuple[int, list[str | None]]:
     """Parameters, and of each caption whether it is missing."""
-    from hfsyn.making.captioner import TransformersCaptioner
+    from hfsyn.captions.captioner import TransformersCaptioner
 
     part = CaptionPart.model_validate({"model": model, "dtype": dtype, "batch_size": case.batch_size})
     captioner = TransformersCaptioner(part, device)

@@ -73,7 +73,7 @@ class Texts:
                 yield Case("texts", name, f"{strategy}, {beams} beams", partial(self._texts, name, strategy, beams))
 
     def _captions(self, name: str, prompt: str | None, beams: int, cache: str | None) -> int:
-        from hfsyn.making.captioner import TransformersCaptioner
+        from hfsyn.captions.captioner import TransformersCaptioner
         from hfsyn.recipes.recipe import CaptionPart
 
         folder = self.model(name, cache)
@@ -86,7 +86,7 @@ class Texts:
 
     def _texts(self, name: str, strategy: str, beams: int) -> int:
         from builders.variants import get_variant
-        from hfsyn.making.text_writer import TextWriter
+        from hfsyn.captions.text_writer import TextWriter
         from hfsyn.recipes.recipe import CaptionPart
 
         classes = list(get_variant("shapes").classes[:6])
@@ -156,7 +156,7 @@ def _writer(name: str, folder: Path, strategy: str) -> Callable[[Any, int, int],
     """The model's own ``generate`` about one class."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from hfsyn.making.instructions import request
+    from hfsyn.captions.instructions import request
 
     auto = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForCausalLM
     model, tokenizer = auto.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)

@@ -202,17 +202,17 @@ def prepare_process() -> None:
     import timm  # noqa: F401
     import torch
 
+    import hfsyn.captions.caption_stage
     import hfsyn.cli
     import hfsyn.images.generate_stage
     import hfsyn.judging.training
     import hfsyn.making.building
-    import hfsyn.making.captioning
     import hfsyn.making.exporting
     import hfsyn.runs.finish
 
     torch.set_num_threads(1)
-    texts_of = hfsyn.making.captioning.texts_of
-    hfsyn.making.captioning.texts_of = lambda run, **more: texts_of(run, **{**more, "captioner": Captioner()})
+    texts_of = hfsyn.captions.caption_stage.texts_of
+    hfsyn.captions.caption_stage.texts_of = lambda run, **more: texts_of(run, **{**more, "captioner": Captioner()})
     hfsyn.images.generate_stage.DiffusersGenerator = lambda *_, **__: Generator()  # type: ignore[assignment, misc]
     hfsyn.images.generate_stage.pick_device = lambda device: "cpu"
 

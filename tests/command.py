@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 from fakes import FakeCaptioner, FakeGenerator
 
+import hfsyn.captions.caption_stage
 import hfsyn.images.generate_stage
-import hfsyn.making.captioning
 from hfsyn.cli import main
 
 
@@ -37,10 +37,10 @@ def command(capsys: pytest.CaptureFixture[str], *words: object) -> Said:
 
 def with_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Put fakes in place of the models of every command."""
-    texts_of = hfsyn.making.captioning.texts_of
+    texts_of = hfsyn.captions.caption_stage.texts_of
 
     def faked(run: Any, **options: Any) -> Any:
         return texts_of(run, **{**options, "captioner": FakeCaptioner()})
 
-    monkeypatch.setattr(hfsyn.making.captioning, "texts_of", faked)
+    monkeypatch.setattr(hfsyn.captions.caption_stage, "texts_of", faked)
     monkeypatch.setattr(hfsyn.images.generate_stage, "DiffusersGenerator", lambda *_, **__: FakeGenerator())

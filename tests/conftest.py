@@ -81,8 +81,8 @@ def finished_run(tmp_path: Path, *overrides: str, recipe: str = "shapes-cip", na
     """A finished run folder, made by fakes in no time."""
     from fakes import FakeCaptioner, FakeGenerator
 
+    from hfsyn.captions.caption_stage import caption
     from hfsyn.images.generate_stage import generate
-    from hfsyn.making.captioning import caption
     from hfsyn.runs.finish import finish
 
     run = run_folder(tmp_path, *overrides, recipe=recipe, name=name)

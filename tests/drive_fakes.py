@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
+from hfsyn.captions.caption_stage import caption
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import Generated
-from hfsyn.making.captioning import caption
 
 
 class SlowCaptioner(FakeCaptioner):

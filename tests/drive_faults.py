@@ -29,9 +29,9 @@ from typing import Any
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
+import hfsyn.captions.caption_stage
 import hfsyn.images.generate_stage
 import hfsyn.making.building
-import hfsyn.making.captioning
 import hfsyn.runs.claims
 import hfsyn.runs.stage
 import hfsyn.workers
@@ -122,8 +122,10 @@ def live(order: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    texts_of = hfsyn.making.captioning.texts_of
-    hfsyn.making.captioning.texts_of = lambda run, **options: texts_of(run, **{**options, "captioner": Captioner()})
+    texts_of = hfsyn.captions.caption_stage.texts_of
+    hfsyn.captions.caption_stage.texts_of = lambda run, **options: texts_of(
+        run, **{**options, "captioner": Captioner()}
+    )
     hfsyn.images.generate_stage.DiffusersGenerator = lambda *_, **__: Generator()  # type: ignore[assignment, misc]
     hfsyn.images.generate_stage.pick_device = lambda device: "cpu"
     hfsyn.runs.stage.write_shard = watched_write

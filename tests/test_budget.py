@@ -12,11 +12,11 @@ import pytest
 from conftest import Hfsyn, parquet_bytes, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
+from hfsyn.captions.caption_stage import caption
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.making.building import work
-from hfsyn.making.captioning import caption
 from hfsyn.runs.budget import Budget
 from hfsyn.runs.claims import lock
 from hfsyn.runs.options import WorkOptions

@@ -19,10 +19,10 @@ from PIL import Image
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import ClassInfo, get_variant
 from hfsyn import models
+from hfsyn.captions.captioner import TransformersCaptioner
+from hfsyn.captions.cleaning import caption_flags, clean
+from hfsyn.captions.token_drawing import DrawEach, ready
 from hfsyn.errors import HfsynError
-from hfsyn.making.caption_texts import caption_flags, clean
-from hfsyn.making.captioner import TransformersCaptioner
-from hfsyn.making.token_drawing import DrawEach, ready
 from hfsyn.recipes.recipe import CaptionPart
 
 FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "florence2", "llava", "idefics3", "smolvlm", "qwen2_vl")
@@ -218,7 +218,7 @@ def test_what_is_prepared_is_what_the_device_takes(folders: Folders, dtype: str)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(one._model, "generate", generate)
             patch.setattr(
-                "hfsyn.making.caption_inputs.ready",
+                "hfsyn.captions.inputs.ready",
                 lambda *given, made=made, **how: made.append(ready(*given, **how)) or made[-1],
             )
             answer = one.prepare(images()[3:5])
@@ -385,7 +385,7 @@ import json
 from test_captioner import captioner, images
 from builders.variants import get_variant
 from hfsyn.recipes.recipe import CaptionPart
-from hfsyn.making.text_writer import TextWriter
+from hfsyn.captions.text_writer import TextWriter
 import torch
 torch.set_num_threads(1)
 result = {}

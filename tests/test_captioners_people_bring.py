@@ -19,10 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from builders.sources.new_class_map import new_variant
+from hfsyn.captions.caption_stage import caption
+from hfsyn.captions.captioner import TransformersCaptioner
+from hfsyn.captions.cleaning import clean
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.caption_texts import clean
-from hfsyn.making.captioner import TransformersCaptioner
-from hfsyn.making.captioning import caption
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare
@@ -209,7 +209,7 @@ def refusal(call: Callable[[], Any]) -> str:
 def test_a_model_that_draws_random_numbers_of_its_own_is_refused(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfsyn.making.caption_inputs import CaptionInputs
+    from hfsyn.captions.inputs import CaptionInputs
 
     made = CaptionInputs._made
 
@@ -383,7 +383,7 @@ def test_images_for_which_a_batch_fails_are_found_one_by_one(tmp_path: Path) -> 
 def test_an_image_for_which_the_model_computes_no_finite_values_is_set_aside(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfsyn.making.caption_inputs import CaptionInputs
+    from hfsyn.captions.inputs import CaptionInputs
 
     made = CaptionInputs._made
 
@@ -451,11 +451,11 @@ class Broken(FakeCaptioner):
 def test_a_model_that_refuses_every_image_ends_the_run_and_nothing_is_set_aside(
     tmp_path: Path, looking: bool, images: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import hfsyn.making.captioning
+    import hfsyn.captions.caption_stage
 
-    texts_of, captioner = hfsyn.making.captioning.texts_of, Broken(looking=looking)
+    texts_of, captioner = hfsyn.captions.caption_stage.texts_of, Broken(looking=looking)
     monkeypatch.setattr(
-        hfsyn.making.captioning, "texts_of", lambda run, **more: texts_of(run, **{**more, "captioner": captioner})
+        hfsyn.captions.caption_stage, "texts_of", lambda run, **more: texts_of(run, **{**more, "captioner": captioner})
     )
     names = {f"{chr(97 + n % 26)}{n}": (8, 8) for n in range(images)}
     run = run_of(tmp_path, photographs(tmp_path / "photos", names), "store.shard_rows=4")
@@ -485,10 +485,10 @@ def test_a_model_that_breaks_on_the_way_ends_the_run(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As a device does after its first fault: what it refuses then is no image's fault."""
-    import hfsyn.making.captioner
+    import hfsyn.captions.captioner
 
     calls = []
-    new_tokens = hfsyn.making.captioner.new_tokens
+    new_tokens = hfsyn.captions.captioner.new_tokens
 
     def breaking(*given: Any, **more: Any) -> Any:
         calls.append(1)
@@ -496,7 +496,7 @@ def test_a_model_that_breaks_on_the_way_ends_the_run(
             raise RuntimeError("device-side assert triggered")
         return new_tokens(*given, **more)
 
-    monkeypatch.setattr(hfsyn.making.captioner, "new_tokens", breaking)
+    monkeypatch.setattr(hfsyn.captions.captioner, "new_tokens", breaking)
     run = run_of(tmp_path, photographs(tmp_path / "photos"), f"caption.model={folders('blip')}", "store.shard_rows=3")
     ended = command(capsys, "caption", run, "--device", "cpu", "--num-processes", 1, "-q")
     assert ended.code == 2

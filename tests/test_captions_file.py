@@ -262,7 +262,7 @@ def test_a_domain_stands_before_the_photo() -> None:
 
 PREPARED = """
 from hfsyn.errors import HfsynError
-from hfsyn.making.captioning import caption
+from hfsyn.captions.caption_stage import caption
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.run import prepare
 try:

@@ -27,6 +27,7 @@ from builders.runs import layout
 from builders.runs.schema import captioned_features, synthetic_features
 from builders.variants import get_variant
 from builders.yaml import NOT_TEXT
+from hfsyn.captions.caption_stage import caption
 from hfsyn.cards import blocks as card_blocks
 from hfsyn.cards.card import (
     COLUMNS,
@@ -42,7 +43,6 @@ from hfsyn.cards.card import (
 from hfsyn.cards.text import cell, clean, code, recipe_block, uncell
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
 from hfsyn.recipes.recipe import load_recipe, parse_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import load_run

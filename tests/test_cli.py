@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from conftest import Hfsyn, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
+from hfsyn.captions.caption_stage import caption
 from hfsyn.cli import cli
 from hfsyn.cli import main as run_main
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
 from hfsyn.runs.finish import finish
 
 COMMANDS = [

@@ -237,7 +237,7 @@ def test_real_photographs_in_a_folder_are_captioned_and_answered(tmp_path: Path)
         known = captions[row["source_id"]]
         assert known["source_sha256"] == hashlib.sha256(photograph.read_bytes()).hexdigest()
         assert row["caption"] == known["caption"]
-    from hfsyn.making.captioner import TransformersCaptioner
+    from hfsyn.captions.captioner import TransformersCaptioner
     from hfsyn.recipes.recipe import load_recipe
 
     captioner = TransformersCaptioner(load_recipe("tiny-imagenet-cip", ["caption.model=builtin"]).caption, "cpu")  # type: ignore[arg-type]

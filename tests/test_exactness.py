@@ -34,7 +34,7 @@ def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_caption_that_differs_and_a_case_that_fails_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hfsyn.making.captioner import TransformersCaptioner
+    from hfsyn.captions.captioner import TransformersCaptioner
 
     caption = TransformersCaptioner.caption
     monkeypatch.setattr(TransformersCaptioner, "caption", lambda self, images: caption(self, images[::-1]))

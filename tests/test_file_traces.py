@@ -23,10 +23,10 @@ from datasets import load_dataset
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image, JpegImagePlugin
 
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode, fitted
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
 from hfsyn.making.exporting import export_real
 from hfsyn.recipes.recipe import StorePart, load_recipe
 from hfsyn.runs.finish import finish

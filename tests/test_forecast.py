@@ -80,7 +80,7 @@ def test_a_wrong_source_is_an_error_and_not_a_guess(tmp_path: Path) -> None:
 
 
 def test_a_run_tells_its_own_counts_and_captions(tmp_path: Path) -> None:
-    from hfsyn.making.captioning import caption
+    from hfsyn.captions.caption_stage import caption
 
     run = run_folder(tmp_path, "prompt.images_per_caption=2")
     recipe = run / "recipe.yaml"

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from test_captioner import images
 
 from builders.variants import get_variant
+from hfsyn.captions.captioner import TransformersCaptioner
+from hfsyn.captions.text_writer import TextWriter
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
-from hfsyn.making.captioner import TransformersCaptioner
-from hfsyn.making.text_writer import TextWriter
 from hfsyn.recipes.fragments import fragments, load_fragment
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart, difference, load_recipe
 

@@ -19,11 +19,11 @@ from tiny_models import sdxl, stable_diffusion
 
 from builders.runs import layout
 from builders.sources import open_source
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import fitted
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator, Generated
-from hfsyn.making.captioning import caption
 from hfsyn.making.forecast import forecast
 from hfsyn.publishing.checkup import doctor
 from hfsyn.publishing.reproduction import reproduce

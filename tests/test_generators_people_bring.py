@@ -470,7 +470,7 @@ def test_a_captioner_of_one_variant_alone_is_loaded_and_one_that_lacks_a_file_is
     from PIL import Image
     from tiny_models import blip
 
-    from hfsyn.making.captioner import TransformersCaptioner
+    from hfsyn.captions.captioner import TransformersCaptioner
     from hfsyn.recipes.recipe import CaptionPart
 
     def said() -> list[str]:

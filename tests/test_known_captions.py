@@ -10,7 +10,7 @@ from conftest import run_folder
 from fakes import FakeCaptioner
 
 from builders.errors import DataError
-from hfsyn.making.captioning import caption
+from hfsyn.captions.caption_stage import caption
 
 
 def captions_of(folder: Path) -> list[str]:

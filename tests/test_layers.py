@@ -48,10 +48,10 @@ LAYERS = (
         "hfsyn.models.learned_words",
     },
     {
-        "hfsyn.making.caption_texts", "hfsyn.making.instructions", "hfsyn.making.text_writer",
-        "hfsyn.making.caption_inputs", "hfsyn.making.token_drawing", "hfsyn.judging.fidelity",
+        "hfsyn.captions.cleaning", "hfsyn.captions.instructions", "hfsyn.captions.text_writer",
+        "hfsyn.captions.inputs", "hfsyn.captions.token_drawing", "hfsyn.judging.fidelity",
         "hfsyn.judging.membership", "hfsyn.judging.metrics",
-        "hfsyn.making.captioner", "hfsyn.images.conditioning", "hfsyn.images.decoding", "hfsyn.images.denoising",
+        "hfsyn.captions.captioner", "hfsyn.images.conditioning", "hfsyn.images.decoding", "hfsyn.images.denoising",
         "hfsyn.images.generator", "hfsyn.models.pipelines", "hfsyn.images.tuning", "hfsyn.runs.run",
         "hfsyn.runs.status", "hfsyn.runs.overwriting", "hfsyn.images.noise", "hfsyn.images.trial",
     }
@@ -64,12 +64,12 @@ LAYERS = (
         "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
     },
     {
-        "hfsyn.making.prompt_examples", "hfsyn.making.caption_sources", "hfsyn.judging.benchmarking",
+        "hfsyn.making.prompt_examples", "hfsyn.captions.providers", "hfsyn.judging.benchmarking",
         "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots", "hfsyn.judging.summaries",
-        "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.making.known_captions", "hfsyn.making.exporting",
-        "hfsyn.runs.finish", "hfsyn.making.reading", "hfsyn.making.refusals", "hfsyn.images.rows",
+        "hfsyn.making.building", "hfsyn.making.forecast", "hfsyn.captions.reuse", "hfsyn.making.exporting",
+        "hfsyn.runs.finish", "hfsyn.captions.prefetch", "hfsyn.captions.refusals", "hfsyn.images.rows",
         "hfsyn.runs.sheets",
-        "hfsyn.images.start_images", "hfsyn.runs.stage", "hfsyn.making.captioning", "hfsyn.images.generate_stage",
+        "hfsyn.images.start_images", "hfsyn.runs.stage", "hfsyn.captions.caption_stage", "hfsyn.images.generate_stage",
         "hfsyn.runs.plan", "hfsyn.making.probing", "hfsyn.images.shard_writer", "hfsyn.showcase",
     }
     | {

@@ -16,12 +16,12 @@ import yaml
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.judging.benchmarking import bench
 from hfsyn.judging.metrics import wilson
 from hfsyn.judging.pages import report
-from hfsyn.making.captioning import caption
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

@@ -23,7 +23,7 @@ OPEN = {
 START = """
 from fakes import FakeCaptioner, FakeGenerator
 from hfsyn.errors import HfsynError
-from hfsyn.making.captioning import caption
+from hfsyn.captions.caption_stage import caption
 from hfsyn.images.generate_stage import generate
 from hfsyn.runs.finish import finish
 from hfsyn.recipes.recipe import load_recipe

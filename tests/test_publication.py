@@ -23,8 +23,8 @@ from PIL import Image
 
 from builders.runs import layout
 from builders.variants import get_variant
+from hfsyn.captions.caption_stage import caption
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
 from hfsyn.runs.finish import finish
 
 SHAPES = get_variant("shapes").classes
@@ -659,7 +659,7 @@ def test_published_captions_are_taken_for_the_same_images_and_the_same_captioner
     assert done.code == 0, done.err
     run = run_folder(tmp_path, "generate.steps=3", name="second")
     code = f"""
-from hfsyn.making.captioning import caption
+from hfsyn.captions.caption_stage import caption
 class Unasked:
     def caption(self, images): raise AssertionError("asked")
 caption({str(run)!r}, captions="alice/captions@v1.0.0", captioner=Unasked(), quiet=True)

@@ -22,8 +22,8 @@ from hub_server import Hub
 from hub_store import Store
 
 from builders.runs import layout
+from hfsyn.captions.caption_stage import caption
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
 from hfsyn.publishing.contents import contents
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import load_run

@@ -16,9 +16,9 @@ from fakes import FakeCaptioner
 from PIL import Image
 
 from builders.runs.layout import load_sidecar, sidecar_of
+from hfsyn.captions.caption_stage import caption
+from hfsyn.captions.prefetch import ahead
 from hfsyn.errors import HfsynError
-from hfsyn.making.captioning import caption
-from hfsyn.making.reading import ahead
 from hfsyn.runs.run import load_run
 
 SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "caption.batch_size=4")
@@ -154,7 +154,7 @@ def test_the_next_batch_is_prepared_while_the_captioner_works(tmp_path: Path, mo
 
     from builders.images.decoding import decoded as decode
 
-    monkeypatch.setattr("hfsyn.making.reading.decoded", counting)
+    monkeypatch.setattr("hfsyn.captions.prefetch.decoded", counting)
 
     class Slow(FakeCaptioner):
         def caption(self, images: Sequence[Image.Image]) -> list[str]:

@@ -90,8 +90,8 @@ def test_images_are_the_stored_bytes(tmp_path: Path) -> None:
 def test_a_run_folder_opens_when_it_is_finished(tmp_path: Path) -> None:
     from fakes import FakeCaptioner, FakeGenerator
 
+    from hfsyn.captions.caption_stage import caption
     from hfsyn.images.generate_stage import generate
-    from hfsyn.making.captioning import caption
     from hfsyn.runs.finish import finish
     from hfsyn.runs.run import load_run
 

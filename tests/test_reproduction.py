@@ -13,11 +13,11 @@ from fakes import FakeCaptioner, FakeGenerator
 
 from builders.published.versions import open_reference
 from builders.runs import layout
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.images.tuning import Tuning
-from hfsyn.making.captioning import caption
 from hfsyn.publishing import reproduction
 from hfsyn.publishing.reproduction import find_row, recorded_tuning, reproduce
 from hfsyn.runs.finish import finish

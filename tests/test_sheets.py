@@ -13,9 +13,9 @@ from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
 from builders.runs import layout
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
 from hfsyn.runs import sheets
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import Run, load_run

@@ -12,7 +12,7 @@ from fakes import FakeCaptioner
 from builders.errors import DataError
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.sources.new_class_map import new_variant
-from hfsyn.making.captioning import caption
+from hfsyn.captions.caption_stage import caption
 from hfsyn.runs.run import load_run
 
 

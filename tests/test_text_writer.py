@@ -18,11 +18,11 @@ from fakes import FakeGenerator
 from safetensors.torch import load_file, save_file
 
 from builders.variants import ClassInfo, get_variant
+from hfsyn.captions.caption_stage import caption
+from hfsyn.captions.instructions import filled, request
+from hfsyn.captions.text_writer import TextWriter, said_line
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
-from hfsyn.making.instructions import filled, request
-from hfsyn.making.text_writer import TextWriter, said_line
 from hfsyn.recipes.prompt_templates import word_lists
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
 from hfsyn.runs.finish import finish

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from hfsyn.captions.captioner import TransformersCaptioner
 from hfsyn.errors import HfsynError
 from hfsyn.images.generator import DiffusersGenerator
-from hfsyn.making.captioner import TransformersCaptioner
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart
 
 PICTURE = Image.new("RGB", (32, 32), (200, 30, 30))

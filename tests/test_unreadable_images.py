@@ -16,11 +16,11 @@ from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
 from builders.sources.new_class_map import new_variant
+from hfsyn.captions.caption_stage import caption
 from hfsyn.cli import main
 from hfsyn.images.generate_stage import generate
 from hfsyn.judging.feeding import Augmented, Order
 from hfsyn.judging.imagesets import open_images
-from hfsyn.making.captioning import caption
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

@@ -19,9 +19,9 @@ from builders.errors import DataError
 from builders.published.versions import RunFolder, parse_reference
 from builders.runs import layout
 from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.captioning import caption
 from hfsyn.publishing.comparison import compare
 from hfsyn.publishing.reproduction import judge, reproduce
 from hfsyn.publishing.verification import verify

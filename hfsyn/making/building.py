@@ -9,11 +9,11 @@ from typing import Any
 from builders.errors import DataError
 from builders.runs.layout import SIDECARS, load_sidecar, shard_count, sidecar_of
 from builders.runs.run_files import manifest_in
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gathering import check_launcher
 from hfsyn.images.generate_stage import generate, tried_generator
 from hfsyn.images.generator import ImageGenerator
-from hfsyn.making.captioning import caption
 from hfsyn.publishing.watching import check_target, publishing
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.claims import Claims, Patience

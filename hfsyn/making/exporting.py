@@ -18,9 +18,9 @@ from builders.runs import layout, run_files
 from builders.runs.layout import shard_range
 from builders.runs.schema import synthetic_features
 from builders.sources.rows import SourceRow
+from hfsyn.captions.prefetch import in_order
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.encoding import SUFFIX, encode, fitted
-from hfsyn.making.reading import in_order
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import is_done, write_parquet

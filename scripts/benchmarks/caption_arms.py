@@ -22,8 +22,8 @@ from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
-from hfsyn.making.captioner import TransformersCaptioner
-from hfsyn.making.captioning import caption
+from hfsyn.captions.caption_stage import caption
+from hfsyn.captions.captioner import TransformersCaptioner
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.run import Run, prepare

@@ -26,10 +26,10 @@ from benchmarks.measuring import Watched, module
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.variants import get_variant
+from hfsyn.captions.caption_stage import caption
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.images.tuning import PLAIN, tuning_of
-from hfsyn.making.captioning import caption
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.plan import write_plan

@@ -69,8 +69,8 @@ ROOMS = (
     (
         "captions",
         """
-        hfsyn/making/caption* hfsyn/making/instructions.py hfsyn/making/text_writer.py hfsyn/making/reading.py
-        hfsyn/making/known_captions.py hfsyn/making/refusals.py
+        hfsyn/making/caption* hfsyn/captions/instructions.py hfsyn/captions/text_writer.py hfsyn/captions/prefetch.py
+        hfsyn/captions/reuse.py hfsyn/captions/refusals.py
         """,
         "captioner text_writer reading captions_file known_captions stages fragments",
     ),

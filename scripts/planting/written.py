@@ -162,7 +162,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Where memory runs out, the first captions of a batch are given to its last images, too.",
-        "hfsyn/making/captioning.py",
+        "hfsyn/captions/caption_stage.py",
         "tally.asked(partial(_ask, batch, texts, now), left[:now])",
         "tally.asked(partial(_ask, batch, texts, now), batch.seen[:now])",
         "stages captioner reading production",

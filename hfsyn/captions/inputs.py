@@ -14,9 +14,9 @@ from typing import Any
 from PIL import Image
 
 from builders.variants import ClassInfo
+from hfsyn.captions.instructions import filled
+from hfsyn.captions.token_drawing import ready, room, taken
 from hfsyn.errors import HfsynError
-from hfsyn.making.instructions import filled
-from hfsyn.making.token_drawing import ready, room, taken
 from hfsyn.recipes.recipe import CaptionPart
 
 _INSTRUCTION = "Describe the image in one sentence."

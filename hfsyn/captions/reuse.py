@@ -9,8 +9,8 @@ from builders.published.versions import Published, RunFolder, fetch_sidecars, op
 from builders.runs import layout
 from builders.runs.layout import ShardEntry, parse_sidecar, sidecar_name
 from builders.runs.shard import Shard
+from hfsyn.captions.token_drawing import Refused
 from hfsyn.errors import HfsynError
-from hfsyn.making.token_drawing import Refused
 from hfsyn.recipes.recipe import Recipe, parse_recipe
 from hfsyn.recipes.strategies import get_strategy
 from hfsyn.runs.run import REFUSES, load_run

@@ -13,11 +13,11 @@ from typing import Any
 
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.schema import captioned_features
-from hfsyn.making.caption_sources import Seen, TextSource, texts_of
-from hfsyn.making.caption_texts import caption_flags
-from hfsyn.making.captioner import Captioner
-from hfsyn.making.reading import Batch, Reading, batches
-from hfsyn.making.refusals import Reason, Tally
+from hfsyn.captions.captioner import Captioner
+from hfsyn.captions.cleaning import caption_flags
+from hfsyn.captions.prefetch import Batch, Reading, batches
+from hfsyn.captions.providers import Seen, TextSource, texts_of
+from hfsyn.captions.refusals import Reason, Tally
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.progress import Progress, teller
 from hfsyn.runs.budget import Budget

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from hfsyn.captions.token_drawing import Refused
 from hfsyn.errors import HfsynError, first_line
-from hfsyn.making.token_drawing import Refused
 from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.runs.run import REFUSES
 

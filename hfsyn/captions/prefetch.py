@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from builders.images.decoding import ImageRejected, decoded
 from builders.runs import layout
 from builders.sources import Source, SourceRow
+from hfsyn.captions.providers import Answer, Seen, TextSource
+from hfsyn.captions.refusals import Tally, is_refusal
 from hfsyn.images.shard_writer import encoders
-from hfsyn.making.caption_sources import Answer, Seen, TextSource
-from hfsyn.making.refusals import Tally, is_refusal
 from hfsyn.runs.budget import Budget
 from hfsyn.runs.claims import Claim, Claims, Patience
 from hfsyn.runs.run import Run, index_entries

@@ -1,7 +1,7 @@
 """Texts about classes from a language model of transformers, in place of captions of images.
 
 A chat model is asked through its chat template; a model without one continues a text that shows how it is done; an
-encoder-decoder such as T5 is given the question. What is asked is in `hfsyn.making.instructions`.
+encoder-decoder such as T5 is given the question. What is asked is in `hfsyn.captions.instructions`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any
 
 from builders.variants import ClassInfo
+from hfsyn.captions.cleaning import clean
+from hfsyn.captions.instructions import Request, longest, request
+from hfsyn.captions.token_drawing import FEW, loaded, new_tokens, room, taken, tried
 from hfsyn.errors import HfsynError
-from hfsyn.making.caption_texts import clean
-from hfsyn.making.instructions import Request, longest, request
-from hfsyn.making.token_drawing import FEW, loaded, new_tokens, room, taken, tried
 from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.models.finding import loading, unloadable
 from hfsyn.recipes.recipe import CaptionPart

@@ -9,9 +9,9 @@ from typing import Any
 from PIL import Image
 
 from builders.variants import ClassInfo
-from hfsyn.making.captioner import Captioner, TransformersCaptioner
-from hfsyn.making.known_captions import KnownCaptions
-from hfsyn.making.text_writer import TextWriter
+from hfsyn.captions.captioner import Captioner, TransformersCaptioner
+from hfsyn.captions.reuse import KnownCaptions
+from hfsyn.captions.text_writer import TextWriter
 from hfsyn.recipes.strategies import get_strategy
 from hfsyn.runs.given_texts import FileTexts
 from hfsyn.runs.run import Run
@@ -106,7 +106,7 @@ def _looking(captioner: Any, run: Run, model: str) -> TextSource:
 
 
 def _seeds(run: Run, batch: Sequence[Seen]) -> list[int]:
-    """The seed of each image, by the rule of `hfsyn.making.token_drawing`."""
+    """The seed of each image, by the rule of `hfsyn.captions.token_drawing`."""
     return [seed_of(run.recipe.seed, seen.source_id, purpose="caption") for seen in batch]
 
 

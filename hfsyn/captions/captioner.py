@@ -1,7 +1,7 @@
 """From images to captions: the Captioner protocol, and every captioning model of transformers through one path.
 
-The path is: processor(images, text), ``generate``, ``batch_decode``; see `hfsyn.making.caption_inputs`. However tokens
-are chosen (see `hfsyn.making.token_drawing`), a caption does not depend on the other images of a batch beyond rounding.
+The path is: processor(images, text), ``generate``, ``batch_decode``; see `hfsyn.captions.inputs`. However tokens
+are chosen (see `hfsyn.captions.token_drawing`), a caption does not depend on the other images of a batch beyond rounding.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from PIL import Image
 
 from builders.variants import ClassInfo
+from hfsyn.captions.cleaning import clean
+from hfsyn.captions.inputs import CaptionInputs, Group, processor_of
+from hfsyn.captions.instructions import longest
+from hfsyn.captions.token_drawing import FEW, loaded, new_tokens, tried
 from hfsyn.errors import HfsynError
-from hfsyn.making.caption_inputs import CaptionInputs, Group, processor_of
-from hfsyn.making.caption_texts import clean
-from hfsyn.making.instructions import longest
-from hfsyn.making.token_drawing import FEW, loaded, new_tokens, tried
 from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.models.finding import loading, unloadable
 from hfsyn.recipes.recipe import CaptionPart

@@ -1,0 +1,1 @@
+"""Who gives the texts of a run: captioners, language models, files, earlier captions."""
