@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hfsyn.judging.training import train
     from hfsyn.making.building import build
     from hfsyn.making.exporting import export_real
-    from hfsyn.publishing.checkup import doctor
+    from hfsyn.outlook.doctor import doctor
     from hfsyn.publishing.comparison import Comparison, diff
     from hfsyn.publishing.outcomes import Publication
     from hfsyn.publishing.publication import publish
@@ -52,7 +52,7 @@ _HOME = {
     "demo": "hfsyn.showcase",
     "diff": "hfsyn.publishing.comparison",
     "difference": "hfsyn.recipes.recipe",
-    "doctor": "hfsyn.publishing.checkup",
+    "doctor": "hfsyn.outlook.doctor",
     "evaluate": "hfsyn.judging.evaluation",
     "export_real": "hfsyn.making.exporting",
     "fingerprint": "hfsyn.recipes.recipe",

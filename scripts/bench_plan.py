@@ -45,9 +45,9 @@ STEPS = {
     "prepare(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
     "plan": "from hfsyn.runs.plan import write_plan; from hfsyn.runs.run import load_run; "
     "write_plan(load_run({run!r}))",
-    "forecast": "from hfsyn.making.forecast import forecast; from hfsyn.recipes.recipe import load_recipe; "
+    "forecast": "from hfsyn.outlook.forecast import forecast; from hfsyn.recipes.recipe import load_recipe; "
     "forecast(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
-    "forecast without captions": "from hfsyn.making.forecast import forecast; "
+    "forecast without captions": "from hfsyn.outlook.forecast import forecast; "
     "from hfsyn.recipes.recipe import load_recipe; forecast(load_recipe('imagenet-1k-cip', [{overrides}]))",
 }  # fmt: skip
 

@@ -68,8 +68,8 @@ def stopped_before_the_costly() -> Iterator[None]:
         "making.building:build", "making.building:work", "judging.training:train", "judging.training:open_training",
         "judging.evaluation:evaluate", "judging.evaluation:check_test", "judging.fidelity:measure_fidelity",
         "judging.membership:measure_membership", "showcase:demo", "publishing.publication:publish",
-        "publishing.watching:watch", "making.probing:probe", "making.exporting:export_real", "runs.sheets:peek",
-        "publishing.checkup:doctor", "publishing.reproduction:reproduce",
+        "publishing.watching:watch", "outlook.probe:probe", "making.exporting:export_real", "runs.sheets:peek",
+        "outlook.doctor:doctor", "publishing.reproduction:reproduce",
     )  # fmt: skip
 
     def reached(*given: Any, **named: Any) -> None:

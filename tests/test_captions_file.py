@@ -15,7 +15,7 @@ from conftest import finished_run, run_folder
 
 from builders.sources import open_source
 from hfsyn.errors import HfsynError
-from hfsyn.making.forecast import forecast
+from hfsyn.outlook.forecast import forecast
 from hfsyn.publishing.verification import verify
 from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.runs.given_texts import FileTexts

@@ -16,7 +16,7 @@ from builders.sources import open_source
 from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
 from builders.variants.class_maps import read_variant
-from hfsyn.making.forecast import forecast
+from hfsyn.outlook.forecast import forecast
 from hfsyn.recipes.recipe import load_recipe
 
 PICTURE = rows_of(1)[0][1]

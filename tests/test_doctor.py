@@ -14,8 +14,9 @@ from conftest import run_folder
 from hub_client import Client, Done
 from hub_server import Hub
 
-from hfsyn.publishing import checkup, readiness
-from hfsyn.publishing.checkup import doctor
+from hfsyn.outlook import checks as readiness
+from hfsyn.outlook import doctor as checkup
+from hfsyn.outlook.doctor import doctor
 from hfsyn.publishing.preflight import Check
 from hfsyn.recipes.recipe import load_recipe
 

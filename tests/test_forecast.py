@@ -17,10 +17,10 @@ from fakes import FakeCaptioner
 from builders.variants import VARIANTS
 from hfsyn.cli import main
 from hfsyn.errors import HfsynError
-from hfsyn.making.costs import image_size, image_tflop, memory_needed
-from hfsyn.making.devices import DEVICES, UTILISATION
-from hfsyn.making.forecast import Forecast, forecast
 from hfsyn.models.token_limits import SEQUENCES, limits
+from hfsyn.outlook.costs import image_size, image_tflop, memory_needed
+from hfsyn.outlook.devices import DEVICES, UTILISATION
+from hfsyn.outlook.forecast import Forecast, forecast
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 
 SHIPPED = sorted(path.name.removesuffix(".yaml") for path in files("hfsyn.recipes").iterdir() if path.suffix == ".yaml")

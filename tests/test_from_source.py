@@ -24,8 +24,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import fitted
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator, Generated
-from hfsyn.making.forecast import forecast
-from hfsyn.publishing.checkup import doctor
+from hfsyn.outlook.doctor import doctor
+from hfsyn.outlook.forecast import forecast
 from hfsyn.publishing.reproduction import reproduce
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 from hfsyn.runs.finish import finish

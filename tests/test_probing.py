@@ -16,7 +16,7 @@ from builders.variants import get_variant
 from hfsyn.cli import main
 from hfsyn.errors import HfsynError
 from hfsyn.images.generator import Generated
-from hfsyn.making.probing import Pace, Probe, probe
+from hfsyn.outlook.probe import Pace, Probe, probe
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.source_counts import indexed
@@ -150,7 +150,7 @@ def test_plan_probes_with_the_real_small_models(temporary: Path, capsys: pytest.
 
 def test_plan_says_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     measured = Probe(Pace(0.05, 32, True, "cpu"), Pace(1.5, 16, True, "cpu"))
-    monkeypatch.setattr("hfsyn.making.probing.probe", lambda recipe, count, **options: measured)
+    monkeypatch.setattr("hfsyn.outlook.probe.probe", lambda recipe, count, **options: measured)
     code, out, _ = run_main("plan", "shapes-cip", "--probe", "16", "--price", "2", capsys=capsys)
     assert code == 0
     assert out.splitlines()[-2:] == [

@@ -9,7 +9,7 @@ import pytest
 
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.prompt_examples import examples
+from hfsyn.outlook.prompt_examples import examples
 from hfsyn.recipes.parts import PromptPart
 from hfsyn.recipes.prompt_templates import CLIP80, with_article, word_lists
 from hfsyn.recipes.strategies import STRATEGIES, get_strategy, strategy_of

@@ -9,7 +9,7 @@ import pytest
 
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.forecast import forecast
+from hfsyn.outlook.forecast import forecast
 from hfsyn.recipes.finding import shipped_recipes
 from hfsyn.recipes.recipe import difference, fingerprint, load_recipe
 

@@ -14,7 +14,7 @@ from conftest import finished_run, run_folder
 
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.forecast import forecast
+from hfsyn.outlook.forecast import forecast
 from hfsyn.publishing.verification import verify
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.recipes.strategies import strategy_of

@@ -151,7 +151,7 @@ def strategies_show(name: str, variant: str, text: str, domain: str | None, reci
 
     NAME is one of `strategies ls`, or a function of yours: path/to/file.py:function.
     """
-    from hfsyn.making.prompt_examples import examples
+    from hfsyn.outlook.prompt_examples import examples
 
     found = examples(name, variant, text, domain=domain, recipe=recipe)
     _table(found.rows, as_json)

@@ -151,7 +151,7 @@ def doctor(recipe: str | None, out: str | None, token: str | None, as_json: bool
     With RECIPE also at its models and images, whether they are here or open to this account, and at the room and the
     memory that they take. Each finding ends with what mends it. Exit code 3 when something would stop the run.
     """
-    from hfsyn.publishing.checkup import doctor as run_doctor
+    from hfsyn.outlook.doctor import doctor as run_doctor
 
     if recipe is None and (out is not None or any(value not in (None, ()) for value in given.values())):
         raise click.UsageError("These options are about a RECIPE: name one.")

@@ -80,7 +80,7 @@ def plan(
     hfsyn plan imagenette-cip --price 2.5
     hfsyn plan imagenette-cip --price 2.5 --probe 64 --num-processes 8
     """
-    from hfsyn.making.forecast import forecast
+    from hfsyn.outlook.forecast import forecast
     from hfsyn.runs.options import WorkOptions
 
     chosen, given = chosen_recipe(recipe, given)
@@ -90,7 +90,7 @@ def plan(
     found = forecast(chosen, out, price=price)
     facts, lines = found.as_dict(), [found.text()]
     if count is not None:
-        from hfsyn.making.probing import probe
+        from hfsyn.outlook.probe import probe
         from hfsyn.progress import teller
         from hfsyn.workers import check_device
 

@@ -81,7 +81,7 @@ ROOMS = (
         hfsyn/images/decoding.py hfsyn/models/loras.py hfsyn/models/checkpoint_files.py hfsyn/models/finding.py
         hfsyn/models/single_files.py hfsyn/images/noise.py
         hfsyn/images/tuning.py hfsyn/models/batch_sizes.py hfsyn/images/shard_writer.py hfsyn/images/encoding.py
-        hfsyn/making/devices.py hfsyn/models/*
+        hfsyn/outlook/devices.py hfsyn/models/*
         """,
         """
         generator generator_* loras hub_models from_source production encode probing trust stages small_models
@@ -91,8 +91,8 @@ ROOMS = (
     (
         "outlook",
         """
-        hfsyn/making/forecast.py hfsyn/making/costs.py hfsyn/making/probing.py hfsyn/publishing/checkup.py
-        hfsyn/publishing/readiness.py hfsyn/runs/sheets.py hfsyn/showcase.py
+        hfsyn/outlook/forecast.py hfsyn/outlook/costs.py hfsyn/outlook/probe.py hfsyn/outlook/doctor.py
+        hfsyn/outlook/checks.py hfsyn/runs/sheets.py hfsyn/showcase.py
         """,
         "forecast doctor probing sheets showcase cli",
     ),

@@ -22,8 +22,8 @@ from hfsyn.captions.captioner import Captioner
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate, tried_generator
 from hfsyn.images.generator import ImageGenerator
-from hfsyn.making.forecast import hours_text
 from hfsyn.models.batch_sizes import CANDIDATES
+from hfsyn.outlook.forecast import hours_text
 from hfsyn.recipes.recipe import Recipe, dump_recipe
 from hfsyn.runs.options import DEFAULTS, WorkOptions
 from hfsyn.runs.plan import read_captions, write_lines

@@ -16,9 +16,9 @@ from builders.runs.layout import shard_count
 from builders.sources.labels import shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.making.costs import Hours, hours, image_size
-from hfsyn.making.devices import UTILISATION
 from hfsyn.models.token_limits import Limit, limits
+from hfsyn.outlook.costs import Hours, hours, image_size
+from hfsyn.outlook.devices import UTILISATION
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 from hfsyn.runs.pins import pin_prompt, pinned
 from hfsyn.runs.plan import read_captions

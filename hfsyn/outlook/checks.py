@@ -19,12 +19,12 @@ from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
-from hfsyn.making.costs import memory_needed
-from hfsyn.making.forecast import disk_needed, size_text
 from hfsyn.models.checkpoint_files import Kind
 from hfsyn.models.finding import locate
 from hfsyn.models.loras import FILE
 from hfsyn.models.single_files import at_hand
+from hfsyn.outlook.costs import memory_needed
+from hfsyn.outlook.forecast import disk_needed, size_text
 from hfsyn.publishing.preflight import Check
 from hfsyn.recipes.prompt_part import HUB
 from hfsyn.recipes.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hfsyn.making.devices import DEVICES, UTILISATION
 from hfsyn.models.single_files import configuration
+from hfsyn.outlook.devices import DEVICES, UTILISATION
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart, Recipe
 
 Triple = tuple[float, float, float]
