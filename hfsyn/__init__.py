@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from hfsyn.building import build
     from hfsyn.captions.caption_stage import caption
+    from hfsyn.demo import demo
     from hfsyn.errors import HfsynError
+    from hfsyn.exporting import export_real
     from hfsyn.images.generate_stage import generate
     from hfsyn.judging.benchmarking import bench
     from hfsyn.judging.evaluation import evaluate
     from hfsyn.judging.pages import report
     from hfsyn.judging.training import train
-    from hfsyn.making.building import build
-    from hfsyn.making.exporting import export_real
     from hfsyn.outlook.doctor import doctor
     from hfsyn.publishing.comparison import Comparison, diff
     from hfsyn.publishing.outcomes import Publication
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from hfsyn.runs.finish import finish
     from hfsyn.runs.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.runs.status import status
-    from hfsyn.showcase import demo
 
 _HOME = {
     "Comparison": "hfsyn.publishing.comparison",
@@ -47,14 +47,14 @@ _HOME = {
     "SampleSpec": "hfsyn.runs.specs",
     "Verification": "hfsyn.publishing.verification",
     "bench": "hfsyn.judging.benchmarking",
-    "build": "hfsyn.making.building",
+    "build": "hfsyn.building",
     "caption": "hfsyn.captions.caption_stage",
-    "demo": "hfsyn.showcase",
+    "demo": "hfsyn.demo",
     "diff": "hfsyn.publishing.comparison",
     "difference": "hfsyn.recipes.recipe",
     "doctor": "hfsyn.outlook.doctor",
     "evaluate": "hfsyn.judging.evaluation",
-    "export_real": "hfsyn.making.exporting",
+    "export_real": "hfsyn.exporting",
     "fingerprint": "hfsyn.recipes.recipe",
     "finish": "hfsyn.runs.finish",
     "generate": "hfsyn.images.generate_stage",

@@ -135,7 +135,7 @@ def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
     hfsyn build imagenette-cip --out runs/cip --num-processes 8
     accelerate launch --num_processes 8 -m hfsyn build imagenette-cip --out runs/cip
     """
-    from hfsyn.making.building import build as run_build
+    from hfsyn.building import build as run_build
     from hfsyn.runs.options import WorkOptions
     from hfsyn.workers import current_worker
 
@@ -195,7 +195,7 @@ def generate(run: str, **work: Any) -> None:
 
 
 def _stage(stages: tuple[str, ...], run: str, **given: Any) -> None:
-    from hfsyn.making.building import work
+    from hfsyn.building import work
     from hfsyn.runs.options import WorkOptions
     from hfsyn.runs.run import load_run
     from hfsyn.workers import leave_group

@@ -65,10 +65,10 @@ def stopped_before_the_costly() -> Iterator[None]:
     from hfsyn.recipes import loading
 
     costly = (
-        "making.building:build", "making.building:work", "judging.training:train", "judging.training:open_training",
+        "building:build", "building:work", "judging.training:train", "judging.training:open_training",
         "judging.evaluation:evaluate", "judging.evaluation:check_test", "judging.fidelity:measure_fidelity",
         "judging.membership:measure_membership", "showcase:demo", "publishing.publication:publish",
-        "publishing.watching:watch", "outlook.probe:probe", "making.exporting:export_real", "runs.sheets:peek",
+        "publishing.watching:watch", "outlook.probe:probe", "exporting:export_real", "runs.sheets:peek",
         "outlook.doctor:doctor", "publishing.reproduction:reproduce",
     )  # fmt: skip
 

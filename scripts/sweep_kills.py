@@ -202,12 +202,12 @@ def prepare_process() -> None:
     import timm  # noqa: F401
     import torch
 
+    import hfsyn.building
     import hfsyn.captions.caption_stage
     import hfsyn.cli
+    import hfsyn.exporting
     import hfsyn.images.generate_stage
     import hfsyn.judging.training
-    import hfsyn.making.building
-    import hfsyn.making.exporting
     import hfsyn.runs.finish
 
     torch.set_num_threads(1)

@@ -29,9 +29,9 @@ from typing import Any
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
+import hfsyn.building
 import hfsyn.captions.caption_stage
 import hfsyn.images.generate_stage
-import hfsyn.making.building
 import hfsyn.runs.claims
 import hfsyn.runs.stage
 import hfsyn.workers

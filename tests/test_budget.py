@@ -12,11 +12,11 @@ import pytest
 from conftest import Hfsyn, parquet_bytes, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
+from hfsyn.building import work
 from hfsyn.captions.caption_stage import caption
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.building import work
 from hfsyn.runs.budget import Budget
 from hfsyn.runs.claims import lock
 from hfsyn.runs.options import WorkOptions
@@ -127,7 +127,7 @@ def test_the_captions_too(tmp_path: Path) -> None:
 def test_the_main_process_of_a_launcher_speaks_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher ends all its processes when one of them ends with an error, and others may still be at a shard."""
     run = run_folder(tmp_path)
-    monkeypatch.setattr("hfsyn.making.building.STAGES", {"caption": lambda run, **more: None})
+    monkeypatch.setattr("hfsyn.building.STAGES", {"caption": lambda run, **more: None})
     for name, value in {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     options = WorkOptions(budget_hours=1e-9)

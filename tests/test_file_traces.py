@@ -25,9 +25,9 @@ from PIL import Image, JpegImagePlugin
 
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
+from hfsyn.exporting import export_real
 from hfsyn.images.encoding import encode, fitted
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.exporting import export_real
 from hfsyn.recipes.recipe import StorePart, load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

@@ -66,11 +66,11 @@ LAYERS = (
     {
         "hfsyn.outlook.prompt_examples", "hfsyn.captions.providers", "hfsyn.judging.benchmarking",
         "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots", "hfsyn.judging.summaries",
-        "hfsyn.making.building", "hfsyn.outlook.forecast", "hfsyn.captions.reuse", "hfsyn.making.exporting",
+        "hfsyn.building", "hfsyn.outlook.forecast", "hfsyn.captions.reuse", "hfsyn.exporting",
         "hfsyn.runs.finish", "hfsyn.captions.prefetch", "hfsyn.captions.refusals", "hfsyn.images.rows",
         "hfsyn.runs.sheets",
         "hfsyn.images.start_images", "hfsyn.runs.stage", "hfsyn.captions.caption_stage", "hfsyn.images.generate_stage",
-        "hfsyn.runs.plan", "hfsyn.outlook.probe", "hfsyn.images.shard_writer", "hfsyn.showcase",
+        "hfsyn.runs.plan", "hfsyn.outlook.probe", "hfsyn.images.shard_writer", "hfsyn.demo",
     }
     | {
         "hfsyn.cards.blocks", "hfsyn.cards.facts", "hfsyn.cards.metadata",
@@ -256,7 +256,7 @@ def test_no_file_outgrows_its_room(name: str) -> None:
         ("import builders.variants, builders.runs.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),
         ("import builders.imagenet, builders.synthetic, builders.captioned, builders.shapes", ("hfsyn",)),
         (
-            "import hfsyn.making.building, hfsyn.showcase",
+            "import hfsyn.building, hfsyn.demo",
             ("torch", "transformers", "diffusers", "matplotlib"),
         ),
         (

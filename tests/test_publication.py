@@ -46,7 +46,7 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
 
 def built(folder: Path, name: str, *overrides: str, recipe: str = "shapes-cip") -> Path:
     """A finished run, made by the small real models."""
-    from hfsyn.making.building import build
+    from hfsyn.building import build
 
     run = folder / name
     build(recipe, run, overrides=["source.limit_per_class=3", *SMALL, *overrides], num_processes=1, quiet=True)

@@ -17,10 +17,10 @@ from PIL import Image
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.variants import get_variant
+from hfsyn.building import work
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.making.building import work
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs import run as runs
 from hfsyn.runs.finish import finish

@@ -14,10 +14,9 @@ import pytest
 from conftest import run_folder
 from fakes import FakeCaptioner
 
-from hfsyn import workers
+from hfsyn import building, workers
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
-from hfsyn.making import building
 from hfsyn.runs.run import load_run
 from hfsyn.workers import Worker, current_worker, default_processes, visible_gpus
 

@@ -30,7 +30,7 @@ def demo_command(
     names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
     all of it; results.json is beside the page.
     """
-    from hfsyn.showcase import demo
+    from hfsyn.demo import demo
 
     page = demo(
         out, limit=limit, full=full, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
@@ -179,7 +179,7 @@ def export_real_command(run: str, out: str, quiet: bool) -> None:
 
     Trained on files as they came, a classifier may tell the two by how they are stored. Prints the folder.
     """
-    from hfsyn.making.exporting import export_real
+    from hfsyn.exporting import export_real
 
     click.echo(export_real(run, out, quiet=quiet))
 

@@ -45,7 +45,7 @@ ROOMS = (
         hfsyn/runs/overwriting.py hfsyn/runs/claims.py hfsyn/runs/shards.py hfsyn/runs/tables.py
         hfsyn/runs/stage.py hfsyn/runs/finish.py hfsyn/runs/plan.py hfsyn/runs/budget.py
         hfsyn/runs/stored_rows.py hfsyn/images/rows.py hfsyn/runs/real_images.py hfsyn/making/source_*
-        hfsyn/making/building.py hfsyn/making/exporting.py
+        hfsyn/building.py hfsyn/exporting.py
         """,
         """
         layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
@@ -92,7 +92,7 @@ ROOMS = (
         "outlook",
         """
         hfsyn/outlook/forecast.py hfsyn/outlook/costs.py hfsyn/outlook/probe.py hfsyn/outlook/doctor.py
-        hfsyn/outlook/checks.py hfsyn/runs/sheets.py hfsyn/showcase.py
+        hfsyn/outlook/checks.py hfsyn/runs/sheets.py hfsyn/demo.py
         """,
         "forecast doctor probing sheets showcase cli",
     ),

@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from builders.runs import layout
+from hfsyn.building import build
 from hfsyn.judging.benchmarking import bench, failures
 from hfsyn.judging.crews import Submit, crew
 from hfsyn.judging.matrix import CELLS
 from hfsyn.judging.pages import report
-from hfsyn.making.building import build
 from hfsyn.runs.run import load_run
 from hfsyn.runs.shards import atomic_text
 from hfsyn.runs.sheets import compare_runs, save_png
