@@ -16,6 +16,9 @@ __version__ = "0.1.0.dev0"
 if TYPE_CHECKING:
     from hfsyn.building import build
     from hfsyn.captions.caption_stage import caption
+    from hfsyn.checks.diff import Comparison, diff
+    from hfsyn.checks.reproduce import Reproduction, reproduce
+    from hfsyn.checks.verify import Verification, verify
     from hfsyn.demo import demo
     from hfsyn.errors import HfsynError
     from hfsyn.exporting import export_real
@@ -25,11 +28,8 @@ if TYPE_CHECKING:
     from hfsyn.judging.pages import report
     from hfsyn.judging.training import train
     from hfsyn.outlook.doctor import doctor
-    from hfsyn.publishing.comparison import Comparison, diff
     from hfsyn.publishing.outcomes import Publication
     from hfsyn.publishing.publication import publish
-    from hfsyn.publishing.reproduction import Reproduction, reproduce
-    from hfsyn.publishing.verification import Verification, verify
     from hfsyn.publishing.watching import watch
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.recipes.training_recipe import load_train_config
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from hfsyn.runs.status import status
 
 _HOME = {
-    "Comparison": "hfsyn.publishing.comparison",
+    "Comparison": "hfsyn.checks.diff",
     "HfsynError": "hfsyn.errors",
     "Plan": "hfsyn.runs.specs",
     "Publication": "hfsyn.publishing.outcomes",
     "Recipe": "hfsyn.recipes.recipe",
-    "Reproduction": "hfsyn.publishing.reproduction",
+    "Reproduction": "hfsyn.checks.reproduce",
     "SampleSpec": "hfsyn.runs.specs",
-    "Verification": "hfsyn.publishing.verification",
+    "Verification": "hfsyn.checks.verify",
     "bench": "hfsyn.judging.benchmarking",
     "build": "hfsyn.building",
     "caption": "hfsyn.captions.caption_stage",
     "demo": "hfsyn.demo",
-    "diff": "hfsyn.publishing.comparison",
+    "diff": "hfsyn.checks.diff",
     "difference": "hfsyn.recipes.recipe",
     "doctor": "hfsyn.outlook.doctor",
     "evaluate": "hfsyn.judging.evaluation",
@@ -63,11 +63,11 @@ _HOME = {
     "plan": "hfsyn.runs.specs",
     "publish": "hfsyn.publishing.publication",
     "report": "hfsyn.judging.pages",
-    "reproduce": "hfsyn.publishing.reproduction",
+    "reproduce": "hfsyn.checks.reproduce",
     "seed_of": "hfsyn.runs.specs",
     "status": "hfsyn.runs.status",
     "train": "hfsyn.judging.training",
-    "verify": "hfsyn.publishing.verification",
+    "verify": "hfsyn.checks.verify",
     "watch": "hfsyn.publishing.watching",
 }
 __all__ = [

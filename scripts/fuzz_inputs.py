@@ -69,7 +69,7 @@ def stopped_before_the_costly() -> Iterator[None]:
         "judging.evaluation:evaluate", "judging.evaluation:check_test", "judging.fidelity:measure_fidelity",
         "judging.membership:measure_membership", "showcase:demo", "publishing.publication:publish",
         "publishing.watching:watch", "outlook.probe:probe", "exporting:export_real", "runs.sheets:peek",
-        "outlook.doctor:doctor", "publishing.reproduction:reproduce",
+        "outlook.doctor:doctor", "checks.reproduce:reproduce",
     )  # fmt: skip
 
     def reached(*given: Any, **named: Any) -> None:

@@ -52,11 +52,11 @@ if __name__ == "__main__":
     import torch  # noqa: F401
 
     import dataset_cards  # noqa: F401
+    import hfsyn.checks.diff
+    import hfsyn.checks.verify
     import hfsyn.cli
-    import hfsyn.publishing.comparison
     import hfsyn.publishing.publication
     import hfsyn.publishing.reading_back
-    import hfsyn.publishing.verification
     import hfsyn.publishing.watching  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w")

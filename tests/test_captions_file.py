@@ -14,9 +14,9 @@ import pytest
 from conftest import finished_run, run_folder
 
 from builders.sources import open_source
+from hfsyn.checks.verify import verify
 from hfsyn.errors import HfsynError
 from hfsyn.outlook.forecast import forecast
-from hfsyn.publishing.verification import verify
 from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.runs.given_texts import FileTexts
 from hfsyn.runs.run import load_run, prepare

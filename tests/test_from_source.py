@@ -20,13 +20,13 @@ from tiny_models import sdxl, stable_diffusion
 from builders.runs import layout
 from builders.sources import open_source
 from hfsyn.captions.caption_stage import caption
+from hfsyn.checks.reproduce import reproduce
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import fitted
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator, Generated
 from hfsyn.outlook.doctor import doctor
 from hfsyn.outlook.forecast import forecast
-from hfsyn.publishing.reproduction import reproduce
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import load_run, prepare

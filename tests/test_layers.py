@@ -75,12 +75,12 @@ LAYERS = (
     | {
         "hfsyn.cards.blocks", "hfsyn.cards.facts", "hfsyn.cards.metadata",
         "hfsyn.cards.text", "hfsyn.cards.card", "hfsyn.publishing.changes",
-        "hfsyn.outlook.doctor", "hfsyn.publishing.committing", "hfsyn.publishing.comparison",
+        "hfsyn.outlook.doctor", "hfsyn.publishing.committing", "hfsyn.checks.diff",
         "hfsyn.publishing.contents", "hfsyn.publishing.continuing",
         "hfsyn.publishing.outcomes", "hfsyn.publishing.preflight", "hfsyn.publishing.publication",
         "hfsyn.publishing.pulls", "hfsyn.publishing.reachable", "hfsyn.outlook.checks",
-        "hfsyn.publishing.reading_back", "hfsyn.publishing.reproduction", "hfsyn.hub.rights",
-        "hfsyn.publishing.verification", "hfsyn.publishing.watching", "hfsyn.publishing.working",
+        "hfsyn.publishing.reading_back", "hfsyn.checks.reproduce", "hfsyn.hub.rights",
+        "hfsyn.checks.verify", "hfsyn.publishing.watching", "hfsyn.publishing.working",
     },
     {
         "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",

@@ -19,13 +19,13 @@ from tiny_models import sdxl
 
 from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.captions.caption_stage import caption
+from hfsyn.checks.reproduce import batch_size_of
 from hfsyn.errors import HfsynError
 from hfsyn.images import decoding
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator, Generated
 from hfsyn.images.tuning import Tuning, kernels, tune, tuning_of
 from hfsyn.models.batch_sizes import BatchSize, is_out_of_memory, largest_batch
-from hfsyn.publishing.reproduction import batch_size_of
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.options import WorkOptions

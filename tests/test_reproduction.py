@@ -14,12 +14,12 @@ from fakes import FakeCaptioner, FakeGenerator
 from builders.published.versions import open_reference
 from builders.runs import layout
 from hfsyn.captions.caption_stage import caption
+from hfsyn.checks import reproduce as reproduction
+from hfsyn.checks.reproduce import find_row, recorded_tuning, reproduce
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.images.tuning import Tuning
-from hfsyn.publishing import reproduction
-from hfsyn.publishing.reproduction import find_row, recorded_tuning, reproduce
 from hfsyn.runs.finish import finish
 from hfsyn.runs.options import WorkOptions
 

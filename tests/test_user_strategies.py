@@ -13,9 +13,9 @@ import pytest
 from conftest import finished_run, run_folder
 
 from builders.variants import get_variant
+from hfsyn.checks.verify import verify
 from hfsyn.errors import HfsynError
 from hfsyn.outlook.forecast import forecast
-from hfsyn.publishing.verification import verify
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.recipes.strategies import strategy_of
 from hfsyn.runs.pins import pin_prompt

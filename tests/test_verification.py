@@ -20,11 +20,11 @@ from builders.published.versions import RunFolder, parse_reference
 from builders.runs import layout
 from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
 from hfsyn.captions.caption_stage import caption
+from hfsyn.checks.diff import compare
+from hfsyn.checks.reproduce import judge, reproduce
+from hfsyn.checks.verify import verify
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.publishing.comparison import compare
-from hfsyn.publishing.reproduction import judge, reproduce
-from hfsyn.publishing.verification import verify
 from hfsyn.runs.finish import finish
 from hfsyn.runs.shards import sha256_of
 

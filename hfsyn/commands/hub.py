@@ -85,7 +85,7 @@ def verify(what: str, config: str | None, token: str | None, as_json: bool, quie
 
     Prints what differs; exit code 1 when anything does.
     """
-    from hfsyn.publishing.verification import verify as run_verify
+    from hfsyn.checks.verify import verify as run_verify
 
     found = run_verify(what, config=config, token=token, quiet=quiet)
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
@@ -109,7 +109,7 @@ def reproduce(what: str, sample_id: str, as_json: bool, **options: Any) -> None:
 
     Writes both beside each other and prints the picture's path. Exit code 1 when they differ by more than rounding.
     """
-    from hfsyn.publishing.reproduction import reproduce as run_reproduce
+    from hfsyn.checks.reproduce import reproduce as run_reproduce
 
     found = run_reproduce(what, sample_id, **options)
     if as_json:
@@ -133,7 +133,7 @@ def diff(a: str, b: str, config: str | None, token: str | None, as_json: bool) -
     \b
     hfsyn diff user/imagenette-cip@v1.0.0 user/imagenette-cip@v1.1.0
     """
-    from hfsyn.publishing.comparison import diff as run_diff
+    from hfsyn.checks.diff import diff as run_diff
 
     found = run_diff(a, b, config=config, token=token)
     click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())

@@ -28,7 +28,7 @@ def change_since(
     Raises:
         HfsynError: the Hub does not answer.
     """
-    from hfsyn.publishing.comparison import change_sentence
+    from hfsyn.checks.diff import change_sentence
 
     for known in reversed(versions_among(tags)):
         commit = tags[known.tag]

@@ -268,14 +268,14 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A row that is there twice verifies.",
-        "hfsyn/publishing/verification.py",
+        "hfsyn/checks/verify.py",
         "        if order <= before:",
         "        if order < before:",
         "verification",
     ),
     _bug(
         "A sample behind a line that was set aside is made again in the wrong batch.",
-        "hfsyn/publishing/reproduction.py",
+        "hfsyn/checks/reproduce.py",
         "before + ids.index(sample_id) + aside",
         "before + ids.index(sample_id)",
         "production reproduction verification",

@@ -20,11 +20,11 @@ from builders.runs import layout
 from builders.runs.layout import Sidecar
 from builders.runs.shard import Shard
 from builders.sources import open_source
+from hfsyn.checks.diff import readable, recipe_of
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode
 from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
 from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
-from hfsyn.publishing.comparison import readable, recipe_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.runs.specs import order_of

@@ -1,7 +1,7 @@
 """Whether a finished run or a published version is what its recipe says: files, schema, counts, prompts and seeds.
 
 Everything that can be computed from the recipe and the captions is computed again. The pixels are not: that is
-`hfsyn.publishing.reproduction`'s. On the Hub the hashes are those under which the Hub stores the files; only
+`hfsyn.checks.reproduce`'s. On the Hub the hashes are those under which the Hub stores the files; only
 footers, captions and the columns beside the image are downloaded.
 """
 
@@ -24,9 +24,9 @@ from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.schema import captioned_features, synthetic_features
 from builders.runs.shard import Shard
 from builders.variants import get_variant
+from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
-from hfsyn.publishing.comparison import recipe_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy, strategy_of
 from hfsyn.runs.shards import sha256_of

@@ -1,0 +1,1 @@
+"""Whether what is there is what its recipe says: verify, diff, reproduce."""
