@@ -15,7 +15,7 @@ import numpy as np
 from hfsyn.judging.accelerating import start_accelerator
 from hfsyn.judging.classifiers import open_classifier
 from hfsyn.judging.evaluation import predict
-from hfsyn.judging.imagesets import open_images
+from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.training import RunOptions, train
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.workers import leave_group

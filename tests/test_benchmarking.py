@@ -19,9 +19,9 @@ from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.benchmarking import _look, bench, failures
 from hfsyn.judging.crews import crew, gpu_names
-from hfsyn.judging.imagesets import TRAIN, open_images
 from hfsyn.judging.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
 from hfsyn.judging.metrics import wilson
+from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.summaries import read_cells
 
 MATRIX: dict[str, Any] = {

@@ -24,7 +24,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.accelerating import default_workers, start_accelerator
 from hfsyn.judging.classifiers import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
 from hfsyn.judging.evaluation import Predictions, check_counts, evaluate, measure, predict, summary
-from hfsyn.judging.imagesets import ImageSet, open_images, variant_of_repository
+from hfsyn.judging.sets.image_set import ImageSet, open_images, variant_of_repository
 from hfsyn.judging.training import RunOptions, train
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.workers import pick_device

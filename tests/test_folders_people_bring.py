@@ -431,7 +431,7 @@ def test_links_in_circles_and_pipes_hold_nobody_up(tmp_path: Path) -> None:
 
 
 def test_every_command_reads_the_images_where_a_table_of_other_things_lies_beside_them(tmp_path: Path) -> None:
-    from hfsyn.judging.imagesets import open_images
+    from hfsyn.judging.sets.image_set import open_images
 
     root = folder_with(tmp_path / "nette", f"train/{TENCH}/0.jpg", f"train/{SPRINGER}/0.jpg")
     table(root / "features.parquet", [SHARK])

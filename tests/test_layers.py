@@ -31,7 +31,7 @@ LAYERS = (
     },
     {
         "hfsyn.recipes.prompt_templates", "hfsyn.recipes.prompt_part", "hfsyn.recipes.user_strategies",
-        "hfsyn.judging.matrix", "hfsyn.judging.references", "hfsyn.recipes.training_recipe", "hfsyn.recipes.strategies",
+        "hfsyn.judging.matrix", "hfsyn.judging.sets.references", "hfsyn.recipes.training_recipe", "hfsyn.recipes.strategies",
         "hfsyn.recipes.fragments", "hfsyn.recipes.recipe", "hfsyn.recipes.parts", "hfsyn.recipes.finding",
         "hfsyn.runs.specs", "hfsyn.cards.front_matter", "hfsyn.recipes.extending",
         "hfsyn.hub.versions", "hfsyn.runs.options", "hfsyn.recipes.idle_fields",
@@ -57,11 +57,11 @@ LAYERS = (
     }
     | {
         "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifiers", "hfsyn.judging.evaluation", "hfsyn.judging.feeding", "hfsyn.judging.feeds",
-        "hfsyn.judging.hubsets", "hfsyn.judging.imagesets", "hfsyn.judging.labelled", "hfsyn.judging.model_cards",
-        "hfsyn.judging.meeting",
-        "hfsyn.judging.optimising", "hfsyn.judging.overlaps", "hfsyn.judging.stored_images", "hfsyn.judging.streams",
-        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.unreadable",
+        "hfsyn.judging.classifiers", "hfsyn.judging.evaluation", "hfsyn.judging.sets.batches", "hfsyn.judging.feeds",
+        "hfsyn.judging.sets.hub_sets", "hfsyn.judging.sets.image_set", "hfsyn.judging.sets.labelled", "hfsyn.judging.model_cards",
+        "hfsyn.judging.sets.shared_classes",
+        "hfsyn.judging.optimising", "hfsyn.judging.sets.overlaps", "hfsyn.judging.sets.stored_images", "hfsyn.judging.streams",
+        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.sets.unreadable",
     },
     {
         "hfsyn.outlook.prompt_examples", "hfsyn.captions.providers", "hfsyn.judging.benchmarking",

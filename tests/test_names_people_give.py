@@ -244,7 +244,7 @@ def test_a_whole_run_over_files_of_any_name_is_made_and_seen(
 
 
 def test_files_of_any_name_are_trained_on(tmp_path: Path, oddly_named: Path) -> None:
-    from hfsyn.judging.imagesets import open_images
+    from hfsyn.judging.sets.image_set import open_images
 
     images = open_images(str(oddly_named), "train")
     assert sum(images.images[number] == PICTURE for number in range(len(images))) == len(FILES) + 1

@@ -295,7 +295,7 @@ def test_a_hub_set_of_ones_own_becomes_a_published_one_that_a_stranger_verifies_
         done = stranger.hfsyn("reproduce", "alice/forms@v1.0.0", "--sample-id", sample, "--out", home)
         assert "byte-equal" in done.err, done.err
         read = stranger.python(
-            "from hfsyn.judging.imagesets import open_images\n"
+            "from hfsyn.judging.sets.image_set import open_images\n"
             "images = open_images('alice/forms@v1.0.0', default=('train',))\n"
             "result = [len(images), images.names]"
         )

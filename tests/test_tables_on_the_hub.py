@@ -35,8 +35,8 @@ def opened(alice: Client, reference: str, split: str | None = None, *, streaming
         f"""
 from builders.errors import DataError
 from hfsyn.errors import HfsynError
-from hfsyn.judging.imagesets import TRAIN, open_images
-from hfsyn.judging.references import parse_dataset
+from hfsyn.judging.sets.image_set import TRAIN, open_images
+from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.judging.streams import open_stream
 name, split = {reference!r}, {split!r}
 try:
@@ -168,7 +168,7 @@ def test_a_path_in_a_strangers_table_is_no_file_of_ours(hub: Hub, alice: Client,
     pq.write_table(pa.table({"image": images, "label": [TENCH]}), sink)
     hub.add_repo("dataset", "bob/paths", {"data/train-00000-of-00001.parquet": sink.getvalue().to_pybytes()})
     size = alice.python(
-        "from hfsyn.judging.imagesets import TRAIN, open_images\n"
+        "from hfsyn.judging.sets.image_set import TRAIN, open_images\n"
         "result = len(open_images('bob/paths', default=TRAIN).images[0])"
     )
     assert size == 0

@@ -17,7 +17,7 @@ from builders.errors import DataError
 from builders.sources import open_source
 from hfsyn.cli import main
 from hfsyn.errors import HfsynError
-from hfsyn.judging.imagesets import TRAIN, open_images
+from hfsyn.judging.sets.image_set import TRAIN, open_images
 
 TENCH, SPRINGER = "n01440764", "n02102040"
 PICTURES = [image for _, image in rows_of(12)]
@@ -433,7 +433,7 @@ def test_a_table_without_images_does_not_hide_folders_of_images(tmp_path: Path) 
 
 
 def test_a_stream_finds_the_columns_that_every_command_finds(tmp_path: Path) -> None:
-    from hfsyn.judging.references import parse_dataset
+    from hfsyn.judging.sets.references import parse_dataset
     from hfsyn.judging.streams import open_stream
 
     def streamed(name: str, columns: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> Any:

@@ -17,9 +17,9 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.checkpoints import found_checkpoints
 from hfsyn.judging.classifiers import new_classifier, state_sha256
 from hfsyn.judging.evaluation import evaluate
-from hfsyn.judging.feeding import Augmented, Order, derive, local_positions, share_out
 from hfsyn.judging.feeds import open_feed
-from hfsyn.judging.imagesets import open_images
+from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, share_out
+from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.training import RunOptions, train
 from hfsyn.judging.trials import try_training
 from hfsyn.progress import Progress

@@ -19,8 +19,8 @@ from builders.sources.new_class_map import new_variant
 from hfsyn.captions.caption_stage import caption
 from hfsyn.cli import main
 from hfsyn.images.generate_stage import generate
-from hfsyn.judging.feeding import Augmented, Order
-from hfsyn.judging.imagesets import open_images
+from hfsyn.judging.sets.batches import Augmented, Order
+from hfsyn.judging.sets.image_set import open_images
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

@@ -63,7 +63,7 @@ def bench(
         matrix: a YAML file, its fields, or a Matrix.
         out: the folder; another matrix's cells in it are refused.
         train, evaluate, look: in place of `hfsyn.judging.training.train`, `hfsyn.judging.evaluation.evaluate` and
-            `hfsyn.judging.imagesets.open_images`. With a `train` of its own nothing is looked at.
+            `hfsyn.judging.sets.image_set.open_images`. With a `train` of its own nothing is looked at.
         num_processes: cells at once; None is one a GPU, or one a core. Each then uses one torch thread or one GPU.
         num_workers: processes that decode, beside each of those.
         device: a torch device for all.
@@ -259,7 +259,7 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
 
     Only labels are read. A set that has gone, or that is on a Hub out of reach, cannot be compared: its numbers stand.
     """
-    from hfsyn.judging.imagesets import TEST, TRAIN
+    from hfsyn.judging.sets.image_set import TEST, TRAIN
 
     data = config.data
     sets = result["training"].get("training", {}).get("sets", [])
@@ -282,7 +282,7 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
 
 
 def _look(dataset: str, split: str | None, default: Sequence[str], limit: int | None) -> str | None:
-    from hfsyn.judging.imagesets import open_images
+    from hfsyn.judging.sets.image_set import open_images
 
     try:
         return open_images(dataset, split, default=default, limit=limit).fingerprint

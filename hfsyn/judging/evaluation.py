@@ -25,12 +25,12 @@ from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.accelerating import default_workers, start_accelerator
 from hfsyn.judging.classifiers import Classifier, open_classifier, plain_transform
-from hfsyn.judging.feeding import one_thread
-from hfsyn.judging.imagesets import ImageSet, open_images
-from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import classification_metrics, dump_result, wilson
-from hfsyn.judging.overlaps import shared_with_training, tell_overlap
-from hfsyn.judging.unreadable import Unread, facts_of, picture, tell_left_out, tell_unread
+from hfsyn.judging.sets.batches import one_thread
+from hfsyn.judging.sets.image_set import ImageSet, open_images
+from hfsyn.judging.sets.overlaps import shared_with_training, tell_overlap
+from hfsyn.judging.sets.shared_classes import check_classes
+from hfsyn.judging.sets.unreadable import Unread, facts_of, picture, tell_left_out, tell_unread
 from hfsyn.progress import Progress
 from hfsyn.runs.shards import atomic_text
 from hfsyn.software import software
@@ -70,7 +70,7 @@ def evaluate(
 
     Args:
         model: a training's folder, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
-        dataset: see `hfsyn.judging.references`.
+        dataset: see `hfsyn.judging.sets.references`.
         split: None is ``validation``, else ``test``, else the only one.
         limit_per_class: at most so many images a class.
         out: a JSON file to write the result to.

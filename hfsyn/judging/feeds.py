@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging.feeding import Augmented, Order, Transform, share_out, training_batches
-from hfsyn.judging.imagesets import TRAIN, ImageSet, open_images
-from hfsyn.judging.meeting import same_classes
-from hfsyn.judging.overlaps import shared_images
-from hfsyn.judging.references import Reference, parse_dataset
+from hfsyn.judging.sets.batches import Augmented, Order, Transform, share_out, training_batches
+from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
+from hfsyn.judging.sets.overlaps import shared_images
+from hfsyn.judging.sets.references import Reference, parse_dataset
+from hfsyn.judging.sets.shared_classes import same_classes
 from hfsyn.recipes.training_recipe import TrainConfig
 
 

@@ -85,9 +85,9 @@ def measure_fidelity(
         HfsynError: no such dataset, or no such network.
     """
     from hfsyn.judging.classifiers import plain_transform
-    from hfsyn.judging.imagesets import TEST, TRAIN, open_images
-    from hfsyn.judging.meeting import same_names
-    from hfsyn.judging.unreadable import facts_of, tell_unread
+    from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
+    from hfsyn.judging.sets.shared_classes import same_names
+    from hfsyn.judging.sets.unreadable import facts_of, tell_unread
 
     classifier, weights = _open_network(features, device)
     transform = plain_transform(classifier.preprocessing)
@@ -130,7 +130,7 @@ def _open_network(features: str, device: str) -> tuple[Any, str]:
 
 
 def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
-    from hfsyn.judging.unreadable import picture
+    from hfsyn.judging.sets.unreadable import picture
 
     for number, name in enumerate(images.ids):
         try:

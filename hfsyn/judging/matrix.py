@@ -31,7 +31,7 @@ from pydantic import Field, field_validator, model_validator
 
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.references import parse_dataset
+from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, dump_part, fields_of
 from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 

@@ -59,10 +59,10 @@ def measure_membership(
     from hfsyn.judging.accelerating import start_accelerator
     from hfsyn.judging.classifiers import open_classifier
     from hfsyn.judging.evaluation import predict
-    from hfsyn.judging.imagesets import TEST, TRAIN, open_images
-    from hfsyn.judging.meeting import check_classes
-    from hfsyn.judging.overlaps import shared_images
-    from hfsyn.judging.unreadable import facts_of, tell_unread
+    from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
+    from hfsyn.judging.sets.overlaps import shared_images
+    from hfsyn.judging.sets.shared_classes import check_classes
+    from hfsyn.judging.sets.unreadable import facts_of, tell_unread
 
     accelerator = start_accelerator(device, "no")
     classifier = open_classifier(model, device=str(accelerator.device))

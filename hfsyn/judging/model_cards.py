@@ -15,7 +15,7 @@ from builders.variants import VARIANTS
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.judging.classifiers import Classifier, open_classifier
-from hfsyn.judging.references import parse_hub_id
+from hfsyn.judging.sets.references import parse_hub_id
 from hfsyn.progress import teller
 from hfsyn.runs.shards import sha256_of
 

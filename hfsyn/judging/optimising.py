@@ -8,7 +8,7 @@ from typing import Any
 
 from builders.errors import did_you_mean
 from hfsyn.errors import HfsynError
-from hfsyn.judging.feeding import derive, seeded
+from hfsyn.judging.sets.batches import derive, seeded
 from hfsyn.recipes.training_recipe import TrainConfig
 
 Mix = Callable[[Any, Any, int, int], tuple[Any, Any]]

@@ -26,7 +26,8 @@ from builders.sources.labels import spelling
 from builders.sources.parquet import in_parallel, stored_image
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.judging.feeding import (
+from hfsyn.judging.feeds import Slice, need_budget
+from hfsyn.judging.sets.batches import (
     Transform,
     Unreadable,
     check_weights,
@@ -37,11 +38,10 @@ from hfsyn.judging.feeding import (
     seeded,
     unwrapped,
 )
-from hfsyn.judging.feeds import Slice, need_budget
-from hfsyn.judging.imagesets import TRAIN, ImageSet, local_tables, pick_split
-from hfsyn.judging.labelled import Parts, class_names, of_some_variant
-from hfsyn.judging.meeting import same_classes
-from hfsyn.judging.references import Reference
+from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables, pick_split
+from hfsyn.judging.sets.labelled import Parts, class_names, of_some_variant
+from hfsyn.judging.sets.references import Reference
+from hfsyn.judging.sets.shared_classes import same_classes
 from hfsyn.recipes.training_recipe import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def open_stream(found: Reference, split: str | None, token: str | bool | None = 
 
 def _rows(found: Reference, split: str | None, token: str | bool | None) -> tuple[Any, str, str | None, Parts | None]:
     """Rows, their split and revision; and the tables that they are in, where those are not our own."""
-    from hfsyn.judging.hubsets import HubTables, find_rows, find_variant_rows, stream_tables
+    from hfsyn.judging.sets.hub_sets import HubTables, find_rows, find_variant_rows, stream_tables
 
     if found.kind == "local":
         parts = local_tables(found, split, TRAIN)
@@ -351,7 +351,7 @@ class _Relabel:
 class _Decode:
     """Collate rows to pixels. Images that cannot be read are left out, so that no class is shown for another.
 
-    What is wrong is handed on as a value: see `hfsyn.judging.feeding.Augmented`.
+    What is wrong is handed on as a value: see `hfsyn.judging.sets.batches.Augmented`.
     """
 
     transform: Transform

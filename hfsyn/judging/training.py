@@ -33,8 +33,6 @@ from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, remove_old,
 from hfsyn.judging.classifiers import Classifier, check_model_name, new_classifier, open_classifier, save_classifier
 from hfsyn.judging.evaluation import check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
-from hfsyn.judging.imagesets import ImageSet, open_images
-from hfsyn.judging.meeting import check_classes
 from hfsyn.judging.metrics import dump_result
 from hfsyn.judging.model_cards import check_push
 from hfsyn.judging.optimising import (
@@ -47,7 +45,10 @@ from hfsyn.judging.optimising import (
     seed_part,
     total_steps,
 )
-from hfsyn.judging.overlaps import tell_overlap
+from hfsyn.judging.sets.image_set import ImageSet, open_images
+from hfsyn.judging.sets.overlaps import tell_overlap
+from hfsyn.judging.sets.shared_classes import check_classes
+from hfsyn.judging.sets.unreadable import facts_of, tell_left_out, tell_unread
 from hfsyn.judging.training_folders import (
     CHECKPOINTS,
     CONFIG,
@@ -59,7 +60,6 @@ from hfsyn.judging.training_folders import (
     prepare_folder,
 )
 from hfsyn.judging.trials import try_training
-from hfsyn.judging.unreadable import facts_of, tell_left_out, tell_unread
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TrainConfig, dump_train_config
 from hfsyn.runs.shards import atomic_text

@@ -82,7 +82,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Labels that match no variant: those of the variant that fits worst are listed.",
-        "hfsyn/judging/labelled.py",
+        "hfsyn/judging/sets/labelled.py",
         "fewest = min(missing, key=len)",
         "fewest = max(missing, key=len)",
         "tables_people_bring references",
@@ -318,7 +318,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "One id with two names in two sets passes for one class.",
-        "hfsyn/judging/meeting.py",
+        "hfsyn/judging/sets/shared_classes.py",
         "if spelling(known) != spelling(name) and not is_wnid(identity):",
         "if not identity:",
         "names_people_give references",
@@ -339,7 +339,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Images that two sets share are counted by the few that were compared first.",
-        "hfsyn/judging/overlaps.py",
+        "hfsyn/judging/sets/overlaps.py",
         "if all(tried) or _same(a, b, first, second)",
         "if any(tried) or _same(a, b, first, second)",
         "references",

@@ -22,9 +22,9 @@ from builders.sources.on_disk import local_choice, tables_of
 from builders.sources.rows import Source
 from builders.variants import VARIANTS, Choice, get_variant, usual_split
 from hfsyn.errors import HfsynError
-from hfsyn.judging.labelled import Labelled, Parts, class_names, label_files, label_rows, table_rows
-from hfsyn.judging.references import Reference, parse_dataset
-from hfsyn.judging.stored_images import Bytes, Drawn, Files, Some, Table
+from hfsyn.judging.sets.labelled import Labelled, Parts, class_names, label_files, label_rows, table_rows
+from hfsyn.judging.sets.references import Reference, parse_dataset
+from hfsyn.judging.sets.stored_images import Bytes, Drawn, Files, Some, Table
 
 _LOOKED_AT = 8
 TRAIN, TEST = ("train",), ("validation", "test")
@@ -108,7 +108,7 @@ def open_images(
     """Open one split of a dataset.
 
     Args:
-        reference: see `hfsyn.judging.references`.
+        reference: see `hfsyn.judging.sets.references`.
         split: None takes the first of `default` that is there, or the only one.
         default: `TRAIN` or `TEST`.
         limit: at most so many images a class, the first ones.
@@ -291,7 +291,7 @@ def from_table(rows: Any, reference: str, split: str, variant: str | None, revis
 
 
 def _open_variant_on_hub(found: Reference, split: str, token: str | bool | None) -> ImageSet:
-    from hfsyn.judging.hubsets import find_variant_rows
+    from hfsyn.judging.sets.hub_sets import find_variant_rows
 
     there = find_variant_rows(get_variant(found.place), split, found.revision, token=token)
     opened = _from_files(there.parts(token), found, whole=True)
@@ -299,7 +299,7 @@ def _open_variant_on_hub(found: Reference, split: str, token: str | bool | None)
 
 
 def _open_hub(found: Reference, split: str | None, default: Sequence[str], token: str | bool | None) -> ImageSet:
-    from hfsyn.judging.hubsets import HubTables, find_rows
+    from hfsyn.judging.sets.hub_sets import HubTables, find_rows
 
     found = replace(found, variant=found.variant or variant_of_repository(found.place))
     rows, split, revision = find_rows(found, split, default, token=token)

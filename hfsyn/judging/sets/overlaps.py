@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from hfsyn.judging.imagesets import ImageSet, open_images, spread
+from hfsyn.judging.sets.image_set import ImageSet, open_images, spread
 
 _LOOKED_AT = 32
 

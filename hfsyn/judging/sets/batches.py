@@ -19,8 +19,8 @@ import numpy as np
 
 from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
-from hfsyn.judging.imagesets import ImageSet
-from hfsyn.judging.unreadable import picture
+from hfsyn.judging.sets.image_set import ImageSet
+from hfsyn.judging.sets.unreadable import picture
 
 Transform = Callable[[Any], Any]
 """A PIL image in, a tensor out; see `hfsyn.judging.augmenting`."""

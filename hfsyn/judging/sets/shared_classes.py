@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from builders.sources.labels import is_wnid, shorten, spelling
 from hfsyn.errors import HfsynError
-from hfsyn.judging.imagesets import ImageSet
+from hfsyn.judging.sets.image_set import ImageSet
 
 
 def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:

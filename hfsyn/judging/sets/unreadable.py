@@ -11,7 +11,7 @@ from PIL import Image
 
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.sources.labels import shorten
-from hfsyn.judging.imagesets import ImageSet
+from hfsyn.judging.sets.image_set import ImageSet
 
 _NAMED = 20
 

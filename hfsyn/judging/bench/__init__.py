@@ -1,0 +1,1 @@
+"""Comparisons: the matrix, its cells, summaries, and the page."""

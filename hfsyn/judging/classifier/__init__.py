@@ -1,0 +1,1 @@
+"""A classifier: the network and its classes, how its images are prepared, and accelerate."""
