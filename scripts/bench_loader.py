@@ -30,7 +30,7 @@ from PIL import Image
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
 from hfsyn.judging.augmenting import Augmentation
-from hfsyn.judging.classifiers import Preprocessing
+from hfsyn.judging.classifier.network import Preprocessing
 from hfsyn.judging.sets.batches import Augmented, Order, training_batches
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.recipes.training_recipe import load_train_config

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hfsyn.judging.accelerating import start_accelerator
-from hfsyn.judging.classifiers import open_classifier
+from hfsyn.judging.classifier.accelerator import start_accelerator
+from hfsyn.judging.classifier.network import open_classifier
 from hfsyn.judging.evaluation import predict
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.training import RunOptions, train

@@ -56,8 +56,8 @@ LAYERS = (
         "hfsyn.runs.status", "hfsyn.runs.overwriting", "hfsyn.images.noise", "hfsyn.images.trial",
     }
     | {
-        "hfsyn.judging.accelerating", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifiers", "hfsyn.judging.evaluation", "hfsyn.judging.sets.batches", "hfsyn.judging.feeds",
+        "hfsyn.judging.classifier.accelerator", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
+        "hfsyn.judging.classifier.network", "hfsyn.judging.evaluation", "hfsyn.judging.sets.batches", "hfsyn.judging.feeds",
         "hfsyn.judging.sets.hub_sets", "hfsyn.judging.sets.image_set", "hfsyn.judging.sets.labelled", "hfsyn.judging.model_cards",
         "hfsyn.judging.sets.shared_classes",
         "hfsyn.judging.optimising", "hfsyn.judging.sets.overlaps", "hfsyn.judging.sets.stored_images", "hfsyn.judging.streams",

@@ -166,7 +166,7 @@ def test_a_published_classifier_is_timms_and_its_card_names_the_version(tmp_path
     import timm
     from huggingface_hub import ModelCard
 
-    from hfsyn.judging.classifiers import _classes_of, open_classifier
+    from hfsyn.judging.classifier.network import _classes_of, open_classifier
     from hfsyn.judging.model_cards import card_text, write_timm_folder
     from hfsyn.judging.training import RunOptions, train
     from hfsyn.recipes.training_recipe import load_train_config
@@ -200,7 +200,7 @@ def test_three_classes_are_trained_on_tested_and_published(
     """They have no top-5; and their sets, which are on no Hub, are not named as if they were."""
     from huggingface_hub import ModelCard
 
-    from hfsyn.judging.classifiers import open_classifier
+    from hfsyn.judging.classifier.network import open_classifier
     from hfsyn.judging.model_cards import card_text, without_paths
 
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hfsyn.errors import HfsynError
 from hfsyn.judging.checkpoints import found_checkpoints
-from hfsyn.judging.classifiers import new_classifier, state_sha256
+from hfsyn.judging.classifier.network import new_classifier, state_sha256
 from hfsyn.judging.evaluation import evaluate
 from hfsyn.judging.feeds import open_feed
 from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, share_out
@@ -88,7 +88,7 @@ def test_processes_divide_a_step_and_keep_the_pairs_that_mixup_makes(world: int)
 
 def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generators_alone() -> None:
     from hfsyn.judging.augmenting import Augmentation
-    from hfsyn.judging.classifiers import new_classifier
+    from hfsyn.judging.classifier.network import new_classifier
 
     recipe = config(augment__auto_augment="rand-m5-n2-inc1", augment__random_erasing=0.5)
     feed = open_feed(recipe)
@@ -444,7 +444,7 @@ def test_a_trial_of_the_training_changes_nothing() -> None:
 
 
 def test_a_batch_that_cannot_be_divided_names_one_that_can() -> None:
-    from hfsyn.judging.accelerating import check_division
+    from hfsyn.judging.classifier.accelerator import check_division
 
     check_division(64, 2, 4)
     with pytest.raises(HfsynError, match="--batch-size 63"):

@@ -222,7 +222,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     import tempfile
     from pathlib import Path
 
-    from hfsyn.judging.accelerating import check_tracker
+    from hfsyn.judging.classifier.accelerator import check_tracker
     from hfsyn.judging.model_cards import check_push
     from hfsyn.judging.training import open_training
     from hfsyn.judging.training_folders import RESULTS, check_folder

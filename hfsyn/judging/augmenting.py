@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hfsyn.judging.classifiers import Preprocessing
+from hfsyn.judging.classifier.network import Preprocessing
 from hfsyn.recipes.training_recipe import AugmentPart
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging.accelerating import total, union
+from hfsyn.judging.classifier.accelerator import total, union
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
 from hfsyn.runs.shards import atomic_text
 

@@ -23,8 +23,8 @@ from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.accelerating import default_workers, start_accelerator
-from hfsyn.judging.classifiers import Classifier, open_classifier, plain_transform
+from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator
+from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
 from hfsyn.judging.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.sets.batches import one_thread
 from hfsyn.judging.sets.image_set import ImageSet, open_images

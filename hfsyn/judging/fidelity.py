@@ -84,7 +84,7 @@ def measure_fidelity(
     Raises:
         HfsynError: no such dataset, or no such network.
     """
-    from hfsyn.judging.classifiers import plain_transform
+    from hfsyn.judging.classifier.network import plain_transform
     from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
     from hfsyn.judging.sets.shared_classes import same_names
     from hfsyn.judging.sets.unreadable import facts_of, tell_unread
@@ -118,7 +118,7 @@ def measure_fidelity(
 
 def _open_network(features: str, device: str) -> tuple[Any, str]:
     """A Classifier to take features from, and whether its weights are ``trained`` or ``random``."""
-    from hfsyn.judging.classifiers import new_classifier, open_classifier
+    from hfsyn.judging.classifier.network import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     if not features.startswith("random:"):

@@ -56,8 +56,8 @@ def measure_membership(
     Raises:
         HfsynError: no such classifier or dataset, classes that it does not have, or one set twice.
     """
-    from hfsyn.judging.accelerating import start_accelerator
-    from hfsyn.judging.classifiers import open_classifier
+    from hfsyn.judging.classifier.accelerator import start_accelerator
+    from hfsyn.judging.classifier.network import open_classifier
     from hfsyn.judging.evaluation import predict
     from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
     from hfsyn.judging.sets.overlaps import shared_images

@@ -14,7 +14,7 @@ from builders.hub.answers import HeadMovedError, page_of
 from builders.variants import VARIANTS
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
-from hfsyn.judging.classifiers import Classifier, open_classifier
+from hfsyn.judging.classifier.network import Classifier, open_classifier
 from hfsyn.judging.sets.references import parse_hub_id
 from hfsyn.progress import teller
 from hfsyn.runs.shards import sha256_of

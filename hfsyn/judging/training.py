@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfsyn.judging.accelerating import (
+from hfsyn.judging.augmenting import Augmentation
+from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, remove_old, save_checkpoint
+from hfsyn.judging.classifier.accelerator import (
     check_division,
     default_workers,
     log,
@@ -28,9 +30,13 @@ from hfsyn.judging.accelerating import (
     start_trackers,
     stop_accelerator,
 )
-from hfsyn.judging.augmenting import Augmentation
-from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, remove_old, save_checkpoint
-from hfsyn.judging.classifiers import Classifier, check_model_name, new_classifier, open_classifier, save_classifier
+from hfsyn.judging.classifier.network import (
+    Classifier,
+    check_model_name,
+    new_classifier,
+    open_classifier,
+    save_classifier,
+)
 from hfsyn.judging.evaluation import check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
 from hfsyn.judging.metrics import dump_result

@@ -9,7 +9,7 @@ import copy
 
 from hfsyn.errors import HfsynError, first_line
 from hfsyn.judging.augmenting import Augmentation
-from hfsyn.judging.classifiers import Classifier
+from hfsyn.judging.classifier.network import Classifier
 from hfsyn.judging.sets.batches import seeded
 from hfsyn.recipes.training_recipe import TrainConfig
 
