@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hfsyn.exporting import export_real
     from hfsyn.images.generate_stage import generate
     from hfsyn.judging.benchmarking import bench
-    from hfsyn.judging.evaluation import evaluate
+    from hfsyn.judging.measures.evaluate import evaluate
     from hfsyn.judging.pages import report
     from hfsyn.judging.training import train
     from hfsyn.outlook.doctor import doctor
@@ -53,7 +53,7 @@ _HOME = {
     "diff": "hfsyn.checks.diff",
     "difference": "hfsyn.recipes.recipe",
     "doctor": "hfsyn.outlook.doctor",
-    "evaluate": "hfsyn.judging.evaluation",
+    "evaluate": "hfsyn.judging.measures.evaluate",
     "export_real": "hfsyn.exporting",
     "fingerprint": "hfsyn.recipes.recipe",
     "finish": "hfsyn.runs.finish",

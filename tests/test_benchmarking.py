@@ -20,7 +20,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.benchmarking import _look, bench, failures
 from hfsyn.judging.crews import crew, gpu_names
 from hfsyn.judging.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
-from hfsyn.judging.metrics import wilson
+from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.summaries import read_cells
 
@@ -235,7 +235,7 @@ def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch
         return FakeTester()(model, dataset, split)
 
     monkeypatch.setattr("hfsyn.judging.training.train", train)
-    monkeypatch.setattr("hfsyn.judging.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("hfsyn.judging.measures.evaluate.evaluate", evaluate)
     (tmp_path / "m.json").write_text(json.dumps({**MATRIX, "seeds": [0]}))
     arguments = ["--num-workers", "3", "--num-processes", "1", "-q"]
     done = CliRunner().invoke(cli, ["bench", str(tmp_path / "m.json"), "--out", str(tmp_path / "out"), *arguments])

@@ -23,7 +23,7 @@ from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator
 from hfsyn.judging.classifier.network import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
-from hfsyn.judging.evaluation import Predictions, check_counts, evaluate, measure, predict, summary
+from hfsyn.judging.measures.evaluate import Predictions, check_counts, evaluate, measure, predict, summary
 from hfsyn.judging.sets.image_set import ImageSet, open_images, variant_of_repository
 from hfsyn.judging.training import RunOptions, train
 from hfsyn.recipes.training_recipe import load_train_config
@@ -287,7 +287,7 @@ def test_two_processes_train_a_network_without_batch_norm_as_one_does_but_for_ro
 
 def test_an_answer_among_several_real_labels_is_right_and_images_without_one_do_not_count() -> None:
     from builders.variants.real_labels import real_labels
-    from hfsyn.judging.evaluation import real_accuracy
+    from hfsyn.judging.measures.evaluate import real_accuracy
 
     known = real_labels()
     several = next(name for name, labels in known.items() if len(labels) > 1)

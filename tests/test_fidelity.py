@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging import fidelity
-from hfsyn.judging.fidelity import (
+from hfsyn.judging.measures import fidelity
+from hfsyn.judging.measures.fidelity import (
     Features,
     compare_sets,
     duplicates_between,

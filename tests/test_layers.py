@@ -49,15 +49,15 @@ LAYERS = (
     },
     {
         "hfsyn.captions.cleaning", "hfsyn.captions.instructions", "hfsyn.captions.text_writer",
-        "hfsyn.captions.inputs", "hfsyn.captions.token_drawing", "hfsyn.judging.fidelity",
-        "hfsyn.judging.membership", "hfsyn.judging.metrics",
+        "hfsyn.captions.inputs", "hfsyn.captions.token_drawing", "hfsyn.judging.measures.fidelity",
+        "hfsyn.judging.measures.membership", "hfsyn.judging.measures.metrics",
         "hfsyn.captions.captioner", "hfsyn.images.conditioning", "hfsyn.images.decoding", "hfsyn.images.denoising",
         "hfsyn.images.generator", "hfsyn.models.pipelines", "hfsyn.images.tuning", "hfsyn.runs.run",
         "hfsyn.runs.status", "hfsyn.runs.overwriting", "hfsyn.images.noise", "hfsyn.images.trial",
     }
     | {
         "hfsyn.judging.classifier.accelerator", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifier.network", "hfsyn.judging.evaluation", "hfsyn.judging.sets.batches", "hfsyn.judging.feeds",
+        "hfsyn.judging.classifier.network", "hfsyn.judging.measures.evaluate", "hfsyn.judging.sets.batches", "hfsyn.judging.feeds",
         "hfsyn.judging.sets.hub_sets", "hfsyn.judging.sets.image_set", "hfsyn.judging.sets.labelled", "hfsyn.judging.model_cards",
         "hfsyn.judging.sets.shared_classes",
         "hfsyn.judging.optimising", "hfsyn.judging.sets.overlaps", "hfsyn.judging.sets.stored_images", "hfsyn.judging.streams",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging.membership import _loss, best_threshold, measure_membership, membership_inference
+from hfsyn.judging.measures.membership import _loss, best_threshold, measure_membership, membership_inference
 
 N, CLASSES = 400, 10
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging import metrics
-from hfsyn.judging.metrics import (
+from hfsyn.judging.measures import metrics
+from hfsyn.judging.measures.metrics import (
     classification_metrics,
     dump_result,
     expected_calibration_error,

@@ -20,7 +20,7 @@ from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.judging.benchmarking import bench
-from hfsyn.judging.metrics import wilson
+from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.pages import report
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish

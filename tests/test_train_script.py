@@ -107,7 +107,7 @@ def test_two_processes_from_the_command_line_train(hfsyn: Hfsyn, tmp_path: Path)
 
 @pytest.mark.slow
 def test_two_processes_from_the_command_line_train_and_test(hfsyn: Hfsyn, tmp_path: Path) -> None:
-    from hfsyn.judging.evaluation import evaluate
+    from hfsyn.judging.measures.evaluate import evaluate
 
     trained_by_two(hfsyn)
     table = str(write_table(tmp_path / "test.parquet", rows_of(13)))

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.checkpoints import found_checkpoints
 from hfsyn.judging.classifier.network import new_classifier, state_sha256
-from hfsyn.judging.evaluation import evaluate
 from hfsyn.judging.feeds import open_feed
+from hfsyn.judging.measures.evaluate import evaluate
 from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, share_out
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.training import RunOptions, train

@@ -108,7 +108,7 @@ _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 
 
 def _found(result: dict[str, Any], out: str | None) -> None:
-    from hfsyn.judging.metrics import dump_result
+    from hfsyn.judging.measures.metrics import dump_result
     from hfsyn.runs.shards import atomic_text
 
     text = dump_result(result)
@@ -134,7 +134,7 @@ def fidelity_command(
     \b
     hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
     """
-    from hfsyn.judging.fidelity import DEFAULT_FEATURES, measure_fidelity
+    from hfsyn.judging.measures.fidelity import DEFAULT_FEATURES, measure_fidelity
     from hfsyn.workers import pick_device
 
     found = measure_fidelity(
@@ -161,7 +161,7 @@ def membership_command(
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
-    from hfsyn.judging.membership import measure_membership
+    from hfsyn.judging.measures.membership import measure_membership
 
     found = measure_membership(
         model, members, others, members_split=members_split, others_split=others_split, limit_per_class=limit,

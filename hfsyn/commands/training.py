@@ -206,7 +206,7 @@ def train_command(context: click.Context, /, num_processes: int | None, **option
 
 def report(result: dict[str, Any], options: dict[str, Any]) -> None:
     """Say what came out, and publish it if that was asked for."""
-    from hfsyn.judging.evaluation import summary
+    from hfsyn.judging.measures.evaluate import summary
 
     if result["test"] is not None and not options["quiet"]:
         click.echo(f"{result['test']['dataset']['reference']}: {summary(result['test'])}", err=True)
@@ -286,7 +286,7 @@ def evaluate_command(
     hfsyn evaluate out/cip imagenette
     hfsyn evaluate resnet50.a1_in1k runs/cip --split train --out fidelity.json
     """
-    from hfsyn.judging.evaluation import check_test, evaluate, summary
+    from hfsyn.judging.measures.evaluate import check_test, evaluate, summary
     from hfsyn.workers import check_device, current_worker, is_child, is_launched, leave_group
 
     check_device(device)
@@ -302,7 +302,7 @@ def evaluate_command(
             model, dataset, split=split, limit_per_class=limit, out=out, device=device, batch_size=batch_size,
             num_workers=num_workers, mixed_precision=mixed_precision, quiet=quiet,
         )  # fmt: skip
-    from hfsyn.judging.metrics import dump_result
+    from hfsyn.judging.measures.metrics import dump_result
 
     if current_worker().is_main and not is_child():
         click.echo(dump_result(result).rstrip() if as_json else summary(result))

@@ -26,7 +26,7 @@ from builders.files import disk_error
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.crews import Submit, crew
 from hfsyn.judging.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
-from hfsyn.judging.metrics import dump_result
+from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.judging.summaries import CSV, SUMMARY, csv_text, read_cells, summarise, table_text
 from hfsyn.runs.shards import atomic_text
 
@@ -62,7 +62,7 @@ def bench(
     Args:
         matrix: a YAML file, its fields, or a Matrix.
         out: the folder; another matrix's cells in it are refused.
-        train, evaluate, look: in place of `hfsyn.judging.training.train`, `hfsyn.judging.evaluation.evaluate` and
+        train, evaluate, look: in place of `hfsyn.judging.training.train`, `hfsyn.judging.measures.evaluate.evaluate` and
             `hfsyn.judging.sets.image_set.open_images`. With a `train` of its own nothing is looked at.
         num_processes: cells at once; None is one a GPU, or one a core. Each then uses one torch thread or one GPU.
         num_workers: processes that decode, beside each of those.
@@ -218,7 +218,7 @@ class _Evaluate:
     workers: int
 
     def __call__(self, model: Path, dataset: str, split: str | None) -> dict[str, Any]:
-        from hfsyn.judging.evaluation import evaluate
+        from hfsyn.judging.measures.evaluate import evaluate
 
         return evaluate(model, dataset, split=split, device=self.device, num_workers=self.workers, quiet=True)
 

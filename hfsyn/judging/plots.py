@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hfsyn.judging.metrics import mean_interval
+from hfsyn.judging.measures.metrics import mean_interval
 from hfsyn.runs.shards import atomic_write
 
 COLOURS = ("#4c84d6", "#d9812c", "#2f9e77", "#b765c2", "#c2566b", "#7d8a3c")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsyn.judging.matrix import Cell, Matrix, cell_tests, cells
-from hfsyn.judging.metrics import mean_interval, paired_difference
+from hfsyn.judging.measures.metrics import mean_interval, paired_difference
 
 CSV, SUMMARY = "results.csv", "summary.json"
 NOT_RUN = "not run"

@@ -37,9 +37,9 @@ from hfsyn.judging.classifier.network import (
     open_classifier,
     save_classifier,
 )
-from hfsyn.judging.evaluation import check_counts, measure
 from hfsyn.judging.feeds import Feed, Slice, open_feed
-from hfsyn.judging.metrics import dump_result
+from hfsyn.judging.measures.evaluate import check_counts, measure
+from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.judging.model_cards import check_push
 from hfsyn.judging.optimising import (
     at_epoch_end,

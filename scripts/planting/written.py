@@ -297,14 +297,14 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A set with some of the classes is judged among all of them alone.",
-        "hfsyn/judging/evaluation.py",
+        "hfsyn/judging/measures/evaluate.py",
         "mask = columns if len(columns) < len(classifier.wnids) else None",
         "mask = None",
         "evaluation",
     ),
     _bug(
         "The calibration among a set's classes is that among all classes.",
-        "hfsyn/judging/metrics.py",
+        "hfsyn/judging/measures/metrics.py",
         '"ece": expected_calibration_error(logits, labels, columns),',
         '"ece": expected_calibration_error(logits, labels if columns is None else columns[labels]),',
         "metrics",
@@ -325,14 +325,14 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Each image is its own near duplicate.",
-        "hfsyn/judging/fidelity.py",
+        "hfsyn/judging/measures/fidelity.py",
         "            _skip_itself(rows, columns, cosines, -1)\n",
         "            pass\n",
         "fidelity",
     ),
     _bug(
         "The attack's threshold is chosen on the images that it is judged on.",
-        "hfsyn/judging/membership.py",
+        "hfsyn/judging/measures/membership.py",
         "threshold = best_threshold(tuned_in, tuned_out)",
         "threshold = best_threshold(judged_in, judged_out)",
         "membership",

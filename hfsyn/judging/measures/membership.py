@@ -58,7 +58,7 @@ def measure_membership(
     """
     from hfsyn.judging.classifier.accelerator import start_accelerator
     from hfsyn.judging.classifier.network import open_classifier
-    from hfsyn.judging.evaluation import predict
+    from hfsyn.judging.measures.evaluate import predict
     from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
     from hfsyn.judging.sets.overlaps import shared_images
     from hfsyn.judging.sets.shared_classes import check_classes

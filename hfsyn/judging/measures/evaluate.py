@@ -25,7 +25,7 @@ from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator
 from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
-from hfsyn.judging.metrics import classification_metrics, dump_result, wilson
+from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.sets.batches import one_thread
 from hfsyn.judging.sets.image_set import ImageSet, open_images
 from hfsyn.judging.sets.overlaps import shared_with_training, tell_overlap
