@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hfsyn.judging.benchmarking import bench
     from hfsyn.judging.measures.evaluate import evaluate
     from hfsyn.judging.pages import report
-    from hfsyn.judging.training import train
+    from hfsyn.judging.train.loop import train
     from hfsyn.outlook.doctor import doctor
     from hfsyn.publishing.outcomes import Publication
     from hfsyn.publishing.publication import publish
@@ -66,7 +66,7 @@ _HOME = {
     "reproduce": "hfsyn.checks.reproduce",
     "seed_of": "hfsyn.runs.specs",
     "status": "hfsyn.runs.status",
-    "train": "hfsyn.judging.training",
+    "train": "hfsyn.judging.train.loop",
     "verify": "hfsyn.checks.verify",
     "watch": "hfsyn.publishing.watching",
 }

@@ -29,10 +29,10 @@ from PIL import Image
 
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
-from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.classifier.network import Preprocessing
 from hfsyn.judging.sets.batches import Augmented, Order, training_batches
 from hfsyn.judging.sets.image_set import TRAIN, open_images
+from hfsyn.judging.train.augmentation import Augmentation
 from hfsyn.recipes.training_recipe import load_train_config
 
 

@@ -65,7 +65,7 @@ def stopped_before_the_costly() -> Iterator[None]:
     from hfsyn.recipes import loading
 
     costly = (
-        "building:build", "building:work", "judging.training:train", "judging.training:open_training",
+        "building:build", "building:work", "judging.train.loop:train", "judging.train.loop:open_training",
         "judging.measures.evaluate:evaluate", "judging.measures.evaluate:check_test", "judging.measures.fidelity:measure_fidelity",
         "judging.measures.membership:measure_membership", "showcase:demo", "publishing.publication:publish",
         "publishing.watching:watch", "outlook.probe:probe", "exporting:export_real", "runs.sheets:peek",

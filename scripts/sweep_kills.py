@@ -207,7 +207,7 @@ def prepare_process() -> None:
     import hfsyn.cli
     import hfsyn.exporting
     import hfsyn.images.generate_stage
-    import hfsyn.judging.training
+    import hfsyn.judging.train.loop
     import hfsyn.runs.finish
 
     torch.set_num_threads(1)

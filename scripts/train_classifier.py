@@ -7,7 +7,7 @@
 
 Run again, the same command goes on from its last checkpoint. On CPUs accelerate starts several processes only as
 ``ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 scripts/train_classifier.py ...``.
-The options are those of `hfsyn train` (hfsyn/commands/training.py); the loop is `hfsyn.judging.training.train`.
+The options are those of `hfsyn train` (hfsyn/commands/training.py); the loop is `hfsyn.judging.train.loop.train`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hfsyn.commands.training import GroupedCommand, recipe_of, report, running_o
 @training_options
 def main(**options: Any) -> None:
     """Train a timm classifier on images, real or synthetic, and test it on real ones. Prints DIR."""
-    from hfsyn.judging.training import train
+    from hfsyn.judging.train.loop import train
     from hfsyn.workers import current_worker, leave_group
 
     # 1. The recipe: a file or a shipped one, then --set, then the flags. It decides the weights, and is kept with them.

@@ -16,7 +16,7 @@ from hfsyn.judging.classifier.accelerator import start_accelerator
 from hfsyn.judging.classifier.network import open_classifier
 from hfsyn.judging.measures.evaluate import predict
 from hfsyn.judging.sets.image_set import open_images
-from hfsyn.judging.training import RunOptions, train
+from hfsyn.judging.train.loop import RunOptions, train
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.workers import leave_group
 

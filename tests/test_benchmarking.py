@@ -234,7 +234,7 @@ def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch
         asked.append(num_workers)
         return FakeTester()(model, dataset, split)
 
-    monkeypatch.setattr("hfsyn.judging.training.train", train)
+    monkeypatch.setattr("hfsyn.judging.train.loop.train", train)
     monkeypatch.setattr("hfsyn.judging.measures.evaluate.evaluate", evaluate)
     (tmp_path / "m.json").write_text(json.dumps({**MATRIX, "seeds": [0]}))
     arguments = ["--num-workers", "3", "--num-processes", "1", "-q"]

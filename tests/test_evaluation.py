@@ -25,7 +25,7 @@ from hfsyn.judging.classifier.accelerator import default_workers, start_accelera
 from hfsyn.judging.classifier.network import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
 from hfsyn.judging.measures.evaluate import Predictions, check_counts, evaluate, measure, predict, summary
 from hfsyn.judging.sets.image_set import ImageSet, open_images, variant_of_repository
-from hfsyn.judging.training import RunOptions, train
+from hfsyn.judging.train.loop import RunOptions, train
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.workers import pick_device
 

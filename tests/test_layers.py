@@ -56,12 +56,12 @@ LAYERS = (
         "hfsyn.runs.status", "hfsyn.runs.overwriting", "hfsyn.images.noise", "hfsyn.images.trial",
     }
     | {
-        "hfsyn.judging.classifier.accelerator", "hfsyn.judging.augmenting", "hfsyn.judging.checkpoints",
-        "hfsyn.judging.classifier.network", "hfsyn.judging.measures.evaluate", "hfsyn.judging.sets.batches", "hfsyn.judging.feeds",
-        "hfsyn.judging.sets.hub_sets", "hfsyn.judging.sets.image_set", "hfsyn.judging.sets.labelled", "hfsyn.judging.model_cards",
+        "hfsyn.judging.classifier.accelerator", "hfsyn.judging.train.augmentation", "hfsyn.judging.train.checkpoints",
+        "hfsyn.judging.classifier.network", "hfsyn.judging.measures.evaluate", "hfsyn.judging.sets.batches", "hfsyn.judging.train.training_sets",
+        "hfsyn.judging.sets.hub_sets", "hfsyn.judging.sets.image_set", "hfsyn.judging.sets.labelled", "hfsyn.judging.train.model_card",
         "hfsyn.judging.sets.shared_classes",
-        "hfsyn.judging.optimising", "hfsyn.judging.sets.overlaps", "hfsyn.judging.sets.stored_images", "hfsyn.judging.streams",
-        "hfsyn.judging.training", "hfsyn.judging.training_folders", "hfsyn.judging.trials", "hfsyn.judging.sets.unreadable",
+        "hfsyn.judging.train.optimizer", "hfsyn.judging.sets.overlaps", "hfsyn.judging.sets.stored_images", "hfsyn.judging.train.streams",
+        "hfsyn.judging.train.loop", "hfsyn.judging.train.folders", "hfsyn.judging.train.first_step", "hfsyn.judging.sets.unreadable",
     },
     {
         "hfsyn.outlook.prompt_examples", "hfsyn.captions.providers", "hfsyn.judging.benchmarking",

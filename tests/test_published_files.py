@@ -244,7 +244,7 @@ def test_nothing_that_is_published_says_on_which_machine_it_was_made(
     ],
 )
 def test_results_of_a_classifier_that_is_published_keep_the_last_name_of_a_place(text: str, shown: str) -> None:
-    from hfsyn.judging.model_cards import without_paths
+    from hfsyn.judging.train.model_card import without_paths
 
     assert without_paths({"sets": [{text: text}]}) == {"sets": [{shown: shown}]}
 

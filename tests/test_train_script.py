@@ -65,7 +65,7 @@ def test_the_script_trains_tests_and_says_where(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same_weights(tmp_path: Path) -> None:
-    from hfsyn.judging.training import RunOptions, train
+    from hfsyn.judging.train.loop import RunOptions, train
     from hfsyn.recipes.training_recipe import load_train_config
 
     recipe = load_train_config(
@@ -167,8 +167,8 @@ def test_a_published_classifier_is_timms_and_its_card_names_the_version(tmp_path
     from huggingface_hub import ModelCard
 
     from hfsyn.judging.classifier.network import _classes_of, open_classifier
-    from hfsyn.judging.model_cards import card_text, write_timm_folder
-    from hfsyn.judging.training import RunOptions, train
+    from hfsyn.judging.train.loop import RunOptions, train
+    from hfsyn.judging.train.model_card import card_text, write_timm_folder
     from hfsyn.recipes.training_recipe import load_train_config
 
     table = write_table(tmp_path / "test.parquet", rows_of(20))
@@ -201,7 +201,7 @@ def test_three_classes_are_trained_on_tested_and_published(
     from huggingface_hub import ModelCard
 
     from hfsyn.judging.classifier.network import open_classifier
-    from hfsyn.judging.model_cards import card_text, without_paths
+    from hfsyn.judging.train.model_card import card_text, without_paths
 
     monkeypatch.chdir(tmp_path)
     table = write_table(tmp_path / "runs" / "three.parquet", [row for row in rows_of(60) if row[0] in NAMES[:3]])

@@ -14,14 +14,14 @@ from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from safetensors.torch import load_file
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging.checkpoints import found_checkpoints
 from hfsyn.judging.classifier.network import new_classifier, state_sha256
-from hfsyn.judging.feeds import open_feed
 from hfsyn.judging.measures.evaluate import evaluate
 from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, share_out
 from hfsyn.judging.sets.image_set import open_images
-from hfsyn.judging.training import RunOptions, train
-from hfsyn.judging.trials import try_training
+from hfsyn.judging.train.checkpoints import found_checkpoints
+from hfsyn.judging.train.first_step import try_training
+from hfsyn.judging.train.loop import RunOptions, train
+from hfsyn.judging.train.training_sets import open_feed
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TRAINING_RECIPES, load_train_config
 
@@ -87,8 +87,8 @@ def test_processes_divide_a_step_and_keep_the_pairs_that_mixup_makes(world: int)
 
 
 def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generators_alone() -> None:
-    from hfsyn.judging.augmenting import Augmentation
     from hfsyn.judging.classifier.network import new_classifier
+    from hfsyn.judging.train.augmentation import Augmentation
 
     recipe = config(augment__auto_augment="rand-m5-n2-inc1", augment__random_erasing=0.5)
     feed = open_feed(recipe)
@@ -186,7 +186,7 @@ def test_another_test_of_a_finished_training_trains_nothing(
     table = str(write_table(tmp_path / "test.parquet", rows_of(10, split="test")))
     first = train(config(optimise__epochs=1), tmp_path / "out", QUIET)
     before = weights(tmp_path / "out")
-    monkeypatch.setattr("hfsyn.judging.training._fit", None)
+    monkeypatch.setattr("hfsyn.judging.train.loop._fit", None)
     changed = config({"test.dataset": table, "test.crop": 0.5}, optimise__epochs=1)
     with pytest.raises(HfsynError, match="has no split 'nothing'"):  # what is there stays until the test is done
         train(config({"test.dataset": "shapes", "test.split": "nothing"}, optimise__epochs=1), tmp_path / "out", QUIET)
@@ -389,7 +389,7 @@ def test_a_finished_training_whose_images_have_changed_is_not_returned(tmp_path:
 def test_what_a_training_met_before_it_was_killed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_table(tmp_path / "train.parquet", rows_of(40), bad={1, 2, 17})
     recipe = config(data__train=[str(table)], data__limit_per_class=100, test__dataset="shapes", test__every_epochs=1)
-    monkeypatch.setattr("hfsyn.judging.training.open_images", lambda *_: open_images("shapes", "test", limit=1))
+    monkeypatch.setattr("hfsyn.judging.train.loop.open_images", lambda *_: open_images("shapes", "test", limit=1))
     options = RunOptions(device="cpu", checkpoint_steps=6, quiet=True)
     whole = train(recipe, tmp_path / "whole", options)["training"]
     with monkeypatch.context() as patch:

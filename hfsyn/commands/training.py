@@ -156,7 +156,7 @@ def recipe_of(options: dict[str, Any]) -> Any:
 
 def running_of(options: dict[str, Any]) -> Any:
     """The RunOptions that the options say."""
-    from hfsyn.judging.training import RunOptions
+    from hfsyn.judging.train.loop import RunOptions
 
     names = (
         "device",
@@ -187,7 +187,7 @@ def train_command(context: click.Context, /, num_processes: int | None, **option
     hfsyn train --train-dataset runs/cip --eval-dataset imagenette --model resnet50 --out out/cip
     hfsyn train --train-dataset imagenette --train-dataset runs/cip:0.5 --budget 9469 --out out/mixed
     """
-    from hfsyn.judging.training import train
+    from hfsyn.judging.train.loop import train
     from hfsyn.workers import current_worker, is_child, is_launched, leave_group, visible_gpus
 
     config = recipe_of(options)
@@ -211,7 +211,7 @@ def report(result: dict[str, Any], options: dict[str, Any]) -> None:
     if result["test"] is not None and not options["quiet"]:
         click.echo(f"{result['test']['dataset']['reference']}: {summary(result['test'])}", err=True)
     if options["push_to_hub"]:
-        from hfsyn.judging.model_cards import push_classifier
+        from hfsyn.judging.train.model_card import push_classifier
 
         private, quiet = options["private"], options["quiet"]
         click.echo(push_classifier(options["out"], options["push_to_hub"], private=private, quiet=quiet), err=True)
@@ -223,9 +223,9 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     from pathlib import Path
 
     from hfsyn.judging.classifier.accelerator import check_tracker
-    from hfsyn.judging.model_cards import check_push
-    from hfsyn.judging.training import open_training
-    from hfsyn.judging.training_folders import RESULTS, check_folder
+    from hfsyn.judging.train.folders import RESULTS, check_folder
+    from hfsyn.judging.train.loop import open_training
+    from hfsyn.judging.train.model_card import check_push
     from hfsyn.recipes.training_recipe import dump_train_config
     from hfsyn.workers import check_device, launch, stopped
 

@@ -62,7 +62,7 @@ def bench(
     Args:
         matrix: a YAML file, its fields, or a Matrix.
         out: the folder; another matrix's cells in it are refused.
-        train, evaluate, look: in place of `hfsyn.judging.training.train`, `hfsyn.judging.measures.evaluate.evaluate` and
+        train, evaluate, look: in place of `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate` and
             `hfsyn.judging.sets.image_set.open_images`. With a `train` of its own nothing is looked at.
         num_processes: cells at once; None is one a GPU, or one a core. Each then uses one torch thread or one GPU.
         num_workers: processes that decode, beside each of those.
@@ -207,7 +207,7 @@ class _Train:
     workers: int
 
     def __call__(self, config: Any, out: Path) -> dict[str, Any]:
-        from hfsyn.judging.training import RunOptions, train
+        from hfsyn.judging.train.loop import RunOptions, train
 
         return train(config, out, RunOptions(device=self.device, num_workers=self.workers, quiet=True))
 

@@ -283,14 +283,14 @@ BUGS: tuple[WrittenBug, ...] = (
     # judging
     _bug(
         "Gradients of earlier steps are added to those of each step.",
-        "hfsyn/judging/training.py",
+        "hfsyn/judging/train/loop.py",
         "                    optimizer.zero_grad()\n",
         "",
         "training",
     ),
     _bug(
         "The average of the weights begins from nothing where a training goes on.",
-        "hfsyn/judging/training.py",
+        "hfsyn/judging/train/loop.py",
         "        accelerator.register_for_checkpointing(average)",
         "        accelerator.wait_for_everyone()",
         "training",

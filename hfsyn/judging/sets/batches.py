@@ -23,7 +23,7 @@ from hfsyn.judging.sets.image_set import ImageSet
 from hfsyn.judging.sets.unreadable import picture
 
 Transform = Callable[[Any], Any]
-"""A PIL image in, a tensor out; see `hfsyn.judging.augmenting`."""
+"""A PIL image in, a tensor out; see `hfsyn.judging.train.augmentation`."""
 
 
 def derive(*parts: int | str) -> int:

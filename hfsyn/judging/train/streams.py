@@ -26,7 +26,6 @@ from builders.sources.labels import spelling
 from builders.sources.parquet import in_parallel, stored_image
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.judging.feeds import Slice, need_budget
 from hfsyn.judging.sets.batches import (
     Transform,
     Unreadable,
@@ -42,6 +41,7 @@ from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables, pick_spl
 from hfsyn.judging.sets.labelled import Parts, class_names, of_some_variant
 from hfsyn.judging.sets.references import Reference
 from hfsyn.judging.sets.shared_classes import same_classes
+from hfsyn.judging.train.training_sets import Slice, need_budget
 from hfsyn.recipes.training_recipe import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def _columns_of_all(files: Sequence[str], parts: Parts, where: str, opened: Any)
 
 
 class StreamFeed:
-    """A training's batches from streams. Satisfies `hfsyn.judging.feeds.Feed`."""
+    """A training's batches from streams. Satisfies `hfsyn.judging.train.training_sets.Feed`."""
 
     def __init__(self, config: TrainConfig, streams: Sequence[Stream], weights: Sequence[float]) -> None:
         self.classes = same_classes([(s.reference, s.names) for s in streams])
@@ -189,7 +189,7 @@ class StreamFeed:
 
     @classmethod
     def open(cls, config: TrainConfig, references: Sequence[Reference]) -> StreamFeed:
-        """Open the streams; see `hfsyn.judging.feeds.open_feed`."""
+        """Open the streams; see `hfsyn.judging.train.training_sets.open_feed`."""
         if config.data.limit_per_class is not None:
             raise HfsynError("A stream cannot be limited to some images a class.", "Leave --limit or --streaming out.")
         streams = [open_stream(found, config.data.train_split) for found in references]

@@ -8,9 +8,9 @@ from __future__ import annotations
 import copy
 
 from hfsyn.errors import HfsynError, first_line
-from hfsyn.judging.augmenting import Augmentation
 from hfsyn.judging.classifier.network import Classifier
 from hfsyn.judging.sets.batches import seeded
+from hfsyn.judging.train.augmentation import Augmentation
 from hfsyn.recipes.training_recipe import TrainConfig
 
 

@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfsyn.judging.augmenting import Augmentation
-from hfsyn.judging.checkpoints import Place, Tally, load_checkpoint, remove_old, save_checkpoint
 from hfsyn.judging.classifier.accelerator import (
     check_division,
     default_workers,
@@ -37,25 +35,16 @@ from hfsyn.judging.classifier.network import (
     open_classifier,
     save_classifier,
 )
-from hfsyn.judging.feeds import Feed, Slice, open_feed
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
-from hfsyn.judging.model_cards import check_push
-from hfsyn.judging.optimising import (
-    at_epoch_end,
-    check_optimizer,
-    checkpoint_every,
-    make_loss,
-    make_optimizer,
-    make_schedule,
-    seed_part,
-    total_steps,
-)
 from hfsyn.judging.sets.image_set import ImageSet, open_images
 from hfsyn.judging.sets.overlaps import tell_overlap
 from hfsyn.judging.sets.shared_classes import check_classes
 from hfsyn.judging.sets.unreadable import facts_of, tell_left_out, tell_unread
-from hfsyn.judging.training_folders import (
+from hfsyn.judging.train.augmentation import Augmentation
+from hfsyn.judging.train.checkpoints import Place, Tally, load_checkpoint, remove_old, save_checkpoint
+from hfsyn.judging.train.first_step import try_training
+from hfsyn.judging.train.folders import (
     CHECKPOINTS,
     CONFIG,
     LOGS,
@@ -65,7 +54,18 @@ from hfsyn.judging.training_folders import (
     finished,
     prepare_folder,
 )
-from hfsyn.judging.trials import try_training
+from hfsyn.judging.train.model_card import check_push
+from hfsyn.judging.train.optimizer import (
+    at_epoch_end,
+    check_optimizer,
+    checkpoint_every,
+    make_loss,
+    make_optimizer,
+    make_schedule,
+    seed_part,
+    total_steps,
+)
+from hfsyn.judging.train.training_sets import Feed, Slice, open_feed
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TrainConfig, dump_train_config
 from hfsyn.runs.shards import atomic_text

@@ -79,7 +79,7 @@ def open_feed(config: TrainConfig) -> Feed:
     """
     references = [parse_dataset(text) for text in config.data.train]
     if config.data.streaming:
-        from hfsyn.judging.streams import StreamFeed
+        from hfsyn.judging.train.streams import StreamFeed
 
         return StreamFeed.open(config, references)
     return MapFeed.open(config, references)
