@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from hfsyn.errors import HfsynError
     from hfsyn.exporting import export_real
     from hfsyn.images.generate_stage import generate
-    from hfsyn.judging.benchmarking import bench
+    from hfsyn.judging.bench.cells import bench
+    from hfsyn.judging.bench.page import report
     from hfsyn.judging.measures.evaluate import evaluate
-    from hfsyn.judging.pages import report
     from hfsyn.judging.train.loop import train
     from hfsyn.outlook.doctor import doctor
     from hfsyn.publishing.outcomes import Publication
@@ -46,7 +46,7 @@ _HOME = {
     "Reproduction": "hfsyn.checks.reproduce",
     "SampleSpec": "hfsyn.runs.specs",
     "Verification": "hfsyn.checks.verify",
-    "bench": "hfsyn.judging.benchmarking",
+    "bench": "hfsyn.judging.bench.cells",
     "build": "hfsyn.building",
     "caption": "hfsyn.captions.caption_stage",
     "demo": "hfsyn.demo",
@@ -62,7 +62,7 @@ _HOME = {
     "load_train_config": "hfsyn.recipes.training_recipe",
     "plan": "hfsyn.runs.specs",
     "publish": "hfsyn.publishing.publication",
-    "report": "hfsyn.judging.pages",
+    "report": "hfsyn.judging.bench.page",
     "reproduce": "hfsyn.checks.reproduce",
     "seed_of": "hfsyn.runs.specs",
     "status": "hfsyn.runs.status",

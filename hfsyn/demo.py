@@ -32,10 +32,10 @@ from typing import Any
 
 from builders.runs import layout
 from hfsyn.building import build
-from hfsyn.judging.benchmarking import bench, failures
-from hfsyn.judging.crews import Submit, crew
-from hfsyn.judging.matrix import CELLS
-from hfsyn.judging.pages import report
+from hfsyn.judging.bench.cells import bench, failures
+from hfsyn.judging.bench.matrix import CELLS
+from hfsyn.judging.bench.page import report
+from hfsyn.judging.bench.task_pool import Submit, crew
 from hfsyn.runs.run import load_run
 from hfsyn.runs.shards import atomic_text
 from hfsyn.runs.sheets import compare_runs, save_png

@@ -61,7 +61,8 @@ def stopped_before_the_costly() -> Iterator[None]:
     """While this holds, costly functions end a command as `Reached`, and what is checked is remembered."""
     import importlib
 
-    from hfsyn.judging import benchmarking, matrix
+    from hfsyn.judging.bench import cells as benchmarking
+    from hfsyn.judging.bench import matrix
     from hfsyn.recipes import loading
 
     costly = (

@@ -17,12 +17,12 @@ from drawn_tables import rows_of, write_table
 from builders.variants import VARIANTS
 from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.judging.benchmarking import _look, bench, failures
-from hfsyn.judging.crews import crew, gpu_names
-from hfsyn.judging.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
+from hfsyn.judging.bench.cells import _look, bench, failures
+from hfsyn.judging.bench.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
+from hfsyn.judging.bench.summaries import read_cells
+from hfsyn.judging.bench.task_pool import crew, gpu_names
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.sets.image_set import TRAIN, open_images
-from hfsyn.judging.summaries import read_cells
 
 MATRIX: dict[str, Any] = {
     "name": "two arms",

@@ -36,6 +36,6 @@ def test_a_command_that_breaks_is_counted(monkeypatch: pytest.MonkeyPatch, capsy
     def broken(*_: object, **__: object) -> None:
         raise KeyError("captions_file")
 
-    monkeypatch.setattr("hfsyn.judging.matrix.load_matrix", broken)
+    monkeypatch.setattr("hfsyn.judging.bench.matrix.load_matrix", broken)
     assert fuzz_inputs.fuzz(20, 3, "matrix") == 3
     assert "traceback" in capsys.readouterr().out

@@ -31,7 +31,7 @@ LAYERS = (
     },
     {
         "hfsyn.recipes.prompt_templates", "hfsyn.recipes.prompt_part", "hfsyn.recipes.user_strategies",
-        "hfsyn.judging.matrix", "hfsyn.judging.sets.references", "hfsyn.recipes.training_recipe", "hfsyn.recipes.strategies",
+        "hfsyn.judging.bench.matrix", "hfsyn.judging.sets.references", "hfsyn.recipes.training_recipe", "hfsyn.recipes.strategies",
         "hfsyn.recipes.fragments", "hfsyn.recipes.recipe", "hfsyn.recipes.parts", "hfsyn.recipes.finding",
         "hfsyn.runs.specs", "hfsyn.cards.front_matter", "hfsyn.recipes.extending",
         "hfsyn.hub.versions", "hfsyn.runs.options", "hfsyn.recipes.idle_fields",
@@ -64,8 +64,8 @@ LAYERS = (
         "hfsyn.judging.train.loop", "hfsyn.judging.train.folders", "hfsyn.judging.train.first_step", "hfsyn.judging.sets.unreadable",
     },
     {
-        "hfsyn.outlook.prompt_examples", "hfsyn.captions.providers", "hfsyn.judging.benchmarking",
-        "hfsyn.judging.crews", "hfsyn.judging.pages", "hfsyn.judging.plots", "hfsyn.judging.summaries",
+        "hfsyn.outlook.prompt_examples", "hfsyn.captions.providers", "hfsyn.judging.bench.cells",
+        "hfsyn.judging.bench.task_pool", "hfsyn.judging.bench.page", "hfsyn.judging.bench.plots", "hfsyn.judging.bench.summaries",
         "hfsyn.building", "hfsyn.outlook.forecast", "hfsyn.captions.reuse", "hfsyn.exporting",
         "hfsyn.runs.finish", "hfsyn.captions.prefetch", "hfsyn.captions.refusals", "hfsyn.images.rows",
         "hfsyn.runs.sheets",
@@ -90,7 +90,7 @@ LAYERS = (
 )  # fmt: skip
 # Package fronts: docstrings and lazy names.
 FREE = {
-    "builders", "hfsyn", "hfsyn.commands", "hfsyn.judging", "hfsyn.judging.templates", "hfsyn.recipes.training",
+    "builders", "hfsyn", "hfsyn.commands", "hfsyn.judging", "hfsyn.judging.bench.templates", "hfsyn.recipes.training",
     "hfsyn.making", "hfsyn.publishing", "hfsyn.recipes", "dataset_cards",
 }  # fmt: skip
 

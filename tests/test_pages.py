@@ -19,9 +19,9 @@ from PIL import Image
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.judging.benchmarking import bench
+from hfsyn.judging.bench.cells import bench
+from hfsyn.judging.bench.page import report
 from hfsyn.judging.measures.metrics import wilson
-from hfsyn.judging.pages import report
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import prepare

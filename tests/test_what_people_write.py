@@ -19,7 +19,7 @@ from builders.runs import layout
 from builders.variants.class_maps import read_variant
 from hfsyn.cli import cli, main
 from hfsyn.errors import HfsynError
-from hfsyn.judging.matrix import Matrix, load_matrix
+from hfsyn.judging.bench.matrix import Matrix, load_matrix
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 

@@ -40,7 +40,7 @@ def demo_command(
 
 def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
-        from hfsyn.judging.matrix import EXAMPLE
+        from hfsyn.judging.bench.matrix import EXAMPLE
 
         click.echo(EXAMPLE, nl=False)
         context.exit()
@@ -84,8 +84,8 @@ def bench_command(
     mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
     What failed is kept in the table with its error; the exit code is then 4.
     """
-    from hfsyn.judging.benchmarking import bench, failures
-    from hfsyn.judging.summaries import CSV
+    from hfsyn.judging.bench.cells import bench, failures
+    from hfsyn.judging.bench.summaries import CSV
 
     summary = bench(matrix, out, num_processes=num_processes, num_workers=num_workers, device=device, quiet=quiet)
     click.echo(Path(out) / CSV)
@@ -97,7 +97,7 @@ def bench_command(
 @click.argument("out")
 def report_command(out: str) -> None:
     """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
-    from hfsyn.judging.pages import report
+    from hfsyn.judging.bench.page import report
 
     click.echo(report(out))
 

@@ -311,7 +311,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Differences of two arms have the wrong sign.",
-        "hfsyn/judging/summaries.py",
+        "hfsyn/judging/bench/summaries.py",
         "for b, a in itertools.combinations(by_arm, 2)",
         "for a, b in itertools.combinations(by_arm, 2)",
         "benchmarking pages",

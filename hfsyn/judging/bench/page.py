@@ -21,10 +21,10 @@ from builders.runs import layout, run_files
 from builders.variants import VARIANTS
 from builders.yaml import dump
 from hfsyn.errors import HfsynError
-from hfsyn.judging import plots
-from hfsyn.judging.benchmarking import MATRIX
-from hfsyn.judging.matrix import Matrix, load_matrix, place
-from hfsyn.judging.summaries import Outcome, interval_text, read_cells, setting_text, summarise
+from hfsyn.judging.bench import plots
+from hfsyn.judging.bench.cells import MATRIX
+from hfsyn.judging.bench.matrix import Matrix, load_matrix, place
+from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import atomic_text
 from hfsyn.runs.sheets import image_of, shared_samples
@@ -62,7 +62,7 @@ def _render(sections: Sequence[dict[str, Any]]) -> str:
     environment.filters["interval"] = interval_text
     environment.filters["points_of"] = lambda value: f"{100 * value:+.1f}".replace("-", "−")
     environment.filters["points"] = lambda row: interval_text(row, sign="+").replace("-", "−")
-    template = (resources.files("hfsyn.judging.templates") / "page.html.jinja").read_text(encoding="utf-8")
+    template = (resources.files("hfsyn.judging.bench.templates") / "page.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(template).render(sections=sections)
 
 

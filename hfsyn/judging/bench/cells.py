@@ -24,10 +24,10 @@ from typing import Any
 
 from builders.files import disk_error
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.judging.crews import Submit, crew
-from hfsyn.judging.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
+from hfsyn.judging.bench.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
+from hfsyn.judging.bench.summaries import CSV, SUMMARY, csv_text, read_cells, summarise, table_text
+from hfsyn.judging.bench.task_pool import Submit, crew
 from hfsyn.judging.measures.metrics import dump_result
-from hfsyn.judging.summaries import CSV, SUMMARY, csv_text, read_cells, summarise, table_text
 from hfsyn.runs.shards import atomic_text
 
 MATRIX, RESULTS, ERROR, TRAINING = "matrix.yaml", "results.json", "error.json", "training"

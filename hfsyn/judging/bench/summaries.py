@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hfsyn.judging.matrix import Cell, Matrix, cell_tests, cells
+from hfsyn.judging.bench.matrix import Cell, Matrix, cell_tests, cells
 from hfsyn.judging.measures.metrics import mean_interval, paired_difference
 
 CSV, SUMMARY = "results.csv", "summary.json"
