@@ -16,9 +16,9 @@ from builders.errors import one_line
 from builders.files import disk_error
 from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
-from hfsyn.commands.exhibits import EXHIBITS
 from hfsyn.commands.hub import HUB_COMMANDS
-from hfsyn.commands.looking import LOOKING
+from hfsyn.commands.judging import EXHIBITS
+from hfsyn.commands.outlook import LOOKING
 from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.commands.training import evaluate_command, train_command
 from hfsyn.commands.values import strict

@@ -83,8 +83,8 @@ LAYERS = (
         "hfsyn.checks.verify", "hfsyn.publishing.watching", "hfsyn.publishing.working",
     },
     {
-        "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.exhibits", "hfsyn.commands.hub",
-        "hfsyn.commands.recipe_options", "hfsyn.commands.training", "hfsyn.commands.looking",
+        "hfsyn.__main__", "hfsyn.cli", "hfsyn.commands.catalogue", "hfsyn.commands.judging", "hfsyn.commands.hub",
+        "hfsyn.commands.recipe_options", "hfsyn.commands.training", "hfsyn.commands.outlook",
         "hfsyn.commands.work_options", "hfsyn.commands.values",
     },
 )  # fmt: skip
