@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from hfsyn.checks.diff import Comparison, diff
     from hfsyn.checks.reproduce import Reproduction, reproduce
     from hfsyn.checks.verify import Verification, verify
-    from hfsyn.demo import demo
     from hfsyn.errors import HfsynError
     from hfsyn.exporting import export_real
     from hfsyn.images.generate_stage import generate
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from hfsyn.runs.finish import finish
     from hfsyn.runs.specs import Plan, SampleSpec, plan, seed_of
     from hfsyn.runs.status import status
+    from hfsyn.showcase import demo
 
 _HOME = {
     "Comparison": "hfsyn.checks.diff",
@@ -49,7 +49,7 @@ _HOME = {
     "bench": "hfsyn.judging.bench.cells",
     "build": "hfsyn.building",
     "caption": "hfsyn.captions.caption_stage",
-    "demo": "hfsyn.demo",
+    "demo": "hfsyn.showcase",
     "diff": "hfsyn.checks.diff",
     "difference": "hfsyn.recipes.recipe",
     "doctor": "hfsyn.outlook.doctor",

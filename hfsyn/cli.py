@@ -23,7 +23,7 @@ from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
 from hfsyn.commands.training import evaluate_command, train_command
 from hfsyn.commands.values import strict
 from hfsyn.commands.work_options import stage_options
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
 _MOST_SAID = 500
 """Letters that are said of what was wrong: a value may be long."""
@@ -43,7 +43,6 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         heeding_termination,
         is_child,
         join_launcher,
-        leave_at_once,
         say_terminated,
         tell,
     )

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
 NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
@@ -96,8 +96,6 @@ def waiting_for_others(world: int) -> Iterator[None]:
 
     Their meeting is a call outside Python that nothing interrupts, so the process is left from another thread.
     """
-    from hfsyn.workers import leave_at_once
-
     met = threading.Event()
     host, port = (os.environ.get(name, "") for name in MEETING_PLACE)
     limit = LIMIT_HERE if os.environ.get(AGENT) != "True" and _is_here(host) else LIMIT

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from hfsyn.errors import ExitCode, HfsynError, first_line
 from hfsyn.gathering import check_launcher, place, processes_asked_for, waiting_for_others
@@ -341,19 +341,6 @@ def say_terminated() -> None:
     if os.environ.get("RANK", "0") == "0" and not is_child() and not _terminated_is_said.is_set():
         _terminated_is_said.set()
         print("Terminated. The work so far is kept; the same command continues it.", file=sys.stderr, flush=True)
-
-
-def leave_at_once(code: int) -> NoReturn:
-    """End this process without taking Python down in order; for one that was told to end in the middle of its work.
-
-    Threads may still be at a kernel or a connection. Python ends such a thread when it comes back from there, by
-    unwinding it through C++ that allows no unwinding, and the process aborts: "terminate called without an active
-    exception" in place of the exit code.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
 
 
 def join_launcher() -> None:

@@ -181,8 +181,8 @@ def make_captions(run: Run) -> None:
 
 def make_sidecars(run: Run) -> None:
     """Sidecars of finished data shards, beside files without content: a status reads sidecars alone."""
+    from builders.files import atomic_text
     from builders.runs.layout import sidecar_of
-    from hfsyn.runs.shards import atomic_text
 
     for path in run.data_shards():
         start, stop, _ = run.shard_lines(path, "plan.parquet", run.planned_rows or 0)

@@ -32,7 +32,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         for module in ("budget", "options"):
-            monkeypatch.setattr(f"hfsyn.making.{module}.time.monotonic", lambda: self.now)
+            monkeypatch.setattr(f"hfsyn.runs.{module}.time.monotonic", lambda: self.now)
 
 
 def begun(budget: Budget, clock: Clock, *shards: float) -> int:

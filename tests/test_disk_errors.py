@@ -140,7 +140,7 @@ def test_a_place_that_cannot_be_is_one_line(
 
 
 def test_a_name_that_leaves_no_room_for_more_can_still_be_written(tmp_path: Path) -> None:
-    from hfsyn.runs.shards import atomic_text
+    from builders.files import atomic_text
 
     path = tmp_path / f"{'n' * 250}.json"
     with contextlib.suppress(OSError):

@@ -16,8 +16,8 @@ from hub_server import Hub
 
 from hfsyn.outlook import checks as readiness
 from hfsyn.outlook import doctor as checkup
+from hfsyn.outlook.check import Check
 from hfsyn.outlook.doctor import doctor
-from hfsyn.publishing.preflight import Check
 from hfsyn.recipes.recipe import load_recipe
 
 # Beside the parts of a pipeline often lie copies for other programs, which nobody fetches.

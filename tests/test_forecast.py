@@ -97,8 +97,8 @@ def test_a_run_tells_its_own_counts_and_captions(tmp_path: Path) -> None:
 
 
 def test_the_forecast_of_a_publication_is_what_is_published(tmp_path: Path) -> None:
+    from hfsyn.hub.limits import FILES_A_COMMIT, commits_for
     from hfsyn.publishing.contents import contents
-    from hfsyn.publishing.publication import FILES_A_COMMIT, commits_for
     from hfsyn.runs.run import load_run
 
     run = finished_run(tmp_path, "source.limit_per_class=7")

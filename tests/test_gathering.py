@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from hfsyn import gathering, workers
+from hfsyn import gathering
 from hfsyn.errors import ExitCode
 
 
@@ -16,7 +16,7 @@ def test_others_who_never_come_are_said_and_not_waited_for_for_ever(
 ) -> None:
     left: list[int] = []
     gone = threading.Event()
-    monkeypatch.setattr(workers, "leave_at_once", lambda code: (left.append(code), gone.set()))
+    monkeypatch.setattr(gathering, "leave_at_once", lambda code: (left.append(code), gone.set()))
     monkeypatch.setattr(gathering, "PATIENCE", 0.01)
     monkeypatch.setattr(gathering, "LIMIT_HERE", 0.02)
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():

@@ -70,7 +70,7 @@ LAYERS = (
         "hfsyn.runs.finish", "hfsyn.captions.prefetch", "hfsyn.captions.refusals", "hfsyn.images.rows",
         "hfsyn.runs.sheets",
         "hfsyn.images.start_images", "hfsyn.runs.stage", "hfsyn.captions.caption_stage", "hfsyn.images.generate_stage",
-        "hfsyn.runs.plan", "hfsyn.outlook.probe", "hfsyn.images.shard_writer", "hfsyn.demo",
+        "hfsyn.runs.plan", "hfsyn.outlook.probe", "hfsyn.images.shard_writer", "hfsyn.showcase",
     }
     | {
         "hfsyn.cards.blocks", "hfsyn.cards.facts", "hfsyn.cards.metadata",
@@ -256,7 +256,7 @@ def test_no_file_outgrows_its_room(name: str) -> None:
         ("import builders.variants, builders.runs.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),
         ("import builders.imagenet, builders.synthetic, builders.captioned, builders.shapes", ("hfsyn",)),
         (
-            "import hfsyn.building, hfsyn.demo",
+            "import hfsyn.building, hfsyn.showcase",
             ("torch", "transformers", "diffusers", "matplotlib"),
         ),
         (

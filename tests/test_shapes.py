@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from builders import shapes
 from builders.errors import DataError
 from builders.shapes import Shapes
-from builders.sources import drawing
+from builders.sources import drawing, drawn
 from builders.sources.drawing import (
     BACKGROUNDS,
     COLOURS,

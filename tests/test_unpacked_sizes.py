@@ -22,13 +22,14 @@ from hub_server import Hub
 from PIL import Image
 
 from builders.errors import DataError
+from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.layout import ShardEntry
 from builders.runs.schema import synthetic_features
 from builders.synthetic import Synthetic
 from hfsyn.captions.reuse import KnownCaptions
 from hfsyn.recipes.recipe import stored_recipe
-from hfsyn.runs.shards import sha256_of, write_parquet
+from hfsyn.runs.shards import write_parquet
 
 ROWS = 400
 TEXT = "x" * 2**20

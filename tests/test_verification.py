@@ -16,6 +16,7 @@ from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
 from builders.errors import DataError
+from builders.files import sha256_of
 from builders.published.versions import RunFolder, parse_reference
 from builders.runs import layout
 from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
@@ -26,7 +27,6 @@ from hfsyn.checks.verify import verify
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.runs.finish import finish
-from hfsyn.runs.shards import sha256_of
 
 Rows = list[dict[str, Any]]
 

@@ -127,8 +127,8 @@ def decode_rgb(data: bytes) -> Image.Image:
     """Decode an image file to 8-bit sRGB, turned upright as its EXIF says; of an animation, the first picture.
 
     What the file is, its content says, not its name. Transparent parts become white, a colour profile is applied, deep
-    grey is scaled so that white stays white (see `builders.images.colours`). Broken EXIF and broken profiles are ignored. The
-    result carries no metadata. Safe to call from several threads.
+    grey is scaled so that white stays white (see `builders.images.colours`). Broken EXIF and broken profiles are
+    ignored. The result carries no metadata. Safe to call from several threads.
 
     Raises ImageRejected with one of these reasons: "empty file", "not an image", "truncated", "damaged", "too large"
     (more than MAX_PIXELS), "X is not read" for a format X without a decoder, "unsupported kind of X" for a rare kind of

@@ -1,9 +1,9 @@
 """Which configurations of a repository hfsyn published: the one answer, for all that reads from a repository or writes.
 
 A configuration is published by hfsyn where its ``recipe.yaml`` and its ``manifest.json`` both lie in the repository and
-the manifest reads as one of ours (`builders.runs.layout.load_manifest`). The names of files alone say nothing: repositories
-of others have a ``manifest.json`` too. Nor does the card, which people rewrite, copy and remove; it is only asked which
-configuration is meant where none is named.
+the manifest reads as one of ours (`builders.runs.layout.load_manifest`). The names of files alone say nothing:
+repositories of others have a ``manifest.json`` too. Nor does the card, which people rewrite, copy and remove; it is
+only asked which configuration is meant where none is named.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from builders.errors import DataError
 from builders.hub.answers import Patience, patiently, said_plainly
 from builders.hub.revisions import not_cached, resolve
-from builders.published.versions import ours
+from builders.published import ours
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
 from builders.runs.run_files import manifest_in

@@ -3,8 +3,8 @@
     source = ShapesSource(variant="shapes", split="train")
     rows = source.read(list(source.index())[:64])             # PNG bytes, as any other source gives them
 
-What is drawn, and how the two variants differ, is said in `builders.sources.drawing`. Image `index` of a split has the class
-`index % 10` and the source id `{wnid}/{split}_{index:06d}.png`.
+What is drawn, and how the two variants differ, is said in `builders.sources.drawing`. Image `index` of a split has the
+class `index % 10` and the source id `{wnid}/{split}_{index:06d}.png`.
 """
 
 from __future__ import annotations

@@ -9,10 +9,10 @@
     <path>/train/n01440764_10026.JPEG     images whose names, or a list beside them, say the class
     <path>/**/train-*.parquet             Parquet: read by builders.sources.parquet
 
-A set that only tests a classifier may lie in test/, in val/, or in no split folder. A class folder may also be named
-by a class's name. The classes may be some of the variant's. All of it may lie a few folders deeper, as archives unpack.
-`builders.sources.folder_layouts` decides what is what. The index is sorted by wnid, then by file name, whatever the file system
-says.
+A set that only tests a classifier may lie in test/, in val/, or in no split folder. A class folder may also be named by
+a class's name. The classes may be some of the variant's. All of it may lie a few folders deeper, as archives unpack.
+`builders.sources.folder_layouts` decides what is what. The index is sorted by wnid, then by file name, whatever the
+file system says.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def _splits(variant: Variant, split: str) -> list[str]:
 
 
 def layout_of(top: Path, variant: Variant) -> Layout:
-    """What lies in a folder of images, whose classes may be those of a variant; see `builders.sources.folder_layouts`."""
+    """What lies in a folder of images, whose classes may be a variant's; see `builders.sources.folder_layouts`."""
     found = folder_layout(_unpacked(variant, top), lambda label: label_map(variant, [label])[label] is not None)
     _check_archive(variant, found.root)
     return found

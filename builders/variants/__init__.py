@@ -3,10 +3,10 @@
     get_variant("imagenette").classes      # ClassInfo by ClassInfo, in index order
     get_variant("imagenet-r").splits       # {"test": 30000}
 
-The rows are in `builders.variants.table` (sets to train on, and the drawn ones) and `builders.variants.evaluation_sets` (sets
-that only test a classifier); what a row can say is in `builders.variants.variant`. Every fact about a dataset that is not ours
-has an entry in `Variant.facts` which says where it was read, or that it could not be verified. To add a variant: add
-its class list to `data/subsets.json` and one row to one of the tables.
+The rows are in `builders.variants.table` (sets to train on, and the drawn ones) and `builders.variants.evaluation_sets`
+(sets that only test a classifier); what a row can say is in `builders.variants.variant`. Every fact about a dataset
+that is not ours has an entry in `Variant.facts` which says where it was read, or that it could not be verified. To add
+a variant: add its class list to `data/subsets.json` and one row to one of the tables.
 
 Only the standard library is imported.
 """

@@ -1,10 +1,11 @@
 """One variant of ImageNet: its classes, where its images are, and what is known about it.
 
 The **wnid** (WordNet 3.0 id, an `n` and eight digits) is a class's identity everywhere; a label number is only a column
-of one dataset. Classes of one's own that WordNet does not know have an id in its place (`builders.variants.class_maps`).
-`ClassInfo.index` counts a variant's classes in the order of `Variant.classes`: sorted by wnid for the photographs (as
-folders of ImageNet always were), in the order of the class list for the drawn variants and those of one's own. What a
-repository on the Hub numbers in another order is translated by `Variant.hub_label_wnids`.
+of one dataset. Classes of one's own that WordNet does not know have an id in its place
+(`builders.variants.class_maps`). `ClassInfo.index` counts a variant's classes in the order of `Variant.classes`: sorted
+by wnid for the photographs (as folders of ImageNet always were), in the order of the class list for the drawn variants
+and those of one's own. What a repository on the Hub numbers in another order is translated by
+`Variant.hub_label_wnids`.
 
 Only the standard library is imported, and the JSON files are read when a class list is first asked for.
 """

@@ -1,7 +1,7 @@
 """From images to captions: the Captioner protocol, and every captioning model of transformers through one path.
 
-The path is: processor(images, text), ``generate``, ``batch_decode``; see `hfsyn.captions.inputs`. However tokens
-are chosen (see `hfsyn.captions.token_drawing`), a caption does not depend on the other images of a batch beyond rounding.
+The path is: processor(images, text), ``generate``, ``batch_decode``; see `hfsyn.captions.inputs`. However tokens are
+chosen (see `hfsyn.captions.token_drawing`), a caption does not depend on the other images of a batch beyond rounding.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from builders.errors import DataError
+from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
@@ -29,7 +30,6 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy, strategy_of
-from hfsyn.runs.shards import sha256_of
 from hfsyn.runs.specs import order_of, sample_id_of, seed_of
 
 _SHOWN = 20

@@ -30,7 +30,7 @@ def demo_command(
     names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
     all of it; results.json is beside the page.
     """
-    from hfsyn.demo import demo
+    from hfsyn.showcase import demo
 
     page = demo(
         out, limit=limit, full=full, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
@@ -108,8 +108,8 @@ _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 
 
 def _found(result: dict[str, Any], out: str | None) -> None:
+    from builders.files import atomic_text
     from hfsyn.judging.measures.metrics import dump_result
-    from hfsyn.runs.shards import atomic_text
 
     text = dump_result(result)
     if out is not None:

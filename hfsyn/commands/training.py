@@ -318,7 +318,7 @@ def _launch_evaluation(processes: int, device: str | None, out: str | None, argu
     import tempfile
     from pathlib import Path
 
-    from hfsyn.runs.shards import atomic_text
+    from builders.files import atomic_text
     from hfsyn.workers import launch, stopped
 
     with tempfile.TemporaryDirectory() as folder:

@@ -14,11 +14,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from builders.files import sha256_of
 from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError, first_line
 from hfsyn.models.checkpoint_files import FIELD, MARKER, Kind, checked_variant
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
-from hfsyn.runs.shards import sha256_of
 
 _SHA = re.compile(r"[0-9a-f]{40}")
 _KINDS = {

@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from builders.files import sha256_of
 from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
-from hfsyn.runs.shards import sha256_of
 
 FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls LoRA weights where a recipe names no file."""

@@ -23,9 +23,9 @@ from hfsyn.models.checkpoint_files import Kind
 from hfsyn.models.finding import locate
 from hfsyn.models.loras import FILE
 from hfsyn.models.single_files import at_hand
+from hfsyn.outlook.check import Check
 from hfsyn.outlook.costs import memory_needed
 from hfsyn.outlook.forecast import disk_needed, size_text
-from hfsyn.publishing.preflight import Check
 from hfsyn.recipes.prompt_part import HUB
 from hfsyn.recipes.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.recipes.strategies import is_user_strategy, strategy_of

@@ -12,8 +12,8 @@ from pathlib import Path
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.rights import rights_of
+from hfsyn.outlook.check import Check
 from hfsyn.outlook.checks import recipe_checks
-from hfsyn.publishing.preflight import Check
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.workers import visible_gpus
 

@@ -16,6 +16,7 @@ from builders.runs.layout import shard_count
 from builders.sources.labels import shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
+from hfsyn.hub.limits import commits_for
 from hfsyn.models.token_limits import Limit, limits
 from hfsyn.outlook.costs import Hours, hours, image_size
 from hfsyn.outlook.devices import UTILISATION
@@ -360,8 +361,6 @@ def disk_needed(recipe: Recipe, run_folder: str | Path | None = None) -> int:
 
 def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:
     """Files that a first publication sends, and its commits."""
-    from hfsyn.publishing.publication import commits_for
-
     shards = shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)
     # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card; two markers.
     files = 2 * shards + 9

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.files import atomic_text
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import write_marker
@@ -28,7 +29,7 @@ from hfsyn.recipes.recipe import Recipe, dump_recipe
 from hfsyn.runs.options import DEFAULTS, WorkOptions
 from hfsyn.runs.plan import read_captions, write_lines
 from hfsyn.runs.run import SOURCE_SCHEMA, Run, load_run, prepare
-from hfsyn.runs.shards import atomic_text, is_done
+from hfsyn.runs.shards import is_done
 from hfsyn.runs.specs import order_of, plan, sample_id_of
 from hfsyn.runs.tables import write_groups
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
 from builders.runs.run_files import finished
@@ -17,7 +18,7 @@ from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.finish import manifest_of
 from hfsyn.runs.run import Run
-from hfsyn.runs.shards import faults, is_done, pending, sha256_of
+from hfsyn.runs.shards import faults, is_done, pending
 
 What = Literal["data", "captions"]
 

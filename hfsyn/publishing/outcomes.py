@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfsyn.hub.versions import Version
-from hfsyn.publishing.preflight import Check
+from hfsyn.outlook.check import Check
 
 
 @dataclass(frozen=True)

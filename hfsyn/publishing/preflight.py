@@ -6,49 +6,26 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 from builders.errors import DataError
-from builders.published.versions import ours
+from builders.published import ours
 from builders.runs import layout
 from builders.runs.layout import Manifest
 from builders.sources.cards import CARD_FILES
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub import limits
 from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.hub.rights import rights_of
 from hfsyn.hub.versions import Version, versions_among
+from hfsyn.outlook.check import Check
 from hfsyn.publishing.contents import What, files_of, folder_sizes
 from hfsyn.publishing.reachable import View
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 from hfsyn.runs.run import Run
 
-MOST_FILES = 100_000
-"""In a repository; the Hub's recommendation."""
-MOST_ENTRIES = 10_000
-"""In a folder; a hard limit of the Hub."""
-LARGEST_FILE = 20 * 10**9
-"""Bytes; the Hub's recommendation (50 GB is its hard limit)."""
-LARGEST_SHARD = 500 * 2**20
-"""Bytes; what the Hub's own tools write at most, and its Dataset Viewer reads well."""
-
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _COMMON = frozenset({".gitattributes", ".gitignore", layout.CARD})
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at."""
-
-    state: Literal["ok", "warning", "failed"]
-    text: str
-    hint: str = ""
-    code: int = ExitCode.PREFLIGHT
-
-    def line(self) -> str:
-        """For people."""
-        mark = {"ok": "ok      ", "warning": "warning ", "failed": "FAILED  "}[self.state]
-        return f"{mark}{self.text} {self.hint}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -294,19 +271,21 @@ def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: 
     largest = max(files, key=lambda path: files[path].size)
     size = files[largest].size
     bigger = "Build with larger shards: --set store.shard_rows=N"
-    if entries > MOST_ENTRIES:
-        yield Check(
-            "failed", f"The folder {fullest or '/'} would have {entries} entries; the Hub takes {MOST_ENTRIES}.", bigger
-        )
-    if len(after) > MOST_FILES:
-        yield Check("failed", f"There would be {len(after)} files; the Hub takes {MOST_FILES}.", bigger)
-    if size > LARGEST_FILE:
+    if entries > limits.MOST_ENTRIES:
         yield Check(
             "failed",
-            f"{largest} has {size / 1e9:.0f} GB; the Hub takes {LARGEST_FILE / 1e9:.0f}.",
+            f"The folder {fullest or '/'} would have {entries} entries; the Hub takes {limits.MOST_ENTRIES}.",
+            bigger,
+        )
+    if len(after) > limits.MOST_FILES:
+        yield Check("failed", f"There would be {len(after)} files; the Hub takes {limits.MOST_FILES}.", bigger)
+    if size > limits.LARGEST_FILE:
+        yield Check(
+            "failed",
+            f"{largest} has {size / 1e9:.0f} GB; the Hub takes {limits.LARGEST_FILE / 1e9:.0f}.",
             "Build with fewer store.shard_rows.",
         )
-    elif size > LARGEST_SHARD:
+    elif size > limits.LARGEST_SHARD:
         yield Check("warning", f"{largest} has {size / 2**20:.0f} MB; the Dataset Viewer likes 500 at most.")
     yield Check("ok", f"{len(after)} files, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
 

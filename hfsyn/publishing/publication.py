@@ -28,15 +28,16 @@ from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
 from hfsyn.cards.card import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub import limits
 from hfsyn.hub.repo import HubRepo, LocalFile, taken
 from hfsyn.hub.versions import Version, parse_version
+from hfsyn.outlook.check import Check
 from hfsyn.progress import Progress, teller
 from hfsyn.publishing.changes import change_since
 from hfsyn.publishing.committing import Change, change_main
 from hfsyn.publishing.contents import What, contents
 from hfsyn.publishing.outcomes import Publication
 from hfsyn.publishing.preflight import (
-    Check,
     RepoState,
     account_checks,
     check_names,
@@ -55,8 +56,6 @@ from hfsyn.publishing.working import drop_work
 from hfsyn.runs.finish import manifest_of, software_of
 from hfsyn.runs.run import Run, load_run
 
-FILES_A_COMMIT = 1000
-"""The most that the Hub's own client puts into one commit (the Hub takes 25,000, within a minute)."""
 ROUNDS = 10
 """How often a publication is planned again because somebody else committed meanwhile."""
 
@@ -177,7 +176,7 @@ def _checks(job: _Job, state: RepoState, *, private: bool | None, into: bool) ->
         *version_checks(state, job.version, job.repo.repo_id),
         *limit_checks(state, job.files, job.config_name),
         *default_checks(state, job.repo.repo_id, job.config_name, make_default=job.make_default),
-        *pull_checks(job.repo, commits_for(len(_missing(job, state)) + len(_gone(job, state)))),
+        *pull_checks(job.repo, limits.commits_for(len(_missing(job, state)) + len(_gone(job, state)))),
         *_outlook(job, state),
         *terms_checks(job.run, job.repo),
     )
@@ -240,14 +239,9 @@ def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str |
         to_send=len(missing),
         to_send_bytes=sum(file.size for file in missing.values()),
         to_remove=tuple(gone),
-        commits=commits_for(len(missing) + len(gone)),
+        commits=limits.commits_for(len(missing) + len(gone)),
         changelog=changelog,
     )
-
-
-def commits_for(files: int) -> int:
-    """How many commits so many files take, the card not counted; more than one are made in a pull request."""
-    return -(-(files + 1) // FILES_A_COMMIT)
 
 
 def bring(job: _Job, state: RepoState) -> str:
@@ -282,7 +276,7 @@ def bring(job: _Job, state: RepoState) -> str:
                 repo,
                 replace(change, add={**change.add, layout.CARD: card}),
                 state.head,
-                most=FILES_A_COMMIT,
+                most=limits.FILES_A_COMMIT,
                 name=f"{_name(job)} {job.version}",
                 message=f"Publish {job.config_name} {job.version}",
                 check=compare,

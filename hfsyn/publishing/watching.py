@@ -19,6 +19,7 @@ from builders.hub.answers import HeadMovedError
 from builders.runs import layout
 from hfsyn.cards.card import Progress, example_rows, facts_in_progress, render_card
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.hub import limits
 from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.hub.versions import parse_version
 from hfsyn.progress import teller
@@ -36,7 +37,7 @@ from hfsyn.publishing.preflight import (
     version_checks,
     work_checks,
 )
-from hfsyn.publishing.publication import FILES_A_COMMIT, publish
+from hfsyn.publishing.publication import publish
 from hfsyn.publishing.working import begin_work, branch_of
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.finish import software_of
@@ -215,7 +216,7 @@ def send_finished(run: Run, repo: HubRepo, config_name: str, say: Callable[[str]
             return 0
         head = work.head
         card = LocalFile.made(progress_card(run, repo.repo_id, config_name))
-        for step in Change({**missing, layout.CARD: card}).steps(FILES_A_COMMIT):
+        for step in Change({**missing, layout.CARD: card}).steps(limits.FILES_A_COMMIT):
             message = f"Finished shards of {config_name}"
             head = repo.commit(step.add, [], parent=head, message=message, revision=work.branch)
     except HeadMovedError:

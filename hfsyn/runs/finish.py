@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
-from builders.files import remove_abandoned
+from builders.files import atomic_text, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
@@ -23,7 +23,7 @@ from hfsyn.runs.claims import lock
 from hfsyn.runs.overwriting import working_in
 from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
-from hfsyn.runs.shards import atomic_text, faults, is_done, pending
+from hfsyn.runs.shards import faults, is_done, pending
 from hfsyn.runs.sheets import sample_sheet, save_png
 
 

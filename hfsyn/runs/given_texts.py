@@ -19,10 +19,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.files import sha256_of
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.parts import PromptPart
 from hfsyn.recipes.prompt_part import HUB
-from hfsyn.runs.shards import sha256_of
 
 _ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
 """In small letters; files may have them in capitals."""

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.files import make_folder
+from builders.files import atomic_text, make_folder
 from builders.runs import layout, run_files
 from builders.runs.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
 from builders.runs.run_files import Marker
@@ -26,7 +26,6 @@ from hfsyn.runs.overwriting import Mark, clear_remains, mark_of, put_away, remov
 from hfsyn.runs.pins import pinned
 from hfsyn.runs.prompt_inputs import check_texts, strategy_source
 from hfsyn.runs.real_images import check_order, opened
-from hfsyn.runs.shards import atomic_text
 from hfsyn.runs.tables import write_groups
 
 SOURCE_SCHEMA = pa.schema(

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
+from builders.files import atomic_write
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout
 from builders.sources import IndexEntry, open_source
@@ -21,7 +22,6 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.prompt_part import published_prompt
 from hfsyn.runs.run import Run, index_entries
-from hfsyn.runs.shards import atomic_write
 from hfsyn.runs.stored_rows import StoredRows
 
 _TILE = 112

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hfsyn.runs.shards import atomic_write
+from builders.files import atomic_write
 
 Columns = Mapping[str, Sequence[Any]]
 

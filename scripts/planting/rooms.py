@@ -40,12 +40,10 @@ ROOMS = (
     ),
     (
         "runs",
-        """
-        builders/runs/layout.py builders/shard* builders/runs/run_files.py builders/files.py builders/errors.py hfsyn/making/run*
-        hfsyn/runs/overwriting.py hfsyn/runs/claims.py hfsyn/runs/shards.py hfsyn/runs/tables.py
-        hfsyn/runs/stage.py hfsyn/runs/finish.py hfsyn/runs/plan.py hfsyn/runs/budget.py
-        hfsyn/runs/stored_rows.py hfsyn/images/rows.py hfsyn/runs/real_images.py hfsyn/making/source_*
-        hfsyn/building.py hfsyn/exporting.py
+        """ builders/runs/layout.py builders/shard* builders/runs/run_files.py builders/files.py builders/errors.py
+        hfsyn/making/run* hfsyn/runs/overwriting.py hfsyn/runs/claims.py hfsyn/runs/shards.py hfsyn/runs/tables.py
+        hfsyn/runs/stage.py hfsyn/runs/finish.py hfsyn/runs/plan.py hfsyn/runs/budget.py hfsyn/runs/stored_rows.py
+        hfsyn/images/rows.py hfsyn/runs/real_images.py hfsyn/making/source_* hfsyn/building.py hfsyn/exporting.py
         """,
         """
         layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
@@ -92,7 +90,7 @@ ROOMS = (
         "outlook",
         """
         hfsyn/outlook/forecast.py hfsyn/outlook/costs.py hfsyn/outlook/probe.py hfsyn/outlook/doctor.py
-        hfsyn/outlook/checks.py hfsyn/runs/sheets.py hfsyn/demo.py
+        hfsyn/outlook/checks.py hfsyn/runs/sheets.py hfsyn/showcase.py
         """,
         "forecast doctor probing sheets showcase cli",
     ),

@@ -22,13 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from builders.files import disk_error
+from builders.files import atomic_text, disk_error
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
 from hfsyn.judging.bench.summaries import CSV, SUMMARY, csv_text, read_cells, summarise, table_text
 from hfsyn.judging.bench.task_pool import Submit, crew
 from hfsyn.judging.measures.metrics import dump_result
-from hfsyn.runs.shards import atomic_text
 
 MATRIX, RESULTS, ERROR, TRAINING = "matrix.yaml", "results.json", "error.json", "training"
 _EMPTY: dict[str, Any] = {"cell": {"tests": {}}, "training": {}, "tests": {}, "seconds": 0.0}
@@ -62,8 +61,8 @@ def bench(
     Args:
         matrix: a YAML file, its fields, or a Matrix.
         out: the folder; another matrix's cells in it are refused.
-        train, evaluate, look: in place of `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate` and
-            `hfsyn.judging.sets.image_set.open_images`. With a `train` of its own nothing is looked at.
+        train, evaluate, look: in place of `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate`
+            and             `hfsyn.judging.sets.image_set.open_images`. With a `train` of its own nothing is looked at.
         num_processes: cells at once; None is one a GPU, or one a core. Each then uses one torch thread or one GPU.
         num_workers: processes that decode, beside each of those.
         device: a torch device for all.

@@ -17,6 +17,7 @@ from typing import Any
 
 from PIL import Image
 
+from builders.files import atomic_text
 from builders.runs import layout, run_files
 from builders.variants import VARIANTS
 from builders.yaml import dump
@@ -26,7 +27,6 @@ from hfsyn.judging.bench.cells import MATRIX
 from hfsyn.judging.bench.matrix import Matrix, load_matrix, place
 from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
 from hfsyn.runs.run import Run, load_run
-from hfsyn.runs.shards import atomic_text
 from hfsyn.runs.sheets import image_of, shared_samples
 
 PAGE, PLOTS = "report.html", "plots"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from builders.files import atomic_write
 from hfsyn.judging.measures.metrics import mean_interval
-from hfsyn.runs.shards import atomic_write
 
 COLOURS = ("#4c84d6", "#d9812c", "#2f9e77", "#b765c2", "#c2566b", "#7d8a3c")
 """Of the arms, in the matrix's order; each stands out on white and on near-black."""

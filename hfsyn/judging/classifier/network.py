@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import did_you_mean
+from builders.files import atomic_text, atomic_write, sha256_of
 from builders.hub.answers import Patience, page_of, patiently
 from builders.sources.labels import label_map, shorten
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError, first_line
 from hfsyn.recipes.training_recipe import TrainConfig
-from hfsyn.runs.shards import atomic_text, atomic_write, sha256_of
 
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"

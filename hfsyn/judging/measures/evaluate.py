@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from builders.files import atomic_text
 from builders.images.decoding import ImageRejected
 from builders.sources.labels import shorten
 from builders.variants import get_variant
@@ -32,7 +33,6 @@ from hfsyn.judging.sets.overlaps import shared_with_training, tell_overlap
 from hfsyn.judging.sets.shared_classes import check_classes
 from hfsyn.judging.sets.unreadable import Unread, facts_of, picture, tell_left_out, tell_unread
 from hfsyn.progress import Progress
-from hfsyn.runs.shards import atomic_text
 from hfsyn.software import software
 
 BATCH = 64

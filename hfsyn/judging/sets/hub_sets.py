@@ -14,7 +14,7 @@ from builders.sources.cards import Tables
 from builders.variants import Choice, Variant, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.sets.labelled import Parts
-from hfsyn.judging.sets.references import Reference
+from hfsyn.judging.sets.references import Reference, pick_split
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,6 @@ def _find_plain(
     """As `find_rows`, of a dataset that is not ours: Parquet files by the card, others as `load_dataset` reads them."""
     from builders.hub.answers import Patience, patiently
     from builders.sources.hub import open_repository
-    from hfsyn.judging.sets.image_set import pick_split
 
     choice = _choice(found)
     there = patiently(
@@ -141,8 +140,6 @@ def _load_others(
     found: Reference, sha: str, split: str | None, default: Sequence[str], streaming: bool, token: str | bool | None
 ) -> tuple[Any, str, str]:
     from datasets import get_dataset_split_names, load_dataset
-
-    from hfsyn.judging.sets.image_set import pick_split
 
     try:
         there = get_dataset_split_names(found.place, found.config, revision=sha, token=token)

@@ -20,10 +20,10 @@ from builders.sources.columns import find_columns
 from builders.sources.folders import FolderSource, local_splits
 from builders.sources.on_disk import local_choice, tables_of
 from builders.sources.rows import Source
-from builders.variants import VARIANTS, Choice, get_variant, usual_split
+from builders.variants import VARIANTS, Choice, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.labelled import Labelled, Parts, class_names, label_files, label_rows, table_rows
-from hfsyn.judging.sets.references import Reference, parse_dataset
+from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
 from hfsyn.judging.sets.stored_images import Bytes, Drawn, Files, Some, Table
 
 _LOOKED_AT = 8
@@ -130,24 +130,6 @@ def open_images(
     if not len(opened):
         raise HfsynError(f"The split {opened.split!r} of {opened.reference} is empty.", "Name another with --*-split.")
     return opened
-
-
-def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], where: str) -> str:
-    """The split that is meant.
-
-    Raises:
-        HfsynError: it is not there, or none was named and several are there.
-    """
-    names = [split] if split else default
-    ways = [name for name in names if name in there]  # its own name goes before what means the same
-    ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]
-    picked = next(iter(ways), there[0] if split is None and len(there) == 1 else None)
-    if picked is None:
-        raise HfsynError(
-            f"{where} has no split {' or '.join(repr(n) for n in ([split] if split else default))}.",
-            f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.",
-        )
-    return picked
 
 
 def _limited(opened: ImageSet, limit: int) -> ImageSet:

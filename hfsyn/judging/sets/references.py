@@ -19,12 +19,13 @@ means the Hub. WEIGHT is for training on several sets: their shares of the image
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from builders.errors import did_you_mean
-from builders.variants import VARIANTS
+from builders.variants import VARIANTS, usual_split
 from builders.variants.class_maps import find_variant, read_variant
 from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
@@ -131,3 +132,21 @@ def _unknown(place: str, text: str) -> HfsynError:
         f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}",
         f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.",
     )
+
+
+def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], where: str) -> str:
+    """The split that is meant.
+
+    Raises:
+        HfsynError: it is not there, or none was named and several are there.
+    """
+    names = [split] if split else default
+    ways = [name for name in names if name in there]  # its own name goes before what means the same
+    ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]
+    picked = next(iter(ways), there[0] if split is None and len(there) == 1 else None)
+    if picked is None:
+        raise HfsynError(
+            f"{where} has no split {' or '.join(repr(n) for n in ([split] if split else default))}.",
+            f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.",
+        )
+    return picked

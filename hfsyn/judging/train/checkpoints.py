@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builders.files import atomic_text
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.accelerator import total, union
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
-from hfsyn.runs.shards import atomic_text
 
 FACTS = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8})")

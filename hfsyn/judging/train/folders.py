@@ -14,7 +14,7 @@ from builders.files import atomic_text, remove_abandoned
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.network import FACTS, WEIGHTS
 from hfsyn.judging.train.checkpoints import check_same_config, found_checkpoints, have_changed
-from hfsyn.judging.train.training_sets import Feed
+from hfsyn.judging.train.feed import Feed
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, dump_train_config, load_train_config
 
 CONFIG, RESULTS, CHECKPOINTS, LOGS = "config.yaml", "results.json", "checkpoints", "logs"

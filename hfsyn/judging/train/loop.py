@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from builders.files import atomic_text
 from hfsyn.judging.classifier.accelerator import (
     check_division,
     default_workers,
@@ -43,6 +44,7 @@ from hfsyn.judging.sets.shared_classes import check_classes
 from hfsyn.judging.sets.unreadable import facts_of, tell_left_out, tell_unread
 from hfsyn.judging.train.augmentation import Augmentation
 from hfsyn.judging.train.checkpoints import Place, Tally, load_checkpoint, remove_old, save_checkpoint
+from hfsyn.judging.train.feed import Feed, Slice
 from hfsyn.judging.train.first_step import try_training
 from hfsyn.judging.train.folders import (
     CHECKPOINTS,
@@ -65,10 +67,9 @@ from hfsyn.judging.train.optimizer import (
     seed_part,
     total_steps,
 )
-from hfsyn.judging.train.training_sets import Feed, Slice, open_feed
+from hfsyn.judging.train.training_sets import open_feed
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TrainConfig, dump_train_config
-from hfsyn.runs.shards import atomic_text
 from hfsyn.software import software
 
 

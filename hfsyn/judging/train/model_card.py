@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from builders.files import sha256_of
 from builders.hub.answers import HeadMovedError, page_of
 from builders.variants import VARIANTS
 from hfsyn.errors import ExitCode, HfsynError
@@ -17,7 +18,6 @@ from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.judging.classifier.network import Classifier, open_classifier
 from hfsyn.judging.sets.references import parse_hub_id
 from hfsyn.progress import teller
-from hfsyn.runs.shards import sha256_of
 
 RESULTS = "results.json"
 _ROUNDS = 5

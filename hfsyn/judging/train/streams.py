@@ -37,11 +37,11 @@ from hfsyn.judging.sets.batches import (
     seeded,
     unwrapped,
 )
-from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables, pick_split
+from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables
 from hfsyn.judging.sets.labelled import Parts, class_names, of_some_variant
-from hfsyn.judging.sets.references import Reference
+from hfsyn.judging.sets.references import Reference, pick_split
 from hfsyn.judging.sets.shared_classes import same_classes
-from hfsyn.judging.train.training_sets import Slice, need_budget
+from hfsyn.judging.train.feed import Slice, need_budget
 from hfsyn.recipes.training_recipe import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def _columns_of_all(files: Sequence[str], parts: Parts, where: str, opened: Any)
 
 
 class StreamFeed:
-    """A training's batches from streams. Satisfies `hfsyn.judging.train.training_sets.Feed`."""
+    """A training's batches from streams. Satisfies `hfsyn.judging.train.feed.Feed`."""
 
     def __init__(self, config: TrainConfig, streams: Sequence[Stream], weights: Sequence[float]) -> None:
         self.classes = same_classes([(s.reference, s.names) for s in streams])

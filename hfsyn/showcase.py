@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from builders.files import atomic_text
 from builders.runs import layout
 from hfsyn.building import build
 from hfsyn.judging.bench.cells import bench, failures
@@ -37,7 +38,6 @@ from hfsyn.judging.bench.matrix import CELLS
 from hfsyn.judging.bench.page import report
 from hfsyn.judging.bench.task_pool import Submit, crew
 from hfsyn.runs.run import load_run
-from hfsyn.runs.shards import atomic_text
 from hfsyn.runs.sheets import compare_runs, save_png
 from hfsyn.runs.status import status
 from hfsyn.workers import check_device

@@ -1,1 +1,0 @@
-"""How a synthetic dataset is made: recipe, captions, plan, images, shards, manifest."""
