@@ -40,8 +40,8 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     continues when it is given again.
 
     What a photograph has lost in an earlier JPEG file nobody can give back. A source of ImageNet's quality (96) leaves
-    no trace that a classifier of file features finds (`tests/test_file_traces.py`); one of quality 75 with halved
-    chroma does, unless its images become less than half as large.
+    no trace that a classifier of file features finds (`tests/images/test_file_traces.py`); one of quality 75 with
+    halved chroma does, unless its images become less than half as large.
 
     Args:
         run: with all captions (or source images read) and at least one finished shard of images.

@@ -67,8 +67,9 @@ def stopped_before_the_costly() -> Iterator[None]:
 
     costly = (
         "building:build", "building:work", "judging.train.loop:train", "judging.train.loop:open_training",
-        "judging.measures.evaluate:evaluate", "judging.measures.evaluate:check_test", "judging.measures.fidelity:measure_fidelity",
-        "judging.measures.membership:measure_membership", "showcase:demo", "publishing.publication:publish",
+        "judging.measures.evaluate:evaluate", "judging.measures.evaluate:check_test",
+        "judging.measures.fidelity:measure_fidelity", "judging.measures.membership:measure_membership",
+        "showcase:demo", "publishing.publication:publish",
         "publishing.watching:watch", "outlook.probe:probe", "exporting:export_real", "runs.sheets:peek",
         "outlook.doctor:doctor", "checks.reproduce:reproduce",
     )  # fmt: skip

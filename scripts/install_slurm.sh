@@ -1,5 +1,5 @@
 #!/bin/bash
-# Installs Slurm and MUNGE on Debian or Ubuntu, for tests/test_slurm.py: it starts a cluster of one node of its own, on
+# Installs Slurm and MUNGE on Debian or Ubuntu, for tests/whole/test_slurm.py: it starts a cluster of one node of its own, on
 # loopback, with nothing but its own files. The services that the packages bring are not needed and are switched off.
 set -eu
 if [ "$(id -u)" != 0 ]; then

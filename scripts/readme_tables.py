@@ -1,22 +1,25 @@
 #!/usr/bin/env python
-"""Rewrite the tables of README.md that the code knows better; `--check` only says whether any would change.
+"""Rewrite the tables and maps of the READMEs that the code knows better; `--check` only says whether any would change.
 
 A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`; what is between them belongs to this
 script. To add one: write a function that returns its rows, dicts with the column heads as keys, put it into `TABLES`,
-put the two comments into README.md, and run this.
+put the two comments into a README, and run this. A map is `<!-- map: FOLDER -->`: each file of a folder with the first
+sentence of its docstring.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+READMES = ("README.md", "builders/README.md", "hfsyn/README.md")
 Rows = Sequence[Mapping[str, object]]
-_MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- (table|map): ([a-z/-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def captioners() -> Rows:
@@ -104,32 +107,48 @@ def markdown(rows: Rows) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def map_of(folder: str) -> str:
+    """The files of a folder, and the rooms in it, each with the first sentence of what it says of itself."""
+    files = sorted(path for path in (ROOT / folder).glob("*.py") if not path.name.startswith("__"))
+    rooms = sorted(path.parent for path in (ROOT / folder).glob("*/__init__.py"))
+    named = {f"`{path.name}`": path for path in files} | {f"`{room.name}/`": room / "__init__.py" for room in rooms}
+    return "".join(f"- {name}: {_said(path)}\n" for name, path in named.items())
+
+
+def _said(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 def rewritten(text: str) -> str:
-    """The text with every marked table made anew.
+    """The text with every marked table and map written again.
 
     Raises:
         KeyError: a marker names no table of `TABLES`.
     """
-    return _MARKED.sub(lambda found: found[1] + markdown(TABLES[found[2]]()) + found[4], text)
+    return _MARKED.sub(lambda m: m[1] + (map_of(m[3]) if m[2] == "map" else markdown(TABLES[m[3]]())) + m[5], text)
 
 
 def main() -> int:
-    """Rewrite README.md, or check it; 1 where a check finds a difference or a table has no place."""
+    """Rewrite the READMEs, or check them; 1 where a check finds a difference or a table or room has no place."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something would change")
     check = parser.parse_args().check
-    before = README.read_text(encoding="utf-8")
-    if missing := sorted(set(TABLES) - {name for _, name, _, _ in _MARKED.findall(before)}):
-        sys.stderr.write(
-            f"README.md has no place for the table {missing[0]}: <!-- table: {missing[0]} --> <!-- end -->\n"
-        )
+    texts = {ROOT / name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
+    shown = {(kind, name) for text in texts.values() for _, kind, name, _, _ in _MARKED.findall(text)}
+    fronts = (path.parent for package in ("builders", "hfsyn") for path in (ROOT / package).rglob("__init__.py"))
+    rooms = {folder.relative_to(ROOT).as_posix() for folder in fronts if len([*folder.glob("*.py")]) > 1}
+    for kind, name in sorted({("table", name) for name in TABLES} | {("map", room) for room in rooms}):
+        if (kind, name) not in shown:
+            sys.stderr.write(f"No README has a place for the {kind} {name}: <!-- {kind}: {name} --> <!-- end -->\n")
+            return 1
+    changed = {path: after for path, before in texts.items() if (after := rewritten(before)) != before}
+    if changed and check:
+        names = ", ".join(path.relative_to(ROOT).as_posix() for path in changed)
+        sys.stderr.write(f"Not what the code says: {names}. Run: python scripts/readme_tables.py\n")
         return 1
-    after = rewritten(before)
-    if after != before and check:
-        sys.stderr.write("README.md is not what the code says. Run: python scripts/readme_tables.py\n")
-        return 1
-    if after != before:
-        README.write_text(after, encoding="utf-8")
+    for path, after in changed.items():
+        path.write_text(after, encoding="utf-8")
     return 0
 
 

@@ -11,7 +11,7 @@ environment dev
 times=${1:-20}
 shift || true
 for i in $(seq "$times"); do
-  if ! out=$("$python" -m pytest -q -x -p no:cacheprovider tests/test_faults.py tests/test_resume.py "$@" 2>&1); then
+  if ! out=$("$python" -m pytest -q -x -p no:cacheprovider tests/whole/test_faults.py tests/whole/test_resume.py "$@" 2>&1); then
     echo "$out"
     echo "failed in round $i of $times"
     exit 1

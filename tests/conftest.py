@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+TEST_FOLDERS = (ROOT / "tests", *sorted(path for path in (ROOT / "tests").iterdir() if any(path.glob("test_*.py"))))
+"""From which a process that runs tests, or what they share, imports."""
 PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "tiny-imagenet-10"
 
 # Before any Hugging Face library is imported: they read these once.

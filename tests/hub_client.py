@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from conftest import ROOT
+from conftest import ROOT, TEST_FOLDERS
 from hub_server import Hub
 
 
@@ -34,7 +34,7 @@ class Client:
     """Runs commands of hfsyn, or Python, against a Hub. `home` keeps the client's cache."""
 
     def __init__(self, hub: Hub, home: Path, *, token: str = "hf_alice_write", **environment: str) -> None:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        paths = os.pathsep.join(map(str, (ROOT, *TEST_FOLDERS)))
         env = hub.env(token=token, home=home) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | environment
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "drive_cli.py")],
@@ -83,7 +83,7 @@ class Forks:
     """Processes that run commands against a Hub; see `drive_forks.py`."""
 
     def __init__(self, hub: Hub, home: Path) -> None:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        paths = os.pathsep.join(map(str, (ROOT, *TEST_FOLDERS)))
         self.environment = hub.env(home=home) | {"PYTHONPATH": paths}
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "drive_forks.py")],

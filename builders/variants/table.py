@@ -172,7 +172,7 @@ TRAINING_SETS: tuple[Variant, ...] = (
             "test, which has no labels and is left out",
             "files": "public code reads data/train-00000-of-00294.parquet and data/validation-00000-of-00014.parquet",
             "gate": "public code asks for a token and accepted terms",
-            "ReaL labels": "of the validation images, several an image: read from timm by builders.variants.real_labels",
+            "ReaL labels": "of the validation images, several an image: builders.variants.real_labels reads timm's",
             "licence": _FACTS_OF_IMAGENET,
         },
     ),

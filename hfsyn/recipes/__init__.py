@@ -1,1 +1,1 @@
-"""The recipes that come with hfsyn, one YAML file each."""
+"""Recipes: one loader for all that people write in YAML, the parts of a recipe, strategies, and what is shipped."""

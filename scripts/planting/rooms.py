@@ -14,36 +14,28 @@ from pathlib import Path
 ROOMS = (
     (
         "sources",
-        """
-        builders/sources/* builders/fold* builders/sources/image_lists.py builders/sources/labels.py builders/class_n*
-        builders/sources/parquet.py builders/sources/other_layouts.py builders/file_names.py builders/sources/hub.py
-        """,
+        "builders/sources/* builders/file_names.py",
         "sources folders_people_bring tables_* names_people_give class_maps streaming variant_rows evaluation_sets",
     ),
     (
         "variants",
-        "builders/variant* builders/variants/class_maps.py builders/variants/evaluation_sets.py builders/variants/real_labels.py",
+        "builders/variants/*",
         "variants own_variants class_maps real_labels evaluation_sets names_people_give",
     ),
     (
         "builders",
         """
-        builders/imagenet.py builders/shapes.py builders/sources/drawing.py builders/captioned.py builders/synthetic.py
+        builders/imagenet.py builders/shapes.py builders/sources/draw*.py builders/captioned.py builders/synthetic.py
         builders/sources/rows.py builders/runs/schema.py
         """,
         "imagenet_builder shapes verification publication",
     ),
-    (
-        "decoding",
-        "builders/images/decoding.py builders/images/colours.py builders/images/formats.py",
-        "images image_files_* unreadable_images",
-    ),
+    ("decoding", "builders/images/*", "images image_files_* unreadable_images"),
     (
         "runs",
-        """ builders/runs/layout.py builders/shard* builders/runs/run_files.py builders/files.py builders/errors.py
-        hfsyn/making/run* hfsyn/runs/overwriting.py hfsyn/runs/claims.py hfsyn/runs/shards.py hfsyn/runs/tables.py
-        hfsyn/runs/stage.py hfsyn/runs/finish.py hfsyn/runs/plan.py hfsyn/runs/budget.py hfsyn/runs/stored_rows.py
-        hfsyn/images/rows.py hfsyn/runs/real_images.py hfsyn/making/source_* hfsyn/building.py hfsyn/exporting.py
+        """
+        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/images/rows.py hfsyn/building.py
+        hfsyn/exporting.py
         """,
         """
         layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
@@ -52,35 +44,25 @@ ROOMS = (
     ),
     (
         "the Hub's answers",
-        "builders/hub/answers.py builders/published/versions.py builders/hub/revisions.py builders/hub/resuming.py builders/published/ours.py",
+        "builders/hub/* builders/published/*",
         "what_the_hub_answers publication publication_faults streaming verification judging_hub access",
     ),
     (
         "recipes",
         """
-        builders/yaml.py hfsyn/making/recipe* hfsyn/recipes/loading.py hfsyn/runs/options.py hfsyn/runs/pins.py
-        hfsyn/making/prompt* hfsyn/recipes/fragments.py hfsyn/making/user_str* hfsyn/runs/specs.py
-        hfsyn/making/token_* hfsyn/recipes/*
+        builders/yaml.py hfsyn/recipes/* hfsyn/runs/options.py hfsyn/runs/pins.py hfsyn/runs/prompt_inputs.py
+        hfsyn/runs/given_texts.py hfsyn/runs/specs.py hfsyn/models/token_limits.py hfsyn/outlook/prompt_examples.py
         """,
         "recipe recipe_grid specs prompts fragments pins user_strategies captions_file what_people_write stages",
     ),
     (
         "captions",
-        """
-        hfsyn/making/caption* hfsyn/captions/instructions.py hfsyn/captions/text_writer.py hfsyn/captions/prefetch.py
-        hfsyn/captions/reuse.py hfsyn/captions/refusals.py
-        """,
+        "hfsyn/captions/*",
         "captioner text_writer reading captions_file known_captions stages fragments",
     ),
     (
         "images",
-        """
-        hfsyn/making/generat* hfsyn/models/pipelines.py hfsyn/images/denoising.py hfsyn/images/conditioning.py
-        hfsyn/images/decoding.py hfsyn/models/loras.py hfsyn/models/checkpoint_files.py hfsyn/models/finding.py
-        hfsyn/models/single_files.py hfsyn/images/noise.py
-        hfsyn/images/tuning.py hfsyn/models/batch_sizes.py hfsyn/images/shard_writer.py hfsyn/images/encoding.py
-        hfsyn/outlook/devices.py hfsyn/models/*
-        """,
+        "hfsyn/images/* hfsyn/models/* hfsyn/outlook/devices.py",
         """
         generator generator_* loras hub_models from_source production encode probing trust stages small_models
         checkpoints_* exactness
@@ -88,15 +70,12 @@ ROOMS = (
     ),
     (
         "outlook",
-        """
-        hfsyn/outlook/forecast.py hfsyn/outlook/costs.py hfsyn/outlook/probe.py hfsyn/outlook/doctor.py
-        hfsyn/outlook/checks.py hfsyn/runs/sheets.py hfsyn/showcase.py
-        """,
+        "hfsyn/outlook/* hfsyn/runs/sheets.py hfsyn/showcase.py",
         "forecast doctor probing sheets showcase cli",
     ),
     (
         "publishing",
-        "hfsyn/publishing/* dataset_cards/*",
+        "hfsyn/publishing/* hfsyn/cards/* hfsyn/checks/* hfsyn/hub/* dataset_cards/*",
         """
         publication* cards verification reproduction hf_jobs hub_* publish* clients* judging_hub
         reading_back rights versions
@@ -104,7 +83,7 @@ ROOMS = (
     ),
     (
         "judging",
-        "hfsyn/judging/*",
+        "hfsyn/judging/* hfsyn/recipes/training*",
         """
         training evaluation metrics fidelity membership benchmarking pages references streaming judging_hub
         train_script unreadable_images tables_people_bring names_people_give
@@ -148,11 +127,17 @@ def tests_of(path: str, root: Path) -> list[str]:
     patterns = [f"test_{name}.py" for tests in rooms for name in tests.split()]
     far = [f"test_{name}.py" for name in FAR.split()]
     return sorted(
-        f"tests/{file.name}"
-        for file in (root / "tests").glob("test_*.py")
+        file.relative_to(root).as_posix()
+        for file in (root / "tests").rglob("test_*.py")
         if any(fnmatchcase(file.name, pattern) for pattern in patterns)
         or (module in imported_by(file) and not any(fnmatchcase(file.name, pattern) for pattern in far))
     )
+
+
+def test_file(name: str, root: Path) -> str:
+    """The path of ``test_NAME.py``, whichever folder of the tests it lies in."""
+    found = next((root / "tests").rglob(f"test_{name}.py"), root / "tests" / f"test_{name}.py")
+    return found.relative_to(root).as_posix()
 
 
 def _rooms(path: str) -> list[str]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from planting.drawing import function_at
+from planting.rooms import test_file
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def _same(old: str, new: str) -> str:
 
 
 def _bug(name: str, path: str, old: str, new: str, tests: str) -> WrittenBug:
-    return WrittenBug(name, path, old, new, tuple(f"tests/test_{test}.py" for test in tests.split()))
+    return WrittenBug(name, path, old, new, tuple(test_file(test, ROOT) for test in tests.split()))
 
 
 BUGS: tuple[WrittenBug, ...] = (

@@ -115,8 +115,8 @@ def test_a_bug_that_a_test_sees_is_killed_and_one_that_none_sees_survives(tmp_pa
     test = toy / "tests" / "test_sources.py"
     test.write_text(
         "import subprocess, sys\n\n"
-        "def test_larger():\n    from builders.sources.labels import larger\n    assert larger(2, 1) == 2 == larger(1, 2)\n\n"
-        "def test_broken():\n    from builders.sources.labels import larger, unseen\n    assert unseen(larger(1, 1)) == 5\n"
+        "def test_larger():\n    from builders.labels import larger\n    assert larger(2, 1) == 2 == larger(1, 2)\n\n"
+        "def test_broken():\n    from builders.labels import larger, unseen\n    assert unseen(larger(1, 1)) == 5\n"
     )
     command = [sys.executable, str(toy / "scripts" / "plant_bugs.py"), "drawn", "--count", "9", "--json"]
     tried = subprocess.run(command, capture_output=True, text=True, check=False, cwd=toy)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 
 from builders.images.decoding import ImageRejected, decode_rgb
@@ -365,14 +366,13 @@ def test_a_folder_of_all_of_these_adds_up(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    root = Path(__file__).resolve().parent.parent
     for kind, options in LOSSLESS.items():
         (tmp_path / f"{kind}.{kind.lower()[:3]}.png").write_bytes(encoded(picture(), kind, **options))
     (tmp_path / "text.jpg").write_text("not an image")
     (tmp_path / "deep.tif").write_bytes(tiff(RAMP.astype(int) * 4095 // 255, 12, ""))
     (tmp_path / "p3.png").write_bytes(encoded(picture(), "PNG", icc_profile=profile(P3, 2.2)))
-    command = [sys.executable, str(root / "scripts" / "check_decoder.py"), "--data", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env={"PYTHONPATH": str(root)}, check=False)
+    command = [sys.executable, str(ROOT / "scripts" / "check_decoder.py"), "--data", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, check=False)
     assert done.stdout == f"{len(LOSSLESS) + 3} files: {len(LOSSLESS) + 2} used, 1 refused, 0 not as they should be\n"
     assert done.returncode == 0
 

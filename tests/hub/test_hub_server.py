@@ -704,7 +704,7 @@ def test_a_restart_keeps_everything_and_closes_what_clients_left_open(tmp_path: 
 
 def test_by_hand_it_says_what_to_copy_and_stops_on_control_c(tmp_path: Path):
     server = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("hub_server.py"), "--root", tmp_path / "hub"],
+        [sys.executable, ROOT / "tests" / "hub_server.py", "--root", tmp_path / "hub"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import run_folder
+from conftest import ROOT, run_folder
 from datasets import load_dataset
 from fakes import FakeCaptioner, FakeGenerator
 from huggingface_hub import DatasetCard
@@ -47,7 +47,7 @@ from hfsyn.recipes.recipe import load_recipe, parse_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import load_run
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 REPO = "someone/imagenette-synthetic"
 SOFTWARE = {"device": ["cuda (NVIDIA H200)"], "hfsyn": ["0.1.0"], "torch": ["2.14.0", "2.15.0"]}
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import PHOTOGRAPHS, needs_photographs
 from datasets import ClassLabel, Features, Image, Value
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image as Pillow
@@ -22,9 +23,6 @@ from builders.sources.cards import Card, find_tables
 from builders.sources.labels import class_keys, hub_labels
 from builders.sources.parquet import ParquetSource
 from builders.variants import get_variant
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "tiny-imagenet-10"
-needs_photographs = pytest.mark.skipif(not SHARED.is_dir(), reason="the photographs beside the repository are not here")
 
 NETTE = [info.wnid for info in get_variant("imagenette").classes]
 TENCH, SPRINGER, CHURCH = NETTE[0], NETTE[1], NETTE[4]
@@ -634,8 +632,8 @@ def test_the_hub_is_not_asked_when_the_network_is_switched_off(monkeypatch):
 
 @needs_photographs
 def test_a_tenth_of_tiny_imagenet_is_read_as_it_lies():
-    train = open_source("tiny-imagenet", "train", path=SHARED, limit_per_class=20)
-    validation = open_source("tiny-imagenet", "val", path=SHARED)
+    train = open_source("tiny-imagenet", "train", path=PHOTOGRAPHS, limit_per_class=20)
+    validation = open_source("tiny-imagenet", "val", path=PHOTOGRAPHS)
 
     entries, held_out = list(train.index()), list(validation.index())
 

@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its map is the folder, its names exist."""
+"""The README is true: its commands run, its maps are the folders, its names exist."""
 
 from __future__ import annotations
 
@@ -120,27 +120,6 @@ def test_every_command_occurs_in_the_readme_or_is_a_stage_of_build() -> None:
             assert name in named
 
 
-def test_the_map_is_the_folder() -> None:
-    text = next(block for block in blocks("text") if block.startswith("builders/"))
-    listed: dict[str, set[str]] = {}
-    for line in text.splitlines():
-        name = line.split()[0]
-        if not line.startswith(" "):
-            package = name.rstrip("/")
-            listed[package] = set()
-        else:
-            listed[package].add(name)
-    packages = ("builders", "hfsyn", "hfsyn/making", "hfsyn/publishing", "hfsyn/judging", "hfsyn/commands")
-    for package in packages:
-        there = {
-            p.name + ("/" if p.is_dir() else "")
-            for p in (ROOT / package).iterdir()
-            if not p.name.startswith("_") and p.suffix in ("", ".py")
-        }
-        assert listed[package] == there
-    assert set(listed) == {*packages, "dataset_cards", "scripts", "tests"}
-
-
 def test_recipes_and_strategies_that_the_readme_names_exist() -> None:
     for name in re.findall(r"\b((?:shapes|imagenette|imagenet-1k|tiny-imagenet|imagenet-100)-(?:cip|basic))\b", README):
         assert name in shipped_recipes()
@@ -149,7 +128,7 @@ def test_recipes_and_strategies_that_the_readme_names_exist() -> None:
             assert command[3] in STRATEGIES
 
 
-def test_the_tables_of_the_readme_are_what_the_code_says() -> None:
+def test_the_tables_and_maps_of_the_readmes_are_what_the_code_says() -> None:
     command = [sys.executable, ROOT / "scripts" / "readme_tables.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
