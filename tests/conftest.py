@@ -47,20 +47,23 @@ def _empty_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 Hfsyn = Callable[..., subprocess.CompletedProcess[str]]
 
 
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Where commands run in processes of their own that have imported everything already: most of their time else."""
+    from hub_client import Forks
+
+    found = Forks(None, tmp_path_factory.mktemp("processes"), "models")
+    yield found
+    found.close()
+
+
 @pytest.fixture
-def hfsyn(tmp_path: Path) -> Hfsyn:
+def hfsyn(tmp_path: Path, processes: Any) -> Hfsyn:
     """Run the real command in a process of its own, in `tmp_path`."""
 
     def run(*arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "hfsyn", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        around = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+        return processes.run(arguments, tmp_path, around, timeout)
 
     return run
 

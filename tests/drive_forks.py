@@ -1,7 +1,8 @@
 """Starts commands of hfsyn as processes that have imported everything already, so that they can be killed at work.
 
 Each line of the input is JSON: ``{"arguments": [...]}`` forks a process that runs the command, ``{"python": "..."}``
-one that runs code; the answer is its ``{"pid": ...}``. ``{"wait": pid}`` answers with its exit code (negative: the
+one that runs code, in a folder ``"cwd"`` and with the variables of ``"environment"`` alone, where these are given; the
+answer is its ``{"pid": ...}``. With the argument ``models`` everything that draws, captions and trains is imported too. ``{"wait": pid}`` answers with its exit code (negative: the
 signal), what it said, and its peak memory in kilobytes. Nothing here starts a thread or a connection before the fork.
 """
 
@@ -20,6 +21,13 @@ def run(order: dict[str, Any], folder: Path) -> None:
     """The child's life."""
     from hfsyn.cli import main
 
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if "environment" in order:
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        datasets.config.HF_DATASETS_CACHE = Path(os.environ["HF_HOME"], "datasets")
+    if "cwd" in order:
+        os.chdir(order["cwd"])
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     code = 1
@@ -45,8 +53,25 @@ def wait(pid: int, folder: Path) -> dict[str, Any]:
     return {"code": os.waitstatus_to_exitcode(status), "kilobytes": usage.ru_maxrss, **texts}
 
 
+def import_models() -> None:
+    """What draws, captions and trains: ten seconds of each command that does."""
+    import timm.data
+    import timm.loss
+    import timm.optim
+    import timm.scheduler  # noqa: F401
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel  # noqa: F401
+    from transformers import (  # noqa: F401
+        AutoModelForImageTextToText,
+        AutoProcessor,
+        BlipForConditionalGeneration,
+        BlipProcessor,
+        CLIPTextModel,
+        CLIPTokenizer,
+    )
+
+
 if __name__ == "__main__":
-    import datasets  # noqa: F401
+    import datasets
     import huggingface_hub  # noqa: F401
     import jinja2  # noqa: F401
     import torch  # noqa: F401
@@ -59,6 +84,8 @@ if __name__ == "__main__":
     import hfsyn.publishing.reading_back
     import hfsyn.publishing.watching  # noqa: F401
 
+    if sys.argv[1:] == ["models"]:
+        import_models()
     answers = os.fdopen(os.dup(1), "w")
     with tempfile.TemporaryDirectory() as temporary:
         for line in sys.stdin:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -80,13 +83,14 @@ class Ended:
 
 
 class Forks:
-    """Processes that run commands against a Hub; see `drive_forks.py`."""
+    """Processes that run commands, against a Hub where one is given; see `drive_forks.py`."""
 
-    def __init__(self, hub: Hub, home: Path) -> None:
+    def __init__(self, hub: Hub | None, home: Path, *imported: str) -> None:
         paths = os.pathsep.join(map(str, (ROOT, *TEST_FOLDERS)))
-        self.environment = hub.env(home=home) | {"PYTHONPATH": paths}
+        around = hub.env(home=home) if hub else {**os.environ, "HOME": str(home), "HF_HOME": str(home / "hf")}
+        self.environment = around | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "drive_forks.py")],
+            [sys.executable, str(ROOT / "tests" / "drive_forks.py"), *imported],
             env=self.environment,
             cwd=home,
             stdin=subprocess.PIPE,
@@ -117,6 +121,21 @@ class Forks:
 
     def hfsyn(self, *arguments: str | Path) -> Ended:
         return self.wait(self.start(*arguments))
+
+    def run(
+        self, arguments: Sequence[str | Path], cwd: Path, environment: Mapping[str, str], timeout: float
+    ) -> subprocess.CompletedProcess[str]:
+        """A command as `subprocess.run` runs it, in a folder and an environment of its own."""
+        words = [*map(str, arguments)]
+        pid = self._order(arguments=words, cwd=str(cwd), environment=dict(environment))["pid"]
+        stopped = threading.Event()
+        late = threading.Timer(timeout, lambda: (stopped.set(), os.kill(pid, signal.SIGKILL)))
+        late.start()
+        done = self.wait(pid)
+        late.cancel()
+        if stopped.is_set():
+            raise subprocess.TimeoutExpired(words, timeout, done.out, done.err)
+        return subprocess.CompletedProcess(words, done.code, done.out, done.err)
 
     def close(self) -> None:
         self._process.kill()

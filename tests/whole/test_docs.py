@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Hfsyn
 from PIL import Image
 
 from hfsyn.cli import cli
@@ -31,7 +31,7 @@ def commands(language: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
-def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path) -> None:
+def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path, hfsyn: Hfsyn) -> None:
     """Every line of a bash block, in order, in one folder; then the Python."""
     for i in range(2):
         folder = tmp_path / "my-images" / "n01443537"
@@ -45,14 +45,7 @@ def test_the_commands_and_the_python_of_the_readme_run(tmp_path: Path) -> None:
             continue
         assert command[0] == "hfsyn"
         one = ["--num-processes", "1"] if command[1] == "build" else []
-        done = subprocess.run(
-            [sys.executable, "-m", *command, *one],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
+        done = hfsyn(*command[1:], *one)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
     for code in blocks("python"):
