@@ -99,8 +99,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
             splits, revision = local_splits(variant, self.config.path), None
         return [
             datasets.SplitGenerator(
-                name=split,
-                gen_kwargs={"shards": self._shards(split, revision), "split": split, "revision": revision},
+                name=split, gen_kwargs={"shards": self._shards(split, revision), "split": split, "revision": revision}
             )
             for split in splits
         ]

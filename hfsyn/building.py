@@ -234,9 +234,11 @@ def _has_time(run: Run, stage: str, options: WorkOptions) -> bool:
 def _budget_spent(run: Run, stage: str, shards: str | None, options: WorkOptions) -> HfsynError:
     paths = _paths(run, stage, shards)
     left = len(pending(paths or []))
-    how_far = "nothing of stage generate is done" if paths is None else (
-        f"{len(paths) - left} of {len(paths)} {stage} shards are done and kept"
-    )  # fmt: skip
+    how_far = (
+        "nothing of stage generate is done"
+        if paths is None
+        else (f"{len(paths) - left} of {len(paths)} {stage} shards are done and kept")
+    )
     return HfsynError(
         f"The budget of {options.budget_hours:g} hours has no room for another shard: {how_far}.",
         "Run the same command again to continue.",

@@ -38,14 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
-    from hfsyn.workers import (
-        Terminated,
-        heeding_termination,
-        is_child,
-        join_launcher,
-        say_terminated,
-        tell,
-    )
+    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, say_terminated, tell
 
     try:
         join_launcher()
@@ -105,9 +98,10 @@ def cli() -> None:
 
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 _captions = click.option(
-    "--captions", metavar="RUN|REPO_ID[@REVISION]",
+    "--captions",
+    metavar="RUN|REPO_ID[@REVISION]",
     help="Take these captions instead of making them: of the same images, by the same captioner.",
-)  # fmt: skip
+)
 
 
 def _say(text: str) -> None:

@@ -97,9 +97,14 @@ def _size(run: Run) -> tuple[int, int]:
 def _note(run: Run, width: int, height: int) -> str:
     fields = {
         "what": "real images, stored as the synthetic images of a run are",
-        "run": run.fingerprint, "name": run.recipe.name, "variant": run.recipe.source.variant, "split": run.split,
-        "width": width, "height": height, "store": run.recipe.store.model_dump(),
-    }  # fmt: skip
+        "run": run.fingerprint,
+        "name": run.recipe.name,
+        "variant": run.recipe.source.variant,
+        "split": run.split,
+        "width": width,
+        "height": height,
+        "store": run.recipe.store.model_dump(),
+    }
     return json.dumps(fields, indent=1) + "\n"
 
 

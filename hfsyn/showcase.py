@@ -52,10 +52,15 @@ TRAINING: dict[str, Any] = {
     "model": {"image_size": 32, "options": {"output_stride": 8}, "channels_last": False},
     "augment": {"scale": [0.8, 1.0], "ratio": [1.0, 1.0], "flip": 0.5, "color_jitter": 0.0, "label_smoothing": 0.1},
     "optimise": {
-        "epochs": 15, "batch_size": 32, "optimizer": "adamw", "lr": 0.004, "weight_decay": 0.05, "warmup_epochs": 3,
+        "epochs": 15,
+        "batch_size": 32,
+        "optimizer": "adamw",
+        "lr": 0.004,
+        "weight_decay": 0.05,
+        "warmup_epochs": 3,
     },
     "test": {"crop": 1.0},
-}  # fmt: skip
+}
 
 
 def demo(

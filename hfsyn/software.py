@@ -9,8 +9,17 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 _LIBRARIES = (
-    "hfsyn", "torch", "diffusers", "transformers", "timm", "accelerate", "datasets", "numpy", "pillow", "pyarrow",
-)  # fmt: skip
+    "hfsyn",
+    "torch",
+    "diffusers",
+    "transformers",
+    "timm",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "pillow",
+    "pyarrow",
+)
 
 
 def software() -> dict[str, str]:

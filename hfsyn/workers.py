@@ -196,11 +196,7 @@ def is_launched() -> bool:
 
 
 def launch(
-    arguments: Sequence[str],
-    processes: int,
-    *,
-    device: str | None = None,
-    progress: Callable[[], object] | None = None,
+    arguments: Sequence[str], processes: int, *, device: str | None = None, progress: Callable[[], object] | None = None
 ) -> int:
     """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return its exit code.
 
@@ -260,10 +256,24 @@ def _launch_once(arguments: Sequence[str], processes: int, device: str | None, t
     if on_cpu:
         environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "hfsyn", *arguments,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(processes),
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "hfsyn",
+        *arguments,
+    ]
 
     def prepare() -> None:
         die_with_parent()

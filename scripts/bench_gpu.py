@@ -154,12 +154,22 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     ceiling, product = matmul_ceiling(device)
     say(f"ceiling: {ceiling / 1e12:.4g} TFLOP/s ({product})")
     figures: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(), "device": describe_device(device),
-        "torch": torch.__version__, "tiny": options.tiny, "ceiling_tflops": round(ceiling / 1e12, 4),
-        "ceiling_of": product, "batch": options.batch, "dtype": options.dtype, "compile": options.compile,
-        "channels_last": options.channels_last, "attention": options.attention, "rounds": options.rounds,
-        "images": [], "captions": None, "left_out": [],
-    }  # fmt: skip
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": describe_device(device),
+        "torch": torch.__version__,
+        "tiny": options.tiny,
+        "ceiling_tflops": round(ceiling / 1e12, 4),
+        "ceiling_of": product,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "compile": options.compile,
+        "channels_last": options.channels_last,
+        "attention": options.attention,
+        "rounds": options.rounds,
+        "images": [],
+        "captions": None,
+        "left_out": [],
+    }
     work = Path(tempfile.mkdtemp(prefix="run-", dir=made(folder)))
     if "images" in options.parts:
         model = folder / "stable-diffusion"
@@ -229,14 +239,24 @@ def images(model: Path, folder: Path, steps: int, ceiling: float, options: argpa
     left_out: list[str] = []
     exactness = attempt(f"PSNR at {steps} steps", ours.psnr, left_out) if ours is not None else None
     result: dict[str, Any] = {
-        "steps": steps, "scheduler": setting.scheduler, "guidance": setting.guidance,
-        "tflop_per_image": round(flop / 1e12, 6), "unet_rows_per_image": rows, "arms": arms,
-        "ratios": found.ratios(), "void": found.void, **(exactness or {}), "aims": [],
+        "steps": steps,
+        "scheduler": setting.scheduler,
+        "guidance": setting.guidance,
+        "tflop_per_image": round(flop / 1e12, 6),
+        "unet_rows_per_image": rows,
+        "arms": arms,
+        "ratios": found.ratios(),
+        "void": found.void,
+        **(exactness or {}),
+        "aims": [],
         "left_out": left_out,
-    }  # fmt: skip
+    }
     if ours is not None:
-        aims = {name: (result["ratios"][name]["ratio"], aim) for name, aim in SPEED_AIMS.items()
-                if name in result["ratios"] and setting.guided}  # fmt: skip
+        aims = {
+            name: (result["ratios"][name]["ratio"], aim)
+            for name, aim in SPEED_AIMS.items()
+            if name in result["ratios"] and setting.guided
+        }
         if setting.guided:
             aims["share of the ceiling"] = (arms["ours"]["share_of_ceiling"], CEILING_AIM)
         aims["device busy"] = (arms["ours"]["busy"], BUSY_AIM if setting.guided else FEW_STEPS_BUSY_AIM)
@@ -258,9 +278,12 @@ def captions(model: Path, folder: Path, options: argparse.Namespace) -> dict[str
     ratios = found.ratios()
     aims = {"ours / official-style": (ratios["ours / official-style"]["ratio"], CAPTIONS_AIM)}
     return {
-        "batch": options.caption_batch, "arms": found.figures(), "ratios": ratios, "void": found.void,
+        "batch": options.caption_batch,
+        "arms": found.figures(),
+        "ratios": ratios,
+        "void": found.void,
         "aims": judged(aims, void=found.void),
-    }  # fmt: skip
+    }
 
 
 def compared(arms: list[Arm], options: argparse.Namespace) -> Comparison:

@@ -69,13 +69,20 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "ratio": ratio, "control": control, "aim_ratio": AIM_RATIO, "blocked_ms": round(blocked, 3),
-                "aim_blocked_ms": AIM_BLOCKED_MS, "pace_ms": options.pace, "size": SIZE, "steps": STEPS,
-                "batch_size": options.batch_size, "cpu_ms_per_image": {k: round(v, 2) for k, v in cpu.items()},
+                "ratio": ratio,
+                "control": control,
+                "aim_ratio": AIM_RATIO,
+                "blocked_ms": round(blocked, 3),
+                "aim_blocked_ms": AIM_BLOCKED_MS,
+                "pace_ms": options.pace,
+                "size": SIZE,
+                "steps": STEPS,
+                "batch_size": options.batch_size,
+                "cpu_ms_per_image": {k: round(v, 2) for k, v in cpu.items()},
                 "ok": ratio["ratio"] >= AIM_RATIO and blocked <= AIM_BLOCKED_MS and not found.void,
             }
         )
-    )  # fmt: skip
+    )
 
 
 def parse_options() -> argparse.Namespace:

@@ -106,9 +106,15 @@ def loaders(folder: Path, options: argparse.Namespace) -> tuple[Pass, Pass, int]
 
     def ours() -> Iterable[Any]:
         for tensors, targets, _ in training_batches(
-            mine, first_step=0, steps=steps, batch_size=options.batch_size, parts=1, rank=0, world=1,
+            mine,
+            first_step=0,
+            steps=steps,
+            batch_size=options.batch_size,
+            parts=1,
+            rank=0,
+            world=1,
             workers=options.workers,
-        ):  # fmt: skip
+        ):
             yield augmentation.finish(tensors), targets
 
     def theirs() -> Iterable[Any]:
@@ -133,9 +139,12 @@ def summary(pairs: list[tuple[float, float]], count: int, options: argparse.Name
         "ratio_high": round(ratios[-1], 3),
         "ours_images_per_second": round(statistics.median(mine for mine, _ in pairs), 1),
         "imagefolder_images_per_second": round(statistics.median(other for _, other in pairs), 1),
-        "pairs": len(pairs), "images": count, "workers": options.workers, "batch_size": options.batch_size,
+        "pairs": len(pairs),
+        "images": count,
+        "workers": options.workers,
+        "batch_size": options.batch_size,
         "image_size": options.image_size,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

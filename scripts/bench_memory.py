@@ -83,10 +83,13 @@ def one(folder: str, images: int, stage: str) -> dict[str, object]:
     torch.set_num_threads(1)
     classes = 10
     changes = {
-        "source.limit_per_class": images // classes // 2, "prompt.images_per_caption": 2,
-        "store.shard_rows": 100, "store.format": "jpeg",
-        "generate.batch_size": 16, "caption.batch_size": 32,
-    }  # fmt: skip
+        "source.limit_per_class": images // classes // 2,
+        "prompt.images_per_caption": 2,
+        "store.shard_rows": 100,
+        "store.format": "jpeg",
+        "generate.batch_size": 16,
+        "caption.batch_size": 32,
+    }
 
     class Captions:
         def __init__(self) -> None:

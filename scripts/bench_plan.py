@@ -49,7 +49,7 @@ STEPS = {
     "forecast(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
     "forecast without captions": "from hfsyn.outlook.forecast import forecast; "
     "from hfsyn.recipes.recipe import load_recipe; forecast(load_recipe('imagenet-1k-cip', [{overrides}]))",
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -198,10 +198,21 @@ def sidecar(run: Run, stage: str, at: tuple[int, int], size: int) -> Sidecar:
     start, stop = at
     counts = Counter(random.Random(start).choices(sorted(run.classes), k=stop - start))
     return Sidecar(
-        stage=stage, shard=start // run.recipe.store.shard_rows, of=1, start=start, stop=stop, rows=stop - start,
-        sha256="0" * 64, bytes=size, fingerprint=run.fingerprint, counts=dict(sorted(counts.items())), seconds=100.0,
-        device="cpu", worker="0 of 1", software=software(),
-    )  # fmt: skip
+        stage=stage,
+        shard=start // run.recipe.store.shard_rows,
+        of=1,
+        start=start,
+        stop=stop,
+        rows=stop - start,
+        sha256="0" * 64,
+        bytes=size,
+        fingerprint=run.fingerprint,
+        counts=dict(sorted(counts.items())),
+        seconds=100.0,
+        device="cpu",
+        worker="0 of 1",
+        software=software(),
+    )
 
 
 if __name__ == "__main__":

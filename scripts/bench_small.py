@@ -60,14 +60,19 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "ratio": ratio, "control": control, "aim_ratio": AIM_RATIO, "overhead": round(overhead, 4),
-                "plain_overhead": round(plain_overhead(found), 4), "aim_overhead": AIM_OVERHEAD,
-                "unet_rows_per_image_and_step": rows, "prompts_tokenized_per_image": texts,
+                "ratio": ratio,
+                "control": control,
+                "aim_ratio": AIM_RATIO,
+                "overhead": round(overhead, 4),
+                "plain_overhead": round(plain_overhead(found), 4),
+                "aim_overhead": AIM_OVERHEAD,
+                "unet_rows_per_image_and_step": rows,
+                "prompts_tokenized_per_image": texts,
                 "images_per_second": {k: v["images_per_second"] for k, v in found.figures().items()},
                 "ok": ratio["ratio"] >= AIM_RATIO and overhead <= AIM_OVERHEAD and counted and not found.void,
             }
         )
-    )  # fmt: skip
+    )
 
 
 def plain_overhead(found: Any) -> float:

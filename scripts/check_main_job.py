@@ -69,11 +69,16 @@ def main() -> int:
     say(f"verify: exit {verified.returncode}: {verified.stdout.strip().splitlines()[-1:]}")
     trained = train(given, out)
     figures = {
-        "images": sum(stored.values()), "classes": len(stored), "wrong": wrong, "kills": killed,
-        "build_minutes": round(built / 60, 2), "verify": verified.returncode, **trained,
+        "images": sum(stored.values()),
+        "classes": len(stored),
+        "wrong": wrong,
+        "kills": killed,
+        "build_minutes": round(built / 60, 2),
+        "verify": verified.returncode,
+        **trained,
         **({"published": published(out, given.seed, given.source)} if given.publish else {}),
         "minutes": round((time.monotonic() - began) / 60, 2),
-    }  # fmt: skip
+    }
     print(json.dumps(figures))
     wrong = wrong or figures.get("published", {}).get("wrong", {})
     return int(bool(wrong) or verified.returncode != 0 or killed != given.kills or "top1" not in trained)
@@ -160,10 +165,28 @@ def train(given: argparse.Namespace, out: Path) -> dict[str, float]:
     """Train a small network on the run and test it on the real validation photographs."""
     folder = out.with_name(f"{out.name}-classifier")
     ended = hfsyn(
-        "train", "--train-dataset", str(out), "--eval-dataset", f"{given.variant}={given.data}", "--model", "resnet10t",
-        "--image-size", "32", "--epochs", str(given.epochs), "--batch-size", "64", "--lr", "0.02",
-        "--set", "optimise.warmup_epochs=0", "--device", "cpu", "--out", str(folder),
-    )  # fmt: skip
+        "train",
+        "--train-dataset",
+        str(out),
+        "--eval-dataset",
+        f"{given.variant}={given.data}",
+        "--model",
+        "resnet10t",
+        "--image-size",
+        "32",
+        "--epochs",
+        str(given.epochs),
+        "--batch-size",
+        "64",
+        "--lr",
+        "0.02",
+        "--set",
+        "optimise.warmup_epochs=0",
+        "--device",
+        "cpu",
+        "--out",
+        str(folder),
+    )
     if ended.returncode:
         say(f"the classifier did not train: {ended.stderr.strip().splitlines()[-1:]}")
         return {}

@@ -31,13 +31,25 @@ EXPECTED = {
 """Parameters of the published checkpoints' parts, weights that are shared counted once."""
 
 _CLIP_L = {
-    "vocab_size": 49_408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "projection_dim": 768,
-}  # fmt: skip
+    "vocab_size": 49_408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
 _CLIP_BIG_G = {
-    "vocab_size": 49_408, "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
-    "num_attention_heads": 20, "max_position_embeddings": 77, "hidden_act": "gelu", "projection_dim": 1280,
-}  # fmt: skip
+    "vocab_size": 49_408,
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "max_position_embeddings": 77,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+}
 _CLIP_TINY = {
     "hidden_size": 32,
     "intermediate_size": 32,
@@ -47,9 +59,13 @@ _CLIP_TINY = {
 }
 
 _VAE = {
-    "block_out_channels": (128, 256, 512, 512), "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 2, "norm_num_groups": 32, "latent_channels": 4,
-}  # fmt: skip
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "latent_channels": 4,
+}
 _VAE_TINY = {
     "block_out_channels": (8, 8, 16, 16),
     "layers_per_block": 1,
@@ -57,56 +73,105 @@ _VAE_TINY = {
 }  # four levels, so that 8 pixels are one latent, as in the full one
 
 _UNET_15 = {
-    "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2, "attention_head_dim": 8,
-    "cross_attention_dim": 768, "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3, "norm_num_groups": 32,
-}  # fmt: skip
+    "sample_size": 64,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "norm_num_groups": 32,
+}
 _UNET_15_TINY = {
-    "sample_size": 8, "block_out_channels": (16, 32, 32, 32), "layers_per_block": 1, "cross_attention_dim": 32,
+    "sample_size": 8,
+    "block_out_channels": (16, 32, 32, 32),
+    "layers_per_block": 1,
+    "cross_attention_dim": 32,
     "norm_num_groups": 8,
-}  # fmt: skip
+}
 _UNET_XL = {
-    "sample_size": 128, "block_out_channels": (320, 640, 1280), "layers_per_block": 2,
-    "attention_head_dim": (5, 10, 20), "transformer_layers_per_block": (1, 2, 10), "cross_attention_dim": 2048,
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "attention_head_dim": (5, 10, 20),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "use_linear_projection": True,
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 _UNET_XL_TINY = {
-    "sample_size": 8, "block_out_channels": (16, 32, 32), "layers_per_block": 1, "attention_head_dim": (2, 4, 4),
-    "transformer_layers_per_block": (1, 1, 2), "cross_attention_dim": 64, "norm_num_groups": 8,
-    "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 32,
-}  # fmt: skip
+    "sample_size": 8,
+    "block_out_channels": (16, 32, 32),
+    "layers_per_block": 1,
+    "attention_head_dim": (2, 4, 4),
+    "transformer_layers_per_block": (1, 1, 2),
+    "cross_attention_dim": 64,
+    "norm_num_groups": 8,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 32,
+}
 
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 _VIT_BLIP = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "image_size": 384, "patch_size": 16,
-}  # fmt: skip
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 384,
+    "patch_size": 16,
+}
 _BERT_BLIP = {
-    "vocab_size": 30_524, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "max_position_embeddings": 512, "encoder_hidden_size": 768,
-}  # fmt: skip
+    "vocab_size": 30_524,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 512,
+    "encoder_hidden_size": 768,
+}
 _VIT_BLIP2 = {
-    "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16,
-    "image_size": 224, "patch_size": 14,
-}  # fmt: skip
+    "hidden_size": 1408,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+}
 _QFORMER = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
-    "encoder_hidden_size": 1408, "cross_attention_frequency": 2, "vocab_size": 30_522,
-}  # fmt: skip
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "encoder_hidden_size": 1408,
+    "cross_attention_frequency": 2,
+    "vocab_size": 30_522,
+}
 _OPT = {
-    "vocab_size": 50_304, "hidden_size": 2560, "ffn_dim": 10_240, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "max_position_embeddings": 2048, "word_embed_proj_dim": 2560,
-}  # fmt: skip
+    "vocab_size": 50_304,
+    "hidden_size": 2560,
+    "ffn_dim": 10_240,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "word_embed_proj_dim": 2560,
+}
 _TINY_ENCODER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 _TINY_VIT = {**_TINY_ENCODER, "image_size": 16, "patch_size": 8}
 _TINY_BERT = {**_TINY_ENCODER, "vocab_size": 64, "max_position_embeddings": 64, "encoder_hidden_size": 16}
 _TINY_OPT = {
-    "vocab_size": 80, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "max_position_embeddings": 128, "word_embed_proj_dim": 16,
-}  # fmt: skip
+    "vocab_size": 80,
+    "hidden_size": 16,
+    "ffn_dim": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "word_embed_proj_dim": 16,
+}
 
 
 @contextmanager
@@ -146,12 +211,7 @@ def _clip(kind: str, numbers: dict[str, Any], tokenizer: Any, size: Size) -> Any
 
 
 def save_stable_diffusion(
-    folder: Path,
-    size: Size = "full",
-    *,
-    dtype: torch.dtype = torch.float16,
-    device: str | None = None,
-    seed: int = 0,
+    folder: Path, size: Size = "full", *, dtype: torch.dtype = torch.float16, device: str | None = None, seed: int = 0
 ) -> Path:
     """Stable Diffusion 1.5 without its safety checker, saved as `from_pretrained` reads it. Returns the folder."""
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -161,21 +221,19 @@ def save_stable_diffusion(
         pipe = StableDiffusionPipeline(
             unet=UNet2DConditionModel(**{**_UNET_15, **(_UNET_15_TINY if tiny else {})}).eval(),
             vae=AutoencoderKL(**{**_VAE, **(_VAE_TINY if tiny else {}), "sample_size": 64 if tiny else 512}).eval(),
-            text_encoder=_clip("CLIPTextModel", _CLIP_L, tokenizer, size), tokenizer=tokenizer,
+            text_encoder=_clip("CLIPTextModel", _CLIP_L, tokenizer, size),
+            tokenizer=tokenizer,
             scheduler=PNDMScheduler(**_NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
-            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     pipe.save_pretrained(folder)
     return folder
 
 
 def save_sdxl(
-    folder: Path,
-    size: Size = "full",
-    *,
-    dtype: torch.dtype = torch.float16,
-    device: str | None = None,
-    seed: int = 0,
+    folder: Path, size: Size = "full", *, dtype: torch.dtype = torch.float16, device: str | None = None, seed: int = 0
 ) -> Path:
     """SDXL base 1.0: two text encoders, 1024 pixels, a VAE that is decoded in float32. Returns the folder."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
@@ -186,22 +244,20 @@ def save_sdxl(
         pipe = StableDiffusionXLPipeline(
             unet=UNet2DConditionModel(**{**_UNET_XL, **(_UNET_XL_TINY if tiny else {})}).eval(),
             vae=AutoencoderKL(**{**_VAE, **(_VAE_TINY if tiny else {}), **scale}).eval(),
-            text_encoder=_clip("CLIPTextModel", _CLIP_L, tokenizer, size), tokenizer=tokenizer,
-            text_encoder_2=_clip("CLIPTextModelWithProjection", _CLIP_BIG_G, tokenizer, size), tokenizer_2=tokenizer,
+            text_encoder=_clip("CLIPTextModel", _CLIP_L, tokenizer, size),
+            tokenizer=tokenizer,
+            text_encoder_2=_clip("CLIPTextModelWithProjection", _CLIP_BIG_G, tokenizer, size),
+            tokenizer_2=tokenizer,
             scheduler=EulerDiscreteScheduler(**_NOISE, steps_offset=1, timestep_spacing="leading"),
-            force_zeros_for_empty_prompt=True, add_watermarker=False,
-        )  # fmt: skip
+            force_zeros_for_empty_prompt=True,
+            add_watermarker=False,
+        )
     pipe.save_pretrained(folder)
     return folder
 
 
 def save_blip(
-    folder: Path,
-    size: Size = "full",
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: str | None = None,
-    seed: int = 0,
+    folder: Path, size: Size = "full", *, dtype: torch.dtype = torch.float32, device: str | None = None, seed: int = 0
 ) -> Path:
     """BLIP-base for captions, 384 pixels. Returns the folder."""
     from transformers import BertTokenizer, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
@@ -216,7 +272,7 @@ def save_blip(
     with _made(dtype, device, seed):
         model = BlipForConditionalGeneration(
             BlipConfig(vision_config=vision, text_config={**text, **ends}, **joint)
-        ).eval()  # fmt: skip
+        ).eval()
     with torch.no_grad():
         model.text_decoder.get_output_embeddings().bias[ends["sep_token_id"]] = -10_000
     model.save_pretrained(folder)
@@ -226,12 +282,7 @@ def save_blip(
 
 
 def save_blip2(
-    folder: Path,
-    size: Size = "full",
-    *,
-    dtype: torch.dtype = torch.float16,
-    device: str | None = None,
-    seed: int = 0,
+    folder: Path, size: Size = "full", *, dtype: torch.dtype = torch.float16, device: str | None = None, seed: int = 0
 ) -> Path:
     """BLIP-2 with OPT-2.7b, 224 pixels and 32 queries. Returns the folder."""
     from transformers import (
@@ -261,12 +312,16 @@ def save_blip2(
                 vision_config={**(_TINY_VIT if tiny else _VIT_BLIP2), "initializer_range": 0.02},
                 qformer_config=qformer if tiny else _QFORMER,
                 text_config={
-                    "model_type": "opt", **text, "bos_token_id": end, "eos_token_id": end,
+                    "model_type": "opt",
+                    **text,
+                    "bos_token_id": end,
+                    "eos_token_id": end,
                     "pad_token_id": tokenizer.pad_token_id,
                 },
-                num_query_tokens=queries, image_token_index=image,
+                num_query_tokens=queries,
+                image_token_index=image,
             )
-        ).eval()  # fmt: skip
+        ).eval()
     with torch.no_grad():  # a row of zeros has the logit 0, and another one is above
         for token in (image, end):
             model.get_output_embeddings().weight[token] = 0

@@ -66,13 +66,23 @@ def stopped_before_the_costly() -> Iterator[None]:
     from hfsyn.recipes import loading
 
     costly = (
-        "building:build", "building:work", "judging.train.loop:train", "judging.train.loop:open_training",
-        "judging.measures.evaluate:evaluate", "judging.measures.evaluate:check_test",
-        "judging.measures.fidelity:measure_fidelity", "judging.measures.membership:measure_membership",
-        "showcase:demo", "publishing.publication:publish",
-        "publishing.watching:watch", "outlook.probe:probe", "exporting:export_real", "runs.sheets:peek",
-        "outlook.doctor:doctor", "checks.reproduce:reproduce",
-    )  # fmt: skip
+        "building:build",
+        "building:work",
+        "judging.train.loop:train",
+        "judging.train.loop:open_training",
+        "judging.measures.evaluate:evaluate",
+        "judging.measures.evaluate:check_test",
+        "judging.measures.fidelity:measure_fidelity",
+        "judging.measures.membership:measure_membership",
+        "showcase:demo",
+        "publishing.publication:publish",
+        "publishing.watching:watch",
+        "outlook.probe:probe",
+        "exporting:export_real",
+        "runs.sheets:peek",
+        "outlook.doctor:doctor",
+        "checks.reproduce:reproduce",
+    )
 
     def reached(*given: Any, **named: Any) -> None:
         SEEN.extend([given, named])

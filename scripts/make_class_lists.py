@@ -199,7 +199,7 @@ def drawn(wordnet: WordNet) -> dict[str, Any]:
     return {
         "provenance": {
             "everything": "Debian wordnet-base 3.0, data.noun; the sense of each word is chosen in "
-            "scripts/make_class_lists.py",
+            "scripts/make_class_lists.py"
         },
         "licence": WORDNET_LICENCE,
         "classes": [

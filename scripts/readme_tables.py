@@ -28,10 +28,14 @@ def captioners() -> Rows:
 
     found = [load_fragment("captioner", name) for name in fragments("captioner")]
     return [
-        {"`--captioner`": f"`{f.name}`", "model": f"`{f.part['model']}`", "what it says": f.about,
-         "source": f.facts.get("source", "")}
+        {
+            "`--captioner`": f"`{f.name}`",
+            "model": f"`{f.part['model']}`",
+            "what it says": f.about,
+            "source": f.facts.get("source", ""),
+        }
         for f in found
-    ]  # fmt: skip
+    ]
 
 
 def generators() -> Rows:
@@ -42,13 +46,17 @@ def generators() -> Rows:
     found = [load_fragment("generator", name) for name in fragments("generator")]
     parts = [GeneratePart.model_validate(dict(f.part)) for f in found]
     return [
-        {"`--generator`": f"`{f.name}`",
-         "model": f"`{p.model}`" + (f" with `{p.lora}`" if p.lora else ""),
-         "size": f"{p.width} px" if p.width else "its own",
-         "steps": p.steps, "guidance": f"{p.guidance_scale:g}", "its card says": f.facts.get("card", ""),
-         "text": f.facts.get("text", "")}
+        {
+            "`--generator`": f"`{f.name}`",
+            "model": f"`{p.model}`" + (f" with `{p.lora}`" if p.lora else ""),
+            "size": f"{p.width} px" if p.width else "its own",
+            "steps": p.steps,
+            "guidance": f"{p.guidance_scale:g}",
+            "its card says": f.facts.get("card", ""),
+            "text": f.facts.get("text", ""),
+        }
         for f, p in zip(found, parts, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def strategies() -> Rows:
@@ -66,12 +74,15 @@ def variants() -> Rows:
     from builders.variants.facts import access
 
     return [
-        {"variant": f"`{v.name}`", "classes": len(v.classes),
-         "images": ", ".join(f"{count:,} {split}" for split, count in v.splits.items()),
-         "on the Hub": f"`{v.hub.repo_id}`" if v.hub else "",
-         "how": access(v)}
+        {
+            "variant": f"`{v.name}`",
+            "classes": len(v.classes),
+            "images": ", ".join(f"{count:,} {split}" for split, count in v.splits.items()),
+            "on the Hub": f"`{v.hub.repo_id}`" if v.hub else "",
+            "how": access(v),
+        }
         for v in VARIANTS.values()
-    ]  # fmt: skip
+    ]
 
 
 def recipes() -> Rows:
@@ -82,13 +93,25 @@ def recipes() -> Rows:
     found = [load_recipe(name) for name in shipped_recipes()]
     bases = [r for r in found if "-g" not in r.name]
     return [
-        {"recipe": f"`{r.name}`", "variant": f"`{r.source.variant}`", "strategy": f"`{r.prompt.strategy}`",
-         "captioner": f"`{r.caption.model}`" if r.caption else "", "generator": f"`{r.generate.model}`",
-         "guidance": ", ".join([f"{r.generate.guidance_scale:g}",
-                                *(f"`{v.name.removeprefix(r.name)}` {v.generate.guidance_scale:g}"
-                                  for v in found if v.name.startswith(f"{r.name}-g"))])}
+        {
+            "recipe": f"`{r.name}`",
+            "variant": f"`{r.source.variant}`",
+            "strategy": f"`{r.prompt.strategy}`",
+            "captioner": f"`{r.caption.model}`" if r.caption else "",
+            "generator": f"`{r.generate.model}`",
+            "guidance": ", ".join(
+                [
+                    f"{r.generate.guidance_scale:g}",
+                    *(
+                        f"`{v.name.removeprefix(r.name)}` {v.generate.guidance_scale:g}"
+                        for v in found
+                        if v.name.startswith(f"{r.name}-g")
+                    ),
+                ]
+            ),
+        }
         for r in bases
-    ]  # fmt: skip
+    ]
 
 
 TABLES: dict[str, Callable[[], Rows]] = {

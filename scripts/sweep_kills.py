@@ -38,15 +38,42 @@ from typing import Any
 from sweep_publishing import PUBLISHING, Place, PublishSweep
 
 SMALL = (
-    "--set", "store.shard_rows=4", "--set", "generate.batch_size=2", "--set", "generate.steps=1",
-    "--num-processes", "1",
-)  # fmt: skip
+    "--set",
+    "store.shard_rows=4",
+    "--set",
+    "generate.batch_size=2",
+    "--set",
+    "generate.steps=1",
+    "--num-processes",
+    "1",
+)
 BUILD = ("build", "shapes-cip", "--limit", "1", *SMALL, "--quiet", "--out", "run")
 TRAIN = (
-    "train", "--train-dataset", "source/data", "--eval-dataset", "source/data", "--model", "test_resnet",
-    "--image-size", "32", "--epochs", "2", "--batch-size", "4", "--checkpoint-steps", "1", "--device", "cpu",
-    "--num-processes", "1", "--num-workers", "0", "--quiet", "--out", "out",
-)  # fmt: skip
+    "train",
+    "--train-dataset",
+    "source/data",
+    "--eval-dataset",
+    "source/data",
+    "--model",
+    "test_resnet",
+    "--image-size",
+    "32",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "4",
+    "--checkpoint-steps",
+    "1",
+    "--device",
+    "cpu",
+    "--num-processes",
+    "1",
+    "--num-workers",
+    "0",
+    "--quiet",
+    "--out",
+    "out",
+)
 COMMANDS: dict[str, tuple[Sequence[str], ...]] = {
     "build": (BUILD,),
     "overwrite": ((*BUILD, "--set", "seed=1"), (*BUILD, "--overwrite")),
@@ -194,9 +221,12 @@ class Generator:
 def prepare_process() -> None:
     """Import what the commands need, and put the fakes in place. Nothing here starts a thread."""
     os.environ.update(
-        HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="",
+        HF_HUB_OFFLINE="1",
+        OMP_NUM_THREADS="1",
+        TOKENIZERS_PARALLELISM="false",
+        CUDA_VISIBLE_DEVICES="",
         HF_DATASETS_DISABLE_PROGRESS_BARS="1",
-    )  # fmt: skip
+    )
     import accelerate  # noqa: F401
     import datasets  # noqa: F401
     import timm  # noqa: F401

@@ -29,9 +29,13 @@ def predict_all(model: str, tables: dict[str, str], folder: Path) -> None:
         found = predict(classifier, open_images(path), accelerator, batch_size=4)
         if accelerator.is_main_process:
             np.savez(
-                folder / f"{name}.npz", logits=found.logits, numbers=found.numbers, labels=found.labels,
-                missing=np.array(sorted(found.undecodable)), processes=accelerator.num_processes,
-            )  # fmt: skip
+                folder / f"{name}.npz",
+                logits=found.logits,
+                numbers=found.numbers,
+                labels=found.labels,
+                missing=np.array(sorted(found.undecodable)),
+                processes=accelerator.num_processes,
+            )
 
 
 def main(folder: Path) -> None:

@@ -41,8 +41,13 @@ class Client:
         env = hub.env(token=token, home=home) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | environment
         self._process = subprocess.Popen(
             [sys.executable, str(ROOT / "tests" / "drive_cli.py")],
-            env=env, cwd=home, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
+            env=env,
+            cwd=home,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
 
     def _order(self, order: dict[str, Any]) -> Done:
         assert self._process.stdin is not None

@@ -593,11 +593,7 @@ def xet_token(hub: Hub, request: Request, repo: Repo, kind: str, revision: str) 
         raise Refused(404, "Not found")
     hub.store.repo(repo.type, repo.id, request.token, write=kind == "write", files=kind == "read")
     expires = int(time.time()) + 3600
-    headers = {
-        "X-Xet-Cas-Url": hub.xet.url,
-        "X-Xet-Access-Token": "any",
-        "X-Xet-Token-Expiration": str(expires),
-    }
+    headers = {"X-Xet-Cas-Url": hub.xet.url, "X-Xet-Access-Token": "any", "X-Xet-Token-Expiration": str(expires)}
     return Response(body={"casUrl": hub.xet.url, "accessToken": "any", "exp": expires}, headers=headers)
 
 

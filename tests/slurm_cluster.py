@@ -63,8 +63,10 @@ class Cluster:
         self.folder = folder
         self._daemons: list[subprocess.Popen[bytes]] = []
         self.environment = {
-            **os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"
-        }  # fmt: skip
+            **os.environ,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin",
+        }
 
     def command(self, *words: str, cwd: Path | None = None) -> str:
         """The output of one of Slurm's commands."""

@@ -46,9 +46,14 @@ def _t5(length: int, seed: int, width: int = 32) -> tuple[Any, Any]:
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
     tokenizer = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=length)
     config = T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=4,
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=4,
         feed_forward_proj="gated-gelu",
-    )  # fmt: skip
+    )
     model = T5EncoderModel(config).eval()
     _randomise(model, seed)
     return tokenizer, model
@@ -60,13 +65,17 @@ def stable_diffusion_2(folder: Path, seed: int = 0) -> Path:
 
     tokenizer = _clip_tokenizer()
     StableDiffusionPipeline(
-        vae=_vae(seed), tokenizer=tokenizer, text_encoder=_clip_text(tokenizer, seed=seed),
+        vae=_vae(seed),
+        tokenizer=tokenizer,
+        text_encoder=_clip_text(tokenizer, seed=seed),
         unet=_unet(seed, use_linear_projection=True, attention_head_dim=(2, 4)),
         scheduler=DDIMScheduler(
             **_NOISE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False, steps_offset=1
         ),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -76,11 +85,15 @@ def sd_turbo(folder: Path, seed: int = 0) -> Path:
 
     tokenizer = _clip_tokenizer()
     StableDiffusionPipeline(
-        vae=_vae(seed), tokenizer=tokenizer, text_encoder=_clip_text(tokenizer, seed=seed),
+        vae=_vae(seed),
+        tokenizer=tokenizer,
+        text_encoder=_clip_text(tokenizer, seed=seed),
         unet=_unet(seed, use_linear_projection=True, attention_head_dim=(2, 4)),
         scheduler=EulerDiscreteScheduler(**_NOISE, timestep_spacing="trailing"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -89,15 +102,25 @@ def _xl(folder: Path, scheduler: Any, seed: int = 0) -> Path:
 
     tokenizer = _clip_tokenizer()
     unet = _unet(
-        seed, cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 32, use_linear_projection=True, attention_head_dim=(2, 4),
-    )  # fmt: skip
+        seed,
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 32,
+        use_linear_projection=True,
+        attention_head_dim=(2, 4),
+    )
     StableDiffusionXLPipeline(
-        vae=_vae(seed, scaling_factor=0.13025, force_upcast=True), unet=unet, scheduler=scheduler,
-        text_encoder=_clip_text(tokenizer, seed=seed), tokenizer=tokenizer,
-        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1), tokenizer_2=tokenizer,
-        force_zeros_for_empty_prompt=True, add_watermarker=False,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=_vae(seed, scaling_factor=0.13025, force_upcast=True),
+        unet=unet,
+        scheduler=scheduler,
+        text_encoder=_clip_text(tokenizer, seed=seed),
+        tokenizer=tokenizer,
+        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1),
+        tokenizer_2=tokenizer,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -119,10 +142,15 @@ def lcm(folder: Path, seed: int = 0) -> Path:
 
     tokenizer = _clip_tokenizer()
     LatentConsistencyModelPipeline(
-        vae=_vae(seed), tokenizer=tokenizer, text_encoder=_clip_text(tokenizer, seed=seed),
-        unet=_unet(seed, time_cond_proj_dim=32), scheduler=LCMScheduler(**_NOISE),
-        safety_checker=_safety_checker(False), feature_extractor=_clip_images(), requires_safety_checker=True,
-    ).save_pretrained(folder)  # fmt: skip
+        vae=_vae(seed),
+        tokenizer=tokenizer,
+        text_encoder=_clip_text(tokenizer, seed=seed),
+        unet=_unet(seed, time_cond_proj_dim=32),
+        scheduler=LCMScheduler(**_NOISE),
+        safety_checker=_safety_checker(False),
+        feature_extractor=_clip_images(),
+        requires_safety_checker=True,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -134,17 +162,29 @@ def sd3_medium(folder: Path, seed: int = 0) -> Path:
     t5, encoder = _t5(512, seed + 2, width=64)
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(
-        sample_size=SIDE // 2, patch_size=2, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
-        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
+        sample_size=SIDE // 2,
+        patch_size=2,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
         pos_embed_max_size=32,
-    ).eval()  # fmt: skip
+    ).eval()
     StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(seed, scaling_factor=1.5305, shift_factor=0.0609),
-        text_encoder=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed), tokenizer=tokenizer,
-        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1), tokenizer_2=tokenizer,
-        text_encoder_3=encoder, tokenizer_3=t5,
-    ).save_pretrained(folder)  # fmt: skip
+        text_encoder=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed),
+        tokenizer=tokenizer,
+        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1),
+        tokenizer_2=tokenizer,
+        text_encoder_3=encoder,
+        tokenizer_3=t5,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -156,9 +196,17 @@ def flux_schnell(folder: Path, seed: int = 0) -> Path:
     t5, encoder = _t5(512, seed + 2)
     torch.manual_seed(seed)
     transformer = FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=False, axes_dims_rope=(4, 6, 6),
-    ).eval()  # fmt: skip
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        guidance_embeds=False,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
     with torch.no_grad():  # a fresh one all but ignores its text
         transformer.context_embedder.weight.mul_(6)
         for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
@@ -166,10 +214,14 @@ def flux_schnell(folder: Path, seed: int = 0) -> Path:
                 if "attn" in name and parameter.dim() == 2:
                     parameter.mul_(3)
     FluxPipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
-        vae=_vae(seed, scaling_factor=0.3611, shift_factor=0.1159), tokenizer=tokenizer,
-        text_encoder=_clip_text(tokenizer, seed=seed), tokenizer_2=t5, text_encoder_2=encoder,
-    ).save_pretrained(folder)  # fmt: skip
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False),
+        vae=_vae(seed, scaling_factor=0.3611, shift_factor=0.1159),
+        tokenizer=tokenizer,
+        text_encoder=_clip_text(tokenizer, seed=seed),
+        tokenizer_2=t5,
+        text_encoder_2=encoder,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -179,17 +231,31 @@ def _pixart(folder: Path, kind: str, length: int, seed: int = 0) -> Path:
     t5, encoder = _t5(length, seed)
     torch.manual_seed(seed)
     transformer = diffusers.PixArtTransformer2DModel(
-        sample_size=32, patch_size=2, num_layers=1, attention_head_dim=8, num_attention_heads=4, in_channels=4,
-        out_channels=8, cross_attention_dim=32, caption_channels=32,
-    ).eval()  # fmt: skip
+        sample_size=32,
+        patch_size=2,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=32,
+        caption_channels=32,
+    ).eval()
     vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, norm_num_groups=8, sample_size=256,
-    ).eval()  # fmt: skip
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=256,
+    ).eval()
     getattr(diffusers, kind)(
-        transformer=transformer, vae=vae, tokenizer=t5, text_encoder=encoder,
+        transformer=transformer,
+        vae=vae,
+        tokenizer=t5,
+        text_encoder=encoder,
         scheduler=diffusers.DPMSolverMultistepScheduler(**_NOISE, algorithm_type="dpmsolver++"),
-    ).save_pretrained(folder)  # fmt: skip
+    ).save_pretrained(folder)
     return folder
 
 

@@ -42,9 +42,14 @@ def _mute(model: torch.nn.Module, token: int) -> None:
 
 def _vision(**more: object) -> dict[str, object]:
     return {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "image_size": SIDE, "patch_size": 8, **more,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": SIDE,
+        "patch_size": 8,
+        **more,
+    }
 
 
 # --- captioners -----------------------------------------------------------------------------------------------------
@@ -63,9 +68,11 @@ def _gpt2_tokenizer(*special: str):
 
     names = [*string.ascii_letters, *string.digits, *":.,_-", "Ġ", "Ċ", "<|endoftext|>", "<pad>", *special]
     tokenizer = GPT2Tokenizer(
-        vocab={word: number for number, word in enumerate(names)}, merges=[], pad_token="<pad>",
+        vocab={word: number for number, word in enumerate(names)},
+        merges=[],
+        pad_token="<pad>",
         unk_token="<|endoftext|>",
-    )  # fmt: skip
+    )
     if special:
         tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
     return tokenizer
@@ -76,10 +83,19 @@ def blip(folder: Path, seed: int = 0) -> Path:
 
     tokenizer = _bert_tokenizer()
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 64, "encoder_hidden_size": 16, "bos_token_id": 5,
-        "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0, "projection_dim": 8,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "encoder_hidden_size": 16,
+        "bos_token_id": 5,
+        "eos_token_id": 3,
+        "sep_token_id": 3,
+        "pad_token_id": 0,
+        "projection_dim": 8,
+    }
     model = BlipForConditionalGeneration(
         BlipConfig(
             text_config=text, vision_config=_vision(projection_dim=8), projection_dim=8, image_text_hidden_size=8
@@ -97,21 +113,36 @@ def blip2(folder: Path, seed: int = 0) -> Path:
     tokenizer = _gpt2_tokenizer()
     processor = Blip2Processor(BlipImageProcessor(size={"height": SIDE, "width": SIDE}), tokenizer, num_query_tokens=3)
     text = {
-        "model_type": "opt", "vocab_size": len(tokenizer), "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "max_position_embeddings": 128, "word_embed_proj_dim": 16,
-        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "model_type": "opt",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "ffn_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 128,
+        "word_embed_proj_dim": 16,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     qformer = {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "encoder_hidden_size": 16, "vocab_size": 8, "max_position_embeddings": 8,
-    }  # fmt: skip
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "encoder_hidden_size": 16,
+        "vocab_size": 8,
+        "max_position_embeddings": 8,
+    }
     model = Blip2ForConditionalGeneration(
         Blip2Config(
-            vision_config=_vision(), qformer_config=qformer, text_config=text, num_query_tokens=3,
+            vision_config=_vision(),
+            qformer_config=qformer,
+            text_config=text,
+            num_query_tokens=3,
             image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     _mute(model, tokenizer.convert_tokens_to_ids("<image>"))
     model.save_pretrained(folder)
@@ -133,9 +164,17 @@ def vit_gpt2(folder: Path, seed: int = 0) -> Path:
     tokenizer = _gpt2_tokenizer()
     end = tokenizer.eos_token_id
     decoder = GPT2Config(
-        vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64, is_decoder=True,
-        add_cross_attention=True, bos_token_id=end, eos_token_id=end, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        n_positions=64,
+        is_decoder=True,
+        add_cross_attention=True,
+        bos_token_id=end,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     model = VisionEncoderDecoderModel(
         encoder=ViTModel(ViTConfig(**_vision()), add_pooling_layer=False), decoder=GPT2LMHeadModel(decoder)
     )
@@ -155,11 +194,18 @@ def git(folder: Path, seed: int = 0) -> Path:
     tokenizer = _bert_tokenizer()
     model = GitForCausalLM(
         GitConfig(
-            vision_config=_vision(), vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16,
-            num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=64, bos_token_id=2, eos_token_id=3,
+            vision_config=_vision(),
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            bos_token_id=2,
+            eos_token_id=3,
             pad_token_id=0,
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     model.save_pretrained(folder)
     images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
@@ -179,22 +225,34 @@ def llava(folder: Path, seed: int = 0) -> Path:
     )
     processor = LlavaProcessor(
         CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}),
-        tokenizer, patch_size=8, vision_feature_select_strategy="default", chat_template=template,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=template,
         num_additional_image_tokens=1,
-    )  # fmt: skip
+    )
     text = {
-        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
-        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     model = LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=_vision(model_type="clip_vision_model", projection_dim=16), text_config=text,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"), vision_feature_layer=-1,
+            vision_config=_vision(model_type="clip_vision_model", projection_dim=16),
+            text_config=text,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            vision_feature_layer=-1,
             vision_feature_select_strategy="default",
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     _mute(model, tokenizer.convert_tokens_to_ids("<image>"))
     model.save_pretrained(folder)
@@ -204,17 +262,15 @@ def llava(folder: Path, seed: int = 0) -> Path:
 
 def idefics3(folder: Path, seed: int = 0) -> Path:
     """A chat model that cuts an image into tiles: large images make longer prompts, which are padded in a batch."""
-    from transformers import (
-        Idefics3Config,
-        Idefics3ForConditionalGeneration,
-        Idefics3ImageProcessor,
-        Idefics3Processor,
-    )
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor
 
     tokenizer = _gpt2_tokenizer(
-        "<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",
+        "<image>",
+        "<fake_token_around_image>",
+        "<end_of_utterance>",
+        "<global-img>",
         *[f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)],
-    )  # fmt: skip
+    )
     template = (
         "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
         "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
@@ -222,23 +278,35 @@ def idefics3(folder: Path, seed: int = 0) -> Path:
     )
     processor = Idefics3Processor(
         Idefics3ImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}),
-        tokenizer, image_seq_len=1, chat_template=template,
-    )  # fmt: skip
+        tokenizer,
+        image_seq_len=1,
+        chat_template=template,
+    )
     ends = {
-        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     text = {
-        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256,
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
         **ends,
-    }  # fmt: skip
+    }
     model = Idefics3ForConditionalGeneration(
         Idefics3Config(
-            vision_config=_vision(), text_config=text, scale_factor=2, **ends,
+            vision_config=_vision(),
+            text_config=text,
+            scale_factor=2,
+            **ends,
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     _mute(model, tokenizer.convert_tokens_to_ids("<image>"))
     model.save_pretrained(folder)
@@ -258,31 +326,50 @@ def florence2(folder: Path, seed: int = 0) -> Path:
 
     names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *string.ascii_letters, *string.digits, *":.,_-?", "Ġ", "Ċ"]
     tokenizer = BartTokenizer(
-        vocab={word: number for number, word in enumerate(names)}, merges=[],
+        vocab={word: number for number, word in enumerate(names)},
+        merges=[],
         extra_special_tokens={"image_token": "<image>"},
-    )  # fmt: skip
+    )
     images = CLIPImageProcessor(
         size={"height": 64, "width": 64}, do_center_crop=False, crop_size={"height": 64, "width": 64}
     )
     images.image_seq_length = 5  # 2 x 2 patches of 32 pixels, and their mean
     processor = Florence2Processor(images, tokenizer, post_processor_config={"pure_text": {}})
     vision = {
-        "depths": (1, 1, 1, 1), "embed_dim": (8, 8, 16, 16), "num_heads": (1, 1, 2, 2), "num_groups": (1, 1, 2, 2),
-        "window_size": 2, "projection_dim": 16, "drop_path_rate": 0.0,
-    }  # fmt: skip
+        "depths": (1, 1, 1, 1),
+        "embed_dim": (8, 8, 16, 16),
+        "num_heads": (1, 1, 2, 2),
+        "num_groups": (1, 1, 2, 2),
+        "window_size": 2,
+        "projection_dim": 16,
+        "drop_path_rate": 0.0,
+    }
     text = {
-        "model_type": "bart", "vocab_size": len(tokenizer), "d_model": 16, "encoder_layers": 1, "decoder_layers": 1,
-        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
-        "max_position_embeddings": 128, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id, "decoder_start_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+        "model_type": "bart",
+        "vocab_size": len(tokenizer),
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "decoder_ffn_dim": 16,
+        "max_position_embeddings": 128,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "decoder_start_token_id": tokenizer.eos_token_id,
+    }
     model = Florence2ForConditionalGeneration(
         Florence2Config(
-            vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id,
-            pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+            vision_config=vision,
+            text_config=text,
+            image_token_id=tokenizer.image_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             decoder_start_token_id=tokenizer.eos_token_id,
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     _mute(model, tokenizer.image_token_id)
     _mute(model, tokenizer.mask_token_id)
@@ -305,15 +392,21 @@ def smolvlm(folder: Path, seed: int = 0) -> Path:
     tokenizer, template, text = _tiled_chat()
     processor = SmolVLMProcessor(
         SmolVLMImageProcessor(size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}),
-        tokenizer, SmolVLMVideoProcessor(size={"longest_edge": SIDE}), image_seq_len=1, chat_template=template,
-    )  # fmt: skip
+        tokenizer,
+        SmolVLMVideoProcessor(size={"longest_edge": SIDE}),
+        image_seq_len=1,
+        chat_template=template,
+    )
     image = tokenizer.convert_tokens_to_ids("<image>")
     model = SmolVLMForConditionalGeneration(
         SmolVLMConfig(
-            vision_config=_vision(), text_config=text, scale_factor=2, image_token_id=image,
+            vision_config=_vision(),
+            text_config=text,
+            scale_factor=2,
+            image_token_id=image,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     _mute(model, image)
     model.save_pretrained(folder)
@@ -324,20 +417,30 @@ def smolvlm(folder: Path, seed: int = 0) -> Path:
 def _tiled_chat():
     """Tokenizer, template and language model of a chat model that cuts an image into tiles."""
     tokenizer = _gpt2_tokenizer(
-        "<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",
+        "<image>",
+        "<fake_token_around_image>",
+        "<end_of_utterance>",
+        "<global-img>",
         *[f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)],
-    )  # fmt: skip
+    )
     template = (
         "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
         "{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
         "{% if add_generation_prompt %}Assistant:{% endif %}"
     )
     text = {
-        "model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16,
-        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512,
-        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     return tokenizer, template, text
 
 
@@ -359,22 +462,33 @@ def qwen2_vl(folder: Path, seed: int = 0) -> Path:
     )
     sizes = {"shortest_edge": 8 * 8 * 4, "longest_edge": 32 * 32}
     processor = Qwen2VLProcessor(
-        Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=sizes), tokenizer,
-        Qwen2VLVideoProcessor(patch_size=4, merge_size=2), chat_template=template,
-    )  # fmt: skip
+        Qwen2VLImageProcessor(patch_size=4, merge_size=2, size=sizes),
+        tokenizer,
+        Qwen2VLVideoProcessor(patch_size=4, merge_size=2),
+        chat_template=template,
+    )
     ids = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{word}|>")
         for name, word in (
-            ("image", "image_pad"), ("video", "video_pad"), ("vision_start", "vision_start"),
+            ("image", "image_pad"),
+            ("video", "video_pad"),
+            ("vision_start", "vision_start"),
             ("vision_end", "vision_end"),
         )
-    }  # fmt: skip
+    }
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512,
-        "bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id, "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]},
+    }
     vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 1, "patch_size": 4}
     model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **ids))
     _randomise(model, seed)
@@ -399,12 +513,18 @@ def chat_model(folder: Path, seed: int = 0) -> Path:
     )
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=2048,
-            bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
+            bos_token_id=tokenizer.eos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -420,10 +540,15 @@ def plain_model(folder: Path, seed: int = 0) -> Path:
     end = tokenizer.eos_token_id
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=1024, bos_token_id=end,
+            vocab_size=len(tokenizer),
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            n_positions=1024,
+            bos_token_id=end,
             eos_token_id=end,
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -441,10 +566,17 @@ def t5(folder: Path, seed: int = 0) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     model = T5ForConditionalGeneration(
         T5Config(
-            vocab_size=len(names), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, pad_token_id=0,
-            eos_token_id=1, decoder_start_token_id=0,
+            vocab_size=len(names),
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_layers=1,
+            num_heads=2,
+            pad_token_id=0,
+            eos_token_id=1,
+            decoder_start_token_id=0,
         )
-    )  # fmt: skip
+    )
     _randomise(model, seed)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -468,10 +600,17 @@ def _clip_text(tokenizer, kind: str = "CLIPTextModel", seed: int = 0):
     import transformers
 
     config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length, projection_dim=32, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=32,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
     model = getattr(transformers, kind)(config).eval()
     _randomise(model, seed)
     return model
@@ -482,9 +621,14 @@ def _vae(seed: int = 0, **more: object):
 
     torch.manual_seed(seed)
     return AutoencoderKL(
-        block_out_channels=(16, 16), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=8, sample_size=SIDE, **more,
-    ).eval()  # fmt: skip
+        block_out_channels=(16, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        **more,
+    ).eval()
 
 
 def _unet(seed: int = 0, **more: object):
@@ -493,12 +637,17 @@ def _unet(seed: int = 0, **more: object):
     torch.manual_seed(seed)
     model = UNet2DConditionModel(
         **{
-            "sample_size": SIDE // 2, "block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1,
+            "sample_size": SIDE // 2,
+            "block_out_channels": (16, 32),
+            "norm_num_groups": 8,
+            "layers_per_block": 1,
             "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 32, "attention_head_dim": 8,
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "cross_attention_dim": 32,
+            "attention_head_dim": 8,
             **more,
         }
-    ).eval()  # fmt: skip
+    ).eval()
     with torch.no_grad():  # a fresh network all but ignores its text
         for name, parameter in model.named_parameters():
             if ".attn2." in name and name.endswith("weight"):
@@ -515,11 +664,15 @@ def stable_diffusion(folder: Path, seed: int = 0, *, flags: bool | None = None) 
 
     tokenizer = _clip_tokenizer()
     pipe = StableDiffusionPipeline(
-        vae=_vae(seed), text_encoder=_clip_text(tokenizer, seed=seed), tokenizer=tokenizer, unet=_unet(seed),
+        vae=_vae(seed),
+        text_encoder=_clip_text(tokenizer, seed=seed),
+        tokenizer=tokenizer,
+        unet=_unet(seed),
         scheduler=PNDMScheduler(**_NOISE, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False),
         safety_checker=None if flags is None else _safety_checker(flags),
-        feature_extractor=None if flags is None else _clip_images(), requires_safety_checker=flags is not None,
-    )  # fmt: skip
+        feature_extractor=None if flags is None else _clip_images(),
+        requires_safety_checker=flags is not None,
+    )
     pipe.save_pretrained(folder)
     return folder
 
@@ -551,15 +704,23 @@ def sdxl(folder: Path, seed: int = 0) -> Path:
 
     tokenizer = _clip_tokenizer()
     unet = _unet(
-        seed, cross_attention_dim=64, addition_embed_type="text_time", addition_time_embed_dim=8,
+        seed,
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 32,
-    )  # fmt: skip
+    )
     pipe = StableDiffusionXLPipeline(
-        vae=_vae(seed), unet=unet, scheduler=EulerDiscreteScheduler(**_NOISE),
-        text_encoder=_clip_text(tokenizer, seed=seed), tokenizer=tokenizer,
-        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1), tokenizer_2=tokenizer,
-        force_zeros_for_empty_prompt=True, add_watermarker=False,
-    )  # fmt: skip
+        vae=_vae(seed),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(**_NOISE),
+        text_encoder=_clip_text(tokenizer, seed=seed),
+        tokenizer=tokenizer,
+        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1),
+        tokenizer_2=tokenizer,
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
     pipe.save_pretrained(folder)
     return folder
 
@@ -571,17 +732,29 @@ def sd3(folder: Path, seed: int = 0) -> Path:
     tokenizer = _clip_tokenizer()
     torch.manual_seed(seed)
     transformer = SD3Transformer2DModel(
-        sample_size=SIDE // 2, patch_size=1, in_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
-        joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
+        sample_size=SIDE // 2,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=64,
+        caption_projection_dim=32,
+        pooled_projection_dim=64,
+        out_channels=4,
         pos_embed_max_size=32,
-    ).eval()  # fmt: skip
+    ).eval()
     pipe = StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(seed, scaling_factor=1.5, shift_factor=0.06),
-        text_encoder=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed), tokenizer=tokenizer,
-        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1), tokenizer_2=tokenizer,
-        text_encoder_3=None, tokenizer_3=None,
-    )  # fmt: skip
+        text_encoder=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed),
+        tokenizer=tokenizer,
+        text_encoder_2=_clip_text(tokenizer, "CLIPTextModelWithProjection", seed + 1),
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
     pipe.save_pretrained(folder)
     return folder
 

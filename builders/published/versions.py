@@ -37,9 +37,16 @@ from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
 
 __all__ = [
-    "Published", "RunFolder", "fetch_sidecars", "find_published", "load_version", "open_published", "open_reference",
-    "parse_reference", "shard_files",
-]  # fmt: skip
+    "Published",
+    "RunFolder",
+    "fetch_sidecars",
+    "find_published",
+    "load_version",
+    "open_published",
+    "open_reference",
+    "parse_reference",
+    "shard_files",
+]
 
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
 """Names of tags and branches, and commits: nothing that leaves the cache's folder, or is another place to a server."""
@@ -115,12 +122,16 @@ class Published:
             return Path(
                 patiently(
                     lambda: hf_hub_download(
-                        self.repo_id, path, repo_type="dataset", revision=self.sha, token=self.token,
+                        self.repo_id,
+                        path,
+                        repo_type="dataset",
+                        revision=self.sha,
+                        token=self.token,
                         local_files_only=self.offline,
                     ),
                     self.patience,
                 )
-            )  # fmt: skip
+            )
         except LocalEntryNotFoundError:
             raise not_cached(f"{path} of {self.repo_id} at {self.revision}", self.repo_id) from None
         except EntryNotFoundError:

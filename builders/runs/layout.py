@@ -72,10 +72,22 @@ DEFAULT_CONFIG = "default"
 
 KNOWN = frozenset(
     {
-        RECIPE, STRATEGY, SOURCE, "source.json", CAPTIONS, PLAN, "plan.json", DATA, SIDECARS, REJECTED, MANIFEST, CARD,
-        PREVIEW, LOCKS,
+        RECIPE,
+        STRATEGY,
+        SOURCE,
+        "source.json",
+        CAPTIONS,
+        PLAN,
+        "plan.json",
+        DATA,
+        SIDECARS,
+        REJECTED,
+        MANIFEST,
+        CARD,
+        PREVIEW,
+        LOCKS,
     }
-)  # fmt: skip
+)
 """Every name that may stand at the top of a run folder."""
 
 FORMAT = 3

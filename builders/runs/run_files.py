@@ -154,9 +154,15 @@ _TOPS = (
     *(f"{above}{top}" for above in ("", f"{layout.SIDECARS}/") for top in (layout.CAPTIONS, layout.DATA)),
 )
 _EVERY = (
-    layout.RECIPE, layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN), layout.REJECTED,
-    layout.CARD, f"{layout.PREVIEW}/{layout.SAMPLES}",
-)  # fmt: skip
+    layout.RECIPE,
+    layout.SOURCE,
+    sidecar_name(layout.SOURCE),
+    layout.PLAN,
+    sidecar_name(layout.PLAN),
+    layout.REJECTED,
+    layout.CARD,
+    f"{layout.PREVIEW}/{layout.SAMPLES}",
+)
 
 
 def _sizes(folder: Path, top: str) -> Iterator[tuple[str, int]]:

@@ -33,8 +33,17 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SHAPES: tuple[str, ...] = (
-    "circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent", "arrow", "hourglass",
-)  # fmt: skip
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "cross",
+    "ring",
+    "heart",
+    "crescent",
+    "arrow",
+    "hourglass",
+)
 """The shapes in label order."""
 
 _COLOUR_RGB: dict[str, tuple[int, int, int]] = {
@@ -234,10 +243,7 @@ def _outlines(shape: str) -> tuple[tuple[Outline, bool], ...]:
             return ((_star(), True),)
         case "cross":
             a, b = 0.32, 0.98
-            return (
-                ([(-a, -b), (a, -b), (a, b), (-a, b)], True),
-                ([(-b, -a), (b, -a), (b, a), (-b, a)], True),
-            )
+            return (([(-a, -b), (a, -b), (a, b), (-a, b)], True), ([(-b, -a), (b, -a), (b, a), (-b, a)], True))
         case "ring":
             return ((_arc(1.0), True), (_arc(0.54), False))
         case "heart":

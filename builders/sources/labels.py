@@ -11,9 +11,17 @@ from builders.file_names import shown
 from builders.variants import ClassInfo, Variant
 
 __all__ = [
-    "check_names", "check_numbers", "class_keys", "file_wnid", "hub_labels", "is_wnid", "label_map", "refuse",
-    "shorten", "spelling",
-]  # fmt: skip
+    "check_names",
+    "check_numbers",
+    "class_keys",
+    "file_wnid",
+    "hub_labels",
+    "is_wnid",
+    "label_map",
+    "refuse",
+    "shorten",
+    "spelling",
+]
 
 _RENUMBERED = 10
 """So many folders "0", "1", "2" and so on without a gap are a set of their own rather than what somebody tries out."""

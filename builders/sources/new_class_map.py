@@ -177,7 +177,11 @@ def _of_repository(
 
     there, found = patiently(ask, Patience(repo_id, revision=revision, token=token))
     hub: dict[str, Any] = {
-        "repo_id": repo_id, "config": there.tables.config, "revision": there.commit, "splits": dict(found.splits),
-        "image_column": found.image_column, "label_column": found.label_column,
-    }  # fmt: skip
+        "repo_id": repo_id,
+        "config": there.tables.config,
+        "revision": there.commit,
+        "splits": dict(found.splits),
+        "image_column": found.image_column,
+        "label_column": found.label_column,
+    }
     return dict(found.counts), list(found.labels), {key: value for key, value in hub.items() if value is not None}

@@ -125,12 +125,7 @@ EVALUATION_SETS: tuple[Variant, ...] = (
         splits={"test": 7_500},
         images="JPEG as far as is known, from 84 to 3,050 pixels wide",
         licence="not stated for the images; the repository and the authors' code say MIT",
-        hub=HubSource(
-            repo_id="barkermrl/imagenet-a",
-            config=None,
-            revision=None,
-            splits={"test": "train"},
-        ),
+        hub=HubSource(repo_id="barkermrl/imagenet-a", config=None, revision=None, splits={"test": "train"}),
         homepage="https://github.com/hendrycks/natural-adv-examples",
         facts={
             "classes": "timm 1.0.31 (imagenet_a_synsets.txt) and thousand_k_to_200 in eval.py of "

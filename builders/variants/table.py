@@ -68,12 +68,10 @@ TRAINING_SETS: tuple[Variant, ...] = (
         },
     ),
     _imagenette(
-        320,
-        "named in public code that reads 160px at it; not verified: that 320px has the same file names there",
+        320, "named in public code that reads 160px at it; not verified: that 320px has the same file names there"
     ),
     _imagenette(
-        160,
-        "public code reads 160px/train-00000-of-00001.parquet and 160px/validation-00000-of-00001.parquet at it",
+        160, "public code reads 160px/train-00000-of-00001.parquet and 160px/validation-00000-of-00001.parquet at it"
     ),
     Variant(
         name="imagewoof",

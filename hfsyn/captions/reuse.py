@@ -99,9 +99,12 @@ def _refused(side: Published | RunFolder, files: Sequence[str]) -> dict[str, str
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """What decides the captions of a source's images."""
     fields: dict[str, Any] = {
-        "variant": recipe.source.variant, "split": recipe.source.split, "caption": recipe.caption, "seed": None,
+        "variant": recipe.source.variant,
+        "split": recipe.source.split,
+        "caption": recipe.caption,
+        "seed": None,
         "strategy": None,
-    }  # fmt: skip
+    }
     of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
     if of_class:  # each asks its language model something else
         fields["strategy"] = recipe.prompt.strategy

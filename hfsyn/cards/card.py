@@ -43,7 +43,7 @@ __all__ = [
     "facts",
     "facts_in_progress",
     "render_card",
-]  # fmt: skip
+]
 
 PLACEHOLDER = "PATH_OR_REPO_ID"
 """Where a card that is not published yet has no name to give."""
@@ -236,9 +236,17 @@ def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
 
 
 _DIGEST = {
-    "config": str, "what": str, "folder": str, "split": str, "rows": int, "classes": int, "variant": str,
-    "strategy": str, "generator": str, "in_progress": bool,
-}  # fmt: skip
+    "config": str,
+    "what": str,
+    "folder": str,
+    "split": str,
+    "rows": int,
+    "classes": int,
+    "variant": str,
+    "strategy": str,
+    "generator": str,
+    "in_progress": bool,
+}
 _MAYBE = ("captioner", "captioner_revision", "generator_revision", "sample_id")
 
 

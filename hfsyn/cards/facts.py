@@ -27,9 +27,14 @@ MOST_EXAMPLES = 5
 _EXAMPLE = ("class_name", "caption", "prompt", "seed", "sample_id", "source_id")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _SIZES = (
-    (1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10_000_000, "1M<n<10M"),
-    (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B"),
-)  # fmt: skip
+    (1_000, "n<1K"),
+    (10_000, "1K<n<10K"),
+    (100_000, "10K<n<100K"),
+    (1_000_000, "100K<n<1M"),
+    (10_000_000, "1M<n<10M"),
+    (100_000_000, "10M<n<100M"),
+    (1_000_000_000, "100M<n<1B"),
+)
 
 
 @dataclass(frozen=True)
@@ -191,10 +196,20 @@ def facts_in_progress(
 ) -> CardFacts:
     """The facts of a run that is still at work and has no manifest yet: its recipe, and how many rows there are."""
     manifest = {
-        "name": recipe.name, "fingerprint": fingerprint(recipe), "recipe": recipe.model_dump(), "split": split,
-        "rows": rows_done, "rows_planned": rows_planned, "source_rows": None, "readable_rows": 0, "bytes": 0,
-        "rejected": {}, "flags": {}, "classes": [], "shards": [],
-    }  # fmt: skip
+        "name": recipe.name,
+        "fingerprint": fingerprint(recipe),
+        "recipe": recipe.model_dump(),
+        "split": split,
+        "rows": rows_done,
+        "rows_planned": rows_planned,
+        "source_rows": None,
+        "readable_rows": 0,
+        "bytes": 0,
+        "rejected": {},
+        "flags": {},
+        "classes": [],
+        "shards": [],
+    }
     known = facts(manifest, software or {}, config_name=config_name, rows=rows)
     return replace(known, in_progress=True)
 

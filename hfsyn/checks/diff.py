@@ -119,9 +119,15 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         (entry.file, entry.sha256) for entry in right.shards
     }
     found = Comparison(
-        a=a.label, b=b.label, recipe=_fields(a, b), rows_a=left.rows, rows_b=right.rows,
-        shards_equal=len(equal), shards_a=len(left.shards), shards_b=len(right.shards),
-    )  # fmt: skip
+        a=a.label,
+        b=b.label,
+        recipe=_fields(a, b),
+        rows_a=left.rows,
+        rows_b=right.rows,
+        shards_equal=len(equal),
+        shards_a=len(left.shards),
+        shards_b=len(right.shards),
+    )
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
     # Without looking at images, they count as changed where the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)

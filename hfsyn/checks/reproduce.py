@@ -150,10 +150,17 @@ def reproduce(
     verdict, largest, mean = judge(stored, mine)
     picture = _picture(row, stored, mine, verdict, Path(out).expanduser())
     return Reproduction(
-        side.label, sample_id, row["prompt"], row["seed"], verdict, largest, mean, str(picture),
+        side.label,
+        sample_id,
+        row["prompt"],
+        row["seed"],
+        verdict,
+        largest,
+        mean,
+        str(picture),
         {**sidecar.software, "device": sidecar.device, **sidecar.options},
         {**software(), "device": describe_device(where), **tuning.record()},
-    )  # fmt: skip
+    )
 
 
 def recorded_tuning(options: Mapping[str, str], device: str) -> Tuning:

@@ -34,9 +34,7 @@ from hfsyn.runs.specs import order_of, sample_id_of, seed_of
 
 _SHOWN = 20
 _LONGEST = 400
-_NEVER_NULL = (
-    "sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags",
-)  # fmt: skip
+_NEVER_NULL = ("sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags")
 
 
 @dataclass

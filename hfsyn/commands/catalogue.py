@@ -39,7 +39,7 @@ def variants_ls(as_json: bool) -> None:
             for v in VARIANTS.values()
         ],
         as_json,
-    )  # fmt: skip
+    )
 
 
 @variants.command("info")
@@ -240,11 +240,14 @@ def recipes_ls(as_json: bool) -> None:
         r = load_recipe(name)
         rows.append(
             {
-                "name": name, "variant": r.source.variant, "strategy": r.prompt.strategy,
-                "captioner": r.caption.model if r.caption else None, "generator": r.generate.model,
+                "name": name,
+                "variant": r.source.variant,
+                "strategy": r.prompt.strategy,
+                "captioner": r.caption.model if r.caption else None,
+                "generator": r.generate.model,
                 "guidance": r.generate.guidance_scale,
             }
-        )  # fmt: skip
+        )
     _table(rows, as_json)
 
 

@@ -19,9 +19,11 @@ def _checked_token(context: click.Context, parameter: click.Parameter, token: st
 
 
 _token = click.option(
-    "--token", metavar="TOKEN", callback=_checked_token,
+    "--token",
+    metavar="TOKEN",
+    callback=_checked_token,
     help="Default: HF_TOKEN, or the one that `hf auth login` stored. Better left out.",
-)  # fmt: skip
+)
 _config = click.option("--config-name", "config", metavar="NAME", help="A configuration.  [default: the card's own]")
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 
@@ -32,9 +34,12 @@ _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the
 @click.option("--version", required=True, metavar="X.Y.Z", help="The version; its tag is vX.Y.Z.")
 @click.option("--config-name", default="default", show_default=True, metavar="NAME", help="The configuration.")
 @click.option(
-    "--what", type=click.Choice(["data", "captions"]), default="data", show_default=True,
+    "--what",
+    type=click.Choice(["data", "captions"]),
+    default="data",
+    show_default=True,
     help="The images with their captions, or the captions alone.",
-)  # fmt: skip
+)
 @click.option("--private/--public", "private", default=None, help="For a repository that is made now.")
 @click.option("--into", is_flag=True, help="Publish beside what a repository of other origin holds.")
 @click.option("--set-default", "make_default", is_flag=True, help="Let load_dataset(REPO_ID) take this configuration.")

@@ -23,7 +23,7 @@ import click
 @click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 def demo_command(
     out: str, limit: int | None, full: bool, overwrite: bool, num_processes: int | None, device: str | None, quiet: bool
-) -> None:  # fmt: skip
+) -> None:
     """Run the whole path offline, and ask what the images are worth.
 
     Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
@@ -59,9 +59,13 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
 @click.option(
-    "--example", is_flag=True, is_eager=True, expose_value=False, callback=_print_example,
+    "--example",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_example,
     help="Print a small MATRIX that runs offline, and do nothing else.",
-)  # fmt: skip
+)
 def bench_command(
     matrix: str, out: str, num_processes: int | None, num_workers: int, device: str | None, quiet: bool
 ) -> None:
@@ -126,9 +130,14 @@ def _found(result: dict[str, Any], out: str | None) -> None:
 @_device
 @_out
 def fidelity_command(
-    synthetic: str, real: str, evaluation: str | None, features: str | None, limit: int | None, device: str | None,
+    synthetic: str,
+    real: str,
+    evaluation: str | None,
+    features: str | None,
+    limit: int | None,
+    device: str | None,
     out: str | None,
-) -> None:  # fmt: skip
+) -> None:
     """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
 
     \b
@@ -138,9 +147,13 @@ def fidelity_command(
     from hfsyn.workers import pick_device
 
     found = measure_fidelity(
-        synthetic, real, features=features or DEFAULT_FEATURES, evaluation=evaluation, limit_per_class=limit,
+        synthetic,
+        real,
+        features=features or DEFAULT_FEATURES,
+        evaluation=evaluation,
+        limit_per_class=limit,
         device=pick_device(device),
-    )  # fmt: skip
+    )
     _found(found, out)
 
 
@@ -154,9 +167,15 @@ def fidelity_command(
 @_device
 @_out
 def membership_command(
-    model: str, members: str, others: str, members_split: str | None, others_split: str | None, limit: int | None,
-    device: str | None, out: str | None,
-) -> None:  # fmt: skip
+    model: str,
+    members: str,
+    others: str,
+    members_split: str | None,
+    others_split: str | None,
+    limit: int | None,
+    device: str | None,
+    out: str | None,
+) -> None:
     """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
@@ -164,9 +183,14 @@ def membership_command(
     from hfsyn.judging.measures.membership import measure_membership
 
     found = measure_membership(
-        model, members, others, members_split=members_split, others_split=others_split, limit_per_class=limit,
+        model,
+        members,
+        others,
+        members_split=members_split,
+        others_split=others_split,
+        limit_per_class=limit,
         device=device,
-    )  # fmt: skip
+    )
     _found(found, out)
 
 
@@ -184,6 +208,4 @@ def export_real_command(run: str, out: str, quiet: bool) -> None:
     click.echo(export_real(run, out, quiet=quiet))
 
 
-EXHIBITS = (
-    demo_command, bench_command, report_command, fidelity_command, membership_command, export_real_command,
-)  # fmt: skip
+EXHIBITS = (demo_command, bench_command, report_command, fidelity_command, membership_command, export_real_command)

@@ -50,16 +50,21 @@ def status(run: str, as_json: bool) -> None:
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
 @click.option(
     "--price", type=Finite(0, 1e6), metavar="USD", help="What a device costs an hour: says what the run costs."
-)  # fmt: skip
+)
 @click.option(
-    "--probe", "count", type=click.IntRange(min=1), metavar="N",
+    "--probe",
+    "count",
+    type=click.IntRange(min=1),
+    metavar="N",
     help="Make N images here, in whole batches with one more before and after, and measure them. The options below are "
     "for this.",
-)  # fmt: skip
+)
 @click.option(
-    "--num-processes", type=click.IntRange(1, 10**6), metavar="N",
+    "--num-processes",
+    type=click.IntRange(1, 10**6),
+    metavar="N",
     help="Project the measured times for so many processes, each with a device like this.  [default: 1]",
-)  # fmt: skip
+)
 @speed_options
 @as_json_option
 def plan(

@@ -16,7 +16,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 GROUPS: dict[str, tuple[Any, ...]] = {
     "Images": (
         click.option(
-            "--train-dataset", "train_datasets", multiple=True, metavar="DATASET[:WEIGHT]",
+            "--train-dataset",
+            "train_datasets",
+            multiple=True,
+            metavar="DATASET[:WEIGHT]",
             help="What to train on; several are mixed by weight.",
         ),
         click.option("--train-split", metavar="SPLIT", help="Split to train on.  [default: train, or the only one]"),
@@ -36,15 +39,21 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option("--model", metavar="NAME", help="A network of timm.  [default: resnet50]"),
         click.option("--pretrained/--from-scratch", default=None, help="Start from timm's weights, or not."),
         click.option(
-            "--image-size", type=click.IntRange(8, 4096), metavar="PIXELS",
+            "--image-size",
+            type=click.IntRange(8, 4096),
+            metavar="PIXELS",
             help="Input of the network.  [default: its own]",
         ),
         click.option(
-            "--epochs", type=click.IntRange(1, 10**6), metavar="N",
+            "--epochs",
+            type=click.IntRange(1, 10**6),
+            metavar="N",
             help="Times that --budget images are shown.  [default: 100]",
         ),
         click.option(
-            "--batch-size", type=click.IntRange(1, 10**6), metavar="N",
+            "--batch-size",
+            type=click.IntRange(1, 10**6),
+            metavar="N",
             help="Images a step, over all processes.  [default: 256]",
         ),
         click.option("--opt", metavar="NAME", help="An optimizer of timm.  [default: sgd]"),
@@ -60,15 +69,23 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option("--overwrite", is_flag=True, help="Delete the training that DIR holds first."),
         click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]"),
         click.option(
-            "--num-workers", type=click.IntRange(0, 1024), metavar="N",
+            "--num-workers",
+            type=click.IntRange(0, 1024),
+            metavar="N",
             help="Decoders a process.  [default: cores / GPUs, or 0]",
         ),
         click.option(
-            "--gradient-accumulation-steps", "accumulation", type=click.IntRange(min=1), default=1, metavar="N",
+            "--gradient-accumulation-steps",
+            "accumulation",
+            type=click.IntRange(min=1),
+            default=1,
+            metavar="N",
             help="Parts in which a step is computed.",
         ),
         click.option(
-            "--checkpoint-steps", type=click.IntRange(min=0), metavar="N",
+            "--checkpoint-steps",
+            type=click.IntRange(min=0),
+            metavar="N",
             help="Steps between checkpoints, 0 for none.  [default: an epoch]",
         ),
         click.option("--log-with", metavar="TRACKER", help="tensorboard, trackio or wandb."),
@@ -78,17 +95,28 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option("--push-to-hub", metavar="USER/NAME", help="Publish the classifier with a card."),
         click.option("--private", is_flag=True, help="Publish it for yourself only."),
     ),
-}  # fmt: skip
+}
 """The options of a training by group: those of `hfsyn train` and of scripts/train_classifier.py."""
 
 FIELDS = {
-    "train_datasets": "data.train", "train_split": "data.train_split", "eval_dataset": "test.dataset",
-    "eval_split": "test.split", "budget": "data.budget", "limit": "data.limit_per_class",
-    "streaming": "data.streaming", "model": "model.name", "pretrained": "model.pretrained",
-    "image_size": "model.image_size", "epochs": "optimise.epochs", "batch_size": "optimise.batch_size",
-    "opt": "optimise.optimizer", "lr": "optimise.lr", "weight_decay": "optimise.weight_decay",
-    "mixed_precision": "optimise.mixed_precision", "seed": "seed",
-}  # fmt: skip
+    "train_datasets": "data.train",
+    "train_split": "data.train_split",
+    "eval_dataset": "test.dataset",
+    "eval_split": "test.split",
+    "budget": "data.budget",
+    "limit": "data.limit_per_class",
+    "streaming": "data.streaming",
+    "model": "model.name",
+    "pretrained": "model.pretrained",
+    "image_size": "model.image_size",
+    "epochs": "optimise.epochs",
+    "batch_size": "optimise.batch_size",
+    "opt": "optimise.optimizer",
+    "lr": "optimise.lr",
+    "weight_decay": "optimise.weight_decay",
+    "mixed_precision": "optimise.mixed_precision",
+    "seed": "seed",
+}
 """Option -> field of the training recipe."""
 
 
@@ -174,9 +202,11 @@ def running_of(options: dict[str, Any]) -> Any:
 @click.command("train", cls=GroupedCommand)
 @training_options
 @click.option(
-    "--num-processes", type=click.IntRange(1, 1024), metavar="N",
+    "--num-processes",
+    type=click.IntRange(1, 1024),
+    metavar="N",
     help="Processes on this machine, started by accelerate.  [default: one a GPU, or one]",
-)  # fmt: skip
+)
 @click.pass_context
 def train_command(context: click.Context, /, num_processes: int | None, **options: Any) -> None:
     """Train a timm classifier on real or synthetic images, and test it on real ones. Prints DIR.
@@ -274,10 +304,19 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 def evaluate_command(
-    model: str, dataset: str, split: str | None, limit: int | None, out: str | None, device: str | None,
-    num_processes: int | None, num_workers: int | None, batch_size: int, mixed_precision: str, as_json: bool,
+    model: str,
+    dataset: str,
+    split: str | None,
+    limit: int | None,
+    out: str | None,
+    device: str | None,
+    num_processes: int | None,
+    num_workers: int | None,
+    batch_size: int,
+    mixed_precision: str,
+    as_json: bool,
     quiet: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Test MODEL on DATASET. Prints top-1, top-5 and calibration, each with its 95 % interval.
 
     MODEL is the folder of a training, a name of timm's pretrained networks, or hf_hub:USER/NAME.
@@ -292,16 +331,35 @@ def evaluate_command(
     check_device(device)
     if (num_processes or 1) > 1 and not is_launched():
         check_test(model, dataset, split=split, limit_per_class=limit, out=out)  # said once, not by every process
-        result = _launch_evaluation(num_processes or 1, device, out, [
-            model, dataset, *_flag("--split", split), *_flag("--limit", limit), *_flag("--device", device),
-            *_flag("--num-workers", num_workers), *_flag("--batch-size", batch_size),
-            *_flag("--mixed-precision", mixed_precision), *(["--quiet"] if quiet else []),
-        ])  # fmt: skip
+        result = _launch_evaluation(
+            num_processes or 1,
+            device,
+            out,
+            [
+                model,
+                dataset,
+                *_flag("--split", split),
+                *_flag("--limit", limit),
+                *_flag("--device", device),
+                *_flag("--num-workers", num_workers),
+                *_flag("--batch-size", batch_size),
+                *_flag("--mixed-precision", mixed_precision),
+                *(["--quiet"] if quiet else []),
+            ],
+        )
     else:
         result = evaluate(
-            model, dataset, split=split, limit_per_class=limit, out=out, device=device, batch_size=batch_size,
-            num_workers=num_workers, mixed_precision=mixed_precision, quiet=quiet,
-        )  # fmt: skip
+            model,
+            dataset,
+            split=split,
+            limit_per_class=limit,
+            out=out,
+            device=device,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            mixed_precision=mixed_precision,
+            quiet=quiet,
+        )
     from hfsyn.judging.measures.metrics import dump_result
 
     if current_worker().is_main and not is_child():

@@ -34,39 +34,50 @@ def _batch_size(context: click.Context, option: click.Parameter, value: str | No
 
 
 _PROCESSES = click.option(
-    "--num-processes", type=click.IntRange(1, 1024), metavar="N",
+    "--num-processes",
+    type=click.IntRange(1, 1024),
+    metavar="N",
     help="Processes on this machine, started by accelerate. Default: one a GPU or CPU core, no more than shards.",
-)  # fmt: skip
+)
 _DEVICE = click.option(
     "--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."
-)  # fmt: skip
+)
 _SHARDS = click.option("--shards", metavar="A:B", callback=_shards, help="Only shards A up to but not including B.")
 _SPEED = (
     click.option(
-        "--allow-pickle-weights", "allow_pickle", is_flag=True,
+        "--allow-pickle-weights",
+        "allow_pickle",
+        is_flag=True,
         help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
     ),
     click.option(
-        "--batch-size", metavar="N|auto", callback=_batch_size,
+        "--batch-size",
+        metavar="N|auto",
+        callback=_batch_size,
         help="Images that the generator draws at once; auto: as many as fit. Default: the recipe's number. "
         "Another changes the last bits of an image, and sidecars record it.",
     ),
     click.option(
-        "--compile", "compile", is_flag=True,
+        "--compile",
+        "compile",
+        is_flag=True,
         help="Compile the generator first: minutes, then faster. Worth it from some thousand images on.",
     ),
     click.option(
         "--channels-last", type=click.Choice(["on", "off"]), help="Memory format of UNets.  [default: on for GPUs]"
     ),
     click.option(
-        "--attention", type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
+        "--attention",
+        type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
         help="Kernel of attention, where it fits a layer.  [default: auto]",
     ),
-)  # fmt: skip
+)
 _BUDGET = click.option(
-    "--budget-hours", type=Finite(min=0, min_open=True, max=1e6), metavar="H",
+    "--budget-hours",
+    type=Finite(min=0, min_open=True, max=1e6),
+    metavar="H",
     help="Begin no shard that would end after so many hours. Exit code 4 when some are left.",
-)  # fmt: skip
+)
 
 
 def _together(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -119,9 +119,14 @@ class HubRepo:
             HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
         """
         patience = Patience(
-            self.repo_id, what, page=page_of(self.repo_id, self.repo_type), token=self.token, say=self.say,
-            sleep=self._sleep, chance=self._chance,
-        )  # fmt: skip
+            self.repo_id,
+            what,
+            page=page_of(self.repo_id, self.repo_type),
+            token=self.token,
+            say=self.say,
+            sleep=self._sleep,
+            chance=self._chance,
+        )
         return patiently(lambda: function(*args, **options), patience)
 
     def need_token(self) -> None:
@@ -134,9 +139,10 @@ class HubRepo:
 
         if is_offline():
             raise HfsynError(
-                f"Nothing can be sent to {self.repo_id} while HF_HUB_OFFLINE is set.", "Unset it.",
+                f"Nothing can be sent to {self.repo_id} while HF_HUB_OFFLINE is set.",
+                "Unset it.",
                 code=ExitCode.PREFLIGHT,
-            )  # fmt: skip
+            )
         if not (self.token or get_token()):
             raise HfsynError(
                 f"Nobody may write to {self.repo_id} without a token, and there is none.",
@@ -188,9 +194,14 @@ class HubRepo:
         from huggingface_hub import hf_hub_download
 
         found = self.call(
-            f"read {path} of {self.repo_id}", hf_hub_download, self.repo_id, path, repo_type=self.repo_type,
-            revision=commit, token=self.token,
-        )  # fmt: skip
+            f"read {path} of {self.repo_id}",
+            hf_hub_download,
+            self.repo_id,
+            path,
+            repo_type=self.repo_type,
+            revision=commit,
+            token=self.token,
+        )
         # Read as bytes: line ends are the author's and stay.
         try:
             return Path(found).read_bytes().decode("utf-8")

@@ -23,9 +23,10 @@ CACHED_PROMPTS = 1024
 _EMBEDDINGS = {
     "StableDiffusionPipeline": (("prompt_embeds",), ("negative_prompt_embeds",)),
     "StableDiffusionXLPipeline": (
-        ("prompt_embeds", "pooled_prompt_embeds"), ("negative_prompt_embeds", "negative_pooled_prompt_embeds"),
+        ("prompt_embeds", "pooled_prompt_embeds"),
+        ("negative_prompt_embeds", "negative_pooled_prompt_embeds"),
     ),
-}  # fmt: skip
+}
 
 
 def makes_embeddings(pipe: Any) -> bool:

@@ -76,8 +76,13 @@ def denoise(
         timesteps, _ = image_pipe.get_timesteps(recipe.steps, recipe.strength, device)
         latents = image_pipe.prepare_latents(
             image_pipe.image_processor.preprocess(list(images), height=height, width=width),
-            timesteps[:1].repeat(rows), rows, 1, embeddings.dtype, device, list(generators),
-        )  # fmt: skip
+            timesteps[:1].repeat(rows),
+            rows,
+            1,
+            embeddings.dtype,
+            device,
+            list(generators),
+        )
     on_device = timesteps.to(device)
     more = _step_options(scheduler, generators)
     both = {"encoder_hidden_states": embeddings}

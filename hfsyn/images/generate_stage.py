@@ -102,10 +102,7 @@ def generate(
     schema = synthetic_features(run.class_names).arrow_schema
     pictures = SourcePictures(run, fitting(generator)) if part.init == "source" else None
 
-    with (
-        working_in(run.folder, run.mark),
-        stage.progress("generating", paths, total, quiet=quiet) as progress,
-    ):
+    with working_in(run.folder, run.mark), stage.progress("generating", paths, total, quiet=quiet) as progress:
 
         def write(work: Work) -> None:
             results = [work.results[spec.sample_id] for spec in work.specs]

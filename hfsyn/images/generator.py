@@ -120,9 +120,13 @@ class DiffusersGenerator:
         self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
         self.device = device
         self._conditioning = Conditioning(
-            self._pipe, recipe.model, negative, guided=is_guided(pipe, recipe), device=device,
+            self._pipe,
+            recipe.model,
+            negative,
+            guided=is_guided(pipe, recipe),
+            device=device,
             longest=recipe.max_sequence_length,
-        )  # fmt: skip
+        )
         self._noise = None if self._encodes else OwnNoise(pipe)
         self.tuning = PLAIN
         self._try()
@@ -246,10 +250,7 @@ class DiffusersGenerator:
         levels = arrive()
         hits = self._flagged(levels.pixels) if flagged is None else flagged
         return [
-            Generated(
-                pixels,
-                problem_of(int(levels.span[i]), finite=bool(levels.finite[i]), flagged=hits[i]),
-            )
+            Generated(pixels, problem_of(int(levels.span[i]), finite=bool(levels.finite[i]), flagged=hits[i]))
             for i, pixels in enumerate(levels.pixels)
         ]
 

@@ -24,11 +24,7 @@ class Result:
 
 
 def synthetic_rows(
-    specs: Sequence[SampleSpec],
-    results: Sequence[Result],
-    tokens: Sequence[int],
-    max_tokens: int,
-    recipe: Recipe,
+    specs: Sequence[SampleSpec], results: Sequence[Result], tokens: Sequence[int], max_tokens: int, recipe: Recipe
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """The rows of a shard in the plan's order, with the columns of `builders.runs.schema`; and what was set aside, why.
 

@@ -19,9 +19,14 @@ CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
 rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
 """
 _NO_MEMORY = (
-    "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED", "can't allocate memory", "unable to find an engine",
-    "CUBLAS_STATUS_NOT_INITIALIZED", "CUDNN_STATUS_NOT_INITIALIZED",
-)  # fmt: skip
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "can't allocate memory",
+    "unable to find an engine",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+)
 """What cuBLAS, cuDNN and the CPU's allocator say where memory is too small."""
 _MOST_ROWS = 63
 _HEADROOM = 0.85

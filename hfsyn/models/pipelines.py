@@ -230,8 +230,7 @@ def size_of(pipe: Any, recipe: GeneratePart, *, whole: bool = False) -> dict[str
     if not isinstance(own, int) or not isinstance(factor, int):
         has = f"generate has a {next(iter(size))} only" if size else "generate has no width and no height"
         raise HfsynError(
-            f"{has}, and {recipe.model} does not say its own size.",
-            "Set both generate.width and generate.height.",
+            f"{has}, and {recipe.model} does not say its own size.", "Set both generate.width and generate.height."
         )
     return dict.fromkeys(("width", "height"), own * factor) | size
 

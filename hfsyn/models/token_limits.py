@@ -13,9 +13,12 @@ from hfsyn.models.single_files import configuration
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 SEQUENCES = {
-    "StableDiffusion3Pipeline": 256, "FluxPipeline": 512, "PixArtAlphaPipeline": 120, "PixArtSigmaPipeline": 300,
+    "StableDiffusion3Pipeline": 256,
+    "FluxPipeline": 512,
+    "PixArtAlphaPipeline": 120,
+    "PixArtSigmaPipeline": 300,
     "IFPipeline": 77,
-}  # fmt: skip
+}
 """What a pipeline of diffusers passes on of a longer prompt, in tokens of its T5: its ``max_sequence_length``, or what
 stands in its code.
 """

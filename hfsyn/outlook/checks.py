@@ -114,9 +114,10 @@ def _source(recipe: Recipe, token: str | bool | None) -> Iterator[Check]:
         return
     if hub and is_offline():
         yield Check(
-            "failed", f"The images of {variant.name} are on the Hub ({hub}), and HF_HUB_OFFLINE is set.",
+            "failed",
+            f"The images of {variant.name} are on the Hub ({hub}), and HF_HUB_OFFLINE is set.",
             "unset HF_HUB_OFFLINE, or --set source.path=FOLDER",
-        )  # fmt: skip
+        )
         return
     try:
         opened = open_source(source.variant, source.split, path=source.path, revision=source.revision, token=token)

@@ -115,9 +115,10 @@ def _architecture(network: Mapping[str, Any]) -> Architecture | None:
     if channels == [320, 640, 1280] and width == 2048:
         return _SDXL
     kinds = {
-        ("SD3Transformer2DModel", 24): _SD3, ("FluxTransformer2DModel", 19): _FLUX,
+        ("SD3Transformer2DModel", 24): _SD3,
+        ("FluxTransformer2DModel", 19): _FLUX,
         ("PixArtTransformer2DModel", 28): _PIXART,
-    }  # fmt: skip
+    }
     return kinds.get((network.get("_class_name", ""), network.get("num_layers", 0)))
 
 

@@ -21,10 +21,7 @@ _LOW_DISK = 10 * 10**9
 
 
 def doctor(
-    recipe: str | Path | Recipe | None = None,
-    out: str | Path | None = None,
-    *,
-    token: str | bool | None = None,
+    recipe: str | Path | Recipe | None = None, out: str | Path | None = None, *, token: str | bool | None = None
 ) -> list[Check]:
     """Look at token, Hub, disk, devices and libraries, and at what a recipe needs of them. Nothing is changed or sent.
 
@@ -85,16 +82,18 @@ def _devices() -> Iterator[Check]:
     cores = len(os.sched_getaffinity(0))
     if gpus and not _usable():
         yield Check(
-            "failed", f"{gpus} GPU{'s' if gpus > 1 else ''} visible, but torch cannot use a GPU here.",
+            "failed",
+            f"{gpus} GPU{'s' if gpus > 1 else ''} visible, but torch cannot use a GPU here.",
             "Update the driver, or --device cpu.",
-        )  # fmt: skip
+        )
     elif gpus:
         yield Check("ok", f"{gpus} GPU{'s' if gpus > 1 else ''} visible, {cores} cores.")
     else:
         yield Check(
-            "warning", f"No GPU is visible, {cores} cores: fine for the built-in models, days for real ones.",
+            "warning",
+            f"No GPU is visible, {cores} cores: fine for the built-in models, days for real ones.",
             "See nvidia-smi and CUDA_VISIBLE_DEVICES, or run elsewhere.",
-        )  # fmt: skip
+        )
 
 
 def _usable() -> bool:

@@ -49,15 +49,17 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     manifest = finished(run.folder)
     if what == "data" and manifest is None:
         raise HfsynError(
-            f"{run.folder} is not finished.", f"Run: hfsyn build (again), or: hfsyn finish {run.folder}",
+            f"{run.folder} is not finished.",
+            f"Run: hfsyn build (again), or: hfsyn finish {run.folder}",
             code=ExitCode.PREFLIGHT,
-        )  # fmt: skip
+        )
     shards = [*run.caption_shards(), *(run.data_shards() if what == "data" else [])]
     if what == "captions" and (left := pending(shards)):
         raise HfsynError(
             f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
-            f"Run: hfsyn caption {run.folder}", code=ExitCode.PREFLIGHT,
-        )  # fmt: skip
+            f"Run: hfsyn caption {run.folder}",
+            code=ExitCode.PREFLIGHT,
+        )
     wrong = _faults(run, shards, quiet=quiet)
     if manifest is not None and what == "data":
         wrong += _changed(run, manifest)

@@ -190,5 +190,9 @@ class StorePart(Part):
 
 
 PARTS: dict[str, type[Part]] = {
-    "source": SourcePart, "caption": CaptionPart, "prompt": PromptPart, "generate": GeneratePart, "store": StorePart,
-}  # fmt: skip
+    "source": SourcePart,
+    "caption": CaptionPart,
+    "prompt": PromptPart,
+    "generate": GeneratePart,
+    "store": StorePart,
+}

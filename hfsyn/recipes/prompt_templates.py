@@ -117,9 +117,18 @@ def clip80(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
 def _clip_templates() -> tuple[str, ...]:
     """The 80 templates of CLIP's ImageNet evaluation, built from their regular parts (their order there is another)."""
     qualities = (
-        "bad", "low resolution", "cropped", "bright", "dark", "close-up", "black and white", "pixelated",
-        "jpeg corrupted", "blurry", "good",
-    )  # fmt: skip
+        "bad",
+        "low resolution",
+        "cropped",
+        "bright",
+        "dark",
+        "close-up",
+        "black and white",
+        "pixelated",
+        "jpeg corrupted",
+        "blurry",
+        "good",
+    )
     looks = ("hard to see", "clean", "dirty", "nice", "weird", "cool", "small", "large")
     media = ("sculpture", "rendering", "tattoo", "drawing", "painting", "doodle", "sketch", "rendition")
     materials = ("embroidered", "plastic", "origami", "toy", "cartoon", "plushie")

@@ -42,10 +42,28 @@ from hfsyn.recipes.prompt_part import check_prompt, leave_out_places, published_
 from hfsyn.recipes.strategies import get_strategy
 
 __all__ = [
-    "BUILTIN", "PARTS", "CaptionPart", "Dtype", "GeneratePart", "Part", "PromptPart", "Recipe", "Scheduler",
-    "SourcePart", "StorePart", "check_part", "difference", "dump_recipe", "fingerprint", "is_content_hash",
-    "load_recipe", "new_recipe", "parse_recipe", "published_recipe", "stored_recipe",
-]  # fmt: skip
+    "BUILTIN",
+    "PARTS",
+    "CaptionPart",
+    "Dtype",
+    "GeneratePart",
+    "Part",
+    "PromptPart",
+    "Recipe",
+    "Scheduler",
+    "SourcePart",
+    "StorePart",
+    "check_part",
+    "difference",
+    "dump_recipe",
+    "fingerprint",
+    "is_content_hash",
+    "load_recipe",
+    "new_recipe",
+    "parse_recipe",
+    "published_recipe",
+    "stored_recipe",
+]
 
 _Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 
@@ -141,9 +159,11 @@ def load_recipe(
     own = isinstance(recipe, Mapping) or (is_yaml_name(where) and Path(where).name != layout.RECIPE)
     own_generator = generator is not None and is_yaml_name(generator)
     refuse_idle(
-        found.prompt, found.generate, found.store,
+        found.prompt,
+        found.generate,
+        found.store,
         lambda key: own or key in overridden or (own_generator and key.startswith("generate.")),
-    )  # fmt: skip
+    )
     return found
 
 

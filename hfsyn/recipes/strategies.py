@@ -97,22 +97,27 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy(
             "clip80", "one of CLIP's 80 templates", "CLIP (arXiv 2103.00020), used in 2302.02503", "", templates.clip80
         ),
-        Strategy(
-            "domain", "a {domain} photo of a {c}", "DataDream (arXiv 2407.10910)", "", templates.domain_of("")
-        ),
+        Strategy("domain", "a {domain} photo of a {c}", "DataDream (arXiv 2407.10910)", "", templates.domain_of("")),
         Strategy("definition", "{c}, {definition}", _SARIYILDIZ, "", templates.definition),
         Strategy("hypernym", "{c}, {hypernym}", _SARIYILDIZ, "", templates.hypernym),
         Strategy("background", "{c}, {hypernym} inside {place}", _SARIYILDIZ, "", templates.background),
         Strategy(
-            "cip", "a photo of {c}, {caption}", "Image Captions are Natural Prompts (arXiv 2307.08526)", "image",
+            "cip",
+            "a photo of {c}, {caption}",
+            "Image Captions are Natural Prompts (arXiv 2307.08526)",
+            "image",
             templates.cip,
         ),
         Strategy(
             "cip-bare", "{c}, {caption}", "When Pretty Isn't Useful (arXiv 2602.19946)", "image", templates.cip_bare
         ),
         Strategy(
-            "cip-quality", "photo of {c}, {caption}, best quality", "Real-Fake (arXiv 2310.10402)", "image",
-            templates.cip_quality, negative=_REAL_FAKE,
+            "cip-quality",
+            "photo of {c}, {caption}, best quality",
+            "Real-Fake (arXiv 2310.10402)",
+            "image",
+            templates.cip_quality,
+            negative=_REAL_FAKE,
         ),
         Strategy(
             "caption-only", "{caption}", "ablation: the label comes from the source alone", "image", templates.verbatim
@@ -122,4 +127,4 @@ STRATEGIES: dict[str, Strategy] = {
         Strategy("llm-diverse", "{sentence}", "Diversify, Don't Fine-Tune (arXiv 2312.02253)", "class", templates.said),
         Strategy("captions-file", "{text}", "StableRep (arXiv 2306.00984)", "file", templates.verbatim),
     )
-}  # fmt: skip
+}

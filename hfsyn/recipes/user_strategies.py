@@ -68,8 +68,7 @@ def content_of(name: str) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise HfsynError(
-            f"The strategy's file {path} cannot be read: {error.strerror}.",
-            "Name it as path/to/file.py:function",
+            f"The strategy's file {path} cannot be read: {error.strerror}.", "Name it as path/to/file.py:function"
         ) from None
 
 

@@ -22,11 +22,17 @@ from hfsyn.runs.tables import write_groups
 
 PLAN_SCHEMA = pa.schema(
     [
-        ("sample_id", pa.string()), ("source_id", pa.string()), ("wnid", pa.string()), ("class_name", pa.string()),
-        ("label", pa.int64()), ("prompt", pa.string()), ("caption", pa.string()),
-        ("caption_flags", pa.list_(pa.string())), ("seed", pa.int64()),
+        ("sample_id", pa.string()),
+        ("source_id", pa.string()),
+        ("wnid", pa.string()),
+        ("class_name", pa.string()),
+        ("label", pa.int64()),
+        ("prompt", pa.string()),
+        ("caption", pa.string()),
+        ("caption_flags", pa.list_(pa.string())),
+        ("seed", pa.int64()),
     ]
-)  # fmt: skip
+)
 
 
 def write_plan(run: Run) -> None:

@@ -15,11 +15,7 @@ def opened(source: SourcePart) -> Source:
         DataError: they are not there.
     """
     return open_source(
-        source.variant,
-        source.split,
-        path=source.path,
-        revision=source.revision,
-        limit_per_class=source.limit_per_class,
+        source.variant, source.split, path=source.path, revision=source.revision, limit_per_class=source.limit_per_class
     )
 
 

@@ -17,10 +17,7 @@ import pyarrow.parquet as pq
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
 
-__all__ = [
-    "atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet",
-    "write_shard",
-]  # fmt: skip
+__all__ = ["atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet", "write_shard"]
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.

@@ -69,9 +69,17 @@ def status(folder: str | Path) -> RunStatus:
     unread = unreadable_classes(run, (line for sidecar in read for line in sidecar.rejected))
     gone = () if manifest is None else tuple(lost(run.folder, manifest))
     return RunStatus(
-        str(run.folder), run.recipe.name, run.fingerprint, manifest is not None and not gone, stages, run.source_rows,
-        run.left_out, tuple(unread), unused_weights([*read, *made]), gone,
-    )  # fmt: skip
+        str(run.folder),
+        run.recipe.name,
+        run.fingerprint,
+        manifest is not None and not gone,
+        stages,
+        run.source_rows,
+        run.left_out,
+        tuple(unread),
+        unused_weights([*read, *made]),
+        gone,
+    )
 
 
 def _sidecars(shards: Sequence[Path]) -> list[layout.Sidecar]:

@@ -124,9 +124,16 @@ class Ours:
     name = "ours"
 
     def __init__(
-        self, model: Path, photographs: Photographs, device: str, folder: Path, *, batch: int, dtype: str,
+        self,
+        model: Path,
+        photographs: Photographs,
+        device: str,
+        folder: Path,
+        *,
+        batch: int,
+        dtype: str,
         keep: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._model, self._photographs, self._folder, self._keep = model, photographs, folder, keep
         self._batch, self._dtype = batch, dtype
         self.unit = batch * SHARD_BATCHES
@@ -140,9 +147,13 @@ class Ours:
         changes = {
             "source.path": self._photographs.folder,
             "source.limit_per_class": math.ceil(images / len(get_variant("imagenette").classes)),
-            "caption.model": self._model, "caption.dtype": self._dtype, "caption.batch_size": self._batch,
-            "caption.max_new_tokens": NEW_TOKENS, "generate.model": "builtin", "store.shard_rows": self.unit,
-        }  # fmt: skip
+            "caption.model": self._model,
+            "caption.dtype": self._dtype,
+            "caption.batch_size": self._batch,
+            "caption.max_new_tokens": NEW_TOKENS,
+            "generate.model": "builtin",
+            "store.shard_rows": self.unit,
+        }
         return load_recipe("imagenette-cip", [f"{name}={value}" for name, value in changes.items()])
 
     def prepare(self, images: int) -> None:

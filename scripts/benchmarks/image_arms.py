@@ -39,9 +39,19 @@ SHARD_BATCHES = 2
 """Batches a shard; in use a shard has 1000 rows, so that this asks more of the writer."""
 REFERENCE_IMAGES = 16
 _PHRASES = (
-    "a small brown dog", "two women in red coats", "an old wooden boat", "a white bird", "standing in front of",
-    "lying on", "next to", "looking at", "the green grass", "a table by the window", "snow", "a house near the water",
-)  # fmt: skip
+    "a small brown dog",
+    "two women in red coats",
+    "an old wooden boat",
+    "a white bird",
+    "standing in front of",
+    "lying on",
+    "next to",
+    "looking at",
+    "the green grass",
+    "a table by the window",
+    "snow",
+    "a house near the water",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +175,16 @@ class Plain(_Files):
     name = "plain"
 
     def __init__(
-        self, model: Path, setting: Setting, device: str, folder: Path, *, batch: int, keep: bool = False,
+        self,
+        model: Path,
+        setting: Setting,
+        device: str,
+        folder: Path,
+        *,
+        batch: int,
+        keep: bool = False,
         dtype: torch.dtype = torch.float16,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(folder / self.name, keep=keep)
         self.unit = batch
         self._pipe, self._setting = _pipeline(model, setting, device, dtype), setting
@@ -211,9 +228,17 @@ class Ours:
     name = "ours"
 
     def __init__(
-        self, model: Path, setting: Setting, device: str, folder: Path, *, batch: int, dtype: str, options: WorkOptions,
+        self,
+        model: Path,
+        setting: Setting,
+        device: str,
+        folder: Path,
+        *,
+        batch: int,
+        dtype: str,
+        options: WorkOptions,
         keep: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._model, self._setting, self._folder, self._keep = model, setting, folder, keep
         self._device, self._options, self._batch, self._dtype = device, options, batch, dtype
         self.unit = batch * SHARD_BATCHES
@@ -230,11 +255,17 @@ class Ours:
         changes = {
             "source.limit_per_class": math.ceil(images / each / len(variant.classes)),
             "prompt.images_per_caption": each,
-            "generate.model": self._model, "generate.scheduler": self._setting.scheduler,
-            "generate.steps": self._setting.steps, "generate.guidance_scale": self._setting.guidance,
-            "generate.dtype": self._dtype, "generate.batch_size": self._batch, "store.shard_rows": self.unit,
-            "store.format": "jpeg", "store.quality": 96, "store.subsampling": "4:4:4",
-        } | {f"generate.{name}": value for name, value in generate.items()}  # fmt: skip
+            "generate.model": self._model,
+            "generate.scheduler": self._setting.scheduler,
+            "generate.steps": self._setting.steps,
+            "generate.guidance_scale": self._setting.guidance,
+            "generate.dtype": self._dtype,
+            "generate.batch_size": self._batch,
+            "store.shard_rows": self.unit,
+            "store.format": "jpeg",
+            "store.quality": 96,
+            "store.subsampling": "4:4:4",
+        } | {f"generate.{name}": value for name, value in generate.items()}
         return load_recipe("shapes-cip", [f"{name}={value}" for name, value in changes.items()])
 
     def prepare(self, images: int) -> None:

@@ -221,9 +221,11 @@ def ratio(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
     """Median, lowest and highest of first over second."""
     ratios = sorted(first / second for first, second in pairs)
     return {
-        "ratio": round(statistics.median(ratios), 3), "low": round(ratios[0], 3), "high": round(ratios[-1], 3),
+        "ratio": round(statistics.median(ratios), 3),
+        "low": round(ratios[0], 3),
+        "high": round(ratios[-1], 3),
         "pairs": len(ratios),
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)

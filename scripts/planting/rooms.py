@@ -55,11 +55,7 @@ ROOMS = (
         """,
         "recipe recipe_grid specs prompts fragments pins user_strategies captions_file what_people_write stages",
     ),
-    (
-        "captions",
-        "hfsyn/captions/*",
-        "captioner text_writer reading captions_file known_captions stages fragments",
-    ),
+    ("captions", "hfsyn/captions/*", "captioner text_writer reading captions_file known_captions stages fragments"),
     (
         "images",
         "hfsyn/images/* hfsyn/models/* hfsyn/outlook/devices.py",

@@ -173,10 +173,7 @@ def export(job: Job) -> None:
     """Write `captioner` and `generator`; without `measured.json` the cards say that nothing was measured yet."""
     measured_path = job.path("measured.json")
     measured = json.loads(measured_path.read_text()) if measured_path.exists() else None
-    parts = (
-        ("captioner", captioner.export, _captioner_card),
-        ("generator", unet.export, _generator_card),
-    )
+    parts = (("captioner", captioner.export, _captioner_card), ("generator", unet.export, _generator_card))
     for name, write_model, write_card in parts:
 
         def write(folder: Path, write_model: Any = write_model, write_card: Any = write_card) -> None:

@@ -23,9 +23,25 @@ from .world import ATTRIBUTES, TRAIN, VALUES, caption_from_labels, drawings
 STEPS, BATCH, RATE = 1000, 64, 2e-3  # every attribute is told rightly after 200 already
 WIDTH, POSITIONS = 128, 32
 _WORDS = (
-    "a", "an", "the", "of", "on", "in", "with", "and", "photo", "picture", "image", "drawing", "background",
-    "plain", "gradient", "striped", "dotted", "checked",
-)  # fmt: skip
+    "a",
+    "an",
+    "the",
+    "of",
+    "on",
+    "in",
+    "with",
+    "and",
+    "photo",
+    "picture",
+    "image",
+    "drawing",
+    "background",
+    "plain",
+    "gradient",
+    "striped",
+    "dotted",
+    "checked",
+)
 
 UNCONDITIONAL_SHARE = 0.10
 CLASS_ONLY_SHARE = 0.25

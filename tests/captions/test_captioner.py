@@ -111,8 +111,7 @@ def by_hand(folder: Path, family: str, image: Image.Image, prompt: str | None, s
 
 
 @pytest.mark.parametrize(
-    ("family", "prompt"),
-    [*((family, None) for family in FAMILIES), *((family, PROMPT) for family in TAKES_PROMPT)],
+    ("family", "prompt"), [*((family, None) for family in FAMILIES), *((family, PROMPT) for family in TAKES_PROMPT)]
 )
 def test_a_caption_is_what_the_model_says_after_the_prompt(folders: Folders, family: str, prompt: str | None) -> None:
     folder = folders(family)

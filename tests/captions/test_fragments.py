@@ -24,11 +24,22 @@ from hfsyn.recipes.recipe import CaptionPart, GeneratePart, difference, load_rec
 
 # The model classes that each shipped captioner loads as.
 FAMILY = {
-    "blip-base": "blip", "blip-large": "blip", "blip2": "blip2", "builtin": "blip", "vit-gpt2": "vit_gpt2",
-    "git-base": "git", "florence-2": "florence2", "florence-2-large": "florence2", "smolvlm": "idefics3",
-    "smolvlm2": "smolvlm", "qwen2-vl": "qwen2_vl", "llava-1.5": "llava", "t5-common-gen": "t5",
-    "qwen2.5": "chat_model", "llama-2": "plain_model",
-}  # fmt: skip
+    "blip-base": "blip",
+    "blip-large": "blip",
+    "blip2": "blip2",
+    "builtin": "blip",
+    "vit-gpt2": "vit_gpt2",
+    "git-base": "git",
+    "florence-2": "florence2",
+    "florence-2-large": "florence2",
+    "smolvlm": "idefics3",
+    "smolvlm2": "smolvlm",
+    "qwen2-vl": "qwen2_vl",
+    "llava-1.5": "llava",
+    "t5-common-gen": "t5",
+    "qwen2.5": "chat_model",
+    "llama-2": "plain_model",
+}
 STRATEGY = {"t5-common-gen": "w2s", "qwen2.5": "llm-diverse", "llama-2": "llm"}
 
 

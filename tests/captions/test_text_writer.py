@@ -212,9 +212,14 @@ def test_a_run_has_the_texts_that_the_model_writes_of_each_images_class(
 ) -> None:
     strategy = FAMILIES[family]
     model = (
-        f"prompt.strategy={strategy}", f"caption.model={folders(family)}", "caption.top_p=0.9", "seed=5",
-        "caption.max_new_tokens=8", "caption.batch_size=4", "caption.dtype=float32",
-    )  # fmt: skip
+        f"prompt.strategy={strategy}",
+        f"caption.model={folders(family)}",
+        "caption.top_p=0.9",
+        "seed=5",
+        "caption.max_new_tokens=8",
+        "caption.batch_size=4",
+        "caption.dtype=float32",
+    )
     folder = run_folder(tmp_path, *model)
     caption(folder, quiet=True, device="cpu")
     generate(folder, generator=FakeGenerator(), quiet=True)

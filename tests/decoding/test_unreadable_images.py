@@ -120,11 +120,7 @@ def test_evaluate_says_what_it_could_not_read_and_why(
     assert code == 0, err
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["n"] == 21
-    assert found["undecodable"].get("reasons") == {
-        "empty, or cannot be opened": 1,
-        "not an image": 1,
-        "truncated": 1,
-    }
+    assert found["undecodable"].get("reasons") == {"empty, or cannot be opened": 1, "not an image": 1, "truncated": 1}
     assert "3 images of " in err
     assert "1 truncated" in err
 

@@ -138,9 +138,25 @@ def test_whatever_the_hub_answers_while_a_version_is_read_is_one_line(client: Cl
 def training(client: Client, run: Path) -> tuple[str, ...]:
     """A command whose training is done, so that it only publishes."""
     command = (
-        "train", "--train-dataset", str(run), "--model", "test_resnet", "--image-size", "32", "--epochs", "1",
-        "--batch-size", "10", "--device", "cpu", "--num-processes", "1", "-q", "--out", str(run.parent / "out"),
-    )  # fmt: skip
+        "train",
+        "--train-dataset",
+        str(run),
+        "--model",
+        "test_resnet",
+        "--image-size",
+        "32",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "10",
+        "--device",
+        "cpu",
+        "--num-processes",
+        "1",
+        "-q",
+        "--out",
+        str(run.parent / "out"),
+    )
     done = client.hfsyn(*command)
     assert done.code == 0, done.err
     return command

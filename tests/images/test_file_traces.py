@@ -55,9 +55,13 @@ def as_imagenet_stores_it(image: Image.Image, seed: int) -> bytes:
     rng = np.random.default_rng(seed)
     out = io.BytesIO()
     image.save(
-        out, "JPEG", quality=int(rng.integers(94, 99)), subsampling="4:4:4", comment=b"a camera",
+        out,
+        "JPEG",
+        quality=int(rng.integers(94, 99)),
+        subsampling="4:4:4",
+        comment=b"a camera",
         progressive=bool(rng.integers(2)),
-    )  # fmt: skip
+    )
     return out.getvalue()
 
 
@@ -93,11 +97,21 @@ def features(data: bytes) -> Vector:
     luma = np.asarray(image.convert("L"), dtype=np.float64)
     activity = np.abs(np.diff(luma)).mean() + np.abs(np.diff(luma, axis=0)).mean()
     found = [
-        *(tables[0][i] for i in (0, 1, 9, 63)), sum(tables[0]), sum(tables.get(1, [0])), len(tables),
-        JpegImagePlugin.get_sampling(image), "progressive" in image.info, "comment" in image.info, len(header),
-        header.count(b"\xff\xe1"), *image.size, len(data), len(data) / activity / luma.size,
-        *blockiness(luma), *periodicity(luma),
-    ]  # fmt: skip
+        *(tables[0][i] for i in (0, 1, 9, 63)),
+        sum(tables[0]),
+        sum(tables.get(1, [0])),
+        len(tables),
+        JpegImagePlugin.get_sampling(image),
+        "progressive" in image.info,
+        "comment" in image.info,
+        len(header),
+        header.count(b"\xff\xe1"),
+        *image.size,
+        len(data),
+        len(data) / activity / luma.size,
+        *blockiness(luma),
+        *periodicity(luma),
+    ]
     return np.array(found, dtype=np.float64)
 
 
@@ -162,8 +176,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(as_imagenet_stores_it(picture(number, *sizes(number)), number))
     settings = [
-        "source.variant=imagenette", f"source.path={folder / 'photos'}", "store.format=jpeg", "store.shard_rows=60",
-    ]  # fmt: skip
+        "source.variant=imagenette",
+        f"source.path={folder / 'photos'}",
+        "store.format=jpeg",
+        "store.shard_rows=60",
+    ]
     found = prepare(load_recipe("shapes-cip", settings), folder / "run")
     caption(found, captioner=FakeCaptioner(), quiet=True)
     generate(found, generator=Painter(), quiet=True)

@@ -132,9 +132,14 @@ def test_it_is_what_diffusers_draws(save: Callable[[Path], Path], scheduler: str
     ours = generator.generate(["a cat", "a dog"], [1, 2], IMAGES)
     pipe = generator._image_pipe
     out = pipe(
-        ["a cat", "a dog"], image=[fitted(image, 16, 16) for image in IMAGES], strength=0.7, num_inference_steps=6,
-        guidance_scale=2.0, output_type="np", generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
-    )  # fmt: skip
+        ["a cat", "a dog"],
+        image=[fitted(image, 16, 16) for image in IMAGES],
+        strength=0.7,
+        num_inference_steps=6,
+        guidance_scale=2.0,
+        output_type="np",
+        generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+    )
     theirs = (out.images * 255).round().astype(np.uint8)
     assert np.abs(theirs.astype(int) - np.stack([image.pixels for image in ours])).max() <= 1
 

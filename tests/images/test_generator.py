@@ -82,10 +82,13 @@ def by_hand(recipe: GeneratePart, negative: str | None) -> np.ndarray:
     pipe = plain(recipe.model)
     size = {k: getattr(recipe, k) for k in ("width", "height") if getattr(recipe, k)}
     images = pipe(
-        prompt=PROMPTS, negative_prompt=None if negative is None else [negative] * 4,
+        prompt=PROMPTS,
+        negative_prompt=None if negative is None else [negative] * 4,
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in SEEDS],
-        num_inference_steps=recipe.steps, guidance_scale=recipe.guidance_scale, **size,
-    ).images  # fmt: skip
+        num_inference_steps=recipe.steps,
+        guidance_scale=recipe.guidance_scale,
+        **size,
+    ).images
     return np.stack([np.asarray(image) for image in images]).astype(int)
 
 

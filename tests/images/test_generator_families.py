@@ -88,11 +88,15 @@ def test_the_length_that_t5_reads_is_the_recipes(
 
 
 ENCODERS = {
-    "sd-1.5": ("StableDiffusionPipeline", 1), "sd-2.1": ("StableDiffusionPipeline", 1),
-    "sdxl": ("StableDiffusionXLPipeline", 2), "lcm": ("LatentConsistencyModelPipeline", 1),
-    "sd-3-medium": ("StableDiffusion3Pipeline", 3), "flux-schnell": ("FluxPipeline", 2),
-    "pixart": ("PixArtAlphaPipeline", 1), "pixart-sigma": ("PixArtSigmaPipeline", 1),
-}  # fmt: skip
+    "sd-1.5": ("StableDiffusionPipeline", 1),
+    "sd-2.1": ("StableDiffusionPipeline", 1),
+    "sdxl": ("StableDiffusionXLPipeline", 2),
+    "lcm": ("LatentConsistencyModelPipeline", 1),
+    "sd-3-medium": ("StableDiffusion3Pipeline", 3),
+    "flux-schnell": ("FluxPipeline", 2),
+    "pixart": ("PixArtAlphaPipeline", 1),
+    "pixart-sigma": ("PixArtSigmaPipeline", 1),
+}
 
 
 def test_each_family_has_the_pipeline_and_the_text_encoders_that_it_should(
@@ -146,9 +150,17 @@ def test_each_shipped_generator_makes_a_recipe_of_its_own_and_says_where_it_is_f
 def test_guidance_is_the_evidences_where_a_model_takes_guidance_and_the_cards_where_it_was_distilled() -> None:
     guidance = {name: load_fragment("generator", name).part["guidance_scale"] for name in SHIPPED}
     assert guidance == {
-        "sd-1.5": 2.0, "sd-2.1": 2.0, "sdxl": 2.0, "sd-3-medium": 2.0, "pixart": 2.0, "sd-turbo": 0.0,
-        "sdxl-turbo": 0.0, "sdxl-lightning": 0.0, "flux-schnell": 0.0, "lcm": 8.0,
-    }  # fmt: skip
+        "sd-1.5": 2.0,
+        "sd-2.1": 2.0,
+        "sdxl": 2.0,
+        "sd-3-medium": 2.0,
+        "pixart": 2.0,
+        "sd-turbo": 0.0,
+        "sdxl-turbo": 0.0,
+        "sdxl-lightning": 0.0,
+        "flux-schnell": 0.0,
+        "lcm": 8.0,
+    }
 
 
 def test_the_default_generator_is_the_recipes_own() -> None:

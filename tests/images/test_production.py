@@ -272,10 +272,7 @@ def test_what_counts_as_too_little_memory() -> None:
         BatchSize(4).run(lambda size: (_ for _ in ()).throw(RuntimeError("shape mismatch")))
 
 
-@pytest.mark.parametrize(
-    ("limit", "guided", "found"),
-    [(1e9, False, 48), (17, True, 8), (1, True, 1)],
-)
+@pytest.mark.parametrize(("limit", "guided", "found"), [(1e9, False, 48), (17, True, 8), (1, True, 1)])
 def test_the_largest_batch_leaves_headroom_and_stays_below_64_rows(limit: float, guided: bool, found: int) -> None:
     """A device with room for `limit` images; 85 % of it may be used, but for a single image."""
     drawn: list[int] = []

@@ -358,8 +358,7 @@ def test_a_crew_of_two_shares_the_tasks_and_one_is_this_process(monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("listed", "names"),
-    [("2,3", ("2", "3")), (" GPU-8f3a , 1", ("GPU-8f3a", "1")), ("", ()), ("-1", ())],
+    ("listed", "names"), [("2,3", ("2", "3")), (" GPU-8f3a , 1", ("GPU-8f3a", "1")), ("", ()), ("-1", ())]
 )
 def test_gpus_are_those_of_the_parents_list(
     listed: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -180,8 +180,11 @@ def test_a_saved_classifier_opens_as_it_was_and_says_its_hash(tmp_path: Path) ->
     sha256 = save_classifier(made, tmp_path)
     opened = open_classifier(tmp_path)
     assert (opened.sha256, opened.seed, opened.wnids, opened.preprocessing) == (
-        sha256, 5, tuple(WNIDS), made.preprocessing,
-    )  # fmt: skip
+        sha256,
+        5,
+        tuple(WNIDS),
+        made.preprocessing,
+    )
     state = opened.network.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in made.network.state_dict().items())
 
@@ -244,11 +247,23 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     job = {"model": str(folder / "model"), "tables": tables, "trainings": trainings}
     (folder / "job.json").write_text(json.dumps(job))
     command = [
-        sys.executable, "-m", "accelerate.commands.launch",
-        "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no",
-        str(ROOT / "tests" / "drive_judging.py"), str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--main_process_port",
+        "0",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        str(ROOT / "tests" / "drive_judging.py"),
+        str(folder),
+    ]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr

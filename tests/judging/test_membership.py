@@ -115,4 +115,4 @@ def test_an_untrained_classifier_on_disk_tells_nothing(tmp_path: Path) -> None:
     with pytest.raises(HfsynError, match="Members and others are the same 20 images"):
         measure_membership(
             tmp_path / "model", "shapes", "shapes", others_split="train", limit_per_class=2, device="cpu"
-        )  # fmt: skip
+        )

@@ -223,10 +223,17 @@ def in_chromium(page: Path, folder: Path, script: str, *, width: int = 360, dark
         encoding="utf-8",
     )
     command = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}",
-        "--virtual-time-budget=4000", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom",
-        *(["--blink-settings=preferredColorScheme=0"] if dark else []), wrapped.as_uri(),
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={folder / 'profile'}",
+        "--virtual-time-budget=4000",
+        "--host-resolver-rules=MAP * ~NOTFOUND",
+        "--dump-dom",
+        *(["--blink-settings=preferredColorScheme=0"] if dark else []),
+        wrapped.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title is not None, done.stderr[-500:]

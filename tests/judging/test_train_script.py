@@ -19,17 +19,31 @@ from safetensors.torch import load_file
 
 SCRIPT = ROOT / "scripts" / "train_classifier.py"
 SMALL = (
-    "--train-dataset", "shapes", "--limit", "4", "--model", "test_resnet", "--image-size", "32",
-    "--epochs", "2", "--batch-size", "8",
-)  # fmt: skip
+    "--train-dataset",
+    "shapes",
+    "--limit",
+    "4",
+    "--model",
+    "test_resnet",
+    "--image-size",
+    "32",
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+)
 
 
 def script(folder: Path, *arguments: str, launcher: tuple[str, ...] = (), **environment: str) -> Any:
     return subprocess.run(
         [sys.executable, *launcher, str(SCRIPT), *arguments],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True,
-        check=False, timeout=240,
-    )  # fmt: skip
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
 
 
 def test_the_help_of_the_script_has_at_most_30_options_in_named_groups(tmp_path: Path) -> None:
@@ -70,17 +84,38 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same
 
     recipe = load_train_config(
         None,
-        ["data.train=[shapes]", "data.limit_per_class=4", "model.name=test_resnet", "model.image_size=32",
-         "optimise.epochs=30", "optimise.batch_size=8"],
-    )  # fmt: skip
+        [
+            "data.train=[shapes]",
+            "data.limit_per_class=4",
+            "model.name=test_resnet",
+            "model.image_size=32",
+            "optimise.epochs=30",
+            "optimise.batch_size=8",
+        ],
+    )
     options = RunOptions(device="cpu", checkpoint_steps=3, quiet=True)
     cut = subprocess.Popen(
-        [sys.executable, "-m", "hfsyn", "train", *SMALL, "--epochs", "30", "--checkpoint-steps", "3", "-q", "--out",
-         "cut"],
-        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-m",
+            "hfsyn",
+            "train",
+            *SMALL,
+            "--epochs",
+            "30",
+            "--checkpoint-steps",
+            "3",
+            "-q",
+            "--out",
+            "cut",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
         # A shell starts what runs in its background deaf to Ctrl-C, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-    )  # fmt: skip
+    )
     while not list(tmp_path.glob("cut/checkpoints/step-*/checkpoint.json")):
         assert cut.poll() is None
         time.sleep(0.05)
@@ -133,11 +168,7 @@ def test_two_processes_from_the_command_line_train_and_test(hfsyn: Hfsyn, tmp_pa
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2_or_3(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    said: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     from datasets import Dataset
 
@@ -174,9 +205,16 @@ def test_a_published_classifier_is_timms_and_its_card_names_the_version(tmp_path
     table = write_table(tmp_path / "test.parquet", rows_of(20))
     recipe = load_train_config(
         None,
-        ["data.train=[shapes]", "data.limit_per_class=4", "model.name=test_resnet", "model.image_size=32",
-         "optimise.epochs=1", "optimise.batch_size=8", f"test.dataset={table}"],
-    )  # fmt: skip
+        [
+            "data.train=[shapes]",
+            "data.limit_per_class=4",
+            "model.name=test_resnet",
+            "model.image_size=32",
+            "optimise.epochs=1",
+            "optimise.batch_size=8",
+            f"test.dataset={table}",
+        ],
+    )
     result = train(recipe, tmp_path / "out", RunOptions(device="cpu", quiet=True))
     classifier = open_classifier(tmp_path / "out")
     write_timm_folder(classifier, tmp_path / "hub")

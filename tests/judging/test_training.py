@@ -26,9 +26,14 @@ from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TRAINING_RECIPES, load_train_config
 
 TINY: dict[str, Any] = {
-    "data.train": ["shapes"], "data.limit_per_class": 4, "model.name": "test_resnet", "model.image_size": 32,
-    "optimise.epochs": 3, "optimise.batch_size": 8, "optimise.warmup_epochs": 1,
-}  # fmt: skip
+    "data.train": ["shapes"],
+    "data.limit_per_class": 4,
+    "model.name": "test_resnet",
+    "model.image_size": 32,
+    "optimise.epochs": 3,
+    "optimise.batch_size": 8,
+    "optimise.warmup_epochs": 1,
+}
 """40 drawings, 5 steps an epoch."""
 QUIET = RunOptions(device="cpu", quiet=True)
 OVERWRITE = RunOptions(device="cpu", overwrite=True, quiet=True)
@@ -231,9 +236,12 @@ def test_a_stream_is_trained_on_and_resumes_where_it_was(tmp_path: Path, monkeyp
         table = tmp_path / "data" / f"train-{number:05d}-of-00003.parquet"
         write_table(table, rows[number * 20 : number * 20 + 20], bad={5})
     recipe = config(
-        data__train=[str(tmp_path / "data")], data__limit_per_class=None, data__streaming=True, data__budget=60,
+        data__train=[str(tmp_path / "data")],
+        data__limit_per_class=None,
+        data__streaming=True,
+        data__budget=60,
         data__shuffle_buffer=16,
-    )  # fmt: skip
+    )
     result = train(recipe, tmp_path / "whole", QUIET)
     assert result["training"]["undecodable_seen"] > 0
     options = RunOptions(device="cpu", checkpoint_steps=4, quiet=True)
@@ -254,9 +262,15 @@ def test_real_and_drawn_sets_mix_by_weight(tmp_path: Path) -> None:
 def test_it_learns(tmp_path: Path) -> None:
     test = write_table(tmp_path / "test.parquet", rows_of(100, split="test"))
     recipe = config(
-        data__limit_per_class=20, test__dataset=str(test), optimise__epochs=15, optimise__batch_size=20,
-        optimise__optimizer="adamw", optimise__lr=0.003, augment__scale=(0.7, 1.0), augment__color_jitter=0,
-    )  # fmt: skip
+        data__limit_per_class=20,
+        test__dataset=str(test),
+        optimise__epochs=15,
+        optimise__batch_size=20,
+        optimise__optimizer="adamw",
+        optimise__lr=0.003,
+        augment__scale=(0.7, 1.0),
+        augment__color_jitter=0,
+    )
     result = train(recipe, tmp_path / "out", QUIET)
     assert result["test"]["metrics"]["top1"]["low"] > 0.13  # chance is 0.1
 
@@ -281,10 +295,17 @@ def test_it_learns(tmp_path: Path) -> None:
         ({"optimise.batch_size": 1, "model.image_size": 16}, "cannot be trained on 1 colour image of 16 pixels"),
         ({"augment.auto_augment": "foo"}, "auto_augment is 'foo'"),
         ({"data.train": ["shapes:1e308", "shapes-context:1e308"], "data.budget": 20}, "cannot be added up"),
-        ({"data.train": ["shapes:1e308", "shapes:1e308"], "data.budget": 20, "data.streaming": True,
-          "data.limit_per_class": None}, "cannot be added up"),
+        (
+            {
+                "data.train": ["shapes:1e308", "shapes:1e308"],
+                "data.budget": 20,
+                "data.streaming": True,
+                "data.limit_per_class": None,
+            },
+            "cannot be added up",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_in_the_recipe_is_said_before_any_training(
     tmp_path: Path, changes: Mapping[str, Any], said: str
 ) -> None:

@@ -110,9 +110,7 @@ def test_a_local_model_whose_content_has_changed_is_refused(kind: Kind, tmp_path
 
 def test_what_from_pretrained_is_told() -> None:
     where, options = loading("org/name", "a" * 40, "generator")
-    assert (where, options) == (
-        "org/name", {"revision": "a" * 40, "trust_remote_code": False, "use_safetensors": True}
-    )  # fmt: skip
+    assert (where, options) == ("org/name", {"revision": "a" * 40, "trust_remote_code": False, "use_safetensors": True})
     assert "use_safetensors" not in loading("org/name", None, "generator", allow_pickle=True)[1]
 
 
@@ -134,10 +132,25 @@ def test_a_single_file_is_refused_with_the_way_to_make_it_a_folder(tmp_path: Pat
 @pytest.mark.parametrize(
     "model",
     [
-        "", " ", "a b", "org/", "/org", "org/name/more", "../name", "./name", "/nowhere/at/all", "~/nowhere", "a..b",
-        "org/--name", "-org/name", "org/name.git", "org/name@v1", "x" * 100, "https://huggingface.co/org/name",
+        "",
+        " ",
+        "a b",
+        "org/",
+        "/org",
+        "org/name/more",
+        "../name",
+        "./name",
+        "/nowhere/at/all",
+        "~/nowhere",
+        "a..b",
+        "org/--name",
+        "-org/name",
+        "org/name.git",
+        "org/name@v1",
+        "x" * 100,
+        "https://huggingface.co/org/name",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_id_is_refused_without_asking_the_hub(
     model: str, kind: Kind, monkeypatch: pytest.MonkeyPatch, cache: Path
@@ -206,9 +219,10 @@ def test_without_the_hub_the_cache_answers(
         assert pin(f"org/{kind}", "v1", kind) == OLD
         assert pin(f"org/{kind}", NEW, kind) == NEW
         for revision in ("v2", "c" * 40):
-            assert f"org/{kind} at {revision} is not in the local cache" in refusal(
-                pin, f"org/{kind}", revision, kind
-            ).message  # fmt: skip
+            assert (
+                f"org/{kind} at {revision} is not in the local cache"
+                in refusal(pin, f"org/{kind}", revision, kind).message
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)

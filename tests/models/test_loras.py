@@ -86,9 +86,13 @@ def test_it_is_what_diffusers_makes_of_it(model: Path, lora: Path) -> None:
     pipe.load_lora_weights(str(lora))
     pipe.set_progress_bar_config(disable=True)
     out = pipe(
-        PROMPTS, num_inference_steps=3, guidance_scale=2.0, output_type="np", cross_attention_kwargs={"scale": 0.7},
+        PROMPTS,
+        num_inference_steps=3,
+        guidance_scale=2.0,
+        output_type="np",
+        cross_attention_kwargs={"scale": 0.7},
         generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-    )  # fmt: skip
+    )
     theirs = (out.images * 255).round().astype(np.uint8)
     assert largest(theirs, drawn(part(model, lora=str(lora), lora_scale=0.7))) <= 2  # fused, or added at each layer
 

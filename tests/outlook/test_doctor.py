@@ -80,9 +80,14 @@ def test_what_is_not_there_fails_with_the_way_out(client: Client, hub: Hub) -> N
     assert "is not there, or not for you" in model
     assert model.endswith("hf auth login.")
     offline = client.hfsyn(
-        "doctor", "imagenet-1k-cip", "--set", "caption.model=bob/captioner", "--generator", "builtin",
+        "doctor",
+        "imagenet-1k-cip",
+        "--set",
+        "caption.model=bob/captioner",
+        "--generator",
+        "builtin",
         HF_HUB_OFFLINE="1",
-    )  # fmt: skip
+    )
     assert offline.code == 3
     assert any(line.endswith("HF_HUB_OFFLINE=0 hf download bob/captioner") for line in failures(offline))
     assert any(line.endswith("--set source.path=FOLDER") for line in failures(offline))

@@ -86,8 +86,11 @@ def test_a_run_tells_its_own_counts_and_captions(tmp_path: Path) -> None:
     recipe = run / "recipe.yaml"
     before = of(str(recipe), run=run)
     assert (before.counts, before.captions, before.images, before.unique_prompts) == (
-        "of this run", "not made yet", 60, None,
-    )  # fmt: skip
+        "of this run",
+        "not made yet",
+        60,
+        None,
+    )
     caption(run, captioner=FakeCaptioner(), quiet=True)
     after = of(str(recipe), run=run)
     assert (after.captions, after.images, after.limits[0].encoder) == ("of this run", 60, "tokenizer")
@@ -152,14 +155,17 @@ def test_each_text_encoder_has_its_own_limit(tmp_path: Path) -> None:
     prompts = [("a" * 75, 3), ("a" * 76, 5), ("a" * 255, 7), ("a" * 256, 11), ("ü" * 76, 1), ("b" * 600, 2)]
     sdxl = limits(pipeline(tmp_path / "a", "StableDiffusionXLPipeline", tokenizer=clip, tokenizer_2=clip), prompts)
     assert [(limit.encoder, limit.max_tokens, limit.truncated) for limit in sdxl] == [
-        ("tokenizer", 77, 26), ("tokenizer_2", 77, 26),
-    ]  # fmt: skip
+        ("tokenizer", 77, 26),
+        ("tokenizer_2", 77, 26),
+    ]
     part = pipeline(
         tmp_path / "b", "StableDiffusion3Pipeline", tokenizer=clip, tokenizer_2=clip, tokenizer_3=letters(512)
     )
     assert [(limit.encoder, limit.max_tokens, limit.truncated) for limit in limits(part, prompts)] == [
-        ("tokenizer_3", 256, 13), ("tokenizer", 77, 26), ("tokenizer_2", 77, 26),
-    ]  # fmt: skip
+        ("tokenizer_3", 256, 13),
+        ("tokenizer", 77, 26),
+        ("tokenizer_2", 77, 26),
+    ]
     flux = limits(pipeline(tmp_path / "c", "FluxPipeline", tokenizer=clip, tokenizer_2=letters(512)), prompts)
     assert (flux[0].encoder, flux[0].max_tokens, flux[0].truncated) == ("tokenizer_2", 512, 2)
     short = pipeline(tmp_path / "e", "FluxPipeline", tokenizer=clip, tokenizer_2=letters(512))
@@ -208,9 +214,11 @@ def test_the_table_of_costs_is_what_torch_counts() -> None:
     with torch.device("meta"), torch.no_grad():
         unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
         vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        ).eval()  # fmt: skip
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ).eval()
         assert sum(p.numel() for p in unet.parameters()) == 859_520_964
         for side in (512, 640, 768):
             latent = torch.empty(1, 4, side // 8, side // 8)

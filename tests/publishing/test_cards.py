@@ -71,7 +71,7 @@ HOSTILE = (
     "x" * 5000,
     "",
     " ",
-)  # fmt: skip
+)
 
 
 def manifest_of(recipe_name: str, *overrides: str, rows: int = 4, **changes: Any) -> dict[str, Any]:
@@ -80,23 +80,33 @@ def manifest_of(recipe_name: str, *overrides: str, rows: int = 4, **changes: Any
     classes = get_variant(recipe.source.variant).classes
     counts = [rows // len(classes) + (i < rows % len(classes)) for i in range(len(classes))]
     return {
-        "name": recipe.name, "format": layout.FORMAT, "fingerprint": "f" * 64, "recipe": recipe.model_dump(),
+        "name": recipe.name,
+        "format": layout.FORMAT,
+        "fingerprint": "f" * 64,
+        "recipe": recipe.model_dump(),
         "split": "train",
-        "rows": rows, "bytes": rows * 1000, "source_rows": rows + 3, "readable_rows": rows + 1,
+        "rows": rows,
+        "bytes": rows * 1000,
+        "source_rows": rows + 3,
+        "readable_rows": rows + 1,
         "rejected": {"caption: truncated image": 2, "generate: the safety checker flagged it, 4 attempts": 1},
         "flags": {"no-class-word": 2, "retried": 1},
-        "classes": [
-            {"wnid": c.wnid, "name": c.name, "rows": n} for c, n in zip(classes, counts, strict=True) if n
-        ],
-        "shards": [], **changes,
-    }  # fmt: skip
+        "classes": [{"wnid": c.wnid, "name": c.name, "rows": n} for c, n in zip(classes, counts, strict=True) if n],
+        "shards": [],
+        **changes,
+    }
 
 
 def row(**changes: Any) -> dict[str, Any]:
     return {
-        "class_name": "tench", "caption": "a man holding a fish", "prompt": "a photo of tench, a man holding a fish",
-        "seed": 1, "sample_id": "n01440764/a.JPEG#0", "source_id": "n01440764/a.JPEG", **changes,
-    }  # fmt: skip
+        "class_name": "tench",
+        "caption": "a man holding a fish",
+        "prompt": "a photo of tench, a man holding a fish",
+        "seed": 1,
+        "sample_id": "n01440764/a.JPEG#0",
+        "source_id": "n01440764/a.JPEG",
+        **changes,
+    }
 
 
 def cip(config_name: str = "cip", **changes: Any) -> CardFacts:
@@ -162,13 +172,14 @@ GOLDENS: dict[str, Callable[[], str]] = {
     "published": lambda: render_card(
         captions(),
         existing=render_card(basic(), existing=render_card(cip(), repo_id=REPO, version="v1.0.0"), repo_id=REPO),
-        repo_id=REPO, version="v1.1.0", changelog=[ChangelogEntry("v1.1.0", "2026-11-23", "Captions added.")],
+        repo_id=REPO,
+        version="v1.1.0",
+        changelog=[ChangelogEntry("v1.1.0", "2026-11-23", "Captions added.")],
     ),
     "progress": lambda: render_card(
-        in_progress(),
-        repo_id=REPO, progress=Progress(120, 9469, 1, 10, "2026-11-23 10:00 UTC"),
+        in_progress(), repo_id=REPO, progress=Progress(120, 9469, 1, 10, "2026-11-23 10:00 UTC")
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GOLDENS)
@@ -318,9 +329,16 @@ def test_broken_front_matter_is_refused_with_its_line(text: str, line: str) -> N
 
 @pytest.mark.parametrize(
     "text",
-    ["# a remark\n", "{a: 1, tags: [x]}\n", "tags: &t\n- x\nmine: *t\n", "  a: 1\n  tags:\n    - x # one\n",
-     "tags:\n-\n  x\n- y\n", "text: |\n  tags:\n  - x\n\n\ntags: x\n", "tags:\nconfigs: []\n"],
-)  # fmt: skip
+    [
+        "# a remark\n",
+        "{a: 1, tags: [x]}\n",
+        "tags: &t\n- x\nmine: *t\n",
+        "  a: 1\n  tags:\n    - x # one\n",
+        "tags:\n-\n  x\n- y\n",
+        "text: |\n  tags:\n  - x\n\n\ntags: x\n",
+        "tags:\nconfigs: []\n",
+    ],
+)
 def test_rare_spellings_of_yaml_keep_their_values(text: str) -> None:
     card = render_card(cip(), existing=f"---\n{text}---\nHello\n")
     old, new = yaml.safe_load(text) or {}, yaml.safe_load(card.split("---", 2)[1])
@@ -399,8 +417,10 @@ def test_the_changelog_keeps_every_entry_newest_first() -> None:
     card = render_card(cip(), existing=card)
     table = next(t for t in tables(card) if t[0][0] == "version")
     assert [(r[0], uncell(r[2])) for r in table[2:]] == [
-        ("v1.10.0", "Third | `x`."), ("v1.9.0", "Second, better."), ("v1.0.0", "First."),
-    ]  # fmt: skip
+        ("v1.10.0", "Third | `x`."),
+        ("v1.9.0", "Second, better."),
+        ("v1.0.0", "First."),
+    ]
 
 
 def test_progress_comes_and_goes() -> None:
@@ -437,9 +457,10 @@ def test_hostile_text_stays_in_its_cell(text: str) -> None:
         manifest = {**manifest, "recipe": recipe, "classes": [{"wnid": word, "name": word, "rows": 1}]}
         return render_card(
             facts(manifest, {"torch": [word], word: ["1"]}, config_name="cip", rows=rows),
-            repo_id=REPO, changelog=[ChangelogEntry("v1.0.0", "2026-01-01", word)],
+            repo_id=REPO,
+            changelog=[ChangelogEntry("v1.0.0", "2026-01-01", word)],
             progress=Progress(1, 2, 3, 4, word),
-        )  # fmt: skip
+        )
 
     card, tame = make(text), make("tame")
     assert_sound(card)

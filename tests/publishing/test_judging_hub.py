@@ -92,7 +92,7 @@ def test_a_published_classifier_says_on_which_version_it_was_tested_and_loads(
     name = f"{REPO}@v1.1.0"
     trained(
         client, tmp_path / "out", "--train-dataset", name, "--eval-dataset", name, "--push-to-hub", "alice/classifier"
-    )  # fmt: skip
+    )
     found = client.python(
         """
 import timm

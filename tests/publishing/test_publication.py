@@ -198,9 +198,7 @@ def test_configurations_live_side_by_side_and_the_default_stays(client: Client, 
     for run, config, version in ((cip, "cip", "1.0.0"), (basic, "basic", "1.1.0")):
         done = client.hfsyn("publish", run, repo, "--version", version, "--config-name", config)
         assert done.code == 0, done.err
-    done = client.hfsyn(
-        "publish", cip, repo, "--version", "1.2.0", "--what", "captions", "--config-name", "blip"
-    )  # fmt: skip
+    done = client.hfsyn("publish", cip, repo, "--version", "1.2.0", "--what", "captions", "--config-name", "blip")
     assert done.code == 0, done.err
     found = client.python(
         f"""{LOAD}
@@ -284,11 +282,17 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["alice/script", "--version", "1.0.0", "--into"], {}, 3, ["script.py", "loading script", "delete-files"]),
         (["alice/taken", "--version", "1.0.0"], {}, 2, ["has a version 1.0.0 with other", "--version 1.1.0"]),
     ],
-)  # fmt: skip
+)
 def test_what_forbids_publishing_is_said_in_one_line_and_nothing_is_sent(
-    arguments: list[str], environment: dict[str, str], code: int, words: list[str],
-    client: Client, hub: Hub, plain: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    arguments: list[str],
+    environment: dict[str, str],
+    code: int,
+    words: list[str],
+    client: Client,
+    hub: Hub,
+    plain: Path,
+    tmp_path: Path,
+) -> None:
     if "alice/taken" in arguments:
         other = finished_run(tmp_path, "seed=9", name="other")
         assert client.hfsyn("publish", other, "alice/taken", "--version", "1.0.0").code == 0
@@ -390,9 +394,12 @@ def test_places_of_this_machine_are_not_published(client: Client, hub: Hub, tmp_
     for i in range(3):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(images / f"{i}.png")
     run = finished_run(
-        tmp_path, f"source.path={images.parent}", "caption.model=builtin", "generate.model=builtin",
+        tmp_path,
+        f"source.path={images.parent}",
+        "caption.model=builtin",
+        "generate.model=builtin",
         recipe="tiny-imagenet-cip",
-    )  # fmt: skip
+    )
     done = client.hfsyn("publish", run, "alice/places", "--version", "1.0.0")
     assert done.code == 0, done.err
     assert client.hfsyn("verify", "alice/places@v1.0.0").code == 0
@@ -502,9 +509,11 @@ def test_into_a_foreign_repository_removes_and_overwrites_nothing_of_others(
 ) -> None:
     """Others' files have the names that every tool writes; ours stand beside their sidecars."""
     theirs = {
-        "data/test-00000-of-00001.parquet": b"theirs", "data/train-00000-of-00009.parquet": b"theirs",
-        "preview/holiday.png": b"theirs", "notes.md": b"theirs",
-    }  # fmt: skip
+        "data/test-00000-of-00001.parquet": b"theirs",
+        "data/train-00000-of-00009.parquet": b"theirs",
+        "preview/holiday.png": b"theirs",
+        "notes.md": b"theirs",
+    }
     hub.add_repo("dataset", "alice/beside", theirs)
     done = client.hfsyn("publish", plain, "alice/beside", "--version", "1.0.0", "--into", "--dry-run")
     assert "to remove 0" in done.out

@@ -111,8 +111,11 @@ def driven(folder: Path, *arguments: str | Path) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "drive_publish.py"), str(folder), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=1800, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -120,14 +123,7 @@ def driven(folder: Path, *arguments: str | Path) -> dict[str, Any]:
 @pytest.mark.timeout(2000)
 @pytest.mark.parametrize(
     "over",
-    [
-        pytest.param(False, id="first", marks=pytest.mark.slow),
-        pytest.param(
-            True,
-            id="second",
-            marks=pytest.mark.slow,
-        ),
-    ],
+    [pytest.param(False, id="first", marks=pytest.mark.slow), pytest.param(True, id="second", marks=pytest.mark.slow)],
 )
 def test_each_request_of_a_publish_may_fail_once(over: bool, runs: dict[str, Path], tmp_path: Path) -> None:
     arguments = [runs["short"], "--over", runs["a"]] if over else [runs["a"]]
@@ -169,8 +165,10 @@ def test_kills_at_any_moment_lose_nothing_and_send_nothing_twice(hub: Hub, forks
         if WHOLE or number < 1:
             victim = subprocess.Popen(
                 [sys.executable, "-m", "hfsyn", *publish(runs["a"], "1.0.0")],
-                env=forks.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
+                env=forks.environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
         pid = victim.pid if victim else forks.start(*publish(runs["a"], "1.0.0"))
         deadline = time.monotonic() + 60
         while len(hub.log) <= after and time.monotonic() < deadline:

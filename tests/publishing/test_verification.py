@@ -155,9 +155,7 @@ def test_the_command_prints_what_differs_and_exits_with_one(run: Path, capsys: p
 
 def test_a_thousand_problems_of_a_kind_are_counted_and_twenty_are_shown(run: Path) -> None:
     for number in range(4):
-        forge(
-            run, lambda rows: [row.update(prompt="x") for row in rows], f"data/train-{number:05d}-of-00004.parquet"
-        )  # fmt: skip
+        forge(run, lambda rows: [row.update(prompt="x") for row in rows], f"data/train-{number:05d}-of-00004.parquet")
     found = verify(str(run))
     assert len(found.problems) == 20
     assert f"{found.rows - 20} more of this kind" in found.text()
@@ -166,10 +164,16 @@ def test_a_thousand_problems_of_a_kind_are_counted_and_twenty_are_shown(run: Pat
 @pytest.mark.parametrize(
     "name",
     [
-        "../../../etc/passwd", "/etc/passwd", "data/../../x.parquet", "data/sub/train-00000-of-00001.parquet",
-        "preview/train-00000-of-00001.parquet", "data/train-00000-of-00001.parquet/..", "data/x", "",
+        "../../../etc/passwd",
+        "/etc/passwd",
+        "data/../../x.parquet",
+        "data/sub/train-00000-of-00001.parquet",
+        "preview/train-00000-of-00001.parquet",
+        "data/train-00000-of-00001.parquet/..",
+        "data/x",
+        "",
     ],
-)  # fmt: skip
+)
 def test_a_manifest_cannot_name_a_file_outside_the_run(run: Path, name: str) -> None:
     manifest = json.loads((run / layout.MANIFEST).read_text())
     manifest["shards"][0]["file"] = name
@@ -181,14 +185,22 @@ def test_a_manifest_cannot_name_a_file_outside_the_run(run: Path, name: str) -> 
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 99}, {"rows": "many"}, {"classes": [1]}, {"classes": [{"wnid": 1, "rows": 1}]}, {"rejected": ["x"]},
-        {"rejected": {"generate: x": "lots"}}, {"recipe": None}, {"rows": True},
-        {"shards": [{"file": 5, "rows": 1, "bytes": 1, "sha256": ""}]}, {"shards": [{}]}, {"shards": 3},
+        {"format": 99},
+        {"rows": "many"},
+        {"classes": [1]},
+        {"classes": [{"wnid": 1, "rows": 1}]},
+        {"rejected": ["x"]},
+        {"rejected": {"generate: x": "lots"}},
+        {"recipe": None},
+        {"rows": True},
+        {"shards": [{"file": 5, "rows": 1, "bytes": 1, "sha256": ""}]},
+        {"shards": [{}]},
+        {"shards": 3},
         {"split": None},
         {"shards": [{"file": "data/train-00000-of-00001.parquet", "rows": 1, "bytes": 1, "sha256": "x"}]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_damaged_manifest_is_said_in_one_line(run: Path, change: dict[str, Any]) -> None:
     manifest = layout.sealed(json.loads((run / layout.MANIFEST).read_text()) | change)
     with pytest.raises(DataError) as caught:

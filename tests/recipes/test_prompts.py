@@ -78,9 +78,15 @@ def test_the_class_comes_within_the_first_words_of_every_prompt_for_every_class(
 
 @pytest.mark.parametrize(
     ("noun", "expected"),
-    [("tench", "a tench"), ("axolotl", "an axolotl"), ("hourglass", "an hourglass"), ("unicycle", "a unicycle"),
-     ("English Springer Spaniel", "an English Springer Spaniel"), ("umbrella", "an umbrella")],
-)  # fmt: skip
+    [
+        ("tench", "a tench"),
+        ("axolotl", "an axolotl"),
+        ("hourglass", "an hourglass"),
+        ("unicycle", "a unicycle"),
+        ("English Springer Spaniel", "an English Springer Spaniel"),
+        ("umbrella", "an umbrella"),
+    ],
+)
 def test_the_article_fits_the_noun(noun: str, expected: str) -> None:
     assert with_article(noun) == expected
 
@@ -126,9 +132,7 @@ def test_a_domain_word_gets_its_article() -> None:
         strategy_of(PromptPart(strategy="domain", domain=word)).write(TENCH, None, Random(0))
         for word in ("pet", "aircraft", " under water ")
     ]
-    assert written == [
-        "a pet photo of a tench", "an aircraft photo of a tench", "an under water photo of a tench"
-    ]  # fmt: skip
+    assert written == ["a pet photo of a tench", "an aircraft photo of a tench", "an under water photo of a tench"]
 
 
 def test_the_classes_of_a_class_map_are_examples_too(tmp_path: Path) -> None:

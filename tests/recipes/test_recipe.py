@@ -24,9 +24,14 @@ from hfsyn.recipes.recipe import (
 )
 
 NAMED = {
-    "shapes-basic", "shapes-cip", "imagenette-basic", "imagenette-cip", "tiny-imagenet-cip", "imagenet-100-cip",
+    "shapes-basic",
+    "shapes-cip",
+    "imagenette-basic",
+    "imagenette-cip",
+    "tiny-imagenet-cip",
+    "imagenet-100-cip",
     "imagenet-1k-cip",
-}  # fmt: skip
+}
 
 
 def test_the_promised_recipes_are_shipped_and_load_under_their_own_names() -> None:
@@ -75,7 +80,7 @@ def test_basic_and_cip_differ_only_in_the_prompt_and_the_captions() -> None:
         ("caption=null", ["cip", "caption"]),
         ("steps", ["steps", "KEY=VALUE"]),
     ],
-)  # fmt: skip
+)
 def test_a_bad_field_is_refused_with_its_value_and_what_is_allowed(override: str, words: list[str]) -> None:
     with pytest.raises(HfsynError) as caught:
         load_recipe("shapes-cip", [override])
@@ -134,12 +139,28 @@ def test_the_fingerprint_changes_with_every_field_but_the_name() -> None:
     base = load_recipe("shapes-cip")
     assert fingerprint(base) == fingerprint(load_recipe("shapes-cip", ["name=other"]))
     changed = [
-        "seed=1", "source.split=test", "source.limit_per_class=1", "caption.max_new_tokens=9", "caption.num_beams=2",
-        "caption.prompt=a", "caption.batch_size=2", "prompt.strategy=cip-bare", "prompt.negative=blurry",
-        "prompt.images_per_caption=2", "generate.steps=3", "generate.guidance_scale=3.5", "generate.width=64",
-        "generate.batch_size=3", "generate.scheduler=ddim", "generate.max_retries=0", "store.format=webp",
-        "store.size=16", "store.shard_rows=9", "caption.top_p=0.9", "caption.temperature=0.9",
-    ]  # fmt: skip
+        "seed=1",
+        "source.split=test",
+        "source.limit_per_class=1",
+        "caption.max_new_tokens=9",
+        "caption.num_beams=2",
+        "caption.prompt=a",
+        "caption.batch_size=2",
+        "prompt.strategy=cip-bare",
+        "prompt.negative=blurry",
+        "prompt.images_per_caption=2",
+        "generate.steps=3",
+        "generate.guidance_scale=3.5",
+        "generate.width=64",
+        "generate.batch_size=3",
+        "generate.scheduler=ddim",
+        "generate.max_retries=0",
+        "store.format=webp",
+        "store.size=16",
+        "store.shard_rows=9",
+        "caption.top_p=0.9",
+        "caption.temperature=0.9",
+    ]
     prints = [fingerprint(load_recipe("shapes-cip", [override])) for override in changed]
     assert len({fingerprint(base), *prints}) == len(changed) + 1
 
@@ -240,8 +261,10 @@ def test_fields_that_decide_nothing_are_refused_where_they_are_written(
     with pytest.raises(HfsynError) as caught:
         load_recipe("shapes-cip", overrides)
     assert words in str(caught.value)
-    lines = [f"{key.partition('.')[0]}: {{{key.partition('.')[2]}: {value}}}" for key, _, value in
-             (override.partition("=") for override in overrides[-1:])]  # fmt: skip
+    lines = [
+        f"{key.partition('.')[0]}: {{{key.partition('.')[2]}: {value}}}"
+        for key, _, value in (override.partition("=") for override in overrides[-1:])
+    ]
     own = tmp_path / "own.yaml"
     own.write_text("\n".join(["extends: shapes-cip", *lines]).replace("4:2:0", "'4:2:0'"))
     with pytest.raises(HfsynError, match=r"decides nothing|leaves no step"):

@@ -32,8 +32,10 @@ def test_the_grid_is_variant_by_strategy_by_guidance_and_each_is_planned_without
         (v, s, g) for v, s, g in product(VARIANTS, ("basic", "cip"), GUIDANCE) if name == f"{v}-{s}{g}"
     )
     assert (recipe.source.variant, recipe.prompt.strategy, recipe.generate.guidance_scale) == (
-        variant, strategy, GUIDANCE[guidance],
-    )  # fmt: skip
+        variant,
+        strategy,
+        GUIDANCE[guidance],
+    )
     assert (recipe.caption is not None) == (strategy == "cip")
     # Beside these three things nothing differs within the grid.
     base = load_recipe("imagenette-cip")

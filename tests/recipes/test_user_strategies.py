@@ -137,11 +137,12 @@ def test_the_plan_is_told_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("def looks(c, caption, rng):\n    return 'a \\ud83d'", "looks", "returned half of a character, '\\ud83d'"),
         (
             "import itertools\nn = itertools.count()\ndef looks(c, caption, rng):\n    return f'{c.name} {next(n)}'",
-            "looks", "mine.py:looks is not pure",
+            "looks",
+            "mine.py:looks is not pure",
         ),
         ("import random\ndef looks(c, caption, rng):\n    return str(random.random())", "looks", "is not pure"),
     ],
-)  # fmt: skip
+)
 def test_a_function_that_is_no_strategy_is_refused(tmp_path: Path, text: str, function: str, words: str) -> None:
     problem = refusal(strategy_file(tmp_path, text), function)
     assert words in str(problem)

@@ -141,20 +141,29 @@ def test_aliases_that_multiply_are_refused_and_others_are_read(tmp_path: Path) -
 def test_words_and_numbers_mean_the_same_in_files_and_in_options(tmp_path: Path) -> None:
     """As YAML 1.2 has it: `no` is a text, 1e-3 a number; and 1e3 is a whole number where one is asked for."""
     fields = {
-        "generate.steps": ("1e1", 10), "generate.guidance_scale": ("15e-1", 1.5), "prompt.negative": ("no", "no"),
-        "caption.prompt": ("2024-01-01", "2024-01-01"), "store.subsampling": ("4:4:4", "4:4:4"), "seed": ("1e3", 1000),
-    }  # fmt: skip
+        "generate.steps": ("1e1", 10),
+        "generate.guidance_scale": ("15e-1", 1.5),
+        "prompt.negative": ("no", "no"),
+        "caption.prompt": ("2024-01-01", "2024-01-01"),
+        "store.subsampling": ("4:4:4", "4:4:4"),
+        "seed": ("1e3", 1000),
+    }
     training = {
-        "data.budget": ("1e3", 1000), "optimise.lr": ("1e-3", 0.001), "optimise.mixed_precision": ("no", "no"),
-        "optimise.epochs": ("2.0", 2), "seed": ("1e2", 100),
-    }  # fmt: skip
+        "data.budget": ("1e3", 1000),
+        "optimise.lr": ("1e-3", 0.001),
+        "optimise.mixed_precision": ("no", "no"),
+        "optimise.epochs": ("2.0", 2),
+        "seed": ("1e2", 100),
+    }
 
     def values(config: Any, wanted: Mapping[str, Any]) -> Any:
         if isinstance(config, str):
             return config
         dumped = config.model_dump()
-        return {key: dumped[a][b] if (a := key.partition(".")[0]) != (b := key.rpartition(".")[2]) else dumped[a]
-                for key in wanted}  # fmt: skip
+        return {
+            key: dumped[a][b] if (a := key.partition(".")[0]) != (b := key.rpartition(".")[2]) else dumped[a]
+            for key in wanted
+        }
 
     def text(wanted: Mapping[str, tuple[str, Any]]) -> str:
         parts: dict[str, list[str]] = {}
@@ -235,10 +244,20 @@ def test_no_number_of_a_recipe_or_training_recipe_may_be_infinite_or_out_of_prop
 
 @pytest.mark.parametrize(
     "override",
-    ["optimise.lr=.inf", "optimise.lr=1e400", "optimise.weight_decay=.inf", "augment.mixup=.inf", "test.crop=0",
-     "optimise.warmup_epochs=.nan", "model.ema_decay=1", "model.dropout=1", "augment.scale=[1.0, 0.1]",
-     "model.options={output_stride: .inf}", "augment.ratio=[0, 0]"],
-)  # fmt: skip
+    [
+        "optimise.lr=.inf",
+        "optimise.lr=1e400",
+        "optimise.weight_decay=.inf",
+        "augment.mixup=.inf",
+        "test.crop=0",
+        "optimise.warmup_epochs=.nan",
+        "model.ema_decay=1",
+        "model.dropout=1",
+        "augment.scale=[1.0, 0.1]",
+        "model.options={output_stride: .inf}",
+        "augment.ratio=[0, 0]",
+    ],
+)
 def test_a_value_with_which_nothing_can_be_trained_is_refused_by_its_key(override: str) -> None:
     found = str(answer(lambda: load_train_config(None, ["data.train=[shapes]", override])))
     assert override.partition("=")[0] in found

@@ -52,8 +52,10 @@ def parquet(path: Path, rows: list[dict[str, object]]) -> Path:
 
 
 WRITERS: dict[str, Callable[[Path, list[dict[str, object]]], Path]] = {
-    "jsonl": json_lines, "csv": comma_separated, "parquet": parquet,
-}  # fmt: skip
+    "jsonl": json_lines,
+    "csv": comma_separated,
+    "parquet": parquet,
+}
 
 
 def rows(column: str = "caption") -> list[dict[str, object]]:
@@ -195,7 +197,7 @@ def test_a_file_for_other_images_says_what_the_ids_are(tmp_path: Path) -> None:
         ("texts.parquet", b"PAR1 and no more", "cannot be read"),
         ("texts.txt", "a\tb\n", "is of no known kind"),
     ],
-)  # fmt: skip
+)
 def test_a_malformed_file_is_refused_with_its_line(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -64,19 +64,26 @@ def alter(path: Path) -> None:
 def readers(run: Path, out: Path) -> list[tuple[str, ...]]:
     """The commands that read the tables of a run."""
     return [
-        ("status", str(run)), ("verify", str(run)), ("generate", str(run), "--num-processes", "1"),
-        ("caption", str(run), "--num-processes", "1"), ("finish", str(run)),
+        ("status", str(run)),
+        ("verify", str(run)),
+        ("generate", str(run), "--num-processes", "1"),
+        ("caption", str(run), "--num-processes", "1"),
+        ("finish", str(run)),
         ("export-real", str(run), "--out", str(out)),
         ("build", "shapes-cip", *SMALL, "--num-processes", "1", "-q", "--out", str(run)),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize("damage", [cut, alter])
 @pytest.mark.parametrize("name", [layout.PLAN, layout.SOURCE])
 def test_a_table_that_is_not_as_it_was_written_is_refused_by_all_who_read_it(
-    run: Path, name: str, damage: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    name: str,
+    damage: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     with_fakes(monkeypatch)
     damage(run / name)
     wrong = {}
@@ -104,9 +111,12 @@ def test_a_damaged_table_is_made_again_to_the_same_bytes_once_it_is_deleted(
 
 @pytest.mark.parametrize("damage", [cut, alter])
 def test_a_damaged_manifest_is_said_in_one_line_and_written_again(
-    run: Path, made: Path, build: Callable[..., Said], damage: Callable[[Path], None],
+    run: Path,
+    made: Path,
+    build: Callable[..., Said],
+    damage: Callable[[Path], None],
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     damage(run / layout.MANIFEST)
     for name in ("status", "verify"):
         said = command(capsys, name, str(run))
@@ -131,10 +141,16 @@ SHARD = "data/train-00002-of-00004"
 @pytest.mark.parametrize(
     "name",
     [
-        f"{SHARD}.parquet", f"sidecars/{SHARD}.json", "captions/train-00001-of-00004.parquet", "plan.parquet",
-        "source.parquet", "rejected.jsonl", "README.md", "preview/samples.png",
+        f"{SHARD}.parquet",
+        f"sidecars/{SHARD}.json",
+        "captions/train-00001-of-00004.parquet",
+        "plan.parquet",
+        "source.parquet",
+        "rejected.jsonl",
+        "README.md",
+        "preview/samples.png",
     ],
-)  # fmt: skip
+)
 def test_a_finished_run_that_lost_a_file_says_so_and_gets_it_back(
     run: Path, made: Path, build: Callable[..., Said], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,9 +196,20 @@ def test_neither_builder_nor_training_nor_export_takes_a_finished_run_that_lost_
     for words in (
         ("export-real", str(run), "--out", str(tmp_path / "real")),
         ("publish", str(run), "me/set", "--version", "1.0.0"),
-        ("train", "--train-dataset", str(run), "--model", "test_resnet", "--epochs", "1", "--device", "cpu",
-         "--out", str(tmp_path / "trained")),
-    ):  # fmt: skip
+        (
+            "train",
+            "--train-dataset",
+            str(run),
+            "--model",
+            "test_resnet",
+            "--epochs",
+            "1",
+            "--device",
+            "cpu",
+            "--out",
+            str(tmp_path / "trained"),
+        ),
+    ):
         found = command(capsys, *words)
         said[words[0]] = found.err if found.code in (2, 3, 4) else f"{found}"
     del said["publish"]  # which needs a login first

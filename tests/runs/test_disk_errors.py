@@ -34,10 +34,11 @@ def run(made: Path, tmp_path: Path) -> Path:
     """The same run, of which nothing but recipe, index and captions is left."""
     return Path(
         shutil.copytree(
-            made, tmp_path / "run",
+            made,
+            tmp_path / "run",
             ignore=shutil.ignore_patterns("data", "preview", "rejected.jsonl", "README.md", "manifest.json", "plan.*"),
         )
-    )  # fmt: skip
+    )
 
 
 def one_line(said: Said, words: str) -> bool:
@@ -45,16 +46,28 @@ def one_line(said: Said, words: str) -> bool:
 
 
 NUMBERS = (
-    errno.EFBIG, errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOTDIR, errno.ESTALE,
-    errno.EMFILE, errno.ENOENT,
-)  # fmt: skip
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENOENT,
+)
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
 def test_a_refusal_of_the_disk_is_one_line_in_every_command_that_writes(
-    run: Path, made: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch,
+    run: Path,
+    made: Path,
+    tmp_path: Path,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     with_fakes(monkeypatch)
     monkeypatch.chdir(tmp_path)
     uncaptioned = Path(shutil.copytree(run, tmp_path / "uncaptioned", ignore=shutil.ignore_patterns("captions")))
@@ -131,9 +144,11 @@ def a_file(folder: Path) -> Path:
     ids=["build-long", "build-file", "status", "verify", "recipes-new", "demo", "report"],
 )
 def test_a_place_that_cannot_be_is_one_line(
-    words: Callable[[Path], tuple[str, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: Callable[[Path], tuple[str, ...]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     said = command(capsys, *words(tmp_path))
     assert (said.code in (2, 3), said.err.count("\n")) == (True, 1), said
@@ -157,8 +172,12 @@ def test_what_the_disk_refuses_a_worker_process_is_one_line_a_file_and_ends_the_
     done = subprocess.run(
         [sys.executable, "-m", "hfsyn", *words, "--num-processes", "2", "--out", str(run)],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, resource.RLIM_INFINITY)),
-        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 3, done
     assert "Traceback" not in done.stderr
     said = done.stderr.splitlines()

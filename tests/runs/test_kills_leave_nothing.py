@@ -71,9 +71,25 @@ def test_a_training_that_was_killed_while_it_wrote_leaves_nothing_when_it_is_giv
     half.mkdir(parents=True)
     (half / "model.safetensors").write_bytes(b"half")
     command = (
-        "train", "--train-dataset", made, "--model", "test_resnet", "--image-size", "32", "--epochs", "1",
-        "--batch-size", "10", "--device", "cpu", "--num-processes", "1", "-q", "--out", out,
-    )  # fmt: skip
+        "train",
+        "--train-dataset",
+        made,
+        "--model",
+        "test_resnet",
+        "--image-size",
+        "32",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "10",
+        "--device",
+        "cpu",
+        "--num-processes",
+        "1",
+        "-q",
+        "--out",
+        out,
+    )
     assert run(*command) == 0
     assert leftovers(out) == []
     begun(out, "results.json")  # and beside a training that is done
@@ -87,6 +103,10 @@ def test_a_command_that_is_killed_at_some_of_its_file_operations_ends_as_if_undi
     commands = ["overwrite", "export-real"]
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "sweep_kills.py"), *commands, "--every", "97", "--from", "29"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -217,9 +217,11 @@ def test_where_locks_do_nothing_three_processes_make_the_bytes_of_one(tmp_path: 
 
     def start(folder: Path) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, str(tmp_path / "drive.py"), str(folder)], env=environment, text=True,
+            [sys.executable, str(tmp_path / "drive.py"), str(folder)],
+            env=environment,
+            text=True,
             stderr=subprocess.PIPE,
-        )  # fmt: skip
+        )
 
     ends = [(process.communicate()[1], process.returncode) for process in [start(run) for _ in range(3)]]
     assert [code for _, code in ends] == [0, 0, 0], ends
@@ -232,14 +234,39 @@ def test_where_locks_do_nothing_three_processes_make_the_bytes_of_one(tmp_path: 
 def test_the_processes_of_a_launcher_overwrite_once_and_work_together(made: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(made, tmp_path / "run"))
     words = (
-        "build", "shapes-basic", "--limit", "2", "--set", "store.shard_rows=4", "--device", "cpu", "-q", "--overwrite",
-    )  # fmt: skip
+        "build",
+        "shapes-basic",
+        "--limit",
+        "2",
+        "--set",
+        "store.shard_rows=4",
+        "--device",
+        "cpu",
+        "-q",
+        "--overwrite",
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
-         "--main_process_port", "0", "-m", "hfsyn", *words, "--out", str(run)],
-        capture_output=True, text=True, check=False, timeout=300,
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--multi_gpu",
+            "--num_processes",
+            "2",
+            "--main_process_port",
+            "0",
+            "-m",
+            "hfsyn",
+            *words,
+            "--out",
+            str(run),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )  # fmt: skip
+    )
     assert (done.returncode, done.stdout) == (0, f"{run}\n"), done.stderr
     alone = tmp_path / "alone"
     hfsyn.build("shapes-basic", alone, overrides=["source.limit_per_class=2", "store.shard_rows=4"], num_processes=1)

@@ -32,7 +32,7 @@ def test_figures_are_sums_over_the_sidecars(tmp_path: Path) -> None:
     whole = [load_sidecar(sidecar_of(shard)) for shard in shards]
     assert found == StageStatus(
         "generate", 4, 4, sum(s.rows for s in whole), 1, round(sum(s.seconds for s in whole), 3)
-    )  # fmt: skip
+    )
     assert status(run).finished
 
 

@@ -244,11 +244,7 @@ def test_a_training_on_a_published_set_refuses_it(packed_on_the_hub: str, alice:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [
-        ({"rows": 7}, "has 8 rows, and its manifest states 7"),
-        ({"bytes": 20}, "would unpack to"),
-        ({}, None),
-    ],
+    [({"rows": 7}, "has 8 rows, and its manifest states 7"), ({"bytes": 20}, "would unpack to"), ({}, None)],
 )
 def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int], words: str | None) -> None:
     import builders.runs.shard

@@ -174,9 +174,15 @@ def test_what_could_be_a_split_or_a_class_is_asked_for(tmp_path: Path, new_map: 
 
 def test_what_lies_there_and_is_not_read_is_counted_by_its_reason(tmp_path: Path) -> None:
     root = folder_with(
-        tmp_path / "imagenet", f"{TENCH}/a.JPEG", f"{TENCH}/notes.txt", f"{TENCH}/more/b.JPEG", f"{TENCH}/more/c.JPEG",
-        f"{SPRINGER}/a.JPEG", "n01491361/", "loose.JPEG",
-    )  # fmt: skip
+        tmp_path / "imagenet",
+        f"{TENCH}/a.JPEG",
+        f"{TENCH}/notes.txt",
+        f"{TENCH}/more/b.JPEG",
+        f"{TENCH}/more/c.JPEG",
+        f"{SPRINGER}/a.JPEG",
+        "n01491361/",
+        "loose.JPEG",
+    )
     (root / f"{SHARK}.tar").write_bytes(b"x" * 600)
     (root / SPRINGER / "rest.zip").write_bytes(b"PK")
     ids, left, _ = opened("imagenet-1k", "train", root)
@@ -230,9 +236,18 @@ def test_files_that_are_images_are_read_whatever_their_ending(tmp_path: Path) ->
 
 def test_litter_of_systems_is_no_image_no_class_and_not_worth_a_word(tmp_path: Path, new_map: NewMap) -> None:
     root = folder_with(
-        tmp_path / "photos", "cat/0.jpg", "cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg", "cat/.DS_Store", "cat/Thumbs.db",
-        "cat/desktop.ini", "cat/._0.jpg", "dog/0.jpg", "__MACOSX/cat/0.jpg", "@eaDir/x.jpg", ".thumbnails/1.jpg",
-    )  # fmt: skip
+        tmp_path / "photos",
+        "cat/0.jpg",
+        "cat/@eaDir/0.jpg/SYNOPHOTO_THUMB_M.jpg",
+        "cat/.DS_Store",
+        "cat/Thumbs.db",
+        "cat/desktop.ini",
+        "cat/._0.jpg",
+        "dog/0.jpg",
+        "__MACOSX/cat/0.jpg",
+        "@eaDir/x.jpg",
+        ".thumbnails/1.jpg",
+    )
     code, fields, err = new_map(root)
     assert (code, names_of(fields), fields.get("splits"), err) == (0, ["cat", "dog"], {"train": 2}, "")
     variant, path = read_variant(tmp_path / "mine.yaml")
@@ -244,9 +259,13 @@ def test_litter_of_systems_is_no_image_no_class_and_not_worth_a_word(tmp_path: P
 
 def test_names_of_files_say_the_class_in_flat_folders(tmp_path: Path) -> None:
     hub = folder_with(
-        tmp_path / "hub", f"train_images/{TENCH}_0_{TENCH}.JPEG", f"train_images/{SPRINGER}_1_{SPRINGER}.JPEG",
-        "train_images/other.JPEG", f"val_images/ILSVRC2012_val_00000001_{SHARK}.JPEG", "test_images/1.JPEG",
-    )  # fmt: skip
+        tmp_path / "hub",
+        f"train_images/{TENCH}_0_{TENCH}.JPEG",
+        f"train_images/{SPRINGER}_1_{SPRINGER}.JPEG",
+        "train_images/other.JPEG",
+        f"val_images/ILSVRC2012_val_00000001_{SHARK}.JPEG",
+        "test_images/1.JPEG",
+    )
     ids, left, problem = opened("imagenet-1k", "train", hub)
     assert (problem, ids) == ("", [f"{TENCH}/{TENCH}_0_{TENCH}.JPEG", f"{SPRINGER}/{SPRINGER}_1_{SPRINGER}.JPEG"])
     assert left["image whose name says no class"] == 1

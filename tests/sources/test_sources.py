@@ -315,8 +315,13 @@ def test_one_file_that_cannot_be_read_is_given_with_its_reason(tmp_path, monkeyp
     found = list(source.read(entries[:6]))
     assert [len(row.image) > 0 for row in found] == [True, False, False, False, False, True]
     assert [row.problem.removeprefix("cannot be read: ") for row in found] == [
-        "", "the link leads to no file", "Too many levels of symbolic links", "Is a directory", "Permission denied", "",
-    ]  # fmt: skip
+        "",
+        "the link leads to no file",
+        "Too many levels of symbolic links",
+        "Is a directory",
+        "Permission denied",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("what", ["file", "class folder", "root", "disk", "target's folder", "locked folder"])

@@ -72,8 +72,9 @@ def test_tiny_imagenets_own_layout_has_its_classes_and_their_names(tmp_path: Pat
     variant, path = read_variant(written(tmp_path, root))
     thousand = get_variant("imagenet-1k").by_wnid
     assert [(info.wnid, info.name) for info in variant.classes] == [
-        ("my-cat", "my-cat"), *((wnid, thousand[wnid].name) for wnid in wnids),
-    ]  # fmt: skip
+        ("my-cat", "my-cat"),
+        *((wnid, thousand[wnid].name) for wnid in wnids),
+    ]
     assert variant.splits == {"train": 3, "validation": 2}
     for split, count in variant.splits.items():
         assert len(list(open_source(variant.name, split, path=path).index())) == count

@@ -53,9 +53,7 @@ def test_imagenet_v2s_folders_are_numbers_and_not_names_in_their_order(tmp_path,
 
     source = open_source(name, "test", path=folder)
 
-    assert contents(source) == {
-        (THOUSAND[int(number)].wnid, image): data for (number, image), data in drawn.items()
-    }  # fmt: skip
+    assert contents(source) == {(THOUSAND[int(number)].wnid, image): data for (number, image), data in drawn.items()}
     # By name "10" would be the third class and "100" the fourth.
     assert [info.index for info in source.classes] == [0, 1, 2, 10, 100, 999]
     assert "class folders by class number" in source.layout

@@ -65,8 +65,10 @@ def changed(file: Path, change: object) -> Path:
 def test_a_class_map_is_made_from_the_folders_and_reads_them(things: Path) -> None:
     variant, path = read_variant(things)
     assert [(c.index, c.wnid, c.name) for c in variant.classes] == [
-        (0, "01_star", "01 star"), (1, BOX, "Box!"), (2, "Round_Thing", "Round Thing"),
-    ]  # fmt: skip
+        (0, "01_star", "01 star"),
+        (1, BOX, "Box!"),
+        (2, "Round_Thing", "Round Thing"),
+    ]
     assert variant.splits == {"train": 6}
     entries = list(open_source(variant.name, "train", path=path).index())
     assert [entry.source_id for entry in entries] == [
@@ -82,8 +84,11 @@ def test_folders_that_are_imagenets_get_imagenets_ids_and_words(tmp_path: Path) 
     for info in variant.classes:
         known = thousand[info.wnid]
         assert (info.name, info.lemmas, info.definition, info.hypernym) == (
-            known.name, known.lemmas, known.definition, known.hypernym,
-        )  # fmt: skip
+            known.name,
+            known.lemmas,
+            known.definition,
+            known.hypernym,
+        )
 
 
 def test_one_foreign_folder_makes_all_classes_ones_own(tmp_path: Path) -> None:
@@ -224,8 +229,10 @@ def test_a_run_keeps_its_class_map_and_refuses_another(things: Path, tmp_path: P
     table = pq.read_table(next((run / "data").glob("*.parquet")))
     rows = table.select(["wnid", "class_name", "label", "prompt"]).to_pylist()
     assert {(r["wnid"], r["class_name"], r["label"]) for r in rows} == {
-        ("01_star", "01 star", 0), (BOX, "Box!", 1), ("Round_Thing", "Round Thing", 2),
-    }  # fmt: skip
+        ("01_star", "01 star", 0),
+        (BOX, "Box!", 1),
+        ("Round_Thing", "Round Thing", 2),
+    }
     assert all(r["prompt"].startswith(f"a photo of {r['class_name']}, ") for r in rows)
     changed(things, lambda f: f["classes"][1].update(name="crate"))
     with pytest.raises(HfsynError, match=r"source.variant is 'things@\w+' there, 'things@\w+' here"):
@@ -286,8 +293,16 @@ def test_a_hub_set_of_ones_own_becomes_a_published_one_that_a_stranger_verifies_
         done = stranger.hfsyn("verify", "alice/forms@v1.0.0")
         assert done.code == 0, done.out
         assert done.last.endswith("20 captions, 20 rows")
-        done = stranger.hfsyn("build", "hf://datasets/alice/forms@v1.0.0", "--out", home / "again", "--device", "cpu",
-                              "--num-processes", "1")  # fmt: skip
+        done = stranger.hfsyn(
+            "build",
+            "hf://datasets/alice/forms@v1.0.0",
+            "--out",
+            home / "again",
+            "--device",
+            "cpu",
+            "--num-processes",
+            "1",
+        )
         assert done.code == 0, done.err
         for mine in sorted((tmp_path / "run").glob("*/*.parquet")):
             assert (home / "again" / mine.relative_to(tmp_path / "run")).read_bytes() == mine.read_bytes()

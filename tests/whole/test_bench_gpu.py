@@ -49,9 +49,25 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
     done = bench(
-        tmp_path, "--tiny", "--steps", "5", "--batch", "2", "--caption-batch", "4", "--rounds", "2",
-        "--seconds", "0.1", "--window", "0.1", "--folder", "kept", "--out", "figures.json",
-    )  # fmt: skip
+        tmp_path,
+        "--tiny",
+        "--steps",
+        "5",
+        "--batch",
+        "2",
+        "--caption-batch",
+        "4",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.1",
+        "--window",
+        "0.1",
+        "--folder",
+        "kept",
+        "--out",
+        "figures.json",
+    )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures == json.loads((tmp_path / "figures.json").read_text())
@@ -83,8 +99,12 @@ def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
         assert found["low"] <= found["ratio"] <= found["high"]
         assert found["pairs"] == 2
     assert [aim["what"] for aim in images["aims"]] == [
-        "ours / official-style", "ours / plain", "share of the ceiling", "device busy", "PSNR, dB",
-    ]  # fmt: skip
+        "ours / official-style",
+        "ours / plain",
+        "share of the ceiling",
+        "device busy",
+        "PSNR, dB",
+    ]
     assert [aim["aim"] for aim in images["aims"]] == [4.0, 1.4, 0.45, 0.97, 40.0]
     assert images["psnr_db"] >= images["psnr_db_lowest"] > 35
     assert [aim["aim"] for aim in captions["aims"]] == [3.0]
@@ -221,8 +241,10 @@ def test_turns_go_forth_and_back_and_the_last_arm_has_a_control() -> None:
     said: list[str] = []
     found = measuring.compare(arms, rounds=3, seconds=1e-9, window=1e-9, device="cpu", say=said.append)
     assert measuring.order(["theirs", "mine"], 3) == [
-        ["theirs", "mine", "again"], ["again", "mine", "theirs"], ["theirs", "mine", "again"],
-    ]  # fmt: skip
+        ["theirs", "mine", "again"],
+        ["again", "mine", "theirs"],
+        ["theirs", "mine", "again"],
+    ]
     assert {name: len(turns) for name, turns in found.turns.items()} == {"theirs": 3, "mine": 3, "again": 3}
     # Warmed with two units, then a turn a round (two of the judged arm), then the look.
     assert [len(part) for part in arms[0].asked] == [2, 3 + 1]
@@ -283,9 +305,12 @@ def test_only_kernels_count_as_work_and_overlaps_count_once() -> None:
     def event(name: str, begin: float, end: float, *, cuda: bool = True, named: bool = False) -> SimpleNamespace:
         kind = torch.autograd.DeviceType.CUDA if cuda else torch.autograd.DeviceType.CPU
         return SimpleNamespace(
-            name=lambda: name, device_type=lambda: kind, is_user_annotation=lambda: named,
-            start_ns=lambda: int(begin * 1e9), end_ns=lambda: int(end * 1e9),
-        )  # fmt: skip
+            name=lambda: name,
+            device_type=lambda: kind,
+            is_user_annotation=lambda: named,
+            start_ns=lambda: int(begin * 1e9),
+            end_ns=lambda: int(end * 1e9),
+        )
 
     events = [
         event("gemm", 5, 6),

@@ -20,10 +20,26 @@ from hfsyn.images.generate_stage import generate
 from hfsyn.runs.finish import finish
 
 COMMANDS = [
-    [], ["demo"], ["build"], ["caption"], ["generate"], ["finish"], ["status"], ["plan"], ["variants"],
-    ["variants", "ls"], ["variants", "info"], ["variants", "peek"], ["strategies"], ["strategies", "ls"],
-    ["strategies", "show"], ["recipes"], ["recipes", "ls"], ["recipes", "show"], ["recipes", "new"],
-]  # fmt: skip
+    [],
+    ["demo"],
+    ["build"],
+    ["caption"],
+    ["generate"],
+    ["finish"],
+    ["status"],
+    ["plan"],
+    ["variants"],
+    ["variants", "ls"],
+    ["variants", "info"],
+    ["variants", "peek"],
+    ["strategies"],
+    ["strategies", "ls"],
+    ["strategies", "show"],
+    ["recipes"],
+    ["recipes", "ls"],
+    ["recipes", "show"],
+    ["recipes", "new"],
+]
 
 
 def main(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -77,10 +93,25 @@ BAD = [
     (["build", "shapes-cip", "--out", "x", "--set", "generate.model=./nowhere"], ["./nowhere", "generator"]),
     (["build", "shapes-cip", "--out", "x", "--set", "caption.model=/no/where"], ["/no/where", "captioner"]),
     (["build", "shapes-cip", "--out", "x", "--set", "generate.model=no/model"], ["no/model", "HF_HUB_OFFLINE"]),
-    (["build", "tiny-imagenet-cip", "--out", "x", "--set", "source.path=missing", "--set", "caption.model=builtin",
-      "--set", "generate.model=builtin"], ["missing"]),
-    (["build", "imagenette-cip", "--out", "x", "--set", "caption.model=builtin", "--set", "generate.model=builtin"],
-     ["HF_HUB_OFFLINE"]),
+    (
+        [
+            "build",
+            "tiny-imagenet-cip",
+            "--out",
+            "x",
+            "--set",
+            "source.path=missing",
+            "--set",
+            "caption.model=builtin",
+            "--set",
+            "generate.model=builtin",
+        ],
+        ["missing"],
+    ),
+    (
+        ["build", "imagenette-cip", "--out", "x", "--set", "caption.model=builtin", "--set", "generate.model=builtin"],
+        ["HF_HUB_OFFLINE"],
+    ),
     (["build", "shapes-cip"], ["--out"]),
     (["bulid"], ["bulid", "build"]),
     (["build", "shapes-cip", "--out", "x", "--lmit", "3"], ["--lmit", "--limit"]),
@@ -94,7 +125,7 @@ BAD = [
     (["recipes", "show", "imagenete-cip"], ["imagenete-cip", "imagenette-cip"]),
     (["demo", "--shards", "0:1"], ["--shards"]),
     (["build", "shapes-cip", "--out", "x", "--device", "gpu"], ["'gpu'", "cuda"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("arguments", "words"), BAD, ids=lambda value: " ".join(value[:2] + value[4:6]))

@@ -29,9 +29,17 @@ from builders.synthetic import Synthetic
 from builders.variants import get_variant
 
 SMALL = (
-    "--limit", "2", "--set", "store.shard_rows=5", "--set", "generate.batch_size=4", "--set", "caption.batch_size=4",
-    "--set", "generate.steps=4",
-)  # fmt: skip
+    "--limit",
+    "2",
+    "--set",
+    "store.shard_rows=5",
+    "--set",
+    "generate.batch_size=4",
+    "--set",
+    "caption.batch_size=4",
+    "--set",
+    "generate.steps=4",
+)
 COLUMNS = ["image", "label", "wnid", "class_name", "prompt", "caption", "seed", "sample_id", "source_id"]
 
 
@@ -40,8 +48,11 @@ def hfsyn(*arguments: str | Path, prefix: tuple[str, ...] = (), check: bool = Tr
     done = subprocess.run(
         [sys.executable, *(prefix or ("-m", "hfsyn")), *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, timeout=280, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -123,9 +134,7 @@ def test_three_processes_under_torchrun_make_the_same_bytes(reference: Path, tmp
 def test_halves_made_in_separate_processes_make_the_same_bytes(reference: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     # Stops after the first half, says what is missing, and exits with the code of a part.
-    done = hfsyn(
-        "build", "shapes-cip", *SMALL, "--num-processes", "1", "--shards", ":2", "--out", run, check=False
-    )  # fmt: skip
+    done = hfsyn("build", "shapes-cip", *SMALL, "--num-processes", "1", "--shards", ":2", "--out", run, check=False)
     assert done.returncode == 4
     assert "2 of 4 generate shards" in done.stderr
     hfsyn("generate", run, "--num-processes", "1", "--shards", "2:")
@@ -220,10 +229,25 @@ def test_ctrl_c_keeps_the_work_and_exits_with_130(tmp_path: Path) -> None:
 def test_real_photographs_in_a_folder_are_captioned_and_answered(tmp_path: Path) -> None:
     run = tmp_path / "run"
     hfsyn(
-        "build", "tiny-imagenet-cip", "--set", f"source.path={PHOTOGRAPHS}", "--set", "caption.model=builtin",
-        "--set", "generate.model=builtin", "--limit", "2", "--set", "generate.steps=2", "--num-processes", "2",
-        "--device", "cpu", "--out", run,
-    )  # fmt: skip
+        "build",
+        "tiny-imagenet-cip",
+        "--set",
+        f"source.path={PHOTOGRAPHS}",
+        "--set",
+        "caption.model=builtin",
+        "--set",
+        "generate.model=builtin",
+        "--limit",
+        "2",
+        "--set",
+        "generate.steps=2",
+        "--num-processes",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        run,
+    )
     rows = list(load_dataset(str(run), split="train"))
     wnids = (PHOTOGRAPHS / "wnids.txt").read_text().split()
     assert Counter(row["wnid"] for row in rows) == dict.fromkeys(wnids, 2)
@@ -285,10 +309,23 @@ def test_a_salted_folder_is_used_as_far_as_it_can_be_read_and_the_counts_add_up(
     unsound = salted(tmp_path / "salted" / "train")
     run = tmp_path / "run"
     done = hfsyn(
-        "build", "tiny-imagenet-cip", "--set", f"source.path={tmp_path / 'salted'}", "--set", "caption.model=builtin",
-        "--set", "generate.model=builtin", "--set", "generate.steps=2", "--set", "generate.dtype=float32",
-        "--num-processes", "1", "--out", run,
-    )  # fmt: skip
+        "build",
+        "tiny-imagenet-cip",
+        "--set",
+        f"source.path={tmp_path / 'salted'}",
+        "--set",
+        "caption.model=builtin",
+        "--set",
+        "generate.model=builtin",
+        "--set",
+        "generate.steps=2",
+        "--set",
+        "generate.dtype=float32",
+        "--num-processes",
+        "1",
+        "--out",
+        run,
+    )
     rejected = {
         line["id"]: line["reason"] for line in map(json.loads, (run / "rejected.jsonl").read_text().splitlines())
     }

@@ -37,9 +37,12 @@ class Driver:
     def __init__(self, folder: Path) -> None:
         self.folder, self._count = folder, 0
         self._process = subprocess.Popen(
-            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            [sys.executable, str(DRIVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
             env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
 
     def order(self, **order: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -200,10 +203,28 @@ def test_a_launch_starts_a_killed_process_again_and_answers_sigterm_with_one_lin
     """SIGTERM to all, as a scheduler sends it. With the real small models: processes of a launcher know no fakes."""
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "hfsyn", "build", "shapes-cip", "--limit", "8", "--set", "store.shard_rows=8",
-         "--num-processes", "2", "--device", "cpu", "--quiet", "--out", str(run)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "hfsyn",
+            "build",
+            "shapes-cip",
+            "--limit",
+            "8",
+            "--set",
+            "store.shard_rows=8",
+            "--num-processes",
+            "2",
+            "--device",
+            "cpu",
+            "--quiet",
+            "--out",
+            str(run),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
     def workers() -> set[int]:
         """The two that work; the others are this command and accelerate."""
@@ -286,9 +307,12 @@ def test_a_run_folder_that_cannot_be_written_to_is_one_line(driver: Driver, clea
             said = driver.start(*command, "--quiet").end(3)
             assert said.count("\n") == 1
             assert "Read-only file system" in said
-        assert "unfinished" in subprocess.run(
-            [sys.executable, "-m", "hfsyn", "status", str(captioned)], capture_output=True, text=True, check=True
-        ).stdout  # fmt: skip
+        assert (
+            "unfinished"
+            in subprocess.run(
+                [sys.executable, "-m", "hfsyn", "status", str(captioned)], capture_output=True, text=True, check=True
+            ).stdout
+        )
     driver.start("generate", captioned).end()
     equal(captioned, clean)
 

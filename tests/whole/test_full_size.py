@@ -111,18 +111,23 @@ def test_the_full_configurations_have_the_parameters_of_the_published_models() -
         found = {
             "stable-diffusion": {"unet": UNet2DConditionModel(**m._UNET_15), "vae": vae, "text_encoder": clip},
             "sdxl": {
-                "unet": UNet2DConditionModel(**m._UNET_XL), "vae": vae, "text_encoder": clip,
+                "unet": UNet2DConditionModel(**m._UNET_XL),
+                "vae": vae,
+                "text_encoder": clip,
                 "text_encoder_2": transformers.CLIPTextModelWithProjection(
                     transformers.CLIPTextConfig(**m._CLIP_BIG_G)
                 ),
             },
-        }  # fmt: skip
+        }
         blip = transformers.BlipConfig(vision_config=m._VIT_BLIP, text_config=m._BERT_BLIP, projection_dim=512)
         found["blip"] = {"model": transformers.BlipForConditionalGeneration(blip)}
         blip2 = transformers.Blip2Config(
-            vision_config=m._VIT_BLIP2, qformer_config=m._QFORMER, text_config={"model_type": "opt", **m._OPT},
-            num_query_tokens=32, image_token_index=50_265,
-        )  # fmt: skip
+            vision_config=m._VIT_BLIP2,
+            qformer_config=m._QFORMER,
+            text_config={"model_type": "opt", **m._OPT},
+            num_query_tokens=32,
+            image_token_index=50_265,
+        )
         found["blip2"] = {"model": transformers.Blip2ForConditionalGeneration(blip2)}
     counts = {name: {key: check_full_size.count_of([part]) for key, part in p.items()} for name, p in found.items()}
     assert counts == full_size_models.EXPECTED

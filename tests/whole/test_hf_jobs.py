@@ -23,9 +23,12 @@ from builders.runs.layout import finished_shards, sidecar_of
 
 SCRIPT = ROOT / "scripts" / "hf_jobs.py"
 SMALL = (
-    "source.limit_per_class=2", "store.shard_rows=5", "generate.batch_size=5", "caption.batch_size=5",
+    "source.limit_per_class=2",
+    "store.shard_rows=5",
+    "generate.batch_size=5",
+    "caption.batch_size=5",
     "generate.steps=4",
-)  # fmt: skip
+)
 REPO = "alice/shapes"
 
 
@@ -167,9 +170,14 @@ def test_the_commands_of_the_readme_parse(command: list[str], hub: Hub, tmp_path
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
     program = Path(sys.executable).parent / "hf"
     done = subprocess.run(
-        [str(program), *command[1:4], "--dry-run", *command[4:]], cwd=tmp_path, capture_output=True, text=True,
-        env=hub.env(token="hf_alice_write", home=tmp_path) | {"PATH": os.environ["PATH"]}, check=False, timeout=60,
-    )  # fmt: skip
+        [str(program), *command[1:4], "--dry-run", *command[4:]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=hub.env(token="hf_alice_write", home=tmp_path) | {"PATH": os.environ["PATH"]},
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     job = script().job  # type: ignore[attr-defined]
     assert isinstance(job.make_context("job", command[command.index("scripts/hf_jobs.py") + 1 :]), click.Context)

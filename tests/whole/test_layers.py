@@ -219,14 +219,8 @@ def test_no_file_outgrows_its_room(name: str) -> None:
         ),
         ("import builders.variants, builders.runs.layout", ("torch", "datasets", "pyarrow", "PIL", "numpy")),
         ("import builders.imagenet, builders.synthetic, builders.captioned, builders.shapes", ("hfsyn",)),
-        (
-            "import hfsyn.building, hfsyn.showcase",
-            ("torch", "transformers", "diffusers", "matplotlib"),
-        ),
-        (
-            "from hfsyn.judging.measures import fidelity, membership, metrics",
-            ("torch", "timm", "datasets"),
-        ),
+        ("import hfsyn.building, hfsyn.showcase", ("torch", "transformers", "diffusers", "matplotlib")),
+        ("from hfsyn.judging.measures import fidelity, membership, metrics", ("torch", "timm", "datasets")),
     ],
 )
 def test_importing_loads_nothing_heavy(statement: str, heavy: tuple[str, ...]) -> None:

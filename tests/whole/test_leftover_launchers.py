@@ -43,9 +43,12 @@ def free_port() -> str:
     ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
 def test_variables_of_another_job_are_named_and_nothing_is_begun(
-    variables: dict[str, str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     with_fakes(monkeypatch)
     monkeypatch.setattr(
         hfsyn.images.generate_stage, "pick_device", lambda device: "cpu"
@@ -61,12 +64,13 @@ def test_variables_of_another_job_are_named_and_nothing_is_begun(
 @pytest.mark.parametrize(
     "variables",
     [
-        {"RANK": "0", "WORLD_SIZE": "1"}, {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "17"},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"SLURM_PROCID": "3", "SLURM_NTASKS": "8", "SLURM_JOB_ID": "17"},
         {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "2", "PMI_SIZE": "4", "PMI_RANK": "2"},
         {"MASTER_ADDR": "gone", "MASTER_PORT": "29500"},
     ],
     ids=lambda value: " ".join(value),
-)  # fmt: skip
+)
 def test_variables_that_do_not_make_this_one_of_several_are_no_matter(
     variables: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,10 +28,14 @@ class Machine:
     def start(self, command: str, folder: Path) -> subprocess.Popen[str]:
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         return subprocess.Popen(
-            [*self.prefix, "bash", "-c", f"exec env {command}"], cwd=folder, text=True, start_new_session=True,
+            [*self.prefix, "bash", "-c", f"exec env {command}"],
+            cwd=folder,
+            text=True,
+            start_new_session=True,
             env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
 
 
 def ip(*words: str) -> None:

@@ -48,6 +48,4 @@ def test_the_command_prints_the_page_last(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(showcase, "demo", fake)
     done = CliRunner().invoke(cli, ["demo", "--out", "d", "--limit", "3", "--num-processes", "2", "-q"])
     assert done.stdout.splitlines()[-1] == "d/report.html"
-    assert asked == {
-        "limit": 3, "full": False, "num_processes": 2, "device": None, "overwrite": False, "quiet": True,
-    }  # fmt: skip
+    assert asked == {"limit": 3, "full": False, "num_processes": 2, "device": None, "overwrite": False, "quiet": True}

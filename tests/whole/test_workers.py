@@ -102,9 +102,7 @@ def test_gpus_that_torch_cannot_use_are_told_instead_of_days_on_a_cpu(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["--num_processes", "2"], pytest.param(["--num-processes=2"], marks=pytest.mark.slow)],
-    ids=" ".join,
+    "arguments", [["--num_processes", "2"], pytest.param(["--num-processes=2"], marks=pytest.mark.slow)], ids=" ".join
 )
 def test_a_launch_that_silently_starts_one_process_for_two_is_refused(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", *arguments, "-m", "hfsyn", "variants", "ls"]

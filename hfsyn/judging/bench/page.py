@@ -157,9 +157,7 @@ def _plots(
     for axis, values in (("limit", matrix.limits), ("budget", matrix.budgets), ("share", _shares(matrix))):
         if len([value for value in values if value is not None]) > 1:
             others = [key for key in ("model", "limit", "budget", "share") if key != axis]
-            curve = [
-                row for row in rows if row[axis] is not None and all(row[key] == last[0][key] for key in others)
-            ]  # fmt: skip
+            curve = [row for row in rows if row[axis] is not None and all(row[key] == last[0][key] for key in others)]
             found.append(plots.curve_plot(curve, axis, arms, headline, *named(axis)))
     return [
         {"title": plot.title, "alt": plot.alt, "svg": plot.svg, "png": f"{PLOTS}/{plot.name}.png"} for plot in found

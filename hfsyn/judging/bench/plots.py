@@ -47,9 +47,13 @@ def render(name: str, title: str, alt: str, height: float, draw: Draw, png: Path
     import matplotlib as mpl
 
     settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "font.size": 9,
-        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
-    }  # fmt: skip
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.parse_math": False,
+        "font.size": 9,
+        "font.family": "sans-serif",
+        "font.sans-serif": ["DejaVu Sans"],
+    }
     with mpl.rc_context(settings):
         text = io.StringIO()
         _figure(height, draw, _INK, _LINE).savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -220,9 +224,15 @@ def _percent_axis(axes: Any, line: str, lowest: float) -> None:
 
 def _legend(axes: Any, ink: str, columns: int) -> None:
     axes.legend(
-        frameon=False, labelcolor=ink, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(columns, 4),
-        handletextpad=0.3, columnspacing=1.0, borderaxespad=0.1,
-    )  # fmt: skip
+        frameon=False,
+        labelcolor=ink,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=min(columns, 4),
+        handletextpad=0.3,
+        columnspacing=1.0,
+        borderaxespad=0.1,
+    )
 
 
 def _short(name: str) -> str:

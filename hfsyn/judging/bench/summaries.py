@@ -143,18 +143,40 @@ def _difference(a: dict[int, dict[str, Any]], b: dict[int, dict[str, Any]]) -> d
 def csv_text(matrix: Matrix, outcomes: Sequence[Outcome]) -> str:
     """One line a cell and test, failed ones with their error."""
     names = [
-        "arm", "model", "budget", "limit", "share", "seed", "test", "n", "classes", "top1", "top1_low", "top1_high",
-        "top5", "ece", "top1_all_classes", "seconds", "status", "error", "folder",
-    ]  # fmt: skip
+        "arm",
+        "model",
+        "budget",
+        "limit",
+        "share",
+        "seed",
+        "test",
+        "n",
+        "classes",
+        "top1",
+        "top1_low",
+        "top1_high",
+        "top5",
+        "ece",
+        "top1_all_classes",
+        "seconds",
+        "status",
+        "error",
+        "folder",
+    ]
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")
     writer.writeheader()
     for outcome in outcomes:
         cell = outcome.cell
         start = {
-            "arm": cell.arm, "model": cell.model, "budget": cell.budget, "limit": cell.limit, "share": cell.share,
-            "seed": cell.seed, "folder": cell.folder.as_posix(),
-        }  # fmt: skip
+            "arm": cell.arm,
+            "model": cell.model,
+            "budget": cell.budget,
+            "limit": cell.limit,
+            "share": cell.share,
+            "seed": cell.seed,
+            "folder": cell.folder.as_posix(),
+        }
         status = "missing" if outcome.error == NOT_RUN else "failed"
         if outcome.result is None:
             writer.writerow({**start, "status": status, "error": outcome.error})
@@ -165,12 +187,20 @@ def csv_text(matrix: Matrix, outcomes: Sequence[Outcome]) -> str:
             own = test["metrics"].get("masked") or test["metrics"]
             writer.writerow(
                 {
-                    **start, "test": name, "n": test["n"], "classes": own["classes"], "top1": own["top1"]["value"],
-                    "top1_low": own["top1"]["low"], "top1_high": own["top1"]["high"], "top5": own["top5"]["value"],
-                    "ece": own["ece"]["value"], "top1_all_classes": test["metrics"]["top1"]["value"],
-                    "seconds": outcome.result["seconds"], "status": "done",
+                    **start,
+                    "test": name,
+                    "n": test["n"],
+                    "classes": own["classes"],
+                    "top1": own["top1"]["value"],
+                    "top1_low": own["top1"]["low"],
+                    "top1_high": own["top1"]["high"],
+                    "top5": own["top5"]["value"],
+                    "ece": own["ece"]["value"],
+                    "top1_all_classes": test["metrics"]["top1"]["value"],
+                    "seconds": outcome.result["seconds"],
+                    "status": "done",
                 }
-            )  # fmt: skip
+            )
     return out.getvalue()
 
 

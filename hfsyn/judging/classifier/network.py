@@ -64,9 +64,12 @@ class Classifier:
     def facts(self) -> dict[str, Any]:
         """What a result says of the classifier."""
         return {
-            "name": self.name, "source": self.source, "sha256": self.sha256, "classes": len(self.wnids),
+            "name": self.name,
+            "source": self.source,
+            "sha256": self.sha256,
+            "classes": len(self.wnids),
             "options": dict(self.options),
-        }  # fmt: skip
+        }
 
 
 def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str, str]) -> Classifier:
@@ -84,9 +87,15 @@ def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str
     network = create_network(part.name, len(wnids), options, part.image_size, pretrained=part.pretrained)
     preprocessing = _preprocessing(network, part.image_size, config.test.crop, config.augment.interpolation)
     return Classifier(
-        part.name, network, tuple(wnids), tuple(names[wnid] for wnid in wnids), preprocessing, options, part.name,
+        part.name,
+        network,
+        tuple(wnids),
+        tuple(names[wnid] for wnid in wnids),
+        preprocessing,
+        options,
+        part.name,
         seed=config.seed,
-    )  # fmt: skip
+    )
 
 
 def create_network(
@@ -161,9 +170,13 @@ def plain_transform(preprocessing: Preprocessing) -> Any:
     from timm.data import create_transform
 
     return create_transform(
-        preprocessing.image_size, is_training=False, crop_pct=preprocessing.crop or None,
-        interpolation=preprocessing.interpolation, mean=preprocessing.mean, std=preprocessing.std,
-    )  # fmt: skip
+        preprocessing.image_size,
+        is_training=False,
+        crop_pct=preprocessing.crop or None,
+        interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+    )
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> str:
@@ -175,10 +188,14 @@ def save_classifier(classifier: Classifier, folder: Path) -> str:
     atomic_write(folder / WEIGHTS, lambda path: save_file(weights, path))
     sha256 = sha256_of(folder / WEIGHTS)
     facts = {
-        "name": classifier.name, "options": dict(classifier.options), "sha256": sha256, "seed": classifier.seed,
-        "wnids": list(classifier.wnids), "names": list(classifier.names),
+        "name": classifier.name,
+        "options": dict(classifier.options),
+        "sha256": sha256,
+        "seed": classifier.seed,
+        "wnids": list(classifier.wnids),
+        "names": list(classifier.names),
         "preprocessing": asdict(classifier.preprocessing),
-    }  # fmt: skip
+    }
     atomic_text(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return sha256
 

@@ -315,9 +315,13 @@ def _loader(classifier: Classifier, images: ImageSet, accelerator: Any, batch_si
     wanted = [list(range(start, min(start + batch_size, len(images)))) for start in starts]
     prepared: Any = _Prepared(classifier, images)  # a map-style dataset need only have __getitem__
     return DataLoader(
-        prepared, batch_sampler=wanted, num_workers=workers, collate_fn=_collate,
-        worker_init_fn=one_thread if workers else None, pin_memory=accelerator.device.type == "cuda",
-    )  # fmt: skip
+        prepared,
+        batch_sampler=wanted,
+        num_workers=workers,
+        collate_fn=_collate,
+        worker_init_fn=one_thread if workers else None,
+        pin_memory=accelerator.device.type == "cuda",
+    )
 
 
 def _collate(items: Sequence[tuple[int, bool, Any]]) -> tuple[Any, Any, Any]:

@@ -107,13 +107,16 @@ def measure_fidelity(
         tell_unread(bad, f"{images.reference} ({images.split})")
     return {
         "features": {
-            "name": classifier.name, "source": classifier.source, "weights": weights, "sha256": classifier.sha256,
+            "name": classifier.name,
+            "source": classifier.source,
+            "weights": weights,
+            "sha256": classifier.sha256,
             "dimension": found["real"].values.shape[1],
         },
         "sets": sets,
         "undecodable": undecodable,
         **compare_sets(found["synthetic"], found["real"], found.get("evaluation")),
-    }  # fmt: skip
+    }
 
 
 def _open_network(features: str, device: str) -> tuple[Any, str]:
@@ -155,10 +158,7 @@ def compare_sets(synthetic: Features, real: Features, evaluation: Features | Non
             raise HfsynError(f"The {name} set has {len(found)} images.", f"At least {NEIGHBOURS + 1} are needed.")
     result: dict[str, Any] = {
         "images": {"synthetic": len(synthetic), "real": len(real)},
-        "frechet": {
-            "value": frechet_distance(synthetic.values, real.values),
-            "floor": frechet_floor(real.values),
-        },
+        "frechet": {"value": frechet_distance(synthetic.values, real.values), "floor": frechet_floor(real.values)},
         **neighbourhoods(synthetic.values, real.values),
         "duplicates": {
             "threshold": NEAR,

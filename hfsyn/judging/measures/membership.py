@@ -87,13 +87,7 @@ def measure_membership(
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     sets = {name: images.facts() for name, images in opened.items()}
     attack = membership_inference(*answers, seed=seed)
-    return {
-        "model": classifier.facts(),
-        "sets": sets,
-        "overlap": overlap,
-        "undecodable": undecodable,
-        **attack,
-    }
+    return {"model": classifier.facts(), "sets": sets, "overlap": overlap, "undecodable": undecodable, **attack}
 
 
 def membership_inference(

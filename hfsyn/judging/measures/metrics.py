@@ -99,11 +99,7 @@ def classification_metrics(
                 "It must hold the column of every class of that set.",
             )
         found["masked"] = _decision(
-            logits,
-            np.searchsorted(columns, labels),
-            [wnids[c] for c in columns],
-            [names[c] for c in columns],
-            columns,
+            logits, np.searchsorted(columns, labels), [wnids[c] for c in columns], [names[c] for c in columns], columns
         )
     return {"n": len(labels), **found}
 

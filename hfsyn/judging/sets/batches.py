@@ -225,9 +225,14 @@ def training_batches(
     )
     items: Any = dataset  # a map-style dataset need only have __getitem__
     loader: Any = DataLoader(
-        items, batch_sampler=wanted, num_workers=workers, collate_fn=collate, generator=own_generator(),
-        worker_init_fn=one_thread if workers else None, pin_memory=pin,
-    )  # fmt: skip
+        items,
+        batch_sampler=wanted,
+        num_workers=workers,
+        collate_fn=collate,
+        generator=own_generator(),
+        worker_init_fn=one_thread if workers else None,
+        pin_memory=pin,
+    )
     for batch in loader:
         yield unwrapped(batch)
 

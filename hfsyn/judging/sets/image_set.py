@@ -84,10 +84,16 @@ class ImageSet:
     def facts(self) -> dict[str, Any]:
         """What a result says of the set."""
         return {
-            "reference": self.reference, "split": self.split, "revision": self.revision, "images": len(self),
-            "classes": len(self.classes), "fingerprint": self.fingerprint, "variant": self.variant, "hub": self.hub,
+            "reference": self.reference,
+            "split": self.split,
+            "revision": self.revision,
+            "images": len(self),
+            "classes": len(self.classes),
+            "fingerprint": self.fingerprint,
+            "variant": self.variant,
+            "hub": self.hub,
             "left_out": dict(self.left_out),
-        }  # fmt: skip
+        }
 
 
 def spread(size: int, count: int) -> list[int]:
@@ -140,9 +146,12 @@ def _limited(opened: ImageSet, limit: int) -> ImageSet:
         if counts[wnid] <= limit:
             keep.append(number)
     return replace(
-        opened, wnids=[opened.wnids[i] for i in keep], images=Some(opened.images, keep),
-        ids=[opened.ids[i] for i in keep], complete=False,
-    )  # fmt: skip
+        opened,
+        wnids=[opened.wnids[i] for i in keep],
+        images=Some(opened.images, keep),
+        ids=[opened.ids[i] for i in keep],
+        complete=False,
+    )
 
 
 def _open_variant(found: Reference, split: str | None, default: Sequence[str], token: str | bool | None) -> ImageSet:
@@ -159,10 +168,17 @@ def _from_source(source: Source, reference: str, split: str, variant: str) -> Im
     images: Bytes = Files(source.root, entries) if isinstance(source, FolderSource) else Drawn(source, entries)
     known = get_variant(variant)
     return ImageSet(
-        reference, split, [entry.wnid for entry in entries], {info.wnid: info.name for info in source.classes}, images,
-        [entry.source_id for entry in entries], None,
-        known.tests_only or len(source.classes) == len(known.classes), variant, left_out=source.left_out,
-    )  # fmt: skip
+        reference,
+        split,
+        [entry.wnid for entry in entries],
+        {info.wnid: info.name for info in source.classes},
+        images,
+        [entry.source_id for entry in entries],
+        None,
+        known.tests_only or len(source.classes) == len(known.classes),
+        variant,
+        left_out=source.left_out,
+    )
 
 
 def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> ImageSet:

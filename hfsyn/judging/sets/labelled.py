@@ -118,9 +118,15 @@ def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: 
 
     def opened(found: Variant) -> ParquetSource:
         source = ParquetSource(
-            found, fsspec.filesystem("file"), str(parts.root), parts.files, where, tables=tables, choice=parts.choice,
+            found,
+            fsspec.filesystem("file"),
+            str(parts.root),
+            parts.files,
+            where,
+            tables=tables,
+            choice=parts.choice,
             trusted=parts.trusted,
-        )  # fmt: skip
+        )
         source.check()
         return source
 
@@ -132,14 +138,7 @@ def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: 
     named = source.rows_have_names
     ids = [entry.source_id if named else f"{parts.split}/{n}" for entry, n in zip(entries, numbers, strict=True)]
     folders = None if parts.foreign else [(parts.root / entry.location).parent for entry in entries]
-    return Labelled(
-        images[0],
-        [entry.wnid for entry in entries],
-        ids,
-        numbers,
-        folders,
-        left_out=source.left_out,
-    )
+    return Labelled(images[0], [entry.wnid for entry in entries], ids, numbers, folders, left_out=source.left_out)
 
 
 def label_rows(rows: Any, columns: Columns, variant: str | None, split: str) -> Labelled:

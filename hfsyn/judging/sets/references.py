@@ -129,8 +129,7 @@ def _unknown(place: str, text: str) -> HfsynError:
     if "/" in place or _looks_local(place):
         return HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.", GRAMMAR)
     return HfsynError(
-        f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}",
-        f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.",
+        f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}", f"{GRAMMAR} Variants: {', '.join(VARIANTS)}."
     )
 
 

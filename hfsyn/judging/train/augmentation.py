@@ -25,10 +25,19 @@ class Augmentation:
         from timm.data import create_transform
 
         first, second, last = create_transform(
-            preprocessing.image_size, is_training=True, scale=part.scale, ratio=part.ratio, hflip=part.flip,
-            auto_augment=part.auto_augment, color_jitter=part.color_jitter or None, re_prob=part.random_erasing,
-            interpolation=part.interpolation, mean=preprocessing.mean, std=preprocessing.std, separate=True,
-        )  # fmt: skip
+            preprocessing.image_size,
+            is_training=True,
+            scale=part.scale,
+            ratio=part.ratio,
+            hflip=part.flip,
+            auto_augment=part.auto_augment,
+            color_jitter=part.color_jitter or None,
+            re_prob=part.random_erasing,
+            interpolation=part.interpolation,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            separate=True,
+        )
         self._floats = part.random_erasing > 0
         self._steps = [*first.transforms, *second.transforms, *(last.transforms if self._floats else [])]
         self._mean, self._std = preprocessing.mean, preprocessing.std

@@ -230,9 +230,14 @@ def _fit(
     every = checkpoint_every(options.checkpoint_steps, steps, each_epoch)
     history: list[dict[str, Any]] = [*place.history, *([{"step": first, "resumed": True}] if first else [])]
     wanted = Slice(
-        first, steps, options.accumulation, accelerator.process_index, accelerator.num_processes, workers,
+        first,
+        steps,
+        options.accumulation,
+        accelerator.process_index,
+        accelerator.num_processes,
+        workers,
         accelerator.device.type == "cuda",
-    )  # fmt: skip
+    )
     augmentation = Augmentation(classifier.preprocessing, config.augment)
     batches = feed.batches(augmentation, wanted)
     quiet = options.quiet or not accelerator.is_main_process
@@ -296,14 +301,21 @@ def _conclude(
     result: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "training": {
-            "sets": feed.facts(), "images": feed.fingerprints, "budget": feed.budget, "epochs": config.optimise.epochs,
+            "sets": feed.facts(),
+            "images": feed.fingerprints,
+            "budget": feed.budget,
+            "epochs": config.optimise.epochs,
             "images_seen": total_steps(config, feed.budget) * config.optimise.batch_size,
-            "undecodable_seen": len(met["undecodable"]), "undecodable": facts_of(met["undecodable"]),
-            "processes": accelerator.num_processes, "accumulation": options.accumulation,
-            "seconds": round(met["seconds"], 1), "cpu_seconds": round(met["cpu_seconds"], 1), "history": history,
+            "undecodable_seen": len(met["undecodable"]),
+            "undecodable": facts_of(met["undecodable"]),
+            "processes": accelerator.num_processes,
+            "accumulation": options.accumulation,
+            "seconds": round(met["seconds"], 1),
+            "cpu_seconds": round(met["cpu_seconds"], 1),
+            "history": history,
         },
         "software": software(),
-    }  # fmt: skip
+    }
     if accelerator.is_main_process and not options.quiet:
         tell_unread(met["undecodable"], " and ".join(config.data.train))
     kept = open_classifier(folder, device=str(accelerator.device))
@@ -315,12 +327,7 @@ def _conclude(
 
 
 def _test_again(
-    config: TrainConfig,
-    options: RunOptions,
-    accelerator: Any,
-    opened: Opened,
-    done: dict[str, Any],
-    folder: Path,
+    config: TrainConfig, options: RunOptions, accelerator: Any, opened: Opened, done: dict[str, Any], folder: Path
 ) -> dict[str, Any]:
     """Test a finished training on something else; what is there is replaced when that is done."""
     kept = open_classifier(folder, device=str(accelerator.device))

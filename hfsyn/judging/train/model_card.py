@@ -63,9 +63,10 @@ def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
         with suppress(HeadMovedError):  # somebody else committed: look again
             return repo.commit(missing, [], parent=head, message="Add classifier")
     raise HfsynError(
-        f"{repo.repo_id} was removed, or others committed to it, all the time.", "Run the same command again.",
+        f"{repo.repo_id} was removed, or others committed to it, all the time.",
+        "Run the same command again.",
         code=ExitCode.PARTIAL,
-    )  # fmt: skip
+    )
 
 
 def check_push(repo_id: str) -> None:
@@ -101,11 +102,14 @@ def write_timm_folder(classifier: Classifier, folder: Path) -> None:
             "label_descriptions": dict(zip(classifier.wnids, classifier.names, strict=True)),
         },
         data_config={
-            "input_size": (3, given.image_size, given.image_size), "mean": given.mean, "std": given.std,
-            "interpolation": given.interpolation, "crop_pct": given.crop,
+            "input_size": (3, given.image_size, given.image_size),
+            "mean": given.mean,
+            "std": given.std,
+            "interpolation": given.interpolation,
+            "crop_pct": given.crop,
         },
         safe_serialization=True,
-    )  # fmt: skip
+    )
 
 
 def card_text(classifier: Classifier, result: Mapping[str, Any], repo_id: str) -> str:
@@ -177,14 +181,18 @@ def _eval_results(test: Mapping[str, Any]) -> list[Any]:
     return [
         EvalResult(
             # The type is an identifier of the Hub's; a set that is not there must not be taken for one that is.
-            task_type="image-classification", dataset_type=repository or data.get("variant") or "local",
-            dataset_name=_without_path(data["reference"]), dataset_split=data["split"],
+            task_type="image-classification",
+            dataset_type=repository or data.get("variant") or "local",
+            dataset_name=_without_path(data["reference"]),
+            dataset_split=data["split"],
             dataset_revision=data["revision"] if repository else None,
-            metric_type="accuracy", metric_name=title, metric_value=round(test["metrics"][key]["value"], 6),
+            metric_type="accuracy",
+            metric_name=title,
+            metric_value=round(test["metrics"][key]["value"], 6),
         )
         for title, key in (("Top 1 accuracy", "top1"), ("Top 5 accuracy", "top5"))
         if test["metrics"][key]["value"] is not None
-    ]  # fmt: skip
+    ]
 
 
 def without_paths(value: Any) -> Any:

@@ -65,9 +65,16 @@ def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: f
     part = config.optimise
     warmup = min(round(part.warmup_epochs * each_epoch), steps - 1)
     schedule, _ = create_scheduler_v2(
-        optimizer, sched=part.schedule, num_epochs=steps - warmup, min_lr=part.min_lr, warmup_epochs=warmup,
-        warmup_lr=part.lr / (warmup + 1), warmup_prefix=True, step_on_epochs=False, updates_per_epoch=1,
-    )  # fmt: skip
+        optimizer,
+        sched=part.schedule,
+        num_epochs=steps - warmup,
+        min_lr=part.min_lr,
+        warmup_epochs=warmup,
+        warmup_lr=part.lr / (warmup + 1),
+        warmup_prefix=True,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
     return schedule
 
 
@@ -80,9 +87,12 @@ def make_loss(config: TrainConfig, classes: int) -> tuple[Mix, Callable[[Any, An
     if not part.mixup and not part.cutmix:
         return lambda pixels, labels, step, number: (pixels, labels), LabelSmoothingCrossEntropy(part.label_smoothing)
     mixup = Mixup(
-        mixup_alpha=part.mixup, cutmix_alpha=part.cutmix, prob=part.mix_prob, label_smoothing=part.label_smoothing,
+        mixup_alpha=part.mixup,
+        cutmix_alpha=part.cutmix,
+        prob=part.mix_prob,
+        label_smoothing=part.label_smoothing,
         num_classes=classes,
-    )  # fmt: skip
+    )
 
     def mix(pixels: Any, labels: Any, step: int, number: int) -> tuple[Any, Any]:
         if len(pixels) % 2:

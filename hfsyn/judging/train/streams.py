@@ -204,11 +204,16 @@ class StreamFeed:
         """See `Feed`."""
         return [
             {
-                "reference": s.reference, "split": s.split, "revision": s.revision, "classes": len(s.names),
-                "share": weight * self.budget, "streaming": True, "hub": s.hub,
+                "reference": s.reference,
+                "split": s.split,
+                "revision": s.revision,
+                "classes": len(s.names),
+                "share": weight * self.budget,
+                "streaming": True,
+                "hub": s.hub,
             }
             for s, weight in zip(self._streams, self._weights, strict=True)
-        ]  # fmt: skip
+        ]
 
     def overlap(self, test: ImageSet) -> int | None:
         """See `Feed`: it is known where the test is one of the streams, and not else, as no image has been read."""
@@ -232,10 +237,15 @@ class StreamFeed:
         while True:
             rows.set_epoch(self._pass)
             loader: Any = DataLoader(
-                rows, batch_size=size, drop_last=True, num_workers=min(wanted.workers, rows.num_shards),
-                collate_fn=_Decode(transform, self._config.seed, self._pass), generator=own_generator(),
-                worker_init_fn=one_thread, pin_memory=wanted.pin,
-            )  # fmt: skip
+                rows,
+                batch_size=size,
+                drop_last=True,
+                num_workers=min(wanted.workers, rows.num_shards),
+                collate_fn=_Decode(transform, self._config.seed, self._pass),
+                generator=own_generator(),
+                worker_init_fn=one_thread,
+                pin_memory=wanted.pin,
+            )
             skip, got = self._taken, 0
             for pixels, labels in self._whole(loader, size):
                 got += 1

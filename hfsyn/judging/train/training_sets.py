@@ -53,10 +53,16 @@ class MapFeed:
         labels = {wnid: number for number, wnid in enumerate(self.classes)}
         dataset = Augmented(self._sets, self._order, labels, transform, self._config.seed)
         for pixels, targets, unread in training_batches(
-            dataset, first_step=wanted.first, steps=wanted.steps, batch_size=self._config.optimise.batch_size,
-            parts=wanted.parts, rank=wanted.rank, world=wanted.world, workers=wanted.workers,
+            dataset,
+            first_step=wanted.first,
+            steps=wanted.steps,
+            batch_size=self._config.optimise.batch_size,
+            parts=wanted.parts,
+            rank=wanted.rank,
+            world=wanted.world,
+            workers=wanted.workers,
             pin=wanted.pin,
-        ):  # fmt: skip
+        ):
             self.unread.update(unread)
             yield pixels, targets
 
