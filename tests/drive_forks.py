@@ -2,8 +2,9 @@
 
 Each line of the input is JSON: ``{"arguments": [...]}`` forks a process that runs the command, ``{"python": "..."}``
 one that runs code, in a folder ``"cwd"`` and with the variables of ``"environment"`` alone, where these are given; the
-answer is its ``{"pid": ...}``. With the argument ``models`` everything that draws, captions and trains is imported too. ``{"wait": pid}`` answers with its exit code (negative: the
-signal), what it said, and its peak memory in kilobytes. Nothing here starts a thread or a connection before the fork.
+answer is its ``{"pid": ...}``. ``{"wait": pid}`` answers with its exit code (negative: the signal), what it said, and
+its peak memory in kilobytes. With the argument ``models`` everything that draws, captions and trains is imported too.
+Nothing here starts a thread or a connection before the fork.
 """
 
 from __future__ import annotations
