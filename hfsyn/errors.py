@@ -1,4 +1,4 @@
-"""Exit codes, and how another library's error is said; the error that ours share is `builders.errors.HfsynError`."""
+"""Exit codes, and leaving a process with one; the error that ours share is `builders.errors.HfsynError`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from builders.errors import HfsynError
 
-__all__ = ["ExitCode", "HfsynError", "first_line", "leave_at_once"]
+__all__ = ["ExitCode", "HfsynError", "leave_at_once"]
 
 
 class ExitCode(IntEnum):
@@ -23,12 +23,6 @@ class ExitCode(IntEnum):
     PARTIAL = 4
     INTERRUPTED = 130
     TERMINATED = 143
-
-
-def first_line(error: BaseException) -> str:
-    """What another library's error says, without its full stop; the error's kind where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def leave_at_once(code: int) -> NoReturn:

@@ -24,7 +24,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from hfsyn.errors import ExitCode, HfsynError, first_line
+from builders.wording import first_line
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gathering import check_launcher, place, processes_asked_for, waiting_for_others
 
 T = TypeVar("T")

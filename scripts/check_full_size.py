@@ -32,7 +32,8 @@ import torch
 from full_size_models import EXPECTED, Size, save_blip, save_blip2, save_sdxl, save_stable_diffusion
 from PIL import Image
 
-from hfsyn.errors import ExitCode, HfsynError, first_line
+from builders.wording import first_line
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.models.batch_sizes import is_out_of_memory, release_memory
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart
 from hfsyn.software import describe_device

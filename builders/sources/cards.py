@@ -18,8 +18,8 @@ from typing import Any
 
 from builders.errors import DataError
 from builders.images.formats import IMAGE_SUFFIXES
-from builders.sources.labels import shorten
 from builders.variants import SPLIT_WORDS, usual_split
+from builders.wording import quoted
 from builders.yaml import front_matter, load
 
 __all__ = [
@@ -167,7 +167,7 @@ def find_tables(files: Iterable[str], card: Card, config: str | None, where: str
     else:
         if config is not None and not inside and tables:
             folders = sorted({name.split("/")[0] for name in tables if "/" in name})
-            there = f"Folders with tables: {shorten(folders)}." if folders else "It has one alone: leave the name out."
+            there = f"Folders with tables: {quoted(folders)}." if folders else "It has one alone: leave the name out."
             raise NoConfigurationError(f"{where} has no configuration '{config}'.", there)
         base, patterns = config or "", _patterns(tables, config or "", where)
         splits = _by_split(patterns, base, tables, where, stated=False)
@@ -258,12 +258,12 @@ def _hidden(name: str) -> bool:
 
 def _configured(card: Card, config: str | None, where: str) -> str:
     """The configuration of a card that is meant."""
-    there = f"Its card names: {shorten(card.configs, 20)}."
+    there = f"Its card names: {quoted(card.configs, 20)}."
     if config is not None and config not in card.configs:
         raise NoConfigurationError(f"{where} has no configuration '{config}'.", there)
     found = config or card.default
     if found is None:
-        raise DataError(f"{where} has several configurations: {shorten(card.configs, 20)}.", _ASK)
+        raise DataError(f"{where} has several configurations: {quoted(card.configs, 20)}.", _ASK)
     return found
 
 
@@ -337,7 +337,7 @@ def _by_split(
     splits = {split: tuple(sorted(filter(is_table, names))) for split, names in found.items()}
     if lacking := [split for split, names in splits.items() if not names and any(splits.values())]:
         raise DataError(
-            f"The split '{lacking[0]}' of {where} is {shorten(sorted(found[lacking[0]]), 3)}, and the others are "
+            f"The split '{lacking[0]}' of {where} is {quoted(sorted(found[lacking[0]]), 3)}, and the others are "
             "Parquet files.",
             "All splits must be Parquet files.",
         )
@@ -362,12 +362,12 @@ def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> Non
         folders = [posixpath.join(base, part) or "(the top folder)" for part in sorted(there)]
         if all("=" in part for part in there):
             raise DataError(
-                f"{where} is parted by a column whose values are the names of folders: {shorten(folders)}.",
+                f"{where} is parted by a column whose values are the names of folders: {quoted(folders)}.",
                 "Write it as one table with that column in it.",
             )
         raise DataError(
             f"{where} has tables in {len(folders)} folders, and no card says whether they are one set: "
-            f"{shorten(folders)}.",
+            f"{quoted(folders)}.",
             f"{_ASK} Or say in README.md what they are (`configs`).",
         )
 
@@ -375,4 +375,4 @@ def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> Non
 def _tell_shared(splits: Mapping[str, Sequence[str]], where: str) -> None:
     times = Counter(name for names in splits.values() for name in names)
     if shared := [name for name, count in times.items() if count > 1]:
-        _log.warning("The card of %s gives %s to more than one split.", where, shorten(shared, 3))
+        _log.warning("The card of %s gives %s to more than one split.", where, quoted(shared, 3))

@@ -15,9 +15,10 @@ from typing import Any
 
 from builders.errors import DataError
 from builders.file_names import as_path, shown
-from builders.sources.labels import class_keys, is_wnid, shorten, spelling
+from builders.sources.labels import class_keys, is_wnid, spelling
 from builders.variants import get_variant
 from builders.variants.class_maps import class_id
+from builders.wording import quoted
 
 __all__ = ["name_classes"]
 
@@ -106,17 +107,17 @@ def _remarks(rows: Sequence[Mapping[str, Any]], plain: Mapping[str, str], number
     found = []
     if changed:
         how = "without the numbers in front and " if numbered else ""
-        found.append(f"Names are written {how}with blanks for underscores: {shorten(changed, 3)}.")
+        found.append(f"Names are written {how}with blanks for underscores: {quoted(changed, 3)}.")
     if looked_up:
         found.append(f"Names of WordNet ids that were found in the lists beside the folders: {looked_up}.")
     if nameless:
         found.append(
             "Classes without a name, since their folders are called by WordNet ids outside of ImageNet-1k, or not in "
-            f"UTF-8: {shorten(nameless, 3)}. Write it where the class map says null. WordNet's words.txt, put into the "
+            f"UTF-8: {quoted(nameless, 3)}. Write it where the class map says null. WordNet's words.txt, put into the "
             "folder of the images, gives the names of ids."
         )
     if numbers:
-        found.append(f"Classes that are called by numbers, which prompts would say: {shorten(numbers, 3)}.")
+        found.append(f"Classes that are called by numbers, which prompts would say: {quoted(numbers, 3)}.")
     return found
 
 

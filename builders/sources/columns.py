@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from builders.errors import DataError
-from builders.sources.labels import check_names, hub_labels, label_map, refuse, shorten, spelling
+from builders.sources.labels import check_names, hub_labels, label_map, refuse, spelling
 from builders.variants import Choice, Variant
+from builders.wording import quoted
 
 __all__ = [
     "IMAGE_COLUMNS",
@@ -121,7 +122,7 @@ def find_columns(
     """
     choice = choice or Choice()
     if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
-        raise DataError(f"{where} has several columns of one name: {shorten(twice)}.", "Rename or drop them.")
+        raise DataError(f"{where} has several columns of one name: {quoted(twice)}.", "Rename or drop them.")
     image = _image_column(schema, where, choice.image_column)
     kind = schema.field(image).type
     nested = pa.types.is_struct(kind)
@@ -168,7 +169,7 @@ def _feature(schema: pa.Schema, column: str) -> Mapping[str, Any]:
 def _image_column(schema: pa.Schema, where: str, wanted: str | None) -> str:
     if wanted is not None and wanted not in schema.names:
         raise DataError(
-            f"{where} has no column of images '{wanted}'; its columns are {shorten(schema.names)}.",
+            f"{where} has no column of images '{wanted}'; its columns are {quoted(schema.names)}.",
             "Say which one holds the images.",
         )
     able = [field.name for field in schema if holds_images(field.type)]
@@ -179,13 +180,13 @@ def _image_column(schema: pa.Schema, where: str, wanted: str | None) -> str:
         found = [name for name in known if name in declared][:1] or known[:1] or declared or nested
         if len(found) > 1:
             raise DataError(
-                f"{where} has several columns of images: {shorten(found)}.", _SAY_WHICH.format(flag="--image-column")
+                f"{where} has several columns of images: {quoted(found)}.", _SAY_WHICH.format(flag="--image-column")
             )
         wanted = found[0] if found else next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     if wanted is None:
         raise DataError(
-            f"{where} has no column of images; its columns are {shorten(schema.names)}.",
-            f"Expected one of {shorten(IMAGE_COLUMNS)}, of bytes, or of {{bytes, path}} as `datasets` writes it. "
+            f"{where} has no column of images; its columns are {quoted(schema.names)}.",
+            f"Expected one of {quoted(IMAGE_COLUMNS)}, of bytes, or of {{bytes, path}} as `datasets` writes it. "
             + (_SAY_WHICH.format(flag="--image-column") if able else ""),
         )
     if wanted not in able:
@@ -202,7 +203,7 @@ def _label_columns(
     """The columns that could be the label: those with a meaning of their own, else numbers that nobody has named."""
     if wanted is not None and wanted not in schema.names:
         raise DataError(
-            f"{where} has no column of classes '{wanted}'; its columns are {shorten(schema.names)}.",
+            f"{where} has no column of classes '{wanted}'; its columns are {quoted(schema.names)}.",
             "Say which one holds the labels.",
         )
     known = [wanted] if wanted else [name for name in LABEL_COLUMNS if name in schema.names]
@@ -220,8 +221,8 @@ def _label_columns(
             "Expected text, or whole numbers with label names.",
         )
     raise DataError(
-        f"{where} has no column of classes; its columns are {shorten(schema.names)}.",
-        f"Expected one of {shorten(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}",
+        f"{where} has no column of classes; its columns are {quoted(schema.names)}.",
+        f"Expected one of {quoted(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}",
     )
 
 
@@ -241,7 +242,7 @@ def _as_label(schema: pa.Schema, column: str, said: Sequence[str] | None, where:
     own = class_label(schema, column)
     if own is not None and said is not None and own != tuple(said):
         raise DataError(
-            f"The labels of {where} (column '{column}') are named {shorten(own, 4)} in the file and {shorten(said, 4)} "
+            f"The labels of {where} (column '{column}') are named {quoted(own, 4)} in the file and {quoted(said, 4)} "
             "by the dataset's card.",
             "They must be the same: put the card (dataset_info) right.",
         )

@@ -21,8 +21,8 @@ from builders.errors import DataError
 from builders.file_names import is_litter, shown
 from builders.sources.folder_contents import IMAGES, class_folders, has_images, subfolders
 from builders.sources.image_lists import ANNOTATIONS, labelled_images
-from builders.sources.labels import shorten
 from builders.variants import SPLIT_WORDS
+from builders.wording import quoted
 
 __all__ = ["Layout", "Part", "folder_layout"]
 
@@ -122,7 +122,7 @@ def _parts(root: Path, top: Path, known: Known) -> dict[str, Part | DataError]:
         if len(there) > 1:
             parts[split] = DataError(
                 f"'{shown(root)}' has {len(there)} folders of the split {split}: "
-                f"{shorten(folder.name for folder in found[split])}.",
+                f"{quoted(folder.name for folder in found[split])}.",
                 "Put them together, or move one of them away.",
             )
         elif there:
@@ -141,7 +141,7 @@ def _are_classes(root: Path, named_so: Sequence[str], known: Known) -> bool:
     many = len(others) >= _SIBLINGS and len(others) > len(named_so)
     if holders and many:
         raise DataError(
-            f"In '{shown(root)}' the folders {shorten(others)} hold images, while {shorten(holders)} "
+            f"In '{shown(root)}' the folders {quoted(others)} hold images, while {quoted(holders)} "
             f"{'hold' if len(holders) > 1 else 'holds'} folders of images: splits, or classes like the others?",
             "Give the folder of one split alone, or move the others away. A class map that names all of them as "
             "classes decides it too.",
@@ -181,7 +181,7 @@ def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Par
         return error
     if classes and plain:
         return DataError(
-            f"In '{shown(folder)}' it cannot be told what is a class: images lie in {shorten(classes)}"
+            f"In '{shown(folder)}' it cannot be told what is a class: images lie in {quoted(classes)}"
             f"{' and beside it' if lone else ''}{_found(folder, top)}.",
             f"Move what is not a class away; or name all of them in a class map by hand. {_SORT}",
         )
@@ -217,7 +217,7 @@ def _found(place: Path, top: Path) -> str:
         names |= {*subfolders(folder), *(path.name for path in folder.iterdir() if path.name.lower().endswith(_LISTS))}
     for pattern, words in _SIGNS:
         if signs := sorted(name for name in names if re.fullmatch(pattern, name.casefold())):
-            return f"; found {shorten(signs, 3)}: {words}"
+            return f"; found {quoted(signs, 3)}: {words}"
     return ""
 
 

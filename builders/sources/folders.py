@@ -30,10 +30,11 @@ from builders.errors import DataError
 from builders.file_names import as_path, as_text, shown
 from builders.sources.folder_contents import contents, images_below, named
 from builders.sources.folder_layouts import Layout, Part, folder_layout
-from builders.sources.labels import check_numbers, label_map, refuse, shorten
+from builders.sources.labels import check_numbers, label_map, refuse
 from builders.sources.other_layouts import check_place, listing, refuse_others
 from builders.sources.rows import IndexEntry, Source, SourceRow
 from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
+from builders.wording import quoted
 
 __all__ = ["FolderSource", "LabelImages", "beside", "images_of_label", "layout_of", "local_splits", "open_path"]
 
@@ -230,7 +231,7 @@ def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataErr
         found = [part.folder.name if isinstance(part, Part) else split for split, part in layout.parts.items()]
         return DataError(
             f"'{shown(top)}' has no split '{split}': no images in {wanted}.",
-            f"Splits found: {shorten(found)}.{f' Not unpacked: {shorten(archives)}.' if archives else ''}",
+            f"Splits found: {quoted(found)}.{f' Not unpacked: {quoted(archives)}.' if archives else ''}",
         )
     return refuse_others(top) or DataError(
         f"There are no images of classes in '{shown(top)}': {listing(top)}.",

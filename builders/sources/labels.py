@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from builders.errors import DataError
-from builders.file_names import shown
 from builders.variants import ClassInfo, Variant
+from builders.wording import quoted
 
 __all__ = [
     "check_names",
@@ -19,7 +19,6 @@ __all__ = [
     "is_wnid",
     "label_map",
     "refuse",
-    "shorten",
     "spelling",
 ]
 
@@ -29,17 +28,10 @@ _RENUMBERED = 10
 _FILE_WNID = re.compile(r"(?:^|_)(n\d{8})(?=_|\.)")
 
 
-def shorten(values: Iterable[object], most: int = 10) -> str:
-    """The values in quotes, at most ten of them, with how many more there are."""
-    items = list(values)
-    first = ", ".join(f"'{shown(item)}'" for item in items[:most])
-    return first if len(items) <= most else f"{first} and {len(items) - most} more"
-
-
 def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataError:
     """The error for labels that are not classes of the variant."""
     items = list(unmatched)
-    message = f"{len(items)} of the labels in {where} are not classes of '{variant.name}': {shorten(items)}."
+    message = f"{len(items)} of the labels in {where} are not classes of '{variant.name}': {quoted(items)}."
     if all(_is_number(item) for item in items):
         known = f"go from 0 to {len(variant.classes) - 1}" if variant.numbered_folders else "mean no class here"
         return DataError(message, f"Numbers {known}, since others count classes in other ways. Rename them to wnids.")
@@ -150,7 +142,7 @@ def check_names(variant: Variant, names: Sequence[str]) -> tuple[str, ...]:
     if wnids is None:
         raise DataError(
             f"The labels of {variant.hub.repo_id if variant.hub else variant.name} are named otherwise than when "
-            f"'{variant.name}' was written down: {shorten(names)}.",
+            f"'{variant.name}' was written down: {quoted(names)}.",
             "Ask for the revision that the variant was checked against, or read a local copy with class folders.",
         )
     return wnids

@@ -21,10 +21,10 @@ from builders.hub.answers import Patience, is_offline, patiently
 from builders.sources.class_names import name_classes
 from builders.sources.folder_layouts import Part, folder_layout
 from builders.sources.folders import beside, images_of_label
-from builders.sources.labels import shorten
 from builders.sources.other_layouts import find_place, listing, refuse_others
 from builders.variants import Choice
 from builders.variants.class_maps import own_variant
+from builders.wording import quoted
 
 __all__ = ["new_variant"]
 
@@ -127,10 +127,10 @@ def _of_folder(top: Path) -> tuple[dict[str, int], list[str]]:
     counts = {split or "train": _count(part) for split, part in layout.parts.items() if isinstance(part, Part)}
     for split, part in layout.parts.items():
         if isinstance(part, DataError):
-            rest = f" Or move {split} away: the classes of {shorten(counts)} are known." if counts else ""
+            rest = f" Or move {split} away: the classes of {quoted(counts)} are known." if counts else ""
             raise DataError(part.message, f"{part.hint}{rest}", part.code)
     if others := layout.beside:
-        _log.warning("Not read in %s: %s, beside the splits.", shown(layout.root), shorten(others))
+        _log.warning("Not read in %s: %s, beside the splits.", shown(layout.root), quoted(others))
     if layout.root != top:
         _log.warning("The classes are in %s.", shown(layout.root))
     labels = {label for part in layout.parts.values() if isinstance(part, Part) for label in part.labels}
@@ -151,12 +151,12 @@ def _count(part: Part) -> int:
     if deeper:
         raise DataError(
             f"{len(deeper)} folder{'s' if len(deeper) > 1 else ''} of '{shown(part.folder)}' with images that are not "
-            f"read, since they lie too deep: {shorten(part.folder / name for name in sorted(deeper))}.",
+            f"read, since they lie too deep: {quoted(part.folder / name for name in sorted(deeper))}.",
             "A class folder has its images in itself, or in images/. Move them there, or give the folder that holds "
             "the class folders.",
         )
     if empty:
-        _log.warning("Folders in %s without images, which are no classes: %s.", shown(part.folder), shorten(empty))
+        _log.warning("Folders in %s without images, which are no classes: %s.", shown(part.folder), quoted(empty))
     for reason, number in others.items():
         if number:
             _log.warning("Not read in %s: %s, %d.", shown(part.folder), reason, number)

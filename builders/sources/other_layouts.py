@@ -10,7 +10,7 @@ from builders.errors import DataError
 from builders.file_names import is_litter, is_plain, shown
 from builders.images.formats import IMAGE_SUFFIXES
 from builders.sources.folder_contents import contents, images_below, subfolders
-from builders.sources.labels import shorten
+from builders.wording import quoted
 
 __all__ = ["check_place", "find_place", "listing", "refuse_others"]
 
@@ -74,7 +74,7 @@ def refuse_others(folder: Path) -> DataError | None:
     if any((folder / name).is_file() for name in _SAVED):
         splits = subfolders(folder) if (folder / _SAVED[1]).is_file() else []
         first = "train" if "train" in splits or not splits else splits[0]
-        part, words = (f"[{first!r}]", f", with the splits {shorten(splits)}") if splits else ("", "")
+        part, words = (f"[{first!r}]", f", with the splits {quoted(splits)}") if splits else ("", "")
         return DataError(
             f"'{path}' was written by save_to_disk of `datasets`{words}.",
             'Write it as Parquet, a file a split, and give the folder of these: python -c "import datasets; '
@@ -84,7 +84,7 @@ def refuse_others(folder: Path) -> DataError | None:
         shards = _shards(folder, there.archives)
         what = "tar shards, as WebDataset reads them" if shards else "archives that are not unpacked"
         return DataError(
-            f"'{path}' holds {what}: {shorten(sorted(there.archives), 3)}.",
+            f"'{path}' holds {what}: {quoted(sorted(there.archives), 3)}.",
             f"Write them as Parquet: python -c \"import datasets; datasets.load_dataset('webdataset', "
             f"data_files='{path}/*.tar', split='train').to_parquet('train.parquet')\""
             if shards
@@ -93,7 +93,7 @@ def refuse_others(folder: Path) -> DataError | None:
     deep = [name for name in subfolders(folder) if images_below(folder / name)]
     if deep:
         return DataError(
-            f"The images in '{path}' lie too deep to tell their classes: below {shorten(deep)}.",
+            f"The images in '{path}' lie too deep to tell their classes: below {quoted(deep)}.",
             "A class folder has its images in itself, or in images/. Give the folder that holds the class folders.",
         )
     return None
@@ -121,7 +121,7 @@ def listing(folder: Path) -> str:
     """What lies in a folder, in words."""
     found = (path for path in folder.iterdir() if not is_litter(path.name))
     names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in found)
-    return f"found {shorten(names)}" if names else "the folder is empty"
+    return f"found {quoted(names)}" if names else "the folder is empty"
 
 
 def _nearest(path: Path) -> str:

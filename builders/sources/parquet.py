@@ -25,10 +25,11 @@ from builders.file_names import below
 from builders.hub.resuming import read_whole, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
-from builders.sources.labels import file_wnid, is_wnid, shorten
+from builders.sources.labels import file_wnid, is_wnid
 from builders.sources.on_disk import local_choice, split_there, tables_of
 from builders.sources.rows import IndexEntry, SourceRow
 from builders.variants import Choice, ClassInfo, Variant, usual_split
+from builders.wording import quoted
 
 __all__ = ["ParquetSource", "different_images", "in_parallel", "open_parquet", "stored_image"]
 
@@ -317,7 +318,7 @@ def _batch_size(file: Any, group: int, column: str) -> int:
 def different_images(where: str, columns: Iterable[str]) -> DataError:
     """The error for files that have their images in columns of different names."""
     return DataError(
-        f"The images in {where} are in columns of different names: {shorten(sorted(columns))}.",
+        f"The images in {where} are in columns of different names: {quoted(sorted(columns))}.",
         "Rename the columns, so that all files have the same.",
     )
 
@@ -379,10 +380,10 @@ def open_parquet(
             found = next(iter(tables.splits))  # named by itself, and by a word that the variant does not have
         if found is None:
             raise DataError(
-                f"'{path}' has no split '{split}'.", f"Splits found: {shorten(tables.splits)}. Name one: source.split."
+                f"'{path}' has no split '{split}'.", f"Splits found: {quoted(tables.splits)}. Name one: source.split."
             )
         names = tables.splits[found]
-        layout = f"{len(names)} Parquet file{'s' if len(names) > 1 else ''} ({shorten(names, 2)}) in {root}"
+        layout = f"{len(names)} Parquet file{'s' if len(names) > 1 else ''} ({quoted(names, 2)}) in {root}"
         source = ParquetSource(
             variant,
             fsspec.filesystem("file"),

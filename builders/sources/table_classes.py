@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from builders.errors import DataError
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
-from builders.sources.labels import class_keys, shorten, spelling
+from builders.sources.labels import class_keys, spelling
 from builders.sources.on_disk import local_tables
 from builders.sources.parquet import different_images, in_parallel
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
+from builders.wording import quoted
 
 __all__ = ["TableClasses", "classes_of", "local_classes", "our_splits"]
 
@@ -108,11 +109,11 @@ def our_splits(tables: Tables, where: str) -> dict[str, str]:
         known = {"train": next(iter(tables.splits))}
     if not known:
         raise DataError(
-            f"The splits of {where} are called {shorten(tables.splits)}: which of them is for training is not said.",
+            f"The splits of {where} are called {quoted(tables.splits)}: which of them is for training is not said.",
             "Write the class map by hand: hub: {repo_id: ..., splits: {train: ONE OF THEM}}.",
         )
     if others := [split for split in tables.splits if split not in known.values()]:
-        _log.warning("Splits of %s that a class map has no name for, and are not read: %s.", where, shorten(others))
+        _log.warning("Splits of %s that a class map has no name for, and are not read: %s.", where, quoted(others))
     return {split: known[split] for split in SPLIT_WORDS if split in known}
 
 
@@ -140,7 +141,7 @@ def _rows(columns: Columns, table: pa.Table) -> Iterator[_Values]:
 def _names_once(names: Sequence[str], where: str) -> Sequence[str]:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise DataError(
-            f"{len(twice)} label names of '{where}' stand for two numbers: {shorten(twice)}.",
+            f"{len(twice)} label names of '{where}' stand for two numbers: {quoted(twice)}.",
             "A name means one class. Give them names of their own (ClassLabel), or name another --label-column.",
         )
     return names
@@ -169,7 +170,7 @@ def _label(found: Sequence[tuple[Columns, Counter[_Values]]], where: str) -> str
         there = sorted({one.column for columns, _ in found for one in columns.labels})
         if said:
             raise DataError(
-                f"The tables of {where} have their labels in different columns: {shorten(there)}.",
+                f"The tables of {where} have their labels in different columns: {quoted(there)}.",
                 "Rename them, so that they are alike.",
             )
         raise DataError(f"The tables in {where} have no row with a label.", "Expected a row for each image.")

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from builders.wording import first_line
 from hfsyn.captions.token_drawing import Refused
-from hfsyn.errors import HfsynError, first_line
+from hfsyn.errors import HfsynError
 from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.runs.run import REFUSES
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hfsyn.errors import HfsynError, first_line
+from builders.wording import first_line
+from hfsyn.errors import HfsynError
 from hfsyn.images.noise import global_states
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.recipes.recipe import CaptionPart

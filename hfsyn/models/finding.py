@@ -16,7 +16,8 @@ from typing import Any
 
 from builders.files import sha256_of
 from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
-from hfsyn.errors import HfsynError, first_line
+from builders.wording import first_line
+from hfsyn.errors import HfsynError
 from hfsyn.models.checkpoint_files import FIELD, MARKER, Kind, checked_variant
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 

@@ -17,6 +17,7 @@ from builders.errors import DataError
 from builders.hub.answers import asked, is_offline, page_of
 from builders.sources import open_source
 from builders.variants import get_variant
+from builders.wording import size_text
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.models.checkpoint_files import Kind
@@ -25,7 +26,7 @@ from hfsyn.models.loras import FILE
 from hfsyn.models.single_files import at_hand
 from hfsyn.outlook.check import Check
 from hfsyn.outlook.costs import memory_needed
-from hfsyn.outlook.forecast import disk_needed, size_text
+from hfsyn.outlook.forecast import disk_needed
 from hfsyn.recipes.prompt_part import HUB
 from hfsyn.recipes.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.recipes.strategies import is_user_strategy, strategy_of

@@ -13,8 +13,8 @@ from typing import Any
 
 from builders.runs import layout
 from builders.runs.layout import shard_count
-from builders.sources.labels import shorten
 from builders.variants import get_variant
+from builders.wording import hours_text, quoted, size_text
 from hfsyn.errors import HfsynError
 from hfsyn.hub.limits import commits_for
 from hfsyn.models.token_limits import Limit, limits
@@ -111,7 +111,7 @@ class Forecast:
             f"(counts {self.counts})",
             *([f"              not indexed: {self.why}"] if self.why else []),
             *(
-                [f"              no image of {shorten(self.classes_without_images)}, which the class map has"]
+                [f"              no image of {quoted(self.classes_without_images)}, which the class map has"]
                 if self.classes_without_images
                 else []
             ),
@@ -365,17 +365,3 @@ def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:
     # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card; two markers.
     files = 2 * shards + 9
     return files, commits_for(files - 1)
-
-
-def hours_text(hours: float) -> str:
-    """Hours or minutes, for people."""
-    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
-
-
-def size_text(size: float) -> str:
-    """Bytes, for people."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.1f} {unit}" if unit != "bytes" and size < 10 else f"{size:.0f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

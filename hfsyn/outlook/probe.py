@@ -18,13 +18,13 @@ from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import write_marker
 from builders.variants import get_variant
+from builders.wording import hours_text
 from hfsyn.captions.caption_stage import caption
 from hfsyn.captions.captioner import Captioner
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate, tried_generator
 from hfsyn.images.generator import ImageGenerator
 from hfsyn.models.batch_sizes import CANDIDATES
-from hfsyn.outlook.forecast import hours_text
 from hfsyn.recipes.recipe import Recipe, dump_recipe
 from hfsyn.runs.options import DEFAULTS, WorkOptions
 from hfsyn.runs.plan import read_captions, write_lines

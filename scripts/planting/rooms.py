@@ -14,7 +14,7 @@ from pathlib import Path
 ROOMS = (
     (
         "sources",
-        "builders/sources/* builders/file_names.py",
+        "builders/sources/* builders/file_names.py builders/wording.py",
         "sources folders_people_bring tables_* names_people_give class_maps streaming variant_rows evaluation_sets",
     ),
     (

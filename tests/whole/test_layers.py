@@ -17,6 +17,7 @@ from conftest import ROOT
 ROOMS: dict[str, set[str]] = {
     "builders.errors": set(),
     "builders.file_names": set(),
+    "builders.wording": set(),
     "builders.yaml": set(),
     "builders.files": set(),
     "builders.hub": {"huggingface_hub"},

@@ -16,9 +16,10 @@ from typing import Any
 from builders.errors import did_you_mean
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.hub.answers import Patience, page_of, patiently
-from builders.sources.labels import label_map, shorten
+from builders.sources.labels import label_map
 from builders.variants import get_variant
-from hfsyn.errors import HfsynError, first_line
+from builders.wording import first_line, quoted
+from hfsyn.errors import HfsynError
 from hfsyn.recipes.training_recipe import TrainConfig
 
 WEIGHTS = "model.safetensors"
@@ -285,7 +286,7 @@ def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ..
                 found = tuple(str(wnids[label]) for label in labels)
                 return found, tuple(variant.by_wnid[wnid].name for wnid in found)
         unknown = [label for label, wnid in label_map(imagenet, labels).items() if wnid is None]
-        raise HfsynError(f"{len(unknown)} classes of {name} are not ImageNet's: {shorten(unknown)}.", "Train another.")
+        raise HfsynError(f"{len(unknown)} classes of {name} are not ImageNet's: {quoted(unknown)}.", "Train another.")
     if network.num_classes != len(imagenet.classes):
         raise HfsynError(
             f"{name} has {network.num_classes} outputs, and nothing says which classes they are.",

@@ -19,10 +19,10 @@ import numpy as np
 
 from builders.files import atomic_text
 from builders.images.decoding import ImageRejected
-from builders.sources.labels import shorten
 from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
+from builders.wording import quoted
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator
 from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
@@ -122,7 +122,7 @@ def measure(
     found = predict(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
     if not len(found.labels):
         raise HfsynError(
-            f"No image of {images.reference} can be decoded ({shorten(sorted(set(found.undecodable.values())), 3)}).",
+            f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)}).",
             "Look at the files.",
         )
     if accelerator.is_main_process and not quiet:

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, find_columns, wnids_of
-from builders.sources.labels import shorten
 from builders.sources.parquet import ParquetSource, different_images
 from builders.variants import Choice, Variant, get_variant, own_class
+from builders.wording import quoted
 from hfsyn.errors import HfsynError
 
 T = TypeVar("T")
@@ -182,7 +182,7 @@ def of_some_variant(read: Callable[[Variant], T], variant: str | None, where: st
     fewest = min(missing, key=len)
     meant = f"of the variant {variant!r}" if variant else "of ImageNet-1k"
     raise HfsynError(
-        f"{len(fewest)} of the labels of {where} are not classes {meant}: {shorten(fewest)}.",
+        f"{len(fewest)} of the labels of {where} are not classes {meant}: {quoted(fewest)}.",
         "A label is matched by wnid, or by a class name or WordNet lemma that means one class only. Add a column "
         "'wnid', rename the labels, or state the variant: VARIANT=PLACE, or CLASSMAP.yaml=PLACE.",
     )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from builders.sources.labels import is_wnid, shorten, spelling
+from builders.sources.labels import is_wnid, spelling
+from builders.wording import quoted
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.image_set import ImageSet
 
@@ -41,8 +42,8 @@ def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, .
     for other, theirs in others:
         if differing := names.keys() ^ theirs.keys():
             here, there = sorted(names.keys() - theirs.keys()), sorted(theirs.keys() - names.keys())
-            parts = [f"only {whose} has {shorten(here)}"] if here else []
-            parts += [f"only {other} has {shorten(there)}"] if there else []
+            parts = [f"only {whose} has {quoted(here)}"] if here else []
+            parts += [f"only {other} has {quoted(there)}"] if there else []
             raise HfsynError(
                 f"{whose} and {other} differ in {len(differing)} classes: {'; '.join(parts)}.",
                 "Sets that are mixed must have the same classes, by wnid.",
@@ -63,7 +64,7 @@ def check_classes(classes: Mapping[str, str], images: ImageSet, whose: str) -> l
     if unknown := sorted(there - classes.keys()):
         raise HfsynError(
             f"{len(unknown)} of the {len(there)} classes of {images.reference} are not among the {len(classes)} of "
-            f"{whose}: {shorten(f'{wnid} {images.names.get(wnid, str())}'.strip() for wnid in unknown)}.",
+            f"{whose}: {quoted(f'{wnid} {images.names.get(wnid, str())}'.strip() for wnid in unknown)}.",
             "Test on a set whose classes it was trained on, or train on this set's.",
         )
     same_names([(whose, classes), (images.reference, images.names)])

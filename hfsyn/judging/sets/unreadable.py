@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.sources.labels import shorten
+from builders.wording import quoted
 from hfsyn.judging.sets.image_set import ImageSet
 
 _NAMED = 20
@@ -42,12 +42,12 @@ def tell_unread(unread: Unread, what: str) -> None:
     if unread:
         reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(unread.values()).most_common())
         files = "1 image" if len(unread) == 1 else f"{len(unread)} images"
-        print(f"{files} of {what} could not be read ({reasons}): {shorten(sorted(unread), 3)}.", file=sys.stderr)
+        print(f"{files} of {what} could not be read ({reasons}): {quoted(sorted(unread), 3)}.", file=sys.stderr)
 
 
 def tell_left_out(facts: Mapping[str, Any]) -> None:
     """Say on stderr what lies in a set's split and is not in the set; `facts` are those of the set."""
     left_out = facts.get("left_out") or {}
     if left_out:
-        reasons = shorten((f"{count} ({reason})" for reason, count in left_out.items()), 5)
+        reasons = quoted((f"{count} ({reason})" for reason, count in left_out.items()), 5)
         print(f"Not read in {facts['reference']} ({facts['split']}): {reasons}.", file=sys.stderr)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 
-from hfsyn.errors import HfsynError, first_line
+from builders.wording import first_line
+from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.network import Classifier
 from hfsyn.judging.sets.batches import seeded
 from hfsyn.judging.train.augmentation import Augmentation
