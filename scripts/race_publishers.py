@@ -50,7 +50,7 @@ PATIENCE = 20.0
 
 CHILD = """
 import functools, time
-import builders.hub.answers, hfsyn.publishing.publication as publication, hfsyn.publishing.reading_back as back
+import builders.hub.answers, hfsyn.hub.limits as limits, hfsyn.publishing.reading_back as back
 from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.utils import _http
 from hfsyn.cli import main
@@ -59,7 +59,7 @@ def factory():
     client.headers["X-Client"] = {name!r}
     return client
 set_client_factory(factory)
-publication.FILES_A_COMMIT, back._READERS, builders.hub.answers.FIRST_PAUSE = {most}, 1, 0.0
+limits.FILES_A_COMMIT, back._READERS, builders.hub.answers.FIRST_PAUSE = {most}, 1, 0.0
 main({command!r})
 """
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +50,29 @@ def _empty_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
 Hfsyn = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture(scope="session")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@cache
+def processes() -> Any:
     """Where commands run in processes of their own that have imported everything already: most of their time else."""
     from hub_client import Forks
 
-    found = Forks(None, tmp_path_factory.mktemp("processes"), "models")
-    yield found
-    found.close()
+    home = Path(tempfile.mkdtemp(prefix="hfsyn-tests-"))
+    found = Forks(None, home, "models")
+    atexit.register(lambda: (found.close(), shutil.rmtree(home, ignore_errors=True)))
+    return found
+
+
+def command(
+    *arguments: str | Path, cwd: Path, timeout: float = 280, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command in a process of its own."""
+    around = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    return processes().run(arguments, cwd, around, timeout)
 
 
 @pytest.fixture
-def hfsyn(tmp_path: Path, processes: Any) -> Hfsyn:
+def hfsyn(tmp_path: Path) -> Hfsyn:
     """Run the real command in a process of its own, in `tmp_path`."""
-
-    def run(*arguments: str | Path, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-        around = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-        return processes.run(arguments, tmp_path, around, timeout)
-
-    return run
+    return partial(command, cwd=tmp_path)
 
 
 def parquet_bytes(run: Path) -> dict[str, bytes]:

@@ -23,16 +23,17 @@ def run(order: dict[str, Any], folder: Path) -> None:
     from hfsyn.cli import main
 
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if "environment" in order:
-        os.environ.clear()
-        os.environ.update(order["environment"])
-        datasets.config.HF_DATASETS_CACHE = Path(os.environ["HF_HOME"], "datasets")
-    if "cwd" in order:
-        os.chdir(order["cwd"])
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     code = 1
     try:
+        if "environment" in order:
+            home = os.environ["HF_HOME"]
+            os.environ.clear()
+            os.environ.update({"HF_HOME": home, **order["environment"]})
+            datasets.config.HF_DATASETS_CACHE = Path(os.environ["HF_HOME"], "datasets")
+        if "cwd" in order:
+            os.chdir(order["cwd"])
         if "python" in order:
             exec(compile(order["python"], "<test>", "exec"), {})
             code = 0

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import PHOTOGRAPHS, needs_photographs, parquet_bytes
+from conftest import PHOTOGRAPHS, ROOT, command, needs_photographs, parquet_bytes
 from datasets import ClassLabel, load_dataset
 from PIL import Image
 
@@ -45,14 +45,12 @@ COLUMNS = ["image", "label", "wnid", "class_name", "prompt", "caption", "seed", 
 
 def hfsyn(*arguments: str | Path, prefix: tuple[str, ...] = (), check: bool = True) -> subprocess.CompletedProcess[str]:
     """The real command in a process of its own, or under a launcher given as `prefix`."""
-    done = subprocess.run(
-        [sys.executable, *(prefix or ("-m", "hfsyn")), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    if prefix:
+        around = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        words = [sys.executable, *prefix, *map(str, arguments)]
+        done = subprocess.run(words, env=around, capture_output=True, text=True, timeout=280, check=False)
+    else:
+        done = command(*arguments, cwd=ROOT, CUDA_VISIBLE_DEVICES="")
     assert not check or done.returncode == 0, done.stderr
     return done
 
