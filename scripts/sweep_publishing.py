@@ -35,6 +35,7 @@ def live(name: str, folder: str, report: str, deadly: int | None) -> None:
     import builders.hub.answers
     import hfsyn.hub.limits as limits
     import hfsyn.publishing.reading_back
+    from hfsyn.publishing.publication import publish
     from hfsyn.publishing.watching import watch
 
     builders.hub.answers.FIRST_PAUSE, hfsyn.publishing.reading_back._READERS = 0.0, 1
@@ -59,7 +60,7 @@ def live(name: str, folder: str, report: str, deadly: int | None) -> None:
             at_work = At(place / "work" / run, place / "runs" / run)
             watch(at_work.folder, REPO, version, quiet=True, interval=0, sleep=at_work.go_on)
         else:
-            publication.publish(place / "runs" / run, REPO, version, quiet=True)
+            publish(place / "runs" / run, REPO, version, quiet=True)
     if deadly is None:
         Path(report).write_text("".join(f"{operation}\n" for operation in list(seen.seen)))
 
