@@ -144,7 +144,7 @@ class PlainWithMetadata(Plain):
 
 
 class Paced:
-    """Ours on a device that takes its time, which is no time of the CPU."""
+    """Ours on a device that takes its time without using the CPU."""
 
     def __init__(self, ours: Ours, pace_ms: float) -> None:
         self._ours, self._pace = ours, pace_ms / 1000

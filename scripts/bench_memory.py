@@ -213,7 +213,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 10_000], help="few and many [1000 10000]")
     parser.add_argument("--rounds", type=int, default=3, help="processes of either number and stage [3]")
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage [finish]")
-    parser.add_argument("--photos", type=int, nargs="?", const=100, help="build from so many large photographs [100]")
+    parser.add_argument("--photos", type=int, nargs="?", const=100, help="build from this many large photographs [100]")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--stage", choices=(*STAGES, "build", "alone"), help=argparse.SUPPRESS)
     return parser.parse_args()

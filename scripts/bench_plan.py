@@ -4,7 +4,7 @@
     python scripts/bench_plan.py                    1,281,167 images of imagenet-1k, about two minutes
     python scripts/bench_plan.py --count 20000      a smaller one
 
-It makes Parquet files of so many images (of a few bytes) and captions of ten words for them, then runs each step in a
+It makes Parquet files of that many images (of a few bytes) and captions of ten words for them, then runs each step in a
 process of its own: the indexing of the source, the plan, the forecast with and without captions, and the whole command
 `hfsyn status` once all shards of both stages have sidecars. Peak memory is the resident set of that process, imports
 included. Aims: each step in less than 60 s and 2 GB, the status in 1 s. The last line is one JSON object.

@@ -116,7 +116,7 @@ class CountedTokenizer(Ours):
         conditioning._pipe.tokenizer = self._texts
 
     def prepare(self, images: int) -> None:
-        """See `Arm`. The captions begin anew, so that what is cached of them must be forgotten."""
+        """See `Arm`. The captions start again, so what is cached of them must be forgotten."""
         super().prepare(images)
         self.generator._conditioning._cache.clear()
         self.generator._conditioning._lengths.clear()

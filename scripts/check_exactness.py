@@ -107,7 +107,7 @@ def _judge(case: Case, line: Line) -> None:
         found = case.differ()
     except BothRefuse as error:
         line.refused.append(f"{case.name}: {error}")
-    except Exception as error:  # a case that fails is no case that holds
+    except Exception as error:  # a case that cannot be run does not hold
         line.differ.append(f"{case.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     else:
         line.most = max(line.most, found)

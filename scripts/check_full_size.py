@@ -181,7 +181,7 @@ def captions(case: Case, model: str, dtype: str, device: str) -> tuple[int, list
 
 
 def batches(size: int) -> Iterator[list[int]]:
-    """Numbers from 0 to `COUNT`, in batches; the last one is short where `COUNT` is no multiple."""
+    """Numbers from 0 to `COUNT`, in batches; the last one is short where `COUNT` is not a multiple."""
     for start in range(0, COUNT, size):
         yield list(range(start, min(COUNT, start + size)))
 

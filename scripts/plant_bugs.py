@@ -206,7 +206,7 @@ def _patience(tests: Sequence[Test]) -> float:
 
 
 def say(line: str) -> None:
-    """To whoever waits."""
+    """Progress, on the error stream."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -394,7 +394,7 @@ def main() -> None:
     given = parser.parse_args()
     names = [given.only.partition(":")[0]] if given.only else given.commands or list(known)
     if unknown := [name for name in names if name not in known]:
-        parser.error(f"{unknown[0]} is none of {', '.join(known)}")
+        parser.error(f"{unknown[0]} is not one of {', '.join(known)}")
     names.sort(key=PUBLISHING.__contains__)  # they start threads, after which nothing should be forked from here
     if names[0] in COMMANDS:
         prepare_process()

@@ -150,7 +150,7 @@ class PublishSweep:
         return {ref: self._hub.files("dataset", REPO, ref) for ref in refs} | {"pull requests": left}
 
     def _mixed(self) -> list[str]:
-        """Commits of main that are no version."""
+        """Commits of main that are not a version."""
         repo = self._hub.store.repos.get(("dataset", REPO))
         if repo is None:
             return []

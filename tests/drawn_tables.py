@@ -30,7 +30,7 @@ def write_table(
     wnid: bool = False,
     bad: Collection[int] = (),
 ) -> Path:
-    """Write rows as a Parquet file. `names` is the order of the labels; `bad` rows get bytes that are no image."""
+    """Write rows as a Parquet file. `names` is the order of the labels; `bad` rows get bytes that are not an image."""
     from datasets import ClassLabel, Dataset, Features, Image, Value
 
     data: dict[str, list[Any]] = {

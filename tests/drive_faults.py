@@ -6,7 +6,7 @@ its exit code (negative: the signal), or null while it runs. The file `said` get
 line for each shard that it writes. The faults are
 
 - pause: seconds that each batch takes
-- stuck_after, stuck_in: after so many shards `generate` or `write` does not come back from a call outside Python
+- stuck_after, stuck_in: after that many shards `generate` or `write` does not come back from a call outside Python
 - grace: seconds in place of `hfsyn.workers.GRACE`
 - silence: seconds in place of `hfsyn.runs.claims.SILENCE`
 - memory: images that fit into the memory at once

@@ -448,7 +448,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--xet", action="store_true", help="uploads by way of Xet; one client at a time")
     arguments = parser.parse_args()
-    # Whoever reads the lines may answer with Ctrl-C before the last one is out.
+    # The reader of these lines may answer with Ctrl-C before the last one is out.
     with suppress(KeyboardInterrupt), Hub(arguments.root, arguments.port, xet=arguments.xet) as hub:
         print(f"A Hub on {hub.url}, kept in {arguments.root}. In another terminal:\n")
         print(f"export HF_ENDPOINT={hub.url} HF_TOKEN=hf_alice_write HF_HUB_DISABLE_XET={int(not arguments.xet)}")

@@ -806,7 +806,7 @@ def paligemma(folder: Path, seed: int = 0, *, cache: str | None = None) -> Path:
     )
     _randomise(model, seed)
     words = [tokenizer.convert_tokens_to_ids(letter) for letter in string.ascii_letters]
-    with torch.no_grad():  # places and segments are no words of a caption
+    with torch.no_grad():  # places and segments are not words of a caption
         embeddings = model.get_output_embeddings().weight
         embeddings[[n for n in range(len(embeddings)) if n not in words]] = 0
     model.generation_config.cache_implementation = cache

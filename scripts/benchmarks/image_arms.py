@@ -248,7 +248,7 @@ class Ours:
         self.generator = DiffusersGenerator(part, None, device, tuning=tuning_of(options, device))
 
     def recipe(self, images: int, **generate: Any) -> Recipe:
-        """The recipe of a run of at least so many images."""
+        """The recipe of a run of at least that many images."""
         variant = get_variant("shapes")
         most = variant.splits["train"]
         each = math.ceil(images / most)

@@ -31,7 +31,7 @@ class Arm(Protocol):
     """Images come in multiples of this."""
 
     def prepare(self, images: int) -> None:
-        """Get ready for so many images in all; no clock runs."""
+        """Get ready for `images` images in all; no clock runs."""
 
     def work(self, images: int) -> int:
         """Make the next so many. Returns, when their files are written, how many there are."""
@@ -163,7 +163,7 @@ def _cpu_seconds() -> float:
 
 
 def warm(arm: Arm, seconds: float, device: str) -> int:
-    """Let an arm do what it does only once (compile, choose kernels); how many images it makes in so many seconds."""
+    """Let an arm do what it does only once (compile, choose kernels); how many images it makes in that many seconds."""
     arm.prepare(2 * arm.unit)
     timed(arm, arm.unit, device)
     rate = timed(arm, arm.unit, device).rate
@@ -192,7 +192,7 @@ def raw_events(profile: torch.profiler.profile) -> Iterable[Any]:
 
 
 def kernel_spans(events: Iterable[Any]) -> list[tuple[float, float]]:
-    """When kernels ran, in seconds, of Kineto's events. Copies and fills are no work, nor are named ranges."""
+    """When kernels ran, in seconds, of Kineto's events. Copies, fills and named ranges do not count as work."""
     return [
         (event.start_ns() / 1e9, event.end_ns() / 1e9)
         for event in events

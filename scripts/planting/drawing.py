@@ -104,7 +104,7 @@ class Mutant:
 
 
 def draw(root: Path, count: int, seed: int) -> list[Mutant]:
-    """So many different mutants of all product code, each as likely as another; the same for the same code and seed.
+    """`count` different mutants of all product code, each as likely as another; the same for the same code and seed.
 
     Each has a rank by the hash of what it is: where some functions change, the draw among all others stays.
     """

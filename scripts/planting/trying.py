@@ -293,7 +293,7 @@ def _lines(path: Path) -> set[tuple[str, str]]:
 def chosen(tests: Sequence[Test], path: str, function: str, most_seconds: float) -> list[Test]:
     """The tests that reach a function, the quickest first, as many as take some time together.
 
-    Of what is no function's (a constant, a class's body), those that call any function of the file.
+    For what is outside functions (a constant, a class body), those that call any function of the file.
     """
     found, taken = [], 0.0
     for test in sorted(tests, key=lambda test: (test.seconds, test.id)):

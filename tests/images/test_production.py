@@ -38,7 +38,7 @@ SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "generate.batch_size
 
 
 class Full(FakeGenerator):
-    """Runs out of memory for more than `most` images at once, after `first` batches that were no trouble."""
+    """Runs out of memory for more than `most` images at once, after `first` batches that went well."""
 
     def __init__(self, most: int, first: int = 0, error: type[Exception] = torch.OutOfMemoryError) -> None:
         super().__init__()

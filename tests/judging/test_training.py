@@ -135,7 +135,7 @@ def mixed() -> Any:
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
-    """Let the first training that counts so many images end as Ctrl-C would."""
+    """Let the first training that counts that many images end as Ctrl-C would."""
     seen = []
 
     def add(self: Progress, count: int) -> None:
@@ -229,7 +229,7 @@ def test_accumulated_parts_change_a_network_without_batch_norm_by_rounding_only(
 
 
 def test_a_stream_is_trained_on_and_resumes_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # `datasets` waits so many seconds at the end of every pass over Parquet files.
+    # `datasets` waits that many seconds at the end of every pass over Parquet files.
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
     rows = rows_of(60)
     for number in range(3):
@@ -311,7 +311,7 @@ def test_a_mistake_in_the_recipe_is_said_before_any_training(
 ) -> None:
     with pytest.raises(HfsynError) as error:
         train(config(changes), tmp_path / "out", QUIET)
-    train(config(optimise__epochs=1), tmp_path / "out", QUIET)  # the mended command finds no trace of it
+    train(config(optimise__epochs=1), tmp_path / "out", QUIET)  # the corrected command finds no trace of it
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 

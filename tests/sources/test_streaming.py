@@ -90,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the suite runs with it set; loopback is no network
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the suite runs with it set; loopback is not a network
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with Hub() as found:
         threading.Thread(target=found.serve_forever, args=(0.05,), daemon=True).start()
