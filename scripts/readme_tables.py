@@ -17,7 +17,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-READMES = ("README.md", "builders/README.md", "hfsyn/README.md")
+READMES = (
+    "README.md",
+    "builders/README.md",
+    "hfsyn/recipes/README.md",
+    "hfsyn/models/README.md",
+    "hfsyn/judging/README.md",
+    "hfsyn/publishing/README.md",
+    "hfsyn/README.md",
+    "scripts/README.md",
+)
+"""In the order in which they are read, and their commands run."""
 Rows = Sequence[Mapping[str, object]]
 _MARKED = re.compile(r"(<!-- (table|map): ([a-z/-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 

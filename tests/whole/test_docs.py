@@ -1,4 +1,4 @@
-"""The README is true: its commands run, its maps are the folders, its names exist."""
+"""The READMEs are true: their commands run, their maps are the folders, their names exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from hfsyn.commands.recipe_options import chosen_recipe
 from hfsyn.recipes.finding import shipped_recipes
 from hfsyn.recipes.strategies import STRATEGIES
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+sys.path.insert(0, str(ROOT / "scripts"))
+from readme_tables import READMES
+
+TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
+README = "".join(TEXTS.values())
 
 
 def blocks(language: str) -> list[str]:
@@ -131,3 +135,13 @@ def test_pictures_of_the_readme_are_there() -> None:
     for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
         with Image.open(ROOT / path) as picture:
             assert picture.size[0] > 400
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_of_a_readme_lead_somewhere(name: str) -> None:
+    for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)#]+)\)", TEXTS[name]):
+        assert link.startswith("https://") or (ROOT / name).parent.joinpath(link).exists(), link
+
+
+def test_the_front_page_is_a_door() -> None:
+    assert len(TEXTS["README.md"].encode()) <= 12_000
