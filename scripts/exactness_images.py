@@ -296,9 +296,12 @@ def plainly(pipe: Any, negative: str | None = None, **options: Any) -> Any:
     import inspect
 
     pipe.set_progress_bar_config(disable=True)
-    if "clean_caption" in inspect.signature(pipe.__call__).parameters:
+    named = inspect.signature(pipe.__call__).parameters
+    if "clean_caption" in named:
         options["clean_caption"] = False
     if negative is not None:
+        if "negative_prompt" not in named:  # some take any keyword and ignore it
+            raise TypeError(f"{type(pipe).__name__} has no negative_prompt")
         options["negative_prompt"] = [negative] * len(PROMPTS)
     made = pipe(
         prompt=PROMPTS,
