@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["DataError", "HfsynError", "did_you_mean", "one_line"]
-
 
 class HfsynError(Exception):
     """A user's mistake or an outside fault, said in one line and never shown with a traceback.

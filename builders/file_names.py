@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 
-__all__ = ["as_path", "as_text", "below", "is_litter", "is_plain", "shown"]
-
 # What is not text at all (surrogates stand for bytes that are not UTF-8), what breaks a line, and what turns the
 # reading direction of the words after it. A fixed list, so that a name is the same in every version of Python.
 _ODD = "\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"

@@ -23,21 +23,6 @@ from pathlib import Path
 
 from builders.errors import HfsynError
 
-__all__ = [
-    "atomic_text",
-    "atomic_write",
-    "digest_of",
-    "disk_error",
-    "is_abandoned",
-    "is_owned_name",
-    "make_folder",
-    "owned_name",
-    "remove_abandoned",
-    "room_beside",
-    "settle",
-    "sha256_of",
-]
-
 ABANDONED_AFTER = 86_400.0
 """Seconds after which what another machine has begun counts as left over: nobody writes one file for a day."""
 

@@ -31,8 +31,6 @@ from builders.sources.rows import IndexEntry
 from builders.variants import VARIANTS, Variant
 from builders.variants.class_maps import find_variant
 
-__all__ = ["ImageNet", "ImageNetConfig"]
-
 _CHUNK = 256
 """Rows in one shard where a limit is set: small enough to be spread over processes."""
 

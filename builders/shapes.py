@@ -21,8 +21,6 @@ from builders.sources.drawing import SHAPES, caption_of
 from builders.sources.drawn import ShapesSource, png_of
 from builders.variants import get_variant
 
-__all__ = ["Shapes"]
-
 _SHARDS = 10
 
 

@@ -17,19 +17,6 @@ from typing import Any
 
 from builders.errors import DataError
 
-__all__ = [
-    "NOT_TEXT",
-    "compose",
-    "dump",
-    "dump_flow",
-    "front_matter",
-    "is_yaml_name",
-    "load",
-    "load_file",
-    "load_mapping",
-    "read_text",
-]
-
 MOST_BYTES = 32 << 20
 """Of a file: a class map of 100,000 classes has 10 to 20 MB, and takes a minute."""
 MOST_DEPTH = 64

@@ -21,23 +21,6 @@ from huggingface_hub import constants, errors, get_token
 
 from builders.errors import DataError, HfsynError
 
-__all__ = [
-    "HeadMovedError",
-    "Patience",
-    "UnreachableError",
-    "asked",
-    "check_token",
-    "is_offline",
-    "page_of",
-    "passes",
-    "patiently",
-    "reason",
-    "said",
-    "said_plainly",
-    "status_of",
-    "without_token",
-]
-
 T = TypeVar("T")
 
 ATTEMPTS = 6

@@ -7,8 +7,6 @@ from typing import TypeVar
 
 from builders.hub.answers import Patience
 
-__all__ = ["read_whole", "resumed"]
-
 T = TypeVar("T")
 
 ATTEMPTS = 8

@@ -11,8 +11,6 @@ from huggingface_hub import HfApi, constants
 from builders.errors import DataError
 from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, is_offline, patiently
 
-__all__ = ["Resolved", "not_cached", "resolve"]
-
 _SHA = re.compile(r"[0-9a-f]{40}")
 
 

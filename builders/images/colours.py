@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-__all__ = ["UnsupportedColours", "to_srgb"]
-
 _STRIP = 1 << 20
 """Pixels that are converted at once, so that a large picture is in memory once or twice and not five times."""
 

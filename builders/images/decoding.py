@@ -45,8 +45,6 @@ from PIL import (
 from builders.images.colours import UnsupportedColours, to_srgb
 from builders.images.formats import HEAD, format_of
 
-__all__ = ["MAX_PIXELS", "ImageRejected", "decode_rgb", "decoded"]
-
 MAX_PIXELS = 89_478_485
 """Pillow's default bound against decompression bombs (a quarter of a GiB as RGB). Fixed here, because Pillow's own is a
 global that other libraries lift."""

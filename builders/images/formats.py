@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["HEAD", "IMAGE_SUFFIXES", "format_of", "looks_like_image"]
-
 _PICTURES = """
     jpg jpeg jpe jfif jif jfi pjpeg pjp mpo png apng webp gif bmp dib rle tif tiff btf avif avifs heic heics heif heifs
     hif jxl jp2 j2k j2c jpc jpf jpx jpm jph ppm pgm pbm pnm pam pfm tga icb vda vst ico cur icns qoi psd psb dds pcx dcx

@@ -16,8 +16,6 @@ from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
 from builders.sources.cards import Card
 
-__all__ = ["MOST_BYTES", "candidates", "meant", "published"]
-
 MOST_BYTES = 64 * 2**20
 """Of a manifest or a card that is read: some hundred thousand shards. What is larger is not ours."""
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")

@@ -36,18 +36,6 @@ from builders.runs.layout import Manifest, load_manifest
 from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
 
-__all__ = [
-    "Published",
-    "RunFolder",
-    "fetch_sidecars",
-    "find_published",
-    "load_version",
-    "open_published",
-    "open_reference",
-    "parse_reference",
-    "shard_files",
-]
-
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
 """Names of tags and branches, and commits: nothing that leaves the cache's folder, or is another place to a server."""
 

@@ -20,8 +20,6 @@ from builders.files import atomic_text, digest_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest, sidecar_name, sidecar_of
 
-__all__ = ["Marker", "finished", "has_table", "lost", "manifest_in", "marker_of", "shards", "table", "write_marker"]
-
 _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 
 

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Features, Image, List, Value
 
-__all__ = ["captioned_features", "source_features", "synthetic_features"]
-
 
 def source_features(names: Sequence[str]) -> Features:
     """Columns of a real image: the image as stored, and what it is of."""

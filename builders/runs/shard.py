@@ -17,8 +17,6 @@ import pyarrow.parquet as pq
 from builders.errors import DataError
 from builders.runs.layout import ROW_GROUP_BYTES, ShardEntry
 
-__all__ = ["Shard"]
-
 _LARGEST_GROUP = 4 * ROW_GROUP_BYTES
 """What is read: one image of this size alone makes a row group of its own."""
 _COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}

@@ -22,20 +22,6 @@ from builders.variants import SPLIT_WORDS, usual_split
 from builders.wording import quoted
 from builders.yaml import front_matter, load
 
-__all__ = [
-    "CARD_FILES",
-    "Card",
-    "NoConfigurationError",
-    "Tables",
-    "files_loaded",
-    "find_tables",
-    "folder_parts",
-    "is_table",
-    "read_card",
-    "split_in",
-    "what_lies_there",
-]
-
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
 """Where `datasets` reads about a dataset; the last one is of old."""
 

@@ -20,8 +20,6 @@ from builders.variants import get_variant
 from builders.variants.class_maps import class_id
 from builders.wording import quoted
 
-__all__ = ["name_classes"]
-
 _LISTS = ("words.txt", "LOC_synset_mapping.txt", "map_clsloc.txt")
 _NUMBERED = re.compile(r"\d+[\s._-]+(?=.*[^\W\d_])")
 _WNID_FIRST = re.compile(r"(n\d{8})[\s._-]+(?=.*[^\W\d_])")

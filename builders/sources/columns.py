@@ -22,23 +22,6 @@ from builders.sources.labels import check_names, hub_labels, label_map, refuse, 
 from builders.variants import Choice, Variant
 from builders.wording import quoted
 
-__all__ = [
-    "IMAGE_COLUMNS",
-    "LABEL_COLUMNS",
-    "Columns",
-    "Label",
-    "UnknownLabelsError",
-    "class_label",
-    "disagreement",
-    "find_columns",
-    "holds_images",
-    "label_words",
-    "meanings",
-    "plain",
-    "unknown_labels",
-    "wnids_of",
-]
-
 LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name", "fine_label", "target")
 """Columns that may hold the class, the surest first."""
 

@@ -19,8 +19,6 @@ from builders.sources.drawing import CANVAS, SHAPES, Drawing, draw, sample_attri
 from builders.sources.rows import IndexEntry, SourceRow
 from builders.variants import ClassInfo, get_variant
 
-__all__ = ["ShapesSource", "png_of"]
-
 
 @lru_cache(maxsize=4096)
 def png_of(drawing: Drawing) -> bytes:

@@ -15,18 +15,6 @@ from builders.errors import DataError
 from builders.file_names import as_text, below, is_litter, shown
 from builders.images.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
 
-__all__ = [
-    "IMAGES",
-    "Contents",
-    "class_folders",
-    "contents",
-    "has_images",
-    "images_below",
-    "leads_back",
-    "named",
-    "subfolders",
-]
-
 IMAGES = "images"
 """The folder in a class folder, or beside a list of labels, that holds the images: Tiny ImageNet's way."""
 

@@ -24,8 +24,6 @@ from builders.sources.image_lists import ANNOTATIONS, labelled_images
 from builders.variants import SPLIT_WORDS
 from builders.wording import quoted
 
-__all__ = ["Layout", "Part", "folder_layout"]
-
 _SPLIT_OF = {name: split for split, names in SPLIT_WORDS.items() for name in names}
 _SPLIT_OF |= {f"{name}{end}": split for name, split in _SPLIT_OF.items() for end in ("_images", "-images")}
 _LIKE_SPLIT = re.compile(

@@ -36,8 +36,6 @@ from builders.sources.rows import IndexEntry, Source, SourceRow
 from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
 from builders.wording import quoted
 
-__all__ = ["FolderSource", "LabelImages", "beside", "images_of_label", "layout_of", "local_splits", "open_path"]
-
 _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 """What may be wrong with one file while the disk is well, if the file is still there."""
 

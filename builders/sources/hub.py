@@ -15,8 +15,6 @@ from builders.sources.cards import CARD_FILES, NoConfigurationError, Tables, fin
 from builders.sources.parquet import ParquetSource
 from builders.variants import Choice, HubSource, Variant
 
-__all__ = ["Repository", "open_hub", "open_repository", "open_split", "resolve"]
-
 _CONVERTED = "refs/convert/parquet"
 """The branch in which the Hub itself keeps a Parquet copy of repositories that have other files."""
 

@@ -23,8 +23,6 @@ from builders.file_names import as_path, shown
 from builders.sources.folder_contents import contents, named
 from builders.sources.labels import file_wnid, is_wnid
 
-__all__ = ["ANNOTATIONS", "Listed", "labelled_images"]
-
 ANNOTATIONS = "val_annotations.txt"
 _KAGGLE = "LOC_val_solution.csv"
 _IN_ORDER = "imagenet_2012_validation_synset_labels.txt"

@@ -10,18 +10,6 @@ from builders.errors import DataError
 from builders.variants import ClassInfo, Variant
 from builders.wording import quoted
 
-__all__ = [
-    "check_names",
-    "check_numbers",
-    "class_keys",
-    "file_wnid",
-    "hub_labels",
-    "is_wnid",
-    "label_map",
-    "refuse",
-    "spelling",
-]
-
 _RENUMBERED = 10
 """So many folders "0", "1", "2" and so on without a gap are a set of their own rather than what somebody tries out."""
 

@@ -26,8 +26,6 @@ from builders.variants import Choice
 from builders.variants.class_maps import own_variant
 from builders.wording import quoted
 
-__all__ = ["new_variant"]
-
 _log = logging.getLogger(__name__)
 
 

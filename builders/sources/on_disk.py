@@ -30,8 +30,6 @@ from builders.sources.columns import holds_images
 from builders.sources.folder_contents import leads_back
 from builders.variants import Choice, Variant
 
-__all__ = ["local_choice", "local_tables", "split_there", "tables_of"]
-
 _log = logging.getLogger(__name__)
 
 

@@ -12,8 +12,6 @@ from builders.images.formats import IMAGE_SUFFIXES
 from builders.sources.folder_contents import contents, images_below, subfolders
 from builders.wording import quoted
 
-__all__ = ["check_place", "find_place", "listing", "refuse_others"]
-
 _SAVED = ("state.json", "dataset_dict.json")
 _OF_SAMPLES = (".cls", ".json", ".txt", ".caption")
 _LOOKED_AT = 8

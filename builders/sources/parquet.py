@@ -31,8 +31,6 @@ from builders.sources.rows import IndexEntry, SourceRow
 from builders.variants import Choice, ClassInfo, Variant, usual_split
 from builders.wording import quoted
 
-__all__ = ["ParquetSource", "different_images", "in_parallel", "open_parquet", "stored_image"]
-
 T = TypeVar("T")
 
 _AHEAD = 8

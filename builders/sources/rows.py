@@ -8,8 +8,6 @@ from typing import Protocol
 
 from builders.variants import ClassInfo
 
-__all__ = ["IndexEntry", "Source", "SourceRow"]
-
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:

@@ -22,8 +22,6 @@ from builders.sources.parquet import different_images, in_parallel
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
 from builders.wording import quoted
 
-__all__ = ["TableClasses", "classes_of", "local_classes", "our_splits"]
-
 _log = logging.getLogger(__name__)
 
 _Values = tuple[str | None, ...]

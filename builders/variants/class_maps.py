@@ -36,8 +36,6 @@ from builders.variants import get_variant, register
 from builders.variants.variant import Choice, ClassInfo, HubSource, Variant
 from builders.yaml import is_yaml_name, load_file
 
-__all__ = ["MOST_CLASSES", "OwnVariant", "class_id", "find_variant", "own_variant", "read_variant"]
-
 MOST_CLASSES = 100_000
 _MOST_LETTERS = 2_000
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 from builders.variants.variant import HubSource, Variant
 
-__all__ = ["EVALUATION_SETS"]
-
 _FACTS_OF_V2: Mapping[str, str] = {
     "classes": "a thousand of ten images each, with the label names of ImageNet-1k: TensorFlow Datasets' imagenet_v2",
     "labels": "the folders of the archive are class numbers, '0' tench, '1' goldfish: the authors in an issue of "

@@ -8,8 +8,6 @@ from builders.variants.variant import Variant
 
 _FOUND = "found by its name"
 
-__all__ = ["access", "facts_of", "how_to_get"]
-
 
 def facts_of(variant: Variant) -> dict[str, Any]:
     """All that a row of the table says, and how to get at the images; None where there is nothing to say."""

@@ -23,8 +23,6 @@ from types import MappingProxyType
 from builders.errors import DataError
 from builders.variants import get_variant
 
-__all__ = ["real_labels", "validation_file"]
-
 _IMAGES = 50_000
 
 _VALIDATION = re.compile(r"ILSVRC2012_val_(\d{8})(?:_n\d{8})?\.jpe?g", re.IGNORECASE)

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 from builders.variants.variant import HubSource, Variant
 
-__all__ = ["DRAWN_SETS", "TRAINING_SETS"]
-
 _IMAGENET_TERMS = "ImageNet terms of access: non-commercial research and education only"
 
 _FACTS_OF_IMAGENET = "image-net.org terms of access, quoted in the gate text of copies of Tiny ImageNet on the Hub"

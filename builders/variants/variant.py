@@ -22,8 +22,6 @@ from typing import Any
 
 from builders.errors import DataError
 
-__all__ = ["SPLIT_WORDS", "Choice", "ClassInfo", "HubSource", "Variant", "usual_split"]
-
 SPLIT_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "train": ("train", "training"),
