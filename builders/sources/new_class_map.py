@@ -19,9 +19,9 @@ from builders.file_names import shown
 from builders.files import atomic_text
 from builders.hub.answers import Patience, is_offline, patiently
 from builders.sources.class_names import name_classes
+from builders.sources.folder_contents import find_place, listing, refuse_others
 from builders.sources.folder_layouts import Part, folder_layout
 from builders.sources.folders import beside, images_of_label
-from builders.sources.other_layouts import find_place, listing, refuse_others
 from builders.variants import Choice
 from builders.variants.class_maps import own_variant
 from builders.wording import quoted
