@@ -5,7 +5,7 @@
     train = builder.as_dataset("train")                       # or builder.as_streaming_dataset("train")
 
 What is drawn, and how the two variants differ, is said in `builders.sources.drawing`; the rows are those of
-`builders.sources.drawn`.
+`builders.sources.drawing`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.sources.drawing import SHAPES, caption_of
-from builders.sources.drawn import ShapesSource, png_of
+from builders.sources.drawing import SHAPES, ShapesSource, caption_of, png_of
 from builders.variants import get_variant
 
 _SHARDS = 10
