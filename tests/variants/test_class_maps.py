@@ -60,7 +60,7 @@ def test_images_that_lie_too_deep_are_named_and_empty_folders_are_said(
     (plain / "cat").mkdir()
     variant, _ = read_variant(written(tmp_path, plain))
     assert [info.wnid for info in variant.classes] == ["cow", "dog"]
-    assert "without images, which are no classes: 'cat'" in caplog.text
+    assert "without images, which are not classes: 'cat'" in caplog.text
 
 
 def test_tiny_imagenets_own_layout_has_its_classes_and_their_names(tmp_path: Path) -> None:
