@@ -28,16 +28,15 @@ from builders.yaml import read_text
 
 @dataclass
 class CaptionedConfig(datasets.BuilderConfig):
-    """Where the run folder is; which source it reads stands in its recipe."""
+    """The run folder, whose recipe names the source."""
 
     run: str | None = None
 
 
 class Captioned(datasets.GeneratorBasedBuilder):
-    """Readable source rows (image, label, wnid, class_name, source_id) with ``caption``, for each finished caption
-    shard.
+    """Readable source rows (image, label, wnid, class_name, source_id) with ``caption``, of finished caption shards.
 
-    An image whose bytes are no longer those that were captioned is refused: its caption would describe another picture.
+    Raises DataError for an image that has changed since it was captioned.
     """
 
     BUILDER_CONFIG_CLASS = CaptionedConfig
