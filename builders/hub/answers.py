@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, errors, get_token
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from builders.errors import DataError, HfsynError
 
@@ -101,7 +102,7 @@ class Patience:
         Raises DataError for a permanent failure or after the last attempt (exit code 4), and `error` itself if it is
         not the Hub's or means a missing file.
         """
-        plain = said(error, self.repo_id, doing=self.doing, revision=self.revision, page=self.page, token=self.token)
+        plain = _plain(error, self)
         if not passes(error):
             raise plain from (error if plain is not error else error.__cause__)
         self.failed += 1
@@ -168,54 +169,40 @@ def asked(ask: Callable[[], object]) -> bool:
 
 @contextmanager
 def said_plainly(repo_id: str, revision: str | None, page: str = "") -> Iterator[None]:
-    """Turn errors of huggingface_hub into DataErrors, without retrying; see `said`."""
+    """Turn errors of huggingface_hub into DataErrors, without retrying."""
     try:
         yield
     except Exception as error:
-        plain = said(error, repo_id, revision=revision, page=page)
+        plain = _plain(error, Patience(repo_id, revision=revision, page=page))
         if plain is error:
             raise
         raise plain from error
 
 
-def said(
-    error: Exception,
-    repo_id: str,
-    *,
-    doing: str = "",
-    revision: str | None = None,
-    page: str = "",
-    token: str | bool | None = None,
-) -> Exception:
+def _plain(error: Exception, of: Patience) -> Exception:
     """A DataError for an error of the Hub's client, with what to do; other errors and missing files are returned as is.
 
     Exit codes: 3 for missing permission, 4 for a Hub that does not answer, 2 for a repository or revision that does not
-    exist; but 3 for these too when writing, since they existed before. For the arguments see `Patience`.
+    exist; but 3 for these too when writing, since they existed before.
     """
-    if isinstance(error, HfsynError | HeadMovedError):
-        return error
-    found = _answer(error, repo_id, doing, revision, page or page_of(repo_id), token)
+    found = None if isinstance(error, HfsynError | HeadMovedError) else _answer(error, of)
     if found is None:
         return error
     text, hint, code = found
-    offline = any(isinstance(one, errors.OfflineModeIsEnabled) for one in _chain(error))
-    if not text.startswith((repo_id, "'")) and not doing:
+    if of.doing:
+        text = f"Could not {of.doing}: {text}"
+    elif not text.startswith((of.repo_id, "'")):
         text = f"{text[0].upper()}{text[1:]}"
-    text = f"Could not {doing}: {text}" if doing else text
+    offline = any(isinstance(one, errors.OfflineModeIsEnabled) for one in _chain(error))
     return (UnreachableError if code == 4 or offline else DataError)(f"{text}.", hint, code=code)
 
 
-def _answer(
-    error: Exception, repo_id: str, doing: str, revision: str | None, page: str, token: str | bool | None
-) -> tuple[str, str, int] | None:
-    """What the Hub answered, what to do and the exit code; None where the caller handles it."""
+def _answer(error: Exception, of: Patience) -> tuple[str, str, int] | None:
+    """What the Hub answered, what to do and the exit code; None if the caller handles it."""
+    repo_id, doing, page = of.repo_id, of.doing, of.page or page_of(of.repo_id)
     # The Hub's error may be wrapped by the client: a RuntimeError of an upload, a ValueError of a card.
-    kinds = (
-        errors.HfHubHTTPError,
-        errors.OfflineModeIsEnabled,
-        errors.HFValidationError,
-        errors.LocalTokenNotFoundError,
-    )
+    kinds = errors.HfHubHTTPError | errors.OfflineModeIsEnabled | errors.HFValidationError
+    kinds |= errors.LocalTokenNotFoundError
     local = errors.LocalEntryNotFoundError  # the client raises it for any failure, if the file is not cached
     inner = next((one for one in _chain(error) if isinstance(one, kinds) and not isinstance(one, local)), error)
     status, _ = status_of(error)
@@ -229,7 +216,7 @@ def _answer(
     if gated:
         return f"{repo_id} is gated, and you have no access", f"Accept its terms at {page}, then {login}", 3
     if isinstance(inner, errors.RevisionNotFoundError):
-        return f"{repo_id} has no revision '{revision}'", f"See {page}/commits/main.", 3 if doing else 2
+        return f"{repo_id} has no revision '{of.revision}'", f"See {page}/commits/main.", 3 if doing else 2
     if status == 401 and (doing or not absent):
         return f"the Hub does not know this token ({repo_id})", f"Copy it again, or {login}", 3
     if absent:
@@ -242,7 +229,7 @@ def _answer(
         return None
     if any(type(one).__name__ == "LocalProtocolError" for one in _chain(error)):  # its message quotes the token
         return "the token has an invalid character", "Copy it again.", 3
-    short = reason(error if isinstance(error, ValueError) else inner, token)
+    short = reason(error if isinstance(error, ValueError) else inner, of.token)
     if status == 403:
         return f"this token may not ({short})", f"To be allowed, {login}", 3
     if passes(error) and status:
@@ -256,9 +243,8 @@ def _answer(
 
 def passes(error: BaseException) -> bool:
     """Whether the same call may succeed in a moment."""
-    if isinstance(error, HfsynError | HeadMovedError) and not isinstance(error, UnreachableError):
-        return False
-    if isinstance(error, UnreachableError) and error.waited:
+    ours = isinstance(error, HfsynError | HeadMovedError)
+    if ours and not (isinstance(error, UnreachableError) and not error.waited):
         return False
     if any(isinstance(one, errors.OfflineModeIsEnabled) or type(one).__name__ in _FINAL for one in _chain(error)):
         return False
@@ -323,10 +309,6 @@ def _status_in_words(error: BaseException) -> int:
 
 def _rate_limited(headers: Any) -> float:
     """Seconds until the Hub's next rate limit window, from its header (``RateLimit: "api";r=0;t=255``)."""
-    try:
-        from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
-    except ImportError:
-        return 0.0
     found = parse_ratelimit_headers(headers)
     return float(getattr(found, "reset_in_seconds", 0) or 0) + 1 if found else 0.0
 

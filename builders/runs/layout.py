@@ -156,10 +156,8 @@ def check_format(found: object, where: str) -> None:
     found = 1 if found is None else found
     newer = type(found) is int and found > FORMAT
     again = "Build it again, into a new folder or with --overwrite; nothing of it is converted."
-    raise DataError(
-        f"{where} is of format {found!r}, and this hfsyn reads format {FORMAT}.",
-        "A newer hfsyn reads it." if newer else again,
-    )
+    said = f"{where} is of format {found!r}, and this hfsyn reads format {FORMAT}."
+    raise DataError(said, "A newer hfsyn reads it." if newer else again)
 
 
 def recipe_fields(text: str, where: str) -> dict[str, Any]:

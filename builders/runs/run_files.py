@@ -158,11 +158,8 @@ def finished(folder: Path) -> Manifest | None:
     manifest = manifest_in(folder)
     if manifest is not None and (gone := lost(folder, manifest)):
         again = f"hfsyn build {folder / layout.RECIPE} --out {folder}"
-        raise DataError(
-            f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{and_more(len(gone), 3)}.",
-            f"Run the same `hfsyn build` again ({again}): the missing files are made again.",
-            code=3,
-        )
+        said = f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{and_more(len(gone), 3)}."
+        raise DataError(said, f"Run the same `hfsyn build` again ({again}): the missing files are made again.", code=3)
     return manifest
 
 

@@ -319,10 +319,8 @@ def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> Non
     if all("=" in part for part in there):
         said = f"{where} is partitioned by a column whose values are the names of folders: {folders}."
         raise DataError(said, "Write it as one table with that column in it.")
-    raise DataError(
-        f"{where} has tables in {len(there)} folders, and no card says whether they are one set: {folders}.",
-        f"{_ASK} Or define them in README.md (`configs`).",
-    )
+    said = f"{where} has tables in {len(there)} folders, and no card says whether they are one set: {folders}."
+    raise DataError(said, f"{_ASK} Or define them in README.md (`configs`).")
 
 
 def _tell_shared(splits: Mapping[str, Sequence[str]], where: str) -> None:

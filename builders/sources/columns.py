@@ -150,10 +150,8 @@ def _image_column(schema: pa.Schema, where: str, wanted: str | None) -> str:
             raise DataError(f"{where} has several columns of images: {quoted(found)}.", say_which)
         wanted = found[0] if found else next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     if wanted is None:
-        raise DataError(
-            f"{where} has no column of images; its columns are {quoted(schema.names)}.",
-            f"Expected one of {quoted(IMAGE_COLUMNS)}, of {_BYTES} {say_which if able else ''}",
-        )
+        said = f"{where} has no column of images; its columns are {quoted(schema.names)}."
+        raise DataError(said, f"Expected one of {quoted(IMAGE_COLUMNS)}, of {_BYTES} {say_which if able else ''}")
     if wanted not in able:
         said = f"The column '{wanted}' of {where} holds no images, but {schema.field(wanted).type}."
         raise DataError(said, f"Expected {_BYTES}")
@@ -178,10 +176,8 @@ def _label_columns(
             f"The column '{known[0]}' of {where} holds {schema.field(known[0]).type}, which is not one label an image.",
             "Expected text, or whole numbers with label names.",
         )
-    raise DataError(
-        f"{where} has no column of classes; its columns are {quoted(schema.names)}.",
-        f"Expected one of {quoted(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}",
-    )
+    said = f"{where} has no column of classes; its columns are {quoted(schema.names)}."
+    raise DataError(said, f"Expected one of {quoted(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}")
 
 
 def _meant(label: Label) -> bool:
@@ -248,10 +244,8 @@ def meanings(
     if names is None and variant.label_ids:
         names = variant.hub_label_names  # of the class map
     if names is None:
-        raise DataError(
-            f"The labels of {where or label.column} are numbers without names (column '{label.column}').",
-            "Write the file with `datasets` and a ClassLabel feature, or add a column 'wnid'.",
-        )
+        said = f"The labels of {where or label.column} are numbers without names (column '{label.column}')."
+        raise DataError(said, "Write the file with `datasets` and a ClassLabel feature, or add a column 'wnid'.")
     # A class map matches labels by name, whatever their number.
     known = check_names(variant, names) if trusted and not variant.label_ids else hub_labels(variant, names)
     by_name, times = label_map(variant, names), Counter(names)

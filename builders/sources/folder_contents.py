@@ -97,10 +97,8 @@ def class_folders(folder: Path) -> dict[str, list[Path]]:
         for place in places:
             other = real.setdefault(os.path.realpath(place), label)
             if other != label:
-                raise DataError(
-                    f"The class folders '{shown(other)}' and '{shown(label)}' in '{shown(folder)}' are one folder.",
-                    "An image has one class: remove one of the links.",
-                )
+                said = f"The class folders '{shown(other)}' and '{shown(label)}' in '{shown(folder)}' are one folder."
+                raise DataError(said, "An image has one class: remove one of the links.")
     return found
 
 
@@ -236,10 +234,8 @@ def refuse_others(folder: Path) -> DataError | None:
             f"data_files='{path}/*.tar', split='train').to_parquet('train.parquet')\"",
         )
     if there.archives:
-        return DataError(
-            f"'{path}' holds archives that are not unpacked: {quoted(sorted(there.archives), 3)}.",
-            f"{_unpack(min(there.archives))}; images are read from folders.",
-        )
+        said = f"'{path}' holds archives that are not unpacked: {quoted(sorted(there.archives), 3)}."
+        return DataError(said, f"{_unpack(min(there.archives))}; images are read from folders.")
     if deep := [name for name in subfolders(folder) if images_below(folder / name)]:
         return DataError(
             f"The images in '{path}' lie too deep to tell their classes: below {quoted(deep)}.",

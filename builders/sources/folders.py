@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -27,7 +27,15 @@ from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import as_path, as_text, shown
-from builders.sources.folder_contents import check_place, contents, images_below, listing, named, refuse_others
+from builders.sources.folder_contents import (
+    Contents,
+    check_place,
+    contents,
+    images_below,
+    listing,
+    named,
+    refuse_others,
+)
 from builders.sources.folder_layouts import Layout, Part, folder_layout
 from builders.sources.labels import check_numbers, label_map, refuse
 from builders.sources.rows import IndexEntry, Source, SourceRow
@@ -51,30 +59,25 @@ class LabelImages:
     """Folder within a class folder, relative to the split's -> number of images in it, which are not read."""
 
 
-def images_of_label(part: Part, label: str) -> LabelImages:
-    """Everything in the folders of a label. Raises DataError for two files of one name, or an unreadable folder."""
+def images_of(part: Part, labels: Iterable[str], called: str) -> LabelImages:
+    """Everything in the folders of the labels of one class. Raises DataError for two files of one name."""
     found = LabelImages()
-    for folder in part.labels[label]:
-        there = contents(folder) if part.names is None else None
-        for name in part.names[label] if part.names is not None else there.images if there else ():
-            if name in found.names:
-                raise _same_name(label, name, found.names[name], folder)
-            found.names[name] = folder
-        if there is None:
-            continue
-        found.others.update(there.others)
-        found.archives += there.archives
-        inner = [folder / name for name in there.folders if folder / name not in part.labels[label]]
-        for place, count in (item for one in inner for item in images_below(one).items()):
-            found.deeper[str(place.relative_to(part.folder))] = count
+    for label in labels:
+        for folder in part.labels[label]:
+            there = contents(folder) if part.names is None else Contents(images=list(part.names[label]))
+            for name in there.images:
+                if name in found.names:
+                    first, second = shown(found.names[name]), shown(folder)
+                    raise DataError(
+                        f"The class {shown(called)} has two images named '{shown(name)}': in {first} and in {second}.",
+                        "File names must be unique within a class, because they identify the image. Rename one.",
+                    )
+                found.names[name] = folder
+            found.others.update(there.others)
+            found.archives += there.archives
+            for inner in (folder / name for name in there.folders if folder / name not in part.labels[label]):
+                found.deeper |= {str(place.relative_to(part.folder)): n for place, n in images_below(inner).items()}
     return found
-
-
-def _same_name(label: str, name: str, first: Path, second: Path) -> DataError:
-    return DataError(
-        f"The class {shown(label)} has two images named '{shown(name)}': in {shown(first)} and in {shown(second)}.",
-        "File names must be unique within a class, because they identify the image. Rename one of them.",
-    )
 
 
 def beside(part: Part) -> tuple[list[str], dict[str, int], dict[str, int]]:
@@ -124,15 +127,8 @@ class FolderSource:
 
     def index_part(self, wnid: str) -> Iterator[IndexEntry]:
         """The images of one class, as in `index`."""
-        names: dict[str, Path] = {}
-        for label in self._labels[wnid]:
-            found = images_of_label(self._part, label)
-            for name, folder in found.names.items():
-                if name in names:
-                    raise _same_name(wnid, name, names[name], folder)
-                names[name] = folder
-            found.names = {}  # only the counts are kept
-            self._seen[label] = found
+        self._seen[wnid] = found = images_of(self._part, self._labels[wnid], wnid)
+        names, found.names = found.names, {}  # only the counts are kept
         for name in islice(sorted(names, key=as_text), self._limit):
             location = as_text((names[name] / name).relative_to(self.root).as_posix())
             yield IndexEntry(source_id=f"{wnid}/{as_text(name)}", wnid=wnid, location=location, row=0)
@@ -140,8 +136,7 @@ class FolderSource:
     @property
     def left_out(self) -> Mapping[str, int]:
         """Reason -> number of things in the split that are not in the index; lists the remaining class folders."""
-        every = [label for labels in self._labels.values() for label in labels]
-        seen = [self._seen.get(label) or images_of_label(self._part, label) for label in every]
+        seen = [self._seen.get(wnid) or images_of(self._part, labels, wnid) for wnid, labels in self._labels.items()]
         empty, deeper, left = beside(self._part)
         others = sum((found.others for found in seen), Counter[str]())
         archives = [name for found in seen for name in found.archives]
@@ -173,14 +168,9 @@ class FolderSource:
 
 
 def open_path(
-    variant: Variant,
-    split: str,
-    path: str | os.PathLike[str],
-    *,
-    config: str | None = None,
-    limit_per_class: int | None = None,
+    variant: Variant, split: str, path: str | os.PathLike[str], *, limit_per_class: int | None = None
 ) -> Source:
-    """The split of a variant in a local folder or Parquet file, in whichever layout; of tables, `config`.
+    """The split of a variant in a local folder or Parquet file, in whichever layout.
 
     Raises DataError, which says what was found, if there is no such folder or split, no image, or if labels are not the
     variant's.
@@ -188,7 +178,7 @@ def open_path(
     from builders.sources.parquet import open_parquet  # pyarrow only where it is needed
 
     top = check_place(path)
-    tables = open_parquet(variant, top, split, config=config, limit_per_class=limit_per_class)
+    tables = open_parquet(variant, top, split, limit_per_class=limit_per_class)
     if tables is not None:
         return tables
     layout = layout_of(top, variant)
@@ -212,10 +202,8 @@ def layout_of(top: Path, variant: Variant) -> Layout:
     others = (v.name for v in VARIANTS.values() if v.archive_folder and v.archive_folder == found.root.name)
     other = next(others, variant.name)
     if other != variant.name and variant.archive_folder:
-        raise DataError(
-            f"'{found.root}' is the folder of '{other}', not of '{variant.name}'.",
-            f"Give the folder {variant.archive_folder}, or name the variant {other}.",
-        )
+        said = f"'{found.root}' is the folder of '{other}', not of '{variant.name}'."
+        raise DataError(said, f"Give the folder {variant.archive_folder}, or name the variant {other}.")
     return found
 
 
@@ -235,7 +223,7 @@ def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataErr
     )
 
 
-def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | None = None) -> list[str]:
+def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
     """The variant's splits in a local folder; only the first one where the layout has no splits.
 
     Raises DataError if there is no such folder.
@@ -243,7 +231,7 @@ def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | N
     from builders.sources.on_disk import split_there, tables_of
 
     top = check_place(path)
-    there = tables_of(variant, top, config)
+    there = tables_of(variant, top)
     if there is not None:
         tables = there[1]
         found = [split for split in variant.splits if tables.named and split_there(variant, tables, split)]

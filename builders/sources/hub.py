@@ -121,10 +121,8 @@ def open_split(
     if theirs is None:
         there = f" It has: {', '.join(found.tables.splits)}." if found.tables.splits else ""
         other = f"choose another revision (see {hub.url}/tree/main), or give a local copy as the path"
-        raise DataError(
-            f"{hub.repo_id} at {found.commit} has no Parquet files of the split '{split}'.{there}",
-            f"To read it, {how_to_unpack(variant) or other}.",
-        )
+        said = f"{hub.repo_id} at {found.commit} has no Parquet files of the split '{split}'.{there}"
+        raise DataError(said, f"To read it, {how_to_unpack(variant) or other}.")
     return found, theirs
 
 
@@ -141,15 +139,11 @@ def snapshot(variant: Variant, revision: str | None, *, token: str | bool | None
     """The tables of a variant's repository at the commit that `revision` names now. Raises DataError as `open_hub`."""
     hub = _hub(variant)
     if hub.archive is not None and revision is None:
-        raise DataError(
-            f"{hub.repo_id} holds '{variant.name}' as an archive ({hub.archive}), which cannot be streamed.",
-            f"To read it, {how_to_unpack(variant)}.",
-        )
+        said = f"{hub.repo_id} holds '{variant.name}' as an archive ({hub.archive}), which cannot be streamed."
+        raise DataError(said, f"To read it, {how_to_unpack(variant)}.")
     if is_offline():
-        raise DataError(
-            f"'{variant.name}' is read from the Hub ({hub.repo_id}), but HF_HUB_OFFLINE is set.",
-            "Unset HF_HUB_OFFLINE, or give a local copy: --set source.path=FOLDER.",
-        )
+        said = f"'{variant.name}' is read from the Hub ({hub.repo_id}), but HF_HUB_OFFLINE is set."
+        raise DataError(said, "Unset HF_HUB_OFFLINE, or give a local copy: --set source.path=FOLDER.")
 
     def ask() -> Repository:
         if variant.gated:

@@ -23,7 +23,7 @@ from builders.files import atomic_text
 from builders.hub.answers import Patience, is_offline, patiently
 from builders.sources.folder_contents import find_place, listing, refuse_others
 from builders.sources.folder_layouts import Part, folder_layout
-from builders.sources.folders import beside, images_of_label
+from builders.sources.folders import beside, images_of
 from builders.sources.labels import class_keys, is_wnid, spelling
 from builders.variants import Choice, get_variant
 from builders.variants.class_maps import class_id, own_variant
@@ -151,7 +151,7 @@ def _count(part: Part) -> int:
     others = Counter(left)
     count = 0
     for label in part.labels:
-        found = images_of_label(part, label)
+        found = images_of(part, [label], label)
         count += len(found.names)
         deeper |= found.deeper
         others.update({**found.others, "archive not unpacked": len(found.archives)})

@@ -336,15 +336,14 @@ def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
 
 
 def open_parquet(
-    variant: Variant, path: Path, split: str, *, config: str | None = None, limit_per_class: int | None = None
+    variant: Variant, path: Path, split: str, *, limit_per_class: int | None = None
 ) -> ParquetSource | None:
     """A source of a split of Parquet files in a folder (or of the file that `path` is), with its labels checked.
 
-    None where no tables have images. Raises DataError where there is no such split or configuration, and as
-    `ParquetSource.check`.
+    None if no tables have images. Raises DataError if there is no such split, and as `ParquetSource.check`.
     """
     try:
-        there = tables_of(variant, path, config)
+        there = tables_of(variant, path)
         if there is None:
             return None
         root, tables = there

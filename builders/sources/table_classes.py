@@ -105,10 +105,8 @@ def _our_splits(tables: Tables, where: str) -> dict[str, str]:
     if not known and len(tables.splits) == 1:
         known = {"train": next(iter(tables.splits))}
     if not known:
-        raise DataError(
-            f"The splits of {where} are called {quoted(tables.splits)}: it is unclear which of them is for training.",
-            "Write the class map by hand: hub: {repo_id: ..., splits: {train: ONE OF THEM}}.",
-        )
+        said = f"The splits of {where} are called {quoted(tables.splits)}: it is unclear which of them is for training."
+        raise DataError(said, "Write the class map by hand: hub: {repo_id: ..., splits: {train: ONE OF THEM}}.")
     if others := [split for split in tables.splits if split not in known.values()]:
         _log.warning("Splits of %s that a class map has no name for, and are not read: %s.", where, quoted(others))
     return {split: known[split] for split in SPLIT_WORDS if split in known}

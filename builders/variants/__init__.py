@@ -69,7 +69,5 @@ def get_variant(name: str) -> Variant:
     family = [known for known in VARIANTS if known.startswith(f"{asked.lower()}-")]  # "imagenet-v2" is three sets
     some = 0 < len(family) <= 3
     guess = f" Did you mean {' or '.join(map(repr, family))}?" if some else did_you_mean(asked, VARIANTS)
-    raise DataError(
-        f"There is no variant '{asked[:100]}'.{guess}",
-        f"There are: {', '.join(VARIANTS)}. Classes of your own: hfsyn variants new",
-    )
+    said = f"There is no variant '{asked[:100]}'.{guess}"
+    raise DataError(said, f"There are: {', '.join(VARIANTS)}. Classes of your own: hfsyn variants new")

@@ -104,10 +104,8 @@ def own_variant(
     """
     found = _checked(definition, where)
     if name is not None and found.name != name:
-        raise DataError(
-            f"{where} is the class map of {found.name}, and source.variant is {name}.",
-            "Name the file of the class map in source.variant, and leave source.definition out.",
-        )
+        said = f"{where} is the class map of {found.name}, and source.variant is {name}."
+        raise DataError(said, "Name the file of the class map in source.variant, and leave source.definition out.")
     register(found)
     return found
 
@@ -267,10 +265,8 @@ def _unique(rows: Sequence[Mapping[str, Any]], where: str) -> None:
     for row in rows:
         for word in (row["id"], row["name"], row.get("label", "")):
             if word and seen.setdefault(word.casefold(), row["id"]) != row["id"]:
-                raise DataError(
-                    f"Two classes of {where} are called '{word}': {seen[word.casefold()]} and {row['id']}.",
-                    "Ids, names and labels must each mean one class.",
-                )
+                said = f"Two classes of {where} are called '{word}': {seen[word.casefold()]} and {row['id']}."
+                raise DataError(said, "Ids, names and labels must each mean one class.")
     if len({row["id"] for row in rows}) < len(rows):
         twice = next(row["id"] for row in rows if sum(other["id"] == row["id"] for other in rows) > 1)
         raise DataError(f"The id {twice} occurs twice in {where}.", "A class has one line.")

@@ -46,10 +46,8 @@ def real_labels() -> Mapping[str, tuple[str, ...]]:
             f"The ReaL labels cannot be read from {path}: {error}", "Install timm again: pip install -U timm."
         ) from error
     if len(found) != _IMAGES:
-        raise DataError(
-            f"{path} has the labels of {len(found):,} images.",
-            f"Expected the {_IMAGES:,} of ImageNet's validation set.",
-        )
+        said = f"{path} has the labels of {len(found):,} images."
+        raise DataError(said, f"Expected the {_IMAGES:,} of ImageNet's validation set.")
     return MappingProxyType(found)
 
 
