@@ -93,7 +93,8 @@ def _transform(profile: bytes | None, mode: str) -> Any:
     """From a profile (None is Lab) to sRGB; None for a broken one, or one that equals sRGB except for rounding."""
     try:
         source = ImageCms.createProfile("LAB") if profile is None else ImageCms.getOpenProfile(io.BytesIO(profile))
-        transform = ImageCms.buildTransform(source, _srgb(), mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
         if mode == "RGB":
             chart = Image.fromarray(_chart())
             if np.abs(np.asarray(transform.apply(chart)).astype(int) - _chart()).max() <= 1:
@@ -101,11 +102,6 @@ def _transform(profile: bytes | None, mode: str) -> Any:
     except Exception:  # a broken profile raises PyCMSError and others
         return None
     return transform
-
-
-@cache
-def _srgb() -> Any:
-    return ImageCms.createProfile("sRGB")
 
 
 @cache

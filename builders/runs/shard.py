@@ -86,16 +86,13 @@ class Shard:
         chosen = list(columns) if columns is not None else None
         rows = rows or (_ROWS if "image" in (self.schema.names if columns is None else columns) else 8 * _ROWS)
         for group in self.groups() if groups is None else groups:
-            at_once = min(rows, self._most_rows(group))
+            # Each row could refer to the largest value of a struct.
+            part = self.footer.row_group(group)
+            chunks = filter(_is_referring, map(part.column, range(part.num_columns)))
+            sizes = [chunk.total_uncompressed_size for chunk in chunks if not (_is_top(chunk) or _is_list(chunk))]
+            at_once = min(rows, max(1, _MOST_BYTES // 4 // max([1, *sizes])))
             for batch in self._parquet.iter_batches(at_once, row_groups=[group], columns=chosen):
                 yield self._written_out(batch)
-
-    def _most_rows(self, group: int) -> int:
-        """How many rows of a group may be decompressed at once, as each could refer to a struct's largest value."""
-        part = self.footer.row_group(group)
-        chunks = filter(_is_referring, map(part.column, range(part.num_columns)))
-        sizes = [chunk.total_uncompressed_size for chunk in chunks if not (_is_top(chunk) or _is_list(chunk))]
-        return max(1, _MOST_BYTES // 4 // max([1, *sizes]))
 
     def _written_out(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         arrays = []

@@ -268,18 +268,12 @@ def _texture(texture: str, dice: bytes) -> np.ndarray:
     raise ValueError(f"unknown texture {texture!r}; there are {', '.join(TEXTURES)}")
 
 
-@cache
-def _tones(background: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two tones of a background: its colour, and that colour lighter (if dark) or darker (if light)."""
-    base = np.array(_BACKGROUND_RGB[background], dtype=np.float32)
-    towards = 255.0 if base.mean() < 110 else 0.0
-    return base, base + np.float32(0.27) * (towards - base)
-
-
 def draw_array(drawing: Drawing) -> np.ndarray:
     """The pixels of a drawing: uint8 (32, 32, 3)."""
     dice = hashlib.shake_256(f"{drawing.variation}".encode()).digest(3 + CANVAS * CANVAS * 3)
-    base, tone = _tones(drawing.background)
+    base = np.array(_BACKGROUND_RGB[drawing.background], dtype=np.float32)
+    # The texture's second tone is lighter on dark backgrounds and darker on light ones.
+    tone = base + np.float32(0.27) * ((255.0 if base.mean() < 110 else 0.0) - base)
     share = _texture(drawing.texture, dice[:3])[..., None]
     ground = base * (1 - share) + tone * share
     mask = _mask(drawing)[..., None]

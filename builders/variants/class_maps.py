@@ -26,7 +26,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -95,12 +95,8 @@ def own_variant(
 ) -> OwnVariant:
     """The variant that a definition (untrusted input) describes, which `get_variant` then knows in this process.
 
-    Args:
-        definition: the content of a class map without its `path`; defaults may be left out.
-        where: its name in a message.
-        name: the name that a recipe states, which includes the hash of the content.
-
-    Raises DataError, naming the key, for an invalid definition, or one whose content does not match `name`.
+    A definition is the content of a class map without `path`; messages call it `where`. Raises DataError, naming the
+    key, for an invalid one, or one whose content does not match `name`.
     """
     found = _checked(definition, where)
     if name is not None and found.name != name:
@@ -134,7 +130,10 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
         raise DataError(f"splits in {where} is {splits!r}.", f"Expected a number of images for {' or '.join(_SPLITS)}.")
     splits = {split: _count(count, f"splits.{split}", where) for split, count in splits.items()}
     hub = _hub(definition["hub"], splits, where) if definition.get("hub") is not None else None
-    tables = _tables(definition["tables"], where) if definition.get("tables") is not None else {}
+    tables: dict[str, str] = {}
+    if (fields := definition.get("tables")) is not None:
+        _keys(fields, _TABLE_KEYS, (), f"tables of {where}")
+        tables = {key: text for key in _TABLE_KEYS if (text := _text(fields.get(key), f"tables.{key}", where))}
     rows = definition["classes"]
     if not isinstance(rows, list) or not 1 <= len(rows) <= MOST_CLASSES:
         raise DataError(f"classes in {where} is not a list of classes.", f"Expected 1 to {MOST_CLASSES:,} of them.")
@@ -142,8 +141,8 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
     _unique(rows, where)
     texts = {key: _text(definition.get(key), key, where) for key in ("title", "licence", "homepage", "images")}
     optional = {"tables": tables} if tables else {}
-    fields = hub and _hub_fields(hub)
-    content = {"name": name, "splits": sorted(splits), "hub": fields, "classes": rows, **optional}
+    repository = hub and {key: value for key, value in asdict(hub).items() if value is not None}
+    content = {"name": name, "splits": sorted(splits), "hub": repository, "classes": rows, **optional}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     classes = tuple(_info(row, number) for number, row in enumerate(rows))
     ids, labels = tuple(row["id"] for row in rows), tuple(row.get("label", row["name"]) for row in rows)
@@ -165,7 +164,7 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
             "name": name,
             **{key: text for key, text in texts.items() if text},
             "splits": {split: splits[split] for split in _SPLITS if split in splits},
-            **({"hub": fields} if fields else {}),
+            **({"hub": repository} if repository else {}),
             **optional,
             "classes": rows,
         },
@@ -189,21 +188,9 @@ def _hub(fields: Any, splits: Mapping[str, Any], where: str) -> HubSource:
     theirs = fields.get("splits") or {split: split for split in splits}
     if not isinstance(theirs, Mapping) or set(theirs) != set(splits):
         raise DataError(f"hub.splits in {where} is {theirs!r}.", f"Expected its name of each of {', '.join(splits)}.")
-    return HubSource(
-        repo_id=texts["repo_id"],
-        config=texts["config"] or None,
-        revision=texts["revision"] or None,
-        splits={split: _text(theirs[split], f"hub.splits.{split}", where) for split in splits},
-        image_column=texts["image_column"] or None,
-        label_column=texts["label_column"] or None,
-    )
-
-
-def _tables(fields: Any, where: str) -> dict[str, str]:
-    """The fields of local tables that are set."""
-    _keys(fields, _TABLE_KEYS, (), f"tables of {where}")
-    texts = {key: _text(fields.get(key), f"tables.{key}", where) for key in _TABLE_KEYS}
-    return {key: text for key, text in texts.items() if text}
+    optional = {key: text or None for key, text in texts.items() if key != "repo_id"}
+    names = {split: _text(theirs[split], f"hub.splits.{split}", where) for split in splits}
+    return HubSource(repo_id=texts["repo_id"], splits=names, **optional)
 
 
 def _class(row: Any, number: int, where: str) -> dict[str, Any]:
@@ -270,9 +257,3 @@ def _unique(rows: Sequence[Mapping[str, Any]], where: str) -> None:
     if len({row["id"] for row in rows}) < len(rows):
         twice = next(row["id"] for row in rows if sum(other["id"] == row["id"] for other in rows) > 1)
         raise DataError(f"The id {twice} occurs twice in {where}.", "A class has one line.")
-
-
-def _hub_fields(hub: HubSource) -> dict[str, Any]:
-    """What a class map says about a repository, every default left out."""
-    fields = {key: getattr(hub, key) for key in _HUB_KEYS} | {"splits": dict(hub.splits)}
-    return {key: value for key, value in fields.items() if value is not None}
