@@ -8,7 +8,7 @@ import stat
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,6 +41,21 @@ class Contents:
     archives: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     """Reason in words -> number of files that are not images."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The images of one split."""
+
+    folder: Path
+    labels: Mapping[str, Sequence[Path]]
+    """Label of a class -> the folders that hold its images."""
+    words: str
+    """Where the labels come from."""
+    names: Mapping[str, Sequence[str]] | None = None
+    """Label -> file names, where labels come from a list or the names; None is every image of the folders."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> number of things that are not read, apart from those in class folders."""
 
 
 def contents(folder: Path) -> Contents:

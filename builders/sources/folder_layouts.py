@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import shown
-from builders.sources.folder_contents import IMAGES, class_folders, folders_below, has_images, subfolders
+from builders.sources.folder_contents import IMAGES, Part, class_folders, folders_below, has_images, subfolders
 from builders.sources.image_lists import ANNOTATIONS, labelled_images
 from builders.variants import SPLIT_WORDS
 from builders.wording import quoted
@@ -39,21 +39,6 @@ _DEEPEST = 4
 _SIBLINGS = 2
 """With this many folders of images beside one that may be a split, or part of another layout, all are classes."""
 _SORT = "Sort the images (of boxes: what they frame, cut out) into a folder for each class."
-
-
-@dataclass(frozen=True)
-class Part:
-    """The images of one split."""
-
-    folder: Path
-    labels: Mapping[str, Sequence[Path]]
-    """Label of a class -> the folders that hold its images."""
-    words: str
-    """Where the labels come from."""
-    names: Mapping[str, Sequence[str]] | None = None
-    """Label -> file names, where labels come from a list or the names; None is every image of the folders."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> number of things that are not read, apart from those in class folders."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +145,7 @@ def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Par
     try:
         # Where the validation images were sorted into class folders, the list is still there, but images/ is empty.
         if (folder / ANNOTATIONS).is_file() and has_images(inner):
-            return _listed_part(folder, inner, top)
+            return labelled_images(folder, inner, top)
         classes = class_folders(folder)
         odd = [label for label in classes if _is_odd(label) and not known(label)]
         plain = len(classes) - len(odd)
@@ -172,7 +157,7 @@ def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Par
             nested = any(place.name == IMAGES for places in classes.values() for place in places)
             return Part(folder, classes, f"class folders{', images in images/' if nested else ''}")
         for place in (folder, inner):
-            if (place == folder or not plain) and (part := _listed_part(folder, place, top)):
+            if (place == folder or not plain) and (part := labelled_images(folder, place, top)):
                 return part
     except DataError as error:
         return error
@@ -184,13 +169,6 @@ def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Par
         )
     flat = [place for place in (folder, inner, folder / next(iter(classes), "")) if has_images(place)]
     return _unlabelled(flat[0], top, known) if flat else None
-
-
-def _listed_part(folder: Path, place: Path, top: Path) -> Part | None:
-    found = labelled_images(place, top) if place.is_dir() else None
-    if found is None:
-        return None
-    return Part(folder, {label: [place] for label in found.names}, f"by {found.source}", found.names, found.left_out)
 
 
 def _unlabelled(place: Path, top: Path, known: Known) -> DataError:

@@ -29,6 +29,7 @@ from builders.errors import DataError
 from builders.file_names import as_path, as_text, shown
 from builders.sources.folder_contents import (
     Contents,
+    Part,
     check_place,
     contents,
     images_below,
@@ -36,7 +37,7 @@ from builders.sources.folder_contents import (
     named,
     refuse_others,
 )
-from builders.sources.folder_layouts import Layout, Part, folder_layout
+from builders.sources.folder_layouts import Layout, folder_layout
 from builders.sources.labels import check_numbers, label_map, refuse
 from builders.sources.rows import IndexEntry, Source, SourceRow
 from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant

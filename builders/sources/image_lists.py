@@ -14,13 +14,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
 from builders.file_names import as_path, shown
-from builders.sources.folder_contents import contents, named
+from builders.sources.folder_contents import IMAGES, Part, contents, named
 from builders.sources.labels import file_wnid, is_wnid
 
 ANNOTATIONS = "val_annotations.txt"
@@ -34,29 +33,27 @@ _CLASSES = 1000
 _ORIGINAL = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """The images of one folder by their label."""
-
-    names: Mapping[str, Sequence[str]]
-    """Label -> file names, as the system has them."""
-    source: str
-    """Where the labels come from."""
-    left_out: Mapping[str, int]
-    """Reason -> number of rows and images that are left out."""
+_Listed = tuple[Mapping[str, Sequence[str]], str, Mapping[str, int]]
+"""Label -> file names as the system has them; where the labels come from; reason -> number of things left out."""
 
 
-def labelled_images(folder: Path, top: Path) -> Listed | None:
-    """The images directly in a folder, by label; None where there are no labels.
+def labelled_images(split: Path, place: Path, top: Path) -> Part | None:
+    """The images directly in a folder of a split, by label; None if there are no labels.
 
     Lists are looked for beside the images and in the folders above, up to `top`. Raises DataError for a list that
     cannot be read, has no labels, or names none of the images.
     """
-    images = contents(folder).images
-    if not images:
+    images = contents(place).images if place.is_dir() else []
+    found = _labelled(images, place, top) if images else None
+    if found is None:
         return None
+    names, source, left_out = found
+    return Part(split, {label: [place] for label in names}, f"by {source}", names, left_out)
+
+
+def _labelled(images: Sequence[str], folder: Path, top: Path) -> _Listed | None:
     near = [folder, *(parent for parent in folder.parents if parent.is_relative_to(top))]
-    if near[0].name == "images" and (file := folder.parent / ANNOTATIONS).is_file():
+    if folder.name == IMAGES and (file := folder.parent / ANNOTATIONS).is_file():
         return _listed(_annotations(file), images, file)
     for place in near:
         if (file := place / _KAGGLE).is_file():
@@ -65,23 +62,21 @@ def labelled_images(folder: Path, top: Path) -> Listed | None:
     for file in (place / name for name in (_IN_ORDER, _NUMBERS) for place in devkits):
         if file.is_file():
             labels = _lines(file) if file.name == _IN_ORDER else _of_numbers(file, devkits)
-            return _listed(_in_order(labels, images), images, file)
-    return _by_name(images)
-
-
-def _by_name(images: Sequence[str]) -> Listed | None:
-    """The images whose names contain their wnid, if most do."""
-    found: dict[str, list[str]] = {}
+            originals = ((name, found) for name in images if (found := _ORIGINAL.fullmatch(name)))
+            known = ((name, int(found[1])) for name, found in originals)  # there may be fewer images than labels
+            return _listed([(name, labels[n - 1]) for name, n in known if 0 < n <= len(labels)], images, file)
+    # Else by the wnids in the images' own names, if most have one.
+    by_wnid: dict[str, list[str]] = {}
     for name in images:
         if wnid := file_wnid(name):
-            found.setdefault(wnid, []).append(name)
-    silent = len(images) - sum(map(len, found.values()))
+            by_wnid.setdefault(wnid, []).append(name)
+    silent = len(images) - sum(map(len, by_wnid.values()))
     if 2 * silent >= len(images):
         return None
-    return Listed(found, "the images' names", {"image whose name says no class": silent} if silent else {})
+    return by_wnid, "the images' names", {"image whose name says no class": silent} if silent else {}
 
 
-def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) -> Listed:
+def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) -> _Listed:
     """The rows whose image exists; the others are counted."""
     there, absent, labels = set(images), [], dict[str, set[str]]()
     counts: Counter[str] = Counter()
@@ -111,7 +106,7 @@ def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) 
         (f"image with two classes in {file.name}", doubtful, len(doubtful)),
         (f"row of {file.name} for an image that it lists before", again, sum(counts[name] - 1 for name in again)),
     ]
-    return Listed(found, shown(file.name), {named(what, names): count for what, names, count in left if count})
+    return found, shown(file.name), {named(what, names): count for what, names, count in left if count}
 
 
 def _annotations(file: Path) -> Iterator[tuple[str, str]]:
@@ -135,13 +130,6 @@ def _kaggle(file: Path) -> Iterator[tuple[str, str]]:
                 "Expected the columns ImageId and PredictionString.",
             )
         yield f"{image}.JPEG", said.split()[0]
-
-
-def _in_order(labels: Sequence[str], images: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The label of each validation image by the number in its name; there may be fewer images than labels."""
-    for name in images:
-        if (found := _ORIGINAL.fullmatch(name)) and 0 < int(found[1]) <= len(labels):
-            yield name, labels[int(found[1]) - 1]
 
 
 def _of_numbers(file: Path, devkits: Sequence[Path]) -> list[str]:

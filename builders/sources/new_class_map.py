@@ -21,8 +21,8 @@ from builders.errors import DataError
 from builders.file_names import as_path, shown
 from builders.files import atomic_text
 from builders.hub.answers import Patience, is_offline, patiently
-from builders.sources.folder_contents import find_place, listing, refuse_others
-from builders.sources.folder_layouts import Part, folder_layout
+from builders.sources.folder_contents import Part, find_place, listing, refuse_others
+from builders.sources.folder_layouts import folder_layout
 from builders.sources.folders import beside, images_of
 from builders.sources.labels import class_keys, is_wnid, spelling
 from builders.variants import Choice, get_variant
