@@ -42,7 +42,6 @@ class Captioned(datasets.GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = CaptionedConfig
 
     def _source(self) -> dict[str, Any]:
-        """The `source` part of the run's recipe."""
         folder = Path(self.config.run or "")
         if not self.config.run or not layout.is_run_folder(folder):
             raise DataError(f"{self.config.run!r} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")

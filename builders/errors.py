@@ -24,7 +24,6 @@ class HfsynError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        """Message and hint, on one line."""
         return one_line(f"{self.message} {self.hint}".strip())
 
 

@@ -45,7 +45,6 @@ def is_owned_name(name: str) -> bool:
 
 
 def _host() -> str:
-    """This machine's name for file names; it may have dots."""
     return socket.gethostname()[:60].replace("/", "_") or "host"
 
 

@@ -1,8 +1,8 @@
 """YAML read strictly, by the core schema of YAML 1.2, and written so that YAML 1.1 reads it equally.
 
-`no` and `off` are texts, as are 4:4:4 and dates; 1e-3 is a number; keys are always texts. Refused, with line and column
-are duplicate keys, tags, directives, several documents, numbers that are not finite, control characters, and excessive
-depth, bytes, digits or aliases.
+`no` and `off` are texts, as are 4:4:4 and dates; 1e-3 is a number; keys are always texts. Duplicate keys, tags,
+directives, several documents, numbers that are not finite, control characters, and excessive depth, bytes, digits or
+aliases are refused, with line and column.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class _Reading:
             if not isinstance(key, self.kinds.ScalarEvent) or key.tag is not None:
                 raise self.fault("a key must be a plain text", key.start_mark)
             if key.value in found or (key.value == _MERGE and merged):
-                raise self.fault(f"the key {key.value!r} stands twice", key.start_mark)
+                raise self.fault(f"the key {key.value!r} is defined twice", key.start_mark)
             self.check_text(key)
             value = self.value(next(events), events, depth + 1)
             if key.value == _MERGE and key.style is None:

@@ -157,7 +157,6 @@ def _white(image: Image.Image, tags: Any, low: float, high: float) -> float:
 
 
 def _stated_white(image: Image.Image, tags: Any) -> float | None:
-    """The value of white that the file states."""
     if image.mode == "F":
         return None
     if bits := tags.get(258):

@@ -134,16 +134,12 @@ def decoded(data: bytes) -> Iterator[Image.Image]:
             yield image
         finally:
             image.close()
-            if need > _LARGE:
+            if need > _LARGE and _trim is not None:
                 _trim(0)
 
 
-def _no_trim(pad: int) -> None:
-    """Only glibc needs it."""
-
-
 # glibc keeps freed blocks below 32 MB, which for photographs are hundreds of fragmented megabytes.
-_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", _no_trim) if os.name == "posix" else _no_trim
+_trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 
 
 class _Room:
@@ -193,7 +189,6 @@ def _libtiff() -> Any:
 
 
 def _load(data: bytes) -> Image.Image:
-    """Open and decode the pixels, or raise ImageRejected."""
     name, image = _name(data), None
     try:
         image = _opened(data, name)

@@ -133,7 +133,6 @@ def _bytes_of(array: pa.Array) -> int:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """An array with its references decoded."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return array.dictionary_decode()

@@ -35,7 +35,6 @@ class ShardRows(datasets.ArrowBasedBuilder):
     BUILDER_CONFIG_CLASS = ShardRowsConfig
 
     def _shards(self) -> dict[str, Files]:
-        """The shards of each split."""
         return {self.config.split: list(zip(self.config.files, self.config.entries, strict=True))}
 
     def _info(self) -> datasets.DatasetInfo:

@@ -225,7 +225,6 @@ def _hidden(name: str) -> bool:
 
 
 def _configured(card: Card, config: str | None, where: str) -> str:
-    """The chosen configuration of a card."""
     there = f"Its card names: {quoted(card.configs, 20)}."
     if config is not None and config not in card.configs:
         raise NoConfigurationError(f"{where} has no configuration '{config}'.", there)

@@ -185,7 +185,6 @@ def _meant(label: Label) -> bool:
 
 
 def _as_label(schema: pa.Schema, column: str, said: Sequence[str] | None, where: str) -> Label | None:
-    """A column as a label; None for an unsupported type."""
     kind = schema.field(column).type
     if pa.types.is_dictionary(kind):  # as pandas stores categories
         kind = kind.value_type

@@ -172,7 +172,6 @@ def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Par
 
 
 def _unlabelled(place: Path, top: Path, known: Known) -> DataError:
-    """The error for images without labels in one folder."""
     hint = f"{_SORT} If all of them are one class, give the folder above." if place == top else _SORT
     if known(place.name):
         hint = f"'{shown(place.name)}' is a class: give the folder above it, {shown(place.parent)}."

@@ -209,7 +209,6 @@ def layout_of(top: Path, variant: Variant) -> Layout:
 
 
 def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataError:
-    """The error for a split that is not in a folder."""
     wanted = " or ".join(f"{name}/" for key in _splits(variant, split) for name in SPLIT_WORDS[key])
     if layout.parts:
         archives = sorted(contents(layout.root).archives)

@@ -133,7 +133,6 @@ def _kaggle(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _of_numbers(file: Path, devkits: Sequence[Path]) -> list[str]:
-    """The wnid of each line of the devkit's numbers."""
     wnids = _synsets(devkits)
     if wnids is None:
         raise DataError(

@@ -154,7 +154,6 @@ class ParquetSource:
         return by_number, list(zip(wnids, columns.names(table), strict=True))
 
     def _entries(self, name: str) -> list[IndexEntry]:
-        """The index entries of one file."""
         by_number, rows = self._listed(name)
         entries = []
         for row, (wnid, path) in enumerate(rows):
@@ -233,7 +232,6 @@ class ParquetSource:
 
     @property
     def _repository(self) -> tuple[str, str]:
-        """Name and commit of the repository on the Hub, for messages."""
         repo_id, _, revision = self._root.removeprefix("datasets/").partition("@")
         return repo_id, revision
 

@@ -60,9 +60,6 @@ class OwnVariant(Variant):
 
     classes: tuple[ClassInfo, ...] = ()
     by_wnid: Mapping[str, ClassInfo] = field(default_factory=dict)
-    tables: Choice = field(default_factory=Choice)
-    drawn: bool = False
-    label_ids: Mapping[str, str] = field(default_factory=dict)
     hub_label_wnids: tuple[str, ...] = ()
     hub_label_names: tuple[str, ...] | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
@@ -247,7 +244,6 @@ def _text(value: Any, key: str, where: str) -> str:
 
 
 def _unique(rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Refuse two classes that share an id, name or label, ignoring case."""
     seen: dict[str, str] = {}
     for row in rows:
         for word in (row["id"], row["name"], row.get("label", "")):

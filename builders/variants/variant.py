@@ -105,6 +105,12 @@ class Variant:
     """The folder that the original archive unpacks to; it is looked for in a local path."""
     numbered_folders: bool = False
     """Whether the original folders are named by class number, "0" to "999", instead of by wnid."""
+    drawn: bool = False
+    """Whether this package draws the images."""
+    label_ids: Mapping[str, str] = field(default_factory=dict)
+    """Of a class map: label, exactly as the source has it -> wnid."""
+    tables: Choice = field(default_factory=Choice)
+    """Of a class map: the configuration and columns of local tables."""
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -119,21 +125,6 @@ class Variant:
     @property
     def _list(self) -> str:
         return self.class_list or ("drawn" if self.drawn else self.name)
-
-    @property
-    def drawn(self) -> bool:
-        """Whether this package draws the images."""
-        return self.hub is None
-
-    @property
-    def label_ids(self) -> Mapping[str, str]:
-        """Labels of a class map, exactly as the source has them -> wnid; empty for the variants of the table."""
-        return {}
-
-    @property
-    def tables(self) -> Choice:
-        """What a class map says about local tables; nothing for the variants of the table."""
-        return Choice()
 
     @property
     def tests_only(self) -> bool:
@@ -252,7 +243,6 @@ def how_to_unpack(variant: Variant) -> str:
 
 
 def _labels(variant: Variant) -> str:
-    """How the labels of the repository become wnids."""
     wnids = variant.hub_label_wnids
     if variant.hub and variant.hub.label_column == "wnid":
         return "wnids as they stand"

@@ -158,10 +158,10 @@ def test_a_folder_that_a_class_map_lacks_wants_a_line(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     file = written(tmp_path, folder_with(tmp_path / "pets", "dog/0.jpg", "cow/0.jpg"))
     file.write_text(file.read_text() + 'classes: [{"id": "dog"}]\n')
-    with pytest.raises(DataError, match=r"mine.yaml, line 12, column 1: the key 'classes' stands twice"):
+    with pytest.raises(DataError, match=r"mine.yaml, line 12, column 1: the key 'classes' is defined twice"):
         read_variant(file)
     file.write_text("- {id: dog, id: cow}")
-    with pytest.raises(DataError, match="the key 'id' stands twice"):
+    with pytest.raises(DataError, match="the key 'id' is defined twice"):
         read_variant(file)
 
 
