@@ -78,19 +78,7 @@ class Captioned(datasets.GeneratorBasedBuilder):
                 caption = captions[row.source_id]
                 if hashlib.sha256(row.image).hexdigest() != caption["source_sha256"]:
                     raise DataError(f"{row.source_id} is not the image that was captioned.", "The source has changed.")
-                info = classes[row.wnid]
-                yield (
-                    Key(number, item),
-                    {
-                        # Bytes alone: with a path, `datasets` would take a file of that name in this folder instead.
-                        "image": row.image,
-                        "label": info.index,
-                        "wnid": row.wnid,
-                        "class_name": info.name,
-                        "source_id": row.source_id,
-                        "caption": caption["caption"],
-                    },
-                )
+                yield Key(number, item), {**row.columns(classes[row.wnid]), "caption": caption["caption"]}
 
 
 def _entries(shard: Path, captions: dict[str, Any]) -> list[IndexEntry]:

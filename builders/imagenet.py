@@ -132,17 +132,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
         for shard in shards:
             entries = list(source.index_part(shard)) if isinstance(shard, str) else shard
             for row in source.read(entries):
-                yield (
-                    row.source_id,
-                    {
-                        # Bytes alone: with a path, `datasets` would look for a file of that name in the current folder.
-                        "image": row.image,
-                        "label": classes[row.wnid].index,
-                        "wnid": row.wnid,
-                        "class_name": classes[row.wnid].name,
-                        "source_id": row.source_id,
-                    },
-                )
+                yield row.source_id, row.columns(classes[row.wnid])
 
 
 def _fingerprint(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from builders.variants import ClassInfo
 
@@ -34,6 +34,12 @@ class SourceRow:
     """The image's file name."""
     problem: str = ""
     """Why `image` is empty, in words; the same for the same fault."""
+
+    def columns(self, info: ClassInfo) -> dict[str, Any]:
+        """The values of `builders.runs.schema.source_features`, given the class."""
+        # Bytes alone: with a path, `datasets` would look for a file of that name in the current folder.
+        row = {"image": self.image, "label": info.index, "wnid": self.wnid, "class_name": info.name}
+        return {**row, "source_id": self.source_id}
 
 
 class Source(Protocol):
