@@ -28,22 +28,20 @@ from builders.yaml import read_text
 
 @dataclass
 class CaptionedConfig(datasets.BuilderConfig):
-    """Where the run folder is; which source it reads stands in its recipe."""
+    """The run folder, whose recipe names the source."""
 
     run: str | None = None
 
 
 class Captioned(datasets.GeneratorBasedBuilder):
-    """Readable source rows (image, label, wnid, class_name, source_id) with ``caption``, for each finished caption
-    shard.
+    """Readable source rows (image, label, wnid, class_name, source_id) with ``caption``, of finished caption shards.
 
-    An image whose bytes are no longer those that were captioned is refused: its caption would describe another picture.
+    Raises DataError for an image that has changed since it was captioned.
     """
 
     BUILDER_CONFIG_CLASS = CaptionedConfig
 
     def _source(self) -> dict[str, Any]:
-        """The `source` part of the run's recipe."""
         folder = Path(self.config.run or "")
         if not self.config.run or not layout.is_run_folder(folder):
             raise DataError(f"{self.config.run!r} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
@@ -80,19 +78,7 @@ class Captioned(datasets.GeneratorBasedBuilder):
                 caption = captions[row.source_id]
                 if hashlib.sha256(row.image).hexdigest() != caption["source_sha256"]:
                     raise DataError(f"{row.source_id} is not the image that was captioned.", "The source has changed.")
-                info = classes[row.wnid]
-                yield (
-                    Key(number, item),
-                    {
-                        # Bytes alone: with a path, `datasets` would take a file of that name in this folder instead.
-                        "image": row.image,
-                        "label": info.index,
-                        "wnid": row.wnid,
-                        "class_name": info.name,
-                        "source_id": row.source_id,
-                        "caption": caption["caption"],
-                    },
-                )
+                yield Key(number, item), {**row.columns(classes[row.wnid]), "caption": caption["caption"]}
 
 
 def _entries(shard: Path, captions: dict[str, Any]) -> list[IndexEntry]:

@@ -1,22 +1,20 @@
-"""The one base of the errors that a user is meant to read, and the kind that the builders raise."""
+"""The base class of the errors that users see, and the one that the builders raise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["DataError", "HfsynError", "did_you_mean", "one_line"]
-
 
 class HfsynError(Exception):
-    """A user's mistake or an outside fault, said in one line and never shown with a traceback.
+    """A user's mistake or an outside fault, shown on one line without a traceback.
 
-    Not a ValueError, which pydantic would catch inside a validator and rob of its hint.
+    Not a ValueError, which pydantic would catch inside a validator, losing the hint.
 
     Args:
         message: what was wrong, with the value.
-        hint: what is allowed, and the command or the edit that puts it right; may be empty.
-        code: the exit code of a command that ends with this error: 2 for a mistake, 3 for what must be there or
-            allowed first, 4 for work that is done in part.
+        hint: what is allowed, and the command or the edit that fixes it; may be empty.
+        code: the exit code of the command: 2 for a mistake, 3 for a missing prerequisite or permission, 4 for work
+            that is partly done.
     """
 
     def __init__(self, message: str, hint: str = "", code: int = 2) -> None:
@@ -26,12 +24,11 @@ class HfsynError(Exception):
         self.code = code
 
     def __str__(self) -> str:
-        """Message and hint in one line, whatever signs the names in it have."""
         return one_line(f"{self.message} {self.hint}".strip())
 
 
 def one_line(text: str) -> str:
-    """The text with signs that would break a line or steer a terminal as escapes, and every kind of space as one."""
+    """The text with line breaks and control characters escaped, and all white space as blanks."""
     if text.isprintable():
         return text
     signs = (" " if c.isspace() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -43,13 +40,9 @@ class DataError(HfsynError):
 
 
 def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, before: str = "") -> str:
-    """`` Did you mean 'steps'?``, to be put behind a message; empty where nothing known is near.
+    """`` Did you mean 'steps'?`` with the `most` best matches, to append to a message; empty if there are none.
 
-    Args:
-        word: what was written.
-        known: what is there.
-        most: how many are named.
-        before: what stands before each name, such as the part that a field is in.
+    `before` is prepended to each name, such as the part of a recipe that a field is in.
     """
     import difflib
 

@@ -1,8 +1,7 @@
-"""Files that are there whole or not at all, and what a process that was killed leaves beside them.
+"""Atomic writes of files, and the removal of temporary files that killed processes leave behind.
 
-What is written goes to a temporary file in the same folder, is flushed to the disk, and then gets its name. The
-temporary name says whose it is (``.NAME.HOST.PID.RANDOM.tmp``): a file of somebody who may still be at work is never
-removed.
+Files are written to a temporary file in the same folder, flushed to the disk, and renamed. The temporary name contains
+its owner (``.NAME.HOST.PID.RANDOM.tmp``): files of processes that may still be running are never removed.
 """
 
 from __future__ import annotations
@@ -23,33 +22,17 @@ from pathlib import Path
 
 from builders.errors import HfsynError
 
-__all__ = [
-    "atomic_text",
-    "atomic_write",
-    "digest_of",
-    "disk_error",
-    "is_abandoned",
-    "is_owned_name",
-    "make_folder",
-    "owned_name",
-    "remove_abandoned",
-    "room_beside",
-    "settle",
-    "sha256_of",
-]
-
 ABANDONED_AFTER = 86_400.0
-"""Seconds after which what another machine has begun counts as left over: nobody writes one file for a day."""
+"""Seconds after which temporary files of other machines count as abandoned."""
 
 _OWNED = re.compile(r"(?P<whose>\..+)\.(?P<pid>\d+)\.[0-9a-f]{8}(\.tmp)?")
 _ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 _in_hand: set[str] = set()
-"""Names that this process has given and that are not settled. Where process ids start again, as in containers, another
-one may have had the same."""
+"""Temporary names that this process uses; an earlier one may have had the same process id, as in containers."""
 
 
 def owned_name(name: str, suffix: str = "") -> str:
-    """A hidden name beside `name` that says which process has made it; short enough for any file system."""
+    """A hidden temporary name for `name` that contains the process, short enough for any file system."""
     stem = name.encode()[:100].decode(errors="ignore")
     made = f".{stem}.{_host()}.{os.getpid()}.{secrets.token_hex(4)}{suffix}"
     _in_hand.add(made)
@@ -57,25 +40,24 @@ def owned_name(name: str, suffix: str = "") -> str:
 
 
 def is_owned_name(name: str) -> bool:
-    """Whether a name is one that `owned_name` gave, to any process."""
+    """Whether a name is from `owned_name`, in any process."""
     return _OWNED.fullmatch(name) is not None
 
 
 def _host() -> str:
-    """This machine's name as names of files have it; it may have dots."""
     return socket.gethostname()[:60].replace("/", "_") or "host"
 
 
 def settle(name: str) -> None:
-    """What this process has given an `owned_name` has got its own, or is gone."""
+    """The file with this `owned_name` has been renamed or removed."""
     _in_hand.discard(name)
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether nobody is at work on what has an `owned_name`: its process is gone, or it is a day old."""
+    """Whether the process of a file with an `owned_name` is gone, or the file is a day old."""
     found = _OWNED.fullmatch(path.name)
     try:
-        # When its inode was last changed, which no copy of a file and no `touch` can set.
+        # The time when the inode changed, which neither a copy nor `touch` can set.
         age = time.time() - path.stat(follow_symlinks=False).st_ctime
     except OSError:
         return False
@@ -87,16 +69,14 @@ def is_abandoned(path: Path) -> bool:
         os.kill(int(found["pid"]), 0)
     except ProcessLookupError:
         return True
-    except OSError:  # it is another user's
+    except OSError:  # another user's process
         pass
     return age > ABANDONED_AFTER
 
 
 def remove_abandoned(paths: Iterable[Path]) -> None:
-    """Remove those files and folders that processes which are gone have left."""
-    for path in paths:
-        if not is_abandoned(path):
-            continue
+    """Remove those of these files and folders that are abandoned."""
+    for path in filter(is_abandoned, paths):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -104,24 +84,18 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where they are not there yet.
-
-    Raises:
-        OSError: it cannot be made.
-    """
+    """Make a folder and its parents; raises OSError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except RecursionError:  # pathlib makes each above the other by a call of its own
+    except RecursionError:  # pathlib is recursive
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(folder)) from None
 
 
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to the disk, then give it its name.
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`.
 
-    What a process that was killed while it wrote the same file has left goes.
-
-    Raises:
-        OSError: the disk refuses; whatever library wrote, with the number of the error.
+    Abandoned temporary files of `path` are removed. Raises OSError, with its errno, for an error of the disk, whichever
+    library wrote.
     """
     make_folder(path.parent)
     remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp"))
@@ -132,7 +106,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the folder may be gone: the first error is the one to tell
+        with contextlib.suppress(OSError):  # the folder may be gone
             temporary.unlink(missing_ok=True)
         if isinstance(error, Exception) and (told := disk_error(error, path)) is not None:
             raise told from error
@@ -143,7 +117,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that know no such thing
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
             raise
     finally:
         os.close(folder)
@@ -151,10 +125,7 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextlib.contextmanager
 def room_beside(path: Path) -> Iterator[Path]:
-    """A hidden folder beside `path`, for what is moved from there to its place; it goes at the end.
-
-    What a process that was killed in the same work has left goes, too.
-    """
+    """A hidden temporary folder beside `path`; abandoned ones are removed."""
     remove_abandoned(path.parent.glob(f".{escape(path.name)}.*.tmp"))
     room = path.with_name(owned_name(path.name, ".tmp"))
     room.mkdir()
@@ -166,18 +137,14 @@ def room_beside(path: Path) -> Iterator[Path]:
 
 
 def atomic_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
-
-    atomic_write(path, write)
+    """Write a text file atomically."""
+    atomic_write(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def disk_error(error: BaseException | None, path: Path | None = None) -> OSError | None:
-    """The error of the operating system that an error is or was raised from; None where there is none.
+    """The OSError that an error is, or that caused it; None if there is none.
 
-    Libraries that are not written in Python say its number in their text alone.
+    Libraries in other languages state its number only in the message.
     """
     while error is not None and not isinstance(error, HfsynError):
         number = error.errno if isinstance(error, OSError) else None
@@ -197,7 +164,7 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """As `sha256_of`, read once a process for as long as the file stays the one that it is."""
+    """As `sha256_of`, read once per process unless the file changes."""
     found = path.stat()
     return _digest(str(path.absolute()), found.st_size, found.st_mtime_ns, found.st_ino)
 

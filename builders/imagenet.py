@@ -5,10 +5,10 @@
     train = builder.as_dataset("train")
 
     ImageNet(config_name="imagenette").as_streaming_dataset("train")     # nothing is written
-    ImageNet(variant="flowers.yaml", path="photos/flowers")              # classes of one's own
+    ImageNet(variant="flowers.yaml", path="photos/flowers")              # custom classes
 
-Images pass through as they are stored, byte for byte. A file that is no image makes a row like any other: iterate with
-`Image(decode=False)` and decode with `builders.images.decoding.decode_rgb` where a source may be dirty.
+Images are not re-encoded. A file that is not a valid image makes a row like any other: for such sources iterate with
+`Image(decode=False)` and decode with `builders.images.decoding.decode_rgb`.
 """
 
 from __future__ import annotations
@@ -31,33 +31,31 @@ from builders.sources.rows import IndexEntry
 from builders.variants import VARIANTS, Variant
 from builders.variants.class_maps import find_variant
 
-__all__ = ["ImageNet", "ImageNetConfig"]
-
 _CHUNK = 256
-"""Rows in one shard where a limit is set: small enough to be spread over processes."""
+"""Rows per shard if there is a limit: small enough to be distributed over processes."""
 
 
 @dataclass
 class ImageNetConfig(datasets.BuilderConfig):
-    """A variant, and where its images are read from."""
+    """A variant, and where its images are."""
 
     path: str | os.PathLike[str] | None = None
     """A local folder or Parquet file; None streams the variant's Hub repository."""
     revision: str | None = None
     """Branch, tag or commit of the Hub repository; None is the one that the variant was checked against, or the newest.
-    What was prepared once is taken from the cache by the revision's name: give a commit where that matters."""
+    Prepared data is cached by the name of the revision: give a commit if that matters."""
     limit_per_class: int | None = None
-    """The first so many images of each class; None for all."""
+    """Keep only the first images of each class."""
     variant: str | None = None
-    """The file of a class map (see `builders.variants.class_maps`), for images that are no variant of the table."""
+    """The file of a class map (see `builders.variants.class_maps`), for custom classes."""
 
     @property
     def described(self) -> Variant:
-        """The variant that is meant. Raises DataError if there is none."""
+        """The variant. Raises DataError if there is none of this name."""
         return find_variant(self.variant or self.name)
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
-        """The name of the cache folder: of a local path it changes when files are added, removed or renamed there."""
+        """The name of the cache folder, which depends on the files of a local path."""
         kwargs = dict(config_kwargs)
         if self.variant is not None:
             kwargs |= {"variant": self.described.name}
@@ -69,11 +67,11 @@ class ImageNetConfig(datasets.BuilderConfig):
 class ImageNet(datasets.GeneratorBasedBuilder):
     """Source rows of an ImageNet variant: image, label, wnid, class_name, source_id.
 
-    Labels are the variant's (`Variant.classes`), all of them, also where a folder has some classes only.
+    The label names are all `Variant.classes`, even if a folder has only some.
     """
 
     BUILDER_CONFIG_CLASS = ImageNetConfig
-    # The class attribute VERSION is ignored for named configurations, so that each has its own.
+    # The class attribute VERSION is ignored for named configurations.
     BUILDER_CONFIGS = [  # noqa: RUF012 (`datasets` reads it as a class attribute)
         ImageNetConfig(name=variant.name, version=datasets.Version("1.0.0"), description=variant.title)
         for variant in VARIANTS.values()
@@ -93,7 +91,7 @@ class ImageNet(datasets.GeneratorBasedBuilder):
         variant = self.config.described
         if self.config.path is None:
             splits = list(variant.splits)
-            # One commit for all processes, also if somebody pushes to the repository meanwhile.
+            # All processes must read the same commit.
             revision = resolve_revision(variant.name, self.config.revision, token=self.token)
         else:
             splits, revision = local_splits(variant, self.config.path), None
@@ -105,12 +103,12 @@ class ImageNet(datasets.GeneratorBasedBuilder):
         ]
 
     def _shards(self, split: str, revision: str | None) -> list[Any]:
-        """What processes and data loader workers share out: a class, a file, or, with a limit, some entries each."""
+        """The units of work for processes and data loader workers: a class, a file, or, with a limit, some entries."""
         source = self._open(split, revision)
         if self.config.limit_per_class is None:
             return source.parts()
         entries = list(source.index())
-        # Tuples, since `datasets` would take nested lists for shards of their own.
+        # Tuples, as `datasets` would treat nested lists as shards too.
         return [tuple(entries[start : start + _CHUNK]) for start in range(0, len(entries), _CHUNK)]
 
     def _open(self, split: str, revision: str | None) -> FolderSource | ParquetSource:
@@ -134,21 +132,11 @@ class ImageNet(datasets.GeneratorBasedBuilder):
         for shard in shards:
             entries = list(source.index_part(shard)) if isinstance(shard, str) else shard
             for row in source.read(entries):
-                yield (
-                    row.source_id,
-                    {
-                        # Bytes alone: with a path, `datasets` would look for a file of that name in the current folder.
-                        "image": row.image,
-                        "label": classes[row.wnid].index,
-                        "wnid": row.wnid,
-                        "class_name": classes[row.wnid].name,
-                        "source_id": row.source_id,
-                    },
-                )
+                yield row.source_id, row.columns(classes[row.wnid])
 
 
 def _fingerprint(path: Path) -> str:
-    """A hash of the folders' names and times and of the sizes and times of tables and lists; of no image."""
+    """A hash of the names and times of folders, and of the sizes and times of tables and lists, but not of images."""
     found = hashlib.sha256()
     if path.is_file():
         found.update(f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())

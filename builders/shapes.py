@@ -1,11 +1,10 @@
-"""The drawn, built-in variants `shapes` and `shapes-context` as a `datasets` builder that needs no network.
+"""The drawn, built-in variants `shapes` and `shapes-context` as a `datasets` builder that works offline.
 
     builder = Shapes(config_name="shapes-context", cache_dir=folder)
     builder.download_and_prepare(num_proc=2)
     train = builder.as_dataset("train")                       # or builder.as_streaming_dataset("train")
 
-What is drawn, and how the two variants differ, is said in `builders.sources.drawing`; the rows are those of
-`builders.sources.drawn`.
+The images, and how the two variants differ, are described in `builders.sources.drawing`.
 """
 
 from __future__ import annotations
@@ -17,29 +16,24 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.sources.drawing import SHAPES, caption_of
-from builders.sources.drawn import ShapesSource, png_of
+from builders.runs.schema import source_features
+from builders.sources.drawing import SHAPES, ShapesSource, caption_of, png_of
 from builders.variants import get_variant
 
-__all__ = ["Shapes"]
-
 _SHARDS = 10
+_WORDS = ("shape", "colour", "background", "texture")
+_NUMBERS = ("size", "x", "y", "rotation")
 
 
 class Shapes(datasets.GeneratorBasedBuilder):
     """The drawn variants as a `datasets` builder, with the attributes and the true caption of each image."""
 
     BUILDER_CONFIGS: ClassVar[list[datasets.BuilderConfig]] = [
-        datasets.BuilderConfig(
-            name="shapes",
-            version=datasets.Version("1.0.0"),
-            description="Ten drawn shapes; colours and texture are independent of the class.",
-        ),
-        datasets.BuilderConfig(
-            name="shapes-context",
-            version=datasets.Version("1.0.0"),
-            description="Ten drawn shapes; colour, background and texture are usually the class's own.",
-        ),
+        datasets.BuilderConfig(name=name, version=datasets.Version("1.0.0"), description=f"Ten drawn shapes; {text}.")
+        for name, text in (
+            ("shapes", "colours and texture are independent of the class"),
+            ("shapes-context", "colour, background and texture are usually the class's own"),
+        )
     ]
     DEFAULT_CONFIG_NAME = "shapes"
 
@@ -48,26 +42,16 @@ class Shapes(datasets.GeneratorBasedBuilder):
             description=self.config.description,
             features=datasets.Features(
                 {
-                    "image": datasets.Image(),
-                    "label": datasets.ClassLabel(names=list(SHAPES)),
-                    "wnid": datasets.Value("string"),
-                    "class_name": datasets.Value("string"),
-                    "source_id": datasets.Value("string"),
-                    "shape": datasets.Value("string"),
-                    "colour": datasets.Value("string"),
-                    "background": datasets.Value("string"),
-                    "texture": datasets.Value("string"),
-                    "size": datasets.Value("float32"),
-                    "x": datasets.Value("float32"),
-                    "y": datasets.Value("float32"),
-                    "rotation": datasets.Value("float32"),
+                    **source_features(SHAPES),
+                    **{name: datasets.Value("string") for name in _WORDS},
+                    **{name: datasets.Value("float32") for name in _NUMBERS},
                     "caption_truth": datasets.Value("string"),
                 }
             ),
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        """A list in `gen_kwargs` is the sharding: consecutive ranges of the index, which keeps its order."""
+        """The list in `gen_kwargs` defines the shards: consecutive ranges of the index, which keeps its order."""
         generators = []
         for split, count in get_variant(self.config.name).splits.items():
             bounds = [count * shard // _SHARDS for shard in range(_SHARDS + 1)]
@@ -91,14 +75,7 @@ class Shapes(datasets.GeneratorBasedBuilder):
                         "wnid": entry.wnid,
                         "class_name": source.classes[label].name,
                         "source_id": entry.source_id,
-                        "shape": drawing.shape,
-                        "colour": drawing.colour,
-                        "background": drawing.background,
-                        "texture": drawing.texture,
-                        "size": drawing.size,
-                        "x": drawing.x,
-                        "y": drawing.y,
-                        "rotation": drawing.rotation,
+                        **{name: getattr(drawing, name) for name in (*_WORDS, *_NUMBERS)},
                         "caption_truth": caption_of(drawing),
                     },
                 )

@@ -4,9 +4,9 @@
 >>> rows = Synthetic(run="runs/shapes-cip").as_streaming_dataset("train")  # doctest: +SKIP
 >>> rows = Synthetic(repo="user/shapes", revision="v1.0.0").as_streaming_dataset("train")  # doctest: +SKIP
 
-A finished run folder and a published version also load with plain ``load_dataset``, with the same rows. This builder
-reads unfinished runs too (exactly the shards whose sidecar stands), refuses a finished one that is not whole any more,
-and of a published set reads exactly the version that was asked for, or none (see `builders.published.versions`).
+Plain ``load_dataset`` gives the same rows of a finished run folder or a published version. This builder also reads the
+finished shards of unfinished runs, refuses a finished run that is incomplete, and reads exactly the requested version
+of a published set, or none (see `builders.published.versions`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from builders.runs.shard_rows import Files, ShardRows
 
 @dataclass
 class SyntheticConfig(datasets.BuilderConfig):
-    """Where the run folder is, or which published version is meant."""
+    """A run folder, or a published version."""
 
     run: str | None = None
     repo: str | None = None
@@ -38,7 +38,7 @@ class SyntheticConfig(datasets.BuilderConfig):
     """A configuration of the published set; None is its default one."""
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
-        """Part of the cache's path: a version is cached under its commit, so that a moved branch is read anew."""
+        """Part of the cache's path, with the commit of a version, so that a branch that has moved is read again."""
         if self.repo and self.revision:
             found = open_published(self.repo, self.revision, self.configuration)
             config_kwargs = {**config_kwargs, "revision": found.sha}

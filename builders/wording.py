@@ -8,18 +8,18 @@ from builders.file_names import shown
 
 
 def quoted(values: Iterable[object], most: int = 10) -> str:
-    """The values in quotes, `most` of them at most, with how many more there are."""
+    """The first `most` values in quotes, and the number of the others."""
     items = list(values)
     return ", ".join(f"'{shown(item)}'" for item in items[:most]) + and_more(len(items), most)
 
 
 def and_more(count: int, most: int) -> str:
-    """`` and 7 more`` where `count` things are too many to be named, to be put behind the first `most`; else empty."""
+    """`` and 7 more`` to append to the first `most` of `count` things; empty if there are no more."""
     return f" and {count - most} more" if count > most else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, without its full stop; the error's kind where it says nothing."""
+    """The first line of another library's error, without its full stop; its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 

@@ -1,9 +1,8 @@
-"""YAML read strictly, by YAML 1.2's core rules: what it means must not depend on who reads it, nor on what it costs.
+"""YAML read strictly, by the core schema of YAML 1.2, and written so that YAML 1.1 reads it equally.
 
-`no` and `off` are texts, as are 4:4:4 and dates; 1e-3 is a number; keys are texts as they are written. Refused, by line
-and column: a key said twice, tags, directives, several documents, numbers that are not finite, control characters, and
-what is out of all proportion: depth, bytes, digits, aliases that multiply. What `dump` writes reads back equal, here
-and where YAML 1.1 is read.
+`no` and `off` are texts, as are 4:4:4 and dates; 1e-3 is a number; keys are always texts. Duplicate keys, tags,
+directives, several documents, numbers that are not finite, control characters, and excessive depth, bytes, digits or
+aliases are refused, with line and column.
 """
 
 from __future__ import annotations
@@ -17,27 +16,12 @@ from typing import Any
 
 from builders.errors import DataError
 
-__all__ = [
-    "NOT_TEXT",
-    "compose",
-    "dump",
-    "dump_flow",
-    "front_matter",
-    "is_yaml_name",
-    "load",
-    "load_file",
-    "load_mapping",
-    "read_text",
-]
-
-MOST_BYTES = 32 << 20
-"""Of a file: a class map of 100,000 classes has 10 to 20 MB, and takes a minute."""
+MOST_BYTES = 32 << 20  # a class map of 100,000 classes has 10 to 20 MB
 MOST_DEPTH = 64
 _TOO_DEEP = f"this is nested more than {MOST_DEPTH} levels deep"
-MOST_DIGITS = 400
-"""Of a number: the largest double, written out, has 309."""
+MOST_DIGITS = 400  # the largest double has 309
 MOST_COPIED = 100_000
-"""Values that aliases may repeat, all together."""
+"""Values that all aliases together may repeat."""
 
 _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -48,27 +32,21 @@ _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-"""Control characters and halves of characters, which no text has that a person writes."""
+"""Control characters and surrogates."""
 _FRONT = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|$)", re.DOTALL)
 _MERGE = "<<"
 
 
 def is_yaml_name(name: str) -> bool:
-    """Whether a text names a YAML file by its ending."""
+    """Whether a text is the name of a YAML file."""
     return name.endswith((".yaml", ".yml"))
 
 
 def load(text: str, where: str, *, above: int | None = 0, finite: bool = True) -> Any:
-    """What a YAML text says: mappings, lists, texts, numbers, true, false and null.
+    """The value of a YAML text, which may be empty; messages call it `where`.
 
-    Args:
-        text: one document, or nothing, which is None.
-        where: how to call the text in a message.
-        above: lines that stand above the text, where it is a part of another; None is a text without lines.
-        finite: whether .inf and .nan are refused.
-
-    Raises:
-        DataError: it cannot be read, or is not read here; the message names line and column.
+    `above` is the number of lines above it in its file; None omits line numbers. `finite` refuses .inf and .nan. Raises
+    DataError, with line and column, for invalid YAML and for what is not supported here.
     """
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
     from ruamel.yaml.reader import ReaderError
@@ -82,17 +60,17 @@ def load(text: str, where: str, *, above: int | None = 0, finite: bool = True) -
     except ReaderError as error:
         line = "" if above is None else f", line {text.count(chr(10), 0, error.position) + 1 + above}"
         raise _fault(f"{where}{line}", f"the character {error.character:#04x} is not allowed") from None
-    except (YAMLError, ValueError, OverflowError, IndexError, AssertionError):  # what the parser does not foresee
+    except (YAMLError, ValueError, OverflowError, IndexError, AssertionError):  # bugs of the parser
         raise reading.fault("what follows is not YAML", reading.mark) from None
 
 
 def _parser() -> Any:
-    """A parser of ruamel.yaml, which is loaded where YAML is read and not before."""
+    """A parser of ruamel.yaml, which is imported only when needed."""
     from ruamel.yaml import YAML
     from ruamel.yaml.scanner import Scanner, ScannerError
 
     class Shallow(Scanner):
-        """Looks at the depth of brackets as they are opened: to look for what follows them all costs its square."""
+        """Limits the depth of brackets early, as scanning them takes quadratic time."""
 
         def fetch_flow_collection_start(self, *given: Any, **named: Any) -> None:
             if self.flow_level > MOST_DEPTH:
@@ -105,7 +83,7 @@ def _parser() -> Any:
 
 
 class _Reading:
-    """One text that is being read: its events become values."""
+    """Converts the events of a text to values."""
 
     def __init__(self, text: str, where: str, above: int | None, finite: bool) -> None:
         self.text, self.where, self.above, self.finite = text, where, above, finite
@@ -114,7 +92,7 @@ class _Reading:
         self.count = self.copied = 0
 
     def fault(self, problem: str, mark: Any) -> DataError:
-        """The error of a place."""
+        """The error at a place."""
         at = ""
         if mark is not None and self.above is not None:
             at = f", line {mark.line + 1 + self.above}, column {mark.column + 1}"
@@ -125,14 +103,14 @@ class _Reading:
         from ruamel.yaml import events as kinds
 
         self.kinds = kinds
-        next(events)  # the stream begins
+        next(events)  # the start of the stream
         start = next(events)
         if isinstance(start, kinds.StreamEndEvent):
             return None
         if start.explicit and re.search("^%", self.text[: start.start_mark.index], re.MULTILINE):
             raise self.fault("directives (%YAML, %TAG) are not read here: leave the line out", start.start_mark)
         value = self.value(next(events), events, 0)
-        next(events)  # the document ends
+        next(events)  # the end of the document
         if not isinstance(after := next(events), kinds.StreamEndEvent):
             raise self.fault("another document begins here: a file holds one", after.start_mark)
         return value
@@ -167,7 +145,7 @@ class _Reading:
             if not isinstance(key, self.kinds.ScalarEvent) or key.tag is not None:
                 raise self.fault("a key must be a plain text", key.start_mark)
             if key.value in found or (key.value == _MERGE and merged):
-                raise self.fault(f"the key {key.value!r} stands twice", key.start_mark)
+                raise self.fault(f"the key {key.value!r} is defined twice", key.start_mark)
             self.check_text(key)
             value = self.value(next(events), events, depth + 1)
             if key.value == _MERGE and key.style is None:
@@ -177,16 +155,16 @@ class _Reading:
         return {**merged, **found}
 
     def merge(self, value: Any, key: Any) -> dict[str, Any]:
-        """What ``<<`` brings into a mapping: of several, the first that has a key says it."""
+        """The content of ``<<``: of several mappings, the first one with a key has precedence."""
         sources = value if isinstance(value, list) else [value]
         if not sources or not all(isinstance(source, dict) for source in sources):
             raise self.fault("<< takes a mapping, or a list of them", key.start_mark)
         return {name: of for source in reversed(sources) for name, of in source.items()}
 
     def copy(self, event: Any) -> Any:
-        """What an anchor stands for, once more: a change of one must not be a change of the other."""
+        """A copy of an anchor's value."""
         if event.anchor not in self.anchors:
-            raise self.fault(f"the alias {event.anchor!r} stands for nothing that is complete above", event.start_mark)
+            raise self.fault(f"the alias {event.anchor!r} has no complete anchor above", event.start_mark)
         value, size = self.anchors[event.anchor]
         self.copied += size
         self.count += size
@@ -215,7 +193,7 @@ class _Reading:
         return number
 
     def check_text(self, event: Any) -> None:
-        if found := NOT_TEXT.search(event.value):  # in double quotes it can be spelt out
+        if found := NOT_TEXT.search(event.value):  # double quotes allow escapes
             raise self.fault(f"the character {ord(found[0]):#04x} is not allowed", event.start_mark)
 
 
@@ -224,15 +202,9 @@ def _fault(place: str, problem: str) -> DataError:
 
 
 def load_mapping(text: str, where: str, what: str) -> dict[str, Any]:
-    """The mapping that a YAML text says.
+    """The mapping in a YAML text; `what` it is for a message: ``recipe``, ``matrix``, ...
 
-    Args:
-        text: YAML.
-        where: how to call the text in a message.
-        what: it is to be: ``recipe``, ``matrix``, ...
-
-    Raises:
-        DataError: as `load`, or it is empty or says something else.
+    Raises DataError as `load`, or if it is not a mapping.
     """
     found = load(text, where)
     if isinstance(found, dict):
@@ -242,24 +214,15 @@ def load_mapping(text: str, where: str, what: str) -> dict[str, Any]:
 
 
 def load_file(file: str | Path, what: str, hint: str) -> dict[str, Any]:
-    """The mapping that a YAML file of a person's holds; `hint` says how to get one where there is none.
-
-    Raises:
-        DataError: as `read_text` and `load_mapping`.
-    """
+    """The mapping in a user's YAML file. Raises DataError as `read_text` and `load_mapping`."""
     return load_mapping(read_text(file, what, hint), str(file), what)
 
 
 def read_text(file: str | Path, what: str, hint: str) -> str:
-    """The text of a file that a person named.
+    """The text of a file that a user named; ``~`` is the home folder.
 
-    Args:
-        file: its name, as it was given; ``~`` is the home folder.
-        what: it is to be: ``recipe``, ``matrix``, ...
-        hint: how to get one where there is none.
-
-    Raises:
-        DataError: there is no such file, it cannot be read, it is too large, or it is not UTF-8.
+    Raises DataError, with `what` it should be and a `hint` how to get one, if there is no such file, or if it cannot be
+    read, is too large, or is not UTF-8.
     """
     path = Path(file).expanduser()
     try:
@@ -282,17 +245,12 @@ def read_text(file: str | Path, what: str, hint: str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{file} is not UTF-8: line {line} has the byte 0x{data[error.start]:02x}.", "Save it as UTF-8."
-        ) from None
+        said = f"{file} is not UTF-8: line {line} has the byte 0x{data[error.start]:02x}."
+        raise DataError(said, "Save it as UTF-8.") from None
 
 
 def front_matter(card: str, where: str) -> dict[str, Any]:
-    """What the front matter of a card (README.md) says; a card without one says nothing.
-
-    Raises:
-        DataError: as `load_mapping`.
-    """
+    """The front matter of a card (README.md), if it has any. Raises DataError as `load_mapping`."""
     found = _FRONT.match(card)
     value = load(found[1], where, above=card.count("\n", 0, found.start(1)), finite=False) if found else None
     if value is not None and not isinstance(value, dict):
@@ -301,23 +259,23 @@ def front_matter(card: str, where: str) -> dict[str, Any]:
 
 
 def compose(text: str) -> Any:
-    """The nodes of a text that `load` has read, with their marks: for those who change a text in place."""
+    """The nodes of a text that `load` has accepted, with their positions."""
     return _parser().compose(text)
 
 
 _PLAIN = re.compile(r"""(?:[^\W_](?:[^:#?,\[\]{}"]|:(?=[^\s,\[\]{}])|(?<! )\#)*|[./_~][\w./~-]*)(?<! )""")
-"""Texts that may stand without quotes, unless they look like something else."""
+"""Texts that need no quotes, unless they match `_OTHERWISE`."""
 _OTHERWISE = re.compile(
     r"[-+]?[\d_]*(\.[\d_]*)?(e[-+]?\d+)?|[-+]?0[xob][\da-f_]*|[-+]?\d[\d_]*(:[\d_]+)+(\.[\d_]*)?|\d{4}-\d\d?-\d\d?.*"
     r"|[-+]?\.(inf|nan)|y|n|yes|no|on|off|true|false|null|none|~",
     re.IGNORECASE,
 )
-"""What YAML 1.1 or 1.2 takes for a number, a date, true, false or null."""
+"""Numbers, dates, true, false and null in YAML 1.1 or 1.2."""
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t"}
 
 
 def dump(value: Any) -> str:
-    """A mapping or a list as YAML, a line a value, in the order of the keys."""
+    """A mapping or a list as YAML, one value per line, in the order of the keys."""
     return "".join(f"{line}\n" for line in _lines(value))
 
 

@@ -81,7 +81,7 @@ def strategies() -> Rows:
 def variants() -> Rows:
     """The variants of the table."""
     from builders.variants import VARIANTS
-    from builders.variants.facts import access
+    from builders.variants.variant import access
 
     return [
         {

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from builders.sources.drawn import ShapesSource
+from builders.sources.drawing import ShapesSource
 from builders.variants import get_variant
 
 NAMES = [info.name for info in get_variant("shapes").classes]

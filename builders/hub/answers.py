@@ -1,8 +1,8 @@
-"""What the Hub's answers mean: which pass and are tried again, and plain words for the rest. The one place that knows.
+"""What the Hub's answers mean: which are temporary and retried, and plain words for the rest.
 
-Every request of `builders` and `hfsyn` goes through `said_plainly` or `patiently`. What passes (a conflict, a rate
-limit, a server error, a cut or silent connection) is tried again with growing, jittered pauses and within a bound; what
-does not (no token, no right, no such repository) ends at once with the way out.
+Every request of `builders` and `hfsyn` goes through `said_plainly`, `patiently` or `resumed`. Temporary failures (a
+conflict, a rate limit, a server error, a broken or silent connection) are retried a limited number of times with
+growing, jittered pauses; others (no token, no permission, no such repository) end at once and say what to do.
 """
 
 from __future__ import annotations
@@ -18,43 +18,28 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from huggingface_hub import constants, errors, get_token
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from builders.errors import DataError, HfsynError
-
-__all__ = [
-    "HeadMovedError",
-    "Patience",
-    "UnreachableError",
-    "asked",
-    "check_token",
-    "is_offline",
-    "page_of",
-    "passes",
-    "patiently",
-    "reason",
-    "said",
-    "said_plainly",
-    "status_of",
-    "without_token",
-]
 
 T = TypeVar("T")
 
 ATTEMPTS = 6
-"""Tries of one call. With the pauses below a Hub that is away for about a minute is waited for; one that limits its
-calls is waited for as long as it asks."""
+"""Attempts of one call: with the pauses below they bridge an outage of about a minute."""
+STREAM_ATTEMPTS = 8
+"""In a row, of a stream: some three minutes of pauses; the Hub's client itself retries for half a minute in each."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds; each pause doubles the one before, times a random number from 0.5 to 1."""
 LONGEST_ASKED = 300.0
-"""Seconds; the Hub's rate limits count in windows of five minutes, so `Retry-After` asks for no more."""
+"""Seconds; the Hub's rate limits have windows of five minutes, so a longer `Retry-After` is not expected."""
 
 _PASSES = frozenset({408, 409, 412, 425, 429, 500, 502, 503, 504})
 _TRANSPORT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "aiohttp"})
 _FINAL = frozenset({"LocalProtocolError", "UnsupportedProtocol", "XetAuthenticationError"})
-"""Of the transport's and hf_xet's errors: a request that cannot be sent, and a token that is refused."""
+"""Errors of the transport and of hf_xet that retrying does not fix: an invalid request or token."""
 _UNCONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError"})
 _XET_STATUS = re.compile(r"\b(401|403|404)\b")
-"""hf_xet says a status only in the words of a ConnectionError."""
+"""hf_xet states the status only in the message of a ConnectionError."""
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 _REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _SHOWN = 200
@@ -63,20 +48,20 @@ _log = logging.getLogger(__name__)
 
 
 class UnreachableError(DataError):
-    """The Hub did not answer, or is switched off: the cache may be asked instead, or the Hub later."""
+    """The Hub did not answer, or the user is offline: use the cache, or try later."""
 
     waited = False
-    """Whether it was waited for already."""
+    """Whether retries are exhausted."""
 
     @property
     def clause(self) -> str:
-        """The message within another sentence."""
+        """The message as part of another sentence."""
         text = self.message.rstrip(".")
         return text if text[:2].isupper() else f"{text[:1].lower()}{text[1:]}"
 
 
 class HeadMovedError(Exception):
-    """Somebody else committed to the branch since it was looked at."""
+    """Another commit was made to the branch since it was read."""
 
 
 def page_of(repo_id: str, repo_type: str = "dataset") -> str:
@@ -85,40 +70,39 @@ def page_of(repo_id: str, repo_type: str = "dataset") -> str:
 
 
 def is_offline() -> bool:
-    """Whether the user has switched the Hub off."""
-    asked = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
-    return bool(constants.HF_HUB_OFFLINE) or asked
+    """Whether HF_HUB_OFFLINE is set, now or when huggingface_hub was imported."""
+    now = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+    return bool(constants.HF_HUB_OFFLINE) or now
 
 
 @dataclass
 class Patience:
-    """How long a Hub that does not answer is waited for, in one call after another or in one long stream."""
+    """How often and how long to retry one call, several calls, or a stream."""
 
     repo_id: str
     doing: str = ""
-    """The deed, for a message: "commit to user/name". Empty for reading."""
+    """The action, for a message: "commit to user/name". Empty for reading."""
     revision: str | None = None
     page: str = ""
-    """The repository's page, for people; empty is the dataset's on the Hub that HF_ENDPOINT names."""
+    """The repository's page; empty is the dataset's on the Hub that HF_ENDPOINT names."""
     token: str | bool | None = None
     attempts: int = ATTEMPTS
     at_the_door: bool = False
-    """Whether a Hub to which no connection is made gets one more try only: at the beginning there may be no network."""
+    """Whether to try only twice if no connection can be made, as there may be no network at all."""
     say: Callable[[str], None] = _log.warning
-    """Told about every pause, in one line."""
+    """Gets a line about every pause."""
     sleep: Callable[[float], None] | None = None
     chance: Callable[[], float] = random.random
     failed: int = 0
-    """Attempts in a row; whoever gets something in between sets it back to 0."""
+    """Failed attempts in a row; reset it to 0 after progress."""
 
     def after(self, error: Exception) -> None:
-        """Wait after a failed attempt, as long as is asked for.
+        """Wait after a failed attempt.
 
-        Raises:
-            DataError: it does not pass, or did not within the bound (exit code 4: the same command continues).
-            Exception: `error` itself, where it is none of the Hub's, or one of a file that is not there.
+        Raises DataError for a permanent failure or after the last attempt (exit code 4), and `error` itself if it is
+        not the Hub's or means a missing file.
         """
-        plain = said(error, self.repo_id, doing=self.doing, revision=self.revision, page=self.page, token=self.token)
+        plain = _plain(error, self)
         if not passes(error):
             raise plain from (error if plain is not error else error.__cause__)
         self.failed += 1
@@ -126,7 +110,7 @@ class Patience:
         if self.failed >= (min(2, self.attempts) if unconnected else self.attempts):
             lost = UnreachableError(
                 f"{str(getattr(plain, 'message', plain)).rstrip('.')} ({self.failed} attempts).",
-                "What is finished is kept. Run the same command again to continue.",
+                "Finished work is kept. Run the same command again to continue.",
                 code=4,
             )
             lost.waited = True
@@ -138,7 +122,7 @@ class Patience:
 
 
 def patiently(call: Callable[[], T], patience: Patience) -> T:
-    """What `call` gives, tried again while what stops it passes. Raises as `Patience.after`."""
+    """The result of `call`, retried after temporary failures. Raises as `Patience.after`."""
     while True:
         try:
             return call()
@@ -146,10 +130,32 @@ def patiently(call: Callable[[], T], patience: Patience) -> T:
             patience.after(error)
 
 
-def asked(ask: Callable[[], object]) -> bool:
-    """Ask the Hub for leave; whether it knew the question, which a mirror or an older server may not.
+def resumed(begin: Callable[[int], Iterator[T]], repo_id: str, revision: str | None) -> Iterator[T]:
+    """The items of a stream, resumed where it broke off: `begin(n)` is the stream without its first n items.
 
-    Raises what it answers where it refuses.
+    Raises DataError if the Hub refuses, or cannot be reached in all of the attempts in a row (exit code 4).
+    """
+    patience, given = Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS), 0
+    while True:
+        try:
+            for item in begin(given):
+                given += 1
+                patience.failed = 0
+                yield item
+            return
+        except Exception as error:
+            patience.after(error)
+
+
+def read_whole(read: Callable[[], T], repo_id: str, revision: str | None) -> T:
+    """The result of `read`, retried as in `resumed`."""
+    return patiently(read, Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS))
+
+
+def asked(ask: Callable[[], object]) -> bool:
+    """Ask the Hub for permission; whether it has that endpoint, which a mirror or an older server may lack.
+
+    Raises the Hub's error if it refuses.
     """
     known = (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.EntryNotFoundError)
     try:
@@ -163,59 +169,41 @@ def asked(ask: Callable[[], object]) -> bool:
 
 @contextmanager
 def said_plainly(repo_id: str, revision: str | None, page: str = "") -> Iterator[None]:
-    """Turn what huggingface_hub raises about a repository into a DataError, without another try; see `said`."""
+    """Turn errors of huggingface_hub into DataErrors, without retrying."""
     try:
         yield
     except Exception as error:
-        plain = said(error, repo_id, revision=revision, page=page)
+        plain = _plain(error, Patience(repo_id, revision=revision, page=page))
         if plain is error:
             raise
         raise plain from error
 
 
-def said(
-    error: Exception,
-    repo_id: str,
-    *,
-    doing: str = "",
-    revision: str | None = None,
-    page: str = "",
-    token: str | bool | None = None,
-) -> Exception:
-    """The one line for an error of the client, with the way out; any other error, and that of a missing file, as it is.
+def _plain(error: Exception, of: Patience) -> Exception:
+    """A DataError for an error of the Hub's client, with what to do; other errors and missing files are returned as is.
 
-    Exit codes: 3 for what is not allowed, 4 for a Hub that does not answer, 2 for a repository or revision that is not
-    there; but 3 for it too where something is done to it, since it was there when it was looked at.
-
-    Args:
-        error: what was raised.
-        repo_id, doing, revision, page, token: see `Patience`.
+    Exit codes: 3 for missing permission, 4 for a Hub that does not answer, 2 for a repository or revision that does not
+    exist; but 3 for these too when writing, since they existed before.
     """
-    if isinstance(error, HfsynError | HeadMovedError):
-        return error
-    found = _answer(error, repo_id, doing, revision, page or page_of(repo_id), token)
+    found = None if isinstance(error, HfsynError | HeadMovedError) else _answer(error, of)
     if found is None:
         return error
     text, hint, code = found
-    offline = any(isinstance(one, errors.OfflineModeIsEnabled) for one in _chain(error))
-    if not text.startswith((repo_id, "'")) and not doing:
+    if of.doing:
+        text = f"Could not {of.doing}: {text}"
+    elif not text.startswith((of.repo_id, "'")):
         text = f"{text[0].upper()}{text[1:]}"
-    text = f"Could not {doing}: {text}" if doing else text
+    offline = any(isinstance(one, errors.OfflineModeIsEnabled) for one in _chain(error))
     return (UnreachableError if code == 4 or offline else DataError)(f"{text}.", hint, code=code)
 
 
-def _answer(
-    error: Exception, repo_id: str, doing: str, revision: str | None, page: str, token: str | bool | None
-) -> tuple[str, str, int] | None:
-    """What was answered, the way out and the exit code; None where the caller knows better what it means."""
-    # What the Hub said, under what the client made of it: RuntimeError of an upload, ValueError of a card.
-    kinds = (
-        errors.HfHubHTTPError,
-        errors.OfflineModeIsEnabled,
-        errors.HFValidationError,
-        errors.LocalTokenNotFoundError,
-    )
-    local = errors.LocalEntryNotFoundError  # what the client makes of any failure, where the cache has nothing
+def _answer(error: Exception, of: Patience) -> tuple[str, str, int] | None:
+    """What the Hub answered, what to do and the exit code; None if the caller handles it."""
+    repo_id, doing, page = of.repo_id, of.doing, of.page or page_of(of.repo_id)
+    # The Hub's error may be wrapped by the client: a RuntimeError of an upload, a ValueError of a card.
+    kinds = errors.HfHubHTTPError | errors.OfflineModeIsEnabled | errors.HFValidationError
+    kinds |= errors.LocalTokenNotFoundError
+    local = errors.LocalEntryNotFoundError  # the client raises it for any failure, if the file is not cached
     inner = next((one for one in _chain(error) if isinstance(one, kinds) and not isinstance(one, local)), error)
     status, _ = status_of(error)
     login = f"log in with{' a token that may write' if doing else ''}: hf auth login."
@@ -228,22 +216,20 @@ def _answer(
     if gated:
         return f"{repo_id} is gated, and you have no access", f"Accept its terms at {page}, then {login}", 3
     if isinstance(inner, errors.RevisionNotFoundError):
-        return f"{repo_id} has no revision '{revision}'", f"See {page}/commits/main.", 3 if doing else 2
+        return f"{repo_id} has no revision '{of.revision}'", f"See {page}/commits/main.", 3 if doing else 2
     if status == 401 and (doing or not absent):
         return f"the Hub does not know this token ({repo_id})", f"Copy it again, or {login}", 3
     if absent:
-        # The Hub answers the same for a repository that is not there and for one that a stranger may not see.
+        # The Hub gives the same answer for a missing repository and for a private one.
         return f"{repo_id} is not there, or not for you", f"See {page}; if it is, {login}", 3 if doing else 2
     if isinstance(inner, errors.HFValidationError):
         return f"'{repo_id}' is not a repository's name", "One looks like USER/NAME.", 2
     absent_file = isinstance(inner, errors.EntryNotFoundError) and not isinstance(inner, local)
     if not doing and (absent_file or (isinstance(error, local) and not status and not passes(error))):
         return None
-    if any(
-        type(one).__name__ == "LocalProtocolError" for one in _chain(error)
-    ):  # a header that cannot be sent; its words quote the token
-        return "the token has a character in it that no token has", "Copy it again.", 3
-    short = reason(error if isinstance(error, ValueError) else inner, token)
+    if any(type(one).__name__ == "LocalProtocolError" for one in _chain(error)):  # its message quotes the token
+        return "the token has an invalid character", "Copy it again.", 3
+    short = reason(error if isinstance(error, ValueError) else inner, of.token)
     if status == 403:
         return f"this token may not ({short})", f"To be allowed, {login}", 3
     if passes(error) and status:
@@ -257,9 +243,8 @@ def _answer(
 
 def passes(error: BaseException) -> bool:
     """Whether the same call may succeed in a moment."""
-    if isinstance(error, HfsynError | HeadMovedError) and not isinstance(error, UnreachableError):
-        return False
-    if isinstance(error, UnreachableError) and error.waited:  # as long as it was worth
+    ours = isinstance(error, HfsynError | HeadMovedError)
+    if ours and not (isinstance(error, UnreachableError) and not error.waited):
         return False
     if any(isinstance(one, errors.OfflineModeIsEnabled) or type(one).__name__ in _FINAL for one in _chain(error)):
         return False
@@ -268,42 +253,31 @@ def passes(error: BaseException) -> bool:
 
 
 def _is_transport(error: BaseException) -> bool:
-    """Whether a connection failed: refused, cut, too slow.
-
-    The HTTP library is huggingface_hub's business and has changed its name before, so its errors are told by module.
-    """
+    """Whether a connection failed; by module, as huggingface_hub has changed its HTTP library before."""
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in _TRANSPORT
 
 
 def without_token(text: str, token: str | bool | None = None) -> str:
-    """The text without the token, should a message ever quote it."""
-    for secret in {token if isinstance(token, str) else None, get_token()}:
-        if secret:
-            # An error may quote it as Python writes it, or without what a line end added to it.
-            for form in (secret, repr(secret)[1:-1], secret.strip()):
-                text = text.replace(form, "hf_***") if form else text
+    """The text without the token, should a message quote it."""
+    for secret in filter(None, {token if isinstance(token, str) else None, get_token()}):
+        for form in filter(None, (secret, repr(secret)[1:-1], secret.strip())):
+            text = text.replace(form, "hf_***")
     return _TOKEN.sub("hf_***", text)
 
 
 def check_token(token: str | bool | None) -> str | bool | None:
-    """A token without the line end that a file may have added; the same for none.
-
-    Raises:
-        DataError: it has a character that no token has. It is not quoted.
-    """
+    """A token without surrounding white space; raises DataError, which does not quote it, for an invalid character."""
     if not isinstance(token, str):
         return token
     token = token.strip()
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise DataError(
-            "The token has a blank, a line end or a character that is not ASCII in it, and is not a token.",
-            "Copy it again, or log in: hf auth login",
-        )
+        said = "The token has a blank, a line end or a character that is not ASCII in it, and is not a token."
+        raise DataError(said, "Copy it again, or log in: hf auth login")
     return token
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those from which it came: `datasets` and this module raise their own for the client's."""
+    """An error and those that caused it: `datasets` and this module wrap the client's."""
     found: list[BaseException] = []
     after: BaseException | None = error
     while after is not None and after not in found:
@@ -313,7 +287,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> tuple[int, float]:
-    """The HTTP status of an error and the seconds that the Hub asks to wait; zeros where there is none."""
+    """The HTTP status of an error and the seconds that the Hub asks to wait; 0 where there is none."""
     responses = (getattr(one, "response", None) for one in _chain(error))
     response = next((one for one in responses if one is not None), None)
     status = int(getattr(response, "status_code", 0) or 0)
@@ -334,17 +308,13 @@ def _status_in_words(error: BaseException) -> int:
 
 
 def _rate_limited(headers: Any) -> float:
-    """Seconds until the Hub's next window of calls, as its own header says (``RateLimit: "api";r=0;t=255``)."""
-    try:
-        from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
-    except ImportError:
-        return 0.0
+    """Seconds until the Hub's next rate limit window, from its header (``RateLimit: "api";r=0;t=255``)."""
     found = parse_ratelimit_headers(headers)
     return float(getattr(found, "reset_in_seconds", 0) or 0) + 1 if found else 0.0
 
 
 def reason(error: BaseException, token: str | bool | None) -> str:
-    """An error in a few words of one line."""
+    """An error in a few words, on one line."""
     status, _ = status_of(error)
     said = (getattr(one, "server_message", None) for one in _chain(error))
     words = " ".join(str(next(filter(None, said), None) or error).split()) or type(error).__name__

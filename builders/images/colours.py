@@ -1,4 +1,4 @@
-"""Any kind of picture to 8-bit sRGB: profiles, transparency, and grey that is deeper than 8 bits."""
+"""Conversion of any picture to 8-bit sRGB: profiles, transparency, and grey deeper than 8 bits."""
 
 from __future__ import annotations
 
@@ -9,37 +9,35 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageCms
 
-__all__ = ["UnsupportedColours", "to_srgb"]
-
 _STRIP = 1 << 20
-"""Pixels that are converted at once, so that a large picture is in memory once or twice and not five times."""
+"""Pixels that are converted at once: a large picture is in memory once or twice, rather than five times."""
 
 _FAMILIES = {
     "GRAY": ("L", ("1", "L", "LA")),
     "RGB ": ("RGB", ("P", "PA", "RGB", "RGBA", "RGBX", "YCbCr", "HSV")),
     "CMYK": ("CMYK", ("CMYK",)),
 }
-"""A profile's colour space -> the mode that it is applied to, and the modes of pictures that it can belong to."""
+"""A profile's colour space -> the mode that it is applied to, and the modes of pictures that may have it."""
 
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 _VISIBLE = 64
-"""Deep grey whose brightest value is less than this part of white comes out as black, or nearly so."""
+"""Deep grey is nearly black if white divided by its brightest value is larger than this."""
 
 
 class UnsupportedColours(ValueError):  # noqa: N818 (a verdict on the data, as `builders.images.decoding.ImageRejected` is)
-    """Pixels that mean nothing certain as colours; the message is the reason."""
+    """Pixels whose colours are ambiguous; the message is the reason."""
 
 
 def to_srgb(image: Image.Image) -> Image.Image:
-    """The 8-bit sRGB picture of a loaded one of any mode, on white where it is transparent; itself, if it is that.
+    """A loaded picture of any mode as 8-bit sRGB, on white where it is transparent; the same object if it is that.
 
-    An embedded profile is applied with the perceptual intent; one that is broken, or of another colour space than the
-    picture, is ignored. 16-bit grey has its white where the file says (`BitsPerSample`, or 12 bits where no value needs
-    more); grey of 32 bits and of floats has it at the first of 1 (floats), 255, 4095 and 65535 that holds all values.
+    An embedded profile is applied with the perceptual intent, and ignored if it is broken or of another colour space.
+    White of 16-bit grey is what the file states (`BitsPerSample`), or 12 bits if all values fit; white of 32-bit and
+    float grey is the first of 1 (only floats), 255, 4095 and 65535 that is not exceeded.
 
-    Raises UnsupportedColours for deep grey of which white cannot be known: "almost no contrast", "negative grey", "grey
-    of an unknown range"; ValueError for a mode that Pillow cannot convert.
+    Raises UnsupportedColours for deep grey whose white is unknown: "almost no contrast", "negative grey", "grey of an
+    unknown range"; ValueError for a mode that Pillow cannot convert.
     """
     if image.mode[0] in "IF":
         image = _deep_grey(image)
@@ -63,7 +61,7 @@ def _converted(image: Image.Image, space: tuple[str, Any] | None, transparent: b
     picture = image.convert("RGBA") if transparent else image
     if space is not None:
         mode, transform = space
-        # What a colour key or a palette makes transparent is known to RGBA alone; grey and CMYK must stay themselves.
+        # Only RGBA knows what a colour key or a palette makes transparent; grey and CMYK must stay as they are.
         colours = transform.apply((picture if mode == "RGB" else image).convert(mode))
         if not transparent:
             return colours
@@ -79,7 +77,7 @@ def _converted(image: Image.Image, space: tuple[str, Any] | None, transparent: b
 
 
 def _applying(image: Image.Image) -> tuple[str, Any] | None:
-    """The mode that a transform to sRGB is applied to, and the transform; None where there is nothing to do."""
+    """A transform to sRGB with the mode that it is applied to; None if none is needed."""
     if image.mode == "LAB":
         return "LAB", _transform(None, "LAB")
     profile = image.info.get("icc_profile")
@@ -90,29 +88,25 @@ def _applying(image: Image.Image) -> tuple[str, Any] | None:
     return None if transform is None else (mode, transform)
 
 
-@lru_cache(maxsize=8)  # building one takes milliseconds, and the photographs of a camera share theirs
+@lru_cache(maxsize=8)  # building one takes milliseconds, and a camera's photographs share theirs
 def _transform(profile: bytes | None, mode: str) -> Any:
-    """From a profile (None is Lab itself) to sRGB; None for one that is broken, or that is sRGB but for rounding."""
+    """From a profile (None is Lab) to sRGB; None for a broken one, or one that equals sRGB except for rounding."""
     try:
         source = ImageCms.createProfile("LAB") if profile is None else ImageCms.getOpenProfile(io.BytesIO(profile))
-        transform = ImageCms.buildTransform(source, _srgb(), mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        srgb = ImageCms.createProfile("sRGB")
+        transform = ImageCms.buildTransform(source, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
         if mode == "RGB":
             chart = Image.fromarray(_chart())
             if np.abs(np.asarray(transform.apply(chart)).astype(int) - _chart()).max() <= 1:
                 return None
-    except Exception:  # a broken profile raises PyCMSError and others, and says nothing about the pixels
+    except Exception:  # a broken profile raises PyCMSError and others
         return None
     return transform
 
 
 @cache
-def _srgb() -> Any:
-    return ImageCms.createProfile("sRGB")
-
-
-@cache
 def _chart() -> Any:
-    """Colours all over the RGB cube, uint8 (17, 289, 3)."""
+    """A grid of colours in the RGB cube, uint8 (17, 289, 3)."""
     steps = np.linspace(0, 255, 17).round().astype(np.uint8)
     return np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(17, 289, 3)
 
@@ -121,7 +115,7 @@ def _chart() -> Any:
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of 12, 16 or 32 bits, or of floats, as L (or LA, where a value stands for transparent)."""
+    """Grey of 12, 16 or 32 bits, or of floats, as L (or LA, if a value means transparent)."""
     values = np.asarray(image)
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -132,7 +126,7 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     for top in range(0, image.height, rows):
         part = np.nan_to_num(values[top : top + rows].astype(np.float32), nan=0.0)
         levels[top : top + rows] = np.clip(part, 0, white) * np.float32(255 / white) + np.float32(0.5)
-    if tags.get(262) == 0:  # WhiteIsZero, which Pillow minds for 8 bits and fewer
+    if tags.get(262) == 0:  # WhiteIsZero, which Pillow respects only up to 8 bits
         np.subtract(255, levels, out=levels)
     grey = Image.fromarray(levels)
     grey.info.update(image.info)
@@ -143,12 +137,12 @@ def _deep_grey(image: Image.Image) -> Image.Image:
 
 
 def _white(image: Image.Image, tags: Any, low: float, high: float) -> float:
-    """The value of white in a deep grey picture whose values go from `low` to `high`; see `to_srgb`."""
+    """The value of white in a deep grey picture with values from `low` to `high`; see `to_srgb`."""
     stated = _stated_white(image, tags)
     if stated is not None:
         white = stated
         if stated == 65535 and image.format in ("TIFF", "PNG") and high <= 4095:
-            white = 4095.0  # cameras of 12 bits and microscopes, whose files say 16
+            white = 4095.0  # cameras and microscopes with 12 bits, whose files state 16
     elif low < -0.01 * abs(high):
         raise UnsupportedColours("negative grey")
     elif image.mode == "F" and high <= 1.05:  # resampling overshoots a little
@@ -163,11 +157,9 @@ def _white(image: Image.Image, tags: Any, low: float, high: float) -> float:
 
 
 def _stated_white(image: Image.Image, tags: Any) -> float | None:
-    """What the file says that white is."""
     if image.mode == "F":
         return None
-    bits = tags.get(258)
-    if bits:
+    if bits := tags.get(258):
         signed = tags.get(339, (1,))[0] == 2
         return None if bits[0] > 16 else float((1 << (bits[0] - signed)) - 1)
     return 65535.0  # PNG's, and what Pillow scales PGM and JPEG 2000 to

@@ -1,10 +1,8 @@
-"""Which files are meant to be images: by the ending of their name, or by their first bytes. Nothing is decoded here."""
+"""Formats of image files, by the ending of the name or by the first bytes."""
 
 from __future__ import annotations
 
 import re
-
-__all__ = ["HEAD", "IMAGE_SUFFIXES", "format_of", "looks_like_image"]
 
 _PICTURES = """
     jpg jpeg jpe jfif jif jfi pjpeg pjp mpo png apng webp gif bmp dib rle tif tiff btf avif avifs heic heics heif heifs
@@ -15,53 +13,52 @@ _PICTURES = """
 _CAMERAS = "dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw raw 3fr iiq kdc dcr mrw x3f erf mef mos rwl gpr"
 
 IMAGE_SUFFIXES = frozenset("." + ending for ending in f"{_PICTURES} {_CAMERAS}".split())
-"""Endings that say "I am an image", in lower case. Some of these formats are not decoded: such a file is then set aside
-with that reason, rather than passed over."""
+"""Endings of images, in lower case. Files in formats without a decoder are set aside with a reason, not ignored."""
 
 HEAD = 4096
-"""How many of a file's first bytes tell what it is."""
+"""Number of bytes at the beginning of a file that identify its format."""
 
-_STARTS = {
-    "JPEG": [b"\xff\xd8"],
-    "PNG": [b"\x89PNG"],
-    "GIF": [b"GIF8"],
-    "JPEG 2000": [b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  \r\n\x87\n"],
-    "JPEG XL": [b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n"],
-    "JPEG XR": [b"II\xbc\x01"],
-    "PSD": [b"8BPS"],
-    "QOI": [b"qoif"],
-    "DDS": [b"DDS "],
-    "ICNS": [b"icns"],
-    "Sun raster": [b"\x59\xa6\x6a\x95"],
-    "EPS": [b"%!PS", b"\xc5\xd0\xd3\xc6"],
-    "WMF": [b"\xd7\xcd\xc6\x9a"],
-    "FITS": [b"SIMPLE  ="],
-    "BLP": [b"BLP1", b"BLP2"],
-    "XPM": [b"/* XPM */"],
-    "MNG": [b"\x8aMNG", b"\x8bJNG"],
-    "OpenEXR": [b"\x76\x2f\x31\x01"],
-    "Radiance HDR": [b"#?RADIANCE", b"#?RGBE"],
-    "XCF": [b"gimp xcf"],
-    "DjVu": [b"AT&TFORM"],
-    "XV thumbnail": [b"P7 332"],
-    "MSP": [b"DanM", b"LinS"],
-    "DCX": [b"\xb1\x68\xde\x3a"],
-    "FTEX": [b"FTEX", b"FTC\x00", b"FTU\x00"],
-    "PIXAR": [b"\x80\xe8\x00\x00"],
-    "McIDAS": [b"\x00\x00\x00\x00\x00\x00\x00\x04"],
-    "IM": [b"Image type:"],
-    "camera raw": [
-        b"FUJIFILMCCD-RAW",
-        b"IIRO",
-        b"IIRS",
-        b"MMOR",
-        b"IIU\x00",
-        b"II\x1a\x00\x00\x00HEAP",
-        b"\x00MRM",
-        b"FOVb",
-    ],
+_STARTS: dict[str, tuple[bytes, ...]] = {
+    "JPEG": (b"\xff\xd8",),
+    "PNG": (b"\x89PNG",),
+    "GIF": (b"GIF8",),
+    "JPEG 2000": (b"\xffO\xffQ", b"\x00\x00\x00\x0cjP  \r\n\x87\n"),
+    "JPEG XL": (b"\xff\n", b"\x00\x00\x00\x0cJXL \r\n\x87\n"),
+    "JPEG XR": (b"II\xbc\x01",),
+    "PSD": (b"8BPS",),
+    "QOI": (b"qoif",),
+    "DDS": (b"DDS ",),
+    "ICNS": (b"icns",),
+    "Sun raster": (b"Y\xa6j\x95",),
+    "EPS": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
+    "WMF": (b"\xd7\xcd\xc6\x9a",),
+    "FITS": (b"SIMPLE  =",),
+    "BLP": (b"BLP1", b"BLP2"),
+    "XPM": (b"/* XPM */",),
+    "MNG": (b"\x8aMNG", b"\x8bJNG"),
+    "OpenEXR": (b"v/1\x01",),
+    "Radiance HDR": (b"#?RADIANCE", b"#?RGBE"),
+    "XCF": (b"gimp xcf",),
+    "DjVu": (b"AT&TFORM",),
+    "XV thumbnail": (b"P7 332",),
+    "MSP": (b"DanM", b"LinS"),
+    "DCX": (b"\xb1h\xde:",),
+    "FTEX": (b"FTEX", b"FTC\x00", b"FTU\x00"),
+    "PIXAR": (b"\x80\xe8\x00\x00",),
+    "McIDAS": (b"\x00\x00\x00\x00\x00\x00\x00\x04",),
+    "IM": (b"Image type:",),
 }
-"""The name of a format -> how its files may begin."""
+_STARTS["camera raw"] = (
+    b"FUJIFILMCCD-RAW",
+    b"IIRO",
+    b"IIRS",
+    b"MMOR",
+    b"IIU\x00",
+    b"II\x1a\x00\x00\x00HEAP",
+    b"\x00MRM",
+    b"FOVb",
+)
+"""Format -> how its files may begin."""
 
 _PATTERNS = {
     "WEBP": rb"RIFF.{4}WEBP",
@@ -82,30 +79,29 @@ _PATTERNS = {
     "XBM": rb"#define\s+\w*_?width\s+\d+",
     "SVG": rb"(\xef\xbb\xbf)?\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)",
 }
-"""What takes more than a prefix to tell, in order."""
+"""Formats that a prefix does not identify, in order of precedence."""
 _COMPILED = {name: re.compile(pattern, re.DOTALL) for name, pattern in _PATTERNS.items()}
 
 _BRANDS = {"AVIF": [b"avif", b"avis"], "HEIC": [b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]}
 _BRANDS["camera raw"] = [b"crx "]
-"""Of the containers that begin with `ftyp`: the brands that say what is inside."""
+"""Format -> brands of `ftyp` containers."""
 
 
 def format_of(head: bytes) -> str | None:
-    """The name of the image format that a file's first bytes (`HEAD` of them are enough) say it has; None for no image.
-
-    Only what begins unmistakably: TGA and the old headerless formats are not told.
+    """The image format of a file by its first `HEAD` bytes; None for other files, and for formats without a signature
+    such as TGA.
     """
     if head[4:8] == b"ftyp":
         size = min(int.from_bytes(head[:4], "big"), len(head), 256)
         brands = {head[8:12], *(head[at : at + 4] for at in range(16, size, 4))}
         return next((name for name, of_it in _BRANDS.items() if brands.intersection(of_it)), None)
     for name, starts in _STARTS.items():
-        if head.startswith(tuple(starts)):
+        if head.startswith(starts):
             return name
     name = next((name for name, pattern in _COMPILED.items() if pattern.match(head)), "")
     return None if not name or (name == "SVG" and b"<svg" not in head) else name
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file without a telling ending is meant to be an image, by its first bytes; see `format_of`."""
+    """Whether a file is an image, by its first bytes; see `format_of`."""
     return format_of(head) is not None

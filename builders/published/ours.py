@@ -1,9 +1,8 @@
-"""Which configurations of a repository hfsyn published: the one answer, for all that reads from a repository or writes.
+"""Which configurations of a repository hfsyn published.
 
-A configuration is published by hfsyn where its ``recipe.yaml`` and its ``manifest.json`` both lie in the repository and
-the manifest reads as one of ours (`builders.runs.layout.load_manifest`). The names of files alone say nothing:
-repositories of others have a ``manifest.json`` too. Nor does the card, which people rewrite, copy and remove; it is
-only asked which configuration is meant where none is named.
+They have a ``recipe.yaml``, and a ``manifest.json`` that is valid (`builders.runs.layout.load_manifest`): other
+repositories may have files of these names too. The card, which people rewrite, copy and remove, only decides which
+configuration is meant if none is named.
 """
 
 from __future__ import annotations
@@ -16,15 +15,13 @@ from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
 from builders.sources.cards import Card
 
-__all__ = ["MOST_BYTES", "candidates", "meant", "published"]
-
 MOST_BYTES = 64 * 2**20
-"""Of a manifest or a card that is read: some hundred thousand shards. What is larger is not ours."""
+"""The largest manifest or card that is read: some hundred thousand shards."""
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def candidates(paths: Collection[str]) -> list[str]:
-    """The configurations that have both files, by name; whether they are ours only the manifest's content says."""
+    """The configurations that have both files, sorted; their manifests decide whether they are ours."""
     there = set(paths)
     found = []
     for path in there:
@@ -37,15 +34,10 @@ def candidates(paths: Collection[str]) -> list[str]:
 
 
 def published(read: Callable[[str], str], config: str) -> Manifest | None:
-    """The manifest of a candidate, None where it is not one of ours.
+    """The manifest of one of `candidates`, None if it is not ours.
 
-    Args:
-        read: the text of a file of the repository by its path; raises DataError for one that is not text, or larger
-            than `MOST_BYTES`.
-        config: one of `candidates`.
-
-    Raises:
-        DataError: the Hub does not answer, or does not let us (exit codes 3 and 4).
+    `read` gives the text of a file by its path, or raises DataError if it is not text or larger than `MOST_BYTES`.
+    Raises DataError if the Hub does not answer or denies access (exit codes 3 and 4).
     """
     path = f"{layout.config_prefix(config)}{layout.MANIFEST}"
     try:
@@ -57,12 +49,8 @@ def published(read: Callable[[str], str], config: str) -> Manifest | None:
 
 
 def meant(card: Card, found: Collection[str], *, strangers: bool) -> str | None:
-    """The configuration that is meant where none is named; None where there are several, and nothing says which.
-
-    Args:
-        card: of the repository.
-        found: those of hfsyn's.
-        strangers: whether it may be one that others put there.
+    """The configuration that is meant if none is named, of those that hfsyn published, and with `strangers` of all on
+    the card; None if it is ambiguous.
     """
     names = sorted({*found, *(card.configs if strangers else ())})
     if card.default is not None and card.default in names:

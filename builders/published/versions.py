@@ -1,11 +1,10 @@
-"""Published versions, read back safely: the version that was asked for, or an error.
+"""Published versions, read back safely: the requested version, or an error.
 
     rows = load_version("user/imagenette-cip", "v1.0.0", split="train")
     rows = load_version("user/imagenette-cip", "v1.0.0", "basic", split="train", streaming=True)
 
-Plain ``load_dataset(repo, revision="v1.0.0")`` gives the same rows as long as the Hub answers. Offline, or when the Hub
-cannot be reached, it quietly gives whatever version it has in its cache. Here a version is first resolved to its
-commit, and only files of that commit are read.
+Plain ``load_dataset(repo, revision="v1.0.0")`` gives the same rows while the Hub is reachable; offline, it silently
+gives whatever version is in the cache. Here a version is resolved to its commit first.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,20 +36,8 @@ from builders.runs.layout import Manifest, load_manifest
 from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
 
-__all__ = [
-    "Published",
-    "RunFolder",
-    "fetch_sidecars",
-    "find_published",
-    "load_version",
-    "open_published",
-    "open_reference",
-    "parse_reference",
-    "shard_files",
-]
-
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
-"""Names of tags and branches, and commits: nothing that leaves the cache's folder, or is another place to a server."""
+"""Tags, branches and commits, but nothing that could leave the folder of the cache."""
 
 
 @dataclass(frozen=True)
@@ -58,29 +46,27 @@ class Published:
 
     repo_id: str
     revision: str
-    """As it was asked for: a tag, a branch or a commit."""
+    """As requested: a tag, a branch or a commit."""
     sha: str
-    """The commit that it is."""
     config_name: str
     offline: bool
-    """Whether the Hub was not asked, and files come from the local cache alone."""
+    """Whether files come only from the local cache."""
     token: str | bool | None = None
 
     @property
     def label(self) -> str:
-        """How to call it."""
+        """Its name in messages."""
         return f"{self.repo_id}@{self.revision}" + (f" ({self.config_name})" if self.prefix else "")
 
     @property
     def prefix(self) -> str:
-        """What stands before this configuration's paths in the repository."""
+        """The prefix of this configuration's paths in the repository."""
         return layout.config_prefix(self.config_name)
 
     def text(self, name: str) -> str:
         """A small text file of the configuration, e.g. ``recipe.yaml``.
 
-        Raises:
-            DataError: there is no such file, it is not text, or larger than a text of ours.
+        Raises DataError as `fetch`, and if it is too large or not text.
         """
         what = f"{self.prefix}{name} of {self.repo_id}"
         if (size := self._size(name)) > ours.MOST_BYTES:
@@ -88,7 +74,7 @@ class Published:
         return _text(self.fetch(name), what)
 
     def _size(self, name: str) -> int:
-        """Bytes of a file; 0 where that cannot be known before it is fetched."""
+        """Bytes of a file; 0 if unknown before it is fetched."""
         path = f"{self.prefix}{name}"
         known = try_to_load_from_cache(self.repo_id, path, repo_type="dataset", revision=self.sha)
         if isinstance(known, str):
@@ -99,7 +85,7 @@ class Published:
         try:
             found = patiently(lambda: get_hf_file_metadata(address, token=self.token, timeout=30), self.patience)
         except EntryNotFoundError:
-            return 0  # which the fetching says in words
+            return 0  # `fetch` raises
         return found.size or 0
 
     def named(self, config_name: str) -> Published:
@@ -108,44 +94,31 @@ class Published:
 
     @property
     def patience(self) -> Patience:
-        """How long the Hub is waited for; each request has its own."""
+        """Retries of one request."""
         return Patience(self.repo_id, revision=self.revision, token=self.token)
 
     def fetch(self, name: str) -> Path:
-        """Download a file of the configuration whole, or find it in the cache.
+        """Download a file of the configuration, or find it in the cache.
 
-        Raises:
-            DataError: there is no such file, or it is not in the cache and the Hub cannot be asked.
+        Raises DataError if there is no such file, or if it is not in the cache and the Hub cannot be asked.
         """
         path = f"{self.prefix}{name}"
+        download = partial(hf_hub_download, repo_type="dataset", revision=self.sha, token=self.token)
         try:
-            return Path(
-                patiently(
-                    lambda: hf_hub_download(
-                        self.repo_id,
-                        path,
-                        repo_type="dataset",
-                        revision=self.sha,
-                        token=self.token,
-                        local_files_only=self.offline,
-                    ),
-                    self.patience,
-                )
-            )
+            return Path(patiently(lambda: download(self.repo_id, path, local_files_only=self.offline), self.patience))
         except LocalEntryNotFoundError:
             raise not_cached(f"{path} of {self.repo_id} at {self.revision}", self.repo_id) from None
         except EntryNotFoundError:
-            raise DataError(
-                f"{self.repo_id} at {self.revision} has no {path}.", "It is damaged; name another revision."
-            ) from None
+            said = f"{self.repo_id} at {self.revision} has no {path}."
+            raise DataError(said, "It is damaged; name another revision.") from None
 
     def manifest(self) -> Manifest:
-        """The configuration's table of contents, checked."""
+        """The configuration's manifest."""
         return load_manifest(self.text(layout.MANIFEST), f"{self.prefix}{layout.MANIFEST} of {self.repo_id}")
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """Open a file to read parts of it: by ranges from the Hub, or from the cache."""
+        """Open a file: by ranges from the Hub, or from the cache."""
         if self.offline:
             with self.fetch(name).open("rb") as local:
                 yield local
@@ -157,29 +130,24 @@ class Published:
             yield remote
 
     def url(self, name: str) -> str:
-        """The path of a file, at this commit, for fsspec and datasets."""
+        """The URL of a file at this commit, for fsspec and datasets."""
         return f"hf://datasets/{self.repo_id}@{self.sha}/{self.prefix}{name}"
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run on this disk, read in the same way."""
+    """A finished local run, with the interface of `Published`."""
 
     folder: Path
 
     @property
     def label(self) -> str:
-        """How to call it."""
+        """Its name in messages."""
         return str(self.folder)
 
     def fetch(self, name: str) -> Path:
-        """The path of a file.
-
-        Raises:
-            DataError: there is no such file.
-        """
-        path = self.folder / name
-        if not path.is_file():
+        """The path of a file. Raises DataError if there is no such file."""
+        if not (path := self.folder / name).is_file():
             raise DataError(f"{self.folder} has no {name}.", f"Is it finished? hfsyn status {self.folder}")
         return path
 
@@ -188,10 +156,9 @@ class RunFolder:
         return _text(self.fetch(name), str(self.folder / name))
 
     def manifest(self) -> Manifest:
-        """The run's table of contents, checked."""
-        found = manifest_in(self.folder)
-        if found is None:
-            raise DataError(f"{self.folder} has no {layout.MANIFEST}.", f"Is it finished? hfsyn status {self.folder}")
+        """The run's manifest."""
+        found = manifest_in(self.fetch(layout.MANIFEST).parent)
+        assert found is not None
         return found
 
     @contextmanager
@@ -213,51 +180,36 @@ def open_reference(
 ) -> Published | RunFolder:
     """Open a finished run folder, or ``USER/NAME[@REVISION]`` on the Hub.
 
-    Raises:
-        DataError: it is neither, or as `open_published`.
+    Raises DataError if it is neither, or as `open_published`.
     """
     folder = Path(reference).expanduser()
     if folder.is_dir():
         folder = folder / config if config not in (None, layout.DEFAULT_CONFIG) else folder
         if not layout.is_run_folder(folder):
-            raise DataError(
-                f"{folder} is not a run folder: there is no {layout.RECIPE} in it.", "Name one, or USER/NAME@VERSION."
-            )
+            said = f"{folder} is not a run folder: there is no {layout.RECIPE} in it."
+            raise DataError(said, "Name one, or USER/NAME@VERSION.")
         return RunFolder(folder)
     repo_id, revision = parse_reference(reference)
     return open_published(repo_id, revision, config, token=token)
 
 
 def parse_reference(reference: str) -> tuple[str, str | None]:
-    """Repository and revision of ``[hf://datasets/]USER/NAME[@REVISION]``.
-
-    Raises:
-        DataError: it is not of that form.
-    """
+    """Repository and revision of ``[hf://datasets/]USER/NAME[@REVISION]``; raises DataError for any other form."""
     repo_id, at, revision = reference.removeprefix("hf://datasets/").partition("@")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id) or (at and not revision):
-        raise DataError(
-            f"{reference!r} is no run folder and no dataset on the Hub.", "A dataset looks like USER/NAME@v1.0.0."
-        )
+        said = f"{reference!r} is neither a run folder nor a dataset on the Hub."
+        raise DataError(said, "A dataset looks like USER/NAME@v1.0.0.")
     return repo_id, revision or None
 
 
 def open_published(
     repo_id: str, revision: str | None = None, config: str | None = None, *, token: str | bool | None = None
 ) -> Published:
-    """Resolve a revision (None: the head of main) to its commit, and pick a configuration.
+    """Resolve a revision (a tag, branch or commit; None: the head of main) to its commit, and choose a configuration.
 
-    Offline, and where the Hub cannot be reached, only a version that is in the local cache under that very name is
-    taken.
-
-    Args:
-        repo_id: ``USER/NAME``.
-        revision: a tag (``v1.0.0``), a branch or a commit.
-        config: a configuration's name; None is the card's default one.
-        token: as everywhere in huggingface_hub; None takes the stored one.
-
-    Raises:
-        DataError: no such repository, revision or configuration, no access, or not in the cache.
+    `config` None is the card's default. If the Hub cannot be reached, only a version that the local cache has under
+    exactly this name is taken. Raises DataError if there is no such repository, revision or configuration, no access,
+    or if it is not in the cache.
     """
     found, there = _looked(repo_id, revision, config, token)
     if found is not None:
@@ -267,24 +219,21 @@ def open_published(
         known = f"It has: {', '.join(there)}." if there else "It has none."
         raise DataError(f"{at} has no configuration {config!r} that hfsyn published.", known)
     if len(there) > 1:
-        raise DataError(
-            f"{at} has several configurations, and its card names no default.", f"Say one: {', '.join(there)}."
-        )
-    raise DataError(
-        f"{at} is not a dataset that hfsyn published: it has no {layout.RECIPE} and {layout.MANIFEST} of hfsyn's.",
-        "Check the name and the revision.",
-    )
+        said = f"{at} has several configurations, and its card names no default."
+        raise DataError(said, f"Name one: {', '.join(there)}.")
+    said = f"{at} is not a dataset that hfsyn published: it has no {layout.RECIPE} and {layout.MANIFEST} of hfsyn's."
+    raise DataError(said, "Check the name and the revision.")
 
 
 def find_published(
     repo_id: str, revision: str | None = None, config: str | None = None, *, token: str | bool | None = None
 ) -> Published | None:
-    """As `open_published`, but None where the configuration that is meant is somebody else's."""
+    """As `open_published`, but None if hfsyn did not publish the configuration that is meant."""
     found, there = _looked(repo_id, revision, config, token, strangers=True)
     if found is None and config is not None and there:
         root = open_published(repo_id, revision, there[0], token=token).named(layout.DEFAULT_CONFIG)
         if config not in _card(root).configs:
-            return open_published(repo_id, revision, config, token=token)  # which says what there is
+            return open_published(repo_id, revision, config, token=token)  # raises
     return found
 
 
@@ -293,7 +242,7 @@ def _looked(
 ) -> tuple[Published | None, list[str]]:
     """The configuration that is meant, if hfsyn published it, and the names of those that it may have published.
 
-    Without `strangers` what others put into the repository is not taken for what is meant.
+    With `strangers`, a configuration of others may be meant too.
     """
     _check_revision(revision)
     at = resolve(repo_id, revision or "main", token)
@@ -304,7 +253,7 @@ def _looked(
         config = ours.meant(card, maybe, strangers=strangers)
     if config in maybe and ours.published(root.text, config) is not None:
         found = root.named(config)
-        found.fetch(layout.RECIPE)  # into the cache, where it tells what is ours when the Hub is not asked
+        found.fetch(layout.RECIPE)  # into the cache, where `candidates` looks for it when offline
         return found, maybe
     there = [name for name in maybe if ours.published(root.text, name) is not None]
     alone = there[0] if len(there) == 1 and asked is None and not strangers else None
@@ -312,7 +261,7 @@ def _looked(
 
 
 def _card(root: Published) -> Card:
-    """What the card says of configurations; nothing where it cannot be read."""
+    """The repository's card; empty if it is damaged."""
     try:
         return read_card({layout.CARD: root.text(layout.CARD)}, root.label)
     except DataError as error:
@@ -335,11 +284,11 @@ def load_version(
     streaming: bool = False,
     token: str | bool | None = None,
 ) -> Any:
-    """The rows of one published version, and never of another.
+    """The rows of one published version, never of another.
 
     Args:
         repo_id: ``USER/NAME``.
-        revision: a tag (``v1.0.0``) or a commit. A branch is taken too, and read at the commit that it is now.
+        revision: a tag (``v1.0.0``) or a commit; a branch is read at its current commit.
         config: a configuration's name; None is the card's default one.
         split: None is the only split that a configuration has.
         streaming: read by ranges while iterating, instead of downloading first.
@@ -349,8 +298,7 @@ def load_version(
         A `datasets.Dataset`, or with `streaming` an `IterableDataset`.
 
     Raises:
-        DataError: as `open_published`; the files are not whole in the cache and the Hub cannot be asked; or another
-            split is asked for.
+        DataError: as `open_published`; the Hub cannot be asked and the cache is not complete; or an unknown split.
     """
     from datasets.exceptions import DatasetGenerationError
 
@@ -372,40 +320,30 @@ def load_version(
 
 
 def _bring(side: Published, wanted: list[str]) -> None:
-    """Bring files into the cache, many at a time; one that is not there is told of by who reads it."""
+    """Download files into the cache in parallel; missing ones are ignored."""
+    download = partial(snapshot_download, repo_type="dataset", revision=side.sha, token=side.token)
     with suppress(EntryNotFoundError):
-        patiently(
-            lambda: snapshot_download(
-                side.repo_id, repo_type="dataset", revision=side.sha, allow_patterns=wanted, token=side.token
-            ),
-            side.patience,
-        )
+        patiently(lambda: download(side.repo_id, allow_patterns=wanted), side.patience)
 
 
 def fetch_sidecars(side: Published | RunFolder) -> None:
-    """Bring the sidecars of a published version into the cache, many at a time: one by one they take minutes."""
+    """Download the sidecars of a published version into the cache in parallel: one by one they take minutes."""
     if isinstance(side, Published) and not side.offline:
         _bring(side, [f"{side.prefix}{layout.SIDECARS}/*.json"])
 
 
 def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:
-    """Paths of the shards in order: addresses to stream from, or files that are there whole.
+    """The shards in order: URLs to stream from, or paths of complete files.
 
-    Raises:
-        DataError: offline, and a shard is not in the cache, or is cut short there.
+    Raises DataError if a shard in the cache is incomplete, or missing when offline.
     """
     if streaming and not found.offline:
         return [found.url(entry.file) for entry in manifest.shards]
     if not found.offline:
-        # By commit: a branch may have moved since it was resolved. `_remember` has noted the name that was asked for.
-        wanted = [f"{found.prefix}{entry.file}" for entry in manifest.shards]
-        _bring(found, wanted)
+        _bring(found, [f"{found.prefix}{entry.file}" for entry in manifest.shards])
     paths = [found.fetch(entry.file) for entry in manifest.shards]
     for path, entry in zip(paths, manifest.shards, strict=True):
         if path.stat().st_size != entry.bytes:
-            raise DataError(
-                f"{entry.file} of {found.repo_id} is cut short in the cache: {path.stat().st_size} of {entry.bytes} "
-                "bytes.",
-                f"Delete {path} and load again.",
-            )
+            cut = f"is cut short in the cache: {path.stat().st_size} of {entry.bytes} bytes"
+            raise DataError(f"{entry.file} of {found.repo_id} {cut}.", f"Delete {path} and load again.")
     return [str(path) for path in paths]

@@ -1,8 +1,8 @@
-"""Whether the files of a run folder are those that were written: by the markers of its tables, and by its manifest.
+"""Checks that the files of a run folder are intact, by the markers of its tables and by its manifest.
 
-``source.json`` stands beside source.parquet and ``plan.json`` beside plan.parquet, as a sidecar stands for its shard:
-written last, so that its existence means that the table is done. It says whose the table is and what its bytes are, and
-that is looked at wherever the table is read. The manifest states the rest.
+``source.json`` is the marker of source.parquet and ``plan.json`` that of plan.parquet: written last, so that its
+existence means that the table is done. It states the recipe's fingerprint and the table's hash, which are checked
+whenever the table is read. The manifest covers all other files.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from builders.errors import DataError
 from builders.files import atomic_text, digest_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest, sidecar_name, sidecar_of
-
-__all__ = ["Marker", "finished", "has_table", "lost", "manifest_in", "marker_of", "shards", "table", "write_marker"]
+from builders.wording import and_more
 
 _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """What is known of a finished source.parquet or plan.parquet."""
+    """Facts about a finished source.parquet or plan.parquet."""
 
     stage: str
     """``source`` or ``plan``."""
@@ -37,7 +36,7 @@ class Marker:
     fingerprint: str
     """Of the recipe that it was made for."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """What lies in the source and is not in its index: how many by reason."""
+    """Reason -> number of things in the source that are not in its index."""
 
 
 def write_marker(path: Path, rows: int, fingerprint: str, left_out: Mapping[str, int] | None = None) -> Marker:
@@ -48,15 +47,14 @@ def write_marker(path: Path, rows: int, fingerprint: str, left_out: Mapping[str,
 
 
 def has_table(path: Path) -> bool:
-    """Whether a table is finished: its marker and the table itself are there."""
+    """Whether a table is finished: it and its marker exist."""
     return sidecar_of(path).exists() and path.exists()
 
 
 def marker_of(path: Path, fingerprint: str | None = None) -> Marker:
-    """The marker of a table; the table itself is not looked at. None of `fingerprint` is any recipe's.
+    """The marker of a table, without reading the table; `fingerprint` is that of the run's recipe, or None for any.
 
-    Raises:
-        DataError: it is not a marker, or one of another recipe's table.
+    Raises DataError if it is not a marker, or belongs to another recipe.
     """
     mark = sidecar_of(path)
     way_out = f"Delete it and run the same `hfsyn build` again: {path.name} is made again."
@@ -65,9 +63,8 @@ def marker_of(path: Path, fingerprint: str | None = None) -> Marker:
         if not isinstance(fields, dict) or set(fields) != {each.name for each in dataclass_fields(Marker)}:
             raise TypeError("it has other fields")
         found = Marker(**fields)
-        for name, kind in (("stage", str), ("sha256", str), ("fingerprint", str), ("rows", int), ("bytes", int)):
-            if type(getattr(found, name)) is not kind:
-                raise TypeError(f"{name} is of the wrong kind")
+        layout.check_kinds(found, str, "stage", "sha256", "fingerprint")
+        layout.check_kinds(found, int, "rows", "bytes")
         if not all(type(n) is int for n in found.left_out.values()):
             raise TypeError("left_out is of the wrong kind")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -76,20 +73,15 @@ def marker_of(path: Path, fingerprint: str | None = None) -> Marker:
         raise DataError(
             f"{path} is of another recipe than {layout.RECIPE} beside it ({found.fingerprint[:12]}, not "
             f"{fingerprint[:12]}).",
-            f"Put back the {layout.RECIPE} that the run began with; or build into another folder, or with --overwrite.",
+            f"Restore the {layout.RECIPE} that the run began with; or build into another folder, or with --overwrite.",
         )
     return found
 
 
 def table(path: Path, fingerprint: str | None = None) -> Marker:
-    """The marker of a finished table, after a look at the table's bytes, which are read once a process.
+    """As `marker_of`, and checks the table's bytes, which are read once per process.
 
-    Args:
-        path: ``source.parquet`` or ``plan.parquet`` in a run folder.
-        fingerprint: of the run's recipe; None is any.
-
-    Raises:
-        DataError: it is missing, cut short, altered, or of another recipe.
+    Raises DataError if the table is missing, cut short, altered, or of another recipe.
     """
     what = f"{path.name} ({_WHAT.get(path.name, 'a table')})"
     if not path.exists() or not sidecar_of(path).exists():
@@ -106,11 +98,7 @@ def table(path: Path, fingerprint: str | None = None) -> Marker:
 
 
 def manifest_in(folder: Path) -> Manifest | None:
-    """The manifest of a run; None where there is none.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """The manifest of a run, None if there is none. Raises DataError if it is damaged."""
     path = folder / layout.MANIFEST
     if not path.exists():
         return None
@@ -124,12 +112,9 @@ def manifest_in(folder: Path) -> Manifest | None:
 
 
 def lost(folder: Path, manifest: Manifest) -> list[str]:
-    """What a finished run has no more, or not as it was, each in a few words.
-
-    Of shards the size is compared; the first one is named, the others are counted.
-    """
+    """The missing or changed files of a finished run, in words; shards are compared by size."""
     sizes = {name: size for top in _TOPS for name, size in _sizes(folder, top)}
-    of_captions = manifest.raw.get("what") == "captions"  # which are published without images
+    of_captions = manifest.raw.get("what") == "captions"  # published without images
     found = [f"{name} is missing" for name in ((layout.RECIPE,) if of_captions else _EVERY) if name not in sizes]
     for top in (layout.CAPTIONS, layout.DATA):
         entries = [entry for entry in (*manifest.captions, *manifest.shards) if entry.file.startswith(f"{top}/")]
@@ -148,59 +133,38 @@ def lost(folder: Path, manifest: Manifest) -> list[str]:
     return found
 
 
-_TOPS = (
-    "",
-    layout.PREVIEW,
-    *(f"{above}{top}" for above in ("", f"{layout.SIDECARS}/") for top in (layout.CAPTIONS, layout.DATA)),
-)
-_EVERY = (
-    layout.RECIPE,
-    layout.SOURCE,
-    sidecar_name(layout.SOURCE),
-    layout.PLAN,
-    sidecar_name(layout.PLAN),
-    layout.REJECTED,
-    layout.CARD,
-    f"{layout.PREVIEW}/{layout.SAMPLES}",
-)
+_OF_SHARDS = (layout.CAPTIONS, layout.DATA)
+_TOPS = ("", layout.PREVIEW, *_OF_SHARDS, *(f"{layout.SIDECARS}/{top}" for top in _OF_SHARDS))
+_TABLES = (layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN))
+_EVERY = (layout.RECIPE, *_TABLES, layout.REJECTED, layout.CARD, f"{layout.PREVIEW}/{layout.SAMPLES}")
 
 
 def _sizes(folder: Path, top: str) -> Iterator[tuple[str, int]]:
-    """The files of a folder of the run, by their path within the run, and their sizes."""
+    """Path within the run and size of each file in one of its folders."""
     try:
         with os.scandir(folder / top) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
+                with contextlib.suppress(FileNotFoundError):  # a broken link
                     yield f"{top}/{entry.name}" if top else entry.name, entry.stat().st_size
     except (FileNotFoundError, NotADirectoryError):
         return
 
 
 def finished(folder: Path) -> Manifest | None:
-    """The manifest of a finished run of which everything is there; None where the run is not finished.
+    """The manifest of a finished and complete run; None if the run is not finished.
 
-    Raises:
-        DataError: the manifest is damaged, or something that it names is missing or cut short.
+    Raises DataError if the manifest is damaged, or if something that it names is missing or cut short.
     """
     manifest = manifest_in(folder)
     if manifest is not None and (gone := lost(folder, manifest)):
-        more = f", and {len(gone) - 3} more" if gone[3:] else ""
-        raise DataError(
-            f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{more}.",
-            f"Run the same `hfsyn build` again (hfsyn build {folder / layout.RECIPE} --out {folder}): what is lost is "
-            "made again.",
-            code=3,
-        )
+        again = f"hfsyn build {folder / layout.RECIPE} --out {folder}"
+        said = f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{and_more(len(gone), 3)}."
+        raise DataError(said, f"Run the same `hfsyn build` again ({again}): the missing files are made again.", code=3)
     return manifest
 
 
 def shards(folder: Path, top: str) -> list[Path]:
-    """The shards in ``data`` or ``captions`` of a run, in order: of a finished one those of its manifest, of another
-    those whose sidecar stands.
-
-    Raises:
-        DataError: the run was finished and is not whole any more.
-    """
+    """The finished shards in ``data`` or ``captions`` of a run, in order. Raises DataError as `finished`."""
     manifest = finished(folder)
     if manifest is None:
         return list(layout.finished_shards(folder / top))

@@ -1,6 +1,6 @@
 """The columns of source, captioned and synthetic rows, as `datasets.Features`.
 
-`names` are class names in label order, so that a label is shown by name wherever the rows are opened.
+`names` are class names in label order.
 """
 
 from __future__ import annotations
@@ -9,27 +9,18 @@ from collections.abc import Sequence
 
 from datasets import ClassLabel, Features, Image, List, Value
 
-__all__ = ["captioned_features", "source_features", "synthetic_features"]
-
 
 def source_features(names: Sequence[str]) -> Features:
-    """Columns of a real image: the image as stored, and what it is of."""
-    return Features(
-        {
-            "image": Image(),
-            "label": ClassLabel(names=list(names)),
-            "wnid": Value("string"),
-            "class_name": Value("string"),
-            "source_id": Value("string"),
-        }
-    )
+    """Columns of a real image: the stored image and its class."""
+    texts = {name: Value("string") for name in ("wnid", "class_name", "source_id")}
+    return Features({"image": Image(), "label": ClassLabel(names=list(names)), **texts})
 
 
 def captioned_features(names: Sequence[str]) -> Features:
-    """Columns of a captioned image. The image itself stays in its source and is found there by `source_id`.
+    """Columns of a captioned image; the image itself stays in its source.
 
-    `caption` is null where there is none; `source_sha256` is of the image's bytes as stored; `width` and `height` are
-    pixels after decoding (rotated as its EXIF says).
+    `caption` is null if there is none; `source_sha256` is of the stored bytes; `width` and `height` are in pixels after
+    decoding, with EXIF rotation.
     """
     return Features(
         {
@@ -49,9 +40,8 @@ def captioned_features(names: Sequence[str]) -> Features:
 def synthetic_features(names: Sequence[str]) -> Features:
     """Columns of a synthetic image, as published.
 
-    `caption` is null where the recipe has none; `prompt_tokens` counts the text encoder's tokens before any cut and
-    `truncated` says that some were cut; `safety` says that a safety checker flagged an attempt; `retries` counts the
-    attempts that were thrown away before this one.
+    `caption` is null if the recipe has none; `prompt_tokens` is the number of the text encoder's tokens before
+    truncation; `safety` is whether a safety checker flagged an attempt; `retries` is the number of discarded attempts.
     """
     return Features(
         {

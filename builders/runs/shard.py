@@ -1,8 +1,8 @@
-"""The rows of shards in portions whose size is known before they are unpacked: memory is bounded, whoever wrote them.
+"""The rows of shards in portions whose size is checked before they are decompressed, so that memory is bounded.
 
-A Parquet file of a few kilobytes can stand for gigabytes: a compression that is nothing but a number, a dictionary with
-one long text and a million references to it, one row group with all of it. A shard of hfsyn's has none of these. So the
-footer is compared with what the manifest states, and texts are counted while they are still references.
+A malicious Parquet file of a few kilobytes can expand to gigabytes: by its compression, by a dictionary with one long
+text and a million references to it, or by one huge row group. So the footer is compared with what the manifest states,
+and texts are measured while they are still references.
 """
 
 from __future__ import annotations
@@ -17,31 +17,23 @@ import pyarrow.parquet as pq
 from builders.errors import DataError
 from builders.runs.layout import ROW_GROUP_BYTES, ShardEntry
 
-__all__ = ["Shard"]
-
 _LARGEST_GROUP = 4 * ROW_GROUP_BYTES
-"""What is read: one image of this size alone makes a row group of its own."""
+"""The largest that is read; a single image this large has a row group of its own."""
 _COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}
 _RATIO, _SLACK = 32, 2**20
-"""Snappy makes nothing smaller than by 22 times; and what a footer may add to a file of few rows."""
+"""Snappy compresses at most 22 times; and bytes that a footer may add to a file with few rows."""
 _ROWS = 256
 _MOST_LISTED = 4 * 2**20
-"""Bytes of a row group's lists of flags: a dictionary of a few words, and a few bits a row."""
+"""Bytes of a row group's lists of flags: a dictionary of a few words, and a few bits per row."""
 _MOST_BYTES = 64 * 2**20
-"""Of one column in a portion, where it is written as references: 32 kB a row."""
+"""Of one dictionary-encoded column in a portion: 32 kB per row."""
 
 
 class Shard:
-    """An open shard, its footer found fit to be read.
+    """An open shard whose footer is checked against `entry` of the manifest (None: a shard of a local run).
 
-    Args:
-        file: of the shard, open for reading.
-        entry: what the manifest states of it; None for a shard of a run on this disk.
-        where: whose it is, for messages.
-
-    Raises:
-        DataError: it is not a Parquet file, has other rows than its entry states, or would unpack to more than a file
-            of hfsyn's can hold.
+    Raises DataError, which calls it by `where`, if it is not a Parquet file, does not have the stated rows, or would
+    decompress to more than a file of hfsyn's can hold.
     """
 
     def __init__(self, file: IO[bytes], entry: ShardEntry | None, where: str) -> None:
@@ -54,8 +46,8 @@ class Shard:
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         self._check(groups, chunks, entry)
         self.schema: pa.Schema = self.footer.schema.to_arrow_schema()
-        """Its columns, with what `datasets` says of them in the metadata."""
-        # Within structures pyarrow does not keep references, where a column goes over to plain values in its middle.
+        """With the metadata of `datasets`."""
+        # Within structs pyarrow cannot keep references if a column switches to plain values in its middle.
         kept = {c.path_in_schema for c in chunks if _is_referring(c) and (_is_top(c) or _is_list(c))}
         self._parquet = pq.ParquetFile(file, metadata=self.footer, read_dictionary=sorted(kept))
 
@@ -78,7 +70,7 @@ class Shard:
             raise self._refused(f"has {self.footer.num_rows:,} rows, and its manifest states {entry.rows:,}")
 
     def _refused(self, problem: str) -> DataError:
-        return DataError(f"{self._where} {problem}.", "It is not read: it is damaged, or somebody changed it.")
+        return DataError(f"{self._where} {problem}.", "It is not read: it is damaged, or was changed.")
 
     def groups(self) -> range:
         """The numbers of its row groups."""
@@ -87,29 +79,20 @@ class Shard:
     def portions(
         self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None, rows: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Its rows in order, a few at a time.
+        """The rows of some columns and row groups (None is all) in order, at most `rows` at a time.
 
-        Args:
-            columns: by name; None is all.
-            groups: numbers of row groups; None is all.
-            rows: in a portion, at most; None is as many as are read fast, and take little memory.
-
-        Raises:
-            DataError: a portion would be larger than rows of hfsyn's are.
+        Raises DataError if a portion is larger than rows of hfsyn's can be.
         """
         chosen = list(columns) if columns is not None else None
         rows = rows or (_ROWS if "image" in (self.schema.names if columns is None else columns) else 8 * _ROWS)
         for group in self.groups() if groups is None else groups:
-            at_once = min(rows, self._most_rows(group))
+            # Each row could refer to the largest value of a struct.
+            part = self.footer.row_group(group)
+            chunks = filter(_is_referring, map(part.column, range(part.num_columns)))
+            sizes = [chunk.total_uncompressed_size for chunk in chunks if not (_is_top(chunk) or _is_list(chunk))]
+            at_once = min(rows, max(1, _MOST_BYTES // 4 // max([1, *sizes])))
             for batch in self._parquet.iter_batches(at_once, row_groups=[group], columns=chosen):
                 yield self._written_out(batch)
-
-    def _most_rows(self, group: int) -> int:
-        """How many rows of a group may be unpacked at once: each could refer to the largest value of a structure."""
-        part = self.footer.row_group(group)
-        chunks = filter(_is_referring, map(part.column, range(part.num_columns)))
-        sizes = [chunk.total_uncompressed_size for chunk in chunks if not (_is_top(chunk) or _is_list(chunk))]
-        return max(1, _MOST_BYTES // 4 // max([1, *sizes]))
 
     def _written_out(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         arrays = []
@@ -123,13 +106,13 @@ class Shard:
     def rows(
         self, columns: Sequence[str] | None = None, *, groups: Sequence[int] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Its rows in order, as Python's own values; see `portions`."""
+        """The rows in order, as Python objects; see `portions`."""
         for batch in self.portions(columns, groups=groups):
             yield from batch.to_pylist()
 
 
 def _is_referring(chunk: Any) -> bool:
-    """Whether a column of texts or bytes is written as references into a dictionary."""
+    """Whether a column of texts or bytes is dictionary-encoded."""
     return bool(chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page)
 
 
@@ -142,7 +125,7 @@ def _is_list(chunk: Any) -> bool:
 
 
 def _bytes_of(array: pa.Array) -> int:
-    """Bytes that references in an array stand for."""
+    """The bytes of an array after decoding its references."""
     if pa.types.is_dictionary(array.type):
         lengths = pc.binary_length(array.dictionary)
         return int(pc.sum(pc.cast(lengths.take(array.indices), pa.int64())).as_py() or 0)
@@ -150,7 +133,6 @@ def _bytes_of(array: pa.Array) -> int:
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """An array with its references written out."""
     kind = array.type
     if pa.types.is_dictionary(kind):
         return array.dictionary_decode()

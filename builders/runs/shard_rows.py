@@ -1,4 +1,4 @@
-"""The rows of shards as `datasets` builders give them; see `builders.runs.shard` for how they are read."""
+"""The base of `datasets` builders that read shards; see `builders.runs.shard`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from builders.runs.layout import ShardEntry
 from builders.runs.shard import Shard
 
 Files = Sequence[tuple[str, ShardEntry | None]]
-"""A path or address of each shard, and what the manifest states of it."""
+"""The path or URL of each shard, and its entry in the manifest."""
 
 
 @dataclass
@@ -24,7 +24,7 @@ class ShardRowsConfig(datasets.BuilderConfig):
     """The shards of one split."""
 
     files: Sequence[str] = ()
-    """Paths or addresses. Of a published version the commit is in them, so that each has a cache of its own."""
+    """Paths or URLs; those of a published version contain the commit, so that each has a separate cache."""
     entries: Sequence[ShardEntry] = ()
     split: str = "train"
 
@@ -35,7 +35,6 @@ class ShardRows(datasets.ArrowBasedBuilder):
     BUILDER_CONFIG_CLASS = ShardRowsConfig
 
     def _shards(self) -> dict[str, Files]:
-        """The shards of each split."""
         return {self.config.split: list(zip(self.config.files, self.config.entries, strict=True))}
 
     def _info(self) -> datasets.DatasetInfo:
@@ -57,5 +56,5 @@ class ShardRows(datasets.ArrowBasedBuilder):
 
 
 def _open(path: str) -> Any:
-    """A file on the disk, or one at a commit on the Hub, which is read by ranges."""
+    """A local file, or one on the Hub, which is read by ranges."""
     return fsspec.open(path, "rb").open() if path.startswith("hf://") else Path(path).open("rb")

@@ -5,8 +5,8 @@
     for row in source.read(entries[:64]):   # bytes as stored
         ...
 
-An index is in a fixed order, whatever the machine. Everything that is read is read as stored: decoding, and what to do
-about a file that is no image, is for the caller (`builders.images.decoding.decode_rgb`).
+The order of an index is the same on all machines. Bytes are returned as stored: decoding them, and handling files that
+are not images, is up to the caller (`builders.images.decoding.decode_rgb`).
 """
 
 from __future__ import annotations
@@ -29,27 +29,25 @@ def open_source(
     limit_per_class: int | None = None,
     token: str | bool | None = None,
 ) -> Source:
-    """Open one split of a variant: by name, or by the file of a class map (see `builders.variants.class_maps`).
+    """Open one split of a variant, given by name or by the file of a class map (see `builders.variants.class_maps`).
 
-    `path` is a local folder or Parquet file (class folders by wnid or by class name, the original layouts of Tiny
-    ImageNet and of the evaluation sets, Parquet); without it the variant's Hub repository is streamed at `revision` (a
-    branch, tag or commit; default: the one that the variant was checked against, else the newest). A repository that
-    holds an archive cannot be streamed. Drawn variants take neither. `limit_per_class` keeps the first so many images
-    of each class in index order. `token` is passed to huggingface_hub.
+    `path` is a local folder or Parquet file (class folders by wnid or class name, the original layouts of Tiny ImageNet
+    and of the evaluation sets, Parquet); without it the variant's Hub repository is streamed at `revision` (a branch,
+    tag or commit; default: the one that the variant was checked against, else the newest). A repository that holds an
+    archive cannot be streamed. Drawn variants take neither. `limit_per_class` keeps the first images of each class in
+    index order. `token` is passed to huggingface_hub.
 
     Raises DataError if there is no such variant, split, folder or access, or if labels cannot be mapped to wnids.
     """
     found = find_variant(variant)
     split = found.split(split)
     if limit_per_class is not None and limit_per_class < 1:
-        raise DataError(f"The limit of images a class is {limit_per_class}.", "It must be at least 1.")
+        raise DataError(f"The limit of images per class is {limit_per_class}.", "It must be at least 1.")
     if found.drawn:
         if path is not None or revision is not None:
-            raise DataError(
-                f"The variant '{variant}' is drawn and has neither a path nor a revision.",
-                "Leave source.path and source.revision empty.",
-            )
-        from builders.sources.drawn import ShapesSource
+            said = f"The variant '{variant}' is drawn and has neither a path nor a revision."
+            raise DataError(said, "Leave source.path and source.revision empty.")
+        from builders.sources.drawing import ShapesSource
 
         return ShapesSource(variant=found.name, split=split, limit_per_class=limit_per_class)
     if path is not None:
@@ -66,6 +64,6 @@ def resolve_revision(variant: str, revision: str | None = None, *, token: str | 
 
     Raises DataError for a drawn variant, offline, without access, and for an unknown revision.
     """
-    from builders.sources.hub import resolve
+    from builders.sources.hub import snapshot
 
-    return resolve(find_variant(variant), revision, token=token)
+    return snapshot(find_variant(variant), revision, token=token).commit

@@ -1,8 +1,8 @@
-"""Which Parquet files of a dataset are which split of which configuration, on the Hub or in a folder.
+"""The Parquet files of each split and configuration of a dataset, on the Hub or in a folder.
 
-Where the dataset's card (the front matter of its README.md) has `configs`, it decides, as for `load_dataset`; else the
-patterns of `datasets` decide: folders and file names with "train", "dev", "test" and so on in them. Tables of several
-configurations are never put together: one is asked for.
+As for `load_dataset`, `configs` in the dataset's card (the front matter of its README.md) decide, or else the patterns
+of `datasets`: folders and file names that contain "train", "dev", "test" and so on. Tables of several configurations
+are never combined: the user must choose one.
 """
 
 from __future__ import annotations
@@ -19,51 +19,37 @@ from typing import Any
 from builders.errors import DataError
 from builders.images.formats import IMAGE_SUFFIXES
 from builders.variants import SPLIT_WORDS, usual_split
-from builders.wording import quoted
+from builders.wording import first_line, quoted
 from builders.yaml import front_matter, load
 
-__all__ = [
-    "CARD_FILES",
-    "Card",
-    "NoConfigurationError",
-    "Tables",
-    "files_loaded",
-    "find_tables",
-    "folder_parts",
-    "is_table",
-    "read_card",
-    "split_in",
-    "what_lies_there",
-]
-
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
-"""Where `datasets` reads about a dataset; the last one is of old."""
+"""The files that describe a dataset to `datasets`; the last one is deprecated."""
 
 _log = logging.getLogger(__name__)
 
 _WORDS = {word for words in SPLIT_WORDS.values() for word in words}
-_OTHERS = {
+_OTHER_KINDS = {
     "image files": IMAGE_SUFFIXES,
     "tar archives (WebDataset)": {".tar"},
     "archives": {".zip", ".gz", ".tgz", ".xz", ".zst", ".7z", ".rar"},
     "Arrow files (save_to_disk)": {".arrow"},
     "tables of another format": {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".h5", ".lance", ".orc", ".avro"},
 }
-"""What a dataset without Parquet files may be made of."""
+"""What a dataset without Parquet files may consist of."""
 
 
 class NoConfigurationError(DataError):
-    """There is no configuration of the name that was asked for."""
+    """There is no configuration of the requested name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a dataset says of itself, as far as tables go."""
+    """What a dataset's card says about its tables."""
 
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     default: str | None = None
     names: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
-    """Configuration -> column -> the names of its label numbers."""
+    """Configuration -> column -> label names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,34 +60,32 @@ class Tables:
     """The dataset's own name of a split -> its files, relative to the dataset, sorted."""
     config: str | None = None
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column -> the names of its label numbers, where the card says them."""
+    """Column -> label names of the card."""
     named: bool = True
-    """Whether the splits are the dataset's own; files that say none are called train."""
+    """Whether the dataset itself names its splits; otherwise all files are the split "train"."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """What lies beside the tables and is not read, by reason."""
+    """Reason -> number of files beside the tables that are not read."""
 
     def split(self, wanted: str) -> str | None:
-        """The dataset's own name of a split: "dev" where validation is asked for; None where it has none."""
+        """The dataset's own name of a split, such as "dev" for validation; None if it does not have the split."""
         if wanted in self.splits:
             return wanted
-        alike = [split for split in self.splits if usual_split(split) == usual_split(wanted)]
-        if alike:
+        if alike := [split for split in self.splits if usual_split(split) == usual_split(wanted)]:
             return alike[0]
-        # The only one there is, called by a word of its own ("full"), is what there is to train on.
+        # A single split with an unknown name ("full") is the one to train on.
         lone = len(self.splits) == 1 and usual_split(wanted) == "train" and not split_in(next(iter(self.splits)))
         return next(iter(self.splits), None) if lone or not self.named else None
 
     def files(self, wanted: str) -> tuple[str, ...]:
-        """The files of a split, by its own or by our name; none where there is no such split."""
+        """The files of a split, by its own or our name; empty if there is no such split."""
         split = self.split(wanted)
         return () if split is None else self.splits[split]
 
 
 def read_card(texts: Mapping[str, str], where: str) -> Card:
-    """What the files of `CARD_FILES` say, each by its name; those that a dataset does not have are left out.
+    """The content of those `CARD_FILES` that a dataset has, by name -> text.
 
-    Raises:
-        DataError: one is damaged, or `configs` is not what `datasets` reads.
+    Raises DataError if one is damaged, or if `datasets` does not accept its `configs`.
     """
     from datasets.info import DatasetInfo, DatasetInfosDict
     from datasets.utils.metadata import MetadataConfigs
@@ -118,14 +102,13 @@ def read_card(texts: Mapping[str, str], where: str) -> Card:
         default = configs.get_default_config_name()
         if (at := "dataset_infos.json") in texts:
             old = {name: DatasetInfo.from_dict(info) for name, info in json.loads(texts[at]).items()}
-            if len(old) == 1:  # called "user--name" once
-                old = dict(zip(["default"], old.values(), strict=True))
+            if len(old) == 1:  # it used to be named "user--name"
+                old = {"default": next(iter(old.values()))}
             infos = {**old, **infos}
-    except Exception as error:  # whatever a stranger's YAML makes of these libraries
-        said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    except Exception as error:  # these libraries raise many kinds for malformed YAML
         raise DataError(
-            f"{at} of {where} is damaged: {said[:300].rstrip('.')}.",
-            "It says what configurations and splits there are: put it right, or name a revision or a copy without it.",
+            f"{at} of {where} is damaged: {first_line(error)[:300]}.",
+            "It defines configurations and splits: fix it, or use a revision or a copy without it.",
         ) from None
     names = {str(name): _label_names(info.features) for name, info in infos.items()}
     for name, said in configs.items():
@@ -141,17 +124,10 @@ def _label_names(features: Mapping[str, Any] | None) -> dict[str, tuple[str, ...
 
 
 def find_tables(files: Iterable[str], card: Card, config: str | None, where: str) -> Tables:
-    """The Parquet files of one configuration by split; of no split where it has none.
+    """The Parquet files of one configuration, given all files of a dataset that messages call `where`.
 
-    Args:
-        files: the names of all files of the dataset.
-        card: what it says of itself.
-        config: the name of a configuration, or the folder of one; None is the card's default, or the only one.
-        where: how to call the dataset in a message.
-
-    Raises:
-        DataError: several configurations and none asked for, no such configuration, or files that the card names and
-            that are not there.
+    `config` is the name or folder of a configuration; None is the card's default, or the only one. Raises DataError
+    for several configurations if `config` is None, an unknown one, or files that the card names and that do not exist.
     """
     names = [name for name in files if not _hidden(name)]
     tables = sorted(filter(is_table, names))
@@ -167,7 +143,7 @@ def find_tables(files: Iterable[str], card: Card, config: str | None, where: str
     else:
         if config is not None and not inside and tables:
             folders = sorted({name.split("/")[0] for name in tables if "/" in name})
-            there = f"Folders with tables: {quoted(folders)}." if folders else "It has one alone: leave the name out."
+            there = f"Folders with tables: {quoted(folders)}." if folders else "It has only one: omit the name."
             raise NoConfigurationError(f"{where} has no configuration '{config}'.", there)
         base, patterns = config or "", _patterns(tables, config or "", where)
         splits = _by_split(patterns, base, tables, where, stated=False)
@@ -187,19 +163,11 @@ def find_tables(files: Iterable[str], card: Card, config: str | None, where: str
 
 
 def files_loaded(card: Card, config: str | None, files: Iterable[str], where: str) -> dict[str, list[str]]:
-    """Split -> the files that ``load_dataset`` takes for a configuration, of whatever format and in its order.
+    """Split -> the files of any format that ``load_dataset`` takes for a configuration of the card, in its order.
 
-    Unlike `find_tables` it judges nothing: a pattern may match no file, a file that two patterns match comes twice, and
-    a path without a pattern in it is among them whether there is such a file or not.
-
-    Args:
-        card: of the dataset.
-        config: one of the card's; None is what is found where no card says anything.
-        files: the names of all files of the dataset.
-        where: how to call the dataset in a message.
-
-    Raises:
-        DataError: the patterns are not what `datasets` reads.
+    Without `config`, as if there were no card. Unlike in `find_tables`, a pattern may match no file, a file may be
+    matched twice, and a path without a pattern is included even if there is no such file. Raises DataError for patterns
+    that `datasets` does not accept.
     """
     from datasets.data_files import FILES_TO_IGNORE
     from datasets.packaged_modules import _ALL_ALLOWED_EXTENSIONS
@@ -217,7 +185,7 @@ def files_loaded(card: Card, config: str | None, files: Iterable[str], where: st
 
 
 def _taken(pattern: str, base: str, files: Sequence[str]) -> list[str]:
-    """The files that a pattern means but for hidden ones that it does not name."""
+    """The files that a pattern matches, without hidden ones that it does not name."""
     from glob import has_magic
 
     from datasets.data_files import (
@@ -226,7 +194,7 @@ def _taken(pattern: str, base: str, files: Sequence[str]) -> list[str]:
     )
 
     whole = posixpath.join(base, pattern)
-    if "://" in pattern:  # somewhere else
+    if "://" in pattern:  # elsewhere
         return [pattern]
     if not has_magic(pattern):
         return [posixpath.normpath(whole)]
@@ -239,9 +207,9 @@ def _taken(pattern: str, base: str, files: Sequence[str]) -> list[str]:
 
 
 def what_lies_there(files: Iterable[str]) -> str:
-    """What a dataset without Parquet files is made of, in words; empty where nothing can be said."""
+    """What a dataset without Parquet files consists of, in words; empty if unknown."""
     endings = Counter(posixpath.splitext(name)[1].lower() for name in files if not _hidden(name))
-    found = {what: sum(endings[ending] for ending in kinds) for what, kinds in _OTHERS.items()}
+    found = {what: sum(endings[ending] for ending in kinds) for what, kinds in _OTHER_KINDS.items()}
     return ", ".join(f"{count} {what}" for what, count in found.items() if count)
 
 
@@ -251,13 +219,12 @@ def is_table(name: str) -> bool:
 
 
 def _hidden(name: str) -> bool:
-    """What `datasets` passes over: names that begin with a dot, and folders that begin with two underscores."""
+    """Whether `datasets` ignores a file: dot files, and folders that begin with two underscores."""
     *folders, _ = parts = name.split("/")
     return any(part.startswith(".") for part in parts) or any(folder.startswith("__") for folder in folders)
 
 
 def _configured(card: Card, config: str | None, where: str) -> str:
-    """The configuration of a card that is meant."""
     there = f"Its card names: {quoted(card.configs, 20)}."
     if config is not None and config not in card.configs:
         raise NoConfigurationError(f"{where} has no configuration '{config}'.", there)
@@ -267,14 +234,11 @@ def _configured(card: Card, config: str | None, where: str) -> str:
     return found
 
 
-_ASK = (
-    "They are never put together. Ask for one: --config NAME where a class map is written (hfsyn variants new), "
-    "PLACE#NAME where a dataset is named."
-)
+_ASK = "They are never combined. Choose one: --config NAME of `hfsyn variants new`, or PLACE#NAME as a dataset."
 
 
 def _said(config: Mapping[str, Any], tables: Sequence[str], where: str) -> tuple[str, dict[str, list[str]]]:
-    """The folder of a card's configuration, and split -> patterns within it."""
+    """The folder of a card's configuration, and split -> patterns relative to it."""
     from datasets.data_files import sanitize_patterns
 
     base = posixpath.normpath(str(config.get("data_dir") or ".")).strip("/").removeprefix(".")
@@ -283,7 +247,7 @@ def _said(config: Mapping[str, Any], tables: Sequence[str], where: str) -> tuple
     try:
         return base, {str(split): list(globs) for split, globs in sanitize_patterns(config["data_files"]).items()}
     except ValueError as error:
-        raise DataError(f"The card of {where} is damaged: {str(error).splitlines()[0]}", "Put it right.") from None
+        raise DataError(f"The card of {where} is damaged: {first_line(error)}.", "Fix it.") from None
 
 
 def _given(config: Mapping[str, Any], tables: Sequence[str], where: str) -> list[str]:
@@ -292,24 +256,20 @@ def _given(config: Mapping[str, Any], tables: Sequence[str], where: str) -> list
 
 
 def _patterns(tables: Sequence[str], base: str, where: str) -> dict[str, list[str]]:
-    """Split -> patterns, as `datasets` finds them where no card says any."""
+    """Split -> patterns, as `datasets` finds them without a card."""
     from datasets.data_files import _get_data_files_patterns
 
-    def resolve(pattern: str) -> list[str]:
-        return _matching(pattern, base, tables)
-
     try:
-        return {str(split): list(globs) for split, globs in _get_data_files_patterns(resolve).items()}
+        found = _get_data_files_patterns(lambda pattern: _matching(pattern, base, tables))
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise DataError(
-            f"The files of {where} name splits that cannot be: {str(error).splitlines()[0]}", "Rename them."
-        ) from None
+        raise DataError(f"The files of {where} name invalid splits: {first_line(error)}.", "Rename them.") from None
+    return {str(split): list(globs) for split, globs in found.items()}
 
 
 def _matching(pattern: str, base: str, files: Iterable[str]) -> list[str]:
-    """The files that a pattern means, which is relative to a folder."""
+    """The files that a pattern, relative to the folder `base`, matches."""
     from fsspec.utils import glob_translate
 
     meant = re.compile(glob_translate("/" + posixpath.normpath(f"{base}/{pattern}").lstrip("/")))
@@ -319,57 +279,47 @@ def _matching(pattern: str, base: str, files: Iterable[str]) -> list[str]:
 def _by_split(
     patterns: Mapping[str, Sequence[str]], base: str, files: Sequence[str], where: str, *, stated: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Split -> its Parquet files; empty where the patterns mean files of another kind alone."""
-    found: dict[str, set[str]] = {}
-    for split, globs in patterns.items():
-        found[split] = set()
-        for glob in globs:
-            matched = _matching(glob, base, files)
-            if not matched and stated:
-                raise DataError(
-                    f"The card of {where} says that the split '{split}' is '{posixpath.join(base, glob)}', which is "
-                    "not there.",
-                    "Put `data_files` in the card right, or bring the files.",
-                )
-            found[split] |= set(matched)
+    """Split -> its Parquet files; empty where the patterns match only other kinds of files."""
+    found: dict[str, set[str]] = {split: set() for split in patterns}
+    for split, glob in ((split, glob) for split, globs in patterns.items() for glob in globs):
+        matched = _matching(glob, base, files)
+        if not matched and stated:
+            absent = f"'{posixpath.join(base, glob)}', which is not there"
+            said = f"The split '{split}' in the card of {where} is {absent}."
+            raise DataError(said, "Fix `data_files` in the card, or add the files.")
+        found[split] |= set(matched)
     if stated and not any(found.values()):
-        raise DataError(f"The card of {where} gives no files to its splits.", "Put `data_files` in the card right.")
+        raise DataError(f"The card of {where} gives no files to its splits.", "Fix `data_files` in the card.")
     splits = {split: tuple(sorted(filter(is_table, names))) for split, names in found.items()}
     if lacking := [split for split, names in splits.items() if not names and any(splits.values())]:
-        raise DataError(
-            f"The split '{lacking[0]}' of {where} is {quoted(sorted(found[lacking[0]]), 3)}, and the others are "
-            "Parquet files.",
-            "All splits must be Parquet files.",
-        )
+        theirs = quoted(sorted(found[lacking[0]]), 3)
+        said = f"The split '{lacking[0]}' of {where} is {theirs}, and the others are Parquet files."
+        raise DataError(said, "All splits must be Parquet files.")
     return {split: names for split, names in splits.items() if names}
 
 
 def split_in(name: str) -> str | None:
-    """The split that the name of a folder or file says."""
+    """The split in the name of a folder or file."""
     words = re.split(r"[-._ 0-9]+", name.lower())
     return next((usual_split(word) for word in words if word in _WORDS), None)
 
 
 def folder_parts(folder: str) -> str:
-    """A folder without what says a split, and without data/: what is left tells configurations apart."""
+    """A folder's path without data/ and names of splits: the rest distinguishes configurations."""
     return "/".join(part for part in folder.split("/") if part not in ("", "data") and split_in(part) is None)
 
 
 def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> None:
-    """Refuse tables in several folders that no card explains."""
+    """Refuse tables in several folders without a card."""
     there = {folder_parts(posixpath.dirname(name.removeprefix(base))) for names in splits.values() for name in names}
-    if len(there) > 1:
-        folders = [posixpath.join(base, part) or "(the top folder)" for part in sorted(there)]
-        if all("=" in part for part in there):
-            raise DataError(
-                f"{where} is parted by a column whose values are the names of folders: {quoted(folders)}.",
-                "Write it as one table with that column in it.",
-            )
-        raise DataError(
-            f"{where} has tables in {len(folders)} folders, and no card says whether they are one set: "
-            f"{quoted(folders)}.",
-            f"{_ASK} Or say in README.md what they are (`configs`).",
-        )
+    if len(there) <= 1:
+        return
+    folders = quoted(posixpath.join(base, part) or "(the top folder)" for part in sorted(there))
+    if all("=" in part for part in there):
+        said = f"{where} is partitioned by a column whose values are the names of folders: {folders}."
+        raise DataError(said, "Write it as one table with that column in it.")
+    said = f"{where} has tables in {len(there)} folders, and no card says whether they are one set: {folders}."
+    raise DataError(said, f"{_ASK} Or define them in README.md (`configs`).")
 
 
 def _tell_shared(splits: Mapping[str, Sequence[str]], where: str) -> None:

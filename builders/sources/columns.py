@@ -1,8 +1,7 @@
-"""Which column of a table is the image, which the label, and which class a label is: asked by all that reads tables.
+"""Which column of a table is the image, which the label, and which class a label means; asked by all table readers.
 
-A table is whatever has an Arrow schema: a Parquet file, rows of `datasets`, a stream. Its **image** is a column of
-bytes, or of {bytes, path} as `datasets` writes it. Its **label** is found by name, the surest first (`LABEL_COLUMNS`);
-where several columns could be it, they must name the same class in every row, since nobody could tell which is right.
+The image is a column of bytes, or of {bytes, path} as `datasets` writes it. The label is found by name, the most
+reliable first (`LABEL_COLUMNS`); where several columns could be the label, they must name the same class in each row.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,30 +21,12 @@ from builders.sources.labels import check_names, hub_labels, label_map, refuse, 
 from builders.variants import Choice, Variant
 from builders.wording import quoted
 
-__all__ = [
-    "IMAGE_COLUMNS",
-    "LABEL_COLUMNS",
-    "Columns",
-    "Label",
-    "UnknownLabelsError",
-    "class_label",
-    "disagreement",
-    "find_columns",
-    "holds_images",
-    "label_words",
-    "meanings",
-    "plain",
-    "unknown_labels",
-    "wnids_of",
-]
-
 LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name", "fine_label", "target")
-"""Columns that may hold the class, the surest first."""
-
 IMAGE_COLUMNS = ("image", "img", "jpg", "image_bytes")
-"""Columns that may hold the image, the surest first."""
+"""Names of columns that may hold the class or the image, the most reliable first."""
 
 _NO_LABEL, _UNKNOWN = -1, -2
+_BYTES = "bytes, or {bytes, path} as `datasets` writes it."
 _SAY_WHICH = (
     "Say which: `hfsyn variants new NAME --from PLACE {flag} COLUMN` writes a class map that knows it; then name "
     "NAME.yaml as the variant."
@@ -60,15 +41,15 @@ class UnknownLabelsError(DataError):
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A column that says a class."""
+    """A column with classes."""
 
     column: str
     numbered: bool
     names: tuple[str, ...] | None = None
-    """What its numbers mean; None for a column of text, and for numbers that nobody has named."""
+    """The meaning of its numbers; None for a column of text, and for numbers without names."""
 
     def spoken(self, value: Any) -> str:
-        """A stored label as people would call it in a message."""
+        """A stored label, for a message."""
         if self.numbered and self.names is not None and value is not None and 0 <= value < len(self.names):
             return self.names[value]
         return "no label" if value is None else str(value)
@@ -76,22 +57,22 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of one table that matter."""
+    """The relevant columns of one table."""
 
     where: str
-    """How to call the table in a message."""
+    """The table's name in a message."""
     image: str
     nested: bool
     """Whether an image is {bytes, ...} rather than bytes."""
     has_path: bool
     labels: tuple[Label, ...]
-    """All that could be the label, the surest first."""
+    """All that could be the label, the most reliable first."""
     id: str | None
-    """Rows that this project wrote say their id themselves."""
+    """The column of ids, in rows that hfsyn wrote."""
 
     @property
     def for_index(self) -> list[str]:
-        """What an index reads: never the bytes."""
+        """What an index reads: everything but the bytes."""
         name = [self.id] if self.id else [f"{self.image}.path"] if self.has_path else []
         return [*(label.column for label in self.labels), *name]
 
@@ -109,33 +90,25 @@ class Columns:
 def find_columns(
     schema: pa.Schema, where: str, *, choice: Choice | None = None, names: Mapping[str, Sequence[str]] | None = None
 ) -> Columns:
-    """The columns of images and classes of a table.
+    """The columns of images and classes of a table, which messages call `where`.
 
-    Args:
-        schema: its columns, with what `datasets` says of them in the metadata.
-        where: how to call it in a message.
-        choice: columns that somebody named; they go before any others.
-        names: label names of columns of numbers that the table itself does not have (a dataset's card may say them).
-
-    Raises:
-        DataError: there is no such column, several that could be the image, or one of another kind than is read.
+    The columns of `choice` take precedence. `names` are label names that a dataset's card gives for columns of numbers.
+    Raises DataError if there is no such column, several could be the image, or one has an unsupported type.
     """
     choice = choice or Choice()
     if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
         raise DataError(f"{where} has several columns of one name: {quoted(twice)}.", "Rename or drop them.")
+    for what, wanted in (("images", choice.image_column), ("classes", choice.label_column)):
+        if wanted is not None and wanted not in schema.names:
+            said = f"{where} has no column of {what} '{wanted}'; its columns are {quoted(schema.names)}."
+            raise DataError(said, f"Say which one holds the {what}.")
     image = _image_column(schema, where, choice.image_column)
     kind = schema.field(image).type
     nested = pa.types.is_struct(kind)
-    # A synthetic row's source id may stand in several rows, so that its own goes before.
+    labels = _label_columns(schema, where, choice.label_column, names or {})
+    # Several synthetic rows may have the same source id, so the sample id comes first.
     identity = next((column for column in ("sample_id", "source_id") if column in schema.names), None)
-    return Columns(
-        where,
-        image,
-        nested,
-        nested and kind.get_field_index("path") >= 0,
-        _label_columns(schema, where, choice.label_column, names or {}),
-        identity,
-    )
+    return Columns(where, image, nested, nested and kind.get_field_index("path") >= 0, labels, identity)
 
 
 def class_label(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
@@ -148,17 +121,16 @@ def holds_images(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold images: bytes, or {bytes, path} as `datasets` writes it."""
     if pa.types.is_struct(kind):
         place = kind.get_field_index("bytes")
-        return place >= 0 and _is_bytes(kind.field(place).type)
-    return _is_bytes(kind)
+        kind = kind.field(place).type if place >= 0 else pa.null()
+    return _is_any(kind, "binary", "large_binary", "fixed_size_binary", "binary_view")
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-    return any(test(kind) for test in tests)
+def _is_any(kind: pa.DataType, *names: str) -> bool:
+    return any(getattr(pa.types, f"is_{name}")(kind) for name in names)
 
 
 def _feature(schema: pa.Schema, column: str) -> Mapping[str, Any]:
-    """What `datasets` says of a column in the metadata; empty where it says nothing."""
+    """What `datasets` says about a column in the metadata, if anything."""
     try:
         feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
     except (KeyError, TypeError, ValueError):
@@ -167,50 +139,34 @@ def _feature(schema: pa.Schema, column: str) -> Mapping[str, Any]:
 
 
 def _image_column(schema: pa.Schema, where: str, wanted: str | None) -> str:
-    if wanted is not None and wanted not in schema.names:
-        raise DataError(
-            f"{where} has no column of images '{wanted}'; its columns are {quoted(schema.names)}.",
-            "Say which one holds the images.",
-        )
     able = [field.name for field in schema if holds_images(field.type)]
+    say_which = _SAY_WHICH.format(flag="--image-column")
     if wanted is None:
         declared = [name for name in able if _feature(schema, name).get("_type") == "Image"]
         known = [name for name in IMAGE_COLUMNS if name in able]
         nested = [name for name in able if pa.types.is_struct(schema.field(name).type)]
         found = [name for name in known if name in declared][:1] or known[:1] or declared or nested
         if len(found) > 1:
-            raise DataError(
-                f"{where} has several columns of images: {quoted(found)}.", _SAY_WHICH.format(flag="--image-column")
-            )
+            raise DataError(f"{where} has several columns of images: {quoted(found)}.", say_which)
         wanted = found[0] if found else next((name for name in IMAGE_COLUMNS if name in schema.names), None)
     if wanted is None:
-        raise DataError(
-            f"{where} has no column of images; its columns are {quoted(schema.names)}.",
-            f"Expected one of {quoted(IMAGE_COLUMNS)}, of bytes, or of {{bytes, path}} as `datasets` writes it. "
-            + (_SAY_WHICH.format(flag="--image-column") if able else ""),
-        )
+        said = f"{where} has no column of images; its columns are {quoted(schema.names)}."
+        raise DataError(said, f"Expected one of {quoted(IMAGE_COLUMNS)}, of {_BYTES} {say_which if able else ''}")
     if wanted not in able:
-        raise DataError(
-            f"The column '{wanted}' of {where} holds no images, but {schema.field(wanted).type}.",
-            "Expected bytes, or {bytes, path} as `datasets` writes it.",
-        )
+        said = f"The column '{wanted}' of {where} holds no images, but {schema.field(wanted).type}."
+        raise DataError(said, f"Expected {_BYTES}")
     return wanted
 
 
 def _label_columns(
     schema: pa.Schema, where: str, wanted: str | None, names: Mapping[str, Sequence[str]]
 ) -> tuple[Label, ...]:
-    """The columns that could be the label: those with a meaning of their own, else numbers that nobody has named."""
-    if wanted is not None and wanted not in schema.names:
-        raise DataError(
-            f"{where} has no column of classes '{wanted}'; its columns are {quoted(schema.names)}.",
-            "Say which one holds the labels.",
-        )
+    """The columns that could be the label: text and named numbers, else numbers without names."""
     known = [wanted] if wanted else [name for name in LABEL_COLUMNS if name in schema.names]
-    declared = [field.name for field in schema if class_label(schema, field.name) or field.name in names]
     found = [_as_label(schema, column, names.get(column), where) for column in known]
     if not wanted and not any(label is not None and _meant(label) for label in found):
-        # Other columns with label names count only where no column is called like one: CIFAR-100 has coarse ones too.
+        # Other columns with label names count only if none has a known name: CIFAR-100 has coarse labels too.
+        declared = [field.name for field in schema if class_label(schema, field.name) or field.name in names]
         found += [_as_label(schema, column, names.get(column), where) for column in declared if column not in known]
     labels = [label for label in found if label is not None]
     if labels:
@@ -220,10 +176,8 @@ def _label_columns(
             f"The column '{known[0]}' of {where} holds {schema.field(known[0]).type}, which is not one label an image.",
             "Expected text, or whole numbers with label names.",
         )
-    raise DataError(
-        f"{where} has no column of classes; its columns are {quoted(schema.names)}.",
-        f"Expected one of {quoted(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}",
-    )
+    said = f"{where} has no column of classes; its columns are {quoted(schema.names)}."
+    raise DataError(said, f"Expected one of {quoted(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}")
 
 
 def _meant(label: Label) -> bool:
@@ -231,89 +185,82 @@ def _meant(label: Label) -> bool:
 
 
 def _as_label(schema: pa.Schema, column: str, said: Sequence[str] | None, where: str) -> Label | None:
-    """A column as a label; None where its type is none of a label."""
     kind = schema.field(column).type
     if pa.types.is_dictionary(kind):  # as pandas stores categories
         kind = kind.value_type
-    if any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
+    if _is_any(kind, "string", "large_string", "string_view"):
         return Label(column, False)
-    if not any(test(kind) for test in (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)):
+    if not _is_any(kind, "integer", "floating", "boolean"):
         return None
     own = class_label(schema, column)
     if own is not None and said is not None and own != tuple(said):
         raise DataError(
             f"The labels of {where} (column '{column}') are named {quoted(own, 4)} in the file and {quoted(said, 4)} "
             "by the dataset's card.",
-            "They must be the same: put the card (dataset_info) right.",
+            "They must be the same: fix the card (dataset_info).",
         )
     return Label(column, True, own or (None if said is None else tuple(said)))
 
 
 def plain(values: pa.ChunkedArray, label: Label, where: str) -> pa.Array:
-    """The labels of a column as text or as whole numbers, null where a row has none: null, NaN, -1 or an empty text.
+    """The labels of a column as text or int64; null for a row without one (null, NaN, -1 or an empty text).
 
-    Raises:
-        DataError: a number that is not whole, with its row.
+    Raises DataError, with the row, for a number that is not whole.
     """
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    array = values.combine_chunks()
     if not label.numbered:
         array = array.cast(pa.string())
         return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)
+    labels = f"of {where} (column '{label.column}')"
     if pa.types.is_floating(array.type):
         array = array.cast(pa.float64())
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, pa.float64()), array)
         whole = pc.and_(pc.is_finite(array), pc.equal(pc.floor(array), array))
         if pc.any(pc.invert(whole)).as_py():
             row = pc.index(whole, False).as_py()
-            raise DataError(
-                f"The label in row {row} of {where} (column '{label.column}') is {array[row].as_py()}, which is not a "
-                "whole number.",
-                "Labels are text, or whole numbers with label names.",
-            )
+            said = f"The label in row {row} {labels} is {array[row].as_py()}, which is not a whole number."
+            raise DataError(said, "Labels are text, or whole numbers with label names.")
     try:
         array = array.cast(pa.int64())
     except pa.ArrowInvalid:
-        raise DataError(
-            f"The labels of {where} (column '{label.column}') are too large for label numbers.", "Write text instead."
-        ) from None
+        raise DataError(f"The labels {labels} are too large for label numbers.", "Write text instead.") from None
     return pc.if_else(pc.equal(array, -1), pa.scalar(None, pa.int64()), array)
 
 
 def meanings(
     label: Label, values: Iterable[Any], variant: Variant, *, trusted: bool = False, where: str = ""
 ) -> tuple[dict[Any, str | None], bool]:
-    """The wnid of each label, None for what is not a class of the variant; and whether they go by number.
+    """The wnid of each label value, None for what is not a class of the variant; and whether they go by number.
 
-    Args:
-        label: the column.
-        values: as `plain` gives them, without null.
-        variant: whose classes they are.
-        trusted: whether the table is the variant's own on the Hub, so that its numbers must be those that are known.
-        where: how to call the table in a message.
-
-    Raises:
-        DataError: numbers without names; or names of the variant's own repository that are others than those known.
+    `values` are as from `plain`, without null. `trusted` tables are from the variant's own repository. Raises DataError
+    for numbers without names, and for a trusted table whose label names are not those that the variant knows.
     """
     if not label.numbered:
         return {value: wnid for value, wnid in label_map(variant, values).items() if value is not None}, False
     names = label.names
     if names is None and variant.label_ids:
-        names = variant.hub_label_names  # a class map says them
+        names = variant.hub_label_names  # of the class map
     if names is None:
-        raise DataError(
-            f"The labels of {where or label.column} are numbers without names (column '{label.column}').",
-            "Write the file with `datasets` and a ClassLabel feature, or add a column 'wnid'.",
-        )
-    # A class map knows each name by itself, whatever number it has.
+        said = f"The labels of {where or label.column} are numbers without names (column '{label.column}')."
+        raise DataError(said, "Write the file with `datasets` and a ClassLabel feature, or add a column 'wnid'.")
+    # A class map matches labels by name, whatever their number.
     known = check_names(variant, names) if trusted and not variant.label_ids else hub_labels(variant, names)
-    by_name = label_map(variant, names)
-    # A name that stands twice means two classes, and which of them by number is not said.
-    times = Counter(names)
+    by_name, times = label_map(variant, names), Counter(names)
+    # A name that occurs twice is ambiguous.
     by_number: Sequence[str | None] = known or [by_name[name] if times[name] == 1 else None for name in names]
     found = {value: by_number[value] if 0 <= value < len(by_number) else None for value in values}
     return found, known is not None
+
+
+class _Coded(NamedTuple):
+    label: Label
+    values: pa.Array
+    codes: np.ndarray[Any, Any]
+    """For each row the index of its class, or _NO_LABEL or _UNKNOWN."""
+    unknown: list[str]
+    by_number: bool
 
 
 def wnids_of(
@@ -321,35 +268,26 @@ def wnids_of(
 ) -> tuple[list[str | None], bool]:
     """The wnid of each row, None for a row without a label; and whether the labels go by the variant's numbers.
 
-    Args:
-        columns: of the table.
-        table: at least the label columns.
-        variant: whose classes they are.
-        trusted: as in `meanings`.
-
-    Raises:
-        UnknownLabelsError: labels that are not classes of the variant.
-        DataError: two columns that could be the label and disagree; or as in `plain` and `meanings`.
+    Raises UnknownLabelsError for labels that are not classes of the variant, and DataError if two columns that could be
+    the label disagree, or as `plain` and `meanings`.
     """
-    coded: list[tuple[Label, pa.Array, np.ndarray[Any, Any], list[str], bool]] = []
-    places = {info.wnid: place for place, info in enumerate(variant.classes)}
+    coded = []
+    wnids = [info.wnid for info in variant.classes]
+    places: dict[str | None, int] = {wnid: place for place, wnid in enumerate(wnids)}
     for label in columns.labels:
         values = plain(table.column(label.column), label, columns.where)
-        encoded = values.dictionary_encode() if len(values) else values
-        there = encoded.dictionary.to_pylist() if len(values) else []
+        there = [value for value in values.unique().to_pylist() if value is not None]
         meaning, by_number = meanings(label, there, variant, trusted=trusted, where=columns.where)
-        known = [_UNKNOWN if meaning[value] is None else places[str(meaning[value])] for value in there]
-        codes = np.array([*known, _NO_LABEL], np.int64)
-        rows = encoded.indices.fill_null(len(there)).to_numpy(zero_copy_only=False) if len(values) else []
+        code_of = {value: places.get(meaning[value], _UNKNOWN) for value in there} | {None: _NO_LABEL}
+        codes = np.array([code_of[value] for value in values.to_pylist()], np.int64)
         unknown = [label.spoken(value) for value in there if meaning[value] is None]
-        coded.append((label, values, codes[np.asarray(rows, np.int64)], unknown, by_number))
-    # The surest column all of whose labels are classes; one without any label says nothing.
-    best = min(coded, key=lambda one: (bool(one[3]), not (one[2] >= 0).any(), len(one[3])))
+        coded.append(_Coded(label, values, codes, unknown, by_number))
+    # The most reliable column all of whose labels are classes; an empty one says nothing.
+    best = min(coded, key=lambda one: (bool(one.unknown), not (one.codes >= 0).any(), len(one.unknown)))
     _check_agreement(columns, variant, best, [one for one in coded if one is not best])
-    if best[3]:
-        raise unknown_labels(variant, best[3], columns.where)
-    wnids: list[str | None] = [info.wnid for info in variant.classes]
-    return [None if code < 0 else wnids[code] for code in best[2].tolist()], best[4]
+    if best.unknown:
+        raise unknown_labels(variant, best.unknown, columns.where)
+    return [None if code < 0 else wnids[code] for code in best.codes.tolist()], best.by_number
 
 
 def unknown_labels(variant: Variant, labels: Iterable[str], where: str) -> UnknownLabelsError:
@@ -361,27 +299,26 @@ def unknown_labels(variant: Variant, labels: Iterable[str], where: str) -> Unkno
     return error
 
 
-def _check_agreement(columns: Columns, variant: Variant, best: Any, others: Sequence[Any]) -> None:
-    """Refuse another column that names other classes than the chosen one, unless by a word that both of them have."""
+def _check_agreement(columns: Columns, variant: Variant, best: _Coded, others: Sequence[_Coded]) -> None:
+    """Refuse another column that names other classes than the chosen one, unless by a word that both classes share."""
     for other in others:
-        differ = np.flatnonzero((best[2] >= 0) & (other[2] >= 0) & (best[2] != other[2]))
-        _, firsts = np.unique(np.stack([best[2][differ], other[2][differ]]), axis=1, return_index=True)
+        differ = np.flatnonzero((best.codes >= 0) & (other.codes >= 0) & (best.codes != other.codes))
+        _, firsts = np.unique(np.stack([best.codes[differ], other.codes[differ]]), axis=1, return_index=True)
         for row in sorted(differ[firsts].tolist()):
-            said = [one[0].spoken(one[1][row].as_py()) for one in (best, other)]
-            classes = [variant.classes[int(one[2][row])] for one in (best, other)]
-            words = [label_words(variant, info.wnid) for info in classes]
+            said = [one.label.spoken(one.values[row].as_py()) for one in (best, other)]
+            words = [label_words(variant, variant.classes[one.codes[row]].wnid) for one in (best, other)]
             if spelling(said[1]) not in words[0] and spelling(said[0]) not in words[1]:
-                raise disagreement(columns.where, (best[0].column, other[0].column), said, row)
+                raise disagreement(columns.where, (best.label.column, other.label.column), said, row)
 
 
 def label_words(variant: Variant, wnid: str) -> set[str]:
-    """What a class may be called, as `builders.sources.labels.spelling` gives it: a word may be another class's too."""
+    """All words for a class, normalized by `spelling`; some may be another class's too."""
     info = variant.by_wnid[wnid]
     return {spelling(text) for text in (info.name, *info.lemmas, ", ".join(info.lemmas))}
 
 
 def disagreement(where: str, columns: Sequence[str], said: Sequence[Any], row: int | None = None) -> DataError:
-    """The error for two columns that could both be the label and do not mean the same."""
+    """The error for two columns that could both be the label and disagree."""
     at = "" if row is None else f"in row {row}, "
     return DataError(
         f"Two columns of {where} could be the label, and they disagree: {at}'{columns[0]}' says '{said[0]}' and "

@@ -1,50 +1,36 @@
-"""The drawn world: ten shapes in eight colours on textured backgrounds, as pure functions.
+"""The drawn, built-in variants: ten shapes in eight colours on textured backgrounds, as pure functions and as a source.
 
-A `Drawing` says everything that an image shows; `draw` turns it into pixels, `caption_of` into words, and
-`parse_caption` words back into attributes. `sample_attributes` picks the drawing of one index. Everything depends only
-on its arguments and on integer hashes (SHA-256 and SHAKE-256 of a text), so that a drawing is the same on every
-platform and Python version.
+A `Drawing` describes an image completely: `draw` turns it into pixels, `caption_of` into words, and `parse_caption`
+words back into attributes. `sample_attributes` gives the drawing of an index. All of it depends only on the arguments
+and on hashes, so that drawings are the same on every platform and Python version.
 
-The world, in numbers:
-
-- frame 32 x 32 pixels, RGB; the shape's mask is drawn four times larger and averaged down;
-- shape: one of 10, class = index % 10; it spans 62 to 86 % of the frame (`SIZE_RANGE`) and stays inside it;
-- centre at most 2.5 pixels off the middle on each axis, rotation within 15 degrees;
-- colour and background: 8 each, drawn independently, except that pairs too alike to tell apart are never drawn
-  (`contrasts`); texture of the background: 5; phase and direction of the texture, and a noise of at most 4 of 255
-  levels, come from `variation`.
-
-In the world "shapes" all attributes are independent of the class. In "shapes-context" the colour, the background and
-the texture are each, with probability 0.75 and independently of each other, the class's own (`CONTEXTS`), else drawn as
-in "shapes": as in photographs, what surrounds a thing then says something about the thing.
+The shape's class is index % 10; colour, background and texture are drawn independently, except for pairs of colour and
+background with too little contrast. In "shapes-context" each of the three is with probability 0.75 that of the class
+(`CONTEXTS`): as in photographs, the surroundings then say something about the class.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import random
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-SHAPES: tuple[str, ...] = (
-    "circle",
-    "square",
-    "triangle",
-    "star",
-    "cross",
-    "ring",
-    "heart",
-    "crescent",
-    "arrow",
-    "hourglass",
-)
-"""The shapes in label order."""
+from builders.errors import DataError
+from builders.sources.rows import IndexEntry, SourceRow
+from builders.variants import ClassInfo, get_variant
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent", "arrow", "hourglass")
+"""In label order."""
 
 _COLOUR_RGB: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 40),
@@ -68,30 +54,26 @@ _BACKGROUND_RGB: dict[str, tuple[int, int, int]] = {
 }
 _TEXTURE_WORDS = {"plain": "plain", "gradient": "gradient", "stripes": "striped", "dots": "dotted", "checks": "checked"}
 
-COLOURS: tuple[str, ...] = tuple(_COLOUR_RGB)
-BACKGROUNDS: tuple[str, ...] = tuple(_BACKGROUND_RGB)
-TEXTURES: tuple[str, ...] = tuple(_TEXTURE_WORDS)
-
-WORLDS: tuple[str, ...] = ("shapes", "shapes-context")
+COLOURS, BACKGROUNDS, TEXTURES = tuple(_COLOUR_RGB), tuple(_BACKGROUND_RGB), tuple(_TEXTURE_WORDS)
+WORLDS = ("shapes", "shapes-context")
 CANVAS = 32
 """Side of a drawing in pixels."""
 SIZE_RANGE = (0.62, 0.86)
 """Span of a shape before rotation, as a fraction of the frame."""
 MAX_OFFSET = 2.5
 """Largest distance of the centre from the middle of the frame on each axis, in pixels."""
-MAX_ROTATION = 15.0
-"""Degrees to either side."""
+MAX_ROTATION = 15.0  # degrees to either side
 CONTEXT_SHARE = 0.75
 """In "shapes-context": the probability of each of the class's own attributes."""
 
 _SUPERSAMPLE = 4
-_NOISE_LEVELS = 4.0  # of 255; enough that no two drawings are equal, too little to hide anything
+_NOISE_LEVELS = 4.0  # of 255; makes all drawings different, and is barely visible
 _MIN_CONTRAST = 127.0  # Euclidean distance in RGB; below it a shape is hard to see on its background
 _MARGIN = 0.5  # pixels between a shape and the edge of the frame
 
 
 class Context(NamedTuple):
-    """What a class is usually seen with in the world "shapes-context"."""
+    """The usual attributes of a class in the world "shapes-context"."""
 
     colour: str
     background: str
@@ -114,11 +96,10 @@ CONTEXTS: dict[str, Context] = {
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Everything that one image shows.
+    """Everything that an image shows.
 
     `size` is the span of the shape as a fraction of the frame, `x` and `y` the centre's distance from the middle in
-    pixels (right and down), `rotation` in degrees clockwise, and `variation` the number from which the texture's phase
-    and the noise come.
+    pixels (right and down), `rotation` in degrees clockwise; `variation` seeds the texture's phase and the noise.
     """
 
     shape: str
@@ -137,16 +118,16 @@ class Drawing:
 
 @cache
 def contrasts(colour: str, background: str) -> bool:
-    """Whether a shape of that colour is easy to see on that background; other pairs are never drawn."""
+    """Whether a shape of that colour is easy to see on that background."""
     return colour != background and math.dist(_COLOUR_RGB[colour], _BACKGROUND_RGB[background]) >= _MIN_CONTRAST
 
 
 def sample_attributes(seed: int, split: str, index: int, *, world: str = "shapes") -> Drawing:
-    """The drawing of one index of a split: class `index % 10`, all else by chance from a hash of the arguments."""
+    """The drawing of one index of a split: class `index % 10`, all else random, seeded by a hash of the arguments."""
     if world not in WORLDS:
         raise ValueError(f"unknown drawn world {world!r}; there are {', '.join(WORLDS)}")
     digest = hashlib.sha256(f"{world}/{seed}/{split}/{index}".encode()).digest()
-    # Only random() is promised to give the same stream in every Python version, so everything is made from it.
+    # Only random() is guaranteed to give the same sequence in every Python version.
     rng = random.Random(int.from_bytes(digest[:16], "big"))
     shape = SHAPES[index % len(SHAPES)]
     own = CONTEXTS[shape] if world == "shapes-context" else None
@@ -179,17 +160,17 @@ def sample_attributes(seed: int, split: str, index: int, *, world: str = "shapes
 
 
 def caption_of(drawing: Drawing) -> str:
-    """The true caption: all four attributes in one fixed grammar, as in "a red star on a striped blue background"."""
+    """The true caption with all four attributes: "a red star on a striped blue background"."""
     article = "an" if drawing.colour[0] in "aeiou" else "a"
     texture = _TEXTURE_WORDS[drawing.texture]
     return f"{article} {drawing.colour} {drawing.shape} on a {texture} {drawing.background} background"
 
 
 def parse_caption(text: str) -> dict[str, str | None]:
-    """The attributes (`shape`, `colour`, `background`, `texture`) that a text names; None for what is missing.
+    """The attributes (`shape`, `colour`, `background`, `texture`) that a text names; None for missing ones.
 
-    Words before the last "on" speak of the shape, words after it of the background, so that any prompt that ends in a
-    caption can be read too. Where a part names two values, the last one counts.
+    Words before the last "on" describe the shape, words after it the background, so that prompts that end in a caption
+    are understood too. If there are two values of one attribute, the last one counts.
     """
     words = re.findall(r"[a-z]+", text.lower())
     split = len(words) - 1 - words[::-1].index("on") if "on" in words else len(words)
@@ -206,73 +187,57 @@ def parse_caption(text: str) -> dict[str, str | None]:
 # --- pixels ------------------------------------------------------------------------------------------------------
 
 Outline = list[tuple[float, float]]
+_TURNS = [2 * math.pi * k / 64 for k in range(64)]
 
 
-def _arc(radius: float, centre: tuple[float, float] = (0.0, 0.0), corners: int = 64) -> Outline:
-    turns = (2 * math.pi * k / corners for k in range(corners))
-    return [(centre[0] + radius * math.cos(t), centre[1] + radius * math.sin(t)) for t in turns]
+def _arc(radius: float, x: float = 0.0) -> Outline:
+    return [(x + radius * math.cos(t), radius * math.sin(t)) for t in _TURNS]
 
 
-def _star(points: int = 5, outer: float = 1.06, inner: float = 0.45) -> Outline:
-    spokes = ((outer if k % 2 == 0 else inner, math.pi * k / points - math.pi / 2) for k in range(2 * points))
+def _star() -> Outline:
+    spokes = ((1.06 if k % 2 == 0 else 0.45, math.pi * k / 5 - math.pi / 2) for k in range(10))
     return [(radius * math.cos(t), radius * math.sin(t)) for radius, t in spokes]
 
 
-def _heart(corners: int = 64) -> Outline:
-    turns = [2 * math.pi * k / corners for k in range(corners)]
-    return [
-        (
-            math.sin(t) ** 3,
-            -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 - 0.15,
-        )
-        for t in turns
-    ]
+def _heart() -> Outline:
+    def y(t: float) -> float:
+        return -(13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) / 16 - 0.15
+
+    return [(math.sin(t) ** 3, y(t)) for t in _TURNS]
 
 
-@cache
-def _outlines(shape: str) -> tuple[tuple[Outline, bool], ...]:
-    """Polygons in the square from -1 to 1 (y down), each with whether it is filled (True) or cut out (False)."""
-    match shape:
-        case "circle":
-            return ((_arc(1.0), True),)
-        case "square":
-            return (([(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)], True),)
-        case "triangle":
-            return (([(0.0, -0.98), (0.98, 0.8), (-0.98, 0.8)], True),)
-        case "star":
-            return ((_star(), True),)
-        case "cross":
-            a, b = 0.32, 0.98
-            return (([(-a, -b), (a, -b), (a, b), (-a, b)], True), ([(-b, -a), (b, -a), (b, a), (-b, a)], True))
-        case "ring":
-            return ((_arc(1.0), True), (_arc(0.54), False))
-        case "heart":
-            return ((_heart(), True),)
-        case "crescent":
-            return ((_arc(1.0), True), (_arc(0.88, (0.52, 0.0)), False))
-        case "arrow":
-            tail = [(-1.0, -0.28), (0.05, -0.28), (0.05, -0.85)]
-            return (([*tail, (1.0, 0.0), *[(x, -y) for x, y in reversed(tail)]], True),)
-        case "hourglass":
-            return (([(-0.8, -0.95), (0.8, -0.95), (0.1, 0.0), (0.8, 0.95), (-0.8, 0.95), (-0.1, 0.0)], True),)
-    raise ValueError(f"unknown shape {shape!r}; there are {', '.join(SHAPES)}")
+_BAR: Outline = [(-0.32, -0.98), (0.32, -0.98), (0.32, 0.98), (-0.32, 0.98)]
+_HALF_ARROW: Outline = [(-1.0, -0.28), (0.05, -0.28), (0.05, -0.85)]
+_OUTLINES: dict[str, list[tuple[Outline, bool]]] = {
+    "circle": [(_arc(1.0), True)],
+    "square": [([(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)], True)],
+    "triangle": [([(0.0, -0.98), (0.98, 0.8), (-0.98, 0.8)], True)],
+    "star": [(_star(), True)],
+    "cross": [(_BAR, True), ([(y, x) for x, y in _BAR], True)],
+    "ring": [(_arc(1.0), True), (_arc(0.54), False)],
+    "heart": [(_heart(), True)],
+    "crescent": [(_arc(1.0), True), (_arc(0.88, 0.52), False)],
+    "arrow": [([*_HALF_ARROW, (1.0, 0.0), *((x, -y) for x, y in reversed(_HALF_ARROW))], True)],
+    "hourglass": [([(-0.8, -0.95), (0.8, -0.95), (0.1, 0.0), (0.8, 0.95), (-0.8, 0.95), (-0.1, 0.0)], True)],
+}
+"""Polygons in the square from -1 to 1 (y down), each with whether it is filled (True) or cut out (False)."""
 
 
 def _mask(drawing: Drawing) -> np.ndarray:
-    """How much of each pixel the shape covers: float32 (32, 32) in [0, 1]."""
+    """The share of each pixel that the shape covers: float32 (32, 32) in [0, 1]."""
     turn = math.radians(drawing.rotation)
     cos, sin = math.cos(turn), math.sin(turn)
     half = drawing.size * CANVAS / 2
     placed = [
         ([((x * cos - y * sin) * half, (x * sin + y * cos) * half) for x, y in outline], filled)
-        for outline, filled in _outlines(drawing.shape)
+        for outline, filled in _OUTLINES[drawing.shape]
     ]
     corners = [corner for outline, filled in placed if filled for corner in outline]
     centre = []
     for axis, offset in enumerate((drawing.x, drawing.y)):
         low, high = min(c[axis] for c in corners), max(c[axis] for c in corners)
         middle = CANVAS / 2 + offset
-        # The whole shape stays in the frame: an offset that would push it over an edge is shortened.
+        # Offsets are shortened so that the whole shape stays in the frame.
         centre.append(min(max(middle, _MARGIN - low), CANVAS - _MARGIN - high))
     big = Image.new("L", (CANVAS * _SUPERSAMPLE, CANVAS * _SUPERSAMPLE), 0)
     pen = ImageDraw.Draw(big)
@@ -290,35 +255,25 @@ def _texture(texture: str, dice: bytes) -> np.ndarray:
         case "plain":
             return np.zeros((CANVAS, CANVAS), dtype=np.float32)
         case "gradient":
-            along = (x, y, CANVAS - 1 - x, CANVAS - 1 - y)[direction]
-            return along / np.float32(CANVAS - 1)
-        case "stripes":
-            # Period 8 pixels across, along the axes or the diagonals.
+            return (x, y, CANVAS - 1 - x, CANVAS - 1 - y)[direction] / np.float32(CANVAS - 1)
+        case "stripes":  # a period of 8 pixels, along the axes or the diagonals
             across = (x, y, (x + y) / math.sqrt(2), (x - y) / math.sqrt(2))[direction]
             return np.clip(0.5 + 1.6 * np.sin(2 * math.pi * (across / 8 + first)), 0, 1).astype(np.float32)
-        case "dots":
-            # Dots of radius 2 on a square grid of 8 pixels.
+        case "dots":  # of radius 2, on a square grid of 8 pixels
             dx, dy = (x + 8 * first) % 8 - 4, (y + 8 * second) % 8 - 4
             return np.clip(2.5 - np.hypot(dx, dy), 0, 1).astype(np.float32)
-        case "checks":
-            # Fields of 6 pixels.
+        case "checks":  # of 6 pixels
             wave = np.sin(math.pi * (x / 6 + first)) * np.sin(math.pi * (y / 6 + second))
             return np.clip(0.5 + 3 * wave, 0, 1).astype(np.float32)
     raise ValueError(f"unknown texture {texture!r}; there are {', '.join(TEXTURES)}")
 
 
-@cache
-def _tones(background: str) -> tuple[np.ndarray, np.ndarray]:
-    """The two tones of a background: its colour, and that colour lighter (if dark) or darker (if light)."""
-    base = np.array(_BACKGROUND_RGB[background], dtype=np.float32)
-    towards = 255.0 if base.mean() < 110 else 0.0
-    return base, base + np.float32(0.27) * (towards - base)
-
-
 def draw_array(drawing: Drawing) -> np.ndarray:
     """The pixels of a drawing: uint8 (32, 32, 3)."""
     dice = hashlib.shake_256(f"{drawing.variation}".encode()).digest(3 + CANVAS * CANVAS * 3)
-    base, tone = _tones(drawing.background)
+    base = np.array(_BACKGROUND_RGB[drawing.background], dtype=np.float32)
+    # The texture's second tone is lighter on dark backgrounds and darker on light ones.
+    tone = base + np.float32(0.27) * ((255.0 if base.mean() < 110 else 0.0) - base)
     share = _texture(drawing.texture, dice[:3])[..., None]
     ground = base * (1 - share) + tone * share
     mask = _mask(drawing)[..., None]
@@ -330,3 +285,64 @@ def draw_array(drawing: Drawing) -> np.ndarray:
 def draw(drawing: Drawing) -> Image.Image:
     """The image of a drawing: RGB, 32 x 32."""
     return Image.fromarray(draw_array(drawing))
+
+
+# --- a source ----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)  # tests ask for the same few thousand
+def png_of(drawing: Drawing) -> bytes:
+    """The drawing as a PNG file of about 2 KB."""
+    buffer = io.BytesIO()
+    draw(drawing).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+class ShapesSource:
+    """One split of a drawn variant; nothing is drawn before `read`. Satisfies `builders.sources.rows.Source`.
+
+    `seed` selects another set of drawings of the same kind; 0 is the variant itself. `limit_per_class` keeps the first
+    drawings of each class. The source id of image `index` is `{wnid}/{split}_{index:06d}.png`.
+    """
+
+    left_out: Mapping[str, int] = {}
+
+    def __init__(
+        self, *, variant: str = "shapes", split: str = "train", seed: int = 0, limit_per_class: int | None = None
+    ) -> None:
+        found = get_variant(variant)
+        if not found.drawn:
+            raise DataError(f"The variant '{variant}' is not a drawn one.", "The drawn ones: shapes, shapes-context.")
+        self.variant, self.split, self.seed = found.name, found.split(split), seed
+        self.classes: tuple[ClassInfo, ...] = found.classes
+        per_class = found.splits[self.split] // len(SHAPES)
+        self._count = len(SHAPES) * (per_class if limit_per_class is None else min(limit_per_class, per_class))
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def layout(self) -> str:
+        """What there is, in one line."""
+        return f"{self._count} images of {CANVAS} x {CANVAS} pixels, drawn on demand ({self.variant}, seed {self.seed})"
+
+    def drawing(self, index: int) -> Drawing:
+        """The drawing of image `index` of the split."""
+        return sample_attributes(self.seed, self.split, index, world=self.variant)
+
+    def index(self) -> Iterator[IndexEntry]:
+        """The images by index: the classes take turns."""
+        return map(self.entry, range(self._count))
+
+    def entry(self, index: int) -> IndexEntry:
+        """The index entry of one image."""
+        wnid = self.classes[index % len(SHAPES)].wnid
+        source_id = f"{wnid}/{self.split}_{index:06d}.png"
+        return IndexEntry(source_id=source_id, wnid=wnid, location=source_id, row=0)
+
+    def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
+        """The images of these entries in order, as PNG files."""
+        for entry in entries:
+            name = PurePosixPath(entry.source_id)
+            drawing = self.drawing(int(name.stem.rpartition("_")[2]))
+            yield SourceRow(source_id=entry.source_id, wnid=entry.wnid, image=png_of(drawing), path=name.name)

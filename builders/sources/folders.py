@@ -1,18 +1,17 @@
-"""Local folders of image files, in the layouts that people have.
+"""Local folders of image files, in many layouts.
 
-    <path>/train/<wnid>/*.JPEG            class folders, a folder a split (ImageNet, Imagenette, torchvision)
+    <path>/train/<wnid>/*.JPEG            class folders, a folder per split (ImageNet, Imagenette, torchvision)
     <path>/<wnid>/*.JPEG                  class folders without splits
     <path>/imagenet-a/<wnid>/*.jpg        the folder that the set's original archive unpacks to
     <path>/0/*.jpeg, <path>/10/*.jpeg     ImageNetV2's class numbers, read as numbers
     <path>/train/<wnid>/images/*.JPEG     Tiny ImageNet as it is published, with
     <path>/val/images/*.JPEG                  val/val_annotations.txt beside the images
-    <path>/train/n01440764_10026.JPEG     images whose names, or a list beside them, say the class
+    <path>/train/n01440764_10026.JPEG     images with the class in their names, or in a list beside them
     <path>/**/train-*.parquet             Parquet: read by builders.sources.parquet
 
-A set that only tests a classifier may lie in test/, in val/, or in no split folder. A class folder may also be named by
-a class's name. The classes may be some of the variant's. All of it may lie a few folders deeper, as archives unpack.
-`builders.sources.folder_layouts` decides what is what. The index is sorted by wnid, then by file name, whatever the
-file system says.
+A set that only tests a classifier may lie in test/, in val/, or in no split folder. Class folders may also have class
+names, and some classes may be missing. All of it may lie a few folders deeper, as archives unpack.
+`builders.sources.folder_layouts` decides what is what.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -28,66 +27,62 @@ from pathlib import Path
 
 from builders.errors import DataError
 from builders.file_names import as_path, as_text, shown
-from builders.sources.folder_contents import contents, images_below, named
-from builders.sources.folder_layouts import Layout, Part, folder_layout
+from builders.sources.folder_contents import (
+    Contents,
+    Part,
+    check_place,
+    contents,
+    images_below,
+    listing,
+    named,
+    refuse_others,
+)
+from builders.sources.folder_layouts import Layout, folder_layout
 from builders.sources.labels import check_numbers, label_map, refuse
-from builders.sources.other_layouts import check_place, listing, refuse_others
 from builders.sources.rows import IndexEntry, Source, SourceRow
 from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
 from builders.wording import quoted
 
-__all__ = ["FolderSource", "LabelImages", "beside", "images_of_label", "layout_of", "local_splits", "open_path"]
-
 _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
-"""What may be wrong with one file while the disk is well, if the file is still there."""
+"""Errors of a single file, if it still exists, that do not mean that the disk is gone."""
 
 
 @dataclass
 class LabelImages:
-    """The images that have one label, and what else lies in their folders."""
+    """The images with one label, and what else lies in their folders."""
 
     names: dict[str, Path] = field(default_factory=dict)
-    """Name of each file, as the system has it -> its folder."""
+    """File name, as the system has it -> folder."""
     others: Counter[str] = field(default_factory=Counter)
     """Reason in words -> number of files that are not read."""
     archives: list[str] = field(default_factory=list)
     deeper: dict[str, int] = field(default_factory=dict)
-    """Folder in a class folder, from the split's folder on -> number of images in it, which are not read."""
+    """Folder within a class folder, relative to the split's -> number of images in it, which are not read."""
 
 
-def images_of_label(part: Part, label: str) -> LabelImages:
-    """Everything in the folders of a label.
-
-    Raises DataError for two files of one name in a class, and for a folder that cannot be listed.
-    """
+def images_of(part: Part, labels: Iterable[str], called: str) -> LabelImages:
+    """Everything in the folders of the labels of one class. Raises DataError for two files of one name."""
     found = LabelImages()
-    for folder in part.labels[label]:
-        there = contents(folder) if part.names is None else None
-        for name in part.names[label] if part.names is not None else there.images if there else ():
-            if name in found.names:
-                raise _same_name(label, name, found.names[name], folder)
-            found.names[name] = folder
-        if there is None:
-            continue
-        found.others.update(there.others)
-        found.archives += there.archives
-        inner = [folder / name for name in there.folders if folder / name not in part.labels[label]]
-        for place, count in (item for one in inner for item in images_below(one).items()):
-            found.deeper[str(place.relative_to(part.folder))] = count
+    for label in labels:
+        for folder in part.labels[label]:
+            there = contents(folder) if part.names is None else Contents(images=list(part.names[label]))
+            for name in there.images:
+                if name in found.names:
+                    first, second = shown(found.names[name]), shown(folder)
+                    raise DataError(
+                        f"The class {shown(called)} has two images named '{shown(name)}': in {first} and in {second}.",
+                        "File names must be unique within a class, because they identify the image. Rename one.",
+                    )
+                found.names[name] = folder
+            found.others.update(there.others)
+            found.archives += there.archives
+            for inner in (folder / name for name in there.folders if folder / name not in part.labels[label]):
+                found.deeper |= {str(place.relative_to(part.folder)): n for place, n in images_below(inner).items()}
     return found
 
 
-def _same_name(label: str, name: str, first: Path, second: Path) -> DataError:
-    return DataError(
-        f"The class {shown(label)} has two images named '{shown(name)}': in {shown(first)} and in {shown(second)}.",
-        "File names must be unique in a class, because they identify an image. Rename one of them.",
-    )
-
-
 def beside(part: Part) -> tuple[list[str], dict[str, int], dict[str, int]]:
-    """What lies beside the class folders of a part: folders without images, deeper ones with their images counted, and
-    what else is not read, by reason.
-    """
+    """What lies beside the class folders: folders without images, deeper folder -> images, reason -> other items."""
     if part.names is not None:
         return [], {}, dict(part.left_out)
     there = contents(part.folder)
@@ -108,7 +103,7 @@ class FolderSource:
     def __init__(
         self, root: Path, part: Part, wnids: Mapping[str, str], variant: Variant, layout: str, limit: int | None
     ) -> None:
-        """`wnids`: label -> wnid, of all labels of the part. `limit`: images a class."""
+        """`wnids`: label -> wnid, of all labels of the part. `limit`: images per class."""
         self.root, self._part = root, part
         self._variant, self._limit = variant, limit
         self._labels: dict[str, list[str]] = {}
@@ -128,29 +123,21 @@ class FolderSource:
             yield from self.index_part(wnid)
 
     def parts(self) -> list[str]:
-        """Pieces of the index that can be listed one by one: the wnids."""
+        """Parts of the index that can be listed separately: the wnids."""
         return sorted(self._labels)
 
     def index_part(self, wnid: str) -> Iterator[IndexEntry]:
         """The images of one class, as in `index`."""
-        names: dict[str, Path] = {}
-        for label in self._labels[wnid]:
-            found = images_of_label(self._part, label)
-            for name, folder in found.names.items():
-                if name in names:
-                    raise _same_name(wnid, name, names[name], folder)
-                names[name] = folder
-            found.names = {}  # what is kept are the counts
-            self._seen[label] = found
+        self._seen[wnid] = found = images_of(self._part, self._labels[wnid], wnid)
+        names, found.names = found.names, {}  # only the counts are kept
         for name in islice(sorted(names, key=as_text), self._limit):
             location = as_text((names[name] / name).relative_to(self.root).as_posix())
             yield IndexEntry(source_id=f"{wnid}/{as_text(name)}", wnid=wnid, location=location, row=0)
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """What lies in the split and is not in the index, by reason; lists the class folders that were not yet."""
-        every = [label for labels in self._labels.values() for label in labels]
-        seen = [self._seen.get(label) or images_of_label(self._part, label) for label in every]
+        """Reason -> number of things in the split that are not in the index; lists the remaining class folders."""
+        seen = [self._seen.get(wnid) or images_of(self._part, labels, wnid) for wnid, labels in self._labels.items()]
         empty, deeper, left = beside(self._part)
         others = sum((found.others for found in seen), Counter[str]())
         archives = [name for found in seen for name in found.archives]
@@ -167,41 +154,32 @@ class FolderSource:
         return {reason: count for reason, count in by_reason if count}
 
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
-        """The files' bytes in the order of `entries`; empty, with the reason, for a file that alone cannot be read.
+        """The files' bytes in the order of `entries`; empty, with the reason, for a single file that cannot be read.
 
-        Raises DataError where a file of the index is gone, or its folder, or the disk.
+        Raises DataError where a file of the index, its folder or the disk is gone.
         """
         for entry in entries:
             image, problem = b"", ""
-            path = self.path_of(entry)
+            path = self.root / as_path(entry.location)
             try:
                 image = path.read_bytes()
             except OSError as error:
                 problem = f"cannot be read: {_fault(path, error)}"
             yield SourceRow(entry.source_id, entry.wnid, image, entry.location.rsplit("/", 1)[-1], problem)
 
-    def path_of(self, entry: IndexEntry) -> Path:
-        """The file of an entry."""
-        return self.root / as_path(entry.location)
-
 
 def open_path(
-    variant: Variant,
-    split: str,
-    path: str | os.PathLike[str],
-    *,
-    config: str | None = None,
-    limit_per_class: int | None = None,
+    variant: Variant, split: str, path: str | os.PathLike[str], *, limit_per_class: int | None = None
 ) -> Source:
-    """The split of a variant in a local folder or Parquet file, in whichever layout it has; of tables, `config`.
+    """The split of a variant in a local folder or Parquet file, in whichever layout.
 
-    Raises DataError, saying what was found there, if there is no such folder or split, no image, or if labels are not
-    the variant's.
+    Raises DataError, which says what was found, if there is no such folder or split, no image, or if labels are not the
+    variant's.
     """
     from builders.sources.parquet import open_parquet  # pyarrow only where it is needed
 
     top = check_place(path)
-    tables = open_parquet(variant, top, split, config=config, limit_per_class=limit_per_class)
+    tables = open_parquet(variant, top, split, limit_per_class=limit_per_class)
     if tables is not None:
         return tables
     layout = layout_of(top, variant)
@@ -212,19 +190,25 @@ def open_path(
 
 
 def _splits(variant: Variant, split: str) -> list[str]:
-    """Where a split may lie: validation images are what people keep sets for testing beside."""
+    """Names of a split: a set that only tests a classifier may also lie in val/."""
     return [split, "validation"] if variant.tests_only else [split]
 
 
 def layout_of(top: Path, variant: Variant) -> Layout:
-    """What lies in a folder of images, whose classes may be a variant's; see `builders.sources.folder_layouts`."""
-    found = folder_layout(_unpacked(variant, top), lambda label: label_map(variant, [label])[label] is not None)
-    _check_archive(variant, found.root)
+    """The layout of a folder of images, given a variant; see `builders.sources.folder_layouts`."""
+    inner = top / variant.archive_folder  # the folder of the variant's original archive
+    root = inner if variant.archive_folder and inner.is_dir() and folder_layout(inner).parts else top
+    found = folder_layout(root, lambda label: label_map(variant, [label])[label] is not None)
+    # ImageNetV2's three archives differ only in their names.
+    others = (v.name for v in VARIANTS.values() if v.archive_folder and v.archive_folder == found.root.name)
+    other = next(others, variant.name)
+    if other != variant.name and variant.archive_folder:
+        said = f"'{found.root}' is the folder of '{other}', not of '{variant.name}'."
+        raise DataError(said, f"Give the folder {variant.archive_folder}, or name the variant {other}.")
     return found
 
 
 def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataError:
-    """Why a split is not read from a folder."""
     wanted = " or ".join(f"{name}/" for key in _splits(variant, split) for name in SPLIT_WORDS[key])
     if layout.parts:
         archives = sorted(contents(layout.root).archives)
@@ -239,15 +223,15 @@ def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataErr
     )
 
 
-def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | None = None) -> list[str]:
-    """The variant's splits that are in a local folder; the first one alone where the layout knows no splits.
+def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
+    """The variant's splits in a local folder; only the first one where the layout has no splits.
 
     Raises DataError if there is no such folder.
     """
     from builders.sources.on_disk import split_there, tables_of
 
     top = check_place(path)
-    there = tables_of(variant, top, config)
+    there = tables_of(variant, top)
     if there is not None:
         tables = there[1]
         found = [split for split in variant.splits if tables.named and split_there(variant, tables, split)]
@@ -258,32 +242,13 @@ def local_splits(variant: Variant, path: str | os.PathLike[str], config: str | N
     return found or list(variant.splits)[:1]
 
 
-def _unpacked(variant: Variant, root: Path) -> Path:
-    """The folder of the variant's original archive, if that is in `root`; else `root` itself."""
-    inner = root / variant.archive_folder
-    return inner if variant.archive_folder and inner.is_dir() and folder_layout(inner).parts else root
-
-
-def _check_archive(variant: Variant, root: Path) -> None:
-    """Raise DataError for the folder of another variant's archive: ImageNetV2's three are alike but for their names."""
-    other = next(
-        (v.name for v in VARIANTS.values() if v.archive_folder and v.archive_folder == root.name), variant.name
-    )
-    if other != variant.name and variant.archive_folder:
-        raise DataError(
-            f"'{root}' is the folder of '{other}', not of '{variant.name}'.",
-            f"Give the folder {variant.archive_folder}, or name the variant {other}.",
-        )
-
-
 def _folder_source(variant: Variant, layout: Layout, part: Part, limit: int | None) -> FolderSource:
-    where = f"the folders of '{shown(part.folder)}'" if part.names is None else f"'{shown(part.folder)}'"
+    where = f"'{shown(part.folder)}'"
     if part.names is None:
-        check_numbers(variant, part.labels, f"'{shown(part.folder)}'")
+        check_numbers(variant, part.labels, where)
     wnids = label_map(variant, part.labels)
-    unmatched = [label for label, wnid in wnids.items() if wnid is None]
-    if unmatched:
-        raise refuse(variant, unmatched, where)
+    if unmatched := [label for label, wnid in wnids.items() if wnid is None]:
+        raise refuse(variant, unmatched, f"the folders of {where}" if part.names is None else where)
     labels = {str(label): str(wnid) for label, wnid in wnids.items()}
     called = "wnid" if all(label == wnid for label, wnid in labels.items()) else "class name"
     if variant.numbered_folders and all(label.isdecimal() for label in labels):
@@ -298,16 +263,16 @@ def _folder_source(variant: Variant, layout: Layout, part: Part, limit: int | No
 def _fault(path: Path, error: OSError) -> str:
     """Why this one file cannot be read, in the system's words.
 
-    Raises DataError where it is not the file's own fault: of a disk that is away, every image would pass for a bad one.
+    Raises DataError where the disk or folder may be gone: otherwise every image would count as a bad one.
     """
-    target = Path(os.path.realpath(path))  # of a link, what matters is where it leads
+    target = Path(os.path.realpath(path))  # of a link, its target matters
     if error.errno in _OF_ONE_FILE and os.path.lexists(target):
         return error.strerror or type(error).__name__
     if error.errno == errno.ENOENT and path.is_symlink() and target.parent.is_dir():
         return "the link leads to no file"
     raise DataError(
         f"{shown(path)} cannot be read: {error.strerror or error}.",
-        "The images must stay as they were when the run began. What is finished is kept: put them back, and run the "
-        "same command again to continue.",
+        "The images must not change during a run. Finished work is kept: put them back, and run the same command "
+        "again to continue.",
         code=4,
     ) from error

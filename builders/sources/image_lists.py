@@ -1,12 +1,12 @@
-"""Which class each image of one flat folder is: by a list that lies near it, or by the images' own names.
+"""The class of each image in a flat folder: from a list near it, or from the images' own names.
 
     val/images/ and val/val_annotations.txt                   Tiny ImageNet
     val/ and LOC_val_solution.csv                             ImageNet as Kaggle gives it
     val/ and imagenet_2012_validation_synset_labels.txt       a wnid for each validation image, in order
     val/ and ILSVRC2012_validation_ground_truth.txt           the devkit's numbers, with map_clsloc.txt or meta.mat
-    n01440764_10026.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG      the name says it
+    n01440764_10026.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG      the name contains it
 
-The devkit's numbers are ILSVRC's own, 1 for the kit fox: they are not the places of the sorted wnids.
+The devkit's numbers are ILSVRC's own, 1 for the kit fox: they are not the positions of the sorted wnids.
 """
 
 from __future__ import annotations
@@ -14,16 +14,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
 from builders.file_names import as_path, shown
-from builders.sources.folder_contents import contents, named
+from builders.sources.folder_contents import IMAGES, Part, contents, named
 from builders.sources.labels import file_wnid, is_wnid
-
-__all__ = ["ANNOTATIONS", "Listed", "labelled_images"]
 
 ANNOTATIONS = "val_annotations.txt"
 _KAGGLE = "LOC_val_solution.csv"
@@ -36,29 +33,27 @@ _CLASSES = 1000
 _ORIGINAL = re.compile(r"ILSVRC2012_val_(\d{8})\.jpe?g", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """The images of one folder by their label."""
-
-    names: Mapping[str, Sequence[str]]
-    """Label -> names of the files, as the system has them."""
-    source: str
-    """What says the labels."""
-    left_out: Mapping[str, int]
-    """Rows and images that are not among them, by reason."""
+_Listed = tuple[Mapping[str, Sequence[str]], str, Mapping[str, int]]
+"""Label -> file names as the system has them; where the labels come from; reason -> number of things left out."""
 
 
-def labelled_images(folder: Path, top: Path) -> Listed | None:
-    """The images that lie flat in a folder, by label; None where nothing says the labels.
+def labelled_images(split: Path, place: Path, top: Path) -> Part | None:
+    """The images directly in a folder of a split, by label; None if there are no labels.
 
-    `top` is the folder that the user gave: lists are looked for beside the images and in the folders up to it. Raises
-    DataError for a list that cannot be read, says no labels, or names none of the images.
+    Lists are looked for beside the images and in the folders above, up to `top`. Raises DataError for a list that
+    cannot be read, has no labels, or names none of the images.
     """
-    images = contents(folder).images
-    if not images:
+    images = contents(place).images if place.is_dir() else []
+    found = _labelled(images, place, top) if images else None
+    if found is None:
         return None
+    names, source, left_out = found
+    return Part(split, {label: [place] for label in names}, f"by {source}", names, left_out)
+
+
+def _labelled(images: Sequence[str], folder: Path, top: Path) -> _Listed | None:
     near = [folder, *(parent for parent in folder.parents if parent.is_relative_to(top))]
-    if near[0].name == "images" and (file := folder.parent / ANNOTATIONS).is_file():
+    if folder.name == IMAGES and (file := folder.parent / ANNOTATIONS).is_file():
         return _listed(_annotations(file), images, file)
     for place in near:
         if (file := place / _KAGGLE).is_file():
@@ -67,24 +62,22 @@ def labelled_images(folder: Path, top: Path) -> Listed | None:
     for file in (place / name for name in (_IN_ORDER, _NUMBERS) for place in devkits):
         if file.is_file():
             labels = _lines(file) if file.name == _IN_ORDER else _of_numbers(file, devkits)
-            return _listed(_in_order(labels, images), images, file)
-    return _by_name(images)
-
-
-def _by_name(images: Sequence[str]) -> Listed | None:
-    """The images whose names say their wnid, if most do."""
-    found: dict[str, list[str]] = {}
+            originals = ((name, found) for name in images if (found := _ORIGINAL.fullmatch(name)))
+            known = ((name, int(found[1])) for name, found in originals)  # there may be fewer images than labels
+            return _listed([(name, labels[n - 1]) for name, n in known if 0 < n <= len(labels)], images, file)
+    # Else by the wnids in the images' own names, if most have one.
+    by_wnid: dict[str, list[str]] = {}
     for name in images:
         if wnid := file_wnid(name):
-            found.setdefault(wnid, []).append(name)
-    silent = len(images) - sum(map(len, found.values()))
+            by_wnid.setdefault(wnid, []).append(name)
+    silent = len(images) - sum(map(len, by_wnid.values()))
     if 2 * silent >= len(images):
         return None
-    return Listed(found, "the images' names", {"image whose name says no class": silent} if silent else {})
+    return by_wnid, "the images' names", {"image whose name says no class": silent} if silent else {}
 
 
-def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) -> Listed:
-    """The rows whose image is there; what is not is counted."""
+def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) -> _Listed:
+    """The rows whose image exists; the others are counted."""
     there, absent, labels = set(images), [], dict[str, set[str]]()
     counts: Counter[str] = Counter()
     for text, label in rows:
@@ -98,25 +91,26 @@ def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) 
         raise DataError(
             f"{shown(file)} names none of the images beside it"
             f"{f', such as {shown(min(images))}' if absent else ': it lists nothing'}.",
-            "Expected a line for each image: its file name, then its wnid.",
+            "Expected a line per image: its file name, then its wnid.",
         )
     found: dict[str, list[str]] = {}
     for name in sorted(labels):
         if len(labels[name]) == 1:
             found.setdefault(min(labels[name]), []).append(name)
+    unlisted = sorted(there - labels.keys())
     doubtful = [name for name in labels if len(labels[name]) > 1]
     again = [name for name in labels if counts[name] > 1 and len(labels[name]) == 1]
-    left = {
-        (f"row of {file.name} whose image is not there", len(absent)): absent,
-        (f"image that {file.name} does not list", len(there - labels.keys())): sorted(there - labels.keys()),
-        (f"image with two classes in {file.name}", len(doubtful)): doubtful,
-        (f"row of {file.name} for an image that it lists before", sum(counts[name] - 1 for name in again)): again,
-    }
-    return Listed(found, shown(file.name), {named(what, names): n for (what, n), names in left.items() if n})
+    left = [
+        (f"row of {file.name} whose image is not there", absent, len(absent)),
+        (f"image that {file.name} does not list", unlisted, len(unlisted)),
+        (f"image with two classes in {file.name}", doubtful, len(doubtful)),
+        (f"row of {file.name} for an image that it lists before", again, sum(counts[name] - 1 for name in again)),
+    ]
+    return found, shown(file.name), {named(what, names): count for what, names, count in left if count}
 
 
 def _annotations(file: Path) -> Iterator[tuple[str, str]]:
-    """File name and wnid of each line; the boxes are not used."""
+    """File name and wnid of each line; the boxes are ignored."""
     for number, line in enumerate(_lines(file), start=1):
         fields = [field.strip() for field in line.split("\t")]
         if len(fields) < 2 or not fields[0] or not fields[1]:
@@ -127,7 +121,7 @@ def _annotations(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def _kaggle(file: Path) -> Iterator[tuple[str, str]]:
-    """``ImageId,PredictionString``: the wnid is the first word of the prediction, boxes follow."""
+    """``ImageId,PredictionString``, of which the first word is the wnid."""
     for line in _lines(file)[1:]:
         image, _, said = (part.strip().strip('"') for part in line.partition(","))
         if not image or not said.strip():
@@ -138,21 +132,12 @@ def _kaggle(file: Path) -> Iterator[tuple[str, str]]:
         yield f"{image}.JPEG", said.split()[0]
 
 
-def _in_order(labels: Sequence[str], images: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The label of each validation image by the number in its name; there may be fewer images than labels."""
-    for name in images:
-        found = _ORIGINAL.fullmatch(name)
-        if found and 0 < int(found[1]) <= len(labels):
-            yield name, labels[int(found[1]) - 1]
-
-
 def _of_numbers(file: Path, devkits: Sequence[Path]) -> list[str]:
-    """The wnid of each line of the devkit's numbers."""
     wnids = _synsets(devkits)
     if wnids is None:
         raise DataError(
-            f"{shown(file)} numbers the classes from 1 to 1000 in ILSVRC's own order, and nothing here says which "
-            "wnid has which number.",
+            f"{shown(file)} numbers the classes from 1 to 1000 in ILSVRC's own order, and no file here maps these "
+            "numbers to wnids.",
             f"Put the devkit's {_SYNSETS[0]} beside it (or its {_META}, with scipy installed); or use {_KAGGLE}; or "
             "sort the images into folders named by wnid.",
         )
@@ -163,42 +148,38 @@ def _of_numbers(file: Path, devkits: Sequence[Path]) -> list[str]:
 
 
 def _synsets(places: Sequence[Path]) -> dict[int, str] | None:
-    """ILSVRC's number of a class -> its wnid, None where no file says it."""
-    for file in (place / name for place in places for name in _SYNSETS):
-        if file.is_file():
-            found = {}
-            for line in _lines(file):
-                words = line.split()
-                wnid = next((word for word in words if is_wnid(word)), None)
-                number = next((int(word) for word in words if word.isdecimal()), None)
-                if wnid is not None and number is not None:
-                    found[number] = wnid
-            return _checked(found, file)
-    for file in (place / _META for place in places):
-        if file.is_file():
-            try:
-                from scipy.io import loadmat  # type: ignore[import-untyped]  # only where it is installed
-            except ImportError:
-                return None
-            synsets: Any = loadmat(file, squeeze_me=True)["synsets"]
-            return _checked({int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}, file)
-    return None
-
-
-def _checked(found: dict[int, str], file: Path) -> dict[int, str]:
+    """ILSVRC's number of a class -> its wnid, None where no file has them."""
+    files = [place / name for place in places for name in _SYNSETS] + [place / _META for place in places]
+    file = next(filter(Path.is_file, files), None)
+    if file is None:
+        return None
+    found = {}
+    if file.name == _META:
+        try:
+            from scipy.io import loadmat  # type: ignore[import-untyped]  # not a dependency of ours
+        except ImportError:
+            return None
+        synsets: Any = loadmat(file, squeeze_me=True)["synsets"]
+        found = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
+    else:
+        for words in map(str.split, _lines(file)):
+            wnid = next(filter(is_wnid, words), None)
+            number = next((int(word) for word in words if word.isdecimal()), None)
+            if wnid is not None and number is not None:
+                found[number] = wnid
     known = {number: wnid for number, wnid in found.items() if 1 <= number <= _CLASSES}
     if len(known) != _CLASSES or len(set(known.values())) != _CLASSES:
         raise DataError(
-            f"{shown(file)} does not number a thousand classes from 1 to 1000.", "Get it from the devkit again."
+            f"{shown(file)} does not number a thousand classes from 1 to 1000.", "Copy it from the devkit again."
         )
     return known
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a list that are not empty. Raises DataError for a file that is not text."""
+    """The non-empty lines of a list. Raises DataError for a file that is not text."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         said = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"{shown(file)} cannot be read: {said}.", "Save it as UTF-8, or take it away.") from None
+        raise DataError(f"{shown(file)} cannot be read: {said}.", "Save it as UTF-8, or move it away.") from None
     return [line for line in text.split("\n") if line.strip()]

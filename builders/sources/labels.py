@@ -1,4 +1,4 @@
-"""From what a source calls its classes to wnids: explicit, or refused with the list of what did not match."""
+"""From the labels of a source to wnids: an exact match, or an error that lists what did not match."""
 
 from __future__ import annotations
 
@@ -10,20 +10,8 @@ from builders.errors import DataError
 from builders.variants import ClassInfo, Variant
 from builders.wording import quoted
 
-__all__ = [
-    "check_names",
-    "check_numbers",
-    "class_keys",
-    "file_wnid",
-    "hub_labels",
-    "is_wnid",
-    "label_map",
-    "refuse",
-    "spelling",
-]
-
 _RENUMBERED = 10
-"""So many folders "0", "1", "2" and so on without a gap are a set of their own rather than what somebody tries out."""
+"""This many folders "0", "1", "2" and so on without a gap are a dataset of their own rather than a few to try."""
 
 _FILE_WNID = re.compile(r"(?:^|_)(n\d{8})(?=_|\.)")
 
@@ -34,12 +22,12 @@ def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataErr
     message = f"{len(items)} of the labels in {where} are not classes of '{variant.name}': {quoted(items)}."
     if all(_is_number(item) for item in items):
         known = f"go from 0 to {len(variant.classes) - 1}" if variant.numbered_folders else "mean no class here"
-        return DataError(message, f"Numbers {known}, since others count classes in other ways. Rename them to wnids.")
+        return DataError(message, f"Numbers {known}, since datasets differ in how they number. Rename them to wnids.")
     if variant.label_ids:
         return DataError(
             message,
-            "A class map of one's own knows a label by `label`, `id` or `name`: add a line for each that is missing, "
-            "or remove these images.",
+            "A class map knows a label by `label`, `id` or `name`: add a line for each that is missing, or remove "
+            "these images.",
         )
     return DataError(
         message,
@@ -49,17 +37,15 @@ def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataErr
 
 
 def spelling(text: str) -> str:
-    """A text without what does not tell labels apart: case, underscores for blanks, white space at its ends, and how
-    letters with accents are composed.
-    """
+    """A text normalized for comparison of labels: case, underscores, white space and Unicode composition."""
     return " ".join(unicodedata.normalize("NFC", text).replace("_", " ").casefold().split())
 
 
 def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
-    """Every spelling that means one class only -> its wnid; look up with `spelling`'s folding of case and underscores.
+    """Each text, as normalized by `spelling`, that means exactly one class -> its wnid.
 
-    A class is known by its wnid, its name, its lemmas, and its lemmas joined by commas. A spelling that two classes
-    share ("crane") means neither of them, unless it is the name of one.
+    A class is known by its wnid, its name, its lemmas, and its lemmas joined by commas. A text that two classes share
+    ("crane") means neither of them, unless it is the name of one.
     """
     found: dict[str, str | None] = {}
     for info in classes:
@@ -72,11 +58,10 @@ def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
 
 
 def label_map(variant: Variant, labels: Iterable[str | None]) -> dict[str | None, str | None]:
-    """The wnid of each label, None where none or more than one class is meant.
+    """The wnid of each label, None where it matches no class or several.
 
-    Labels that a class map gives come first. A number in decimal digits means a class only where the variant's own
-    folders are numbered, and then as a number: sorted as names, as people have read ImageNetV2, "10" would be the third
-    class.
+    Labels of a class map come first. Decimal digits mean a class only where the variant's own folders are numbered,
+    and then by their value: ImageNetV2's "10" is not its third class, though it is sorted so.
     """
     keys = class_keys(variant.classes)
     given = {unicodedata.normalize("NFC", label): wnid for label, wnid in variant.label_ids.items()}
@@ -93,20 +78,18 @@ def label_map(variant: Variant, labels: Iterable[str | None]) -> dict[str | None
 
 
 def check_numbers(variant: Variant, folders: Iterable[str], where: str) -> None:
-    """Raise DataError for numbered folders that are a part of a numbered variant, counted anew from 0.
+    """Raise DataError for numbered folders that are some classes of a numbered variant, renumbered from 0.
 
-    Two hundred folders "0" to "199" are somebody's two hundred classes; they are hardly the first of the thousand.
+    Two hundred folders "0" to "199" are hardly the first two hundred of the thousand classes.
     """
     names = list(folders)
     count = len(names)
-    if not variant.numbered_folders or not all(_is_number(name) for name in names):
-        return
-    if not _RENUMBERED <= count < len(variant.classes):
+    if not (variant.numbered_folders and _RENUMBERED <= count < len(variant.classes) and all(map(_is_number, names))):
         return
     if {int(name) for name in names} == set(range(count)):
         raise DataError(
             f"The {count} folders of {where} are numbered from 0 to {count - 1}, and '{variant.name}' has "
-            f"{len(variant.classes)} classes: which of them they are is not said.",
+            f"{len(variant.classes)} classes: it is unknown which of them these are.",
             "Rename the folders to wnids, or give the whole set.",
         )
 
@@ -118,9 +101,9 @@ def _is_number(label: object) -> bool:
 def hub_labels(variant: Variant, names: Sequence[str]) -> tuple[str, ...] | None:
     """The wnid of each label number, if `names` are the label names of the variant's Hub repository; else None.
 
-    Where the variant records the names, they are compared one by one. They are never used as names: the names of
-    frgfm/imagewoof stand in another order than its labels, and 18 of zh-plus/tiny-imagenet's wnids are of other things.
-    Where they are not recorded, it is enough that nearly all fit their classes, since another order would break most.
+    Where the variant records the names, they must be equal. They are never used as names: those of frgfm/imagewoof are
+    in another order than its labels, and 18 of zh-plus/tiny-imagenet's wnids are wrong. Where they are not recorded,
+    nearly all of them must match their classes, since another order would break most.
     """
     wnids = variant.hub_label_wnids
     if variant.hub_label_names is not None:
@@ -134,26 +117,23 @@ def hub_labels(variant: Variant, names: Sequence[str]) -> tuple[str, ...] | None
 
 
 def check_names(variant: Variant, names: Sequence[str]) -> tuple[str, ...]:
-    """The wnid of each label number of the variant's own Hub repository, whose label names are `names`.
-
-    Raises DataError if the repository no longer numbers as it did when the variant was written down.
-    """
+    """As `hub_labels`; raises DataError if the names are not those of the variant's own Hub repository."""
     wnids = hub_labels(variant, names)
     if wnids is None:
         raise DataError(
             f"The labels of {variant.hub.repo_id if variant.hub else variant.name} are named otherwise than when "
-            f"'{variant.name}' was written down: {quoted(names)}.",
-            "Ask for the revision that the variant was checked against, or read a local copy with class folders.",
+            f"'{variant.name}' was added to the table: {quoted(names)}.",
+            "Use the revision that the variant was checked against, or read a local copy with class folders.",
         )
     return wnids
 
 
 def is_wnid(text: str) -> bool:
-    """Whether a class's id has the form of a WordNet id."""
+    """Whether a text has the form of a WordNet id."""
     return re.fullmatch(r"n\d{8}", text) is not None
 
 
 def file_wnid(path: str) -> str | None:
-    """The wnid in an ImageNet file name: n01440764_10026.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG; None if none."""
+    """The wnid in an ImageNet file name such as n01440764_10026.JPEG or ILSVRC2012_val_00000293_n01440764.JPEG."""
     found = set(_FILE_WNID.findall(path.rsplit("/", 1)[-1]))
     return found.pop() if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""The Parquet files of a local folder: of a dataset's copy with its card, or of whatever somebody has put there."""
+"""The Parquet files of a local folder: of a dataset's copy with its card, or any others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,31 +16,20 @@ import pyarrow.parquet as pq
 from builders.errors import DataError
 from builders.images.formats import IMAGE_SUFFIXES
 from builders.runs import layout
-from builders.sources.cards import (
-    CARD_FILES,
-    Card,
-    NoConfigurationError,
-    Tables,
-    find_tables,
-    folder_parts,
-    is_table,
-    read_card,
-    split_in,
-)
+from builders.sources import cards
+from builders.sources.cards import CARD_FILES, Card, NoConfigurationError, Tables
 from builders.sources.columns import holds_images
 from builders.sources.folder_contents import leads_back
 from builders.variants import Choice, Variant
 
-__all__ = ["local_choice", "local_tables", "split_there", "tables_of"]
-
+_DEEPEST = 6
+"""Levels of folders that are searched, as links could form a loop."""
 _log = logging.getLogger(__name__)
 
 
 def tables_of(variant: Variant, root: Path, config: str | None = None) -> tuple[Path, Tables] | None:
-    """The tables of a variant in a folder (or the file that `root` is), and the folder that they are relative to.
-
-    `config` goes before what a class map says; the configuration of the variant's repository is taken where a copy of
-    it has that. None where there are no tables with images. Raises DataError as `builders.sources.cards.local_tables`.
+    """The tables of a variant in a folder, as `local_tables`: of `config`, else of the class map's configuration, else
+    of the one in the variant's repository if it exists here.
     """
     stated = config or variant.tables.config
     theirs = variant.hub.config if variant.hub else None
@@ -52,7 +42,7 @@ def tables_of(variant: Variant, root: Path, config: str | None = None) -> tuple[
 
 
 def split_there(variant: Variant, tables: Tables, split: str) -> str | None:
-    """What tables call a split of a variant, None where they do not have it."""
+    """The tables' name of a split of a variant, None if they do not have it."""
     theirs = variant.hub.splits.get(split, split) if variant.hub else split
     found = tables.split(split) or tables.split(theirs)
     if found is None and variant.tests_only:  # a set for testing may lie in val/
@@ -63,36 +53,35 @@ def split_there(variant: Variant, tables: Tables, split: str) -> str | None:
 def local_tables(root: Path, config: str | None = None) -> tuple[Path, Tables] | None:
     """The Parquet files of a folder (or the one that `root` is), and the folder that they are relative to.
 
-    None where no table has images: the folder is then one of image files.
-
-    Raises:
-        DataError: as `find_tables`.
+    None if no table has images: the folder then has image files. Raises DataError as `cards.find_tables`.
     """
     if root.is_file():
         names = _card_of(root.parent).names if (root.parent / CARD_FILES[0]).is_file() else {}
         said = next(iter(names.values()), {}) if len(names) == 1 else {}
-        split = split_in(root.name)
+        split = cards.split_in(root.name)
         return root.parent, Tables({split or "train": (root.name,)}, None, said, named=split is not None)
     files, pictures = _listed(root)
-    if not any(map(is_table, files)):
+    if not any(map(cards.is_table, files)):
         return None
     card = _card_of(root)
     if pictures and not card.configs and config is None:  # tables deep among images are something else
-        files = [name for name in files if not is_table(name) or not folder_parts(posixpath.dirname(name))]
-    found = find_tables(files, card, config, str(root))
-    first = next((part[0] for part in found.splits.values()), None)
-    if first is None or (pictures and not _has_images(root / first)):
-        if first is not None:
-            _log.warning("%s has no images and is not read.", root / first)
+        deep = {name for name in files if cards.folder_parts(posixpath.dirname(name))}
+        files = [name for name in files if not cards.is_table(name) or name not in deep]
+    found = cards.find_tables(files, card, config, str(root))
+    first = next((root / part[0] for part in found.splits.values()), None)
+    if first is None:
         return None
+    if pictures and not _has_images(first):
+        _log.warning("%s has no images and is not read.", first)
+        return None
+    if pictures:
+        _log.warning("The image files beside the tables in %s are not read: %d.", root, sum(pictures.values()))
     beside = {f"ending {ending}": count for ending, count in sorted(pictures.items())}
-    if beside:
-        _log.warning("The image files beside the tables in %s are not read: %d.", root, sum(beside.values()))
-    return root, Tables(found.splits, found.config, found.names, found.named, {**found.left_out, **beside})
+    return root, replace(found, left_out={**found.left_out, **beside})
 
 
 def local_choice(variant: Variant, names: Sequence[str], root: Path) -> Choice:
-    """The columns of a local copy: those that a class map says of it, else those of its repository where they are."""
+    """The columns of a local copy: those of the class map, else those of its repository if they exist."""
     if variant.tables.image_column or variant.tables.label_column or not variant.label_ids or variant.hub is None:
         return variant.tables
     there = pq.read_schema(root / names[0]).names
@@ -101,23 +90,22 @@ def local_choice(variant: Variant, names: Sequence[str], root: Path) -> Choice:
 
 
 def _listed(root: Path) -> tuple[list[str], Counter[str]]:
-    """The files below a folder, and how many of them are images by their ending, which are named only where a card may
-    speak of them: a folder may hold a million. Of a run folder among them, nothing, and of one itself, its images.
+    """The files below a folder, and the number of images by ending; images are listed only if there is a card, as there
+    may be a million. Run folders are skipped; of a run folder itself, only its images are listed.
     """
     found, pictures = [], Counter[str]()
-    named = any((root / name).is_file() for name in CARD_FILES)
+    has_card = any((root / name).is_file() for name in CARD_FILES)
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
+        depth = len(here.relative_to(root).parts)
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith((".", "__"))
+            if depth < _DEEPEST
+            and not name.startswith((".", "__"))
             and not leads_back(here / name)
             and not layout.is_run_folder(here / name)
         )
-        depth = len(here.relative_to(root).parts)
-        if depth >= _DEEPEST:
-            folders.clear()
         if here == root and layout.is_run_folder(root):
             files, folders[:] = [], [name for name in folders if name == layout.DATA]
         prefix = f"{here.relative_to(root).as_posix()}/" if depth else ""
@@ -125,13 +113,9 @@ def _listed(root: Path) -> tuple[list[str], Counter[str]]:
             ending = name[name.rfind(".") :].lower()  # a Path for each of a million is slow
             if is_picture := ending in IMAGE_SUFFIXES:
                 pictures[ending] += 1
-            if named or not is_picture:
+            if has_card or not is_picture:
                 found.append(prefix + name)
     return found, pictures
-
-
-_DEEPEST = 6
-"""Folders in folders that are looked into: links could lead in a circle."""
 
 
 def _card_of(folder: Path) -> Card:
@@ -143,12 +127,12 @@ def _card_of(folder: Path) -> Card:
             continue
         except (OSError, UnicodeDecodeError) as error:
             said = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise DataError(f"{folder / name} cannot be read: {said}.", "Put it right, or move it away.") from None
-    return read_card(texts, str(folder))
+            raise DataError(f"{folder / name} cannot be read: {said}.", "Fix it, or move it away.") from None
+    return cards.read_card(texts, str(folder))
 
 
 def _has_images(file: Path) -> bool:
     try:
         return any(holds_images(column.type) for column in pq.read_schema(file))
     except (OSError, pa.ArrowException):
-        return True  # said by whoever reads it
+        return True  # reading it reports the error

@@ -1,7 +1,7 @@
-"""Variants in Parquet files, local or on any fsspec filesystem (the Hub among them).
+"""Variants in Parquet files, local or on any fsspec filesystem (such as the Hub).
 
-The index reads the columns of labels and file names only; images are read by the row groups that hold wanted rows. So
-a few images of each class cost about as much as they weigh, also where the rows are sorted by class.
+The index reads only the columns of labels and file names; images are read by the row groups that hold wanted rows. So a
+few images of each class cost about as much as their size, even if the rows are sorted by class.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from builders.errors import DataError
 from builders.file_names import below
-from builders.hub.resuming import read_whole, resumed
+from builders.hub.answers import read_whole, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
 from builders.sources.labels import file_wnid, is_wnid
@@ -31,15 +31,12 @@ from builders.sources.rows import IndexEntry, SourceRow
 from builders.variants import Choice, ClassInfo, Variant, usual_split
 from builders.wording import quoted
 
-__all__ = ["ParquetSource", "different_images", "in_parallel", "open_parquet", "stored_image"]
-
 T = TypeVar("T")
 
 _AHEAD = 8
-"""Files whose labels are fetched at once from a remote filesystem: each costs a few round trips and few bytes."""
-
+"""Remote files whose labels are fetched at once: each costs a few round trips and few bytes."""
 _BUFFER = 8 << 20
-"""Bytes of images that are read at once from a file on this machine."""
+"""Bytes of images that are read at once from a local file."""
 _log = logging.getLogger(__name__)
 
 
@@ -60,37 +57,33 @@ class ParquetSource:
         local: bool = True,
         limit_per_class: int | None = None,
     ) -> None:
-        """`names`: files under `root` of an fsspec filesystem, a split of `tables`. `choice`: the columns, where they
-        are known. `trusted`: the files are the variant's own Hub repository.
+        """`names`: files under `root` of an fsspec filesystem, a split of `tables`. `choice`: known columns.
+        `trusted`: the files are from the variant's own Hub repository.
         """
         self.layout = layout
         self._variant, self._fs, self._root, self._names = variant, filesystem, root, tuple(names)
         self._tables, self._choice = tables or Tables({}), choice
         self._trusted, self._local, self._limit = trusted, local, limit_per_class
         self._unlabelled: dict[str, int] = {}
-        self._nameless = False
         self._image_columns: dict[str, str] = {}
+        self.rows_have_names = True
+        """Whether every image has a name of its own in the table; known after the index was read."""
 
     @cached_property
     def classes(self) -> tuple[ClassInfo, ...]:
-        """The classes that occur. Of a remote repository: all that it can have, since finding out reads every label."""
+        """The classes that occur; of a remote repository all of the variant's, to avoid reading every label."""
         if not self._local:
             return self._variant.classes
         return tuple(info for info in self._variant.classes if info.wnid in self._survey[0])
 
     @property
     def left_out(self) -> dict[str, int]:
-        """What lies there and is not in the index, by reason; rows are counted as the index is read."""
+        """Reason -> number of things that are not in the index; rows are counted as the index is read."""
         without = sum(self._unlabelled.values())
         return {**self._tables.left_out, **({"row without a label": without} if without else {})}
 
-    @property
-    def rows_have_names(self) -> bool:
-        """Whether every image has a name of its own in the table; known when the index was read."""
-        return not self._nameless
-
     def check(self) -> None:
-        """Raise DataError unless every label that occurs is a class of the variant; reads the labels only."""
+        """Raise DataError unless every label that occurs is a class of the variant; reads only the labels."""
         if not self.classes:
             raise DataError(f"There are no rows with a label in {self.layout}.", "Expected at least one image.")
 
@@ -114,7 +107,7 @@ class ParquetSource:
                     return
 
     def parts(self) -> list[str]:
-        """Pieces of the index that can be listed one by one: the files."""
+        """Parts of the index that can be listed separately: the files."""
         return list(self._names)
 
     def index_part(self, name: str) -> Iterator[IndexEntry]:
@@ -124,23 +117,23 @@ class ParquetSource:
             yield self._unseen(entry, seen)
 
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
-        """The stored bytes in the order of `entries`.
+        """The stored bytes in the order of `entries`; a remote file that breaks off is resumed.
 
-        Give many entries at once, in the order of the index: neighbours in one row group are read together, and a row
-        group is read again by each call that wants something of it. Where a remote file breaks off, it is taken up
-        again (see `builders.hub.resuming`).
-
-        Raises DataError for a local file that is gone, damaged or another than that of the index.
+        Pass many entries at once, in the order of the index: each call reads a row group once for all its entries.
+        Raises DataError for a local file that is gone, damaged, or different from that of the index.
         """
         for name, neighbours in groupby(entries, key=lambda entry: entry.location):
             wanted = list(neighbours)
-            rows = [entry.row for entry in wanted]
-            images = self._images(name, rows) if self._local else self._resumed_images(name, rows)
-            for entry, (image, problem) in zip(wanted, images, strict=True):
+            for entry, (image, problem) in zip(wanted, self._read(name, [e.row for e in wanted]), strict=True):
                 yield SourceRow(entry.source_id, entry.wnid, image, entry.source_id.split("/", 1)[1], problem)
 
+    def _read(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
+        if self._local:
+            return self._images(name, rows)
+        return resumed(lambda given: self._images(name, rows[given:]), *self._repository)
+
     def _open(self, name: str) -> Any:
-        # Remote files are asked for just the ranges that pyarrow wants: read-ahead would fetch image bytes with them.
+        # Remote files are requested in just the ranges that pyarrow needs: read-ahead would also fetch image bytes.
         options = {} if self._local else {"cache_type": "none"}
         return self._fs.open(f"{self._root}/{name}", "rb", **options)
 
@@ -151,9 +144,7 @@ class ParquetSource:
         return find_columns(schema, f"'{name}'", choice=self._choice, names=names)
 
     def _listed(self, name: str) -> tuple[bool, list[tuple[str | None, str | None]]]:
-        """Class and file name of each row of a file, None where the row does not say it; whether labels are numbers
-        that the variant knows.
-        """
+        """Whether labels are numbers that the variant knows; class and file name of each row, None where unknown."""
         with self._open(name) as stream:
             file = pq.ParquetFile(stream, pre_buffer=True)  # joins the reads of neighbouring columns into one request
             columns = self._columns(file.schema_arrow, name)
@@ -163,7 +154,6 @@ class ParquetSource:
         return by_number, list(zip(wnids, columns.names(table), strict=True))
 
     def _entries(self, name: str) -> list[IndexEntry]:
-        """The index entries of one file."""
         by_number, rows = self._listed(name)
         entries = []
         for row, (wnid, path) in enumerate(rows):
@@ -171,7 +161,7 @@ class ParquetSource:
                 continue
             named = path is not None and not self._survey[1]
             file_name = path.removeprefix(f"{wnid}/") if path and named else self._row_name(name, row)
-            self._nameless = self._nameless or not named
+            self.rows_have_names = self.rows_have_names and named
             if by_number and path and is_wnid(wnid) and file_wnid(path) not in (None, wnid):
                 raise DataError(
                     f"Row {row} of '{name}' has the label of {wnid}, but its file is named {path}.",
@@ -183,8 +173,9 @@ class ParquetSource:
 
     @cached_property
     def _survey(self) -> tuple[set[str], bool]:
-        """The classes that occur; and whether names of the images (`image.path`) do not tell them apart, so that rows
-        are called by file and number. Of remote files, the first two say so: nobody reads them all for a few images.
+        """The classes that occur; and whether names of images repeat, so that rows are named by file and number.
+
+        Of remote files, only the first two are looked at.
         """
         classes: set[str] = set()
         seen: set[tuple[str | None, str]] = set()
@@ -192,7 +183,7 @@ class ParquetSource:
         twice = ""
         for name in self._names if self._local else self._names[:2]:
             try:
-                rows = self._listed(name)[1] if self._local else self._fetched(name)
+                rows = self._patiently(self._listed, name)[1]
             except UnknownLabelsError as error:
                 unmatched.update(error.labels)
                 continue
@@ -206,33 +197,23 @@ class ParquetSource:
         if len(self._image_columns) > 1:
             raise different_images(self.layout, self._image_columns)
         if twice:
-            _log.warning(
-                "The images in %s do not have names of their own (such as %s), so that a row is called by its file and "
-                "number.",
-                self.layout,
-                twice,
-            )
+            said = "Images in %s share names (such as %s), so rows are named by file and number."
+            _log.warning(said, self.layout, twice)
         return classes, bool(twice)
-
-    def _fetched(self, name: str) -> list[tuple[str | None, str | None]]:
-        return read_whole(lambda: self._listed(name)[1], *self._repository)
 
     @cached_property
     def _stems(self) -> dict[str, str]:
-        """What each file is called in the names of its rows: different for each."""
-        stems = {name: name.rsplit("/", 1)[-1][: -len(".parquet")] for name in self._names}
-        if len(set(stems.values())) == len(stems):
-            return stems
+        """A different stem for each file, used in the names of its rows."""
         longer = {name: name[: -len(".parquet")].replace("/", "-") for name in self._names}
-        if len(set(longer.values())) == len(longer):
-            return longer
-        return {name: f"{number}-{stem}" for number, (name, stem) in enumerate(longer.items())}
+        stems = {name: name[: -len(".parquet")].rsplit("/", 1)[-1] for name in self._names}
+        numbered = {name: f"{number}-{stem}" for number, (name, stem) in enumerate(longer.items())}
+        return next(found for found in (stems, longer, numbered) if len(set(found.values())) == len(self._names))
 
     def _row_name(self, name: str, row: int) -> str:
         return f"{self._stems[name]}-{row:06d}"
 
     def _unseen(self, entry: IndexEntry, seen: set[str]) -> IndexEntry:
-        """The entry, called by its row where another image has its name."""
+        """The entry, named by its row if another image has its name."""
         while entry.source_id in seen:
             name = f"{entry.source_id}-{self._row_name(entry.location, entry.row)}"
             entry = IndexEntry(name, entry.wnid, entry.location, entry.row)
@@ -240,28 +221,26 @@ class ParquetSource:
         return entry
 
     def _every_part(self) -> Iterator[list[IndexEntry]]:
-        """The entries of each file in turn; of remote ones, a few files are under way at once."""
+        """The entries of each file in turn; several remote files are read at once."""
         if self._local:
-            yield from map(self._entries, self._names)
-            return
-        _ = self._survey  # before the threads ask
-        yield from in_parallel(lambda name: read_whole(lambda: self._entries(name), *self._repository), self._names)
+            return map(self._entries, self._names)
+        _ = self._survey  # before the threads need it
+        return in_parallel(lambda name: self._patiently(self._entries, name), self._names)
 
-    def _resumed_images(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
-        return resumed(lambda given: self._images(name, rows[given:]), *self._repository)
+    def _patiently(self, read: Callable[[str], T], name: str) -> T:
+        return read(name) if self._local else read_whole(lambda: read(name), *self._repository)
 
     @property
     def _repository(self) -> tuple[str, str]:
-        """Name and commit of the repository on the Hub, for messages."""
         repo_id, _, revision = self._root.removeprefix("datasets/").partition("@")
         return repo_id, revision
 
     def _images(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
-        """The image of each row of a file, in the order of `rows`, or why there is none: a few in memory at a time."""
+        """The images of some rows of a file in order, a few in memory at a time; or why there is none."""
         folder = Path(self._root, name).parent if self._local else None
         try:
             with self._open(name) as stream:
-                # Without a buffer pyarrow reads a column of a row group at once; from the Hub that is what is wanted.
+                # Without a buffer pyarrow reads a column of a row group at once, which is best for the Hub.
                 file = pq.ParquetFile(stream, buffer_size=_BUFFER if self._local else 0)
                 columns = self._columns(file.schema_arrow, name)
                 sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
@@ -275,14 +254,14 @@ class ParquetSource:
             what = "it has no longer the rows that it had" if isinstance(error, LookupError) else _said(error)
             raise DataError(
                 f"{self._root}/{name} cannot be read: {what}.",
-                "The images must stay as they were when the run began. What is finished is kept: put the file back, "
-                "and run the same command again to continue.",
+                "Images must not change during a run. Finished work is kept: put the file back, and run the same "
+                "command again to continue.",
                 code=4,
             ) from error
 
 
 def _said(error: Exception) -> str:
-    """What the system or pyarrow says of a file, on one line."""
+    """What the system or pyarrow says about a file, on one line."""
     strerror = error.strerror if isinstance(error, OSError) else None
     return (strerror or " ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")
 
@@ -290,11 +269,16 @@ def _said(error: Exception) -> str:
 def _row_group(
     file: Any, group: int, column: str, rows: Sequence[int], folder: Path | None
 ) -> Iterator[tuple[bytes, str]]:
-    """The images of some rows of a row group (counted within it) in order; LookupError for one that is not there."""
+    """The images of some rows of a row group (counted within it) in order; LookupError for a missing one."""
+    # At most 64 rows at once, and of photographs as many as fit into the buffer.
+    part = file.metadata.row_group(group)
+    chunks = map(part.column, range(part.num_columns))
+    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    at_once = max(1, min(64, _BUFFER * part.num_rows // max(size, 1)))
     found: dict[int, tuple[bytes, str]] = {}
     last = {row: place for place, row in enumerate(rows)}
     start = given = 0
-    for batch in file.iter_batches(batch_size=_batch_size(file, group, column), row_groups=[group], columns=[column]):
+    for batch in file.iter_batches(batch_size=at_once, row_groups=[group], columns=[column]):
         for row in range(start, start + len(batch)):
             if row in last:
                 found[row] = stored_image(batch.column(0)[row - start].as_py(), folder)
@@ -307,29 +291,16 @@ def _row_group(
     raise LookupError(rows[given])
 
 
-def _batch_size(file: Any, group: int, column: str) -> int:
-    """How many rows of a row group are read at once: at most 64, and of photographs as many as a buffer holds."""
-    part = file.metadata.row_group(group)
-    chunks = map(part.column, range(part.num_columns))
-    size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-    return max(1, min(64, _BUFFER * part.num_rows // max(size, 1)))
-
-
 def different_images(where: str, columns: Iterable[str]) -> DataError:
     """The error for files that have their images in columns of different names."""
-    return DataError(
-        f"The images in {where} are in columns of different names: {quoted(sorted(columns))}.",
-        "Rename the columns, so that all files have the same.",
-    )
+    said = f"The images in {where} are in columns of different names: {quoted(sorted(columns))}."
+    return DataError(said, "Rename the columns, so that all files have the same.")
 
 
 def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
-    """The bytes of an image as a table stores it, or why there are none.
+    """The bytes of an image as a table stores it (bytes, or {bytes, path}), or why there are none.
 
-    Args:
-        value: bytes, or {bytes, path} as `datasets` writes it.
-        folder: of the table on this disk; the file that an image without bytes names is read, from there or from where
-            it says. None is a table from elsewhere, whose paths mean nothing here.
+    `folder` is that of a local table, in which a path without bytes is looked up; None ignores paths.
     """
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if data is not None:
@@ -347,7 +318,7 @@ def stored_image(value: Any, folder: Path | None) -> tuple[bytes, str]:
 
 
 def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
-    """What `read` gives of each name, in order; a few are under way at once."""
+    """The result of `read` for each name, in order; a few are computed ahead."""
     with ThreadPoolExecutor(_AHEAD) as pool:
         coming: deque[Future[T]] = deque()
         try:
@@ -363,25 +334,23 @@ def in_parallel(read: Callable[[str], T], names: Sequence[str]) -> Iterator[T]:
 
 
 def open_parquet(
-    variant: Variant, path: Path, split: str, *, config: str | None = None, limit_per_class: int | None = None
+    variant: Variant, path: Path, split: str, *, limit_per_class: int | None = None
 ) -> ParquetSource | None:
-    """A source of a split of Parquet files in a folder (or of the file that `path` is), with its labels checked now.
+    """A source of a split of Parquet files in a folder (or of the file that `path` is), with its labels checked.
 
-    None where there are no tables with images. Raises DataError where there is no such split or configuration, and as
-    `ParquetSource.check` does.
+    None if no tables have images. Raises DataError if there is no such split, and as `ParquetSource.check`.
     """
     try:
-        there = tables_of(variant, path, config)
+        there = tables_of(variant, path)
         if there is None:
             return None
         root, tables = there
         found = split_there(variant, tables, split)
         if found is None and path.is_file() and not set(map(usual_split, tables.splits)) & set(variant.splits):
-            found = next(iter(tables.splits))  # named by itself, and by a word that the variant does not have
+            found = next(iter(tables.splits))  # a single file, named by a split that the variant does not have
         if found is None:
-            raise DataError(
-                f"'{path}' has no split '{split}'.", f"Splits found: {quoted(tables.splits)}. Name one: source.split."
-            )
+            said = f"'{path}' has no split '{split}'."
+            raise DataError(said, f"Splits found: {quoted(tables.splits)}. Name one: source.split.")
         names = tables.splits[found]
         layout = f"{len(names)} Parquet file{'s' if len(names) > 1 else ''} ({quoted(names, 2)}) in {root}"
         source = ParquetSource(

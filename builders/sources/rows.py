@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from builders.variants import ClassInfo
-
-__all__ = ["IndexEntry", "Source", "SourceRow"]
 
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """One image of a source, before anything of it is read."""
+    """One image of a source, before it is read."""
 
     source_id: str
     """`{wnid}/{file name}`: unique in a split, the same in every layout that keeps file names."""
@@ -21,21 +19,27 @@ class IndexEntry:
     location: str
     """The file, relative to the root of the source, with forward slashes."""
     row: int
-    """Row of that file, from 0; 0 where the file is the image."""
+    """Row of that file, from 0; 0 if the file is the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One image of a source: the bytes as they are stored, not decoded."""
+    """One image of a source: the stored bytes, not decoded."""
 
     source_id: str
     wnid: str
     image: bytes
-    """The encoded file. Empty where it cannot be read; not an image at all where the source is dirty."""
+    """The encoded file; empty if it cannot be read. It may not be a valid image."""
     path: str
     """The image's file name."""
     problem: str = ""
-    """Why `image` is empty although the source has more to give; in words for people, the same for the same fault."""
+    """Why `image` is empty, in words; the same for the same fault."""
+
+    def columns(self, info: ClassInfo) -> dict[str, Any]:
+        """The values of `builders.runs.schema.source_features`, given the class."""
+        # Bytes alone: with a path, `datasets` would look for a file of that name in the current folder.
+        row = {"image": self.image, "label": info.index, "wnid": self.wnid, "class_name": info.name}
+        return {**row, "source_id": self.source_id}
 
 
 class Source(Protocol):
@@ -43,7 +47,7 @@ class Source(Protocol):
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
-        """The classes that are there, as the variant has them (same index), in the variant's order."""
+        """The classes that occur, as the variant has them (same index), in the variant's order."""
         ...
 
     @property
@@ -53,17 +57,16 @@ class Source(Protocol):
 
     @property
     def left_out(self) -> Mapping[str, int]:
-        """What lies in the split and is not in the index: reason in plain words -> number of files, folders or rows."""
+        """Reason in words -> number of files, folders or rows that are not in the index."""
         ...
 
     def index(self) -> Iterator[IndexEntry]:
-        """The images in a fixed order, without reading any; with a limit, the first so many of each class."""
+        """The images in a fixed order, without reading any; with a limit, the first of each class."""
         ...
 
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
-        """One row for each entry, in the order given. Never raises for an image that is bad.
+        """One row for each entry, in order; a bad image does not raise.
 
-        Raises DataError (exit code 4) where the source itself cannot be read any more, or is not the one of the index:
-        what could not be read would else pass for images that are bad.
+        Raises DataError (exit code 4) if the source itself is gone or has changed since it was indexed.
         """
         ...

@@ -1,4 +1,4 @@
-"""The classes that tables have, for a class map to be written from them: no variant says yet what a label means."""
+"""The classes that occur in tables, for a new class map: there is no variant yet that says what a label means."""
 
 from __future__ import annotations
 
@@ -22,22 +22,19 @@ from builders.sources.parquet import different_images, in_parallel
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
 from builders.wording import quoted
 
-__all__ = ["TableClasses", "classes_of", "local_classes", "our_splits"]
-
-_log = logging.getLogger(__name__)
-
 _Values = tuple[str | None, ...]
-"""What each of the columns that could be the label says in a row, as people would call it."""
+"""The labels of a row in each of the columns that could be the label, in words."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TableClasses:
-    """What a class map says of tables."""
+    """What a class map says about tables."""
 
     counts: Mapping[str, int]
-    """Our name of a split -> its rows with a label."""
+    """Our name of a split -> its number of rows with a label."""
     labels: Sequence[str]
-    """What the tables call their classes: in the order of the label numbers, or sorted."""
+    """In the order of the label numbers, or sorted."""
     splits: Mapping[str, str]
     """Our name of a split -> theirs."""
     image_column: str
@@ -45,10 +42,9 @@ class TableClasses:
 
 
 def local_classes(root: Path, choice: Choice) -> TableClasses | None:
-    """The classes of the tables in a folder, or of the file that `root` is; None where there are no tables.
+    """The classes of the tables in a folder, or of the file that `root` is; None if there are no tables.
 
-    Raises:
-        DataError: as `classes_of`, or a file cannot be read.
+    Raises DataError as `classes_of`, or if a file cannot be read.
     """
     try:
         there = local_tables(root, choice.config)
@@ -61,13 +57,12 @@ def local_classes(root: Path, choice: Choice) -> TableClasses | None:
 
 
 def classes_of(filesystem: Any, root: str, tables: Tables, choice: Choice, where: str) -> TableClasses:
-    """Read the label columns of all tables.
+    """The classes of tables; reads their label columns.
 
-    Raises:
-        DataError: no column of images or of labels, two that could be the label and disagree, or labels that nobody has
-            named.
+    Raises DataError for tables without a column of images or of labels, columns that could both be the label and
+    disagree, and numbers without label names.
     """
-    splits = our_splits(tables, where)
+    splits = _our_splits(tables, where)
     split_of = {name: ours for ours, theirs in splits.items() for name in tables.splits[theirs]}
     files = sorted(split_of)
 
@@ -84,7 +79,13 @@ def classes_of(filesystem: Any, root: str, tables: Tables, choice: Choice, where
     texts: set[str] = set()
     for name, (columns, rows) in zip(files, found, strict=True):
         place = [one.column for one in columns.labels].index(label)
-        names |= dict.fromkeys(_names_once(columns.labels[place].names or (), name))
+        label_names = columns.labels[place].names or ()
+        if twice := [one for one, count in Counter(label_names).items() if count > 1]:
+            raise DataError(
+                f"{len(twice)} label names of '{name}' stand for two numbers: {quoted(twice)}.",
+                "A name means one class. Give them different names (ClassLabel), or name another --label-column.",
+            )
+        names |= dict.fromkeys(label_names)
         for values, count in rows.items():
             if (text := values[place]) is not None:
                 texts.add(text)
@@ -95,12 +96,8 @@ def classes_of(filesystem: Any, root: str, tables: Tables, choice: Choice, where
     return TableClasses(counts, list(names) if names else sorted(texts), splits, images[0], label)
 
 
-def our_splits(tables: Tables, where: str) -> dict[str, str]:
-    """Our name of each split -> the tables' own.
-
-    Raises:
-        DataError: several splits, and none is called like one of ours.
-    """
+def _our_splits(tables: Tables, where: str) -> dict[str, str]:
+    """Our name of each split -> the tables' own."""
     known = {split: split for split in tables.splits if split in SPLIT_WORDS}
     for split in tables.splits:
         if usual_split(split) in SPLIT_WORDS:
@@ -108,10 +105,8 @@ def our_splits(tables: Tables, where: str) -> dict[str, str]:
     if not known and len(tables.splits) == 1:
         known = {"train": next(iter(tables.splits))}
     if not known:
-        raise DataError(
-            f"The splits of {where} are called {quoted(tables.splits)}: which of them is for training is not said.",
-            "Write the class map by hand: hub: {repo_id: ..., splits: {train: ONE OF THEM}}.",
-        )
+        said = f"The splits of {where} are called {quoted(tables.splits)}: it is unclear which of them is for training."
+        raise DataError(said, "Write the class map by hand: hub: {repo_id: ..., splits: {train: ONE OF THEM}}.")
     if others := [split for split in tables.splits if split not in known.values()]:
         _log.warning("Splits of %s that a class map has no name for, and are not read: %s.", where, quoted(others))
     return {split: known[split] for split in SPLIT_WORDS if split in known}
@@ -120,68 +115,50 @@ def our_splits(tables: Tables, where: str) -> dict[str, str]:
 def _rows(columns: Columns, table: pa.Table) -> Iterator[_Values]:
     spoken = []
     for label in columns.labels:
+        column = f"column '{label.column}'"
         if label.numbered and label.names is None:
             raise DataError(
-                f"The labels of {columns.where} are numbers without names (column '{label.column}').",
+                f"The labels of {columns.where} are numbers without names ({column}).",
                 "Write the class map by hand: classes in the order of the numbers, and path: the file.",
             )
         values = plain(table.column(label.column), label, columns.where)
         said = {value: None if value is None else label.spoken(value) for value in values.unique().to_pylist()}
-        wrong = [value for value in said if label.names and value is not None and not 0 <= value < len(label.names)]
-        if wrong:
-            raise DataError(
-                f"The column '{label.column}' of {columns.where} has the label {wrong[0]}, and names for "
-                f"{len(label.names or ())}.",
-                "Put the names right (ClassLabel), or the labels.",
-            )
+        for value in said:
+            if label.names and value is not None and not 0 <= value < len(label.names):
+                what = f"has the label {value}, and names for {len(label.names)}"
+                raise DataError(f"The {column} of {columns.where} {what}.", "Fix the names (ClassLabel) or the labels.")
         spoken.append([said[value] for value in values.to_pylist()])
     return zip(*spoken, strict=True)
 
 
-def _names_once(names: Sequence[str], where: str) -> Sequence[str]:
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(
-            f"{len(twice)} label names of '{where}' stand for two numbers: {quoted(twice)}.",
-            "A name means one class. Give them names of their own (ClassLabel), or name another --label-column.",
-        )
-    return names
-
-
 def _label(found: Sequence[tuple[Columns, Counter[_Values]]], where: str) -> str:
-    """The label column of all tables: the surest that they all have, with which the others agree."""
-    everywhere = [
-        label.column
-        for label in found[0][0].labels
-        if all(label.column in {one.column for one in columns.labels} for columns, _ in found)
-    ]
-    pairs: dict[str, set[tuple[str, str]]] = {}
+    """The label column of all tables: the most reliable that they all have, with which the others agree."""
+    names_of = [[label.column for label in columns.labels] for columns, _ in found]
+    everywhere = [name for name in names_of[0] if all(name in names for names in names_of)]
+    pairs: dict[tuple[str, str], set[tuple[str, str]]] = {}
     said: set[str] = set()
-    for columns, rows in found:
-        names = [label.column for label in columns.labels]
+    for names, (_, rows) in zip(names_of, found, strict=True):
         for values in rows:
             row = {name: value for name, value in zip(names, values, strict=True) if value is not None}
             said |= row.keys()
             first = next((name for name in everywhere if name in row), None)
             for name, value in row.items():
                 if first is not None and name != first:
-                    pairs.setdefault(f"{first}\n{name}", set()).add((row[first], value))
+                    pairs.setdefault((first, name), set()).add((row[first], value))
     label = next((name for name in everywhere if name in said), None)
+    if label is None and said:
+        there = quoted(sorted({name for names in names_of for name in names}))
+        raise DataError(f"The tables of {where} have their labels in different columns: {there}.", "Rename them.")
     if label is None:
-        there = sorted({one.column for columns, _ in found for one in columns.labels})
-        if said:
-            raise DataError(
-                f"The tables of {where} have their labels in different columns: {quoted(there)}.",
-                "Rename them, so that they are alike.",
-            )
         raise DataError(f"The tables in {where} have no row with a label.", "Expected a row for each image.")
-    for key, both in pairs.items():
+    for columns, both in pairs.items():
         if (odd := _odd(both)) is not None:
-            raise disagreement(where, key.split("\n"), odd)
+            raise disagreement(where, columns, odd)
     return label
 
 
 def _odd(pairs: set[tuple[str, str]]) -> tuple[str, str] | None:
-    """Two labels of one row which show that two columns do not mean the same, None where they do."""
+    """Two labels of one row which show that two columns do not mean the same, None if there are none."""
     thousand = get_variant("imagenet-1k")
     keys = class_keys(thousand.classes)
     lefts, rights = ({spelling(pair[side]) for pair in pairs} for side in (0, 1))
@@ -189,7 +166,7 @@ def _odd(pairs: set[tuple[str, str]]) -> tuple[str, str] | None:
     for left, right in sorted(pairs):
         a, b = spelling(left), spelling(right)
         if any(x in thousand.by_wnid and y in label_words(thousand, x) for x, y in ((left, b), (right, a))):
-            continue  # a word for that class, which may be one for others too
+            continue  # a word for that class, which may also be one for others
         one_to_one = there[0].setdefault(a, b) == b and there[1].setdefault(b, a) == a
         swapped = a != b and (b in lefts or a in rights)
         other = a != b and keys.get(a) is not None and keys.get(b) is not None and keys[a] != keys[b]

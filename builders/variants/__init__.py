@@ -3,20 +3,16 @@
     get_variant("imagenette").classes      # ClassInfo by ClassInfo, in index order
     get_variant("imagenet-r").splits       # {"test": 30000}
 
-The rows are in `builders.variants.table` (sets to train on, and the drawn ones) and `builders.variants.evaluation_sets`
-(sets that only test a classifier); what a row can say is in `builders.variants.variant`. Every fact about a dataset
-that is not ours has an entry in `Variant.facts` which says where it was read, or that it could not be verified. To add
-a variant: add its class list to `data/subsets.json` and one row to one of the tables.
-
-Only the standard library is imported.
+The rows are in `data/variants.json`, the class lists in `data/subsets.json`. Each fact about a dataset that is not ours
+says where it was read, or that it could not be verified. Only the standard library is imported.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from builders.errors import DataError, did_you_mean
-from builders.variants.evaluation_sets import EVALUATION_SETS
-from builders.variants.table import DRAWN_SETS, TRAINING_SETS
-from builders.variants.variant import SPLIT_WORDS, Choice, ClassInfo, HubSource, Variant, usual_split
+from builders.variants.variant import SPLIT_WORDS, Choice, ClassInfo, HubSource, Variant, data, usual_split
 
 __all__ = [
     "SPLIT_WORDS",
@@ -31,11 +27,28 @@ __all__ = [
     "usual_split",
 ]
 
-VARIANTS: dict[str, Variant] = {row.name: row for row in (*TRAINING_SETS, *EVALUATION_SETS, *DRAWN_SETS)}
-"""Every variant by name."""
+
+def _table() -> dict[str, Variant]:
+    rows: dict[str, dict[str, Any]] = {}
+    for row in data("variants.json")["variants"]:
+        base = rows.get(row.get("like"), {})
+        nested = {key: {**base.get(key, {}), **(row.get(key) or {})} or None for key in ("hub", "facts")}
+        rows[row["name"]] = {**base, **row, **nested}
+    return {
+        name: Variant(
+            hub=row["hub"] and HubSource(**row["hub"]),
+            facts=row["facts"] or {},
+            **{key: value for key, value in row.items() if key not in ("hub", "facts", "like")},
+        )
+        for name, row in rows.items()
+    }
+
+
+VARIANTS: dict[str, Variant] = _table()
+"""Every variant by name: sets to train on, sets that only test a classifier, and the drawn ones."""
 
 _OWN: dict[str, Variant] = {}
-"""Variants of people's own that this process has read, by name, which says their content."""
+"""Variants of class maps that this process has read, by name, which includes a hash of their content."""
 
 
 def register(variant: Variant) -> None:
@@ -44,7 +57,7 @@ def register(variant: Variant) -> None:
 
 
 def own_class(wnid: str) -> ClassInfo | None:
-    """A class of people's own by its id, as some class map that this process has read describes it."""
+    """A custom class by its id, as described by some class map that this process has read."""
     return next((variant.by_wnid[wnid] for variant in _OWN.values() if wnid in variant.by_wnid), None)
 
 
@@ -56,7 +69,5 @@ def get_variant(name: str) -> Variant:
     family = [known for known in VARIANTS if known.startswith(f"{asked.lower()}-")]  # "imagenet-v2" is three sets
     some = 0 < len(family) <= 3
     guess = f" Did you mean {' or '.join(map(repr, family))}?" if some else did_you_mean(asked, VARIANTS)
-    raise DataError(
-        f"There is no variant '{asked[:100]}'.{guess}",
-        f"There are: {', '.join(VARIANTS)}. Classes of your own: hfsyn variants new",
-    )
+    said = f"There is no variant '{asked[:100]}'.{guess}"
+    raise DataError(said, f"There are: {', '.join(VARIANTS)}. Classes of your own: hfsyn variants new")

@@ -1,22 +1,22 @@
-"""Variants of one's own: a class map in a YAML file, for images that no variant of the table has.
+"""Custom variants: a class map in a YAML file, for images that no variant of the table has.
 
     name: flowers
-    splits: {train: 3000, test: 500}      # images in each, null where nobody has counted
+    splits: {train: 3000, test: 500}      # images in each, null where unknown
     path: photos/flowers                  # a local folder (source.path of a recipe goes before it), and/or:
     hub: {repo_id: alice/flowers, splits: {train: train, test: validation}}
-    tables: {label_column: species}       # of Parquet files in path, where the common rules find another column or none
+    tables: {label_column: species}       # of Parquet files in path, where the common rules pick the wrong column
     classes:                              # in the order of the labels
     - {id: n11939491, name: daisy}        # a WordNet id where there is one
     - {id: dog-rose, name: dog rose, label: Rosa canina, definition: a wild rose with pink flowers}
 
-A class is its **id**, everywhere and for everybody: a WordNet id, or a word of your own (letters, digits, dashes and
-underscores), which should mean the same in all your sets. `label` is what the images' folder or the dataset's label is
-called, where that is neither the id nor the name; `lemmas`, `definition` and `hypernym` are for strategies that ask for
-them, and are known of ImageNet's classes.
+A class is identified by its **id**: a WordNet id, or a word of your own (letters, digits, dashes, underscores), which
+should mean the same in all your sets. `label` is the name of the class in the folder or dataset, where that is neither
+the id nor the name; `lemmas`, `definition` and `hypernym` are for strategies that ask for them, and default to
+WordNet's for ImageNet's classes.
 
-The file is read once: a recipe then carries what it says (`source.definition`) and names it by its content,
-`flowers@` and 16 hex digits, so that runs and published sets need the file no more. The content is what decides the
-rows: name, classes, splits and repository; title, licence, homepage and the counts may be mended at any time.
+The file is read once: a recipe then carries its content (`source.definition`) under a name with a hash of it,
+`flowers@` and 16 hex digits, so that runs and published sets do not need the file. The hash covers name, classes,
+splits and repository; title, licence, homepage and the counts may be changed at any time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -36,18 +36,16 @@ from builders.variants import get_variant, register
 from builders.variants.variant import Choice, ClassInfo, HubSource, Variant
 from builders.yaml import is_yaml_name, load_file
 
-__all__ = ["MOST_CLASSES", "OwnVariant", "class_id", "find_variant", "own_variant", "read_variant"]
-
 MOST_CLASSES = 100_000
 _MOST_LETTERS = 2_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _JOINERS = dict.fromkeys((0x200C, 0x200D))
-"""What joins or parts letters in Persian, and faces in an emoji: a part of words, though it prints nothing."""
+"""Zero-width joiners, which Persian words and emoji contain."""
 _MOST_IN_ID = 64
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_MOST_IN_ID - 1}}}")
 _DIGITS = 12
-"""Of the hash in an id: of a hundred thousand labels two agree by chance in one of 50,000 cases."""
+"""Of the hash in an id: two of a hundred thousand labels collide with a probability of 1 in 50,000."""
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SPLITS = ("train", "validation", "test")
 _KEYS = ("name", "title", "licence", "homepage", "images", "splits", "hub", "tables", "classes")
@@ -58,56 +56,18 @@ _TABLE_KEYS = ("config", "image_column", "label_column")
 
 @dataclass(frozen=True, slots=True)
 class OwnVariant(Variant):
-    """A variant that a class map describes."""
+    """A variant that a class map describes; see `Variant` for what each field means."""
 
-    own_classes: tuple[ClassInfo, ...] = ()
-    own_labels: tuple[str, ...] = ()
-    """What the source calls each class."""
-    own_by_id: Mapping[str, ClassInfo] = field(default_factory=dict)
-    own_tables: Choice = field(default_factory=Choice)
+    classes: tuple[ClassInfo, ...] = ()
+    by_wnid: Mapping[str, ClassInfo] = field(default_factory=dict)
+    hub_label_wnids: tuple[str, ...] = ()
+    hub_label_names: tuple[str, ...] | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
     """What a recipe carries: the class map, every default left out."""
 
-    @property
-    def classes(self) -> tuple[ClassInfo, ...]:
-        """The classes in the order of the class map."""
-        return self.own_classes
-
-    @property
-    def by_wnid(self) -> Mapping[str, ClassInfo]:
-        """The classes by id."""
-        return self.own_by_id
-
-    @property
-    def tables(self) -> Choice:
-        """Configuration and columns of tables on the disk, as far as the class map says them."""
-        return self.own_tables
-
-    @property
-    def drawn(self) -> bool:
-        """Whether this package draws the images: never."""
-        return False
-
-    @property
-    def label_ids(self) -> Mapping[str, str]:
-        """What the source calls a class -> its id."""
-        return {label: info.wnid for label, info in zip(self.own_labels, self.own_classes, strict=True)}
-
-    @property
-    def hub_label_wnids(self) -> tuple[str, ...]:
-        """The id of each label number."""
-        return tuple(info.wnid for info in self.own_classes)
-
-    @property
-    def hub_label_names(self) -> tuple[str, ...] | None:
-        """The names of the label numbers."""
-        return self.own_labels
-
 
 def find_variant(name: str | Path) -> Variant:
-    """A variant by name, or the one that a class map describes, which then has a name too.
-
-    For names that a user gives: `get_variant` is for those that came from elsewhere, and opens no file.
+    """A variant by name or by the file of a class map; for names that a user gives, as `get_variant` opens no file.
 
     Raises DataError as `get_variant` and `read_variant`.
     """
@@ -117,7 +77,7 @@ def find_variant(name: str | Path) -> Variant:
 def read_variant(file: str | Path) -> tuple[OwnVariant, str | None]:
     """The variant of a class map, and the folder that it names, relative to the file's own.
 
-    Raises DataError, naming the key, for what is no class map.
+    Raises DataError, naming the key, for a file that is not a class map.
     """
     fields = load_file(file, "class map", "`hfsyn variants new NAME --from FOLDER` (or USER/NAME) writes one.")
     folder = fields.pop("path", None)
@@ -130,32 +90,24 @@ def read_variant(file: str | Path) -> tuple[OwnVariant, str | None]:
 def own_variant(
     definition: Mapping[str, Any], *, where: str = "source.definition", name: str | None = None
 ) -> OwnVariant:
-    """The variant that a definition describes, checked like anything that may come from a stranger, and known by name
-    from now on in this process.
+    """The variant that a definition (untrusted input) describes, which `get_variant` then knows in this process.
 
-    Args:
-        definition: the content of a class map without its `path`; defaults may be left out.
-        where: how to call it in a message.
-        name: the name that it must have, because a recipe says so.
-
-    Raises DataError, naming the key, for what is no definition, or one of another content than `name` says.
+    A definition is the content of a class map without `path`; messages call it `where`. Raises DataError, naming the
+    key, for an invalid one, or one whose content does not match `name`.
     """
     found = _checked(definition, where)
     if name is not None and found.name != name:
-        raise DataError(
-            f"{where} is the class map of {found.name}, and source.variant is {name}.",
-            "Name the file of the class map in source.variant, and leave source.definition out.",
-        )
+        said = f"{where} is the class map of {found.name}, and source.variant is {name}."
+        raise DataError(said, "Name the file of the class map in source.variant, and leave source.definition out.")
     register(found)
     return found
 
 
 def class_id(label: str) -> str:
-    """An id for a class that is called so: another one for every other label, the same in all sets and systems.
+    """The id of a class with this label: a different one for each label, and the same on all systems.
 
-    A label of ASCII letters, digits, dashes and blanks (or underscores, which mean the same) is its own id:
-    `Rosa canina` is `Rosa_canina`. Of any other one, what is left of it is followed by a hash of the whole: `Öl` is
-    `Ol-` and twelve hex digits. How accents are composed makes no difference.
+    A label of ASCII letters, digits, dashes and blanks (or underscores) is its own id: `Rosa canina` is `Rosa_canina`.
+    For any other label, its ASCII part is followed by a hash of the whole: `Öl` is `Ol-` and twelve hex digits.
     """
     text = " ".join(unicodedata.normalize("NFC", label).replace("_", " ").split())
     if _ID.fullmatch(plain := text.replace(" ", "_")):
@@ -175,19 +127,22 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
         raise DataError(f"splits in {where} is {splits!r}.", f"Expected a number of images for {' or '.join(_SPLITS)}.")
     splits = {split: _count(count, f"splits.{split}", where) for split, count in splits.items()}
     hub = _hub(definition["hub"], splits, where) if definition.get("hub") is not None else None
-    tables = _tables(definition["tables"], where) if definition.get("tables") is not None else {}
-    rows = [_class(row, number, where) for number, row in enumerate(_list(definition["classes"], where))]
+    tables: dict[str, str] = {}
+    if (fields := definition.get("tables")) is not None:
+        _keys(fields, _TABLE_KEYS, (), f"tables of {where}")
+        tables = {key: text for key in _TABLE_KEYS if (text := _text(fields.get(key), f"tables.{key}", where))}
+    rows = definition["classes"]
+    if not isinstance(rows, list) or not 1 <= len(rows) <= MOST_CLASSES:
+        raise DataError(f"classes in {where} is not a list of classes.", f"Expected 1 to {MOST_CLASSES:,} of them.")
+    rows = [_class(row, number, where) for number, row in enumerate(rows)]
     _unique(rows, where)
     texts = {key: _text(definition.get(key), key, where) for key in ("title", "licence", "homepage", "images")}
-    content = {
-        "name": name,
-        "splits": sorted(splits),
-        "hub": hub and _hub_fields(hub),
-        "classes": rows,
-        **({"tables": tables} if tables else {}),
-    }
+    optional = {"tables": tables} if tables else {}
+    repository = hub and {key: value for key, value in asdict(hub).items() if value is not None}
+    content = {"name": name, "splits": sorted(splits), "hub": repository, "classes": rows, **optional}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     classes = tuple(_info(row, number) for number, row in enumerate(rows))
+    ids, labels = tuple(row["id"] for row in rows), tuple(row.get("label", row["name"]) for row in rows)
     return OwnVariant(
         name=f"{name}@{digest[:16]}",
         title=texts["title"] or name,
@@ -196,16 +151,18 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
         licence=texts["licence"] or "not stated",
         hub=hub,
         homepage=texts["homepage"],
-        own_classes=classes,
-        own_labels=tuple(row.get("label", row["name"]) for row in rows),
-        own_by_id=MappingProxyType({info.wnid: info for info in classes}),
-        own_tables=Choice(**tables),
+        classes=classes,
+        by_wnid=MappingProxyType({info.wnid: info for info in classes}),
+        tables=Choice(**tables),
+        label_ids=dict(zip(labels, ids, strict=True)),
+        hub_label_wnids=ids,
+        hub_label_names=labels,
         definition={
             "name": name,
             **{key: text for key, text in texts.items() if text},
             "splits": {split: splits[split] for split in _SPLITS if split in splits},
-            **({"hub": _hub_fields(hub)} if hub else {}),
-            **({"tables": tables} if tables else {}),
+            **({"hub": repository} if repository else {}),
+            **optional,
             "classes": rows,
         },
     )
@@ -228,21 +185,9 @@ def _hub(fields: Any, splits: Mapping[str, Any], where: str) -> HubSource:
     theirs = fields.get("splits") or {split: split for split in splits}
     if not isinstance(theirs, Mapping) or set(theirs) != set(splits):
         raise DataError(f"hub.splits in {where} is {theirs!r}.", f"Expected its name of each of {', '.join(splits)}.")
-    return HubSource(
-        repo_id=texts["repo_id"],
-        config=texts["config"] or None,
-        revision=texts["revision"] or None,
-        splits={split: _text(theirs[split], f"hub.splits.{split}", where) for split in splits},
-        image_column=texts["image_column"] or None,
-        label_column=texts["label_column"] or None,
-    )
-
-
-def _tables(fields: Any, where: str) -> dict[str, str]:
-    """What is said of local tables, without what is not."""
-    _keys(fields, _TABLE_KEYS, (), f"tables of {where}")
-    texts = {key: _text(fields.get(key), f"tables.{key}", where) for key in _TABLE_KEYS}
-    return {key: text for key, text in texts.items() if text}
+    optional = {key: text or None for key, text in texts.items() if key != "repo_id"}
+    names = {split: _text(theirs[split], f"hub.splits.{split}", where) for split in splits}
+    return HubSource(repo_id=texts["repo_id"], splits=names, **optional)
 
 
 def _class(row: Any, number: int, where: str) -> dict[str, Any]:
@@ -261,27 +206,20 @@ def _class(row: Any, number: int, where: str) -> dict[str, Any]:
     if lemmas is None or not all(isinstance(lemma, str) and lemma for lemma in lemmas):
         raise DataError(f"lemmas in {place} is {row['lemmas']!r}.", "Expected a list of words.")
     words = [_text(lemma, "lemmas", place) for lemma in lemmas]
-    found: dict[str, Any] = {"id": identity, "name": name}
-    for key, value, default in (
-        ("label", _text(row.get("label"), "label", place), name),
-        ("lemmas", words or (list(known.lemmas) if known else []), [name]),
-        ("definition", _text(row.get("definition"), "definition", place) or (known.definition if known else ""), ""),
-        ("hypernym", _text(row.get("hypernym"), "hypernym", place) or (known.hypernym if known else ""), ""),
-    ):
-        if value and value != default:
-            found[key] = value
-    return found
+    found = {"id": identity, "name": name}
+    optional: dict[str, Any] = {
+        "label": _text(row.get("label"), "label", place),
+        "lemmas": words or (list(known.lemmas) if known else []),
+        "definition": _text(row.get("definition"), "definition", place) or (known.definition if known else ""),
+        "hypernym": _text(row.get("hypernym"), "hypernym", place) or (known.hypernym if known else ""),
+    }
+    defaults = {"label": name, "lemmas": [name]}
+    return found | {key: value for key, value in optional.items() if value and value != defaults.get(key)}
 
 
 def _info(row: Mapping[str, Any], index: int) -> ClassInfo:
-    return ClassInfo(
-        wnid=row["id"],
-        index=index,
-        name=row["name"],
-        lemmas=tuple(row.get("lemmas", (row["name"],))),
-        definition=row.get("definition", ""),
-        hypernym=row.get("hypernym", ""),
-    )
+    lemmas = tuple(row.get("lemmas", (row["name"],)))
+    return ClassInfo(row["id"], index, row["name"], lemmas, row.get("definition", ""), row.get("hypernym", ""))
 
 
 def _keys(fields: Any, known: Sequence[str], needed: Sequence[str], where: str) -> None:
@@ -291,12 +229,6 @@ def _keys(fields: Any, known: Sequence[str], needed: Sequence[str], where: str) 
         raise DataError(f"{where} has an unknown key '{unknown[0][:60]}'.", f"Allowed here: {', '.join(known)}.")
     if missing := [key for key in needed if fields.get(key) is None]:
         raise DataError(f"{where} has no '{missing[0]}'.", f"Needed here: {', '.join(needed)}.")
-
-
-def _list(classes: Any, where: str) -> Sequence[Any]:
-    if not isinstance(classes, list) or not 1 <= len(classes) <= MOST_CLASSES:
-        raise DataError(f"classes in {where} is no list of classes.", f"Expected 1 to {MOST_CLASSES:,} of them.")
-    return classes
 
 
 def _text(value: Any, key: str, where: str) -> str:
@@ -312,21 +244,12 @@ def _text(value: Any, key: str, where: str) -> str:
 
 
 def _unique(rows: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Refuse two classes that are called alike, be it by id, name or label, in any case."""
     seen: dict[str, str] = {}
     for row in rows:
         for word in (row["id"], row["name"], row.get("label", "")):
             if word and seen.setdefault(word.casefold(), row["id"]) != row["id"]:
-                raise DataError(
-                    f"Two classes of {where} are called '{word}': {seen[word.casefold()]} and {row['id']}.",
-                    "Ids, names and labels must each mean one class.",
-                )
+                said = f"Two classes of {where} are called '{word}': {seen[word.casefold()]} and {row['id']}."
+                raise DataError(said, "Ids, names and labels must each mean one class.")
     if len({row["id"] for row in rows}) < len(rows):
         twice = next(row["id"] for row in rows if sum(other["id"] == row["id"] for other in rows) > 1)
-        raise DataError(f"The id {twice} stands twice in {where}.", "A class has one line.")
-
-
-def _hub_fields(hub: HubSource) -> dict[str, Any]:
-    """What a class map says of a repository, every default left out."""
-    fields = {key: getattr(hub, key) for key in _HUB_KEYS} | {"splits": dict(hub.splits)}
-    return {key: value for key, value in fields.items() if value is not None}
+        raise DataError(f"The id {twice} occurs twice in {where}.", "A class has one line.")

@@ -1,13 +1,8 @@
 """One variant of ImageNet: its classes, where its images are, and what is known about it.
 
 The **wnid** (WordNet 3.0 id, an `n` and eight digits) is a class's identity everywhere; a label number is only a column
-of one dataset. Classes of one's own that WordNet does not know have an id in its place
-(`builders.variants.class_maps`). `ClassInfo.index` counts a variant's classes in the order of `Variant.classes`: sorted
-by wnid for the photographs (as folders of ImageNet always were), in the order of the class list for the drawn variants
-and those of one's own. What a repository on the Hub numbers in another order is translated by
-`Variant.hub_label_wnids`.
-
-Only the standard library is imported, and the JSON files are read when a class list is first asked for.
+of one dataset. Custom classes that WordNet does not know have an id in its place (`builders.variants.class_maps`).
+Only the standard library is imported, and the JSON files are read when they are first needed.
 """
 
 from __future__ import annotations
@@ -22,8 +17,6 @@ from typing import Any
 
 from builders.errors import DataError
 
-__all__ = ["SPLIT_WORDS", "Choice", "ClassInfo", "HubSource", "Variant", "usual_split"]
-
 SPLIT_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "train": ("train", "training"),
@@ -31,16 +24,12 @@ SPLIT_WORDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "test": ("test", "testing", "eval", "evaluation"),
     }
 )
-"""Our name of a split -> what people call it, folders and files included: the words that `datasets` knows."""
+"""Our name of a split -> the names that people give it, those that `datasets` knows."""
 
 
 def usual_split(name: str) -> str:
-    """Our name of a split that is called so: "dev" is validation; a name that means none of ours stays as it is."""
+    """Our name of a split: "dev" is validation; any other name stays as it is."""
     return next((split for split, words in SPLIT_WORDS.items() if name.lower() in words), name)
-
-
-_WHOLE = "imagenet-1k"
-"""The class list that is no part of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +37,11 @@ class ClassInfo:
     """One class of a variant."""
 
     wnid: str
-    """WordNet 3.0 id, or an id of one's own: the identity of the class in every variant."""
+    """WordNet 3.0 id, or a custom id: the identity of the class in every variant."""
     index: int
-    """Position in `Variant.classes`, from 0."""
+    """Position in `Variant.classes`, from 0: sorted by wnid for photographs, else in the order of the class list."""
     name: str
-    """As people read it, unique within the variant and the same in all of them: "tench", "crane (bird)"."""
+    """Unique within the variant and the same in all of them: "tench", "crane (bird)"."""
     lemmas: tuple[str, ...]
     """WordNet's words for it, the most common first."""
     definition: str
@@ -63,10 +52,9 @@ class ClassInfo:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What somebody has said about a dataset's tables; None is found by the common rules."""
+    """Configuration and columns of a dataset's tables; None is found by the common rules."""
 
     config: str | None = None
-    """One of several configurations."""
     image_column: str | None = None
     label_column: str | None = None
 
@@ -77,21 +65,20 @@ class HubSource:
 
     repo_id: str
     config: str | None
-    """Folder or configuration of the repository, None where it has one only."""
+    """Folder or configuration of the repository, None where it has only one."""
     revision: str | None
-    """The commit that the facts were checked against, None where none is known (then: the newest)."""
+    """The commit that the facts were checked against; None is the newest."""
     splits: Mapping[str, str]
     """Our name of a split -> the repository's."""
     image_column: str | None = "image"
     label_column: str | None = "label"
     """None where the columns are found by the common rules (`builders.sources.columns`)."""
     archive: str | None = None
-    """The file that holds the images where the repository has no Parquet files: it is downloaded and unpacked by the
-    user, whose folder is then read as a local path."""
+    """The archive that holds the images where the repository has no Parquet files; users download and unpack it."""
 
     @property
     def url(self) -> str:
-        """The dataset's page, where its terms can be read and accepted."""
+        """The dataset's page."""
         return f"https://huggingface.co/datasets/{self.repo_id}"
 
 
@@ -107,22 +94,27 @@ class Variant:
     """Format and size of the images, in words."""
     licence: str
     hub: HubSource | None
-    """None for the drawn variants, which need no source."""
     homepage: str = ""
     gated: bool = False
-    """Whether the repository must be asked for access, while logged in, before it can be read."""
+    """Whether one must request access to the repository."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """Fact -> where it was read, or "not verified: ..."."""
     class_list: str = ""
-    """The class list in `data/`, where it is not called like the variant: one that another variant has too."""
+    """The class list in `data/`; empty where it has the name of the variant."""
     archive_folder: str = ""
     """The folder that the original archive unpacks to; it is looked for in a local path."""
     numbered_folders: bool = False
-    """Whether the original folders are called by the number of the class, "0" to "999", instead of its wnid."""
+    """Whether the original folders are named by class number, "0" to "999", instead of by wnid."""
+    drawn: bool = False
+    """Whether this package draws the images."""
+    label_ids: Mapping[str, str] = field(default_factory=dict)
+    """Of a class map: label, exactly as the source has it -> wnid."""
+    tables: Choice = field(default_factory=Choice)
+    """Of a class map: the configuration and columns of local tables."""
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
-        """The classes in index order; read from the package's data at the first use."""
+        """The classes in index order."""
         return _classes(self._list)
 
     @property
@@ -135,28 +127,13 @@ class Variant:
         return self.class_list or ("drawn" if self.drawn else self.name)
 
     @property
-    def drawn(self) -> bool:
-        """Whether the images are drawn by this package rather than read from anywhere."""
-        return self.hub is None
-
-    @property
-    def label_ids(self) -> Mapping[str, str]:
-        """Labels that a class map gives, exactly as the source has them -> wnid; the table's variants need none."""
-        return {}
-
-    @property
-    def tables(self) -> Choice:
-        """What a class map says of tables on the disk; the table's variants are found by the common rules."""
-        return Choice()
-
-    @property
     def tests_only(self) -> bool:
         """Whether the set has no images to train on."""
         return set(self.splits) == {"test"}
 
     @property
     def hub_label_wnids(self) -> tuple[str, ...]:
-        """The wnid of each label number of the Hub repository: the explicit map of its labels. Empty if drawn."""
+        """The wnid of each label number of the Hub repository. Empty if drawn."""
         if self.hub is None:
             return ()
         subset = _subset(self._list)
@@ -167,14 +144,14 @@ class Variant:
     def hub_label_names(self) -> tuple[str, ...] | None:
         """The names that the Hub repository gives to its labels, None where they were not read in full.
 
-        They tell whether a repository is still the one that `hub_label_wnids` was made for; they are not trusted as
-        names. Two repositories have wrong ones: see the provenance in `data/subsets.json`.
+        They tell whether the repository is still the one that `hub_label_wnids` was made for. Two repositories have
+        wrong names: see the provenance in `data/subsets.json`.
         """
         subset = None if self.hub is None else _subset(self._list)
         return tuple(subset["hub_label_names"]) if subset and subset["hub_label_names"] else None
 
     def split(self, name: str) -> str:
-        """The variant's own name of a split: "val" and "dev" are "validation", or "test" where that is all there is.
+        """The variant's own name of a split: "val" and "dev" are "validation", or "test" if it only has that.
 
         Raises DataError for a split that the variant does not have.
         """
@@ -187,41 +164,88 @@ class Variant:
 
 
 @cache
-def _data(name: str) -> Any:
+def data(name: str) -> Any:
+    """The content of a JSON file of the package."""
     return json.loads(files("builders.variants").joinpath("data", name).read_text(encoding="utf-8"))
 
 
 def _subset(name: str) -> dict[str, Any] | None:
-    """The entry of a class list in subsets.json, None for the thousand classes. KeyError if there is no such list."""
-    if name == _WHOLE:
-        return None
-    found: dict[str, Any] = _data("subsets.json")["subsets"][name]
-    return found
+    """The entry of a class list in subsets.json, None for the thousand classes."""
+    return None if name == "imagenet-1k" else dict(data("subsets.json")["subsets"][name])
 
 
 @cache
 def _classes(name: str) -> tuple[ClassInfo, ...]:
-    if name == "drawn":
-        rows = _data("drawn.json")["classes"]
-    else:
-        rows = _data("imagenet_1k.json")["classes"]  # sorted by wnid
-        subset = _subset(name)
-        if subset is not None:
-            wanted = frozenset(subset["hub_label_wnids"])
-            rows = [row for row in rows if row["wnid"] in wanted]
-    return tuple(
-        ClassInfo(
-            wnid=row["wnid"],
-            index=index,
-            name=row["name"],
-            lemmas=tuple(row["lemmas"]),
-            definition=row["definition"],
-            hypernym=row["hypernym"],
-        )
-        for index, row in enumerate(rows)
-    )
+    rows = data("drawn.json" if name == "drawn" else "imagenet_1k.json")["classes"]  # ImageNet's are sorted by wnid
+    if name != "drawn" and (subset := _subset(name)) is not None:
+        wanted = frozenset(subset["hub_label_wnids"])
+        rows = [row for row in rows if row["wnid"] in wanted]
+    return tuple(ClassInfo(**{**row, "index": index, "lemmas": tuple(row["lemmas"])}) for index, row in enumerate(rows))
 
 
 @cache
 def _by_wnid(name: str) -> Mapping[str, ClassInfo]:
     return MappingProxyType({info.wnid: info for info in _classes(name)})
+
+
+def facts_of(variant: Variant) -> dict[str, Any]:
+    """All that is known about a variant, and how to get its images; None where there is nothing to say."""
+    hub, by_name = variant.hub, "found by its name"
+    return {
+        "name": variant.name,
+        "title": variant.title,
+        "classes": len(variant.classes),
+        "splits": dict(variant.splits),
+        "images": variant.images,
+        "licence": variant.licence,
+        "hub": hub.repo_id if hub else None,
+        "config": hub.config if hub else None,
+        "revision": (hub.revision or "the newest") if hub else None,
+        "columns": {"image": hub.image_column or by_name, "label": hub.label_column or by_name} if hub else None,
+        "repository's splits": dict(hub.splits) if hub else None,
+        "labels": _labels(variant) if hub and hub.archive is None else None,
+        "access": how_to_get(variant),
+        "homepage": variant.homepage or None,
+        "facts": dict(variant.facts),
+    }
+
+
+def access(variant: Variant) -> str:
+    """How to get the images, in a word."""
+    if variant.hub is None:
+        return "drawn" if variant.drawn else "folder"
+    return "archive" if variant.hub.archive else "gated" if variant.gated else "streamed"
+
+
+def how_to_get(variant: Variant) -> str:
+    """How to get the images, in a sentence."""
+    if variant.drawn:
+        return "drawn by this package, with no network"
+    if variant.hub is None:
+        return "a local folder: --set source.path=FOLDER"
+    if variant.hub.archive is not None:
+        return f"an archive, which cannot be streamed: {how_to_unpack(variant)}"
+    if variant.gated:
+        return f"gated: ask for access at {variant.hub.url}, then hf auth login with a token that may read"
+    return "streamed from the Hub without an account"
+
+
+def how_to_unpack(variant: Variant) -> str:
+    """What to do about an archive; empty for a repository of Parquet files."""
+    hub = variant.hub
+    if hub is None or hub.archive is None:
+        return ""
+    at = f" --revision {hub.revision}" if hub.revision else ""
+    return (
+        f"download it (hf download {hub.repo_id} {hub.archive} --repo-type dataset{at} --local-dir .), unpack it, and "
+        f"give the folder: --set source.path={variant.archive_folder or 'FOLDER'}"
+    )
+
+
+def _labels(variant: Variant) -> str:
+    wnids = variant.hub_label_wnids
+    if variant.hub and variant.hub.label_column == "wnid":
+        return "wnids as they stand"
+    order = "in the order of the classes" if list(wnids) == [info.wnid for info in variant.classes] else "by a map"
+    names = "names compared when read" if variant.hub_label_names is None else "names known and compared when read"
+    return f"numbers 0 to {len(wnids) - 1} {order}, the first {wnids[0]}, the last {wnids[-1]}; {names}"

@@ -49,7 +49,7 @@ def variants_ls(as_json: bool) -> None:
 def variants_info(name: str, classes: bool, as_json: bool) -> None:
     """All that is known about a variant, and where each fact is from. NAME may be the file of a class map."""
     from builders.variants.class_maps import find_variant
-    from builders.variants.facts import facts_of
+    from builders.variants.variant import facts_of
 
     found = find_variant(name)
     fields: dict[str, Any] = facts_of(found)

@@ -221,7 +221,7 @@ def test_a_recipe_of_a_stranger_is_checked_like_ones_own(run: Path) -> None:
 
 @pytest.mark.parametrize("reference", ["user", "a/b/c", "a/b@", "/a/b", "a b/c", "hf://models/a/b", "../a/b"])
 def test_what_is_no_reference_is_refused(reference: str) -> None:
-    with pytest.raises(DataError, match="is no run folder and no dataset on the Hub"):
+    with pytest.raises(DataError, match="is neither a run folder nor a dataset on the Hub"):
         parse_reference(reference)
 
 

@@ -288,10 +288,10 @@ def test_another_model_drops_the_scale_of_the_old_ones_lora() -> None:
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("extends: shapes-cip\ngenerate: {steps: 3}\nseed: 1\ngenerate: {steps: 4}\n")
-    with pytest.raises(HfsynError, match=r"line 4, column 1: the key 'generate' stands twice"):
+    with pytest.raises(HfsynError, match=r"line 4, column 1: the key 'generate' is defined twice"):
         load_recipe(path)
     path.write_text("extends: shapes-cip\ngenerate: {steps: 3, steps: 4}\n")
-    with pytest.raises(HfsynError, match="the key 'steps' stands twice"):
+    with pytest.raises(HfsynError, match="the key 'steps' is defined twice"):
         load_recipe(path)
 
 

@@ -73,9 +73,9 @@ def test_a_key_that_is_said_twice_is_refused_at_every_depth(tmp_path: Path, kind
     first = sound.partition(":")[0]
     twice = answer(lambda: read(written(tmp_path, f"{sound}{first}: 1\n")))
     number = sound.count("\n") + 1
-    assert f"mine.yaml, line {number}, column 1: the key '{first}' stands twice" in str(twice)
+    assert f"mine.yaml, line {number}, column 1: the key '{first}' is defined twice" in str(twice)
     deeper = answer(lambda: read(written(tmp_path, f"{sound}more: {{a: [{{b: 1, b: 2}}]}}\n")))
-    assert f"mine.yaml, line {number}, column 19: the key 'b' stands twice" in str(deeper)
+    assert f"mine.yaml, line {number}, column 19: the key 'b' is defined twice" in str(deeper)
 
 
 @pytest.mark.parametrize("kind", READERS)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from builders.errors import DataError
 from builders.shapes import Shapes
-from builders.sources import drawing, drawn
+from builders.sources import drawing
 from builders.sources.drawing import (
     BACKGROUNDS,
     COLOURS,
@@ -23,6 +23,7 @@ from builders.sources.drawing import (
     SHAPES,
     TEXTURES,
     Drawing,
+    ShapesSource,
     caption_of,
     contrasts,
     draw,
@@ -30,7 +31,6 @@ from builders.sources.drawing import (
     parse_caption,
     sample_attributes,
 )
-from builders.sources.drawn import ShapesSource
 from builders.variants import get_variant
 
 
@@ -128,7 +128,7 @@ def test_classes_are_the_variants_in_label_order(variant: str) -> None:
 def test_the_index_draws_nothing_and_the_rows_follow_it(monkeypatch: pytest.MonkeyPatch) -> None:
     source = ShapesSource(split="test", limit_per_class=3)
     with monkeypatch.context() as patch:
-        patch.setattr(drawn, "draw", lambda _: pytest.fail("the index drew an image"))
+        patch.setattr(drawing, "draw", lambda _: pytest.fail("the index drew an image"))
         entries = list(source.index())
     assert len(entries) == len(source) == 30
     assert len({entry.source_id for entry in entries}) == 30

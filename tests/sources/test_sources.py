@@ -621,7 +621,7 @@ def test_what_is_not_there_is_refused_saying_what_is(tmp_path):
     assert "nothing there says their classes" in refusal("imagenet-1k", "val", path=tmp_path / "flat")
     assert "no split 'test'" in refusal("imagenette", "test", path=tmp_path)
     assert "Did you mean 'imagenette'" in refusal("imagenete", "train", path=tmp_path)
-    assert "limit of images a class is 0" in refusal("imagenette", "train", path=tmp_path, limit_per_class=0)
+    assert "limit of images per class is 0" in refusal("imagenette", "train", path=tmp_path, limit_per_class=0)
     assert "is drawn" in refusal("shapes", "train", path=tmp_path)
 
 

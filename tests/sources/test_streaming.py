@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Features, Image, Value
-from huggingface_hub import constants
+from huggingface_hub import HfFileSystem, constants
 
 from builders.errors import DataError
-from builders.sources import hub
+from builders.sources import hub, resolve_revision
 from builders.variants import get_variant
 
 NETTE = get_variant("imagenette")
@@ -88,12 +88,25 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files]})
 
 
+def speak_to(monkeypatch, url):
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    )
+    HfFileSystem.clear_instance_cache()
+
+
+def resolve(variant, revision=None):
+    return resolve_revision(variant.name, revision)
+
+
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # the suite runs with it set; loopback is not a network
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with Hub() as found:
         threading.Thread(target=found.serve_forever, args=(0.05,), daemon=True).start()
+        speak_to(monkeypatch, found.url)
         yield found
         found.shutdown()
 
@@ -134,7 +147,7 @@ def test_a_few_images_of_each_class_are_streamed_without_downloading_the_files(s
         "full_size/validation-00000-of-00001.parquet": parquet(rows[:12]),
     }
     publish(server, NETTE.hub.repo_id, {PINNED: PINNED, "main": NEWER}, files)
-    source = hub.open_hub(NETTE, "train", limit_per_class=2, endpoint=server.url, token=False)
+    source = hub.open_hub(NETTE, "train", limit_per_class=2, token=False)
 
     entries = list(source.index())
     for_index = server.sent
@@ -154,9 +167,9 @@ def test_a_few_images_of_each_class_are_streamed_without_downloading_the_files(s
 def test_a_revision_is_resolved_to_its_commit_and_default_is_the_checked_one(server):
     publish(server, NETTE.hub.repo_id, {PINNED: PINNED, "main": NEWER}, {})
 
-    assert hub.resolve(NETTE, endpoint=server.url) == PINNED
-    assert hub.resolve(NETTE, "main", endpoint=server.url) == NEWER
-    assert hub.resolve(NETTE, NEWER, endpoint=server.url) == NEWER
+    assert resolve(NETTE) == PINNED
+    assert resolve(NETTE, "main") == NEWER
+    assert resolve(NETTE, NEWER) == NEWER
 
 
 def test_the_hubs_own_conversion_is_read_where_the_repository_has_no_parquet(server):
@@ -168,12 +181,12 @@ def test_the_hubs_own_conversion_is_read_where_the_repository_has_no_parquet(ser
     converted = {"full_size/train/0000.parquet": parquet(rows, woof.hub_label_names)}
     publish(server, woof.hub.repo_id, {"refs/convert/parquet": CONVERTED}, converted)
 
-    source = hub.open_hub(woof, "train", endpoint=server.url)
+    source = hub.open_hub(woof, "train")
 
     assert [entry.wnid for entry in source.index()] == list(woof.hub_label_wnids)
-    assert hub.resolve(woof, endpoint=server.url) == CONVERTED
+    assert resolve(woof) == CONVERTED
     with pytest.raises(DataError, match=r"has no configuration 'full_size'\. Folders with tables: '160px'"):
-        hub.open_hub(woof, "train", revision="main", endpoint=server.url)
+        hub.open_hub(woof, "train", revision="main")
 
 
 def test_sets_for_testing_are_streamed_whatever_their_repository_calls_the_split(server):
@@ -191,7 +204,7 @@ def test_sets_for_testing_are_streamed_whatever_their_repository_calls_the_split
     files = {"test/test-00000-of-00001.parquet": sink.getvalue().to_pybytes()}
     publish(server, rendered.hub.repo_id, {rendered.hub.revision: rendered.hub.revision}, files)
 
-    found = {v.name: list(hub.open_hub(v, "test", endpoint=server.url).index()) for v in (hard, rendered)}
+    found = {v.name: list(hub.open_hub(v, "test").index()) for v in (hard, rendered)}
 
     assert [entry.wnid for entry in found["imagenet-a"]] == list(hard.hub_label_wnids)
     assert [entry.wnid for entry in found["imagenet-r"]] == list(reversed(rendered.hub_label_wnids))
@@ -218,14 +231,14 @@ def test_an_archive_is_refused_unless_another_revision_has_parquet(server):
 
     for variant in (sketch, matched):
         with pytest.raises(DataError, match="as an archive"):
-            hub.open_hub(variant, "test", endpoint=server.url)
+            hub.open_hub(variant, "test")
         assert server.log == []
     with pytest.raises(DataError, match=r"no Parquet files of the split 'test'.*hf download songweig/imagenet_sketch"):
-        hub.open_hub(sketch, "test", revision="main", endpoint=server.url)
-    source = hub.open_hub(sketch, "test", revision="refs/convert/parquet", endpoint=server.url)
+        hub.open_hub(sketch, "test", revision="main")
+    source = hub.open_hub(sketch, "test", revision="refs/convert/parquet")
     assert [entry.wnid for entry in source.index()] == ["n01440764", "n03126707"]
     with pytest.raises(DataError, match=r"no column of classes 'label'; its columns are 'jpeg', '__key__', '__url__'"):
-        list(hub.open_hub(matched, "test", revision="refs/convert/parquet", endpoint=server.url).index())
+        list(hub.open_hub(matched, "test", revision="refs/convert/parquet").index())
 
 
 def test_labels_that_were_renamed_since_are_refused(server):
@@ -234,7 +247,7 @@ def test_labels_that_were_renamed_since_are_refused(server):
     publish(server, NETTE.hub.repo_id, {PINNED: PINNED}, files)
 
     with pytest.raises(DataError, match=r"frgfm/imagenette are named otherwise .*'English springer'"):
-        list(hub.open_hub(NETTE, "train", endpoint=server.url).index())
+        list(hub.open_hub(NETTE, "train").index())
 
 
 def test_refusals_of_the_hub_say_what_to_do(server, monkeypatch):
@@ -245,15 +258,16 @@ def test_refusals_of_the_hub_say_what_to_do(server, monkeypatch):
     publish(server, NETTE.hub.repo_id, {"main": NEWER}, {})
 
     with pytest.raises(DataError, match=r"gated.*https://huggingface.co/datasets/ILSVRC/imagenet-1k.*hf auth login"):
-        hub.open_hub(thousand, "train", endpoint=server.url)
+        hub.open_hub(thousand, "train")
     with pytest.raises(DataError, match="has no revision 'v9'"):
-        hub.resolve(NETTE, "v9", endpoint=server.url)
+        resolve(NETTE, "v9")
     with pytest.raises(DataError, match="is not there, or not for you"):
-        hub.resolve(get_variant("tiny-imagenet"), endpoint=server.url)
+        resolve(get_variant("tiny-imagenet"))
     with pytest.raises(DataError, match="is drawn"):
-        hub.resolve(get_variant("shapes"), endpoint=server.url)
+        resolve(get_variant("shapes"))
+    speak_to(monkeypatch, "http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(DataError, match="cannot be reached"):
-        hub.resolve(NETTE, "main", endpoint="http://127.0.0.1:9")  # the discard port: nobody listens
+        resolve(NETTE, "main")
 
 
 READS_THROUGH_THE_BUILDER = """

@@ -60,7 +60,7 @@ def test_images_that_lie_too_deep_are_named_and_empty_folders_are_said(
     (plain / "cat").mkdir()
     variant, _ = read_variant(written(tmp_path, plain))
     assert [info.wnid for info in variant.classes] == ["cow", "dog"]
-    assert "without images, which are no classes: 'cat'" in caplog.text
+    assert "without images, which are not classes: 'cat'" in caplog.text
 
 
 def test_tiny_imagenets_own_layout_has_its_classes_and_their_names(tmp_path: Path) -> None:
@@ -158,10 +158,10 @@ def test_a_folder_that_a_class_map_lacks_wants_a_line(tmp_path: Path) -> None:
 def test_a_key_that_stands_twice_is_refused_with_its_line(tmp_path: Path) -> None:
     file = written(tmp_path, folder_with(tmp_path / "pets", "dog/0.jpg", "cow/0.jpg"))
     file.write_text(file.read_text() + 'classes: [{"id": "dog"}]\n')
-    with pytest.raises(DataError, match=r"mine.yaml, line 12, column 1: the key 'classes' stands twice"):
+    with pytest.raises(DataError, match=r"mine.yaml, line 12, column 1: the key 'classes' is defined twice"):
         read_variant(file)
     file.write_text("- {id: dog, id: cow}")
-    with pytest.raises(DataError, match="the key 'id' stands twice"):
+    with pytest.raises(DataError, match="the key 'id' is defined twice"):
         read_variant(file)
 
 

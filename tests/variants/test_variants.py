@@ -11,7 +11,7 @@ import pytest
 
 from builders.errors import DataError
 from builders.variants import VARIANTS, get_variant
-from builders.variants.facts import facts_of, how_to_get
+from builders.variants.variant import facts_of, how_to_get
 
 EVERY = list(VARIANTS.values())
 ON_HUB = [variant for variant in EVERY if variant.hub is not None]
