@@ -1,4 +1,4 @@
-"""The YAML front matter of a card, changed key by key: what is not changed keeps its spelling, comments included."""
+"""The YAML front matter of a card, changed key by key: the rest keeps its spelling and its comments."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FrontMatter:
         card: the whole README.md.
 
     Raises:
-        HfsynError: the front matter is no YAML mapping; the message names the line.
+        HfsynError: the front matter is not a YAML mapping; the message names the line.
     """
 
     def __init__(self, card: str) -> None:
@@ -36,7 +36,7 @@ class FrontMatter:
         card = card.removeprefix(_BOM)
         first = re.search(r"\r\n|\n", card)
         self.newline = first[0] if first else "\n"
-        # Exactly the Hub's rule, so that what it takes for front matter is what we take for it.
+        # The Hub's own rule for what is front matter.
         found = REGEX_YAML_BLOCK.search(card)
         if found is None and re.match(r"\s*---[ \t]*(\r\n|\n)[ \t]*[\w-]+:(\s|$)", card):
             raise _broken(1, "it is opened by --- and never closed")
@@ -100,15 +100,8 @@ class FrontMatter:
         while tail > 1 and (not chunk[tail - 1].strip() or chunk[tail - 1].lstrip().startswith("#")):
             tail -= 1
         rest = chunk[tail:]
-        if not (
-            isinstance(value, list)
-            and isinstance(node.value, list)
-            and node.id == "sequence"
-            and not node.flow_style
-            and value
-        ):
-            return [self._lines(dump({key: value}), indent), *rest]
-        firsts = [item.start_mark.line - start for item in node.value]
+        is_list = isinstance(value, list) and value and node.id == "sequence" and not node.flow_style
+        firsts = [item.start_mark.line - start for item in node.value] if is_list else []
         if not firsts or any(not chunk[first].lstrip().startswith("- ") for first in firsts):
             return [self._lines(dump({key: value}), indent), *rest]
         old = self.values[key]

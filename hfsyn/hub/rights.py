@@ -1,4 +1,4 @@
-"""What a token may do, as the Hub tells."""
+"""What a token may do, as the Hub says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a token may do, as `whoami` tells."""
+    """What a token may do, as `whoami` says."""
 
     role: str
     """``read``, ``write``, ``fineGrained`` or what else the Hub says."""
@@ -32,8 +32,7 @@ def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
     fine = token.get("fineGrained") or {}
     write, pulls, more = False, False, [str(right) for right in fine.get("global") or ()]
     for scope in fine.get("scoped") or ():
-        entity = scope.get("entity") or {}
-        name = str(entity.get("name") or "")
+        name = str((scope.get("entity") or {}).get("name") or "")
         permissions = [str(permission) for permission in scope.get("permissions") or ()]
         mine = name == owner or name.startswith(f"{owner}/")
         write |= mine and "repo.write" in permissions

@@ -23,7 +23,8 @@ from builders.sources import open_source
 from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
 from builders.variants.class_maps import class_id, read_variant
-from hfsyn.cards.card import facts, render_card
+from hfsyn.cards.card import render_card
+from hfsyn.cards.facts import facts
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, parse_recipe
 

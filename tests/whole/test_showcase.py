@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from hfsyn import demo as showcase
+from hfsyn import showcase
 from hfsyn.cli import cli
 
 

@@ -1,4 +1,4 @@
-"""What `load_dataset` finds in a repository: whether it is what our manifests say, and still what people put there.
+"""A repository as it is or will be, and what `load_dataset` finds there: our rows, and what others put there.
 
 Asked of a repository as it will be, before anything is sent, and of the very commit that is to become a version.
 """
@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from builders.errors import DataError
+from builders.published import ours
 from builders.runs import layout
 from builders.runs.layout import Manifest
-from builders.sources.cards import Card, files_loaded, is_table, read_card
+from builders.sources.cards import CARD_FILES, Card, files_loaded, is_table, read_card
+from builders.wording import and_more
 from builders.yaml import front_matter
 from hfsyn.cards.front_matter import FrontMatter
 from hfsyn.errors import HfsynError
-from hfsyn.hub.repo import LocalFile, RemoteFile
+from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
+from hfsyn.publishing.contents import files_of
 
 OTHERS = "others"
-"""The configuration in which the files of a repository stay reachable whose card had no `configs` before ours."""
+"""The configuration that keeps the other files reachable where a card had no `configs` before ours."""
 _MOST_LISTED = 200
 """Files of others that a card lists one by one."""
 
@@ -31,7 +34,7 @@ Problem = tuple[str, str]
 
 @dataclass(frozen=True)
 class View:
-    """A repository, as it is or as it will be."""
+    """What `load_dataset` sees of a repository, as it is or as it will be."""
 
     repo_id: str
     files: Mapping[str, RemoteFile | LocalFile]
@@ -42,7 +45,7 @@ class View:
 
     @cached_property
     def card(self) -> Card:
-        """What it says of its configurations.
+        """What the card says about configurations.
 
         Raises:
             DataError: it cannot be read.
@@ -50,23 +53,71 @@ class View:
         return read_card(self.texts, self.repo_id)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file; what lies somewhere else is believed to be."""
+        """Whether there is such a file; files outside the repository are assumed to exist."""
         return name in self.files or "://" in name
 
     def loaded(self, config: str | None) -> dict[str, list[str]]:
-        """Split -> the files that ``load_dataset`` takes for a configuration; nothing for one that the card lacks."""
+        """Split -> the files that ``load_dataset`` takes for a configuration; empty for one that the card lacks."""
         if config is not None and config not in self.card.configs:
             return {}
         return files_loaded(self.card, config, self.files, self.repo_id)
 
     def sizes(self, config: str) -> dict[str, int] | None:
-        """Split -> rows, as the card states them for `load_dataset` to compare; None where it states none."""
+        """Split -> rows as the card states them, which `load_dataset` compares; None where it states none."""
         from datasets.info import DatasetInfosDict
         from huggingface_hub import DatasetCardData
 
         fields = front_matter(self.texts.get(layout.CARD, ""), layout.CARD)
         info = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**fields)).get(config)
         return {split.name: split.num_examples for split in info.splits.values()} if info and info.splits else None
+
+
+@dataclass(frozen=True)
+class RepoState:
+    """A repository at the moment of looking."""
+
+    repo_id: str
+    head: str | None
+    """Commit of main; None where the repository does not exist yet."""
+    tree: Mapping[str, RemoteFile]
+    card: str | None
+    """The text of README.md."""
+    tags: Mapping[str, str]
+    read: Callable[[str], str]
+    """Reads one of its files as text."""
+
+    @cached_property
+    def published(self) -> dict[str, Manifest]:
+        """The configurations that hfsyn published; see `builders.published.ours`."""
+        names = [
+            name
+            for name in ours.candidates(self.tree)
+            if self.tree[f"{layout.config_prefix(name)}{layout.MANIFEST}"].size <= ours.MOST_BYTES
+        ]
+        found = {name: ours.published(self.read, name) for name in names}
+        return {name: manifest for name, manifest in found.items() if manifest is not None}
+
+    def owned(self, config_name: str) -> set[str]:
+        """The files that hfsyn wrote for a configuration; other files may have such names too."""
+        manifest = self.published.get(config_name)
+        return set() if manifest is None else files_of(manifest, config_name) & self.tree.keys()
+
+    @cached_property
+    def view(self) -> View:
+        """The same as `load_dataset` sees it."""
+        texts = {name: self.read(name) for name in CARD_FILES if name in self.tree}
+        return View(self.repo_id, self.tree, texts, self.published)
+
+
+def look_at(repo: HubRepo, commit: str | None = None) -> RepoState:
+    """Read what the repository is now, or was at a commit: three or four requests, and one for each manifest."""
+    head = commit or repo.head()
+    if head is None:
+        return RepoState(repo.repo_id, None, {}, None, {}, lambda path: "")
+    tree = repo.tree(head)
+    card = repo.text(layout.CARD, head) if layout.CARD in tree else None
+    tags = {} if commit else repo.tags()
+    return RepoState(repo.repo_id, head, tree, card, tags, lambda path: repo.text(path, head))
 
 
 def unlike_manifests(view: View) -> Iterator[Problem]:
@@ -79,7 +130,7 @@ def unlike_manifests(view: View) -> Iterator[Problem]:
         return
     yield from _first_read(view, loaded)
     for name, manifest in view.manifests.items():
-        if name in configs:  # whoever took it out of the card does not offer it
+        if name in configs:  # one that was taken out of the card is not offered
             yield from _unlike(view, name, manifest, loaded[name])
 
 
@@ -113,15 +164,19 @@ def _unlike(view: View, name: str, manifest: Manifest, loaded: Mapping[str, list
     again = f"Publish {name} again, or take it out of the repository and its card."
     if extra := [path for path, times in found.items() if path not in wanted or times > 1]:
         yield (
-            f"The card gives {extra[0]}{_more(extra)} to {at}, and hfsyn did not put it there.",
+            f"The card gives {_first(extra)} to {at}, and hfsyn did not put it there.",
             f"Move it out of {prefix}{layout.DATA}/, or into a configuration of its own: "
             f"hf repos delete-files {view.repo_id} {extra[0]} --repo-type dataset",
         )
     if missing := [path for path in wanted if path not in found or path not in view.files]:
-        yield f"The card does not give {missing[0]}{_more(missing)} to {at}.", again
-    changed = [path for path, entry in wanted.items() if (file := view.files.get(path)) and not _is(file, entry)]
+        yield f"The card does not give {_first(missing)} to {at}.", again
+    changed = [
+        path
+        for path, entry in wanted.items()
+        if (file := view.files.get(path)) and not (file.size == entry.bytes and file.sha256 in (None, entry.sha256))
+    ]
     if changed:
-        yield f"{changed[0]}{_more(changed)} is not what the manifest of {name} says.", again
+        yield f"{_first(changed)} is not what the manifest of {name} says.", again
     for split, names in loaded.items():
         if split != manifest.split and (bad := [one for one in names if not is_table(one) or not view.has(one)]):
             yield (
@@ -131,50 +186,41 @@ def _unlike(view: View, name: str, manifest: Manifest, loaded: Mapping[str, list
     sizes = view.sizes(name)
     if sizes is not None and (sizes.keys() != loaded.keys() or sizes.get(manifest.split) != manifest.rows):
         yield (
-            f"`dataset_info` in the card states other splits or rows of {name} than there are, which load_dataset "
-            "refuses.",
+            f"`dataset_info` in the card states splits or rows of {name} that do not exist: load_dataset refuses it.",
             f"Remove the entry of {name} under dataset_info in README.md.",
         )
 
 
-def _is(file: RemoteFile | LocalFile, entry: layout.ShardEntry) -> bool:
-    return file.size == entry.bytes and file.sha256 in (None, entry.sha256)
-
-
 def no_longer_reached(before: View, after: View, owned: set[str]) -> Iterator[Problem]:
-    """What people can load now and could not afterwards: splits, files and configurations of their own.
+    """What can be loaded now and could not be afterwards: splits, files and configurations of others.
 
-    Args:
-        before: the repository as it is.
-        after: as it will be.
-        owned: the files that hfsyn wrote for the configuration that is published.
+    `owned` are the files that hfsyn wrote for the configuration that is published.
     """
     try:
         configs: list[str | None] = list(before.card.configs)
     except DataError:
-        return  # which `unlike_manifests` says
+        return  # `unlike_manifests` reports it
     for config in configs:
-        ours = before.manifests.get(config or "")
+        manifest = before.manifests.get(config or "")
         now = after.loaded(config)
         for split, names in before.loaded(config).items():
             there = now.get(split, [])
             lost = [name for name in names if name in before.files and name not in owned and name not in there]
-            if ours is None or split != ours.split:  # somebody's: it may be of our files, too
+            if manifest is None or split != manifest.split:  # not ours, though it may list our files
                 lost += [name for name in there or names if name in before.files and name not in after.files]
             if lost:
                 yield (
-                    f"The card gives {lost[0]}{_more(lost)} to the split {split} of the configuration {config}, where "
-                    "it could not be loaded any more.",
-                    "Give it a split or a configuration of its own in README.md, or publish under another "
-                    "--config-name.",
+                    f"The card gives {_first(lost)} to the split {split} of the configuration {config}, where it could "
+                    "no longer be loaded.",
+                    "Give it a split or a configuration of its own in README.md, or choose another --config-name.",
                 )
 
 
 def with_others(card: str | None, view: View, config_name: str, owned: set[str]) -> str | None:
-    """The card that is there, with a configuration for what `load_dataset` finds by itself as long as a card has none.
+    """The card that is there; where it has no `configs`, with one for the files that `load_dataset` found without it.
 
     Raises:
-        HfsynError: it is too much to list.
+        HfsynError: these are too many to list.
     """
     from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
@@ -186,8 +232,8 @@ def with_others(card: str | None, view: View, config_name: str, owned: set[str])
         return card
     if len(theirs) > _MOST_LISTED:
         raise HfsynError(
-            f"{view.repo_id} has {len(theirs)} data files and no `configs` in its card, which would be of hfsyn's "
-            "configuration alone: nobody could load them any more.",
+            f"{view.repo_id} has {len(theirs)} data files and no `configs` in its card: with an entry for hfsyn's "
+            "configuration alone they could no longer be loaded.",
             "Write `configs` for them into its README.md, or publish into a repository of its own.",
         )
     matter = FrontMatter(card or "")
@@ -198,5 +244,5 @@ def with_others(card: str | None, view: View, config_name: str, owned: set[str])
     return matter.updated({"configs": [entry]}) + matter.body
 
 
-def _more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if names[1:] else ""
+def _first(names: list[str]) -> str:
+    return f"{names[0]}{and_more(len(names), 1)}"
