@@ -108,31 +108,22 @@ def reproduce(
     side = open_reference(what, config, token=token)
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
-    stored = bytes((row.get("image") or {}).get("bytes") or b"")
-    try:
-        decode_rgb(stored)
-    except ImageRejected as rejected:
-        problem = f"The stored image of {sample_id} cannot be opened: {rejected.reason}"
-        raise HfsynError(problem, f"See: hfsyn verify {what}") from None
+    stored = _stored_image(row, what)
     part = recipe.generate.model_copy(update={} if model is None else {"model": model})
     part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     real = real_image(side, recipe, row, source) if part.init == "source" else None
-
-    def draw(by: ImageGenerator) -> Generated:
-        images = {} if real is None else {"images": [fitting(by)(real)]}
-        (made,) = by.start([row["prompt"]], [row["seed"]], size, **images)()
-        return made
-
-    def load(how: Tuning) -> ImageGenerator:
-        return DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
-
     where, tuning = "cpu", PLAIN
     if generator is not None:
-        made = draw(generator)
+        made = _drawn(generator, row, size, real)
     else:
         where = pick_device(device)
-        made, tuning = as_recorded(lambda how: draw(load(how)), recorded_tuning(sidecar.options, where))
+
+        def draw(how: Tuning) -> Generated:
+            by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
+            return _drawn(by, row, size, real)
+
+        made, tuning = as_recorded(draw, recorded_tuning(sidecar.options, where))
     mine = encode(made.pixels, recipe.store)
     verdict, largest, mean = judge(stored, mine)
     return Reproduction(
@@ -147,6 +138,22 @@ def reproduce(
         theirs={**sidecar.software, "device": sidecar.device, **sidecar.options},
         ours={**software(), "device": describe_device(where), **tuning.record()},
     )
+
+
+def _stored_image(row: Mapping[str, Any], what: str) -> bytes:
+    stored = bytes((row.get("image") or {}).get("bytes") or b"")
+    try:
+        decode_rgb(stored)
+    except ImageRejected as rejected:
+        problem = f"The stored image of {row['sample_id']} cannot be opened: {rejected.reason}"
+        raise HfsynError(problem, f"See: hfsyn verify {what}") from None
+    return stored
+
+
+def _drawn(by: ImageGenerator, row: Mapping[str, Any], batch_size: int, real: Image.Image | None) -> Generated:
+    images = {} if real is None else {"images": [fitting(by)(real)]}
+    (made,) = by.start([row["prompt"]], [row["seed"]], batch_size, **images)()
+    return made
 
 
 def recorded_tuning(options: Mapping[str, str], device: str) -> Tuning:

@@ -63,7 +63,7 @@ class Forecast:
     first_prompts: tuple[str, ...]
     shards: int
     disk_bytes: int
-    upload_bytes: int
+    """Of the run, which are also those of its first publication."""
     upload_files: int
     commits: int
     """Of the first publication."""
@@ -90,7 +90,8 @@ class Forecast:
         """For JSON."""
         first = self.limits[0] if self.limits else None
         truncations = {"truncated": first and first.truncated, "max_tokens": first and first.max_tokens}
-        return asdict(self) | truncations | {"hours": self.hours, "cost": self.cost, "utilisation": UTILISATION}
+        computed = {"upload_bytes": self.disk_bytes, "hours": self.hours, "cost": self.cost}
+        return asdict(self) | truncations | computed | {"utilisation": UTILISATION}
 
     def text(self) -> str:
         """For people."""
@@ -115,7 +116,7 @@ class Forecast:
             ("truncated", self._truncations(about)),
             ("shards", f"{self.shards}"),
             ("disk", f"about {size_text(self.disk_bytes)}"),
-            ("upload", f"about {size_text(self.upload_bytes)}: {self.upload_files} files in {commits}"),
+            ("upload", f"about {size_text(self.disk_bytes)}: {self.upload_files} files in {commits}"),
             ("time", self._times()),
             (
                 "cost",
@@ -166,23 +167,20 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     check_order(recipe)
     left_out: dict[str, int] = {}
     found = _lines(recipe, run, left_out)
-    needed = takes_text(recipe)
     each = recipe.prompt.images_per_caption
     if isinstance(found, TableCounts):
-        made, known = None, not needed
-        counts, why, real, classes = "from the variant's table", found.why, found.images, found.classes
-        origin = _NOT_YET if needed else "none needed"
+        made, counts, origin = None, "from the variant's table", _NOT_YET if takes_text(recipe) else "none needed"
+        why, real, classes = found.why, found.images, found.classes
         low = high = round(real * each / classes)
         prompts, unique = _prompts_by_class(recipe, real * each)
     else:
-        made, origin, counts = found
-        known, why = origin != _NOT_YET, ""
+        (made, origin, counts), why = found, ""
         sizes = made.per_class.values()
         real, classes, low, high = len(made) // each, len(sizes), min(sizes), max(sizes)
         prompts, unique = ((prompt, 1) for prompt in made.prompts()), None
+    known = origin != _NOT_YET
     first, limited, different = _prompts(recipe, prompts, known=known)
     images = real * each
-    stored = stored_bytes(recipe, images)
     # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
     files = 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
     return Forecast(
@@ -200,8 +198,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         limits=limited,
         first_prompts=first,
         shards=shard_count(images, recipe.store.shard_rows),
-        disk_bytes=stored,
-        upload_bytes=stored,
+        disk_bytes=stored_bytes(recipe, images),
         upload_files=files,
         commits=commits_for(files - 1),
         hours_of=hours(recipe, real, images),

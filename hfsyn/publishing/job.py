@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -84,9 +85,8 @@ class Job:
     files: Mapping[str, LocalFile]
     make_default: bool
     licence: str | None
-    today: str
-    say: Callable[[str], None]
-    sentences: dict[tuple[str, ...], str]
+    today: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date().isoformat())
+    sentences: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The changelog's sentence by the existing tags: each costs a comparison with the version before."""
     is_late: bool = False
     """Whether others committed since the preflight, so that flags can no longer answer what that changed."""

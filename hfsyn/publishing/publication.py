@@ -16,7 +16,6 @@ How it stays safe:
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -103,17 +102,20 @@ def publish(
     asked = parse_version(version)
     check_names(repo_id, config_name)
     run = run if isinstance(run, Run) else load_run(run)
-    say = teller(quiet)
     files = contents(run, config_name, what, quiet=quiet)
-    repo = HubRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=teller(quiet))
     repo.need_token()
     repo.complete_id()
-    today = datetime.datetime.now(datetime.UTC).date().isoformat()
-    job = Job(run, repo, asked, config_name, what, files, make_default, licence, today, say, {})
+    job = Job(run, repo, asked, config_name, what, files, make_default, licence)
+    return _published(job, private=private, into=into, dry_run=dry_run, quiet=quiet)
+
+
+def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, quiet: bool) -> Publication:
+    repo, version = job.repo, job.version
     state = look_at(repo)
-    if (standing := state.tags.get(asked.tag)) is not None and job.is_published_at(standing):
+    if (standing := state.tags.get(version.tag)) is not None and job.is_published_at(standing):
         _tidy(job)
-        return job.outcome(state, [Check("ok", f"Version {asked} is published.")], standing, "")
+        return job.outcome(state, [Check("ok", f"Version {version} is published.")], standing, "")
     checks = _checks(job, state, private=private, into=into)
     planned = job.outcome(state, checks, None, _change(job, state))
     if dry_run:
@@ -121,16 +123,16 @@ def publish(
     refuse(checks)
     for check in checks:
         if check.state == "warning":
-            say(check.line())
+            repo.say(check.line())
     if state.head is None:
         repo.create(private=private)
-    say(f"{repo.repo_id}: {planned.to_send} files to send ({planned.to_send_bytes / 1e6:.1f} MB)")
+    repo.say(f"{repo.repo_id}: {planned.to_send} files to send ({planned.to_send_bytes / 1e6:.1f} MB)")
     with Progress("sending", planned.to_send_bytes, quiet=quiet, unit="bytes") as bar:
         repo.send(job.missing(state), sent=bar.add)
     commit = bring(job, state)
-    say(f"{repo.repo_id}: reading back {commit[:12]}")
+    repo.say(f"{repo.repo_id}: reading back {commit[:12]}")
     read_back(job, commit)
-    repo.tag(asked.tag, commit, f"{run.recipe.name} {asked}")
+    repo.tag(version.tag, commit, f"{job.run.recipe.name} {version}")
     _tidy(job)
     return job.outcome(state, checks, commit, planned.changelog)
 
@@ -202,7 +204,7 @@ def bring(job: Job, state: RepoState) -> str:
                 check=partial(_compare, job),
             )
         except HeadMovedError:
-            job.say(f"{repo.repo_id}: another commit was made meanwhile; looking again")
+            job.repo.say(f"{repo.repo_id}: another commit was made meanwhile; looking again")
         job, state = replace(job, is_late=True), look_at(repo)
         refuse(repo_checks(state, job.config_name, job.what, into=True, files=job.files))
         refuse(_result_checks(job, state) if state.head is not None else ())
@@ -220,7 +222,7 @@ def _tidy(job: Job) -> None:
         for pull in pulls_of(job.repo, f"{job.title} "):
             close_pull(job.repo, pull)
     except HfsynError as error:  # the version is published all the same
-        job.say(f"{error.message} The same command tidies up.")
+        job.repo.say(f"{error.message} The same command tidies up.")
 
 
 def _card(job: Job, state: RepoState) -> LocalFile:
