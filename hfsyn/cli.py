@@ -23,8 +23,7 @@ from hfsyn.commands.outlook import LOOKING, left_out
 from hfsyn.commands.training import evaluate_command, train_command
 from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
-_MOST_SAID = 500
-"""Letters of an error: a value may be long."""
+_MOST_SAID = 500  # letters of an error: a value may be long
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -69,20 +69,9 @@ MODEL_LICENCES = {
 }
 """As the models' pages on the Hub say; other licences are not known."""
 
-_DIGEST = {
-    "config": str,
-    "what": str,
-    "folder": str,
-    "split": str,
-    "rows": int,
-    "classes": int,
-    "variant": str,
-    "strategy": str,
-    "generator": str,
-    "in_progress": bool,
-}
-"""What a digest must have to be used; see `CardFacts.digest`."""
-_MAYBE = ("captioner", "captioner_revision", "generator_revision", "sample_id")
+# What a digest (see `CardFacts.digest`) must have to be used, and what older ones may lack.
+_TEXTS, _NUMBERS = ("config", "what", "folder", "split", "variant", "strategy", "generator"), ("rows", "classes")
+_MAYBE = ("captioner", "captioner_revision", "generator_revision", "sample_id", "in_progress")
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _VERSION = re.compile(r"v?\d+\.\d+\.\d+")
@@ -184,7 +173,6 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": facts.strategy,
         "manifest": manifest,
         "builtin": BUILTIN,
-        "class_seeds": bool(getattr(facts.recipe, "class_seeds", None)),
         "place": f"{facts.folder}/" if facts.folder else "",
         "preview": f"{layout.PREVIEW}/samples.png",
         "columns": COLUMNS[facts.what] | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
@@ -219,9 +207,9 @@ def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             get_strategy(digest["strategy"])
         except (ValueError, KeyError, TypeError, HfsynError):
             continue
-        if {name: type(value) for name, value in digest.items() if name in _DIGEST} == _DIGEST and (
-            digest["config"] == key.removeprefix("config=")
-        ):
+        whole = all(type(digest.get(name)) is str for name in _TEXTS)
+        whole &= all(type(digest.get(name)) is int for name in _NUMBERS)
+        if whole and digest["config"] == key.removeprefix("config="):
             found[digest["config"]] = {**dict.fromkeys(_MAYBE), **digest}
     return found
 

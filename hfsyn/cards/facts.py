@@ -34,16 +34,11 @@ class CardFacts:
     what: What
     manifest: Mapping[str, Any]
     """manifest.json of the finished run; of an unfinished one, what is known from its recipe."""
-    software: Mapping[str, Sequence[str]]
-    """Library, or `device` -> every version of it that made a shard."""
-    examples: Sequence[Mapping[str, Any]]
-    """A few rows without their images, at most one a class."""
-    download_bytes: int
-    """Size of the configuration's Parquet files."""
-    folder: str = ""
-    """The run folder's path in the repository; empty for the root."""
-    in_progress: bool = False
-    """Whether the run is unfinished, so that its counts will change."""
+    software: Mapping[str, Sequence[str]]  # library, or `device` -> every version of it that made a shard
+    examples: Sequence[Mapping[str, Any]]  # a few rows without their images, at most one a class
+    download_bytes: int  # size of the configuration's Parquet files
+    folder: str = ""  # the run folder's path in the repository; empty for the root
+    in_progress: bool = False  # whether the run is unfinished, so that its counts will change
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -106,27 +101,21 @@ class CardFacts:
 class ChangelogEntry:
     """One line of the changelog."""
 
-    version: str
-    """``v1.0.0``."""
-    date: str
-    """``2026-11-23``; entries are sorted by it."""
-    text: str
-    """One sentence about what is new."""
+    version: str  # `v1.0.0`
+    date: str  # `2026-11-23`; entries are sorted by it
+    text: str  # one sentence about what is new
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a run is, for the card of a dataset that is still being made."""
 
-    done: int
-    """Images."""
+    done: int  # images
     total: int
     shards_done: int
     shards_total: int
-    updated: str
-    """The time, as it is shown."""
-    branch: str = ""
-    """The branch on the Hub that has its finished shards."""
+    updated: str  # the time, as it is shown
+    branch: str = ""  # the branch on the Hub that has its finished shards
 
 
 def facts(
@@ -232,7 +221,7 @@ def source_of(digest: Mapping[str, Any]) -> dict[str, Any]:
     """`source_facts` of a configuration: for a class map those that its digest carries.
 
     Raises:
-        DataError: there is no such variant, or the digest does not carry them.
+        DataError: there is no such variant, or it is a class map and the digest does not carry them.
     """
     carried = digest.get("source")
     if "@" not in str(digest["variant"]):

@@ -72,7 +72,7 @@ class FrontMatter:
         return f"{self.bom}{self.opening}{text}{self.closing}"
 
     def _spliced(self, changed: Mapping[str, Any]) -> str | None:
-        """The text with the changed keys' lines replaced; None where keys do not stand in lines of their own."""
+        """The text with the changed keys' lines replaced; None where keys do not have lines of their own."""
         root = compose(self.text)
         if root is not None and root.flow_style:
             return None

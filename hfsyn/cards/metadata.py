@@ -19,8 +19,7 @@ IMAGENET_TERMS = {
     "license_name": "imagenet-terms-of-access",
     "license_link": get_variant("imagenet-1k").homepage,
 }
-Digests = Mapping[str, Mapping[str, Any]]
-"""Name of a configuration -> `CardFacts.digest` of it."""
+Digests = Mapping[str, Mapping[str, Any]]  # name of a configuration -> `CardFacts.digest` of it
 
 
 def data_files(digest: Mapping[str, Any]) -> list[dict[str, str]]:

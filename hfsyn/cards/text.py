@@ -18,10 +18,8 @@ from hfsyn.recipes.recipe import Recipe, dump_recipe
 if TYPE_CHECKING:
     import jinja2
 
-MOST_CHARACTERS = 300
-"""Of a text in a cell."""
-_MOST_CLASSES = 100
-"""Of a class map that a card shows in full."""
+MOST_CHARACTERS = 300  # of a text in a cell
+_MOST_CLASSES = 100  # of a class map that a card shows in full
 
 _SPECIAL = re.compile(r"[&<>|`*\[\]~\\$@^]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
 _REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -88,7 +86,7 @@ def recipe_block(recipe: Recipe) -> str:
     source = recipe.source.model_copy(update={"path": None})
     note = ""
     if source.definition is not None and len(source.definition["classes"]) > _MOST_CLASSES:
-        note = f"# its {len(source.definition['classes'])} classes stand in recipe.yaml, under source.definition\n"
+        note = f"# its {len(source.definition['classes'])} classes are in recipe.yaml, under source.definition\n"
         source = source.model_copy(update={"definition": None})
     recipe = recipe.model_copy(update={"source": source})
     text = dump_recipe(recipe)

@@ -36,21 +36,18 @@ class Comparison:
 
     a: str
     b: str
-    recipe: list[tuple[str, Any, Any]]
-    """``(field, value in a, value in b)``."""
+    recipe: list[tuple[str, Any, Any]]  # `(field, value in a, value in b)`
     rows_a: int
     rows_b: int
     shards_equal: int
     shards_a: int
     shards_b: int
-    added: Counter[str] = field(default_factory=Counter)
-    """Rows by class name."""
+    added: Counter[str] = field(default_factory=Counter)  # rows by class name
     removed: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     """Changed rows by the column that differs; a row counts once for each."""
-    examples: list[str] = field(default_factory=list)
-    """Ids of the first changed, added or removed rows."""
+    examples: list[str] = field(default_factory=list)  # ids of the first changed, added or removed rows
 
     @property
     def is_equal(self) -> bool:

@@ -47,11 +47,9 @@ class Reproduction:
     prompt: str
     seed: int
     verdict: Verdict
-    largest: int
-    """Difference in grey levels, 0 to 255, of the pixels as a reader decodes them."""
+    largest: int  # difference in grey levels, 0 to 255, of the pixels as a reader decodes them
     mean: float
-    picture: str
-    """Path of both images side by side."""
+    picture: str  # path of both images side by side
     theirs: dict[str, str]
     """Software, device and options (memory format, compilation, attention kernel) that made the stored image."""
     ours: dict[str, str]

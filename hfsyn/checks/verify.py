@@ -46,13 +46,10 @@ class Verification:
     rows: int = 0
     files: int = 0
     captions: int = 0
-    problems: list[str] = field(default_factory=list)
-    """The first ones of each kind."""
-    more: Counter[str] = field(default_factory=Counter)
-    """All problems by kind."""
+    problems: list[str] = field(default_factory=list)  # the first ones of each kind
+    more: Counter[str] = field(default_factory=Counter)  # all problems by kind
     commit: str | None = None
-    unchecked: str = ""
-    """What could not be checked."""
+    unchecked: str = ""  # what could not be checked
 
     def note(self, kind: str, problem: str) -> None:
         """Note a problem; of each kind the first few are kept in full."""

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from hfsyn.recipes.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
-MOST = 10**9
-"""The most that a number of an option may be, where it has no limit of its own."""
+MOST = 10**9  # the most that a number of an option may be, where it has no limit of its own
 _MOST_LETTERS = 20_000
 
 

@@ -122,9 +122,9 @@ training_options = together(*(option for options in GROUPS.values() for option i
 
 
 def recipe_of(options: dict[str, Any]) -> Any:
-    """The TrainConfig that the options say: the recipe file, then ``--set``, then the flags.
+    """The TrainConfig of the options: the recipe file, then ``--set``, then the flags.
 
-    The precision that ``accelerate launch`` was told counts where none of these says one.
+    The precision given to ``accelerate launch`` counts where none of these has one.
     """
     from hfsyn.recipes.training_recipe import load_train_config
     from hfsyn.workers import current_worker, is_child
@@ -144,7 +144,7 @@ def recipe_of(options: dict[str, Any]) -> Any:
 
 
 def running_of(options: dict[str, Any]) -> Any:
-    """The RunOptions that the options say."""
+    """The RunOptions of the options."""
     from hfsyn.judging.train.loop import RunOptions
 
     return RunOptions(**{name: options[name] for name in _RUNNING})
@@ -180,7 +180,7 @@ def train_command(num_processes: int | None, **options: Any) -> None:
 
 
 def report(result: dict[str, Any], options: dict[str, Any]) -> None:
-    """Say what came out, and publish it if that was asked for."""
+    """Print the result, and publish the classifier if that was asked for."""
     from hfsyn.judging.measures.evaluate import summary
 
     if result["test"] is not None and not options["quiet"]:

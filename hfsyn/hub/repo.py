@@ -18,16 +18,11 @@ from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
 
-MOST_FILES = 100_000
-"""In a repository; the Hub's recommendation."""
-MOST_ENTRIES = 10_000
-"""In a folder; a hard limit of the Hub."""
-LARGEST_FILE = 20 * 10**9
-"""Bytes; the Hub's recommendation (50 GB is its hard limit)."""
-LARGEST_SHARD = 500 * 2**20
-"""Bytes; the most that the Hub's own tools write, and that its Dataset Viewer reads well."""
-FILES_A_COMMIT = 1000
-"""The most that the Hub's own client puts into one commit (the Hub takes 25,000, within a minute)."""
+MOST_FILES = 100_000  # in a repository; the Hub's recommendation
+MOST_ENTRIES = 10_000  # in a folder; a hard limit of the Hub
+LARGEST_FILE = 20 * 10**9  # bytes; the Hub's recommendation (50 GB is its hard limit)
+LARGEST_SHARD = 500 * 2**20  # bytes; the most that the Hub's own tools write, and that its Dataset Viewer reads well
+FILES_A_COMMIT = 1000  # the most that the Hub's own client puts into one commit (the Hub takes 25,000, within a minute)
 
 CALL_TIMEOUT = 60.0
 """Seconds of silence after which a connection counts as lost. The client's own default is to wait forever."""
@@ -45,10 +40,8 @@ class RemoteFile:
     """A file of a repository at one commit, as the Hub lists it."""
 
     size: int
-    sha256: str | None
-    """Of large files, which the Hub stores by their content."""
-    blob: str
-    """Git's own hash, of the other ones."""
+    sha256: str | None  # of large files, which the Hub stores by their content
+    blob: str  # Git's own hash, of the other ones
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,10 @@ from typing import Any
 class Rights:
     """What a token may do, as `whoami` says."""
 
-    role: str
-    """``read``, ``write``, ``fineGrained`` or what else the Hub says."""
-    write: bool
-    """Whether it may write to the owner's repositories."""
-    more: tuple[str, ...] = ()
-    """Rights beyond reading and writing repositories of that owner."""
-    pulls: bool = True
-    """Whether it may open and merge pull requests there."""
+    role: str  # `read`, `write`, `fineGrained` or what else the Hub says
+    write: bool  # whether it may write to the owner's repositories
+    more: tuple[str, ...] = ()  # rights beyond reading and writing repositories of that owner
+    pulls: bool = True  # whether it may open and merge pull requests there
 
 
 def rights_of(who: Mapping[str, Any], owner: str) -> Rights:

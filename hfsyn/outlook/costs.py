@@ -22,10 +22,8 @@ class Device(NamedTuple):
     """A kind of device. Peaks are dense TFLOP/s: without sparsity, accumulated in float32."""
 
     name: str
-    half: float
-    """float16, and bfloat16 where the device has it."""
-    single: float
-    """float32 outside the tensor cores, which is torch's default."""
+    half: float  # float16, and bfloat16 where the device has it
+    single: float  # float32 outside the tensor cores, which is torch's default
     bfloat16: bool = True
 
     def peak(self, dtype: str) -> float | None:
@@ -51,23 +49,17 @@ class Architecture(NamedTuple):
 
     step: tuple[float, float, float]
     """TFLOP of one row of a denoising step at each of `_SIDES`; guidance takes two rows."""
-    text: float
-    """TFLOP of the text encoders for one prompt."""
-    parameters: float
-    """Billions, with text encoders and decoder, without the safety checker."""
+    text: float  # TFLOP of the text encoders for one prompt
+    parameters: float  # billions, with text encoders and decoder, without the safety checker
 
 
 class Checkpoint(NamedTuple):
     """A generator as far as its cost goes."""
 
-    architecture: Architecture | None
-    """None where it is not in the table."""
-    side: int
-    """The image size it was trained for, pixels a side."""
-    twice: bool = False
-    """Whether its own scheduler, PNDM, makes the first step twice."""
-    distilled: bool = False
-    """Whether guidance is an input of the network, which costs no second row."""
+    architecture: Architecture | None  # None where it is not in the table
+    side: int  # the image size it was trained for, pixels a side
+    twice: bool = False  # whether its own scheduler, PNDM, makes the first step twice
+    distilled: bool = False  # whether guidance is an input of the network, which costs no second row
 
 
 _SIDES = (512, 768, 1024)
@@ -118,8 +110,7 @@ _CAPTIONERS = {
 """TFLOP of one image with a caption of 20 tokens, and billions of parameters."""
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_DECODED_AT_ONCE = 16
-"""Images of 512 pixels a side; see `hfsyn.images.decoding`."""
+_DECODED_AT_ONCE = 16  # images of 512 pixels a side; see `hfsyn.images.decoding`
 _VALUES_A_PIXEL = 5 * 256
 """Of an image that is being decoded: about five arrays of 256 channels at full size exist at the same time."""
 
@@ -138,7 +129,7 @@ def checkpoint_of(part: GeneratePart) -> Checkpoint:
         key = f"{kind}, {network.get('num_layers')}"
     side = 512
     if kind == "FluxTransformer2DModel":
-        side = 1024  # stands in the code of its pipeline
+        side = 1024  # as in the code of its pipeline
     elif isinstance(size, int) and channels:
         side = int(size * 2 ** (len(channels) - 1)) or 512
     return Checkpoint(

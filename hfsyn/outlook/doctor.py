@@ -38,8 +38,7 @@ from hfsyn.runs.run import Run, run_in
 from hfsyn.workers import default_processes, visible_gpus
 
 _LOW_DISK = 10 * 10**9
-_SPARE = 1.1
-"""There is a warning where the free space is less than this times what is needed."""
+_SPARE = 1.1  # there is a warning where the free space is less than this times what is needed
 _WEIGHTS = (".safetensors", ".json", ".txt", ".model")
 _VARIANTS = (".fp16.", ".bf16.", ".non_ema.")
 Token = str | bool | None
@@ -170,13 +169,11 @@ def _libraries() -> Iterator[Check]:
 class _Model(NamedTuple):
     """A model that a recipe names."""
 
-    field: str
-    """Its field in the recipe, dotted."""
+    field: str  # its field in the recipe, dotted
     name: str
     revision: str | None
     kind: Literal["captioner", "generator"]
-    marker: str
-    """A file that the model must have."""
+    marker: str  # a file that the model must have
 
 
 def _models_of(recipe: Recipe) -> list[_Model]:

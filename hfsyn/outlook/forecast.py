@@ -45,36 +45,27 @@ class Forecast:
     recipe: str
     fingerprint: str
     source: str
-    counts: str
-    """Where the counts come from: ``of the source``, ``of this run`` or ``from the variant's table``."""
-    why: str
-    """Why the source was not indexed; empty where it was."""
+    counts: str  # where the counts come from: `of the source`, `of this run` or `from the variant's table`
+    why: str  # why the source was not indexed; empty where it was
     real_images: int
     classes: int
     images: int
-    images_per_class: tuple[int, int]
-    """Smallest and largest; the mean twice where the counts are the table's."""
-    captions: str
-    """Where the captions come from: ``none needed``, ``of this run`` or ``not made yet``."""
+    images_per_class: tuple[int, int]  # smallest and largest; the mean twice where the counts are the table's
+    captions: str  # where the captions come from: `none needed`, `of this run` or `not made yet`
     unique_prompts: int | None
     """None where it depends on captions, or on which images there are, and these are not known yet."""
     limits: tuple[Limit, ...]
     """What each text encoder would cut, the longest first; empty where captions or tokenizers are missing."""
     first_prompts: tuple[str, ...]
     shards: int
-    disk_bytes: int
-    """Of the run, which are also those of its first publication."""
+    disk_bytes: int  # of the run, which are also those of its first publication
     upload_files: int
-    commits: int
-    """Of the first publication."""
+    commits: int  # of the first publication
     hours_of: dict[str, Hours]
     """Estimated hours of one device of each kind; empty where the cost of the models is not known."""
-    price: float | None = None
-    """USD an hour of one device."""
-    classes_without_images: tuple[str, ...] = ()
-    """Ids of a class map that the source has no image of."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """What lies in the source and is not read, by reason."""
+    price: float | None = None  # USD an hour of one device
+    classes_without_images: tuple[str, ...] = ()  # ids of a class map that the source has no image of
+    left_out: dict[str, int] = field(default_factory=dict)  # what lies in the source and is not read, by reason
 
     @property
     def hours(self) -> dict[str, float]:

@@ -38,12 +38,9 @@ from hfsyn.runs.tables import write_groups
 class Pace:
     """How long one image takes in one process."""
 
-    seconds: float
-    """Of one in the steady state: without loading, and without the first batch where there were others."""
-    measured: int
-    """Number of images that the time was averaged over."""
-    warm: bool
-    """Whether a batch came before them."""
+    seconds: float  # of one in the steady state: without loading, and without the first batch where there were others
+    measured: int  # number of images that the time was averaged over
+    warm: bool  # whether a batch came before them
     device: str
 
 
@@ -53,8 +50,7 @@ class Projection:
 
     hours: float
     processes: int
-    cost: float | None
-    """USD of all processes together; None without a price."""
+    cost: float | None  # USD of all processes together; None without a price
 
     def text(self) -> str:
         """For people, in one line."""
@@ -66,10 +62,8 @@ class Projection:
 class Probe:
     """What was measured on this machine."""
 
-    captions: Pace
-    """Of a real image: read, decoded and, where the recipe has a captioner, captioned."""
-    images: Pace
-    """Of a synthetic image: generated, encoded and stored."""
+    captions: Pace  # of a real image: read, decoded and, where the recipe has a captioner, captioned
+    images: Pace  # of a synthetic image: generated, encoded and stored
 
     def projected(self, real: int, images: int, processes: int = 1, price: float | None = None) -> Projection:
         """A run of this many real and synthetic images, in processes like this one; `price` is USD an hour of each."""

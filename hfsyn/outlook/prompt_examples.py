@@ -24,10 +24,8 @@ _EXAMPLES = 10
 class Examples:
     """Prompts of the first classes of a variant."""
 
-    rows: tuple[dict[str, Any], ...]
-    """``wnid``, ``class``, ``tokens`` and ``prompt`` of each."""
-    remarks: tuple[str, ...]
-    """Which tokenizer counted, what the text stands for, what else belongs to the strategy."""
+    rows: tuple[dict[str, Any], ...]  # `wnid`, `class`, `tokens` and `prompt` of each
+    remarks: tuple[str, ...]  # which tokenizer counted, what the text stands for, what else belongs to the strategy
 
 
 def examples(name: str, variant: str, text: str, *, domain: str | None = None, recipe: str) -> Examples:

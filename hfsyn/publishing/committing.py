@@ -14,10 +14,8 @@ from builders.hub.answers import HeadMovedError, status_of
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 
-MOST_PAYLOAD = 100 * 2**20
-"""Bytes of small files in a commit: they are part of its request, which may have 1 GB."""
-_STORED_APART = (".parquet", ".png")
-"""Endings of files of which a commit holds only the hash."""
+MOST_PAYLOAD = 100 * 2**20  # bytes of small files in a commit: they are part of its request, which may have 1 GB
+_STORED_APART = (".parquet", ".png")  # endings of files of which a commit holds only the hash
 
 
 @dataclass(frozen=True)

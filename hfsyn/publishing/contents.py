@@ -24,8 +24,7 @@ What = Literal["data", "captions"]
 
 PREVIEW_FILE = "samples.png"
 
-_SOON_READ = 500 * 2**20
-"""Bytes; progress is not shown for less, which takes a second or so to hash."""
+_SOON_READ = 500 * 2**20  # bytes; progress is not shown for less, which takes a second or so to hash
 
 _TABLES = (layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN))
 _TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST)

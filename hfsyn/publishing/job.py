@@ -26,17 +26,13 @@ class Publication:
     repo_id: str
     version: Version
     config_name: str
-    commit: str | None
-    """The tagged commit; None after a dry run."""
+    commit: str | None  # the tagged commit; None after a dry run
     checks: tuple[Check, ...]
-    files: int
-    """Of the configuration, without the card."""
+    files: int  # of the configuration, without the card
     bytes: int
-    to_send: int
-    """Files that were not there yet."""
+    to_send: int  # files that were not there yet
     to_send_bytes: int
-    to_remove: tuple[str, ...]
-    """Files of an earlier version that the run does not have; they stay in that version."""
+    to_remove: tuple[str, ...]  # files of an earlier version that the run does not have; they stay in that version
     commits: int
     changelog: str
 

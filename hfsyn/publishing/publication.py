@@ -59,8 +59,7 @@ from hfsyn.publishing.working import drop_work
 from hfsyn.runs.finish import manifest_of, software_of
 from hfsyn.runs.run import Run, load_run
 
-ROUNDS = 10
-"""How often a publication is planned again because others committed meanwhile."""
+ROUNDS = 10  # how often a publication is planned again because others committed meanwhile
 
 
 def publish(

@@ -18,8 +18,7 @@ from builders.runs.layout import Manifest, ShardEntry
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 
-_READERS = 8
-"""Footers that are read at once: a few kilobytes each, so the time goes into waiting for answers."""
+_READERS = 8  # footers that are read at once: a few kilobytes each, so the time goes into waiting for answers
 
 
 def not_sent(repo: HubRepo, problem: str, hint: str = "") -> HfsynError:

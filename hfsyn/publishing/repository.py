@@ -23,13 +23,10 @@ from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.contents import files_of
 
-OTHERS = "others"
-"""The configuration that keeps the other files reachable where a card had no `configs` before ours."""
-_MOST_LISTED = 200
-"""Files of others that a card lists one by one."""
+OTHERS = "others"  # the configuration that keeps the other files reachable where a card had no `configs` before ours
+_MOST_LISTED = 200  # files of others that a card lists one by one
 
-Problem = tuple[str, str]
-"""What is wrong, and the way out."""
+Problem = tuple[str, str]  # what is wrong, and the way out
 
 
 @dataclass(frozen=True)
@@ -38,10 +35,8 @@ class View:
 
     repo_id: str
     files: Mapping[str, RemoteFile | LocalFile]
-    texts: Mapping[str, str]
-    """Of the files of `builders.sources.cards.CARD_FILES` that are there."""
-    manifests: Mapping[str, Manifest]
-    """Of the configurations that hfsyn published."""
+    texts: Mapping[str, str]  # of the files of `builders.sources.cards.CARD_FILES` that are there
+    manifests: Mapping[str, Manifest]  # of the configurations that hfsyn published
 
     @cached_property
     def card(self) -> Card:
@@ -77,14 +72,11 @@ class RepoState:
     """A repository at the moment of looking."""
 
     repo_id: str
-    head: str | None
-    """Commit of main; None where the repository does not exist yet."""
+    head: str | None  # commit of main; None where the repository does not exist yet
     tree: Mapping[str, RemoteFile]
-    card: str | None
-    """The text of README.md."""
+    card: str | None  # the text of README.md
     tags: Mapping[str, str]
-    read: Callable[[str], str]
-    """Reads one of its files as text."""
+    read: Callable[[str], str]  # reads one of its files as text
 
     @cached_property
     def published(self) -> dict[str, Manifest]:

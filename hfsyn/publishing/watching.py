@@ -36,10 +36,8 @@ from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.status import status
 from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent
 
-INTERVAL = 120.0
-"""Seconds between two batches; the Hub limits the commits to a repository by the hour."""
-GLANCE = 1.0
-"""Seconds between two looks at the run folder."""
+INTERVAL = 120.0  # seconds between two batches; the Hub limits the commits to a repository by the hour
+GLANCE = 1.0  # seconds between two looks at the run folder
 
 
 def watch(

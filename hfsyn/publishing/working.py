@@ -33,11 +33,9 @@ class Work:
     """The branch of a configuration at the moment of looking."""
 
     branch: str
-    head: str | None
-    """Its commit; None where there is no such branch."""
+    head: str | None  # its commit; None where there is no such branch
     tree: Mapping[str, RemoteFile]
-    recipe: str
-    """The path of its recipe."""
+    recipe: str  # the path of its recipe
 
     @property
     def is_begun(self) -> bool:
