@@ -44,19 +44,16 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
             words = None if arguments is None else list(arguments)
             ended = command.main(args=words, prog_name=name, standalone_mode=False)
         code = int(ended or ExitCode.OK)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = error.exit_code
-    except click.UsageError as error:
-        # One line, like every other error: what was wrong, and where to read what is allowed.
-        where = error.ctx.command_path if error.ctx else name
-        said = error.format_message()
-        said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
-        click.echo(f"Error: {one_line(said)} See `{where} --help`.", err=True)
-        code = error.exit_code
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        if isinstance(error, click.UsageError) and not isinstance(error, click.exceptions.NoArgsIsHelpError):
+            # One line, like every other error: what was wrong, and where to read what is allowed.
+            where = error.ctx.command_path if error.ctx else name
+            said = error.format_message()
+            said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
+            click.echo(f"Error: {one_line(said)} See `{where} --help`.", err=True)
+        else:
+            error.show()
     except HfsynError as error:
         code = tell(str(error), int(error.code))
     except (KeyboardInterrupt, click.Abort):

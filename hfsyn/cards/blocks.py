@@ -66,12 +66,9 @@ def blocks(body: str) -> dict[str, str]:
 
 
 def merge(body: str, new: Mapping[str, str | None], newline: str) -> str:
-    """Replace, add (in `ORDER`) or remove (None) blocks; everything else stays as it is, byte for byte.
+    """Replace, add (in `ORDER`) or remove (None) blocks of a card's body; all else stays as it is, byte for byte.
 
-    Args:
-        body: the card without its front matter.
-        new: name of a block -> its text within the marks, with `\\n` line ends.
-        newline: the line end that new text gets.
+    `new` has the texts within the marks, with `\\n` line ends, by the name of the block; they get this `newline`.
     """
     segments = parse(body)
     for key, text in new.items():

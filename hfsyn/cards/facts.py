@@ -133,8 +133,6 @@ def facts(
     Args:
         manifest: of the run.
         software: library, or `device` -> its versions, from the sidecars.
-        config_name: letters, digits, dot, dash and underscore.
-        what: the synthetic images, or the captions alone.
         rows: some of its rows, from which the examples are taken (see `example_rows`).
         download_bytes: size of its Parquet files; for images None takes it from the manifest.
         folder: its path in the repository; None is the root for `default`, else the folder `config_name`.

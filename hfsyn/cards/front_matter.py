@@ -20,10 +20,7 @@ _HINT = (
 
 
 class FrontMatter:
-    """A card cut into front matter and body.
-
-    Args:
-        card: the whole README.md.
+    """A card (the whole README.md) cut into front matter and body.
 
     Raises:
         HfsynError: the front matter is not a YAML mapping; the message names the line.

@@ -56,19 +56,12 @@ def metadata(
     default_config: str | None = None,
     licence: str | None = None,
 ) -> dict[str, Any]:
-    """The values of our keys; None for a key that is to go.
+    """The values of our keys, given the `old` front matter; None for a key that is to go.
 
-    Args:
-        old: the front matter that is there.
-        facts: of the configuration that is published.
-        before: digests of the configurations that the card describes.
-        after: the same with this one.
-        title: for a card without `pretty_name`.
-        default_config: the configuration that becomes the default; None leaves it as it is.
-        licence: overrides what is known of the source's.
+    `before` are the digests of the configurations in the card, `after` the same with this one; see `render_card`.
 
     Raises:
-        HfsynError: an entry of that name holds other data, or the default cannot be had.
+        HfsynError: an entry of that name has other data, or the default is not possible.
     """
     from huggingface_hub import DatasetCardData
 

@@ -118,11 +118,7 @@ class HubRepo:
         return HfApi(token=self.token, library_name="hfsyn")
 
     def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call the client; try again what may pass, within a bound.
-
-        Args:
-            what: what is done, for a message: "commit to user/name".
-            function: called with the rest.
+        """Call the client and try again what may pass, within a bound; `what` is for a message: "commit to user/name".
 
         Raises:
             HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
@@ -218,26 +214,31 @@ class HubRepo:
         refs = self.ask(f"list the versions of {self.repo_id}", "list_repo_refs")
         return {ref.name: str(ref.target_commit) for ref in refs.tags}
 
-    def create(self, *, private: bool | None) -> None:
-        """Make the repository if it does not exist."""
+    def do(self, what: str, send: Callable[[], object], is_done: Callable[[int], bool]) -> None:
+        """Make a change as `call` does; `is_done` tells by an error's status whether an earlier try has made it."""
         from huggingface_hub.errors import HfHubHTTPError
 
-        def send() -> None:
+        def attempt() -> None:
             try:
-                self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private)
+                send()
             except HfHubHTTPError as error:
-                # 409: it exists, perhaps made by an earlier try whose answer was lost; or another is being made.
-                if status_of(error)[0] != 409 or self.head() is None:
+                if not is_done(status_of(error)[0]):
                     raise
 
-        self.call(f"create {self.repo_id}", send)
+        self.call(what, attempt)
+
+    def create(self, *, private: bool | None) -> None:
+        """Make the repository if it does not exist."""
+        self.do(
+            f"create {self.repo_id}",
+            lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private),
+            lambda status: status == 409 and self.head() is not None,  # it exists, and is not just being made
+        )
 
     def send(self, files: Mapping[str, LocalFile], *, sent: Callable[[int], None] = lambda size: None) -> None:
-        """Send contents ahead, so that the commit that names them takes a moment. What the Hub has is not sent again.
+        """Send contents ahead, so that their commit takes a moment; what the Hub has is not sent again.
 
-        Args:
-            files: by path.
-            sent: called with the bytes that have arrived.
+        `sent` is called with the number of bytes that have arrived.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -256,14 +257,11 @@ class HubRepo:
     def commit(
         self, add: Mapping[str, LocalFile], delete: Sequence[str], *, parent: str, message: str, revision: str = "main"
     ) -> str:
-        """One commit on top of `parent`; contents that the Hub has are not sent again.
+        """One commit on top of `parent`, the last known head of a branch or of the ref of a pull request.
 
         Args:
-            add: what is new or changed, by path.
+            add: new and changed files by path; contents that the Hub has are not sent again.
             delete: paths; that of a folder ends with a slash.
-            parent: the head of the revision, as far as is known.
-            message: of the commit.
-            revision: a branch, or the ref of a pull request.
 
         Raises:
             HeadMovedError: the head has moved on from `parent`.
@@ -304,16 +302,11 @@ class HubRepo:
 
     def drop_branch(self, name: str) -> None:
         """Remove a branch, if it exists."""
-        from huggingface_hub.errors import HfHubHTTPError
-
-        def send() -> None:
-            try:
-                self.api.delete_branch(self.repo_id, branch=name, repo_type=self.repo_type)
-            except HfHubHTTPError as error:
-                if status_of(error)[0] not in (403, 404) or self.head(name) is not None:
-                    raise
-
-        self.call(f"remove the branch {name} of {self.repo_id}", send)
+        self.do(
+            f"remove the branch {name} of {self.repo_id}",
+            lambda: self.api.delete_branch(self.repo_id, branch=name, repo_type=self.repo_type),
+            lambda status: status in (403, 404) and self.head(name) is None,
+        )
 
     def tag(self, name: str, commit: str, message: str) -> None:
         """Set a tag on a commit, if it is not there already.
@@ -321,21 +314,16 @@ class HubRepo:
         Raises:
             HfsynError: the tag is on another commit.
         """
-        from huggingface_hub.errors import HfHubHTTPError
+        where = {"tag": name, "revision": commit, "repo_type": self.repo_type}
 
-        def send() -> None:
-            try:
-                self.api.create_tag(
-                    self.repo_id, tag=name, tag_message=message, revision=commit, repo_type=self.repo_type
-                )
-            except HfHubHTTPError as error:
-                # 409: there is such a tag. It may be ours, where only the answer to an earlier try was lost.
-                if status_of(error)[0] != 409 or (standing := self.head(name)) is None:
-                    raise
-                if standing != commit:
-                    raise taken(self.repo_id, name, standing) from None
+        def is_done(status: int) -> bool:
+            standing = self.head(name) if status == 409 else None
+            if standing not in (None, commit):
+                raise taken(self.repo_id, name, str(standing)) from None
+            return standing is not None
 
-        self.call(f"tag {name} of {self.repo_id}", send)
+        what = f"tag {name} of {self.repo_id}"
+        self.do(what, lambda: self.api.create_tag(self.repo_id, tag_message=message, **where), is_done)
 
 
 def _limit_silence() -> None:

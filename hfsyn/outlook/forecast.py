@@ -301,11 +301,7 @@ def stored_bytes(recipe: Recipe, images: int) -> int:
 
 
 def disk_needed(recipe: Recipe, run_folder: str | Path | None = None) -> int:
-    """Bytes that a run still needs on the disk; an estimate, for which the Hub is not asked.
-
-    Args:
-        recipe: the recipe.
-        run_folder: where the run is or will be; what it already holds is subtracted.
+    """Bytes that a run needs on the disk beyond those that its folder has; an estimate, for which no Hub is asked.
 
     Raises:
         HfsynError: the source is missing, or its size is not known.

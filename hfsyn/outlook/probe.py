@@ -97,10 +97,7 @@ def probe(
     models and sources in the Hub's cache stay.
 
     Args:
-        recipe: the recipe.
         count: images, >= 1; rounded up to whole batches. A source with fewer gives what it has.
-        device: a torch device; None picks one.
-        options: as for the planned run.
         say: called with a line about each step.
         captioner, generator: in place of the recipe's models (for tests).
 

@@ -29,11 +29,10 @@ class Examples:
 
 
 def examples(name: str, variant: str, text: str, *, domain: str | None = None, recipe: str) -> Examples:
-    """What a strategy writes for the first ten classes of a variant.
+    """What a strategy, or a function ``path/to/file.py:function``, writes for the first ten classes of a variant.
 
     Args:
-        name: of a strategy, or ``path/to/file.py:function``.
-        variant: whose classes; the file of a class map too.
+        variant: a variant, or the file of a class map.
         text: stands for a caption, or for what a language model or a file would say.
         domain: the word of the strategy ``domain``; None is ``pet`` there.
         recipe: whose generator's tokenizer counts the tokens, if it is on this machine.

@@ -58,15 +58,11 @@ class Pull:
 def change_main(
     repo: HubRepo, change: Change, head: str, *, most: int, name: str, message: str, check: Callable[[str], None]
 ) -> str:
-    """Carry out a change of main at one moment; return the resulting commit.
+    """Carry out a change against `head`, the last known head of main, at one moment; return the resulting commit.
 
     Args:
-        repo: the repository.
-        change: against `head`.
-        head: of main, as far as is known.
         most: files in a commit.
         name: what is changed, as the title of a pull request begins.
-        message: of the commit.
         check: called with the last commit of a pull request; raises where it must not be merged.
 
     Raises:
@@ -172,16 +168,12 @@ def _merge(repo: HubRepo, pull: Pull) -> str:
 
 def close_pull(repo: HubRepo, pull: Pull) -> None:
     """Close a pull request, if it is open."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    def send() -> None:
-        try:
-            repo.api.change_discussion_status(**_where(repo, pull), new_status="closed")
-        except HfHubHTTPError:
-            if repo.api.get_discussion_details(**_where(repo, pull)).status not in ("closed", "merged"):
-                raise
-
-    repo.call(f"close the pull request {pull.number} of {repo.repo_id}", send)
+    where = _where(repo, pull)
+    repo.do(
+        f"close the pull request {pull.number} of {repo.repo_id}",
+        lambda: repo.api.change_discussion_status(**where, new_status="closed"),
+        lambda status: repo.api.get_discussion_details(**where).status in ("closed", "merged"),
+    )
 
 
 def _where(repo: HubRepo, pull: Pull) -> dict[str, Any]:

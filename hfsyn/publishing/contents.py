@@ -33,13 +33,8 @@ _TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST)
 def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = True) -> dict[str, LocalFile]:
     """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
 
-    The recipe is sent without the paths of this machine.
-
-    Args:
-        run: a finished run; for captions alone it is enough that these are finished.
-        config_name: see `builders.runs.layout.config_prefix`.
-        what: ``data`` is the whole run with its captions; ``captions`` are the captions and their recipe.
-        quiet: no progress while the shards are checked.
+    The recipe is sent without the paths of this machine. With `what` = ``captions`` they are the captions and their
+    recipe, and only these need to be finished.
 
     Raises:
         HfsynError: the run is not finished, or does not verify (exit code 3).

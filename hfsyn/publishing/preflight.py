@@ -28,11 +28,7 @@ _UNASKED = "this server does not know /auth-check"
 
 
 def check_names(repo_id: str, config_name: str) -> None:
-    """Refuse what cannot be a repository or a configuration.
-
-    Raises:
-        HfsynError: with exit code 2.
-    """
+    """Refuse what cannot be the name of a repository or a configuration (exit code 2)."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

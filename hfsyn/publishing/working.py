@@ -98,18 +98,10 @@ def continue_from(
     token: str | bool | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Run:
-    """Prepare a run folder, and bring back the shards of the same recipe that are finished on the Hub.
+    """Prepare a run folder as `prepare` does, and bring back the finished shards of the same recipe from the Hub.
 
     The branch of unfinished work is asked first, then what is published. Open revisions are those with which the run on
-    the Hub began. Shards of another recipe stay there.
-
-    Args:
-        recipe: as for `prepare`.
-        out: the run folder; shards that it has are not fetched.
-        repo_id: the dataset to which `watch` sent finished shards; it need not exist yet.
-        config_name: see `builders.runs.layout.config_prefix`.
-        token: as everywhere in huggingface_hub.
-        say: called with a line about what was brought back, and what could not be used.
+    the Hub began. Shards of another recipe stay there. The repository need not exist yet.
 
     Raises:
         HfsynError: as `prepare`; or the Hub does not answer.
