@@ -105,7 +105,7 @@ class HubRepo:
     def complete_id(self) -> None:
         """Put the token's own account before a repository's name that has none."""
         if "/" not in self.repo_id:
-            self.repo_id = f"{self.whoami()['name']}/{self.repo_id}"
+            self.repo_id = f"{self.account['name']}/{self.repo_id}"
 
     @cached_property
     def api(self) -> Any:
@@ -148,16 +148,13 @@ class HubRepo:
             raise HfsynError(problem, "Log in with a token that may write: hf auth login, or set HF_TOKEN.", code=code)
 
     @cached_property
-    def _account(self) -> dict[str, Any]:
-        return dict(self.call("ask whose token this is", self.api.whoami))
-
-    def whoami(self) -> dict[str, Any]:
-        """The account of the token; asked once.
+    def account(self) -> dict[str, Any]:
+        """The account of the token, as `whoami` describes it.
 
         Raises:
             HfsynError: there is no token, or the Hub does not know it (exit code 3).
         """
-        return self._account
+        return dict(self.call("ask whose token this is", self.api.whoami))
 
     def may(self, doing: str, repo_id: str, repo_type: str, **how: bool) -> bool | None:
         """Whether this account may read, or with ``write=True`` write, a repository; None if it cannot be asked."""

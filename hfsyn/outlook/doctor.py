@@ -93,7 +93,7 @@ def _account(token: Token) -> Iterator[Check]:
         yield Check("warning", "There is no token: public datasets and models only, no publishing.", "hf auth login")
         return
     try:
-        who = HubRepo("", token=token, sleep=lambda seconds: None).whoami()
+        who = HubRepo("", token=token, sleep=lambda seconds: None).account
     except HfsynError as error:
         yield _failed(error)
         return

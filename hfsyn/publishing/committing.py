@@ -121,7 +121,7 @@ def pulls_of(repo: HubRepo, title: str) -> list[Pull]:
     """
     from huggingface_hub.errors import HfHubHTTPError
 
-    me = str(repo.whoami()["name"])
+    me = str(repo.account["name"])
     options: dict[str, Any] = {"author": me, "discussion_type": "pull_request", "repo_type": repo.repo_type}
 
     def ask() -> list[Any]:

@@ -72,7 +72,7 @@ def target_checks(
 
 def _account(repo: HubRepo, state: RepoState, *, private: bool | None) -> Check:
     """Whether this token may write there."""
-    who = repo.whoami()
+    who = repo.account
     user, repo_id = str(who.get("name")), repo.repo_id
     owner = repo_id.partition("/")[0]
     rights = rights_of(who, owner)
@@ -143,7 +143,7 @@ def _default(state: RepoState, config_name: str, *, make_default: bool) -> Itera
     `load_dataset` takes one named ``default`` where none is asked for, and refuses a card that says another.
     """
     try:
-        card = state.view.card
+        card = state.card
     except DataError as error:
         if error.code == ExitCode.PARTIAL:
             raise
@@ -169,7 +169,7 @@ def work_checks(repo: HubRepo, state: RepoState, config_name: str, files: Mappin
 
 def pull_checks(repo: HubRepo, commits: int) -> Iterator[Check]:
     """Whether the token may open the pull request that several commits need."""
-    if commits > 1 and not rights_of(repo.whoami(), repo.repo_id.partition("/")[0]).pulls:
+    if commits > 1 and not rights_of(repo.account, repo.repo_id.partition("/")[0]).pulls:
         text = f"That many files take {commits} commits and a pull request, for which this token has no right."
         yield Check("warning", text, "Give it the right to discussions and pull requests of the repository.")
 

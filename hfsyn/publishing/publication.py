@@ -29,7 +29,7 @@ from hfsyn.cards.card import changelog_of, render_card
 from hfsyn.cards.facts import ChangelogEntry, example_rows, facts
 from hfsyn.checks.diff import change_sentence
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub.repo import FILES_A_COMMIT, HubRepo, LocalFile, RemoteFile, commits_for, taken
+from hfsyn.hub.repo import FILES_A_COMMIT, HubRepo, LocalFile, commits_for, taken
 from hfsyn.hub.versions import parse_version, versions_among
 from hfsyn.outlook.doctor import Check
 from hfsyn.progress import Progress, teller
@@ -46,15 +46,7 @@ from hfsyn.publishing.preflight import (
     terms_checks,
 )
 from hfsyn.publishing.reading_back import compare_footers, compare_row, not_sent
-from hfsyn.publishing.repository import (
-    OTHERS,
-    RepoState,
-    View,
-    look_at,
-    no_longer_reached,
-    unlike_manifests,
-    with_others,
-)
+from hfsyn.publishing.repository import OTHERS, RepoState, look_at, no_longer_reached, unlike_manifests, with_others
 from hfsyn.publishing.working import drop_work
 from hfsyn.runs.finish import manifest_of, software_of
 from hfsyn.runs.run import Run, load_run
@@ -152,20 +144,15 @@ def _result_checks(job: Job, state: RepoState) -> list[Check]:
     """Whether the card can be written, and what `load_dataset` will find; changes by others may prevent both."""
     try:
         card = _card(job, state)
-        gone = job.gone(state)
-        files: dict[str, RemoteFile | LocalFile] = {p: file for p, file in state.tree.items() if p not in gone}
-        files |= {**job.files, layout.CARD: card}
-        before = state.view
-        texts = {**before.texts, layout.CARD: card.read().decode()}
-        after = View(state.repo_id, files, texts, {**state.published, job.config_name: job.manifest})
-        problems = [*unlike_manifests(after), *no_longer_reached(before, after, state.owned(job.config_name))]
+        after = state.changed({**job.files, layout.CARD: card}, job.gone(state))
+        problems = [*unlike_manifests(after), *no_longer_reached(state, after, state.owned(job.config_name))]
     except HfsynError as error:
         if error.code == ExitCode.PARTIAL:
             raise
         return [Check("failed", error.message, error.hint, error.code)]
     found = [Check("failed", text, hint) for text, hint in problems]
     new = next((name for name in after.card.configs if name.startswith(OTHERS)), "")
-    if new and not before.card.configs:
+    if new and not state.card.configs:
         text = f"What load_dataset found in {state.repo_id} so far becomes its configuration {new}."
         found.append(Check("warning", text))
     return [*found, Check("ok", "The card can be written; what others wrote into it stays.")]
@@ -229,11 +216,10 @@ def _card(job: Job, state: RepoState) -> LocalFile:
     text = text if job.config_name == layout.DEFAULT_CONFIG else f"{job.config_name}: {text}"
     entry = ChangelogEntry(job.version.tag, job.today, text)
     # The entry that an earlier try wrote keeps its date, so that trying again changes nothing.
-    old = [known for known in changelog_of(state.card or "") if known.version == entry.version]
+    old = [known for known in changelog_of(state.texts.get(layout.CARD, "")) if known.version == entry.version]
     if old and old[0].text == entry.text:
         entry = old[0]
-    owned = {path for name in state.published for path in state.owned(name)}
-    existing = with_others(state.card, state.view, job.config_name, owned)
+    existing = with_others(state, job.config_name)
     manifest = manifest_of(job.run, job.what)
     card = render_card(
         facts(
@@ -247,14 +233,14 @@ def _card(job: Job, state: RepoState) -> LocalFile:
         existing=existing,
         repo_id=job.repo.repo_id,
         version=job.version.tag,
-        default_config=_default(job, state.view, named=existing == state.card),
+        default_config=_default(job, state, named=existing == state.texts.get(layout.CARD)),
         changelog=[entry],
         licence=job.licence,
     )
     return LocalFile.made(card)
 
 
-def _default(job: Job, view: View, *, named: bool) -> str | None:
+def _default(job: Job, state: RepoState, *, named: bool) -> str | None:
     """The configuration that becomes the default; None leaves it as it is, which the preflight may refuse.
 
     Where others published a configuration since the preflight it is too late for a flag: then the one named ``default``
@@ -262,7 +248,7 @@ def _default(job: Job, view: View, *, named: bool) -> str | None:
     """
     if (job.is_late or not named) and job.config_name == layout.DEFAULT_CONFIG:
         return job.config_name
-    if job.is_late and layout.DEFAULT_CONFIG in view.card.configs:
+    if job.is_late and layout.DEFAULT_CONFIG in state.card.configs:
         return None
     return job.config_name if job.make_default else None
 
@@ -307,5 +293,5 @@ def _compare(job: Job, commit: str) -> None:
     state = look_at(job.repo, commit)
     if wrong := [*job.missing(state), *job.gone(state)]:
         raise not_sent(job.repo, f"{wrong[0]}{and_more(len(wrong), 1)} differ.")
-    for text, hint in unlike_manifests(state.view):
+    for text, hint in unlike_manifests(state):
         raise not_sent(job.repo, text, hint)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import posixpath
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from builders.errors import DataError
@@ -30,13 +30,25 @@ Problem = tuple[str, str]  # what is wrong, and the way out
 
 
 @dataclass(frozen=True)
-class View:
-    """What `load_dataset` sees of a repository, as it is or as it will be."""
+class RepoState:
+    """A repository at the moment of looking, or as a commit would leave it."""
 
     repo_id: str
-    files: Mapping[str, RemoteFile | LocalFile]
-    texts: Mapping[str, str]  # of the files of `builders.sources.cards.CARD_FILES` that are there
-    manifests: Mapping[str, Manifest]  # of the configurations that hfsyn published
+    head: str | None  # commit of main; None where the repository does not exist yet
+    tree: Mapping[str, RemoteFile]
+    tags: Mapping[str, str]
+    read: Callable[[str], str]  # reads one of its files as text
+
+    def changed(self, add: Mapping[str, LocalFile], delete: Collection[str]) -> RepoState:
+        """The same after a commit."""
+        tree = {path: file for path, file in self.tree.items() if path not in delete}
+        tree |= {path: RemoteFile(file.size, file.sha256, "") for path, file in add.items()}
+        return replace(self, tree=tree, read=lambda path: add[path].read().decode() if path in add else self.read(path))
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """The text of the card and of other files that `load_dataset` takes for one."""
+        return {name: self.read(name) for name in CARD_FILES if name in self.tree}
 
     @cached_property
     def card(self) -> Card:
@@ -46,37 +58,6 @@ class View:
             DataError: it cannot be read.
         """
         return read_card(self.texts, self.repo_id)
-
-    def has(self, name: str) -> bool:
-        """Whether there is such a file; files outside the repository are assumed to exist."""
-        return name in self.files or "://" in name
-
-    def loaded(self, config: str | None) -> dict[str, list[str]]:
-        """Split -> the files that ``load_dataset`` takes for a configuration; empty for one that the card lacks."""
-        if config is not None and config not in self.card.configs:
-            return {}
-        return files_loaded(self.card, config, self.files, self.repo_id)
-
-    def sizes(self, config: str) -> dict[str, int] | None:
-        """Split -> rows as the card states them, which `load_dataset` compares; None where it states none."""
-        from datasets.info import DatasetInfosDict
-        from huggingface_hub import DatasetCardData
-
-        fields = front_matter(self.texts.get(layout.CARD, ""), layout.CARD)
-        info = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**fields)).get(config)
-        return {split.name: split.num_examples for split in info.splits.values()} if info and info.splits else None
-
-
-@dataclass(frozen=True)
-class RepoState:
-    """A repository at the moment of looking."""
-
-    repo_id: str
-    head: str | None  # commit of main; None where the repository does not exist yet
-    tree: Mapping[str, RemoteFile]
-    card: str | None  # the text of README.md
-    tags: Mapping[str, str]
-    read: Callable[[str], str]  # reads one of its files as text
 
     @cached_property
     def published(self) -> dict[str, Manifest]:
@@ -94,46 +75,57 @@ class RepoState:
         manifest = self.published.get(config_name)
         return set() if manifest is None else files_of(manifest, config_name) & self.tree.keys()
 
-    @cached_property
-    def view(self) -> View:
-        """The same as `load_dataset` sees it."""
-        texts = {name: self.read(name) for name in CARD_FILES if name in self.tree}
-        return View(self.repo_id, self.tree, texts, self.published)
+    def has(self, name: str) -> bool:
+        """Whether there is such a file; files outside the repository are assumed to exist."""
+        return name in self.tree or "://" in name
+
+    def loaded(self, config: str | None) -> dict[str, list[str]]:
+        """Split -> the files that ``load_dataset`` takes for a configuration; empty for one that the card lacks."""
+        if config is not None and config not in self.card.configs:
+            return {}
+        return files_loaded(self.card, config, self.tree, self.repo_id)
+
+    def sizes(self, config: str) -> dict[str, int] | None:
+        """Split -> rows as the card states them, which `load_dataset` compares; None where it states none."""
+        from datasets.info import DatasetInfosDict
+        from huggingface_hub import DatasetCardData
+
+        fields = front_matter(self.texts.get(layout.CARD, ""), layout.CARD)
+        info = DatasetInfosDict.from_dataset_card_data(DatasetCardData(**fields)).get(config)
+        return {split.name: split.num_examples for split in info.splits.values()} if info and info.splits else None
 
 
 def look_at(repo: HubRepo, commit: str | None = None) -> RepoState:
-    """Read what the repository is now, or was at a commit: three or four requests, and one for each manifest."""
+    """What the repository is now, or was at a commit; its files are read when they are needed."""
     head = commit or repo.head()
     if head is None:
-        return RepoState(repo.repo_id, None, {}, None, {}, lambda path: "")
-    tree = repo.tree(head)
-    card = repo.text(layout.CARD, head) if layout.CARD in tree else None
+        return RepoState(repo.repo_id, None, {}, {}, lambda path: "")
     tags = {} if commit else repo.tags()
-    return RepoState(repo.repo_id, head, tree, card, tags, lambda path: repo.text(path, head))
+    return RepoState(repo.repo_id, head, repo.tree(head), tags, lambda path: repo.text(path, head))
 
 
-def unlike_manifests(view: View) -> Iterator[Problem]:
+def unlike_manifests(state: RepoState) -> Iterator[Problem]:
     """Where ``load_dataset`` would give other rows than a manifest of ours says, or none at all."""
     try:
-        configs = view.card.configs
-        loaded = {name: view.loaded(name) for name in configs}
+        configs = state.card.configs
+        loaded = {name: state.loaded(name) for name in configs}
     except DataError as error:
         yield error.message, error.hint
         return
-    yield from _first_read(view, loaded)
-    for name, manifest in view.manifests.items():
+    yield from _first_read(state, loaded)
+    for name, manifest in state.published.items():
         if name in configs:  # one that was taken out of the card is not offered
-            yield from _unlike(view, name, manifest, loaded[name])
+            yield from _unlike(state, name, manifest, loaded[name])
 
 
-def _first_read(view: View, loaded: Mapping[str, Mapping[str, list[str]]]) -> Iterator[Problem]:
+def _first_read(state: RepoState, loaded: Mapping[str, Mapping[str, list[str]]]) -> Iterator[Problem]:
     """``load_dataset`` reads every configuration in the format that it finds in the first one of the card."""
     first = next(iter(loaded), None)
     if first is None:
         return
-    out = f"Correct its entry in the README.md of {view.repo_id}, or publish into a repository of its own."
+    out = f"Correct its entry in the README.md of {state.repo_id}, or publish into a repository of its own."
     for split, names in loaded[first].items():
-        if not names or (absent := [name for name in names if not view.has(name)]):
+        if not names or (absent := [name for name in names if not state.has(name)]):
             what = f"names {absent[0]}, which is not there" if names else f"has no files for its split {split}"
             yield f"The first configuration of the card, {first}, {what}: load_dataset could not load any other.", out
         elif not is_table(names[0]) or _ending(names) != ".parquet":
@@ -148,7 +140,7 @@ def _ending(names: list[str]) -> str:
     return Counter(posixpath.splitext(name)[1].lower() for name in names).most_common(1)[0][0]
 
 
-def _unlike(view: View, name: str, manifest: Manifest, loaded: Mapping[str, list[str]]) -> Iterator[Problem]:
+def _unlike(state: RepoState, name: str, manifest: Manifest, loaded: Mapping[str, list[str]]) -> Iterator[Problem]:
     prefix = layout.config_prefix(name)
     wanted = {f"{prefix}{entry.file}": entry for entry in manifest.shards}
     found = Counter(loaded.get(manifest.split, []))
@@ -158,24 +150,24 @@ def _unlike(view: View, name: str, manifest: Manifest, loaded: Mapping[str, list
         yield (
             f"The card gives {_first(extra)} to {at}, and hfsyn did not put it there.",
             f"Move it out of {prefix}{layout.DATA}/, or into a configuration of its own: "
-            f"hf repos delete-files {view.repo_id} {extra[0]} --repo-type dataset",
+            f"hf repos delete-files {state.repo_id} {extra[0]} --repo-type dataset",
         )
-    if missing := [path for path in wanted if path not in found or path not in view.files]:
+    if missing := [path for path in wanted if path not in found or path not in state.tree]:
         yield f"The card does not give {_first(missing)} to {at}.", again
     changed = [
         path
         for path, entry in wanted.items()
-        if (file := view.files.get(path)) and not (file.size == entry.bytes and file.sha256 in (None, entry.sha256))
+        if (file := state.tree.get(path)) and not (file.size == entry.bytes and file.sha256 in (None, entry.sha256))
     ]
     if changed:
         yield f"{_first(changed)} is not what the manifest of {name} says.", again
     for split, names in loaded.items():
-        if split != manifest.split and (bad := [one for one in names if not is_table(one) or not view.has(one)]):
+        if split != manifest.split and (bad := [one for one in names if not is_table(one) or not state.has(one)]):
             yield (
                 f"The split {split} of the configuration {name} is {bad[0]}, and load_dataset could not load {name}.",
                 "Correct it in README.md, or give it a repository of its own.",
             )
-    sizes = view.sizes(name)
+    sizes = state.sizes(name)
     if sizes is not None and (sizes.keys() != loaded.keys() or sizes.get(manifest.split) != manifest.rows):
         yield (
             f"`dataset_info` in the card states splits or rows of {name} that do not exist: load_dataset refuses it.",
@@ -183,7 +175,7 @@ def _unlike(view: View, name: str, manifest: Manifest, loaded: Mapping[str, list
         )
 
 
-def no_longer_reached(before: View, after: View, owned: set[str]) -> Iterator[Problem]:
+def no_longer_reached(before: RepoState, after: RepoState, owned: set[str]) -> Iterator[Problem]:
     """What can be loaded now and could not be afterwards: splits, files and configurations of others.
 
     `owned` are the files that hfsyn wrote for the configuration that is published.
@@ -193,13 +185,13 @@ def no_longer_reached(before: View, after: View, owned: set[str]) -> Iterator[Pr
     except DataError:
         return  # `unlike_manifests` reports it
     for config in configs:
-        manifest = before.manifests.get(config or "")
+        manifest = before.published.get(config or "")
         now = after.loaded(config)
         for split, names in before.loaded(config).items():
             there = now.get(split, [])
-            lost = [name for name in names if name in before.files and name not in owned and name not in there]
+            lost = [name for name in names if name in before.tree and name not in owned and name not in there]
             if manifest is None or split != manifest.split:  # not ours, though it may list our files
-                lost += [name for name in there or names if name in before.files and name not in after.files]
+                lost += [name for name in there or names if name in before.tree and name not in after.tree]
             if lost:
                 yield (
                     f"The card gives {_first(lost)} to the split {split} of the configuration {config}, where it could "
@@ -208,7 +200,7 @@ def no_longer_reached(before: View, after: View, owned: set[str]) -> Iterator[Pr
                 )
 
 
-def with_others(card: str | None, view: View, config_name: str, owned: set[str]) -> str | None:
+def with_others(state: RepoState, config_name: str) -> str | None:
     """The card that is there; where it has no `configs`, with one for the files that `load_dataset` found without it.
 
     Raises:
@@ -216,15 +208,17 @@ def with_others(card: str | None, view: View, config_name: str, owned: set[str])
     """
     from datasets.packaged_modules import _EXTENSION_TO_MODULE
 
-    if view.card.configs:
+    card = state.texts.get(layout.CARD)
+    if state.card.configs:
         return card
-    found = {split: [n for n in names if n not in owned] for split, names in view.loaded(None).items()}
+    owned = {path for name in state.published for path in state.owned(name)}
+    found = {split: [n for n in names if n not in owned] for split, names in state.loaded(None).items()}
     theirs = [name for names in found.values() for name in names]
     if not theirs or _EXTENSION_TO_MODULE[_ending(theirs)][0] == "text":  # notes and programs
         return card
     if len(theirs) > _MOST_LISTED:
         raise HfsynError(
-            f"{view.repo_id} has {len(theirs)} data files and no `configs` in its card: with an entry for hfsyn's "
+            f"{state.repo_id} has {len(theirs)} data files and no `configs` in its card: with an entry for hfsyn's "
             "configuration alone they could no longer be loaded.",
             "Write `configs` for them into its README.md, or publish into a repository of its own.",
         )
