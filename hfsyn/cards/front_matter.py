@@ -41,9 +41,6 @@ class FrontMatter:
             (found[1], found[2], found[3]) if found else (f"---{self.newline}", "", f"{self.newline}---{self.newline}")
         )
         self.body = card[found.end() :] if found else card
-        self.values = self._parsed()
-
-    def _parsed(self) -> dict[str, Any]:
         above = len(_LINE.findall(self.opening))
         try:
             values = load(self.text, _WHERE, above=above, finite=False)
@@ -51,7 +48,7 @@ class FrontMatter:
             raise HfsynError(error.message, _HINT) from None
         if values is not None and not isinstance(values, dict):
             raise _broken(above + 1, "`key: value` is expected there")
-        return values or {}
+        self.values: dict[str, Any] = values or {}
 
     def updated(self, new: Mapping[str, Any]) -> str:
         """The front matter (marks included) with other values for some keys; None removes a key."""

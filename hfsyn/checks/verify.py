@@ -119,7 +119,6 @@ class _Checker:
         self.has_own_strategy = is_user_strategy(self.recipe.prompt.strategy)
 
     def check_recipe(self) -> None:
-        """The manifest has the recipe of recipe.yaml."""
         mine, stated = fingerprint(self.recipe), self.manifest.fingerprint
         if stated != mine:
             self.found.note("recipe", f"the manifest has recipe {stated[:12]}, and recipe.yaml is {mine[:12]}")
@@ -162,7 +161,6 @@ class _Checker:
         self.found.note("files", problem)
 
     def check_shards(self) -> None:
-        """Every shard has its content and its sidecar, and there is no other."""
         fetch_sidecars(self.side)
         there = self._hashes()
         for entry in [*self.manifest.shards, *self.manifest.captions]:

@@ -73,21 +73,22 @@ def watch(
     if what != "data":
         raise HfsynError("Captions are finished before images are made.", "Publish them without --watch.")
     run = run if isinstance(run, Run) else load_run(run)
-    say = teller(quiet)
-    repo = HubRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=teller(quiet))
     place: dict[str, Any] = {"private": private, "into": into, "make_default": make_default}
     if not (run.folder / layout.MANIFEST).exists():
         _open(run, repo, version, config_name, **place)
-        say(f"{repo.repo_id}: finished shards go to the branch {branch_of(config_name)} until the version is whole")
+        repo.say(
+            f"{repo.repo_id}: finished shards go to the branch {branch_of(config_name)} until the version is whole"
+        )
     last = -interval
     while not (run.folder / layout.MANIFEST).exists():
         if time.monotonic() - last >= interval:
             try:
-                send_finished(run, repo, config_name, say)
+                send_finished(run, repo, config_name)
             except HfsynError as error:
                 if error.code != ExitCode.PARTIAL:
                     raise
-                say(f"{error.message} The next batch brings it.")
+                repo.say(f"{error.message} The next batch brings it.")
             last = time.monotonic()
         sleep(min(GLANCE, interval))
     return publish(run, repo.repo_id, version, config_name=config_name, token=token, quiet=quiet, **place, **options)
@@ -164,11 +165,10 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
         )
 
 
-def send_finished(run: Run, repo: HubRepo, config_name: str, say: Callable[[str], None]) -> int:
+def send_finished(run: Run, repo: HubRepo, config_name: str) -> int:
     """Commit the finished shards that the branch of unfinished work lacks, with a card that shows the progress.
 
-    Returns:
-        How many files were sent, without the card.
+    Returns the number of files that were sent, without the card.
     """
     files = finished_contents(run, config_name)
     main = repo.head()
@@ -185,9 +185,11 @@ def send_finished(run: Run, repo: HubRepo, config_name: str, say: Callable[[str]
             message = f"Finished shards of {config_name}"
             head = repo.commit(step.add, [], parent=head, message=message, revision=work.branch)
     except HeadMovedError:
-        say(f"{repo.repo_id}: another process committed to {branch_of(config_name)}; the next batch brings the rest")
+        repo.say(
+            f"{repo.repo_id}: another process committed to {branch_of(config_name)}; the next batch brings the rest"
+        )
         return 0
-    say(f"{repo.repo_id}: {len(missing)} files of finished shards")
+    repo.say(f"{repo.repo_id}: {len(missing)} files of finished shards")
     return len(missing)
 
 
