@@ -174,7 +174,7 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
         "manifest": manifest,
         "builtin": BUILTIN,
         "place": f"{facts.folder}/" if facts.folder else "",
-        "preview": f"{layout.PREVIEW}/samples.png",
+        "preview": f"{layout.PREVIEW}/{layout.SAMPLES}",
         "columns": COLUMNS[facts.what] | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
         "flags": FLAGS,
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],

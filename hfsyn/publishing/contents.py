@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
 from builders.runs.run_files import finished
 from builders.wording import and_more
+from hfsyn.cards.facts import What
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LocalFile
 from hfsyn.progress import Progress
@@ -20,14 +20,10 @@ from hfsyn.runs.finish import manifest_of
 from hfsyn.runs.run import Run
 from hfsyn.runs.shards import faults, is_done, pending
 
-What = Literal["data", "captions"]
-
-PREVIEW_FILE = "samples.png"
-
 _SOON_READ = 500 * 2**20  # bytes; progress is not shown for less, which takes a second or so to hash
 
 _TABLES = (layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN))
-_TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST)
+_TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST, f"{layout.PREVIEW}/{layout.SAMPLES}")
 
 
 def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = True) -> dict[str, LocalFile]:
@@ -63,7 +59,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     if what == "captions":
         made = json.dumps(manifest_of(run, "captions"), indent=1, ensure_ascii=False) + "\n"
         return found | {f"{prefix}{layout.MANIFEST}": LocalFile.made(made)}
-    return found | _small_files(run, (*_TOP, f"{layout.PREVIEW}/{PREVIEW_FILE}"), prefix)
+    return found | _small_files(run, _TOP, prefix)
 
 
 def _changed(run: Run, manifest: Manifest) -> list[str]:
@@ -118,5 +114,5 @@ def files_of(manifest: Manifest, config_name: str) -> set[str]:
     """The files that hfsyn wrote for a configuration with this manifest."""
     prefix = layout.config_prefix(config_name)
     shards = [entry.file for entry in (*manifest.shards, *manifest.captions)]
-    names = {layout.RECIPE, *_TOP, f"{layout.PREVIEW}/{PREVIEW_FILE}", *shards, *map(sidecar_name, shards)}
+    names = {layout.RECIPE, *_TOP, *shards, *map(sidecar_name, shards)}
     return {f"{prefix}{name}" for name in names}

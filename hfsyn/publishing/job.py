@@ -11,10 +11,10 @@ from typing import Any
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
 from builders.wording import and_more
+from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version
 from hfsyn.outlook.doctor import Check
-from hfsyn.publishing.contents import What
 from hfsyn.publishing.repository import RepoState, look_at
 from hfsyn.runs.run import Run
 

@@ -11,13 +11,12 @@ from builders.runs import layout
 from builders.variants import get_variant
 from builders.wording import and_more
 from hfsyn.cards.card import MODEL_LICENCES
-from hfsyn.cards.facts import CONFIG_NAME
+from hfsyn.cards.facts import CONFIG_NAME, What
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES, HubRepo, LocalFile
 from hfsyn.hub.rights import rights_of
 from hfsyn.hub.versions import Version, versions_among
 from hfsyn.outlook.doctor import Check
-from hfsyn.publishing.contents import What
 from hfsyn.publishing.repository import RepoState
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash

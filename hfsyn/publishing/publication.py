@@ -26,7 +26,7 @@ from builders.hub.answers import HeadMovedError
 from builders.runs import layout
 from builders.wording import and_more
 from hfsyn.cards.card import changelog_of, render_card
-from hfsyn.cards.facts import ChangelogEntry, example_rows, facts
+from hfsyn.cards.facts import ChangelogEntry, What, example_rows, facts
 from hfsyn.checks.diff import change_sentence
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import FILES_A_COMMIT, HubRepo, LocalFile, commits_for, taken
@@ -34,7 +34,7 @@ from hfsyn.hub.versions import parse_version, versions_among
 from hfsyn.outlook.doctor import Check
 from hfsyn.progress import Progress, teller
 from hfsyn.publishing.committing import Change, change_main, close_pull, pulls_of
-from hfsyn.publishing.contents import What, contents
+from hfsyn.publishing.contents import contents
 from hfsyn.publishing.job import Job, Publication
 from hfsyn.publishing.preflight import (
     check_names,

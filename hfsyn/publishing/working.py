@@ -89,61 +89,50 @@ def drop_work(repo: HubRepo, config_name: str, files: Mapping[str, LocalFile]) -
         repo.say(f"{repo.repo_id}: the branch {work.branch} holds unfinished work of another recipe, and stays")
 
 
-def continue_from(
-    recipe: Recipe,
-    out: str | Path,
-    repo_id: str,
-    *,
-    config_name: str = layout.DEFAULT_CONFIG,
-    token: str | bool | None = None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Run:
+def continue_from(recipe: Recipe, out: str | Path, repo_id: str, *, say: Callable[[str], None]) -> Run:
     """Prepare a run folder as `prepare` does, and bring back the finished shards of the same recipe from the Hub.
 
-    The branch of unfinished work is asked first, then what is published. Open revisions are those with which the run on
-    the Hub began. Shards of another recipe stay there. The repository need not exist yet.
+    The branch of unfinished work is asked first, then what is published, both of the default configuration. Open
+    revisions are those with which the run on the Hub began. The repository need not exist yet.
 
     Raises:
         HfsynError: as `prepare`; or the Hub does not answer.
     """
-    repo = HubRepo(repo_id, token=token, say=say)
-    prefix = layout.config_prefix(config_name)
-    places = _places(repo, config_name)
+    repo = HubRepo(repo_id, say=say)
+    places = _places(repo)
     if places:
-        path = f"{prefix}{layout.RECIPE}"
-        recipe = pinned(recipe, parse_recipe(repo.text(path, places[0][0]), f"{path} of {repo.repo_id}"))
+        text = repo.text(layout.RECIPE, places[0][0])
+        recipe = pinned(recipe, parse_recipe(text, f"{layout.RECIPE} of {repo_id}"))
     run = prepare(recipe, out)
-    brought = sum(_bring_back(run, run.caption_shards(), place, repo, prefix) for place in places)
+    brought = sum(_bring_back(run, run.caption_shards(), place, repo) for place in places)
     if not pending(run.caption_shards()):
         write_plan(run)
-        brought += sum(_bring_back(run, run.data_shards(), place, repo, prefix) for place in places)
+        brought += sum(_bring_back(run, run.data_shards(), place, repo) for place in places)
     if brought:
-        say(f"{brought} finished shards were brought back from {repo.repo_id}")
+        say(f"{brought} finished shards were brought back from {repo_id}")
     return run
 
 
-def _places(repo: HubRepo, config_name: str) -> list[tuple[str, Collection[str]]]:
-    """Commits that may have shards of the run, each with the files of the configuration."""
+def _places(repo: HubRepo) -> list[tuple[str, Collection[str]]]:
+    """Commits that may have shards of the run, each with the files that hfsyn wrote there."""
     found: list[tuple[str, Collection[str]]] = []
-    work = work_on(repo, config_name)
+    work = work_on(repo, layout.DEFAULT_CONFIG)
     if work.head is not None and work.is_begun:
         found.append((work.head, work.tree.keys()))
     state = look_at(repo)
-    if state.head is not None and (published := state.owned(config_name)):
+    if state.head is not None and (published := state.owned(layout.DEFAULT_CONFIG)):
         found.append((state.head, published))
     return found
 
 
-def _bring_back(
-    run: Run, shards: Sequence[Path], place: tuple[str, Collection[str]], repo: HubRepo, prefix: str
-) -> int:
+def _bring_back(run: Run, shards: Sequence[Path], place: tuple[str, Collection[str]], repo: HubRepo) -> int:
     """Fetch those of `shards` that are missing here and finished there; return how many."""
     commit, there = place
     count = 0
     with room_beside(run.folder) as temporary:  # beside their place, so that they are moved and not copied
         for shard in pending(shards):
             mark = sidecar_of(shard)
-            shard_path, mark_path = (f"{prefix}{f.relative_to(run.folder).as_posix()}" for f in (shard, mark))
+            shard_path, mark_path = (file.relative_to(run.folder).as_posix() for file in (shard, mark))
             if shard_path not in there or mark_path not in there:
                 continue
             try:
