@@ -10,7 +10,7 @@ import click
 from hfsyn.commands.options import number, processes_option, quiet_option
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
-_limit = number("--limit", "limit_per_class", help="At most N images a class of each set.")
+_limit = number("--limit", help="At most N images a class of each set.")
 _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 
 
@@ -114,7 +114,7 @@ def _found(result: dict[str, Any], out: str | None) -> None:
 @_device
 @_out
 def fidelity_command(
-    synthetic: str, real: str, features: str | None, device: str | None, out: str | None, **options: Any
+    synthetic: str, real: str, features: str | None, limit: int | None, device: str | None, out: str | None, **how: Any
 ) -> None:
     """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
 
@@ -124,8 +124,8 @@ def fidelity_command(
     from hfsyn.judging.measures.fidelity import DEFAULT_FEATURES, measure_fidelity
     from hfsyn.workers import pick_device
 
-    features = features or DEFAULT_FEATURES
-    _found(measure_fidelity(synthetic, real, features=features, device=pick_device(device), **options), out)
+    how |= {"features": features or DEFAULT_FEATURES, "limit_per_class": limit, "device": pick_device(device)}
+    _found(measure_fidelity(synthetic, real, **how), out)
 
 
 @click.command("membership")
@@ -137,14 +137,14 @@ def fidelity_command(
 @_limit
 @_device
 @_out
-def membership_command(model: str, members: str, others: str, out: str | None, **options: Any) -> None:
+def membership_command(model: str, members: str, others: str, limit: int | None, out: str | None, **how: Any) -> None:
     """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
     from hfsyn.judging.measures.membership import measure_membership
 
-    _found(measure_membership(model, members, others, **options), out)
+    _found(measure_membership(model, members, others, limit_per_class=limit, **how), out)
 
 
 @click.command("export-real")

@@ -218,7 +218,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
         recipe.write_text(dump_train_config(config), encoding="utf-8")
         arguments = ["train", "--config", str(recipe), "--out", options["out"]]
         for name in (*_RUNNING, "private"):
-            arguments += _flag("--gradient-accumulation-steps" if name == "accumulation" else name, options[name])
+            arguments += _flag("gradient-accumulation-steps" if name == "accumulation" else name, options[name])
         code = launch(arguments, processes, device=options["device"])
     if code or not results.is_file() or (options["overwrite"] and results.stat().st_mtime_ns == before):
         raise stopped(
@@ -232,7 +232,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
 @click.argument("model")
 @click.argument("dataset")
 @click.option("--split", metavar="SPLIT", help="[default: validation, test, or the only one]")
-@number("--limit", "limit_per_class", help="At most N images a class.")
+@number("--limit", help="At most N images a class.")
 @click.option("--out", metavar="FILE", help="Write the result as JSON.")
 @_device
 @processes_option("Processes on this machine.")
@@ -254,17 +254,17 @@ def evaluate_command(model: str, dataset: str, num_processes: int | None, as_jso
     from hfsyn.judging.measures.metrics import dump_result
     from hfsyn.workers import check_device, current_worker, is_child, is_launched, leave_group
 
-    out, device = options["out"], options["device"]
+    out, device, limit = options["out"], options["device"], options.pop("limit")
     check_device(device)
     if num_processes is not None and num_processes > 1 and not is_launched():
         # What is wrong is reported once, and not by every process.
-        check_test(model, dataset, split=options["split"], limit_per_class=options["limit_per_class"], out=out)
-        words = [*_flag("--split", options["split"]), *_flag("--limit", options["limit_per_class"])]
-        for name in ("device", "num_workers", "batch_size", "mixed_precision", "quiet"):
+        check_test(model, dataset, split=options["split"], limit_per_class=limit, out=out)
+        words = [model, dataset, *_flag("limit", limit)]
+        for name in ("split", "device", "num_workers", "batch_size", "mixed_precision", "quiet"):
             words += _flag(name, options[name])
-        result = _launch_evaluation(num_processes, device, out, [model, dataset, *words])
+        result = _launch_evaluation(num_processes, device, out, words)
     else:
-        result = evaluate(model, dataset, **options)
+        result = evaluate(model, dataset, limit_per_class=limit, **options)
     if current_worker().is_main and not is_child():
         click.echo(dump_result(result).rstrip() if as_json else summary(result))
     leave_group()
@@ -272,7 +272,7 @@ def evaluate_command(model: str, dataset: str, num_processes: int | None, as_jso
 
 def _flag(name: str, value: Any) -> list[str]:
     """An option as words of a command line; none where it is not given."""
-    flag = name if name.startswith("--") else f"--{name.replace('_', '-')}"
+    flag = f"--{name.replace('_', '-')}"
     return [] if value is None or value is False else [flag] if value is True else [flag, str(value)]
 
 

@@ -167,21 +167,20 @@ def _libraries() -> Iterator[Check]:
 
 
 class _Model(NamedTuple):
-    """A model that a recipe names."""
+    """A model that a recipe names: its field, and a file that it must have."""
 
-    field: str  # its field in the recipe, dotted
+    field: str
     name: str
     revision: str | None
     kind: Literal["captioner", "generator"]
-    marker: str  # a file that the model must have
+    marker: str
 
 
 def _models_of(recipe: Recipe) -> list[_Model]:
-    found = []
-    if (part := recipe.caption) is not None:
-        found.append(_Model("caption.model", part.model, part.revision, "captioner", "config.json"))
-    draw = recipe.generate
-    found.append(_Model("generate.model", draw.model, draw.revision, "generator", "model_index.json"))
+    part, draw = recipe.caption, recipe.generate
+    found = [_Model("generate.model", draw.model, draw.revision, "generator", "model_index.json")]
+    if part is not None:
+        found.insert(0, _Model("caption.model", part.model, part.revision, "captioner", "config.json"))
     if draw.lora is not None:
         found.append(_Model("generate.lora", draw.lora, draw.lora_revision, "generator", draw.lora_file or FILE))
     return found
@@ -194,13 +193,10 @@ def _recipe(recipe: Recipe, out: str | Path | None, token: Token) -> Iterator[Ch
         yield check
         recipe = recipe if run is None else run.recipe  # with what that run has pinned
     yield _source(recipe, token)
-    sizes = []
-    for model in _models_of(recipe):
-        check, size = _model(model, token)
-        sizes.append(size)
-        yield check
+    models = [_model(model, token) for model in _models_of(recipe)]
+    yield from (check for check, _ in models)
     yield from _texts(recipe, token)
-    yield from _room(recipe, out, sum(sizes))
+    yield from _room(recipe, out, sum(size for _, size in models))
     yield from _memory(recipe)
 
 
@@ -255,13 +251,13 @@ def _texts(recipe: Recipe, token: Token) -> Iterator[Check]:
         except HfsynError as error:
             yield Check("failed", error.message, _way_out(error))
             return
-        if may is None:
-            yield Check("warning", f"The server does not say whether the captions of {name} are open.")
+        if may is False:
+            text = f"The captions of {name} are gated, private or missing, and this account has no access."
+            yield Check("failed", text, f"Accept the terms at {page_of(name)}, then: hf auth login")
         elif may:
             yield Check("ok", f"The captions of {name} are open.")
         else:
-            text = f"The captions of {name} are gated, private or missing, and this account has no access."
-            yield Check("failed", text, f"Accept the terms at {page_of(name)}, then: hf auth login")
+            yield Check("warning", f"The server does not say whether the captions of {name} are open.")
 
 
 def _model(model: _Model, token: Token) -> tuple[Check, int]:
