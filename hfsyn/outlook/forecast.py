@@ -90,13 +90,11 @@ class Forecast:
         about = "about " if self.why else ""
         commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
         costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
-        missing = quoted(self.classes_without_images)
+        cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
+        real, missing = f"{self.real_images} real images", quoted(self.classes_without_images)
         lines = [
             ("recipe", f"{self.recipe}  {self.fingerprint[:12]}"),
-            (
-                "source",
-                f"{self.source}: {self.real_images} real images of {self.classes} classes (counts {self.counts})",
-            ),
+            ("source", f"{self.source}: {real} of {self.classes} classes (counts {self.counts})"),
             ("", f"not indexed: {self.why}" if self.why else None),
             ("", f"no image of {missing}, which the class map has" if missing else None),
             *(("", f"left out: {reason}, {count}") for reason, count in self.left_out.items()),
@@ -109,10 +107,7 @@ class Forecast:
             ("disk", f"about {size_text(self.disk_bytes)}"),
             ("upload", f"about {size_text(self.disk_bytes)}: {self.upload_files} files in {commits}"),
             ("time", self._times()),
-            (
-                "cost",
-                f"USD at {self.price:g} an hour: {costs}" if costs else "not known" if self.price is not None else None,
-            ),
+            ("cost", None if self.price is None else cost),
         ]
         return "\n".join(f"{name:14}{text}" for name, text in lines if text is not None)
 
