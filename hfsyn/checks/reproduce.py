@@ -91,11 +91,9 @@ def reproduce(
         what: a finished run folder, or ``USER/NAME[@REVISION]``.
         sample_id: of a row.
         out: folder for the picture of both.
-        device: a torch device; None picks one.
         model: the generator's folder on this machine, if the recipe names a local one; its content must be the same.
         source: the folder of the real images on this machine, if the recipe starts from them; None is the recipe's.
         config: a configuration's name; None is the default one.
-        token: as everywhere in huggingface_hub.
         allow_pickle: read weights in other formats than safetensors too.
         generator: in place of the recipe's model (for tests).
 
@@ -111,17 +109,15 @@ def reproduce(
     part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     real = real_image(side, recipe, row, source) if part.init == "source" else None
-    where, tuning = "cpu", PLAIN
-    if generator is not None:
-        made = _drawn(generator, row, size, real)
-    else:
-        where = pick_device(device)
+    where = pick_device(device) if generator is None else "cpu"
 
-        def draw(how: Tuning) -> Generated:
-            by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
-            return _drawn(by, row, size, real)
+    def draw(how: Tuning) -> Generated:
+        if generator is not None:
+            return _drawn(generator, row, size, real)
+        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
+        return _drawn(by, row, size, real)
 
-        made, tuning = as_recorded(draw, recorded_tuning(sidecar.options, where))
+    made, tuning = as_recorded(draw, PLAIN if generator is not None else recorded_tuning(sidecar.options, where))
     mine = encode(made.pixels, recipe.store)
     verdict, largest, mean = judge(stored, mine)
     return Reproduction(
