@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hfsyn.judging.measures.evaluate import evaluate
     from hfsyn.judging.train.loop import train
     from hfsyn.outlook.doctor import doctor
-    from hfsyn.publishing.outcomes import Publication
+    from hfsyn.publishing.job import Publication
     from hfsyn.publishing.publication import publish
     from hfsyn.publishing.watching import watch
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
@@ -38,81 +38,44 @@ if TYPE_CHECKING:
     from hfsyn.showcase import demo
 
 _HOME = {
-    "Comparison": "hfsyn.checks.diff",
-    "HfsynError": "hfsyn.errors",
-    "Plan": "hfsyn.runs.specs",
-    "Publication": "hfsyn.publishing.outcomes",
-    "Recipe": "hfsyn.recipes.recipe",
-    "Reproduction": "hfsyn.checks.reproduce",
-    "SampleSpec": "hfsyn.runs.specs",
-    "Verification": "hfsyn.checks.verify",
-    "bench": "hfsyn.judging.bench.cells",
-    "build": "hfsyn.building",
-    "caption": "hfsyn.captions.caption_stage",
-    "demo": "hfsyn.showcase",
-    "diff": "hfsyn.checks.diff",
-    "difference": "hfsyn.recipes.recipe",
-    "doctor": "hfsyn.outlook.doctor",
-    "evaluate": "hfsyn.judging.measures.evaluate",
-    "export_real": "hfsyn.exporting",
-    "fingerprint": "hfsyn.recipes.recipe",
-    "finish": "hfsyn.runs.finish",
-    "generate": "hfsyn.images.generate_stage",
-    "load_recipe": "hfsyn.recipes.recipe",
-    "load_train_config": "hfsyn.recipes.training_recipe",
-    "plan": "hfsyn.runs.specs",
-    "publish": "hfsyn.publishing.publication",
-    "report": "hfsyn.judging.bench.page",
-    "reproduce": "hfsyn.checks.reproduce",
-    "seed_of": "hfsyn.runs.specs",
-    "status": "hfsyn.runs.status",
-    "train": "hfsyn.judging.train.loop",
-    "verify": "hfsyn.checks.verify",
-    "watch": "hfsyn.publishing.watching",
+    "hfsyn.building": "build",
+    "hfsyn.captions.caption_stage": "caption",
+    "hfsyn.checks.diff": "Comparison diff",
+    "hfsyn.checks.reproduce": "Reproduction reproduce",
+    "hfsyn.checks.verify": "Verification verify",
+    "hfsyn.errors": "HfsynError",
+    "hfsyn.exporting": "export_real",
+    "hfsyn.images.generate_stage": "generate",
+    "hfsyn.judging.bench.cells": "bench",
+    "hfsyn.judging.bench.page": "report",
+    "hfsyn.judging.measures.evaluate": "evaluate",
+    "hfsyn.judging.train.loop": "train",
+    "hfsyn.outlook.doctor": "doctor",
+    "hfsyn.publishing.job": "Publication",
+    "hfsyn.publishing.publication": "publish",
+    "hfsyn.publishing.watching": "watch",
+    "hfsyn.recipes.recipe": "Recipe difference fingerprint load_recipe",
+    "hfsyn.recipes.training_recipe": "load_train_config",
+    "hfsyn.runs.finish": "finish",
+    "hfsyn.runs.specs": "Plan SampleSpec plan seed_of",
+    "hfsyn.runs.status": "status",
+    "hfsyn.showcase": "demo",
 }
-__all__ = [
-    "Comparison",
-    "HfsynError",
-    "Plan",
-    "Publication",
-    "Recipe",
-    "Reproduction",
-    "SampleSpec",
-    "Verification",
-    "bench",
-    "build",
-    "caption",
-    "demo",
-    "diff",
-    "difference",
-    "doctor",
-    "evaluate",
-    "export_real",
-    "fingerprint",
-    "finish",
-    "generate",
-    "load_recipe",
-    "load_train_config",
-    "plan",
-    "publish",
-    "report",
-    "reproduce",
-    "seed_of",
-    "status",
-    "train",
-    "verify",
-    "watch",
-]
+"""The names of each module that are loaded when they are first used."""
+__all__ = ["Comparison", "HfsynError", "Plan", "Publication", "Recipe", "Reproduction", "SampleSpec"]
+__all__ += ["Verification", "bench", "build", "caption", "demo", "diff", "difference", "doctor", "evaluate"]
+__all__ += ["export_real", "fingerprint", "finish", "generate", "load_recipe", "load_train_config", "plan"]
+__all__ += ["publish", "report", "reproduce", "seed_of", "status", "train", "verify", "watch"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'hfsyn' has no attribute {name!r}")
-    # No module may carry one of these names: importing `hfsyn.plan` would put the module where the function belongs.
-    value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
+    for module, names in _HOME.items():
+        if name in names.split():
+            # No module may have one of these names: importing `hfsyn.plan` would replace the function by the module.
+            value = globals()[name] = getattr(importlib.import_module(module), name)
+            return value
+    raise AttributeError(f"module 'hfsyn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted({*globals(), *__all__})

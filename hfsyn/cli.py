@@ -18,15 +18,12 @@ from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
 from hfsyn.commands.hub import HUB_COMMANDS
 from hfsyn.commands.judging import EXHIBITS
-from hfsyn.commands.outlook import LOOKING
-from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
+from hfsyn.commands.options import chosen_recipe, quiet_option, recipe_options, stage_options, strict
+from hfsyn.commands.outlook import LOOKING, left_out
 from hfsyn.commands.training import evaluate_command, train_command
-from hfsyn.commands.values import strict
-from hfsyn.commands.work_options import stage_options
 from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
-_MOST_SAID = 500
-"""Letters that are said of what was wrong: a value may be long."""
+_MOST_SAID = 500  # letters of an error: a value may be long
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,29 +34,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a click command as `main` does `hfsyn`; for the scripts that are commands of their own."""
+    """Run a click command as `main` runs `hfsyn`; for scripts that are commands themselves."""
     from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, say_terminated, tell
 
     try:
         join_launcher()
         with heeding_termination():
-            # Without its standalone mode click returns the code of a command that asked to exit, and else its value.
+            # Outside its standalone mode click returns the exit code that a command asked for, or the command's value.
             words = None if arguments is None else list(arguments)
             ended = command.main(args=words, prog_name=name, standalone_mode=False)
         code = int(ended or ExitCode.OK)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        code = error.exit_code
-    except click.UsageError as error:
-        # One line, like every other error: what was wrong, and where to read what is allowed.
-        where = error.ctx.command_path if error.ctx else name
-        said = error.format_message()
-        said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
-        click.echo(f"Error: {one_line(said)} See `{where} --help`.", err=True)
-        code = error.exit_code
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        if isinstance(error, click.UsageError) and not isinstance(error, click.exceptions.NoArgsIsHelpError):
+            # One line, like every other error: what was wrong, and where to read what is allowed.
+            where = error.ctx.command_path if error.ctx else name
+            said = error.format_message()
+            said = said if len(said) <= _MOST_SAID else f"{said[:_MOST_SAID]}..."
+            click.echo(f"Error: {one_line(said)} See `{where} --help`.", err=True)
+        else:
+            error.show()
     except HfsynError as error:
         code = tell(str(error), int(error.code))
     except (KeyboardInterrupt, click.Abort):
@@ -69,11 +63,11 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
         say_terminated()
         leave_at_once(ExitCode.OK if is_child() else ExitCode.TERMINATED)
     except BrokenPipeError:
-        # The reader of our output (head, less) has gone; that is its right.
+        # The reader of our output (head, less) has ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = int(ExitCode.OK)
     except Exception as error:
-        # A full, forbidden or vanished disk, too many open files: the user's to fix, and not a fault of ours.
+        # A full, forbidden or vanished disk, too many open files: for the user to fix, without a traceback.
         refused = disk_error(error)
         if refused is None:
             raise
@@ -96,16 +90,11 @@ def cli() -> None:
     """
 
 
-_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 _captions = click.option(
     "--captions",
     metavar="RUN|REPO_ID[@REVISION]",
     help="Take these captions instead of making them: of the same images, by the same captioner.",
 )
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 @cli.command()
@@ -117,7 +106,7 @@ def _say(text: str) -> None:
 @click.option("--publish-to", metavar="REPO_ID", help="Send finished shards to this dataset on the Hub meanwhile.")
 @click.option("--version", metavar="X.Y.Z", help="With --publish-to: the version of the finished dataset.")
 @stage_options
-@_quiet
+@quiet_option
 def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
     """Carry out RECIPE in a run folder: caption, generate, finish. Running it again continues.
 
@@ -145,19 +134,13 @@ def _summary(run: Any, quiet: bool) -> None:
 
     manifest = RunFolder(run.folder).manifest().raw
     if not quiet:
-        _say(
-            f"{manifest['rows']} images of {len(manifest['classes'])} classes, "
-            f"fingerprint {manifest['fingerprint'][:12]}"
-        )
-        for reason, count in manifest["rejected"].items():
-            _say(f"set aside: {count} ({reason}); see {run.folder / layout.REJECTED}")
-        for entry in manifest["unreadable_classes"]:
-            could = "used" if entry.get("refused") else "read"
-            _say(f"left out: the class {entry['name']} (none of its {entry['images']} images could be {could})")
-        for reason, count in manifest["left_out"].items():
-            _say(f"left out: {count} ({reason})")
-        for flag, count in manifest["flags"].items():
-            _say(f"flagged: {count} rows {flag}")
+        count = f"{manifest['rows']} images of {len(manifest['classes'])} classes"
+        lines = [f"{count}, fingerprint {manifest['fingerprint'][:12]}"]
+        aside = manifest["rejected"].items()
+        lines += [f"set aside: {count} ({reason}); see {run.folder / layout.REJECTED}" for reason, count in aside]
+        lines += left_out(manifest["left_out"], manifest["unreadable_classes"])
+        lines += [f"flagged: {count} rows {flag}" for flag, count in manifest["flags"].items()]
+        click.echo("\n".join(lines), err=True)
     click.echo(run.folder)
 
 
@@ -165,7 +148,7 @@ def _summary(run: Any, quiet: bool) -> None:
 @click.argument("run")
 @_captions
 @stage_options
-@_quiet
+@quiet_option
 def caption(run: str, **work: Any) -> None:
     """Read and caption the real images of a prepared RUN folder. Prints the folder."""
     _stage(("caption",), run, **work)
@@ -175,7 +158,7 @@ def caption(run: str, **work: Any) -> None:
 @cli.command()
 @click.argument("run")
 @stage_options
-@_quiet
+@quiet_option
 def generate(run: str, **work: Any) -> None:
     """Make the images of a RUN folder whose captions are finished. Prints the folder.
 
@@ -203,7 +186,7 @@ def _stage(stages: tuple[str, ...], run: str, **given: Any) -> None:
 @click.option("--stages", required=True)
 @_captions
 @stage_options
-@_quiet
+@quiet_option
 def work_on(run: str, stages: str, **work: Any) -> None:
     """What `--num-processes` starts in each process; prints nothing."""
     _stage(tuple(stages.split(",")), run, **(work | {"num_processes": 1}))
@@ -211,7 +194,7 @@ def work_on(run: str, stages: str, **work: Any) -> None:
 
 @cli.command()
 @click.argument("run")
-@_quiet
+@quiet_option
 def finish(run: str, quiet: bool) -> None:
     """Check all shards of a RUN folder, then write rejected.jsonl, the card and the manifest. Prints the folder."""
     from hfsyn.runs.finish import finish as run_finish

@@ -42,8 +42,7 @@ from hfsyn.runs.sheets import compare_runs, save_png
 from hfsyn.runs.status import status
 from hfsyn.workers import check_device
 
-LIMITS = {"shapes": 50, "shapes-context": 30}
-"""Images of each class by variant."""
+LIMITS = {"shapes": 50, "shapes-context": 30}  # images of each class by variant
 FULL_LIMITS = (10, 25, 50)
 SEEDS = (0, 1, 2)
 MODEL = "test_resnet"

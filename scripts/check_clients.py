@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
 
 from builders.runs import layout  # noqa: E402
-from hfsyn.cards.card import TRIED_DATASETS  # noqa: E402
+from hfsyn.cards.facts import TRIED_DATASETS  # noqa: E402
 
 PINS: Mapping[str, Sequence[str]] = {
     "2.14.7": ("pyarrow<15", "numpy<2", "pandas<2.3", "huggingface_hub<0.24"),

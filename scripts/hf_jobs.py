@@ -50,8 +50,8 @@ def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hou
     from hfsyn.errors import ExitCode, HfsynError
     from hfsyn.hub.repo import HubRepo
     from hfsyn.progress import teller
-    from hfsyn.publishing.continuing import continue_from
     from hfsyn.publishing.watching import send_finished
+    from hfsyn.publishing.working import continue_from
     from hfsyn.recipes.recipe import load_recipe
     from hfsyn.runs.options import WorkOptions
 
@@ -62,7 +62,7 @@ def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hou
         build(chosen, out, options=options, publish_to=repo_id, version=version)
     except HfsynError as error:
         if error.code == ExitCode.PARTIAL:
-            send_finished(run, HubRepo(repo_id), "default", teller(False))
+            send_finished(run, HubRepo(repo_id, say=teller(False)), "default")
         raise
     click.echo(f"{repo_id}@v{version}")
 

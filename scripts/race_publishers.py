@@ -50,7 +50,8 @@ PATIENCE = 20.0
 
 CHILD = """
 import functools, time
-import builders.hub.answers, hfsyn.hub.limits as limits, hfsyn.publishing.reading_back as back
+import builders.hub.answers, hfsyn.hub.repo as hub, hfsyn.publishing.publication as publication
+import hfsyn.publishing.reading_back as back
 from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.utils import _http
 from hfsyn.cli import main
@@ -59,7 +60,8 @@ def factory():
     client.headers["X-Client"] = {name!r}
     return client
 set_client_factory(factory)
-limits.FILES_A_COMMIT, back._READERS, builders.hub.answers.FIRST_PAUSE = {most}, 1, 0.0
+hub.FILES_A_COMMIT = publication.FILES_A_COMMIT = {most}
+back._READERS, builders.hub.answers.FIRST_PAUSE = 1, 0.0
 main({command!r})
 """
 

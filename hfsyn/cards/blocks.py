@@ -1,11 +1,11 @@
-"""Blocks of a card: the parts between two marks that hfsyn writes again, amid text that is a person's.
+"""Blocks of a card: the parts between two marks that hfsyn writes again, within the text of a person.
 
     <!-- hfsyn:begin config=cip -->
     ...
     <!-- hfsyn:end config=cip -->
 
-A mark stands alone in its line. A beginning without its own end, before any other mark, is no block: what follows it
-is taken for a person's text, so that a lost mark never costs a word of it.
+A mark has its own line. A beginning whose end is not the next mark is not a block: what follows is a person's text, so
+that a lost mark never costs a word of it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 ORDER = ("intro", "progress", "config", "use", "licence", "again", "changelog", "citation")
-"""In this order new blocks are placed; a config's is named `config=NAME`. Blocks that are there stay where they are."""
+"""The order of new blocks; that of a configuration is named `config=NAME`. Existing blocks stay where they are."""
 
 NOTE = "Kept up to date by hfsyn: what is changed between these two marks is overwritten, what is outside stays."
 
@@ -40,7 +40,8 @@ def wrap(key: str, text: str) -> str:
 def parse(body: str) -> list[Segment]:
     """Cut a card's body into segments; their texts together are the body again."""
     lines = _LINE.findall(body)
-    marks = [(number, found[1], found[2]) for number, line in enumerate(lines) if (found := _mark(line))]
+    found = ((number, _MARK.fullmatch(line.rstrip("\r\n"))) for number, line in enumerate(lines))
+    marks = [(number, mark[1], mark[2]) for number, mark in found if mark]
     segments: list[Segment] = []
     done = 0
     for i, (number, side, key) in enumerate(marks):
@@ -55,10 +56,6 @@ def parse(body: str) -> list[Segment]:
     return [segment for segment in segments if segment.text]
 
 
-def _mark(line: str) -> re.Match[str] | None:
-    return _MARK.fullmatch(line.rstrip("\r\n"))
-
-
 def blocks(body: str) -> dict[str, str]:
     """The blocks of a card by name."""
     found: dict[str, str] = {}
@@ -69,12 +66,9 @@ def blocks(body: str) -> dict[str, str]:
 
 
 def merge(body: str, new: Mapping[str, str | None], newline: str) -> str:
-    """Replace, add (in `ORDER`) or remove (None) blocks; everything else stays as it is, byte for byte.
+    """Replace, add (in `ORDER`) or remove (None) blocks of a card's body; all else stays as it is, byte for byte.
 
-    Args:
-        body: the card without its front matter.
-        new: name of a block -> its text within the marks, with `\\n` line ends.
-        newline: the line end that new text gets.
+    `new` has the texts within the marks, with `\\n` line ends, by the name of the block; they get this `newline`.
     """
     segments = parse(body)
     for key, text in new.items():

@@ -1,7 +1,7 @@
-"""The card of a dataset: facts, then text. Pure but for the templates: the same facts give the same card.
+"""The text of a dataset's card: the same facts give the same card.
 
-A card consists of blocks between two marks (see `hfsyn.cards.blocks`), which are written again each time, and
-of whatever a person writes around them, which stays. Its front matter is changed key by key.
+A card consists of blocks between two marks (see `hfsyn.cards.blocks`), which are written again each time, and of
+the text around them, which stays. Its front matter is changed key by key.
 """
 
 from __future__ import annotations
@@ -13,40 +13,13 @@ from typing import Any
 
 from builders.runs import layout
 from hfsyn.cards import blocks as card_blocks
-from hfsyn.cards.facts import (
-    DEFAULT,
-    TRIED_DATASETS,
-    CardFacts,
-    ChangelogEntry,
-    Progress,
-    What,
-    example_rows,
-    facts,
-    facts_in_progress,
-    source_of,
-)
+from hfsyn.cards.facts import TRIED_DATASETS, CardFacts, ChangelogEntry, Progress, source_of
 from hfsyn.cards.front_matter import FrontMatter
 from hfsyn.cards.metadata import licence_of, metadata
 from hfsyn.cards.text import recipe_block, render, uncell
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import BUILTIN
 from hfsyn.recipes.strategies import get_strategy
-
-__all__ = [
-    "DEFAULT",
-    "CardFacts",
-    "ChangelogEntry",
-    "Progress",
-    "What",
-    "changelog_of",
-    "example_rows",
-    "facts",
-    "facts_in_progress",
-    "render_card",
-]
-
-PLACEHOLDER = "PATH_OR_REPO_ID"
-"""Where a card that is not published yet has no name to give."""
 
 COLUMNS = {
     "data": {
@@ -94,7 +67,11 @@ MODEL_LICENCES = {
     "Salesforce/blip-image-captioning-base": "bsd-3-clause",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
 }
-"""What the models' pages on the Hub say; a model that is not here is said to be unknown."""
+"""As the models' pages on the Hub say; other licences are not known."""
+
+# What a digest (see `CardFacts.digest`) must have to be used, and what older ones may lack.
+_TEXTS, _NUMBERS = ("config", "what", "folder", "split", "variant", "strategy", "generator"), ("rows", "classes")
+_MAYBE = ("captioner", "captioner_revision", "generator_revision", "sample_id", "in_progress")
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _VERSION = re.compile(r"v?\d+\.\d+\.\d+")
@@ -132,54 +109,57 @@ def render_card(
         HfsynError: the front matter of `existing` cannot be read, or the default or the name of the configuration
             cannot be had beside what is there.
     """
-    _check(repo_id, _REPO, "a repository's id", "USER/NAME")
-    _check(version, _REVISION, "a version", "v1.0.0")
+    if repo_id is not None and not _REPO.fullmatch(repo_id):
+        raise HfsynError(f"{repo_id!r} is not the id of a repository.", "It looks like USER/NAME.")
+    if version is not None and not _REVISION.fullmatch(version):
+        raise HfsynError(f"{version!r} is not a version.", "It looks like v1.0.0.")
     card = FrontMatter(existing or "")
     there = card_blocks.blocks(card.body)
     before = _digests(there)
-    # Without a version the entry keeps the one that it has: a card of unfinished work names none.
+    # Without a version the entry keeps the one that it has: a card of unfinished work has none.
     number = {"version": version.removeprefix("v")} if version and _VERSION.fullmatch(version) else {}
     after = {**before, facts.config_name: {**facts.digest, **number}}
-    entries = _changelog(changelog, there.get("changelog", ""))
     title = repo_id.rpartition("/")[2] if repo_id else facts.recipe.name
     values = metadata(card.values, facts, before, after, title=title, default_config=default_config, licence=licence)
-    body = card.body
-    if not body.strip():
-        body = f"{card.newline}# {title}{card.newline}"
-    shared: dict[str, Any] = {
-        "repo": repo_id or PLACEHOLDER,
+    shared = {
+        **_shared(after),
+        "repo": repo_id or "PATH_OR_REPO_ID",
         "published": repo_id is not None,
         "version": version,
-        "configs": [{**digest, "title": source_of(digest)["title"]} for digest in after.values()],
-        "data": [digest for digest in after.values() if digest["what"] == "data"],
-        "captions": any(_captioned(digest) for digest in after.values()),
-        "least": TRIED_DATASETS[0],
-        "tried": TRIED_DATASETS,
-        "starting": [digest["config"] for digest in after.values() if digest.get("starts_from") == "source"],
     }
-    new = {
-        "intro": render(
-            "intro", {**shared, "strategies": {d["strategy"]: get_strategy(d["strategy"]) for d in after.values()}}
-        ),
+    entries = _changelog(changelog, there.get("changelog", ""))
+    config = {**shared, **_config(facts, after[facts.config_name])}
+    blocks = {
+        "intro": render("intro", shared),
         "progress": render("progress", _progress(progress)) if progress else None,
-        f"config={facts.config_name}": render(facts.what, {**shared, **_config(facts, after[facts.config_name])}),
+        f"config={facts.config_name}": render(facts.what, config),
         "use": render("use", shared),
         "licence": render("licence", {**shared, **_licences(after), "stated": values["license"]}),
         "again": render("again", shared) if shared["data"] else None,
         "changelog": render("changelog", {"entries": entries}) if entries else None,
         "citation": render("citation", {}),
     }
-    return card.updated(values) + card_blocks.merge(body, new, card.newline)
+    body = card.body if card.body.strip() else f"{card.newline}# {title}{card.newline}"
+    return card.updated(values) + card_blocks.merge(body, blocks, card.newline)
+
+
+def _shared(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the templates of several blocks show."""
+    every = digests.values()
+    return {
+        "configs": [{**digest, "title": source_of(digest)["title"]} for digest in every],
+        "data": [digest for digest in every if digest["what"] == "data"],
+        "captions": any(_captioned(digest) for digest in every),
+        "least": TRIED_DATASETS[0],
+        "tried": TRIED_DATASETS,
+        "starting": [digest["config"] for digest in every if digest.get("starts_from") == "source"],
+        "strategies": {digest["strategy"]: get_strategy(digest["strategy"]) for digest in every},
+    }
 
 
 def changelog_of(card: str) -> list[ChangelogEntry]:
-    """The entries of a card's changelog, newest first; none where there is no such block."""
+    """The entries of a card's changelog, newest first."""
     return _changelog((), card_blocks.blocks(FrontMatter(card).body).get("changelog", ""))
-
-
-def _check(value: str | None, pattern: re.Pattern[str], what: str, example: str) -> None:
-    if value is not None and not pattern.fullmatch(value):
-        raise HfsynError(f"{value!r} is not {what}.", f"It looks like {example}.")
 
 
 def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,9 +173,8 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
         "strategy": facts.strategy,
         "manifest": manifest,
         "builtin": BUILTIN,
-        "class_seeds": bool(getattr(facts.recipe, "class_seeds", None)),
         "place": f"{facts.folder}/" if facts.folder else "",
-        "preview": f"{layout.PREVIEW}/samples.png",
+        "preview": f"{layout.PREVIEW}/{layout.SAMPLES}",
         "columns": COLUMNS[facts.what] | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
         "flags": FLAGS,
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
@@ -210,13 +189,13 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _captioned(digest: Mapping[str, Any]) -> bool:
-    """Whether texts about real images are in a configuration: a captioner's or a file's, no language model's."""
+    """Whether a configuration has texts about real images: from a captioner or a file, not from a language model."""
     source = get_strategy(digest["strategy"]).text_from
     return source in ("image", "file") or (digest["captioner"] is not None and source != "class")
 
 
 def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The digests that the blocks of a card carry; a block whose digest was spoilt is passed over."""
+    """The digests that the blocks of a card carry; damaged ones are ignored."""
     found = {}
     for key, text in there.items():
         match = _CARRIED.search(text)
@@ -228,39 +207,24 @@ def _digests(there: Mapping[str, str]) -> dict[str, dict[str, Any]]:
             get_strategy(digest["strategy"])
         except (ValueError, KeyError, TypeError, HfsynError):
             continue
-        if {name: type(value) for name, value in digest.items() if name in _DIGEST} == _DIGEST and (
-            digest["config"] == key.removeprefix("config=")
-        ):
+        whole = all(type(digest.get(name)) is str for name in _TEXTS)
+        whole &= all(type(digest.get(name)) is int for name in _NUMBERS)
+        if whole and digest["config"] == key.removeprefix("config="):
             found[digest["config"]] = {**dict.fromkeys(_MAYBE), **digest}
     return found
 
 
-_DIGEST = {
-    "config": str,
-    "what": str,
-    "folder": str,
-    "split": str,
-    "rows": int,
-    "classes": int,
-    "variant": str,
-    "strategy": str,
-    "generator": str,
-    "in_progress": bool,
-}
-_MAYBE = ("captioner", "captioner_revision", "generator_revision", "sample_id")
-
-
 def _changelog(new: Sequence[ChangelogEntry], there: str) -> list[ChangelogEntry]:
-    """New entries and those of the block that is there, newest first; a version has one entry, the new one."""
+    """New entries and those of the existing block, newest first; a new entry replaces the old one of its version."""
     rows = [found.groups() for line in there.splitlines() if (found := _ROW.fullmatch(line))]
     old = [ChangelogEntry(*map(uncell, row)) for row in rows]
     old = [entry for entry in old if entry.version != "version" and not set(entry.version) <= set(":-")]
     entries = {uncell(entry.version): entry for entry in [*old, *new]}
-    return sorted(entries.values(), key=lambda entry: (entry.date, _version_key(entry.version)), reverse=True)
 
+    def age(entry: ChangelogEntry) -> tuple[str, list[int]]:
+        return entry.date, [int(digits) for digits in re.findall(r"\d+", entry.version)]
 
-def _version_key(version: str) -> tuple[int, ...]:
-    return tuple(int(digits) for digits in re.findall(r"\d+", version))
+    return sorted(entries.values(), key=age, reverse=True)
 
 
 def _progress(progress: Progress) -> dict[str, Any]:
@@ -274,8 +238,9 @@ def _licences(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     parts: dict[tuple[str, str], tuple[str, str]] = {}
     for digest in digests.values():
         source = source_of(digest)
-        name = digest["variant"].partition("@")[0]
-        parts["source", name] = (_page(source["page"]), source["licence"])
+        # The page of a class map is whatever its author wrote: it becomes a link only where it can be one.
+        page = source["page"] if re.fullmatch(r"https?://[\w./~%#?=&+:-]+", source["page"]) else ""
+        parts["source", digest["variant"].partition("@")[0]] = (page, source["licence"])
         for role in ("captioner", "generator"):
             model = digest[role]
             if model and not (role == "generator" and digest["what"] == "captions"):
@@ -287,11 +252,6 @@ def _licences(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "known": licence_of(digests)["license"],
         "photographs": any(not source_of(digest)["drawn"] for digest in digests.values()),
     }
-
-
-def _page(address: str) -> str:
-    """An address that may stand in a link, else nothing: that of a class map is whatever its author wrote."""
-    return address if re.fullmatch(r"https?://[\w./~%#?=&+:-]+", address) else ""
 
 
 def _model_licence(model: str, revision: str | None) -> tuple[str, str]:

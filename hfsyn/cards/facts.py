@@ -1,4 +1,4 @@
-"""What a card states about one configuration, before any of it is text."""
+"""What a card states about one configuration, before it becomes text."""
 
 from __future__ import annotations
 
@@ -17,24 +17,13 @@ from hfsyn.recipes.recipe import Recipe, fingerprint
 from hfsyn.recipes.strategies import Strategy, get_strategy
 
 What = Literal["data", "captions"]
-DEFAULT = "default"
-"""The configuration at the root of a repository; `load_dataset` takes one of this name where none is asked for."""
-
 TRIED_DATASETS = ("2.14.7", "2.21.0", "3.6.0", "4.4.2", "5.2.0")
 """Releases of `datasets` in which `scripts/check_clients.py` loads what is published; the first is the least."""
 
 MOST_EXAMPLES = 5
 _EXAMPLE = ("class_name", "caption", "prompt", "seed", "sample_id", "source_id")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-_SIZES = (
-    (1_000, "n<1K"),
-    (10_000, "1K<n<10K"),
-    (100_000, "10K<n<100K"),
-    (1_000_000, "100K<n<1M"),
-    (10_000_000, "1M<n<10M"),
-    (100_000_000, "10M<n<100M"),
-    (1_000_000_000, "100M<n<1B"),
-)
+CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B")
 
 
 @dataclass(frozen=True)
@@ -44,19 +33,12 @@ class CardFacts:
     config_name: str
     what: What
     manifest: Mapping[str, Any]
-    """manifest.json of the finished run; of an unfinished one, what its recipe tells."""
-    software: Mapping[str, Sequence[str]]
-    """Library, or `device` -> every version of it that made a shard."""
-    example: Mapping[str, Any] | None
-    """One row without its image."""
-    examples: Sequence[Mapping[str, Any]]
-    """A few rows without their images, at most one a class."""
-    download_bytes: int
-    """Size of the configuration's Parquet files."""
-    folder: str = ""
-    """Where the run folder lies in the repository; empty for the root."""
-    in_progress: bool = False
-    """Whether the run is unfinished, so that its counts are those of the moment."""
+    """manifest.json of the finished run; of an unfinished one, what is known from its recipe."""
+    software: Mapping[str, Sequence[str]]  # library, or `device` -> every version of it that made a shard
+    examples: Sequence[Mapping[str, Any]]  # a few rows without their images, at most one a class
+    download_bytes: int  # size of the configuration's Parquet files
+    folder: str = ""  # the run folder's path in the repository; empty for the root
+    in_progress: bool = False  # whether the run is unfinished, so that its counts will change
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -65,7 +47,7 @@ class CardFacts:
 
     @property
     def variant(self) -> Variant:
-        """Where the real images are from."""
+        """The source of the real images."""
         return get_variant(self.recipe.source.variant)
 
     @property
@@ -86,66 +68,61 @@ class CardFacts:
     @property
     def digest(self) -> dict[str, Any]:
         """The few facts that the other blocks need; the configuration's block carries them from publish to publish."""
-        recipe = self.recipe
-        return {
+        recipe, draw = self.recipe, self.recipe.generate
+        shards = self.manifest["shards"]
+        of_images = self.what == "data"
+        found = {
             "config": self.config_name,
             "what": self.what,
             "folder": self.folder,
             "split": self.split,
             "rows": self.rows,
-            **({"shards": len(shards)} if (shards := self.manifest["shards"]) else {}),  # none yet of a run at work
+            "shards": len(shards) or None,  # none yet of a run at work
             "classes": len(self.manifest["classes"]) or len(self.variant.classes),
             "name": recipe.name,
             "variant": recipe.source.variant,
-            **({"source": source_facts(self.variant)} if recipe.source.definition is not None else {}),
+            "source": source_facts(self.variant) if recipe.source.definition is not None else None,
             "strategy": recipe.prompt.strategy,
             "captioner": recipe.caption.model if recipe.caption else None,
             "captioner_revision": recipe.caption.revision if recipe.caption else None,
-            "generator": recipe.generate.model,
-            "generator_revision": recipe.generate.revision,
-            "sample_id": self.example["sample_id"] if self.example and self.what == "data" else None,
-            **({"starts_from": "source"} if recipe.generate.init == "source" and self.what == "data" else {}),
-            **(
-                {"lora": recipe.generate.lora, "lora_revision": recipe.generate.lora_revision}
-                if recipe.generate.lora and self.what == "data"
-                else {}
-            ),
+            "generator": draw.model,
+            "generator_revision": draw.revision,
+            "sample_id": self.examples[0]["sample_id"] if self.examples and of_images else None,
+            "starts_from": "source" if draw.init == "source" and of_images else None,
+            "lora": draw.lora if of_images else None,
+            "lora_revision": draw.lora_revision if of_images else None,
             "in_progress": self.in_progress,
         }
+        optional = ("shards", "source", "starts_from", "lora", "lora_revision")
+        return {key: value for key, value in found.items() if value or key not in optional}
 
 
 @dataclass(frozen=True, slots=True)
 class ChangelogEntry:
     """One line of the changelog."""
 
-    version: str
-    """``v1.0.0``."""
-    date: str
-    """``2026-11-23``: entries are ordered by it."""
-    text: str
-    """One sentence: what is new."""
+    version: str  # `v1.0.0`
+    date: str  # `2026-11-23`; entries are sorted by it
+    text: str  # one sentence about what is new
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a run is, for the card of a dataset that is still being made."""
 
-    done: int
-    """Images."""
+    done: int  # images
     total: int
     shards_done: int
     shards_total: int
-    updated: str
-    """When, as the caller wants it read: rendering asks no clock."""
-    branch: str = ""
-    """Where on the Hub its finished shards lie."""
+    updated: str  # the time, as it is shown
+    branch: str = ""  # the branch on the Hub that has its finished shards
 
 
 def facts(
     manifest: Mapping[str, Any],
     software: Mapping[str, Sequence[str]],
     *,
-    config_name: str = DEFAULT,
+    config_name: str = layout.DEFAULT_CONFIG,
     what: What = "data",
     rows: Iterable[Mapping[str, Any]] = (),
     download_bytes: int | None = None,
@@ -156,31 +133,27 @@ def facts(
     Args:
         manifest: of the run.
         software: library, or `device` -> its versions, from the sidecars.
-        config_name: letters, digits, dot, dash and underscore.
-        what: the synthetic images, or the captions alone.
         rows: some of its rows, from which the examples are taken (see `example_rows`).
-        download_bytes: size of its Parquet files; for images the manifest knows it.
-        folder: where it lies in the repository; None is the root for `default`, else the folder `config_name`.
+        download_bytes: size of its Parquet files; for images None takes it from the manifest.
+        folder: its path in the repository; None is the root for `default`, else the folder `config_name`.
 
     Raises:
-        HfsynError: the name cannot be one of a configuration.
+        HfsynError: the name cannot be that of a configuration.
     """
-    if not _NAME.fullmatch(config_name):
-        raise HfsynError(
-            f"{config_name!r} cannot be the name of a configuration.", "Letters, digits, dot, dash and underscore can."
-        )
-    examples = _examples(rows)
-    if download_bytes is None:
-        download_bytes = int(manifest.get("bytes", 0)) if what == "data" else 0
+    if not CONFIG_NAME.fullmatch(config_name):
+        hint = "Letters, digits, dot, dash and underscore can."
+        raise HfsynError(f"{config_name!r} cannot be the name of a configuration.", hint)
+    examples: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        examples.setdefault(str(row.get("class_name")), {key: row.get(key) for key in _EXAMPLE})
     return CardFacts(
         config_name=config_name,
         what=what,
         manifest=manifest,
         software=software,
-        example=examples[0] if examples else None,
-        examples=examples,
-        download_bytes=download_bytes,
-        folder=folder if folder is not None else ("" if config_name == DEFAULT else config_name),
+        examples=list(examples.values())[:MOST_EXAMPLES],
+        download_bytes=int(manifest.get("bytes", 0)) * (what == "data") if download_bytes is None else download_bytes,
+        folder=layout.config_prefix(config_name).rstrip("/") if folder is None else folder,
     )
 
 
@@ -190,11 +163,11 @@ def facts_in_progress(
     rows_done: int,
     rows_planned: int,
     *,
-    config_name: str = DEFAULT,
+    config_name: str = layout.DEFAULT_CONFIG,
     rows: Iterable[Mapping[str, Any]] = (),
     software: Mapping[str, Sequence[str]] | None = None,
 ) -> CardFacts:
-    """The facts of a run that is still at work and has no manifest yet: its recipe, and how many rows there are."""
+    """The facts of a run at work, which has no manifest yet: its recipe, and how many rows there are."""
     manifest = {
         "name": recipe.name,
         "fingerprint": fingerprint(recipe),
@@ -215,17 +188,12 @@ def facts_in_progress(
 
 
 def example_rows(folder: Path) -> list[dict[str, Any]]:
-    """A few rows of a run folder without their images, one a class, for `facts`; the only thing here that reads.
-
-    Of a run that has only captions so far, they are captions.
-    """
+    """A few rows of a run folder without images, one a class, for `facts`; of captions while there are no images."""
     import pyarrow.parquet as pq
 
     found: dict[str, dict[str, Any]] = {}
-    shards = list(layout.finished_shards(folder / layout.DATA)) or list(
-        layout.finished_shards(folder / layout.CAPTIONS)
-    )
-    for shard in shards:
+    images, captions = (layout.finished_shards(folder / name) for name in (layout.DATA, layout.CAPTIONS))
+    for shard in list(images) or captions:
         with pq.ParquetFile(shard) as parquet:
             columns = [name for name in _EXAMPLE if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(columns=columns):
@@ -237,9 +205,7 @@ def example_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def source_facts(variant: Variant) -> dict[str, Any]:
-    """What the shared blocks of a card say of a variant: title, page (or ""), terms, repository (or None), whether its
-    images are drawn.
-    """
+    """What the shared blocks of a card say about a variant."""
     return {
         "title": variant.title,
         "page": variant.hub.url if variant.hub else variant.homepage,
@@ -250,10 +216,10 @@ def source_facts(variant: Variant) -> dict[str, Any]:
 
 
 def source_of(digest: Mapping[str, Any]) -> dict[str, Any]:
-    """`source_facts` of a configuration: what its digest carries of a class map, else what the table says.
+    """`source_facts` of a configuration: for a class map those that its digest carries.
 
     Raises:
-        DataError: there is no such variant, and the digest does not carry them either.
+        DataError: there is no such variant, or it is a class map and the digest does not carry them.
     """
     carried = digest.get("source")
     if "@" not in str(digest["variant"]):
@@ -269,13 +235,5 @@ _SOURCE = {"title": str, "page": str, "licence": str, "drawn": bool}
 
 def size_category(rows: int) -> str:
     """The Hub's word for a number of rows."""
-    return next((name for limit, name in _SIZES if rows < limit), "1B<n<10B")
-
-
-def _examples(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        found.setdefault(str(row.get("class_name")), {key: row.get(key) for key in _EXAMPLE})
-        if len(found) == MOST_EXAMPLES:
-            break
-    return list(found.values())
+    digits = min(len(str(rows)), 10)
+    return "n<1K" if digits < 4 else f"{_POWERS[digits - 4]}<n<{_POWERS[digits - 3]}"

@@ -1,4 +1,4 @@
-"""The YAML front matter of a card, changed key by key: what is not changed keeps its spelling, comments included."""
+"""The YAML front matter of a card, changed key by key: the rest keeps its spelling and its comments."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ _HINT = (
 
 
 class FrontMatter:
-    """A card cut into front matter and body.
-
-    Args:
-        card: the whole README.md.
+    """A card (the whole README.md) cut into front matter and body.
 
     Raises:
-        HfsynError: the front matter is no YAML mapping; the message names the line.
+        HfsynError: the front matter is not a YAML mapping; the message names the line.
     """
 
     def __init__(self, card: str) -> None:
@@ -36,7 +33,7 @@ class FrontMatter:
         card = card.removeprefix(_BOM)
         first = re.search(r"\r\n|\n", card)
         self.newline = first[0] if first else "\n"
-        # Exactly the Hub's rule, so that what it takes for front matter is what we take for it.
+        # The Hub's own rule for what is front matter.
         found = REGEX_YAML_BLOCK.search(card)
         if found is None and re.match(r"\s*---[ \t]*(\r\n|\n)[ \t]*[\w-]+:(\s|$)", card):
             raise _broken(1, "it is opened by --- and never closed")
@@ -44,9 +41,6 @@ class FrontMatter:
             (found[1], found[2], found[3]) if found else (f"---{self.newline}", "", f"{self.newline}---{self.newline}")
         )
         self.body = card[found.end() :] if found else card
-        self.values = self._parsed()
-
-    def _parsed(self) -> dict[str, Any]:
         above = len(_LINE.findall(self.opening))
         try:
             values = load(self.text, _WHERE, above=above, finite=False)
@@ -54,7 +48,7 @@ class FrontMatter:
             raise HfsynError(error.message, _HINT) from None
         if values is not None and not isinstance(values, dict):
             raise _broken(above + 1, "`key: value` is expected there")
-        return values or {}
+        self.values: dict[str, Any] = values or {}
 
     def updated(self, new: Mapping[str, Any]) -> str:
         """The front matter (marks included) with other values for some keys; None removes a key."""
@@ -72,7 +66,7 @@ class FrontMatter:
         return f"{self.bom}{self.opening}{text}{self.closing}"
 
     def _spliced(self, changed: Mapping[str, Any]) -> str | None:
-        """The text with the changed keys' lines replaced; None where keys do not stand in lines of their own."""
+        """The text with the changed keys' lines replaced; None where keys do not have lines of their own."""
         root = compose(self.text)
         if root is not None and root.flow_style:
             return None
@@ -100,15 +94,8 @@ class FrontMatter:
         while tail > 1 and (not chunk[tail - 1].strip() or chunk[tail - 1].lstrip().startswith("#")):
             tail -= 1
         rest = chunk[tail:]
-        if not (
-            isinstance(value, list)
-            and isinstance(node.value, list)
-            and node.id == "sequence"
-            and not node.flow_style
-            and value
-        ):
-            return [self._lines(dump({key: value}), indent), *rest]
-        firsts = [item.start_mark.line - start for item in node.value]
+        is_list = isinstance(value, list) and value and node.id == "sequence" and not node.flow_style
+        firsts = [item.start_mark.line - start for item in node.value] if is_list else []
         if not firsts or any(not chunk[first].lstrip().startswith("- ") for first in firsts):
             return [self._lines(dump({key: value}), indent), *rest]
         old = self.values[key]

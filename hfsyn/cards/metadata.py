@@ -10,7 +10,7 @@ from typing import Any
 
 from builders.runs import layout
 from builders.variants import VARIANTS, get_variant
-from hfsyn.cards.facts import DEFAULT, CardFacts, size_category, source_of
+from hfsyn.cards.facts import CardFacts, size_category, source_of
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import BUILTIN
 
@@ -19,12 +19,11 @@ IMAGENET_TERMS = {
     "license_name": "imagenet-terms-of-access",
     "license_link": get_variant("imagenet-1k").homepage,
 }
-Digests = Mapping[str, Mapping[str, Any]]
-"""Name of a configuration -> `CardFacts.digest` of it."""
+Digests = Mapping[str, Mapping[str, Any]]  # name of a configuration -> `CardFacts.digest` of it
 
 
 def data_files(digest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The `data_files` of a configuration's entry: its own shards, and not what others put beside them."""
+    """The `data_files` of a configuration's entry: its own shards, and not files of others beside them."""
     kind = layout.CAPTIONS if digest["what"] == "captions" else layout.DATA
     prefix = f"{digest['folder']}/" if digest["folder"] else ""
     shards = digest.get("shards")
@@ -36,7 +35,7 @@ def licence_of(digests: Digests) -> dict[str, str | None]:
     """The licence keys: only what is known for every part, else `other` with ImageNet's terms, else `unknown`."""
     if any(digest["variant"] in VARIANTS and not source_of(digest)["drawn"] for digest in digests.values()):
         return dict(IMAGENET_TERMS)
-    if not all(source_of(digest)["drawn"] for digest in digests.values()):  # images of people's own
+    if not all(source_of(digest)["drawn"] for digest in digests.values()):  # images of the user's own
         return {"license": "unknown", "license_name": None, "license_link": None}
     ours = all(
         not digest.get("lora")
@@ -57,22 +56,17 @@ def metadata(
     default_config: str | None = None,
     licence: str | None = None,
 ) -> dict[str, Any]:
-    """The values of our keys; None for a key that is to go.
+    """The values of our keys, given the `old` front matter; None for a key that is to go.
 
-    Args:
-        old: the front matter that is there.
-        facts: of the configuration that is published.
-        before: digests of the configurations that the card describes.
-        after: the same with this one.
-        title: for a card without `pretty_name`.
-        default_config: the configuration that becomes the default; None leaves it as it is.
-        licence: overrides what is known of the source's.
+    `before` are the digests of the configurations in the card, `after` the same with this one; see `render_card`.
 
     Raises:
-        HfsynError: an entry of that name holds other data, or the default cannot be had.
+        HfsynError: an entry of that name has other data, or the default is not possible.
     """
+    from huggingface_hub import DatasetCardData
+
     configs = _with_default(_configs(old, before, after, facts.config_name), old, facts.config_name, default_config)
-    infos = _infos(old, facts, configs)
+    sources = [source_of(digest)["repo_id"] for digest in after.values()]
     data = [digest for digest in after.values() if digest["what"] == "data"]
     values: dict[str, Any] = {
         "pretty_name": old.get("pretty_name") or title,
@@ -82,31 +76,22 @@ def metadata(
         "task_categories": _union(old.get("task_categories"), ["image-classification"] if data else ["image-to-text"]),
         "task_ids": _union(old.get("task_ids"), ["multi-class-image-classification"] if data else []),
         "size_categories": _size(old, before, after),
-        "source_datasets": _union(old.get("source_datasets"), [_source(digest) for digest in after.values()]),
+        "source_datasets": _union(
+            old.get("source_datasets"), [f"extended|{repo_id}" if repo_id else "original" for repo_id in sources]
+        ),
         "tags": _union(
             old.get("tags"), ["synthetic", "hfsyn", *(d["strategy"] for d in data)] if data else ["captions", "hfsyn"]
         ),
         "configs": configs,
-        "dataset_info": infos,
+        "dataset_info": _infos(old, facts, configs),
     }
-    return _checked(values)
-
-
-def _checked(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as the Hub's own class gives them back, in its spelling and without shared objects."""
-    from huggingface_hub import DatasetCardData
-
+    # As the Hub's own class spells them, and without shared objects.
     known = DatasetCardData(**{key: value for key, value in values.items() if value is not None}).to_dict()
     return {key: copy.deepcopy(known.get(key)) for key in values}
 
 
-def _source(digest: Mapping[str, Any]) -> str:
-    repo_id = source_of(digest)["repo_id"]
-    return f"extended|{repo_id}" if repo_id else "original"
-
-
 def _union(old: Any, ours: Sequence[str]) -> Any:
-    """What is there, then what is missing of ours; unchanged (be it a single string) where nothing is."""
+    """The old values, then those of ours that are missing; unchanged (also a single string) where none is."""
     there = [] if old is None else list(old) if isinstance(old, list) else [old]
     missing = [name for name in dict.fromkeys(ours) if name not in there]
     return [*there, *missing] if missing else old
@@ -117,7 +102,7 @@ def _licence(old: Mapping[str, Any], before: Digests, after: Digests, licence: s
     there = {key: old.get(key) for key in keys}
     if licence:
         return {**dict.fromkeys(keys), "license": licence}
-    # What we wrote ourselves may change with a new configuration; what a person wrote may not.
+    # Our own entry may change with a new configuration; a person's may not.
     return licence_of(after) if not there["license"] or (before and there == licence_of(before)) else there
 
 
@@ -130,15 +115,15 @@ def _size(old: Mapping[str, Any], before: Digests, after: Digests) -> Any:
 
 
 def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str) -> list[dict[str, Any]]:
-    """The entries: a person's as they are, ours replaced or added, and those of ours that were lost.
+    """The entries: a person's as they are, ours replaced or added, also those of ours that were lost.
 
-    The key `version` is for `datasets` before 2.16, which caches a configuration under its name and version alone:
-    without it every version would be the first one that was loaded.
+    The key `version` is for `datasets` before 2.16, which caches a configuration by name and version alone: without it
+    every version would be the first one that was loaded.
     """
     there = old.get("configs") or []
     if not isinstance(there, list) or not all(isinstance(e, dict) and e.get("config_name") for e in there):
         raise HfsynError(
-            "`configs` in the front matter of the dataset's README.md is no list of entries with a `config_name`.",
+            "`configs` in the front matter of the dataset's README.md is not a list of entries with a `config_name`.",
             "Fix it, or remove it: hfsyn writes its own entries.",
         )
     entries = [dict(entry) for entry in there]
@@ -171,33 +156,33 @@ def _splits_of_others(data_files: Any, mine: Collection[str]) -> list[dict[str, 
 def _with_default(
     entries: list[dict[str, Any]], old: Mapping[str, Any], name: str, wanted: str | None
 ) -> list[dict[str, Any]]:
-    """The entries with `default: true` on exactly one: the wanted, else the one it was, else the published one.
+    """The entries with `default: true` on exactly one: the wanted one, else the one that had it, else this one.
 
-    `load_dataset` takes a configuration named `default` for the default whatever the others say.
+    `load_dataset` takes a configuration named `default` for the default, whatever the entries say.
     """
     names = [entry["config_name"] for entry in entries]
     if wanted is not None and wanted not in names:
-        raise HfsynError(
-            f"There is no configuration {wanted!r} to be the default.", f"The dataset has: {', '.join(names)}."
-        )
+        problem = f"There is no configuration {wanted!r} to be the default."
+        raise HfsynError(problem, f"The dataset has: {', '.join(names)}.")
     there = [entry for entry in old.get("configs") or [] if isinstance(entry, dict)]
-    was = [entry["config_name"] for entry in there if entry.get("default") or entry["config_name"] == DEFAULT]
+    was = [
+        entry["config_name"] for entry in there if entry.get("default") or entry["config_name"] == layout.DEFAULT_CONFIG
+    ]
     if not was and len(there) == 1:
         was = [there[0]["config_name"]]
-    chosen = wanted or (was[0] if was else DEFAULT if DEFAULT in names else name)
-    if DEFAULT in names and chosen != DEFAULT:
+    chosen = wanted or (was[0] if was else layout.DEFAULT_CONFIG if layout.DEFAULT_CONFIG in names else name)
+    if layout.DEFAULT_CONFIG in names and chosen != layout.DEFAULT_CONFIG:
         raise HfsynError(
             f"{chosen!r} cannot be the default beside a configuration named 'default': load_dataset would refuse both.",
-            "Publish under another name (--config-name NAME), or let 'default' be it (--set-default).",
+            "Publish under another name (--config-name NAME), or make 'default' the default (--set-default).",
         )
-    result = []
     for entry in entries:
-        rest = {key: value for key, value in entry.items() if key != "default"}
         if entry["config_name"] != chosen:
-            result.append(rest)
-        else:
-            result.append(entry if entry.get("default") is True else {**rest, "default": True})
-    return result
+            entry.pop("default", None)
+        elif entry.get("default") is not True:
+            entry.pop("default", None)
+            entry["default"] = True  # as the last key
+    return entries
 
 
 def _infos(old: Mapping[str, Any], facts: CardFacts, configs: Sequence[Mapping[str, Any]]) -> Any:
@@ -207,24 +192,24 @@ def _infos(old: Mapping[str, Any], facts: CardFacts, configs: Sequence[Mapping[s
     for info in [there] if isinstance(there, dict) else there:
         if not isinstance(info, dict):
             raise HfsynError(
-                "`dataset_info` in the front matter of the dataset's README.md is no mapping and no list of mappings.",
+                "`dataset_info` in the front matter of the dataset's README.md is not a mapping or a list of mappings.",
                 "Remove it: hfsyn writes its own.",
             )
-        infos[info.get("config_name", DEFAULT)] = info
+        infos[info.get("config_name", layout.DEFAULT_CONFIG)] = info
     entry = next(entry for entry in configs if entry["config_name"] == facts.config_name)
     others = [item["split"] for item in _splits_of_others(entry["data_files"], {facts.split})]
     infos[facts.config_name] = _with_splits(_info(facts), infos.get(facts.config_name, {}), others)
     if len(infos) == 1 and len(configs) == 1:
         name, info = next(iter(infos.items()))
         rest = {key: value for key, value in info.items() if key != "config_name"}
-        return rest if name == DEFAULT else {"config_name": name, **rest}
+        return rest if name == layout.DEFAULT_CONFIG else {"config_name": name, **rest}
     return [
         {"config_name": name, **{k: v for k, v in info.items() if k != "config_name"}} for name, info in infos.items()
     ]
 
 
 def _with_splits(info: dict[str, Any], old: Mapping[str, Any], others: Sequence[str]) -> dict[str, Any]:
-    """The information with what a person said of their splits; without any sizes where nothing was said of one.
+    """The information with a person's own splits; without sizes where one of these has none.
 
     `load_dataset` refuses a configuration that has other splits than these.
     """
@@ -241,7 +226,7 @@ def _with_splits(info: dict[str, Any], old: Mapping[str, Any], others: Sequence[
 
 
 def _info(facts: CardFacts) -> dict[str, Any]:
-    """Features, splits and sizes of one configuration; of an unfinished one the features alone, as the rest moves."""
+    """Features, splits and sizes of one configuration; of an unfinished one the features alone, as the rest changes."""
     from datasets import DatasetInfo
     from datasets.splits import SplitDict, SplitInfo
 

@@ -1,4 +1,4 @@
-"""Data as Markdown: the filters that keep it in its place, and the templates of the blocks."""
+"""Data as Markdown: filters that make it harmless, and the templates of the blocks."""
 
 from __future__ import annotations
 
@@ -18,35 +18,28 @@ from hfsyn.recipes.recipe import Recipe, dump_recipe
 if TYPE_CHECKING:
     import jinja2
 
-MOST_CHARACTERS = 300
-"""What a cell shows of a text."""
-
-_MOST_CLASSES = 100
-"""Of a class map that a card shows in full."""
+MOST_CHARACTERS = 300  # of a text in a cell
+_MOST_CLASSES = 100  # of a class map that a card shows in full
 
 _SPECIAL = re.compile(r"[&<>|`*\[\]~\\$@^]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=www)\.")
+_REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _KEY = re.compile(r"[a-z_]+: ")
 _PLAIN = re.compile(r"[^`|<>&\\$\s]+(?: [^`|<>&\\$\s]+)*")
 _JOINERS = "\u200c\u200d"  # they hold emoji and some scripts together, and change nothing around them
 
 
 def clean(value: object) -> str:
-    """Text on one line: white space is one blank; characters that would act on what follows them (control, direction)
-    are named instead, ``[U+202E]``.
-    """
+    """Text on one line with single blanks; control and direction characters are spelt out as ``[U+202E]``."""
     text = " ".join(str(value).split())
-    return "".join(_named(c) if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in text)
-
-
-def _named(character: str) -> str:
-    return character if character in _JOINERS else f"[U+{ord(character):04X}]"
+    acting = {c for c in set(text) - set(_JOINERS) if unicodedata.category(c) in ("Cc", "Cf", "Cs")}
+    return "".join(f"[U+{ord(c):04X}]" if c in acting else c for c in text)
 
 
 def cell(value: object) -> str:
-    """A text for a table's cell or the middle of a line: one line, at most `MOST_CHARACTERS`, nothing in it acts.
+    """A text for a table's cell or the middle of a line: one line, at most `MOST_CHARACTERS`.
 
-    Markdown, HTML, mathematics, links and mentions are written as character references, which Markdown and HTML show
-    and never obey. `uncell` is the way back.
+    Markdown, HTML, mathematics, links and mentions become character references, which are shown but not interpreted.
+    `uncell` is the inverse.
     """
     text = "" if value is None else clean(value)
     if not text:
@@ -56,11 +49,8 @@ def cell(value: object) -> str:
     return _SPECIAL.sub(lambda found: _REFERENCES.get(found[0], f"&#{ord(found[0])};"), text)
 
 
-_REFERENCES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-
-
 def uncell(text: str) -> str:
-    """The text that `cell` was given, as far as it was shown."""
+    """The text that was given to `cell`, as far as it was shown."""
     return html.unescape(text.strip())
 
 
@@ -76,7 +66,7 @@ def literal(value: object) -> str:
 
 
 def shell(value: object) -> str:
-    """A text as one word of bash's command line within a fenced block; what could act there is spelt in bytes."""
+    """A text as one word of a bash command within a fenced block; special characters are spelt out in bytes."""
     text = str(value)
     if clean(text) == text and not set(text) & set("<>`"):
         return shlex.quote(text)
@@ -96,7 +86,7 @@ def recipe_block(recipe: Recipe) -> str:
     source = recipe.source.model_copy(update={"path": None})
     note = ""
     if source.definition is not None and len(source.definition["classes"]) > _MOST_CLASSES:
-        note = f"# its {len(source.definition['classes'])} classes stand in recipe.yaml, under source.definition\n"
+        note = f"# its {len(source.definition['classes'])} classes are in recipe.yaml, under source.definition\n"
         source = source.model_copy(update={"definition": None})
     recipe = recipe.model_copy(update={"source": source})
     text = dump_recipe(recipe)

@@ -1,15 +1,15 @@
 """What differs between two versions: rows by class and by column, and the fields of their recipes.
 
-Both sides are sorted by the hash of the sample id (see `hfsyn.runs.specs`), so that they are compared as two streams:
-memory does not grow with the number of images. (Captions published alone have no such order and are held in memory.)
-Shards whose content is equal on both sides are not read at all.
+Both sides are sorted by the hash of the sample id (see `hfsyn.runs.specs`) and compared as two streams, so memory does
+not grow with the number of images. (Captions published alone have no such order and are held in memory.) Shards with
+the same content on both sides are not read.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,25 +36,22 @@ class Comparison:
 
     a: str
     b: str
-    recipe: list[tuple[str, Any, Any]]
-    """``(field, value in a, value in b)``."""
+    recipe: list[tuple[str, Any, Any]]  # `(field, value in a, value in b)`
     rows_a: int
     rows_b: int
     shards_equal: int
     shards_a: int
     shards_b: int
-    added: Counter[str] = field(default_factory=Counter)
-    """Rows by class name."""
+    added: Counter[str] = field(default_factory=Counter)  # rows by class name
     removed: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
     """Changed rows by the column that differs; a row counts once for each."""
-    examples: list[str] = field(default_factory=list)
-    """Ids of the first changed, added or removed rows."""
+    examples: list[str] = field(default_factory=list)  # ids of the first changed, added or removed rows
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs that a user of the rows would see."""
+        """Whether all rows are equal."""
         return not (self.added or self.removed or self.changed)
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,21 +61,17 @@ class Comparison:
 
     def sentence(self) -> str:
         """In one sentence, for a changelog."""
-        parts = [
-            f"{sum(counts.values())} rows of {_classes(counts)} {what}"
-            for what, counts in (("added", self.added), ("removed", self.removed), ("changed", self.changed))
-            if counts
-        ]
+        kinds = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
+        parts = [f"{sum(counts.values())} rows of {_classes(counts)} {what}" for what, counts in kinds if counts]
         if self.columns:
             parts[-1] += f" in {', '.join(sorted(self.columns))}"
         if not parts:
             same = self.shards_equal == self.shards_a == self.shards_b
             parts = ["No row changed" + ("" if same else ", the files did")]
         if self.recipe:
-            parts.append(
-                "recipe: " + ", ".join(f"{key} from {_short(a)} to {_short(b)}" for key, a, b in self.recipe[:4])
-            )
-            parts[-1] += f" and {len(self.recipe) - 4} more fields" if self.recipe[4:] else ""
+            fields = ", ".join(f"{key} from {_short(a)} to {_short(b)}" for key, a, b in self.recipe[:4])
+            more = f" and {len(self.recipe) - 4} more fields" if self.recipe[4:] else ""
+            parts.append(f"recipe: {fields}{more}")
         return "; ".join(parts) + "."
 
     def text(self) -> str:
@@ -111,13 +104,13 @@ def diff(a: str, b: str, *, config: str | None = None, token: str | bool | None 
 
 
 def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool = True) -> Comparison:
-    """Compare two opened versions; without `images` their bytes are not read, and only what is told of them counts."""
+    """Compare two opened versions; without `images` the images are not read."""
     left, right = a.manifest(), b.manifest()
     if left.raw.get("what", "data") != right.raw.get("what", "data"):
-        raise HfsynError(f"{a.label} and {b.label} are not alike: captions, and images.", "Compare like with like.")
-    equal = {(entry.file, entry.sha256) for entry in left.shards} & {
-        (entry.file, entry.sha256) for entry in right.shards
-    }
+        problem = f"One of {a.label} and {b.label} has captions, and the other one images."
+        raise HfsynError(problem, "Compare two versions of the same kind.")
+    files_a, files_b = ({(entry.file, entry.sha256) for entry in side.shards} for side in (left, right))
+    equal = files_a & files_b
     found = Comparison(
         a=a.label,
         b=b.label,
@@ -129,7 +122,7 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         shards_b=len(right.shards),
     )
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
-    # Without looking at images, they count as changed where the recipe makes them in another way.
+    # Images that are not read count as changed where the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     for old, new in _paired(_rows(a, left, equal, images=images), _rows(b, right, equal, images=images), key):
         if old == new and not remade:
@@ -140,7 +133,7 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         if old is not None and new is not None:
             names = {name for name in {**old, **new} if old.get(name) != new.get(name)}
             if remade or (not images and names & {"seed", "prompt"}):
-                names.add("image")  # not read, but made from these
+                names.add("image")  # which is made from these
             found.columns.update(names)
         if len(found.examples) < _SHOWN:
             found.examples.append(str(row[key]))
@@ -153,45 +146,41 @@ def recipe_of(side: Published | RunFolder) -> Recipe:
 
 
 def _fields(a: Published | RunFolder, b: Published | RunFolder) -> list[tuple[str, Any, Any]]:
-    """What differs in the recipes as others may see them: where something lies on a machine is nobody's business, and
-    a version has forgotten it.
-    """
+    """What differs in the recipes as they are published, that is without paths of a machine."""
     return difference(published_recipe(recipe_of(a)), published_recipe(recipe_of(b)))
 
 
 def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, config_name: str, what: str) -> str:
     """What the changelog says of a run against a version that is on the Hub; no image is downloaded for it."""
     old = Published(repo.repo_id, version.tag, commit, config_name, offline=False, token=repo.token)
-    return repo.call(f"compare with {version.tag}", lambda: _sentence(old, run, what))
 
+    def sentence() -> str:
+        if what != "captions":
+            return compare(old, RunFolder(run.folder), images=False).sentence()
+        fields = ", ".join(key for key, _, _ in _fields(old, RunFolder(run.folder)))
+        return f"Captions made again: {fields}." if fields else "Captions made again."
 
-def _sentence(old: Published, run: Run, what: str) -> str:
-    if what == "captions":
-        fields = _fields(old, RunFolder(run.folder))
-        return "Captions made again" + (f": {', '.join(key for key, _, _ in fields)}." if fields else ".")
-    return compare(old, RunFolder(run.folder), images=False).sentence()
+    return repo.call(f"compare with {version.tag}", sentence)
 
 
 def _rows(
     side: Published | RunFolder, manifest: Manifest, skip: set[tuple[str, str]], *, images: bool
 ) -> Iterator[dict[str, Any]]:
+    """Rows of the shards that are not to be skipped, with the hash of each image in its place."""
     for entry in manifest.shards:
-        if (entry.file, entry.sha256) not in skip:
-            yield from _shard_rows(side, entry, images=images)
-
-
-def _shard_rows(side: Published | RunFolder, entry: ShardEntry, *, images: bool) -> Iterator[dict[str, Any]]:
-    with readable(side, entry), side.open(entry.file) as handle:
-        shard = Shard(handle, entry, side.label)
-        for row in shard.rows([name for name in shard.schema.names if images or name != "image"]):
-            if isinstance(row.get("image"), Mapping):
-                row["image"] = hashlib.sha256(row["image"].get("bytes") or b"").hexdigest()
-            yield row
+        if (entry.file, entry.sha256) in skip:
+            continue
+        with readable(side, entry), side.open(entry.file) as handle:
+            shard = Shard(handle, entry, side.label)
+            for row in shard.rows([name for name in shard.schema.names if images or name != "image"]):
+                if isinstance(row.get("image"), Mapping):
+                    row["image"] = hashlib.sha256(row["image"].get("bytes") or b"").hexdigest()
+                yield row
 
 
 @contextmanager
 def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
-    """Say in one line that a shard is no Parquet file of ours."""
+    """Turn the errors of a shard that hfsyn did not write into one line."""
     try:
         yield
     except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
@@ -204,8 +193,8 @@ def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
 def _paired(
     left: Iterator[dict[str, Any]], right: Iterator[dict[str, Any]], key: str
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
-    """Rows of one id side by side; None where one side lacks it. Both are in the plan's order, or in the source's."""
-    if key != "sample_id":  # captions are in the source's order, which no rule gives: they are few bytes each
+    """Rows of one id side by side; None where one side lacks it."""
+    if key != "sample_id":  # captions are in the order of the source, whatever that is: they are held in memory
         known = {row[key]: row for row in left}
         for row in right:
             yield known.pop(row[key], None), row
@@ -227,14 +216,12 @@ def _paired(
 
 
 def _makes_images(field: str) -> bool:
-    """Whether a recipe's field decides what images look like, their prompts and seeds left alone."""
+    """Whether a field of a recipe decides what images look like, apart from prompts and seeds."""
     return (field.startswith(("generate.", "store.")) and field != "store.shard_rows") or field == "prompt.negative"
 
 
 def _classes(counts: Mapping[str, int]) -> str:
-    names: Sequence[str] = sorted(counts)
-    shown = ", ".join(names[:3])
-    return f"{len(names)} classes" if names[3:] else shown
+    return f"{len(counts)} classes" if len(counts) > 3 else ", ".join(sorted(counts))
 
 
 def _short(value: Any) -> str:

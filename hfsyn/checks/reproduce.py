@@ -34,9 +34,8 @@ from hfsyn.workers import check_device, pick_device
 Verdict = Literal["byte-equal", "equal up to rounding", "different"]
 
 MOST_LEVELS, MOST_MEAN = 24, 1.5
-"""What still counts as rounding: the largest and the mean difference in grey levels of 255. Half-precision arithmetic
-moves a level or two, which JPEG turns into several in single pixels; another image differs by tens on the average.
-"""
+"""The largest and the mean difference in grey levels of 255 that count as rounding. Half-precision arithmetic moves a
+level or two, which JPEG turns into several in single pixels; another image differs by tens on average."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,9 @@ class Reproduction:
     prompt: str
     seed: int
     verdict: Verdict
-    largest: int
-    """Difference in grey levels, 0 to 255, of the pixels as a reader decodes them."""
+    largest: int  # difference in grey levels, 0 to 255, of the pixels as a reader decodes them
     mean: float
-    picture: str
-    """Path of both images side by side."""
+    picture: str  # path of both images side by side
     theirs: dict[str, str]
     """Software, device and options (memory format, compilation, attention kernel) that made the stored image."""
     ours: dict[str, str]
@@ -63,23 +60,16 @@ class Reproduction:
 
     def text(self) -> str:
         """For people, in lines."""
-        how = (
-            "" if self.verdict == "byte-equal" else f" (largest difference {self.largest} of 255, mean {self.mean:.3f})"
-        )
-        names = sorted({*self.theirs, *self.ours})
-        return "\n".join(
-            [
-                f"{self.label}  {self.sample_id}  seed {self.seed}",
-                f"prompt   {self.prompt}",
-                f"result   {self.verdict}{how}",
-                *(
-                    f"{name:12} {self.theirs.get(name, '-')} there, {self.ours.get(name, '-')} here"
-                    if self.theirs.get(name) != self.ours.get(name)
-                    else f"{name:12} {self.ours.get(name)}"
-                    for name in names
-                ),
-            ]
-        )
+        how = f" (largest difference {self.largest} of 255, mean {self.mean:.3f})"
+        lines = [
+            f"{self.label}  {self.sample_id}  seed {self.seed}",
+            f"prompt   {self.prompt}",
+            f"result   {self.verdict}{'' if self.verdict == 'byte-equal' else how}",
+        ]
+        for name in sorted({*self.theirs, *self.ours}):
+            theirs, ours = self.theirs.get(name, "-"), self.ours.get(name, "-")
+            lines.append(f"{name:12} {ours}" if theirs == ours else f"{name:12} {theirs} there, {ours} here")
+        return "\n".join(lines)
 
 
 def reproduce(
@@ -101,12 +91,10 @@ def reproduce(
         what: a finished run folder, or ``USER/NAME[@REVISION]``.
         sample_id: of a row.
         out: folder for the picture of both.
-        device: a torch device; None picks one.
-        model: where the generator is on this machine, if the recipe names a local folder; its content must be the same.
-        source: where the real images are on this machine, if the recipe starts from them; None is the recipe's place.
+        model: the generator's folder on this machine, if the recipe names a local one; its content must be the same.
+        source: the folder of the real images on this machine, if the recipe starts from them; None is the recipe's.
         config: a configuration's name; None is the default one.
-        token: as everywhere in huggingface_hub.
-        allow_pickle: read weights that are no safetensors too.
+        allow_pickle: read weights in other formats than safetensors too.
         generator: in place of the recipe's model (for tests).
 
     Raises:
@@ -116,55 +104,54 @@ def reproduce(
     side = open_reference(what, config, token=token)
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
-    part = recipe.generate
-    if model is not None:
-        part = part.model_copy(update={"model": model})
+    stored = _stored_image(row, what)
+    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
     part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
-    stored = bytes((row.get("image") or {}).get("bytes") or b"")
-    try:
-        decode_rgb(stored)
-    except ImageRejected as problem:
-        raise HfsynError(
-            f"The stored image of {sample_id} cannot be opened: {problem.reason}", f"See: hfsyn verify {what}"
-        ) from None
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     real = real_image(side, recipe, row, source) if part.init == "source" else None
+    where = pick_device(device) if generator is None else "cpu"
 
-    def draw(by: ImageGenerator) -> Generated:
-        images = {} if real is None else {"images": [fitting(by)(real)]}
-        (made,) = by.start([row["prompt"]], [row["seed"]], size, **images)()
-        return made
+    def draw(how: Tuning) -> Generated:
+        if generator is not None:
+            return _drawn(generator, row, size, real)
+        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
+        return _drawn(by, row, size, real)
 
-    where, tuning = "cpu", PLAIN
-    if generator is not None:
-        made = draw(generator)
-    else:
-        where = pick_device(device)
-        made, tuning = as_recorded(
-            lambda how: draw(
-                DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
-            ),
-            recorded_tuning(sidecar.options, where),
-        )
+    made, tuning = as_recorded(draw, PLAIN if generator is not None else recorded_tuning(sidecar.options, where))
     mine = encode(made.pixels, recipe.store)
     verdict, largest, mean = judge(stored, mine)
-    picture = _picture(row, stored, mine, verdict, Path(out).expanduser())
     return Reproduction(
-        side.label,
-        sample_id,
-        row["prompt"],
-        row["seed"],
-        verdict,
-        largest,
-        mean,
-        str(picture),
-        {**sidecar.software, "device": sidecar.device, **sidecar.options},
-        {**software(), "device": describe_device(where), **tuning.record()},
+        label=side.label,
+        sample_id=sample_id,
+        prompt=row["prompt"],
+        seed=row["seed"],
+        verdict=verdict,
+        largest=largest,
+        mean=mean,
+        picture=str(_picture(row, stored, mine, verdict, Path(out).expanduser())),
+        theirs={**sidecar.software, "device": sidecar.device, **sidecar.options},
+        ours={**software(), "device": describe_device(where), **tuning.record()},
     )
 
 
+def _stored_image(row: Mapping[str, Any], what: str) -> bytes:
+    stored = bytes((row.get("image") or {}).get("bytes") or b"")
+    try:
+        decode_rgb(stored)
+    except ImageRejected as rejected:
+        problem = f"The stored image of {row['sample_id']} cannot be opened: {rejected.reason}"
+        raise HfsynError(problem, f"See: hfsyn verify {what}") from None
+    return stored
+
+
+def _drawn(by: ImageGenerator, row: Mapping[str, Any], batch_size: int, real: Image.Image | None) -> Generated:
+    images = {} if real is None else {"images": [fitting(by)(real)]}
+    (made,) = by.start([row["prompt"]], [row["seed"]], batch_size, **images)()
+    return made
+
+
 def recorded_tuning(options: Mapping[str, str], device: str) -> Tuning:
-    """How the stored image was computed, by its sidecar's options; without a kernel that the device does not have."""
+    """How the stored image was computed, by its sidecar, without a kernel that the device does not have."""
     attention = options.get("attention", "auto")
     if attention not in ATTENTION or (attention != "math" and not device.startswith("cuda")):
         attention = "auto"
@@ -172,19 +159,14 @@ def recorded_tuning(options: Mapping[str, str], device: str) -> Tuning:
 
 
 def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Generated, Tuning]:
-    """The image, and how it was computed: so, or without compilation and kernel where this machine cannot have them.
-
-    Args:
-        draw: loads the model with a tuning, and draws.
-        tuning: the one that is wanted.
-    """
+    """The image, drawn with this tuning, or without compilation and kernel if that fails here; and the tuning used."""
     simpler = replace(tuning, compiled=False, attention="auto")
     try:
         return draw(tuning), tuning
     except HfsynError:
         if simpler == tuning:
             raise
-    # Here, and not above, where the error would still hold the model on the device.
+    # Not in the except clause, where the error would still hold the model on the device.
     return draw(simpler), simpler
 
 
@@ -192,7 +174,7 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
     """The real image that a synthetic one started from, found by its id and checked by its content.
 
     Raises:
-        HfsynError: it is not where it was looked for, or is another image.
+        HfsynError: it was not found, or is another image.
     """
     part, source_id = recipe.source, row["source_id"]
     hint = "Say where the real images are: --source FOLDER"
@@ -216,10 +198,10 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
 
 
 def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:
-    """The row of a sample, the sidecar of the shard that holds it, and which of the shard's lines it is.
+    """The row of a sample, the sidecar of its shard, and the number of its line there.
 
     Raises:
-        HfsynError: there is none; some that there are are named.
+        HfsynError: there is no such sample; the message names some that exist.
     """
     manifest = side.manifest()
     some: list[str] = []
@@ -244,13 +226,10 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
 
 
 def batch_size_of(sidecar: Sidecar, attempt: int, position: int, recipe_size: int) -> int:
-    """The size of the batch in which a sample was drawn: the recipe's, unless the sidecar says otherwise.
+    """The size of the batch in which a sample was drawn: the recipe's, unless the sidecar of its shard says otherwise.
 
-    Args:
-        sidecar: of the sample's shard.
-        attempt: 0, or the number of the retry.
-        position: of its line in the shard. Among retries the place is not known: the last size of that attempt.
-        recipe_size: of the recipe.
+    `attempt` is 0, or the number of the retry; `position` that of its line in the shard. The place of a retry is not
+    known: it gets the last size of that attempt.
     """
     sizes = [size for a, first, size in sidecar.grid if a == attempt and (attempt or first <= position)]
     return sizes[-1] if sizes else recipe_size

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hfsyn.commands.values import Word
+from hfsyn.commands.options import Word, as_json_option, echo_json, echo_table
 
 if TYPE_CHECKING:
     from hfsyn.recipes.fragments import FragmentKind
-
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
@@ -27,19 +24,17 @@ def variants_ls(as_json: bool) -> None:
     """List the variants."""
     from builders.variants import VARIANTS
 
-    _table(
-        [
-            {
-                "name": v.name,
-                "classes": len(v.classes),
-                "images": sum(v.splits.values()),
-                "hub": v.hub.repo_id if v.hub else None,
-                "title": v.title,
-            }
-            for v in VARIANTS.values()
-        ],
-        as_json,
-    )
+    rows = [
+        {
+            "name": v.name,
+            "classes": len(v.classes),
+            "images": sum(v.splits.values()),
+            "hub": v.hub.repo_id if v.hub else None,
+            "title": v.title,
+        }
+        for v in VARIANTS.values()
+    ]
+    echo_table(rows, as_json)
 
 
 @variants.command("info")
@@ -56,17 +51,14 @@ def variants_info(name: str, classes: bool, as_json: bool) -> None:
     if classes:
         fields["classes"] = [{"wnid": c.wnid, "name": c.name, "definition": c.definition} for c in found.classes]
     if as_json:
-        click.echo(json.dumps(fields, indent=1, ensure_ascii=False))
+        echo_json(fields)
         return
     for key, value in fields.items():
         if isinstance(value, dict):
-            click.echo(f"{key}:")
-            for inner, text in value.items():
-                click.echo(f"  {inner}: {text}")
+            click.echo("\n".join([f"{key}:", *(f"  {inner}: {text}" for inner, text in value.items())]))
         elif isinstance(value, list):
-            click.echo(f"{key}: {len(value)}")
-            for c in value:
-                click.echo(f"  {c['wnid']}  {c['name']}: {c['definition']}")
+            lines = (f"  {c['wnid']}  {c['name']}: {c['definition']}" for c in value)
+            click.echo("\n".join([f"{key}: {len(value)}", *lines]))
         elif value is not None:
             click.echo(f"{key}: {value}")
 
@@ -78,9 +70,7 @@ def variants_info(name: str, classes: bool, as_json: bool) -> None:
 @click.option("--revision", help="Hub revision.")
 @click.option("-n", "--per-class", type=click.IntRange(1, 20), default=6, show_default=True, help="Images a class.")
 @click.option("--out", metavar="FILE", help="Where to write the picture.  [default: NAME-SPLIT.png]")
-def variants_peek(
-    name: str, split: str | None, path: str | None, revision: str | None, per_class: int, out: str | None
-) -> None:
+def variants_peek(name: str, split: str | None, path: str | None, out: str | None, **how: Any) -> None:
     """Write a contact sheet of the first images of a variant's classes. Prints its path.
 
     NAME may be the file of a class map.
@@ -92,7 +82,7 @@ def variants_peek(
     variant, folder = read_variant(name) if is_yaml_name(name) else (find_variant(name), None)
     split = split or next(iter(variant.splits))
     out = out or f"{variant.name.partition('@')[0]}-{split}.png"
-    click.echo(peek(variant.name, split, out, path=path or folder, revision=revision, per_class=per_class))
+    click.echo(peek(variant.name, split, out, path=path or folder, **how))
 
 
 @variants.command("new")
@@ -125,7 +115,7 @@ def strategies_ls(as_json: bool) -> None:
     from hfsyn.recipes.strategies import STRATEGIES
 
     fields = ("name", "template", "text_from", "source")
-    _table([{field: getattr(s, field) or None for field in fields} for s in STRATEGIES.values()], as_json)
+    echo_table([{field: getattr(s, field) or None for field in fields} for s in STRATEGIES.values()], as_json)
 
 
 @strategies.command("show")
@@ -146,81 +136,53 @@ def strategies_ls(as_json: bool) -> None:
     "--recipe", default="imagenette-cip", show_default=True, metavar="RECIPE", help="Whose generator counts the tokens."
 )
 @as_json_option
-def strategies_show(name: str, variant: str, text: str, domain: str | None, recipe: str, as_json: bool) -> None:
+def strategies_show(name: str, variant: str, text: str, as_json: bool, **how: Any) -> None:
     """What a strategy makes of the first ten classes of a variant, with token counts.
 
     NAME is one of `strategies ls`, or a function of yours: path/to/file.py:function.
     """
     from hfsyn.outlook.prompt_examples import examples
 
-    found = examples(name, variant, text, domain=domain, recipe=recipe)
-    _table(found.rows, as_json)
+    found = examples(name, variant, text, **how)
+    echo_table(found.rows, as_json)
     for remark in found.remarks:
         click.echo(remark, err=True)
 
 
-@click.group()
-def captioners() -> None:
-    """The captioners that `--captioner NAME` puts into a recipe."""
+def _fragments(kind: FragmentKind, part: str) -> click.Group:
+    """The group of commands about captioners or generators."""
 
+    @click.group(f"{kind}s", help=f"The {kind}s that `--{kind} NAME` puts into a recipe.")
+    def group() -> None: ...
 
-@captioners.command("ls")
-@as_json_option
-def captioners_ls(as_json: bool) -> None:
-    """List the captioners that come with hfsyn."""
-    _table(_fragments("captioner"), as_json)
+    @group.command("ls", help=f"List the {kind}s that come with hfsyn.")
+    @as_json_option
+    def ls(as_json: bool) -> None:
+        from hfsyn.recipes.fragments import fragments, load_fragment
 
+        found = [load_fragment(kind, name) for name in fragments(kind)]
+        echo_table([{"name": f.name, "model": f.part["model"], "about": f.about} for f in found], as_json)
 
-@captioners.command("show")
-@click.argument("name")
-@as_json_option
-def captioners_show(name: str, as_json: bool) -> None:
-    """The caption part of a captioner, every field written out, and where its settings are from."""
-    _show_fragment("captioner", name, as_json)
+    @group.command(
+        "show", help=f"The {part} part of a {kind}, every field written out, and where its settings are from."
+    )
+    @click.argument("name")
+    @as_json_option
+    def show(name: str, as_json: bool) -> None:
+        from hfsyn.recipes.fragments import load_fragment
+        from hfsyn.recipes.recipe import check_part
 
+        found = load_fragment(kind, name)
+        fields = check_part(part, found.part, name).model_dump()
+        about = {"name": found.name, "title": found.title, "about": found.about, **found.facts}
+        if as_json:
+            echo_json({**about, part: fields})
+            return
+        lines = [f"{key}: {value}" for key, value in about.items()]
+        lines += [f"{part}:", *(f"  {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in fields.items())]
+        click.echo("\n".join(lines))
 
-@click.group()
-def generators() -> None:
-    """The generators that `--generator NAME` puts into a recipe."""
-
-
-@generators.command("ls")
-@as_json_option
-def generators_ls(as_json: bool) -> None:
-    """List the generators that come with hfsyn."""
-    _table(_fragments("generator"), as_json)
-
-
-@generators.command("show")
-@click.argument("name")
-@as_json_option
-def generators_show(name: str, as_json: bool) -> None:
-    """The generate part of a generator, every field written out, and where its settings are from."""
-    _show_fragment("generator", name, as_json)
-
-
-def _fragments(kind: FragmentKind) -> list[dict[str, Any]]:
-    from hfsyn.recipes.fragments import fragments, load_fragment
-
-    found = [load_fragment(kind, name) for name in fragments(kind)]
-    return [{"name": f.name, "model": f.part["model"], "about": f.about} for f in found]
-
-
-def _show_fragment(kind: FragmentKind, name: str, as_json: bool) -> None:
-    from hfsyn.recipes.fragments import FRAGMENT_PART, load_fragment
-    from hfsyn.recipes.recipe import check_part
-
-    found = load_fragment(kind, name)
-    part = check_part(FRAGMENT_PART[kind], found.part, name).model_dump()
-    about = {"name": found.name, "title": found.title, "about": found.about, **found.facts}
-    if as_json:
-        click.echo(json.dumps({**about, FRAGMENT_PART[kind]: part}, indent=1, ensure_ascii=False))
-        return
-    for key, value in about.items():
-        click.echo(f"{key}: {value}")
-    click.echo(f"{FRAGMENT_PART[kind]}:")
-    for key, value in part.items():
-        click.echo(f"  {key}: {json.dumps(value, ensure_ascii=False)}")
+    return group
 
 
 @click.group()
@@ -235,20 +197,19 @@ def recipes_ls(as_json: bool) -> None:
     from hfsyn.recipes.finding import shipped_recipes
     from hfsyn.recipes.recipe import load_recipe
 
-    rows = []
-    for name in shipped_recipes():
-        r = load_recipe(name)
-        rows.append(
-            {
-                "name": name,
-                "variant": r.source.variant,
-                "strategy": r.prompt.strategy,
-                "captioner": r.caption.model if r.caption else None,
-                "generator": r.generate.model,
-                "guidance": r.generate.guidance_scale,
-            }
-        )
-    _table(rows, as_json)
+    loaded = {name: load_recipe(name) for name in shipped_recipes()}
+    rows = [
+        {
+            "name": name,
+            "variant": r.source.variant,
+            "strategy": r.prompt.strategy,
+            "captioner": r.caption.model if r.caption else None,
+            "generator": r.generate.model,
+            "guidance": r.generate.guidance_scale,
+        }
+        for name, r in loaded.items()
+    ]
+    echo_table(rows, as_json)
 
 
 @recipes.command("show")
@@ -277,23 +238,10 @@ def recipes_new(name: str, base: str) -> None:
     click.echo(new_recipe(name, base))
 
 
-CATALOGUE: tuple[click.Command, ...] = (variants, strategies, captioners, generators, recipes)
-"""The groups of this module, for `hfsyn.cli`."""
-
-
-def _table(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
-    """Rows as an aligned table with a heading, or as a JSON list of objects."""
-    if as_json:
-        click.echo(json.dumps(list(rows), indent=1, ensure_ascii=False))
-        return
-    heads = list(rows[0])
-    lines = [heads, *([_cell(row[head]) for head in heads] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+CATALOGUE: tuple[click.Command, ...] = (
+    variants,
+    strategies,
+    _fragments("captioner", "caption"),
+    _fragments("generator", "generate"),
+    recipes,
+)

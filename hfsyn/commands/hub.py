@@ -1,14 +1,12 @@
-"""The commands around the Hub: publish, verify, reproduce, diff, doctor."""
+"""The commands around published versions: publish, verify, reproduce, diff."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
-from hfsyn.commands.catalogue import as_json_option
-from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
+from hfsyn.commands.options import as_json_option, echo_found, echo_json, quiet_option
 from hfsyn.errors import ExitCode
 
 
@@ -18,14 +16,13 @@ def _checked_token(context: click.Context, parameter: click.Parameter, token: st
     return check_token(token)
 
 
-_token = click.option(
+token_option = click.option(
     "--token",
     metavar="TOKEN",
     callback=_checked_token,
     help="Default: HF_TOKEN, or the one that `hf auth login` stored. Better left out.",
 )
 _config = click.option("--config-name", "config", metavar="NAME", help="A configuration.  [default: the card's own]")
-_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
 
 
 @click.command()
@@ -48,10 +45,10 @@ _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress; only the
     "--watch", "follow", is_flag=True, help="Publish finished shards while the run is at work, then the rest."
 )
 @click.option("--dry-run", is_flag=True, help="Look at everything that can be wrong, and send nothing.")
-@_token
+@token_option
 @as_json_option
-@_quiet
-def publish(run: str, repo_id: str, follow: bool, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+@quiet_option
+def publish(run: str, repo_id: str, follow: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Publish a finished RUN as a version of the dataset REPO_ID. Running it again continues.
 
     Data, card, a reading back from the Hub, then the tag. Prints the version's address.
@@ -65,16 +62,11 @@ def publish(run: str, repo_id: str, follow: bool, dry_run: bool, as_json: bool, 
 
     if follow and dry_run:
         raise click.UsageError("--dry-run sends nothing, and --watch sends all the time: choose one.")
-    if follow:
-        found = watch(run, repo_id, quiet=quiet, **options)
-    else:
-        found = run_publish(run, repo_id, dry_run=dry_run, quiet=quiet, **options)
+    found = watch(run, repo_id, **options) if follow else run_publish(run, repo_id, dry_run=dry_run, **options)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
-    elif dry_run:
-        click.echo(found.text())
+        echo_json(found.as_dict())
     else:
-        click.echo(found.address)
+        click.echo(found.text() if dry_run else found.address)
     if found.failed:
         raise click.exceptions.Exit(max(check.code for check in found.failed))
 
@@ -82,18 +74,18 @@ def publish(run: str, repo_id: str, follow: bool, dry_run: bool, as_json: bool, 
 @click.command()
 @click.argument("what", metavar="RUN|REPO_ID[@REVISION]")
 @_config
-@_token
+@token_option
 @as_json_option
-@_quiet
-def verify(what: str, config: str | None, token: str | None, as_json: bool, quiet: bool) -> None:
+@quiet_option
+def verify(what: str, as_json: bool, **options: Any) -> None:
     """Check a finished run or a published version: files, schema, counts, every prompt and every seed.
 
     Prints what differs; exit code 1 when anything does.
     """
     from hfsyn.checks.verify import verify as run_verify
 
-    found = run_verify(what, config=config, token=token, quiet=quiet)
-    click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
+    found = run_verify(what, **options)
+    echo_found(found, as_json)
     if found.problems:
         raise click.exceptions.Exit(ExitCode.DIFFERS)
 
@@ -107,7 +99,7 @@ def verify(what: str, config: str | None, token: str | None, as_json: bool, quie
 @click.option("--source", metavar="DIR", help="Where the real images are now, if the recipe's images start from them.")
 @click.option("--allow-pickle-weights", "allow_pickle", is_flag=True, help="See `hfsyn generate --help`.")
 @_config
-@_token
+@token_option
 @as_json_option
 def reproduce(what: str, sample_id: str, as_json: bool, **options: Any) -> None:
     """Make one image again from its row and its recipe, and compare it with the stored one.
@@ -118,7 +110,7 @@ def reproduce(what: str, sample_id: str, as_json: bool, **options: Any) -> None:
 
     found = run_reproduce(what, sample_id, **options)
     if as_json:
-        click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False))
+        echo_json(found.as_dict())
     else:
         click.echo(found.text(), err=True)
         click.echo(found.picture)
@@ -130,9 +122,9 @@ def reproduce(what: str, sample_id: str, as_json: bool, **options: Any) -> None:
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @_config
-@_token
+@token_option
 @as_json_option
-def diff(a: str, b: str, config: str | None, token: str | None, as_json: bool) -> None:
+def diff(a: str, b: str, as_json: bool, **options: Any) -> None:
     """What differs between two versions (RUN or REPO_ID@REVISION): rows by class and column, and the recipes.
 
     \b
@@ -140,36 +132,7 @@ def diff(a: str, b: str, config: str | None, token: str | None, as_json: bool) -
     """
     from hfsyn.checks.diff import diff as run_diff
 
-    found = run_diff(a, b, config=config, token=token)
-    click.echo(json.dumps(found.as_dict(), indent=1, ensure_ascii=False) if as_json else found.text())
+    echo_found(run_diff(a, b, **options), as_json)
 
 
-@click.command()
-@click.argument("recipe", required=False)
-@recipe_options
-@click.option("--out", metavar="RUN", help="Where the recipe's run is or will be.  [default: this folder]")
-@_token
-@as_json_option
-def doctor(recipe: str | None, out: str | None, token: str | None, as_json: bool, **given: Any) -> None:
-    """Look at what may stop a run: token and its rights, Hub, disk, devices, library versions.
-
-    With RECIPE also at its models and images, whether they are here or open to this account, and at the room and the
-    memory that they take. Each finding ends with what mends it. Exit code 3 when something would stop the run.
-    """
-    from hfsyn.outlook.doctor import doctor as run_doctor
-
-    if recipe is None and (out is not None or any(value not in (None, ()) for value in given.values())):
-        raise click.UsageError("These options are about a RECIPE: name one.")
-    chosen = None if recipe is None else chosen_recipe(recipe, given)[0]
-    found = run_doctor(chosen, out, token=token)
-    if as_json:
-        rows = [{"state": c.state, "text": c.text, "hint": c.hint} for c in found]
-        click.echo(json.dumps(rows, indent=1, ensure_ascii=False))
-    else:
-        for check in found:
-            click.echo(check.line())
-    if any(check.state == "failed" for check in found):
-        raise click.exceptions.Exit(ExitCode.PREFLIGHT)
-
-
-HUB_COMMANDS = (publish, verify, reproduce, diff, doctor)
+HUB_COMMANDS = (publish, verify, reproduce, diff)

@@ -1,4 +1,4 @@
-"""The commands that end in a table, a page or a few numbers: demo, bench, report, fidelity, membership. Thin."""
+"""The commands that end in a table, a page or a few numbers: demo, bench, report, fidelity, membership, export-real."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from typing import Any
 
 import click
 
+from hfsyn.commands.options import number, processes_option, quiet_option
+
+_device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
+_limit = number("--limit", help="At most N images a class of each set.")
+_out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
+
 
 @click.command("demo")
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Images a class.  [default: 50, in context 30]")
+@number("--limit", help="Images a class.  [default: 50, in context 30]")
 @click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
-@click.option(
-    "--num-processes",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Processes on this machine. Default: one a GPU, or one a CPU core.",
-)
+@processes_option("Processes on this machine. Default: one a GPU, or one a CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
-def demo_command(
-    out: str, limit: int | None, full: bool, overwrite: bool, num_processes: int | None, device: str | None, quiet: bool
-) -> None:
+@quiet_option
+def demo_command(out: str, **options: Any) -> None:
     """Run the whole path offline, and ask what the images are worth.
 
     Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
@@ -32,10 +31,7 @@ def demo_command(
     """
     from hfsyn.showcase import demo
 
-    page = demo(
-        out, limit=limit, full=full, num_processes=num_processes, device=device, overwrite=overwrite, quiet=quiet
-    )
-    click.echo(page)
+    click.echo(demo(out, **options))
 
 
 def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -49,13 +45,8 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
 @click.command("bench")
 @click.argument("matrix")
 @click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
-@click.option(
-    "--num-processes",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.",
-)
-@click.option("--num-workers", type=click.IntRange(0, 1024), default=0, metavar="N", help="Decoders a training.")
+@processes_option("Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.")
+@number("--num-workers", least=0, most=1024, default=0, help="Decoders a training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
 @click.option(
@@ -66,9 +57,7 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
     callback=_print_example,
     help="Print a small MATRIX that runs offline, and do nothing else.",
 )
-def bench_command(
-    matrix: str, out: str, num_processes: int | None, num_workers: int, device: str | None, quiet: bool
-) -> None:
+def bench_command(matrix: str, out: str, **options: Any) -> None:
     """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.
 
     \b
@@ -91,7 +80,7 @@ def bench_command(
     from hfsyn.judging.bench.cells import bench, failures
     from hfsyn.judging.bench.summaries import CSV
 
-    summary = bench(matrix, out, num_processes=num_processes, num_workers=num_workers, device=device, quiet=quiet)
+    summary = bench(matrix, out, **options)
     click.echo(Path(out) / CSV)
     if error := failures(summary, out):
         raise error
@@ -104,11 +93,6 @@ def report_command(out: str) -> None:
     from hfsyn.judging.bench.page import report
 
     click.echo(report(out))
-
-
-_limit = click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images a class of each set.")
-_device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
-_out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 
 
 def _found(result: dict[str, Any], out: str | None) -> None:
@@ -130,13 +114,7 @@ def _found(result: dict[str, Any], out: str | None) -> None:
 @_device
 @_out
 def fidelity_command(
-    synthetic: str,
-    real: str,
-    evaluation: str | None,
-    features: str | None,
-    limit: int | None,
-    device: str | None,
-    out: str | None,
+    synthetic: str, real: str, features: str | None, limit: int | None, device: str | None, out: str | None, **how: Any
 ) -> None:
     """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
 
@@ -146,15 +124,8 @@ def fidelity_command(
     from hfsyn.judging.measures.fidelity import DEFAULT_FEATURES, measure_fidelity
     from hfsyn.workers import pick_device
 
-    found = measure_fidelity(
-        synthetic,
-        real,
-        features=features or DEFAULT_FEATURES,
-        evaluation=evaluation,
-        limit_per_class=limit,
-        device=pick_device(device),
-    )
-    _found(found, out)
+    how |= {"features": features or DEFAULT_FEATURES, "limit_per_class": limit, "device": pick_device(device)}
+    _found(measure_fidelity(synthetic, real, **how), out)
 
 
 @click.command("membership")
@@ -166,32 +137,14 @@ def fidelity_command(
 @_limit
 @_device
 @_out
-def membership_command(
-    model: str,
-    members: str,
-    others: str,
-    members_split: str | None,
-    others_split: str | None,
-    limit: int | None,
-    device: str | None,
-    out: str | None,
-) -> None:
+def membership_command(model: str, members: str, others: str, limit: int | None, out: str | None, **how: Any) -> None:
     """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
     from hfsyn.judging.measures.membership import measure_membership
 
-    found = measure_membership(
-        model,
-        members,
-        others,
-        members_split=members_split,
-        others_split=others_split,
-        limit_per_class=limit,
-        device=device,
-    )
-    _found(found, out)
+    _found(measure_membership(model, members, others, limit_per_class=limit, **how), out)
 
 
 @click.command("export-real")

@@ -1,16 +1,24 @@
-"""The commands that look before anything is spent, and while it is: plan, status."""
+"""The commands that look before anything is spent, and while it is: plan, status, doctor."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import click
 
-from hfsyn.commands.catalogue import as_json_option
-from hfsyn.commands.recipe_options import chosen_recipe, recipe_options
-from hfsyn.commands.values import Finite
-from hfsyn.commands.work_options import speed_options
+from hfsyn.commands.hub import token_option
+from hfsyn.commands.options import (
+    Finite,
+    as_json_option,
+    chosen_recipe,
+    echo_json,
+    number,
+    recipe_options,
+    speed_options,
+)
+from hfsyn.errors import ExitCode
 
 
 @click.command()
@@ -18,30 +26,32 @@ from hfsyn.commands.work_options import speed_options
 @as_json_option
 def status(run: str, as_json: bool) -> None:
     """How far a RUN folder is, read from the folder alone. Prints `finished` or `unfinished`."""
-    from dataclasses import asdict
-
     from hfsyn.runs.status import status as run_status
 
     found = run_status(run)
     if as_json:
-        click.echo(json.dumps(asdict(found), indent=1))
+        echo_json(asdict(found))
         return
-    click.echo(f"{found.name}  {found.fingerprint[:12]}  {found.source_rows} real images")
+    lines = [f"{found.name}  {found.fingerprint[:12]}  {found.source_rows} real images"]
     for stage in found.stages:
         shards = "?" if stage.shards is None else stage.shards
         aside = f", {stage.rejected} set aside" if stage.rejected else ""
         rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
-        click.echo(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
-    for reason, count in found.left_out.items():
-        click.echo(f"left out: {count} ({reason})")
-    for entry in found.unreadable_classes:
-        could = "used" if entry.get("refused") else "read"
-        click.echo(f"left out: the class {entry['name']} (none of its {entry['images']} images could be {could})")
+        lines.append(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
+    lines += left_out(found.left_out, found.unreadable_classes)
     for name, counts in found.unused_weights.items():
-        click.echo(f"weights of the model ({name}): {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
-    for what in found.lost:
-        click.echo(f"not finished: {what}; `hfsyn build` makes it again")
-    click.echo("finished" if found.finished else "unfinished")
+        lines.append(f"weights of the model ({name}): {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
+    lines += [f"not finished: {what}; `hfsyn build` makes it again" for what in found.lost]
+    click.echo("\n".join([*lines, "finished" if found.finished else "unfinished"]))
+
+
+def left_out(counts: Mapping[str, int], classes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each reason why real images, and for each class that, were left out of a run."""
+    lines = [f"left out: {count} ({reason})" for reason, count in counts.items()]
+    for entry in classes:
+        could = "used" if entry.get("refused") else "read"
+        lines.append(f"left out: the class {entry['name']} (none of its {entry['images']} images could be {could})")
+    return lines
 
 
 @click.command()
@@ -51,19 +61,16 @@ def status(run: str, as_json: bool) -> None:
 @click.option(
     "--price", type=Finite(0, 1e6), metavar="USD", help="What a device costs an hour: says what the run costs."
 )
-@click.option(
+@number(
     "--probe",
     "count",
-    type=click.IntRange(min=1),
-    metavar="N",
     help="Make N images here, in whole batches with one more before and after, and measure them. The options below are "
     "for this.",
 )
-@click.option(
+@number(
     "--num-processes",
-    type=click.IntRange(1, 10**6),
-    metavar="N",
-    help="Project the measured times for so many processes, each with a device like this.  [default: 1]",
+    most=10**6,
+    help="Project the measured times for that many processes, each with a device like this.  [default: 1]",
 )
 @speed_options
 @as_json_option
@@ -102,9 +109,38 @@ def plan(
         check_device(left["device"])
         measured = probe(chosen, count, device=left["device"], options=options, say=teller(as_json))
         projection = measured.projected(found.real_images, found.images, num_processes or 1, price)
-        facts["probe"] = measured.as_dict() | projection.as_dict()
+        facts["probe"] = asdict(measured) | asdict(projection)
         lines += [f"measured      {measured.text()}", f"projected     {projection.text()}"]
-    click.echo(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else "\n".join(lines))
+    if as_json:
+        echo_json(facts)
+    else:
+        click.echo("\n".join(lines))
 
 
-LOOKING = (plan, status)
+@click.command()
+@click.argument("recipe", required=False)
+@recipe_options
+@click.option("--out", metavar="RUN", help="Where the recipe's run is or will be.  [default: this folder]")
+@token_option
+@as_json_option
+def doctor(recipe: str | None, out: str | None, token: str | None, as_json: bool, **given: Any) -> None:
+    """Look at what may stop a run: token and its rights, Hub, disk, devices, library versions.
+
+    With RECIPE also at its models and images, whether they are here or open to this account, and at the room and the
+    memory that they take. Each finding ends with the way to fix it. Exit code 3 when something would stop the run.
+    """
+    from hfsyn.outlook.doctor import doctor as run_doctor
+
+    if recipe is None and (out is not None or any(value not in (None, ()) for value in given.values())):
+        raise click.UsageError("These options are about a RECIPE: name one.")
+    chosen = None if recipe is None else chosen_recipe(recipe, given)[0]
+    found = run_doctor(chosen, out, token=token)
+    if as_json:
+        echo_json([{"state": c.state, "text": c.text, "hint": c.hint} for c in found])
+    else:
+        click.echo("\n".join(check.line() for check in found))
+    if any(check.state == "failed" for check in found):
+        raise click.exceptions.Exit(ExitCode.PREFLIGHT)
+
+
+LOOKING = (plan, status, doctor)

@@ -1,17 +1,19 @@
-"""The commands that train and test classifiers; thin like all commands: options in, one function, one line out."""
+"""The commands that train and test classifiers."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
 
 import click
 
-from hfsyn.commands.values import Finite, strict
+from hfsyn.commands.options import Finite, number, processes_option, quiet_option, strict, together
 
-F = TypeVar("F", bound=Callable[..., Any])
+_device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
+_workers = number("--num-workers", least=0, most=1024, help="Decoders a process.  [default: cores / GPUs, or 0]")
 
 GROUPS: dict[str, tuple[Any, ...]] = {
     "Images": (
@@ -27,8 +29,8 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option(
             "--eval-split", metavar="SPLIT", help="Split to test on.  [default: validation, test, or the only one]"
         ),
-        click.option("--budget", type=click.IntRange(min=1), metavar="N", help="Images that an epoch shows."),
-        click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N different images a class."),
+        number("--budget", help="Images that an epoch shows."),
+        number("--limit", help="At most N different images a class."),
         click.option("--streaming/--no-streaming", default=None, help="Read the training sets as streams."),
     ),
     "Recipe": (
@@ -38,58 +40,26 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         ),
         click.option("--model", metavar="NAME", help="A network of timm.  [default: resnet50]"),
         click.option("--pretrained/--from-scratch", default=None, help="Start from timm's weights, or not."),
-        click.option(
-            "--image-size",
-            type=click.IntRange(8, 4096),
-            metavar="PIXELS",
-            help="Input of the network.  [default: its own]",
-        ),
-        click.option(
-            "--epochs",
-            type=click.IntRange(1, 10**6),
-            metavar="N",
-            help="Times that --budget images are shown.  [default: 100]",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(1, 10**6),
-            metavar="N",
-            help="Images a step, over all processes.  [default: 256]",
-        ),
+        number("--image-size", least=8, most=4096, metavar="PIXELS", help="Input of the network.  [default: its own]"),
+        number("--epochs", most=10**6, help="Times that --budget images are shown.  [default: 100]"),
+        number("--batch-size", most=10**6, help="Images a step, over all processes.  [default: 256]"),
         click.option("--opt", metavar="NAME", help="An optimizer of timm.  [default: sgd]"),
         click.option(
             "--lr", type=Finite(0, 1e4, min_open=True), metavar="RATE", help="Peak learning rate.  [default: 0.1]"
         ),
         click.option("--weight-decay", type=Finite(0, 1e6), metavar="X", help="[default: 0.0005]"),
         click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), help="[default: no]"),
-        click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="N", help="[default: 0]"),
+        number("--seed", least=0, most=2**31 - 1, help="[default: 0]"),
     ),
     "Running": (
         click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it continues."),
         click.option("--overwrite", is_flag=True, help="Delete the training that DIR holds first."),
-        click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]"),
-        click.option(
-            "--num-workers",
-            type=click.IntRange(0, 1024),
-            metavar="N",
-            help="Decoders a process.  [default: cores / GPUs, or 0]",
-        ),
-        click.option(
-            "--gradient-accumulation-steps",
-            "accumulation",
-            type=click.IntRange(min=1),
-            default=1,
-            metavar="N",
-            help="Parts in which a step is computed.",
-        ),
-        click.option(
-            "--checkpoint-steps",
-            type=click.IntRange(min=0),
-            metavar="N",
-            help="Steps between checkpoints, 0 for none.  [default: an epoch]",
-        ),
+        _device,
+        _workers,
+        number("--gradient-accumulation-steps", "accumulation", default=1, help="Parts in which a step is computed."),
+        number("--checkpoint-steps", least=0, help="Steps between checkpoints, 0 for none.  [default: an epoch]"),
         click.option("--log-with", metavar="TRACKER", help="tensorboard, trackio or wandb."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line."),
+        quiet_option,
     ),
     "Publishing": (
         click.option("--push-to-hub", metavar="USER/NAME", help="Publish the classifier with a card."),
@@ -97,6 +67,17 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     ),
 }
 """The options of a training by group: those of `hfsyn train` and of scripts/train_classifier.py."""
+_RUNNING = (
+    "device",
+    "num_workers",
+    "accumulation",
+    "checkpoint_steps",
+    "log_with",
+    "overwrite",
+    "quiet",
+    "push_to_hub",
+)
+"""The options that are fields of RunOptions."""
 
 FIELDS = {
     "train_datasets": "data.train",
@@ -121,49 +102,29 @@ FIELDS = {
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options under the names of `GROUPS`."""
+    """A command whose options begin with those of `GROUPS`, and whose help shows them under these names."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         strict(self)
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write each group under its own heading; what is in none comes last."""
-        left = {id(option): option for option in self.get_params(context)}
-        by_name = {option.name: option for option in left.values()}
-        for group, options in GROUPS.items():
-            names = [name for option in options if (name := _name_of(option)) in by_name]
+        """Write each group under its own heading; the other options come last."""
+        params = iter(self.get_params(context))
+        groups = {group: list(islice(params, len(options))) for group, options in GROUPS.items()}
+        for group, members in {**groups, "Other": list(params)}.items():
             with formatter.section(group):
-                formatter.write_dl([r for n in names if (r := by_name[n].get_help_record(context)) is not None])
-            for name in names:
-                left.pop(id(by_name[name]))
-        records = [record for option in left.values() if (record := option.get_help_record(context)) is not None]
-        with formatter.section("Other"):
-            formatter.write_dl(records)
+                formatter.write_dl([r for one in members if (r := one.get_help_record(context)) is not None])
 
 
-def _name_of(decorator: Any) -> str | None:
-    """The name of the parameter that an option's decorator makes."""
-
-    def nothing() -> None: ...
-
-    decorator(nothing)
-    made: list[click.Parameter] = nothing.__click_params__  # type: ignore[attr-defined]
-    return made[0].name
-
-
-def training_options(function: F) -> F:
-    """All options of a training, as one decorator."""
-    for options in reversed(GROUPS.values()):
-        for option in reversed(options):
-            function = option(function)
-    return function
+training_options = together(*(option for options in GROUPS.values() for option in options))
+"""All options of a training, as one decorator."""
 
 
 def recipe_of(options: dict[str, Any]) -> Any:
-    """The TrainConfig that the options say: the recipe file, then ``--set``, then the flags.
+    """The TrainConfig of the options: the recipe file, then ``--set``, then the flags.
 
-    The precision that ``accelerate launch`` was told counts where none of these says one.
+    The precision given to ``accelerate launch`` counts where none of these has one.
     """
     from hfsyn.recipes.training_recipe import load_train_config
     from hfsyn.workers import current_worker, is_child
@@ -183,32 +144,16 @@ def recipe_of(options: dict[str, Any]) -> Any:
 
 
 def running_of(options: dict[str, Any]) -> Any:
-    """The RunOptions that the options say."""
+    """The RunOptions of the options."""
     from hfsyn.judging.train.loop import RunOptions
 
-    names = (
-        "device",
-        "num_workers",
-        "accumulation",
-        "checkpoint_steps",
-        "log_with",
-        "overwrite",
-        "quiet",
-        "push_to_hub",
-    )
-    return RunOptions(**{name: options[name] for name in names})
+    return RunOptions(**{name: options[name] for name in _RUNNING})
 
 
 @click.command("train", cls=GroupedCommand)
 @training_options
-@click.option(
-    "--num-processes",
-    type=click.IntRange(1, 1024),
-    metavar="N",
-    help="Processes on this machine, started by accelerate.  [default: one a GPU, or one]",
-)
-@click.pass_context
-def train_command(context: click.Context, /, num_processes: int | None, **options: Any) -> None:
+@processes_option("Processes on this machine, started by accelerate.  [default: one a GPU, or one]")
+def train_command(num_processes: int | None, **options: Any) -> None:
     """Train a timm classifier on real or synthetic images, and test it on real ones. Prints DIR.
 
     A DATASET is a variant (`hfsyn variants ls`), a run folder, VARIANT=FOLDER, a Parquet file, or USER/NAME@v1.0.0.
@@ -223,7 +168,7 @@ def train_command(context: click.Context, /, num_processes: int | None, **option
     config = recipe_of(options)
     processes = num_processes or visible_gpus() or 1
     if processes > 1 and not is_launched():
-        _launch_training(config, context.params, processes)
+        _launch_training(config, options, processes)
         click.echo(options["out"])
         return
     result = train(config, options["out"], running_of(options))
@@ -235,7 +180,7 @@ def train_command(context: click.Context, /, num_processes: int | None, **option
 
 
 def report(result: dict[str, Any], options: dict[str, Any]) -> None:
-    """Say what came out, and publish it if that was asked for."""
+    """Print the result, and publish the classifier if that was asked for."""
     from hfsyn.judging.measures.evaluate import summary
 
     if result["test"] is not None and not options["quiet"]:
@@ -259,7 +204,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     from hfsyn.recipes.training_recipe import dump_train_config
     from hfsyn.workers import check_device, launch, stopped
 
-    # What is wrong is said here, once, and not by every process.
+    # What is wrong is reported here, once, and not by every process.
     check_folder(Path(options["out"]), config, options["overwrite"])
     check_device(options["device"])
     check_tracker(options["log_with"])
@@ -272,15 +217,13 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
         recipe = Path(folder) / "recipe.yaml"
         recipe.write_text(dump_train_config(config), encoding="utf-8")
         arguments = ["train", "--config", str(recipe), "--out", options["out"]]
-        for name in ("device", "num_workers", "accumulation", "checkpoint_steps", "log_with", "push_to_hub"):
-            flag = "gradient-accumulation-steps" if name == "accumulation" else name.replace("_", "-")
-            arguments += _flag(f"--{flag}", options[name])
-        arguments += [f"--{name}" for name in ("overwrite", "quiet", "private") if options[name]]
+        for name in (*_RUNNING, "private"):
+            arguments += _flag("gradient-accumulation-steps" if name == "accumulation" else name, options[name])
         code = launch(arguments, processes, device=options["device"])
     if code or not results.is_file() or (options["overwrite"] and results.stat().st_mtime_ns == before):
         raise stopped(
             "The training processes stopped before the end.",
-            "The cause stands above; the same command goes on from the last checkpoint.",
+            "See the error above; the same command continues from the last checkpoint.",
             code,
         )
 
@@ -289,34 +232,16 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
 @click.argument("model")
 @click.argument("dataset")
 @click.option("--split", metavar="SPLIT", help="[default: validation, test, or the only one]")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N images a class.")
+@number("--limit", help="At most N images a class.")
 @click.option("--out", metavar="FILE", help="Write the result as JSON.")
-@click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
-@click.option("--num-processes", type=click.IntRange(1, 1024), metavar="N", help="Processes on this machine.")
-@click.option(
-    "--num-workers",
-    type=click.IntRange(0, 1024),
-    metavar="N",
-    help="Decoders a process.  [default: cores / GPUs, or 0]",
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=64, show_default=True, metavar="N")
+@_device
+@processes_option("Processes on this machine.")
+@_workers
+@number("--batch-size", default=64, show_default=True)
 @click.option("--mixed-precision", type=click.Choice(["no", "fp16", "bf16"]), default="no", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
-def evaluate_command(
-    model: str,
-    dataset: str,
-    split: str | None,
-    limit: int | None,
-    out: str | None,
-    device: str | None,
-    num_processes: int | None,
-    num_workers: int | None,
-    batch_size: int,
-    mixed_precision: str,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@quiet_option
+def evaluate_command(model: str, dataset: str, num_processes: int | None, as_json: bool, **options: Any) -> None:
     """Test MODEL on DATASET. Prints top-1, top-5 and calibration, each with its 95 % interval.
 
     MODEL is the folder of a training, a name of timm's pretrained networks, or hf_hub:USER/NAME.
@@ -326,49 +251,29 @@ def evaluate_command(
     hfsyn evaluate resnet50.a1_in1k runs/cip --split train --out fidelity.json
     """
     from hfsyn.judging.measures.evaluate import check_test, evaluate, summary
+    from hfsyn.judging.measures.metrics import dump_result
     from hfsyn.workers import check_device, current_worker, is_child, is_launched, leave_group
 
+    out, device, limit = options["out"], options["device"], options.pop("limit")
     check_device(device)
-    if (num_processes or 1) > 1 and not is_launched():
-        check_test(model, dataset, split=split, limit_per_class=limit, out=out)  # said once, not by every process
-        result = _launch_evaluation(
-            num_processes or 1,
-            device,
-            out,
-            [
-                model,
-                dataset,
-                *_flag("--split", split),
-                *_flag("--limit", limit),
-                *_flag("--device", device),
-                *_flag("--num-workers", num_workers),
-                *_flag("--batch-size", batch_size),
-                *_flag("--mixed-precision", mixed_precision),
-                *(["--quiet"] if quiet else []),
-            ],
-        )
+    if num_processes is not None and num_processes > 1 and not is_launched():
+        # What is wrong is reported once, and not by every process.
+        check_test(model, dataset, split=options["split"], limit_per_class=limit, out=out)
+        words = [model, dataset, *_flag("limit", limit)]
+        for name in ("split", "device", "num_workers", "batch_size", "mixed_precision", "quiet"):
+            words += _flag(name, options[name])
+        result = _launch_evaluation(num_processes, device, out, words)
     else:
-        result = evaluate(
-            model,
-            dataset,
-            split=split,
-            limit_per_class=limit,
-            out=out,
-            device=device,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            mixed_precision=mixed_precision,
-            quiet=quiet,
-        )
-    from hfsyn.judging.measures.metrics import dump_result
-
+        result = evaluate(model, dataset, limit_per_class=limit, **options)
     if current_worker().is_main and not is_child():
         click.echo(dump_result(result).rstrip() if as_json else summary(result))
     leave_group()
 
 
 def _flag(name: str, value: Any) -> list[str]:
-    return [] if value is None else [name, str(value)]
+    """An option as words of a command line; none where it is not given."""
+    flag = f"--{name.replace('_', '-')}"
+    return [] if value is None or value is False else [flag] if value is True else [flag, str(value)]
 
 
 def _launch_evaluation(processes: int, device: str | None, out: str | None, arguments: Sequence[str]) -> Any:
@@ -383,7 +288,7 @@ def _launch_evaluation(processes: int, device: str | None, out: str | None, argu
         result = Path(folder) / "result.json"
         code = launch(["evaluate", *arguments, "--out", str(result)], processes, device=device)
         if code or not result.is_file():
-            raise stopped("The processes stopped before the end.", "The cause stands above.", code)
+            raise stopped("The processes stopped before the end.", "See the error above.", code)
         text = result.read_text(encoding="utf-8")
     if out is not None:
         atomic_text(Path(out), text)

@@ -1,12 +1,11 @@
-"""The Hub as publishing needs it: one repository, and calls that can be made twice.
+"""The Hub as publishing needs it: its limits, and one repository with calls that can be repeated.
 
-A request may have been carried out although its answer was lost, and is tried again as `builders.hub.answers` says.
+A request may have been carried out although its answer was lost; `builders.hub.answers` says which are tried again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,26 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builders.hub.answers import HeadMovedError, Patience, check_token, is_offline, page_of, patiently, status_of
+from builders.hub.answers import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
 from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
 
-CALL_TIMEOUT = 60.0
-"""Seconds of silence after which a connection counts as lost. The client's own default is to wait for ever."""
+MOST_FILES = 100_000  # in a repository; the Hub's recommendation
+MOST_ENTRIES = 10_000  # in a folder; a hard limit of the Hub
+LARGEST_FILE = 20 * 10**9  # bytes; the Hub's recommendation (50 GB is its hard limit)
+LARGEST_SHARD = 500 * 2**20  # bytes; the most that the Hub's own tools write, and that its Dataset Viewer reads well
+FILES_A_COMMIT = 1000  # the most that the Hub's own client puts into one commit (the Hub takes 25,000, within a minute)
 
+CALL_TIMEOUT = 60.0
+"""Seconds of silence after which a connection counts as lost. The client's own default is to wait forever."""
 _SENT_AT_ONCE, _BYTES_AT_ONCE = 100, 256 * 2**20
-"""Files and bytes whose sending is asked for in one request; between two of them progress is shown."""
+"""Files and bytes sent with one request; progress is shown between two of them."""
+
+
+def commits_for(files: int) -> int:
+    """Commits that this many files and the card take; more than one are made in a pull request."""
+    return -(-(files + 1) // FILES_A_COMMIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +40,13 @@ class RemoteFile:
     """A file of a repository at one commit, as the Hub lists it."""
 
     size: int
-    sha256: str | None
-    """Of large files, which the Hub stores by their content."""
-    blob: str
-    """Git's own hash, of the other ones."""
+    sha256: str | None  # of large files, which the Hub stores by their content
+    blob: str  # Git's own hash, of the other ones
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file that is to be published: on the disk, or made for the purpose."""
+    """A file that is to be published: on the disk, or in memory."""
 
     content: Path | bytes
     sha256: str
@@ -49,6 +56,10 @@ class LocalFile:
         """A small text."""
         data = text.encode()
         return cls(data, hashlib.sha256(data).hexdigest())
+
+    def read(self) -> bytes:
+        """The whole content."""
+        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
 
     @property
     def size(self) -> int:
@@ -61,7 +72,7 @@ class LocalFile:
             return False
         if remote.sha256 is not None:
             return remote.sha256 == self.sha256
-        data = self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        data = self.read()
         return remote.blob == hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
@@ -72,8 +83,8 @@ class HubRepo:
         repo_id: ``USER/NAME``.
         repo_type: ``dataset`` or ``model``.
         token: as everywhere in huggingface_hub; None takes the environment's or the stored one.
-        say: told about every pause, in one line.
-        sleep, chance: the clock and the dice of the pauses.
+        say: called with a line about every pause.
+        sleep: waits between two tries.
     """
 
     def __init__(
@@ -84,23 +95,21 @@ class HubRepo:
         token: str | bool | None = None,
         say: Callable[[str], None] = lambda line: None,
         sleep: Callable[[float], None] = time.sleep,
-        chance: Callable[[], float] = random.random,
     ) -> None:
         self.repo_id, self.repo_type = repo_id, repo_type
         self.token = check_token(token)
-        self.say, self._sleep, self._chance = say, sleep, chance
+        self.say, self._sleep = say, sleep
         self._waiting: dict[tuple[str, str], Any] = {}
         """The client's operations for files that were sent and are not committed, by path and SHA-256."""
 
-    def named(self, repo_id: str) -> HubRepo:
-        """Another repository, for the same account."""
-        return HubRepo(
-            repo_id, repo_type=self.repo_type, token=self.token, say=self.say, sleep=self._sleep, chance=self._chance
-        )
+    def complete_id(self) -> None:
+        """Put the token's own account before a repository's name that has none."""
+        if "/" not in self.repo_id:
+            self.repo_id = f"{self.account['name']}/{self.repo_id}"
 
     @cached_property
     def api(self) -> Any:
-        """The client, which from now on gives up on a silent connection and leaves progress to us."""
+        """The client. From its first use on, connections time out, and the client shows no progress bars."""
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -109,25 +118,18 @@ class HubRepo:
         return HfApi(token=self.token, library_name="hfsyn")
 
     def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call the client; try again what passes, within a bound.
-
-        Args:
-            what: the deed, for a message: "commit to user/name".
-            function: called with the rest.
+        """Call the client and try again what may pass, within a bound; `what` is for a message: "commit to user/name".
 
         Raises:
             HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
         """
-        patience = Patience(
-            self.repo_id,
-            what,
-            page=page_of(self.repo_id, self.repo_type),
-            token=self.token,
-            say=self.say,
-            sleep=self._sleep,
-            chance=self._chance,
-        )
+        page = page_of(self.repo_id, self.repo_type)
+        patience = Patience(self.repo_id, what, page=page, token=self.token, say=self.say, sleep=self._sleep)
         return patiently(lambda: function(*args, **options), patience)
+
+    def ask(self, what: str, method: str, *args: Any, **options: Any) -> Any:
+        """Call a method of the client about this repository, as `call` does."""
+        return self.call(what, getattr(self.api, method), self.repo_id, *args, repo_type=self.repo_type, **options)
 
     def need_token(self) -> None:
         """Refuse to begin what cannot be sent.
@@ -137,33 +139,34 @@ class HubRepo:
         """
         from huggingface_hub import get_token
 
+        code = ExitCode.PREFLIGHT
         if is_offline():
-            raise HfsynError(
-                f"Nothing can be sent to {self.repo_id} while HF_HUB_OFFLINE is set.",
-                "Unset it.",
-                code=ExitCode.PREFLIGHT,
-            )
+            problem = f"Nothing can be sent to {self.repo_id} while HF_HUB_OFFLINE is set."
+            raise HfsynError(problem, "Unset it.", code=code)
         if not (self.token or get_token()):
-            raise HfsynError(
-                f"Nobody may write to {self.repo_id} without a token, and there is none.",
-                "Log in with a token that may write: hf auth login, or set HF_TOKEN.",
-                code=ExitCode.PREFLIGHT,
-            )
+            problem = f"There is no token, and without one nothing can be written to {self.repo_id}."
+            raise HfsynError(problem, "Log in with a token that may write: hf auth login, or set HF_TOKEN.", code=code)
 
     @cached_property
-    def _account(self) -> dict[str, Any]:
-        return dict(self.call("ask whose token this is", self.api.whoami))
-
-    def whoami(self) -> dict[str, Any]:
-        """The account of the token; asked once.
+    def account(self) -> dict[str, Any]:
+        """The account of the token, as `whoami` describes it.
 
         Raises:
             HfsynError: there is no token, or the Hub does not know it (exit code 3).
         """
-        return self._account
+        return dict(self.call("ask whose token this is", self.api.whoami))
+
+    def may(self, doing: str, repo_id: str, repo_type: str, **how: bool) -> bool | None:
+        """Whether this account may read, or with ``write=True`` write, a repository; None if it cannot be asked."""
+        try:
+            return self.call(doing, asked, lambda: self.api.auth_check(repo_id, repo_type=repo_type, **how)) or None
+        except HfsynError as error:
+            if error.code != ExitCode.PREFLIGHT:
+                raise
+            return False
 
     def head(self, revision: str = "main") -> str | None:
-        """The commit that a revision is; None where the repository or the revision is not there."""
+        """The commit of a revision; None where the repository or the revision does not exist."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         def ask() -> str | None:
@@ -190,56 +193,49 @@ class HubRepo:
         return self.call(f"list the files of {self.repo_id}", ask)
 
     def text(self, path: str, commit: str) -> str:
-        """A small text file at a commit."""
-        from huggingface_hub import hf_hub_download
-
-        found = self.call(
-            f"read {path} of {self.repo_id}",
-            hf_hub_download,
-            self.repo_id,
-            path,
-            repo_type=self.repo_type,
-            revision=commit,
-            token=self.token,
-        )
-        # Read as bytes: line ends are the author's and stay.
+        """A small text file at a commit, with its own line ends."""
+        what = f"{path} of {self.repo_id}"
         try:
-            return Path(found).read_bytes().decode("utf-8")
+            return Path(self.ask(f"read {what}", "hf_hub_download", path, revision=commit)).read_bytes().decode("utf-8")
         except UnicodeDecodeError:
-            raise HfsynError(
-                f"{path} of {self.repo_id} is not UTF-8, and would be damaged if it were written again.",
-                "Save it as UTF-8, or remove it.",
-                code=ExitCode.PREFLIGHT,
-            ) from None
+            problem = f"{what} is not UTF-8, and would be damaged if it were written again."
+            raise HfsynError(problem, "Save it as UTF-8, or remove it.", code=ExitCode.PREFLIGHT) from None
 
-    def refs(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The commit of each tag, and of each branch."""
-        refs = self.call(
-            f"list the versions of {self.repo_id}", self.api.list_repo_refs, self.repo_id, repo_type=self.repo_type
-        )
-        tags, branches = ({ref.name: str(ref.target_commit) for ref in kind} for kind in (refs.tags, refs.branches))
-        return tags, branches
+    def fetch(self, path: str, commit: str, folder: Path) -> Path:
+        """Download a file into a folder, outside the cache."""
+        what = f"fetch {path} of {self.repo_id}"
+        return Path(self.ask(what, "hf_hub_download", path, revision=commit, local_dir=folder))
 
-    def create(self, *, private: bool | None) -> None:
-        """Make the repository if it is not there."""
+    def tags(self) -> dict[str, str]:
+        """The commit of each tag."""
+        refs = self.ask(f"list the versions of {self.repo_id}", "list_repo_refs")
+        return {ref.name: str(ref.target_commit) for ref in refs.tags}
+
+    def do(self, what: str, send: Callable[[], object], is_done: Callable[[int], bool]) -> None:
+        """Make a change as `call` does; `is_done` tells by an error's status whether an earlier try has made it."""
         from huggingface_hub.errors import HfHubHTTPError
 
-        def send() -> None:
+        def attempt() -> None:
             try:
-                self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private)
+                send()
             except HfHubHTTPError as error:
-                # 409: there is one, made by an earlier try whose answer was lost perhaps; or another is being made.
-                if status_of(error)[0] != 409 or self.head() is None:
+                if not is_done(status_of(error)[0]):
                     raise
 
-        self.call(f"create {self.repo_id}", send)
+        self.call(what, attempt)
+
+    def create(self, *, private: bool | None) -> None:
+        """Make the repository if it does not exist."""
+        self.do(
+            f"create {self.repo_id}",
+            lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private),
+            lambda status: status == 409 and self.head() is not None,  # it exists, and is not just being made
+        )
 
     def send(self, files: Mapping[str, LocalFile], *, sent: Callable[[int], None] = lambda size: None) -> None:
-        """Send contents ahead, so that the commit that names them takes a moment. What the Hub has is not sent again.
+        """Send contents ahead, so that their commit takes a moment; what the Hub has is not sent again.
 
-        Args:
-            files: by path.
-            sent: told the bytes as they arrive.
+        `sent` is called with the number of bytes that have arrived.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -252,27 +248,17 @@ class HubRepo:
                     self._waiting[name, file.sha256] = added
             # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
             operations = [self._waiting[name, file.sha256] for name, file in portion.items()]
-            self.call(
-                f"send files to {self.repo_id}",
-                self.api.preupload_lfs_files,
-                self.repo_id,
-                operations,
-                repo_type=self.repo_type,
-                free_memory=False,
-            )
+            self.ask(f"send files to {self.repo_id}", "preupload_lfs_files", operations, free_memory=False)
             sent(sum(file.size for file in portion.values()))
 
     def commit(
         self, add: Mapping[str, LocalFile], delete: Sequence[str], *, parent: str, message: str, revision: str = "main"
     ) -> str:
-        """One commit on top of `parent`; contents that the Hub has are not sent again.
+        """One commit on top of `parent`, the last known head of a branch or of the ref of a pull request.
 
         Args:
-            add: what is new or changed, by path.
+            add: new and changed files by path; contents that the Hub has are not sent again.
             delete: paths; that of a folder ends with a slash.
-            parent: the head of the revision, as far as is known.
-            message: of the commit.
-            revision: a branch, or the ref of a pull request.
 
         Raises:
             HeadMovedError: the head has moved on from `parent`.
@@ -306,68 +292,39 @@ class HubRepo:
         return commit
 
     def branch(self, name: str, start: str) -> None:
-        """Make a branch that begins at a commit, if it is not there."""
-        self.call(
-            f"make the branch {name} of {self.repo_id}",
-            self.api.create_branch,
-            self.repo_id,
-            branch=name,
-            revision=start,
-            repo_type=self.repo_type,
-            exist_ok=True,
+        """Make a branch that begins at a commit, if it does not exist."""
+        self.ask(
+            f"make the branch {name} of {self.repo_id}", "create_branch", branch=name, revision=start, exist_ok=True
         )
 
     def drop_branch(self, name: str) -> None:
-        """Remove a branch, if it is there."""
-        from huggingface_hub.errors import HfHubHTTPError
-
-        def send() -> None:
-            try:
-                self.api.delete_branch(self.repo_id, branch=name, repo_type=self.repo_type)
-            except HfHubHTTPError as error:
-                if status_of(error)[0] not in (403, 404) or self.head(name) is not None:
-                    raise
-
-        self.call(f"remove the branch {name} of {self.repo_id}", send)
-
-    def fetch(self, path: str, commit: str, folder: Path) -> Path:
-        """Download a file into a folder, outside the cache."""
-        found = self.call(
-            f"fetch {path} of {self.repo_id}",
-            self.api.hf_hub_download,
-            self.repo_id,
-            path,
-            repo_type=self.repo_type,
-            revision=commit,
-            local_dir=folder,
+        """Remove a branch, if it exists."""
+        self.do(
+            f"remove the branch {name} of {self.repo_id}",
+            lambda: self.api.delete_branch(self.repo_id, branch=name, repo_type=self.repo_type),
+            lambda status: status in (403, 404) and self.head(name) is None,
         )
-        return Path(found)
 
     def tag(self, name: str, commit: str, message: str) -> None:
-        """Set a tag on a commit; it is fine if it stands there already.
+        """Set a tag on a commit, if it is not there already.
 
         Raises:
-            HfsynError: the tag stands on another commit.
+            HfsynError: the tag is on another commit.
         """
-        from huggingface_hub.errors import HfHubHTTPError
+        where = {"tag": name, "revision": commit, "repo_type": self.repo_type}
 
-        def send() -> None:
-            try:
-                self.api.create_tag(
-                    self.repo_id, tag=name, tag_message=message, revision=commit, repo_type=self.repo_type
-                )
-            except HfHubHTTPError as error:
-                # 409: there is such a tag. Maybe it is ours, and only the answer to an earlier try was lost.
-                if status_of(error)[0] != 409 or (standing := self.head(name)) is None:
-                    raise
-                if standing != commit:
-                    raise taken(self.repo_id, name, standing) from None
+        def is_done(status: int) -> bool:
+            standing = self.head(name) if status == 409 else None
+            if standing not in (None, commit):
+                raise taken(self.repo_id, name, str(standing)) from None
+            return standing is not None
 
-        self.call(f"tag {name} of {self.repo_id}", send)
+        what = f"tag {name} of {self.repo_id}"
+        self.do(what, lambda: self.api.create_tag(self.repo_id, tag_message=message, **where), is_done)
 
 
 def _limit_silence() -> None:
-    """Let the client's connections time out: by default they wait for ever for a Hub that says nothing."""
+    """Let the client's connections time out: by default they wait forever for a Hub that is silent."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
@@ -381,7 +338,7 @@ def _limit_silence() -> None:
 
 
 def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
-    """Somebody else was faster."""
+    """The error where another publisher was faster."""
     return HfsynError(
         f"The version {tag} of {repo_id} was taken meanwhile (commit {commit[:12]}).", "Publish under another version."
     )

@@ -1,4 +1,4 @@
-"""What a token may do, as the Hub tells."""
+"""What a token may do, as the Hub says."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What a token may do, as `whoami` tells."""
+    """What a token may do, as `whoami` says."""
 
-    role: str
-    """``read``, ``write``, ``fineGrained`` or what else the Hub says."""
-    write: bool
-    """Whether it may write to the owner's repositories."""
-    more: tuple[str, ...] = ()
-    """Rights beyond reading and writing repositories of that owner."""
-    pulls: bool = True
-    """Whether it may open and merge pull requests there."""
+    role: str  # `read`, `write`, `fineGrained` or what else the Hub says
+    write: bool  # whether it may write to the owner's repositories
+    more: tuple[str, ...] = ()  # rights beyond reading and writing repositories of that owner
+    pulls: bool = True  # whether it may open and merge pull requests there
 
 
 def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
@@ -32,8 +28,7 @@ def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
     fine = token.get("fineGrained") or {}
     write, pulls, more = False, False, [str(right) for right in fine.get("global") or ()]
     for scope in fine.get("scoped") or ():
-        entity = scope.get("entity") or {}
-        name = str(entity.get("name") or "")
+        name = str((scope.get("entity") or {}).get("name") or "")
         permissions = [str(permission) for permission in scope.get("permissions") or ()]
         mine = name == owner or name.startswith(f"{owner}/")
         write |= mine and "repo.write" in permissions

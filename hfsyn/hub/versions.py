@@ -43,5 +43,5 @@ def parse_version(text: str) -> Version:
 
 
 def versions_among(tags: Iterable[str]) -> list[Version]:
-    """The versions among tags, oldest first; other tags are somebody else's."""
+    """The versions among tags, oldest first; other tags are not ours."""
     return sorted(parse_version(tag) for tag in tags if tag.startswith("v") and _FORM.fullmatch(tag))

@@ -1,4 +1,5 @@
 """What a recipe would make, before anything is spent: counts, prompts, truncations, shards, disk, upload, time, cost.
+
 No model is loaded and no image is read.
 """
 
@@ -7,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,9 @@ from builders.runs.layout import shard_count
 from builders.variants import get_variant
 from builders.wording import hours_text, quoted, size_text
 from hfsyn.errors import HfsynError
-from hfsyn.hub.limits import commits_for
+from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
-from hfsyn.outlook.costs import Hours, hours, image_size
-from hfsyn.outlook.devices import UTILISATION
+from hfsyn.outlook.costs import UTILISATION, Hours, hours, image_size
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 from hfsyn.runs.pins import pin_prompt, pinned
 from hfsyn.runs.plan import read_captions
@@ -45,46 +45,27 @@ class Forecast:
     recipe: str
     fingerprint: str
     source: str
-    counts: str
-    """Where they are from: ``of the source``, ``of this run`` or ``from the variant's table``."""
-    why: str
-    """Why the source was not asked itself; empty where it was."""
+    counts: str  # where the counts come from: `of the source`, `of this run` or `from the variant's table`
+    why: str  # why the source was not indexed; empty where it was
     real_images: int
     classes: int
     images: int
-    images_per_class: tuple[int, int]
-    """Smallest and largest; the mean twice where the counts are the table's."""
-    captions: str
-    """Where captions were taken from: ``none needed``, ``of this run`` or ``not made yet``."""
+    images_per_class: tuple[int, int]  # smallest and largest; the mean twice where the counts are the table's
+    captions: str  # where the captions come from: `none needed`, `of this run` or `not made yet`
     unique_prompts: int | None
-    """None as long as it depends on captions or, by a strategy that chooses, on images that are not here."""
+    """None where it depends on captions, or on which images there are, and these are not known yet."""
     limits: tuple[Limit, ...]
-    """What each text encoder would cut; empty where captions or tokenizers are not at hand."""
+    """What each text encoder would cut, the longest first; empty where captions or tokenizers are missing."""
     first_prompts: tuple[str, ...]
     shards: int
-    disk_bytes: int
-    upload_bytes: int
+    disk_bytes: int  # of the run, which are also those of its first publication
     upload_files: int
-    commits: int
-    """Of the first publication."""
+    commits: int  # of the first publication
     hours_of: dict[str, Hours]
-    """Estimated hours of one device of each kind; empty where the models' cost is not known."""
-    price: float | None = None
-    """USD an hour of one device."""
-    classes_without_images: tuple[str, ...] = ()
-    """Ids that a class map has and its source does not."""
-    left_out: dict[str, int] = field(default_factory=dict)
-    """What lies in the source and is not read, by reason."""
-
-    @property
-    def truncated(self) -> int | None:
-        """Images whose prompt no text encoder takes whole; None where that was not counted."""
-        return self.limits[0].truncated if self.limits else None
-
-    @property
-    def max_tokens(self) -> int | None:
-        """What the text encoder takes that takes the most."""
-        return self.limits[0].max_tokens if self.limits else None
+    """Estimated hours of one device of each kind; empty where the cost of the models is not known."""
+    price: float | None = None  # USD an hour of one device
+    classes_without_images: tuple[str, ...] = ()  # ids of a class map that the source has no image of
+    left_out: dict[str, int] = field(default_factory=dict)  # what lies in the source and is not read, by reason
 
     @property
     def hours(self) -> dict[str, float]:
@@ -98,67 +79,64 @@ class Forecast:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        found = {"truncated": self.truncated, "max_tokens": self.max_tokens, "hours": self.hours, "cost": self.cost}
-        return asdict(self) | found | {"utilisation": UTILISATION}
+        first = self.limits[0] if self.limits else None
+        truncations = {"truncated": first and first.truncated, "max_tokens": first and first.max_tokens}
+        computed = {"upload_bytes": self.disk_bytes, "hours": self.hours, "cost": self.cost}
+        return asdict(self) | truncations | computed | {"utilisation": UTILISATION}
 
     def text(self) -> str:
         """For people."""
         low, high = self.images_per_class
-        exactly = "about " if self.why else ""
-        lines = [
-            f"recipe        {self.recipe}  {self.fingerprint[:12]}",
-            f"source        {self.source}: {self.real_images} real images of {self.classes} classes "
-            f"(counts {self.counts})",
-            *([f"              not indexed: {self.why}"] if self.why else []),
-            *(
-                [f"              no image of {quoted(self.classes_without_images)}, which the class map has"]
-                if self.classes_without_images
-                else []
-            ),
-            *(f"              left out: {reason}, {count}" for reason, count in self.left_out.items()),
-            f"images        {self.images}: {exactly}{low}" + (f" to {high}" if high != low else "") + " a class",
-            f"captions      {self.captions}",
-            f"prompts       {'?' if self.unique_prompts is None else self.unique_prompts} different",
-            *(f"              {prompt}" for prompt in self.first_prompts),
-            f"truncated     {self._truncations()}",
-            f"shards        {self.shards}",
-            f"disk          about {size_text(self.disk_bytes)}",
-            f"upload        about {size_text(self.upload_bytes)}: {self.upload_files} files in {self.commits} "
-            f"commit{'s' if self.commits > 1 else ''}",
-            f"time          {self._times()}",
-        ]
-        if self.price is not None:
-            costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
-            lines.append(f"cost          {f'USD at {self.price:g} an hour: {costs}' if costs else 'not known'}")
-        return "\n".join(lines)
-
-    def _truncations(self) -> str:
-        if not self.limits:
-            return "not counted (captions or tokenizer are not at hand)"
         about = "about " if self.why else ""
+        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
+        costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
+        cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
+        real, missing = f"{self.real_images} real images", quoted(self.classes_without_images)
+        lines = [
+            ("recipe", f"{self.recipe}  {self.fingerprint[:12]}"),
+            ("source", f"{self.source}: {real} of {self.classes} classes (counts {self.counts})"),
+            ("", f"not indexed: {self.why}" if self.why else None),
+            ("", f"no image of {missing}, which the class map has" if missing else None),
+            *(("", f"left out: {reason}, {count}") for reason, count in self.left_out.items()),
+            ("images", f"{self.images}: {about}{low}{f' to {high}' if high != low else ''} a class"),
+            ("captions", self.captions),
+            ("prompts", f"{'?' if self.unique_prompts is None else self.unique_prompts} different"),
+            *(("", prompt) for prompt in self.first_prompts),
+            ("truncated", self._truncations(about)),
+            ("shards", f"{self.shards}"),
+            ("disk", f"about {size_text(self.disk_bytes)}"),
+            ("upload", f"about {size_text(self.disk_bytes)}: {self.upload_files} files in {commits}"),
+            ("time", self._times()),
+            ("cost", None if self.price is None else cost),
+        ]
+        return "\n".join(f"{name:14}{text}" for name, text in lines if text is not None)
+
+    def _truncations(self, about: str) -> str:
+        if not self.limits:
+            return "not counted (the captions or the tokenizer are not on this machine yet)"
         first, *others = self.limits
         also = [f"{about}{other.truncated} over the {other.max_tokens} of {other.encoder}" for other in others]
-        more = f" ({', '.join(also)})" if also and any(o.max_tokens != first.max_tokens for o in others) else ""
+        more = f" ({', '.join(also)})" if any(other.max_tokens != first.max_tokens for other in others) else ""
         return f"{about}{first.truncated} of {self.images} prompts over {first.max_tokens} tokens{more}"
 
     def _times(self) -> str:
         here = "`hfsyn plan RECIPE --probe N` measures here"
         if self.hours:
-            return f"about {_said(self.hours)} (one device, at {UTILISATION:.0%} of its peak)"
+            return f"about {_by_device(self.hours)} (one device, at {UTILISATION:.0%} of its peak)"
         alone = {device: found.images for device, found in self.hours_of.items() if found.images is not None}
         if alone:
-            return f"about {_said(alone)} for the images, at {UTILISATION:.0%}; for the captions not known: {here}"
+            return f"about {_by_device(alone)} for the images, at {UTILISATION:.0%}; for the captions not known: {here}"
         return f"not known for these models: {here}"
 
 
-def _said(hours: Mapping[str, float]) -> str:
+def _by_device(hours: Mapping[str, float]) -> str:
     return ", ".join(f"{hours_text(some)} on {device}" for device, some in hours.items())
 
 
 def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: float | None = None) -> Forecast:
     """What a recipe would make.
 
-    The source is indexed, without reading an image; where it is on the Hub and cannot be reached, the counts are those
+    The source is indexed without reading an image. Where it is on the Hub and cannot be reached, the counts are those
     of the variant's table.
 
     Args:
@@ -167,39 +145,30 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         price: USD an hour of one device, for the cost.
 
     Raises:
-        HfsynError: the source is missing or empty, or the run has other real images or captions; or the images cannot
-            be read as they are needed.
+        HfsynError: the source is missing or empty, the run has other real images or captions, or the source cannot be
+            read in the order that the recipe needs.
     """
-    folder = None if run_folder is None else Path(run_folder)
-    there = folder is not None and layout.is_run_folder(folder) and (folder / layout.SOURCE).exists()
-    run = load_run(folder) if folder is not None and there else None
+    run = _run_at(run_folder)
     recipe = pinned(recipe, run.recipe) if run is not None else pin_prompt(recipe)
     check_order(recipe)
     left_out: dict[str, int] = {}
     found = _lines(recipe, run, left_out)
-    needed = takes_text(recipe)
     each = recipe.prompt.images_per_caption
     if isinstance(found, TableCounts):
-        made, known = None, not needed
-        counts, why, real, classes = "from the variant's table", found.why, found.images, found.classes
-        origin = _NOT_YET if needed else "none needed"
+        made, counts, origin = None, "from the variant's table", _NOT_YET if takes_text(recipe) else "none needed"
+        why, real, classes = found.why, found.images, found.classes
         low = high = round(real * each / classes)
         prompts, unique = _prompts_by_class(recipe, real * each)
     else:
-        made, origin, counts = found
-        known, why = origin != _NOT_YET, ""
+        (made, origin, counts), why = found, ""
         sizes = made.per_class.values()
         real, classes, low, high = len(made) // each, len(sizes), min(sizes), max(sizes)
         prompts, unique = ((prompt, 1) for prompt in made.prompts()), None
+    known = origin != _NOT_YET
+    first, limited, different = _prompts(recipe, prompts, known=known)
     images = real * each
-    different = _Different(prompts)
-    first, prompts = _first(different)
-    limited = limits(recipe.generate, prompts) if known else ()
-    if known and made is not None:
-        deque(prompts, maxlen=0)  # what the limits left
-        unique = different.count
-    stored = stored_bytes(recipe, images)
-    files, commits = _upload(recipe, real, images)
+    # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
+    files = 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
     return Forecast(
         recipe=recipe.name,
         fingerprint=fingerprint(recipe),
@@ -211,14 +180,13 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         images=images,
         images_per_class=(low, high),
         captions=origin,
-        unique_prompts=unique if known else None,
+        unique_prompts=None if not known else unique if made is None else different,
         limits=limited,
         first_prompts=first,
         shards=shard_count(images, recipe.store.shard_rows),
-        disk_bytes=stored,
-        upload_bytes=stored,
+        disk_bytes=stored_bytes(recipe, images),
         upload_files=files,
-        commits=commits,
+        commits=commits_for(files - 1),
         hours_of=hours(recipe, real, images),
         price=price,
         classes_without_images=_without_images(recipe, made),
@@ -226,16 +194,46 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     )
 
 
+def _run_at(folder: str | Path | None) -> Run | None:
+    """The run in a folder, if there is one whose source is indexed."""
+    path = None if folder is None else Path(folder).expanduser()
+    there = path is not None and layout.is_run_folder(path) and (path / layout.SOURCE).exists()
+    return load_run(path) if path is not None and there else None
+
+
+def _prompts(
+    recipe: Recipe, prompts: Iterable[tuple[str, int]], *, known: bool
+) -> tuple[tuple[str, ...], tuple[Limit, ...], int]:
+    """The first different prompts, what the text encoders would cut, and how many prompts differ.
+
+    The last two are only counted where the prompts are `known`; the prompts are read once, as there may be millions.
+    """
+    seen: set[bytes] = set()
+
+    def noted() -> Iterator[tuple[str, int]]:
+        for prompt, images in prompts:
+            seen.add(digest_of(prompt))
+            yield prompt, images
+
+    passing = noted()
+    head = list(islice(passing, 50))
+    found: tuple[Limit, ...] = ()
+    if known:
+        found = limits(recipe.generate, chain(head, passing))
+        deque(passing, maxlen=0)  # what the limits left
+    return tuple(dict.fromkeys(prompt for prompt, _ in head))[:5], found, len(seen)
+
+
 def _without_images(recipe: Recipe, made: Plan | None) -> tuple[str, ...]:
     variant = get_variant(recipe.source.variant)
-    if made is None or not variant.label_ids:  # a variant of the table is whole: a part of it is what somebody chose
+    if made is None or not variant.label_ids:  # of a variant of the table people may well use a part
         return ()
     there = made.per_class
     return tuple(info.wnid for info in variant.classes if info.wnid not in there)
 
 
 def _lines(recipe: Recipe, run: Run | None, left_out: dict[str, int]) -> tuple[Plan, str, str] | TableCounts:
-    """The plan, where its captions and its counts are from; or what the table says."""
+    """The plan, and where its captions and its counts come from; or the counts of the variant's table."""
     needed = takes_text(recipe)
     text, origin = (_PLACEHOLDER, _NOT_YET) if needed else (None, "none needed")
     captions: Iterable[Caption]
@@ -256,38 +254,30 @@ def _lines(recipe: Recipe, run: Run | None, left_out: dict[str, int]) -> tuple[P
         captions, origin = with_texts(recipe, captions), f"of {recipe.prompt.captions_file}"
     made = plan(recipe, captions)
     if not made:
-        raise HfsynError(
-            f"The source {recipe.source.variant} ({recipe.source.split}) holds no image.",
-            "Check source.path and source.split.",
-        )
+        problem = f"The source {recipe.source.variant} ({recipe.source.split}) has no images."
+        raise HfsynError(problem, "Check source.path and source.split.")
     return made, origin, counts
 
 
 def _refuse_other(recipe: Recipe, run: Run) -> None:
     """Refuse the captions of other images, or of another captioner."""
-    fields = [
-        (key, old, new)
-        for key, old, new in difference(run.recipe, recipe)
-        if key.startswith(("source.", "caption")) and not (key.endswith((".revision", ".path")) and new is None)
-    ]
-    if fields:
-        key, old, new = fields[0]
-        raise HfsynError(
-            f"The run {run.folder} has other real images or captions: {key} is {old!r} there, {new!r} here.",
-            "Leave --out away, or name a run of this source and this captioner.",
-        )
+    for key, old, new in difference(run.recipe, recipe):
+        if key.startswith(("source.", "caption")) and not (key.endswith((".revision", ".path")) and new is None):
+            raise HfsynError(
+                f"The run {run.folder} has other real images or captions: {key} is {old!r} there, {new!r} here.",
+                "Leave --out away, or name a run of this source and this captioner.",
+            )
 
 
 def _prompts_by_class(recipe: Recipe, images: int) -> tuple[Iterable[tuple[str, int]], int | None]:
-    """One prompt of each class with its share of the images, and how many prompts differ; None where a strategy chooses
-    by image.
+    """One prompt of each class with its share of the images, and how many prompts differ; None where the strategy
+    chooses by image.
     """
-    variant = get_variant(recipe.source.variant)
     text = _PLACEHOLDER if takes_text(recipe) else None
-    # A strategy that writes sixteen prompts of a class alike writes them all alike.
+    # A strategy that writes sixteen equal prompts for a class writes the same for all its images.
     made = plan(
         recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"images_per_caption": 1})}),
-        (Caption(f"{info.wnid}/{k}", info.wnid, text) for info in variant.classes for k in range(16)),
+        (Caption(f"{c.wnid}/{k}", c.wnid, text) for c in get_variant(recipe.source.variant).classes for k in range(16)),
     )
     by_class: dict[str, set[str]] = {}
     for spec in made:
@@ -298,70 +288,29 @@ def _prompts_by_class(recipe: Recipe, images: int) -> tuple[Iterable[tuple[str, 
     return firsts, None if chooses else made.unique_prompts
 
 
-class _Different:
-    """Prompts as they pass, and how many different ones have passed."""
-
-    def __init__(self, prompts: Iterable[tuple[str, int]]) -> None:
-        self._prompts = prompts
-        self._seen: set[bytes] = set()
-
-    @property
-    def count(self) -> int:
-        """How many there were."""
-        return len(self._seen)
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        for prompt, images in self._prompts:
-            self._seen.add(digest_of(prompt))
-            yield prompt, images
-
-
-def _first(prompts: Iterable[tuple[str, int]]) -> tuple[tuple[str, ...], Iterator[tuple[str, int]]]:
-    """The first prompts that differ, and all of them again."""
-    left = iter(prompts)
-    head = list(islice(left, 50))
-
-    def again() -> Iterator[tuple[str, int]]:
-        yield from head
-        yield from left
-
-    return tuple(dict.fromkeys(prompt for prompt, _ in head))[:5], again()
-
-
 def stored_bytes(recipe: Recipe, images: int) -> int:
-    """What so many images take on the disk, with all that stands beside them; an estimate."""
+    """Bytes that images take on the disk with their rows and indexes; an estimate."""
     width, height = image_size(recipe.generate)
     pixels = width * height if recipe.store.size is None else recipe.store.size**2
     return round(images * (pixels * _BYTES_PER_PIXEL[recipe.store.format] + _BYTES_A_ROW))
 
 
 def disk_needed(recipe: Recipe, run_folder: str | Path | None = None) -> int:
-    """Bytes that a run still takes on the disk; an estimate, for which the Hub is not asked.
-
-    Args:
-        recipe: the recipe.
-        run_folder: where the run is or will be; what it holds already is taken off.
+    """Bytes that a run needs on the disk beyond those that its folder has; an estimate, for which no Hub is asked.
 
     Raises:
-        HfsynError: the source is missing, or nothing says how many images it has.
+        HfsynError: the source is missing, or its size is not known.
     """
-    folder = None if run_folder is None else Path(run_folder).expanduser()
     there = 0
-    if folder is not None and layout.is_run_folder(folder) and (folder / layout.SOURCE).exists():
-        real = load_run(folder).source_rows
-        there = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
+    if (run := _run_at(run_folder)) is not None:
+        real = run.source_rows
+        there = sum(path.stat().st_size for path in run.folder.rglob("*.parquet"))
     elif recipe.source.path is None and not get_variant(recipe.source.variant).drawn:
         real = in_table(recipe.source)
     else:
         real = sum(1 for _ in indexed(recipe, None))
     if not real:
-        raise HfsynError(f"Nothing says how many images {recipe.source.variant} has.", "Name its folder: source.path")
+        raise HfsynError(
+            f"The number of images in {recipe.source.variant} is not known.", "Name its folder: source.path"
+        )
     return max(0, stored_bytes(recipe, real * recipe.prompt.images_per_caption) - there)
-
-
-def _upload(recipe: Recipe, real: int, images: int) -> tuple[int, int]:
-    """Files that a first publication sends, and its commits."""
-    shards = shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)
-    # Each shard has its sidecar; recipe, index, plan, list of what was set aside, manifest, preview, card; two markers.
-    files = 2 * shards + 9
-    return files, commits_for(files - 1)

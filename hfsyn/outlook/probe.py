@@ -1,4 +1,4 @@
-"""A few images of a plan, made here and thrown away: what one takes on this machine, measured rather than estimated."""
+"""A few images of a plan, made here and thrown away: how long one takes on this machine, measured, not estimated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,11 @@ from hfsyn.runs.tables import write_groups
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long one takes in one process."""
+    """How long one image takes in one process."""
 
-    seconds: float
-    """Of one, in the steady state: loading left out, and the first batch too where there were others."""
-    measured: int
-    """On how many."""
-    warm: bool
-    """Whether a batch came before them."""
+    seconds: float  # of one in the steady state: without loading, and without the first batch where there were others
+    measured: int  # number of images that the time was averaged over
+    warm: bool  # whether a batch came before them
     device: str
 
 
@@ -53,12 +50,7 @@ class Projection:
 
     hours: float
     processes: int
-    cost: float | None
-    """USD of all processes together; None without a price."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+    cost: float | None  # USD of all processes together; None without a price
 
     def text(self) -> str:
         """For people, in one line."""
@@ -70,30 +62,23 @@ class Projection:
 class Probe:
     """What was measured on this machine."""
 
-    captions: Pace
-    """A real image: read, decoded and, where the recipe has a captioner, captioned."""
-    images: Pace
-    """A synthetic image: drawn, encoded and stored."""
+    captions: Pace  # of a real image: read, decoded and, where the recipe has a captioner, captioned
+    images: Pace  # of a synthetic image: generated, encoded and stored
 
     def projected(self, real: int, images: int, processes: int = 1, price: float | None = None) -> Projection:
-        """What so many real and synthetic images take in processes that each have what this one had.
-
-        `price` is USD an hour of one of these devices.
-        """
+        """A run of this many real and synthetic images, in processes like this one; `price` is USD an hour of each."""
         hours = (real * self.captions.seconds + images * self.images.seconds) / processes / 3600
         return Projection(round(hours, 4), processes, None if price is None else round(hours * processes * price, 2))
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
     def text(self) -> str:
         """For people, in one line."""
-        cold = "" if self.images.warm and self.captions.warm else ", the first batch among them"
-        return (
-            f"{_seconds(self.images.seconds)} an image and {_seconds(self.captions.seconds)} a real one "
-            f"({self.images.measured} and {self.captions.measured} of them{cold}) on {self.images.device}"
+        image, real = (
+            f"{pace.seconds:.2f} s" if pace.seconds >= 0.1 else f"{pace.seconds * 1000:.1f} ms"
+            for pace in (self.images, self.captions)
         )
+        cold = "" if self.images.warm and self.captions.warm else ", the first batch among them"
+        count = f"{self.images.measured} and {self.captions.measured} of them{cold}"
+        return f"{image} an image and {real} a real one ({count}) on {self.images.device}"
 
 
 def probe(
@@ -106,17 +91,14 @@ def probe(
     captioner: Captioner | None = None,
     generator: ImageGenerator | None = None,
 ) -> Probe:
-    """Make some images of a recipe's plan as a run would, in a temporary folder, and see how long it takes.
+    """Make some images of a recipe's plan as a run would, in a temporary folder, and measure how long it takes.
 
-    Captions and images are made in whole batches, one of which comes before the measured ones and one after them.
-    Nothing is left behind but what the Hub's cache keeps of models and sources.
+    Captions and images are made in whole batches, with one more batch before and one after the measured ones. Only
+    models and sources in the Hub's cache stay.
 
     Args:
-        recipe: the recipe.
         count: images, >= 1; rounded up to whole batches. A source with fewer gives what it has.
-        device: a torch device; None picks one.
-        options: as for the run that is planned.
-        say: told what is being done.
+        say: called with a line about each step.
         captioner, generator: in place of the recipe's models (for tests).
 
     Raises:
@@ -132,7 +114,7 @@ def probe(
     with tempfile.TemporaryDirectory(prefix="hfsyn-probe-") as temporary:
         folder = Path(temporary)
         whole = prepare(_few(recipe, real), folder / "few")
-        if whole.source_rows < real:  # it has not all the classes, or fewer images of some
+        if whole.source_rows < real:  # the source lacks some classes, or has fewer images of some
             whole = prepare(recipe, folder / "all")
         chosen = _first_lines(whole, real)
         first = _run(folder / "captions", whole, captioned_at_once, chosen)
@@ -142,11 +124,10 @@ def probe(
         caption(first, device=device, quiet=True, options=options, captioner=captioner)
         lines = plan(first.recipe, read_captions(first.caption_shards()))[:images]
         if not lines:
-            raise HfsynError(
-                f"None of the {first.source_rows} images that were tried can be read.", "Check source.path."
-            )
+            problem = f"None of the {first.source_rows} images that were tried can be read."
+            raise HfsynError(problem, "Check source.path.")
         second = _run(folder / "images", whole, drawn_at_once, chosen)
-        _cut_anew(first, second)
+        _copy_captions(first, second)
         write_lines(second.folder / layout.PLAN, lines, drawn_at_once)
         write_marker(second.folder / layout.PLAN, len(lines), second.fingerprint)
         say(f"probing: {len(lines)} images, after the model is loaded")
@@ -155,12 +136,12 @@ def probe(
 
 
 def _whole(count: int, batch: int) -> int:
-    """So many in whole batches, with one more before them to warm up and one after them that keeps the device busy."""
+    """The count in whole batches, with one more before to warm up and one after to keep the device busy."""
     return (math.ceil(count / batch) + 2) * batch
 
 
 def _few(recipe: Recipe, real: int) -> Recipe:
-    """The recipe with as few images a class as give so many in all: indexing a large source takes its time."""
+    """The recipe with just enough images a class for `real` in all: indexing a large source takes long."""
     enough = math.ceil(real / len(get_variant(recipe.source.variant).classes))
     limit = min(enough, recipe.source.limit_per_class or enough)
     return recipe.model_copy(update={"source": recipe.source.model_copy(update={"limit_per_class": limit})})
@@ -173,7 +154,7 @@ def _first_lines(run: Run, count: int) -> list[dict[str, Any]]:
 
 
 def _run(folder: Path, whole: Run, shard_rows: int, lines: Sequence[dict[str, Any]]) -> Run:
-    """A run folder of these real images, a batch a shard."""
+    """A run folder of these real images with one batch a shard."""
     recipe = whole.recipe
     store = recipe.store.model_copy(update={"shard_rows": min(shard_rows, 100_000)})
     shutil.copytree(whole.folder, folder, ignore=shutil.ignore_patterns("source.*", layout.LOCKS))
@@ -189,8 +170,8 @@ def _run(folder: Path, whole: Run, shard_rows: int, lines: Sequence[dict[str, An
     return load_run(folder)
 
 
-def _cut_anew(first: Run, second: Run) -> None:
-    """Give the captions of a run to another of the same images, whose shards have another size."""
+def _copy_captions(first: Run, second: Run) -> None:
+    """Copy the captions of a run to another run of the same images with other shard sizes."""
     table = pa.concat_tables([pq.read_table(shard) for shard in first.caption_shards()])
     for number, shard in enumerate(second.caption_shards()):
         shard.parent.mkdir(exist_ok=True)
@@ -199,9 +180,7 @@ def _cut_anew(first: Run, second: Run) -> None:
 
 
 def _pace(shards: Sequence[Path]) -> Pace:
-    """From when the shards were finished, one after the other. The next is begun before one is: as long as another
-    follows, this lag is the same for all of them.
-    """
+    """From the times at which shards were finished: the next was begun before, so all but the last lag alike."""
     done = sorted((sidecar_of(shard) for shard in shards if is_done(shard)), key=_finished)
     sidecars = [load_sidecar(path) for path in done]
     lines = [sidecar.stop - sidecar.start for sidecar in sidecars]
@@ -215,7 +194,3 @@ def _pace(shards: Sequence[Path]) -> Pace:
 
 def _finished(sidecar: Path) -> float:
     return sidecar.stat().st_mtime_ns / 1e9
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 0.1 else f"{seconds * 1000:.1f} ms"

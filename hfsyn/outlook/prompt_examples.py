@@ -1,4 +1,4 @@
-"""What a strategy writes, looked at before a recipe is made of it."""
+"""The prompts that a strategy writes for some classes, to look at before choosing it."""
 
 from __future__ import annotations
 
@@ -24,45 +24,40 @@ _EXAMPLES = 10
 class Examples:
     """Prompts of the first classes of a variant."""
 
-    rows: tuple[dict[str, Any], ...]
-    """``wnid``, ``class``, ``tokens`` and ``prompt`` of each."""
-    remarks: tuple[str, ...]
-    """What a reader should know: whose tokens, whose texts, what else belongs to the strategy."""
+    rows: tuple[dict[str, Any], ...]  # `wnid`, `class`, `tokens` and `prompt` of each
+    remarks: tuple[str, ...]  # which tokenizer counted, what the text stands for, what else belongs to the strategy
 
 
 def examples(name: str, variant: str, text: str, *, domain: str | None = None, recipe: str) -> Examples:
-    """What a strategy writes for the first ten classes of a variant.
+    """What a strategy, or a function ``path/to/file.py:function``, writes for the first ten classes of a variant.
 
     Args:
-        name: of a strategy, or ``path/to/file.py:function``.
-        variant: whose classes; the file of a class map too.
+        variant: a variant, or the file of a class map.
         text: stands for a caption, or for what a language model or a file would say.
         domain: the word of the strategy ``domain``; None is ``pet`` there.
-        recipe: whose generator's tokens are counted, if its tokenizer is at hand.
+        recipe: whose generator's tokenizer counts the tokens, if it is on this machine.
 
     Raises:
-        HfsynError: there is no such strategy or recipe, or the function is no good; or the strategy has no place for
+        HfsynError: there is no such strategy or recipe, the function cannot be used, or the strategy has no place for
             the domain.
-        DataError: there is no such variant, or the file is no class map.
+        DataError: there is no such variant, or the file is not a class map.
     """
     known = find_variant(variant)
-    classes, variant = known.classes, known.name
     if is_user_strategy(name):
         name = absolute(name)
-        check_function(name, None, variant, captions=True)
+        check_function(name, None, known.name, captions=True)
     part = PromptPart(strategy=name, domain="pet" if domain is None and name == "domain" else domain)
     strategy = strategy_of(part)
     check_domain(part)
-    check_words(classes, strategy.name, strategy.template)
+    check_words(known.classes, strategy.name, strategy.template)
     given = text if strategy.needs_caption or is_user_strategy(name) else None
-    prompts = [
-        strategy.write(info, given, Random(seed_of(0, info.wnid, purpose="prompt"))) for info in classes[:_EXAMPLES]
-    ]
+    classes = known.classes[:_EXAMPLES]
+    prompts = [strategy.write(info, given, Random(seed_of(0, info.wnid, purpose="prompt"))) for info in classes]
     tokenizer, whose = _tokenizer(load_recipe(recipe).generate)
     counts = [len(ids) for ids in tokenizer(prompts, truncation=False, verbose=False).input_ids]
     rows = tuple(
         {"wnid": info.wnid, "class": info.name, "tokens": count, "prompt": prompt}
-        for info, count, prompt in zip(classes, counts, prompts, strict=False)
+        for info, count, prompt in zip(classes, counts, prompts, strict=True)
     )
     return Examples(rows, (f"tokens are counted by {whose}", *_remarks(name, given)))
 
@@ -83,18 +78,17 @@ def _remarks(name: str, given: str | None) -> list[str]:
 
 
 def _tokenizer(part: GeneratePart) -> tuple[Any, str]:
-    """The tokenizer of a generator, or of the small one where it is not at hand; and whose it is."""
+    """The tokenizer of a generator, or the small generator's if that is not on this machine; and which one it is."""
     from transformers import AutoTokenizer
 
     revision = None if is_content_hash(part.revision) else part.revision or "main"
+    options: dict[str, Any] = {"subfolder": "tokenizer", "local_files_only": True}
     try:
-        found = AutoTokenizer.from_pretrained(
-            locate(part.model, "generator"), subfolder="tokenizer", revision=revision, local_files_only=True
-        )
+        found = AutoTokenizer.from_pretrained(locate(part.model, "generator"), revision=revision, **options)
         return found, f"the tokenizer of {part.model}, which takes {found.model_max_length}"
     except (OSError, ValueError, HfsynError):
-        return (
-            AutoTokenizer.from_pretrained(locate(BUILTIN, "generator"), subfolder="tokenizer", local_files_only=True),
-            f"the tokenizer of the small generator, as that of {part.model} is not at hand; it spells the words that "
-            "it does not know, and so counts more than CLIP's",
+        whose = (
+            f"the tokenizer of the small generator, as that of {part.model} is not on this machine; it spells out "
+            "words that it does not know, and so counts more tokens than CLIP's"
         )
+        return AutoTokenizer.from_pretrained(locate(BUILTIN, "generator"), **options), whose

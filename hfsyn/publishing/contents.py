@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
 
 from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
 from builders.runs.run_files import finished
+from builders.wording import and_more
+from hfsyn.cards.facts import What
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LocalFile
 from hfsyn.progress import Progress
@@ -20,69 +20,50 @@ from hfsyn.runs.finish import manifest_of
 from hfsyn.runs.run import Run
 from hfsyn.runs.shards import faults, is_done, pending
 
-What = Literal["data", "captions"]
-
-PREVIEW_FILE = "samples.png"
-
-_SOON_READ = 500 * 2**20
-"""Bytes that are hashed in a second or so: less is not worth a line."""
+_SOON_READ = 500 * 2**20  # bytes; progress is not shown for less, which takes a second or so to hash
 
 _TABLES = (layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN))
-_TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST)
+_TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST, f"{layout.PREVIEW}/{layout.SAMPLES}")
 
 
 def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = True) -> dict[str, LocalFile]:
     """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
 
-    The recipe is sent without the places of this machine.
-
-    Args:
-        run: a finished run; for captions alone it is enough that these are finished.
-        config_name: see `builders.runs.layout.config_prefix`.
-        what: ``data`` is the whole run, captions included; ``captions`` are these and their recipe.
-        quiet: no progress while the shards are read to be checked.
+    The recipe is sent without the paths of this machine. With `what` = ``captions`` they are the captions and their
+    recipe, and only these need to be finished.
 
     Raises:
         HfsynError: the run is not finished, or does not verify (exit code 3).
     """
+    folder, code = run.folder, ExitCode.PREFLIGHT
     prefix = layout.config_prefix(config_name)
-    manifest = finished(run.folder)
+    manifest = finished(folder)
     if what == "data" and manifest is None:
-        raise HfsynError(
-            f"{run.folder} is not finished.",
-            f"Run: hfsyn build (again), or: hfsyn finish {run.folder}",
-            code=ExitCode.PREFLIGHT,
-        )
+        hint = f"Run: hfsyn build (again), or: hfsyn finish {folder}"
+        raise HfsynError(f"{folder} is not finished.", hint, code=code)
     shards = [*run.caption_shards(), *(run.data_shards() if what == "data" else [])]
     if what == "captions" and (left := pending(shards)):
-        raise HfsynError(
-            f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
-            f"Run: hfsyn caption {run.folder}",
-            code=ExitCode.PREFLIGHT,
-        )
+        problem = f"{folder} has {len(shards) - len(left)} of {len(shards)} caption shards."
+        raise HfsynError(problem, f"Run: hfsyn caption {folder}", code=code)
     wrong = _faults(run, shards, quiet=quiet)
     if manifest is not None and what == "data":
         wrong += _changed(run, manifest)
     if wrong:
         raise HfsynError(
-            f"{run.folder} does not verify: {wrong[0]}" + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
+            f"{folder} does not verify: {wrong[0]}{and_more(len(wrong), 1)}.",
             f"Delete what is damaged (of a shard its sidecar in {layout.SIDECARS}/) and {layout.MANIFEST}: "
             "`hfsyn build` makes it again.",
-            code=ExitCode.PREFLIGHT,
+            code=code,
         )
-    found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
-    found |= _shard_files(run, shards, prefix)
+    found = _recipe_file(run, prefix) | _shard_files(run, shards, prefix)
     if what == "captions":
         made = json.dumps(manifest_of(run, "captions"), indent=1, ensure_ascii=False) + "\n"
         return found | {f"{prefix}{layout.MANIFEST}": LocalFile.made(made)}
-    for path in [*(run.folder / name for name in _TOP), run.folder / layout.PREVIEW / PREVIEW_FILE]:
-        if path.exists():
-            found[f"{prefix}{path.relative_to(run.folder).as_posix()}"] = LocalFile(path, sha256_of(path))
-    return found
+    return found | _small_files(run, _TOP, prefix)
 
 
 def _changed(run: Run, manifest: Manifest) -> list[str]:
-    """What of a finished run is not as its manifest states it."""
+    """What of a finished run differs from its manifest."""
     mine, stated = manifest_of(run), manifest.raw
     if mine == stated:
         return []
@@ -101,39 +82,37 @@ def _faults(run: Run, shards: list[Path], *, quiet: bool) -> list[str]:
 
 
 def finished_contents(run: Run, config_name: str) -> dict[str, LocalFile]:
-    """What of an unfinished run is finished: recipe, indexes, and the shards whose sidecars stand."""
+    """The finished part of an unfinished run: recipe, indexes, and the shards that have their sidecars."""
     prefix = layout.config_prefix(config_name)
     planned = run.data_shards() if run.planned_rows is not None else []
     shards = [shard for shard in [*run.caption_shards(), *planned] if is_done(shard)]
-    found = {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
-    for name in _TABLES:
-        if (run.folder / name).exists():
-            found[f"{prefix}{name}"] = LocalFile(run.folder / name, sha256_of(run.folder / name))
-    return found | _shard_files(run, shards, prefix)
+    return _recipe_file(run, prefix) | _small_files(run, _TABLES, prefix) | _shard_files(run, shards, prefix)
+
+
+def _recipe_file(run: Run, prefix: str) -> dict[str, LocalFile]:
+    return {f"{prefix}{layout.RECIPE}": LocalFile.made(dump_recipe(published_recipe(run.recipe)))}
 
 
 def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFile]:
     found = {}
     for shard in shards:
         sidecar = sidecar_of(shard)
-        name = f"{prefix}{shard.relative_to(run.folder).as_posix()}"
         # The sidecar first: on the Hub it is what tells a shard of ours from a file of the same name.
         found[f"{prefix}{sidecar.relative_to(run.folder).as_posix()}"] = LocalFile(sidecar, sha256_of(sidecar))
+        name = f"{prefix}{shard.relative_to(run.folder).as_posix()}"
         found[name] = LocalFile(shard, load_sidecar(sidecar).sha256)
     return found
 
 
-def files_of(manifest: Manifest, config_name: str) -> set[str]:
-    """The files that hfsyn wrote for a configuration with this manifest; its recipe says the rest.
+def _small_files(run: Run, names: Iterable[str], prefix: str) -> dict[str, LocalFile]:
+    """Those of the files that exist, hashed here."""
+    paths = {f"{prefix}{name}": run.folder / name for name in names}
+    return {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.exists()}
 
-    Names alone say nothing: others write ``data/train-00000-of-00002.parquet`` too.
-    """
+
+def files_of(manifest: Manifest, config_name: str) -> set[str]:
+    """The files that hfsyn wrote for a configuration with this manifest."""
     prefix = layout.config_prefix(config_name)
     shards = [entry.file for entry in (*manifest.shards, *manifest.captions)]
-    names = {layout.RECIPE, *_TOP, f"{layout.PREVIEW}/{PREVIEW_FILE}", *shards, *map(sidecar_name, shards)}
+    names = {layout.RECIPE, *_TOP, *shards, *map(sidecar_name, shards)}
     return {f"{prefix}{name}" for name in names}
-
-
-def folder_sizes(paths: Mapping[str, Any]) -> Counter[str]:
-    """How many entries each folder has."""
-    return Counter(path.rpartition("/")[0] for path in paths)

@@ -1,92 +1,57 @@
 """Publishing a run as a version: the bytes, then one change of main, then a reading back, then the tag.
 
-What makes it hold:
+How it stays safe:
 
-- Before a byte is sent everything that can be wrong is looked at (`hfsyn.publishing.preflight`), and so is the
-  repository as it will be: what the card gives to `load_dataset` there is what the manifests say, and what people put
-  there stays in reach (`hfsyn.publishing.reachable`).
-- Contents are named by their hashes. A publication is the difference between what the run has and what the repository
-  has, so that running the same command again continues, and sends nothing that is there.
+- Before a byte is sent everything that can be wrong is checked (`hfsyn.publishing.preflight`), and so is the repository
+  as it will be: `load_dataset` will give the rows that the manifests state, and still everything that others put there
+  (`hfsyn.publishing.repository`).
+- Contents are identified by their hashes. A publication is the difference between the run and the repository, so
+  running the same command again continues, and sends nothing that is there.
 - Contents are sent ahead. Then main changes at one moment, files, manifest and card together
-  (`hfsyn.publishing.committing`): nobody who reads main sees half of a version, whenever a publication stops.
-- The change names the commit that it was made for. Where somebody else was faster it is refused by the Hub, the
-  repository is looked at again, and the difference is made again.
-- The tag is set on the very commit that was read back and compared. Until it stands nobody who loads by version sees
-  anything; afterwards it never moves.
+  (`hfsyn.publishing.committing`): main never holds half a version, whenever a publication stops.
+- The change names the commit that it was made for. If another publisher was faster the Hub refuses it, the repository
+  is looked at again, and the difference is computed again.
+- The tag is set on the very commit that was read back and compared, and never moves.
 """
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from builders.errors import DataError
 from builders.hub.answers import HeadMovedError
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_manifest
-from hfsyn.cards.card import CardFacts, ChangelogEntry, changelog_of, example_rows, facts, render_card
+from builders.wording import and_more
+from hfsyn.cards.card import changelog_of, render_card
+from hfsyn.cards.facts import ChangelogEntry, What, example_rows, facts
+from hfsyn.checks.diff import change_sentence
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub import limits
-from hfsyn.hub.repo import HubRepo, LocalFile, taken
-from hfsyn.hub.versions import Version, parse_version
-from hfsyn.outlook.check import Check
+from hfsyn.hub.repo import FILES_A_COMMIT, HubRepo, LocalFile, commits_for, taken
+from hfsyn.hub.versions import parse_version, versions_among
+from hfsyn.outlook.doctor import Check
 from hfsyn.progress import Progress, teller
-from hfsyn.publishing.changes import change_since
-from hfsyn.publishing.committing import Change, change_main
-from hfsyn.publishing.contents import What, contents
-from hfsyn.publishing.outcomes import Publication
+from hfsyn.publishing.committing import Change, change_main, close_pull, pulls_of
+from hfsyn.publishing.contents import contents
+from hfsyn.publishing.job import Job, Publication
 from hfsyn.publishing.preflight import (
-    RepoState,
-    account_checks,
     check_names,
-    default_checks,
-    full_repo_id,
     limit_checks,
-    look_at,
     pull_checks,
+    refuse,
     repo_checks,
+    target_checks,
     terms_checks,
-    version_checks,
 )
-from hfsyn.publishing.pulls import Pulls
-from hfsyn.publishing.reachable import OTHERS, View, no_longer_reached, unlike_manifests, with_others
+from hfsyn.publishing.reading_back import compare_footers, compare_row, not_sent
+from hfsyn.publishing.repository import OTHERS, RepoState, look_at, no_longer_reached, unlike_manifests, with_others
 from hfsyn.publishing.working import drop_work
 from hfsyn.runs.finish import manifest_of, software_of
 from hfsyn.runs.run import Run, load_run
 
-ROUNDS = 10
-"""How often a publication is planned again because somebody else committed meanwhile."""
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One publication: what goes where."""
-
-    run: Run
-    repo: HubRepo
-    version: Version
-    config_name: str
-    what: What
-    files: Mapping[str, LocalFile]
-    make_default: bool
-    licence: str | None
-    today: str
-    say: Callable[[str], None]
-    quiet: bool
-    sentences: dict[tuple[str, ...], str]
-    """The changelog's sentence by the versions that there are: it costs a reading of the one before."""
-    is_late: bool = False
-    """Whether others committed since the preflight: what its flags could have said is settled without them."""
-
-    @cached_property
-    def manifest(self) -> Manifest:
-        """What is published states of itself."""
-        path = f"{layout.config_prefix(self.config_name)}{layout.MANIFEST}"
-        content = self.files[path].content
-        raw = content if isinstance(content, bytes) else content.read_bytes()
-        return load_manifest(raw.decode(), path)
+ROUNDS = 10  # how often a publication is planned again because others committed meanwhile
 
 
 def publish(
@@ -113,10 +78,10 @@ def publish(
         config_name: several configurations may live in one repository, each published on its own.
         what: ``data``, or ``captions`` alone, keyed by source id.
         private: for a repository that is made now; None is the account's default.
-        into: publish beside what a repository of somebody else's making holds.
+        into: publish into a repository that holds something else too.
         make_default: let ``load_dataset(repo_id)`` take this configuration; the first published one is the default
             until then.
-        licence: the Hub's name of a licence, for the card; None says what is known of the source's.
+        licence: the Hub's name of a licence, for the card; None is what is known of the source's.
         dry_run: look at everything and send nothing.
         token: as everywhere in huggingface_hub; None takes HF_TOKEN or the stored one.
         quiet: no lines on the error stream.
@@ -128,266 +93,205 @@ def publish(
     asked = parse_version(version)
     check_names(repo_id, config_name)
     run = run if isinstance(run, Run) else load_run(run)
-    say = teller(quiet)
     files = contents(run, config_name, what, quiet=quiet)
-    repo = HubRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=teller(quiet))
     repo.need_token()
-    repo = repo.named(full_repo_id(repo_id, repo))
-    job = _Job(run, repo, asked, config_name, what, files, make_default, licence, _today(), say, quiet, {})
+    repo.complete_id()
+    job = Job(run, repo, asked, config_name, what, files, make_default, licence)
+    return _published(job, private=private, into=into, dry_run=dry_run, quiet=quiet)
+
+
+def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, quiet: bool) -> Publication:
+    repo, version = job.repo, job.version
     state = look_at(repo)
-    if (standing := state.tags.get(asked.tag)) is not None and _stands(job, standing):
+    if (standing := state.tags.get(version.tag)) is not None and job.is_published_at(standing):
         _tidy(job)
-        return _outcome(job, state, (Check("ok", f"Version {asked} is published."),), standing, "")
+        return job.outcome(state, [Check("ok", f"Version {version} is published.")], standing, "")
     checks = _checks(job, state, private=private, into=into)
-    planned = _outcome(job, state, checks, None, _change(job, state))
+    planned = job.outcome(state, checks, None, _change(job, state))
     if dry_run:
         return planned
-    _refuse(checks)
+    refuse(checks)
     for check in checks:
         if check.state == "warning":
-            say(check.line())
+            repo.say(check.line())
     if state.head is None:
         repo.create(private=private)
-    say(f"{repo.repo_id}: {planned.to_send} files to send ({planned.to_send_bytes / 1e6:.1f} MB)")
+    repo.say(f"{repo.repo_id}: {planned.to_send} files to send ({planned.to_send_bytes / 1e6:.1f} MB)")
     with Progress("sending", planned.to_send_bytes, quiet=quiet, unit="bytes") as bar:
-        repo.send(_missing(job, state), sent=bar.add)
+        repo.send(job.missing(state), sent=bar.add)
     commit = bring(job, state)
-    say(f"{repo.repo_id}: reading back {commit[:12]}")
+    repo.say(f"{repo.repo_id}: reading back {commit[:12]}")
     read_back(job, commit)
-    repo.tag(asked.tag, commit, f"{run.recipe.name} {asked}")
+    repo.tag(version.tag, commit, f"{job.run.recipe.name} {version}")
     _tidy(job)
-    return _outcome(job, state, checks, commit, planned.changelog)
+    return job.outcome(state, checks, commit, planned.changelog)
 
 
-def _refuse(checks: Iterable[Check]) -> None:
-    for check in checks:
-        if check.state == "failed":
-            raise HfsynError(check.text, check.hint, code=check.code)
-
-
-def _today() -> str:
-    return datetime.datetime.now(datetime.UTC).date().isoformat()
-
-
-def _checks(job: _Job, state: RepoState, *, private: bool | None, into: bool) -> tuple[Check, ...]:
-    return (
-        *account_checks(job.repo, state, private=private),
-        *repo_checks(state, job.repo.repo_id, job.config_name, job.what, into=into, files=job.files),
-        *version_checks(state, job.version, job.repo.repo_id),
+def _checks(job: Job, state: RepoState, *, private: bool | None, into: bool) -> list[Check]:
+    commits = commits_for(len(job.missing(state)) + len(job.gone(state)))
+    place = (job.repo, state, job.version, job.config_name, job.what, job.files)
+    return [
+        *target_checks(*place, private=private, into=into, make_default=job.make_default),
         *limit_checks(state, job.files, job.config_name),
-        *default_checks(state, job.repo.repo_id, job.config_name, make_default=job.make_default),
-        *pull_checks(job.repo, limits.commits_for(len(_missing(job, state)) + len(_gone(job, state)))),
-        *_outlook(job, state),
+        *pull_checks(job.repo, commits),
+        *_result_checks(job, state),
         *terms_checks(job.run, job.repo),
-    )
+    ]
 
 
-def _outlook(job: _Job, state: RepoState) -> tuple[Check, ...]:
-    """Whether the card can be written, and what `load_dataset` will find; what people did may stand against both."""
-    repo_id = job.repo.repo_id
+def _result_checks(job: Job, state: RepoState) -> list[Check]:
+    """Whether the card can be written, and what `load_dataset` will find; changes by others may prevent both."""
     try:
         card = _card(job, state)
-        gone = _gone(job, state)
-        kept = {path: file for path, file in state.tree.items() if path not in gone}
-        before = state.view(repo_id)
-        manifests = {**state.published, job.config_name: job.manifest}
-        after = View(
-            repo_id, {**kept, **job.files, layout.CARD: card}, {**before.texts, layout.CARD: _text(card)}, manifests
-        )
-        problems = [*unlike_manifests(after), *no_longer_reached(before, after, state.owned(job.config_name))]
+        after = state.changed({**job.files, layout.CARD: card}, job.gone(state))
+        problems = [*unlike_manifests(after), *no_longer_reached(state, after, state.owned(job.config_name))]
     except HfsynError as error:
         if error.code == ExitCode.PARTIAL:
             raise
-        return (Check("failed", error.message, error.hint, error.code),)
+        return [Check("failed", error.message, error.hint, error.code)]
     found = [Check("failed", text, hint) for text, hint in problems]
     new = next((name for name in after.card.configs if name.startswith(OTHERS)), "")
-    if new and not before.card.configs:
-        found.append(Check("warning", f"What load_dataset found in {repo_id} so far becomes its configuration {new}."))
-    return (*found, Check("ok", "The card can be written; what others wrote into it stays."))
+    if new and not state.card.configs:
+        text = f"What load_dataset found in {state.repo_id} so far becomes its configuration {new}."
+        found.append(Check("warning", text))
+    return [*found, Check("ok", "The card can be written; what others wrote into it stays.")]
 
 
-def _text(card: LocalFile) -> str:
-    return card.content.decode() if isinstance(card.content, bytes) else ""
-
-
-def _stands(job: _Job, commit: str) -> bool:
-    """Whether a commit has this very configuration: nothing else, nothing less."""
-    state = look_at(job.repo, commit)
-    return all(file.is_at(state.tree.get(path)) for path, file in job.files.items()) and not _gone(job, state)
-
-
-def _gone(job: _Job, state: RepoState) -> list[str]:
-    """Files that hfsyn wrote for this configuration and that the run does not have."""
-    return sorted(state.owned(job.config_name) - job.files.keys())
-
-
-def _missing(job: _Job, state: RepoState) -> dict[str, LocalFile]:
-    """Files that the repository lacks, or has with other contents."""
-    return {path: file for path, file in job.files.items() if not file.is_at(state.tree.get(path))}
-
-
-def _outcome(job: _Job, state: RepoState, checks: Sequence[Check], commit: str | None, changelog: str) -> Publication:
-    missing, gone = _missing(job, state), _gone(job, state)
-    return Publication(
-        repo_id=job.repo.repo_id,
-        version=job.version,
-        config_name=job.config_name,
-        commit=commit,
-        checks=tuple(checks),
-        files=len(job.files),
-        bytes=sum(file.size for file in job.files.values()),
-        to_send=len(missing),
-        to_send_bytes=sum(file.size for file in missing.values()),
-        to_remove=tuple(gone),
-        commits=limits.commits_for(len(missing) + len(gone)),
-        changelog=changelog,
-    )
-
-
-def bring(job: _Job, state: RepoState) -> str:
-    """Change main to what the run has; return the commit that has it all.
-
-    Args:
-        job: the publication.
-        state: as the preflight saw it.
+def bring(job: Job, state: RepoState) -> str:
+    """Change main to what the run has, and return the commit that has it all; `state` is what the preflight saw.
 
     Raises:
-        HfsynError: the version is taken meanwhile (exit code 2), what others committed meanwhile stands against it
-            (exit code 3), or others commit all the time (exit code 4). Then nothing of it is on main.
+        HfsynError: the version was taken meanwhile (exit code 2), what others committed meanwhile forbids it (exit
+            code 3), or others commit all the time (exit code 4). Then none of it is on main.
     """
-    repo, compare = job.repo, partial(_compare, job)
+    repo = job.repo
     if state.head is None:
         state = look_at(repo)
     for _ in range(ROUNDS):
         if state.head is None:
-            raise HfsynError(
-                f"{repo.repo_id} was removed meanwhile.", "Run the same command again.", code=ExitCode.PARTIAL
-            )
+            problem = f"{repo.repo_id} was removed meanwhile."
+            raise HfsynError(problem, "Run the same command again.", code=ExitCode.PARTIAL)
         if (standing := state.tags.get(job.version.tag)) is not None:
-            if _stands(job, standing):
+            if job.is_published_at(standing):
                 return standing
             raise taken(repo.repo_id, job.version.tag, standing)
-        change = Change(_missing(job, state), _gone(job, state))
-        card = _card(job, state)
-        if not change.add and not change.delete and card.is_at(state.tree.get(layout.CARD)):
+        missing, gone, card = job.missing(state), job.gone(state), _card(job, state)
+        if not missing and not gone and card.is_at(state.tree.get(layout.CARD)):
             return state.head
         try:
             return change_main(
                 repo,
-                replace(change, add={**change.add, layout.CARD: card}),
+                Change({**missing, layout.CARD: card}, gone),
                 state.head,
-                most=limits.FILES_A_COMMIT,
-                name=f"{_name(job)} {job.version}",
+                most=FILES_A_COMMIT,
+                name=f"{job.title} {job.version}",
                 message=f"Publish {job.config_name} {job.version}",
-                check=compare,
+                check=partial(_compare, job),
             )
         except HeadMovedError:
-            job.say(f"{repo.repo_id}: somebody else committed; looking again")
+            job.repo.say(f"{repo.repo_id}: another commit was made meanwhile; looking again")
         job, state = replace(job, is_late=True), look_at(repo)
-        _refuse(repo_checks(state, repo.repo_id, job.config_name, job.what, into=True, files=job.files))
-        _refuse(_outlook(job, state) if state.head is not None else ())
+        refuse(repo_checks(state, job.config_name, job.what, into=True, files=job.files))
+        refuse(_result_checks(job, state) if state.head is not None else ())
     raise HfsynError(
-        f"Others committed to {repo.repo_id} all the time.",
+        f"Others commit to {repo.repo_id} all the time.",
         "Run the same command again when they are done.",
         code=ExitCode.PARTIAL,
     )
 
 
-def _name(job: _Job) -> str:
-    """How the titles of pull requests for a configuration begin."""
-    return f"hfsyn: {job.config_name}"
-
-
-def _tidy(job: _Job) -> None:
-    """Remove what made the version on the way: the branch of its unfinished work, pull requests of earlier tries."""
+def _tidy(job: Job) -> None:
+    """Remove the branch of unfinished work of the version, and pull requests of earlier tries."""
     try:
         drop_work(job.repo, job.config_name, job.files)
-        for pull in Pulls(job.repo).of(f"{_name(job)} "):
-            Pulls(job.repo).close(pull)
-    except HfsynError as error:  # the version stands
-        job.say(f"{error.message} The same command tidies up.")
+        for pull in pulls_of(job.repo, f"{job.title} "):
+            close_pull(job.repo, pull)
+    except HfsynError as error:  # the version is published all the same
+        job.repo.say(f"{error.message} The same command tidies up.")
 
 
-def card_facts(run: Run, config_name: str, what: What) -> CardFacts:
-    """What the card states of a configuration."""
-    manifest = manifest_of(run, what)
-    size = manifest["bytes"]
-    rows = example_rows(run.folder)
-    return facts(manifest, software_of(run), config_name=config_name, what=what, rows=rows, download_bytes=size)
-
-
-def _card(job: _Job, state: RepoState) -> LocalFile:
+def _card(job: Job, state: RepoState) -> LocalFile:
     text = _change(job, state)
     text = text if job.config_name == layout.DEFAULT_CONFIG else f"{job.config_name}: {text}"
     entry = ChangelogEntry(job.version.tag, job.today, text)
-    # The entry that an earlier try wrote keeps its day, so that trying again changes nothing.
-    old = [known for known in changelog_of(state.card or "") if known.version == entry.version]
+    # The entry that an earlier try wrote keeps its date, so that trying again changes nothing.
+    old = [known for known in changelog_of(state.texts.get(layout.CARD, "")) if known.version == entry.version]
     if old and old[0].text == entry.text:
         entry = old[0]
-    view = state.view(job.repo.repo_id)
-    ours = {path for name in state.published for path in state.owned(name)}
-    existing = with_others(state.card, view, job.config_name, ours)
+    existing = with_others(state, job.config_name)
+    manifest = manifest_of(job.run, job.what)
     card = render_card(
-        card_facts(job.run, job.config_name, job.what),
+        facts(
+            manifest,
+            software_of(job.run),
+            config_name=job.config_name,
+            what=job.what,
+            rows=example_rows(job.run.folder),
+            download_bytes=manifest["bytes"],
+        ),
         existing=existing,
         repo_id=job.repo.repo_id,
         version=job.version.tag,
-        default_config=_default(job, view, named=existing == state.card),
+        default_config=_default(job, state, named=existing == state.texts.get(layout.CARD)),
         changelog=[entry],
         licence=job.licence,
     )
     return LocalFile.made(card)
 
 
-def _default(job: _Job, view: View, *, named: bool) -> str | None:
+def _default(job: Job, state: RepoState, *, named: bool) -> str | None:
     """The configuration that becomes the default; None leaves it as it is, which the preflight may refuse.
 
-    Where others published a configuration since the preflight it is too late for a flag: the one named ``default`` is
-    it then, as `load_dataset` wants it. So it is where what is there was not `named` as a configuration before.
+    Where others published a configuration since the preflight it is too late for a flag: then the one named ``default``
+    is it, as `load_dataset` expects. The same holds where the files that are there were not `named` as a configuration.
     """
     if (job.is_late or not named) and job.config_name == layout.DEFAULT_CONFIG:
         return job.config_name
-    if job.is_late and layout.DEFAULT_CONFIG in view.card.configs:
+    if job.is_late and layout.DEFAULT_CONFIG in state.card.configs:
         return None
     return job.config_name if job.make_default else None
 
 
-def _change(job: _Job, state: RepoState) -> str:
-    """The changelog's sentence: against the newest version that has this configuration."""
+def _change(job: Job, state: RepoState) -> str:
+    """The changelog's sentence."""
     known = tuple(sorted(state.tags))
     if known not in job.sentences:
-        job.sentences[known] = change_since(job.repo, state.tags, job.version, job.run, job.config_name, job.what)
+        job.sentences[known] = _change_since(job, state.tags)
     return job.sentences[known]
 
 
-def read_back(job: _Job, commit: str) -> None:
+def _change_since(job: Job, tags: Mapping[str, str]) -> str:
+    """How the run differs from the newest version that has this configuration."""
+    for known in reversed(versions_among(tags)):
+        commit = tags[known.tag]
+        if known == job.version or job.config_name not in look_at(job.repo, commit).published:
+            continue
+        try:
+            return change_sentence(job.repo, commit, known, job.run, job.config_name, job.what)
+        except DataError as error:
+            if error.code != ExitCode.USAGE:
+                raise
+            # This hfsyn cannot read that version: then the one before.
+    rows = manifest_of(job.run, job.what)["rows"]
+    return f"First version: {rows} {'captions' if job.what == 'captions' else 'images'}."
+
+
+def read_back(job: Job, commit: str) -> None:
     """Compare what the Hub has at a commit with the run: every file, every footer, and one row as a user reads it.
 
     Raises:
         HfsynError: it is not the same (exit code 4): nothing is tagged.
     """
-    from hfsyn.publishing.reading_back import compare_footers, compare_row
-
     _compare(job, commit)
     compare_footers(job.repo, commit, job.config_name, job.manifest)
     compare_row(job.repo, commit, job.config_name, job.manifest, job.run.folder)
 
 
-def _compare(job: _Job, commit: str) -> None:
-    """Compare the files of a commit with the run, and what its card gives to `load_dataset` with the manifests.
-
-    Raises:
-        HfsynError: they differ (exit code 4).
-    """
-    repo_id = job.repo.repo_id
+def _compare(job: Job, commit: str) -> None:
+    """Compare the files of a commit with the run, and what its card gives to `load_dataset` with the manifests."""
     state = look_at(job.repo, commit)
-    wrong = [*_missing(job, state), *_gone(job, state)]
-    if wrong:
-        raise HfsynError(
-            f"{repo_id} does not hold what was sent: {wrong[0]}"
-            + (f" and {len(wrong) - 1} more." if wrong[1:] else "."),
-            "Nothing is tagged. Run the same command again.",
-            code=ExitCode.PARTIAL,
-        )
-    for text, hint in unlike_manifests(state.view(repo_id)):
-        raise HfsynError(text, f"Nothing is tagged. {hint} Then run the same command again.", code=ExitCode.PARTIAL)
+    if wrong := [*job.missing(state), *job.gone(state)]:
+        raise not_sent(job.repo, f"{wrong[0]}{and_more(len(wrong), 1)} differ.")
+    for text, hint in unlike_manifests(state):
+        raise not_sent(job.repo, text, hint)

@@ -1,4 +1,4 @@
-"""What was published, read from the Hub as a stranger would read it."""
+"""What was published, read back from the Hub as a user would read it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,13 @@ from builders.runs.layout import Manifest, ShardEntry
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 
-_READERS = 8
-"""Footers read at once: a few kilobytes each, so the wait is all in the answering."""
+_READERS = 8  # footers that are read at once: a few kilobytes each, so the time goes into waiting for answers
+
+
+def not_sent(repo: HubRepo, problem: str, hint: str = "") -> HfsynError:
+    """The error where the Hub has something else than what was sent (exit code 4)."""
+    hint = f"Nothing is tagged. {f'{hint} Then run' if hint else 'Run'} the same command again."
+    return HfsynError(f"{repo.repo_id} is not what was sent: {problem}", hint, code=ExitCode.PARTIAL)
 
 
 def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Manifest) -> None:
@@ -36,7 +41,7 @@ def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Mani
                 try:
                     return int(pq.read_metadata(handle).num_rows)
                 except pa.ArrowException:
-                    raise _unlike(repo, f"{entry.file} cannot be read as Parquet") from None
+                    raise not_sent(repo, f"{entry.file} cannot be read as Parquet.") from None
 
         return repo.call(f"read {there.prefix}{entry.file} back", read)
 
@@ -44,7 +49,7 @@ def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Mani
     with ThreadPoolExecutor(_READERS, "footers") as pool:
         for entry, found in zip(entries, pool.map(rows, entries), strict=True):
             if found != entry.rows:
-                raise _unlike(repo, f"{entry.file} has {found} rows, and {entry.rows} were sent")
+                raise not_sent(repo, f"{entry.file} has {found} rows, and {entry.rows} were sent.")
 
 
 def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest, folder: Path) -> None:
@@ -62,18 +67,18 @@ def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest
         theirs = repo.call(f"load {repo.repo_id} back", lambda: _first_row(repo, commit, config_name, manifest.split))
     except HfsynError:
         raise
-    except Exception as error:  # whatever stops `load_dataset` here would stop every user of the version
+    except Exception as error:  # anything that stops `load_dataset` here would stop every user of the version
         words = without_token(" ".join(str(error).split())[:200], repo.token)
-        raise _unlike(repo, f"load_dataset fails with {type(error).__name__}: {words}") from error
+        raise not_sent(repo, f"load_dataset fails with {type(error).__name__}: {words}.") from error
     if theirs != mine:
         names = [name for name in mine if theirs.get(name) != mine[name]]
-        raise _unlike(repo, f"its first row differs in {', '.join(names) or 'its columns'}")
+        raise not_sent(repo, f"its first row differs in {', '.join(names) or 'its columns'}.")
 
 
 def _first_row(repo: HubRepo, commit: str, config_name: str, split: str) -> dict[str, Any]:
     from datasets import Image, load_dataset
 
-    # An empty cache, since for a Hub that does not answer `load_dataset` takes whatever version it has in its own.
+    # An empty cache: where the Hub does not answer, `load_dataset` takes any version that it finds in its cache.
     with tempfile.TemporaryDirectory() as cache, _impatient():
         rows = load_dataset(
             repo.repo_id, config_name, split=split, revision=commit, streaming=True, token=repo.token, cache_dir=cache
@@ -86,23 +91,12 @@ def _first_row(repo: HubRepo, commit: str, config_name: str, split: str) -> dict
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Let `datasets` report what passes at once: by itself it tries for a quarter of an hour, and we call it again."""
+    """Let `datasets` fail at once: by itself it tries for a quarter of an hour, and `HubRepo.call` tries again."""
     from datasets import config
 
-    names = ("STREAMING_READ_MAX_RETRIES", "STREAMING_OPEN_MAX_RETRIES")
-    before = {name: getattr(config, name) for name in names}
-    for name in names:
-        setattr(config, name, 1)
+    before = config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES
+    config.STREAMING_READ_MAX_RETRIES = config.STREAMING_OPEN_MAX_RETRIES = 1
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
-
-
-def _unlike(repo: HubRepo, problem: str) -> HfsynError:
-    return HfsynError(
-        f"{repo.repo_id} is not what was sent: {problem}.",
-        "Nothing is tagged. Run the same command again.",
-        code=ExitCode.PARTIAL,
-    )
+        config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES = before

@@ -1,6 +1,6 @@
-"""Publishing while a run is at work: finished shards go up in batches, to a branch whose card shows how far it is.
+"""Publishing while a run is at work: finished shards go in batches to a branch whose card shows the progress.
 
-The branch is that of `hfsyn.publishing.working`. Main and its versions stay as they are until the version is whole.
+The branch is described in `hfsyn.publishing.working`. Main and its versions do not change until the end.
 """
 
 from __future__ import annotations
@@ -17,27 +17,18 @@ from typing import Any
 
 from builders.hub.answers import HeadMovedError
 from builders.runs import layout
-from hfsyn.cards.card import Progress, example_rows, facts_in_progress, render_card
+from hfsyn.cards.card import render_card
+from hfsyn.cards.facts import Progress, example_rows, facts_in_progress
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub import limits
-from hfsyn.hub.repo import HubRepo, LocalFile
+from hfsyn.hub.repo import FILES_A_COMMIT, HubRepo, LocalFile
 from hfsyn.hub.versions import parse_version
 from hfsyn.progress import teller
 from hfsyn.publishing.committing import Change
 from hfsyn.publishing.contents import finished_contents
-from hfsyn.publishing.outcomes import Publication
-from hfsyn.publishing.preflight import (
-    account_checks,
-    check_names,
-    default_checks,
-    full_repo_id,
-    look_at,
-    repo_checks,
-    terms_checks,
-    version_checks,
-    work_checks,
-)
+from hfsyn.publishing.job import Publication
+from hfsyn.publishing.preflight import check_names, refuse, target_checks, terms_checks, work_checks
 from hfsyn.publishing.publication import publish
+from hfsyn.publishing.repository import look_at
 from hfsyn.publishing.working import begin_work, branch_of
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.finish import software_of
@@ -45,10 +36,8 @@ from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.status import status
 from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent
 
-INTERVAL = 120.0
-"""Seconds between two batches; the Hub limits commits to a repository by the hour."""
-GLANCE = 1.0
-"""Seconds between two looks at the run folder."""
+INTERVAL = 120.0  # seconds between two batches; the Hub limits the commits to a repository by the hour
+GLANCE = 1.0  # seconds between two looks at the run folder
 
 
 def watch(
@@ -69,14 +58,13 @@ def watch(
 ) -> Publication:
     """Publish the shards of a run as they are finished, and the version when all are.
 
-    They go to a branch, ``hfsyn-work/CONFIG``, which goes when the version stands: nobody who loads the set sees any of
-    it before. A batch that fails is sent with the next one. Interrupt it at any time; the same command, or `publish`,
-    continues.
+    They go to a branch, ``hfsyn-work/CONFIG``, which is removed when the version is published. A batch that fails is
+    sent with the next one. It may be interrupted at any time; the same command, or `publish`, continues.
 
     Args:
         run: a prepared run folder, at work or not.
         interval: seconds between two batches.
-        sleep: the clock.
+        sleep: waits between two looks.
         repo_id, version, config_name, what, private, into, make_default, token, quiet, options: as for `publish`.
 
     Raises:
@@ -85,78 +73,56 @@ def watch(
     if what != "data":
         raise HfsynError("Captions are finished before images are made.", "Publish them without --watch.")
     run = run if isinstance(run, Run) else load_run(run)
-    say = teller(quiet)
-    repo = HubRepo(repo_id, token=token, say=say)
+    repo = HubRepo(repo_id, token=token, say=teller(quiet))
+    place: dict[str, Any] = {"private": private, "into": into, "make_default": make_default}
     if not (run.folder / layout.MANIFEST).exists():
-        repo = _opened(run, repo, version, config_name, private=private, into=into, make_default=make_default)
-        say(f"{repo.repo_id}: finished shards go to the branch {branch_of(config_name)} until the version is whole")
+        _open(run, repo, version, config_name, **place)
+        repo.say(
+            f"{repo.repo_id}: finished shards go to the branch {branch_of(config_name)} until the version is whole"
+        )
     last = -interval
     while not (run.folder / layout.MANIFEST).exists():
         if time.monotonic() - last >= interval:
             try:
-                send_finished(run, repo, config_name, say)
+                send_finished(run, repo, config_name)
             except HfsynError as error:
                 if error.code != ExitCode.PARTIAL:
                     raise
-                say(f"{error.message} The next batch brings it.")
+                repo.say(f"{error.message} The next batch brings it.")
             last = time.monotonic()
         sleep(min(GLANCE, interval))
-    return publish(
-        run,
-        repo.repo_id,
-        version,
-        config_name=config_name,
-        private=private,
-        into=into,
-        make_default=make_default,
-        token=token,
-        quiet=quiet,
-        **options,
-    )
+    return publish(run, repo.repo_id, version, config_name=config_name, token=token, quiet=quiet, **place, **options)
 
 
-def _opened(
-    run: Run,
-    repo: HubRepo,
-    version: str,
-    config_name: str,
-    *,
-    private: bool | None = None,
-    into: bool = False,
-    make_default: bool = False,
-) -> HubRepo:
-    """The repository, made if need be, after all that can be looked at before the end."""
+def _open(
+    run: Run, repo: HubRepo, version: str, config_name: str, *, private: bool | None, into: bool, make_default: bool
+) -> None:
+    """Check all that can be known before the end, and make the repository if it does not exist."""
     asked = parse_version(version)
     check_names(repo.repo_id, config_name)
     repo.need_token()
-    repo = repo.named(full_repo_id(repo.repo_id, repo))
+    repo.complete_id()
     state = look_at(repo)
-    checks = [
-        *account_checks(repo, state, private=private),
-        *repo_checks(state, repo.repo_id, config_name, "data", into=into, files={}),
-        *version_checks(state, asked, repo.repo_id),
-        *default_checks(state, repo.repo_id, config_name, make_default=make_default),
-        *work_checks(repo, state, config_name, finished_contents(run, config_name)),
-        *terms_checks(run, repo),
-    ]
-    for check in checks:
-        if check.state == "failed":
-            raise HfsynError(check.text, check.hint, code=check.code)
+    refuse(
+        target_checks(
+            repo, state, asked, config_name, "data", {}, private=private, into=into, make_default=make_default
+        )
+    )
+    refuse(work_checks(repo, state, config_name, finished_contents(run, config_name)))
+    refuse(terms_checks(run, repo))
     if state.head is None:
         repo.create(private=private)
-    return repo
 
 
 def check_target(repo_id: str | None, version: str | None) -> None:
-    """Refuse a target of `publishing` that cannot be one, before anything is written.
+    """Refuse a target that `publishing` could not use, before anything is written.
 
     Raises:
-        HfsynError: there is one of the two without the other, or one of them is none.
+        HfsynError: one of the two is missing, or not valid.
     """
     if (repo_id is None) != (version is None):
-        raise HfsynError(
-            "--publish-to and --version go together.", "For instance: --publish-to USER/NAME --version 1.0.0"
-        )
+        example = "For instance: --publish-to USER/NAME --version 1.0.0"
+        raise HfsynError("--publish-to and --version go together.", example)
     if repo_id is not None and version is not None:
         parse_version(version)
         check_names(repo_id, layout.DEFAULT_CONFIG)
@@ -164,20 +130,20 @@ def check_target(repo_id: str | None, version: str | None) -> None:
 
 @contextlib.contextmanager
 def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: bool) -> Iterator[None]:
-    """Publish a run in a process of its own while it is at work here, and wait for the version at the end.
+    """Publish a run from another process while it is at work here, and wait for the version at the end.
 
-    What can be wrong is found before the work begins. The process takes its token from the environment or the stored
-    login: it is not on its command line. It ends with this one.
+    Problems are found before the work begins. The process takes its token from the environment or the stored login, so
+    that it is not on a command line. It ends with this one.
 
     Raises:
-        HfsynError: as `watch`; or the publication did not succeed, although the run did (exit code 4).
+        HfsynError: as `watch`; or the publication failed, although the run is finished (exit code 4).
     """
     if repo_id is None or not current_worker().is_main:
         yield
         return
-    assert version is not None  # `check_target` has looked
+    assert version is not None  # by `check_target`
     if not (run.folder / layout.MANIFEST).exists():
-        _opened(run, HubRepo(repo_id), version, layout.DEFAULT_CONFIG)
+        _open(run, HubRepo(repo_id), version, layout.DEFAULT_CONFIG, private=None, into=False, make_default=False)
     command = [sys.executable, "-m", "hfsyn", "publish", str(run.folder), repo_id, "--version", version, "--watch"]
     # The launcher's variables would make it believe that it is one of several workers.
     alone = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
@@ -193,17 +159,16 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
             child.wait()
     if code:
         raise HfsynError(
-            f"{run.folder} is finished, and was not published (exit code {code}; the cause stands above).",
+            f"{run.folder} is finished, but was not published (exit code {code}; see the error above).",
             f"Publish it: hfsyn publish {run.folder} {repo_id} --version {version}",
             code=ExitCode.PARTIAL,
         )
 
 
-def send_finished(run: Run, repo: HubRepo, config_name: str, say: Callable[[str], None]) -> int:
-    """Commit the finished shards that the branch of unfinished work lacks, with a card that says how far the run is.
+def send_finished(run: Run, repo: HubRepo, config_name: str) -> int:
+    """Commit the finished shards that the branch of unfinished work lacks, with a card that shows the progress.
 
-    Returns:
-        How many files were sent, the card not counted.
+    Returns the number of files that were sent, without the card.
     """
     files = finished_contents(run, config_name)
     main = repo.head()
@@ -216,18 +181,20 @@ def send_finished(run: Run, repo: HubRepo, config_name: str, say: Callable[[str]
             return 0
         head = work.head
         card = LocalFile.made(progress_card(run, repo.repo_id, config_name))
-        for step in Change({**missing, layout.CARD: card}).steps(limits.FILES_A_COMMIT):
+        for step in Change({**missing, layout.CARD: card}).steps(FILES_A_COMMIT):
             message = f"Finished shards of {config_name}"
             head = repo.commit(step.add, [], parent=head, message=message, revision=work.branch)
     except HeadMovedError:
-        say(f"{repo.repo_id}: somebody else committed to {branch_of(config_name)}; the next batch brings the rest")
+        repo.say(
+            f"{repo.repo_id}: another process committed to {branch_of(config_name)}; the next batch brings the rest"
+        )
         return 0
-    say(f"{repo.repo_id}: {len(missing)} files of finished shards")
+    repo.say(f"{repo.repo_id}: {len(missing)} files of finished shards")
     return len(missing)
 
 
 def progress_card(run: Run, repo_id: str, config_name: str) -> str:
-    """The card of a run that is at work."""
+    """The card of a run at work."""
     stage = status(run.folder).stages[1]
     total = run.planned_rows or run.source_rows * run.recipe.prompt.images_per_caption
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")

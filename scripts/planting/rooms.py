@@ -58,7 +58,7 @@ ROOMS = (
     ("captions", "hfsyn/captions/*", "captioner text_writer reading captions_file known_captions stages fragments"),
     (
         "images",
-        "hfsyn/images/* hfsyn/models/* hfsyn/outlook/devices.py",
+        "hfsyn/images/* hfsyn/models/*",
         """
         generator generator_* loras hub_models from_source production encode probing trust stages small_models
         checkpoints_* exactness

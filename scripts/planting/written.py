@@ -236,9 +236,9 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Shards of an older version stay beside those of the new one.",
-        "hfsyn/publishing/publication.py",
-        "    return sorted(state.owned(job.config_name) - job.files.keys())",
-        "    return []",
+        "hfsyn/publishing/job.py",
+        "        return sorted(state.owned(self.config_name) - self.files.keys())",
+        "        return []",
         "publication",
     ),
     _bug(

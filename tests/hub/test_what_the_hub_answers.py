@@ -200,7 +200,7 @@ def test_without_a_token_nothing_is_trained_to_be_published(client: Client, run:
     command = ("train", "--train-dataset", run, "--model", "test_resnet", "--out", tmp_path / "out", "-q")
     done = client.hfsyn(*command, "--num-processes", "1", "--push-to-hub", "alice/x", HF_TOKEN="")
     assert done.code == 3, done.err
-    assert "there is none" in done.err
+    assert "There is no token" in done.err
     assert not (tmp_path / "out" / "checkpoints").exists()
     assert not (tmp_path / "out" / "model.safetensors").exists()
 

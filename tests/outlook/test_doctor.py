@@ -14,10 +14,8 @@ from conftest import run_folder
 from hub_client import Client, Done
 from hub_server import Hub
 
-from hfsyn.outlook import checks as readiness
 from hfsyn.outlook import doctor as checkup
-from hfsyn.outlook.check import Check
-from hfsyn.outlook.doctor import doctor
+from hfsyn.outlook.doctor import Check, doctor
 from hfsyn.recipes.recipe import load_recipe
 
 # Beside the parts of a pipeline often lie copies for other programs, which nobody fetches.
@@ -173,15 +171,15 @@ def test_room_on_the_disk_is_compared_with_what_is_still_to_be_made(
     usage = namedtuple("usage", "total used free")
     needs = 5000 * (32 * 32 * 1.5 + 300)  # PNG files of 32 x 32 pixels
     for free, state in ((0.9 * needs, "failed"), (1.05 * needs, "warning"), (2 * needs, "ok")):
-        monkeypatch.setattr(readiness.shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
+        monkeypatch.setattr(checkup.shutil, "disk_usage", lambda path, free=free: usage(0, 0, free))
         (check,) = [check for check in found("shapes-cip", out=tmp_path / "new") if "The run takes" in check.text]
         assert check.state == state
         assert bool(check.hint) == (state != "ok")
     monkeypatch.undo()
     run = run_folder(tmp_path)
-    whole = readiness.disk_needed(load_recipe(str(run / "recipe.yaml")), run)
+    whole = checkup.disk_needed(load_recipe(str(run / "recipe.yaml")), run)
     shutil.copy(run / "source.parquet", run / "data.parquet")
-    assert readiness.disk_needed(load_recipe(str(run / "recipe.yaml")), run) < whole
+    assert checkup.disk_needed(load_recipe(str(run / "recipe.yaml")), run) < whole
 
 
 def smi(folder: Path, monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:

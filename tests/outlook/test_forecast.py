@@ -18,8 +18,7 @@ from builders.variants import VARIANTS
 from hfsyn.cli import main
 from hfsyn.errors import HfsynError
 from hfsyn.models.token_limits import SEQUENCES, limits
-from hfsyn.outlook.costs import image_size, image_tflop, memory_needed
-from hfsyn.outlook.devices import DEVICES, UTILISATION
+from hfsyn.outlook.costs import DEVICES, UTILISATION, image_size, image_tflop, memory_needed
 from hfsyn.outlook.forecast import Forecast, forecast
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 
@@ -100,7 +99,7 @@ def test_a_run_tells_its_own_counts_and_captions(tmp_path: Path) -> None:
 
 
 def test_the_forecast_of_a_publication_is_what_is_published(tmp_path: Path) -> None:
-    from hfsyn.hub.limits import FILES_A_COMMIT, commits_for
+    from hfsyn.hub.repo import FILES_A_COMMIT, commits_for
     from hfsyn.publishing.contents import contents
     from hfsyn.runs.run import load_run
 

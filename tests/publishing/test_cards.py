@@ -1,7 +1,7 @@
 """Cards: what they say, what they leave alone, and that no text of a dataset can act on them.
 
 The golden files in tests/golden/ are rendered from fixed facts. After a wanted change of the templates, write them
-anew with ``HFSYN_WRITE_GOLDEN=1 python -m pytest tests/test_cards.py -k golden`` and read the difference.
+again with ``HFSYN_WRITE_GOLDEN=1 python -m pytest tests/test_cards.py -k golden`` and read the difference.
 """
 
 from __future__ import annotations
@@ -29,17 +29,8 @@ from builders.variants import get_variant
 from builders.yaml import NOT_TEXT
 from hfsyn.captions.caption_stage import caption
 from hfsyn.cards import blocks as card_blocks
-from hfsyn.cards.card import (
-    COLUMNS,
-    CardFacts,
-    ChangelogEntry,
-    Progress,
-    changelog_of,
-    example_rows,
-    facts,
-    facts_in_progress,
-    render_card,
-)
+from hfsyn.cards.card import COLUMNS, changelog_of, render_card
+from hfsyn.cards.facts import CardFacts, ChangelogEntry, Progress, example_rows, facts, facts_in_progress
 from hfsyn.cards.text import cell, clean, code, recipe_block, uncell
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
@@ -184,7 +175,7 @@ GOLDENS: dict[str, Callable[[], str]] = {
 
 @pytest.mark.parametrize("name", GOLDENS)
 def test_golden_cards(name: str) -> None:
-    """HFSYN_WRITE_GOLDEN=1 writes them anew."""
+    """HFSYN_WRITE_GOLDEN=1 writes them again."""
     path, card = GOLDEN / f"card-{name}.md", GOLDENS[name]()
     if os.environ.get("HFSYN_WRITE_GOLDEN"):
         path.write_text(card, encoding="utf-8")

@@ -271,10 +271,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["alice/x", "--version", "1.0"], {}, 2, ["'1.0' is not MAJOR.MINOR.PATCH", "--version 1.0.0"]),
         (["alice/x", "--version", "latest"], {}, 2, ["'latest' is not MAJOR.MINOR.PATCH"]),
-        (["alice/x y", "--version", "1.0.0"], {}, 2, ["no repository's name", "USER/NAME"]),
+        (["alice/x y", "--version", "1.0.0"], {}, 2, ["is not the name of a repository", "USER/NAME"]),
         (["alice/x", "--version", "1.0.0", "--config-name", "data"], {}, 2, ["'data' cannot be the name"]),
         (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": "hf_wrong"}, 3, ["does not know this token", "hf auth login"]),
-        (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": ""}, 3, ["there is none", "hf auth login", "HF_TOKEN"]),
+        (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": ""}, 3, ["There is no token", "hf auth login", "HF_TOKEN"]),
         (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": "hf_alice_read"}, 3, ["may only read", "hf auth login"]),
         (["bob/x", "--version", "1.0.0"], {}, 3, ["cannot make bob/x", "alice, lab"]),
         (["bob/theirs", "--version", "1.0.0"], {}, 3, ["may not write to bob/theirs"]),

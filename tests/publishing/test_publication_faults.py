@@ -275,8 +275,8 @@ def in_small_commits(command: list[str], files: int = 5) -> str:
     """Code that runs a command with commits of a few files, so that it needs many of them, and waits for nothing."""
     return (
         "import builders.hub.answers as access\n"
-        "import hfsyn.hub.limits as limits\n"
-        f"access.FIRST_PAUSE, limits.FILES_A_COMMIT = 0.01, {files}\n"
+        "import hfsyn.hub.repo as hub, hfsyn.publishing.publication as publication\n"
+        f"access.FIRST_PAUSE, hub.FILES_A_COMMIT, publication.FILES_A_COMMIT = 0.01, {files}, {files}\n"
         f"from hfsyn.cli import main\nmain({command!r})"
     )
 

@@ -74,7 +74,7 @@ def test_an_entry_that_somebody_removed_comes_back_with_its_version(hub: Hub, al
 
 
 def test_card_and_readme_name_the_releases_that_were_tried(hub: Hub, alice: Client, run: Path) -> None:
-    from hfsyn.cards.card import TRIED_DATASETS
+    from hfsyn.cards.facts import TRIED_DATASETS
 
     publish(alice, run, "alice/tried", "1.0.0")
     tried = ", ".join(TRIED_DATASETS)

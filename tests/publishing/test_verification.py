@@ -137,7 +137,7 @@ def test_another_recipe_is_found(run: Path) -> None:
     recipe = (run / layout.RECIPE).read_text()
     (run / layout.RECIPE).write_text(recipe.replace("seed: 0", "seed: 1"))
     problems = verify(str(run)).problems
-    assert any("the manifest is of recipe" in problem for problem in problems)
+    assert any("the manifest has recipe" in problem for problem in problems)
     assert any("its seed is" in problem for problem in problems)
 
 

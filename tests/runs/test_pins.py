@@ -28,7 +28,7 @@ from hfsyn.images.generate_stage import generate
 from hfsyn.runs.finish import finish
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.run import prepare
-from hfsyn.publishing.continuing import continue_from
+from hfsyn.publishing.working import continue_from
 
 recipe = load_recipe("shapes-basic", {overrides!r})
 def said(call):

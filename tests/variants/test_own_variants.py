@@ -23,7 +23,8 @@ from builders.sources import open_source
 from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
 from builders.variants.class_maps import class_id, read_variant
-from hfsyn.cards.card import facts, render_card
+from hfsyn.cards.card import render_card
+from hfsyn.cards.facts import facts
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, parse_recipe
 
@@ -258,7 +259,7 @@ def test_more_than_a_hundred_classes_do_not_fill_the_card(tmp_path: Path) -> Non
     (tmp_path / "photos" / "c7" / "a.png").write_bytes(rows_of(1)[0][1])
     run = finished_run(tmp_path, f"source.variant={tmp_path / 'many.yaml'}", f"source.path={tmp_path / 'photos'}")
     card = (run / "README.md").read_text()
-    assert "its 101 classes stand in recipe.yaml" in card
+    assert "its 101 classes are in recipe.yaml" in card
     assert "definition:" not in card.split("```yaml")[1].split("```")[0]
     assert "c100" in (run / "recipe.yaml").read_text()
 

@@ -15,7 +15,7 @@ from conftest import ROOT, Hfsyn
 from PIL import Image
 
 from hfsyn.cli import cli
-from hfsyn.commands.recipe_options import chosen_recipe
+from hfsyn.commands.options import chosen_recipe
 from hfsyn.recipes.finding import shipped_recipes
 from hfsyn.recipes.strategies import STRATEGIES
 

@@ -134,7 +134,7 @@ def test_shards_of_another_recipe_and_damaged_ones_are_made_anew(hub: Hub, clien
     assert client.hfsyn("publish", other, name, "--version", "1.0.0").code == 0
     code = """
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.publishing.continuing import continue_from
+from hfsyn.publishing.working import continue_from
 said = []
 run = continue_from(load_recipe("shapes-cip", {overrides!r}), {out!r}, {name!r}, say=said.append)
 result = [len(list(run.folder.rglob("train-*.json"))), said]
@@ -142,7 +142,7 @@ result = [len(list(run.folder.rglob("train-*.json"))), said]
     count, said = client.python(
         code.format(overrides=[*SMALL, "generate.steps=5"], out=str(tmp_path / "steps"), name=name)
     )
-    assert (count, said) == (0, [f"{name} holds shards of another recipe, which are of no use here"])
+    assert (count, said) == (0, [f"{name} holds shards of another recipe, which are not used here"])
     # The commit is what was published but for one file, which was changed since.
     client.python(
         f"""

@@ -1,0 +1,233 @@
+"""What commands share: checked option values, the options of recipes and of costly stages, and printed results."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.types import IntParamType, StringParamType
+
+from builders.yaml import NOT_TEXT
+from hfsyn.runs.options import shard_bounds
+
+if TYPE_CHECKING:
+    from hfsyn.recipes.recipe import Recipe
+
+F = TypeVar("F", bound=Callable[..., Any])
+MOST = 10**9  # the most that a number of an option may be, where it has no limit of its own
+_MOST_LETTERS = 20_000
+
+
+class Word(click.ParamType):  # type: ignore[type-arg]  # which it takes from click 8.2 on
+    """A text for a file name, a field or a tokenizer; a message never repeats it, since it may be a token.
+
+    Args:
+        empty: whether it may be empty.
+    """
+
+    name = "text"
+
+    def __init__(self, *, empty: bool = False) -> None:
+        self.empty = empty
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The text, or click's complaint."""
+        text = str(value)
+        if not text.strip() and not self.empty:
+            self.fail("it is empty: leave it out, or name something.", param, ctx)
+        if found := NOT_TEXT.search(text):
+            self.fail(f"it contains the character {ord(found[0]):#04x}, which cannot be part of a text.", param, ctx)
+        if len(text) > _MOST_LETTERS:
+            self.fail(f"it has {len(text):,} letters, and at most {_MOST_LETTERS:,} are read.", param, ctx)
+        return value
+
+
+class Whole(click.IntRange):
+    """A whole number in a range that always has an upper limit."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or click's complaint."""
+        found = super().convert(value, param, ctx)
+        if self.max is None and abs(found) > MOST:
+            self.fail(f"{str(value)[:40]} is too large: at most {MOST:,}.", param, ctx)
+        return found
+
+
+class Finite(click.FloatRange):
+    """A number in a range; ``nan`` and ``inf`` are refused, although Python reads them."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or click's complaint."""
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{str(value)[:40]!r} is not a finite number.", param, ctx)
+        return found
+
+
+def strict(command: click.Command) -> click.Command:
+    """The command and those below it, their plain texts and whole numbers checked as `Word` and `Whole` do."""
+    for param in command.params:
+        kind = param.type
+        if isinstance(kind, StringParamType | click.Path):
+            param.type = Word()
+        elif isinstance(kind, IntParamType) and not isinstance(kind, Whole):
+            bounds = (kind.min, kind.max) if isinstance(kind, click.IntRange) else (None, None)
+            param.type = Whole(*bounds)
+    for below in getattr(command, "commands", {}).values():
+        strict(below)
+    return command
+
+
+def number(*names: str, least: int = 1, most: int | None = None, metavar: str = "N", **how: Any) -> Callable[[F], F]:
+    """An option that takes a whole number from `least` to `most`."""
+    return click.option(*names, type=click.IntRange(least, most), metavar=metavar, **how)
+
+
+def processes_option(meaning: str) -> Callable[[F], F]:
+    """The option --num-processes."""
+    return number("--num-processes", most=1024, help=meaning)
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
+
+
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order of the help."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+recipe_options = together(
+    click.option("--captioner", metavar="NAME", help="Caption with this model of `hfsyn captioners ls`, or a file."),
+    click.option("--generator", metavar="NAME", help="Generate with this model of `hfsyn generators ls`, or a file."),
+    click.option("--strategy", metavar="NAME", help="Write prompts with this one of `hfsyn strategies ls`."),
+    click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
+    number("--limit", help="At most N real images a class."),
+    number("--seed", least=0, most=2**63 - 1, help="The recipe's seed."),
+)
+"""How the recipe of a command differs from the one that it names."""
+_FIELDS = {"strategy": "prompt.strategy", "limit": "source.limit_per_class", "seed": "seed"}
+"""Options that are fields with another name."""
+
+
+def chosen_recipe(recipe: str, given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe that a command's arguments describe, and the keywords that are not among `recipe_options`.
+
+    Raises:
+        HfsynError: as `load_recipe`.
+    """
+    from hfsyn.recipes.recipe import load_recipe
+
+    overrides = [*given["overrides"]]
+    overrides += [f"{field}={given[name]}" for name, field in _FIELDS.items() if given[name] is not None]
+    names = {"overrides", "captioner", "generator", *_FIELDS}
+    loaded = load_recipe(recipe, overrides, captioner=given["captioner"], generator=given["generator"])
+    return loaded, {name: value for name, value in given.items() if name not in names}
+
+
+# --- costly stages ----------------------------------------------------------------------------------------------------
+
+
+def _shards(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """``A:B`` with A below B; either may be left out."""
+    if value is None:
+        return None
+    try:
+        first, last = shard_bounds(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a range. It looks like 0:5 (shards 0 to 4), 5: or :5.") from None
+    if last is not None and first >= last:
+        raise click.BadParameter(f"{value!r} selects none: 0:5 is shards 0 to 4.")
+    return value
+
+
+def _batch_size(context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A number of at least 1, or ``auto``."""
+    if value is None or value == "auto" or (value.isascii() and value.isdigit() and 0 < int(value[:10]) <= MOST):
+        return value
+    raise click.BadParameter(f"{value!r} is neither a number from 1 to 1,000,000,000 nor auto.")
+
+
+speed_options = together(
+    click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
+    click.option(
+        "--allow-pickle-weights",
+        "allow_pickle",
+        is_flag=True,
+        help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
+    ),
+    click.option(
+        "--batch-size",
+        metavar="N|auto",
+        callback=_batch_size,
+        help="Images that the generator draws at once; auto: as many as fit. Default: the recipe's number. "
+        "Another changes the last bits of an image, and sidecars record it.",
+    ),
+    click.option(
+        "--compile",
+        is_flag=True,
+        help="Compile the generator first: minutes, then faster. Worth it from some thousand images on.",
+    ),
+    click.option(
+        "--channels-last", type=click.Choice(["on", "off"]), help="Memory format of UNets.  [default: on for GPUs]"
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
+        help="Kernel of attention, where it fits a layer.  [default: auto]",
+    ),
+)
+"""Of a command that tries the stages out."""
+
+stage_options = together(
+    processes_option(
+        "Processes on this machine, started by accelerate. Default: one a GPU or CPU core, no more than shards."
+    ),
+    click.option("--shards", metavar="A:B", callback=_shards, help="Only shards A up to but not including B."),
+    speed_options,
+    click.option(
+        "--budget-hours",
+        type=Finite(min=0, min_open=True, max=1e6),
+        metavar="H",
+        help="Begin no shard that would end after this many hours. Exit code 4 when some are left.",
+    ),
+)
+"""Of the commands that carry out the costly stages; those of `WorkOptions` among them."""
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as JSON."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def echo_found(found: Any, as_json: bool) -> None:
+    """Print a result that has `as_dict` and `text`."""
+    if as_json:
+        echo_json(found.as_dict())
+    else:
+        click.echo(found.text())
+
+
+def echo_table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    """Print rows as an aligned table with a heading, or as a JSON list of objects."""
+    if as_json:
+        echo_json(list(rows))
+        return
+    lines = [list(rows[0]), *(["-" if cell is None else str(cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
