@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from hfsyn.publishing.watching import watch
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.recipes.training_recipe import load_train_config
+    from hfsyn.rules import seed_of
     from hfsyn.runs.finish import finish
-    from hfsyn.runs.specs import Plan, SampleSpec, plan, seed_of
+    from hfsyn.runs.specs import Plan, SampleSpec, plan
     from hfsyn.runs.status import status
     from hfsyn.showcase import demo
 
@@ -64,7 +65,7 @@ _HOME = {
     "publish": "hfsyn.publishing.publication",
     "report": "hfsyn.judging.bench.page",
     "reproduce": "hfsyn.checks.reproduce",
-    "seed_of": "hfsyn.runs.specs",
+    "seed_of": "hfsyn.rules",
     "status": "hfsyn.runs.status",
     "train": "hfsyn.judging.train.loop",
     "verify": "hfsyn.checks.verify",

@@ -1,6 +1,6 @@
 """What differs between two versions: rows by class and by column, and the fields of their recipes.
 
-Both sides are sorted by the hash of the sample id (see `hfsyn.runs.specs`), so that they are compared as two streams:
+Both sides are sorted by the hash of the sample id (see `hfsyn.rules`), so that they are compared as two streams:
 memory does not grow with the number of images. (Captions published alone have no such order and are held in memory.)
 Shards whose content is equal on both sides are not read at all.
 """
@@ -24,8 +24,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version
 from hfsyn.recipes.recipe import Recipe, difference, parse_recipe, published_recipe
+from hfsyn.rules import order_of
 from hfsyn.runs.run import Run
-from hfsyn.runs.specs import order_of
 
 _SHOWN = 5
 

@@ -28,9 +28,10 @@ from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
+from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
-from hfsyn.recipes.strategies import is_user_strategy, strategy_of
-from hfsyn.runs.specs import order_of, sample_id_of, seed_of
+from hfsyn.recipes.strategies import is_user_strategy
+from hfsyn.rules import order_of, sample_id_of, seed_of
 
 _SHOWN = 20
 _LONGEST = 400
@@ -255,7 +256,7 @@ def _check_rows(
 def row_problems(
     row: Mapping[str, Any], recipe: Recipe, captions: Mapping[str, tuple[str, str | None]]
 ) -> Iterator[str]:
-    """What of a synthetic row is not as its recipe and its caption say; each rule is that of `hfsyn.runs.specs`."""
+    """What of a synthetic row is not as its recipe and its caption say; each rule is that of `hfsyn.rules`."""
     source_id, _, k = row["sample_id"].rpartition("#")
     if source_id != row["source_id"] or not re.fullmatch("[0-9]{1,4}", k) or int(k) >= recipe.prompt.images_per_caption:
         yield f"its id does not follow from its source id {_brief(row['source_id'])}"

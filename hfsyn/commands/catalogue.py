@@ -11,7 +11,7 @@ import click
 from hfsyn.commands.values import Word
 
 if TYPE_CHECKING:
-    from hfsyn.recipes.fragments import FragmentKind
+    from hfsyn.recipes.loading import FragmentKind
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -200,14 +200,14 @@ def generators_show(name: str, as_json: bool) -> None:
 
 
 def _fragments(kind: FragmentKind) -> list[dict[str, Any]]:
-    from hfsyn.recipes.fragments import fragments, load_fragment
+    from hfsyn.recipes.loading import fragments, load_fragment
 
     found = [load_fragment(kind, name) for name in fragments(kind)]
     return [{"name": f.name, "model": f.part["model"], "about": f.about} for f in found]
 
 
 def _show_fragment(kind: FragmentKind, name: str, as_json: bool) -> None:
-    from hfsyn.recipes.fragments import FRAGMENT_PART, load_fragment
+    from hfsyn.recipes.loading import FRAGMENT_PART, load_fragment
     from hfsyn.recipes.recipe import check_part
 
     found = load_fragment(kind, name)
@@ -232,11 +232,10 @@ def recipes() -> None:
 @as_json_option
 def recipes_ls(as_json: bool) -> None:
     """List the shipped recipes."""
-    from hfsyn.recipes.finding import shipped_recipes
-    from hfsyn.recipes.recipe import load_recipe
+    from hfsyn.recipes.recipe import RECIPES, load_recipe
 
     rows = []
-    for name in shipped_recipes():
+    for name in RECIPES.names():
         r = load_recipe(name)
         rows.append(
             {
@@ -255,8 +254,7 @@ def recipes_ls(as_json: bool) -> None:
 @click.argument("name")
 def recipes_show(name: str) -> None:
     """Print a recipe, what it extends filled in. NAME is one of `recipes ls`, a YAML file, or hf://..."""
-    from hfsyn.recipes.finding import read_recipe
-    from hfsyn.recipes.recipe import dump_recipe, load_recipe
+    from hfsyn.recipes.recipe import dump_recipe, load_recipe, read_recipe
 
     recipe = load_recipe(name)
     text, _ = read_recipe(name)

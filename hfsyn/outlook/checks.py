@@ -27,9 +27,9 @@ from hfsyn.models.single_files import at_hand
 from hfsyn.outlook.check import Check
 from hfsyn.outlook.costs import memory_needed
 from hfsyn.outlook.forecast import disk_needed
-from hfsyn.recipes.prompt_part import HUB
+from hfsyn.recipes.parts import HUB, strategy_of
 from hfsyn.recipes.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
-from hfsyn.recipes.strategies import is_user_strategy, strategy_of
+from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.runs.given_texts import FileTexts
 from hfsyn.runs.real_images import check_order
 from hfsyn.runs.run import Run, run_in

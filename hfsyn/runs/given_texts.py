@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 
 from builders.files import sha256_of
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.parts import PromptPart
-from hfsyn.recipes.prompt_part import HUB
+from hfsyn.recipes.parts import HUB, PromptPart
 
 _ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
 """In small letters; files may have them in capitals."""

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from builders.variants import get_variant
-from hfsyn.recipes.prompt_part import HUB
+from hfsyn.recipes.parts import HUB
 from hfsyn.recipes.recipe import Recipe, is_content_hash
-from hfsyn.recipes.strategies import get_strategy, is_user_strategy
-from hfsyn.recipes.user_strategies import absolute, check_function, content_of
+from hfsyn.recipes.strategies import absolute, check_function, content_of, get_strategy, is_user_strategy
 from hfsyn.runs.given_texts import FileTexts, content_of_file
 
 _PINS = {

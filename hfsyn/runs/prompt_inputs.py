@@ -6,8 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from hfsyn.recipes.recipe import Recipe
-from hfsyn.recipes.strategies import get_strategy, is_user_strategy
-from hfsyn.recipes.user_strategies import source_of
+from hfsyn.recipes.strategies import get_strategy, is_user_strategy, source_of
 from hfsyn.runs.given_texts import FileTexts
 from hfsyn.runs.specs import Caption
 

@@ -20,7 +20,7 @@ from builders.runs import layout
 from builders.sources import IndexEntry, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.prompt_part import published_prompt
+from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.run import Run, index_entries
 from hfsyn.runs.stored_rows import StoredRows
 
@@ -139,7 +139,7 @@ def compare_runs(
             answers = [sample.rows[number] for sample in samples]
             groups.append([_tile(row) for row in answers])
         rows.append(Row(info.name, groups))
-    headings = ["real images", *(f"{run.recipe.name}: {published_prompt(run.recipe.prompt).strategy}" for run in runs)]
+    headings = ["real images", *(f"{run.recipe.name}: {published_recipe(run.recipe).prompt.strategy}" for run in runs)]
     return contact_sheet(title, headings, rows)
 
 
@@ -197,7 +197,7 @@ def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
         numbers = pc.indices_nonzero(pc.equal(column, wnid))[:per_class].to_pylist()
         sheet.append(Row(run.classes[wnid].name, [[_tile(row) for row in stored.read(numbers, _COLUMNS)]]))
     more = f", {len(sheet)} of {len(wnids)} classes" if len(wnids) > len(sheet) else ""
-    heading = published_prompt(run.recipe.prompt).strategy
+    heading = published_recipe(run.recipe).prompt.strategy
     return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [heading], sheet)
 
 
