@@ -20,10 +20,8 @@ from builders.variants import get_variant
 from builders.wording import size_text
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
-from hfsyn.models.checkpoint_files import Kind
-from hfsyn.models.finding import locate
+from hfsyn.models.finding import Kind, at_hand, locate
 from hfsyn.models.loras import FILE
-from hfsyn.models.single_files import at_hand
 from hfsyn.outlook.check import Check
 from hfsyn.outlook.costs import memory_needed
 from hfsyn.outlook.forecast import disk_needed

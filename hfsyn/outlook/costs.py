@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hfsyn.models.single_files import configuration
+from hfsyn.models.finding import configuration
 from hfsyn.outlook.devices import DEVICES, UTILISATION
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart, Recipe
 

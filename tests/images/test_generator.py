@@ -431,7 +431,7 @@ def refusal(folder: str, negative: str | None = None, **options: Any) -> HfsynEr
 
 
 def test_a_captioner_is_no_generator() -> None:
-    assert "is no generator: it holds a captioner" in refusal(str(models.path("captioner"))).message
+    assert "is not a generator: it holds a captioner" in refusal(str(models.path("captioner"))).message
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])
