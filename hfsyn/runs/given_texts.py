@@ -1,6 +1,6 @@
-"""Texts by source id that somebody has written already, in a file or a dataset of the Hub, in place of a captioner's.
+"""Texts by source id that exist already, in a file or a dataset of the Hub, in place of a captioner's.
 
-A file is JSON lines, CSV with a heading, or Parquet; it has a column ``source_id`` and a column ``caption`` or
+A file is JSON lines, CSV with a header, or Parquet; it has a column ``source_id`` and a column ``caption`` or
 ``prompt`` (this one where it has both), and may have others. A dataset is ``hf://datasets/USER/NAME[@REVISION][/PATH]``:
 its files of these kinds, all of them or those under PATH; they are downloaded whole.
 """
@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,22 @@ import pyarrow.parquet as pq
 from builders.files import sha256_of
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.parts import HUB, PromptPart
+from hfsyn.recipes.recipe import Recipe
+from hfsyn.recipes.strategies import get_strategy, is_user_strategy, source_of
+from hfsyn.runs.specs import Caption
 
 _ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
 """In small letters; files may have them in capitals."""
 _TEXTS = ("prompt", "caption")
 _SHOWN = 3
 """Ids that a message names."""
-_HALF = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair: JSON can say it, and no file and no tokenizer takes it."""
 
 
 def content_of_file(file: str, revision: str | None) -> str:
     """``sha256:`` and the hash of a file, or the commit of a dataset that `revision` or the reference names.
 
     Raises:
-        HfsynError: it is not there, or no such file.
+        HfsynError: it is not there, or is not such a file.
     """
     if file.startswith(HUB):
         return _snapshot(file, revision)[1]
@@ -50,10 +52,10 @@ class FileTexts:
     """The texts of a recipe's captions file, by source id.
 
     Args:
-        part: the prompt part, with its captions file and the content that is meant.
+        part: the prompt part, with its captions file and that file's pinned content.
 
     Raises:
-        HfsynError: the file is not there or has changed, or is not of the form that the module's docstring says.
+        HfsynError: the file is not there or has changed, or does not have the form in the module's docstring.
     """
 
     def __init__(self, part: PromptPart) -> None:
@@ -80,11 +82,11 @@ class FileTexts:
                 self._texts[source_id] = text
 
     def check(self, source_ids: Collection[str]) -> None:
-        """Compare the file's ids with those of the images that a run is made from.
+        """Compare the file's ids with those of a run's images. Other ids are allowed: a file may serve several runs.
 
         Raises:
-            HfsynError: an id occurs twice; or, unless the recipe says that the class name stands in for them, an image
-                has no text or an empty one. Ids that no image has are no fault: a file may serve several runs.
+            HfsynError: an id occurs twice; no image has a text; or, unless the class name replaces it by the recipe, an
+                image has no text or an empty one.
         """
         if self._twice:
             raise HfsynError(
@@ -95,21 +97,46 @@ class FileTexts:
         if len(missing) == len(source_ids):
             some = next(iter(self._texts), None)
             raise HfsynError(
-                f"{self._file} has no text for any of the {len(source_ids)} images: they are called "
-                f"{next(iter(source_ids))}, and " + (f"its ids {some}." if some else "it has no lines."),
-                "The ids of a run's images stand in its source.parquet.",
+                f"{self._file} has no text for any of the {len(source_ids)} images: they have ids such as "
+                f"{next(iter(source_ids))}, and " + (f"its ids are such as {some}." if some else "it has no lines."),
+                "The ids of a run's images are in its source.parquet.",
             )
         if (missing or empty) and self._missing == "refuse":
             what = [f"no text for {_some('image', missing)}"] if missing else []
             what += [f"an empty text for {_some('image', empty)}"] if empty else []
             raise HfsynError(
                 f"{self._file} has {' and '.join(what)}, of {len(source_ids)}.",
-                "Add them, or take the class name for them: --set prompt.captions_missing=class-name",
+                "Add them, or use the class name instead: --set prompt.captions_missing=class-name",
             )
 
     def of(self, source_id: str) -> str:
         """The text of an image; empty where there is none."""
         return self._texts.get(source_id, "")
+
+
+def check_texts(recipe: Recipe, source_ids: Collection[str]) -> None:
+    """Refuse a captions file that lacks texts for some of the images; see `FileTexts.check`."""
+    if recipe.prompt.captions_file is not None:
+        FileTexts(recipe.prompt).check(source_ids)
+
+
+def takes_text(recipe: Recipe) -> bool:
+    """Whether the recipe's prompts depend on texts; a user's function is given whatever there is."""
+    if is_user_strategy(recipe.prompt.strategy):
+        return recipe.caption is not None or recipe.prompt.captions_file is not None
+    return get_strategy(recipe.prompt.strategy).needs_caption
+
+
+def with_texts(recipe: Recipe, captions: Iterable[Caption]) -> list[Caption]:
+    """The captions with the texts of the recipe's captions file; see `FileTexts.check`."""
+    found, texts = list(captions), FileTexts(recipe.prompt)
+    texts.check([caption.source_id for caption in found])
+    return [replace(caption, text=texts.of(caption.source_id)) for caption in found]
+
+
+def strategy_source(recipe: Recipe) -> str | None:
+    """The text of the file with the user's own function, to be kept with the run; None where there is none."""
+    return source_of(recipe.prompt.strategy) if is_user_strategy(recipe.prompt.strategy) else None
 
 
 def _some(what: str, ids: list[str]) -> str:
@@ -128,7 +155,7 @@ def _local(file: str) -> Path:
 
 
 def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
-    """The downloaded files of a dataset, in the order of their names, and the commit that they are of."""
+    """The downloaded files of a dataset, sorted by name, and their commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -138,7 +165,7 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     if match is None or ".." in (match[3] or ""):
         raise HfsynError(
             f"prompt.captions_file is {reference!r}, which names no dataset.",
-            f"It looks like {HUB}USER/NAME@REVISION, or with /PATH behind it.",
+            f"It looks like {HUB}USER/NAME@REVISION, or the same with /PATH after it.",
         )
     repo_id, asked, inside = match[1], revision or match[2], (match[3] or "").strip("/")
     wanted = [inside]
@@ -156,28 +183,28 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     # The cache may hold more of this commit than was asked for.
     found = [p for p in found if p.relative_to(root).as_posix().startswith(inside)]
     if not found:
-        raise HfsynError(
-            f"{reference} holds no captions.", f"It needs a file that ends in {', '.join(_ENDINGS)}, and has none."
-        )
+        raise HfsynError(f"{reference} holds no captions.", f"It needs a file that ends in {', '.join(_ENDINGS)}.")
     return found, root.name
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    """``(source id, text)`` of a file's lines; an absent text is empty."""
+    """``(source id, text)`` of a file's lines; a missing text is empty."""
+    readers = {".csv": _csv_lines, ".parquet": _parquet_rows}
     try:
-        yield from _READERS[path.suffix.lower()](path)
+        for where, row in readers.get(path.suffix.lower(), _json_lines)(path):
+            yield _pair(path, row, where)
     except (UnicodeDecodeError, csv.Error, pa.ArrowException, OSError) as error:
         raise _unreadable(path.name, " ".join(str(error).split())[:120]) from None
 
 
-def _unreadable(file: str, why: str) -> HfsynError:
-    return HfsynError(
-        f"The captions file {file} cannot be read: {why}",
-        "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.",
-    )
+class _Pairs(list[Any]):
+    """The keys and values of a JSON object, in order: a `dict` would keep the last of two equal keys."""
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, str]]:
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -187,76 +214,62 @@ def _json_lines(path: Path) -> Iterator[tuple[str, str]]:
             except (ValueError, RecursionError):
                 pairs = None
             if not isinstance(pairs, _Pairs):
-                raise _malformed(path, f"line {number} is not a JSON object", "")
+                raise _unusable(path, f"line {number} is not a JSON object")
             _refuse_twice(path, [key for key, _ in pairs], f"line {number}")
-            yield _pair(path, dict(pairs), f"line {number}")
+            yield f"line {number}", dict(pairs)
 
 
-def _csv_lines(path: Path) -> Iterator[tuple[str, str]]:
+def _csv_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         _refuse_twice(path, reader.fieldnames or (), "the heading")
         for row in reader:
-            if None in row:  # where the reader puts what is left over
-                raise HfsynError(
-                    f"The captions file {path.name} cannot be used: line {reader.line_num} has more fields than the "
-                    "heading.",
-                    "Put texts with commas in quotes.",
-                )
-            yield _pair(path, row, f"line {reader.line_num}")
+            where = f"line {reader.line_num}"
+            if None in row:  # the key of surplus fields
+                hint = "Put texts with commas in quotes."
+                raise _unusable(path, f"{where} has more fields than the heading", hint)
+            yield where, row
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, str]]:
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         _refuse_twice(path, names, "its schema")
         columns = [name for name in ("source_id", *_TEXTS) if name in names]
         if "source_id" not in columns or len(columns) < 2:
-            raise _malformed(path, "it has the columns " + ", ".join(names), "")
-        number = 0
-        for batch in file.iter_batches(8192, columns=columns):
-            for row in batch.to_pylist():
-                number += 1
-                yield _pair(path, row, f"row {number}")
+            raise _unusable(path, f"it has the columns {', '.join(names)}")
+        rows = (row for batch in file.iter_batches(8192, columns=columns) for row in batch.to_pylist())
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
-class _Pairs(list[Any]):
-    """The keys and values of a JSON object, in order: a `dict` would keep the last of two."""
+def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
+    """Source id and text of a row, checked."""
+    column = next((name for name in _TEXTS if name in row), None)
+    source_id, text = row.get("source_id"), row[column] if column else None
+    for name, value in (("source_id", source_id), (column, text)):
+        if value is not None and not isinstance(value, str):
+            raise _unusable(path, f"{where} has the {name} {repr(value)[:60]}, which is not a text")
+    if column is None or not source_id:
+        what = "no source_id" if column else "no caption and no prompt"
+        raise _unusable(path, f"{where} has {what}: it has {', '.join(map(str, row))}")
+    if found := re.search("[\ud800-\udfff]", f"{source_id}{text or ''}"):  # JSON allows it
+        raise _unusable(path, f"{where} has half of a character, {found[0]!a}")
+    return source_id, text if text and text.strip() else ""
 
 
 def _refuse_twice(path: Path, names: Iterable[str], where: str) -> None:
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise HfsynError(
-            f"The captions file {path.name} cannot be used: {where} has {str(twice[0])[:60]!r} more than once.",
-            "Which of them is meant cannot be told: leave one.",
-        )
+        raise _unusable(path, f"{where} has {str(twice[0])[:60]!r} more than once", "Leave one of them.")
 
 
-_READERS = {".jsonl": _json_lines, ".ndjson": _json_lines, ".csv": _csv_lines, ".parquet": _parquet_rows}
+def _unusable(
+    path: Path, why: str, hint: str = "It has a column source_id, and a column caption or prompt."
+) -> HfsynError:
+    return HfsynError(f"The captions file {path.name} cannot be used: {why}.", hint)
 
 
-def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
-    column = next((name for name in _TEXTS if name in row), None)
-    source_id = row.get("source_id")
-    if source_id is not None and not isinstance(source_id, str):
-        raise _malformed(path, f"{where} has the source_id {repr(source_id)[:60]}, which is not a text", "")
-    if column is None or not source_id:
-        what = "no source_id" if column else "no caption and no prompt"
-        raise _malformed(path, f"{where} has {what}", _keys(row))
-    text = row[column]
-    if text is not None and not isinstance(text, str):
-        raise _malformed(path, f"{where} has the {column} {repr(text)[:60]}, which is not a text", "")
-    if found := _HALF.search(f"{source_id}{text or ''}"):
-        raise _malformed(path, f"{where} has half of a character, {found[0]!a}", "")
-    return source_id, text if text and text.strip() else ""
-
-
-def _keys(names: Iterable[Any]) -> str:
-    return f": it has {', '.join(map(str, names))}"
-
-
-def _malformed(path: Path, what: str, more: str) -> HfsynError:
+def _unreadable(file: str, why: str) -> HfsynError:
     return HfsynError(
-        f"The captions file {path.name} cannot be used: {what}{more}.",
-        "It has a column source_id, and a column caption or prompt.",
+        f"The captions file {file} cannot be read: {why}",
+        "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.",
     )
