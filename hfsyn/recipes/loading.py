@@ -208,11 +208,7 @@ def extended(
 
 
 def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """A copy of a mapping from Python, in the types that a YAML file has.
-
-    Raises:
-        HfsynError: it holds what YAML cannot say.
-    """
+    """A copy of a mapping from Python in the types that YAML has, or HfsynError where it has others."""
 
     def plain(value: Any, depth: int) -> Any:
         if depth > 32:
@@ -235,10 +231,8 @@ def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
 def set_field(fields: dict[str, Any], override: str, top: type[Part]) -> None:
     """Carry out one ``KEY=VALUE``, the key dotted and the value YAML, on the fields of a `top`.
 
-    Where only a text is allowed, the value needs no quotes: ``source.revision=1234567``.
-
-    Raises:
-        HfsynError: it does not have that form, or the value cannot be read.
+    Where only a text is allowed, the value needs no quotes: ``source.revision=1234567``. Raises HfsynError where it
+    does not have that form, or the value cannot be read.
     """
     key, sign, value = override.partition("=")
     if not sign or not key:
@@ -258,11 +252,7 @@ def set_field(fields: dict[str, Any], override: str, top: type[Part]) -> None:
 
 
 def put(fields: dict[str, Any], key: str, value: Any, top: type[Part]) -> None:
-    """Put a value at a dotted key.
-
-    Raises:
-        HfsynError: the key is too deep, or what stands above it is not a mapping.
-    """
+    """Put a value at a dotted key; raises HfsynError where what stands above it is not a mapping."""
     part: Any = fields
     *parents, last = loc = key.split(".")
     if len(loc) > _DEEPEST or not all(loc):
@@ -315,30 +305,19 @@ def allowed(loc: Sequence[str], top: type[Part]) -> str:
     return f"Allowed here: {', '.join(field_at(loc, top)[0].model_fields)}."
 
 
-def checked(model: type[P], fields: Mapping[str, Any], where: str, inside: Sequence[str] = (), top: Any = None) -> P:
-    """The fields as a `model`.
-
-    Args:
-        model: to check them by.
-        fields: as in a file.
-        where: how to call it in a message.
-        inside: where the fields stand in a `top`.
-        top: the model of the whole; None is `model`.
-
-    Raises:
-        HfsynError: the first fault, in one line.
-    """
+def checked(model: type[P], fields: Mapping[str, Any], where: str) -> P:
+    """The fields as a `model`, or HfsynError with the first fault; `where` is their file's name in messages."""
     try:
         return model.model_validate(dict(fields))
     except ValidationError as error:
-        raise _explained(error, where, top or model, inside) from None
+        raise _explained(error, where, model) from None
 
 
-def _explained(error: ValidationError, where: str, top: type[Part], inside: Sequence[str]) -> HfsynError:
+def _explained(error: ValidationError, where: str, top: type[Part]) -> HfsynError:
     """Pydantic's report as one message and one hint, for the first fault."""
     fault = error.errors()[0]
     kind, value = fault["type"], fault["input"]
-    loc = [*inside, *(str(name)[:_SHOWN] for name in fault["loc"] if name != "[key]")]
+    loc = [str(name)[:_SHOWN] for name in fault["loc"] if name != "[key]"]
     key = ".".join(loc)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     model, field = field_at(loc, top)
@@ -376,6 +355,20 @@ def _habit(kind: str, value: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def differing(a: Part, b: Part, exclude: Any) -> list[tuple[str, Any, Any]]:
+    """``(dotted field, value in a, value in b)`` for each field that differs, in the model's order."""
+
+    def dotted(part: Part) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in part.model_dump(mode="json", exclude=exclude).items():
+            found |= {f"{key}.{name}": of for name, of in value.items()} if isinstance(value, dict) else {key: value}
+        return found
+
+    left, right = dotted(a), dotted(b)
+    keys = dict.fromkeys([*left, *right])
+    return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
 
 
 def dump_part(part: Part) -> str:

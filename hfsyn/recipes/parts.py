@@ -199,11 +199,7 @@ PARTS: dict[str, type[Part]] = {
 
 
 def strategy_of(part: PromptPart) -> Strategy:
-    """The strategy of a recipe, with the recipe's domain. A user's function is loaded, and so its file is run.
-
-    Raises:
-        HfsynError: there is no such strategy; or as `hfsyn.recipes.strategies.user_function`.
-    """
+    """The strategy of a recipe, with the recipe's domain. A user's function is loaded, and so its file is run."""
     strategy = get_strategy(part.strategy)
     if is_user_strategy(part.strategy):
         return replace(strategy, write=user_function(part.strategy, part.strategy_sha256))
@@ -211,11 +207,7 @@ def strategy_of(part: PromptPart) -> Strategy:
 
 
 def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
-    """Refuse a prompt part whose fields do not fit each other or the caption part.
-
-    Raises:
-        HfsynError: see the messages.
-    """
+    """Refuse a prompt part whose fields do not fit each other or the caption part."""
     strategy, file = get_strategy(prompt.strategy), prompt.captions_file
     name, own = strategy.name, is_user_strategy(strategy.name)
     check_domain(prompt)
@@ -258,11 +250,7 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
 
 
 def check_domain(prompt: PromptPart) -> None:
-    """Refuse a domain for which the strategy has no place, and a strategy that lacks its domain.
-
-    Raises:
-        HfsynError: see the messages.
-    """
+    """Refuse a domain for which the strategy has no place, and a strategy that lacks its domain."""
     name = prompt.strategy
     if name == "domain" and not prompt.domain:
         raise HfsynError("Strategy 'domain' needs a word, and prompt.domain is null.", "--set prompt.domain=pet")
@@ -274,19 +262,11 @@ def check_domain(prompt: PromptPart) -> None:
 
 
 def refuse_idle(parts: Any, written: Callable[[str], bool]) -> None:
-    """Refuse fields that decide nothing, and would only give the same dataset another fingerprint.
+    """Refuse fields of a checked recipe that decide nothing, and would only give the same dataset another fingerprint.
 
-    Stored and published recipes may have them: only what the user writes now is checked.
-
-    Args:
-        parts: a checked recipe.
-        written: whether the user wrote the field of this dotted name.
-
-    Raises:
-        HfsynError: with the first.
+    Stored and published recipes may have them: only fields are checked whose dotted name is `written` by the user now.
     """
-    generate: GeneratePart = parts.generate
-    store: StorePart = parts.store
+    generate, store = parts.generate, parts.store
     lossless = f"store.format is {store.format!r}, which is lossless" if store.format != "jpeg" else ""
     scale = generate.guidance_scale
     unguided = f"generate.guidance_scale is {scale:g}, which turns guidance off" if scale <= 1 else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ from hfsyn.recipes.loading import (
     Part,
     Shelf,
     checked,
+    differing,
     extended,
     fields_of,
     load_fragment,
@@ -243,11 +244,7 @@ def _drop_stale(fields: dict[str, Any], overridden: set[str]) -> None:
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
-    """A recipe that is stored with a run or was published, perhaps by a stranger; checked like any other.
-
-    Args:
-        text: YAML.
-        where: how to call it in a message.
+    """A recipe that is stored with a run or was published, checked like any other; `where` is its name in messages.
 
     Raises:
         HfsynError: as `load_recipe`; or it has another format.
@@ -265,13 +262,15 @@ def stored_recipe(folder: Path) -> Recipe:
     return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
 
-def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
-    """The checked part of that name; `where` names the text that it is from.
+class _Fragment(Part):
+    caption: CaptionPart | None = None
+    generate: GeneratePart | None = None
 
-    Raises:
-        HfsynError: as `load_recipe`.
-    """
-    return checked(PARTS[name], fields, where, (name,), Recipe)
+
+def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
+    """The checked caption or generate part of a fragment; `where` is its name in messages."""
+    found: Part = getattr(checked(_Fragment, {name: fields}, where), name)
+    return found
 
 
 def new_recipe(name: str, base: str) -> Path:
@@ -361,16 +360,4 @@ def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order, except for the
     name and a class map, whose content is in the variant's name.
     """
-    left, right = (
-        dict(_leaves(recipe.model_dump(exclude={"name": True, "source": {"definition"}}))) for recipe in (a, b)
-    )
-    keys = list(dict.fromkeys([*left, *right]))
-    return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
-
-
-def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return differing(a, b, {"name": True, "source": {"definition"}})

@@ -82,20 +82,8 @@ def _join(*parts: str | None) -> str:
     return ", ".join(line for part in parts if (line := _line(part)))
 
 
-def _classname(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return c.name
-
-
-def _basic(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return f"a photo of {c.name}"
-
-
-def _article(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    return f"a photo of {with_article(c.name)}"
-
-
 def domain_of(domain: str) -> PromptFunction:
-    """``a {domain} photo of a {c}``, for one word of the recipe."""
+    """``a {domain} photo of a {c}``, for one word of the recipe; without one ``a photo of a {c}``."""
 
     def domain_photo(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
         return f"{with_article(_join(domain) + ' photo') if domain else 'a photo'} of {with_article(c.name)}"
@@ -165,9 +153,9 @@ _REAL_FAKE = ("Real-Fake (arXiv 2310.10402)", "distorted, unrealistic, blurry, o
 STRATEGIES: dict[str, Strategy] = {
     s.name: s
     for s in (
-        Strategy("classname", "{c}", "Deliberate Practice (arXiv 2502.15588)", "", _classname),
-        Strategy("basic", "a photo of {c}", "the baseline of arXiv 2307.08526", "", _basic),
-        Strategy("article", "a photo of a {c}", "Bansal & Grover (arXiv 2302.02503)", "", _article),
+        _parts("classname", "{c}", "Deliberate Practice (arXiv 2502.15588)"),
+        _parts("basic", "a photo of {c}", "the baseline of arXiv 2307.08526"),
+        Strategy("article", "a photo of a {c}", "Bansal & Grover (arXiv 2302.02503)", "", domain_of("")),
         Strategy("clip80", "one of CLIP's 80 templates", _CLIP, "", _clip80),
         Strategy("domain", "a {domain} photo of a {c}", "DataDream (arXiv 2407.10910)", "", domain_of("")),
         _parts("definition", "{c}, {definition}", _SARIYILDIZ),
@@ -191,10 +179,8 @@ def is_user_strategy(name: str) -> bool:
 
 
 def get_strategy(name: str) -> Strategy:
-    """The strategy of that name. A user's function is not loaded here: `hfsyn.recipes.parts.strategy_of` does that.
-
-    Raises:
-        HfsynError: there is no such strategy; the message names the nearest.
+    """The strategy of that name, or HfsynError with the nearest. A user's function is not loaded here, but by
+    `hfsyn.recipes.parts.strategy_of`.
     """
     if is_user_strategy(name):
         return Strategy(name, "a function of the user's", name.rpartition("/")[2], "", _not_loaded)
@@ -211,11 +197,7 @@ def _not_loaded(*_: object) -> str:
 
 
 def check_words(classes: Iterable[ClassInfo], strategy: Strategy) -> None:
-    """Refuse a strategy that needs words which a class map does not give; ImageNet's classes have all of them.
-
-    Raises:
-        HfsynError: with the first class.
-    """
+    """Refuse a strategy that needs words which a class map does not give; ImageNet's classes have all of them."""
     for word in ("definition", "hypernym"):
         lacking = [info for info in classes if not getattr(info, word)] if f"{{{word}}}" in strategy.template else []
         if lacking:
@@ -236,15 +218,11 @@ _TRIED = ("a person standing next to it in a field", "", None)
 
 
 def user_function(name: str, sha256: str | None) -> PromptFunction:
-    """The function in a file; when it fails or returns no prompt, it raises HfsynError.
-
-    Args:
-        name: ``path/to/file.py:function``.
-        sha256: the file's content as the recipe pins it; None takes the file as it is.
+    """The function of ``path/to/file.py:function``; when it fails or returns no prompt, it raises HfsynError.
 
     Raises:
         HfsynError: there is no such file or function, it takes other arguments, it cannot be imported, it came with a
-            dataset, or its content is not the pinned one.
+            dataset, or its content is not `sha256` (None takes any).
     """
     path, function = _split(name)
     if where := _untrusted_place(path):
@@ -285,12 +263,7 @@ def source_of(name: str) -> str:
 
 
 def check_function(name: str, sha256: str | None, variant: str, *, captions: bool) -> None:
-    """Call a function for every class of a variant, twice with equal arguments.
-
-    Args:
-        name, sha256: see `user_function`.
-        variant: its classes are tried.
-        captions: whether the recipe has captions; without them the function is given None.
+    """Call a function for every class of a variant, twice with equal arguments; its caption is None without `captions`.
 
     Raises:
         HfsynError: as `user_function`; or the function fails, returns no text, or returns another the second time.

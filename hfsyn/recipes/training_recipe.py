@@ -23,6 +23,7 @@ from hfsyn.recipes.loading import (
     Shelf,
     Text,
     checked,
+    differing,
     dump_part,
     fields_of,
     put,
@@ -202,7 +203,4 @@ def dump_train_config(config: TrainConfig) -> str:
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs and decides the weights, dotted."""
-    left, right = (c.model_dump(mode="json", exclude={"test"}) for c in (a, b))
-    found = [("seed", left.pop("seed"), right.pop("seed"))]
-    found += [(f"{part}.{key}", left[part][key], right[part][key]) for part in left for key in left[part]]
-    return [entry for entry in found if entry[1] != entry[2]]
+    return differing(a, b, {"test"})
