@@ -14,7 +14,7 @@ from hfsyn.captions.reuse import KnownCaptions
 from hfsyn.captions.text_writer import TextWriter
 from hfsyn.recipes.strategies import get_strategy
 from hfsyn.rules import seed_of
-from hfsyn.runs.given_texts import FileTexts
+from hfsyn.runs.inputs import FileTexts
 from hfsyn.runs.run import Run
 from hfsyn.workers import pick_device
 

@@ -51,24 +51,16 @@ def release_memory() -> None:
 
 
 class BatchSize:
-    """The present batch size of a stage; halved when memory runs out, and never raised again.
-
-    Args:
-        size: to begin with.
-    """
+    """The present batch size of a stage; halved when memory runs out, and never raised again."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def run(self, work: Callable[[int], T], *, settle: Callable[[], None] = lambda: None) -> tuple[T, int] | None:
-        """The result of `work` with the present size, and that size; None where it was too large and is smaller now.
+        """The result of `work(size)`, and the size; None where it was too large and is smaller now.
 
-        Args:
-            work: gets the size.
-            settle: called before the size is halved: wait for what else holds memory.
-
-        Raises:
-            HfsynError: there is too little memory for a batch of one.
+        Before the size is halved, `settle` waits for what else holds memory. Raises HfsynError where there is too
+        little for a batch of one.
         """
         size = self.size
         try:
@@ -92,15 +84,12 @@ class BatchSize:
 
 
 def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:
-    """The largest of `CANDIDATES` that a device draws within its memory.
+    """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError where not even one fits.
 
     Args:
         draw: draws a batch of a size and waits for it.
         guided: whether each image is two rows for the network.
         used: the largest share of the device's memory that the last `draw` used, 0 to 1.
-
-    Raises:
-        HfsynError: there is too little memory for a batch of one.
     """
     fitting = 0
     for size in CANDIDATES:
@@ -123,12 +112,12 @@ def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[
 
 
 def choose(asked: str | int | None, recipe_size: int, device: str, generator: Any, *, guided: bool) -> int:
-    """The batch size to begin with.
+    """The batch size to begin with: `asked`, or the recipe's; ``auto`` fills the memory of a CUDA device.
 
     Args:
-        asked: a number, ``auto`` or None (the recipe's).
+        asked: a number, ``auto`` or None.
         recipe_size: of the recipe.
-        device: a torch device; ``auto`` fills the memory of a CUDA device, and is the recipe's size elsewhere.
+        device: a torch device; ``auto`` is the recipe's size on others than CUDA.
         generator: an `ImageGenerator`.
         guided: see `largest_batch`.
     """

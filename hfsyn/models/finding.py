@@ -20,6 +20,7 @@ from builders.files import sha256_of
 from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from builders.wording import first_line
 from hfsyn.errors import HfsynError
+from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 
 Kind = Literal["captioner", "generator", "language model"]
@@ -46,11 +47,7 @@ _WEIGHTS = re.compile(
 
 
 def locate(model: str, kind: Kind) -> str:
-    """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched.
-
-    Raises:
-        HfsynError: a local folder without such a model, a path to nothing, or an invalid Hub id.
-    """
+    """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched. Raises HfsynError for anything else."""
     otherwise = f"a Hub id such as {_EXAMPLE[kind]}" + ("" if kind == "language model" else ", or builtin")
     if model == BUILTIN:
         if kind == "language model":
@@ -63,12 +60,10 @@ def locate(model: str, kind: Kind) -> str:
         if not (folder / _MARKER[kind]).is_file():
             other = "captioner" if kind == "generator" else "generator"
             found = f"it holds a {other}" if (folder / _MARKER[other]).is_file() else f"it has no {_MARKER[kind]}"
-            raise HfsynError(
-                f"{model} is not a {kind}: {found}.", f"Name a folder that save_pretrained wrote, {otherwise}."
-            )
+            raise HfsynError(f"{model} is not a {kind}: {found}.", f"Name a folder of save_pretrained, {otherwise}.")
         return str(folder.resolve())
     if model and folder.is_file():
-        hint = f"Name the folder that save_pretrained wrote, {otherwise}."
+        hint = f"Name a folder of save_pretrained, {otherwise}."
         if kind == "generator":
             hint = (
                 "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes a folder of a checkpoint."
@@ -109,12 +104,7 @@ def pin(model: str, revision: str | None, kind: Kind) -> str:
                 f"{field}.revision is {revision!r}, but {model} is a local model and has none.",
                 f"Leave it out: --set {field}.revision=null",
             )
-        if revision not in (None, content):
-            raise HfsynError(
-                f"The {kind} {model} is not the one that the recipe means: its content is {content[:19]}..., and "
-                f"{field}.revision is {str(revision)[:19]}...",
-                f"Name the folder with the right weights, or --set {field}.revision=null to take these.",
-            )
+        check_content(content, revision, f"The {kind} {model} is not the one", f"{field}.revision")
         return content
     locate(model, kind)
     if is_content_hash(revision):
@@ -228,9 +218,6 @@ def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
     )
 
 
-# --- the files of a model ---------------------------------------------------------------------------------------------
-
-
 def at_hand(model: str, revision: str | None, name: str, kind: Kind = "generator") -> Path | None:
     """Where a file of a model is on this machine, by its path in the model; None where it is not here."""
     from huggingface_hub import try_to_load_from_cache
@@ -260,9 +247,6 @@ def files_of(model: str, revision: str | None, kind: Kind, *, cached: bool = Fal
     """Paths of a model's files, in its folder or at its commit on the Hub, sorted.
 
     Where the Hub cannot be asked: with `cached` those in the cache, which may be only some of them; otherwise none.
-
-    Raises:
-        HfsynError: as `locate`.
     """
     place = locate(model, kind)
     if Path(place).is_dir():
@@ -362,7 +346,7 @@ def _chosen(
             f"{model} has no plain weights, but several variants: {', '.join(every)}.", f"Choose: {setting}{every[0]}"
         )
     raise HfsynError(
-        f"{model} has no weights of its {lacking[0] or kind} that can be loaded.", f"Fetch all of it: {_again(model)}"
+        f"{model} has no loadable weights of its {lacking[0] or kind}.", f"Fetch all of it: {_again(model)}"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from builders.files import sha256_of
 from hfsyn.errors import HfsynError
 from hfsyn.models.finding import commit_of
+from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -34,12 +35,7 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
     revision = part.lora_revision
     if (local := _local(part)) is not None:
         content = f"sha256:{sha256_of(local)}"
-        if revision not in (None, content):
-            raise HfsynError(
-                f"{local} is not the LoRA that the recipe means: its content is {content[:19]}..., and "
-                f"generate.lora_revision is {str(revision)[:19]}...",
-                "Name the right file, or --set generate.lora_revision=null to take this one.",
-            )
+        check_content(content, revision, f"{local} is not the LoRA", "generate.lora_revision")
         return part.model_copy(update={"lora_revision": content})
     if is_content_hash(revision):
         raise HfsynError(
@@ -83,11 +79,7 @@ def _local(part: GeneratePart) -> Path | None:
 
 
 def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
-    """Add the LoRA to the weights of a pipeline, in the pipeline's dtype, and count its weights that fit nothing.
-
-    Raises:
-        HfsynError: the weights are not those that were pinned, or are not a LoRA for this pipeline.
-    """
+    """Add the LoRA to the weights of a pipeline, in the pipeline's dtype, and count its weights that fit nothing."""
     if part.lora is None:
         return {}
     if not hasattr(pipe, "load_lora_weights"):

@@ -90,9 +90,6 @@ def _quiet(pipe: Any) -> Any:
 def _scheduler_instead(recipe: GeneratePart, parts: Mapping[str, Sequence[Any]]) -> Iterator[None]:
     """Load another class with the same noise schedule in place of a scheduler that the recipe replaces anyway: without
     its optional library it could not even be loaded.
-
-    Raises:
-        HfsynError: the recipe does not replace it.
     """
     import diffusers
 
@@ -179,19 +176,12 @@ def _check_weights(pipe: Any, model: str, reports: Sequence[tuple[Any, Mapping[s
     return left_out
 
 
-# --- what a pipeline is called with -----------------------------------------------------------------------------------
-
-
 def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(type(pipe).__call__).parameters
 
 
 def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
-    """The image-to-image pipeline with the same parts.
-
-    Raises:
-        HfsynError: diffusers has none for this kind of model, or it has no strength.
-    """
+    """The image-to-image pipeline with the same parts; raises HfsynError where diffusers has none with a strength."""
     import diffusers
 
     try:
@@ -245,9 +235,7 @@ def size_of(pipe: Any, recipe: GeneratePart, *, whole: bool = False) -> dict[str
     factor = getattr(pipe, "vae_scale_factor", None)
     if not isinstance(own, int) or not isinstance(factor, int):
         has = f"generate has a {next(iter(size))} only" if size else "generate has no width and no height"
-        raise HfsynError(
-            f"{has}, and {recipe.model} does not say its own size.", "Set both generate.width and generate.height."
-        )
+        raise HfsynError(f"{has}, and {recipe.model} does not say its size.", "Set generate.width and generate.height.")
     return dict.fromkeys(("width", "height"), own * factor) | size
 
 

@@ -23,7 +23,7 @@ code says.
 _MARKERS = 8
 """Tokens that a tokenizer may add to those of the text, at most."""
 _KNOWN = 100_000
-"""Prompts and words that are remembered: those of a class recur many times."""
+"""Words whose tokens are remembered."""
 _BATCH = 2048
 
 
@@ -52,16 +52,12 @@ def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limi
     if not found:
         return ()
     over = [0] * len(found)
-    known: dict[str, tuple[bool, ...]] = {}
     left = iter(prompts)
     while batch := list(islice(left, _BATCH)):
-        fresh = list(dict.fromkeys(prompt for prompt, _ in batch if prompt not in known))
-        verdicts = dict(zip(fresh, zip(*(encoder.cut(fresh) for encoder in found), strict=True), strict=True))
-        for prompt, images in batch:
-            for number, cut in enumerate(verdicts.get(prompt) or known[prompt]):
-                over[number] += images * cut
-        if len(known) < _KNOWN:
-            known |= verdicts
+        different = list(dict.fromkeys(prompt for prompt, _ in batch))
+        for number, encoder in enumerate(found):
+            cut = dict(zip(different, encoder.cut(different), strict=True))
+            over[number] += sum(images for prompt, images in batch if cut[prompt])
     return tuple(Limit(encoder.name, encoder.limit, n) for encoder, n in zip(found, over, strict=True))
 
 

@@ -28,8 +28,7 @@ from hfsyn.outlook.forecast import disk_needed
 from hfsyn.recipes.parts import HUB, strategy_of
 from hfsyn.recipes.recipe import BUILTIN, CaptionPart, GeneratePart, Recipe, is_content_hash
 from hfsyn.recipes.strategies import is_user_strategy
-from hfsyn.runs.given_texts import FileTexts
-from hfsyn.runs.real_images import check_order
+from hfsyn.runs.inputs import FileTexts, check_order
 from hfsyn.runs.run import Run, run_in
 from hfsyn.workers import default_processes, visible_gpus
 

@@ -21,10 +21,9 @@ from hfsyn.models.token_limits import Limit, limits
 from hfsyn.outlook.costs import Hours, hours, image_size
 from hfsyn.outlook.devices import UTILISATION
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
-from hfsyn.runs.given_texts import takes_text, with_texts
+from hfsyn.runs.inputs import TableCounts, check_order, counted, in_table, index_of_run, indexed, takes_text, with_texts
 from hfsyn.runs.pins import pin_prompt, pinned
 from hfsyn.runs.plan import read_captions
-from hfsyn.runs.real_images import TableCounts, check_order, counted, in_table, index_of_run, indexed
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import Caption, Plan, digest_of, plan

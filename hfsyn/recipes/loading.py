@@ -89,11 +89,7 @@ class Shelf:
         return sorted(path.stem for path in (_SHIPPED / self.folder).glob("*.yaml"))
 
     def read(self, name: str) -> tuple[str, str]:
-        """The YAML text of a name or a file, comments included, and how to call it in a message.
-
-        Raises:
-            HfsynError: there is no such name (the nearest is told), or the file cannot be read.
-        """
+        """The YAML text of a name or a file, comments included, and how to call it in a message."""
         known = self.names()
         if is_yaml_name(name) or "/" in name:
             return read_text(name, self.what, f"Shipped: {', '.join(known)}. {self.otherwise}"), name
@@ -105,16 +101,9 @@ class Shelf:
         return (_SHIPPED / self.folder / f"{name}.yaml").read_text(encoding="utf-8"), f"{self.what} {name!r}"
 
     def fields(self, name: str) -> tuple[dict[str, Any], str]:
-        """The fields of a name or a file, and how to call it in a message.
-
-        Raises:
-            HfsynError: as `read`; or it does not hold a mapping.
-        """
+        """The fields of a name or a file, and how to call it in a message."""
         text, where = self.read(name)
         return load_mapping(text, where, self.what), where
-
-
-# --- fragments and recipes that extend others -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +135,7 @@ def fragments(kind: FragmentKind) -> list[str]:
 
 
 def load_fragment(kind: FragmentKind, name: str) -> Fragment:
-    """A fragment by its name, or from a YAML file.
-
-    Raises:
-        HfsynError: there is none (the nearest name is told), or the file is not such a fragment.
-    """
+    """A fragment by its name, or from a YAML file."""
     key = FRAGMENT_PART[kind]
     fields, where = _fragment_shelf(kind).fields(name)
     part: Any = fields.get(key)
@@ -180,9 +165,6 @@ def extended(
     The extending recipe wins. Its parts are merged field by field, so that a part only names its changes; ``null``
     takes a part away. A file is named relative to the extending file. `read` gives the fields of a recipe's name, and
     how to call it in a message.
-
-    Raises:
-        HfsynError: there is no such recipe, or recipes extend one another in a circle.
     """
     found, place, seen = dict(fields), where, [where]
     while (base := found.pop("extends", None)) is not None:
@@ -202,9 +184,6 @@ def extended(
             below[key] = {**below[key], **value} if merged else value
         found = below
     return found
-
-
-# --- fields: put, checked, explained ----------------------------------------------------------------------------------
 
 
 def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -369,6 +348,15 @@ def differing(a: Part, b: Part, exclude: Any) -> list[tuple[str, Any, Any]]:
     left, right = dotted(a), dotted(b)
     keys = dict.fromkeys([*left, *right])
     return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
+
+
+def check_content(found: str, pinned: str | None, what: str, field: str) -> None:
+    """Refuse a file or model whose content is not what the recipe pins in `field`; `what` begins the message."""
+    if pinned not in (None, found):
+        raise HfsynError(
+            f"{what} that the recipe means: its content is {found[:19]}..., and {field} is {str(pinned)[:19]}...",
+            f"Bring that one back, or --set {field}=null to take this one (for a run: with another --out).",
+        )
 
 
 def dump_part(part: Part) -> str:

@@ -156,21 +156,13 @@ class GeneratePart(Part):
     @model_validator(mode="after")
     def _consistent(self) -> GeneratePart:
         if self.lora is None and (self.lora_file is not None or self.lora_revision is not None):
-            raise HfsynError(
-                "The recipe has generate.lora_file or generate.lora_revision, and no generate.lora.",
-                "Name the LoRA weights, or leave both out.",
-            )
+            raise HfsynError("generate.lora_file or lora_revision is set, and no generate.lora.", "Leave both out.")
         what = f"generate.strength {self.strength:g}"
         if self.init == "source" and int(self.steps * self.strength) < 1:
-            raise HfsynError(
-                f"{what} of {self.steps} steps is less than one step.", "Set more steps, or more strength."
-            )
+            raise HfsynError(f"{what} of {self.steps} steps is less than one step.", "Raise either.")
         # Some pipelines round the skipped steps down, and without any the image drowns in noise.
         if self.init == "source" and self.strength < 1 and int(self.steps - self.steps * self.strength) < 1:
-            raise HfsynError(
-                f"{what} spares none of {self.steps} steps, so that nothing of the real image would be left.",
-                "Set more steps or less strength.",
-            )
+            raise HfsynError(f"{what} spares none of {self.steps} steps: nothing of the image is left.", "Lower it.")
         return self
 
 
@@ -189,15 +181,6 @@ class StorePart(Part):
     """Rows per shard, 1 to 100,000."""
 
 
-PARTS: dict[str, type[Part]] = {
-    "source": SourcePart,
-    "caption": CaptionPart,
-    "prompt": PromptPart,
-    "generate": GeneratePart,
-    "store": StorePart,
-}
-
-
 def strategy_of(part: PromptPart) -> Strategy:
     """The strategy of a recipe, with the recipe's domain. A user's function is loaded, and so its file is run."""
     strategy = get_strategy(part.strategy)
@@ -212,15 +195,9 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
     name, own = strategy.name, is_user_strategy(strategy.name)
     check_domain(prompt)
     if prompt.captions_revision is not None and file is None:
-        raise HfsynError(
-            f"prompt.captions_revision is {prompt.captions_revision[:80]!r}, and there is no prompt.captions_file.",
-            "Name the file, or leave its revision out.",
-        )
+        raise HfsynError("prompt.captions_revision is set, and there is no prompt.captions_file.", "Leave it out.")
     if prompt.strategy_sha256 is not None and not own:
-        raise HfsynError(
-            f"prompt.strategy_sha256 is {prompt.strategy_sha256[:80]!r}, and strategy {name!r} has no file.",
-            "Leave it out: it is for a function of your own.",
-        )
+        raise HfsynError(f"prompt.strategy_sha256 is set, and strategy {name!r} has no file.", "Leave it out.")
     if strategy.text_from == "file" and file is None:
         raise HfsynError(
             f"Strategy {name!r} needs the texts of a file, and prompt.captions_file is null.",
@@ -282,7 +259,8 @@ def refuse_idle(parts: Any, written: Callable[[str], bool]) -> None:
     }
     for key, why in idle.items():
         part, _, name = key.partition(".")
-        value, default = getattr(getattr(parts, part), name), PARTS[part].model_fields[name].default
+        value = getattr(getattr(parts, part), name)
+        default = type(getattr(parts, part)).model_fields[name].default
         if why and value != default and (written(key) or (written("generate.guidance_scale") and why == unguided)):
             hint = f"Leave it out, or --set {key}={'null' if default is None else default}"
             raise HfsynError(f"{key} is {value!r} and decides nothing, because {why}.", hint)

@@ -22,22 +22,11 @@ from builders.variants import get_variant
 from builders.variants.class_maps import read_variant
 from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.loading import (
-    FRAGMENT_PART,
-    Int,
-    Part,
-    Shelf,
-    checked,
-    differing,
-    extended,
-    fields_of,
-    load_fragment,
-    set_field,
-)
+from hfsyn.recipes import loading
+from hfsyn.recipes.loading import Int, Part, Shelf
 from hfsyn.recipes.parts import (
     BUILTIN,
     HUB,
-    PARTS,
     CaptionPart,
     GeneratePart,
     PromptPart,
@@ -120,21 +109,21 @@ def load_recipe(
     if isinstance(recipe, Recipe):
         fields, where = recipe.model_dump(), f"recipe {recipe.name!r}"
     elif isinstance(recipe, Mapping):
-        fields, where = fields_of(recipe, "recipe"), "recipe"
+        fields, where = loading.fields_of(recipe, "recipe"), "recipe"
     else:
         fields, where = _read(str(recipe))
-        fields = extended(fields, where, _read)
+        fields = loading.extended(fields, where, _read)
         if where.startswith("hf://"):
             _refuse_local(fields, where, overridden)
         _fill_in_class_map(fields, Path(where).expanduser().parent)
     _fill_in_fragments(fields, overrides, {"captioner": captioner, "generator": generator})
     for override in overrides:
-        set_field(fields, override, Recipe)
+        loading.set_field(fields, override, Recipe)
     _drop_stale(fields, overridden)
     _fill_in_class_map(fields, Path(), renamed="source.variant" in overridden)
     if (written := fields.pop("format", None)) is not None:
         layout.check_format(written, where)
-    found = checked(Recipe, fields, where)
+    found = loading.checked(Recipe, fields, where)
     # A stored or published recipe stays as it is; of a shipped one and a Recipe only what is set here is looked at.
     own = isinstance(recipe, Mapping) or (is_yaml_name(where) and Path(where).name != layout.RECIPE)
     own_generator = generator is not None and is_yaml_name(generator)
@@ -167,18 +156,21 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
     def value(part: str, key: str) -> Any:
         return fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
 
-    for part, key in (("source", "path"), ("caption", "model"), ("generate", "model"), ("generate", "lora")):
-        place = value(part, key)
-        if place is not None and (key == "path" or str(place).startswith(("/", "~", ".."))):
+    places = (
+        ("source", "path"),
+        ("source", "variant"),
+        ("caption", "model"),
+        ("generate", "model"),
+        ("generate", "lora"),
+    )
+    for part, key in places:
+        place = str(value(part, key) or "")
+        local = is_yaml_name(place) if key == "variant" else place.startswith(("/", "~", ".."))
+        if local or (place and key == "path"):
             raise HfsynError(
                 f"{where} names a place on your machine: {part}.{key} is {place!r}.",
                 "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
             )
-    if is_yaml_name(variant := str(value("source", "variant"))):
-        raise HfsynError(
-            f"{where} names a class map on your machine: {variant!r}.",
-            "A published recipe has its class map in source.definition.",
-        )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
         raise HfsynError(
@@ -212,13 +204,13 @@ def _fill_in_class_map(fields: dict[str, Any], folder: Path, *, renamed: bool = 
 
 def _fill_in_fragments(fields: dict[str, Any], overrides: Sequence[str], given: Mapping[str, str | None]) -> None:
     """Replace parts by the given fragments, and give those whose model is set to `builtin` its settings."""
-    for kind, part in FRAGMENT_PART.items():
+    for kind, part in loading.FRAGMENT_PART.items():
         now = fields.get(part)
         if (name := given[kind]) is not None:
-            fields[part] = dict(load_fragment(kind, name).part)
+            fields[part] = dict(loading.load_fragment(kind, name).part)
         elif f"{part}.model={BUILTIN}" in overrides and isinstance(now, dict) and now.get("model") != BUILTIN:
             # What a large model needs, such as 50 steps in bfloat16, takes a small one hours on a CPU.
-            fields[part] = {**now, **load_fragment(kind, BUILTIN).part}
+            fields[part] = {**now, **loading.load_fragment(kind, BUILTIN).part}
 
 
 _STALE = {
@@ -244,12 +236,12 @@ def _drop_stale(fields: dict[str, Any], overridden: set[str]) -> None:
 
 
 def parse_recipe(text: str, where: str) -> Recipe:
-    """A recipe that is stored with a run or was published, checked like any other; `where` is its name in messages.
+    """A recipe that is stored with a run or was published, checked like any other; `where` names it in messages.
 
     Raises:
         HfsynError: as `load_recipe`; or it has another format.
     """
-    return checked(Recipe, layout.recipe_fields(text, where), where)
+    return loading.checked(Recipe, layout.recipe_fields(text, where), where)
 
 
 def stored_recipe(folder: Path) -> Recipe:
@@ -269,7 +261,7 @@ class _Fragment(Part):
 
 def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
     """The checked caption or generate part of a fragment; `where` is its name in messages."""
-    found: Part = getattr(checked(_Fragment, {name: fields}, where), name)
+    found: Part = getattr(loading.checked(_Fragment, {name: fields}, where), name)
     return found
 
 
@@ -284,11 +276,13 @@ def new_recipe(name: str, base: str) -> Path:
         raise HfsynError(f"{path} exists.", "Name another, or delete it first.")
     recipe = load_recipe(base, [f"name={path.stem}"])
     lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
-    for part in PARTS:
-        value = getattr(recipe, part)
-        lines.append(f"{part}: null" if value is None else f"{part}:")
-        for key, field in type(value).model_fields.items() if value is not None else ():
-            if key != "definition" or value.definition is not None:  # which is not written by hand
+    for part, value in recipe:
+        if not isinstance(value, Part):
+            lines += ["caption: null"] if part == "caption" else []
+            continue
+        lines.append(f"{part}:")
+        for key, field in type(value).model_fields.items():
+            if key != "definition" or getattr(value, key) is not None:  # which is not written by hand
                 lines.append(f"  # {' '.join((field.description or '').split())}")
                 lines.append(f"  {key}: {json.dumps(getattr(value, key), ensure_ascii=False)}")
     atomic_text(path, "\n".join(lines) + "\n")
@@ -360,4 +354,4 @@ def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order, except for the
     name and a class map, whose content is in the variant's name.
     """
-    return differing(a, b, {"name": True, "source": {"definition"}})
+    return loading.differing(a, b, {"name": True, "source": {"definition"}})

@@ -30,6 +30,7 @@ from builders.errors import did_you_mean
 from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
+from hfsyn.recipes.loading import check_content
 
 PromptFunction = Callable[[ClassInfo, str | None, random.Random], str]
 
@@ -231,12 +232,7 @@ def user_function(name: str, sha256: str | None) -> PromptFunction:
             "Name a file of yours: --strategy path/to/file.py:function",
         )
     found = content_of(name)
-    if sha256 not in (None, found):
-        raise HfsynError(
-            f"{path} is not the file that the recipe means: its content is {found[:12]}..., and "
-            f"prompt.strategy_sha256 is {str(sha256)[:12]}...",
-            "Bring the file back, or name another --out and --set prompt.strategy_sha256=null.",
-        )
+    check_content(found, sha256, f"{path} is not the file", "prompt.strategy_sha256")
     return _function(path, function, found)
 
 
@@ -246,9 +242,7 @@ def content_of(name: str) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
-        raise HfsynError(
-            f"The strategy's file {path} cannot be read: {error.strerror}.", "Name it as path/to/file.py:function"
-        ) from None
+        raise HfsynError(f"{path} cannot be read: {error.strerror}.", "Name a path/to/file.py:function.") from None
 
 
 def absolute(name: str) -> str:
@@ -283,9 +277,7 @@ def check_function(name: str, sha256: str | None, variant: str, *, captions: boo
 def _split(name: str) -> tuple[Path, str]:
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():
-        raise HfsynError(
-            f"The strategy {name!r} names no function.", f"It looks like path/to/file.py:function. {_FORM}"
-        )
+        raise HfsynError(f"The strategy {name!r} names no function.", f"Write path/to/file.py:function. {_FORM}")
     return Path(path).expanduser(), function
 
 
@@ -358,9 +350,7 @@ def _guarded(function: Callable[..., Any], name: str) -> PromptFunction:
         if not isinstance(prompt, str) or not prompt.strip():
             raise HfsynError(f"{name} returned {prompt!r} {given}.", "A prompt is a text that is not empty.")
         if half := re.search("[\ud800-\udfff]", prompt):
-            raise HfsynError(
-                f"{name} returned half of a character, {half[0]!a}, {given}.", "A prompt must be valid Unicode text."
-            )
+            raise HfsynError(f"{name} returned half of a character, {half[0]!a}, {given}.", "It must be valid Unicode.")
         return prompt
 
     return write

@@ -13,22 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.loading import (
-    Amount,
-    Count,
-    Int,
-    Part,
-    Seed,
-    Share,
-    Shelf,
-    Text,
-    checked,
-    differing,
-    dump_part,
-    fields_of,
-    put,
-    set_field,
-)
+from hfsyn.recipes import loading
+from hfsyn.recipes.loading import Amount, Count, Int, Part, Seed, Share, Shelf, Text
 
 TRAINING_RECIPES = Shelf("training recipe", "training")
 
@@ -181,26 +167,27 @@ def load_train_config(
     """
     fields: dict[str, Any] = {}
     where = "the options"
-    if isinstance(config, TrainConfig | Mapping):
-        where = "the training recipe"
-        fields = fields_of(config.model_dump() if isinstance(config, TrainConfig) else config, "training recipe")
+    if isinstance(config, TrainConfig):
+        config = config.model_dump()
+    if isinstance(config, Mapping):
+        fields, where = loading.fields_of(config, "training recipe"), "the training recipe"
     elif config is not None:
         fields, where = TRAINING_RECIPES.fields(str(config))
     for override in overrides:
-        set_field(fields, override, TrainConfig)
+        loading.set_field(fields, override, TrainConfig)
     for key, value in (values or {}).items():
         if value is not None:
-            put(fields, key, value, TrainConfig)
+            loading.put(fields, key, value, TrainConfig)
     if isinstance(fields.get("data", {}), dict) and not fields.get("data", {}).get("train"):
         raise HfsynError("There is nothing to train on.", "Name a dataset: --train-dataset shapes")
-    return checked(TrainConfig, fields, where)
+    return loading.checked(TrainConfig, fields, where)
 
 
 def dump_train_config(config: TrainConfig) -> str:
     """The recipe as YAML with every field written out."""
-    return dump_part(config)
+    return loading.dump_part(config)
 
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs and decides the weights, dotted."""
-    return differing(a, b, {"test"})
+    return loading.differing(a, b, {"test"})

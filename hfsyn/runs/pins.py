@@ -14,7 +14,7 @@ from builders.variants import get_variant
 from hfsyn.recipes.parts import HUB
 from hfsyn.recipes.recipe import Recipe, is_content_hash
 from hfsyn.recipes.strategies import absolute, check_function, content_of, get_strategy, is_user_strategy
-from hfsyn.runs.given_texts import FileTexts, content_of_file
+from hfsyn.runs.inputs import FileTexts, content_of_file
 
 _PINS = {
     ("source", "revision"): ("variant", "path"),
@@ -62,11 +62,7 @@ def _as_begun(recipe: Recipe, stored: Recipe) -> Recipe:
 
 
 def pin_prompt(recipe: Recipe) -> Recipe:
-    """The recipe with its own function and captions file named by an absolute path and by their content.
-
-    Raises:
-        HfsynError: the function or file is not there, is invalid, or is not the one that the recipe means.
-    """
+    """The recipe with its own function and captions file checked, and named by absolute path and content."""
     part = recipe.prompt
     if is_user_strategy(part.strategy):
         name = absolute(part.strategy)

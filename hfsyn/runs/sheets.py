@@ -121,9 +121,6 @@ def compare_runs(
         title: of the sheet.
         per_class: images of each kind in a row.
         max_classes: rows at most.
-
-    Raises:
-        HfsynError: the runs share no real image.
     """
     rows = []
     for info, samples in shared_samples(runs, per_class=per_class, max_classes=max_classes):

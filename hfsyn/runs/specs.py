@@ -194,13 +194,5 @@ def digest_of(prompt: str) -> bytes:
 
 
 def plan(recipe: Recipe, captions: Iterable[Caption]) -> Plan:
-    """Make the plan: pure, the same on every machine. A million images take seconds and a few hundred megabytes.
-
-    Args:
-        recipe: its strategy, seeds and images per caption are used.
-        captions: one for each usable real image, in any order; source ids are unique.
-
-    Raises:
-        ValueError: a source id occurs twice, or a wnid is not one of the variant's.
-    """
+    """Make the `Plan`: pure, the same on every machine. A million images take seconds and a few hundred megabytes."""
     return Plan(recipe, captions)

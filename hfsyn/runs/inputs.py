@@ -1,8 +1,12 @@
-"""Texts by source id that exist already, in a file or a dataset of the Hub, in place of a captioner's.
+"""The inputs of a run besides its recipe: the real images of its source, and texts that are given in place of captions.
 
-A file is JSON lines, CSV with a header, or Parquet; it has a column ``source_id`` and a column ``caption`` or
-``prompt`` (this one where it has both), and may have others. A dataset is ``hf://datasets/USER/NAME[@REVISION][/PATH]``:
-its files of these kinds, all of them or those under PATH; they are downloaded whole.
+Counting real images reads none of them, and without a network a Hub repository is not asked for: the variant's table
+says how many it has.
+
+Given texts come by source id from a file or a dataset of the Hub. A file is JSON lines, CSV with a header, or Parquet;
+it has a column ``source_id`` and a column ``caption`` or ``prompt`` (this one where it has both), and may have others.
+A dataset is ``hf://datasets/USER/NAME[@REVISION][/PATH]``: its files of these kinds, all of them or those under PATH;
+they are downloaded whole.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +24,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.errors import DataError
 from builders.files import sha256_of
-from hfsyn.errors import HfsynError
+from builders.hub.answers import Patience, UnreachableError, is_offline, patiently
+from builders.sources import Source, open_source
+from builders.variants import get_variant
+from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.parts import HUB, PromptPart
-from hfsyn.recipes.recipe import Recipe
+from hfsyn.recipes.recipe import Recipe, SourcePart
 from hfsyn.recipes.strategies import get_strategy, is_user_strategy, source_of
 from hfsyn.runs.specs import Caption
 
@@ -34,12 +43,88 @@ _SHOWN = 3
 """Ids that a message names."""
 
 
-def content_of_file(file: str, revision: str | None) -> str:
-    """``sha256:`` and the hash of a file, or the commit of a dataset that `revision` or the reference names.
+def opened(source: SourcePart) -> Source:
+    """Open them; raises DataError where they are not there."""
+    return open_source(
+        source.variant, source.split, path=source.path, revision=source.revision, limit_per_class=source.limit_per_class
+    )
 
-    Raises:
-        HfsynError: it is not there, or is not such a file.
-    """
+
+def check_order(recipe: Recipe) -> None:
+    """Refuse to draw over real images that are streamed: they are needed in the order of the plan."""
+    source = recipe.source
+    variant = get_variant(source.variant)
+    hub = variant.hub
+    if recipe.generate.init != "source" or source.path is not None or hub is None:
+        return
+    part = f" --include '{hub.config}/*'" if hub.config and not variant.label_ids else ""
+    at = f" --revision {source.revision or hub.revision}" if source.revision or hub.revision else ""
+    raise HfsynError(
+        f"generate.init is source, and the images of {source.variant} are streamed from the Hub, in another order than "
+        "they are needed.",
+        f"Download them (hf download {hub.repo_id} --repo-type dataset{at}{part} --local-dir FOLDER) and --set "
+        "source.path=FOLDER.",
+    )
+
+
+def indexed(recipe: Recipe, text: str | None, left_out: dict[str, int] | None = None) -> Iterator[Caption]:
+    """A caption of that text for every image of the source; `left_out` then counts what is not read, by reason."""
+    source = opened(recipe.source)
+    for entry in source.index():
+        yield Caption(entry.source_id, entry.wnid, text)
+    if left_out is not None:
+        left_out.update(source.left_out)
+
+
+def index_of_run(index: Path, text: str | None) -> Iterator[Caption]:
+    """A caption of that text for every line of a run's source index."""
+    with pq.ParquetFile(index) as file:
+        for batch in file.iter_batches(columns=["source_id", "wnid"]):
+            for source_id, wnid in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield Caption(source_id, wnid, text)
+
+
+@dataclass(frozen=True, slots=True)
+class TableCounts:
+    """What the variant's table says, and why the source itself was not asked."""
+
+    images: int
+    classes: int
+    why: str
+
+
+def counted(source: SourcePart) -> TableCounts | None:
+    """The counts of the variant's table where the source is out of reach; None where it can be indexed."""
+    variant = get_variant(source.variant)
+    if source.path is not None or variant.hub is None:
+        return None
+    try:
+        if is_offline():
+            raise UnreachableError("HF_HUB_OFFLINE is set.")
+        open_source(source.variant, source.split, revision=source.revision)
+    except DataError as error:
+        refused = error.code == ExitCode.PREFLIGHT or variant.hub.archive is not None
+        images = in_table(source)
+        if not images or not (refused or isinstance(error, UnreachableError)):
+            raise
+        return TableCounts(images, len(variant.classes), error.message)
+    return None
+
+
+def in_table(source: SourcePart) -> int:
+    """How many images the source has by the variant's table; 0 where the table does not say."""
+    variant = get_variant(source.variant)
+    images = variant.splits.get(variant.split(source.split), 0)
+    if source.limit_per_class is not None:
+        images = min(images, source.limit_per_class * len(variant.classes))
+    return images
+
+
+# --- given texts ------------------------------------------------------------------------------------------------------
+
+
+def content_of_file(file: str, revision: str | None) -> str:
+    """``sha256:`` and the hash of a file, or the commit of a dataset that `revision` or the reference names."""
     if file.startswith(HUB):
         return _snapshot(file, revision)[1]
     try:
@@ -49,13 +134,10 @@ def content_of_file(file: str, revision: str | None) -> str:
 
 
 class FileTexts:
-    """The texts of a recipe's captions file, by source id.
-
-    Args:
-        part: the prompt part, with its captions file and that file's pinned content.
+    """The texts of a prompt part's captions file, by source id.
 
     Raises:
-        HfsynError: the file is not there or has changed, or does not have the form in the module's docstring.
+        HfsynError: the file is not there, has another content than the pinned one, or does not have the form above.
     """
 
     def __init__(self, part: PromptPart) -> None:
@@ -67,12 +149,8 @@ class FileTexts:
         else:
             paths = [_local(self._file)]
             found = content_of_file(self._file, None)
-            if part.captions_revision not in (None, found):
-                raise HfsynError(
-                    f"{self._file} is not the file that the recipe means: its content is {found[:19]}..., and "
-                    f"prompt.captions_revision is {str(part.captions_revision)[:19]}...",
-                    "Bring the file back, or name another --out and --set prompt.captions_revision=null.",
-                )
+            what = f"{self._file} is not the file"
+            check_content(found, part.captions_revision, what, "prompt.captions_revision")
         self._texts: dict[str, str] = {}
         self._twice: list[str] = []
         for path in paths:
@@ -89,9 +167,7 @@ class FileTexts:
                 image has no text or an empty one.
         """
         if self._twice:
-            raise HfsynError(
-                f"{self._file} has {_some('id', self._twice)} more than once.", "Leave one line for each source id."
-            )
+            raise HfsynError(f"{self._file} has {_some('id', self._twice)} more than once.", "Leave one line for each.")
         missing = [source_id for source_id in source_ids if source_id not in self._texts]
         empty = [source_id for source_id in source_ids if not self._texts.get(source_id, "-")]
         if len(missing) == len(source_ids):
@@ -158,8 +234,6 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     """The downloaded files of a dataset, sorted by name, and their commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
-
-    from builders.hub.answers import Patience, patiently
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):
