@@ -218,7 +218,7 @@ def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
     )
 
 
-def at_hand(model: str, revision: str | None, name: str, kind: Kind = "generator") -> Path | None:
+def local_file(model: str, revision: str | None, name: str, kind: Kind = "generator") -> Path | None:
     """Where a file of a model is on this machine, by its path in the model; None where it is not here."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -235,7 +235,7 @@ def at_hand(model: str, revision: str | None, name: str, kind: Kind = "generator
 
 def configuration(model: str, revision: str | None, name: str, kind: Kind = "generator") -> dict[str, Any]:
     """A JSON file of a model on this machine; empty where it is not here, or not a JSON object."""
-    path = at_hand(model, revision, name, kind)
+    path = local_file(model, revision, name, kind)
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
@@ -254,7 +254,7 @@ def files_of(model: str, revision: str | None, kind: Kind, *, cached: bool = Fal
     from huggingface_hub import HfApi
 
     revision = None if is_content_hash(revision) else revision
-    marker = at_hand(model, revision, _MARKER[kind], kind)
+    marker = local_file(model, revision, _MARKER[kind], kind)
     known = _below(marker.parent) if marker else []
     try:
         patience = _patience(model, revision, known)

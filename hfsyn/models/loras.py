@@ -119,8 +119,7 @@ def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
 def _used(pipe: Any, adapted: Sequence[str], where: str, options: Mapping[str, Any]) -> tuple[Counter[str], int]:
     """How many tensors of a loaded LoRA each part of a pipeline has taken up, and how many there are.
 
-    They are told by their content: each format is renamed on its way in several places, and what fits nothing is
-    dropped silently.
+    They are matched by content: each format is renamed in several places, and what fits nothing is dropped silently.
     """
 
     def digest(tensor: Any) -> bytes:

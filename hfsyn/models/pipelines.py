@@ -99,8 +99,7 @@ def _scheduler_instead(recipe: GeneratePart, parts: Mapping[str, Sequence[Any]])
         return
     if recipe.scheduler == "default":
         raise HfsynError(
-            f"{recipe.model} comes with a {kind}, whose noise does not come from the samples' own seeds, so that no "
-            "image could be made again.",
+            f"{recipe.model} comes with a {kind}, with which no image could be made again from its seed.",
             "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)",
         )
     own = getattr(diffusers, kind)
@@ -284,8 +283,7 @@ def _scheduler(recipe: GeneratePart, own: Any) -> Any:
     if recipe.scheduler != "default":
         if not diffusion:
             raise HfsynError(
-                f"generate.scheduler is {recipe.scheduler!r}, and {recipe.model} only works with its own, "
-                f"{type(own).__name__}.",
+                f"generate.scheduler is {recipe.scheduler!r}, and {recipe.model} only works with {type(own).__name__}.",
                 "Set generate.scheduler to default.",
             )
         kind, options = _SCHEDULERS[recipe.scheduler]

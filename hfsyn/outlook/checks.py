@@ -20,7 +20,7 @@ from builders.variants import get_variant
 from builders.wording import size_text
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
-from hfsyn.models.finding import Kind, at_hand, locate
+from hfsyn.models.finding import Kind, local_file, locate
 from hfsyn.models.loras import FILE
 from hfsyn.outlook.check import Check
 from hfsyn.outlook.costs import memory_needed
@@ -168,7 +168,7 @@ def _model(model: Model, token: str | bool | None) -> tuple[Check, int]:
     if Path(place).expanduser().exists():
         return Check("ok", f"{model.field} is here: {place}."), 0
     revision = None if is_content_hash(model.revision) else model.revision
-    cached = at_hand(place, revision, model.marker, model.kind) is not None
+    cached = local_file(place, revision, model.marker, model.kind) is not None
     command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
     if is_offline():
         if cached:

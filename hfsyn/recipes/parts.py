@@ -267,7 +267,6 @@ def refuse_idle(parts: Any, written: Callable[[str], bool]) -> None:
     start, stop = generate.guidance_start, generate.guidance_stop
     if start >= stop and (written("generate.guidance_start") or written("generate.guidance_stop")):
         raise HfsynError(
-            f"generate.guidance_start is {start:g} and generate.guidance_stop {stop:g}, which leaves no step with "
-            "guidance.",
+            f"generate.guidance_start is {start:g} and its stop {stop:g}, which leaves no step with guidance.",
             "Start before the stop; to turn guidance off: --set generate.guidance_scale=1",
         )

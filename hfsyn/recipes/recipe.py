@@ -37,7 +37,7 @@ from hfsyn.recipes.parts import (
 )
 from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
 
-__all__ = ["BUILTIN", "CaptionPart", "GeneratePart", "SourcePart", "StorePart"]  # beside what is defined here
+__all__ = ["BUILTIN", "CaptionPart", "GeneratePart", "SourcePart", "StorePart"]  # besides what is defined here
 
 RECIPES = Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
 """The shipped recipes."""
@@ -174,8 +174,7 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
         raise HfsynError(
-            f"The prompts of {where} were written by a function of its author's, {strategy!r}, and hfsyn runs no code "
-            "of others.",
+            f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others.",
             "If you have the file and trust it: --strategy path/to/file.py:function",
         )
     if file is not None and not str(file).startswith(HUB) and "prompt.captions_file" not in overridden:

@@ -268,8 +268,7 @@ def check_function(name: str, sha256: str | None, variant: str, *, captions: boo
             first, second = (function(info, caption, random.Random(number)) for _ in range(2))
             if first != second:
                 raise HfsynError(
-                    f"{Path(name).name} is not pure: for the class {info.name!r} it wrote {first!r}, and with equal "
-                    f"arguments {second!r}.",
+                    f"{Path(name).name} is not pure: for the class {info.name!r} it wrote {first!r}, then {second!r}.",
                     "It may use nothing but its arguments; chance comes from its third, a random.Random.",
                 )
 

@@ -59,11 +59,10 @@ def check_order(recipe: Recipe) -> None:
         return
     part = f" --include '{hub.config}/*'" if hub.config and not variant.label_ids else ""
     at = f" --revision {source.revision or hub.revision}" if source.revision or hub.revision else ""
+    command = f"hf download {hub.repo_id} --repo-type dataset{at}{part} --local-dir FOLDER"
     raise HfsynError(
-        f"generate.init is source, and the images of {source.variant} are streamed from the Hub, in another order than "
-        "they are needed.",
-        f"Download them (hf download {hub.repo_id} --repo-type dataset{at}{part} --local-dir FOLDER) and --set "
-        "source.path=FOLDER.",
+        f"generate.init is source, and the images of {source.variant} are streamed from the Hub in another order.",
+        f"Download them ({command}) and --set source.path=FOLDER.",
     )
 
 
