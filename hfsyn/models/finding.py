@@ -65,9 +65,7 @@ def locate(model: str, kind: Kind) -> str:
     if model and folder.is_file():
         hint = f"Name a folder of save_pretrained, {otherwise}."
         if kind == "generator":
-            hint = (
-                "StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER) makes a folder of a checkpoint."
-            )
+            hint = "Make it one: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
         raise HfsynError(f"{model} is a file, and a {kind} is a folder.", hint)
     if model.startswith(("/", ".", "~")) or not _is_hub_id(model):
         at = " A revision goes into its own field." if "@" in model else ""

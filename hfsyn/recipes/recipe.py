@@ -156,19 +156,13 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
     def value(part: str, key: str) -> Any:
         return fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
 
-    places = (
-        ("source", "path"),
-        ("source", "variant"),
-        ("caption", "model"),
-        ("generate", "model"),
-        ("generate", "lora"),
-    )
-    for part, key in places:
+    for field in ("source.path", "source.variant", "caption.model", "generate.model", "generate.lora"):
+        part, _, key = field.partition(".")
         place = str(value(part, key) or "")
         local = is_yaml_name(place) if key == "variant" else place.startswith(("/", "~", ".."))
         if local or (place and key == "path"):
             raise HfsynError(
-                f"{where} names a place on your machine: {part}.{key} is {place!r}.",
+                f"{where} names a place on your machine: {field} is {place!r}.",
                 "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
             )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")

@@ -162,8 +162,8 @@ class FileTexts:
         """Compare the file's ids with those of a run's images. Other ids are allowed: a file may serve several runs.
 
         Raises:
-            HfsynError: an id occurs twice; no image has a text; or, unless the class name replaces it by the recipe, an
-                image has no text or an empty one.
+            HfsynError: an id occurs twice; no image has a text; or an image has no text or an empty one, and the recipe
+                does not say that the class name replaces it.
         """
         if self._twice:
             raise HfsynError(f"{self._file} has {_some('id', self._twice)} more than once.", "Leave one line for each.")
