@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from hfsyn.publishing.watching import watch
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
     from hfsyn.recipes.training_recipe import load_train_config
+    from hfsyn.rules import seed_of
     from hfsyn.runs.finish import finish
-    from hfsyn.runs.specs import Plan, SampleSpec, plan, seed_of
+    from hfsyn.runs.specs import Plan, SampleSpec, plan
     from hfsyn.runs.status import status
     from hfsyn.showcase import demo
 
@@ -56,8 +57,9 @@ _HOME = {
     "hfsyn.publishing.watching": "watch",
     "hfsyn.recipes.recipe": "Recipe difference fingerprint load_recipe",
     "hfsyn.recipes.training_recipe": "load_train_config",
+    "hfsyn.rules": "seed_of",
     "hfsyn.runs.finish": "finish",
-    "hfsyn.runs.specs": "Plan SampleSpec plan seed_of",
+    "hfsyn.runs.specs": "Plan SampleSpec plan",
     "hfsyn.runs.status": "status",
     "hfsyn.showcase": "demo",
 }

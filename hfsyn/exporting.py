@@ -25,7 +25,7 @@ from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import is_done, write_parquet
 from hfsyn.runs.sheets import image_of
-from hfsyn.runs.stored_rows import StoredRows
+from hfsyn.runs.tables import StoredRows
 
 NOTE = "export.json"
 """What an exported folder is; it is written last."""

@@ -34,7 +34,7 @@ _MARKED = re.compile(r"(<!-- (table|map): ([a-z/-]+) -->\n)(.*?)(<!-- end -->)",
 
 def captioners() -> Rows:
     """The fragments of `--captioner`."""
-    from hfsyn.recipes.fragments import fragments, load_fragment
+    from hfsyn.recipes.loading import fragments, load_fragment
 
     found = [load_fragment("captioner", name) for name in fragments("captioner")]
     return [
@@ -50,7 +50,7 @@ def captioners() -> Rows:
 
 def generators() -> Rows:
     """The fragments of `--generator`."""
-    from hfsyn.recipes.fragments import fragments, load_fragment
+    from hfsyn.recipes.loading import fragments, load_fragment
     from hfsyn.recipes.recipe import GeneratePart
 
     found = [load_fragment("generator", name) for name in fragments("generator")]
@@ -97,10 +97,9 @@ def variants() -> Rows:
 
 def recipes() -> Rows:
     """The shipped recipes, those that differ in guidance alone in one line."""
-    from hfsyn.recipes.finding import shipped_recipes
-    from hfsyn.recipes.recipe import load_recipe
+    from hfsyn.recipes.recipe import RECIPES, load_recipe
 
-    found = [load_recipe(name) for name in shipped_recipes()]
+    found = [load_recipe(name) for name in RECIPES.names()]
     bases = [r for r in found if "-g" not in r.name]
     return [
         {

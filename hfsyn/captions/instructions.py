@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from builders.variants import ClassInfo
-from hfsyn.recipes.prompt_templates import word_lists
+from hfsyn.recipes.strategies import word_lists
 
 _KINDS = ("plain", "background", "relation")
 _SHOWN = 3

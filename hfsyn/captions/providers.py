@@ -13,9 +13,9 @@ from hfsyn.captions.captioner import Captioner, TransformersCaptioner
 from hfsyn.captions.reuse import KnownCaptions
 from hfsyn.captions.text_writer import TextWriter
 from hfsyn.recipes.strategies import get_strategy
-from hfsyn.runs.given_texts import FileTexts
+from hfsyn.rules import seed_of
+from hfsyn.runs.inputs import FileTexts
 from hfsyn.runs.run import Run
-from hfsyn.runs.specs import seed_of
 from hfsyn.workers import pick_device
 
 

@@ -2,7 +2,7 @@
 
 *Drawing.* transformers draws all rows of a batch from one stream of chance, so that a text would depend on its
 companions. Here a row has ``torch.Generator("cpu").manual_seed(s)``, with s made by the rule of the seed (see
-`hfsyn.runs.specs`) from ``hfsyn-caption-v1``, the recipe's seed and the source id. For each token it gives one number
+`hfsyn.rules`) from ``hfsyn-caption-v1``, the recipe's seed and the source id. For each token it gives one number
 in [0, 1), and the token is the first, in the vocabulary's order, up to which the probabilities sum to more than that.
 They are the softmax of the logits over the temperature; with top_p, of the fewest likeliest tokens that make up that
 much of it.

@@ -24,8 +24,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version
 from hfsyn.recipes.recipe import Recipe, difference, parse_recipe, published_recipe
+from hfsyn.rules import order_of
 from hfsyn.runs.run import Run
-from hfsyn.runs.specs import order_of
 
 _SHOWN = 5
 

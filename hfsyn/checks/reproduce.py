@@ -26,8 +26,8 @@ from hfsyn.images.encoding import encode
 from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
 from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.rules import order_of
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
-from hfsyn.runs.specs import order_of
 from hfsyn.software import describe_device, software
 from hfsyn.workers import check_device, pick_device
 

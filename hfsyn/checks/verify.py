@@ -28,9 +28,10 @@ from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
+from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
-from hfsyn.recipes.strategies import is_user_strategy, strategy_of
-from hfsyn.runs.specs import order_of, sample_id_of, seed_of
+from hfsyn.recipes.strategies import is_user_strategy
+from hfsyn.rules import order_of, sample_id_of, seed_of
 
 _SHOWN = 20
 _LONGEST = 400
@@ -249,7 +250,7 @@ class _Checker:
             found.note("counts", f"{planned} images were planned: {found.rows} are there and {aside} were set aside")
 
     def _row_problems(self, row: Mapping[str, Any], captions: Captions) -> Iterator[str]:
-        """What differs in a synthetic row from its recipe and its caption, by the rules of `hfsyn.runs.specs`."""
+        """What differs in a synthetic row from its recipe and its caption, by the rules of `hfsyn.rules`."""
         recipe, (source_id, _, k) = self.recipe, row["sample_id"].rpartition("#")
         each = recipe.prompt.images_per_caption
         if source_id != row["source_id"] or not re.fullmatch("[0-9]{1,4}", k) or int(k) >= each:

@@ -10,7 +10,7 @@ import click
 from hfsyn.commands.options import Word, as_json_option, echo_json, echo_table
 
 if TYPE_CHECKING:
-    from hfsyn.recipes.fragments import FragmentKind
+    from hfsyn.recipes.loading import FragmentKind
 
 
 @click.group()
@@ -158,7 +158,7 @@ def _fragments(kind: FragmentKind, part: str) -> click.Group:
     @group.command("ls", help=f"List the {kind}s that come with hfsyn.")
     @as_json_option
     def ls(as_json: bool) -> None:
-        from hfsyn.recipes.fragments import fragments, load_fragment
+        from hfsyn.recipes.loading import fragments, load_fragment
 
         found = [load_fragment(kind, name) for name in fragments(kind)]
         echo_table([{"name": f.name, "model": f.part["model"], "about": f.about} for f in found], as_json)
@@ -169,7 +169,7 @@ def _fragments(kind: FragmentKind, part: str) -> click.Group:
     @click.argument("name")
     @as_json_option
     def show(name: str, as_json: bool) -> None:
-        from hfsyn.recipes.fragments import load_fragment
+        from hfsyn.recipes.loading import load_fragment
         from hfsyn.recipes.recipe import check_part
 
         found = load_fragment(kind, name)
@@ -194,10 +194,9 @@ def recipes() -> None:
 @as_json_option
 def recipes_ls(as_json: bool) -> None:
     """List the shipped recipes."""
-    from hfsyn.recipes.finding import shipped_recipes
-    from hfsyn.recipes.recipe import load_recipe
+    from hfsyn.recipes.recipe import RECIPES, load_recipe
 
-    loaded = {name: load_recipe(name) for name in shipped_recipes()}
+    loaded = {name: load_recipe(name) for name in RECIPES.names()}
     rows = [
         {
             "name": name,
@@ -216,8 +215,7 @@ def recipes_ls(as_json: bool) -> None:
 @click.argument("name")
 def recipes_show(name: str) -> None:
     """Print a recipe, what it extends filled in. NAME is one of `recipes ls`, a YAML file, or hf://..."""
-    from hfsyn.recipes.finding import read_recipe
-    from hfsyn.recipes.recipe import dump_recipe, load_recipe
+    from hfsyn.recipes.recipe import dump_recipe, load_recipe, read_recipe
 
     recipe = load_recipe(name)
     text, _ = read_recipe(name)

@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hfsyn.models.learned_words import spelled_out
 from hfsyn.models.pipelines import tokenizer_of
+from hfsyn.models.token_limits import spelled_out
 
 CACHED_PROMPTS = 1024
 """At 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K."""

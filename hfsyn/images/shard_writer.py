@@ -23,8 +23,9 @@ from hfsyn.images.generator import Generated, ImageGenerator, Pending
 from hfsyn.images.rows import Result
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.recipes.recipe import Recipe
+from hfsyn.rules import seed_of
 from hfsyn.runs.claims import Claim
-from hfsyn.runs.specs import SampleSpec, seed_of
+from hfsyn.runs.specs import SampleSpec
 from hfsyn.workers import begin_thread_on
 
 BATCHES_AHEAD = 2

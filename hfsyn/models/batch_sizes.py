@@ -1,6 +1,6 @@
-"""How many images the device draws at once: the recipe's number, or what the user says, or as many as fit.
+"""How many images the device draws at once: the recipe's number, what the user says, or as many as fit.
 
-The last bits of an image depend on it, so that a shard's sidecar records it (`Sidecar.grid`).
+The last bits of an image depend on it, so a shard's sidecar records it (`Sidecar.grid`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
 """Sizes that are tried, ascending. Beyond 8 rows a batch no longer saves memory traffic, only launches; and from 64
 rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
 """
+_MOST_ROWS = 63
+_HEADROOM = 0.85
+"""Share of the device's memory that may be used: fragmentation and other processes take the rest."""
 _NO_MEMORY = (
     "out of memory",
     "ALLOC_FAILED",
@@ -27,25 +30,20 @@ _NO_MEMORY = (
     "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_NOT_INITIALIZED",
 )
-"""What cuBLAS, cuDNN and the CPU's allocator say where memory is too small."""
-_MOST_ROWS = 63
-_HEADROOM = 0.85
-"""Share of the device's memory that may be used: fragmentation and other processes take the rest."""
+"""What cuBLAS, cuDNN and the CPU's allocator say when there is too little memory."""
+_SMALLER = "Use a smaller model or size, a dtype of 16 bits, or another --device."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a device, or of the machine, is too small."""
-    if isinstance(error, MemoryError):
-        return True
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
         return True
-    said = str(error)
-    return isinstance(error, RuntimeError) and any(words in said for words in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def release_memory() -> None:
-    """Give back what a failed attempt holds."""
+    """Free what a failed attempt holds."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -53,24 +51,16 @@ def release_memory() -> None:
 
 
 class BatchSize:
-    """The present batch size of a stage; halved when memory runs out, never raised again.
-
-    Args:
-        size: to begin with.
-    """
+    """The present batch size of a stage; halved when memory runs out, and never raised again."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def run(self, work: Callable[[int], T], *, settle: Callable[[], None] = lambda: None) -> tuple[T, int] | None:
-        """What `work` gives with the present size, and that size; None where it was too large and is smaller now.
+        """The result of `work(size)`, and the size; None where it was too large and is smaller now.
 
-        Args:
-            work: gets the size.
-            settle: called before the size is halved: wait for what else holds memory.
-
-        Raises:
-            HfsynError: there is too little memory for a batch of one.
+        Before the size is halved, `settle` waits for what else holds memory. Raises HfsynError where there is too
+        little for a batch of one.
         """
         size = self.size
         try:
@@ -83,10 +73,7 @@ class BatchSize:
         settle()
         release_memory()
         if size == 1:
-            raise HfsynError(
-                f"There is too little memory for one image at a time ({said}).",
-                "Use a smaller model or size, a dtype of 16 bits, or another --device.",
-            )
+            raise HfsynError(f"There is too little memory for one image at a time ({said}).", _SMALLER)
         self.size = max(1, size // 2)
         print(
             f"hfsyn: too little memory for batches of {size}; going on with {self.size} ({said})",
@@ -97,15 +84,12 @@ class BatchSize:
 
 
 def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:
-    """The largest of `CANDIDATES` that a device draws within its memory.
+    """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError where not even one fits.
 
     Args:
         draw: draws a batch of a size and waits for it.
         guided: whether each image is two rows for the network.
         used: the largest share of the device's memory that the last `draw` used, 0 to 1.
-
-    Raises:
-        HfsynError: there is too little memory for a batch of one.
     """
     fitting = 0
     for size in CANDIDATES:
@@ -119,34 +103,27 @@ def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[
                 raise
             share = 2.0
         release_memory()
-        if share > 1:
-            break
-        if share > _HEADROOM and fitting:
+        if share > (_HEADROOM if fitting else 1):
             break
         fitting = size
     if not fitting:
-        raise HfsynError(
-            "There is too little memory for one image at a time.",
-            "Use a smaller model or size, a dtype of 16 bits, or another --device.",
-        )
+        raise HfsynError("There is too little memory for one image at a time.", _SMALLER)
     return fitting
 
 
 def choose(asked: str | int | None, recipe_size: int, device: str, generator: Any, *, guided: bool) -> int:
-    """The batch size to begin with.
+    """The batch size to begin with: `asked`, or the recipe's; ``auto`` fills the memory of a CUDA device.
 
     Args:
-        asked: a number, ``auto`` or None (the recipe's).
+        asked: a number, ``auto`` or None.
         recipe_size: of the recipe.
-        device: a torch device; only on a CUDA device is there a memory to fill.
+        device: a torch device; ``auto`` is the recipe's size on others than CUDA.
         generator: an `ImageGenerator`.
         guided: see `largest_batch`.
     """
-    if asked is None:
-        return recipe_size
-    if asked != "auto":
+    if asked not in (None, "auto"):
         return int(asked)
-    if not device.startswith("cuda"):
+    if asked is None or not device.startswith("cuda"):
         return recipe_size
     import torch
     from PIL import Image

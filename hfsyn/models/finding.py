@@ -1,4 +1,4 @@
-"""Where a model is: shipped with hfsyn, in a local folder, in the cache, or on the Hub at a commit.
+"""Where a model is: shipped with hfsyn, in a local folder, in the cache, or on the Hub at a commit; and its weights.
 
 A run writes down which weights it used. `pin` turns "the newest" into a commit sha, or into the hash of what a local
 folder holds, before anything is spent; `loading` gives what `from_pretrained` takes and refuses changed weights.
@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from builders.files import sha256_of
 from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from builders.wording import first_line
 from hfsyn.errors import HfsynError
-from hfsyn.models.checkpoint_files import FIELD, MARKER, Kind, checked_variant
+from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 
-_SHA = re.compile(r"[0-9a-f]{40}")
+Kind = Literal["captioner", "generator", "language model"]
+FIELD: Mapping[str, str] = {"captioner": "caption", "generator": "generate", "language model": "caption"}
+"""The part of a recipe that names a model of that kind."""
+_MARKER = {"captioner": "config.json", "generator": "model_index.json", "language model": "config.json"}
+"""The file without which a folder is not a model of that kind."""
 _KINDS = {
     "captioner": "a captioning model of transformers (BLIP, BLIP-2, GIT, ViT-GPT2, Florence-2 or an instruction VLM)",
     "generator": "a text-to-image pipeline of diffusers (Stable Diffusion, SDXL, ...)",
@@ -32,99 +38,128 @@ _EXAMPLE = {
     "generator": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "language model": "Qwen/Qwen2.5-1.5B-Instruct",
 }
+_SHA = re.compile(r"[0-9a-f]{40}")
+# As diffusers and transformers write them: the variant comes before the number of the shard or, in old ones, after it.
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>(?!safetensors)[A-Za-z]\w*))?"
+    r"(?:-(?P<number>\d{5})-of-(?P<count>\d{5}))?(?:\.(?P<late>[A-Za-z]\w*))?\.(?P<kind>safetensors|bin)"
+)
 
 
 def locate(model: str, kind: Kind) -> str:
-    """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched.
-
-    Raises:
-        HfsynError: a local folder that holds no such model, a path where nothing is, or what is no Hub id.
-    """
+    """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched. Raises HfsynError for anything else."""
+    otherwise = f"a Hub id such as {_EXAMPLE[kind]}" + ("" if kind == "language model" else ", or builtin")
     if model == BUILTIN:
         if kind == "language model":
-            raise HfsynError("hfsyn comes with no language model.", f"Name a folder, {_otherwise(kind)}.")
+            raise HfsynError("hfsyn comes with no language model.", f"Name a folder, {otherwise}.")
         from hfsyn import models
 
         return str(models.path(kind))
     folder = Path(model).expanduser()
     if model and folder.is_dir():
-        if not (folder / MARKER[kind]).is_file():
-            other: Kind = "captioner" if kind == "generator" else "generator"
-            found = f"it holds a {other}" if (folder / MARKER[other]).is_file() else f"it has no {MARKER[kind]}"
-            raise HfsynError(
-                f"{model} is no {kind}: {found}.", f"Name a folder that save_pretrained wrote, {_otherwise(kind)}."
-            )
+        if not (folder / _MARKER[kind]).is_file():
+            other = "captioner" if kind == "generator" else "generator"
+            found = f"it holds a {other}" if (folder / _MARKER[other]).is_file() else f"it has no {_MARKER[kind]}"
+            raise HfsynError(f"{model} is not a {kind}: {found}.", f"Name a folder of save_pretrained, {otherwise}.")
         return str(folder.resolve())
     if model and folder.is_file():
-        raise HfsynError(
-            f"{model} is a file, and a {kind} is a folder.",
-            "A single-file checkpoint becomes one with StableDiffusionPipeline.from_single_file(FILE)"
-            ".save_pretrained(FOLDER)."
-            if kind == "generator"
-            else f"Name the folder that save_pretrained wrote, {_otherwise(kind)}.",
-        )
+        hint = f"Name a folder of save_pretrained, {otherwise}."
+        if kind == "generator":
+            hint = "Make it one: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(FOLDER)."
+        raise HfsynError(f"{model} is a file, and a {kind} is a folder.", hint)
     if model.startswith(("/", ".", "~")) or not _is_hub_id(model):
         at = " A revision goes into its own field." if "@" in model else ""
         raise HfsynError(
-            f"There is no {kind} at {model!r}, and that is no Hub id either.{at}",
-            f"Name a folder that exists, {_otherwise(kind)}.",
+            f"There is no {kind} at {model!r}, and it is not a Hub id either.{at}",
+            f"Name a folder that exists, {otherwise}.",
         )
     return model
 
 
-def pin(model: str, revision: str | None, kind: Kind) -> str | None:
-    """The commit sha that `revision` (None: the newest) of a Hub model stands for; the content hash of a local model.
+def _is_hub_id(model: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-    A sha whose files are cached is taken as it is, without a network. Otherwise the Hub is asked; where it cannot be,
-    the commit is taken that the cache knows under that name, if its files are there.
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return True
+
+
+def pin(model: str, revision: str | None, kind: Kind) -> str:
+    """The commit sha that `revision` (None: the newest) of a Hub model means; the content hash of a local model.
 
     Raises:
-        HfsynError: there is no such model or revision, it is gated (exit code 3), or it cannot be reached and is not
-        cached.
+        HfsynError: there is no such model or revision, it is gated (exit code 3), or it is neither reachable nor
+            cached.
     """
+    field = FIELD[kind]
     if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
         content = content_hash(Path(locate(model, kind)))
         if revision is not None and not is_content_hash(revision):
             raise HfsynError(
-                f"{FIELD[kind]}.revision is {revision!r}, but {model} is a local model and has none.",
-                f"Leave it out: --set {FIELD[kind]}.revision=null",
+                f"{field}.revision is {revision!r}, but {model} is a local model and has none.",
+                f"Leave it out: --set {field}.revision=null",
             )
-        if revision not in (None, content):
-            raise HfsynError(
-                f"The {kind} {model} is not the one that the recipe means: its content is {content[:19]}..., and "
-                f"{FIELD[kind]}.revision is {str(revision)[:19]}...",
-                f"Name the folder with the right weights, or --set {FIELD[kind]}.revision=null to take these.",
-            )
+        check_content(content, revision, f"The {kind} {model} is not the one", f"{field}.revision")
         return content
     locate(model, kind)
     if is_content_hash(revision):
         raise HfsynError(
-            f"{FIELD[kind]}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local "
-            "folder.",
-            f"Name that folder: --set {FIELD[kind]}.model=FOLDER",
+            f"{field}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local folder.",
+            f"Name that folder: --set {field}.model=FOLDER",
         )
-    if revision is not None and _SHA.fullmatch(revision) and _cached(model, revision, kind):
-        return revision
     from huggingface_hub import HfApi
 
-    # Where the cache knows it, a Hub that does not answer is not waited for.
-    known = _cached(model, revision, kind)
-    patience = Patience(
-        model, revision=revision, page=page_of(model, "model"), attempts=1 if known else ATTEMPTS, at_the_door=True
+    hint = "." if kind == "language model" else f", or --set {field}.model=builtin."
+    return commit_of(
+        model,
+        revision,
+        _MARKER[kind],
+        lambda: HfApi().model_info(model, revision=revision, timeout=20).sha,
+        what=kind,
+        hint=f"Fetch it with a network (`hf download {model}`), name a local folder{hint}",
     )
+
+
+def commit_of(
+    repo_id: str, revision: str | None, file: str, ask: Callable[[], str | None], *, what: str, hint: str
+) -> str:
+    """The commit that a revision of a model on the Hub means.
+
+    A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; where it does not
+    answer, the commit is taken that the cache knows under that name, if its file is there.
+
+    Raises:
+        HfsynError: there is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor
+            cached, which `hint` helps with.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo_id, file, revision=revision)
+    # .../models--USER--NAME/snapshots/<sha>/model_index.json
+    sha = Path(cached).parents[len(Path(file).parts) - 1].name if isinstance(cached, str) else ""
+    known = sha if _SHA.fullmatch(sha) else None
+    if known and revision == known:
+        return known
     try:
-        return patiently(lambda: HfApi().model_info(model, revision=revision, timeout=20), patience).sha
+        commit = patiently(ask, _patience(repo_id, revision, known, at_the_door=True))
     except (UnreachableError, OSError) as error:
         if known:
             return known
         at = f" at {revision}" if revision else ""
         why, code = (error.clause, error.code) if isinstance(error, UnreachableError) else (first_line(error), 2)
-        raise HfsynError(
-            f"The {kind} {model}{at} is not in the local cache, and {why}.",
-            f"Fetch it with a network (`hf download {model}`), name a local folder"
-            + ("." if kind == "language model" else f", or --set {FIELD[kind]}.model=builtin."),
-            code=code,
-        ) from None
+        raise HfsynError(f"The {what} {repo_id}{at} is not in the local cache, and {why}.", hint, code=code) from None
+    if not commit:
+        raise HfsynError(f"The Hub does not say the commit of {repo_id}.", "Set its revision to a commit.")
+    return commit
+
+
+def _patience(repo_id: str, revision: str | None, known: object, **options: Any) -> Patience:
+    """Where the cache knows a model, a Hub that does not answer is asked once."""
+    page = page_of(repo_id, "model")
+    return Patience(repo_id, revision=revision, page=page, attempts=1 if known else ATTEMPTS, **options)
 
 
 def content_hash(folder: Path) -> str:
@@ -144,9 +179,7 @@ def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool 
         HfsynError: as `locate`; or the content of a local model is not the one that `revision` names.
     """
     where = locate(model, kind)
-    options: dict[str, Any] = {"trust_remote_code": False}
-    if not allow_pickle:
-        options["use_safetensors"] = True
+    options: dict[str, Any] = {"trust_remote_code": False} | ({} if allow_pickle else {"use_safetensors": True})
     if is_content_hash(revision):
         pin(model, revision, kind)
     elif revision:
@@ -157,46 +190,8 @@ def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool 
     return where, options
 
 
-def files_of(model: str, revision: str | None, kind: Kind, *, cached: bool = False) -> list[str]:
-    """Paths of a model's files, in its folder or at its commit on the Hub; empty where the Hub cannot be asked.
-
-    Args:
-        model, revision, kind: see `loading`.
-        cached: then name those in the cache, which may be a part of them only.
-
-    Raises:
-        HfsynError: as `locate`.
-    """
-    place = locate(model, kind)
-    if Path(place).is_dir():
-        return _below(Path(place))
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    revision = None if is_content_hash(revision) else revision
-    marker = try_to_load_from_cache(model, MARKER[kind], revision=revision)
-    known = _below(Path(marker).parent) if isinstance(marker, str) else []
-    patience = Patience(model, revision=revision, page=page_of(model, "model"), attempts=1 if known else ATTEMPTS)
-    try:
-        return sorted(patiently(lambda: HfApi().list_repo_files(model, revision=revision), patience))
-    except (HfsynError, OSError):
-        return known if cached else []
-
-
-def _below(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def found_variant(model: str, revision: str | None) -> str | None:
-    """The only variant of a generator's weights that is there, where the plain ones are not."""
-    files = files_of(model, revision, "generator", cached=True)
-    parts = [folder for name in files if name.endswith("/config.json") and "/" not in (folder := name[:-12])]
-    with contextlib.suppress(HfsynError):  # what is missing is told when it is loaded
-        return checked_variant(model, "generator", files, parts, allow_pickle=True)
-    return None
-
-
 def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
-    """What to tell a user whose model `from_pretrained` refused, in one line."""
+    """What to tell a user whose model `from_pretrained` refused."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if "trust_remote_code" in reason or "remote code" in reason:
         return HfsynError(
@@ -206,7 +201,7 @@ def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
     if "safetensors" in reason and "file" in reason:
         return HfsynError(
             f"{model} cannot be loaded as a {kind}: some of its safetensors weights are missing, or it has none.",
-            f"Fetch all of it with a network: `hf download {model}`. If it has pickles alone, which run code as they "
+            f"Fetch all of it with a network: `hf download {model}`. If it has only pickles, which run code as they "
             "are read, and you trust them: --allow-pickle-weights.",
         )
     if found := re.search(r"AutoPipeline can't find a pipeline linked to (\w+)", reason):
@@ -221,29 +216,153 @@ def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
     )
 
 
-def _is_hub_id(model: str) -> bool:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return False
-    return True
-
-
-def _cached(model: str, revision: str | None, kind: Kind) -> str | None:
-    """The sha of a revision whose files the local cache holds."""
+def local_file(model: str, revision: str | None, name: str, kind: Kind = "generator") -> Path | None:
+    """Where a file of a model is on this machine, by its path in the model; None where it is not here."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, MARKER[kind], revision=revision)
-    if isinstance(found, str):
-        # .../models--USER--NAME/snapshots/<sha>/model_index.json
-        sha = Path(found).parent.name
-        if _SHA.fullmatch(sha):
-            return sha
+    try:
+        place = locate(model, kind)
+    except HfsynError:
+        return None
+    if Path(place).is_dir():
+        path = Path(place) / name
+        return path if path.is_file() else None
+    found = try_to_load_from_cache(place, name, revision=None if is_content_hash(revision) else revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def configuration(model: str, revision: str | None, name: str, kind: Kind = "generator") -> dict[str, Any]:
+    """A JSON file of a model on this machine; empty where it is not here, or not a JSON object."""
+    path = local_file(model, revision, name, kind)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def files_of(model: str, revision: str | None, kind: Kind, *, cached: bool = False) -> list[str]:
+    """Paths of a model's files, in its folder or at its commit on the Hub, sorted.
+
+    Where the Hub cannot be asked: with `cached` those in the cache, which may be only some of them; otherwise none.
+    """
+    place = locate(model, kind)
+    if Path(place).is_dir():
+        return _below(Path(place))
+    from huggingface_hub import HfApi
+
+    revision = None if is_content_hash(revision) else revision
+    marker = local_file(model, revision, _MARKER[kind], kind)
+    known = _below(marker.parent) if marker else []
+    try:
+        patience = _patience(model, revision, known)
+        return sorted(patiently(lambda: HfApi().list_repo_files(model, revision=revision), patience))
+    except (HfsynError, OSError):
+        return known if cached else []
+
+
+def _below(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def found_variant(model: str, revision: str | None) -> str | None:
+    """The only variant of a generator's weights, where there are no plain ones."""
+    files = files_of(model, revision, "generator", cached=True)
+    parts = [folder for name in files if name.endswith("/config.json") and "/" not in (folder := name[:-12])]
+    with contextlib.suppress(HfsynError):  # missing files are reported when the model is loaded
+        return checked_variant(model, "generator", files, parts, allow_pickle=True)
     return None
 
 
-def _otherwise(kind: Kind) -> str:
-    return f"a Hub id such as {_EXAMPLE[kind]}" + ("" if kind == "language model" else ", or builtin")
+def checked_variant(
+    model: str,
+    kind: Kind,
+    files: Sequence[str],
+    parts: Sequence[str] = ("",),
+    variant: str | None = None,
+    *,
+    allow_pickle: bool = False,
+) -> str | None:
+    """The variant whose weights are loaded: `variant`, the plain ones (None), or the only one that is there.
+
+    Args:
+        model, kind: for messages.
+        files: paths of all files of the model; only these names are looked at.
+        parts: folders of a pipeline that are loaded; the empty name is the model's own.
+        variant: ``fp16``, ...; None finds it.
+        allow_pickle: pickles count as weights where there are no others.
+
+    Raises:
+        HfsynError: a part, a file or the variant is missing, or the weights are pickles that are not allowed.
+    """
+    weights: dict[str, dict[str | None, list[re.Match[str]]]] = {}
+    for part in parts:
+        names = [name.rpartition("/")[2] for name in files if name.rpartition("/")[0] == part]
+        if not names:
+            optional = part in ("safety_checker", "feature_extractor")
+            without = "Go without the safety checker: --set generate.safety_checker=false. Or fetch" if optional else ""
+            raise HfsynError(
+                f"{model} has no folder {part}, which its model_index.json names.",
+                f"{without or 'Fetch'} all of it: {_again(model)}",
+            )
+        found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
+        # Files with other names are left to the libraries, which may know their index.
+        if "config.json" not in names or (not found and any(name.endswith((".safetensors", ".bin")) for name in names)):
+            continue
+        kept = [match for match in found if match["kind"] == "safetensors"]
+        if found and not kept and not allow_pickle:
+            raise HfsynError(
+                f"{model} has the weights of its {part or kind} as pickles alone, which run code as they are read.",
+                "If you trust them: --allow-pickle-weights. Better: save the model again as safetensors.",
+            )
+        weights[part] = {}
+        for match in kept or found:
+            weights[part].setdefault(match["variant"] or match["late"], []).append(match)
+    chosen = _chosen(model, kind, variant, weights)
+    for part, of in weights.items():
+        _check_shards(model, part or kind, of.get(chosen) or of.get(None) or [])
+    return chosen
+
+
+def _chosen(
+    model: str, kind: Kind, variant: str | None, weights: Mapping[str, Mapping[str | None, Sequence[Any]]]
+) -> str | None:
+    known = sorted({name for of in weights.values() for name in of if name is not None})
+    lacking = [part for part, of in weights.items() if None not in of]
+    every = [name for name in known if all(name in weights[part] for part in lacking)]
+    setting = f"--set {FIELD[kind]}.variant="
+    if variant is not None:
+        if variant in every:
+            return variant
+        there = f"it has {', '.join(every)}" if every else "it has none"
+        hint = f"Name one: {setting}{every[0]}" if lacking and every else f"Take the plain ones: {setting}null"
+        raise HfsynError(f"{FIELD[kind]}.variant is {variant!r}, and {model} has no such weights: {there}.", hint)
+    if not lacking or len(every) == 1:
+        return every[0] if lacking else None
+    if every and kind == "generator":
+        raise HfsynError(
+            f"{model} has no plain weights, but several variants: {', '.join(every)}.", f"Choose: {setting}{every[0]}"
+        )
+    raise HfsynError(
+        f"{model} has no loadable weights of its {lacking[0] or kind}.", f"Fetch all of it: {_again(model)}"
+    )
+
+
+def _check_shards(model: str, part: str, files: Sequence[re.Match[str]]) -> None:
+    """Refuse weights in several files of which some are missing."""
+    there = {int(match["number"]): match for match in files if match["number"]}
+    if not there or len(there) < len(files):  # they are in a single file, too
+        return
+    one = next(iter(there.values()))
+    count = int(one["count"])
+    if gone := [number for number in range(1, count + 1) if number not in there]:
+        name = one[0].replace(f"-{one['number']}-of-", f"-{gone[0]:05d}-of-")
+        raise HfsynError(
+            f"{model} lacks {len(gone)} of the {count} files with the weights of its {part}, such as {name}.",
+            f"Fetch all of it: {_again(model)}",
+        )
+
+
+def _again(model: str) -> str:
+    local = Path(model).expanduser().exists()
+    return f"copy {model} again from where it was made." if local else f"`hf download {model}`"

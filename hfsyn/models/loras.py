@@ -7,22 +7,20 @@ A recipe names them with ``generate.lora`` (a Hub id, a local folder or a file),
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from builders.files import sha256_of
-from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError
+from hfsyn.models.finding import commit_of
+from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls LoRA weights where a recipe names no file."""
-
+"""What diffusers calls LoRA weights, where a recipe names no file."""
 _ADAPTER = "recipe"
-_SHA = re.compile(r"[0-9a-f]{40}")
 
 
 def pin_lora(part: GeneratePart) -> GeneratePart:
@@ -34,112 +32,43 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
     """
     if part.lora is None:
         return part
-    local = _local(part)
-    if local is not None:
+    revision = part.lora_revision
+    if (local := _local(part)) is not None:
         content = f"sha256:{sha256_of(local)}"
-        if part.lora_revision not in (None, content):
-            raise HfsynError(
-                f"{local} is not the LoRA that the recipe means: its content is {content[:19]}..., and "
-                f"generate.lora_revision is {part.lora_revision[:19]}...",
-                "Name the right file, or --set generate.lora_revision=null to take this one.",
-            )
+        check_content(content, revision, f"{local} is not the LoRA", "generate.lora_revision")
         return part.model_copy(update={"lora_revision": content})
-    if is_content_hash(part.lora_revision):
+    if is_content_hash(revision):
         raise HfsynError(
             f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file.",
             "Name that file: --set generate.lora=FILE",
         )
-    return part.model_copy(update={"lora_revision": _commit(part)})
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    repo, file = part.lora, part.lora_file or FILE
 
-def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
-    """Add the LoRA to the weights of a pipeline, in the pipeline's dtype; nothing for a recipe without one.
+    def ask() -> str | None:
+        try:
+            return get_hf_file_metadata(hf_hub_url(repo, file, revision=revision), timeout=20).commit_hash
+        except EntryNotFoundError as error:
+            if isinstance(error, LocalEntryNotFoundError):
+                raise
+            raise HfsynError(
+                f"The LoRA repository {repo} has no file {file}.", "Name it: --set generate.lora_file=FILE.safetensors"
+            ) from None
 
-    Returns:
-        how many of its weights fit nothing in the pipeline, by what they are; empty where all do.
-
-    Raises:
-        HfsynError: the weights are not those that were pinned, or are not a LoRA for this pipeline.
-    """
-    if part.lora is None:
-        return {}
-    if not hasattr(pipe, "load_lora_weights"):
-        raise HfsynError(f"{part.model} is a {type(pipe).__name__}, which takes no LoRA.", "Set generate.lora to null.")
-    local = _local(part)
-    if local is not None:
-        pin_lora(part)
-        where, options = str(local.parent), {"weight_name": local.name}
-    else:
-        where, options = part.lora, {"weight_name": part.lora_file or FILE}
-        if part.lora_revision is not None:
-            options["revision"] = part.lora_revision
-    before = {id(module) for module in _networks(pipe)}
-    try:
-        pipe.load_lora_weights(where, adapter_name=_ADAPTER, use_safetensors=True, **options)
-        adapted = [name for name, adapters in pipe.get_list_adapters().items() if _ADAPTER in adapters]
-        used, whole = _used(pipe, adapted, where, options)
-        if adapted:
-            pipe.fuse_lora(components=adapted, lora_scale=part.lora_scale, adapter_names=[_ADAPTER])
-            pipe.unload_lora_weights()
-    except Exception as error:  # diffusers, peft and the Hub's client have an exception each for whatever is wrong
-        reason = " ".join(str(error).split())
-        raise HfsynError(
-            f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: {reason[:200]}",
-            "It must be made for this model, and stored as safetensors.",
-        ) from error
-    left = whole - sum(used.values())
-    if not sum(used.values()):
-        raise HfsynError(f"{part.lora} holds no LoRA weights for {part.model}.", "Name one that is made for it.")
-    drawn_by = [name for name in used if not name.startswith("text_encoder")]
-    if left and not sum(used[name] for name in drawn_by):
-        raise HfsynError(
-            f"Of the {whole} weights of the LoRA {part.lora} {sum(used.values())} fit {part.model}: some of its text "
-            "encoders', and none of the network that draws.",
-            "Name one that is made for this model, or set generate.lora to null.",
-        )
-    assert before == {id(module) for module in _networks(pipe)}
-    return {f"weight of the LoRA that fits nothing in the model, of {whole}": left} if left else {}
-
-
-def _used(pipe: Any, adapted: Sequence[str], where: str, options: Mapping[str, Any]) -> tuple[Counter[str], int]:
-    """How many tensors of a LoRA that is loaded each part of a pipeline has taken up, and how many there are.
-
-    Told by what they hold: each format is renamed on its way in more than one place, and what fits nothing is dropped
-    without a word.
-    """
-
-    def digest(tensor: Any) -> bytes:
-        flat = tensor.detach().to("cpu", pipe.dtype).float().contiguous()
-        return hashlib.sha256(repr(tuple(flat.shape)).encode() + flat.numpy().tobytes()).digest()
-
-    unet = {"unet_config": pipe.unet.config} if getattr(pipe, "unet", None) is not None else {}
-    found = pipe.lora_state_dict(where, use_safetensors=True, **unet, **options)
-    state = found[0] if isinstance(found, tuple) else found
-    given = Counter(digest(value) for key, value in state.items() if value.dim() > 1 and not key.endswith("alpha"))
-    left, used = Counter(given), Counter[str]()
-    for name in adapted:
-        for key, value in getattr(pipe, name).named_parameters():
-            if _ADAPTER in key.split(".") and left[one := digest(value)] > 0:
-                left[one] -= 1
-                used[name] += 1
-    return used, sum(given.values())
-
-
-def _networks(pipe: Any) -> list[Any]:
-    return [part for part in pipe.components.values() if hasattr(part, "parameters")]
+    hint = f"Fetch it with a network (`hf download {repo} {file}`), or name a local file."
+    return part.model_copy(update={"lora_revision": commit_of(repo, revision, file, ask, what="LoRA", hint=hint)})
 
 
 def _local(part: GeneratePart) -> Path | None:
     """The weights on this machine; None for a Hub id. Raises HfsynError for a folder without them."""
     path = Path(str(part.lora)).expanduser()
-    if path.is_file():
-        found = path
-    elif path.is_dir():
-        found = path / (part.lora_file or FILE)
-    elif str(part.lora).startswith(("/", ".", "~")):
-        raise HfsynError(f"There is no LoRA at {part.lora}.", "Name a file, a folder, or a Hub id.")
-    else:
+    if not path.exists():
+        if str(part.lora).startswith(("/", ".", "~")):
+            raise HfsynError(f"There is no LoRA at {part.lora}.", "Name a file, a folder, or a Hub id.")
         return None
+    found = path / (part.lora_file or FILE) if path.is_dir() else path
     if not found.is_file() or found.suffix != ".safetensors":
         files = sorted(file.name for file in path.glob("*.safetensors")) if path.is_dir() else []
         raise HfsynError(
@@ -149,35 +78,62 @@ def _local(part: GeneratePart) -> Path | None:
     return found
 
 
-def _commit(part: GeneratePart) -> str:
-    """The commit of a LoRA on the Hub; the one in the cache where the Hub is out of reach."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    repo, file, revision = str(part.lora), part.lora_file or FILE, part.lora_revision
-
-    def cached() -> str | None:
-        found = try_to_load_from_cache(repo, file, revision=revision)
-        sha = Path(found).parents[len(Path(file).parts) - 1].name if isinstance(found, str) else ""
-        return sha if _SHA.fullmatch(sha) else None
-
-    known = cached()
-    if revision is not None and _SHA.fullmatch(revision) and known:
-        return known
-    patience = Patience(repo, revision=revision, page=page_of(repo, "model"), attempts=1 if known else ATTEMPTS)
-    address = hf_hub_url(repo, file, revision=revision)
+def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
+    """Add the LoRA to the weights of a pipeline, in the pipeline's dtype, and count its weights that fit nothing."""
+    if part.lora is None:
+        return {}
+    if not hasattr(pipe, "load_lora_weights"):
+        raise HfsynError(f"{part.model} is a {type(pipe).__name__}, which takes no LoRA.", "Set generate.lora to null.")
+    where, options = part.lora, {"weight_name": part.lora_file or FILE}
+    if (local := _local(part)) is not None:
+        pin_lora(part)
+        where, options = str(local.parent), {"weight_name": local.name}
+    elif part.lora_revision is not None:
+        options["revision"] = part.lora_revision
     try:
-        commit = patiently(lambda: get_hf_file_metadata(address, timeout=20).commit_hash, patience)
-    except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError) and known:
-            return known
+        pipe.load_lora_weights(where, adapter_name=_ADAPTER, use_safetensors=True, **options)
+        adapted = [name for name, adapters in pipe.get_list_adapters().items() if _ADAPTER in adapters]
+        used, whole = _used(pipe, adapted, where, options)
+        if adapted:
+            pipe.fuse_lora(components=adapted, lora_scale=part.lora_scale, adapter_names=[_ADAPTER])
+            pipe.unload_lora_weights()
+    except Exception as error:  # diffusers, peft and the Hub's client each have their own exceptions
         raise HfsynError(
-            f"The LoRA repository {repo} has no file {file}.", "Name it: --set generate.lora_file=FILE.safetensors"
-        ) from None
-    except UnreachableError:
-        if known:
-            return known
-        raise
-    if not commit:
-        raise HfsynError(f"The Hub does not say the commit of {repo}.", "Name one: --set generate.lora_revision=COMMIT")
-    return commit
+            f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}",
+            "It must be made for this model, and stored as safetensors.",
+        ) from error
+    fitting = sum(used.values())
+    if not fitting:
+        raise HfsynError(f"{part.lora} holds no LoRA weights for {part.model}.", "Name one that is made for it.")
+    if fitting < whole and all(name.startswith("text_encoder") for name in used):
+        raise HfsynError(
+            f"Of the {whole} weights of the LoRA {part.lora} {fitting} fit {part.model}: some of its text encoders', "
+            "and none of the network that draws.",
+            "Name one that is made for this model, or set generate.lora to null.",
+        )
+    left = whole - fitting
+    return {f"weight of the LoRA that fits nothing in the model, of {whole}": left} if left else {}
+
+
+def _used(pipe: Any, adapted: Sequence[str], where: str, options: Mapping[str, Any]) -> tuple[Counter[str], int]:
+    """How many tensors of a loaded LoRA each part of a pipeline has taken up, and how many there are.
+
+    They are matched by content: each format is renamed in several places, and what fits nothing is dropped silently.
+    """
+
+    def digest(tensor: Any) -> bytes:
+        flat = tensor.detach().to("cpu", pipe.dtype).float().contiguous()
+        return hashlib.sha256(repr(tuple(flat.shape)).encode() + flat.numpy().tobytes()).digest()
+
+    unet = {"unet_config": pipe.unet.config} if getattr(pipe, "unet", None) is not None else {}
+    found = pipe.lora_state_dict(where, use_safetensors=True, **unet, **options)
+    state = found[0] if isinstance(found, tuple) else found
+    left = Counter(digest(value) for key, value in state.items() if value.dim() > 1 and not key.endswith("alpha"))
+    whole, used = left.total(), Counter[str]()
+    for name in adapted:
+        for key, value in getattr(pipe, name).named_parameters():
+            if _ADAPTER in key.split(".") and left[one := digest(value)] > 0:
+                left[one] -= 1
+                used[name] += 1
+    return used, whole

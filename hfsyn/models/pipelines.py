@@ -1,4 +1,4 @@
-"""Text-to-image pipelines of diffusers: loaded from where the recipe says, and checked to fit it."""
+"""Text-to-image pipelines of diffusers: loaded as the recipe says, with LoRA and scheduler, and checked to fit it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,34 @@ from contextlib import contextmanager
 from typing import Any
 
 from hfsyn.errors import HfsynError
-from hfsyn.models.checkpoint_files import checked_variant
-from hfsyn.models.finding import files_of, loading, unloadable
+from hfsyn.models.finding import checked_variant, files_of, loading, unloadable
 from hfsyn.models.loras import fuse_lora
 from hfsyn.models.token_limits import SEQUENCES
 from hfsyn.recipes.recipe import GeneratePart
+
+_TREES = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
+"""Schedulers whose noise comes from one Brownian tree for a whole batch, and not from each sample's generator."""
+_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "lcm": ("LCMScheduler", {}),
+}
 
 
 def load_pipeline(
     recipe: GeneratePart, negative: str | None, *, allow_pickle: bool = False
 ) -> tuple[Any, dict[str, int]]:
     """The recipe's pipeline on the CPU, in the recipe's dtype, with its LoRA and its scheduler; quiet, and without a
-    watermark. And how many weights of the checkpoint and the LoRA were left out, by what they are of.
+    watermark. And how many weights of the checkpoint and the LoRA were left out, by what they belong to.
 
     Raises:
-        HfsynError: the model cannot be loaded, or has no use for the scheduler, the steps or the negative prompt.
+        HfsynError: the model cannot be loaded, or does not support the scheduler, the steps or the negative prompt.
     """
     import diffusers
     import torch
@@ -54,31 +67,29 @@ def load_pipeline(
             )
     except HfsynError:
         raise
-    except Exception as error:  # whatever is wrong with a model's files, each library has its own exception for it
+    except Exception as error:  # each library has its own exceptions for what is wrong with a model's files
         raise unloadable(recipe.model, "generator", error) from error
     # The libraries announce changes to come in calls that they make themselves.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"diffusers\.")
     left_out = _check_weights(pipe, recipe.model, reports)
     _check_call(pipe, recipe, negative)
     left_out |= fuse_lora(pipe, recipe)
+    pipe.scheduler = _scheduler(recipe, pipe.scheduler)
+    return _quiet(pipe), left_out
+
+
+def _quiet(pipe: Any) -> Any:
+    """The pipeline without a progress bar and a watermark."""
     pipe.set_progress_bar_config(disable=True)
     if getattr(pipe, "watermark", None) is not None:
         pipe.watermark = None
-    pipe.scheduler = _scheduler(recipe, pipe.scheduler)
-    return pipe, left_out
-
-
-_TREES = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
-"""Schedulers whose noise is that of one Brownian tree for a whole batch, which no sample's generator can give."""
+    return pipe
 
 
 @contextmanager
 def _scheduler_instead(recipe: GeneratePart, parts: Mapping[str, Sequence[Any]]) -> Iterator[None]:
-    """Load another class, of the same noise schedule, in place of a scheduler that the recipe replaces anyway: without
+    """Load another class with the same noise schedule in place of a scheduler that the recipe replaces anyway: without
     its optional library it could not even be loaded.
-
-    Raises:
-        HfsynError: the recipe does not replace it.
     """
     import diffusers
 
@@ -88,8 +99,7 @@ def _scheduler_instead(recipe: GeneratePart, parts: Mapping[str, Sequence[Any]])
         return
     if recipe.scheduler == "default":
         raise HfsynError(
-            f"{recipe.model} comes with a {kind}, whose noise does not come from the samples' own seeds, so that no "
-            "image could be made again.",
+            f"{recipe.model} comes with a {kind}, with which no image could be made again from its seed.",
             "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)",
         )
     own = getattr(diffusers, kind)
@@ -105,8 +115,7 @@ def _check_classes(recipe: GeneratePart, index: Mapping[str, Any], parts: Mappin
     import diffusers
     import transformers
 
-    named = [("diffusers", index.get("_class_name")), *parts.values()]
-    for library, kind in named:
+    for library, kind in [("diffusers", index.get("_class_name")), *parts.values()]:
         module = {"diffusers": diffusers, "transformers": transformers}.get(str(library))
         if module is not None and isinstance(kind, str) and not hasattr(module, kind):
             raise HfsynError(
@@ -117,8 +126,8 @@ def _check_classes(recipe: GeneratePart, index: Mapping[str, Any], parts: Mappin
 
 @contextmanager
 def _reports() -> Iterator[list[tuple[Any, Mapping[str, Any]]]]:
-    """Of each network that is loaded meanwhile what its library says about its weights. Pipelines keep that to
-    themselves, and transformers fills what is missing with random numbers, no two times the same.
+    """Each network that is loaded meanwhile, with what its library reports about its weights. Pipelines do not pass
+    that on, and transformers fills missing weights with random numbers.
     """
     import diffusers
     import transformers
@@ -149,7 +158,7 @@ def _reports() -> Iterator[list[tuple[Any, Mapping[str, Any]]]]:
 
 
 def _check_weights(pipe: Any, model: str, reports: Sequence[tuple[Any, Mapping[str, Any]]]) -> dict[str, int]:
-    """Refuse a network that was left without some of its weights; how many the checkpoint has that fit none."""
+    """Refuse a network that lacks some of its weights; count those of the checkpoint that no network has."""
     left_out = {}
     for name, network in pipe.components.items():
         report: Mapping[str, Any] = next((said for one, said in reports if one is network), {})
@@ -166,12 +175,12 @@ def _check_weights(pipe: Any, model: str, reports: Sequence[tuple[Any, Mapping[s
     return left_out
 
 
-def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
-    """The image-to-image pipeline of the same parts.
+def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipe).__call__).parameters
 
-    Raises:
-        HfsynError: diffusers has none for this kind of model, or it knows no strength.
-    """
+
+def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
+    """The image-to-image pipeline with the same parts; raises HfsynError where diffusers has none with a strength."""
     import diffusers
 
     try:
@@ -180,87 +189,79 @@ def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
         raise HfsynError(
             f"{recipe.model} is a {type(pipe).__name__}, which starts from noise alone.", "Set generate.init to none."
         ) from None
-    if "strength" not in inspect.signature(type(found).__call__).parameters:
-        raise HfsynError(f"{recipe.model} is a {type(found).__name__}, which knows no strength.", "Name another model.")
-    found.set_progress_bar_config(disable=True)
-    if getattr(found, "watermark", None) is not None:
-        found.watermark = None
-    return found
+    if "strength" not in _parameters(found):
+        raise HfsynError(f"{recipe.model} is a {type(found).__name__}, which has no strength.", "Name another model.")
+    return _quiet(found)
 
 
 def call_options(pipe: Any, recipe: GeneratePart, negative: str | None, rows: int) -> dict[str, Any]:
     """What else a pipeline is called with, if it has a parameter for it: guidance, a negative prompt for each of the
     rows, the length of prompts.
     """
-    known = inspect.signature(type(pipe).__call__).parameters
     found: dict[str, Any] = {"guidance_scale": recipe.guidance_scale}
-    if has_true_guidance(pipe):
+    if _has_true_guidance(pipe):
         # It takes a negative prompt, and the text encoders of such pipelines do not all take an empty one.
         found = {"true_cfg_scale": max(1.0, recipe.guidance_scale)}
         negative = (" " if negative is None else negative) if recipe.guidance_scale > 1 else None
     if negative is not None:
         found["negative_prompt"] = [negative] * rows
-    if "clean_caption" in known:  # otherwise it depends on which libraries are installed what of a prompt is read
+    if "clean_caption" in _parameters(pipe):  # otherwise the prompt depends on which libraries are installed
         found["clean_caption"] = False
     if recipe.max_sequence_length is not None:
         found["max_sequence_length"] = recipe.max_sequence_length
     return found
 
 
-def has_true_guidance(pipe: Any) -> bool:
-    """Whether a pipeline has classifier-free guidance under another name, since its `guidance_scale` is an input of
-    networks that were distilled, and its own was not.
+def _has_true_guidance(pipe: Any) -> bool:
+    """Whether a pipeline has classifier-free guidance under another name: its `guidance_scale` is an input of networks
+    that were distilled, and its own was not.
     """
     network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
     distilled = getattr(getattr(network, "config", None), "guidance_embeds", False)
-    return "true_cfg_scale" in inspect.signature(type(pipe).__call__).parameters and not distilled
+    return "true_cfg_scale" in _parameters(pipe) and not distilled
 
 
 def size_of(pipe: Any, recipe: GeneratePart, *, whole: bool = False) -> dict[str, int]:
-    """Width and height in pixels, or nothing for the pipeline's own; given one, pipelines forget it for the other.
+    """Width and height in pixels, or nothing for the pipeline's own; with `whole` both in any case.
 
-    `whole` asks for both in any case.
+    Given only one of them, pipelines ignore it: the other is filled in.
     """
     size = {key: value for key in ("width", "height") if (value := getattr(recipe, key)) is not None}
-    if len(size) != 1 and not (whole and not size):
+    if len(size) == 2 or not (size or whole):
         return size
     network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
     own = getattr(pipe, "default_sample_size", None) or getattr(getattr(network, "config", None), "sample_size", None)
     factor = getattr(pipe, "vae_scale_factor", None)
     if not isinstance(own, int) or not isinstance(factor, int):
         has = f"generate has a {next(iter(size))} only" if size else "generate has no width and no height"
-        raise HfsynError(
-            f"{has}, and {recipe.model} does not say its own size.", "Set both generate.width and generate.height."
-        )
+        raise HfsynError(f"{has}, and {recipe.model} does not say its size.", "Set generate.width and generate.height.")
     return dict.fromkeys(("width", "height"), own * factor) | size
 
 
 def _check_call(pipe: Any, recipe: GeneratePart, negative: str | None) -> None:
     """Refuse a pipeline that has no parameter for what the recipe says, before it is moved to the device."""
-    known = inspect.signature(type(pipe).__call__).parameters
+    given = {"negative_prompt": negative} | {
+        name: getattr(recipe, name) for name in ("width", "height", "max_sequence_length")
+    }
     wanted = {"prompt", "generator", "num_inference_steps", "output_type"}
-    wanted |= set() if has_true_guidance(pipe) else {"guidance_scale"}
-    wanted |= {name for name in ("width", "height") if getattr(recipe, name) is not None}
-    if negative is not None:
-        wanted.add("negative_prompt")
-    if recipe.max_sequence_length is not None:
-        wanted.add("max_sequence_length")
-    if lacking := sorted(wanted - known.keys()):
-        mend = {
+    wanted |= {name for name, value in given.items() if value is not None}
+    wanted |= set() if _has_true_guidance(pipe) else {"guidance_scale"}
+    if lacking := sorted(wanted - _parameters(pipe).keys()):
+        hints = {
             "negative_prompt": "Set prompt.negative to null.",
             "max_sequence_length": "Set generate.max_sequence_length to null.",
         }
         raise HfsynError(
             f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}.",
-            mend.get(" ".join(lacking), "Name another generate.model."),
+            hints.get(" ".join(lacking), "Name another generate.model."),
         )
 
 
 def tokenizer_of(pipe: Any, model: str, longest: int | None = None) -> tuple[Any, int]:
-    """The tokenizer of the text encoder that takes the most tokens, and how many these are; at most `longest`, where a
-    pipeline passes on no more.
+    """The tokenizer of the text encoder that takes the most tokens, and how many; at most `longest`, or what the
+    pipeline passes on.
     """
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("max_sequence_length")
+    parameter = _parameters(pipe).get("max_sequence_length")
     limit = SEQUENCES.get(type(pipe).__name__, sys.maxsize)
     if parameter is not None and isinstance(parameter.default, int):
         limit = parameter.default
@@ -276,29 +277,17 @@ def _scheduler(recipe: GeneratePart, own: Any) -> Any:
     """The named scheduler with the checkpoint's own noise schedule; checked to take the recipe's steps."""
     import diffusers
 
-    schedulers: dict[str, tuple[str, dict[str, Any]]] = {
-        "ddim": ("DDIMScheduler", {}),
-        "pndm": ("PNDMScheduler", {}),
-        "euler": ("EulerDiscreteScheduler", {}),
-        "euler-trailing": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
-        "euler-ancestral": ("EulerAncestralDiscreteScheduler", {}),
-        "dpm++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-        "dpm++-karras": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
-        "unipc": ("UniPCMultistepScheduler", {}),
-        "lcm": ("LCMScheduler", {}),
-    }
     # Flow matching has no betas, and a diffusion sampler would run on it and paint noise.
     diffusion = "beta_start" in own.config and not own.config.get("use_flow_sigmas")
-    if recipe.scheduler == "default":
-        chosen = own
-    elif diffusion:
-        kind, options = schedulers[recipe.scheduler]
+    chosen = own
+    if recipe.scheduler != "default":
+        if not diffusion:
+            raise HfsynError(
+                f"generate.scheduler is {recipe.scheduler!r}, and {recipe.model} only works with {type(own).__name__}.",
+                "Set generate.scheduler to default.",
+            )
+        kind, options = _SCHEDULERS[recipe.scheduler]
         chosen = getattr(diffusers, kind).from_config(own.config, **options)
-    else:
-        raise HfsynError(
-            f"generate.scheduler is {recipe.scheduler!r}, and {recipe.model} is made for {type(own).__name__} alone.",
-            "Set generate.scheduler to default.",
-        )
     if diffusion:
         try:
             chosen.set_timesteps(recipe.steps)

@@ -1,15 +1,13 @@
-"""How many prompts a generator's text encoders would cut, counted by their tokenizers where these are at hand."""
+"""How many prompts a generator's text encoders would truncate, counted by their tokenizers if these are here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from hfsyn.models.finding import locate
-from hfsyn.models.learned_words import spelled_out
-from hfsyn.models.single_files import configuration
+from hfsyn.models.finding import configuration, locate
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 SEQUENCES = {
@@ -19,14 +17,13 @@ SEQUENCES = {
     "PixArtSigmaPipeline": 300,
     "IFPipeline": 77,
 }
-"""What a pipeline of diffusers passes on of a longer prompt, in tokens of its T5: its ``max_sequence_length``, or what
-stands in its code.
+"""Tokens of a prompt that a pipeline of diffusers passes on to its T5: its default ``max_sequence_length``, or what its
+code says.
 """
-
 _MARKERS = 8
 """Tokens that a tokenizer may add to those of the text, at most."""
 _KNOWN = 100_000
-"""Prompts and words that are remembered: those of a class are the same many times over."""
+"""Words whose tokens are remembered."""
 _BATCH = 2048
 
 
@@ -38,32 +35,29 @@ class Limit:
     """Its tokenizer's name in the pipeline: ``tokenizer``, ``tokenizer_2``, ``tokenizer_3``."""
     max_tokens: int
     truncated: int
-    """Prompts over that, of all."""
+    """Prompts over that."""
 
 
 def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limit, ...]:
-    """How many prompts each text encoder of a generator would cut, the encoder that takes the most first.
+    """How many prompts each text encoder of a generator would truncate, the encoder that takes the most first.
 
-    A row of the result is flagged as truncated when the first one cuts its prompt: then no encoder has seen it whole.
+    A row of the result is flagged as truncated when the first one truncates its prompt: then no encoder has seen all of
+    it.
 
     Args:
-        part: the generator; empty is returned where its tokenizers are not at hand.
+        part: the generator; the result is empty where its tokenizers are not on this machine.
         prompts: each with the number of images that are made from it.
     """
     found = _encoders(part)
     if not found:
         return ()
     over = [0] * len(found)
-    known: dict[str, tuple[bool, ...]] = {}
-    for batch in _batches(prompts, _BATCH):
-        fresh = list(dict.fromkeys(prompt for prompt, _ in batch if prompt not in known))
-        columns = [encoder.cut(fresh) for encoder in found]
-        verdicts = {prompt: tuple(column[i] for column in columns) for i, prompt in enumerate(fresh)}
-        for prompt, images in batch:
-            for number, cut in enumerate(verdicts.get(prompt) or known[prompt]):
-                over[number] += images * cut
-        if len(known) < _KNOWN:
-            known |= verdicts
+    left = iter(prompts)
+    while batch := list(islice(left, _BATCH)):
+        different = list(dict.fromkeys(prompt for prompt, _ in batch))
+        for number, encoder in enumerate(found):
+            cut = dict(zip(different, encoder.cut(different), strict=True))
+            over[number] += sum(images for prompt, images in batch if cut[prompt])
     return tuple(Limit(encoder.name, encoder.limit, n) for encoder, n in zip(found, over, strict=True))
 
 
@@ -77,11 +71,12 @@ def _encoders(part: GeneratePart) -> list[_Encoder]:
 
     sequence = part.max_sequence_length or SEQUENCES.get(index.get("_class_name", ""))
     revision = None if is_content_hash(part.revision) else part.revision
+    place = locate(part.model, "generator")
     found = []
     for name in names:
         try:
             tokenizer = AutoTokenizer.from_pretrained(
-                locate(part.model, "generator"), subfolder=name, revision=revision or "main", local_files_only=True
+                place, subfolder=name, revision=revision or "main", local_files_only=True
             )
         except (OSError, ValueError):
             return []
@@ -96,36 +91,41 @@ class _Encoder:
         self.name, self.limit = name, limit
         self._tokenizer = tokenizer
         self._words: dict[str, int] = {}
-        # CLIP's cuts a text at every space before anything else, so that the tokens of its words are those of the text.
+        # CLIP's splits a text at every space first, so that the tokens of its words are those of the text.
         self._adds_up = "CLIPTokenizer" in type(tokenizer).__name__
         self._markers = len(tokenizer("").input_ids)
         self._spell = spelled_out(tokenizer)
 
     def cut(self, prompts: list[str]) -> list[bool]:
-        """Whether each prompt has more tokens than the limit. Few have to be counted whole: of a short one the letters
-        say that it has not, and of others the tokens of its words, each of which is counted once.
+        """Whether each prompt has more tokens than the limit.
+
+        Few are tokenized whole: the length of a short one is enough, and for others the tokens of its words, each of
+        which is counted once.
         """
         prompts = [self._spell(prompt) for prompt in prompts]
         doubtful = [prompt for prompt in prompts if not prompt.isascii() or len(prompt) + _MARKERS > self.limit]
         self._learn(doubtful)
-        sums = [sum(map(self._words.__getitem__, text.split())) for text in doubtful]
+        over = [text for text in doubtful if self._most(text) > self.limit]
+        if not self._adds_up:
+            lengths = self._lengths(over, markers=True)
+            over = [text for text, length in zip(over, lengths, strict=True) if length > self.limit]
+        wanted = set(over)
+        return [prompt in wanted for prompt in prompts]
+
+    def _most(self, text: str) -> int:
+        """Tokens of a text: how many there are where its words add up, otherwise at most."""
+        words = text.split()
+        tokens = sum(map(self._words.__getitem__, words))
         if self._adds_up:
-            over = {text for text, tokens in zip(doubtful, sums, strict=True) if tokens + self._markers > self.limit}
-            return [prompt in over for prompt in prompts]
-        # Others may take two spaces for two tokens.
-        spaces = [len(text) - len(" ".join(text.split())) for text in doubtful]
-        most = [tokens + more + _MARKERS for tokens, more in zip(sums, spaces, strict=True)]
-        doubtful = [text for text, tokens in zip(doubtful, most, strict=True) if tokens > self.limit]
-        lengths = self._lengths(doubtful, markers=True)
-        over = {text for text, length in zip(doubtful, lengths, strict=True) if length > self.limit}
-        return [prompt in over for prompt in prompts]
+            return tokens + self._markers
+        return tokens + _MARKERS + len(text) - len(" ".join(words))  # some take two spaces for two tokens
 
     def _learn(self, texts: list[str]) -> None:
         """Count the tokens of words that are new."""
         if len(self._words) > _KNOWN:
             self._words.clear()
         new = list(dict.fromkeys(word for text in texts for word in text.split() if word not in self._words))
-        # With the space that stands before a word in a text: many tokenizers count it in.
+        # With the space before a word in a text, which many tokenizers count in.
         self._words.update(zip(new, self._lengths([f" {word}" for word in new], markers=False), strict=True))
 
     def _lengths(self, texts: list[str], *, markers: bool) -> list[int]:
@@ -135,7 +135,25 @@ class _Encoder:
         return [len(ids) for ids in found]
 
 
-def _batches(items: Iterable[tuple[str, int]], size: int) -> Iterator[list[tuple[str, int]]]:
-    left = iter(items)
-    while batch := list(islice(left, size)):
-        yield batch
+def spelled_out(tokenizer: Any) -> Callable[[str], str]:
+    """How to spell a prompt for a tokenizer in which a word stands for several learned vectors (textual inversion).
+
+    ``<cat>`` becomes ``<cat> <cat>_1 <cat>_2`` where the tokenizer has these three, as in the pipelines of diffusers.
+    Longer words come first, so that the result does not depend on their order where one contains another.
+    """
+    added = set(tokenizer.get_added_vocab()) if hasattr(tokenizer, "get_added_vocab") else set()
+    words = {}
+    for word in added:
+        tokens = [word]
+        while (following := f"{word}_{len(tokens)}") in added:
+            tokens.append(following)
+        if len(tokens) > 1:
+            words[word] = " ".join(tokens)
+
+    def spell(prompt: str) -> str:
+        if words:
+            for word in sorted(words.keys() & set(tokenizer.tokenize(prompt)), key=lambda word: (-len(word), word)):
+                prompt = prompt.replace(word, words[word])
+        return prompt
+
+    return spell

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hfsyn.models.single_files import configuration
+from hfsyn.models.finding import configuration
 from hfsyn.recipes.recipe import GeneratePart, Recipe
 
 UTILISATION = 0.4

@@ -24,16 +24,14 @@ from builders.wording import and_more, size_text
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.rights import rights_of
-from hfsyn.models.finding import locate
+from hfsyn.models.finding import local_file, locate
 from hfsyn.models.loras import FILE
-from hfsyn.models.single_files import at_hand
 from hfsyn.outlook.costs import memory_needed
 from hfsyn.outlook.forecast import disk_needed
-from hfsyn.recipes.prompt_part import HUB
+from hfsyn.recipes.parts import HUB, strategy_of
 from hfsyn.recipes.recipe import BUILTIN, Recipe, is_content_hash, load_recipe
-from hfsyn.recipes.strategies import is_user_strategy, strategy_of
-from hfsyn.runs.given_texts import FileTexts
-from hfsyn.runs.real_images import check_order
+from hfsyn.recipes.strategies import is_user_strategy
+from hfsyn.runs.inputs import FileTexts, check_order
 from hfsyn.runs.run import Run, run_in
 from hfsyn.workers import default_processes, visible_gpus
 
@@ -271,7 +269,7 @@ def _model(model: _Model, token: Token) -> tuple[Check, int]:
     if Path(place).expanduser().exists():
         return Check("ok", f"{model.field} is here: {place}."), 0
     revision = None if is_content_hash(model.revision) else model.revision
-    cached = at_hand(place, revision, model.marker, model.kind) is not None
+    cached = local_file(place, revision, model.marker, model.kind) is not None
     command = f"hf download {place}" + (f" --revision {revision}" if revision else "")
     if is_offline():
         if cached:

@@ -21,13 +21,11 @@ from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
 from hfsyn.outlook.costs import UTILISATION, Hours, hours, image_size
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
+from hfsyn.runs.inputs import TableCounts, check_order, counted, in_table, index_of_run, indexed, takes_text, with_texts
 from hfsyn.runs.pins import pin_prompt, pinned
 from hfsyn.runs.plan import read_captions
-from hfsyn.runs.prompt_inputs import takes_text, with_texts
-from hfsyn.runs.real_images import check_order
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import pending
-from hfsyn.runs.source_counts import TableCounts, counted, in_table, index_of_run, indexed
 from hfsyn.runs.specs import Caption, Plan, digest_of, plan
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.

@@ -26,11 +26,12 @@ from hfsyn.images.generate_stage import generate, tried_generator
 from hfsyn.images.generator import ImageGenerator
 from hfsyn.models.batch_sizes import CANDIDATES
 from hfsyn.recipes.recipe import Recipe, dump_recipe
+from hfsyn.rules import order_of, sample_id_of
 from hfsyn.runs.options import DEFAULTS, WorkOptions
 from hfsyn.runs.plan import read_captions, write_lines
 from hfsyn.runs.run import SOURCE_SCHEMA, Run, load_run, prepare
 from hfsyn.runs.shards import is_done
-from hfsyn.runs.specs import order_of, plan, sample_id_of
+from hfsyn.runs.specs import plan
 from hfsyn.runs.tables import write_groups
 
 

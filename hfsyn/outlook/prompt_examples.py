@@ -9,13 +9,10 @@ from typing import Any
 from builders.variants.class_maps import find_variant
 from hfsyn.errors import HfsynError
 from hfsyn.models.finding import locate
-from hfsyn.recipes.extending import check_words
-from hfsyn.recipes.parts import PromptPart
-from hfsyn.recipes.prompt_part import check_domain
+from hfsyn.recipes.parts import PromptPart, check_domain, strategy_of
 from hfsyn.recipes.recipe import BUILTIN, GeneratePart, is_content_hash, load_recipe
-from hfsyn.recipes.strategies import get_strategy, is_user_strategy, strategy_of
-from hfsyn.recipes.user_strategies import absolute, check_function
-from hfsyn.runs.specs import seed_of
+from hfsyn.recipes.strategies import absolute, check_function, check_words, get_strategy, is_user_strategy
+from hfsyn.rules import seed_of
 
 _EXAMPLES = 10
 
@@ -49,7 +46,7 @@ def examples(name: str, variant: str, text: str, *, domain: str | None = None, r
     part = PromptPart(strategy=name, domain="pet" if domain is None and name == "domain" else domain)
     strategy = strategy_of(part)
     check_domain(part)
-    check_words(known.classes, strategy.name, strategy.template)
+    check_words(known.classes, strategy)
     given = text if strategy.needs_caption or is_user_strategy(name) else None
     classes = known.classes[:_EXAMPLES]
     prompts = [strategy.write(info, given, Random(seed_of(0, info.wnid, purpose="prompt"))) for info in classes]

@@ -1,14 +1,17 @@
-"""The parts of a recipe: every field with its unit, range and meaning."""
+"""The parts of a recipe: every field with its unit, range and meaning, and which fields fit together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from builders.variants.class_maps import own_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.extending import check_class_map
 from hfsyn.recipes.loading import Count, Int, Part, Text, Words
+from hfsyn.recipes.strategies import Strategy, domain_of, get_strategy, is_user_strategy, user_function
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Scheduler = Literal[
@@ -16,6 +19,8 @@ Scheduler = Literal[
 ]
 BUILTIN = "builtin"
 """The model name of the small trained models that come with hfsyn."""
+HUB = "hf://datasets/"
+"""How a dataset of the Hub is named where a file may be named too."""
 
 
 class SourcePart(Part):
@@ -30,19 +35,19 @@ class SourcePart(Part):
     revision: Text | None = None
     """Hub revision; null takes the newest and writes its commit sha into the run folder."""
     limit_per_class: Count | None = None
-    """At most so many images a class (`--limit`), >= 1; null takes all."""
+    """At most this many images per class (`--limit`), >= 1; null takes all."""
     definition: dict[str, Any] | None = None
-    """The class map of a variant of one's own, filled in from its file; `source.variant` names it by its content."""
+    """The class map of a user's own variant, filled in from its file; `source.variant` names it by its content."""
 
     @model_validator(mode="after")
     def _defined(self) -> SourcePart:
         if self.definition is not None:
-            check_class_map(self.variant, self.definition)
+            own_variant(self.definition, name=self.variant)
         return self
 
 
 class CaptionPart(Part):
-    """How a real image is described; or, for a strategy whose texts a language model writes, how that model does."""
+    """How a real image is captioned; or, for a strategy with texts of a language model, how that model writes them."""
 
     model: Text
     """A Hub id, a local folder, or `builtin`."""
@@ -53,7 +58,7 @@ class CaptionPart(Part):
     num_beams: Annotated[Int, Field(ge=1, le=32)] = 1
     """1 is greedy decoding, as in the paper; at most 32."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Draw each token from the likeliest that make up this probability, above 0 to 1; null is the likeliest token."""
+    """Draw each token from the likeliest that make up this probability, above 0 to 1; null takes the likeliest."""
     temperature: Annotated[float, Field(gt=0, le=10)] | None = None
     """Draw each token, the logits divided by this, above 0 to 10; null is 1 where top_p draws."""
     prompt: Words | None = None
@@ -63,11 +68,11 @@ class CaptionPart(Part):
     dtype: Dtype = "float32"
     """Arithmetic of the captioner."""
     batch_size: Annotated[Int, Field(ge=1, le=4096)] = 32
-    """Images a batch, 1 to 4096. Part of the recipe, because rounding depends on it."""
+    """Images per batch, 1 to 4096. Part of the recipe, because rounding depends on it."""
 
     @property
     def draws(self) -> bool:
-        """Whether tokens are drawn at random, each image by its own seed."""
+        """Whether tokens are drawn at random, by each image's own seed."""
         return self.top_p is not None or self.temperature is not None
 
 
@@ -75,19 +80,19 @@ class PromptPart(Part):
     """How a prompt is written."""
 
     strategy: Text
-    """A name of `hfsyn strategies ls`, or a Python function of one's own: `path/to/file.py:function`."""
+    """A name of `hfsyn strategies ls`, or a Python function of your own: `path/to/file.py:function`."""
     strategy_sha256: Text | None = None
     """Content of that file, 64 hex digits; null is filled in when the run starts."""
     domain: Text | None = None
     """The word of the strategy `domain`: pet, aircraft, satellite, ..."""
     captions_file: Text | None = None
-    """Texts by source id in place of a captioner's: a JSON lines, CSV or Parquet file, or
+    """Texts by source id instead of a captioner's: a JSON lines, CSV or Parquet file, or
     `hf://datasets/REPO_ID@REVISION`, with a column `source_id` and a column `caption` or `prompt`.
     """
     captions_revision: Text | None = None
     """Content of that file (`sha256:...`) or commit of that dataset; null is filled in when the run starts."""
     captions_missing: Literal["refuse", "class-name"] = "refuse"
-    """What becomes of images that it has no text for: `refuse` the run, or take the `class-name` alone."""
+    """What to do with images that it has no text for: `refuse` the run, or take the `class-name` alone."""
     negative: Words | None = None
     """Negative prompt; null is the empty one."""
     images_per_caption: Annotated[Int, Field(ge=1, le=1000)] = 1
@@ -102,8 +107,8 @@ class GeneratePart(Part):
     revision: Text | None = None
     """Hub revision; null is resolved to a commit sha when the run starts."""
     variant: Annotated[str, Field(pattern=r"^[A-Za-z]\w{0,40}$")] | None = None
-    """Which of the checkpoint's weights: `fp16`, ...; null is the plain ones, or without those the only others,
-    whose name is filled in when the run starts.
+    """Which of the checkpoint's weights: `fp16`, ...; null is the plain ones or, where there are none, the only others;
+    their name is filled in when the run starts.
     """
     scheduler: Scheduler = "default"
     """Sampler; `default` is the checkpoint's own."""
@@ -126,51 +131,38 @@ class GeneratePart(Part):
     max_sequence_length: Annotated[Int, Field(ge=8, le=4096)] | None = None
     """Tokens of a prompt that T5 reads in SD 3, FLUX and PixArt, 8 to 4096; null is the pipeline's own number."""
     lora: Text | None = None
-    """LoRA weights that are added to the model: a Hub id, a local folder or file. Safetensors only."""
+    """LoRA weights to add to the model: a Hub id, a local folder or a file. Safetensors only."""
     lora_file: Text | None = None
     """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`."""
     lora_revision: Text | None = None
     """Hub revision of the LoRA; null is resolved to a commit sha, or to the file's content, when the run starts."""
     lora_scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
-    """What the LoRA is multiplied with, -10 to 10."""
+    """Factor of the LoRA, -10 to 10."""
     init: Literal["none", "source"] = "none"
     """Where an image starts from: `none` is noise alone; `source` is the real image behind its prompt (img2img), whose
-    looks are then carried over: less private, and the card says so.
+    appearance carries over: less private, and the card says so.
     """
     strength: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """With `init: source`: the share of the steps that is done, above 0 to 1, and so how little is left of it."""
+    """With `init: source`: the share of the steps that is done, above 0 to 1; more steps leave less of it."""
     dtype: Dtype = "bfloat16"
     """Arithmetic of the generator."""
     batch_size: Annotated[Int, Field(ge=1, le=1024)] = 16
-    """Images a batch, 1 to 1024. Part of the recipe, because rounding depends on it."""
+    """Images per batch, 1 to 1024. Part of the recipe, because rounding depends on it."""
     safety_checker: bool = True
-    """Run the checkpoint's safety checker where it has one; a hit is retried, then set aside."""
+    """Run the checkpoint's safety checker, if it has one; flagged images are retried, then set aside."""
     max_retries: Annotated[Int, Field(ge=0, le=100)] = 3
-    """How often a flagged, NaN or flat image is made again with a new seed before it is set aside, 0 to 100."""
+    """Times that a flagged, NaN or flat image is made again with a new seed before it is set aside, 0 to 100."""
 
     @model_validator(mode="after")
-    def _lora_is_named(self) -> GeneratePart:
+    def _consistent(self) -> GeneratePart:
         if self.lora is None and (self.lora_file is not None or self.lora_revision is not None):
-            raise HfsynError(
-                "The recipe has generate.lora_file or generate.lora_revision, and no generate.lora.",
-                "Name the LoRA weights, or leave both out.",
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _steps_from_source(self) -> GeneratePart:
+            raise HfsynError("generate.lora_file or lora_revision is set, and no generate.lora.", "Leave both out.")
+        what = f"generate.strength {self.strength:g}"
         if self.init == "source" and int(self.steps * self.strength) < 1:
-            raise HfsynError(
-                f"generate.strength {self.strength:g} of {self.steps} steps is less than one step.",
-                "Set more steps, or more strength.",
-            )
-        # Some pipelines round the steps that are spared down, and without one the image is drowned in noise.
+            raise HfsynError(f"{what} of {self.steps} steps is less than one step.", "Raise either.")
+        # Some pipelines round the skipped steps down, and without any the image drowns in noise.
         if self.init == "source" and self.strength < 1 and int(self.steps - self.steps * self.strength) < 1:
-            raise HfsynError(
-                f"generate.strength {self.strength:g} spares none of {self.steps} steps, so that nothing of the real "
-                "image would be left.",
-                "Set more steps, or less strength.",
-            )
+            raise HfsynError(f"{what} spares none of {self.steps} steps: nothing of the image is left.", "Lower it.")
         return self
 
 
@@ -184,15 +176,97 @@ class StorePart(Part):
     subsampling: Literal["4:4:4", "4:2:2", "4:2:0"] = "4:4:4"
     """JPEG chroma subsampling."""
     size: Annotated[Int, Field(ge=1, le=8192)] | None = None
-    """Short side in pixels to which images are resized before they are stored; null keeps them as generated."""
+    """Short side in pixels to which images are resized for storage; null keeps them as generated."""
     shard_rows: Annotated[Int, Field(ge=1, le=100_000)] = 1000
-    """Rows a shard, 1 to 100,000."""
+    """Rows per shard, 1 to 100,000."""
 
 
-PARTS: dict[str, type[Part]] = {
-    "source": SourcePart,
-    "caption": CaptionPart,
-    "prompt": PromptPart,
-    "generate": GeneratePart,
-    "store": StorePart,
-}
+def strategy_of(part: PromptPart) -> Strategy:
+    """The strategy of a recipe, with the recipe's domain. A user's function is loaded, and so its file is run."""
+    strategy = get_strategy(part.strategy)
+    if is_user_strategy(part.strategy):
+        return replace(strategy, write=user_function(part.strategy, part.strategy_sha256))
+    return replace(strategy, write=domain_of(part.domain)) if part.domain else strategy
+
+
+def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
+    """Refuse a prompt part whose fields do not fit each other or the caption part."""
+    strategy, file = get_strategy(prompt.strategy), prompt.captions_file
+    name, own = strategy.name, is_user_strategy(strategy.name)
+    check_domain(prompt)
+    if prompt.captions_revision is not None and file is None:
+        raise HfsynError("prompt.captions_revision is set, and there is no prompt.captions_file.", "Leave it out.")
+    if prompt.strategy_sha256 is not None and not own:
+        raise HfsynError(f"prompt.strategy_sha256 is set, and strategy {name!r} has no file.", "Leave it out.")
+    if strategy.text_from == "file" and file is None:
+        raise HfsynError(
+            f"Strategy {name!r} needs the texts of a file, and prompt.captions_file is null.",
+            '--set prompt.captions_file=texts.jsonl, lines such as {"source_id": "n01440764/0.jpg", "prompt": "..."}',
+        )
+    if file is not None and caption is not None:
+        raise HfsynError(
+            f"The captions come from {file}, and the recipe has a captioner too, {caption.model}.",
+            "Keep one of them: --set caption=null, or --set prompt.captions_file=null",
+        )
+    if file is not None and not strategy.needs_caption and not own:
+        raise HfsynError(
+            f"prompt.captions_file is {file!r}, and strategy {name!r} has no place for its texts.",
+            "--strategy captions-file takes them as they are, cip puts the class before them.",
+        )
+    if strategy.needs_caption and caption is None and file is None:
+        what, hint = "captions", "e.g. `caption: {model: Salesforce/blip-image-captioning-base}`."
+        if strategy.text_from == "class":
+            what = "a language model that writes its texts"
+            hint = "--captioner of `hfsyn captioners ls`, or prompt.captions_file."
+        raise HfsynError(f"Strategy {name!r} needs {what}, and the recipe has no caption part.", f"Give it one: {hint}")
+    if caption is not None and caption.draws and caption.num_beams > 1:
+        raise HfsynError(
+            f"caption.num_beams is {caption.num_beams}, and caption.top_p or temperature draw tokens at random.",
+            "Set num_beams to 1, or top_p and temperature to null.",
+        )
+
+
+def check_domain(prompt: PromptPart) -> None:
+    """Refuse a domain for which the strategy has no place, and a strategy that lacks its domain."""
+    name = prompt.strategy
+    if name == "domain" and not prompt.domain:
+        raise HfsynError("Strategy 'domain' needs a word, and prompt.domain is null.", "--set prompt.domain=pet")
+    if name != "domain" and prompt.domain is not None:
+        raise HfsynError(
+            f"prompt.domain is {prompt.domain!r}, and strategy {name!r} has no place for it.",
+            "--set prompt.domain=null, or --strategy domain",
+        )
+
+
+def refuse_idle(parts: Any, written: Callable[[str], bool]) -> None:
+    """Refuse fields of a checked recipe that decide nothing, and would only give the same dataset another fingerprint.
+
+    Stored and published recipes may have them: only fields are checked whose dotted name is `written` by the user now.
+    """
+    generate, store = parts.generate, parts.store
+    lossless = f"store.format is {store.format!r}, which is lossless" if store.format != "jpeg" else ""
+    scale = generate.guidance_scale
+    unguided = f"generate.guidance_scale is {scale:g}, which turns guidance off" if scale <= 1 else ""
+    idle = {
+        "prompt.negative": unguided,
+        "generate.guidance_start": unguided,
+        "generate.guidance_stop": unguided,
+        "generate.lora": "generate.lora_scale is 0" if generate.lora_scale == 0 else "",
+        "generate.strength": "generate.init is 'none'" if generate.init == "none" else "",
+        "generate.lora_scale": "there is no generate.lora" if generate.lora is None else "",
+        "store.quality": lossless,
+        "store.subsampling": lossless,
+    }
+    for key, why in idle.items():
+        part, _, name = key.partition(".")
+        value = getattr(getattr(parts, part), name)
+        default = type(getattr(parts, part)).model_fields[name].default
+        if why and value != default and (written(key) or (written("generate.guidance_scale") and why == unguided)):
+            hint = f"Leave it out, or --set {key}={'null' if default is None else default}"
+            raise HfsynError(f"{key} is {value!r} and decides nothing, because {why}.", hint)
+    start, stop = generate.guidance_start, generate.guidance_stop
+    if start >= stop and (written("generate.guidance_start") or written("generate.guidance_stop")):
+        raise HfsynError(
+            f"generate.guidance_start is {start:g} and its stop {stop:g}, which leaves no step with guidance.",
+            "Start before the stop; to turn guidance off: --set generate.guidance_scale=1",
+        )

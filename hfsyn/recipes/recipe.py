@@ -1,8 +1,8 @@
 """Recipes: everything that decides the bytes of a synthetic dataset, and nothing else.
 
-What changes only the speed (device, processes, output folder) is a flag of the command and never stands here. A recipe
-is a YAML file; `load_recipe` checks every key, `fingerprint` names its content, `difference` says how two differ. One
-that is stored with a run or published says its `format`, too, and one of another format is refused.
+What changes only the speed (device, processes, output folder) is a flag of the command and never part of a recipe. A
+recipe is a YAML file; `load_recipe` checks every key, `fingerprint` names its content, `difference` tells how two
+differ. One that is stored with a run or published also has its `format`, and one of another format is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,52 +19,28 @@ from pydantic import Field, model_validator
 from builders.files import atomic_text
 from builders.runs import layout
 from builders.variants import get_variant
+from builders.variants.class_maps import read_variant
 from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.extending import check_words, extended, with_class_map
-from hfsyn.recipes.finding import read_recipe
-from hfsyn.recipes.fragments import FRAGMENT_PART, FragmentKind, load_fragment
-from hfsyn.recipes.idle_fields import refuse_idle
-from hfsyn.recipes.loading import Int, Part, checked, fields_of, set_field
-from hfsyn.recipes.overrides import drop_model_fields
+from hfsyn.recipes import loading
+from hfsyn.recipes.loading import Int, Part, Shelf
 from hfsyn.recipes.parts import (
     BUILTIN,
-    PARTS,
+    HUB,
     CaptionPart,
-    Dtype,
     GeneratePart,
     PromptPart,
-    Scheduler,
     SourcePart,
     StorePart,
+    check_prompt,
+    refuse_idle,
 )
-from hfsyn.recipes.prompt_part import check_prompt, leave_out_places, published_prompt, refuse_own_files
-from hfsyn.recipes.strategies import get_strategy
+from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
 
-__all__ = [
-    "BUILTIN",
-    "PARTS",
-    "CaptionPart",
-    "Dtype",
-    "GeneratePart",
-    "Part",
-    "PromptPart",
-    "Recipe",
-    "Scheduler",
-    "SourcePart",
-    "StorePart",
-    "check_part",
-    "difference",
-    "dump_recipe",
-    "fingerprint",
-    "is_content_hash",
-    "load_recipe",
-    "new_recipe",
-    "parse_recipe",
-    "published_recipe",
-    "stored_recipe",
-]
+__all__ = ["BUILTIN", "CaptionPart", "GeneratePart", "SourcePart", "StorePart"]  # besides what is defined here
 
+RECIPES = Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
+"""The shipped recipes."""
 _Seed = Annotated[Int, Field(ge=0, lt=2**63)]
 
 
@@ -94,13 +70,16 @@ class Recipe(Part):
                 f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
                 f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
             )
-        strategy = get_strategy(self.prompt.strategy)
-        check_words(list(known.values()), strategy.name, strategy.template)
+        check_words(known.values(), get_strategy(self.prompt.strategy))
         return self
 
     def seed_for(self, wnid: str) -> int:
         """The seed from which the seeds of a class's samples are derived."""
         return self.class_seeds.get(wnid, self.seed)
+
+    def with_fields(self, part: str, **fields: Any) -> Recipe:
+        """A copy with some fields of a part changed, unchecked."""
+        return self.model_copy(update={part: getattr(self, part).model_copy(update=fields)})
 
 
 def load_recipe(
@@ -113,58 +92,54 @@ def load_recipe(
     """Load and check a recipe.
 
     Args:
-        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe that
-            a published dataset carries), a mapping, or a Recipe.
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION`` (the recipe of a published
+            dataset), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
             model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too; the
             models that come with hfsyn (``builtin``) bring the settings of their fragments.
-        captioner: name or YAML file of a fragment whose caption part replaces the recipe's; see
-            `hfsyn.recipes.fragments`. The overrides come after it.
+        captioner: name or YAML file of a `hfsyn.recipes.loading.Fragment` whose caption part replaces the recipe's,
+            before the overrides.
         generator: the same for the generate part.
 
     Raises:
-        HfsynError: unknown name or key (with the nearest one), or a value outside its range; or a field is written that
-            decides nothing.
+        HfsynError: an unknown name or key (with the nearest one), a value outside its range, or a field that decides
+            nothing.
     """
+    overridden = {override.partition("=")[0] for override in overrides}
     if isinstance(recipe, Recipe):
-        fields: dict[str, Any] = recipe.model_dump()
-        where = f"recipe {recipe.name!r}"
+        fields, where = recipe.model_dump(), f"recipe {recipe.name!r}"
     elif isinstance(recipe, Mapping):
-        fields, where = fields_of(recipe, "recipe"), "recipe"
+        fields, where = loading.fields_of(recipe, "recipe"), "recipe"
     else:
         fields, where = _read(str(recipe))
-        fields = extended(fields, where, _read)
+        fields = loading.extended(fields, where, _read)
         if where.startswith("hf://"):
-            _refuse_places(fields, where)
-        with_class_map(fields, Path(where).expanduser().parent)
-    kinds: tuple[tuple[FragmentKind, str | None], ...] = (("captioner", captioner), ("generator", generator))
-    for kind, fragment in kinds:
-        part = FRAGMENT_PART[kind]
-        if fragment is not None:
-            fields[part] = dict(load_fragment(kind, fragment).part)
-        elif f"{part}.model={BUILTIN}" in overrides and isinstance(now := fields.get(part), dict):
-            # What a large model needs, such as 50 steps in bfloat16, takes a small one hours on a CPU.
-            fields[part] = now if now.get("model") == BUILTIN else {**now, **load_fragment(kind, BUILTIN).part}
-    if where.startswith("hf://"):
-        refuse_own_files(fields, where, {override.partition("=")[0] for override in overrides})
+            _refuse_local(fields, where, overridden)
+        _fill_in_class_map(fields, Path(where).expanduser().parent)
+    _fill_in_fragments(fields, overrides, {"captioner": captioner, "generator": generator})
     for override in overrides:
-        set_field(fields, override, Recipe)
-    overridden = {override.partition("=")[0] for override in overrides}
-    drop_model_fields(fields, overridden)
-    with_class_map(fields, Path(), renamed="source.variant" in overridden)
+        loading.set_field(fields, override, Recipe)
+    _drop_stale(fields, overridden)
+    _fill_in_class_map(fields, Path(), renamed="source.variant" in overridden)
     if (written := fields.pop("format", None)) is not None:
         layout.check_format(written, where)
-    found = checked(Recipe, fields, where)
-    # A stored or a published recipe stays as it is; of a shipped one and a Recipe only what is set here is looked at.
+    found = loading.checked(Recipe, fields, where)
+    # A stored or published recipe stays as it is; of a shipped one and a Recipe only what is set here is looked at.
     own = isinstance(recipe, Mapping) or (is_yaml_name(where) and Path(where).name != layout.RECIPE)
     own_generator = generator is not None and is_yaml_name(generator)
-    refuse_idle(
-        found.prompt,
-        found.generate,
-        found.store,
-        lambda key: own or key in overridden or (own_generator and key.startswith("generate.")),
-    )
+    refuse_idle(found, lambda key: own or key in overridden or (own_generator and key.startswith("generate.")))
     return found
+
+
+def read_recipe(name: str) -> tuple[str, str]:
+    """The text of a recipe, by any name that `load_recipe` takes, and how to call it in a message."""
+    if not name.startswith("hf://"):
+        return RECIPES.read(name)
+    from builders.published.versions import open_published, parse_reference
+
+    if not name.startswith(HUB):
+        raise HfsynError(f"{name!r} is not a dataset.", f"It looks like {HUB}USER/NAME@v1.0.0")
+    return open_published(*parse_reference(name)).text(layout.RECIPE), name
 
 
 def _read(name: str) -> tuple[dict[str, Any], str]:
@@ -175,55 +150,112 @@ def _read(name: str) -> tuple[dict[str, Any], str]:
     return fields, where
 
 
-_PLACES = (("source", "path"), ("caption", "model"), ("generate", "model"), ("generate", "lora"))
+def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -> None:
+    """Refuse another person's recipe that would read a file of this machine, or run one, unless the user names it."""
 
+    def value(part: str, key: str) -> Any:
+        return fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
 
-def _refuse_places(fields: Mapping[str, Any], where: str) -> None:
-    """Refuse a stranger's recipe that names a place on this machine."""
-    for part, key in _PLACES:
-        value = fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
-        if value is not None and (key == "path" or str(value).startswith(("/", "~", ".."))):
+    for field in ("source.path", "source.variant", "caption.model", "generate.model", "generate.lora"):
+        part, _, key = field.partition(".")
+        place = str(value(part, key) or "")
+        local = is_yaml_name(place) if key == "variant" else place.startswith(("/", "~", ".."))
+        if local or (place and key == "path"):
             raise HfsynError(
-                f"{where} names a place on your machine: {part}.{key} is {value!r}.",
+                f"{where} names a place on your machine: {field} is {place!r}.",
                 "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
             )
-    if isinstance(fields.get("source"), Mapping) and is_yaml_name(str(fields["source"].get("variant"))):
+    strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
+    if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
         raise HfsynError(
-            f"{where} names a class map on your machine: {fields['source']['variant']!r}.",
-            "A published recipe has its class map in source.definition.",
+            f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others.",
+            "If you have the file and trust it: --strategy path/to/file.py:function",
+        )
+    if file is not None and not str(file).startswith(HUB) and "prompt.captions_file" not in overridden:
+        raise HfsynError(
+            f"The captions of {where} come from a file of its author's, {file!r}.",
+            "If you have it: --set prompt.captions_file=FILE; or take the published captions: --captions",
         )
 
 
-def parse_recipe(text: str, where: str) -> Recipe:
-    """A recipe that is stored with a run or was published, perhaps by a stranger: checked as any other.
+def _fill_in_class_map(fields: dict[str, Any], folder: Path, *, renamed: bool = False) -> None:
+    """Where `source.variant` is the file of a class map, put its content and its name by content into the fields.
 
-    Args:
-        text: YAML.
-        where: how to call it in a message.
+    The file is relative to `folder`; `renamed` says that another variant was set, so that a definition is stale.
+    """
+    source = fields.get("source")
+    if not isinstance(source, dict) or not isinstance(name := source.get("variant"), str):
+        return
+    if is_yaml_name(name):
+        variant, path = read_variant(folder / Path(name).expanduser())
+        source["variant"], source["definition"] = variant.name, dict(variant.definition)
+        if source.get("path") is None and variant.hub is None:
+            source["path"] = path
+    elif renamed:
+        source["definition"] = None
+
+
+def _fill_in_fragments(fields: dict[str, Any], overrides: Sequence[str], given: Mapping[str, str | None]) -> None:
+    """Replace parts by the given fragments, and give those whose model is set to `builtin` its settings."""
+    for kind, part in loading.FRAGMENT_PART.items():
+        now = fields.get(part)
+        if (name := given[kind]) is not None:
+            fields[part] = dict(loading.load_fragment(kind, name).part)
+        elif f"{part}.model={BUILTIN}" in overrides and isinstance(now, dict) and now.get("model") != BUILTIN:
+            # What a large model needs, such as 50 steps in bfloat16, takes a small one hours on a CPU.
+            fields[part] = {**now, **loading.load_fragment(kind, BUILTIN).part}
+
+
+_STALE = {
+    "caption.model": ("revision",),
+    "prompt.strategy": ("strategy_sha256",),
+    "prompt.captions_file": ("captions_revision",),
+    "generate.model": ("revision", "variant", "width", "height", "lora", "lora_file", "lora_revision"),
+    "generate.lora": ("lora_file", "lora_revision"),
+}
+"""Field -> fields of the same part that belong to its value."""
+
+
+def _drop_stale(fields: dict[str, Any], overridden: set[str]) -> None:
+    """Drop what belonged to a model or a file that was overridden, unless it was set as well."""
+    for key, stale in _STALE.items():
+        part = key.partition(".")[0]
+        values = fields.get(part)
+        if key in overridden and isinstance(values, dict):
+            values |= {name: None for name in stale if name in values and f"{part}.{name}" not in overridden}
+            # Without a LoRA its scale decides nothing, and a recipe may not have such fields.
+            if key == "generate.model" and not {"generate.lora", "generate.lora_scale"} & overridden:
+                values.pop("lora_scale", None)
+
+
+def parse_recipe(text: str, where: str) -> Recipe:
+    """A recipe that is stored with a run or was published, checked like any other; `where` names it in messages.
 
     Raises:
-        HfsynError: as `load_recipe`; or it is of another format.
+        HfsynError: as `load_recipe`; or it has another format.
     """
-    return checked(Recipe, layout.recipe_fields(text, where), where)
+    return loading.checked(Recipe, layout.recipe_fields(text, where), where)
 
 
 def stored_recipe(folder: Path) -> Recipe:
     """The recipe of a run folder.
 
     Raises:
-        HfsynError: it cannot be read, is damaged, or is of another format.
+        HfsynError: it cannot be read, is damaged, or has another format.
     """
     path = folder / layout.RECIPE
     return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
 
-def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
-    """The checked part of that name; `where` names the text that it is from.
+class _Fragment(Part):
+    caption: CaptionPart | None = None
+    generate: GeneratePart | None = None
 
-    Raises:
-        HfsynError: as `load_recipe`.
-    """
-    return checked(PARTS[name], fields, where, (name,), Recipe)
+
+def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
+    """The checked caption or generate part of a fragment; `where` is its name in messages."""
+    found: Part = getattr(loading.checked(_Fragment, {name: fields}, where), name)
+    return found
 
 
 def new_recipe(name: str, base: str) -> Path:
@@ -237,39 +269,35 @@ def new_recipe(name: str, base: str) -> Path:
         raise HfsynError(f"{path} exists.", "Name another, or delete it first.")
     recipe = load_recipe(base, [f"name={path.stem}"])
     lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
-    for part in PARTS:
-        value = getattr(recipe, part)
-        if value is None:
-            lines.append(f"{part}: null")
+    for part, value in recipe:
+        if not isinstance(value, Part):
+            lines += ["caption: null"] if part == "caption" else []
             continue
         lines.append(f"{part}:")
         for key, field in type(value).model_fields.items():
-            if key == "definition" and value.definition is None:
-                continue  # nobody writes it by hand
-            lines.append(f"  # {' '.join((field.description or '').split())}")
-            lines.append(f"  {key}: {json.dumps(getattr(value, key), ensure_ascii=False)}")
+            if key != "definition" or getattr(value, key) is not None:  # which is not written by hand
+                lines.append(f"  # {' '.join((field.description or '').split())}")
+                lines.append(f"  {key}: {json.dumps(getattr(value, key), ensure_ascii=False)}")
     atomic_text(path, "\n".join(lines) + "\n")
     return path
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as it is stored and published: its format, and a line a part with every field written out."""
-    lines = [f"format: {layout.FORMAT}"]
-    for key, value in recipe.model_dump().items():
-        if key == "class_seeds" and not value:
-            continue
-        if key == "source" and value["definition"] is None:  # nobody writes it by hand
-            del value["definition"]
-        lines.append(f"{key}: {dump_flow(value)}")
-    return "\n".join(lines) + "\n"
+    """The recipe as it is stored and published: its format, and a line per part with every field written out."""
+    fields = recipe.model_dump()
+    if not recipe.class_seeds:
+        del fields["class_seeds"]
+    if recipe.source.definition is None:
+        del fields["source"]["definition"]
+    return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
 
 
 def fingerprint(recipe: Recipe) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON of the format and of all fields that decide the bytes.
 
     Two recipes with one fingerprint make the same dataset from the same real images; a run folder accepts only its own.
-    Left out are the name, where the real images lie on this machine, where a model lies whose weights are named by
-    their content, and a class map, whose content is in the variant's name.
+    Left out are the name; a class map, since its content is in the variant's name; and where things lie on this machine
+    whose content is named: the real images, models, LoRA weights, a user's function, a captions file.
     """
     fields = recipe.model_dump(exclude={"name": True, "source": {"path", "definition"}})
     for part in ("caption", "generate"):
@@ -277,46 +305,46 @@ def fingerprint(recipe: Recipe) -> str:
             del fields[part]["model"]
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
-    leave_out_places(fields["prompt"])
+    prompt = fields["prompt"]
+    if prompt["strategy_sha256"] is not None:
+        prompt["strategy"] = prompt["strategy"].rpartition(":")[2]
+    if prompt["captions_revision"] is not None:
+        if prompt["captions_file"].startswith(HUB):
+            prompt["captions_file"] = prompt["captions_file"].partition("@")[0]
+        else:
+            del prompt["captions_file"]
     canonical = json.dumps({"format": layout.FORMAT, **fields}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def is_content_hash(revision: str | None) -> bool:
-    """Whether a revision is the content of a local model, ``sha256:`` and 64 hex digits, and not one of the Hub."""
+    """Whether a revision is the content of a local file or model, ``sha256:`` and 64 hex digits."""
     return revision is not None and re.fullmatch(r"sha256:[0-9a-f]{64}", revision) is not None
 
 
 def published_recipe(recipe: Recipe) -> Recipe:
-    """The recipe as others may see it: without the places of this machine. Its fingerprint stays the same."""
-    public: dict[str, Any] = {
-        "source": recipe.source.model_copy(update={"path": None}),
-        "prompt": published_prompt(recipe.prompt),
+    """The recipe as others may see it: without the folders of this machine. Its fingerprint stays the same."""
+    prompt, generate = recipe.prompt, recipe.generate
+    local = {
+        ("caption", "model"): recipe.caption is not None and _is_local(recipe.caption),
+        ("prompt", "strategy"): is_user_strategy(prompt.strategy),
+        ("prompt", "captions_file"): prompt.captions_file is not None and not prompt.captions_file.startswith(HUB),
+        ("generate", "model"): _is_local(generate),
+        ("generate", "lora"): is_content_hash(generate.lora_revision),
     }
-    for name in ("caption", "generate"):
-        part = getattr(recipe, name)
-        if part is not None and is_content_hash(part.revision) and part.model != BUILTIN:
-            public[name] = part.model_copy(update={"model": f"./{Path(part.model).name}"})
-    if is_content_hash(recipe.generate.lora_revision):
-        shown = {"lora": f"./{Path(str(recipe.generate.lora)).name}"}
-        public["generate"] = public.get("generate", recipe.generate).model_copy(update=shown)
-    return recipe.model_copy(update=public)
+    public = recipe.with_fields("source", path=None)
+    for (part, key), hidden in local.items():
+        if hidden:
+            public = public.with_fields(part, **{key: f"./{Path(str(getattr(getattr(recipe, part), key))).name}"})
+    return public
+
+
+def _is_local(part: CaptionPart | GeneratePart) -> bool:
+    return is_content_hash(part.revision) and part.model != BUILTIN
 
 
 def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
-    """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order; the name is left
-    out, and so is a class map, whose content is in the variant's name.
+    """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order, except for the
+    name and a class map, whose content is in the variant's name.
     """
-    left, right = (
-        dict(_leaves(recipe.model_dump(exclude={"name": True, "source": {"definition"}}))) for recipe in (a, b)
-    )
-    keys = list(dict.fromkeys([*left, *right]))
-    return [(key, left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)]
-
-
-def _leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return loading.differing(a, b, {"name": True, "source": {"definition"}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +21,12 @@ from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import Caption, SampleSpec, plan
 from hfsyn.runs.tables import write_groups
 
-PLAN_SCHEMA = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("source_id", pa.string()),
-        ("wnid", pa.string()),
-        ("class_name", pa.string()),
-        ("label", pa.int64()),
-        ("prompt", pa.string()),
-        ("caption", pa.string()),
-        ("caption_flags", pa.list_(pa.string())),
-        ("seed", pa.int64()),
-    ]
-)
+_TYPES = {"label": pa.int64(), "caption_flags": pa.list_(pa.string()), "seed": pa.int64()}
+PLAN_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(SampleSpec)])
 
 
 def write_plan(run: Run) -> None:
-    """Write plan.parquet from the finished captions, once, whoever comes first.
+    """Write plan.parquet from the finished captions, unless it is there; one of several processes does it.
 
     Raises:
         HfsynError: captions are missing (exit code 4), or no image of the source can be read.
@@ -54,7 +44,7 @@ def write_plan(run: Run) -> None:
         if not lines:
             raise HfsynError(
                 f"None of the {run.source_rows} images of {run.folder} can be read.",
-                f"The reasons stand in the sidecars: {run.folder / layout.SIDECARS / layout.CAPTIONS}.",
+                f"The reasons are in the sidecars: {run.folder / layout.SIDECARS / layout.CAPTIONS}.",
             )
         before = marker_of(target, run.fingerprint) if sidecar_of(target).exists() else None
         write_lines(target, lines, run.recipe.store.shard_rows)
@@ -68,7 +58,7 @@ def write_plan(run: Run) -> None:
 
 
 def write_lines(target: Path, lines: Sequence[SampleSpec], rows: int) -> None:
-    """Write lines of a plan, so many in a row group: a shard reads its own alone."""
+    """Write lines of a plan, `rows` in a row group, so that a shard reads only its own."""
 
     def groups() -> Iterator[dict[str, list[Any]]]:
         for start in range(0, len(lines), rows):

@@ -21,11 +21,10 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
 from hfsyn.runs.claims import lock
+from hfsyn.runs.inputs import check_order, check_texts, opened, strategy_source
 from hfsyn.runs.options import shard_bounds
 from hfsyn.runs.overwriting import Mark, clear_remains, mark_of, put_away, removable, replaced
 from hfsyn.runs.pins import pinned
-from hfsyn.runs.prompt_inputs import check_texts, strategy_source
-from hfsyn.runs.real_images import check_order, opened
 from hfsyn.runs.tables import write_groups
 
 SOURCE_SCHEMA = pa.schema(

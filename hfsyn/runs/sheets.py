@@ -20,15 +20,13 @@ from builders.runs import layout
 from builders.sources import IndexEntry, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.prompt_part import published_prompt
+from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.run import Run, index_entries
-from hfsyn.runs.stored_rows import StoredRows
+from hfsyn.runs.tables import StoredRows
 
-_TILE = 112
+_TILE, _GAP, _MARGIN = 112, 8, 110
+_TEXT, _LINES = 13, 4
 _SHOWN = 512
-_GAP = 8
-_TEXT = 13
-_LINES = 4
 _MOST_CLASSES = 20
 _COLUMNS = ["image", "prompt", "caption"]
 _INK, _SOFT, _PAPER = (24, 26, 30), (110, 116, 126), (255, 255, 255)
@@ -36,7 +34,7 @@ _INK, _SOFT, _PAPER = (24, 26, 30), (110, 116, 126), (255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One image of a contact sheet with the words beneath it."""
+    """One image of a contact sheet with the words below it."""
 
     image: Image.Image
     text: str = ""
@@ -44,7 +42,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a contact sheet: a title, then groups of tiles, as many as there are headings."""
+    """One line of a contact sheet: a title, then one group of tiles for each heading."""
 
     title: str
     groups: Sequence[Sequence[Tile]]
@@ -56,35 +54,33 @@ def contact_sheet(title: str, headings: Sequence[str], rows: Sequence[Row]) -> I
     Args:
         title: above all; may have several lines.
         headings: of the groups.
-        rows: each with one group for each heading; a group's tiles may be fewer than another row's.
+        rows: each with one group for each heading; a group may have fewer tiles than another row's.
 
     Returns:
         An RGB image; tiles are 112 px wide, small images enlarged without smoothing.
     """
     font, bold = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
     per_group = [max((len(row.groups[g]) for row in rows), default=0) for g in range(len(headings))]
-    margin, head = 110, 46 + 22 * (title.count("\n") + 1)
-    wide = any(tile.text for row in rows for group in row.groups for tile in group)
-    row_height = _TILE + _GAP + (_LINES * (_TEXT + 3) if wide else 0)
-    widths = [n * (_TILE + _GAP) + 2 * _GAP for n in per_group]
-    sheet = Image.new("RGB", (margin + sum(widths) + _GAP, head + len(rows) * row_height + _GAP), _PAPER)
+    head = 46 + 22 * (title.count("\n") + 1)
+    has_text = any(tile.text for row in rows for group in row.groups for tile in group)
+    row_height = _TILE + _GAP + (_LINES * (_TEXT + 3) if has_text else 0)
+    lefts = [_MARGIN]  # of each group, and of what follows the last
+    for count in per_group:
+        lefts.append(lefts[-1] + count * (_TILE + _GAP) + 2 * _GAP)
+    sheet = Image.new("RGB", (lefts[-1] + _GAP, head + len(rows) * row_height + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.multiline_text((_GAP, _GAP), title, fill=_INK, font=bold, spacing=4)
-    left = margin
-    for heading, width in zip(headings, widths, strict=True):
+    for heading, left in zip(headings, lefts, strict=False):
         draw.text((left, head - 24), heading, fill=_INK, font=font)
-        left += width
     for i, row in enumerate(rows):
         top = head + i * row_height
         draw.multiline_text((_GAP, top + _TILE // 2 - 10), textwrap.fill(row.title, 14), fill=_INK, font=font)
-        left = margin
-        for group, width in zip(row.groups, widths, strict=True):
+        for group, left in zip(row.groups, lefts, strict=False):
             for k, tile in enumerate(group):
                 x = left + k * (_TILE + _GAP)
                 picture = _fit(tile.image)
                 sheet.paste(picture, (x + (_TILE - picture.width) // 2, top + (_TILE - picture.height) // 2))
                 draw.multiline_text((x, top + _TILE + 2), _wrapped(tile.text, font), fill=_SOFT, font=font, spacing=1)
-            left += width
     return sheet
 
 
@@ -97,23 +93,20 @@ def _fit(image: Image.Image) -> Image.Image:
 
 def _wrapped(text: str, font: Any) -> str:
     """Text in at most `_LINES` lines of a tile's width."""
-    lines: list[str] = []
-    line = ""
+    lines = [""]
     for word in text.split():
-        longer = f"{line} {word}".strip()
-        if font.getlength(longer) > _TILE and line:
-            lines.append(line)
-            line = word
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) > _TILE and lines[-1]:
+            lines.append(word)
         else:
-            line = longer
-    lines.append(line)
+            lines[-1] = longer
     if len(lines) > _LINES:
-        lines = [*lines[: _LINES - 1], lines[_LINES - 1] + " ..."]
+        lines = [*lines[: _LINES - 1], f"{lines[_LINES - 1]} ..."]
     return "\n".join(lines)
 
 
 def save_png(image: Image.Image, path: Path) -> Path:
-    """Write a PNG, whole or not at all."""
+    """Write a PNG, atomically."""
     atomic_write(path, lambda temporary: image.save(temporary, "PNG", optimize=True))
     return path
 
@@ -121,26 +114,19 @@ def save_png(image: Image.Image, path: Path) -> Path:
 def compare_runs(
     runs: Sequence[Run], *, title: str, per_class: int = 3, max_classes: int = _MOST_CLASSES
 ) -> Image.Image:
-    """One row a class: real images, then what each run made of these same images, with prompts' captions beneath.
+    """One row per class: real images, then what each run made of the same images, with captions or prompts below.
 
     Args:
         runs: finished runs over one source; the real images are those of the first.
         title: of the sheet.
         per_class: images of each kind in a row.
         max_classes: rows at most.
-
-    Raises:
-        HfsynError: a run has no image of the chosen real ones.
     """
     rows = []
     for info, samples in shared_samples(runs, per_class=per_class, max_classes=max_classes):
-        groups: list[list[Tile]] = [[Tile(sample.real) for sample in samples]]
-        for number in range(len(runs)):
-            answers = [sample.rows[number] for sample in samples]
-            groups.append([_tile(row) for row in answers])
-        rows.append(Row(info.name, groups))
-    headings = ["real images", *(f"{run.recipe.name}: {published_prompt(run.recipe.prompt).strategy}" for run in runs)]
-    return contact_sheet(title, headings, rows)
+        made = [[_tile(sample.rows[number]) for sample in samples] for number in range(len(runs))]
+        rows.append(Row(info.name, [[Tile(sample.real) for sample in samples], *made]))
+    return contact_sheet(title, ["real images", *(f"{run.recipe.name}: {_strategy(run)}" for run in runs)], rows)
 
 
 @dataclass(frozen=True)
@@ -154,10 +140,10 @@ class Sample:
 def shared_samples(
     runs: Sequence[Run], *, per_class: int, max_classes: int = _MOST_CLASSES
 ) -> list[tuple[ClassInfo, list[Sample]]]:
-    """The first real images of each class that every run answered, with the answers.
+    """The first real images of each class for which every run has a row, with these rows.
 
     Raises:
-        HfsynError: there is none.
+        HfsynError: there are none.
     """
     stored = [StoredRows(run.folder) for run in runs]
     tables = [rows.table(["source_id", "wnid"]) for rows in stored]
@@ -167,27 +153,26 @@ def shared_samples(
     if not len(shared):
         raise HfsynError("These runs share no real image.", "Compare runs over one source and split.")
     classes = runs[0].classes
-    wnids = sorted(shared["wnid"].unique().to_pylist(), key=lambda wnid: classes[wnid].index)[:max_classes]
     chosen = {
         wnid: sorted(pc.unique(shared["source_id"].filter(pc.equal(shared["wnid"], wnid))).to_pylist())[:per_class]
-        for wnid in wnids
+        for wnid in sorted(shared["wnid"].unique().to_pylist(), key=lambda wnid: classes[wnid].index)[:max_classes]
     }
     ids = [source_id for of_class in chosen.values() for source_id in of_class]
     real = _real_images(runs[0], ids)
-    answers = [
+    made = [
         dict(zip(ids, rows.read([pc.index(table["source_id"], i).as_py() for i in ids], _COLUMNS), strict=True))
         for rows, table in zip(stored, tables, strict=True)
     ]
     return [
-        (classes[wnid], [Sample(real[i], [of_run[i] for of_run in answers]) for i in of_class])
+        (classes[wnid], [Sample(real[i], [of_run[i] for of_run in made]) for i in of_class])
         for wnid, of_class in chosen.items()
     ]
 
 
 def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
-    """One row a class of a run's synthetic images with their captions or prompts; at most 20 classes.
+    """One row per class of a run's synthetic images with their captions or prompts; at most 20 classes.
 
-    No real image is in it: a source's licence may not allow to pass its photographs on.
+    It shows no real image: the source's licence may not allow its photographs to be passed on.
     """
     stored = StoredRows(run.folder)
     column = stored.table(["wnid"])["wnid"]
@@ -197,24 +182,20 @@ def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
         numbers = pc.indices_nonzero(pc.equal(column, wnid))[:per_class].to_pylist()
         sheet.append(Row(run.classes[wnid].name, [[_tile(row) for row in stored.read(numbers, _COLUMNS)]]))
     more = f", {len(sheet)} of {len(wnids)} classes" if len(wnids) > len(sheet) else ""
-    heading = published_prompt(run.recipe.prompt).strategy
-    return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [heading], sheet)
+    return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [_strategy(run)], sheet)
 
 
 def peek(
     name: str, split: str, out: str | Path, *, path: str | None = None, revision: str | None = None, per_class: int = 6
 ) -> Path:
-    """A contact sheet of the first images of each class of a variant, at most 20 classes; returns the picture's
-    path.
-    """
+    """A contact sheet of the first images of each class of a variant, at most 20 classes; returns its path."""
     variant = get_variant(name)
     source = open_source(name, split, path=path, revision=revision, limit_per_class=per_class)
     by_class: dict[str, list[IndexEntry]] = {}
     for entry in source.index():
         by_class.setdefault(entry.wnid, []).append(entry)
-    wnids = sorted(by_class, key=lambda wnid: variant.by_wnid[wnid].index)[:_MOST_CLASSES]
     rows = []
-    for wnid in wnids:
+    for wnid in sorted(by_class, key=lambda wnid: variant.by_wnid[wnid].index)[:_MOST_CLASSES]:
         tiles = []
         for row in source.read(by_class[wnid][:per_class]):
             try:
@@ -224,6 +205,11 @@ def peek(
         rows.append(Row(variant.by_wnid[wnid].name, [tiles]))
     more = f", the first {len(rows)} of {len(by_class)} classes" if len(by_class) > len(rows) else ""
     return save_png(contact_sheet(f"{variant.title} ({split}{more})", [""], rows), Path(out).expanduser())
+
+
+def _strategy(run: Run) -> str:
+    """The name of a run's strategy, without folders of this machine."""
+    return published_recipe(run.recipe).prompt.strategy
 
 
 def _tile(row: dict[str, Any]) -> Tile:
@@ -237,7 +223,7 @@ def image_of(row: dict[str, Any]) -> Image.Image:
 
 
 def _real_images(run: Run, source_ids: Sequence[str]) -> dict[str, Image.Image]:
-    """The chosen real images, decoded, and reduced where they are larger than any sheet shows them."""
+    """The chosen real images, decoded, and reduced to the largest size that a sheet or page shows."""
     index = pq.read_table(run.checked(layout.SOURCE))
     lines = index.filter(pc.is_in(index["source_id"], value_set=pa.array(source_ids))).to_pylist()
     found = {}

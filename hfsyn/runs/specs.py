@@ -1,23 +1,8 @@
-"""The plan: one SampleSpec for each image to make, written by a pure function before anything costly starts.
+"""The plan: one SampleSpec for each image to make, computed by a pure function before anything costly starts.
 
-The rules, which a reader of a published set can apply without this code:
-
-*Sample id.* ``{source_id}#{k}`` for the k-th image (from 0) made from one real image.
-
-*Seed.* The UTF-8 text ``hfsyn-seed-v1``, the recipe's seed (or that of the class in ``class_seeds``) and the sample id,
-each followed by a newline, is hashed with SHA-256; the seed is the first 8 bytes, read big-endian, shifted right by one
-bit: 0 to 2^63 - 1. A retry (an image that was flagged, NaN or flat) appends the number of the attempt (1, 2, ...) and a
-newline to that text. The initial noise is drawn by ``torch.Generator("cpu").manual_seed(seed)``.
-
-*Choice.* A strategy that chooses at random gets ``random.Random(s)`` with s made by the rule of the seed from
-``hfsyn-prompt-v1`` instead of ``hfsyn-seed-v1``.
-
-*Order.* Lines are sorted by the SHA-256 of the sample id, so that each shard, and each prefix of a run that was stopped
-early, is a fair sample of all classes, and a stream of the result is not sorted by class.
-
-*Grid.* A shard is a run of ``store.shard_rows`` lines; a batch is a run of ``generate.batch_size`` lines counted from
-its shard's first. A short batch is padded with its last line and the surplus dropped, so that no image depends on how
-many processes ran or on where a run was interrupted.
+Ids, seeds and the order of the lines follow `hfsyn.rules`. A shard is a run of ``store.shard_rows`` lines; a batch is a
+run of ``generate.batch_size`` lines counted from its shard's first. A short batch is padded with its last line and the
+surplus dropped, so that no image depends on how many processes ran or on where a run was interrupted.
 """
 
 from __future__ import annotations
@@ -27,13 +12,13 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from builders.runs.layout import shard_count
 from builders.variants import ClassInfo, get_variant
+from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe
-from hfsyn.recipes.strategies import strategy_of
+from hfsyn.rules import order_of, sample_id_of, seed_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +29,7 @@ _SLICE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What is known of one real image: its id and class, and its caption where the recipe asks for one."""
+    """The id and class of one real image, and its caption where the recipe asks for one."""
 
     source_id: str
     wnid: str
@@ -54,7 +39,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class SampleSpec:
-    """One line of the plan: everything that an image depends on, beside the recipe."""
+    """One line of the plan: everything that an image depends on besides the recipe."""
 
     sample_id: str
     source_id: str
@@ -68,10 +53,10 @@ class SampleSpec:
 
 
 class Plan(Sequence[SampleSpec]):
-    """All specs of a run in their final order, with the figures that people ask for first.
+    """All specs of a run in their final order.
 
-    What is kept is the captions and the order, some 300 bytes a real image; a spec is written when it is asked for. A
-    slice is a tuple of specs. Two plans are equal when all their specs are.
+    It holds the captions and the order, some 300 bytes per real image; a spec is made when it is asked for. A slice is
+    a tuple of specs. Two plans are equal when all their specs are.
 
     Args:
         recipe: its strategy, seeds and images per caption are used.
@@ -101,7 +86,7 @@ class Plan(Sequence[SampleSpec]):
 
     @property
     def shard_rows(self) -> int:
-        """Lines a shard."""
+        """Lines per shard."""
         return self._recipe.store.shard_rows
 
     @property
@@ -117,16 +102,12 @@ class Plan(Sequence[SampleSpec]):
 
     @property
     def unique_prompts(self) -> int:
-        """How many different prompts there are; every one is written for it."""
+        """How many different prompts there are; all of them are written to count them."""
         return len({digest_of(prompt) for prompt in self.prompts()})
 
     def prompts(self) -> Iterator[str]:
         """The prompts of all lines, in order."""
-        write = strategy_of(self._recipe.prompt).write
-        for position in self._positions():
-            number, k = divmod(position, self._each)
-            info = self._classes[number]
-            yield write(info, self._texts[number], self._chance(info, sample_id_of(self._ids[number], k)))
+        return (prompt for _, _, prompt in self._written(self._positions()))
 
     def __len__(self) -> int:
         return len(self._order)
@@ -154,57 +135,49 @@ class Plan(Sequence[SampleSpec]):
     __hash__ = None  # type: ignore[assignment]
 
     def _positions(self) -> Iterator[int]:
-        """``caption * images per caption + k`` of all lines, in order."""
+        """``caption number * images per caption + k`` of all lines, in order."""
         for start in range(0, len(self), _SLICE):
             yield from self._order[start : start + _SLICE].tolist()
 
-    def _specs(self, positions: Iterable[int]) -> Iterator[SampleSpec]:
+    def _written(self, positions: Iterable[int]) -> Iterator[tuple[int, str, str]]:
+        """Caption number, sample id and prompt of each line."""
         write = strategy_of(self._recipe.prompt).write
         for position in positions:
             number, k = divmod(position, self._each)
-            info, text = self._classes[number], self._texts[number]
-            sample_id = sample_id_of(self._ids[number], k)
+            info, sample_id = self._classes[number], sample_id_of(self._ids[number], k)
+            rng = cast(random.Random, _LazyRandom(self._recipe.seed_for(info.wnid), sample_id))
+            yield number, sample_id, write(info, self._texts[number], rng)
+
+    def _specs(self, positions: Iterable[int]) -> Iterator[SampleSpec]:
+        for number, sample_id, prompt in self._written(positions):
+            info = self._classes[number]
             yield SampleSpec(
                 sample_id=sample_id,
                 source_id=self._ids[number],
                 wnid=info.wnid,
                 class_name=info.name,
                 label=info.index,
-                prompt=write(info, text, self._chance(info, sample_id)),
-                caption=text,
+                prompt=prompt,
+                caption=self._texts[number],
                 caption_flags=self._flags.get(number, ()),
                 seed=seed_of(self._recipe.seed_for(info.wnid), sample_id),
             )
 
-    def _chance(self, info: ClassInfo, sample_id: str) -> random.Random:
-        return cast(random.Random, _Chance(self._recipe.seed_for(info.wnid), sample_id))
-
     def _sorted(self) -> npt.NDArray[np.int64]:
-        """The positions in the plan's order: sorted by the hash of the sample id, of which 8 bytes nearly always do."""
+        """The positions, sorted by the rule of order."""
         import numpy as np
 
-        heads = bytearray()
-        for source_id in self._ids:
-            for k in range(self._each):
-                heads += order_of(sample_id_of(source_id, k))[:8]
-        keys = np.frombuffer(heads, dtype=">u8").astype(np.uint64)
+        sample_ids = (sample_id_of(source_id, k) for source_id in self._ids for k in range(self._each))
+        keys = np.fromiter(map(order_of, sample_ids), dtype=f"S{len(order_of(''))}", count=len(self._ids) * self._each)
         order = np.argsort(keys, kind="stable")
         ranked = keys[order]
-        for start, stop in _runs(np.flatnonzero(ranked[1:] == ranked[:-1]).tolist()):
-            tied = sorted((self._sample_id(int(p)) for p in order[start:stop]), key=order_of)
-            for one, other in pairwise(tied):
-                if one == other:
-                    raise ValueError(f"source id {one.rpartition('#')[0]!r} occurs twice")
-            order[start:stop] = sorted(order[start:stop].tolist(), key=lambda p: order_of(self._sample_id(p)))
+        if len(same := np.flatnonzero(ranked[1:] == ranked[:-1])):
+            raise ValueError(f"source id {self._ids[order[same[0]] // self._each]!r} occurs twice")
         return order
 
-    def _sample_id(self, position: int) -> str:
-        number, k = divmod(position, self._each)
-        return sample_id_of(self._ids[number], k)
 
-
-class _Chance:
-    """A ``random.Random`` by the rule of choices, seeded when it is first asked: most strategies never ask."""
+class _LazyRandom:
+    """A ``random.Random`` for a strategy's choices, seeded when it is first used: most strategies never use it."""
 
     def __init__(self, recipe_seed: int, sample_id: str) -> None:
         self._from = recipe_seed, sample_id
@@ -215,48 +188,11 @@ class _Chance:
         return getattr(self._random, name)
 
 
-def _runs(places: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """``(first, one past the last)`` of what is tied, from the places whose neighbour to the right is equal."""
-    first = last = None
-    for place in places:
-        if last is None or place > last + 1:
-            if first is not None and last is not None:
-                yield first, last + 2
-            first = place
-        last = place
-    if first is not None and last is not None:
-        yield first, last + 2
-
-
-def sample_id_of(source_id: str, k: int) -> str:
-    """The id of the k-th image made from a real one."""
-    return f"{source_id}#{k}"
-
-
 def digest_of(prompt: str) -> bytes:
-    """16 bytes that no two prompts have in common: smaller than these, where very many are compared."""
+    """A 16-byte digest of a prompt, smaller than the prompt where very many are compared."""
     return hashlib.blake2b(prompt.encode(), digest_size=16).digest()
 
 
-def seed_of(recipe_seed: int, sample_id: str, attempt: int = 0, *, purpose: str = "seed") -> int:
-    """The seed of a sample by the rule in the module's docstring; 0 <= seed < 2^63."""
-    text = f"hfsyn-{purpose}-v1\n{recipe_seed}\n{sample_id}\n" + (f"{attempt}\n" if attempt else "")
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def order_of(sample_id: str) -> bytes:
-    """The sort key of a sample in the plan."""
-    return hashlib.sha256(sample_id.encode()).digest()
-
-
 def plan(recipe: Recipe, captions: Iterable[Caption]) -> Plan:
-    """Write the plan: pure, the same on every machine. A million images take seconds and some hundred megabytes.
-
-    Args:
-        recipe: the recipe; its strategy, seed and images per caption are used.
-        captions: one for each usable real image, in any order; source ids are unique.
-
-    Raises:
-        ValueError: a source id occurs twice, or a wnid is not one of the variant's.
-    """
+    """Make the `Plan`: pure, the same on every machine. A million images take seconds and a few hundred megabytes."""
     return Plan(recipe, captions)

@@ -50,8 +50,8 @@ ROOMS = (
     (
         "recipes",
         """
-        builders/yaml.py hfsyn/recipes/* hfsyn/runs/options.py hfsyn/runs/pins.py hfsyn/runs/prompt_inputs.py
-        hfsyn/runs/given_texts.py hfsyn/runs/specs.py hfsyn/models/token_limits.py hfsyn/outlook/prompt_examples.py
+        builders/yaml.py hfsyn/rules.py hfsyn/recipes/* hfsyn/runs/options.py hfsyn/runs/pins.py
+        hfsyn/runs/inputs.py hfsyn/runs/specs.py hfsyn/models/token_limits.py hfsyn/outlook/prompt_examples.py
         """,
         "recipe recipe_grid specs prompts fragments pins user_strategies captions_file what_people_write stages",
     ),

@@ -150,7 +150,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A sentence that does not name its class becomes a prompt without it.",
-        "hfsyn/recipes/prompt_templates.py",
+        "hfsyn/recipes/strategies.py",
         "return text if c.name.casefold() in text.casefold() else _join(c.name, text)",
         "return text or c.name",
         "prompts text_writer",

@@ -343,7 +343,7 @@ def test_a_prompt_is_refused_where_a_model_takes_images_only(folders: Folders) -
 
 
 def test_a_generator_is_no_captioner() -> None:
-    assert "is no captioner: it holds a generator" in refusal(models.path("generator")).message
+    assert "is not a captioner: it holds a generator" in refusal(models.path("generator")).message
 
 
 def test_a_model_that_sees_no_images_is_no_captioner(tmp_path: Path) -> None:

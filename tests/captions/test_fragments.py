@@ -19,7 +19,7 @@ from hfsyn.captions.captioner import TransformersCaptioner
 from hfsyn.captions.text_writer import TextWriter
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.fragments import fragments, load_fragment
+from hfsyn.recipes.loading import fragments, load_fragment
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart, difference, load_recipe
 
 # The model classes that each shipped captioner loads as.

@@ -23,10 +23,10 @@ from hfsyn.captions.instructions import filled, request
 from hfsyn.captions.text_writer import TextWriter, said_line
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
-from hfsyn.recipes.prompt_templates import word_lists
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
+from hfsyn.recipes.strategies import word_lists
+from hfsyn.rules import seed_of
 from hfsyn.runs.finish import finish
-from hfsyn.runs.specs import seed_of
 
 FAMILIES = {"chat_model": "llm", "plain_model": "llm-diverse", "t5": "w2s"}
 """Each kind of model, with a strategy that asks it."""

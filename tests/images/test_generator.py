@@ -21,7 +21,8 @@ from hfsyn import models
 from hfsyn.errors import HfsynError
 from hfsyn.images.decoding import fetch
 from hfsyn.images.generator import DiffusersGenerator, problem_of
-from hfsyn.recipes.recipe import GeneratePart, Scheduler
+from hfsyn.recipes.parts import Scheduler
+from hfsyn.recipes.recipe import GeneratePart
 
 PROMPTS = ["a goldfish", "a dog, in the grass", "a goldfish", "a church"]
 SEEDS = [7, 2**63 - 1, 9, 0]
@@ -431,7 +432,7 @@ def refusal(folder: str, negative: str | None = None, **options: Any) -> HfsynEr
 
 
 def test_a_captioner_is_no_generator() -> None:
-    assert "is no generator: it holds a captioner" in refusal(str(models.path("captioner"))).message
+    assert "is not a generator: it holds a captioner" in refusal(str(models.path("captioner"))).message
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])

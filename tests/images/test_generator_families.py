@@ -12,7 +12,7 @@ from hub_server import Hub
 from tiny_families import FAMILIES, flux_schnell, lcm, sd3_medium, stable_diffusion_1
 from tiny_models import stable_diffusion
 
-from hfsyn.recipes.fragments import fragments, load_fragment
+from hfsyn.recipes.loading import fragments, load_fragment
 from hfsyn.recipes.recipe import GeneratePart, fingerprint, load_recipe
 
 SHIPPED = [name for name in fragments("generator") if name != "builtin"]

@@ -536,7 +536,7 @@ def test_each_broken_checkpoint_is_told_with_the_way_out(sd: Path, tmp_path: Pat
     ],
 )
 def test_weights_are_known_by_their_names(names: list[str], variant: str | None) -> None:
-    from hfsyn.models.checkpoint_files import checked_variant
+    from hfsyn.models.finding import checked_variant
 
     assert checked_variant("m", "captioner", ["config.json", *names]) == variant
 

@@ -119,7 +119,7 @@ def test_a_folder_of_the_other_kind_or_of_none_is_refused(tmp_path: Path) -> Non
     assert "it holds a captioner" in refusal(locate, str(models.path("captioner")), "generator").message
     for kind in KINDS:
         problem = refusal(pin, str(tmp_path), None, kind)
-        assert f"{tmp_path} is no {kind}: it has no {MARKER[kind]}" in problem.message
+        assert f"{tmp_path} is not a {kind}: it has no {MARKER[kind]}" in problem.message
 
 
 def test_a_single_file_is_refused_with_the_way_to_make_it_a_folder(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.generator import Generated
 from hfsyn.outlook.probe import Pace, Probe, probe
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.runs.inputs import indexed
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.source_counts import indexed
 from hfsyn.runs.specs import plan
 
 SMALL = ("caption.batch_size=5", "generate.batch_size=4")

@@ -10,9 +10,8 @@ import pytest
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.outlook.prompt_examples import examples
-from hfsyn.recipes.parts import PromptPart
-from hfsyn.recipes.prompt_templates import CLIP80, with_article, word_lists
-from hfsyn.recipes.strategies import STRATEGIES, get_strategy, strategy_of
+from hfsyn.recipes.parts import PromptPart, strategy_of
+from hfsyn.recipes.strategies import CLIP80, STRATEGIES, get_strategy, with_article, word_lists
 
 TENCH = ClassInfo("n01440764", 0, "tench", ("tench", "Tinca tinca"), "freshwater dace-like game fish", "cyprinid")
 

@@ -10,8 +10,8 @@ import yaml
 from builders.runs import layout
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.finding import RECIPES, shipped_recipes
 from hfsyn.recipes.recipe import (
+    RECIPES,
     Part,
     Recipe,
     difference,
@@ -35,8 +35,8 @@ NAMED = {
 
 
 def test_the_promised_recipes_are_shipped_and_load_under_their_own_names() -> None:
-    assert set(shipped_recipes()) >= NAMED  # the rest of the paper's grid has a test of its own
-    assert [load_recipe(name).name for name in shipped_recipes()] == shipped_recipes()
+    assert set(RECIPES.names()) >= NAMED  # the rest of the paper's grid has a test of its own
+    assert [load_recipe(name).name for name in RECIPES.names()] == RECIPES.names()
 
 
 @pytest.mark.parametrize("name", sorted(NAMED - {"shapes-basic", "shapes-cip"}))
@@ -105,7 +105,7 @@ def test_a_file_that_is_missing_or_no_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_dumped_recipe_is_the_same_recipe(tmp_path: Path) -> None:
-    for name in shipped_recipes():
+    for name in RECIPES.names():
         wnid = get_variant(load_recipe(name).source.variant).classes[0].wnid
         recipe = load_recipe(name, ["seed=7", f"class_seeds.{wnid}=8"])
         (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
@@ -231,7 +231,7 @@ def test_a_new_recipe_is_written_with_comments_and_loads(tmp_path: Path, monkeyp
 
 def test_a_shipped_recipe_prints_as_the_yaml_that_it_is() -> None:
     for name in NAMED:
-        assert Recipe.model_validate(yaml.safe_load(RECIPES.text(name))) == load_recipe(name)
+        assert Recipe.model_validate(yaml.safe_load(RECIPES.read(name)[0])) == load_recipe(name)
 
 
 def test_a_strength_that_leaves_no_step_is_refused_as_the_recipe_is_loaded() -> None:

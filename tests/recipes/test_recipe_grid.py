@@ -10,8 +10,7 @@ import pytest
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.outlook.forecast import forecast
-from hfsyn.recipes.finding import shipped_recipes
-from hfsyn.recipes.recipe import difference, fingerprint, load_recipe
+from hfsyn.recipes.recipe import RECIPES, difference, fingerprint, load_recipe
 
 VARIANTS = ("imagenette", "imagenet-100", "imagenet-1k")
 GUIDANCE = {"-g1.5": 1.5, "": 2.0, "-g3": 3.0}
@@ -19,10 +18,10 @@ GRID = [f"{v}-{s}{g}" for v, s, g in product(VARIANTS, ("basic", "cip"), GUIDANC
 
 
 def test_every_shipped_recipe_loads_under_its_own_name_and_no_two_are_the_same() -> None:
-    recipes = [load_recipe(name) for name in shipped_recipes()]
-    assert [recipe.name for recipe in recipes] == shipped_recipes()
+    recipes = [load_recipe(name) for name in RECIPES.names()]
+    assert [recipe.name for recipe in recipes] == RECIPES.names()
     assert len({fingerprint(recipe) for recipe in recipes}) == len(recipes)
-    assert set(GRID) <= set(shipped_recipes())
+    assert set(GRID) <= set(RECIPES.names())
 
 
 @pytest.mark.parametrize("name", GRID)

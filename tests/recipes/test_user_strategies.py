@@ -16,8 +16,8 @@ from builders.variants import get_variant
 from hfsyn.checks.verify import verify
 from hfsyn.errors import HfsynError
 from hfsyn.outlook.forecast import forecast
+from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
-from hfsyn.recipes.strategies import strategy_of
 from hfsyn.runs.pins import pin_prompt
 from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import load_run, prepare

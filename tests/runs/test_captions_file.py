@@ -18,7 +18,7 @@ from hfsyn.checks.verify import verify
 from hfsyn.errors import HfsynError
 from hfsyn.outlook.forecast import forecast
 from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, published_recipe
-from hfsyn.runs.given_texts import FileTexts
+from hfsyn.runs.inputs import FileTexts
 from hfsyn.runs.run import load_run, prepare
 
 SMALL = ("source.limit_per_class=3", "store.shard_rows=8", "generate.batch_size=4")
@@ -225,7 +225,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
     def forbidden(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("hfsyn.runs.given_texts.sha256_of", forbidden)
+    monkeypatch.setattr("hfsyn.runs.inputs.sha256_of", forbidden)
     path = json_lines(tmp_path / "texts.jsonl", rows())
     assert f"The captions file {path} cannot be read: Permission denied" in refusal(tmp_path, path)
 

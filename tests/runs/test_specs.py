@@ -9,9 +9,10 @@ from collections import Counter
 import pytest
 
 from builders.variants import get_variant
-from hfsyn.recipes.prompt_templates import CLIP80
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.runs.specs import Caption, plan, seed_of
+from hfsyn.recipes.strategies import CLIP80
+from hfsyn.rules import seed_of
+from hfsyn.runs.specs import Caption, plan
 
 WNIDS = [info.wnid for info in get_variant("shapes").classes]
 

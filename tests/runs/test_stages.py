@@ -22,10 +22,10 @@ from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.rules import seed_of
 from hfsyn.runs import run as runs
 from hfsyn.runs.finish import finish
 from hfsyn.runs.run import load_run, prepare, select
-from hfsyn.runs.specs import seed_of
 from hfsyn.runs.status import status
 
 ARGS = {"quiet": True}

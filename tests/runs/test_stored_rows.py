@@ -11,7 +11,7 @@ import pytest
 from builders.runs import layout
 from builders.runs.schema import synthetic_features
 from hfsyn.runs.shards import write_parquet
-from hfsyn.runs.stored_rows import StoredRows
+from hfsyn.runs.tables import StoredRows
 
 SHARDS, ROWS, IMAGE = 3, 50, 40_000
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hfsyn.cli import cli
 from hfsyn.commands.options import chosen_recipe
-from hfsyn.recipes.finding import shipped_recipes
+from hfsyn.recipes.recipe import RECIPES
 from hfsyn.recipes.strategies import STRATEGIES
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -119,7 +119,7 @@ def test_every_command_occurs_in_the_readme_or_is_a_stage_of_build() -> None:
 
 def test_recipes_and_strategies_that_the_readme_names_exist() -> None:
     for name in re.findall(r"\b((?:shapes|imagenette|imagenet-1k|tiny-imagenet|imagenet-100)-(?:cip|basic))\b", README):
-        assert name in shipped_recipes()
+        assert name in RECIPES.names()
     for command in commands("bash"):
         if command[1:3] == ["strategies", "show"]:
             assert command[3] in STRATEGIES

@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "builders.captioned": {"datasets", "pyarrow"},
     "builders.synthetic": {"datasets"},
     "hfsyn.errors": set(),
+    "hfsyn.rules": set(),
     "hfsyn.gathering": set(),
     "hfsyn.software": set(),
     "hfsyn.progress": {"tqdm"},

@@ -1,1 +1,0 @@
-"""The training recipes that hfsyn ships, as YAML."""

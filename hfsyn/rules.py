@@ -1,0 +1,35 @@
+"""The rules of sample ids, seeds and order, which anyone can apply to a published set without this code.
+
+*Sample id.* ``{source_id}#{k}`` for the k-th image (from 0) made from one real image.
+
+*Seed.* The UTF-8 text ``hfsyn-seed-v1``, the recipe's seed (or that of the class in ``class_seeds``) and the sample id,
+each followed by a newline, is hashed with SHA-256. The seed is the first 8 bytes, read big-endian, shifted right by one
+bit: 0 to 2^63 - 1. A retry (of an image that was flagged, NaN or flat) appends the number of the attempt (1, 2, ...)
+and a newline to that text. The initial noise is drawn by ``torch.Generator("cpu").manual_seed(seed)``.
+
+*Choice.* A strategy that chooses at random gets ``random.Random(s)``, where s follows the seed rule with
+``hfsyn-prompt-v1`` in place of ``hfsyn-seed-v1``.
+
+*Order.* Samples are sorted by the SHA-256 of their id, so that each shard, and each prefix of an interrupted run, is a
+fair sample of all classes, and a stream of the result is not sorted by class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def sample_id_of(source_id: str, k: int) -> str:
+    """The id of the k-th image made from a real one."""
+    return f"{source_id}#{k}"
+
+
+def seed_of(recipe_seed: int, sample_id: str, attempt: int = 0, *, purpose: str = "seed") -> int:
+    """The seed of a sample; 0 <= seed < 2^63. `purpose` is the middle of the text's first line."""
+    text = f"hfsyn-{purpose}-v1\n{recipe_seed}\n{sample_id}\n" + (f"{attempt}\n" if attempt else "")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def order_of(sample_id: str) -> bytes:
+    """The sort key of a sample in the plan."""
+    return hashlib.sha256(sample_id.encode()).digest()
