@@ -46,7 +46,6 @@ _SHARDS = click.option("--shards", metavar="A:B", callback=_shards, help="Only s
 _SPEED = (
     click.option(
         "--allow-pickle-weights",
-        "allow_pickle",
         is_flag=True,
         help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
     ),

@@ -16,11 +16,9 @@ import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
 from hfsyn.images.conditioning import Conditioning, makes_embeddings
-from hfsyn.images.decoding import Levels, decode, fetch
-from hfsyn.images.denoising import denoise, guided_steps, is_guided
 from hfsyn.images.encoding import fitted
-from hfsyn.images.noise import OwnNoise
-from hfsyn.images.trial import PROMPT, Sketch, idle, try_out, unchecked
+from hfsyn.images.latents import Levels, decode, denoise, fetch, guided_steps, is_guided
+from hfsyn.images.trial import PROMPT, OwnNoise, Sketch, idle, try_out, unchecked
 from hfsyn.images.tuning import PLAIN, Tuning, kernels, tune
 from hfsyn.models.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.recipes.recipe import GeneratePart

@@ -20,7 +20,7 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # AutoencoderKL with 128, 256, 512, 512 channels; 4 or 16 latent ones alike.
 _DECODE: Triple = (2.515, 5.754, 10.470)
 _ENCODE: Triple = (1.117, 2.609, 4.879)
-# Of 512 px; see `hfsyn.images.decoding`.
+# Of 512 px; see `hfsyn.images.latents`.
 _DECODED_AT_ONCE = 16
 # Of an image that is decoded: about five arrays of 256 channels at full size are there at one time.
 _VALUES_A_PIXEL = 5 * 256

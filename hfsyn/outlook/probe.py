@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from hfsyn.images.generate_stage import generate, tried_generator
 from hfsyn.images.generator import ImageGenerator
 from hfsyn.models.batch_sizes import CANDIDATES
 from hfsyn.recipes.recipe import Recipe, dump_recipe
-from hfsyn.runs.options import DEFAULTS, WorkOptions
+from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.plan import read_captions, write_lines
 from hfsyn.runs.run import SOURCE_SCHEMA, Run, load_run, prepare
 from hfsyn.runs.shards import is_done
@@ -100,8 +100,7 @@ def probe(
     recipe: Recipe,
     count: int,
     *,
-    device: str | None = None,
-    options: WorkOptions = DEFAULTS,
+    options: WorkOptions | None = None,
     say: Callable[[str], None] = lambda line: None,
     captioner: Captioner | None = None,
     generator: ImageGenerator | None = None,
@@ -114,7 +113,6 @@ def probe(
     Args:
         recipe: the recipe.
         count: images, >= 1; rounded up to whole batches. A source with fewer gives what it has.
-        device: a torch device; None picks one.
         options: as for the run that is planned.
         say: told what is being done.
         captioner, generator: in place of the recipe's models (for tests).
@@ -122,6 +120,7 @@ def probe(
     Raises:
         HfsynError: as a run of the recipe would, and where no image can be read.
     """
+    options = replace(options or WorkOptions(), quiet=True)
     drawn_at_once = recipe.generate.batch_size
     if options.batch_size is not None:
         drawn_at_once = max(CANDIDATES) if options.batch_size == "auto" else int(options.batch_size)
@@ -137,9 +136,9 @@ def probe(
         chosen = _first_lines(whole, real)
         first = _run(folder / "captions", whole, captioned_at_once, chosen)
         if generator is None:
-            generator = tried_generator(first, device=device, options=options)
+            generator = tried_generator(first, options)
         say(f"probing: {first.source_rows} real images")
-        caption(first, device=device, quiet=True, options=options, captioner=captioner)
+        caption(first, options=options, captioner=captioner)
         lines = plan(first.recipe, read_captions(first.caption_shards()))[:images]
         if not lines:
             raise HfsynError(
@@ -150,7 +149,7 @@ def probe(
         write_lines(second.folder / layout.PLAN, lines, drawn_at_once)
         write_marker(second.folder / layout.PLAN, len(lines), second.fingerprint)
         say(f"probing: {len(lines)} images, after the model is loaded")
-        generate(second, device=device, quiet=True, options=options, generator=generator)
+        generate(second, options=options, generator=generator)
         return Probe(_pace(first.caption_shards()), _pace(second.data_shards()))
 
 

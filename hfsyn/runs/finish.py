@@ -19,8 +19,7 @@ from builders.runs.run_files import finished
 from hfsyn.cards.card import example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
-from hfsyn.runs.claims import lock
-from hfsyn.runs.overwriting import working_in
+from hfsyn.runs.claims import lock, working_in
 from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.runs.shards import faults, is_done, pending

@@ -20,9 +20,7 @@ from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
-from hfsyn.runs.claims import lock
-from hfsyn.runs.options import shard_bounds
-from hfsyn.runs.overwriting import Mark, clear_remains, mark_of, put_away, removable, replaced
+from hfsyn.runs.claims import Mark, clear_remains, lock, mark_of, put_away, removable, replaced
 from hfsyn.runs.pins import pinned
 from hfsyn.runs.prompt_inputs import check_texts, strategy_source
 from hfsyn.runs.real_images import check_order, opened
@@ -315,25 +313,6 @@ def _groups(columns: dict[str, list[Any]], rows: int) -> Iterator[dict[str, list
 def index_entries(lines: Sequence[dict[str, Any]]) -> list[IndexEntry]:
     """Lines of source.parquet as index entries."""
     return [IndexEntry(**line) for line in lines]
-
-
-def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
-    """The shards of ``A:B``: numbers from A up to but not including B; either may be left out. None is all.
-
-    Raises:
-        HfsynError: it is not such a range, or it selects nothing.
-    """
-    if chosen is None:
-        return list(shards)
-    try:
-        selected = list(shards[slice(*shard_bounds(chosen))])
-    except ValueError:
-        raise HfsynError(
-            f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5."
-        ) from None
-    if not selected:
-        raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
-    return selected
 
 
 REFUSES = "the model refuses it"

@@ -24,7 +24,8 @@ from hfsyn.images.generate_stage import generate
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs import run as runs
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import load_run, prepare, select
+from hfsyn.runs.options import WorkOptions, select
+from hfsyn.runs.run import load_run, prepare
 from hfsyn.runs.specs import seed_of
 from hfsyn.runs.status import status
 
@@ -179,7 +180,7 @@ def test_a_finished_run_asks_no_model_again(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     complete(run)
     # Neither a model nor a process is started: the built-in models would be loaded here otherwise.
-    work(load_run(run), ("caption", "generate"), num_processes=2)
+    work(load_run(run), ("caption", "generate"), WorkOptions(num_processes=2))
     generator, captioner = FakeGenerator(), FakeCaptioner()
     caption(run, captioner=captioner, quiet=True)
     generate(run, generator=generator, quiet=True)
