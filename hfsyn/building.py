@@ -135,10 +135,10 @@ def work(run: Run, stages: Sequence[str], options: WorkOptions) -> None:
         device=options.device,
         progress=lambda: len(list((run.folder / SIDECARS).glob("*/*.json"))),
     )
-    unfinished = [stage for stage in chosen if not _complete(run, *stage)]
-    if unfinished and not code and not _has_time(run, unfinished[0][0], options):
-        raise _budget_spent(run, *unfinished[0], options)
-    if unfinished:
+    unfinished = next((stage for stage in chosen if not _complete(run, *stage)), None)
+    if unfinished is not None:
+        if not code and not _has_time(run, unfinished[0], options):
+            raise _budget_spent(run, *unfinished, options)
         raise stopped(
             "The worker processes stopped before the work was done; what they finished is kept.",
             "The cause stands above. Run the same command again to continue.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from builders.sources.rows import SourceRow
 from hfsyn.captions.prefetch import in_order
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.encoding import encode, fitted, stored_name
+from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import pending, write_parquet
@@ -128,11 +128,7 @@ def _rows(
     store = run.recipe.store
 
     def make(row: SourceRow) -> bytes:
-        if hashlib.sha256(row.image).hexdigest() != captions[row.source_id]["source_sha256"]:
-            raise HfsynError(
-                f"{row.source_id} is not the image that was captioned: the source has changed.",
-                "Put it back as it was.",
-            )
+        check_captioned(row, captions[row.source_id]["source_sha256"])
         with decoded(row.image) as image:
             return encode(fitted(image, *size), store)
 

@@ -84,9 +84,8 @@ def _launch_once(arguments: Sequence[str], processes: int, device: str | None, t
 
 
 def tell(text: str, code: int) -> int:
-    """Say how this process ends, once for all that `launch` has started; returns its exit code.
-
-    A child's own code would make the launcher print more: the parent learns it from a file.
+    """Say how this process ends, once for all that `launch` has started; returns its exit code. A child's own code
+    would make the launcher print more: the parent learns it from a file.
     """
     known = False
     if is_child():

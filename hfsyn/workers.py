@@ -73,10 +73,8 @@ class Worker:
 
 
 def current_worker() -> Worker:
-    """The worker that this process is, from the variables that torchrun and accelerate set; loads nothing.
-
-    Raises:
-        HfsynError: they are not numbers, or do not fit each other (exit code 3).
+    """The worker that this process is, from the variables that torchrun and accelerate set; HfsynError (exit code 3)
+    where they do not fit each other.
     """
     given = {name: os.environ[name] for name in _NUMBERS if name in os.environ}
     for name, value in given.items():
@@ -87,7 +85,7 @@ def current_worker() -> Worker:
         raise _left_over(f"WORLD_SIZE={world} is set, and RANK is not.")
     if rank >= world:
         raise _left_over(f"RANK={rank} does not fit WORLD_SIZE={given.get('WORLD_SIZE', '1, which is not set')}.")
-    if int(given.get("LOCAL_WORLD_SIZE", 1)) < 1:
+    if not int(given.get("LOCAL_WORLD_SIZE", 1)):
         raise _left_over("LOCAL_WORLD_SIZE=0 is set.")
     return Worker(rank, world)
 
@@ -114,11 +112,7 @@ def _left_over(what: str) -> HfsynError:
 
 
 def check_launcher() -> None:
-    """Refuse to be one of several processes that have no place to meet, or whose launcher is gone.
-
-    Raises:
-        HfsynError: naming the variables (exit code 3).
-    """
+    """Refuse to be one of several processes that have no place to meet, or whose launcher is gone (exit code 3)."""
     worker = current_worker()
     if worker.world == 1:
         return
@@ -134,19 +128,16 @@ def check_launcher() -> None:
 
 def _answers(host: str, port: int) -> bool:
     for pause in (0.5, 0.5, 0):
-        try:
-            socket.create_connection((host, port), timeout=5).close()
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
             return True
-        except OSError:
-            time.sleep(pause)
+        time.sleep(pause)
     return False
 
 
 @contextlib.contextmanager
 def waiting_for_others(world: int) -> Iterator[None]:
-    """While the processes meet: say after a while that some are missing, and end this one if they never come.
-
-    They meet in a call outside Python that cannot be interrupted, so the process is ended from another thread.
+    """While the processes meet: say after a while that some are missing, and end this one if they never come. Their
+    meeting is a call outside Python that cannot be interrupted, so another thread watches.
     """
     met = threading.Event()
     host, port = (os.environ.get(name, "") for name in _MEETING_PLACE)
@@ -172,13 +163,10 @@ def waiting_for_others(world: int) -> Iterator[None]:
 
 def _is_here(host: str) -> bool:
     """Whether a host's name or address is this machine's."""
-    try:
-        address = socket.gethostbyname(host)
-        with socket.socket() as listener:
-            listener.bind((address, 0))
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError), socket.socket() as listener:
+        listener.bind((host, 0))
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -258,9 +246,6 @@ def _meet(world: int, *, on_cpu: bool) -> None:
 def _made_current(device: str) -> str:
     """The device, tried; a GPU with its number, and as this thread's current one, on which torch records events and
     allocates memory, wherever the tensors are.
-
-    Raises:
-        HfsynError: it cannot be used.
     """
     import torch
 
@@ -287,11 +272,7 @@ def begin_thread_on(device: str) -> None:
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that is not there, before anything is written and, where that can be avoided, without torch.
-
-    Raises:
-        HfsynError: it is not the name of a device, or there is no such device.
-    """
+    """Refuse a device that is not there, before anything is written and, where that can be avoided, without torch."""
     if device is None or device == "cpu":
         return
     kind, _, number = device.partition(":")
@@ -338,6 +319,6 @@ def describe_device(device: str) -> str:
 
 
 def pool_threads() -> int:
-    """Threads that decode or encode in this process: two, or its share of the cores less one where that is more."""
+    """Threads that decode or encode in this process: its share of the cores less one, 2 to 16."""
     share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(2, min(16, share - 1))

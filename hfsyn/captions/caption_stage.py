@@ -72,7 +72,10 @@ class _Work:
         part = stage.run.recipe.caption
         self._stage, self._run, self._texts = stage, stage.run, texts
         self._size = BatchSize(part.batch_size if part else 64)
-        self.tally = Tally(texts.model, self._taken_elsewhere)
+        shards = self._run.caption_shards()
+        self.tally = Tally(
+            texts.model, lambda: any(load_sidecar(sidecar_of(path)).rows for path in shards if is_done(path))
+        )
 
     def over(self, paths: Sequence[Path]) -> list[Path]:
         """Make those of the shards that are free. Returned are those that were given back, as the model has refused
@@ -137,14 +140,13 @@ class _Work:
     def _write(self, reading: Reading) -> None:
         shard = reading.shard
         grid = reading.grid if self._run.recipe.caption else ()
+        # The lines come from two threads; they are written in the order of the source.
+        places = {line["source_id"]: place for place, line in enumerate(shard.lines)}
+        rejected = sorted(reading.rejected, key=lambda line: places[line["id"]])
         try:
-            self._stage.write(shard, reading.rows, reading.set_aside(), grid, time.monotonic() - shard.started)
+            self._stage.write(shard, reading.rows, rejected, grid, time.monotonic() - shard.started)
         finally:
             shard.claim.release()
-
-    def _taken_elsewhere(self) -> bool:
-        """Whether the model has given a text in another process, or earlier."""
-        return any(load_sidecar(sidecar_of(shard)).rows for shard in self._run.caption_shards() if is_done(shard))
 
 
 def _answers(batch: Batch, texts: TextSource, size: int, seen: Sequence[Seen]) -> Sequence[str | None]:

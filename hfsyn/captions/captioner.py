@@ -23,9 +23,9 @@ from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.recipes.recipe import CaptionPart
 
 _INSTRUCTION = "Describe the image in one sentence."
-FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
+_FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 """The tasks of Florence-2 whose answer is a caption, and not boxes."""
-Group = tuple[list[int], dict[str, Any], int]
+_Group = tuple[list[int], dict[str, Any], int]
 """Rows, their batch, and how many new tokens there is room for."""
 
 
@@ -77,7 +77,7 @@ class TransformersCaptioner:
         """See `Captioner`.
 
         Args:
-            images: of any size.
+            images: RGB, of any size.
             classes: of each image; only needed where the prompt names them.
             seeds: of each image; only needed where the recipe draws tokens.
 
@@ -97,13 +97,8 @@ class TransformersCaptioner:
         return self.ask([self.look(image, info) for image, info in zip(images, known, strict=True)], seeds)
 
     def look(self, image: Image.Image, info: ClassInfo | None = None) -> dict[str, Any]:
-        """What the model will see of one image: the tensors of a batch of one, on the CPU; in any thread.
-
-        Images are looked at one by one, so that only this needs to be kept of a photograph of any size.
-
-        Args:
-            image: RGB, of any size.
-            info: the image's class; only needed where the prompt names it.
+        """What the model will see of one RGB image of any size: the tensors of a batch of one, on the CPU; in any
+        thread.
 
         Raises:
             Exception: of any kind, where the processor does not take this image.
@@ -116,12 +111,7 @@ class TransformersCaptioner:
             raise
 
     def ask(self, views: Sequence[dict[str, Any]], seeds: Sequence[int] | None = None) -> Callable[[], list[str]]:
-        """Put what was seen of several images together, in any thread; what is returned asks the model about them.
-
-        Args:
-            views: what `look` returned for each image.
-            seeds: of each image; only needed where the recipe draws tokens.
-        """
+        """Put what `look` returned for several images together, in any thread; what is returned asks the model."""
         groups = self._inputs.groups(views)
 
         def answer() -> list[str]:
@@ -135,7 +125,7 @@ class TransformersCaptioner:
         return answer
 
     def _said(
-        self, groups: Sequence[Group], count: int, seeds: Sequence[int] | None, most: int | None = None
+        self, groups: Sequence[_Group], count: int, seeds: Sequence[int] | None, most: int | None = None
     ) -> list[str]:
         said = [""] * count
         for rows, inputs, room_left in groups:
@@ -231,16 +221,7 @@ class _SplitProcessor:
 
 
 class CaptionInputs:
-    """Makes the inputs of a captioner from one image after the other, in any thread, and batches of several.
-
-    Args:
-        processor: see `_parts`.
-        model: with its weights.
-        part: of the recipe.
-
-    Raises:
-        HfsynError: the prompt is a task of Florence-2 whose answer is not a caption.
-    """
+    """Makes the inputs of a captioner from one image after the other, in any thread, and batches of several."""
 
     def __init__(self, processor: Any, model: Any, part: CaptionPart) -> None:
         self.processor = processor
@@ -249,7 +230,12 @@ class CaptionInputs:
         self._template = _template(processor)
         self.prompt = part.prompt
         if model.config.model_type == "florence2":
-            self.prompt = _florence_task(part)
+            self.prompt = (part.prompt or _FLORENCE_TASKS[0]).strip()
+            if "<" in self.prompt and self.prompt not in _FLORENCE_TASKS:
+                raise HfsynError(
+                    f"caption.prompt is {part.prompt!r}, and {part.model} has no such task whose answer is a caption.",
+                    f"Its tasks: {', '.join(_FLORENCE_TASKS)}.",
+                )
         elif self._template:
             self.prompt = part.prompt or _INSTRUCTION
         tokenizer = getattr(processor, "tokenizer", None)
@@ -258,11 +244,7 @@ class CaptionInputs:
             tokenizer.padding_side = "left"
 
     def of(self, image: Image.Image, info: ClassInfo | None) -> dict[str, Any]:
-        """The tensors of a batch of one, on the CPU. `info` is only needed where the prompt names the class.
-
-        Raises:
-            Refused: they are more tokens than the model takes.
-        """
+        """The tensors of a batch of one, on the CPU; `Refused` where they are more tokens than the model takes."""
         prompt = self.prompt
         if prompt and info is not None:
             prompt = filled(prompt, info)
@@ -284,7 +266,7 @@ class CaptionInputs:
             )
         return ready(self._model, found, pin=False)
 
-    def groups(self, views: Sequence[dict[str, Any]]) -> list[Group]:
+    def groups(self, views: Sequence[dict[str, Any]]) -> list[_Group]:
         """What can be asked about together: all, except where pixels differ in shape, where a prompt takes no padding
         and differs in length, or where one leaves less room than the recipe asks for: what a row may say must not
         depend on the others.
@@ -378,14 +360,3 @@ def _template(processor: Any) -> str | None:
         return None
     # A template that is made for texts alone may also print the list itself.
     return template if seen != unseen and "'type'" not in seen else None
-
-
-def _florence_task(part: CaptionPart) -> str:
-    """The task that Florence-2 is given: ``<CAPTION>`` where the recipe says nothing."""
-    task = (part.prompt or FLORENCE_TASKS[0]).strip()
-    if "<" in task and task not in FLORENCE_TASKS:
-        raise HfsynError(
-            f"caption.prompt is {part.prompt!r}, and {part.model} has no such task whose answer is a caption.",
-            f"Its tasks: {', '.join(FLORENCE_TASKS)}.",
-        )
-    return task

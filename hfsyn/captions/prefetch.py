@@ -43,11 +43,6 @@ class Reading:
     grid: list[tuple[int, int, int]] = field(default_factory=list)
     """See `Sidecar.grid`; counted among the images that a text was asked for."""
 
-    def set_aside(self) -> list[dict[str, str]]:
-        """The rejected lines in the order of the source: they come from two threads."""
-        places = {line["source_id"]: place for place, line in enumerate(self.shard.lines)}
-        return sorted(self.rejected, key=lambda line: places[line["id"]])
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -77,8 +72,8 @@ def batches(
         for shard in shards:
             unfinished.add(shard.claim)
             reading = Reading(shard)
-            rows = source.read(index_entries(shard.lines))
-            for seen in _chunks(_seen(run, rows, reading.rejected, texts, pool, tally), size):
+            readable = _seen(run, source.read(index_entries(shard.lines)), reading.rejected, texts, pool, tally)
+            while seen := list(islice(readable, size)):
                 yield Batch(reading, seen, pool.submit(texts.answer, seen, size), size)
             yield Batch(reading, [])
 
@@ -192,9 +187,3 @@ def _look(run: Run, row: SourceRow, texts: TextSource) -> Seen:
             raise _NotLookedAt(error) from error
         digest = hashlib.sha256(row.image).hexdigest()
         return Seen(row.source_id, row.wnid, digest, image.width, image.height, view)
-
-
-def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items; the last one may be shorter."""
-    while chunk := list(islice(items, size)):
-        yield chunk

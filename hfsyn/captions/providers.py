@@ -64,11 +64,8 @@ class TextSource:
 def texts_of(run: Run, *, options: WorkOptions, captioner: Captioner | None = None) -> tuple[TextSource, str]:
     """What gives the texts, ready to be asked, and the device on which this is done.
 
-    Args:
-        run: a prepared run.
-        options: device, pickles, and captions to take instead.
-        captioner: in place of the recipe's model (for tests and benchmarks); prepared for ahead, like the recipe's, if
-            it has `TransformersCaptioner.look` and `ask`.
+    A `captioner` in place of the recipe's model (for tests and benchmarks) is prepared for ahead, like the recipe's, if
+    it has `TransformersCaptioner.look` and `ask`.
 
     Raises:
         HfsynError: the model, the file or the captions cannot be had.

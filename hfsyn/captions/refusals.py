@@ -79,11 +79,7 @@ class Tally:
     def asked(
         self, ask: Callable[[Sequence[T]], Sequence[str | None]], items: Sequence[T]
     ) -> list[str | Reason | None]:
-        """The text of each item, or why the model refuses it.
-
-        Args:
-            ask: the model, about some of them; runs out of memory where it does.
-            items: at least one.
+        """The text of each of at least one item, or why the model refuses it.
 
         Raises:
             HfsynError: the model is broken.

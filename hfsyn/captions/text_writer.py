@@ -85,11 +85,8 @@ class TextWriter:
         tried(lambda: self._written([self._info], [seed], FEW), self._recipe, "language model", self.idle, first=first)
 
     def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
-        """One text about each class, in order; an empty string where the model said nothing.
-
-        Args:
-            classes: of each text.
-            seeds: of each text: they decide what is asked and, where the recipe draws tokens, these too.
+        """One text about each class, in order; an empty string where the model said nothing. The seed of a text decides
+        what is asked and, where the recipe draws tokens, these too.
 
         Raises:
             Refused: what is asked is longer than the model's context, or its values are not finite.

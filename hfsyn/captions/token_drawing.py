@@ -31,11 +31,8 @@ NOT_FINITE = "the values that the model computes are not finite"
 
 
 class Refused(HfsynError):  # noqa: N818 (a verdict on what was asked)
-    """A model cannot do what it is asked, though it may be able to do other things.
-
-    Args:
-        reason: of a few words, without the model.
-        message, hint: see `HfsynError`.
+    """A model cannot do what it is asked, though it may be able to do other things; `reason` says why in a few words,
+    without the model's name.
     """
 
     def __init__(self, reason: str, message: str, hint: str) -> None:
@@ -45,13 +42,7 @@ class Refused(HfsynError):  # noqa: N818 (a verdict on what was asked)
 
 
 class DrawEach:
-    """A logits processor after which the likeliest token of each row is the drawn one.
-
-    Args:
-        seeds: one for each row.
-        top_p: above 0 to 1.
-        temperature: above 0.
-    """
+    """A logits processor after which the likeliest token of each row is the one drawn with its seed."""
 
     def __init__(self, seeds: Sequence[int], *, top_p: float, temperature: float) -> None:
         import torch
@@ -100,12 +91,8 @@ class _Watch:
 
 
 def ready(model: Any, inputs: dict[str, Any], *, pin: bool = True) -> dict[str, Any]:
-    """The tensors among the inputs as the model takes them, still on the CPU; may be called in any thread.
-
-    Args:
-        model: with its weights.
-        inputs: by name, on the CPU; what is not a tensor is left out.
-        pin: for an NVIDIA GPU, copy into memory from which it reads by itself.
+    """The tensors among the inputs in the model's dtype, still on the CPU; may be called in any thread. With `pin` they
+    are copied into memory from which an NVIDIA GPU reads by itself.
     """
     import torch
 
@@ -204,9 +191,9 @@ def room(model: Any, part: CaptionPart, asked: int) -> int:
 class Idle:
     """Names of weights that are not used for what a model says."""
 
-    unused: tuple[str, ...] = ()
+    unused: Sequence[str]
     """In the checkpoint, and the network has no place for them."""
-    missing: tuple[str, ...] = ()
+    missing: Sequence[str]
     """In the network, not in the checkpoint, and nothing that was said so far depends on them."""
 
     def counts(self) -> dict[str, int]:
@@ -223,11 +210,7 @@ def loaded(
     transformers fills in random numbers for what a checkpoint lacks. Here they become NaN, so that a text that depends
     on one of them is noticed, when the model is tried or, at the latest, when the text is made.
 
-    Args:
-        part: of the recipe.
-        kind: ``captioner`` or ``language model``.
-        parts: loads the processor or tokenizer from a place with options, and names the network's auto class.
-        allow_pickle: also read weights that are not safetensors.
+    `parts` loads the processor or tokenizer from a place with options, and names the network's auto class.
 
     Raises:
         HfsynError: it cannot be loaded, or has lost so many weights that its texts would be random.
@@ -256,7 +239,7 @@ def loaded(
     with torch.no_grad():
         for name in empty:
             parameters[name].fill_(torch.nan)
-    return processor, model, Idle(tuple(sorted(report["unexpected_keys"])), tuple(empty))
+    return processor, model, Idle(sorted(report["unexpected_keys"]), empty)
 
 
 def _lacking(part: CaptionPart, kind: Kind, missing: Sequence[str]) -> HfsynError:

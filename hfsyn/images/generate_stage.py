@@ -38,11 +38,7 @@ _THREADS = 4
 
 
 def loaded_generator(run: Run, options: WorkOptions) -> ImageGenerator:
-    """The recipe's model on its device, tried out; what is not used of it is printed.
-
-    Raises:
-        HfsynError: see `DiffusersGenerator`.
-    """
+    """The recipe's model on its device, tried out; what is not used of it is printed."""
     device = pick_device(options.device)
     found = DiffusersGenerator(
         run.recipe.generate,
@@ -58,11 +54,7 @@ def loaded_generator(run: Run, options: WorkOptions) -> ImageGenerator:
 
 
 def tried_generator(run: Run, options: WorkOptions) -> ImageGenerator | None:
-    """The model, tried out before anything costly is done; None where it is too large to be kept.
-
-    Raises:
-        HfsynError: see `DiffusersGenerator`.
-    """
+    """The model, tried out before anything costly is done; None where it is too large to be kept."""
     found = loaded_generator(run, replace(options, compile=False))
     if options.compile or getattr(found, "parameters", 0) > KEPT_PARAMETERS:
         del found
@@ -119,13 +111,8 @@ def generate(
 
 
 class SourcePictures:
-    """Gives the real image of each spec, in order, decoded; refuses one that is not the image that was captioned.
-
-    Keeps about 200 bytes for each real image in memory.
-
-    Args:
-        run: with all of its captions.
-        fit: what is kept of an image; see `hfsyn.images.generator.fitting`.
+    """Gives the real image of each spec, in order, decoded and cut down by `fit`; refuses one that has changed since it
+    was captioned. Keeps about 200 bytes for each real image in memory.
     """
 
     def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image]) -> None:
@@ -137,15 +124,10 @@ class SourcePictures:
             [pq.read_table(shard, columns=columns) for shard in run.caption_shards()], promote_options="permissive"
         )
         self._sha256 = captions.combine_chunks()
-        self._folder = run.folder
         self._pool = ThreadPoolExecutor(_THREADS, "decode")
 
     def __call__(self, specs: Sequence[SampleSpec]) -> list[Image.Image]:
-        """The images.
-
-        Raises:
-            HfsynError: the source has changed since it was captioned.
-        """
+        """The images."""
         ids = pa.array(list(dict.fromkeys(spec.source_id for spec in specs)))
         lines = self._index.take(pc.index_in(ids, value_set=self._index["source_id"])).to_pylist()
         known = self._sha256.take(pc.index_in(ids, value_set=self._sha256["source_id"]))["source_sha256"].to_pylist()
@@ -160,10 +142,14 @@ class SourcePictures:
         return [images[spec.source_id] for spec in specs]
 
     def _decoded(self, row: SourceRow, sha256: str) -> Image.Image:
-        if hashlib.sha256(row.image).hexdigest() != sha256:
-            raise HfsynError(
-                f"{row.source_id} is not the image that was captioned: the source of {self._folder} has changed.",
-                "Put it back as it was.",
-            )
+        check_captioned(row, sha256)
         with decoded(row.image) as image:
             return self._fit(image)
+
+
+def check_captioned(row: SourceRow, sha256: str) -> None:
+    """Refuse a source row whose file is not the one that was captioned."""
+    if hashlib.sha256(row.image).hexdigest() != sha256:
+        raise HfsynError(
+            f"{row.source_id} is not the image that was captioned: the source has changed.", "Put it back as it was."
+        )

@@ -53,7 +53,7 @@ def denoise(
     *,
     start: tuple[Any, Any] | None = None,
 ) -> Any:
-    """The latents of a batch.
+    """The latents of a batch, batch x channels x height/8 x width/8.
 
     Args:
         pipe: a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` on its device.
@@ -63,9 +63,6 @@ def denoise(
         generators: one CPU `torch.Generator` per sample.
         start: the image-to-image pipeline of the same parts, and the images that it is to start from (RGB of the size);
             None starts from noise.
-
-    Returns:
-        batch x channels x height/8 x width/8.
 
     Raises:
         ValueError: the size does not fit the pipeline.
@@ -197,15 +194,8 @@ class Levels:
 
 
 def decode(pipe: Any, latents: Any, generators: Sequence[Any]) -> list[Any]:
-    """Latents of Stable Diffusion or SDXL as images of -1 to 1 on the device, in micro-batches.
-
-    Args:
-        pipe: whose autoencoder decodes.
-        latents: batch x channels x height/8 x width/8.
-        generators: of each sample, for a decoder that draws noise.
-
-    Returns:
-        tensors of micro-batch x 3 x height x width.
+    """Latents (batch x channels x height/8 x width/8) of Stable Diffusion or SDXL as images of -1 to 1 on the device:
+    tensors of micro-batch x 3 x height x width. A decoder that draws noise gets each sample's generator.
     """
     import torch
 
@@ -244,9 +234,7 @@ def draws_noise(vae: Any) -> bool:
 
 
 def at_once(latents: Any) -> int:
-    """How many of these latents are decoded at once: at most as many as have `MICRO_BATCH` times the pixels of a 512 px
-    image, and about equally many each time.
-    """
+    """How many of these latents are decoded at once, about equally many each time; see `MICRO_BATCH`."""
     most = max(1, min(MICRO_BATCH, MICRO_BATCH * _PIXELS // (latents.shape[-2] * latents.shape[-1])))
     parts = -(-latents.shape[0] // most)
     return -(-int(latents.shape[0]) // parts)
@@ -257,7 +245,7 @@ def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], L
 
     It may be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
     quarter of the bytes to copy) and copies them into pinned memory; what a CPU has drawn is rounded when it is waited
-    for, image by image, so that each stays in the cache.
+    for.
 
     Args:
         images: tensors of some x 3 x height x width.
@@ -266,9 +254,18 @@ def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], L
     """
     import torch
 
+    def rounded_all() -> list[Any]:
+        parts = zip(*(_rounded(some, signed=signed) for some in images), strict=True)
+        return [torch.cat(part)[:wanted] for part in parts]
+
     if images[0].device.type != "cuda":
-        return lambda: _drawn_by_the_cpu([image for some in images for image in some][:wanted], signed=signed)
-    rounded = [torch.cat(parts)[:wanted] for parts in zip(*(_rounded(x, signed=signed) for x in images), strict=True)]
+
+        def round_here() -> Levels:
+            with torch.inference_mode():
+                return Levels(*(part.numpy() for part in rounded_all()))
+
+        return round_here
+    rounded = rounded_all()
     here = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in rounded]
     for target, x in zip(here, rounded, strict=True):
         target.copy_(x, non_blocking=True)
@@ -279,47 +276,24 @@ def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], L
 
     def wait() -> Levels:
         event.synchronize()
-        pixels, finite, span = (part.numpy() for part in here)
-        return Levels(pixels, finite, span)
+        return Levels(*(part.numpy() for part in here))
 
     return wait
 
 
 def _rounded(images: Any, *, signed: bool) -> tuple[Any, Any, Any]:
-    """Levels (batch x height x width x 3), finiteness and span of images, on their device.
-
-    Rounding keeps the order, so that the span of the levels is that of the extremes; the extremes of an image with a
-    NaN are NaN.
-    """
+    """Levels (batch x height x width x 3), finiteness and span of images, on their device."""
     import torch
 
+    # Rounding keeps the order, so that the extremes give the span; those of an image with a NaN are NaN.
     low, high = images.amin((2, 3)), images.amax((2, 3))
     finite = (low.isfinite() & high.isfinite()).all(1)
-    low, high, levels = (_to_levels(x, signed=signed, replace_nan=True) for x in (low, high, images))
+    low, high, levels = (_to_levels(x, signed=signed) for x in (low, high, images))
     span = (high - low).amax(1).to(torch.int16)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), finite, span
 
 
-def _drawn_by_the_cpu(images: Sequence[Any], *, signed: bool) -> Levels:
-    """As `_rounded`, for images of 3 x height x width in the CPU's memory."""
-    import torch
-
-    shape = (len(images), *images[0].shape[1:], 3)
-    found = Levels(np.empty(shape, np.uint8), np.empty(len(images), np.bool_), np.empty(len(images), np.int16))
-    with torch.inference_mode():
-        for i, image in enumerate(images):
-            low, high = image.amin((1, 2)), image.amax((1, 2))
-            found.finite[i] = finite = bool((low.isfinite() & high.isfinite()).all())
-            # Replacing takes longer than all the rest, and on a CPU it costs nothing to ask whether it is needed.
-            low, high, levels = (_to_levels(x, signed=signed, replace_nan=not finite) for x in (low, high, image))
-            found.span[i] = int((high - low).max())
-            for channel in range(3):
-                found.pixels[i, :, :, channel] = levels[channel].numpy()
-    return found
-
-
-def _to_levels(x: Any, *, signed: bool, replace_nan: bool) -> Any:
-    """Values as levels of 0 to 255 in float32; to the bit as diffusers rounds. `replace_nan` makes NaN 0."""
+def _to_levels(x: Any, *, signed: bool) -> Any:
+    """Values as levels of 0 to 255 in float32, NaN as 0; otherwise rounded to the bit as diffusers does."""
     x = x.mul(0.5).add_(0.5).clamp_(0, 1) if signed else x.clamp(0, 1)
-    x = x.float()
-    return (x.nan_to_num_(0.0) if replace_nan else x).mul_(255).round_()
+    return x.float().nan_to_num_(0.0).mul_(255).round_()

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -72,12 +72,7 @@ class Work:
     """Whether this attempt has batches that the device was not yet given."""
 
     def rows(self, max_tokens: int, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-        """The rows in the plan's order, with the columns of `builders.runs.schema`; and what was set aside, with why.
-
-        Args:
-            max_tokens: that the text encoder takes.
-            recipe: of the run.
-        """
+        """The rows in the plan's order, with the columns of `builders.runs.schema`; and what was set aside, why."""
         rows, rejected = [], []
         for spec, count in zip(self.specs, self.tokens, strict=True):
             result = self.results[spec.sample_id]
@@ -85,25 +80,15 @@ class Work:
                 reason = f"{_PROBLEMS[result.problem or 'flat']}, {result.retries + 1} attempts"
                 rejected.append({"id": spec.sample_id, "wnid": spec.wnid, "reason": reason})
                 continue
-            image = {"bytes": result.image.result(), "path": stored_name(spec.sample_id, recipe.store)}
-            rows.append(
-                {
-                    "image": image,
-                    "label": spec.label,
-                    "wnid": spec.wnid,
-                    "class_name": spec.class_name,
-                    "prompt": spec.prompt,
-                    "caption": spec.caption,
-                    "seed": result.seed,
-                    "sample_id": spec.sample_id,
-                    "source_id": spec.source_id,
-                    "prompt_tokens": count,
-                    "truncated": count > max_tokens,
-                    "safety": result.safety,
-                    "retries": result.retries,
-                    "caption_flags": list(spec.caption_flags),
-                }
-            )
+            row = {
+                "image": {"bytes": result.image.result(), "path": stored_name(spec.sample_id, recipe.store)},
+                "seed": result.seed,
+                "prompt_tokens": count,
+                "truncated": count > max_tokens,
+                "safety": result.safety,
+                "retries": result.retries,
+            }
+            rows.append(asdict(spec) | row)
         return rows, rejected
 
 
@@ -111,8 +96,7 @@ class Production:
     """Draws, encodes and writes shards, several at once; a context manager, whose end waits for all of them.
 
     Args:
-        generator: draws.
-        recipe: of the run.
+        generator, recipe: draws as the recipe says.
         size: of the batches.
         write: called in the writer's thread with a shard whose images are all settled; its claim is released after.
         tick: called with the number of images that were kept, from a thread of its own.
@@ -201,10 +185,9 @@ class Production:
         self, work: Work, batch: Sequence[SampleSpec], size: int
     ) -> tuple[Sequence[SampleSpec], list[int], Pending]:
         attempt = work.attempt
-        seeds = [
-            seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) if attempt else spec.seed
-            for spec in batch
-        ]
+        seeds = [spec.seed for spec in batch]
+        if attempt:
+            seeds = [seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) for spec in batch]
         more = {} if self._pictures is None else {"images": self._pictures(batch)}
         return batch, seeds, self._generator.start([spec.prompt for spec in batch], seeds, size, **more)
 
@@ -228,13 +211,14 @@ class Production:
 
     def _advance_open(self) -> None:
         """After each batch: an earlier shard that is complete must not wait for this one."""
-        if not self._advancing:
-            self._advancing = True
-            try:
-                for work in list(self._open):
-                    self._advance(work)
-            finally:
-                self._advancing = False
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            for work in list(self._open):
+                self._advance(work)
+        finally:
+            self._advancing = False
 
     def _advance(self, work: Work) -> bool:
         """Take a shard whose attempt is back one step further: to its retries, or to the writer (True)."""

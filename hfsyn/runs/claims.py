@@ -63,11 +63,8 @@ def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) ->
 
 
 def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[str] | None:
-    """The open lock file, with this process's name in it; None where the file system has no locks.
-
-    Raises:
-        BlockingIOError: it is held elsewhere.
-        OSError: the folder cannot be written to, or is not there any more.
+    """The open lock file, with this process's name in it; None where the file system has no locks. BlockingIOError
+    where it is held elsewhere.
     """
     locks = folder / layout.LOCKS
     locks.mkdir(exist_ok=True)
@@ -111,15 +108,10 @@ class Claim:
 
 
 class Claims:
-    """The unfinished shards of one stage, of which each process takes the next free one.
+    """The unfinished shards of one stage in a run folder, in the order in which this process prefers them.
 
     A shard that another process holds is left to it; when that process dies, its lock is dropped and the shard can be
     taken here. So a stage ends when every shard is finished, without any message between processes.
-
-    Args:
-        run: the run folder.
-        paths: in the order in which this process prefers them; others may prefer another.
-        stage: part of the lock's name.
     """
 
     def __init__(self, run: Path, paths: Sequence[Path], *, stage: str) -> None:
@@ -153,11 +145,8 @@ class Claims:
     def each(
         self, *, before_waiting: Callable[[], None] = lambda: None, look: Callable[[], None] = lambda: None
     ) -> Iterator[Claim]:
-        """Take one shard after another, until the others have finished or given up what they hold.
-
-        Args:
-            before_waiting: called whenever no shard is free.
-            look: called before each pause.
+        """Take one shard after another, until the others have finished or given up what they hold. `before_waiting` is
+        called whenever no shard is free, `look` before each pause.
         """
         since, said = time.monotonic(), list[str]()
         while True:
@@ -191,10 +180,8 @@ def mark_of(folder: Path) -> Mark | None:
 
 @contextlib.contextmanager
 def working_in(folder: Path, mark: Mark | None) -> Iterator[None]:
-    """Be at work in a run folder, as any number of processes may, so that it is not deleted meanwhile.
-
-    Raises:
-        HfsynError: it is being deleted, or another run is in its place already (exit code 3).
+    """Be at work in a run folder, as any number of processes may, so that it is not deleted meanwhile; refuses where it
+    is being deleted, or another run is in its place already.
     """
     with lock(folder, WORK, wait=False, shared=True) as held:
         if not held or (mark is not None and mark_of(folder) != mark):
@@ -212,11 +199,7 @@ def replaced(folder: Path) -> HfsynError:
 
 
 def removable(folder: Path) -> Mark | None:
-    """The mark of the run in a folder, which may be removed; None where there is nothing to remove.
-
-    Raises:
-        HfsynError: it holds files that are not ours.
-    """
+    """The mark of the run in a folder, if there is one; refuses a folder with files that are not ours."""
     if not folder.is_dir():
         return None
     if alien := layout.strangers(folder):
@@ -228,11 +211,7 @@ def removable(folder: Path) -> Mark | None:
 
 
 def put_away(folder: Path, mark: Mark) -> None:
-    """Delete the run in a folder, unless a process works there.
-
-    Raises:
-        HfsynError: one does, or has put another run in its place (exit code 3).
-    """
+    """Delete the run in a folder; refuses where a process works there, or has put another run in its place."""
     with contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(lock(folder, WORK, wait=False))

@@ -16,6 +16,7 @@ from builders.files import atomic_text, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
+from builders.wording import and_more
 from hfsyn.cards.card import example_rows, facts, render_card
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
@@ -44,8 +45,7 @@ def finish(run: Run | str | Path) -> Run:
             raise incomplete("generate", len(shards) - len(left), len(shards), run)
         if wrong := [fault for shard in [*run.caption_shards(), *shards] for fault in faults(shard, run.fingerprint)]:
             raise HfsynError(
-                f"{run.folder} does not verify: {'; '.join(wrong[:3])}"
-                + (f" and {len(wrong) - 3} more." if wrong[3:] else "."),
+                f"{run.folder} does not verify: {'; '.join(wrong[:3])}{and_more(len(wrong), 3)}.",
                 f"Delete the sidecars of these shards, in {run.folder / layout.SIDECARS}, and run `hfsyn build` again: "
                 "they are made again.",
                 code=ExitCode.PARTIAL,
@@ -69,8 +69,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         what: ``data`` is the run's own; ``captions`` is that of its captions where they are published alone.
     """
     shards = run.data_shards() if what == "data" else run.caption_shards()
-    counts: Counter[str] = Counter()
-    flags: Counter[str] = Counter()
+    counts, flags = Counter[str](), Counter[str]()
     for shard in shards:
         sidecar = load_sidecar(sidecar_of(shard))
         counts.update(sidecar.counts)
@@ -106,7 +105,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
 
 
 def _kind(line: dict[str, str]) -> str:
-    """The reason by which a rejected line is counted: what a model says of an image has numbers of that image alone."""
+    """The reason by which a rejected line is counted; a model's own words may hold numbers of that image alone."""
     reason = line["reason"]
     return f"{line['stage']}: {re.sub(r'[0-9]+([.,][0-9]+)*', 'N', reason) if reason.startswith(REFUSES) else reason}"
 
@@ -126,11 +125,11 @@ def rejected_text(run: Run) -> str:
 
 
 def is_whole(run: Run) -> bool:
-    """Whether a run is finished, and nothing of it is lost or made again otherwise since."""
+    """Whether a run is finished, and nothing of it has been lost or made differently since."""
     try:
         manifest = finished(run.folder)
     except DataError:
-        return False
+        manifest = None
     if manifest is None:
         return False
     stated = [asdict(entry) for entry in (*manifest.captions, *manifest.shards)]

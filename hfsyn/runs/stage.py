@@ -84,10 +84,7 @@ class Stage:
 
     def shards(self, paths: Sequence[Path], before_waiting: Callable[[], None] = lambda: None) -> Iterator[Shard]:
         """Claim one of these shards after another, until all are finished, here or elsewhere, or the budget is spent.
-
-        Args:
-            paths: of the shards.
-            before_waiting: called before this process waits for the others.
+        `before_waiting` is called before this process waits for the others.
         """
         budget = Budget(self.options)
         claims = Claims(self.run.folder, paths, stage=self.name)
@@ -105,14 +102,7 @@ class Stage:
         grid: Sequence[tuple[int, int, int]],
         seconds: float,
     ) -> None:
-        """Write a shard and its sidecar, and count its rows as finished.
-
-        Args:
-            shard: on its way.
-            rows, rejected: one of the two for each line.
-            grid: see `Sidecar.grid`.
-            seconds: that it took.
-        """
+        """Write a shard, with a row or a rejection for each line, and its sidecar; count its rows as finished."""
         path, lines = shard.claim.path, shard.stop - shard.start
         if len(rows) + len(rejected) != lines:
             raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {lines} lines")

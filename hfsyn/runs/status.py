@@ -1,7 +1,4 @@
-"""How far a run is, read from its sidecars alone, while any number of processes are at work in it.
-
-Quick enough to be asked every few seconds of a run of a million images, and nothing heavy is loaded for it.
-"""
+"""How far a run is, read from its sidecars alone, while any number of processes are at work in it."""
 
 from __future__ import annotations
 
@@ -48,7 +45,7 @@ class RunStatus:
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
     lost: tuple[str, ...] = ()
-    """What the run had when it was finished and has no more, each in a few words."""
+    """What the run had when it was finished and has no longer, each in a few words."""
 
 
 def status(folder: str | Path) -> RunStatus:
@@ -59,12 +56,11 @@ def status(folder: str | Path) -> RunStatus:
     """
     run = load_run(folder)
     manifest = manifest_in(run.folder)
-    planned = run.planned_rows
-    read = _sidecars(run.caption_shards())
-    made = _sidecars(run.data_shards()) if planned is not None else []
+    data_shards = None if run.planned_rows is None else run.data_shards()
+    read, made = _sidecars(run.caption_shards()), _sidecars(data_shards or [])
     stages = (
         _stage_status("caption", read, len(run.caption_shards())),
-        _stage_status("generate", made, None if planned is None else len(run.data_shards())),
+        _stage_status("generate", made, None if data_shards is None else len(data_shards)),
     )
     unread = unreadable_classes(run, (line for sidecar in read for line in sidecar.rejected))
     gone = () if manifest is None else tuple(lost(run.folder, manifest))
@@ -83,7 +79,7 @@ def status(folder: str | Path) -> RunStatus:
 
 
 def _sidecars(shards: Sequence[Path]) -> list[layout.Sidecar]:
-    return [_without_counts(sidecar_of(shard)) for shard in shards if is_done(shard)]
+    return [layout.load_sidecar(sidecar_of(shard)) for shard in shards if is_done(shard)]
 
 
 def _stage_status(stage: str, sidecars: Sequence[layout.Sidecar], shards: int | None) -> StageStatus:
@@ -95,14 +91,3 @@ def _stage_status(stage: str, sidecars: Sequence[layout.Sidecar], shards: int | 
         sum(len(s.rejected) for s in sidecars),
         round(sum(s.seconds for s in sidecars), 3),
     )
-
-
-def _without_counts(path: Path) -> layout.Sidecar:
-    """A sidecar without its counts by class, which are nine tenths of it and cost most of the reading."""
-    text = path.read_bytes()
-    # As `Sidecar.dump` writes it. No string of JSON has a line break in it, so that nothing else looks like this.
-    head, found, rest = text.partition(b'\n "counts": {\n')
-    if found:
-        _, end, rest = rest.partition(b"\n }")
-        text = head + b'\n "counts": {}' + rest if end else text
-    return layout.parse_sidecar(text, str(path))
