@@ -84,17 +84,8 @@ class TransformersCaptioner:
         Raises:
             Refused: one of them is more than the model's context takes, or its values are not finite.
         """
-        return self.prepare(images, classes, seeds)()
-
-    def prepare(
-        self,
-        images: Sequence[Image.Image],
-        classes: Sequence[ClassInfo] | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> Callable[[], list[str]]:
-        """What `caption` does before the model is asked, in any thread; what is returned asks it."""
         known: Sequence[ClassInfo | None] = [None] * len(images) if classes is None else classes
-        return self.ask([self.look(image, info) for image, info in zip(images, known, strict=True)], seeds)
+        return self.ask([self.look(image, info) for image, info in zip(images, known, strict=True)], seeds)()
 
     def look(self, image: Image.Image, info: ClassInfo | None = None) -> dict[str, Any]:
         """What the model will see of one RGB image of any size: the tensors of a batch of one, on the CPU; in any
@@ -153,16 +144,20 @@ class TransformersCaptioner:
         try:
             self._try_out(first=True)
         except HfsynError:
-            image_token = str(getattr(inputs.processor, "image_token", "<image>"))
-            tries = ("a photo of", f"{image_token}\na photo of") if inputs.prompt is None else ()
-            found = next((text for text in tries if self._works_with(text)), None)
-            if found is None:
+            if inputs.prompt is not None:
                 raise
-            raise HfsynError(
-                f"{part.model} takes a text beside the image, and caption.prompt is null.",
-                'Set caption.prompt to what it was trained with, such as "caption en" for PaliGemma'
-                + (f", with {image_token} in the image's place." if found != "a photo of" else "."),
-            ) from None
+            image_token = str(getattr(inputs.processor, "image_token", "<image>"))
+            for prefix, where in (("", ""), (f"{image_token}\n", f", with {image_token} in the image's place")):
+                inputs.prompt = f"{prefix}a photo of"
+                try:
+                    self._try_out(first=True)
+                except HfsynError:
+                    continue
+                raise HfsynError(
+                    f"{part.model} takes a text beside the image, and caption.prompt is null.",
+                    f'Set caption.prompt to what it was trained with, such as "caption en" for PaliGemma{where}.',
+                ) from None
+            raise
         if part.prompt is None or self._model.config.model_type == "florence2":
             return
         one = inputs.with_prompt(_picture(), part.prompt)
@@ -175,16 +170,6 @@ class TransformersCaptioner:
                 f"caption.prompt is {part.prompt!r}, and {part.model} takes images only.",
                 "Set caption.prompt to null, or name a BLIP model.",
             )
-
-    def _works_with(self, prompt: str) -> bool:
-        before, self._inputs.prompt = self._inputs.prompt, prompt
-        try:
-            self._try_out(first=True)
-        except HfsynError:
-            return False
-        finally:
-            self._inputs.prompt = before
-        return True
 
 
 def _picture() -> Image.Image:

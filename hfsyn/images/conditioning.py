@@ -13,6 +13,7 @@ from typing import Any
 
 from hfsyn.models.learned_words import spelled_out
 from hfsyn.models.pipelines import tokenizer_of
+from hfsyn.recipes.recipe import GeneratePart
 
 CACHED_PROMPTS = 1024
 """At 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K."""
@@ -33,20 +34,17 @@ class Conditioning:
 
     Args:
         pipe: on its device.
-        model: its name, for messages.
+        recipe: its model's name, for messages, and the tokens of a prompt that are passed on to T5.
         negative: negative prompt; None is the pipeline's own default (the empty text, or zeros for SDXL).
         guided: whether there is classifier-free guidance.
-        longest: tokens of a prompt that are passed on to T5; None is the pipeline's own number.
 
     Raises:
         HfsynError: the pipeline has no tokenizer.
     """
 
-    def __init__(
-        self, pipe: Any, model: str, negative: str | None, *, guided: bool, longest: int | None = None
-    ) -> None:
+    def __init__(self, pipe: Any, recipe: GeneratePart, negative: str | None, *, guided: bool) -> None:
         self._pipe, self._negative, self._guided = pipe, negative, guided
-        self._tokenizer, self.max_tokens = tokenizer_of(pipe, model, longest)
+        self._tokenizer, self.max_tokens = tokenizer_of(pipe, recipe.model, recipe.max_sequence_length)
         self._names = _EMBEDDINGS.get(type(pipe).__name__)
         self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
         self._lengths: dict[str, int] = {}

@@ -115,9 +115,7 @@ class DiffusersGenerator:
             torch.backends.cudnn.allow_tf32 = False  # convolutions would take ten bits of the 23
         self._pipe = pipe.to(device)
         self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
-        self._conditioning = Conditioning(
-            self._pipe, recipe.model, negative, guided=guided, longest=recipe.max_sequence_length
-        )
+        self._conditioning = Conditioning(self._pipe, recipe, negative, guided=guided)
         self._noise = None if self._encodes else OwnNoise(pipe)
         self.tuning = PLAIN
         self._try()

@@ -50,16 +50,13 @@ def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) ->
 
     Any number of processes may have it at once if all of them say `shared`.
     """
-    handle, held = None, True
-    try:
-        handle = _locked(folder, name, wait=wait, shared=shared)
-    except BlockingIOError:
-        held = False
-    try:
+    with contextlib.ExitStack() as stack:
+        held = True
+        try:
+            stack.enter_context(_locked(folder, name, wait=wait, shared=shared) or contextlib.nullcontext())
+        except BlockingIOError:
+            held = False
         yield held
-    finally:
-        if handle is not None:
-            handle.close()
 
 
 def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[str] | None:

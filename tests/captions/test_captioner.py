@@ -220,7 +220,7 @@ def test_what_is_prepared_is_what_the_device_takes(folders: Folders, dtype: str)
                 "hfsyn.captions.captioner.ready",
                 lambda *given, made=made, **how: made.append(ready(*given, **how)) or made[-1],
             )
-            answer = one.prepare(images()[3:5])
+            answer = one.ask([one.look(image) for image in images()[3:5]])
             prepared = made[-1]
             answer()
         assert set(prepared) == set(taken)
