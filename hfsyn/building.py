@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
-from builders.runs.layout import SIDECARS, load_sidecar, shard_count, sidecar_of
+from builders.runs.layout import SIDECARS, shard_count, sidecar_of
 from builders.runs.run_files import manifest_in
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import ExitCode, HfsynError
@@ -19,8 +19,8 @@ from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.claims import Claims, working_in
 from hfsyn.runs.finish import finish, is_whole
 from hfsyn.runs.options import WorkOptions, select
-from hfsyn.runs.run import Run, incomplete, prepare
-from hfsyn.runs.shards import is_done, pending
+from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.shards import pending, sidecars
 from hfsyn.workers import (
     check_device,
     check_launcher,
@@ -72,9 +72,6 @@ def build(
                 _unmark_short(run)
                 work(run, ("caption", "generate"), options)
                 if current_worker().is_main:
-                    total, left = len(run.data_shards()), len(pending(run.data_shards()))
-                    if options.shards is not None and left:
-                        raise incomplete("generate", total - left, total, run)
                     finish(run)
     leave_group()
     return run
@@ -197,8 +194,8 @@ def _end_early(run: Run, stage: str, shards: str | None, options: WorkOptions) -
 
 def _has_time(run: Run, stage: str, options: WorkOptions) -> bool:
     """Whether the budget would still allow a shard that takes as long as the longest of the stage so far."""
-    done = [shard for shard in _paths(run, stage, None) or [] if is_done(shard)]
-    return options.seconds_left() > max((load_sidecar(sidecar_of(shard)).seconds for shard in done), default=0.0)
+    done = sidecars(_paths(run, stage, None) or [])
+    return options.seconds_left() > max((sidecar.seconds for sidecar in done), default=0.0)
 
 
 def _budget_spent(run: Run, stage: str, shards: str | None, options: WorkOptions) -> HfsynError:

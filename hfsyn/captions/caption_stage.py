@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.schema import captioned_features
 from hfsyn.captions.captioner import Captioner
 from hfsyn.captions.prefetch import Batch, Reading, batches
@@ -22,7 +21,7 @@ from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.progress import teller
 from hfsyn.runs.options import WorkOptions, select
 from hfsyn.runs.run import Run, load_run
-from hfsyn.runs.shards import is_done, pending
+from hfsyn.runs.shards import is_done, pending, sidecars
 from hfsyn.runs.stage import Stage
 from hfsyn.workers import current_worker
 
@@ -73,9 +72,7 @@ class _Work:
         self._stage, self._run, self._texts = stage, stage.run, texts
         self._size = BatchSize(part.batch_size if part else 64)
         shards = self._run.caption_shards()
-        self.tally = Tally(
-            texts.model, lambda: any(load_sidecar(sidecar_of(path)).rows for path in shards if is_done(path))
-        )
+        self.tally = Tally(texts.model, lambda: any(sidecar.rows for sidecar in sidecars(shards)))
 
     def over(self, paths: Sequence[Path]) -> list[Path]:
         """Make those of the shards that are free. Returned are those that were given back, as the model has refused

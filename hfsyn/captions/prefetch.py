@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from builders.images.decoding import ImageRejected, decoded
 from builders.sources import SourceRow
+from builders.variants import ClassInfo
 from hfsyn.captions.providers import Answer, Seen, TextSource
 from hfsyn.captions.refusals import Tally, is_refusal
 from hfsyn.runs.claims import Claim
@@ -126,10 +127,6 @@ def ahead(items: Iterable[T], most: int) -> Generator[T, None, None]:
         left.set()
 
 
-class _NotLookedAt(Exception):  # noqa: N818 (a verdict on the data, not an error of the program)
-    """The model's processor does not take an image; holds the processor's error."""
-
-
 def _seen(
     run: Run,
     rows: Iterable[SourceRow],
@@ -142,13 +139,17 @@ def _seen(
 
     They are decoded, hashed and reduced to what the model sees by the pool, a little ahead.
     """
-    for source_id, wnid, future in in_order(rows, lambda row: pool.submit(_look, run, row, texts)):
+    classes = run.classes
+    for source_id, wnid, future in in_order(rows, lambda row: pool.submit(_look, row, classes[row.wnid], texts)):
         try:
             seen = future.result()
-        except ImageRejected as problem:
-            rejected.append({"id": source_id, "wnid": wnid, "reason": problem.reason})
-        except _NotLookedAt as problem:
-            reason = tally.refuse(problem.args[0], asked=False)
+        except Exception as error:  # each processor has its own exception for what it does not take
+            if isinstance(error, ImageRejected):
+                reason = error.reason
+            elif is_refusal(error):
+                reason = tally.refuse(error, asked=False)
+            else:
+                raise
             rejected.append({"id": source_id, "wnid": wnid, "reason": reason})
         else:
             tally.looked += 1
@@ -175,15 +176,10 @@ def in_order(
         yield source_id, wnid, future
 
 
-def _look(run: Run, row: SourceRow, texts: TextSource) -> Seen:
+def _look(row: SourceRow, info: ClassInfo, texts: TextSource) -> Seen:
     if row.problem:
         raise ImageRejected(row.problem)
     with decoded(row.image) as image:
-        try:
-            view = texts.view(image, run.classes[row.wnid])
-        except Exception as error:  # each processor has its own exception for what it does not take
-            if not is_refusal(error):
-                raise
-            raise _NotLookedAt(error) from error
+        view = texts.view(image, info)
         digest = hashlib.sha256(row.image).hexdigest()
         return Seen(row.source_id, row.wnid, digest, image.width, image.height, view)

@@ -23,7 +23,7 @@ from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.claims import lock, working_in
 from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
-from hfsyn.runs.shards import faults, is_done, pending
+from hfsyn.runs.shards import faults, pending, sidecars
 from hfsyn.runs.sheets import sample_sheet, save_png
 
 
@@ -69,12 +69,11 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         what: ``data`` is the run's own; ``captions`` is that of its captions where they are published alone.
     """
     shards = run.data_shards() if what == "data" else run.caption_shards()
+    read, made = sidecars(run.caption_shards()), sidecars(shards)
     counts, flags = Counter[str](), Counter[str]()
-    for shard in shards:
-        sidecar = load_sidecar(sidecar_of(shard))
+    for sidecar in made:
         counts.update(sidecar.counts)
         flags.update(sidecar.flags)
-    made = [*run.caption_shards(), *shards] if what == "data" else shards
     stages = ("caption", "generate") if what == "data" else ("caption",)
     entries, captions = shard_entries(run, shards), shard_entries(run, run.caption_shards())
     fields = {
@@ -89,7 +88,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         "source_rows": run.source_rows,
         "readable_rows": sum(entry["rows"] for entry in captions),
         "rejected": dict(sorted(Counter(map(_kind, rejected_lines(run, stages))).items())),
-        "unused_weights": unused_weights(load_sidecar(sidecar_of(shard)) for shard in made),
+        "unused_weights": unused_weights([*read, *made]),
         "flags": dict(sorted(flags.items())),
         "classes": [
             {"wnid": wnid, "name": run.classes[wnid].name, "rows": counts[wnid]}
@@ -138,20 +137,15 @@ def is_whole(run: Run) -> bool:
 
 def shard_entries(run: Run, shards: Sequence[Path]) -> list[dict[str, Any]]:
     """Finished shards as a manifest lists them; see `builders.runs.layout.ShardEntry`."""
-    found = []
-    for shard in shards:
-        sidecar = load_sidecar(sidecar_of(shard))
-        name = shard.relative_to(run.folder).as_posix()
-        found.append({"file": name, "rows": sidecar.rows, "bytes": sidecar.bytes, "sha256": sidecar.sha256})
-    return found
+    found = ((shard.relative_to(run.folder).as_posix(), load_sidecar(sidecar_of(shard))) for shard in shards)
+    return [{"file": name, "rows": one.rows, "bytes": one.bytes, "sha256": one.sha256} for name, one in found]
 
 
 def software_of(run: Run) -> dict[str, list[str]]:
     """Every version of every library, and every device, that made a shard of this run."""
     found: dict[str, set[str]] = {}
     shards = run.caption_shards() + (run.data_shards() if run.planned_rows is not None else [])
-    for shard in filter(is_done, shards):
-        sidecar = load_sidecar(sidecar_of(shard))
+    for sidecar in sidecars(shards):
         for name, value in {**sidecar.software, "device": sidecar.device}.items():
             found.setdefault(name, set()).add(value)
     return {name: sorted(values) for name, values in sorted(found.items())}

@@ -94,6 +94,11 @@ def pending(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if not is_done(path)]
 
 
+def sidecars(paths: Sequence[Path]) -> list[Sidecar]:
+    """The sidecars of those of `paths` that are finished, in order."""
+    return [load_sidecar(sidecar_of(path)) for path in paths if is_done(path)]
+
+
 def faults(path: Path, fingerprint: str) -> list[str]:
     """What is wrong with a finished shard, one line each; empty where it is as its sidecar says."""
     if not is_done(path):

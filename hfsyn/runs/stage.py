@@ -62,21 +62,21 @@ class Stage:
     @contextmanager
     def at_work(self, what: str) -> Iterator[Progress]:
         """Be at work in the run folder, and show how far the stage is, what other processes finish included."""
-        worker, rows = current_worker(), {path: self._rows(path) for path in self.paths}
-        before = sum(count for path, count in rows.items() if is_done(path))
-        self.progress = Progress(
-            what,
-            sum(rows.values()),
-            before,
-            others=lambda: sum(count for path, count in rows.items() if is_done(path)) - before,
-            quiet=self.options.quiet or not worker.is_main,
-        )
-        with working_in(self.run.folder, self.run.mark), self.progress:
-            yield self.progress
+        rows = {}
+        for path in self.paths:
+            start, stop = shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
+            rows[path] = stop - start
 
-    def _rows(self, path: Path) -> int:
-        start, stop = shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
-        return stop - start
+        def finished() -> int:
+            return sum(count for path, count in rows.items() if is_done(path))
+
+        total, before = sum(rows.values()), finished()
+        quiet = self.options.quiet or not current_worker().is_main
+        with (
+            working_in(self.run.folder, self.run.mark),
+            Progress(what, total, before, others=lambda: finished() - before, quiet=quiet) as self.progress,
+        ):
+            yield self.progress
 
     def mine(self) -> list[Path]:
         """The shards in the order in which this process prefers them."""

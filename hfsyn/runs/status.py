@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from builders.runs import layout
-from builders.runs.layout import sidecar_of
 from builders.runs.run_files import lost, manifest_in
 from hfsyn.runs.run import load_run, unreadable_classes, unused_weights
-from hfsyn.runs.shards import is_done
+from hfsyn.runs.shards import sidecars
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ def status(folder: str | Path) -> RunStatus:
     run = load_run(folder)
     manifest = manifest_in(run.folder)
     data_shards = None if run.planned_rows is None else run.data_shards()
-    read, made = _sidecars(run.caption_shards()), _sidecars(data_shards or [])
+    read, made = sidecars(run.caption_shards()), sidecars(data_shards or [])
     stages = (
         _stage_status("caption", read, len(run.caption_shards())),
         _stage_status("generate", made, None if data_shards is None else len(data_shards)),
@@ -78,16 +77,6 @@ def status(folder: str | Path) -> RunStatus:
     )
 
 
-def _sidecars(shards: Sequence[Path]) -> list[layout.Sidecar]:
-    return [layout.load_sidecar(sidecar_of(shard)) for shard in shards if is_done(shard)]
-
-
-def _stage_status(stage: str, sidecars: Sequence[layout.Sidecar], shards: int | None) -> StageStatus:
-    return StageStatus(
-        stage,
-        len(sidecars),
-        shards,
-        sum(s.rows for s in sidecars),
-        sum(len(s.rejected) for s in sidecars),
-        round(sum(s.seconds for s in sidecars), 3),
-    )
+def _stage_status(stage: str, done: Sequence[layout.Sidecar], shards: int | None) -> StageStatus:
+    rows, rejected = sum(sidecar.rows for sidecar in done), sum(len(sidecar.rejected) for sidecar in done)
+    return StageStatus(stage, len(done), shards, rows, rejected, round(sum(sidecar.seconds for sidecar in done), 3))
