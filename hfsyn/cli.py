@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
     """Run a click command as `main` runs `hfsyn`; for scripts that are commands themselves."""
-    from hfsyn.workers import Terminated, heeding_termination, is_child, join_launcher, say_terminated, tell
+    from hfsyn.launching import Terminated, heeding_termination, join_launcher, say_terminated, tell
+    from hfsyn.workers import is_child
 
     try:
         join_launcher()
@@ -107,7 +108,7 @@ _captions = click.option(
 @click.option("--version", metavar="X.Y.Z", help="With --publish-to: the version of the finished dataset.")
 @stage_options
 @quiet_option
-def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
+def build(recipe: str, out: str, **given: Any) -> None:
     """Carry out RECIPE in a run folder: caption, generate, finish. Running it again continues.
 
     RECIPE is a shipped recipe's name, a YAML file, or hf://datasets/REPO_ID@REVISION. Prints the run folder.
@@ -118,14 +119,12 @@ def build(recipe: str, out: str, quiet: bool, **given: Any) -> None:
     accelerate launch --num_processes 8 -m hfsyn build imagenette-cip --out runs/cip
     """
     from hfsyn.building import build as run_build
-    from hfsyn.runs.options import WorkOptions
     from hfsyn.workers import current_worker
 
     chosen, given = chosen_recipe(recipe, given)
-    options, work = WorkOptions.taken_from(given)
-    run = run_build(chosen, out, quiet=quiet, options=options, **work)
+    run = run_build(chosen, out, **given)
     if current_worker().is_main:
-        _summary(run, quiet)
+        _summary(run, given["quiet"])
 
 
 def _summary(run: Any, quiet: bool) -> None:
@@ -176,8 +175,7 @@ def _stage(stages: tuple[str, ...], run: str, **given: Any) -> None:
     from hfsyn.runs.run import load_run
     from hfsyn.workers import leave_group
 
-    options, given = WorkOptions.taken_from(given)
-    work(load_run(run), stages, options=options, **given)
+    work(load_run(run), stages, WorkOptions(**given))
     leave_group()
 
 

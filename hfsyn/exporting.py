@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,15 +14,15 @@ import pyarrow.parquet as pq
 from builders.files import atomic_text, remove_abandoned
 from builders.images.decoding import decoded
 from builders.runs import layout, run_files
-from builders.runs.layout import shard_range
 from builders.runs.schema import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.captions.prefetch import in_order
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.images.encoding import SUFFIX, encode, fitted
+from hfsyn.images.encoding import encode, fitted, stored_name
+from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
-from hfsyn.runs.shards import is_done, write_parquet
+from hfsyn.runs.shards import pending, write_parquet
 from hfsyn.runs.sheets import image_of
 from hfsyn.runs.tables import StoredRows
 
@@ -36,10 +35,10 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
 
     Each has the size of the run's synthetic images (the middle of the photograph, resampled), goes through the same
     encoder with the same settings into the same columns, and is named by the same rule: prompt, seed and token count
-    are null, and the sample id is the source id. Rows are in the order of the source. The command that was stopped
+    are null, and the sample id is the source id. Rows are in the order of the source. A command that was stopped
     continues when it is given again.
 
-    What a photograph has lost in an earlier JPEG file nobody can give back. A source of ImageNet's quality (96) leaves
+    What a photograph has lost in an earlier JPEG file cannot be restored. A source of ImageNet's quality (96) leaves
     no trace that a classifier of file features finds (`tests/images/test_file_traces.py`); one of quality 75 with
     halved chroma does, unless its images become less than half as large.
 
@@ -57,41 +56,37 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     run = run if isinstance(run, Run) else load_run(run)
     run.check()
     run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
-    width, height = _size(run)
+    stored = StoredRows(run.folder)
+    if not len(stored):
+        raise HfsynError(
+            f"{run.folder} has no finished shard of images, whose size the real ones are to have.",
+            f"Run: hfsyn generate {run.folder}",
+        )
+    size = image_of(stored.read([0], ["image"])[0]).size
     shards = run.caption_shards()
-    if left := [shard for shard in shards if not is_done(shard)]:
+    if left := pending(shards):
         raise HfsynError(
             f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
             f"Run: hfsyn caption {run.folder}",
             code=ExitCode.PARTIAL,
         )
-    folder = Path(out).expanduser()
-    _claim(folder, run, width, height)
+    folder, note = Path(out).expanduser(), _note(run, *size)
+    _claim(folder, note)
     schema = synthetic_features(run.class_names).arrow_schema
     with (
         Progress("exporting", run.source_rows, quiet=quiet) as progress,
         ThreadPoolExecutor(os.cpu_count() or 1, "export") as pool,
     ):
-        for number, shard in enumerate(shards):
+        for shard in shards:
             path = folder / layout.DATA / shard.name
-            start, stop = shard_range(number, run.source_rows, run.recipe.store.shard_rows)
+            start, stop, lines = run.shard_lines(shard, layout.SOURCE, run.source_rows)
             if not path.exists():  # it gets its name when it is whole
-                rows = [_row(run, *found) for found in _stored(run, shard, start, stop, (width, height), pool)]
+                rows = list(_rows(run, shard, lines, size, pool))
                 write_parquet(path, {field.name: [row[field.name] for row in rows] for field in schema}, schema)
             progress.add(stop - start)
-    atomic_text(folder / NOTE, _note(run, width, height))
+    atomic_text(folder / NOTE, note)
     (folder / f".{NOTE}").unlink()
     return folder
-
-
-def _size(run: Run) -> tuple[int, int]:
-    """Width and height of the run's stored synthetic images."""
-    if len(stored := StoredRows(run.folder)):
-        return image_of(stored.read([0], ["image"])[0]).size
-    raise HfsynError(
-        f"{run.folder} has no finished shard of images, whose size the real ones are to have.",
-        f"Run: hfsyn generate {run.folder}",
-    )
 
 
 def _note(run: Run, width: int, height: int) -> str:
@@ -108,60 +103,52 @@ def _note(run: Run, width: int, height: int) -> str:
     return json.dumps(fields, indent=1) + "\n"
 
 
-def _claim(folder: Path, run: Run, width: int, height: int) -> None:
+def _claim(folder: Path, note: str) -> None:
     """Make the folder this export's, or raise HfsynError.
 
     The note of an export that was stopped is beside its files under another name.
     """
-    note, begun = folder / NOTE, folder / f".{NOTE}"
+    done, begun = folder / NOTE, folder / f".{NOTE}"
     remove_abandoned([*folder.glob(f".*{NOTE}.*.tmp"), *(folder / layout.DATA).glob(".*.parquet.*.tmp")])
-    there = next((path.read_text(encoding="utf-8") for path in (note, begun) if path.is_file()), None)
+    there = next((path.read_text(encoding="utf-8") for path in (done, begun) if path.is_file()), None)
     if there is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HfsynError(f"{folder} holds files that are no export.", "Name an empty or new folder for --out.")
-    if there is not None and there != _note(run, width, height):
+        raise HfsynError(
+            f"{folder} holds files that do not belong to an export.", "Name an empty or new folder for --out."
+        )
+    if there is not None and there != note:
         raise HfsynError(f"{folder} holds the export of another run, or of other settings.", "Name another --out.")
-    atomic_text(begun, _note(run, width, height))
+    atomic_text(begun, note)
 
 
-def _stored(
-    run: Run, shard: Path, start: int, stop: int, size: tuple[int, int], pool: ThreadPoolExecutor
-) -> Iterator[tuple[str, str, dict[str, Any], bytes]]:
-    """Id, wnid and caption row of the readable source rows of a caption shard, and the bytes to store, in order."""
+def _rows(
+    run: Run, shard: Path, lines: list[dict[str, Any]], size: tuple[int, int], pool: ThreadPoolExecutor
+) -> Iterator[dict[str, Any]]:
+    """The rows of the readable images of a caption shard, in the order of the source."""
     captions = {row["source_id"]: row for row in pq.read_table(shard).to_pylist()}
-    lines = run.read_lines(layout.SOURCE, start, stop)
-    entries = index_entries([line for line in lines if line["source_id"] in captions])
+    store = run.recipe.store
 
     def make(row: SourceRow) -> bytes:
-        if hashlib.sha256(row.image).hexdigest() != captions[row.source_id]["source_sha256"]:
-            raise HfsynError(
-                f"{row.source_id} is not the image that was captioned: the source has changed.",
-                "Put it back as it was.",
-            )
+        check_captioned(row, captions[row.source_id]["source_sha256"])
         with decoded(row.image) as image:
-            return encode(fitted(image, *size), run.recipe.store)
+            return encode(fitted(image, *size), store)
 
-    rows = run.open_source().read(entries)
-    for source_id, wnid, made in in_order(rows, lambda row: pool.submit(make, row)):
-        yield source_id, wnid, captions[source_id], made.result()
-
-
-def _row(run: Run, source_id: str, wnid: str, caption: dict[str, Any], image: bytes) -> dict[str, Any]:
-    info = run.classes[wnid]
-    # As a synthetic image made from it would be called.
-    name = f"{source_id}#0".replace("/", "_").replace("#", "_") + SUFFIX[run.recipe.store.format]
-    return {
-        "image": {"bytes": image, "path": name},
-        "label": info.index,
-        "wnid": info.wnid,
-        "class_name": info.name,
-        "prompt": None,
-        "caption": caption["caption"],
-        "seed": None,
-        "sample_id": source_id,
-        "source_id": source_id,
-        "prompt_tokens": None,
-        "truncated": False,
-        "safety": False,
-        "retries": 0,
-        "caption_flags": caption["caption_flags"],
-    }
+    source_rows = run.open_source().read(index_entries([line for line in lines if line["source_id"] in captions]))
+    for source_id, wnid, made in in_order(source_rows, lambda row: pool.submit(make, row)):
+        info, caption = run.classes[wnid], captions[source_id]
+        yield {
+            # Named as a synthetic image that is made from it.
+            "image": {"bytes": made.result(), "path": stored_name(f"{source_id}#0", store)},
+            "label": info.index,
+            "wnid": info.wnid,
+            "class_name": info.name,
+            "prompt": None,
+            "caption": caption["caption"],
+            "seed": None,
+            "sample_id": source_id,
+            "source_id": source_id,
+            "prompt_tokens": None,
+            "truncated": False,
+            "safety": False,
+            "retries": 0,
+            "caption_flags": caption["caption_flags"],
+        }

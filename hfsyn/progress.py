@@ -14,7 +14,7 @@ LINE_SECONDS = 5.0
 
 
 def teller(quiet: bool) -> Callable[[str], None]:
-    """Something that says a line on the error stream, or with `quiet` says nothing."""
+    """A function that prints a line on the error stream, or with `quiet` does nothing."""
 
     def say(line: str) -> None:
         if not quiet:
@@ -24,13 +24,13 @@ def teller(quiet: bool) -> Callable[[str], None]:
 
 
 class Progress:
-    """Counts images of one stage.
+    """Counts images of one stage; a context manager.
 
     Args:
         what: the stage, as people read it.
         total: images in all.
         done: images that were there before; they count, but not into the rate.
-        others: asked now and then for the images that other processes finished since; may be None.
+        others: asked now and then for the images that other processes have finished since; may be None.
         quiet: show nothing.
         unit: what is counted, as people read it.
     """
@@ -48,11 +48,10 @@ class Progress:
         self._what, self._total, self._initial, self._unit = what, total, done, unit
         self._own = 0
         self._lock = threading.Lock()  # images are counted by one thread and shards by another
-        self._elsewhere = 0
-        self._others = others
+        self._others = others or (lambda: 0)
         self._started = self._last = time.monotonic()
+        self._quiet, self._say = quiet, teller(quiet)
         self._bar = None
-        self._quiet = quiet
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", dynamic_ncols=True, smoothing=0.1)
 
@@ -62,10 +61,10 @@ class Progress:
             self._own += images
         self.look()
 
-    def shard_done(self, images: int | None = None) -> None:
-        """Forget so many of the own images (None: all): they now count among the finished shards that `others` sees."""
+    def shard_done(self, images: int) -> None:
+        """Stop counting these images as this process's own: they are now in a shard that `others` counts."""
         with self._lock:
-            self._own = 0 if images is None else max(0, self._own - images)
+            self._own = max(0, self._own - images)
 
     def look(self) -> None:
         """Show the state, if it is time to."""
@@ -73,14 +72,6 @@ class Progress:
         if self._quiet or (now - self._last < (0.5 if self._bar is not None else LINE_SECONDS)):
             return
         self._last = now
-        self._show()
-
-    def _count(self) -> int:
-        if self._others is not None:
-            self._elsewhere = self._others()
-        return min(self._total, self._initial + self._own + self._elsewhere)
-
-    def _show(self) -> None:
         count = self._count()
         if self._bar is not None:
             self._bar.n = count
@@ -88,9 +79,10 @@ class Progress:
             return
         rate = (count - self._initial) / max(1e-9, time.monotonic() - self._started)
         left = tqdm.format_interval((self._total - count) / rate) if rate > 0 else "?"
-        print(
-            f"{self._what}: {count}/{self._total} {self._unit}, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True
-        )
+        self._say(f"{self._what}: {count}/{self._total} {self._unit}, {rate:.1f}/s, {left} left")
+
+    def _count(self) -> int:
+        return min(self._total, self._initial + self._own + self._others())
 
     def __enter__(self) -> Progress:
         return self
@@ -98,16 +90,10 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._quiet:
-            return
         if self._bar is not None:
             self._bar.n = self._count()
             self._bar.refresh()
             self._bar.close()
-        elif error is None:
+        elif error is None and not self._quiet:
             seconds = time.monotonic() - self._started
-            print(
-                f"{self._what}: {self._count()}/{self._total} {self._unit} in {seconds:.1f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            self._say(f"{self._what}: {self._count()}/{self._total} {self._unit} in {seconds:.1f} s")

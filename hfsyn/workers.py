@@ -1,43 +1,53 @@
-"""Who works here: one process alone, or rank r of w under accelerate or torchrun.
+"""Who works here: one process alone or rank r of w under accelerate or torchrun, on which device, with which software.
 
-A rank decides only where a process starts looking for work; what it makes never depends on it. No collective
-operation is used: stages end when all sidecars stand (see `hfsyn.runs.claims`).
+A rank only decides where a process starts looking for work; what it makes never depends on it. No collective operation
+is used: stages end when all sidecars are there (see `hfsyn.runs.claims`).
+
+Launchers tell each process its place in environment variables, which may outlive them: exported in a shell, or
+inherited from a job that has ended. A process that believed them would wait for processes that never come.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import json
 import os
-import signal
+import platform
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from typing import TypeVar
 
 from builders.wording import first_line
-from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.gathering import check_launcher, place, processes_asked_for, waiting_for_others
+from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
 T = TypeVar("T")
-_CONTROL = Path("/dev/nvidiactl")
-"""Of NVIDIA's driver: there where it is loaded."""
-GRACE = 7.0
-"""Seconds that a process takes at most to end by itself after SIGTERM; schedulers give 10 to 30 before they kill."""
-_LAUNCHED = "HFSYN_LAUNCHED"
-_TOLD = "HFSYN_TOLD"
-LAUNCHER_VARIABLES = frozenset({_LAUNCHED, "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"})
+
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_MEETING_PLACE = ("MASTER_ADDR", "MASTER_PORT")
+_AGENT = "TORCHELASTIC_USE_AGENT_STORE"
+"""Set to ``True`` by a launcher whose processes meet at the launcher itself, which is there before they are."""
+_MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""From these accelerate would conclude that a process is one of several; hfsyn is not started by MPI."""
+PARENT = "HFSYN_LAUNCHED"
+"""Set by `hfsyn.launching.launch` to the number of its own process."""
+LAUNCHER_VARIABLES = frozenset({PARENT, "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"})
 """What torchrun, accelerate and `launch` tell a process about its place among several."""
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
+
+PATIENCE = 10.0
+"""Seconds of waiting for the other processes before a message says so."""
+LIMIT_HERE, LIMIT = 60.0, 900.0
+"""Seconds after which the process gives up: where the meeting place is on this machine, and elsewhere."""
+
+_CONTROL = Path("/dev/nvidiactl")
+"""There where NVIDIA's driver is loaded."""
+_LIBRARIES = ["hfsyn", "torch", "diffusers", "transformers", "timm", "accelerate", "datasets"]
+_LIBRARIES += ["numpy", "pillow", "pyarrow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +65,7 @@ class Worker:
     def share(self, items: Sequence[T]) -> list[T]:
         """All items, this process's own share (every world-th from rank) first, then the others' from the end.
 
-        The others' come too, so that a slow or dead process delays nothing but the shard in its hands.
+        The others' come too, so that a slow or dead process delays only the shard that it holds.
         """
         own = list(items[self.rank :: self.world])
         others = [item for i, item in enumerate(items) if i % self.world != self.rank]
@@ -63,16 +73,127 @@ class Worker:
 
 
 def current_worker() -> Worker:
-    """The worker that this process is, from the variables that torchrun and accelerate set; loads nothing."""
-    return Worker(*place())
+    """The worker that this process is, from the variables that torchrun and accelerate set; HfsynError (exit code 3)
+    where they do not fit each other.
+    """
+    given = {name: os.environ[name] for name in _NUMBERS if name in os.environ}
+    for name, value in given.items():
+        if not value.isascii() or not value.isdigit():
+            raise _left_over(f"{name}={value!r} is not a number.")
+    rank, world = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+    if world > 1 and "RANK" not in given:
+        raise _left_over(f"WORLD_SIZE={world} is set, and RANK is not.")
+    if rank >= world:
+        raise _left_over(f"RANK={rank} does not fit WORLD_SIZE={given.get('WORLD_SIZE', '1, which is not set')}.")
+    if not int(given.get("LOCAL_WORLD_SIZE", 1)):
+        raise _left_over("LOCAL_WORLD_SIZE=0 is set.")
+    return Worker(rank, world)
+
+
+def is_launched() -> bool:
+    """Whether torchrun or accelerate started this process, alone or as one of several."""
+    return bool({"WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"} & set(os.environ))
+
+
+def is_child() -> bool:
+    """Whether `hfsyn.launching.launch` started this process, so that its parent says what there is to say."""
+    return bool(os.environ.get(PARENT)) and is_launched()
+
+
+def _left_over(what: str) -> HfsynError:
+    """The error of variables that no launcher can have set for this process."""
+    names = [name for name in (*_NUMBERS, *_MEETING_PLACE, _AGENT) if name in os.environ]
+    return HfsynError(
+        what,
+        f"Launchers set this. If none has started this command, it is left over from another job: unset "
+        f"{' '.join(names)}. To start several processes: hfsyn ... --num-processes N, or accelerate launch.",
+        code=ExitCode.PREFLIGHT,
+    )
+
+
+def check_launcher() -> None:
+    """Refuse to be one of several processes that have no place to meet, or whose launcher is gone (exit code 3)."""
+    worker = current_worker()
+    if worker.world == 1:
+        return
+    said = f"RANK={worker.rank} and WORLD_SIZE={worker.world} say that this is one of {worker.world} processes"
+    if missing := [name for name in _MEETING_PLACE if not os.environ.get(name)]:
+        raise _left_over(f"{said}, and {' and '.join(missing)}, where they would meet, is not set.")
+    host, port = (os.environ[name] for name in _MEETING_PLACE)
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise _left_over(f"MASTER_PORT={port!r} is not a port.")
+    if os.environ.get(_AGENT) == "True" and not _answers(host, int(port)):
+        raise _left_over(f"{said}, and their launcher at MASTER_ADDR={host} MASTER_PORT={port} does not answer.")
+
+
+def _answers(host: str, port: int) -> bool:
+    for pause in (0.5, 0.5, 0):
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+            return True
+        time.sleep(pause)
+    return False
+
+
+@contextlib.contextmanager
+def waiting_for_others(world: int) -> Iterator[None]:
+    """While the processes meet: say after a while that some are missing, and end this one if they never come. Their
+    meeting is a call outside Python that cannot be interrupted, so another thread watches.
+    """
+    met = threading.Event()
+    host, port = (os.environ.get(name, "") for name in _MEETING_PLACE)
+    limit = LIMIT_HERE if os.environ.get(_AGENT) != "True" and _is_here(host) else LIMIT
+
+    def watch() -> None:
+        if met.wait(PATIENCE):
+            return
+        missing = _left_over(
+            f"Waiting for the other {world - 1} processes at MASTER_ADDR={host} MASTER_PORT={port}: some do not come."
+        )
+        print(f"hfsyn: {missing}", file=sys.stderr, flush=True)
+        if not met.wait(limit - PATIENCE):
+            print(f"Error: After {limit:.0f} s they have not come. {missing.hint}", file=sys.stderr, flush=True)
+            leave_at_once(ExitCode.PREFLIGHT)
+
+    threading.Thread(target=watch, name="gathering", daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host's name or address is this machine's."""
+    with contextlib.suppress(OSError), socket.socket() as listener:
+        listener.bind((host, 0))
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hide the variables of MPI and a local rank from accelerate, which would take this process for one of several."""
+    before = {name: os.environ.pop(name) for name in (*_MPI_SIZES, "LOCAL_RANK") if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one, so that no rank complains about the others."""
+    if "torch" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def pick_device(device: str | None) -> str:
     """The torch device of this process: the one asked for, or this rank's own GPU, or the CPU.
 
-    Under a launcher accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise
-    each rank believes itself alone. On a CPU one thread is used, whatever the number of processes: with the thread
-    count the last bits of a result change, and several processes with many threads each slow each other down.
+    Under a launcher, accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise
+    each rank believes itself alone. On a CPU one thread is used, whatever the number of processes: the last bits of a
+    result depend on the thread count, and several processes with many threads each slow each other down.
 
     Raises:
         HfsynError: the device is not there, or accelerate sees another world than the launcher.
@@ -87,44 +208,44 @@ def pick_device(device: str | None) -> str:
             "Update the driver or install the torch that fits it; or say --device cpu.",
         )
     wants_cpu = device == "cpu" or (device is None and not has_gpu)
-    on_gpu = not wants_cpu and (device or "cuda").startswith("cuda") and has_gpu
-    if not wants_cpu and not on_gpu:
+    if not wants_cpu and not (has_gpu and (device or "cuda").startswith("cuda")):
         _made_current(device or "cuda")
     if worker.world > 1:
-        from accelerate import PartialState
-
-        # The others wait for the main process while it fetches data sets and weights, which may take hours; NCCL would
-        # take it for dead after ten minutes.
-        check_launcher()
-        try:
-            with waiting_for_others(worker.world):
-                state = PartialState(cpu=wants_cpu, timeout=timedelta(hours=12))
-        except (RuntimeError, ValueError) as error:
-            raise HfsynError(
-                f"The {worker.world} processes do not find each other: {first_line(error)}.",
-                "Between machines, name the network interface that leads to the others: GLOO_SOCKET_IFNAME=eth0 (on "
-                "GPUs NCCL_SOCKET_IFNAME). Or run `hfsyn generate RUN` on each machine, without a launcher over both.",
-                code=ExitCode.PREFLIGHT,
-            ) from None
-        if state.num_processes != worker.world:
-            raise HfsynError(
-                f"The launcher started {worker.world} processes, but accelerate counts {state.num_processes}.",
-                "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.",
-            )
+        _meet(worker.world, on_cpu=wants_cpu)
     if wants_cpu:
         torch.set_num_threads(1)
         return "cpu"
-    # Only now: before, each of several processes would have taken room on the first GPU.
+    # Only now: before, each of several processes would have taken memory on the first GPU.
     return _made_current(device or "cuda")
 
 
+def _meet(world: int, *, on_cpu: bool) -> None:
+    """Form the process group with the others."""
+    from accelerate import PartialState
+
+    check_launcher()
+    try:
+        with waiting_for_others(world):
+            # The others wait for the main process while it fetches data sets and weights, which may take hours; NCCL
+            # would take it for dead after ten minutes.
+            state = PartialState(cpu=on_cpu, timeout=timedelta(hours=12))
+    except (RuntimeError, ValueError) as error:
+        raise HfsynError(
+            f"The {world} processes do not find each other: {first_line(error)}.",
+            "Between machines, name the network interface that leads to the others: GLOO_SOCKET_IFNAME=eth0 (on "
+            "GPUs NCCL_SOCKET_IFNAME). Or run `hfsyn generate RUN` on each machine, without a launcher over both.",
+            code=ExitCode.PREFLIGHT,
+        ) from None
+    if state.num_processes != world:
+        raise HfsynError(
+            f"The launcher started {world} processes, but accelerate counts {state.num_processes}.",
+            "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.",
+        )
+
+
 def _made_current(device: str) -> str:
-    """The device, tried; a GPU with its number, and as the one that this thread means where it names none.
-
-    torch records events and opens memory on the current device of a thread, whichever the tensors are on.
-
-    Raises:
-        HfsynError: it cannot be used.
+    """The device, tried; a GPU with its number, and as this thread's current one, on which torch records events and
+    allocates memory, wherever the tensors are.
     """
     import torch
 
@@ -136,46 +257,34 @@ def _made_current(device: str) -> str:
             device = f"cuda:{index}"
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise HfsynError(f"Device {device!r} is not usable: {reason}", "Use --device cpu, or leave it out.") from None
+        raise HfsynError(
+            f"Device {device!r} is not usable: {first_line(error)}", "Use --device cpu, or leave it out."
+        ) from None
     return device
 
 
 def begin_thread_on(device: str) -> None:
-    """For a thread that gives orders to a device: in torch each thread begins with the first GPU as its current one."""
-    if device.startswith("cuda:"):  # without a number it is the first one, as here
+    """Make a GPU the current one of this thread: in torch each thread begins with the first GPU."""
+    if device.startswith("cuda:"):  # without a number it is the first one
         import torch
 
         torch.cuda.set_device(device)
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that is not there, before anything is written and, where that can be avoided, without torch.
-
-    Raises:
-        HfsynError: it is no device's name, or there is no such device.
-    """
+    """Refuse a device that is not there, before anything is written and, where that can be avoided, without torch."""
     if device is None or device == "cpu":
         return
     kind, _, number = device.partition(":")
     if kind not in ("cuda", "mps", "xpu") or (number and not number.isdigit()):
         raise HfsynError(
-            f"{device!r} is no device.", "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out."
+            f"{device!r} is not a device.", "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out."
         )
     if kind == "cuda" and not visible_gpus():
         import torch
 
         if not torch.cuda.is_available():
             raise HfsynError(f"Device {device!r} is not here: no GPU is visible.", "Use --device cpu, or leave it out.")
-
-
-def leave_group() -> None:
-    """Take leave of the process group, if there is one, so that no rank complains about the others."""
-    if "torch" in sys.modules:
-        import torch.distributed as dist
-
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def default_processes() -> int:
@@ -191,200 +300,25 @@ def visible_gpus() -> int:
     return len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name.removeprefix("nvidia").isdigit()])
 
 
-def is_launched() -> bool:
-    """Whether torchrun or accelerate started this process, alone or as one of several."""
-    return bool({"WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"} & set(os.environ))
+def software() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide an image's or a weight's last bits."""
+    found = {"python": platform.python_version()}
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
-def launch(
-    arguments: Sequence[str], processes: int, *, device: str | None = None, progress: Callable[[], object] | None = None
-) -> int:
-    """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return its exit code.
+def describe_device(device: str) -> str:
+    """A torch device in words: ``cuda:0 (NVIDIA H100)``, ``cpu (x86_64, 2 cores)``."""
+    if device.startswith("cuda") and "torch" in sys.modules:
+        import torch
 
-    On a CPU ``--cpu --num_processes N`` would start one process; what starts N is the multi-GPU launcher with
-    ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends.
-
-    Args:
-        arguments: of the command.
-        processes: how many.
-        device: a torch device, or None.
-        progress: how far the work is. The launcher ends all processes when one of them dies; they are started again as
-            long as this changes in between. None: never.
-
-    Returns:
-        The launcher's exit code; where that is 0, the code of the first error that a process has told.
-    """
-    with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
-        told = Path(folder) / "told"
-        while True:
-            before = progress() if progress is not None else None
-            code = _launch_once(arguments, processes, device, told)
-            if code == 0 or progress is None or progress() == before:
-                return code or (json.loads(told.read_text().splitlines()[0])[0] if told.exists() else 0)
-            print("hfsyn: a process died (see above); all are started again", file=sys.stderr, flush=True)
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()}, {os.cpu_count()} cores)" if device == "cpu" else device
 
 
-def tell(text: str, code: int) -> int:
-    """Say how this process ends, once for all that `launch` has started; returns its exit code.
-
-    A child's own code would make the launcher print more: the parent learns it from a file.
-    """
-    if not is_child():
-        print(f"Error: {text}", file=sys.stderr, flush=True)
-        return code
-    line = json.dumps([code, text]) + "\n"
-    with contextlib.suppress(OSError, KeyError), Path(os.environ[_TOLD]).open("a+") as told:
-        told.seek(0)
-        known = line in told.readlines()
-        told.write("" if known else line)
-        if known:
-            return ExitCode.OK
-    print(f"Error: {text}", file=sys.stderr, flush=True)
-    return ExitCode.OK
-
-
-def stopped(what: str, hint: str, code: int) -> HfsynError:
-    """The error of a command whose processes, which have told why, have ended too early with this code of `launch`."""
-    refused = code == ExitCode.PREFLIGHT
-    return HfsynError(what, hint, code=ExitCode.PREFLIGHT if refused else ExitCode.PARTIAL)
-
-
-def _launch_once(arguments: Sequence[str], processes: int, device: str | None, told: Path) -> int:
-    on_cpu = device == "cpu" or (device is None and not visible_gpus())
-    # A scheduler sends SIGTERM to every process at once. This one answers for all of them; torch's launcher, which
-    # would answer with a traceback, is told to listen to SIGINT alone, which nobody sends to it.
-    environment = dict(os.environ) | {_LAUNCHED: str(os.getpid()), "PET_SIGNALS_TO_HANDLE": "SIGINT", _TOLD: str(told)}
-    if on_cpu:
-        environment |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        "--num_processes",
-        str(processes),
-        "--num_machines",
-        "1",
-        "--main_process_port",
-        "0",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "-m",
-        "hfsyn",
-        *arguments,
-    ]
-
-    def prepare() -> None:
-        die_with_parent()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    # A session of its own: Ctrl-C comes to this process alone, which then ends the others without their tracebacks.
-    child = subprocess.Popen(command, env=environment, preexec_fn=prepare, start_new_session=True)
-    try:
-        return child.wait()
-    finally:
-        if child.poll() is None:
-            # Every process here may be killed at any moment and loses one shard at most.
-            child.kill()
-            child.wait()
-
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends, so that a killed run leaves nobody at work."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
-
-
-class Terminated(BaseException):
-    """SIGTERM came: a preemption, a time limit, a shutdown. Like Ctrl-C, no error of the work and none to be caught."""
-
-
-@contextlib.contextmanager
-def heeding_termination() -> Iterator[None]:
-    """Let SIGTERM raise `Terminated` in the main thread, so that what is under way is given up in good order.
-
-    Python looks at signals between two steps of the main thread only, and a step may be long (a kernel, a slow disk),
-    or the exception may be lost in a library's callback. So a thread sees to it that the process is gone `GRACE`
-    seconds after the signal, whatever it is doing: nothing is lost by that but the shards in hand.
-
-    Does nothing outside the main thread.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    bell, rope = socket.socketpair()
-    rope.setblocking(False)
-    heard = False
-
-    def raise_terminated(number: int, frame: FrameType | None) -> None:
-        nonlocal heard
-        heard = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one must not break the ending off
-        raise Terminated
-
-    def watch() -> None:
-        while number := bell.recv(1):
-            if number[0] == signal.SIGTERM:
-                time.sleep(GRACE)
-                say_terminated()
-                os._exit(ExitCode.TERMINATED)
-
-    watcher = threading.Thread(target=watch, daemon=True, name="termination")
-    handler = signal.signal(signal.SIGTERM, raise_terminated)
-    wakeup = signal.set_wakeup_fd(rope.fileno(), warn_on_full_buffer=False)
-    watcher.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(wakeup)
-        if not heard:
-            signal.signal(signal.SIGTERM, handler)
-        rope.close()  # the watcher ends, unless it has begun to count
-
-
-_terminated_is_said = threading.Event()
-
-
-def say_terminated() -> None:
-    """Say once, in the process that talks to the user, what SIGTERM has done."""
-    if os.environ.get("RANK", "0") == "0" and not is_child() and not _terminated_is_said.is_set():
-        _terminated_is_said.set()
-        print("Terminated. The work so far is kept; the same command continues it.", file=sys.stderr, flush=True)
-
-
-def join_launcher() -> None:
-    """Called first by every command: end with the launcher, and refuse one that started less than it was asked for.
-
-    Raises:
-        HfsynError: ``accelerate launch --cpu --num_processes N`` starts one process, whatever N is, and says nothing.
-    """
-    if is_child():
-        die_with_parent()
-        if _is_orphaned():  # the parent was gone before the line above
-            os._exit(1)
-    if is_launched() and "WORLD_SIZE" not in os.environ and (asked := processes_asked_for()) > 1:
-        raise HfsynError(
-            f"accelerate launch was asked for {asked} processes and started one: on a CPU it does so without a word.",
-            f"Use `hfsyn ... --num-processes {asked}`, or "
-            f"ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked} -m hfsyn ...",
-        )
-
-
-def _is_orphaned() -> bool:
-    """Whether this process, which `launch` started through accelerate, has lost its parent.
-
-    Orphans go to process 1 or to whoever collects them (a container's or a scheduler's own process), so it is asked
-    whether the parent is still a child of the process that called `launch`.
-    """
-    try:
-        fields = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return os.getppid() == 1
-    return fields[1] != os.environ[_LAUNCHED]
-
-
-def is_child() -> bool:
-    """Whether `launch` started this process, so that its parent says what there is to say."""
-    return bool(os.environ.get(_LAUNCHED)) and is_launched()
+def pool_threads() -> int:
+    """Threads that decode or encode in this process: its share of the cores less one, 2 to 16."""
+    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(2, min(16, share - 1))

@@ -46,7 +46,7 @@ from builders.wording import first_line
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.models.batch_sizes import is_out_of_memory, release_memory
 from hfsyn.runs.options import WorkOptions
-from hfsyn.software import describe_device
+from hfsyn.workers import describe_device
 
 T = TypeVar("T")
 

@@ -193,7 +193,7 @@ def make_sidecars(run: Run) -> None:
 
 def sidecar(run: Run, stage: str, at: tuple[int, int], size: int) -> Sidecar:
     from builders.runs.layout import Sidecar
-    from hfsyn.software import software
+    from hfsyn.workers import software
 
     start, stop = at
     counts = Counter(random.Random(start).choices(sorted(run.classes), k=stop - start))

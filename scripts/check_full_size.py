@@ -36,7 +36,7 @@ from builders.wording import first_line
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.models.batch_sizes import is_out_of_memory, release_memory
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart
-from hfsyn.software import describe_device
+from hfsyn.workers import describe_device
 
 COUNT = 32
 

@@ -156,7 +156,7 @@ def _writer(name: str, folder: Path, strategy: str) -> Callable[[Any, int, int],
     """The model's own ``generate`` about one class."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-    from hfsyn.captions.instructions import request
+    from hfsyn.captions.text_writer import request
 
     auto = AutoModelForSeq2SeqLM if name == "t5" else AutoModelForCausalLM
     model, tokenizer = auto.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)

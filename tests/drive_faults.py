@@ -7,7 +7,7 @@ line for each shard that it writes. The faults are
 
 - pause: seconds that each batch takes
 - stuck_after, stuck_in: after that many shards `generate` or `write` does not come back from a call outside Python
-- grace: seconds in place of `hfsyn.workers.GRACE`
+- grace: seconds in place of `hfsyn.launching.GRACE`
 - silence: seconds in place of `hfsyn.runs.claims.SILENCE`
 - memory: images that fit into the memory at once
 - clock: seconds by which the clock jumps forth and back at every look
@@ -32,9 +32,9 @@ from PIL import Image
 import hfsyn.building
 import hfsyn.captions.caption_stage
 import hfsyn.images.generate_stage
+import hfsyn.launching
 import hfsyn.runs.claims
 import hfsyn.runs.stage
-import hfsyn.workers
 from hfsyn.cli import main
 from hfsyn.images.generator import Generated
 
@@ -105,7 +105,7 @@ def live(order: dict[str, Any]) -> None:
     os.dup2(os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.environ.update(order["environment"])
     FAULTS.update(order["faults"], log=order["log"])
-    hfsyn.workers.GRACE = FAULTS.get("grace", hfsyn.workers.GRACE)
+    hfsyn.launching.GRACE = FAULTS.get("grace", hfsyn.launching.GRACE)
     hfsyn.runs.claims.SILENCE = FAULTS.get("silence", hfsyn.runs.claims.SILENCE)
     if "clock" in FAULTS:
         time.time = Clock()

@@ -1,7 +1,7 @@
 """Images that a model refuses: set aside with the reason, one by one; but a model that takes none is broken.
 
-A batch that fails is asked again in halves of the same size, filled up, until the images are found that it fails for;
-the others get the captions that they would have had.
+A batch that fails is asked again in halves, padded to the same size, until the images are found that it fails for; the
+others get the captions that they would have had.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from hfsyn.runs.run import REFUSES
 T = TypeVar("T")
 MOST = 32
 """Images that a model may refuse before it has taken any."""
-_PLACE = re.compile(r"(?<![\w/])(?:[A-Za-z]:\\|/|~/)[^\s'\",;:)]+")
+_PATH = re.compile(r"(?<![\w/])(?:[A-Za-z]:\\|/|~/)[^\s'\",;:)]+")
 
 
-def reason_of(error: Exception) -> str:
-    """Why an image is set aside, in a few words, without places of this machine."""
-    said = error.reason if isinstance(error, Refused) else _PLACE.sub("...", first_line(error))
-    return f"{REFUSES}: {' '.join(said.split())[:160]}"
+class Reason(str):
+    """Why the text is missing."""
+
+    __slots__ = ()
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an error may be one image's fault: neither a lack of memory, nor said to the user already."""
+    """Whether an error may be one image's fault: neither a lack of memory, nor a message for the user already."""
     return not is_out_of_memory(error) and (isinstance(error, Refused) or not isinstance(error, HfsynError))
 
 
@@ -37,11 +37,11 @@ class Tally:
     """What a model took and refused in this process. Images are looked at by one thread, and asked about by another.
 
     Args:
-        model: its name; empty where none is asked, and somebody's earlier captions are taken.
+        model: its name; empty where no model is asked, and earlier captions are taken.
         elsewhere: whether it has taken an image in another process, or earlier.
     """
 
-    def __init__(self, model: str, elsewhere: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, model: str, elsewhere: Callable[[], bool]) -> None:
         self._model, self._elsewhere = model, elsewhere
         self.looked = 0
         """Images that the model's processor took."""
@@ -55,12 +55,14 @@ class Tally:
         return bool(self._model and self._refused) and not self.taken and not self._elsewhere()
 
     def refuse(self, error: Exception, *, asked: bool) -> str:
-        """The reason, for an image that is set aside; `asked`: by the model itself, its processor took it.
+        """The reason, for an image that is set aside, without paths of this machine; `asked`: by the model itself,
+        whose processor took it.
 
         Raises:
-            HfsynError: so many were refused, and none was taken.
+            HfsynError: many were refused, and none was taken.
         """
-        reason = reason_of(error)
+        said = error.reason if isinstance(error, Refused) else _PATH.sub("...", first_line(error))
+        reason = f"{REFUSES}: {' '.join(said.split())[:160]}"
         self._refused.append(reason)
         known = self.taken if asked else self.looked
         if self._model and len(self._refused) >= MOST and not known and not self._elsewhere():
@@ -68,7 +70,7 @@ class Tally:
         return reason
 
     def broken(self) -> HfsynError:
-        """What to say of a model that has taken no image."""
+        """The error of a model that has taken no image."""
         return HfsynError(
             f"{self._model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}.",
             "Nothing was set aside. Name another caption.model, or check the images.",
@@ -77,18 +79,14 @@ class Tally:
     def asked(
         self, ask: Callable[[Sequence[T]], Sequence[str | None]], items: Sequence[T]
     ) -> list[str | Reason | None]:
-        """The text of each item, or why the model refuses it.
-
-        Args:
-            ask: the model, about some of them; runs out of memory where it does.
-            items: at least one.
+        """The text of each of at least one item, or why the model refuses it.
 
         Raises:
             HfsynError: the model is broken.
         """
         try:
             texts = list(ask(items))
-        except Exception as error:  # whatever the libraries raise where one image is at fault
+        except Exception as error:  # libraries raise anything where one image is at fault
             if not is_refusal(error):
                 raise
             if len(items) == 1:
@@ -98,9 +96,3 @@ class Tally:
             return list(texts)
         half = (len(items) + 1) // 2
         return [*self.asked(ask, items[:half]), *self.asked(ask, items[half:])]
-
-
-class Reason(str):
-    """Why the text is missing."""
-
-    __slots__ = ()

@@ -1,7 +1,7 @@
-"""New tokens of captioners and language models: the likeliest, beams, or drawn by a generator of each row's own.
+"""What captioners and language models have in common: loading, a first try, and how new tokens are chosen.
 
-*Drawing.* transformers draws all rows of a batch from one stream of chance, so that a text would depend on its
-companions. Here a row has ``torch.Generator("cpu").manual_seed(s)``, with s made by the rule of the seed (see
+transformers draws all rows of a batch from one stream of random numbers, so that a text would depend on the other rows.
+Here a row has ``torch.Generator("cpu").manual_seed(s)``, with s made by the rule of the seed (see
 `hfsyn.rules`) from ``hfsyn-caption-v1``, the recipe's seed and the source id. For each token it gives one number
 in [0, 1), and the token is the first, in the vocabulary's order, up to which the probabilities sum to more than that.
 They are the softmax of the logits over the temperature; with top_p, of the fewest likeliest tokens that make up that
@@ -14,13 +14,16 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from builders.wording import first_line
 from hfsyn.errors import HfsynError
-from hfsyn.images.noise import global_states
+from hfsyn.images.trial import global_states
 from hfsyn.models.batch_sizes import BatchSize
+from hfsyn.models.finding import loading, unloadable
 from hfsyn.recipes.recipe import CaptionPart
+
+Kind = Literal["captioner", "language model"]
 
 FEW = 2
 """New tokens with which a model is tried."""
@@ -28,11 +31,8 @@ NOT_FINITE = "the values that the model computes are not finite"
 
 
 class Refused(HfsynError):  # noqa: N818 (a verdict on what was asked)
-    """A model cannot do what it is asked; where it can do other things, what it was asked is at fault.
-
-    Args:
-        reason: of a few words, without the model.
-        message, hint: see `HfsynError`.
+    """A model cannot do what it is asked, though it may be able to do other things; `reason` says why in a few words,
+    without the model's name.
     """
 
     def __init__(self, reason: str, message: str, hint: str) -> None:
@@ -42,13 +42,7 @@ class Refused(HfsynError):  # noqa: N818 (a verdict on what was asked)
 
 
 class DrawEach:
-    """A logits processor after which the likeliest token of each row is the drawn one.
-
-    Args:
-        seeds: one for each row.
-        top_p: above 0 to 1.
-        temperature: above 0.
-    """
+    """A logits processor after which the likeliest token of each row is the one drawn with its seed."""
 
     def __init__(self, seeds: Sequence[int], *, top_p: float, temperature: float) -> None:
         import torch
@@ -61,12 +55,12 @@ class DrawEach:
         """Scores (rows x vocabulary) of which all but the drawn token's are minus infinity."""
         import torch
 
-        # Float64, which some devices do not have, so that the last bits of a sum decide as little as can be.
+        # Float64, which some devices do not have, so that the last bits of a sum decide as little as possible.
         logits = scores if scores.device.type in ("cpu", "cuda") else scores.cpu()
         likely = torch.softmax(logits.double() / self._temperature, dim=-1)
         if self._top_p < 1:
             sizes, order = likely.sort(dim=-1, descending=True, stable=True)
-            beyond = sizes.cumsum(-1) - sizes >= self._top_p  # what stands before a token is enough without it
+            beyond = sizes.cumsum(-1) - sizes >= self._top_p  # the tokens before it are enough
             likely = likely.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0)
         chance = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in self._generators])
         sums = likely.cumsum(-1)
@@ -76,34 +70,29 @@ class DrawEach:
 
 
 class _Watch:
-    """Notes how many tokens stand before the first new one, and whether all scores were finite.
+    """Notes how many tokens come before the first new one, and whether all scores were finite.
 
     Models differ in what `generate` gives back of its prompt (all of it, all but its last token, none, a start token);
     what decoding starts from is the same everywhere.
     """
 
     def __init__(self) -> None:
-        self.given = 0
+        self.given: int | None = None
         self.finite: Any = True
-        """A tensor of one truth value after the first step: the device need not be waited for at each."""
-        self._seen = False
+        """After the first step a tensor of one truth value, so that the device is not waited for at each."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         # Forbidden tokens have a score of minus infinity; the likeliest one is finite, or NaN where any is.
         finite = scores.amax(-1).isfinite().all()
-        if not self._seen:
-            self.given, self._seen = input_ids.shape[1], True
+        if self.given is None:
+            self.given = input_ids.shape[1]
         self.finite = finite & self.finite
         return scores
 
 
 def ready(model: Any, inputs: dict[str, Any], *, pin: bool = True) -> dict[str, Any]:
-    """The tensors among the inputs as the model takes them, still on the CPU; may be called in any thread.
-
-    Args:
-        model: with its weights.
-        inputs: by name, on the CPU; what is no tensor is left out.
-        pin: for an NVIDIA GPU, copy into memory from which it reads by itself.
+    """The tensors among the inputs in the model's dtype, still on the CPU; may be called in any thread. With `pin` they
+    are copied into memory from which an NVIDIA GPU reads by itself.
     """
     import torch
 
@@ -111,14 +100,14 @@ def ready(model: Any, inputs: dict[str, Any], *, pin: bool = True) -> dict[str, 
     cast = {name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
     if not pin or model.device.type != "cuda":
         return cast
-    # Which GPU is the current one is told to each thread by itself; one that was told nothing would begin on the first.
+    # Each thread has its own current GPU, which is the first one until it is set.
     with torch.cuda.device(model.device):
         return {name: value.pin_memory() for name, value in cast.items()}
 
 
 def taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    """What of a processor's or tokenizer's output goes into ``generate``: all, but what only training reads, and the
-    segments that some tokenizers number though the model has none.
+    """What of a processor's or tokenizer's output goes into ``generate``: all but what only training reads, and the
+    segment ids that some tokenizers make though the model has no segments.
     """
     known = inspect.signature(model.forward).parameters
     unread = {"labels"} | ({"token_type_ids"} - known.keys())
@@ -144,7 +133,7 @@ def new_tokens(
     import torch
 
     moved = {
-        # Nobody waits for the copy of pinned memory; work on the device is done in order.
+        # The copy of pinned memory is not waited for; the device works in order.
         name: value.to(model.device, non_blocking=value.is_pinned())
         for name, value in ready(model, inputs, pin=False).items()
     }
@@ -200,11 +189,11 @@ def room(model: Any, part: CaptionPart, asked: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Names of weights that play no part in what a model says."""
+    """Names of weights that are not used for what a model says."""
 
-    unused: tuple[str, ...] = ()
+    unused: Sequence[str]
     """In the checkpoint, and the network has no place for them."""
-    missing: tuple[str, ...] = ()
+    missing: Sequence[str]
     """In the network, not in the checkpoint, and nothing that was said so far depends on them."""
 
     def counts(self) -> dict[str, int]:
@@ -213,58 +202,70 @@ class Idle:
         return {kind: len(names) for kind, names in kinds.items() if names}
 
 
-def loaded(auto: Any, where: str, part: CaptionPart, kind: str, options: dict[str, Any]) -> tuple[Any, Idle]:
-    """A model with its weights, through an auto class of transformers, and which of them play no part.
+def loaded(
+    part: CaptionPart, kind: Kind, parts: Callable[[str, dict[str, Any]], tuple[Any, Any]], *, allow_pickle: bool
+) -> tuple[Any, Any, Idle]:
+    """The processor or tokenizer of a model, its network with the weights, and which of these are not used.
 
-    transformers fills up what a checkpoint lacks with random numbers. Here they are NaN, so that a text that depends on
-    one of them is noticed, when the model is tried or, at the latest, when the text is made.
+    transformers fills in random numbers for what a checkpoint lacks. Here they become NaN, so that a text that depends
+    on one of them is noticed, when the model is tried or, at the latest, when the text is made.
+
+    `parts` loads the processor or tokenizer from a place with options, and names the network's auto class.
 
     Raises:
-        HfsynError: it has lost so many weights that its texts would be random.
+        HfsynError: it cannot be loaded, or has lost so many weights that its texts would be random.
     """
     import torch
+    import transformers
 
-    model, report = auto.from_pretrained(where, dtype=getattr(torch, part.dtype), output_loading_info=True, **options)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    where, options = loading(part.model, part.revision, kind, allow_pickle=allow_pickle)
+    try:
+        processor, auto = parts(where, {name: value for name, value in options.items() if name != "use_safetensors"})
+        model, report = auto.from_pretrained(
+            where, dtype=getattr(torch, part.dtype), output_loading_info=True, **options
+        )
+    except HfsynError:
+        raise
+    except Exception as error:  # each library has its own exception for what is wrong with a model's files
+        raise unloadable(part.model, kind, error) from error
     missing = sorted(report["missing_keys"])
     # Old checkpoints may lack a pooler that generation never uses; a tenth is another architecture.
     if len(missing) * 10 > len(model.state_dict()):
-        raise lacking(part, kind, missing)
+        raise _lacking(part, kind, missing)
     parameters = dict(model.named_parameters())
     empty = [name for name in missing if name in parameters]  # buffers are computed, and always the same
     with torch.no_grad():
         for name in empty:
             parameters[name].fill_(torch.nan)
-    return model, Idle(tuple(sorted(report["unexpected_keys"])), tuple(empty))
+    return processor, model, Idle(sorted(report["unexpected_keys"]), empty)
 
 
-def lacking(part: CaptionPart, kind: str, missing: Sequence[str]) -> HfsynError:
-    """What to tell of a model that has lost weights on which its texts depend."""
+def _lacking(part: CaptionPart, kind: Kind, missing: Sequence[str]) -> HfsynError:
+    """The error of a model that has lost weights on which its texts depend."""
     return HfsynError(
         f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}.",
         "Name a complete checkpoint.",
     )
 
 
-def tried(ask: Callable[[], Any], part: CaptionPart, kind: str, idle: Idle, *, first: bool = False) -> None:
-    """Let a model say a little, so that whatever is wrong with it is said before anything costly.
+def tried(ask: Callable[[], Any], part: CaptionPart, kind: Kind, idle: Idle, *, first: bool = False) -> None:
+    """Let a model say a little, so that it fails before anything costly is done.
 
     Raises:
-        HfsynError: it cannot; or, the `first` time, when nobody else is at work, it draws random numbers of its own.
+        HfsynError: it fails; or, the `first` time, when no other thread is at work, it draws random numbers of its own.
     """
     before = global_states() if first else None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a few tokens, where its settings want more
             BatchSize(1).run(lambda _: ask())
-    except Refused as error:
-        if idle.missing and error.reason == NOT_FINITE:
-            raise lacking(part, kind, idle.missing) from None
+    except HfsynError as error:
+        if idle.missing and isinstance(error, Refused) and error.reason == NOT_FINITE:
+            raise _lacking(part, kind, idle.missing) from None
         raise
-    except HfsynError:
-        raise
-    except (
-        Exception
-    ) as error:  # whatever is wrong with a model, each part of the libraries has its own exception for it
+    except Exception as error:  # of any kind: each library has its own
         raise HfsynError(
             f"{part.model} fails as a {kind} in a first try: {type(error).__name__}: {first_line(error)[:200]}",
             "See whether transformers itself runs it; name another caption.model.",

@@ -28,8 +28,7 @@ from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.rules import order_of
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
-from hfsyn.software import describe_device, software
-from hfsyn.workers import check_device, pick_device
+from hfsyn.workers import check_device, describe_device, pick_device, software
 
 Verdict = Literal["byte-equal", "equal up to rounding", "different"]
 

@@ -163,7 +163,6 @@ speed_options = together(
     click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
     click.option(
         "--allow-pickle-weights",
-        "allow_pickle",
         is_flag=True,
         help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
     ),

@@ -96,8 +96,8 @@ def plan(
     from hfsyn.runs.options import WorkOptions
 
     chosen, given = chosen_recipe(recipe, given)
-    options, left = WorkOptions.taken_from(given)
-    if count is None and (options != WorkOptions() or num_processes or left["device"]):
+    options = WorkOptions(**given)
+    if count is None and (options != WorkOptions() or num_processes):
         raise click.UsageError("Devices, processes and speed are for --probe N.")
     found = forecast(chosen, out, price=price)
     facts, lines = found.as_dict(), [found.text()]
@@ -106,8 +106,8 @@ def plan(
         from hfsyn.progress import teller
         from hfsyn.workers import check_device
 
-        check_device(left["device"])
-        measured = probe(chosen, count, device=left["device"], options=options, say=teller(as_json))
+        check_device(options.device)
+        measured = probe(chosen, count, options=options, say=teller(as_json))
         projection = measured.projected(found.real_images, found.images, num_processes or 1, price)
         facts["probe"] = asdict(measured) | asdict(projection)
         lines += [f"measured      {measured.text()}", f"projected     {projection.text()}"]

@@ -201,8 +201,9 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     from hfsyn.judging.train.folders import RESULTS, check_folder
     from hfsyn.judging.train.loop import open_training
     from hfsyn.judging.train.model_card import check_push
+    from hfsyn.launching import launch, stopped
     from hfsyn.recipes.training_recipe import dump_train_config
-    from hfsyn.workers import check_device, launch, stopped
+    from hfsyn.workers import check_device
 
     # What is wrong is reported here, once, and not by every process.
     check_folder(Path(options["out"]), config, options["overwrite"])
@@ -282,7 +283,7 @@ def _launch_evaluation(processes: int, device: str | None, out: str | None, argu
     from pathlib import Path
 
     from builders.files import atomic_text
-    from hfsyn.workers import launch, stopped
+    from hfsyn.launching import launch, stopped
 
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"

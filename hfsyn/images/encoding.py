@@ -1,14 +1,13 @@
 """The one path from pixels to stored bytes, for real and synthetic images alike.
 
 A classifier that sees real and synthetic images stored in different ways learns the difference in storage (arXiv
-2403.17608), so both go through here.
+2403.17608).
 """
 
 from __future__ import annotations
 
 import io
 import os
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +20,19 @@ Pixels = npt.NDArray[np.uint8]
 
 _OWN_SIZE = 1 / 30
 """An image whose scale is this near to 1 would hardly be resampled."""
+_SUFFIX = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 
-SUFFIX = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
+
+def stored_name(sample_id: str, store: StorePart) -> str:
+    """The file name of a stored image."""
+    return sample_id.replace("/", "_").replace("#", "_") + _SUFFIX[store.format]
 
 
 def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """A real image at the size of synthetic ones: the middle of it in their shape, always resampled (Lanczos).
+    """An RGB image at the size of synthetic ones: the middle of it in their shape, always resampled (Lanczos).
 
     A photograph that happens to have the size is resampled too, from a thirtieth less of it: left as it is, it would
-    keep the whole 8 x 8 grid of the JPEG file that it comes from, which no synthetic image has.
-
-    Args:
-        image: RGB.
-        width: in pixels.
-        height: in pixels.
+    keep the whole 8 x 8 grid of its JPEG file, which no synthetic image has.
     """
     scale = min(image.width / width, image.height / height)
     if abs(scale - 1) < _OWN_SIZE:
@@ -59,26 +57,16 @@ def encode(image: Pixels | Image.Image, store: StorePart) -> bytes:
         scale = store.size / min(picture.size)
         size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    if store.format == "jpeg":
-        return _saved_to_a_file(picture, quality=store.quality, subsampling=store.subsampling)
-    out = io.BytesIO()
-    if store.format == "png":
-        # Level 1: a third of the default's time for a few per cent more bytes.
-        picture.save(out, "PNG", compress_level=1)
-    else:
-        picture.save(out, "WEBP", lossless=True, method=0)
-    return out.getvalue()
-
-
-def _saved_to_a_file(picture: Image.Image, **options: Any) -> bytes:
-    """A JPEG by way of a file in memory: Pillow's encoder lets other threads run (without the GIL) only while it writes
-    to a real file. So several threads encode at once, and the thread that keeps the device busy is not held up.
-    """
-    if not hasattr(os, "memfd_create"):  # not Linux
-        out = io.BytesIO()
-        picture.save(out, "JPEG", **options)
-        return out.getvalue()
-    with os.fdopen(os.memfd_create("jpeg"), "w+b") as file:
-        picture.save(file, "JPEG", **options)
-        file.seek(0)
-        return file.read()
+    # Pillow's JPEG encoder lets other threads run (without the GIL) only while it writes to a real file. With a file in
+    # memory several threads encode at once, and the thread that keeps the device busy is not held up.
+    in_file = store.format == "jpeg" and hasattr(os, "memfd_create")  # of Linux
+    with os.fdopen(os.memfd_create("jpeg"), "w+b") if in_file else io.BytesIO() as out:
+        if store.format == "jpeg":
+            picture.save(out, "JPEG", quality=store.quality, subsampling=store.subsampling)
+        elif store.format == "png":
+            # Level 1: a third of the default's time for a few per cent more bytes.
+            picture.save(out, "PNG", compress_level=1)
+        else:
+            picture.save(out, "WEBP", lossless=True, method=0)
+        out.seek(0)
+        return out.read()

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from builders.images.decoding import decoded
 from builders.runs import layout
 from builders.runs.schema import synthetic_features
+from builders.sources.rows import SourceRow
+from hfsyn.errors import HfsynError
 from hfsyn.images.generator import DiffusersGenerator, ImageGenerator, fitting
-from hfsyn.images.rows import synthetic_rows
-from hfsyn.images.shard_writer import Production, Work
-from hfsyn.images.start_images import SourcePictures
+from hfsyn.images.production import Production, Work
 from hfsyn.images.tuning import PLAIN, tuning_of
 from hfsyn.models.batch_sizes import BatchSize, choose, release_memory
-from hfsyn.runs.budget import Budget
-from hfsyn.runs.claims import Claims, Patience
-from hfsyn.runs.options import DEFAULTS, WorkOptions
-from hfsyn.runs.overwriting import working_in
+from hfsyn.runs.options import WorkOptions, select
 from hfsyn.runs.plan import write_plan
-from hfsyn.runs.run import Run, load_run, select
+from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import SampleSpec
 from hfsyn.runs.stage import Stage
@@ -28,21 +34,18 @@ from hfsyn.workers import current_worker, pick_device
 
 KEPT_PARAMETERS = 2 * 10**8
 """A model of fewer waits in memory while captions are made; a larger one is loaded again."""
+_THREADS = 4
 
 
-def loaded_generator(run: Run, *, device: str | None, options: WorkOptions) -> ImageGenerator:
-    """The recipe's model on its device, tried out; what of it is not used is said.
-
-    Raises:
-        HfsynError: see `DiffusersGenerator`.
-    """
-    where = pick_device(device)
+def loaded_generator(run: Run, options: WorkOptions) -> ImageGenerator:
+    """The recipe's model on its device, tried out; what is not used of it is printed."""
+    device = pick_device(options.device)
     found = DiffusersGenerator(
         run.recipe.generate,
         run.recipe.prompt.negative,
-        where,
-        allow_pickle=options.allow_pickle,
-        tuning=tuning_of(options, where),
+        device,
+        allow_pickle=options.allow_pickle_weights,
+        tuning=tuning_of(options, device),
     )
     if current_worker().is_main:
         for what, count in getattr(found, "left_out", {}).items():
@@ -50,13 +53,9 @@ def loaded_generator(run: Run, *, device: str | None, options: WorkOptions) -> I
     return found
 
 
-def tried_generator(run: Run, *, device: str | None, options: WorkOptions) -> ImageGenerator | None:
-    """The model tried out before anything costly is done with its captions; None where it is too large to be kept.
-
-    Raises:
-        HfsynError: see `DiffusersGenerator`.
-    """
-    found = loaded_generator(run, device=device, options=replace(options, compile=False))
+def tried_generator(run: Run, options: WorkOptions) -> ImageGenerator | None:
+    """The model, tried out before anything costly is done; None where it is too large to be kept."""
+    found = loaded_generator(run, replace(options, compile=False))
     if options.compile or getattr(found, "parameters", 0) > KEPT_PARAMETERS:
         del found
         release_memory()
@@ -67,76 +66,90 @@ def tried_generator(run: Run, *, device: str | None, options: WorkOptions) -> Im
 def generate(
     run: Run | str | Path,
     *,
-    device: str | None = None,
-    shards: str | None = None,
-    quiet: bool = False,
-    options: WorkOptions = DEFAULTS,
     generator: ImageGenerator | None = None,
+    options: WorkOptions | None = None,
+    **more_options: Any,
 ) -> None:
     """Make the images of the plan. The plan is written first, if it is not there and all captions are.
 
     Args:
         run: a prepared run or its folder.
-        device: a torch device; None picks one.
-        shards: ``A:B`` works on these shards only.
-        quiet: no progress.
-        options: how fast and how long to work; with a budget that is spent the stage ends before all shards are done.
         generator: one that is loaded already, or in place of the recipe's model (for tests).
+        options: where, how fast and how long to work; when the budget is spent the stage ends with shards left.
+        more_options: fields of `WorkOptions` in place of those of `options`.
 
     Raises:
         HfsynError: captions are missing, or the model is refused; see `DiffusersGenerator`.
     """
     run = run if isinstance(run, Run) else load_run(run)
+    options = replace(options or WorkOptions(), **more_options)
     write_plan(run)
-    paths = select(run.data_shards(), shards)
+    paths = select(run.data_shards(), options.shards)
     if not pending(paths):
         return
     if generator is None:
-        generator = loaded_generator(run, device=device, options=options)
-    where, tuning = getattr(generator, "device", "cpu"), getattr(generator, "tuning", PLAIN)
+        generator = loaded_generator(run, options)
+    device, tuning = getattr(generator, "device", "cpu"), getattr(generator, "tuning", PLAIN)
     unused: Mapping[str, int] = getattr(generator, "left_out", {})
-    stage = Stage(run, "generate", where)
-    part = run.recipe.generate
-    size = BatchSize(choose(options.batch_size, part.batch_size, where, generator, guided=part.guidance_scale > 1))
-    total = run.planned_rows or 0
     schema = synthetic_features(run.class_names).arrow_schema
+    stage = Stage(run, "generate", options, paths, schema, device, tuning.record(), unused)
+    recipe, part, max_tokens = run.recipe, run.recipe.generate, generator.max_tokens
+    size = BatchSize(choose(options.batch_size, part.batch_size, device, generator, guided=part.guidance_scale > 1))
     pictures = SourcePictures(run, fitting(generator)) if part.init == "source" else None
 
-    with working_in(run.folder, run.mark), stage.progress("generating", paths, total, quiet=quiet) as progress:
+    def write(work: Work) -> None:
+        stage.write(work.shard, *work.rows(max_tokens, recipe), work.grid, work.seconds)
 
-        def write(work: Work) -> None:
-            results = [work.results[spec.sample_id] for spec in work.specs]
-            rows, rejected = synthetic_rows(work.specs, results, work.tokens, generator.max_tokens, run.recipe)
-            stage.write(
-                work.claim.path,
-                work.start,
-                work.stop,
-                rows,
-                rejected,
-                schema,
-                work.seconds,
-                grid=tuple(work.grid),
-                options=tuning.record(),
-                unused_weights=unused,
-            )
-            progress.shard_done(len(rows))
+    with (
+        stage.at_work("generating") as progress,
+        Production(generator, recipe, size, write, progress.add, pictures) as production,
+    ):
+        # Before this process waits for the shards of others, it finishes its own.
+        for shard in stage.shards(stage.mine(), before_waiting=production.finish):
+            specs = [SampleSpec(**{**line, "caption_flags": tuple(line["caption_flags"])}) for line in shard.lines]
+            production.add(Work(shard, specs))
 
-        with Production(generator, run.recipe, size, write, progress.add, pictures=pictures) as production:
-            budget = Budget(options)
-            taking = Claims(run.folder, stage.mine(paths), stage="generate")
-            patience = Patience(taking, look=progress.look)
-            while True:
-                claim = taking.take()
-                if claim is None:
-                    # What is in this process's own hands must not be waited for.
-                    production.finish()
-                    if not taking.in_other_hands:
-                        break
-                    patience.wait()
-                    continue
-                if not budget.allows_another():
-                    claim.release()
-                    break
-                start, stop, lines = run.shard_lines(claim.path, layout.PLAN, total)
-                specs = [SampleSpec(**{**line, "caption_flags": tuple(line["caption_flags"])}) for line in lines]
-                production.add(Work(claim, start, stop, specs))
+
+class SourcePictures:
+    """Gives the real image of each spec, in order, decoded and cut down by `fit`; refuses one that has changed since it
+    was captioned. Keeps about 200 bytes for each real image in memory.
+    """
+
+    def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image]) -> None:
+        self._fit = fit
+        self._source = run.open_source()
+        self._index = pq.read_table(run.checked(layout.SOURCE))
+        columns = ["source_id", "source_sha256"]
+        captions = pa.concat_tables(
+            [pq.read_table(shard, columns=columns) for shard in run.caption_shards()], promote_options="permissive"
+        )
+        self._sha256 = captions.combine_chunks()
+        self._pool = ThreadPoolExecutor(_THREADS, "decode")
+
+    def __call__(self, specs: Sequence[SampleSpec]) -> list[Image.Image]:
+        """The images."""
+        ids = pa.array(list(dict.fromkeys(spec.source_id for spec in specs)))
+        lines = self._index.take(pc.index_in(ids, value_set=self._index["source_id"])).to_pylist()
+        known = self._sha256.take(pc.index_in(ids, value_set=self._sha256["source_id"]))["source_sha256"].to_pylist()
+        # Neighbours in the source are read together.
+        order = sorted(range(len(lines)), key=lambda i: (lines[i]["location"], lines[i]["row"]))
+        begun: list[Future[Image.Image]] = []
+        for i, row in zip(order, self._source.read(index_entries([lines[i] for i in order])), strict=True):
+            begun.append(self._pool.submit(self._decoded, row, known[i]))
+            if len(begun) > 2 * _THREADS:  # files are not read faster than they are decoded
+                begun[-2 * _THREADS].result()
+        images = {lines[i]["source_id"]: future.result() for i, future in zip(order, begun, strict=True)}
+        return [images[spec.source_id] for spec in specs]
+
+    def _decoded(self, row: SourceRow, sha256: str) -> Image.Image:
+        check_captioned(row, sha256)
+        with decoded(row.image) as image:
+            return self._fit(image)
+
+
+def check_captioned(row: SourceRow, sha256: str) -> None:
+    """Refuse a source row whose file is not the one that was captioned."""
+    if hashlib.sha256(row.image).hexdigest() != sha256:
+        raise HfsynError(
+            f"{row.source_id} is not the image that was captioned: the source has changed.", "Put it back as it was."
+        )

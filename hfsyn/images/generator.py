@@ -16,17 +16,15 @@ import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
 from hfsyn.images.conditioning import Conditioning, makes_embeddings
-from hfsyn.images.decoding import Levels, decode, fetch
-from hfsyn.images.denoising import denoise, guided_steps, is_guided
 from hfsyn.images.encoding import fitted
-from hfsyn.images.noise import OwnNoise
-from hfsyn.images.trial import PROMPT, Sketch, idle, try_out, unchecked
+from hfsyn.images.latents import Levels, decode, denoise, fetch, guided_steps, is_guided
+from hfsyn.images.trial import PROMPT, OwnNoise, Sketch, idle, size_refused, try_out
 from hfsyn.images.tuning import PLAIN, Tuning, kernels, tune
 from hfsyn.models.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.recipes.recipe import GeneratePart
 
 FLAT_RANGE = 4
-"""An image whose grey levels all lie within this range in each channel shows nothing: what a broken decoder paints."""
+"""An image whose grey levels all lie within this range in each channel shows nothing, as a broken decoder's do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +78,14 @@ class DiffusersGenerator:
     """Any text-to-image pipeline that ``AutoPipelineForText2Image`` loads.
 
     An image depends on its prompt, its seed, the recipe (and the real image that it starts from, where the recipe says
-    so) and, in the last bits, the size of its batch; its companions make no difference. The initial noise is drawn on
-    the CPU in the recipe's dtype. No watermark is put in, whether or not the optional library that SDXL takes for it is
-    installed.
+    so) and, in the last bits, the size of its batch; the other images make no difference. The initial noise is drawn on
+    the CPU in the recipe's dtype. SDXL's invisible watermark is never added.
 
     Args:
         recipe: model, revision, scheduler, steps, guidance, size, dtype, batch size, safety checker.
-        negative: negative prompt; None is the pipeline's own idea of none (the empty text, or zeros for SDXL).
+        negative: negative prompt; None is the pipeline's own default (the empty text, or zeros for SDXL).
         device: a torch device.
-        allow_pickle: read weights that are no safetensors too.
+        allow_pickle: also read weights that are not safetensors.
         tuning: how the device computes the model.
 
     Raises:
@@ -108,9 +105,9 @@ class DiffusersGenerator:
         tuning: Tuning = PLAIN,
     ) -> None:
         pipe, self.left_out = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
-        self._encodes = makes_embeddings(pipe)
-        self._recipe, self._negative = recipe, negative
-        self._check_guidance(pipe)
+        self._encodes, guided = makes_embeddings(pipe), is_guided(pipe, recipe)
+        self._recipe, self._negative, self.device = recipe, negative, device
+        self._check_guidance(pipe, guided=guided)
         self._size = size_of(pipe, recipe, whole=recipe.init == "source")
         if recipe.dtype == "float32":
             import torch
@@ -118,15 +115,7 @@ class DiffusersGenerator:
             torch.backends.cudnn.allow_tf32 = False  # convolutions would take ten bits of the 23
         self._pipe = pipe.to(device)
         self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
-        self.device = device
-        self._conditioning = Conditioning(
-            self._pipe,
-            recipe.model,
-            negative,
-            guided=is_guided(pipe, recipe),
-            device=device,
-            longest=recipe.max_sequence_length,
-        )
+        self._conditioning = Conditioning(self._pipe, recipe, negative, guided=guided)
         self._noise = None if self._encodes else OwnNoise(pipe)
         self.tuning = PLAIN
         self._try()
@@ -135,8 +124,8 @@ class DiffusersGenerator:
         if self._noise is not None:
             self._noise.attach()
 
-    def _check_guidance(self, pipe: Any) -> None:
-        """Refuse limits of the guidance where there is none to limit, or none of the steps lies within."""
+    def _check_guidance(self, pipe: Any, *, guided: bool) -> None:
+        """Refuse limits of the guidance where there is none to limit, or no step lies within them."""
         recipe = self._recipe
         start, stop = recipe.guidance_start, recipe.guidance_stop
         if (start, stop) == (0, 1):
@@ -144,7 +133,7 @@ class DiffusersGenerator:
         why = ""
         if not self._encodes:
             why = f"{recipe.model} is a {type(pipe).__name__}, whose guidance cannot be limited to some of the steps"
-        elif not is_guided(pipe, recipe):
+        elif not guided:
             why = f"{recipe.model} has no guidance to limit at generate.guidance_scale {recipe.guidance_scale:g}"
         elif not guided_steps(pipe, recipe):
             why = f"none of the {recipe.steps} steps lies between generate.guidance_start {start:g} and stop {stop:g}"
@@ -153,34 +142,40 @@ class DiffusersGenerator:
 
     def _try(self) -> None:
         """See `hfsyn.images.trial`."""
+        pipe = self._pipe
         sketch = Sketch(self._recipe, self._negative, self._size)
         if self._encodes:
-            taken = self._pipe.unet.config.in_channels
-            made = getattr(getattr(self._pipe.vae, "config", None), "latent_channels", taken)
+            taken = pipe.unet.config.in_channels
+            made = getattr(getattr(pipe.vae, "config", None), "latent_channels", taken)
             if taken != made:
                 raise HfsynError(
                     f"{self._recipe.model} has a unet for {taken} channels, and its vae makes {made}: it is made to "
                     "fill in or to edit images, and not to draw from text alone.",
                     "Name another generate.model.",
                 )
+        # The safety checker may flag so small a picture, and paints what it flags black.
+        checker = getattr(pipe, "safety_checker", None)
+        if checker is not None:
+            pipe.safety_checker = None
         if self._noise is not None:
             self._noise.attach()
         try:
-            with unchecked(self._pipe):
-                try_out(self._pipe, sketch, self._sketched, vary=not self._encodes)
+            try_out(pipe, sketch, self._sketched, vary=not self._encodes)
         finally:
             if self._noise is not None:
                 self._noise.detach()
+            if checker is not None:
+                pipe.safety_checker = checker
         self._conditioning.forget()
         if self._encodes and self._negative is not None and not self._conditioning.heeds_negative():
-            raise idle(sketch, "prompt.negative", type(self._pipe).__name__)
+            raise idle(sketch, "prompt.negative", type(pipe).__name__)
 
     def _sketched(self, sketch: Sketch) -> tuple[Any, list[str | None]]:
         """See `hfsyn.images.trial.Draw`."""
         import torch
         from PIL import Image
 
-        self._conditioning.forget()  # a text encoder may draw, too
+        self._conditioning.forget()  # a text encoder may draw noise, too
         prompts, starts = [PROMPT] * len(sketch.seeds), None
         if self._image_pipe is not None:
             grey = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")
@@ -225,24 +220,19 @@ class DiffusersGenerator:
         """
         import torch
 
-        if not 0 < len(prompts) == len(seeds) <= size:
-            raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds for a batch of {size}")
-        if (images is None) != (self._image_pipe is None) or (images is not None and len(images) != len(prompts)):
-            raise ValueError(f"{0 if images is None else len(images)} images for {len(prompts)} prompts")
         wanted = len(prompts)
-        starts = None
-        if images is not None:
-            starts = [*images, *[images[-1]] * (size - wanted)]
-        prompts = [*prompts, *[prompts[-1]] * (size - wanted)]
-        seeds = [*seeds, *[seeds[-1]] * (size - wanted)]
+        if not 0 < wanted == len(seeds) <= size:
+            raise ValueError(f"{wanted} prompts and {len(seeds)} seeds for a batch of {size}")
+        if (images is None) != (self._image_pipe is None) or (images is not None and len(images) != wanted):
+            raise ValueError(f"{0 if images is None else len(images)} images for {wanted} prompts")
+        short = size - wanted
+        prompts, seeds = [*prompts, *[prompts[-1]] * short], [*seeds, *[seeds[-1]] * short]
+        starts = None if images is None else [*images, *[images[-1]] * short]
         with torch.inference_mode(), kernels(self.tuning):
             try:
                 drawn, flagged = self._draw(prompts, seeds, starts)
             except ValueError as error:
-                raise HfsynError(
-                    f"{self._recipe.model} refuses the recipe: {' '.join(str(error).split())[:200]}",
-                    "Change generate.width, generate.height or generate.steps.",
-                ) from error
+                raise size_refused(self._recipe.model, error) from error
             arrive = fetch(drawn, wanted, signed=flagged is None)
         return lambda: self._settled(arrive, flagged)
 
@@ -264,20 +254,20 @@ class DiffusersGenerator:
     def _draw(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Any] | None, sketch: Sketch | None = None
     ) -> tuple[list[Any], list[bool] | None]:
-        """Images on the device: of -1 to 1; or of 0 to 1 with the safety checker's word, as a pipeline gives them."""
+        """Images on the device: of -1 to 1; or, from a pipeline's own call, of 0 to 1 with the checker's verdicts."""
         import torch
 
-        recipe, negative, size = self._recipe, self._negative, self._size
-        if sketch is not None:
-            recipe, negative, size = sketch.recipe, sketch.negative, dict(sketch.size)
+        wanted = sketch or Sketch(self._recipe, self._negative, self._size)
+        recipe = wanted.recipe
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         given = self._conditioning.of(prompts)
         if self._noise is None:
             start = None if starts is None else (self._image_pipe, starts)
-            latents = denoise(self._pipe, recipe, size, given, generators, start=start)
+            latents = denoise(self._pipe, recipe, wanted.size, given, generators, start=start)
             return decode(self._pipe, latents, generators), None
+        # The pipeline's own call.
         pipe: Any = self._pipe
-        more: dict[str, Any] = dict(size)
+        more: dict[str, Any] = dict(wanted.size)
         if sketch is not None and "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
             more["use_resolution_binning"] = False  # it would draw large, and make that small
         if starts is not None:
@@ -293,7 +283,7 @@ class DiffusersGenerator:
                 generator=generators,
                 num_inference_steps=recipe.steps,
                 output_type=form,
-                **call_options(pipe, recipe, negative, len(prompts)),
+                **call_options(pipe, recipe, wanted.negative, len(prompts)),
                 **more,
             )
         images = out.images if form == "pt" else torch.from_numpy(out.images).permute(0, 3, 1, 2)
@@ -301,7 +291,7 @@ class DiffusersGenerator:
         return [images], [bool(hit) for hit in hits or [False] * len(prompts)]
 
     def _flagged(self, pixels: npt.NDArray[np.uint8]) -> list[bool]:
-        """The safety checker's word on each image, looked for away from the thread that feeds the device."""
+        """The safety checker's verdict on each image, outside the thread that feeds the device."""
         import torch
         from PIL import Image
 
@@ -319,13 +309,7 @@ class DiffusersGenerator:
 
 
 def problem_of(span: int, *, finite: bool, flagged: bool) -> str | None:
-    """Why an image must not be kept: the safety checker's word, numbers that are none, or nothing in the picture.
-
-    Args:
-        span: the largest difference of two grey levels within one channel.
-        finite: whether all numbers of the image were finite.
-        flagged: the safety checker's word.
-    """
+    """Why an image must not be kept; see `Levels` and the safety checker's verdict."""
     if flagged:
         return "safety"
     if not finite:

@@ -1,26 +1,31 @@
-"""One tiny picture before anything is spent: whether a model draws at all, the same each time, and heeds its recipe."""
+"""A first tiny picture: whether a model draws at all, with the samples' own noise, and uses all of its recipe."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from hfsyn.errors import HfsynError
-from hfsyn.images.noise import watched
+from hfsyn.images.latents import at_once, draws_noise
 from hfsyn.models.batch_sizes import is_out_of_memory
 from hfsyn.recipes.recipe import GeneratePart
 
 PROMPT = "a photo of a dog"
-_SEEDS = (1, 2)
 _STEPS = 2
-"""A scheduler draws between two steps, not behind the last."""
+"""A scheduler draws noise between two steps, not after the last."""
 _LATENTS = 8
 """Latents a side: what the coarsest level of a UNet or the patches of a transformer need at least."""
 _ALIKE = 8.0
 """Mean grey levels by which an image may change with its place in a batch; noise of another seed makes it dozens."""
+_BROKEN = {"nan", "flat"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,7 @@ class Sketch:
     negative: str | None
     size: Mapping[str, int]
     """Width and height in pixels; empty is the pipeline's own."""
-    seeds: Sequence[int] = _SEEDS
+    seeds: Sequence[int] = (1, 2)
 
 
 Draw = Callable[[Sketch], tuple[Any, list[str | None]]]
@@ -39,33 +44,27 @@ Draw = Callable[[Sketch], tuple[Any, list[str | None]]]
 
 
 def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
-    """Draw a sketch small and in few steps, two times; where that fails, at the recipe's own size.
-
-    Args:
-        pipe: the pipeline.
-        sketch: of the recipe.
-        draw: draws it.
-        vary: see whether the pipeline's own call heeds guidance, negative prompt and the length of prompts.
+    """Draw a sketch twice, small and in few steps; where that fails, at the recipe's own size. With `vary`, see whether
+    the pipeline's own call uses guidance, negative prompt and the length of prompts.
 
     Raises:
-        HfsynError: the model cannot draw, draws nothing, draws noise that is not the samples' own, or takes no notice
-            of a field that the recipe sets.
+        HfsynError: the model cannot draw, draws nothing, draws noise that is not the samples' own, or ignores a field
+            that the recipe sets.
     """
+    import torch
+
     small, first, problems = _first(pipe, sketch, draw)
-    if all(problem in ("nan", "flat") for problem in problems):
+    if _BROKEN.issuperset(problems):
         raise _draws_nothing(sketch.recipe, problems[0])
     if small.size != sketch.size:
         _check_size(pipe, sketch, draw)
-    import torch
-
     torch.rand(1)  # so that what draws from torch's own generator cannot give the same again
-    for _ in range(2):  # another thread may have drawn meanwhile, but hardly two times
+    for _ in range(2):  # another thread may have drawn meanwhile, but hardly twice
         with watched(pipe) as drawing:
             again, _ = draw(replace(small, seeds=small.seeds[::-1]))
         if not drawing:
             break
-    changed = (again.flip(0) - first).abs().mean().item()
-    if drawing or changed > _ALIKE:
+    if drawing or (again.flip(0) - first).abs().mean().item() > _ALIKE:
         culprit = drawing[0] if drawing else type(pipe).__name__
         instead = "scheduler, such as dpm++" if culprit.startswith("scheduler") else "model"
         raise HfsynError(
@@ -78,22 +77,8 @@ def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
             raise idle(sketch, field, type(pipe).__name__)
 
 
-@contextmanager
-def unchecked(pipe: Any) -> Iterator[None]:
-    """Without the safety checker, which may flag so small a picture, and paints black what it flags."""
-    checker = getattr(pipe, "safety_checker", None)
-    if checker is None:
-        yield
-        return
-    pipe.safety_checker = None
-    try:
-        yield
-    finally:
-        pipe.safety_checker = checker
-
-
 def idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
-    """The refusal of a field that a model takes no notice of."""
+    """The error of a field that a model ignores."""
     value = sketch.negative if field == "prompt.negative" else getattr(sketch.recipe, field.partition(".")[2])
     instead = {"generate.guidance_scale": "1"}.get(field, "null")
     return HfsynError(
@@ -102,74 +87,79 @@ def idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
     )
 
 
+def size_refused(model: str, error: Exception) -> HfsynError:
+    """The error of a size that a pipeline refuses."""
+    return HfsynError(
+        f"{model} refuses the recipe: {' '.join(str(error).split())[:200]}",
+        "Change generate.width, generate.height or generate.steps.",
+    )
+
+
 def _first(pipe: Any, sketch: Sketch, draw: Draw) -> tuple[Sketch, Any, list[str | None]]:
     """The smallest sketch that succeeds, and what it gives; that of the recipe's own size, where none does."""
-    recipe = sketch.recipe
-    tiny = _tiny(pipe, sketch)
+    recipe, tiny = sketch.recipe, _tiny(pipe, sketch)
     few = recipe.model_copy(update={"steps": min(recipe.steps, _steps(recipe))})
     tries = [replace(tiny, recipe=few), replace(sketch, recipe=few), replace(tiny, recipe=recipe)]
     failure: Exception | None = None
     found: tuple[Sketch, Any, list[str | None]] | None = None
     for one in [one for i, one in enumerate(tries) if one not in tries[:i]]:
         try:
-            images, problems = draw(one)
-        except Exception as error:  # of whatever kind: the parts of a model do not fit together
+            found = one, *draw(one)
+        except Exception as error:  # of any kind: the parts of a model do not fit together
             if is_out_of_memory(error) and failure is not None:
                 break
             failure = error
             continue
-        found = one, images, problems
         # A picture of few latents may come out as one colour; one of the model's own size does not.
-        if any(problem not in ("nan", "flat") for problem in problems):
+        if not _BROKEN.issuperset(found[2]):
             break
     if found is not None:
         return found
     assert failure is not None
     if isinstance(failure, HfsynError):
         raise failure
-    reason = " ".join(str(failure).split())[:200]
     raise HfsynError(
-        f"{recipe.model} cannot draw: {type(failure).__name__}: {reason}",
+        f"{recipe.model} cannot draw: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}",
         "Its parts do not fit together, or it is not made to draw from text alone: name another generate.model. "
         "It may also refuse generate.width, generate.height or generate.steps.",
     ) from failure
 
 
-class _EnoughError(Exception):
+class _ReachedError(Exception):
     """The network was reached."""
 
 
 def _check_size(pipe: Any, sketch: Sketch, draw: Draw) -> None:
     """Refuse a size that the pipeline refuses, by its call as far as the first step, which is not computed."""
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+    network = _network(pipe)
     if network is None:
         return
 
     def reached(*args: Any, **options: Any) -> Any:
-        raise _EnoughError
+        raise _ReachedError
 
     network.forward = reached
     try:
         draw(sketch)
-    except _EnoughError:
+    except _ReachedError:
         pass
     except Exception as error:
-        if is_out_of_memory(error):
-            return  # that of a batch is found out, and halved, when it is drawn
-        raise HfsynError(
-            f"{sketch.recipe.model} refuses the recipe: {' '.join(str(error).split())[:200]}",
-            "Change generate.width, generate.height or generate.steps.",
-        ) from error
+        if not is_out_of_memory(error):  # a batch that is too large is halved when it is drawn
+            raise size_refused(sketch.recipe.model, error) from error
     finally:
         del network.forward
 
 
+def _network(pipe: Any) -> Any:
+    return getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
+
+
 def _steps(recipe: GeneratePart) -> int:
-    """As few as do `_STEPS` of them where a share is spared, and spare one."""
+    """The fewest that leave `_STEPS` of them where an image to start from skips a share, and skip at least one."""
     if recipe.init == "none":
         return _STEPS
-    spared = 1.0 if recipe.strength == 1 else 1 / (1 - recipe.strength)
-    return math.ceil(max(_STEPS / recipe.strength, spared)) + 1
+    skipped = 1.0 if recipe.strength == 1 else 1 / (1 - recipe.strength)
+    return math.ceil(max(_STEPS / recipe.strength, skipped)) + 1
 
 
 def _tiny(pipe: Any, sketch: Sketch) -> Sketch:
@@ -177,8 +167,7 @@ def _tiny(pipe: Any, sketch: Sketch) -> Sketch:
     has_vae = getattr(pipe, "vae", None) is not None
     factor = getattr(pipe, "vae_scale_factor", 8) if has_vae else 1
     side = _LATENTS * (factor if has_vae else 8)
-    network = getattr(pipe, "unet", None) or getattr(pipe, "transformer", None)
-    own = getattr(getattr(network, "config", None), "sample_size", None)
+    own = getattr(getattr(_network(pipe), "config", None), "sample_size", None)
     if isinstance(own, int):
         if not sketch.size and own * factor <= side:
             return sketch
@@ -187,16 +176,18 @@ def _tiny(pipe: Any, sketch: Sketch) -> Sketch:
 
 
 def _variations(sketch: Sketch) -> dict[str, Sketch]:
-    """The same sketch but for one field that a pipeline's own call is given, by that field."""
-    recipe, found = sketch.recipe, {}
-    if recipe.guidance_scale > 1:
-        other = recipe.model_copy(update={"guidance_scale": 4 * recipe.guidance_scale})
-        found["generate.guidance_scale"] = replace(sketch, recipe=other)
+    """The same sketch except for one field that a pipeline's own call is given, by that field."""
+
+    def changed(**update: Any) -> Sketch:
+        return replace(sketch, recipe=sketch.recipe.model_copy(update=update))
+
+    found = {}
+    if sketch.recipe.guidance_scale > 1:
+        found["generate.guidance_scale"] = changed(guidance_scale=4 * sketch.recipe.guidance_scale)
     if sketch.negative is not None:
         found["prompt.negative"] = replace(sketch, negative=None)
-    if recipe.max_sequence_length is not None:
-        other = recipe.model_copy(update={"max_sequence_length": None})
-        found["generate.max_sequence_length"] = replace(sketch, recipe=other)
+    if sketch.recipe.max_sequence_length is not None:
+        found["generate.max_sequence_length"] = changed(max_sequence_length=None)
     return found
 
 
@@ -212,3 +203,130 @@ def _draws_nothing(recipe: GeneratePart, problem: str | None) -> HfsynError:
         f"{recipe.model} draws images of one colour alone: a part of it, such as the decoder, is damaged.",
         "Name another generate.model.",
     )
+
+
+class OwnNoise:
+    """Gives the samples' generators to the schedulers and the autoencoder of a pipeline, which also decodes in
+    micro-batches.
+
+    Many pipelines pass their generators to the first latents only. A scheduler or an autoencoder that draws too would
+    use torch's global generator, and no image could be made again.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = pipe
+        self._generators: Sequence[Any] = ()
+        self._changed: list[tuple[Any, str]] = []
+
+    def attach(self) -> None:
+        """Change the parts."""
+        for part in self._pipe.components.values():
+            if hasattr(part, "step") and hasattr(part, "set_timesteps"):
+                self._change(part, "step", self._given(part.step))
+        if (vae := getattr(self._pipe, "vae", None)) is not None:
+            self._change(vae, "decode", self._in_parts(vae.decode, takes=draws_noise(vae)))
+
+    def detach(self) -> None:
+        """Undo that, so that the parts can be compiled."""
+        while self._changed:
+            delattr(*self._changed.pop())
+
+    def _change(self, part: Any, method: str, call: Callable[..., Any]) -> None:
+        setattr(part, method, call)
+        self._changed.append((part, method))
+
+    @contextmanager
+    def of(self, generators: Sequence[Any]) -> Iterator[None]:
+        """Draw a batch with these generators."""
+        self._generators = generators
+        try:
+            yield
+        finally:
+            self._generators = ()
+
+    def _given(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A scheduler's step with the generators, where its pipeline passes none."""
+        if "generator" not in inspect.signature(step).parameters:
+            return step
+
+        @functools.wraps(step)
+        def with_generators(model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
+            if not args and kwargs.get("generator") is None:
+                kwargs["generator"] = self._for(sample.shape[0])
+            return step(model_output, timestep, sample, *args, **kwargs)
+
+        return with_generators
+
+    def _for(self, rows: int) -> list[Any] | None:
+        return list(self._generators) if len(self._generators) == rows else None
+
+    def _in_parts(self, whole: Callable[..., Any], *, takes: bool) -> Callable[..., Any]:
+        @functools.wraps(whole)
+        def decode_some(latents: Any, *args: Any, **kwargs: Any) -> Any:
+            import torch
+
+            rows, size = latents.shape[0], at_once(latents)
+            own = self._for(rows) if takes and not args else None
+            if rows <= size or kwargs.get("return_dict", True):
+                return whole(latents, *args, **kwargs | ({} if own is None else {"generator": own}))
+            found, start = [], 0
+            for some in latents.split(size):
+                if own is not None:
+                    kwargs["generator"] = own[start : start + some.shape[0]]
+                found.append(whole(some, *args, **kwargs)[0])
+                start += some.shape[0]
+            return (torch.cat(found),)
+
+        return decode_some
+
+
+def global_states() -> list[bytes]:
+    """The states of the global random generators: torch's on each device, NumPy's and Python's."""
+    import torch
+
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states.append(torch.mps.get_rng_state())
+    _, keys, *rest = np.random.get_state()  # watched, not used
+    others = [np.asarray(keys).tobytes(), repr(rest).encode(), repr(random.getstate()).encode()]
+    return [state.numpy().tobytes() for state in states] + others
+
+
+@contextmanager
+def watched(pipe: Any) -> Iterator[list[str]]:
+    """A list that names the parts of a pipeline that draw from a global generator, as ``scheduler (DDPMScheduler)``."""
+    found: list[str] = []
+    changed: list[tuple[Any, str, bool, Any]] = []
+    before = global_states()
+
+    def spied(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def spy(*args: Any, **kwargs: Any) -> Any:
+            state, known = global_states(), len(found)
+            try:
+                return call(*args, **kwargs)
+            finally:
+                if len(found) == known and global_states() != state:
+                    found.append(name)
+
+        return spy
+
+    for name, part in pipe.components.items():
+        for method in ("step", "forward", "decode", "encode"):
+            call = getattr(part, method, None)
+            is_tokenizer = hasattr(part, "convert_ids_to_tokens")
+            if callable(call) and (method != "step" or hasattr(part, "set_timesteps")) and not is_tokenizer:
+                changed.append((part, method, method in vars(part), call))
+                setattr(part, method, spied(f"{name} ({type(part).__name__})", call))
+    try:
+        yield found
+    finally:
+        for part, method, own, call in reversed(changed):
+            if own:
+                setattr(part, method, call)
+            else:
+                delattr(part, method)
+        if not found and global_states() != before:
+            found.append(type(pipe).__name__)

@@ -1,5 +1,6 @@
-"""How the device computes a model: memory format, compilation, attention kernel. Nothing of an image but its last bits
-depends on it, and sidecars record it.
+"""How the device computes a model: memory format, compilation, attention kernel.
+
+Only the last bits of an image depend on it, and sidecars record it.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from hfsyn.runs.options import WorkOptions
 
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
 """Kernels of scaled dot product attention by their option; ``auto`` is torch's own choice."""
-
-
 _GRAPHS = 64
 
 
@@ -32,12 +31,9 @@ class Tuning:
 
     def record(self) -> dict[str, str]:
         """What is not as on a CPU by default, for the sidecar."""
-        said = {
-            "channels_last": "yes" if self.channels_last else "",
-            "compile": "yes" if self.compiled else "",
-            "attention": self.attention if self.attention != "auto" else "",
-        }
-        return {name: value for name, value in said.items() if value}
+        found = {"channels_last": "yes"} if self.channels_last else {}
+        found |= {"compile": "yes"} if self.compiled else {}
+        return found | ({"attention": self.attention} if self.attention != "auto" else {})
 
 
 PLAIN = Tuning()
@@ -45,10 +41,7 @@ PLAIN = Tuning()
 
 
 def tuning_of(options: WorkOptions, device: str) -> Tuning:
-    """What the options ask for, or else what suits the device: channels last on an NVIDIA GPU, nothing elsewhere.
-
-    Compilation is never chosen here: it takes minutes and a C++ compiler, which short runs and some machines lack.
-    """
+    """What the options ask for, or else what suits the device: channels last on an NVIDIA GPU, nothing elsewhere."""
     cuda = device.startswith("cuda")
     channels_last = cuda if options.channels_last is None else options.channels_last == "on"
     if options.attention in ("cudnn", "flash", "efficient") and not cuda:
@@ -84,7 +77,7 @@ def tune(pipe: Any, tuning: Tuning) -> None:
 
 @contextlib.contextmanager
 def kernels(tuning: Tuning) -> Iterator[None]:
-    """Compute attention with the chosen kernel; and say in one line what compilation, or the kernel, lacks.
+    """Compute attention with the chosen kernel, and word the errors of compilation and kernels.
 
     diffusers' own setting of a backend does nothing for the UNets and autoencoders of Stable Diffusion, which call
     torch's function; this is torch's own switch.
@@ -95,19 +88,17 @@ def kernels(tuning: Tuning) -> Iterator[None]:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    backends = {
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH,
+    flash, efficient, plain = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+    # An autoencoder's one head of 512 is too wide for flash and cuDNN, which would end every run: others follow them.
+    orders = {
+        "cudnn": [SDPBackend.CUDNN_ATTENTION, flash, efficient, plain],
+        "flash": [flash, efficient, plain],
+        "efficient": [efficient],
+        "math": [plain],
     }
-    chosen = backends.get(tuning.attention)
-    # Where it fits: an autoencoder's one head of 512 is too wide for flash and cuDNN, which would end every run.
-    order: list[Any] = [chosen]
-    if tuning.attention in ("cudnn", "flash"):
-        order += [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    order = orders.get(tuning.attention)
     try:
-        with contextlib.nullcontext() if chosen is None else sdpa_kernel(order, set_priority=True):
+        with contextlib.nullcontext() if order is None else sdpa_kernel(order, set_priority=True):
             yield
     except torch.OutOfMemoryError:
         raise
@@ -117,7 +108,7 @@ def kernels(tuning: Tuning) -> Iterator[None]:
             raise HfsynError(
                 f"--compile: torch cannot compile this model here ({reason})", "Leave --compile out."
             ) from error
-        if chosen is not None and "No available kernel" in reason:
+        if order is not None and "No available kernel" in reason:
             raise HfsynError(
                 f"--attention {tuning.attention}: the kernel does not take this model ({reason})",
                 "Leave --attention out.",

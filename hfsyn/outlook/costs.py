@@ -110,7 +110,7 @@ _CAPTIONERS = {
 """TFLOP of one image with a caption of 20 tokens, and billions of parameters."""
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_DECODED_AT_ONCE = 16  # images of 512 pixels a side; see `hfsyn.images.decoding`
+_DECODED_AT_ONCE = 16  # images of 512 pixels a side; see `hfsyn.images.latents`
 _VALUES_A_PIXEL = 5 * 256
 """Of an image that is being decoded: about five arrays of 256 channels at full size exist at the same time."""
 

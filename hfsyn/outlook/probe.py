@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hfsyn.images.generator import ImageGenerator
 from hfsyn.models.batch_sizes import CANDIDATES
 from hfsyn.recipes.recipe import Recipe, dump_recipe
 from hfsyn.rules import order_of, sample_id_of
-from hfsyn.runs.options import DEFAULTS, WorkOptions
+from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.plan import read_captions, write_lines
 from hfsyn.runs.run import SOURCE_SCHEMA, Run, load_run, prepare
 from hfsyn.runs.shards import is_done
@@ -86,8 +86,7 @@ def probe(
     recipe: Recipe,
     count: int,
     *,
-    device: str | None = None,
-    options: WorkOptions = DEFAULTS,
+    options: WorkOptions | None = None,
     say: Callable[[str], None] = lambda line: None,
     captioner: Captioner | None = None,
     generator: ImageGenerator | None = None,
@@ -99,12 +98,14 @@ def probe(
 
     Args:
         count: images, >= 1; rounded up to whole batches. A source with fewer gives what it has.
+        options: as for the run that is planned.
         say: called with a line about each step.
         captioner, generator: in place of the recipe's models (for tests).
 
     Raises:
         HfsynError: as a run of the recipe would, and where no image can be read.
     """
+    options = replace(options or WorkOptions(), quiet=True)
     drawn_at_once = recipe.generate.batch_size
     if options.batch_size is not None:
         drawn_at_once = max(CANDIDATES) if options.batch_size == "auto" else int(options.batch_size)
@@ -120,9 +121,9 @@ def probe(
         chosen = _first_lines(whole, real)
         first = _run(folder / "captions", whole, captioned_at_once, chosen)
         if generator is None:
-            generator = tried_generator(first, device=device, options=options)
+            generator = tried_generator(first, options)
         say(f"probing: {first.source_rows} real images")
-        caption(first, device=device, quiet=True, options=options, captioner=captioner)
+        caption(first, options=options, captioner=captioner)
         lines = plan(first.recipe, read_captions(first.caption_shards()))[:images]
         if not lines:
             problem = f"None of the {first.source_rows} images that were tried can be read."
@@ -132,7 +133,7 @@ def probe(
         write_lines(second.folder / layout.PLAN, lines, drawn_at_once)
         write_marker(second.folder / layout.PLAN, len(lines), second.fingerprint)
         say(f"probing: {len(lines)} images, after the model is loaded")
-        generate(second, device=device, quiet=True, options=options, generator=generator)
+        generate(second, options=options, generator=generator)
         return Probe(_pace(first.caption_shards()), _pace(second.data_shards()))
 
 

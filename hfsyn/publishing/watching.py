@@ -22,6 +22,7 @@ from hfsyn.cards.facts import Progress, example_rows, facts_in_progress
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import FILES_A_COMMIT, HubRepo, LocalFile
 from hfsyn.hub.versions import parse_version
+from hfsyn.launching import die_with_parent
 from hfsyn.progress import teller
 from hfsyn.publishing.committing import Change
 from hfsyn.publishing.contents import finished_contents
@@ -34,7 +35,7 @@ from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.finish import software_of
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.status import status
-from hfsyn.workers import LAUNCHER_VARIABLES, current_worker, die_with_parent
+from hfsyn.workers import LAUNCHER_VARIABLES, current_worker
 
 INTERVAL = 120.0  # seconds between two batches; the Hub limits the commits to a repository by the hour
 GLANCE = 1.0  # seconds between two looks at the run folder

@@ -1,8 +1,13 @@
-"""Which process makes which shard.
+"""Who works in a run folder: locks, the shards that each process claims, and a run that gives way to another.
 
 Processes do not talk to each other. Each claims a shard by an advisory lock (``flock``) that the kernel drops when the
-process dies, on any machine that mounts the run folder. Where a file system knows no such locks two processes may make
+process dies, on any machine that mounts the run folder. Where a file system has no such locks, two processes may make
 the same shard; they write the same bytes, so that only time is lost.
+
+A run is overwritten only while no process works in it. It gets another, hidden name before a byte of it is deleted;
+where it cannot be renamed (a link, a mount point, the current folder) its files move into a hidden folder inside, the
+recipe first. A process that is killed on the way leaves either the whole old run, or room for a new one and something
+hidden, which the next build removes.
 """
 
 from __future__ import annotations
@@ -11,24 +16,32 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import socket
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
+from builders.files import is_abandoned, owned_name, remove_abandoned, settle
 from builders.runs import layout
+from builders.wording import and_more
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.runs.shards import is_done
 
 WORK = "work"
-"""The lock that every process at work in a run folder shares, and that whoever deletes the run has for itself."""
+"""The lock that every process at work in a run folder shares, and that a process holds alone to delete the run."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-"""What `flock` says where the file system knows no locks."""
+"""The errors of `flock` where the file system has no locks."""
+PAUSE = 0.5
+"""Seconds between two looks at shards that other processes hold."""
 SILENCE = 60.0
-"""Seconds of waiting for shards in other hands, after which it is said whose they are."""
+"""Seconds of waiting for other processes, after which it is said which ones."""
+_OLD = "old"
+
+Mark = tuple[int, int]
 
 
 @contextlib.contextmanager
@@ -37,33 +50,18 @@ def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) ->
 
     Any number of processes may have it at once if all of them say `shared`.
     """
-    handle = None
-    held = True
-    try:
-        handle = _locked(folder, name, wait=wait, shared=shared)
-    except BlockingIOError:
-        held = False
-    try:
+    with contextlib.ExitStack() as stack:
+        held = True
+        try:
+            stack.enter_context(_locked(folder, name, wait=wait, shared=shared) or contextlib.nullcontext())
+        except BlockingIOError:
+            held = False
         yield held
-    finally:
-        if handle is not None:
-            handle.close()
-
-
-def holder(folder: Path, name: str) -> str:
-    """Who has held a lock last, as its file says: ``process 17 on HOST``; empty where nobody says."""
-    try:
-        return (folder / layout.LOCKS / f"{name}.lock").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[str] | None:
-    """The open lock file, with this process's name in it; None where the file system has no locks.
-
-    Raises:
-        BlockingIOError: it is held elsewhere.
-        OSError: the folder cannot be written to, or is not there any more.
+    """The open lock file, with this process's name in it; None where the file system has no locks. BlockingIOError
+    where it is held elsewhere.
     """
     locks = folder / layout.LOCKS
     locks.mkdir(exist_ok=True)
@@ -76,12 +74,20 @@ def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[
             raise
         print(f"hfsyn: no file locks in {folder} ({error.strerror}); processes may do some work twice", file=sys.stderr)
         return None
-    # For people: who holds it. The lock itself is what counts, so a name may outlive its process, and may be missing.
+    # For people only: a name may outlive its process, and may be missing.
     with contextlib.suppress(OSError):
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         handle.flush()
     return handle
+
+
+def _holder(folder: Path, name: str) -> str:
+    """The last process to hold a lock, from its file: ``process 17 on HOST``; empty where it does not say."""
+    try:
+        return (folder / layout.LOCKS / f"{name}.lock").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 class Claim:
@@ -97,25 +103,12 @@ class Claim:
             self._handle.close()
             self._handle = None
 
-    def __enter__(self) -> Claim:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
 
 class Claims:
-    """The unfinished shards of one stage, taken one after the other by whoever is free.
+    """The unfinished shards of one stage in a run folder, in the order in which this process prefers them.
 
-    A shard that another process holds is left to it; when that process dies the lock falls and the shard can be taken
-    here. So a stage ends when every shard is finished, without any message between processes.
-
-    Args:
-        run: the run folder.
-        paths: in the order in which this process prefers them; others may prefer another.
-        stage: part of the lock's name.
+    A shard that another process holds is left to it; when that process dies, its lock is dropped and the shard can be
+    taken here. So a stage ends when every shard is finished, without any message between processes.
     """
 
     def __init__(self, run: Path, paths: Sequence[Path], *, stage: str) -> None:
@@ -123,8 +116,8 @@ class Claims:
         self._left = deque(paths)
 
     def take(self) -> Claim | None:
-        """The next free shard, claimed; None where each that is left is in other hands. What is taken and then released
-        unfinished is not offered again.
+        """The next free shard, claimed; None where other processes hold all that are left. What is taken and then
+        released unfinished is not offered again.
         """
         for _ in range(len(self._left)):
             path = self._left.popleft()
@@ -142,44 +135,142 @@ class Claims:
         return None
 
     @property
-    def in_other_hands(self) -> list[Path]:
+    def held_elsewhere(self) -> list[Path]:
         """Shards that were not free when they were last looked at."""
         return [path for path in self._left if not is_done(path)]
 
-    def holders(self) -> list[str]:
-        """Of the shards in other hands: the name and who holds it, as its lock file says."""
-        return [
-            f"{path.name} ({holder(self._run, self._name(path)) or 'nobody says who'})" for path in self.in_other_hands
-        ]
+    def each(
+        self, *, before_waiting: Callable[[], None] = lambda: None, look: Callable[[], None] = lambda: None
+    ) -> Iterator[Claim]:
+        """Take one shard after another, until the others have finished or given up what they hold. `before_waiting` is
+        called whenever no shard is free, `look` before each pause.
+        """
+        since, said = time.monotonic(), list[str]()
+        while True:
+            while (claim := self.take()) is not None:
+                yield claim
+            before_waiting()
+            if not (held := self.held_elsewhere):
+                return
+            look()
+            if time.monotonic() - since > SILENCE:
+                since = time.monotonic()
+                holders = [f"{path.name} ({_holder(self._run, self._name(path)) or 'unknown'})" for path in held]
+                if holders != said:
+                    shown = ", ".join(holders[:3]) + and_more(len(holders), 3)
+                    print(f"hfsyn: still waiting for {shown}", file=sys.stderr, flush=True)
+                said = holders
+            time.sleep(PAUSE)
 
     def _name(self, path: Path) -> str:
         return f"{self._stage}-{path.stem}"
 
 
-class Patience:
-    """What a process does while all that is left is in other hands: look now and then, and after a while say whose."""
+def mark_of(folder: Path) -> Mark | None:
+    """What tells the run in a folder from another one that is put in its place; None where there is none."""
+    try:
+        found = (folder / layout.RECIPE).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
-    def __init__(
-        self,
-        claims: Claims,
-        *,
-        pause: float = 0.5,
-        look: Callable[[], None] = lambda: None,
-        silence: float | None = None,
-    ) -> None:
-        self._claims, self._pause, self._look = claims, pause, look
-        self._silence = SILENCE if silence is None else silence
-        self._since = time.monotonic()
-        self._said: list[str] = []
 
-    def wait(self) -> None:
-        """One pause."""
-        self._look()
-        if time.monotonic() - self._since > self._silence:
-            self._since = time.monotonic()
-            holders = self._claims.holders()
-            if holders and holders != self._said:
-                more = f" and {len(holders) - 3} more" if len(holders) > 3 else ""
-                print(f"hfsyn: still waiting for {', '.join(holders[:3])}{more}", file=sys.stderr, flush=True)
-            self._said = holders
-        time.sleep(self._pause)
+@contextlib.contextmanager
+def working_in(folder: Path, mark: Mark | None) -> Iterator[None]:
+    """Be at work in a run folder, as any number of processes may, so that it is not deleted meanwhile; refuses where it
+    is being deleted, or another run is in its place already.
+    """
+    with lock(folder, WORK, wait=False, shared=True) as held:
+        if not held or (mark is not None and mark_of(folder) != mark):
+            raise replaced(folder)
+        yield
+
+
+def replaced(folder: Path) -> HfsynError:
+    """The error where another run is in a folder than there was."""
+    return HfsynError(
+        f"Another process has put a new run into {folder} meanwhile, with --overwrite.",
+        "That run was left alone. Leave --overwrite out to share its work.",
+        code=ExitCode.PREFLIGHT,
+    )
+
+
+def removable(folder: Path) -> Mark | None:
+    """The mark of the run in a folder, if there is one; refuses a folder with files that are not ours."""
+    if not folder.is_dir():
+        return None
+    if alien := layout.strangers(folder):
+        raise HfsynError(
+            f"--overwrite deletes runs of hfsyn only, and {folder} holds {alien[0]}, which is not ours.",
+            "Remove it yourself.",
+        )
+    return mark_of(folder) if layout.is_run_folder(folder) else None
+
+
+def put_away(folder: Path, mark: Mark) -> None:
+    """Delete the run in a folder; refuses where a process works there, or has put another run in its place."""
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(lock(folder, WORK, wait=False))
+        except FileNotFoundError:  # another process has just moved the folder
+            held = False
+        if mark_of(folder) != mark:
+            raise replaced(folder)
+        if not held:
+            who = _holder(folder, WORK)
+            raise HfsynError(
+                f"Another process{f' ({who})' if who else ''} is at work in {folder}, and --overwrite would delete "
+                "the run under it.",
+                "Wait until it is done, stop it, or name another --out.",
+                code=ExitCode.PREFLIGHT,
+            )
+        old = _renamed(folder) or _emptied(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        settle(old.name)
+        if old.exists():
+            print(f"hfsyn: {old} holds what is left of the old run and could not be removed", file=sys.stderr)
+
+
+def _renamed(folder: Path) -> Path | None:
+    """The old run under its hidden name beside the folder; None where it cannot have one."""
+    if folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve()) or os.path.ismount(folder):
+        return None
+    old = folder.with_name(owned_name(f"{folder.name}.{_OLD}"))
+    try:
+        folder.rename(old)
+    except OSError:  # the folder above may not be writable
+        settle(old.name)
+        return None
+    return old
+
+
+def _emptied(folder: Path) -> Path:
+    """A hidden folder inside, with everything that was in the folder but the locks."""
+    old = folder / owned_name(_OLD)
+    old.mkdir()
+    names = sorted(path.name for path in folder.iterdir() if path.name not in (layout.LOCKS, old.name))
+    for name in sorted(names, key=lambda name: name != layout.RECIPE):  # without its recipe it is not a run any more
+        (folder / name).rename(old / name)
+    return old
+
+
+def clear_remains(folder: Path) -> None:
+    """Remove what a process that was killed while it overwrote a run has left behind."""
+    inside = [path for path in _hidden(folder, f".{_OLD}.") if is_abandoned(path)]
+    if inside and not layout.is_run_folder(folder):  # the rest of the old run was still to be moved
+        for name in layout.KNOWN - {layout.LOCKS}:
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    remove_abandoned(inside)
+    if folder.name:
+        remove_abandoned(_hidden(folder.parent, f".{folder.name}.{_OLD}."))
+
+
+def _hidden(folder: Path, start: str) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if path.name.startswith(start) and path.is_dir()]
+    except OSError:
+        return []

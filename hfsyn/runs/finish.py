@@ -16,15 +16,15 @@ from builders.files import atomic_text, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
+from builders.wording import and_more
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import example_rows, facts
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
-from hfsyn.runs.claims import lock
-from hfsyn.runs.overwriting import working_in
+from hfsyn.runs.claims import lock, working_in
 from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
-from hfsyn.runs.shards import faults, is_done, pending
+from hfsyn.runs.shards import faults, pending, sidecars
 from hfsyn.runs.sheets import sample_sheet, save_png
 
 
@@ -46,8 +46,7 @@ def finish(run: Run | str | Path) -> Run:
             raise incomplete("generate", len(shards) - len(left), len(shards), run)
         if wrong := [fault for shard in [*run.caption_shards(), *shards] for fault in faults(shard, run.fingerprint)]:
             raise HfsynError(
-                f"{run.folder} does not verify: {'; '.join(wrong[:3])}"
-                + (f" and {len(wrong) - 3} more." if wrong[3:] else "."),
+                f"{run.folder} does not verify: {'; '.join(wrong[:3])}{and_more(len(wrong), 3)}.",
                 f"Delete the sidecars of these shards, in {run.folder / layout.SIDECARS}, and run `hfsyn build` again: "
                 "they are made again.",
                 code=ExitCode.PARTIAL,
@@ -71,13 +70,11 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         what: ``data`` is the run's own; ``captions`` is that of its captions where they are published alone.
     """
     shards = run.data_shards() if what == "data" else run.caption_shards()
-    counts: Counter[str] = Counter()
-    flags: Counter[str] = Counter()
-    for shard in shards:
-        sidecar = load_sidecar(sidecar_of(shard))
+    read, made = sidecars(run.caption_shards()), sidecars(shards)
+    counts, flags = Counter[str](), Counter[str]()
+    for sidecar in made:
         counts.update(sidecar.counts)
         flags.update(sidecar.flags)
-    made = [*run.caption_shards(), *shards] if what == "data" else shards
     stages = ("caption", "generate") if what == "data" else ("caption",)
     entries, captions = shard_entries(run, shards), shard_entries(run, run.caption_shards())
     fields = {
@@ -92,7 +89,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         "source_rows": run.source_rows,
         "readable_rows": sum(entry["rows"] for entry in captions),
         "rejected": dict(sorted(Counter(map(_kind, rejected_lines(run, stages))).items())),
-        "unused_weights": unused_weights(load_sidecar(sidecar_of(shard)) for shard in made),
+        "unused_weights": unused_weights([*read, *made]),
         "flags": dict(sorted(flags.items())),
         "classes": [
             {"wnid": wnid, "name": run.classes[wnid].name, "rows": counts[wnid]}
@@ -108,7 +105,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
 
 
 def _kind(line: dict[str, str]) -> str:
-    """The reason by which a rejected line is counted: what a model says of an image has numbers of that image alone."""
+    """The reason by which a rejected line is counted; a model's own words may hold numbers of that image alone."""
     reason = line["reason"]
     return f"{line['stage']}: {re.sub(r'[0-9]+([.,][0-9]+)*', 'N', reason) if reason.startswith(REFUSES) else reason}"
 
@@ -128,11 +125,11 @@ def rejected_text(run: Run) -> str:
 
 
 def is_whole(run: Run) -> bool:
-    """Whether a run is finished, and nothing of it is lost or made again otherwise since."""
+    """Whether a run is finished, and nothing of it has been lost or made differently since."""
     try:
         manifest = finished(run.folder)
     except DataError:
-        return False
+        manifest = None
     if manifest is None:
         return False
     stated = [asdict(entry) for entry in (*manifest.captions, *manifest.shards)]
@@ -141,20 +138,15 @@ def is_whole(run: Run) -> bool:
 
 def shard_entries(run: Run, shards: Sequence[Path]) -> list[dict[str, Any]]:
     """Finished shards as a manifest lists them; see `builders.runs.layout.ShardEntry`."""
-    found = []
-    for shard in shards:
-        sidecar = load_sidecar(sidecar_of(shard))
-        name = shard.relative_to(run.folder).as_posix()
-        found.append({"file": name, "rows": sidecar.rows, "bytes": sidecar.bytes, "sha256": sidecar.sha256})
-    return found
+    found = ((shard.relative_to(run.folder).as_posix(), load_sidecar(sidecar_of(shard))) for shard in shards)
+    return [{"file": name, "rows": one.rows, "bytes": one.bytes, "sha256": one.sha256} for name, one in found]
 
 
 def software_of(run: Run) -> dict[str, list[str]]:
     """Every version of every library, and every device, that made a shard of this run."""
     found: dict[str, set[str]] = {}
     shards = run.caption_shards() + (run.data_shards() if run.planned_rows is not None else [])
-    for shard in filter(is_done, shards):
-        sidecar = load_sidecar(sidecar_of(shard))
+    for sidecar in sidecars(shards):
         for name, value in {**sidecar.software, "device": sidecar.device}.items():
             found.setdefault(name, set()).add(value)
     return {name: sorted(values) for name, values in sorted(found.items())}

@@ -1,53 +1,61 @@
-"""What changes how fast, where and how long the costly stages work, and never what they make: flags of the command.
+"""Where, how fast and how long the costly stages work, never what they make: the flags of the commands.
 
-A new flag is a field here, named as the keyword of its click option in `hfsyn.cli`, with the flag in its metadata. The
-command gathers it, `build` and `work` pass it on, in this process or on the command lines of the processes that
-`--num-processes` starts, and the stages read it from their `options`.
+A field is named as its flag is. The command collects the fields, `build` and `work` pass them on, in this process or on
+the command lines of the processes that `--num-processes` starts, and the stages read them from their `options`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 
-
-def _flag(name: str) -> dict[str, str]:
-    return {"flag": name}
+from hfsyn.errors import HfsynError
 
 
 @dataclass(frozen=True, slots=True)
 class WorkOptions:
-    """How the costly stages work. Every field has a default; none changes more of an image than its last bits."""
+    """How the costly stages work. None of these changes more of an image than its last bits."""
 
-    allow_pickle: bool = field(default=False, metadata=_flag("--allow-pickle-weights"))
-    """Read weights that are no safetensors too; a pickle can run code when it is read."""
-    budget_hours: float | None = field(default=None, metadata=_flag("--budget-hours"))
+    device: str | None = None
+    """A torch device; None is this process's GPU, or the CPU."""
+    num_processes: int | None = None
+    """None is one per GPU or CPU core, but no more than there are shards to make; 1 works in this process."""
+    shards: str | None = None
+    """``A:B`` works on these shards of the last stage only."""
+    quiet: bool = False
+    """Show no progress."""
+    captions: str | None = None
+    """Take the captions of this published dataset or run; see `KnownCaptions`."""
+    allow_pickle_weights: bool = False
+    """Also read weights that are not safetensors; a pickle can run code when it is read."""
+    budget_hours: float | None = None
     """Hours, > 0, after which no other shard is begun; None is no limit."""
-    batch_size: str | None = field(default=None, metadata=_flag("--batch-size"))
+    batch_size: str | None = None
     """Images that the generator draws at once: a number, or ``auto`` for as many as fit; None is the recipe's. Another
     number than the recipe's changes the last bits of an image, and sidecars record it.
     """
-    channels_last: str | None = field(default=None, metadata=_flag("--channels-last"))
+    channels_last: str | None = None
     """``on`` or ``off``: the memory format of UNets and autoencoders; None is on for NVIDIA GPUs."""
-    compile: bool = field(default=False, metadata=_flag("--compile"))
+    compile: bool = False
     """Compile the generator with `torch.compile`."""
-    attention: str | None = field(default=None, metadata=_flag("--attention"))
+    attention: str | None = None
     """The kernel of scaled dot product attention; None is torch's own choice."""
     started: float = field(default_factory=time.monotonic, compare=False)
-    """When the budget began, by `time.monotonic()`; no flag."""
+    """When the budget began, by `time.monotonic()`; not a flag."""
 
     def arguments(self) -> list[str]:
-        """These options as words of a command line, for another process of the same work."""
+        """These options as words of the command line of one of several processes."""
         words: list[str] = []
         for option in fields(self):
             value = getattr(self, option.name)
-            if (flag := option.metadata.get("flag")) is None or value == option.default:
+            if option.name in ("num_processes", "started") or value == option.default:
                 continue
             if option.name == "budget_hours":
                 value = max(1e-6, self.seconds_left() / 3600)  # the flag must be above 0
+            flag = f"--{option.name.replace('_', '-')}"
             words += [flag] if value is True else [flag, str(value)]
         return words
 
@@ -57,25 +65,56 @@ class WorkOptions:
             return math.inf
         return self.started + self.budget_hours * 3600 - time.monotonic()
 
-    @classmethod
-    def taken_from(cls, given: Mapping[str, Any]) -> tuple[WorkOptions, dict[str, Any]]:
-        """The options among a command's keywords, and the keywords that are left."""
-        names = {option.name for option in fields(cls) if "flag" in option.metadata}
-        mine = {name: value for name, value in given.items() if name in names}
-        return replace(cls(), **mine), {name: value for name, value in given.items() if name not in names}
 
+class Budget:
+    """Decides before each shard whether there is time for it.
 
-DEFAULTS = WorkOptions()
-"""Where nobody says anything."""
+    A shard is expected to take as long as those between the calls so far took on average. The first one also warms up
+    and is left out as soon as there are others; before it is known, nothing is expected of a shard, so that every
+    command makes some progress.
+    """
+
+    def __init__(self, options: WorkOptions) -> None:
+        self._options = options
+        self._begun: list[float] = []
+
+    def allows_another(self) -> bool:
+        """Whether another shard may begin now; call it once before each, and begin none after it said no."""
+        now = time.monotonic()
+        steady = self._begun[1:] or self._begun
+        expected = (now - steady[0]) / len(steady) if steady else 0.0
+        if expected > self._options.seconds_left():
+            return False
+        self._begun.append(now)
+        return True
 
 
 def shard_bounds(chosen: str) -> tuple[int, int | None]:
     """A and B of ``A:B``; left out, A is 0 and B is None, the end.
 
     Raises:
-        ValueError: it is no such range.
+        ValueError: it is not such a range.
     """
     first, colon, last = chosen.partition(":")
     if not colon or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
         raise ValueError(chosen)
     return int(first or 0), int(last) if last else None
+
+
+def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
+    """The shards of ``A:B``: numbers from A up to but not including B; either may be left out. None is all.
+
+    Raises:
+        HfsynError: it is not such a range, or it selects nothing.
+    """
+    if chosen is None:
+        return list(shards)
+    try:
+        selected = list(shards[slice(*shard_bounds(chosen))])
+    except ValueError:
+        raise HfsynError(
+            f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5."
+        ) from None
+    if not selected:
+        raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
+    return selected

@@ -18,12 +18,11 @@ from builders.runs.layout import load_sidecar, shard_count, shard_name, shard_ra
 from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
+from builders.wording import and_more
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
-from hfsyn.runs.claims import lock
+from hfsyn.runs.claims import Mark, clear_remains, lock, mark_of, put_away, removable, replaced
 from hfsyn.runs.inputs import check_order, check_texts, opened, strategy_source
-from hfsyn.runs.options import shard_bounds
-from hfsyn.runs.overwriting import Mark, clear_remains, mark_of, put_away, removable, replaced
 from hfsyn.runs.pins import pinned
 from hfsyn.runs.tables import write_groups
 
@@ -39,7 +38,7 @@ class Run:
     folder: Path
     recipe: Recipe
     mark: Mark | None = field(default=None, compare=False, repr=False)
-    """What tells it from a run that is put in its place; see `mark_of`."""
+    """See `mark_of`."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -77,24 +76,16 @@ class Run:
         return self.table(layout.PLAN).rows if run_files.has_table(self.folder / layout.PLAN) else None
 
     def table(self, name: str) -> Marker:
-        """What is known of source.parquet or plan.parquet, which is looked at: it is as it was written, and this run's.
-
-        Raises:
-            DataError: it is not.
-        """
+        """What the marker states of source.parquet or plan.parquet; DataError where that is not as it was written."""
         return run_files.table(self.folder / name, self.fingerprint)
 
     def check(self) -> None:
-        """Look at both tables, whichever of them is used next.
-
-        Raises:
-            DataError: one of them is damaged.
-        """
+        """Raise DataError if one of the tables is damaged."""
         self.table(layout.SOURCE)
         _ = self.planned_rows
 
     def checked(self, name: str) -> Path:
-        """The path of source.parquet or plan.parquet, after that look."""
+        """The path of source.parquet or plan.parquet, which is as it was written."""
         self.table(name)
         return self.folder / name
 
@@ -119,39 +110,34 @@ class Run:
         """The real images."""
         return opened(self.recipe.source)
 
-    def read_lines(self, name: str, start: int, stop: int) -> list[dict[str, Any]]:
-        """Lines `start` to `stop` of source.parquet or plan.parquet, reading only the row groups that hold them."""
+    def shard_lines(self, shard: Path, name: str, total: int) -> tuple[int, int, list[dict[str, Any]]]:
+        """First line, one past the last, and the lines of source.parquet or plan.parquet that a shard covers. Only the
+        row groups that hold them are read.
+        """
+        _, number, _ = layout.shard_number(shard) or ("", 0, 0)
+        start, stop = shard_range(number, total, self.recipe.store.shard_rows)
+        rows: list[dict[str, Any]] = []
+        first = 0
         with pq.ParquetFile(self.checked(name)) as file:
-            rows: list[dict[str, Any]] = []
-            first = 0
             for group in range(file.num_row_groups):
                 last = first + file.metadata.row_group(group).num_rows
                 if first < stop and start < last:
-                    table = file.read_row_group(group)
-                    rows += table.slice(max(0, start - first), min(stop, last) - max(start, first)).to_pylist()
+                    rows += file.read_row_group(group)[max(0, start - first) : stop - first].to_pylist()
                 first = last
-        return rows
-
-    def shard_lines(self, shard: Path, name: str, total: int) -> tuple[int, int, list[dict[str, Any]]]:
-        """First line, one past the last, and the lines of the index or the plan that a shard covers."""
-        found = layout.shard_number(shard)
-        if found is None:
-            raise ValueError(f"{shard} is not a shard")
-        start, stop = shard_range(found[1], total, self.recipe.store.shard_rows)
-        return start, stop, self.read_lines(name, start, stop)
+        return start, stop, rows
 
 
 def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     """Make a run folder ready, or open the one that is there if it belongs to this recipe.
 
-    Everything that can be wrong is looked at before anything is written or, with `overwrite`, deleted: the source is
-    indexed, models are found and their revisions pinned. Then the source index and the recipe are written. Several
-    processes may call this at once.
+    Everything is checked before anything is written or, with `overwrite`, deleted: the source is indexed, models are
+    found and their revisions pinned. Then the source index and the recipe are written. Several processes may call this
+    at once.
 
     Raises:
         HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours;
-            the source is missing or empty; a model is not there; with `overwrite`, somebody works in the folder, or
-            has put another run there meanwhile.
+            the source is missing or empty; a model is not there; with `overwrite`, another process works in the folder,
+            or has put another run there meanwhile.
     """
     folder = Path(out).expanduser()
     clear_remains(folder)
@@ -185,10 +171,8 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
 
 
 def run_in(recipe: Recipe, folder: Path) -> Run | None:
-    """The run of a recipe that a folder holds; None where there is room for one.
-
-    Raises:
-        HfsynError: it holds another recipe's run, or files that are not ours.
+    """The run of a recipe that a folder holds; None where there is room for one. HfsynError where the folder holds
+    another recipe's run, or files that are not ours.
     """
     if folder.exists() and not folder.is_dir():
         raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
@@ -197,7 +181,7 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
         _refuse_other(found, pinned(recipe, found.recipe))
         return found
     if alien := layout.strangers(folder):
-        shown = ", ".join(alien[:5]) + (f" and {len(alien) - 5} more" if len(alien) > 5 else "")
+        shown = ", ".join(alien[:5]) + and_more(len(alien), 5)
         raise HfsynError(
             f"{folder} holds files that are not of a run of hfsyn: {shown}.", "Name an empty or new folder for --out."
         )
@@ -207,30 +191,26 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
 
 
 def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
-    """Refuse a folder that holds parts of a run and not its recipe, unless its index was made for this very recipe."""
+    """Refuse a folder that holds parts of a run without its recipe, unless its index was made for this recipe."""
     index, begun = folder / layout.SOURCE, (layout.SOURCE, "source.json", layout.STRATEGY)  # before there is a recipe
     parts = [name for name in sorted(layout.KNOWN) if name not in begun and not name.startswith(".")]
     found = [name for name in parts if (folder / name).exists()]
-    if index.exists() and not _is_index(index):
-        found.append(layout.SOURCE)
+    if index.exists():
+        try:
+            names = pq.read_schema(index).names
+        except pa.ArrowException:
+            names = []
+        found += [layout.SOURCE] if names != SOURCE_SCHEMA.names else []
     if not found or (run_files.has_table(index) and run_files.marker_of(index).fingerprint == fingerprint):
         return
     raise HfsynError(
-        f"{folder} holds parts of a run ({', '.join(found)}) without the {layout.RECIPE} that they were made by.",
+        f"{folder} holds parts of a run ({', '.join(found)}) without the {layout.RECIPE} that they were made with.",
         f"Put that {layout.RECIPE} back, remove the folder yourself, or name another --out.",
     )
 
 
-def _is_index(path: Path) -> bool:
-    """Whether a file is a source.parquet of ours, and not somebody's data of that name."""
-    try:
-        return pq.read_schema(path).names == SOURCE_SCHEMA.names
-    except pa.ArrowException:
-        return False
-
-
 def lock_new(folder: Path) -> Any:
-    """The lock under which a run folder is made, its parents included."""
+    """The lock under which a run folder is made, with its parents."""
     try:
         make_folder(folder)
     except OSError as error:
@@ -244,7 +224,7 @@ def load_run(folder: str | Path) -> Run:
     """Open a prepared run folder.
 
     Raises:
-        HfsynError: it is none.
+        HfsynError: it is not one.
     """
     path = Path(folder).expanduser()
     if not layout.is_run_folder(path):
@@ -252,7 +232,7 @@ def load_run(folder: str | Path) -> Run:
             f"{path} is not a run folder: there is no {layout.RECIPE} in it.",
             "`hfsyn build RECIPE --out RUN` makes one.",
         )
-    mark = mark_of(path)  # before it is read, so that another run that comes meanwhile is noticed
+    mark = mark_of(path)  # before the recipe is read, so that another run that is put there meanwhile is noticed
     found = Run(path, stored_recipe(path), mark)
     if sidecar_of(path / layout.SOURCE).exists():
         run_files.marker_of(path / layout.SOURCE, found.fingerprint)
@@ -262,9 +242,8 @@ def load_run(folder: str | Path) -> Run:
 def _refuse_other(found: Run, recipe: Recipe) -> None:
     if fields := difference(found.recipe, recipe):
         shown = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in fields[:6])
-        more = f"; and {len(fields) - 6} more" if len(fields) > 6 else ""
         raise HfsynError(
-            f"{found.folder} holds another recipe's run: {shown}{more}.",
+            f"{found.folder} holds another recipe's run: {shown}{and_more(len(fields), 6)}.",
             "Name another --out, or --overwrite to delete that run.",
         )
 
@@ -285,7 +264,7 @@ def _indexed(recipe: Recipe) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
 
 
 def _write_index(run: Run, index: dict[str, list[Any]], left_out: Mapping[str, int]) -> None:
-    """Write source.parquet and its marker; where captions are there already, they must be of these very images."""
+    """Write source.parquet and its marker; captions that are there already must be of the same images."""
     for shard in layout.finished_shards(run.folder / layout.CAPTIONS):
         sidecar = load_sidecar(sidecar_of(shard))
         if sidecar.fingerprint != run.fingerprint:
@@ -300,15 +279,13 @@ def _write_index(run: Run, index: dict[str, list[Any]], left_out: Mapping[str, i
                 f"The source of {run.folder} is not what it was when this run began: {shard.name} is of other images.",
                 "Put the source back as it was, or build into another folder.",
             )
-    path = run.folder / layout.SOURCE
-    rows = write_groups(path, _groups(index, run.recipe.store.shard_rows), SOURCE_SCHEMA)
+    path, size = run.folder / layout.SOURCE, run.recipe.store.shard_rows
+    groups = (
+        {name: column[start : start + size] for name, column in index.items()}
+        for start in range(0, len(index["source_id"]), size)
+    )
+    rows = write_groups(path, groups, SOURCE_SCHEMA)
     run_files.write_marker(path, rows, run.fingerprint, left_out)
-
-
-def _groups(columns: dict[str, list[Any]], rows: int) -> Iterator[dict[str, list[Any]]]:
-    """The columns, so many rows at a time."""
-    for start in range(0, len(columns["source_id"]), rows):
-        yield {name: column[start : start + rows] for name, column in columns.items()}
 
 
 def index_entries(lines: Sequence[dict[str, Any]]) -> list[IndexEntry]:
@@ -316,27 +293,8 @@ def index_entries(lines: Sequence[dict[str, Any]]) -> list[IndexEntry]:
     return [IndexEntry(**line) for line in lines]
 
 
-def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
-    """The shards of ``A:B``: numbers from A up to but not including B; either may be left out. None is all.
-
-    Raises:
-        HfsynError: it is not such a range, or it selects nothing.
-    """
-    if chosen is None:
-        return list(shards)
-    try:
-        selected = list(shards[slice(*shard_bounds(chosen))])
-    except ValueError:
-        raise HfsynError(
-            f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5."
-        ) from None
-    if not selected:
-        raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
-    return selected
-
-
 REFUSES = "the model refuses it"
-"""How the reason begins of an image that could be read, and that a captioner or language model makes nothing of."""
+"""How the reason begins for an image that could be read, but that the captioner or language model refuses."""
 
 
 def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) -> Iterator[dict[str, str]]:
@@ -348,7 +306,7 @@ def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) ->
 
 
 def unused_weights(sidecars: Iterable[layout.Sidecar]) -> dict[str, dict[str, int]]:
-    """Weights of the models that are not used: how many by stage and kind."""
+    """How many weights of the models are not used, by stage and kind."""
     found: dict[str, dict[str, int]] = {}
     for sidecar in sidecars:
         if sidecar.unused_weights:
@@ -357,14 +315,14 @@ def unused_weights(sidecars: Iterable[layout.Sidecar]) -> dict[str, dict[str, in
 
 
 def unreadable_classes(run: Run, rejected: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """``wnid``, ``name`` and number of ``images`` of each class of which every image is among these rejected ones; and
+    """``wnid``, ``name`` and number of ``images`` of each class all of whose images are among these rejected ones; and
     how many of them were ``refused`` by a model, where any were.
     """
     lines = list(rejected)
+    if not lines:
+        return []
     aside = Counter(line["wnid"] for line in lines)
     refused = Counter(line["wnid"] for line in lines if line["reason"].startswith(REFUSES))
-    if not aside:
-        return []
     counted = pq.read_table(run.folder / layout.SOURCE, columns=["wnid"])["wnid"].value_counts().to_pylist()
     there = {count["values"]: count["counts"] for count in counted}
     return [

@@ -1,8 +1,8 @@
 """Shards on disk: written once, marked last, checked against their sidecars.
 
 A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its
-sidecar, which is written in the same way in a folder of its own. A process that dies at any moment leaves at most a
-temporary file, which the next process to make that shard removes; see `builders.files`.
+sidecar, which is written in the same way. A process that dies at any moment leaves at most a temporary file, which the
+next process to make that shard removes; see `builders.files`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import pyarrow.parquet as pq
 
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
-
-__all__ = ["atomic_text", "atomic_write", "faults", "is_done", "pending", "sha256_of", "write_parquet", "write_shard"]
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
@@ -75,15 +73,9 @@ def _leaf_paths(schema: pa.Schema) -> list[str]:
 def write_shard(
     path: Path, columns: dict[str, list[Any]], schema: pa.Schema, sidecar: Callable[[str, int], Sidecar]
 ) -> Sidecar:
-    """Write a shard, then its sidecar.
-
-    Args:
-        path: of the shard.
-        columns, schema: as for `write_parquet`.
-        sidecar: makes the sidecar from the shard's SHA-256 and its size in bytes.
-    """
+    """Write a shard, as `write_parquet`, then its sidecar, made from the shard's SHA-256 and its size in bytes."""
     mark = sidecar_of(path)
-    # And not the run folder above them, which somebody may have removed meanwhile.
+    # But not the run folder above them, which may have been removed meanwhile.
     for folder in (path.parent, mark.parent.parent, mark.parent):
         folder.mkdir(exist_ok=True)
     write_parquet(path, columns, schema)
@@ -102,8 +94,13 @@ def pending(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if not is_done(path)]
 
 
+def sidecars(paths: Sequence[Path]) -> list[Sidecar]:
+    """The sidecars of those of `paths` that are finished, in order."""
+    return [load_sidecar(sidecar_of(path)) for path in paths if is_done(path)]
+
+
 def faults(path: Path, fingerprint: str) -> list[str]:
-    """What is wrong with a finished shard, each in one line; empty where it is as its sidecar says."""
+    """What is wrong with a finished shard, one line each; empty where it is as its sidecar says."""
     if not is_done(path):
         return [f"{path.name} is missing"]
     sidecar = load_sidecar(sidecar_of(path))

@@ -1,80 +1,115 @@
-"""What the two costly stages of a run have in common: shards, progress, and writing a shard with its sidecar.
+"""The loop of the two costly stages: claim a shard, look at the budget, make it, write it with its sidecar.
 
-A stage is: pending shards, their lines, batches, rows, ``write_shard``. Any number of processes may run a stage at
-once, each in its own time: they share shards by claims (see `hfsyn.runs.claims`), and what one of them makes
-does not depend on the others. Running a stage again continues it.
+Any number of processes may run a stage at once, each in its own time: they share shards by claims (see
+`hfsyn.runs.claims`), and what one of them makes does not depend on the others. Running a stage again continues it.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from builders.runs import layout
-from builders.runs.layout import Sidecar, shard_number
+from builders.runs.layout import Sidecar, shard_number, shard_range
 from hfsyn.progress import Progress
+from hfsyn.runs.claims import Claim, Claims, working_in
+from hfsyn.runs.options import Budget, WorkOptions
 from hfsyn.runs.run import Run
 from hfsyn.runs.shards import is_done, write_shard
-from hfsyn.software import describe_device, software
-from hfsyn.workers import current_worker
+from hfsyn.workers import current_worker, describe_device, software
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
+class Shard:
+    """One shard that this process makes."""
+
+    claim: Claim
+    start: int
+    """First line of the source index or the plan that it covers."""
+    stop: int
+    lines: list[dict[str, Any]]
+    started: float = field(default_factory=time.monotonic)
+
+
+@dataclass
 class Stage:
-    """What the two costly stages have in common: shares, progress, and writing a shard with its sidecar."""
+    """What one process does in a stage."""
 
     run: Run
     name: str
+    """``caption`` or ``generate``."""
+    options: WorkOptions
+    paths: Sequence[Path]
+    """Of the shards that are asked for."""
+    schema: pa.Schema
     device: str
+    tuning: Mapping[str, str] = field(default_factory=dict)
+    """How the device computes, for the sidecars."""
+    unused_weights: Mapping[str, int] = field(default_factory=dict)
 
-    def mine(self, paths: Sequence[Path]) -> list[Path]:
+    def __post_init__(self) -> None:
+        captioning = self.name == "caption"
+        self._table = layout.SOURCE if captioning else layout.PLAN
+        self._total = self.run.source_rows if captioning else self.run.planned_rows or 0
+
+    @contextmanager
+    def at_work(self, what: str) -> Iterator[Progress]:
+        """Be at work in the run folder, and show how far the stage is, what other processes finish included."""
+        rows = {}
+        for path in self.paths:
+            start, stop = shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
+            rows[path] = stop - start
+
+        def finished() -> int:
+            return sum(count for path, count in rows.items() if is_done(path))
+
+        total, before = sum(rows.values()), finished()
+        quiet = self.options.quiet or not current_worker().is_main
+        with (
+            working_in(self.run.folder, self.run.mark),
+            Progress(what, total, before, others=lambda: finished() - before, quiet=quiet) as self.progress,
+        ):
+            yield self.progress
+
+    def mine(self) -> list[Path]:
         """The shards in the order in which this process prefers them."""
-        return current_worker().share(paths)
+        return current_worker().share(self.paths)
 
-    def progress(self, what: str, paths: Sequence[Path], total: int, *, quiet: bool) -> Progress:
-        """Progress over the lines of these shards; what other processes finish is counted too."""
-        rows = {path: self._lines(path, total) for path in paths}
-        before = sum(n for path, n in rows.items() if is_done(path))
-        return Progress(
-            what,
-            sum(rows.values()),
-            before,
-            others=lambda: sum(n for path, n in rows.items() if is_done(path)) - before,
-            quiet=quiet or not current_worker().is_main,
-        )
-
-    def _lines(self, path: Path, total: int) -> int:
-        _, number, _ = shard_number(path) or ("", 0, 0)
-        start, stop = layout.shard_range(number, total, self.run.recipe.store.shard_rows)
-        return stop - start
+    def shards(self, paths: Sequence[Path], before_waiting: Callable[[], None] = lambda: None) -> Iterator[Shard]:
+        """Claim one of these shards after another, until all are finished, here or elsewhere, or the budget is spent.
+        `before_waiting` is called before this process waits for the others.
+        """
+        budget = Budget(self.options)
+        claims = Claims(self.run.folder, paths, stage=self.name)
+        for claim in claims.each(before_waiting=before_waiting, look=self.progress.look):
+            if not budget.allows_another():
+                claim.release()
+                return
+            yield Shard(claim, *self.run.shard_lines(claim.path, self._table, self._total))
 
     def write(
         self,
-        path: Path,
-        start: int,
-        stop: int,
+        shard: Shard,
         rows: Sequence[dict[str, Any]],
         rejected: Sequence[dict[str, str]],
-        schema: pa.Schema,
+        grid: Sequence[tuple[int, int, int]],
         seconds: float,
-        grid: tuple[tuple[int, int, int], ...] = (),
-        options: Mapping[str, str] | None = None,
-        unused_weights: Mapping[str, int] | None = None,
     ) -> None:
-        """Write a shard of lines `start` to `stop` and its sidecar, which says how many seconds it took."""
-        if len(rows) + len(rejected) != stop - start:
-            raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {stop - start} lines")
-        _, number, count = shard_number(path) or ("", 0, 0)
+        """Write a shard, with a row or a rejection for each line, and its sidecar; count its rows as finished."""
+        path, lines = shard.claim.path, shard.stop - shard.start
+        if len(rows) + len(rejected) != lines:
+            raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {lines} lines")
         flags = Counter(flag for row in rows for flag in row["caption_flags"])
-        for name in ("truncated", "safety"):
-            flags[name] += sum(bool(row.get(name)) for row in rows)
-        flags["retried"] += sum(bool(row.get("retries")) for row in rows)
-
+        for name, column in (("truncated", "truncated"), ("safety", "safety"), ("retried", "retries")):
+            flags[name] += sum(bool(row.get(column)) for row in rows)
+        number, count = _number(path)
         worker = current_worker()
 
         def sidecar(sha256: str, size: int) -> Sidecar:
@@ -82,8 +117,8 @@ class Stage:
                 stage=self.name,
                 shard=number,
                 of=count,
-                start=start,
-                stop=stop,
+                start=shard.start,
+                stop=shard.stop,
                 rows=len(rows),
                 sha256=sha256,
                 bytes=size,
@@ -95,10 +130,17 @@ class Stage:
                 device=describe_device(self.device),
                 worker=f"{worker.rank} of {worker.world}",
                 software=software(),
-                grid=grid,
-                options=dict(options or {}),
-                unused_weights=dict(unused_weights or {}),
+                grid=tuple(grid),
+                options=dict(self.tuning),
+                unused_weights=dict(self.unused_weights),
             )
 
-        columns = {field.name: [row[field.name] for row in rows] for field in schema}
-        write_shard(path, columns, schema, sidecar)
+        columns = {field.name: [row[field.name] for row in rows] for field in self.schema}
+        write_shard(path, columns, self.schema, sidecar)
+        self.progress.shard_done(len(rows))
+
+
+def _number(path: Path) -> tuple[int, int]:
+    """Number of a shard, and how many there are."""
+    _, number, count = shard_number(path) or ("", 0, 0)
+    return number, count

@@ -1,7 +1,4 @@
-"""How far a run is, read from its sidecars alone, while any number of processes are at work in it.
-
-Quick enough to be asked every few seconds of a run of a million images, and nothing heavy is loaded for it.
-"""
+"""How far a run is, read from its sidecars alone, while any number of processes are at work in it."""
 
 from __future__ import annotations
 
@@ -11,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from builders.runs import layout
-from builders.runs.layout import sidecar_of
 from builders.runs.run_files import lost, manifest_in
 from hfsyn.runs.run import load_run, unreadable_classes, unused_weights
-from hfsyn.runs.shards import is_done
+from hfsyn.runs.shards import sidecars
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,7 @@ class RunStatus:
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
     lost: tuple[str, ...] = ()
-    """What the run had when it was finished and has no more, each in a few words."""
+    """What the run had when it was finished and has no longer, each in a few words."""
 
 
 def status(folder: str | Path) -> RunStatus:
@@ -59,12 +55,11 @@ def status(folder: str | Path) -> RunStatus:
     """
     run = load_run(folder)
     manifest = manifest_in(run.folder)
-    planned = run.planned_rows
-    read = _sidecars(run.caption_shards())
-    made = _sidecars(run.data_shards()) if planned is not None else []
+    data_shards = None if run.planned_rows is None else run.data_shards()
+    read, made = sidecars(run.caption_shards()), sidecars(data_shards or [])
     stages = (
         _stage_status("caption", read, len(run.caption_shards())),
-        _stage_status("generate", made, None if planned is None else len(run.data_shards())),
+        _stage_status("generate", made, None if data_shards is None else len(data_shards)),
     )
     unread = unreadable_classes(run, (line for sidecar in read for line in sidecar.rejected))
     gone = () if manifest is None else tuple(lost(run.folder, manifest))
@@ -82,27 +77,6 @@ def status(folder: str | Path) -> RunStatus:
     )
 
 
-def _sidecars(shards: Sequence[Path]) -> list[layout.Sidecar]:
-    return [_without_counts(sidecar_of(shard)) for shard in shards if is_done(shard)]
-
-
-def _stage_status(stage: str, sidecars: Sequence[layout.Sidecar], shards: int | None) -> StageStatus:
-    return StageStatus(
-        stage,
-        len(sidecars),
-        shards,
-        sum(s.rows for s in sidecars),
-        sum(len(s.rejected) for s in sidecars),
-        round(sum(s.seconds for s in sidecars), 3),
-    )
-
-
-def _without_counts(path: Path) -> layout.Sidecar:
-    """A sidecar without its counts by class, which are nine tenths of it and cost most of the reading."""
-    text = path.read_bytes()
-    # As `Sidecar.dump` writes it. No string of JSON has a line break in it, so that nothing else looks like this.
-    head, found, rest = text.partition(b'\n "counts": {\n')
-    if found:
-        _, end, rest = rest.partition(b"\n }")
-        text = head + b'\n "counts": {}' + rest if end else text
-    return layout.parse_sidecar(text, str(path))
+def _stage_status(stage: str, done: Sequence[layout.Sidecar], shards: int | None) -> StageStatus:
+    rows, rejected = sum(sidecar.rows for sidecar in done), sum(len(sidecar.rejected) for sidecar in done)
+    return StageStatus(stage, len(done), shards, rows, rejected, round(sum(sidecar.seconds for sidecar in done), 3))

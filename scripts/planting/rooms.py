@@ -34,7 +34,7 @@ ROOMS = (
     (
         "runs",
         """
-        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/images/rows.py hfsyn/building.py
+        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py
         hfsyn/exporting.py
         """,
         """
@@ -95,7 +95,7 @@ ROOMS = (
     ),
     (
         "processes",
-        "hfsyn/workers.py hfsyn/gathering.py hfsyn/progress.py hfsyn/software.py",
+        "hfsyn/workers.py hfsyn/launching.py hfsyn/progress.py",
         "workers gathering leftover_launchers machines budget end_to_end",
     ),
 )

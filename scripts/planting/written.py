@@ -143,7 +143,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A retry forgets the seeds of single classes.",
-        "hfsyn/images/shard_writer.py",
+        "hfsyn/images/production.py",
         "seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt)",
         "seed_of(self._recipe.seed, spec.sample_id, attempt)",
         "stages production",
@@ -158,7 +158,7 @@ BUGS: tuple[WrittenBug, ...] = (
     # what is drawn
     _bug(
         "An image that was flagged, and drawn again, is not said to have been.",
-        "hfsyn/images/shard_writer.py",
+        "hfsyn/images/production.py",
         'safety = image.problem == "safety" or (before is not None and before.safety)',
         'safety = image.problem == "safety"',
         "stages production",
@@ -166,13 +166,13 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "Where memory runs out, the first captions of a batch are given to its last images, too.",
         "hfsyn/captions/caption_stage.py",
-        "tally.asked(partial(_ask, batch, texts, now), left[:now])",
-        "tally.asked(partial(_ask, batch, texts, now), batch.seen[:now])",
+        "self.tally.asked(partial(_answers, batch, self._texts, size), left[:size])",
+        "self.tally.asked(partial(_answers, batch, self._texts, size), batch.seen[:size])",
         "stages captioner reading production",
     ),
     _bug(
         "Guidance that is to begin later is there from the first step on.",
-        "hfsyn/images/denoising.py",
+        "hfsyn/images/latents.py",
         "recipe.guidance_start * whole <= at < recipe.guidance_stop * whole",
         "at < recipe.guidance_stop * whole",
         "production generator",
@@ -193,7 +193,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A prompt that just fits is said to be cut off.",
-        "hfsyn/images/rows.py",
+        "hfsyn/images/production.py",
         '"truncated": count > max_tokens',
         '"truncated": count >= max_tokens',
         "stages",
@@ -201,7 +201,7 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "A sidecar does not say with which batches its images were drawn.",
         "hfsyn/runs/stage.py",
-        "                grid=grid,",
+        "                grid=tuple(grid),",
         "                grid=(),",
         "production stages",
     ),

@@ -20,7 +20,7 @@ from builders.sources.drawing import draw, sample_attributes
 from builders.variants import ClassInfo, get_variant
 from hfsyn import models
 from hfsyn.captions.captioner import TransformersCaptioner
-from hfsyn.captions.cleaning import caption_flags, clean
+from hfsyn.captions.texts import caption_flags, clean
 from hfsyn.captions.token_drawing import DrawEach, ready
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import CaptionPart
@@ -217,10 +217,10 @@ def test_what_is_prepared_is_what_the_device_takes(folders: Folders, dtype: str)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(one._model, "generate", generate)
             patch.setattr(
-                "hfsyn.captions.inputs.ready",
+                "hfsyn.captions.captioner.ready",
                 lambda *given, made=made, **how: made.append(ready(*given, **how)) or made[-1],
             )
-            answer = one.prepare(images()[3:5])
+            answer = one.ask([one.look(image) for image in images()[3:5]])
             prepared = made[-1]
             answer()
         assert set(prepared) == set(taken)

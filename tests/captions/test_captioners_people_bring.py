@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from builders.sources.new_class_map import new_variant
 from hfsyn.captions.caption_stage import caption
 from hfsyn.captions.captioner import TransformersCaptioner
-from hfsyn.captions.cleaning import clean
+from hfsyn.captions.texts import clean
 from hfsyn.images.generate_stage import generate
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
 from hfsyn.runs.finish import finish
@@ -209,7 +209,7 @@ def refusal(call: Callable[[], Any]) -> str:
 def test_a_model_that_draws_random_numbers_of_its_own_is_refused(
     folders: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfsyn.captions.inputs import CaptionInputs
+    from hfsyn.captions.captioner import CaptionInputs
 
     made = CaptionInputs._made
 
@@ -383,7 +383,7 @@ def test_images_for_which_a_batch_fails_are_found_one_by_one(tmp_path: Path) -> 
 def test_an_image_for_which_the_model_computes_no_finite_values_is_set_aside(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfsyn.captions.inputs import CaptionInputs
+    from hfsyn.captions.captioner import CaptionInputs
 
     made = CaptionInputs._made
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from builders.variants import ClassInfo, get_variant
 from hfsyn.captions.caption_stage import caption
-from hfsyn.captions.instructions import filled, request
-from hfsyn.captions.text_writer import TextWriter, said_line
+from hfsyn.captions.text_writer import TextWriter, request, said_line
+from hfsyn.captions.texts import filled
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.recipes.recipe import CaptionPart, load_recipe

@@ -282,7 +282,7 @@ def test_an_export_that_was_stopped_continues_and_another_is_refused(run: Path, 
 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(HfsynError, match="holds files that are no export"):
+    with pytest.raises(HfsynError, match="holds files that do not belong to an export"):
         export_real(run, tmp_path / "full", quiet=True)
     (copy / "export.json").write_text("{}")
     with pytest.raises(HfsynError, match="the export of another run"):

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 from hfsyn import models
 from hfsyn.errors import HfsynError
-from hfsyn.images.decoding import fetch
 from hfsyn.images.generator import DiffusersGenerator, problem_of
+from hfsyn.images.latents import fetch
 from hfsyn.recipes.parts import Scheduler
 from hfsyn.recipes.recipe import GeneratePart
 

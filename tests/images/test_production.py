@@ -17,11 +17,11 @@ from conftest import parquet_bytes, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 from tiny_models import sdxl
 
+import hfsyn.images.latents
 from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.captions.caption_stage import caption
 from hfsyn.checks.reproduce import batch_size_of
 from hfsyn.errors import HfsynError
-from hfsyn.images import decoding
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator, Generated
 from hfsyn.images.tuning import Tuning, kernels, tune, tuning_of
@@ -140,7 +140,7 @@ def test_an_attempt_is_not_over_while_it_has_batches_to_come(tmp_path: Path, mon
                 future.result()
             return future
 
-    monkeypatch.setattr("hfsyn.images.shard_writer.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr("hfsyn.images.production.ThreadPoolExecutor", AtOnce)
     generate(run, generator=FakeGenerator(problem_of=problem), quiet=True)
     rows = [row for shard in load_run(run).data_shards() for row in pq.read_table(shard).to_pylist()]
     assert max(row["retries"] for row in rows) == 3
@@ -366,9 +366,9 @@ def test_memory_that_runs_out_in_an_upcast_decoder_leaves_it_as_it_was(tmp_path:
     latents = torch.zeros(2, 4, 8, 8, dtype=torch.float16)
     with torch.inference_mode():
         with pytest.raises(torch.OutOfMemoryError):
-            decoding.decode(pipe, latents, ())
+            hfsyn.images.latents.decode(pipe, latents, ())
         assert pipe.vae.dtype == torch.float16
-        (images,) = decoding.decode(pipe, latents[:1], ())
+        (images,) = hfsyn.images.latents.decode(pipe, latents[:1], ())
     assert calls == [torch.float32] * 2
     assert images.isfinite().all()
 
@@ -378,7 +378,7 @@ def test_memory_that_runs_out_in_an_upcast_decoder_leaves_it_as_it_was(tmp_path:
     [(16, 64, 16), (24, 64, 12), (3, 64, 3), (32, 4, 16), (16, 96, 6), (8, 128, 4), (2, 512, 1)],
 )
 def test_larger_images_are_decoded_in_smaller_parts_of_one_size(batch: int, side: int, at_once: int) -> None:
-    assert decoding.at_once(torch.empty(batch, 4, side, side, device="meta")) == at_once
+    assert hfsyn.images.latents.at_once(torch.empty(batch, 4, side, side, device="meta")) == at_once
 
 
 def test_networks_with_convolutions_over_time_keep_their_memory_format() -> None:

@@ -297,7 +297,7 @@ def test_what_several_processes_would_all_say_is_said_once_before_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hfsyn.workers.launch", None)
+    monkeypatch.setattr("hfsyn.launching.launch", None)
     Path("latin.yaml").write_bytes("name: caf\u00e9\n".encode("latin-1"))
     Path("file").write_text("mine")
     printed = run(capsys, 2, *arguments)
@@ -314,7 +314,7 @@ def test_the_result_of_several_processes_goes_into_a_folder_that_is_not_there_ye
         Path(arguments[-1]).write_text('{"n": 1}')
         return 0
 
-    monkeypatch.setattr("hfsyn.workers.launch", launch)
+    monkeypatch.setattr("hfsyn.launching.launch", launch)
     assert _launch_evaluation(2, "cpu", str(tmp_path / "new" / "x.json"), ["model", "set"]) == {"n": 1}
     assert json.loads((tmp_path / "new" / "x.json").read_text()) == {"n": 1}
 

@@ -10,7 +10,7 @@ from test_shards import SCHEMA, columns, sidecar
 
 import hfsyn.runs.claims
 from builders.runs.layout import shard_name
-from hfsyn.runs.claims import Claims, Patience, lock
+from hfsyn.runs.claims import Claims, lock
 from hfsyn.runs.shards import write_shard
 
 
@@ -32,7 +32,7 @@ def test_a_claimed_shard_is_left_to_its_holder_until_that_dies(tmp_path: Path) -
     taking = Claims(tmp_path, paths, stage="generate")
     first = taking.take()
     assert first is not None
-    assert (first.path, taking.take(), taking.in_other_hands) == (paths[1], None, [paths[0]])
+    assert (first.path, taking.take(), taking.held_elsewhere) == (paths[1], None, [paths[0]])
     write_shard(first.path, columns(), SCHEMA, sidecar)
     holder.kill()
     holder.join()
@@ -51,8 +51,8 @@ def test_what_is_taken_is_not_offered_again_and_what_is_released_unfinished_is_l
     middle = mine.take()
     assert middle is not None
     assert (mine.take(), theirs.take()) == (None, None)
-    assert mine.in_other_hands == [paths[2]]
-    assert sorted(theirs.in_other_hands) == paths[:2]
+    assert mine.held_elsewhere == [paths[2]]
+    assert sorted(theirs.held_elsewhere) == paths[:2]
     write_shard(middle.path, columns(), SCHEMA, sidecar)
     for claim in (first, middle, last):
         claim.release()
@@ -82,20 +82,25 @@ def test_a_shard_that_was_finished_between_the_look_and_the_lock_is_not_made_aga
 
 
 def test_a_wait_says_after_a_while_who_holds_the_shards_and_says_it_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(hfsyn.runs.claims, "PAUSE", 0)
+    monkeypatch.setattr(hfsyn.runs.claims, "SILENCE", 0)
     paths = [tmp_path / "data" / shard_name("train", 0, 1)]
     held = Claims(tmp_path, paths, stage="caption").take()
-    waiting = Claims(tmp_path, paths, stage="caption")
-    assert waiting.take() is None
+    assert held is not None
     looks: list[int] = []
-    patience = Patience(waiting, pause=0, look=lambda: looks.append(1), silence=0)
-    for _ in range(3):
-        patience.wait()
+
+    def look() -> None:
+        looks.append(1)
+        if len(looks) == 3:
+            held.release()
+
+    waiting = Claims(tmp_path, paths, stage="caption").each(look=look)
+    assert next(waiting).path == paths[0]
     said = capsys.readouterr().err
     import os
     import socket
 
     assert said == f"hfsyn: still waiting for {paths[0].name} (process {os.getpid()} on {socket.gethostname()})\n"
     assert len(looks) == 3
-    assert held is not None

@@ -12,17 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Features, Image, List, Value
 
-from builders.runs.layout import Sidecar, finished_shards, load_sidecar, shard_name, sidecar_of
-from hfsyn.runs.shards import (
-    ROW_GROUP_BYTES,
-    atomic_text,
-    atomic_write,
-    faults,
-    is_done,
-    pending,
-    write_parquet,
-    write_shard,
-)
+from builders.files import atomic_text, atomic_write
+from builders.runs.layout import ROW_GROUP_BYTES, Sidecar, finished_shards, load_sidecar, shard_name, sidecar_of
+from hfsyn.runs.shards import faults, is_done, pending, write_parquet, write_shard
 
 SCHEMA = Features({"image": Image(), "n": Value("int64"), "flags": List(Value("string"))}).arrow_schema
 

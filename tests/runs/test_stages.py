@@ -25,7 +25,8 @@ from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs import run as runs
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import load_run, prepare, select
+from hfsyn.runs.options import WorkOptions, select
+from hfsyn.runs.run import load_run, prepare
 from hfsyn.runs.status import status
 
 ARGS = {"quiet": True}
@@ -179,7 +180,7 @@ def test_a_finished_run_asks_no_model_again(tmp_path: Path) -> None:
     run = run_folder(tmp_path)
     complete(run)
     # Neither a model nor a process is started: the built-in models would be loaded here otherwise.
-    work(load_run(run), ("caption", "generate"), num_processes=2)
+    work(load_run(run), ("caption", "generate"), WorkOptions(num_processes=2))
     generator, captioner = FakeGenerator(), FakeCaptioner()
     caption(run, captioner=captioner, quiet=True)
     generate(run, generator=generator, quiet=True)

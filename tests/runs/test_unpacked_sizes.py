@@ -27,7 +27,7 @@ from builders.runs import layout
 from builders.runs.layout import ShardEntry
 from builders.runs.schema import synthetic_features
 from builders.synthetic import Synthetic
-from hfsyn.captions.reuse import KnownCaptions
+from hfsyn.captions.providers import KnownCaptions
 from hfsyn.recipes.recipe import stored_recipe
 from hfsyn.runs.shards import write_parquet
 

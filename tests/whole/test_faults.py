@@ -146,7 +146,7 @@ def test_the_clean_run_has_what_goes_wrong_by_itself(clean: Path) -> None:
     flags = json.loads((clean / layout.MANIFEST).read_text())["flags"]
     assert flags["retried"] > 2
     reasons = Counter(json.loads(line)["reason"] for line in (clean / layout.REJECTED).read_text().splitlines())
-    assert list(reasons) == ["the model made numbers that are none (NaN), 4 attempts"]
+    assert list(reasons) == ["the model produced NaN values, 4 attempts"]
     assert 0 < reasons.total() < 10
 
 

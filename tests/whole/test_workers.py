@@ -17,6 +17,7 @@ from fakes import FakeCaptioner
 from hfsyn import building, workers
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
+from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.run import load_run
 from hfsyn.workers import Worker, current_worker, default_processes, visible_gpus
 
@@ -63,16 +64,16 @@ def test_by_default_no_more_processes_start_than_there_are_shards_to_make(
     run = run_folder(tmp_path, "prompt.images_per_caption=2")  # 30 real images, 60 of ours, 8 rows a shard
     for stages, shards in ((("caption", "generate"), None), (("caption",), None), (("caption",), "0:3")):
         with pytest.raises(HfsynError, match="stopped before"):
-            building.work(load_run(run), stages, shards=shards)
+            building.work(load_run(run), stages, WorkOptions(shards=shards))
     assert started == [8, 4, 3]
     with pytest.raises(HfsynError, match="stopped before"):
-        building.work(load_run(run), ("caption",), shards="0:3", num_processes=5)
+        building.work(load_run(run), ("caption",), WorkOptions(shards="0:3", num_processes=5))
     assert started.pop() == 5
     caption(load_run(run), captioner=FakeCaptioner(), shards="0:3", quiet=True)
     monkeypatch.setitem(
         building.STAGES, "caption", lambda run, **_: caption(run, captioner=FakeCaptioner(), quiet=True)
     )
-    building.work(load_run(run), ("caption",), quiet=True)
+    building.work(load_run(run), ("caption",), WorkOptions(quiet=True))
     assert started == [8, 4, 3]  # the one that was left was made here
 
 
@@ -80,11 +81,11 @@ def test_a_device_with_a_number_is_one_process(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(building, "default_processes", lambda: 8)
     monkeypatch.setattr(building, "check_device", lambda device: None)
     run, here = load_run(run_folder(tmp_path)), []
-    monkeypatch.setitem(building.STAGES, "caption", lambda run, *, device, **_: here.append(device))
-    building.work(run, ("caption",), device="cuda:1")
+    monkeypatch.setitem(building.STAGES, "caption", lambda run, *, options, **_: here.append(options.device))
+    building.work(run, ("caption",), WorkOptions(device="cuda:1"))
     assert here == ["cuda:1"]
     with pytest.raises(HfsynError, match="--device cuda:1 names one GPU, for 8 processes"):
-        building.work(run, ("caption",), device="cuda:1", num_processes=8)
+        building.work(run, ("caption",), WorkOptions(device="cuda:1", num_processes=8))
 
 
 def test_gpus_that_torch_cannot_use_are_told_instead_of_days_on_a_cpu(
@@ -123,7 +124,7 @@ def alive(pid: int) -> bool:
 def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     script = """
         import subprocess, sys, time
-        from hfsyn.workers import die_with_parent
+        from hfsyn.launching import die_with_parent
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=die_with_parent)
         print(child.pid, flush=True)
         time.sleep(600)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
-from hfsyn.workers import default_processes, die_with_parent, visible_gpus
+from hfsyn.launching import die_with_parent
+from hfsyn.workers import default_processes, visible_gpus
 
 Submit = Callable[..., Future[Any]]
 """``submit(function, *arguments)``; the function must be importable by name when there are several processes."""

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.gathering import alone
-from hfsyn.workers import current_worker, pick_device
+from hfsyn.workers import alone, current_worker, pick_device
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 

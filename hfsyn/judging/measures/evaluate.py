@@ -33,7 +33,7 @@ from hfsyn.judging.sets.overlaps import shared_with_training, tell_overlap
 from hfsyn.judging.sets.shared_classes import check_classes
 from hfsyn.judging.sets.unreadable import Unread, facts_of, picture, tell_left_out, tell_unread
 from hfsyn.progress import Progress
-from hfsyn.software import software
+from hfsyn.workers import software
 
 BATCH = 64
 """Images of a batch. Batches are cut from the set at fixed places: a logit is the same in any number of processes."""

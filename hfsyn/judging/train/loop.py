@@ -70,7 +70,7 @@ from hfsyn.judging.train.optimizer import (
 from hfsyn.judging.train.training_sets import open_feed
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TrainConfig, dump_train_config
-from hfsyn.software import software
+from hfsyn.workers import software
 
 
 @dataclass(frozen=True)

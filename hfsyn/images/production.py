@@ -1,32 +1,30 @@
 """Shards on their way through a process: drawn by the device, encoded by a pool, written by a thread.
 
-The main thread only gives the device its next batch. It never waits for the disk or for an encoder, except where these
-are slower than the device: then the number of batches and shards on their way, and so the memory, stays bounded.
+The main thread only gives the device its next batch. It waits for the disk or for an encoder only where these are
+slower than the device: then the number of batches and shards on their way, and so the memory, stays bounded.
 
 What is made does not depend on any of this: a batch is cut from its shard's lines alone, and so is a batch of retries.
 """
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any
 
-from hfsyn.images.encoding import encode
+from hfsyn.images.encoding import encode, stored_name
 from hfsyn.images.generator import Generated, ImageGenerator, Pending
-from hfsyn.images.rows import Result
 from hfsyn.models.batch_sizes import BatchSize
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.rules import seed_of
-from hfsyn.runs.claims import Claim
 from hfsyn.runs.specs import SampleSpec
-from hfsyn.workers import begin_thread_on
+from hfsyn.runs.stage import Shard
+from hfsyn.workers import begin_thread_on, pool_threads
 
 BATCHES_AHEAD = 2
 """Batches that the device has been given and that are not settled: one at work, one behind it."""
@@ -34,18 +32,30 @@ SHARDS_OPEN = 2
 """Shards that are drawn or wait for their last images and retries."""
 SHARDS_TO_WRITE = 1
 """Finished shards that are written or wait for it."""
+_PROBLEMS = {
+    "safety": "the safety checker flagged it",
+    "nan": "the model produced NaN values",
+    "flat": "the image is flat: nothing is in it",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one spec: its stored bytes (as a future, while they are encoded) or the problem that remained."""
+
+    image: Future[bytes] | None
+    seed: int
+    retries: int
+    safety: bool
+    problem: str | None
 
 
 @dataclass(eq=False)
 class Work:
     """One shard on its way."""
 
-    claim: Claim
-    start: int
-    """First line of the plan that it covers."""
-    stop: int
+    shard: Shard
     specs: Sequence[SampleSpec]
-    started: float = field(default_factory=time.monotonic)
     seconds: float = 0.0
     """From its first batch to its last image."""
     tokens: list[int] = field(default_factory=list)
@@ -58,25 +68,39 @@ class Work:
     launched: int = 0
     """Batches of this attempt that the device was given."""
     settled: int = 0
-    """Of these, how many are back."""
+    """How many of these are back."""
     drawing: bool = False
     """Whether this attempt has batches that the device was not yet given."""
 
-    def again(self) -> list[SampleSpec]:
-        """What has to be drawn once more, in the plan's order."""
-        return [spec for spec in self.specs if self.results[spec.sample_id].problem]
+    def rows(self, max_tokens: int, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+        """The rows in the plan's order, with the columns of `builders.runs.schema`; and what was set aside, why."""
+        rows, rejected = [], []
+        for spec, count in zip(self.specs, self.tokens, strict=True):
+            result = self.results[spec.sample_id]
+            if result.image is None:
+                reason = f"{_PROBLEMS[result.problem or 'flat']}, {result.retries + 1} attempts"
+                rejected.append({"id": spec.sample_id, "wnid": spec.wnid, "reason": reason})
+                continue
+            row = {
+                "image": {"bytes": result.image.result(), "path": stored_name(spec.sample_id, recipe.store)},
+                "seed": result.seed,
+                "prompt_tokens": count,
+                "truncated": count > max_tokens,
+                "safety": result.safety,
+                "retries": result.retries,
+            }
+            rows.append(asdict(spec) | row)
+        return rows, rejected
 
 
 class Production:
     """Draws, encodes and writes shards, several at once; a context manager, whose end waits for all of them.
 
     Args:
-        generator: draws.
-        recipe: of the run.
+        generator, recipe: draws as the recipe says.
         size: of the batches.
         write: called in the writer's thread with a shard whose images are all settled; its claim is released after.
         tick: called with the number of images that were kept, from a thread of its own.
-        threads: that encode; None is two, or one less than the cores where there are more.
         pictures: gives the real images behind some specs, where the recipe starts from them.
     """
 
@@ -86,14 +110,12 @@ class Production:
         recipe: Recipe,
         size: BatchSize,
         write: Callable[[Work], None],
-        tick: Callable[[int], None] = lambda images: None,
-        *,
-        threads: int | None = None,
+        tick: Callable[[int], None],
         pictures: Callable[[Sequence[SampleSpec]], Sequence[Any]] | None = None,
     ) -> None:
         self._generator, self._recipe, self._size, self._write, self._tick = generator, recipe, size, write, tick
         self._pictures = pictures
-        threads = threads or encoders()
+        threads = pool_threads()
         self._encoders = ThreadPoolExecutor(threads, "encode")
         device = str(getattr(generator, "device", "cpu"))
         self._settler = ThreadPoolExecutor(1, "settle", initializer=begin_thread_on, initargs=(device,))
@@ -117,8 +139,7 @@ class Production:
         """Wait until every shard that was added is written."""
         while self._open:
             self._finish_oldest()
-        while self._writing:
-            self._writing.popleft().result()
+        _wait(self._writing)
 
     def __enter__(self) -> Production:
         return self
@@ -130,12 +151,12 @@ class Production:
             if error is None:
                 self.finish()
         finally:
-            # After an error what was begun is dropped, but for the shards that only need to be written.
+            # After an error what was begun is dropped, except for the shards that only need to be written.
             self._settler.shutdown(wait=False, cancel_futures=True)
             self._writer.shutdown(wait=True)
             self._encoders.shutdown(wait=True, cancel_futures=True)
             for work in self._open:
-                work.claim.release()
+                work.shard.claim.release()
 
     def _draw(self, work: Work, specs: Sequence[SampleSpec]) -> None:
         """Give the device one attempt at these specs, in batches from the first on."""
@@ -145,7 +166,7 @@ class Production:
         while first < len(specs):
             outcome = self._size.run(
                 lambda size, first=first: self._start(work, specs[first : first + size], size),  # type: ignore[misc]
-                settle=self._settle_all,
+                settle=lambda: _wait(self._ahead),
             )
             if outcome is None:
                 continue
@@ -156,8 +177,7 @@ class Production:
                 work.tokens += self._generator.count_tokens([spec.prompt for spec in batch])
             work.launched += 1
             self._ahead.append(self._settler.submit(self._settle, work, batch, seeds, pending))
-            while len(self._ahead) >= BATCHES_AHEAD:
-                self._ahead.popleft().result()
+            _wait(self._ahead, BATCHES_AHEAD - 1)
             first += len(batch)
             self._advance_open()
         work.drawing = False
@@ -166,10 +186,9 @@ class Production:
         self, work: Work, batch: Sequence[SampleSpec], size: int
     ) -> tuple[Sequence[SampleSpec], list[int], Pending]:
         attempt = work.attempt
-        seeds = [
-            seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) if attempt else spec.seed
-            for spec in batch
-        ]
+        seeds = [spec.seed for spec in batch]
+        if attempt:
+            seeds = [seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) for spec in batch]
         more = {} if self._pictures is None else {"images": self._pictures(batch)}
         return batch, seeds, self._generator.start([spec.prompt for spec in batch], seeds, size, **more)
 
@@ -191,37 +210,31 @@ class Production:
         future.add_done_callback(lambda done: self._room.release())
         return future
 
-    def _settle_all(self) -> None:
-        while self._ahead:
-            self._ahead.popleft().result()
-
     def _advance_open(self) -> None:
         """After each batch: an earlier shard that is complete must not wait for this one."""
-        if not self._advancing:
-            self._advancing = True
-            try:
-                for work in list(self._open):
-                    self._advance(work)
-            finally:
-                self._advancing = False
+        if self._advancing:
+            return
+        self._advancing = True
+        try:
+            for work in list(self._open):
+                self._advance(work)
+        finally:
+            self._advancing = False
 
     def _advance(self, work: Work) -> bool:
-        """Take a shard whose attempt is back one step on: to its retries or the writer. Whether to the writer."""
+        """Take a shard whose attempt is back one step further: to its retries, or to the writer (True)."""
         with self._lock:
             # Batches may come back faster than the next one is begun: that is not the end of the attempt.
             if work.drawing or work.settled < work.launched:
                 return False
-        left = work.again() if work.attempt < self._recipe.generate.max_retries else []
-        if left:
+        failed = [spec for spec in work.specs if work.results[spec.sample_id].problem]
+        if failed and work.attempt < self._recipe.generate.max_retries:
             work.attempt += 1
-            self._draw(work, left)
+            self._draw(work, failed)
             return False
         self._open.remove(work)
-        while self._writing and self._writing[0].done():
-            self._writing.popleft().result()
-        work.seconds = time.monotonic() - work.started
-        while len(self._writing) >= SHARDS_TO_WRITE:
-            self._writing.popleft().result()
+        work.seconds = time.monotonic() - work.shard.started
+        _wait(self._writing, SHARDS_TO_WRITE - 1)
         self._writing.append(self._writer.submit(self._written, work))
         return True
 
@@ -230,15 +243,15 @@ class Production:
         try:
             self._write(work)
         finally:
-            work.claim.release()
+            work.shard.claim.release()
 
     def _finish_oldest(self) -> None:
         work = self._open[0]
         while not self._advance(work):
-            self._settle_all()
+            _wait(self._ahead)
 
 
-def encoders() -> int:
-    """Threads that encode in this process: two, or its share of the cores less one where that is more."""
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(2, min(16, share - 1))
+def _wait(begun: deque[Future[None]], most: int = 0) -> None:
+    """Wait for the oldest of these until at most `most` are left; raises the first one's error."""
+    while len(begun) > most:
+        begun.popleft().result()

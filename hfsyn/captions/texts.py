@@ -1,4 +1,4 @@
-"""Captions as texts: made fit for a prompt, and looked at for what goes wrong with them."""
+"""Texts beside the models: a prompt filled with a class's words, and a caption made fit for a prompt and checked."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from builders.variants import ClassInfo
 _SMALL = frozenset({"a", "an", "and", "at", "for", "from", "in", "of", "on", "or", "s", "the", "to", "with"})
 
 
+def filled(prompt: str, info: ClassInfo) -> str:
+    """A recipe's ``caption.prompt`` with the words of a class for ``{c}``, ``{definition}`` and ``{hypernym}``."""
+    words = {"{c}": info.name, "{definition}": info.definition, "{hypernym}": info.hypernym}
+    for placeholder, word in words.items():
+        prompt = prompt.replace(placeholder, word)
+    return prompt
+
+
+def longest(prompt: str | None, classes: Sequence[ClassInfo]) -> ClassInfo:
+    """The class that makes the longest prompt; a made-up one where there are none."""
+    known = classes or (ClassInfo("n00000000", 0, "thing", ("thing",), "a thing", "thing"),)
+    return max(known, key=lambda info: len(filled(prompt or "{c} {definition}", info)))
+
+
 def clean(text: str) -> str:
     """One line, single spaces, no control characters, no space or full stop or comma at the ends.
 
-    A caption is put behind other words, and others may be put behind it.
+    A caption is put after other words, and others may be put after it.
     """
     printable = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(printable.split()).strip(" .,;:")
@@ -25,7 +39,7 @@ def caption_flags(caption: str, info: ClassInfo) -> tuple[str, ...]:
 
     `repeated` is a word or a pair of words three times in a row, or one word making up half of six or more, which is
     how captioners fail (small function words do not count there). `no-class-word` means that no word of the class's
-    name or lemmas occurs, be it in its plural, which is common and no fault by itself.
+    name or lemmas occurs, even in its plural, which is common and not a fault by itself.
     """
     words = _words(caption)
     if not words:
