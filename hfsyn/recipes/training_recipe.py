@@ -1,7 +1,7 @@
 """Training recipes: everything that decides the weights of a classifier, but for the images themselves.
 
-A recipe is a YAML file, a shipped one by name, or nothing (the defaults); flags and ``--set KEY=VALUE`` win over it.
-How many processes, which device, where checkpoints go: these are flags of the command and never stand here.
+A recipe is a YAML file, a shipped one by name, or nothing (the defaults); flags and ``--set KEY=VALUE`` override it.
+The number of processes, the device, where checkpoints go: these are flags of the command and never part of a recipe.
 """
 
 from __future__ import annotations
@@ -13,21 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.loading import (
-    Amount,
-    Count,
-    Int,
-    Part,
-    Seed,
-    Share,
-    Shelf,
-    Text,
-    checked,
-    dump_part,
-    fields_of,
-    put,
-    set_field,
-)
+from hfsyn.recipes.loading import Amount, Count, Int, Part, Seed, Share, Shelf, Text, checked, fields_of, put, set_field
 
 TRAINING_RECIPES = Shelf("training recipe", "hfsyn.recipes.training")
 
@@ -39,7 +25,6 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Below = Annotated[float, Field(ge=0, lt=1)]
-"""A share that must leave something."""
 Area = Annotated[float, Field(ge=0.001, le=1)]
 Aspect = Annotated[float, Field(ge=0.01, le=100)]
 
@@ -79,8 +64,7 @@ class ModelPart(Part):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, e.g. {stem_type: ""}."""
     ema_decay: Below = 0.0
-    """Moving average of the weights, which is then what is kept, 0 up to but not 1; 0 keeps the last
-    weights."""
+    """Decay of a moving average of the weights, which is then kept, 0 up to but not 1; 0 keeps the last weights."""
     channels_last: bool = True
     """Memory format of the convolutions; faster on most devices."""
 
@@ -110,6 +94,11 @@ class AugmentPart(Part):
     """Chance that a batch is mixed."""
     label_smoothing: Share = 0.1
     """Share of a target that goes to the other classes."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return bool(self.mixup or self.cutmix)
 
 
 class OptimisePart(Part):
@@ -182,8 +171,8 @@ def load_train_config(
     if config is None:
         fields, where = {}, "the options"
     elif isinstance(config, TrainConfig | Mapping):
-        where = "the training recipe"
-        fields = fields_of(config.model_dump() if isinstance(config, TrainConfig) else config, "training recipe")
+        given = config.model_dump() if isinstance(config, TrainConfig) else config
+        fields, where = fields_of(given, "training recipe"), "the training recipe"
     else:
         fields, where = TRAINING_RECIPES.fields(str(config))
     for override in overrides:
@@ -191,14 +180,10 @@ def load_train_config(
     for key, value in (values or {}).items():
         if value is not None:
             put(fields, key, value, TrainConfig)
-    if isinstance(fields.get("data", {}), dict) and not fields.get("data", {}).get("train"):
+    data = fields.get("data", {})
+    if isinstance(data, dict) and not data.get("train"):
         raise HfsynError("There is nothing to train on.", "Name a dataset: --train-dataset shapes")
     return checked(TrainConfig, fields, where)
-
-
-def dump_train_config(config: TrainConfig) -> str:
-    """The recipe as YAML with every field written out."""
-    return dump_part(config)
 
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:

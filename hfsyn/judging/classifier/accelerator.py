@@ -1,4 +1,4 @@
-"""accelerate's Accelerator, started so that it counts processes right, and the few things that are asked of it."""
+"""accelerate's Accelerator, started with the right number of processes, and checks of what it is asked to do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from builders.wording import first_line
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gathering import alone
 from hfsyn.workers import current_worker, pick_device
@@ -25,8 +26,8 @@ def start_accelerator(
     """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread.
 
     Raises:
-        HfsynError: the device is not there, accelerate counts other processes than were launched, or the tracker is not
-            installed.
+        HfsynError: the device does not exist, accelerate counts other processes than were launched, or the tracker is
+            not installed.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
@@ -36,7 +37,7 @@ def start_accelerator(
     kind = picked.partition(":")[0]
     if device is not None and ":" in device:
         raise HfsynError(f"--device {device} names one of several.", "Say CUDA_VISIBLE_DEVICES=1 and --device cuda.")
-    # They are one for the whole process, and another training in it may have wanted another precision.
+    # These are global, and an earlier training in this process may have used another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
     world = current_worker().world
@@ -51,8 +52,7 @@ def start_accelerator(
                 step_scheduler_with_optimizer=False,
             )
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HfsynError(f"accelerate cannot start: {reason}", "Try --mixed-precision no.") from None
+        raise HfsynError(f"accelerate cannot start: {first_line(error)}", "Try --mixed-precision no.") from None
     if accelerator.num_processes != world:
         raise HfsynError(
             f"The launcher started {world} processes, but accelerate counts {accelerator.num_processes}.",
@@ -61,28 +61,16 @@ def start_accelerator(
     return accelerator
 
 
-def start_trackers(accelerator: Any, log_with: str | None) -> None:
-    """Open the tracker, once its folder is as it shall be."""
-    if log_with:
-        accelerator.init_trackers("hfsyn")
-
-
 def default_workers(accelerator: Any) -> int:
-    """Decoding processes beside each process where none are asked for.
+    """Decoding processes beside each process if the user gives no number.
 
-    A GPU waits for the decoders: the machine's cores are shared out among its processes. On a CPU they would only take
+    A GPU waits for the decoders, so the machine's cores are divided among its processes. On a CPU they would only take
     turns with the network.
     """
     if accelerator.device.type != "cuda":
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     return min(16, max(1, len(os.sched_getaffinity(0)) // here))
-
-
-def stop_accelerator(accelerator: Any, log_with: str | None = None) -> None:
-    """Close the trackers."""
-    if log_with:
-        accelerator.end_training()
 
 
 def check_tracker(log_with: str | None) -> None:
@@ -110,17 +98,17 @@ def check_division(batch_size: int, accumulation: int, processes: int, *, pairs:
         HfsynError: with the nearest size that can be.
     """
     parts = accumulation * processes
-    if pairs and batch_size % parts == 0 and (each := batch_size // parts) % 2:
-        fits = max(1, round(batch_size / parts / 2)) * 2 * parts
-        raise HfsynError(
-            f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each.",
-            f"Make --batch-size even for it: {fits} can be.",
-        )
     if batch_size % parts:
         fits = max(1, round(batch_size / parts)) * parts
         raise HfsynError(
             f"A batch of {batch_size} images cannot be divided into {processes} processes times {accumulation} parts.",
-            f"A batch is that of a whole step over all processes; {fits} can be: --batch-size {fits}.",
+            f"The batch size is that of a whole step over all processes; {fits} can be: --batch-size {fits}.",
+        )
+    if pairs and (each := batch_size // parts) % 2:
+        fits = max(1, round(batch_size / parts / 2)) * 2 * parts
+        raise HfsynError(
+            f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each.",
+            f"Make --batch-size even for it: {fits} can be.",
         )
 
 
@@ -135,19 +123,5 @@ def union(accelerator: Any, values: Mapping[str, str]) -> dict[str, str]:
     """The entries of all processes together, sorted."""
     from accelerate.utils import gather_object
 
-    found = list(values.items()) if accelerator.num_processes == 1 else gather_object(list(values.items()))
-    return dict(sorted(found))
-
-
-def log(accelerator: Any, log_with: str | None, values: Mapping[str, float], step: int) -> None:
-    """Give numbers to the tracker, if there is one.
-
-    Raises:
-        HfsynError: the loss is no number any more.
-    """
-    if values.get("loss", 0.0) != values.get("loss", 0.0):
-        raise HfsynError(
-            f"The loss is not a number at step {step}.", "Lower the learning rate, or --mixed-precision no."
-        )
-    if log_with:
-        accelerator.log(dict(values), step=step)
+    found = list(values.items())
+    return dict(sorted(found if accelerator.num_processes == 1 else gather_object(found)))

@@ -1,12 +1,12 @@
-"""What a classifier's answers are worth: accuracies, calibration and confusion, each with how sure one can be of it.
+"""How good a classifier's answers are: accuracies, calibration and confusion, each with its 95 % interval.
 
-Everything here is a pure function of numbers. An interval is always a 95 % one. Formulas:
+Everything here is a pure function of numbers. Formulas:
 
 - A proportion (top-1, top-5, an accuracy of one class): Wilson's score interval (E. B. Wilson, 1927), which stays
-  within 0 and 1 and has a width even where no answer or every answer is right.
+  within 0 and 1 and has a width even if no answer or every answer is right.
 - Calibration: the expected calibration error (ECE) of Guo et al., "On calibration of modern neural networks" (2017),
   over 15 equal-width bins of the confidence; its interval is the percentile bootstrap with 1,000 resamples and a fixed
-  seed. The ECE of a finite sample is biased upwards, and its resamples are more so: for a well calibrated model the
+  seed. The ECE of a finite sample is biased upwards, and its resamples more so: for a well calibrated model the
   interval may lie above the value.
 - A mean over seeds, and the mean difference of two arms over the same seeds: Student's t. Its distribution function for
   whole degrees of freedom is the finite sum 26.7.3 and 26.7.4 of Abramowitz and Stegun, "Handbook of Mathematical
@@ -26,7 +26,6 @@ import numpy as np
 from hfsyn.errors import HfsynError
 
 ECE_BINS = 15
-"""Equal-width bins of the confidence."""
 RESAMPLES = 1000
 """Bootstrap resamples; enough for the second digit of an interval's ends."""
 _BLOCK = 512  # images of which there are float64 copies at a time
@@ -34,27 +33,21 @@ _Z = 1.959963984540054  # the normal distribution's 97.5 % point
 _BOOTSTRAP_SEED = 20230708
 
 Interval = dict[str, Any]
-"""``{"value", "low", "high"}``: floats, or None where there is nothing to measure; then a "note" says why."""
+"""``{"value", "low", "high"}``: floats, or None if there is nothing to measure; then a "note" says why."""
 
 
 def dump_result(result: Any) -> str:
-    """A result as JSON to read: indented, but a list of nothing but numbers on one line, so that the confusion of a
-    thousand classes has a thousand lines and not a million.
-    """
+    """A result as indented JSON, with a list of numbers on one line: the confusion of 1,000 classes has 1,000 lines."""
     return _json(result, "") + "\n"
 
 
 def _json(value: Any, margin: str) -> str:
     inner = f"{margin} "
     if isinstance(value, Mapping) and value:
-        items = [f"{_plain(str(key))}: {_json(item, inner)}" for key, item in value.items()]
+        items = [f"{json.dumps(str(key), ensure_ascii=False)}: {_json(item, inner)}" for key, item in value.items()]
         return "{\n" + ",\n".join(inner + item for item in items) + f"\n{margin}}}"
     if isinstance(value, list | tuple) and value and not all(isinstance(item, int | float) for item in value):
         return "[\n" + ",\n".join(inner + _json(item, inner) for item in value) + f"\n{margin}]"
-    return _plain(value)
-
-
-def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -66,34 +59,36 @@ def classification_metrics(
     names: Sequence[str],
     mask: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Judge the logits of a classifier against the true classes.
+    """Compare the logits of a classifier with the true classes.
 
     Args:
         logits: float (n, c), one row an image, one column a class of the model.
         labels: int (n,), the true column of each image.
         wnids: of the c columns.
-        names: of the c columns, as people read them.
-        mask: columns that the evaluation set has, where it has fewer classes than the model (ImageNet-R and -A have 200
+        names: of the c columns, for people.
+        mask: columns that the evaluation set has, if it has fewer classes than the model (ImageNet-R and -A have 200
             of 1,000). Every label must be among them.
 
     Returns:
         ``n``, ``classes``, ``top1``, ``top5``, ``ece`` (intervals), ``ece_bins``, ``per_class`` (``wnid``, ``name``,
         ``n``, ``top1``) and ``confusion`` (c rows of c counts: true class, then answer), all c-way; ``masked`` holds
         ``classes``, ``top1``, ``top5``, ``ece`` and ``per_class`` of the k-way decision among the mask's columns, and
-        is None without a mask. Equal logits count for the column that stands first, as in argmax.
+        is None without a mask. Of equal logits the first column wins, as in argmax.
 
     Raises:
         HfsynError: no image, logits that are not finite, or shapes and labels that do not fit.
     """
-    logits, labels = _checked(logits, labels, wnids, names)
+    logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
+    _check(logits, labels, wnids, names)
     found = _decision(logits, labels, wnids, names)
+    classes = logits.shape[1]
     answers = np.concatenate([part.argmax(1) for _, part in _blocks(logits)])
-    confusion = np.bincount(labels * logits.shape[1] + answers, minlength=logits.shape[1] ** 2)
-    found["confusion"] = confusion.reshape(logits.shape[1], -1).tolist()
+    confusion = np.bincount(labels * classes + answers, minlength=classes**2)
+    found["confusion"] = confusion.reshape(classes, -1).tolist()
     found["masked"] = None
     if mask is not None:
         columns = np.unique(np.asarray(mask, dtype=np.int64))
-        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= logits.shape[1]:
+        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= classes:
             raise HfsynError(
                 "The mask leaves out classes that the evaluation set has.",
                 "It must hold the column of every class of that set.",
@@ -104,10 +99,7 @@ def classification_metrics(
     return {"n": len(labels), **found}
 
 
-def _checked(
-    logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
+def _check(logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], names: Sequence[str]) -> None:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
         raise HfsynError(
             f"Logits of shape {logits.shape} and labels of shape {labels.shape} do not fit.",
@@ -118,11 +110,20 @@ def _checked(
             f"There are {logits.shape[1]} columns of logits, {len(wnids)} wnids and {len(names)} names.",
             "One of each for every class.",
         )
-    if not all(np.isfinite(part).all() for _, part in _blocks(logits)):
-        raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
+    for _, part in _blocks(logits):
+        check_finite(part)
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise HfsynError(f"A label lies outside 0 to {logits.shape[1] - 1}.", "Labels are columns of the logits.")
-    return logits, labels
+
+
+def check_finite(logits: np.ndarray) -> None:
+    """Refuse logits of a network whose training diverged.
+
+    Raises:
+        HfsynError: NaN or infinity.
+    """
+    if not np.isfinite(logits).all():
+        raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
 
 
 def _blocks(logits: np.ndarray, columns: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
@@ -142,7 +143,7 @@ def _decision(
     names: Sequence[str],
     columns: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one decision among all columns, or those given; labels count among these."""
+    """The numbers of one decision, among all columns or the given ones; labels are numbers among these."""
     n, c = len(labels), len(wnids)
     rank = np.concatenate([_rank(part, labels[rows]) for rows, part in _blocks(logits, columns)])
     hits = rank == 0
@@ -164,11 +165,13 @@ def _decision(
 
 
 def _rank(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes stand before the true one, int (n,): a constant model must not be right by ties."""
+    """How many classes come before the true one, int (n,); ties go to the earlier column, or a constant model would
+    always be right.
+    """
     own = np.take_along_axis(logits, labels[:, None], 1)
     earlier = np.arange(logits.shape[1])[None] < labels[:, None]
-    counted: np.ndarray = (logits > own).sum(1) + ((logits == own) & earlier).sum(1)
-    return counted
+    rank: np.ndarray = (logits > own).sum(1) + ((logits == own) & earlier).sum(1)
+    return rank
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -179,7 +182,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """The proportion of `hits` in `n` with Wilson's 95 % interval; None where n is 0."""
+    """The proportion of `hits` in `n` with Wilson's 95 % interval; None if n is 0."""
     if n == 0:
         return {"value": None, "low": None, "high": None, "note": "no image"}
     p, z2 = hits / n, _Z * _Z
@@ -190,12 +193,11 @@ def wilson(hits: int, n: int) -> Interval:
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, columns: np.ndarray | None = None) -> Interval:
-    """The mean distance between confidence and accuracy over equal-width bins, each weighed by its images.
+    """The mean distance between confidence and accuracy over equal-width bins, weighted by their images.
 
-    With `columns` the decision is among these alone, and labels count among them.
+    With `columns` the decision is among these alone, and labels are numbers among them.
     """
-    confidence = np.empty(len(labels))
-    gap = np.empty(len(labels))
+    confidence, gap = np.empty(len(labels)), np.empty(len(labels))
     for rows, part in _blocks(logits, columns):
         probabilities = softmax(part)
         confidence[rows] = probabilities.max(1)
@@ -205,23 +207,21 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, columns: 
     def error(chosen: np.ndarray) -> float:
         return float(np.abs(np.bincount(bins[chosen], weights=gap[chosen], minlength=ECE_BINS)).sum() / len(chosen))
 
-    everything = np.arange(len(labels))
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    again = [error(rng.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(again, [0.025, 0.975])
-    return {"value": error(everything), "low": float(low), "high": float(high)}
+    resampled = [error(rng.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {"value": error(np.arange(len(labels))), "low": float(low), "high": float(high)}
 
 
 def mean_interval(values: Sequence[float]) -> dict[str, Any]:
     """The mean over seeds with Student's t interval: ``{"mean", "low", "high", "sd", "n"}``.
 
-    One value has no interval (None), no value no mean.
+    One value has no interval (None); without values the mean is None too.
     """
     n = len(values)
-    mean = float(np.mean(values)) if n else None
-    if n < 2 or mean is None:
-        return {"mean": mean, "low": None, "high": None, "sd": None, "n": n}
-    sd = float(np.std(values, ddof=1))
+    if n < 2:
+        return {"mean": float(values[0]) if n else None, "low": None, "high": None, "sd": None, "n": n}
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
     half = student_quantile(n - 1) * sd / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half, "sd": sd, "n": n}
 
