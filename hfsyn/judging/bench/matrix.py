@@ -32,7 +32,7 @@ from pydantic import Field, field_validator, model_validator
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.references import parse_dataset
-from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, dump_part, fields_of
+from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of
 from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 
 EXAMPLE = """\
@@ -53,7 +53,7 @@ tests:                                   # the first one is the headline
 """
 """A small matrix of drawn variants, which `hfsyn bench --example` prints."""
 CELLS = "cells"
-"""The folder of all cells in a matrix's folder."""
+"""The folder of all cells, within the matrix's."""
 Name = Annotated[str, Field(pattern=r"^[\w][\w .,+-]{0,60}$")]
 MOST_CELLS = 100_000
 
@@ -127,26 +127,27 @@ class Matrix(Part):
 
     @model_validator(mode="after")
     def _cells_have_folders_of_their_own(self) -> Matrix:
-        """A folder's name keeps fewer signs than an arm's or a network's, and fewer digits than a share."""
-        axes = (self.arms, self.models, self.seeds, self.budgets, self.limits, self.mix.shares if self.mix else (0,))
+        """Names of folders keep fewer characters than names of arms and networks, and fewer digits than shares."""
+        axes = (self.arms, self.models, self.seeds, self.budgets, self.limits, self.all_shares)
         if (count := math.prod(map(len, axes))) > MOST_CELLS:
             raise HfsynError(f"The matrix has {count:,} cells.", f"At most {MOST_CELLS:,}: leave values out.")
-        taken: dict[Path, Cell] = {}
+        taken: dict[str, Cell] = {}
         for cell in cells(self):
-            # Some file systems do not tell capitals from small letters.
-            other = taken.setdefault(Path(str(cell.folder).casefold()), cell)
+            other = taken.setdefault(str(cell.folder).casefold(), cell)  # some file systems ignore case
             if other is not cell:
-                differing = [
-                    f"{key} {getattr(other, key)!r} and {getattr(cell, key)!r}"
-                    for key in asdict(cell)
-                    if getattr(other, key) != getattr(cell, key)
-                ]
-                said = " with ".join(differing) if differing else "a value that stands twice in an axis"
+                mine, theirs = asdict(cell), asdict(other)
+                differing = [f"{key} {theirs[key]!r} and {mine[key]!r}" for key in mine if mine[key] != theirs[key]]
+                said = " with ".join(differing) or "a value that stands twice in an axis"
                 raise HfsynError(
                     f"Two cells of the matrix would lie in one folder, {cell.folder}: {said}.",
                     "Give them names that differ in letters or digits, and each value once.",
                 )
         return self
+
+    @property
+    def all_shares(self) -> tuple[float, ...]:
+        """The shares of mixed images: 0 if there are none."""
+        return self.mix.shares if self.mix else (0.0,)
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,14 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, relative to the matrix's folder."""
+        """Its path, relative to the matrix's folder."""
         parts = [
             f"images-{self.budget}" if self.budget else "",
             f"limit-{self.limit}" if self.limit else "",
             f"mixed-{self.share:g}" if self.share else "",
         ]
-        setting = "_".join(part for part in parts if part) or "all"
-        return Path(CELLS) / _safe(self.arm) / _safe(self.model) / setting / f"seed-{self.seed}"
+        setting = "_".join(filter(None, parts)) or "all"
+        return Path(CELLS, safe_name(self.arm), safe_name(self.model), setting, f"seed-{self.seed}")
 
     @property
     def setting(self) -> tuple[str, int | None, int | None, float]:
@@ -177,15 +178,15 @@ class Cell:
         return self.model, self.budget, self.limit, self.share
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """A name as a file may have it."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
 def cells(matrix: Matrix) -> Iterator[Cell]:
     """Every cell, seeds last, so that an interrupted bench has whole arms of its first settings."""
-    shares = matrix.mix.shares if matrix.mix else (0.0,)
-    axes = itertools.product(matrix.models, matrix.budgets, matrix.limits, shares, matrix.seeds, matrix.arms)
-    for model, budget, limit, share, seed, arm in axes:
+    axes = (matrix.models, matrix.budgets, matrix.limits, matrix.all_shares, matrix.seeds, matrix.arms)
+    for model, budget, limit, share, seed, arm in itertools.product(*axes):
         yield Cell(arm, model, budget, limit, share, seed)
 
 
@@ -251,8 +252,3 @@ def load_matrix(matrix: str | Path | Mapping[str, Any] | Matrix) -> Matrix:
         return checked(Matrix, fields_of(matrix, "matrix"), "the matrix")
     fields = load_file(matrix, "matrix", "It is a YAML file; `hfsyn bench --example` prints one.")
     return checked(Matrix, fields, str(matrix))
-
-
-def dump_matrix(matrix: Matrix) -> str:
-    """The matrix as YAML with every field written out."""
-    return dump_part(matrix)
