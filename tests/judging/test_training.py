@@ -282,7 +282,7 @@ def test_it_learns(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"model.name": "resnet5O"}, "Did you mean 'resnet50'"),
-        ({"model.options": {"depth": 3}}, "does not take"),
+        ({"model.options": {"depth": 3}}, "unexpected keyword argument 'depth'"),
         ({"optimise.optimizer": "adamv"}, "Did you mean 'adam"),
         ({"optimise.batch_size": 9, "augment.mixup": 0.1}, "Make --batch-size even"),
         ({"optimise.batch_size": 500}, "fewer than one batch"),

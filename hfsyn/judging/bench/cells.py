@@ -205,9 +205,6 @@ def _write_error(folder: Path, message: str, hint: str = "", trace: str = "") ->
     atomic_text(folder / ERROR, text + "\n")
 
 
-# --- what is done already ----------------------------------------------------------------------------------------
-
-
 def _settings(matrix: Matrix, cell: Cell, config: Any) -> dict[str, Any]:
     """All that decides a cell's numbers, as its results.json keeps it."""
     tests = {name: list(test) for name, test in cell_tests(matrix, cell).items()}

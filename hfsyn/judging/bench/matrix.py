@@ -1,21 +1,10 @@
 """A matrix: which arms, networks, seeds and budgets are trained, and what each of them is tested on; a YAML file.
 
-    name: captions-or-names
-    config: cifar-like                 # a training recipe: shipped, a file, or its fields
-    arms:
-      real:  {train: [imagenette]}
-      basic: {train: ["runs/imagenette-basic-{seed}"]}   # {seed} is the classifier's seed: a set of its own for each
-      cip:   {train: ["runs/imagenette-cip-{seed}"]}
-    models: [resnet50]
-    seeds: [0, 1, 2]
-    budgets: [9469]                    # images an epoch; null is the size of the set
-    limits: [null]                     # different images a class: several make a scaling curve
-    mix: {dataset: imagenette, shares: [0, 0.5]}         # share of real images: several make a mixing curve
-    tests:
-      real: {dataset: imagenette}
-      images of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}   # the other direction
+Every combination is a cell: one training and its tests. `EXAMPLE` is a small one. Two fields that it does not show:
 
-Every combination is a cell: one training and its tests.
+    mix: {dataset: imagenette, shares: [0, 0.5]}      # share of real images: several make a mixing curve
+    tests:                                            # the other direction, of some arms only:
+      images of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}
 """
 
 from __future__ import annotations
@@ -24,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,22 +25,7 @@ from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of
 from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 
-EXAMPLE = """\
-# hfsyn bench matrix.yaml --out out/bench; then hfsyn report out/bench. It takes less than half a minute on one core.
-name: plain-or-in-context
-config:                                  # a training recipe: a shipped one's name, a file, or its fields
-  model: {image_size: 32, options: {output_stride: 8}, channels_last: false}
-  optimise: {epochs: 6, batch_size: 20, optimizer: adamw, lr: 0.004, warmup_epochs: 1}
-arms:                                    # kinds of training sets; a run folder is written as here: runs/cip-{seed}
-  plain: {train: [shapes]}
-  context: {train: [shapes-context]}
-models: [test_resnet]                    # networks of timm
-seeds: [0, 1]                            # arms are compared seed by seed; three or more for a narrow interval
-limits: [20]                             # different images a class; several make a scaling curve
-budgets: [null]                          # images an epoch; null is the size of the set
-tests:                                   # the first one is the headline
-  drawings: {dataset: shapes, split: test}
-"""
+EXAMPLE = resources.files("hfsyn.judging.bench.templates").joinpath("example.yaml").read_text(encoding="utf-8")
 """A small matrix of drawn variants, which `hfsyn bench --example` prints."""
 CELLS = "cells"
 """The folder of all cells, within the matrix's."""
@@ -88,7 +63,7 @@ class Test(Part):
 
 
 class Matrix(Part):
-    """The whole table; see the module's docstring."""
+    """The whole table."""
 
     name: Name
     config: Any = Field(default_factory=dict)

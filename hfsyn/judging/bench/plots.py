@@ -92,9 +92,6 @@ def _inline(svg: str, alt: str) -> str:
     return opened + svg[head.end() :].strip()
 
 
-# --- the plots ---------------------------------------------------------------------------------------------------
-
-
 def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str, png: Path) -> Plot:
     """Each arm's mean with its interval, and a dot for each seed."""
     shown = [row for arm in arms for row in rows if row["arm"] == arm]

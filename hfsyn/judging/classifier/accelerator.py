@@ -26,25 +26,22 @@ def start_accelerator(
     """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread.
 
     Raises:
-        HfsynError: the device does not exist, accelerate counts other processes than were launched, or the tracker is
-            not installed.
+        HfsynError: see `pick_device` and `check_tracker`.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
     check_tracker(log_with)
     picked = pick_device(device)
-    kind = picked.partition(":")[0]
     if device is not None and ":" in device:
         raise HfsynError(f"--device {device} names one of several.", "Say CUDA_VISIBLE_DEVICES=1 and --device cuda.")
     # These are global, and an earlier training in this process may have used another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    world = current_worker().world
     try:
-        with alone() if world == 1 else contextlib.nullcontext():
-            accelerator = Accelerator(
-                cpu=kind == "cpu",
+        with alone() if current_worker().world == 1 else contextlib.nullcontext():
+            return Accelerator(
+                cpu=picked == "cpu",
                 mixed_precision=mixed_precision,
                 gradient_accumulation_steps=accumulation,
                 log_with=log_with,
@@ -53,12 +50,6 @@ def start_accelerator(
             )
     except (ValueError, RuntimeError) as error:
         raise HfsynError(f"accelerate cannot start: {first_line(error)}", "Try --mixed-precision no.") from None
-    if accelerator.num_processes != world:
-        raise HfsynError(
-            f"The launcher started {world} processes, but accelerate counts {accelerator.num_processes}.",
-            "Start with `hfsyn train ... --num-processes N`, or see the README on accelerate launch.",
-        )
-    return accelerator
 
 
 def default_workers(accelerator: Any) -> int:
@@ -87,8 +78,7 @@ def check_tracker(log_with: str | None) -> None:
         raise HfsynError(f"Unknown tracker {log_with!r}.", f"Known: {', '.join(TRACKERS)}.")
     if not getattr(utils, f"is_{log_with}_available")():
         hint = f"pip install 'hfsyn[{log_with}]'" if log_with != "wandb" else "pip install wandb"
-        note = " (it needs pillow<13)" if log_with == "trackio" else ""
-        raise HfsynError(f"The tracker {log_with} is not installed.", f"{hint}{note}", code=ExitCode.PREFLIGHT)
+        raise HfsynError(f"The tracker {log_with} is not installed.", hint, code=ExitCode.PREFLIGHT)
 
 
 def check_division(batch_size: int, accumulation: int, processes: int, *, pairs: bool = False) -> None:

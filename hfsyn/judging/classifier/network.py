@@ -56,7 +56,6 @@ class Classifier:
     sha256: str = ""
     """Of the weights' file, or of the tensors if there is none."""
     seed: int | None = None
-    """Of its training, if known."""
 
     @property
     def classes(self) -> dict[str, str]:
@@ -105,9 +104,7 @@ def _create(
             kwargs.setdefault("img_size", image_size)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except TypeError as error:
-        raise HfsynError(f"{name} does not take these options: {error}.", f"model.options is {options}.") from None
-    except Exception as error:  # timm's networks raise anything for options that do not go together
+    except Exception as error:  # timm's networks raise anything for options that they do not take
         raise HfsynError(
             f"The network {name} cannot be made: {first_line(error)}.",
             f"Look at model.* in the recipe; its options are {dict(options)}.",
@@ -115,11 +112,7 @@ def _create(
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a network that timm does not know, with the nearest names.
-
-    Raises:
-        HfsynError: there is none of that name.
-    """
+    """Refuse a network that timm does not know, with the nearest names."""
     import timm
 
     if name.startswith((*_ON_HUB, "local-dir:")):
@@ -186,9 +179,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> str:
 def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
     """Open a trained classifier for evaluation.
 
-    Args:
-        model: the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME[@REVISION]``.
-        device: a torch device.
+    `model` is the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME[@REVISION]``.
 
     Raises:
         HfsynError: there is none, the weights do not fit, or its classes are not known as wnids.
@@ -249,11 +240,7 @@ def _open_pretrained(name: str) -> Classifier:
 
 
 def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The wnid and name of each output: from the weights' configuration, or ImageNet-1k's if there are 1,000.
-
-    Raises:
-        HfsynError: neither.
-    """
+    """The wnid and name of each output: from the weights' configuration, or ImageNet-1k's if there are 1,000."""
     imagenet = get_variant("imagenet-1k")
     if labels := network.pretrained_cfg.get("label_names"):
         for variant in (imagenet, get_variant("shapes")):
@@ -268,7 +255,7 @@ def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ..
             f"{name} has {network.num_classes} outputs, and nothing says which classes they are.",
             "Weights with 1,000 outputs are taken as ImageNet-1k's; others must name their labels.",
         )
-    return tuple(c.wnid for c in imagenet.classes), tuple(c.name for c in imagenet.classes)
+    return tuple(imagenet.by_wnid), tuple(c.name for c in imagenet.classes)
 
 
 def state_sha256(network: Any) -> str:

@@ -24,7 +24,7 @@ from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
 from builders.wording import quoted
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator
+from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator, union
 from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.sets.batches import loader
@@ -39,14 +39,15 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Predictions:
-    """A classifier's answers for the images of a set that can be decoded, in the set's order."""
+    """A classifier's answers for the images of a set that can be decoded, in the set's order.
+
+    `logits` are float32 (n, classes of the classifier); `labels` and `numbers` int64 (n,): the column of the right
+    class, and the image's number in the set.
+    """
 
     logits: np.ndarray
-    """float32 (n, classes of the classifier)."""
     labels: np.ndarray
-    """int64 (n,): the column of the right class."""
     numbers: np.ndarray
-    """int64 (n,): each image's number in the set."""
     undecodable: Unread
 
 
@@ -116,17 +117,16 @@ def measure(
         )
     if accelerator.is_main_process and not quiet:
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
+    wnids, names = classifier.wnids, classifier.names
     mask = columns if len(columns) < len(classifier.wnids) else None
-    answers = [classifier.wnids[column] for column in found.logits.argmax(1)]
+    answers = [wnids[column] for column in found.logits.argmax(1)]
     return {
         "model": classifier.facts(),
         "dataset": images.facts(),
         "preprocessing": asdict(classifier.preprocessing),
         "n": len(found.labels),
         "undecodable": facts_of(found.undecodable),
-        "metrics": classification_metrics(
-            found.logits, found.labels, wnids=classifier.wnids, names=classifier.names, mask=mask
-        ),
+        "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
         "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
         "seed": classifier.seed,
         "software": software(),
@@ -138,11 +138,7 @@ def measure(
 def check_test(
     model: str | Path, dataset: str, *, split: str | None, limit_per_class: int | None, out: str | Path | None
 ) -> None:
-    """Find what is wrong with a test before it is started in several processes; arguments as of `evaluate`.
-
-    Raises:
-        HfsynError: as `evaluate`.
-    """
+    """Find what is wrong with a test before it is started in several processes; arguments and errors as `evaluate`."""
     if out is not None:
         _check_result_file(Path(out))
     images = open_images(dataset, split, limit=limit_per_class)
@@ -150,7 +146,6 @@ def check_test(
 
 
 def _check_result_file(out: Path) -> None:
-    """Refuse a path where no file can be written: a folder, or one inside a file."""
     if out.is_dir():
         raise HfsynError(f"--out {out} is a folder.", f"Name a file: --out {out / 'result.json'}")
     for parent in out.parents:
@@ -159,7 +154,7 @@ def _check_result_file(out: Path) -> None:
 
 
 def _check_test_set(classifier: Classifier, images: ImageSet) -> list[int]:
-    """The outputs that belong to the set's classes; raises as `check_classes` and `check_counts`."""
+    """The outputs of the set's classes; raises as `check_classes` and `check_counts`."""
     columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
     check_counts(images)
     return columns
@@ -179,31 +174,22 @@ def check_counts(images: ImageSet) -> None:
     variant = get_variant(images.variant)
     if isinstance(variant, OwnVariant):  # images may have been added since they were counted
         return
-    hint = (
-        f"Numbers on it would not be comparable with others. Get it again, or use a part on purpose with --limit. "
-        f"See {variant.homepage}"
-    )
-    if variant.tests_only and len(images.classes) != len(variant.classes):
-        raise HfsynError(
-            f"This copy of {variant.name} has {len(images.classes)} of its {len(variant.classes)} classes.", hint
-        )
+    wrong = None
     stated = next(iter(variant.splits.values()), None) if variant.tests_only else variant.splits.get(images.split)
-    if stated not in (None, len(images)):
-        raise HfsynError(
-            f"This copy of {variant.name} ({images.split}) has {len(images)} images, and {stated} are right.", hint
-        )
+    if variant.tests_only and len(images.classes) != len(variant.classes):
+        wrong = f"{variant.name} has {len(images.classes)} of its {len(variant.classes)} classes."
+    elif stated not in (None, len(images)):
+        wrong = f"{variant.name} ({images.split}) has {len(images)} images, and {stated} are right."
+    if wrong:
+        hint = "Numbers on it would not be comparable. Get it again, or use a part on purpose with --limit."
+        raise HfsynError(f"This copy of {wrong}", f"{hint} See {variant.homepage}")
 
 
 def real_accuracy(ids: Sequence[str], answers: Sequence[str], images: ImageSet) -> dict[str, Any] | None:
     """How often an answer is among an image's ReaL labels, on ImageNet-1k's validation images; None on other sets.
 
-    Args:
-        ids: of the images, which end in their original file names.
-        answers: the wnid that the classifier gives to each.
-        images: the set; its variant and split say whether there are such labels.
-
-    Returns:
-        ``top1`` with its 95 % interval over the ``n`` images that have a label, and how many are ``without_label``.
+    `ids` end in the images' original file names; `answers` are wnids. Returns ``top1`` with its 95 % interval over the
+    ``n`` images that have a label, and how many are ``without_label``.
     """
     if (images.variant, images.split) != ("imagenet-1k", "validation"):
         return None
@@ -243,9 +229,12 @@ def predict(
         pin_memory=device.type == "cuda",
     )
     logits, numbers = [torch.empty(0, len(classifier.wnids))], [torch.empty(0, dtype=torch.long)]
+    unread: dict[str, str] = {}
     quiet = quiet or not accelerator.is_main_process
     with Progress("test", len(images), quiet=quiet) as progress, torch.inference_mode(), accelerator.autocast():
-        for wanted, good, pixels in batches:
+        for wanted, reasons, pixels in batches:
+            unread |= {images.ids[n]: reason for n, reason in zip(wanted.tolist(), reasons, strict=True) if reason}
+            good = torch.tensor([not reason for reason in reasons])
             if good.any():
                 out = network(pixels.to(device, non_blocking=True)).float().cpu()
                 # An undecodable image keeps its place in the batch, so that the others' logits do not move.
@@ -257,67 +246,49 @@ def predict(
     all_logits, all_numbers = _gather(accelerator, torch.cat(logits), torch.cat(numbers))
     column = {wnid: number for number, wnid in enumerate(classifier.wnids)}
     labels = np.array([column[images.wnids[number]] for number in all_numbers], dtype=np.int64)
-    missing = sorted({*range(len(images))} - {*all_numbers.tolist()})
-    return Predictions(all_logits, labels, all_numbers, {images.ids[n]: _why(images, n) for n in missing})
-
-
-def _why(images: ImageSet, number: int) -> str:
-    """Why an image was not scored; it is decoded again, as another process may have tried it."""
-    try:
-        images.picture(number)
-    except ImageRejected as problem:
-        return problem.reason
-    return "could be read the second time only"
+    return Predictions(all_logits, labels, all_numbers, union(accelerator, unread))
 
 
 def _gather(accelerator: Any, logits: Any, numbers: Any) -> tuple[np.ndarray, np.ndarray]:
     """The logits of all processes in the order of the images' numbers, and these numbers."""
     import torch
+    from accelerate.utils import gather_object
 
-    if accelerator.num_processes > 1:
-        length = torch.tensor([len(numbers)], device=accelerator.device)
-        short = int(accelerator.gather(length).max().item()) - len(numbers)  # all must gather equally much
-        padded = torch.cat([numbers, torch.full((short,), -1)])
-        logits = torch.cat([logits, torch.zeros(short, logits.shape[1])])
-        numbers = accelerator.gather(padded.to(accelerator.device)).cpu()
-        logits = accelerator.gather(logits.to(accelerator.device)).cpu()
-    kept = numbers >= 0
-    numbers, logits = numbers[kept], logits[kept]
+    if accelerator.num_processes > 1:  # each has another number of images: as objects
+        logits, numbers = torch.cat(gather_object([logits])), torch.cat(gather_object([numbers]))
     order = torch.argsort(numbers)
-    return logits[order].numpy().astype(np.float32), numbers[order].numpy().astype(np.int64)
+    return logits[order].numpy(), numbers[order].numpy()
 
 
 class _Prepared:
-    """A map-style dataset: ``(number, whether it was decoded, pixels)``."""
+    """A map-style dataset: ``(number, why it cannot be decoded or "", pixels)``."""
 
     def __init__(self, classifier: Classifier, images: ImageSet) -> None:
         self._images, self._transform = images, plain_transform(classifier.preprocessing)
         self._size = classifier.preprocessing.image_size
 
-    def __getitem__(self, number: int) -> tuple[int, bool, Any]:
+    def __getitem__(self, number: int) -> tuple[int, str, Any]:
         import torch
 
         try:
-            return number, True, self._transform(self._images.picture(number))
-        except ImageRejected:
-            return number, False, torch.zeros(3, self._size, self._size)
+            return number, "", self._transform(self._images.picture(number))
+        except ImageRejected as problem:
+            return number, problem.reason, torch.zeros(3, self._size, self._size)
 
 
-def _collate(items: Sequence[tuple[int, bool, Any]]) -> tuple[Any, Any, Any]:
+def _collate(items: Sequence[tuple[int, str, Any]]) -> tuple[Any, tuple[str, ...], Any]:
     import torch
 
-    numbers, good, pixels = zip(*items, strict=True)
-    return torch.tensor(numbers), torch.tensor(good), torch.stack(pixels)
+    numbers, reasons, pixels = zip(*items, strict=True)
+    return torch.tensor(numbers), reasons, torch.stack(pixels)
 
 
 def _device_text(accelerator: Any) -> str:
     import torch
 
-    device = accelerator.device
+    device, precision = accelerator.device, accelerator.mixed_precision or "no"
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return (
-        f"{accelerator.num_processes} x {device.type} ({what}), {accelerator.mixed_precision or 'no'} mixed precision"
-    )
+    return f"{accelerator.num_processes} x {device.type} ({what}), {precision} mixed precision"
 
 
 def summary(result: Mapping[str, Any]) -> str:

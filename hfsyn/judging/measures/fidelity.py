@@ -39,6 +39,7 @@ same count within the real set is given beside each result as a yardstick.
 """
 _BLOCK, _COLUMNS = 512, 8192  # rows and columns of a block of distances: 32 MB
 _BATCH = 64
+_RANDOM = "random:"
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,14 @@ def measure_fidelity(
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import same_names
 
-    classifier, weights = _open_network(features, device)
+    classifier = _open_network(features, device)
     transform = plain_transform(classifier.preprocessing)
-    wanted: dict[str, tuple[str, Sequence[str]]] = {"synthetic": (synthetic, TRAIN), "real": (real, TRAIN)}
-    if evaluation is not None:
-        wanted["evaluation"] = (evaluation, TEST)
     opened = {
-        name: open_images(reference, default=default, limit=limit_per_class)
-        for name, (reference, default) in wanted.items()
+        "synthetic": open_images(synthetic, default=TRAIN, limit=limit_per_class),
+        "real": open_images(real, default=TRAIN, limit=limit_per_class),
     }
+    if evaluation is not None:
+        opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit_per_class)
     same_names([(images.reference, images.names) for images in opened.values()])
     sets, found, undecodable = {}, {}, {}
     for name, images in opened.items():
@@ -105,7 +105,7 @@ def measure_fidelity(
         "features": {
             "name": classifier.name,
             "source": classifier.source,
-            "weights": weights,
+            "weights": "random" if features.startswith(_RANDOM) else "trained",
             "sha256": classifier.sha256,
             "dimension": found["real"].values.shape[1],
         },
@@ -115,17 +115,17 @@ def measure_fidelity(
     }
 
 
-def _open_network(features: str, device: str) -> tuple[Any, str]:
-    """A Classifier to take features from, and whether its weights are ``trained`` or ``random``."""
+def _open_network(features: str, device: str) -> Any:
+    """A Classifier to take features from."""
     from hfsyn.judging.classifier.network import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
-    if not features.startswith("random:"):
-        return open_classifier(features, device=device), "trained"
-    config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix("random:")}})
+    if not features.startswith(_RANDOM):
+        return open_classifier(features, device=device)
+    config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix(_RANDOM)}})
     classifier = new_classifier(config, ["n00000000"], {"n00000000": "none"})
     classifier.network.to(device).eval()
-    return classifier, "random"
+    return classifier
 
 
 def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
@@ -139,14 +139,7 @@ def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Imag
 def extract(
     images: Iterable[tuple[str, Image.Image]], network: Any, transform: Any, *, device: str = "cpu"
 ) -> Features:
-    """Features of images, a batch at a time.
-
-    Args:
-        images: ``(id, image)`` pairs.
-        network: a timm network in evaluation mode, on `device`.
-        transform: from a PIL image to a float tensor (3, h, w).
-        device: a torch device.
-    """
+    """Features of images, ``(id, image)`` pairs, a batch at a time; `transform` makes float tensors (3, h, w)."""
     import torch
 
     def prepared() -> Iterator[tuple[str, str, Any]]:
@@ -176,12 +169,9 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:
-    """Every measure of this module for one synthetic set.
+    """Every measure of this module for one synthetic set and the real images behind it.
 
-    Args:
-        synthetic: the set to measure.
-        real: the images behind it.
-        evaluation: images on which classifiers are tested; synthetic copies of these would make a test worthless.
+    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless.
 
     Raises:
         HfsynError: fewer than ``NEIGHBOURS + 1`` images in a set.
@@ -207,9 +197,6 @@ def compare_sets(synthetic: Features, real: Features, evaluation: Features | Non
     return result
 
 
-# --- distributions -----------------------------------------------------------------------------------------------
-
-
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """``|mean a - mean b|^2 + trace(A + B - 2 (A B)^(1/2))`` with the covariances A and B of (n, d) features."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -223,10 +210,7 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def frechet_floor(real: np.ndarray) -> float | None:
-    """The distance between two random halves of a set, which the same kind of images at half the number would reach.
-
-    None below four images.
-    """
+    """The distance between two random halves of a set, which half as many real images would reach; None below four."""
     if len(real) < 4:
         return None
     first, second = np.array_split(np.random.default_rng(0).permutation(len(real)), 2)
@@ -281,9 +265,6 @@ def _skip_itself(rows: slice, columns: slice, values: np.ndarray, value: float) 
     """Write `value` where a block of a set against itself compares an image with itself."""
     same = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
     values[same - rows.start, same - columns.start] = value
-
-
-# --- copies ------------------------------------------------------------------------------------------------------
 
 
 def nearest_images(a: Features, b: Features) -> list[dict[str, Any]]:

@@ -96,11 +96,9 @@ def membership_inference(
     """Attack a classifier through its logits.
 
     Args:
-        member_logits: float (n, c), of images that it was trained on. For a classifier trained on synthetic images, the
-            real images behind them: what leaks is then what the synthetic images carried over.
-        member_labels: int (n,), true columns.
-        other_logits: float (m, c), of images of the same kind that it never saw.
-        other_labels: int (m,).
+        member_logits, member_labels: float (n, c) and int (n,), the true columns, of images that it was trained on. For
+            a classifier trained on synthetic images, the real images behind them: what leaks is what was carried over.
+        other_logits, other_labels: (m, c) and (m,), of images of the same kind that it never saw.
         seed: of the halves and the bootstrap.
 
     Returns:

@@ -34,11 +34,7 @@ def derive(*parts: int | str) -> int:
 
 
 def share_out(budget: int, weights: Sequence[float]) -> list[int]:
-    """Divide `budget` images in proportion to the weights into whole numbers, by the largest remainders.
-
-    Raises:
-        HfsynError: as `check_weights`.
-    """
+    """Divide `budget` images in proportion to the weights into whole numbers, by the largest remainders."""
     check_weights(weights, budget)
     exact = [budget * weight / sum(weights) for weight in weights]
     shares = [int(value) for value in exact]
@@ -49,11 +45,7 @@ def share_out(budget: int, weights: Sequence[float]) -> list[int]:
 
 
 def check_weights(weights: Sequence[float], budget: int) -> None:
-    """Refuse weights whose sum overflows, or underflows to 0.
-
-    Raises:
-        HfsynError: with the weights.
-    """
+    """Refuse weights whose sum overflows, or underflows to 0."""
     if not 0 < sum(weights) <= sys.float_info.max / budget:
         raise HfsynError(
             f"The weights {', '.join(f'{weight:g}' for weight in weights)} cannot be added up.",
@@ -142,9 +134,9 @@ class Augmented:
 
 
 class seeded:  # noqa: N801 (reads as a statement: `with seeded(n):`)
-    """Seeds the generators of `random`, numpy and torch (on the CPU) within a block, and restores them after it.
+    """Seeds the generators of `random`, numpy and torch (on the CPU) for a block, and restores them after it.
 
-    In a loader's worker nothing else draws from them, so they are not restored: that takes longer than seeding.
+    Not in a loader's worker, where nothing else draws from them: restoring takes longer than seeding.
     """
 
     def __init__(self, seed: int) -> None:
@@ -186,12 +178,10 @@ def local_positions(start: int, count: int, rank: int, world: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Slice:
-    """Which batches of a training a process wants."""
+    """Which batches of a training a process wants: of the steps `first` up to `steps`."""
 
     first: int
-    """The first step that is not done yet."""
     steps: int
-    """One past the last step."""
     batch_size: int
     """Images of a step over all processes."""
     parts: int = 1
@@ -201,7 +191,7 @@ class Slice:
     workers: int = 0
     """Decoding processes beside this one."""
     pin: bool = False
-    """Whether batches are put into pinned memory, which a GPU copies from without waiting."""
+    """Use pinned memory, from which a GPU copies without waiting."""
 
 
 def training_batches(dataset: Augmented, wanted: Slice) -> Iterator[tuple[Any, Any, Unreadable]]:
@@ -234,11 +224,7 @@ def _one_thread(worker: int) -> None:
 
 
 def unwrapped(batch: Any) -> Any:
-    """A loader's batch.
-
-    Raises:
-        HfsynError: the one that was returned in its place.
-    """
+    """A loader's batch; raises the error that was returned in its place."""
     if isinstance(batch, HfsynError):
         raise batch
     return batch

@@ -50,11 +50,9 @@ _NAMED = 20  # unreadable images that a result names
 
 
 class Bytes(Protocol):
-    """The encoded images of a set by their number."""
+    """The encoded images of a set by their number; empty if one cannot be read."""
 
-    def __getitem__(self, number: int, /) -> bytes:
-        """The encoded file; empty if it cannot be read."""
-        ...
+    def __getitem__(self, number: int, /) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ class ImageSet:
     revision: str | None = None
     """The commit on the Hub, or the run's recipe fingerprint; None for local files and drawn variants."""
     complete: bool = True
-    """Whether it should have exactly as many images as its variant states: it has all of its classes, or is its own
-    repository, and no limit was set.
-    """
+    """Whether it should have exactly as many images as its variant states: no limit, no class missing."""
     variant: str | None = None
     hub: str | None = None
     """The repository on the Hub that it was read from."""
@@ -95,10 +91,9 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the ids and classes in order, and of a few images.
+        """SHA-256 of the ids and classes in order, and of a few images, since ids may be mere row numbers.
 
-        It is the same for the same images in the same order, whatever they are used for. A few images are hashed since
-        ids may be mere row numbers.
+        It is the same for the same images in the same order, whatever they are used for.
         """
         prefix = "" if self.named_split else f"{self.split}/"
         text = "\n".join(f"{n.removeprefix(prefix)}\t{wnid}" for n, wnid in zip(self.ids, self.wnids, strict=True))
@@ -122,11 +117,7 @@ class ImageSet:
         }
 
     def picture(self, number: int) -> Image.Image:
-        """An image, decoded.
-
-        Raises:
-            ImageRejected: with the reason.
-        """
+        """An image, decoded; raises ImageRejected with the reason if that fails."""
         data = self.images[number]
         if not data:
             raise ImageRejected("empty, or cannot be opened")
@@ -139,8 +130,6 @@ def spread(size: int, count: int) -> list[int]:
         return list(range(size))
     return [round(place * (size - 1) / (count - 1)) for place in range(count)]
 
-
-# --- what is not in it, or cannot be read ------------------------------------------------------------------------
 
 Unread = Mapping[str, str]
 """Image id -> why it cannot be read."""
@@ -165,9 +154,6 @@ def tell_left_out(facts: Mapping[str, Any]) -> None:
     if left_out := facts.get("left_out"):
         reasons = quoted((f"{count} ({reason})" for reason, count in left_out.items()), 5)
         print(f"Not read in {facts['reference']} ({facts['split']}): {reasons}.", file=sys.stderr)
-
-
-# --- stored images -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -223,9 +209,6 @@ class _Some:
         return self.images[self.numbers[number]]
 
 
-# --- opening -----------------------------------------------------------------------------------------------------
-
-
 def open_images(
     reference: str | Reference, split: str | None = None, *, default: Sequence[str] = TEST, limit: int | None = None
 ) -> ImageSet:
@@ -233,8 +216,7 @@ def open_images(
 
     Args:
         reference: see `hfsyn.judging.sets.references`.
-        split: None takes the first of `default` that exists, or the only split.
-        default: `TRAIN` or `TEST`.
+        split: None takes the first of `default` (`TRAIN` or `TEST`) that exists, or the only split.
         limit: at most that many images a class, the first ones.
 
     Raises:
@@ -251,13 +233,8 @@ def open_images(
             seen[wnid] += 1
             if seen[wnid] <= limit:
                 keep.append(number)
-        opened = replace(
-            opened,
-            wnids=[opened.wnids[n] for n in keep],
-            images=_Some(opened.images, keep),
-            ids=[opened.ids[n] for n in keep],
-            complete=False,
-        )
+        wnids, ids = [opened.wnids[n] for n in keep], [opened.ids[n] for n in keep]
+        opened = replace(opened, wnids=wnids, ids=ids, images=_Some(opened.images, keep), complete=False)
     if not len(opened):
         raise HfsynError(f"The split {opened.split!r} of {opened.reference} is empty.", "Name another with --*-split.")
     return opened
@@ -378,10 +355,8 @@ def _labelled_set(labelled: Labelled, rows: Any, found: Reference, split: str, r
     names = labelled.names or class_names(set(wnids), variant)
     images = _Stored(rows.select_columns([labelled.image]).with_format("arrow"), labelled)
     complete = variant is not None and _has_all_classes(variant, names)
-    left_out = labelled.left_out
-    return ImageSet(
-        str(found), split, wnids, names, images, labelled.ids, revision, complete, variant, left_out=left_out
-    )
+    opened = ImageSet(str(found), split, wnids, names, images, labelled.ids, revision, complete, variant)
+    return replace(opened, left_out=labelled.left_out)
 
 
 def _has_all_classes(variant: str, names: Mapping[str, str]) -> bool:

@@ -76,9 +76,6 @@ class Parts:
         return replace(self, root=folder, filesystem=None)
 
 
-# --- on the Hub --------------------------------------------------------------------------------------------------
-
-
 def find_rows(
     found: Reference, split: str | None, default: Sequence[str], *, streaming: bool = False
 ) -> tuple[Any, str, str]:
@@ -124,11 +121,7 @@ def _choice(found: Reference) -> Choice:
 
 
 def find_variant_rows(variant: Variant, split: str, revision: str | None) -> Parts:
-    """The tables of a split of a variant's Hub repository.
-
-    Raises:
-        DataError: as `builders.sources.open_source`.
-    """
+    """The tables of a split of a variant's Hub repository; raises as `builders.sources.open_source`."""
     from builders.sources.hub import open_split
 
     # This reader checks access, revision, files and label names, and reports plainly what is wrong.
@@ -156,9 +149,6 @@ def _load_other_formats(
     return rows, picked, sha
 
 
-# --- rows --------------------------------------------------------------------------------------------------------
-
-
 def table_rows(parts: Parts, sizes: Sequence[int], columns: Sequence[str]) -> Any:
     """Some columns of Parquet files as a memory-mapped `datasets.Dataset`; `sizes` are the files' numbers of rows."""
     from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -175,11 +165,7 @@ def table_rows(parts: Parts, sizes: Sequence[int], columns: Sequence[str]) -> An
 
 
 def stream_tables(files: Sequence[str]) -> Any:
-    """The rows of Parquet files, on the Hub or on the disk, as a `datasets.IterableDataset`.
-
-    Raises:
-        HfsynError: they cannot be read.
-    """
+    """The rows of Parquet files, on the Hub or on the disk, as a `datasets.IterableDataset`."""
     from datasets import load_dataset
 
     try:
@@ -188,9 +174,6 @@ def stream_tables(files: Sequence[str]) -> Any:
         raise HfsynError(
             f"The rows cannot be read: {first_line(error)}", "Check the network and the disk.", code=ExitCode.PREFLIGHT
         ) from None
-
-
-# --- labels ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -231,16 +214,8 @@ def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: 
         return label_rows(table_rows(parts, sizes, wanted), first, variant, parts.split)
 
     def opened(found: Variant) -> ParquetSource:
-        source = ParquetSource(
-            found,
-            fsspec.filesystem("file"),
-            parts.root,
-            parts.files,
-            where,
-            tables=parts.tables,
-            choice=parts.choice,
-            trusted=parts.trusted,
-        )
+        known: dict[str, Any] = {"tables": parts.tables, "choice": parts.choice, "trusted": parts.trusted}
+        source = ParquetSource(found, fsspec.filesystem("file"), parts.root, parts.files, where, **known)
         source.check()
         return source
 
@@ -256,11 +231,7 @@ def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: 
 
 
 def label_rows(rows: Any, columns: Columns, variant: str | None, split: str) -> Labelled:
-    """The labels of the rows of a `datasets.Dataset`.
-
-    Raises:
-        HfsynError: labels match no variant.
-    """
+    """The labels of the rows of a `datasets.Dataset`; raises as `of_some_variant`."""
     wanted = dict.fromkeys([*(label.column for label in columns.labels), *([columns.id] if columns.id else [])])
     table = rows.select_columns(list(wanted)).with_format("arrow")[:]
     own = _own_names(rows) if variant is None else {}
@@ -271,14 +242,9 @@ def label_rows(rows: Any, columns: Columns, variant: str | None, split: str) -> 
     names = columns.names(table) if columns.id else _names(rows, columns.image, split)
     keep = [number for number, wnid in enumerate(found) if wnid is not None]
     without = len(found) - len(keep)
-    return Labelled(
-        columns.image,
-        [str(found[number]) for number in keep],
-        [str(names[number]) for number in keep],
-        keep if without else None,
-        names=own,
-        left_out={"row without a label": without} if without else {},
-    )
+    wnids, ids = [str(found[number]) for number in keep], [str(names[number]) for number in keep]
+    left_out = {"row without a label": without} if without else {}
+    return Labelled(columns.image, wnids, ids, keep if without else None, names=own, left_out=left_out)
 
 
 def of_some_variant(read: Callable[[Variant], T], variant: str | None, where: str) -> T:
@@ -317,10 +283,7 @@ def _ours(columns: Iterable[str]) -> bool:
 
 
 def _own_names(rows: Any) -> dict[str, str]:
-    """Id -> class name of rows that hfsyn wrote, if some classes are of a class map, which may be missing here.
-
-    Empty for any other rows.
-    """
+    """Id -> class name of rows that hfsyn wrote, if some classes are of a class map, which may be missing here."""
     if not _ours(rows.features):
         return {}
     table = rows.select_columns(["wnid", "class_name"]).with_format("arrow")[:]

@@ -31,9 +31,6 @@ _MARKER = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-# --- the folder --------------------------------------------------------------------------------------------------
-
-
 def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
     """Refuse a folder that holds another training with something to lose, or anything that is not a training's.
 
@@ -87,9 +84,6 @@ def prepare_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     atomic_text(folder / CONFIG, dump_part(config))
-
-
-# --- checkpoints -------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -168,11 +162,12 @@ def load_checkpoint(accelerator: Any, folder: Path, facts: Mapping[str, Any]) ->
     if not (found := found_checkpoints(folder)):
         return Place()
     newest = found[-1]
+    damaged, hint = f"The checkpoint {newest} is damaged", "Delete it; the one before it is then taken."
     try:
         stored = json.loads((newest / _MARKER).read_text(encoding="utf-8"))
         step = int(stored["step"])
     except (ValueError, KeyError, TypeError):
-        raise _damaged(newest, f"its {_MARKER} cannot be read") from None
+        raise HfsynError(f"{damaged}: its {_MARKER} cannot be read.", hint) from None
     if stored.get("config") != facts["config"]:
         other = load_train_config(stored["config"]) if isinstance(stored.get("config"), dict) else None
         _check_same_config(other, load_train_config(facts["config"]), newest)
@@ -182,14 +177,10 @@ def load_checkpoint(accelerator: Any, folder: Path, facts: Mapping[str, Any]) ->
     try:
         accelerator.load_state(str(newest))
     except Exception as error:  # torch, safetensors and pickle raise anything for a damaged file
-        raise _damaged(newest, f"{type(error).__name__}: {first_line(error)}") from None
+        raise HfsynError(f"{damaged}: {type(error).__name__}: {first_line(error)}.", hint) from None
     feed = newest / f"feed-{accelerator.process_index}.json"
     there = json.loads(feed.read_text(encoding="utf-8")) if feed.is_file() else {}
     return Place(step, there, stored.get("tally", {}), tuple(stored.get("history", ())))
-
-
-def _damaged(path: Path, why: str) -> HfsynError:
-    return HfsynError(f"The checkpoint {path} is damaged: {why}.", "Delete it; the one before it is then taken.")
 
 
 def _have_changed(what: str, since: str) -> HfsynError:

@@ -62,7 +62,7 @@ class Feed:
         """Continue from a `state`."""
 
 
-class MapFeed(Feed):
+class _MapFeed(Feed):
     """Sets on the disk, or small enough to be kept in memory."""
 
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
@@ -82,19 +82,15 @@ class MapFeed(Feed):
 
     @property
     def fingerprints(self) -> list[str]:
-        """Of the sets, in order."""
         return [opened.fingerprint for opened in self._sets]
 
     def facts(self) -> list[dict[str, Any]]:
-        """See `Feed`."""
         return [{**opened.facts(), "share": share} for opened, share in zip(self._sets, self._shares, strict=True)]
 
     def overlap(self, test: ImageSet) -> int | None:
-        """See `Feed`."""
         return len(set().union(*(shared_images(opened, test) for opened in self._sets)))
 
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
-        """See `Feed`."""
         labels = {wnid: number for number, wnid in enumerate(self.classes)}
         dataset = Augmented(self._sets, self._order, labels, transform, self._config.seed)
         for pixels, targets, unread in training_batches(dataset, wanted):
@@ -102,7 +98,7 @@ class MapFeed(Feed):
             yield pixels, targets
 
 
-class StreamFeed(Feed):
+class _StreamFeed(Feed):
     """Sets that are read while they are used; see `hfsyn.judging.train.streams`."""
 
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
@@ -123,7 +119,6 @@ class StreamFeed(Feed):
         return [f"{s.reference} {s.split} {s.revision}" for s in self._streams]
 
     def facts(self) -> list[dict[str, Any]]:
-        """See `Feed`."""
         return [
             {
                 "reference": s.reference,
@@ -143,11 +138,9 @@ class StreamFeed(Feed):
         return len(test) if (test.reference, test.split, test.revision) in named else None
 
     def state(self) -> dict[str, Any]:
-        """See `Feed`."""
         return {"pass": self._pass, "taken": self._taken}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """See `Feed`."""
         self._pass, self._taken = int(state["pass"]), int(state["taken"])
 
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
@@ -203,4 +196,4 @@ def open_feed(config: TrainConfig) -> Feed:
             sets or a stream and no budget.
     """
     references = [parse_dataset(text) for text in config.data.train]
-    return StreamFeed(config, references) if config.data.streaming else MapFeed(config, references)
+    return _StreamFeed(config, references) if config.data.streaming else _MapFeed(config, references)

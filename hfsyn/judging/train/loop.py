@@ -45,8 +45,8 @@ class RunOptions:
     device: str | None = None
     """cpu or cuda; None is this process's GPU, or the CPU."""
     num_workers: int | None = None
-    """Decoding processes beside each process that trains. None divides the cores among the GPUs, and is 0 on a CPU or
-    with streams, whose order depends on it.
+    """Decoding processes beside each process. None divides the cores among the GPUs, and is 0 on a CPU or with streams,
+    whose order depends on it.
     """
     accumulation: int = 1
     """Parts in which each step's images go through the network."""
@@ -143,7 +143,7 @@ def total_steps(config: TrainConfig, budget: int) -> int:
     """Steps of a training: all whole batches in `epochs` times `budget` images. A step may span two epochs.
 
     Raises:
-        HfsynError: there is not one.
+        HfsynError: there are none.
     """
     part = config.optimise
     steps = part.epochs * budget // part.batch_size
@@ -168,10 +168,9 @@ class _Training:
     history: list[dict[str, Any]] = field(default_factory=list)
     """The tests during the training, and where it was resumed."""
 
-    @property
-    def talks(self) -> bool:
-        """Whether this process reports to the user."""
-        return self.accelerator.is_main_process and not self.options.quiet
+    def __post_init__(self) -> None:
+        self.steps = total_steps(self.config, self.opened.feed.budget)
+        self.talks = self.accelerator.is_main_process and not self.options.quiet
 
     def fit(self) -> Classifier:
         """The training loop. Returns the classifier with the weights that are kept."""
@@ -181,15 +180,14 @@ class _Training:
         config, options, accelerator, feed = self.config, self.options, self.accelerator, self.opened.feed
         device, rank, classifier = accelerator.device, accelerator.process_index, self.opened.classifier
         assert classifier is not None
-        recipe, batch = config.optimise, config.optimise.batch_size
-        steps, each_epoch = total_steps(config, feed.budget), feed.budget / batch
+        batch, clip_grad, steps = config.optimise.batch_size, config.optimise.clip_grad, self.steps
 
         # The network, the average of its weights if asked for, and what updates them.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
         network = classifier.network.to(device).to(memory_format=layout)
         average = ModelEmaV3(network, config.model.ema_decay, use_warmup=True) if config.model.ema_decay else None
         optimizer = timm_parts.make_optimizer(network, config)
-        schedule = timm_parts.make_schedule(optimizer, config, steps, each_epoch)
+        schedule = timm_parts.make_schedule(optimizer, config, steps, feed.budget / batch)
         mix, loss_of = timm_parts.make_loss(config, len(classifier.wnids))
         model, optimizer = accelerator.prepare(network, optimizer)
         if average is not None:
@@ -197,9 +195,14 @@ class _Training:
         kept = replace(classifier, network=average.module if average is not None else network)
 
         # Continue after the newest checkpoint, with the batches that come next.
-        first = self._resume(steps)
+        first = self._resume()
         augmentation = timm_parts.Augmentation(classifier.preprocessing, config.augment)
-        batches = feed.batches(augmentation, self._slice(first, steps))
+        workers = options.num_workers
+        if workers is None:
+            workers = 0 if config.data.streaming else default_workers(accelerator)
+        processes, on_gpu = accelerator.num_processes, device.type == "cuda"
+        wanted = Slice(first, steps, batch, options.accumulation, rank, processes, workers, on_gpu)
+        batches = feed.batches(augmentation, wanted)
 
         with Progress("train", steps * batch, first * batch, quiet=not self.talks) as progress:
             for step in range(first, steps):
@@ -217,8 +220,8 @@ class _Training:
                     with accelerator.accumulate(model):
                         loss = loss_of(model(pixels), targets)
                         accelerator.backward(loss)
-                        if recipe.clip_grad and accelerator.sync_gradients:
-                            accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad)
+                        if clip_grad and accelerator.sync_gradients:
+                            accelerator.clip_grad_norm_(model.parameters(), clip_grad)
                         optimizer.step()
                         optimizer.zero_grad()
 
@@ -226,26 +229,10 @@ class _Training:
                 if average is not None:
                     average.update(network, step=step + 1)
                 progress.add(batch)
-                self._after_step(step + 1, steps, kept, loss, optimizer)
+                self._after_step(step + 1, kept, loss, optimizer)
         return kept
 
-    def _slice(self, first: int, steps: int) -> Slice:
-        """The batches of this process from step `first` on."""
-        accelerator, workers = self.accelerator, self.options.num_workers
-        if workers is None:
-            workers = 0 if self.config.data.streaming else default_workers(accelerator)
-        return Slice(
-            first,
-            steps,
-            self.config.optimise.batch_size,
-            self.options.accumulation,
-            accelerator.process_index,
-            accelerator.num_processes,
-            workers,
-            accelerator.device.type == "cuda",
-        )
-
-    def _resume(self, steps: int) -> int:
+    def _resume(self) -> int:
         """Load the newest checkpoint if there is one; return the number of steps that are done."""
         folder = self.folder / CHECKPOINTS
         place = checkpoints.load_checkpoint(self.accelerator, folder, self._facts())
@@ -257,7 +244,7 @@ class _Training:
         if place.step:
             self.history.append({"step": place.step, "resumed": True})
             if self.talks:
-                print(f"continuing after step {place.step} of {steps}", file=sys.stderr)
+                print(f"continuing after step {place.step} of {self.steps}", file=sys.stderr)
         return place.step
 
     def _facts(self) -> dict[str, Any]:
@@ -266,9 +253,10 @@ class _Training:
         config = self.config.model_dump(mode="json")
         return {"config": config, "images": feed.fingerprints, "classes": list(feed.classes)}
 
-    def _after_step(self, done: int, steps: int, kept: Classifier, loss: Any, optimizer: Any) -> None:
+    def _after_step(self, done: int, kept: Classifier, loss: Any, optimizer: Any) -> None:
         """Log every 20 steps; test and save as often as asked for, but not after the last step."""
         options, accelerator, feed, test = self.options, self.accelerator, self.opened.feed, self.opened.test
+        steps = self.steps
         each_epoch = feed.budget / self.config.optimise.batch_size
         if done % 20 == 0 or done == steps:
             values = {"loss": float(loss.detach()), "lr": optimizer.param_groups[0]["lr"]}
@@ -309,7 +297,7 @@ class _Training:
                 "images": feed.fingerprints,
                 "budget": feed.budget,
                 "epochs": config.optimise.epochs,
-                "images_seen": total_steps(config, feed.budget) * config.optimise.batch_size,
+                "images_seen": self.steps * config.optimise.batch_size,
                 "undecodable_seen": len(met["undecodable"]),
                 "undecodable": facts_of(met["undecodable"]),
                 "processes": accelerator.num_processes,

@@ -73,11 +73,7 @@ class Augmentation:
 
 
 def check_optimizer(name: str) -> None:
-    """Refuse an optimizer that timm does not know, with the nearest name.
-
-    Raises:
-        HfsynError: there is none of that name.
-    """
+    """Refuse an optimizer that timm does not know, with the nearest name."""
     from timm.optim import list_optimizers
 
     known = list_optimizers()
