@@ -37,7 +37,7 @@ class DataPart(Part):
     train_split: Text | None = None
     """Split to train on; null is `train`, or the only one."""
     limit_per_class: Count | None = None
-    """At most so many different images a class of each set, >= 1; null takes all."""
+    """At most that many different images a class of each set, >= 1; null takes all."""
     budget: Count | None = None
     """Images that an epoch shows, drawn from the sets in proportion to their weights; null is the size of the one set.
     Budget times epochs is what training costs, whatever the sets' sizes, so that arms can be compared.
@@ -138,7 +138,7 @@ class TestingPart(Part):
     crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Side of the central crop, as a share of the resized image, 0.1 to 1."""
     every_epochs: Annotated[Int, Field(ge=0, le=10**6)] = 0
-    """Also test after so many epochs; 0 tests the final weights only."""
+    """Also test whenever that many epochs are done; 0 tests the final weights only."""
 
 
 class TrainConfig(Part):

@@ -150,9 +150,7 @@ def run_cell(
     train: Trainer,
     evaluate: Evaluator,
 ) -> str:
-    """Train one cell and run the tests that it lacks, write its results.json or error.json, and say in a few words
-    how it went. A test that fails leaves those before it.
-    """
+    """Train a cell, run the tests that it lacks, write its results.json or error.json, and summarise it in a line."""
     started = time.monotonic()
     old = read_json(folder / RESULTS) or _EMPTY
     trained: dict[str, Any] | None = None

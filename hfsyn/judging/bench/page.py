@@ -36,11 +36,7 @@ _THUMBNAIL = 96  # pixels; small images stay as they are and are enlarged by the
 
 
 def report(out: str | Path) -> Path:
-    """Write ``report.html`` and ``plots/*.png`` into a bench's folder, or into one that holds several; return the page.
-
-    Raises:
-        HfsynError: there is no bench.
-    """
+    """Write ``report.html`` and ``plots/*.png`` into the folder of a bench, or of several; return the page."""
     folder = Path(out).expanduser()
     found = [folder] if (folder / MATRIX).is_file() else sorted(p.parent for p in folder.glob(f"*/{MATRIX}"))
     if not found:
@@ -119,21 +115,14 @@ def _plots(
     if not rows:
         return []
     # The last setting stands for all if a plot can show only one: it is the largest of a scaling curve.
-    last = [row for row in rows if _setting(row) == _setting(rows[-1])]
+    setting = _setting(rows[-1])
+    last = [row for row in rows if _setting(row) == setting]
     where = setting_text(last[0]).removeprefix("tested on ")
-    by_arm = {
-        row["arm"]: plots.mean_by_class(
-            [
-                o.result["tests"][headline]
-                for o in outcomes
-                if o.result is not None
-                and headline in o.result["tests"]
-                and o.cell.arm == row["arm"]
-                and o.cell.setting == _setting(row)
-            ]
-        )
-        for row in last
-    }
+    tests: dict[str, list[Any]] = {arm: [] for arm in arms}
+    for outcome in outcomes:
+        if outcome.result is not None and outcome.cell.setting == setting and headline in outcome.result["tests"]:
+            tests[outcome.cell.arm].append(outcome.result["tests"][headline])
+    by_arm = {arm: plots.mean_by_class(found) for arm, found in tests.items() if found}
     found = [
         plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png"),
         plots.class_plot(by_arm, arms, where, folder / f"{stem}-classes.png"),

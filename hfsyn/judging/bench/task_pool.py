@@ -63,9 +63,7 @@ class _Here(Future[Any]):
 
 
 def gpu_names() -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES calls each GPU that this process sees: numbers or UUIDs from its own list if it has
-    one, as a process that is given 2 and 3 must not hand out 0 and 1.
-    """
+    """The GPUs that this process sees, as numbers or UUIDs of its own list: one that is given 2 and 3 has no 0."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return tuple(str(number) for number in range(visible_gpus()))

@@ -23,11 +23,7 @@ def start_accelerator(
     log_with: str | None = None,
     log_folder: Path | None = None,
 ) -> Any:
-    """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread.
-
-    Raises:
-        HfsynError: see `pick_device` and `check_tracker`.
-    """
+    """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
@@ -55,8 +51,7 @@ def start_accelerator(
 def default_workers(accelerator: Any) -> int:
     """Decoding processes beside each process if the user gives no number.
 
-    A GPU waits for the decoders, so the machine's cores are divided among its processes. On a CPU they would only take
-    turns with the network.
+    A GPU waits for the decoders, so its processes share the machine's cores; a CPU would only take turns with them.
     """
     if accelerator.device.type != "cuda":
         return 0
@@ -65,11 +60,7 @@ def default_workers(accelerator: Any) -> int:
 
 
 def check_tracker(log_with: str | None) -> None:
-    """Refuse a tracker that is not installed; accelerate would only warn and log nothing.
-
-    Raises:
-        HfsynError: with the command that installs it.
-    """
+    """Refuse a tracker that is not installed; accelerate would only warn and log nothing."""
     from accelerate import utils
 
     if log_with is None:
@@ -82,11 +73,7 @@ def check_tracker(log_with: str | None) -> None:
 
 
 def check_division(batch_size: int, accumulation: int, processes: int, *, pairs: bool = False) -> None:
-    """Refuse a batch that cannot be divided into equal parts, or with `pairs` not into even ones.
-
-    Raises:
-        HfsynError: with the nearest size that can be.
-    """
+    """Refuse a batch that cannot be divided into equal parts, or with `pairs` not into even ones; name one that can."""
     parts = accumulation * processes
     if batch_size % parts:
         fits = max(1, round(batch_size / parts)) * parts

@@ -152,10 +152,7 @@ def _loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(members: np.ndarray, others: np.ndarray) -> float:
-    """The score from which an image is called a member so that the balanced accuracy is highest.
-
-    Halfway between two scores, so that no single image decides its last digit.
-    """
+    """The score, halfway between two images, from which calling an image a member has the best balanced accuracy."""
     levels = np.unique(np.concatenate([members, others]))
     cuts = np.concatenate([levels[:1], (levels[1:] + levels[:-1]) / 2])
     inside = 1 - np.searchsorted(np.sort(members), cuts, side="left") / len(members)

@@ -189,10 +189,7 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, columns: 
 
 
 def mean_interval(values: Sequence[float]) -> dict[str, Any]:
-    """The mean over seeds with Student's t interval: ``{"mean", "low", "high", "sd", "n"}``.
-
-    One value has no interval (None); without values the mean is None too.
-    """
+    """The mean over seeds with Student's t interval, None for one value: ``{"mean", "low", "high", "sd", "n"}``."""
     n = len(values)
     if n < 2:
         return {"mean": float(values[0]) if n else None, "low": None, "high": None, "sd": None, "n": n}
@@ -202,11 +199,7 @@ def mean_interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """Mean of ``a - b`` over the same seeds with Student's t interval: what is common to a seed cancels.
-
-    Raises:
-        ValueError: the two are not equally long.
-    """
+    """Mean of ``a - b`` over the same seeds with Student's t interval: what is common to a seed cancels."""
     return mean_interval([x - y for x, y in zip(a, b, strict=True)])
 
 

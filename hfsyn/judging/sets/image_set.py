@@ -31,17 +31,9 @@ from builders.sources.rows import IndexEntry, Source
 from builders.variants import VARIANTS, Choice, get_variant
 from builders.wording import quoted
 from hfsyn.errors import HfsynError
+from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
-from hfsyn.judging.sets.tables import (
-    Labelled,
-    Parts,
-    class_names,
-    find_rows,
-    find_variant_rows,
-    label_files,
-    label_rows,
-    table_rows,
-)
+from hfsyn.judging.sets.tables import Labelled, Parts
 
 TRAIN, TEST = ("train",), ("validation", "test")
 """Splits to look for, in this order, if none is named: to train on, and to test on."""
@@ -245,7 +237,7 @@ def _open_variant(found: Reference, split: str | None, default: Sequence[str]) -
     split = pick_split(list(variant.splits), split, default, f"The variant {variant.name!r}")
     if variant.drawn:
         return _from_source(open_source(variant.name, split), str(found), split, variant.name)
-    parts = find_variant_rows(variant, split, found.revision)
+    parts = tables.find_variant_rows(variant, split, found.revision)
     return replace(_from_files(parts.downloaded(), found), split=split)
 
 
@@ -265,13 +257,13 @@ def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> 
 
 def _open_hub(found: Reference, split: str | None, default: Sequence[str]) -> ImageSet:
     found = replace(found, variant=found.variant or variant_of_repository(found.place))
-    rows, split, revision = find_rows(found, split, default)
+    rows, split, revision = tables.find_rows(found, split, default)
     if isinstance(rows, Parts):
         return _from_files(rows.downloaded(), found)
     columns = find_columns(rows.features.arrow_schema, str(found))
     if len(rows) == 0:
         raise HfsynError(f"The split {split!r} of {found} is empty.", "Name another split or dataset.")
-    labelled = label_rows(rows, columns, found.variant, split)
+    labelled = tables.label_rows(rows, columns, found.variant, split)
     return replace(_labelled_set(labelled, rows, found, split, revision), hub=found.place)
 
 
@@ -282,11 +274,7 @@ def variant_of_repository(repo_id: str) -> str | None:
 
 
 def local_tables(found: Reference, split: str | None, default: Sequence[str]) -> Parts | None:
-    """The Parquet files of one split of a local dataset; None if it has image files instead.
-
-    Raises:
-        HfsynError: there is no such split, or a run is not finished.
-    """
+    """The Parquet files of one split of a local dataset; None if it has image files instead."""
     path = Path(found.place).expanduser()
     if path.is_dir() and layout.is_run_folder(path):
         return _run_tables(path, found, split, default)
@@ -294,12 +282,13 @@ def local_tables(found: Reference, split: str | None, default: Sequence[str]) ->
     there = tables_of(variant, path, found.config) if path.suffix.lower() == ".parquet" or path.is_dir() else None
     if there is None:
         return None
-    root, tables = there
-    if not tables.named:  # name it after its use
-        tables = replace(tables, splits={split or default[0]: next(iter(tables.splits.values()))})
-    split = pick_split(list(tables.splits), split, default, found.place)
-    choice = local_choice(variant, tables.splits[split], root) if found.variant else Choice()
-    return Parts(str(root), tables, split, None, choice)
+    root, found_tables = there
+    if not found_tables.named:  # name it after its use
+        named = {split or default[0]: next(iter(found_tables.splits.values()))}
+        found_tables = replace(found_tables, splits=named)
+    split = pick_split(list(found_tables.splits), split, default, found.place)
+    choice = local_choice(variant, found_tables.splits[split], root) if found.variant else Choice()
+    return Parts(str(root), found_tables, split, None, choice)
 
 
 def _run_tables(path: Path, found: Reference, split: str | None, default: Sequence[str]) -> Parts:
@@ -337,8 +326,8 @@ def _from_files(parts: Parts, found: Reference) -> ImageSet:
 
     try:
         sizes = [pq.read_metadata(path).num_rows for path in parts.paths]
-        labelled = label_files(parts, sizes, found.variant, str(found))
-        rows = table_rows(parts, sizes, [labelled.image])
+        labelled = tables.label_files(parts, sizes, found.variant, str(found))
+        rows = tables.table_rows(parts, sizes, [labelled.image])
     except (DatasetGenerationError, pa.ArrowException, OSError) as error:
         if disk_error(error) is not None:  # such as a full cache: the files are fine
             raise
@@ -352,7 +341,7 @@ def _from_files(parts: Parts, found: Reference) -> ImageSet:
 
 def _labelled_set(labelled: Labelled, rows: Any, found: Reference, split: str, revision: str | None) -> ImageSet:
     variant, wnids = found.variant, labelled.wnids
-    names = labelled.names or class_names(set(wnids), variant)
+    names = labelled.names or tables.class_names(set(wnids), variant)
     images = _Stored(rows.select_columns([labelled.image]).with_format("arrow"), labelled)
     complete = variant is not None and _has_all_classes(variant, names)
     opened = ImageSet(str(found), split, wnids, names, images, labelled.ids, revision, complete, variant)

@@ -124,11 +124,7 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
 
 
 def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], where: str) -> str:
-    """The split that is meant: `split`, else the first of `default` that exists, else the only one.
-
-    Raises:
-        HfsynError: it does not exist, or none was named and there are several.
-    """
+    """The split that is meant: `split`, else the first of `default` that exists, else the only one, else an error."""
     names = [split] if split else default
     ways = [name for name in names if name in there]  # an exact name goes before a synonym
     ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]

@@ -21,11 +21,7 @@ _SAMPLED = 32  # pairs of images that are compared first
 
 
 def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:
-    """Compare the names of the ids that several sets share; each set is given as what to call it, and id -> name.
-
-    Raises:
-        HfsynError: an id that is not WordNet's has two names.
-    """
+    """Refuse an id that is not WordNet's and has two names; each set is given as what to call it, and id -> name."""
     first: dict[str, tuple[str, str]] = {}
     for whose, names in named:
         for identity, name in names.items():

@@ -195,11 +195,7 @@ class Labelled:
 
 
 def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: str) -> Labelled:
-    """The labels of the rows of local Parquet files, each file by its own columns; `sizes` are their numbers of rows.
-
-    Raises:
-        HfsynError: the files have no rows or no such columns, or labels match no variant.
-    """
+    """The labels of the rows of local Parquet files, each by its own columns; `sizes` are their numbers of rows."""
     import fsspec
 
     schemas = [parts.schema(path) for path in parts.paths]
@@ -250,8 +246,7 @@ def label_rows(rows: Any, columns: Columns, variant: str | None, split: str) -> 
 def of_some_variant(read: Callable[[Variant], T], variant: str | None, where: str) -> T:
     """What `read` returns for the stated variant, or else for the first known one that has all of the labels.
 
-    Raises:
-        HfsynError: some labels are not classes of it, or of any; they are listed.
+    Labels that are not classes of it, or of any, are an error that lists them.
     """
     missing: list[tuple[str, ...]] = []
     for candidate in [variant] if variant else ["imagenet-1k", "shapes"]:

@@ -32,11 +32,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
-    """Refuse a folder that holds another training with something to lose, or anything that is not a training's.
-
-    Raises:
-        HfsynError: naming the first field that differs, or the files; or it is not a folder.
-    """
+    """Refuse a folder that holds another training with something to lose, or anything that is not a training's."""
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise HfsynError(f"{path} is a file, and a training needs a folder.", "Choose another: --out DIR.")
@@ -51,10 +47,9 @@ def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
 
 
 def finished(folder: Path, config: TrainConfig, images: Sequence[str]) -> dict[str, Any] | None:
-    """The result in the folder if it is this training's, though perhaps of another test; `images` are fingerprints.
+    """The result in the folder if it is this training's, though perhaps of another test.
 
-    Raises:
-        HfsynError: the images have changed since.
+    Refuses one of other images: `images` are the fingerprints of those that are there now.
     """
     if not all((folder / name).is_file() for name in (RESULTS, WEIGHTS, FACTS)):
         return None

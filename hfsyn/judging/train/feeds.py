@@ -25,26 +25,24 @@ from hfsyn.recipes.training_recipe import TrainConfig
 
 
 class Feed:
-    """The training sets of a recipe, whose classes are the same, and their batches."""
+    """The training sets of a recipe, which must have the same classes, and their batches."""
 
-    def __init__(self, config: TrainConfig, sets: Sequence[ImageSet] | Sequence[Stream]) -> None:
-        self.classes = same_classes([(one.reference, one.names) for one in sets])
-        """The wnid of each label, sorted."""
+    def __init__(self, config: TrainConfig, sets: Sequence[ImageSet | Stream]) -> None:
+        self.classes = same_classes([(one.reference, one.names) for one in sets])  # the wnid of each label, sorted
         self.names: Mapping[str, str] = {wnid: name for one in sets for wnid, name in one.names.items()}
-        self.budget = config.data.budget or 0
-        """Images of an epoch."""
-        self.unread: dict[str, str] = {}
-        """The images that this process should have shown and could not read, so far, with the reasons."""
-        self._config = config
+        self.budget = config.data.budget or 0  # images of an epoch
+        self.unread: dict[str, str] = {}  # id -> reason of images that this process could not read so far
+        self._config, self._all = config, sets
+        self._shares: Sequence[float] = ()
 
     @property
     def fingerprints(self) -> list[str]:
         """What identifies the sets, for a checkpoint."""
-        raise NotImplementedError
+        return [one.fingerprint for one in self._all]
 
     def facts(self) -> list[dict[str, Any]]:
-        """What a result says about each set."""
-        raise NotImplementedError
+        """What a result says about each set; ``share`` is its images in an epoch."""
+        return [{**one.facts(), "share": share} for one, share in zip(self._all, self._shares, strict=True)]
 
     def overlap(self, test: ImageSet) -> int | None:
         """How many images of a test set are trained on; None if that cannot be known."""
@@ -70,22 +68,14 @@ class _MapFeed(Feed):
         sets = [open_images(found, part.train_split, default=TRAIN, limit=part.limit_per_class) for found in references]
         super().__init__(config, sets)
         sizes = [len(opened) for opened in sets]
-        if part.budget is None:
-            if len(sizes) > 1:
-                raise HfsynError(
-                    f"{len(sizes)} training sets and no budget: how many images does an epoch show?",
-                    f"Say it, so that trainings can be compared: --budget {sum(sizes)} is as many as they hold.",
-                )
-            self.budget = sizes[0]
-        self._sets, self._shares = sets, share_out(self.budget, [found.weight for found in references])
-        self._order = Order(tuple(sizes), tuple(self._shares), config.seed)
-
-    @property
-    def fingerprints(self) -> list[str]:
-        return [opened.fingerprint for opened in self._sets]
-
-    def facts(self) -> list[dict[str, Any]]:
-        return [{**opened.facts(), "share": share} for opened, share in zip(self._sets, self._shares, strict=True)]
+        if not self.budget and len(sizes) > 1:
+            raise HfsynError(
+                f"{len(sizes)} training sets and no budget: how many images does an epoch show?",
+                f"Say it, so that trainings can be compared: --budget {sum(sizes)} is as many as they hold.",
+            )
+        self.budget = self.budget or sizes[0]
+        shares = share_out(self.budget, [found.weight for found in references])
+        self._sets, self._shares, self._order = sets, shares, Order(tuple(sizes), tuple(shares), config.seed)
 
     def overlap(self, test: ImageSet) -> int | None:
         return len(set().union(*(shared_images(opened, test) for opened in self._sets)))
@@ -106,31 +96,13 @@ class _StreamFeed(Feed):
             raise HfsynError("A stream cannot be limited to some images a class.", "Leave --limit or --streaming out.")
         self._streams = [open_stream(found, config.data.train_split) for found in references]
         super().__init__(config, self._streams)
-        if config.data.budget is None:
+        if not self.budget:
             raise HfsynError("A stream has no known size.", "Say how many images an epoch shows: --budget N")
         weights = [found.weight for found in references]
         check_weights(weights, self.budget)
         self._weights = [weight / sum(weights) for weight in weights]
+        self._shares = [weight * self.budget for weight in self._weights]
         self._pass, self._taken = 0, 0  # the pass that is being read, and how many of its batches were taken
-
-    @property
-    def fingerprints(self) -> list[str]:
-        """What is known of a stream before it is read: its name and revision."""
-        return [f"{s.reference} {s.split} {s.revision}" for s in self._streams]
-
-    def facts(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "reference": s.reference,
-                "split": s.split,
-                "revision": s.revision,
-                "classes": len(s.names),
-                "share": weight * self.budget,
-                "streaming": True,
-                "hub": s.hub,
-            }
-            for s, weight in zip(self._streams, self._weights, strict=True)
-        ]
 
     def overlap(self, test: ImageSet) -> int | None:
         """See `Feed`: all if the test is one of the streams, else unknown, as no image has been read."""
@@ -189,11 +161,6 @@ class _StreamFeed(Feed):
 
 
 def open_feed(config: TrainConfig) -> Feed:
-    """Open the training sets.
-
-    Raises:
-        HfsynError: see `open_images` and `open_stream`; the sets have different classes (they are listed), or several
-            sets or a stream and no budget.
-    """
+    """Open the training sets; raises as `open_images`, `open_stream`, `same_classes`, and if there must be a budget."""
     references = [parse_dataset(text) for text in config.data.train]
     return _StreamFeed(config, references) if config.data.streaming else _MapFeed(config, references)

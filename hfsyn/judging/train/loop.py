@@ -140,11 +140,7 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
 
 
 def total_steps(config: TrainConfig, budget: int) -> int:
-    """Steps of a training: all whole batches in `epochs` times `budget` images. A step may span two epochs.
-
-    Raises:
-        HfsynError: there are none.
-    """
+    """Steps of a training, at least one: the whole batches in `epochs` times `budget` images, across epochs."""
     part = config.optimise
     steps = part.epochs * budget // part.batch_size
     if steps == 0:

@@ -68,11 +68,7 @@ def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
 
 
 def check_push(repo_id: str) -> None:
-    """Refuse what cannot be published to, before any work is done.
-
-    Raises:
-        HfsynError: it is not of the form USER/NAME, or there is no token (exit code 3).
-    """
+    """Refuse a name that is not USER/NAME, and a missing token (exit code 3), before any work is done."""
     HubRepo(_check_repo_id(repo_id), repo_type="model").need_token()
 
 

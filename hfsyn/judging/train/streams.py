@@ -62,6 +62,16 @@ class Stream:
         return class_names(set(self.wnids.values()), self.variant.name)
 
     @property
+    def fingerprint(self) -> str:
+        """All that is known before the stream is read: its name and revision."""
+        return f"{self.reference} {self.split} {self.revision}"
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says about the stream."""
+        facts = {"reference": self.reference, "split": self.split, "revision": self.revision, "hub": self.hub}
+        return {**facts, "classes": len(self.names), "streaming": True}
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """The wnids that are declared, sorted: which of them occur is not known before everything is read."""
         return tuple(self.names)
