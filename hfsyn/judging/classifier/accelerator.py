@@ -30,7 +30,9 @@ def start_accelerator(
     check_tracker(log_with)
     picked = pick_device(device)
     if device is not None and ":" in device:
-        raise HfsynError(f"--device {device} names one of several.", "Say CUDA_VISIBLE_DEVICES=1 and --device cuda.")
+        raise HfsynError(
+            f"--device {device} names one of several.", "Set CUDA_VISIBLE_DEVICES=1, and use --device cuda."
+        )
     # These are global, and an earlier training in this process may have used another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()

@@ -301,7 +301,7 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
     if manifest is None:
         raise HfsynError(
             f"The run {found.place} is not finished: its images are not all there.",
-            f"`hfsyn status {found.place}` says what is missing.",
+            f"`hfsyn status {found.place}` shows what is missing.",
         )
     split = pick_split(sorted(shards), split, default, f"The run {found.place}")
     fingerprint = layout.load_sidecar(layout.sidecar_of(shards[split][0])).fingerprint

@@ -85,7 +85,7 @@ def _of_class_map(file: str) -> Reference:
     if path is not None:
         return Reference("local", path, variant.name)
     if variant.hub is None:
-        raise HfsynError(f"{file} does not say where its images are.", f"Say it: {file}=FOLDER")
+        raise HfsynError(f"{file} does not say where its images are.", f"Name the folder: {file}=FOLDER")
     return Reference("variant", variant.name, variant.name)
 
 
@@ -107,7 +107,9 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
         if variant not in (None, place) or config:
             raise HfsynError(f"{text!r}: {place!r} is a variant and takes only @REVISION.", GRAMMAR)
         if revision and VARIANTS[place].drawn:
-            raise HfsynError(f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Say {place}.")
+            raise HfsynError(
+                f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Leave the revision out: {place}"
+            )
         return Reference("variant", place, place, revision or None)
     if Path(place).expanduser().exists():
         if revision:

@@ -40,7 +40,7 @@ from hfsyn.software import software
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What affects only how fast a training is and where it goes: it changes the weights by rounding at most."""
+    """What affects only how fast a training is and where it goes, and the weights by rounding at most."""
 
     device: str | None = None
     """cpu or cuda; None is this process's GPU, or the CPU."""

@@ -22,9 +22,7 @@ RESULTS = "results.json"
 _ROUNDS = 5  # how often a commit is tried if the branch moves meanwhile
 
 
-def push_classifier(
-    folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None, quiet: bool = False
-) -> str:
+def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
     """Publish the classifier of a training's folder; return the address of its commit. Running it again continues.
 
     It can then be loaded with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``.
@@ -33,7 +31,7 @@ def push_classifier(
         HfsynError: the folder holds no finished training, the name is not valid, the Hub refuses (exit code 3) or does
             not answer in time (exit code 4).
     """
-    repo = HubRepo(_check_repo_id(repo_id), repo_type="model", token=token, say=teller(quiet))
+    repo = HubRepo(_check_repo_id(repo_id), repo_type="model", say=teller(quiet))
     path = Path(folder)
     if not (path / RESULTS).is_file():
         raise HfsynError(f"{folder} holds no finished training.", "Run its `hfsyn train` command to the end first.")
