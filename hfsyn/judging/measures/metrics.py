@@ -122,7 +122,11 @@ def _decision(
 ) -> dict[str, Any]:
     """The numbers of one decision, among all columns or the given ones; labels are numbers among these."""
     n, c = len(labels), len(wnids)
-    rank = np.concatenate([_rank(part, labels[rows]) for rows, part in _blocks(logits, columns)])
+    rank = np.empty(n, dtype=np.int64)  # how many classes come before the true one; ties go to the earlier column
+    for rows, part in _blocks(logits, columns):
+        own = np.take_along_axis(part, labels[rows, None], 1)
+        earlier = np.arange(c)[None] < labels[rows, None]
+        rank[rows] = (part > own).sum(1) + ((part == own) & earlier).sum(1)
     hits = rank == 0
     totals, right = np.bincount(labels, minlength=c), np.bincount(labels[hits], minlength=c)
     top5 = wilson(int((rank < 5).sum()), n)
@@ -139,14 +143,6 @@ def _decision(
             for wnid, name, total, hit in zip(wnids, names, totals, right, strict=True)
         ],
     }
-
-
-def _rank(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes come before the true one, int (n,); ties go to the earlier column."""
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
-    rank: np.ndarray = (logits > own).sum(1) + ((logits == own) & earlier).sum(1)
-    return rank
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

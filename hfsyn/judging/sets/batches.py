@@ -11,6 +11,7 @@ import hashlib
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -133,32 +134,27 @@ class Augmented:
         yield from map(int, rng.permutation(np.flatnonzero(self._labels[number] == label)))
 
 
-class seeded:  # noqa: N801 (reads as a statement: `with seeded(n):`)
-    """Seeds the generators of `random`, numpy and torch (on the CPU) for a block, and restores them after it.
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators of `random`, numpy and torch (on the CPU) for a block, and restore them after it.
 
     Not in a loader's worker, where nothing else draws from them: restoring takes longer than seeding.
     """
+    import torch
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def __enter__(self) -> None:
-        import torch
-
-        self._state = None
-        if torch.utils.data.get_worker_info() is None:
-            self._state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        random.seed(self._seed)
-        np.random.seed(self._seed)
-        torch.default_generator.manual_seed(self._seed)
-
-    def __exit__(self, *error: object) -> None:
-        import torch
-
-        if self._state is not None:
-            random.setstate(self._state[0])
-            np.random.set_state(self._state[1])
-            torch.set_rng_state(self._state[2])
+    kept = None
+    if torch.utils.data.get_worker_info() is None:
+        kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
+            torch.set_rng_state(kept[2])
 
 
 def local_positions(start: int, count: int, rank: int, world: int) -> list[int]:

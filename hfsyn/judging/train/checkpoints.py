@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ from typing import Any
 from builders.files import atomic_text, remove_abandoned
 from builders.wording import first_line
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import total, union
 from hfsyn.judging.classifier.network import FACTS, WEIGHTS
 from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
@@ -81,25 +79,6 @@ def prepare_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
     atomic_text(folder / CONFIG, dump_part(config))
 
 
-@dataclass
-class Tally:
-    """What a training has cost and met so far, including the time before a restart."""
-
-    earlier: Mapping[str, Any] = field(default_factory=dict)
-    """The `reading` in the checkpoint from which the training continued."""
-    _wall: float = field(default_factory=time.monotonic)
-    _cpu: float = field(default_factory=time.process_time)
-
-    def reading(self, accelerator: Any, unread: Mapping[str, str]) -> dict[str, Any]:
-        """``undecodable`` (id -> reason), ``seconds`` and ``cpu_seconds`` of all processes; called by each of them."""
-        now = {
-            "seconds": time.monotonic() - self._wall,
-            "cpu_seconds": total(accelerator, time.process_time() - self._cpu),
-        }
-        met = {**self.earlier.get("undecodable", {}), **union(accelerator, unread)}
-        return {"undecodable": met, **{key: value + self.earlier.get(key, 0) for key, value in now.items()}}
-
-
 @dataclass(frozen=True)
 class Place:
     """Where a training continues."""
@@ -108,6 +87,7 @@ class Place:
     feed: Mapping[str, Any] = field(default_factory=dict)
     """This process's place in its streams; empty without streams."""
     tally: Mapping[str, Any] = field(default_factory=dict)
+    """Met and spent so far: ``undecodable`` (id -> reason), ``seconds`` and ``cpu_seconds`` of all processes."""
     history: tuple[dict[str, Any], ...] = ()
     """The tests during the training."""
 

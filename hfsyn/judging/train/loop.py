@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 import sys
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from typing import Any
 from builders.files import atomic_text
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import network as classifiers
-from hfsyn.judging.classifier.accelerator import check_division, default_workers, start_accelerator
+from hfsyn.judging.classifier.accelerator import check_division, default_workers, start_accelerator, total, union
 from hfsyn.judging.classifier.network import Classifier, open_classifier, save_classifier
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
@@ -30,7 +32,7 @@ from hfsyn.judging.sets.batches import Slice, derive
 from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import check_classes, tell_overlap
 from hfsyn.judging.train import checkpoints, timm_parts
-from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place, Tally
+from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place
 from hfsyn.judging.train.feeds import Feed, open_feed
 from hfsyn.progress import Progress
 from hfsyn.recipes.loading import dump_part
@@ -160,11 +162,13 @@ class _Training:
     accelerator: Any
     opened: Opened
     folder: Path
-    tally: Tally = field(default_factory=Tally)
+    earlier: Mapping[str, Any] = field(default_factory=dict)
+    """The tally of the checkpoint from which it was resumed."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """The tests during the training, and where it was resumed."""
 
     def __post_init__(self) -> None:
+        self.started = time.monotonic(), time.process_time()
         self.steps = total_steps(self.config, self.opened.feed.budget)
         self.talks = self.accelerator.is_main_process and not self.options.quiet
 
@@ -234,7 +238,7 @@ class _Training:
         place = checkpoints.load_checkpoint(self.accelerator, folder, self._facts())
         if self.accelerator.is_main_process:  # a kill may have come between writing the newest and deleting the oldest
             checkpoints.remove_old(folder, self.options.keep_checkpoints)
-        self.tally.earlier, self.history = place.tally, list(place.history)
+        self.earlier, self.history = place.tally, list(place.history)
         if place.feed:
             self.opened.feed.load_state(place.feed)
         if place.step:
@@ -274,10 +278,17 @@ class _Training:
         if apart is None:  # at the ends of epochs, and about 20 in all
             apart = max(math.ceil(each_epoch), math.ceil(steps / 20))
         if apart and done % apart == 0:
-            place = Place(done, feed.state(), self.tally.reading(accelerator, feed.unread), tuple(self.history))
+            place = Place(done, feed.state(), self._tally(), tuple(self.history))
             checkpoints.save_checkpoint(
                 accelerator, self.folder / CHECKPOINTS, place, self._facts(), options.keep_checkpoints
             )
+
+    def _tally(self) -> dict[str, Any]:
+        """See `Place`; called by every process."""
+        wall, cpu = self.started
+        now = {"seconds": time.monotonic() - wall, "cpu_seconds": total(self.accelerator, time.process_time() - cpu)}
+        met = {**self.earlier.get("undecodable", {}), **union(self.accelerator, self.opened.feed.unread)}
+        return {"undecodable": met, **{key: value + self.earlier.get(key, 0) for key, value in now.items()}}
 
     def conclude(self, classifier: Classifier) -> dict[str, Any]:
         """Keep the classifier, test it as it was kept, and write the result."""
@@ -285,7 +296,7 @@ class _Training:
         if accelerator.is_main_process:
             save_classifier(classifier, self.folder)
         accelerator.wait_for_everyone()
-        met = self.tally.reading(accelerator, feed.unread)
+        met = self._tally()
         result: dict[str, Any] = {
             "config": config.model_dump(mode="json"),
             "training": {
