@@ -75,20 +75,27 @@ def classification_metrics(
         is None without a mask. Of equal logits the first column wins, as in argmax.
 
     Raises:
-        HfsynError: logits that are not finite, or a mask without a label's column.
+        HfsynError: shapes or labels that do not fit, logits that are not finite, or a mask without a label's column.
     """
     logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
+    c = logits.shape[-1] if logits.ndim == 2 else -1
+    in_range = labels.shape == logits.shape[:1] and len(labels) and labels.min() >= 0 and labels.max() < c
+    if not in_range or not len(wnids) == len(names) == c:
+        raise HfsynError(
+            f"Logits of shape {logits.shape}, labels of shape {labels.shape}, {len(wnids)} wnids and {len(names)} "
+            "names do not fit.",
+            "They are (n, c), (n,) from 0 to c - 1, c and c, with n at least 1.",
+        )
     for _, part in _blocks(logits):
         check_finite(part)
     found = _decision(logits, labels, wnids, names)
-    classes = logits.shape[1]
     answers = np.concatenate([part.argmax(1) for _, part in _blocks(logits)])
-    confusion = np.bincount(labels * classes + answers, minlength=classes**2)
-    found["confusion"] = confusion.reshape(classes, -1).tolist()
+    confusion = np.bincount(labels * c + answers, minlength=c**2)
+    found["confusion"] = confusion.reshape(c, -1).tolist()
     found["masked"] = None
     if mask is not None:
         columns = np.unique(np.asarray(mask, dtype=np.int64))
-        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= classes:
+        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= c:
             raise HfsynError(
                 "The mask leaves out classes that the evaluation set has.",
                 "It must hold the column of every class of that set.",
