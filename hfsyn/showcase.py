@@ -36,7 +36,7 @@ from hfsyn.building import build
 from hfsyn.judging.bench.cells import bench, failures
 from hfsyn.judging.bench.matrix import CELLS
 from hfsyn.judging.bench.page import report
-from hfsyn.judging.bench.task_pool import Submit, crew
+from hfsyn.judging.bench.task_pool import Submit, task_pool
 from hfsyn.runs.run import load_run
 from hfsyn.runs.sheets import compare_runs, save_png
 from hfsyn.runs.status import status
@@ -100,7 +100,7 @@ def demo(
     if overwrite:
         for variant in limits:
             shutil.rmtree(folder / variant / CELLS, ignore_errors=True)
-    with crew(num_processes, device=device) as submit:
+    with task_pool(num_processes, device=device) as submit:
         _build_all(submit, folder, limits, seeds, device, overwrite, quiet)
         if not quiet:
             print(f"{time.monotonic() - started:.0f} s: the synthetic sets are there", file=sys.stderr)

@@ -30,9 +30,9 @@ from PIL import Image
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
 from hfsyn.judging.classifier.network import Preprocessing
-from hfsyn.judging.sets.batches import Augmented, Order, training_batches
+from hfsyn.judging.sets.batches import Augmented, Order, Slice, training_batches
 from hfsyn.judging.sets.image_set import TRAIN, open_images
-from hfsyn.judging.train.augmentation import Augmentation
+from hfsyn.judging.train.timm_parts import Augmentation
 from hfsyn.recipes.training_recipe import load_train_config
 
 
@@ -105,16 +105,8 @@ def loaders(folder: Path, options: argparse.Namespace) -> tuple[Pass, Pass, int]
     same_order = [order[position][1] for position in range(steps * options.batch_size)]
 
     def ours() -> Iterable[Any]:
-        for tensors, targets, _ in training_batches(
-            mine,
-            first_step=0,
-            steps=steps,
-            batch_size=options.batch_size,
-            parts=1,
-            rank=0,
-            world=1,
-            workers=options.workers,
-        ):
+        wanted = Slice(0, steps, options.batch_size, workers=options.workers)
+        for tensors, targets, _ in training_batches(mine, wanted):
             yield augmentation.finish(tensors), targets
 
     def theirs() -> Iterable[Any]:

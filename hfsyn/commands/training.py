@@ -67,16 +67,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
     ),
 }
 """The options of a training by group: those of `hfsyn train` and of scripts/train_classifier.py."""
-_RUNNING = (
-    "device",
-    "num_workers",
-    "accumulation",
-    "checkpoint_steps",
-    "log_with",
-    "overwrite",
-    "quiet",
-    "push_to_hub",
-)
+_RUNNING = ("device", "num_workers", "accumulation", "checkpoint_steps", "log_with", "overwrite", "quiet")
 """The options that are fields of RunOptions."""
 
 FIELDS = {
@@ -144,9 +135,12 @@ def recipe_of(options: dict[str, Any]) -> Any:
 
 
 def running_of(options: dict[str, Any]) -> Any:
-    """The RunOptions of the options."""
+    """The RunOptions of the options; refuses a repository that cannot be published to."""
     from hfsyn.judging.train.loop import RunOptions
+    from hfsyn.judging.train.model_card import check_push
 
+    if options["push_to_hub"] is not None:
+        check_push(options["push_to_hub"])
     return RunOptions(**{name: options[name] for name in _RUNNING})
 
 
@@ -198,27 +192,24 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     from pathlib import Path
 
     from hfsyn.judging.classifier.accelerator import check_tracker
-    from hfsyn.judging.train.folders import RESULTS, check_folder
+    from hfsyn.judging.train.checkpoints import RESULTS, check_folder
     from hfsyn.judging.train.loop import open_training
-    from hfsyn.judging.train.model_card import check_push
     from hfsyn.launching import launch, stopped
-    from hfsyn.recipes.training_recipe import dump_train_config
+    from hfsyn.recipes.loading import dump_part
     from hfsyn.workers import check_device
 
     # What is wrong is reported here, once, and not by every process.
     check_folder(Path(options["out"]), config, options["overwrite"])
     check_device(options["device"])
     check_tracker(options["log_with"])
-    if options["push_to_hub"] is not None:
-        check_push(options["push_to_hub"])
     open_training(config, Path(options["out"]), running_of(options), processes)
     results = Path(options["out"]) / RESULTS
     before = results.stat().st_mtime_ns if results.is_file() else None
     with tempfile.TemporaryDirectory() as folder:
         recipe = Path(folder) / "recipe.yaml"
-        recipe.write_text(dump_train_config(config), encoding="utf-8")
+        recipe.write_text(dump_part(config), encoding="utf-8")
         arguments = ["train", "--config", str(recipe), "--out", options["out"]]
-        for name in (*_RUNNING, "private"):
+        for name in (*_RUNNING, "push_to_hub", "private"):
             arguments += _flag("gradient-accumulation-steps" if name == "accumulation" else name, options[name])
         code = launch(arguments, processes, device=options["device"])
     if code or not results.is_file() or (options["overwrite"] and results.stat().st_mtime_ns == before):

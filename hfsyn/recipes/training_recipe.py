@@ -1,7 +1,7 @@
-"""Training recipes: everything that decides the weights of a classifier, except for the images themselves.
+"""Training recipes: everything that decides the weights of a classifier, but for the images themselves.
 
-A recipe is a YAML file, a shipped one by name, or nothing (the defaults); flags and ``--set KEY=VALUE`` win over it.
-The number of processes, the device and the folder of checkpoints are flags of the command and never part of a recipe.
+A recipe is a YAML file, a shipped one by name, or nothing (the defaults); flags and ``--set KEY=VALUE`` override it.
+The number of processes, the device, where checkpoints go: these are flags of the command and never part of a recipe.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from hfsyn.errors import HfsynError
-from hfsyn.recipes import loading
-from hfsyn.recipes.loading import Amount, Count, Int, Part, Seed, Share, Shelf, Text
+from hfsyn.recipes.loading import Amount, Count, Int, Part, Seed, Share, Shelf, Text, checked, fields_of, put, set_field
 
-TRAINING_RECIPES = Shelf("training recipe", "training")
+TRAINING_RECIPES = Shelf("training recipe", "hfsyn.recipes.training")
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -26,7 +25,6 @@ def _rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Below = Annotated[float, Field(ge=0, lt=1)]
-"""A share below 1."""
 Area = Annotated[float, Field(ge=0.001, le=1)]
 Aspect = Annotated[float, Field(ge=0.01, le=100)]
 
@@ -39,13 +37,13 @@ class DataPart(Part):
     train_split: Text | None = None
     """Split to train on; null is `train`, or the only one."""
     limit_per_class: Count | None = None
-    """At most this many different images per class of each set, >= 1; null takes all."""
+    """At most that many different images a class of each set, >= 1; null takes all."""
     budget: Count | None = None
-    """Images of an epoch, drawn from the sets in proportion to their weights; null is the size of the one set.
-    Budget times epochs is the cost of training, whatever the sets' sizes, so that arms can be compared.
+    """Images that an epoch shows, drawn from the sets in proportion to their weights; null is the size of the one set.
+    Budget times epochs is what training costs, whatever the sets' sizes, so that arms can be compared.
     """
     streaming: bool = False
-    """Read the sets as streams, shuffled in a buffer, instead of from the disk."""
+    """Read the sets as streams, shuffled in a buffer, instead of having them on the disk."""
     shuffle_buffer: Count = 1000
     """Images in the buffer of a shuffled stream, >= 1."""
 
@@ -66,7 +64,7 @@ class ModelPart(Part):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of `timm.create_model`, e.g. {stem_type: ""}."""
     ema_decay: Below = 0.0
-    """Keep a moving average of the weights, 0 up to but not 1; 0 keeps the last weights."""
+    """Decay of a moving average of the weights, which is then kept, 0 up to but not 1; 0 keeps the last weights."""
     channels_last: bool = True
     """Memory format of the convolutions; faster on most devices."""
 
@@ -95,11 +93,16 @@ class AugmentPart(Part):
     mix_prob: Share = 1.0
     """Chance that a batch is mixed."""
     label_smoothing: Share = 0.1
-    """Share of the target that goes to the other classes."""
+    """Share of a target that goes to the other classes."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs."""
+        return bool(self.mixup or self.cutmix)
 
 
 class OptimisePart(Part):
-    """How the weights are optimised."""
+    """How the weights are found."""
 
     epochs: Annotated[Int, Field(ge=1, le=10**6)] = 100
     """Epochs of `budget` images, 1 to a million."""
@@ -135,11 +138,11 @@ class TestingPart(Part):
     crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Side of the central crop, as a share of the resized image, 0.1 to 1."""
     every_epochs: Annotated[Int, Field(ge=0, le=10**6)] = 0
-    """Also test each time after this many epochs; 0 tests the final weights only."""
+    """Also test whenever that many epochs are done; 0 tests the final weights only."""
 
 
 class TrainConfig(Part):
-    """A whole training recipe. The last weights are kept, never those with the best test result."""
+    """A whole training recipe. The weights that are kept are always the last ones, never those that tested best."""
 
     seed: Seed = 0
     """Decides the initial weights, the order of the images and every augmentation."""
@@ -160,34 +163,32 @@ def load_train_config(
     Args:
         config: a shipped recipe's name, a YAML file, a mapping, a TrainConfig, or None for the defaults.
         overrides: ``key=value`` strings with dotted keys, e.g. ``augment.mixup=0.2``; values are read as YAML.
-        values: Python values by dotted key; None values are left out.
+        values: the same as Python values by dotted key; None values are left out.
 
     Raises:
         HfsynError: unknown name or key (with the nearest one), a value outside its range, or no training dataset.
     """
-    fields: dict[str, Any] = {}
-    where = "the options"
-    if isinstance(config, TrainConfig):
-        config = config.model_dump()
-    if isinstance(config, Mapping):
-        fields, where = loading.fields_of(config, "training recipe"), "the training recipe"
-    elif config is not None:
+    if config is None:
+        fields, where = {}, "the options"
+    elif isinstance(config, TrainConfig | Mapping):
+        given = config.model_dump() if isinstance(config, TrainConfig) else config
+        fields, where = fields_of(given, "training recipe"), "the training recipe"
+    else:
         fields, where = TRAINING_RECIPES.fields(str(config))
     for override in overrides:
-        loading.set_field(fields, override, TrainConfig)
+        set_field(fields, override, TrainConfig)
     for key, value in (values or {}).items():
         if value is not None:
-            loading.put(fields, key, value, TrainConfig)
-    if isinstance(fields.get("data", {}), dict) and not fields.get("data", {}).get("train"):
+            put(fields, key, value, TrainConfig)
+    data = fields.get("data", {})
+    if isinstance(data, dict) and not data.get("train"):
         raise HfsynError("There is nothing to train on.", "Name a dataset: --train-dataset shapes")
-    return loading.checked(TrainConfig, fields, where)
-
-
-def dump_train_config(config: TrainConfig) -> str:
-    """The recipe as YAML with every field written out."""
-    return loading.dump_part(config)
+    return checked(TrainConfig, fields, where)
 
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs and decides the weights, dotted."""
-    return loading.differing(a, b, {"test"})
+    left, right = (c.model_dump(mode="json", exclude={"test"}) for c in (a, b))
+    found = [("seed", left.pop("seed"), right.pop("seed"))]
+    found += [(f"{part}.{key}", left[part][key], right[part][key]) for part in left for key in left[part]]
+    return [entry for entry in found if entry[1] != entry[2]]

@@ -85,7 +85,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Labels that match no variant: those of the variant that fits worst are listed.",
-        "hfsyn/judging/sets/labelled.py",
+        "hfsyn/judging/sets/tables.py",
         "fewest = min(missing, key=len)",
         "fewest = max(missing, key=len)",
         "tables_people_bring references",
@@ -287,15 +287,15 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "Gradients of earlier steps are added to those of each step.",
         "hfsyn/judging/train/loop.py",
-        "                    optimizer.zero_grad()\n",
+        "                        optimizer.zero_grad()\n",
         "",
         "training",
     ),
     _bug(
         "The average of the weights begins from nothing where a training goes on.",
         "hfsyn/judging/train/loop.py",
-        "        accelerator.register_for_checkpointing(average)",
-        "        accelerator.wait_for_everyone()",
+        "            accelerator.register_for_checkpointing(average)",
+        "            accelerator.wait_for_everyone()",
         "training",
     ),
     _bug(
@@ -321,7 +321,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "One id with two names in two sets passes for one class.",
-        "hfsyn/judging/sets/shared_classes.py",
+        "hfsyn/judging/sets/shared.py",
         "if spelling(known) != spelling(name) and not is_wnid(identity):",
         "if not identity:",
         "names_people_give references",
@@ -342,9 +342,9 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Images that two sets share are counted by the few that were compared first.",
-        "hfsyn/judging/sets/overlaps.py",
-        "if all(tried) or _same(a, b, first, second)",
-        "if any(tried) or _same(a, b, first, second)",
+        "hfsyn/judging/sets/shared.py",
+        "if all(tried) or same(first, second)",
+        "if any(tried) or same(first, second)",
         "references",
     ),
 )

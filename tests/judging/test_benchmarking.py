@@ -20,7 +20,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench.cells import _look, bench, failures
 from hfsyn.judging.bench.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
 from hfsyn.judging.bench.summaries import read_cells
-from hfsyn.judging.bench.task_pool import crew, gpu_names
+from hfsyn.judging.bench.task_pool import gpu_names, task_pool
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 
@@ -341,16 +341,17 @@ def slow_square(number: int) -> tuple[int, int, str | None]:
     return number * number, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
-def test_a_crew_of_two_shares_the_tasks_and_one_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_of_two_shares_the_tasks_and_one_is_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f3a,3")
-    with crew(1) as submit:
+    with task_pool(1) as submit:
         assert submit(slow_square, 3).result() == (9, os.getpid(), "GPU-8f3a,3")
-        assert isinstance(submit(int, "x").exception(), ValueError)
+        with pytest.raises(ValueError, match="invalid literal"):
+            submit(int, "x").result()
         seen: list[int] = []
         later = submit(seen.append, 1)
         assert seen == []  # progress is told between one task and the next
         assert (later.result(), later.result(), seen) == (None, None, [1])
-    with crew(2, device="cuda") as submit:
+    with task_pool(2, device="cuda") as submit:
         found = [future.result() for future in [submit(slow_square, n) for n in range(8)]]
     assert [square for square, *_ in found] == [n * n for n in range(8)]
     assert len({process for _, process, _ in found} - {os.getpid()}) == 2

@@ -11,8 +11,8 @@ from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from builders.errors import DataError
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.image_set import TRAIN, open_images
-from hfsyn.judging.sets.overlaps import shared_images
 from hfsyn.judging.sets.references import Reference, parse_dataset
+from hfsyn.judging.sets.shared import shared_images
 
 
 @pytest.mark.parametrize(

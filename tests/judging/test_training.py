@@ -19,9 +19,9 @@ from hfsyn.judging.measures.evaluate import evaluate
 from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, share_out
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.train.checkpoints import found_checkpoints
-from hfsyn.judging.train.first_step import try_training
+from hfsyn.judging.train.feeds import open_feed
 from hfsyn.judging.train.loop import RunOptions, train
-from hfsyn.judging.train.training_sets import open_feed
+from hfsyn.judging.train.timm_parts import try_training
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TRAINING_RECIPES, load_train_config
 
@@ -93,7 +93,7 @@ def test_processes_divide_a_step_and_keep_the_pairs_that_mixup_makes(world: int)
 
 def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generators_alone() -> None:
     from hfsyn.judging.classifier.network import new_classifier
-    from hfsyn.judging.train.augmentation import Augmentation
+    from hfsyn.judging.train.timm_parts import Augmentation
 
     recipe = config(augment__auto_augment="rand-m5-n2-inc1", augment__random_erasing=0.5)
     feed = open_feed(recipe)
@@ -191,7 +191,7 @@ def test_another_test_of_a_finished_training_trains_nothing(
     table = str(write_table(tmp_path / "test.parquet", rows_of(10, split="test")))
     first = train(config(optimise__epochs=1), tmp_path / "out", QUIET)
     before = weights(tmp_path / "out")
-    monkeypatch.setattr("hfsyn.judging.train.loop._fit", None)
+    monkeypatch.setattr("hfsyn.judging.train.loop._Training.fit", None)
     changed = config({"test.dataset": table, "test.crop": 0.5}, optimise__epochs=1)
     with pytest.raises(HfsynError, match="has no split 'nothing'"):  # what is there stays until the test is done
         train(config({"test.dataset": "shapes", "test.split": "nothing"}, optimise__epochs=1), tmp_path / "out", QUIET)
@@ -282,7 +282,7 @@ def test_it_learns(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"model.name": "resnet5O"}, "Did you mean 'resnet50'"),
-        ({"model.options": {"depth": 3}}, "does not take"),
+        ({"model.options": {"depth": 3}}, "unexpected keyword argument 'depth'"),
         ({"optimise.optimizer": "adamv"}, "Did you mean 'adam"),
         ({"optimise.batch_size": 9, "augment.mixup": 0.1}, "Make --batch-size even"),
         ({"optimise.batch_size": 500}, "fewer than one batch"),

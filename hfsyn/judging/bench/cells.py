@@ -1,4 +1,4 @@
-"""Run a matrix: train and test every cell that is not there yet, keep what failed, sum up.
+"""Run a matrix: train and test every cell that is not done yet, keep what failed, sum up.
 
 OUT/matrix.yaml                                    as it was resolved
 OUT/cells/ARM/MODEL/SETTING/seed-S/training/       the classifier
@@ -10,7 +10,6 @@ OUT/summary.json                                   means, intervals, paired diff
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import time
@@ -18,18 +17,20 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text, disk_error
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.judging.bench.matrix import Cell, Matrix, cell_config, cell_tests, cells, dump_matrix, load_matrix
-from hfsyn.judging.bench.summaries import CSV, SUMMARY, csv_text, read_cells, summarise, table_text
-from hfsyn.judging.bench.task_pool import Submit, crew
+from hfsyn.judging.bench.matrix import Cell, Matrix, cell_config, cell_tests, cells, load_matrix
+from hfsyn.judging.bench.summaries import ERROR, RESULTS, read_json, sum_up
+from hfsyn.judging.bench.task_pool import Submit, task_pool
 from hfsyn.judging.measures.metrics import dump_result
+from hfsyn.recipes.loading import dump_part
 
-MATRIX, RESULTS, ERROR, TRAINING = "matrix.yaml", "results.json", "error.json", "training"
+MATRIX, TRAINING = "matrix.yaml", "training"
 _EMPTY: dict[str, Any] = {"cell": {"tests": {}}, "training": {}, "tests": {}, "seconds": 0.0}
 
 Trainer = Callable[[Any, Path], dict[str, Any]]
@@ -37,8 +38,7 @@ Trainer = Callable[[Any, Path], dict[str, Any]]
 Evaluator = Callable[[Path, str, str | None], dict[str, Any]]
 """``evaluate(model, dataset, split)``: the result of a test."""
 Look = Callable[[str, str | None, Sequence[str], int | None], str | None]
-"""``look(dataset, split, default splits, limit)``: the fingerprint of the images there now; None where nobody can tell.
-"""
+"""``look(dataset, split, default splits, limit)``: the fingerprint of the images now; None if unknown."""
 
 
 def bench(
@@ -56,17 +56,18 @@ def bench(
 ) -> dict[str, Any]:
     """Carry out a matrix in a folder. Running it again does what is missing and what failed.
 
-    A test that a matrix has more than the last time is run alone; one that it has no more stays in the cell's file.
+    If a matrix has a new test, only that is run; a test that it no longer has stays in the cell's file.
 
     Args:
         matrix: a YAML file, its fields, or a Matrix.
         out: the folder; another matrix's cells in it are refused.
-        train, evaluate, look: in place of `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate`
-            and             `hfsyn.judging.sets.image_set.open_images`. With a `train` of its own nothing is looked at.
+        train, evaluate, look: instead of `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate`
+            and the fingerprint of `hfsyn.judging.sets.image_set.open_images`. With a custom `train` and no `look`,
+            fingerprints are not compared.
         num_processes: cells at once; None is one a GPU, or one a core. Each then uses one torch thread or one GPU.
-        num_workers: processes that decode, beside each of those.
+        num_workers: decoding processes beside each of those.
         device: a torch device for all.
-        submit: an open crew to use, instead of `num_processes`.
+        submit: an open task pool to use, instead of `num_processes`.
         quiet: no progress.
 
     Returns:
@@ -76,41 +77,34 @@ def bench(
         HfsynError: see `load_matrix`; or a cell in `out` was made with other settings, or of images that have changed.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
+    images = look or (cache(_look) if train is None else None)
+    train = train or partial(_train, device=device, workers=num_workers)
+    evaluate = evaluate or partial(_evaluate, device=device, workers=num_workers)
     wanted = list(cells(matrix))
-    configs = {cell: cell_config(matrix, cell) for cell in wanted}  # every mistake is said before the first training
-    settings = {cell: _settings(matrix, cell, configs[cell]) for cell in wanted}
-    there = {cell: _result(folder / cell.folder) for cell in wanted}
-    images = look or (functools.cache(_look) if train is None else None)
+    configs = {cell: cell_config(matrix, cell) for cell in wanted}  # finds every mistake before the first training
+    jobs: dict[Cell, tuple[Any, ...]] = {}
     for cell in wanted:
-        if (found := there[cell]) is not None:
-            _refuse_other(folder / cell.folder, settings[cell], found["cell"])
+        place, settings = folder / cell.folder, _settings(matrix, cell, configs[cell])
+        found = read_json(place / RESULTS)
+        if found is not None:
+            _refuse_other(place, settings, found["cell"])
             if images is not None:
-                _refuse_changed(folder / cell.folder, configs[cell], found, images)
-    atomic_text(folder / MATRIX, dump_matrix(matrix))
-    missing = {}
-    for cell in wanted:
-        done = (there[cell] or _EMPTY)["tests"]
-        missing[cell] = {name: test for name, test in cell_tests(matrix, cell).items() if name not in done}
-    todo = [cell for cell in wanted if there[cell] is None or missing[cell]]
-    work = Work(train or _Train(device, num_workers), evaluate or _Evaluate(device, num_workers))
-    jobs = [(folder / cell.folder, configs[cell], settings[cell], missing[cell], work) for cell in todo]
-    told = None if quiet else matrix.name
+                _refuse_changed(place, configs[cell], found, images)
+        done = (found or _EMPTY)["tests"]
+        missing = {name: test for name, test in cell_tests(matrix, cell).items() if name not in done}
+        if found is None or missing:
+            jobs[cell] = (place, configs[cell], settings, missing, train, evaluate)
+    atomic_text(folder / MATRIX, dump_part(matrix))
     if submit is not None:
-        _run(submit, todo, jobs, told)
+        _run(submit, jobs, None if quiet else matrix.name)
     elif jobs:
-        with crew(num_processes, device=device) as opened:
-            _run(opened, todo, jobs, told)
-    outcomes = read_cells(matrix, folder)
-    summary = summarise(matrix, outcomes)
-    atomic_text(folder / CSV, csv_text(matrix, outcomes))
-    atomic_text(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    if not quiet:
-        print(table_text(summary), file=sys.stderr)
-    return summary
+        with task_pool(num_processes, device=device) as opened:
+            _run(opened, jobs, None if quiet else matrix.name)
+    return sum_up(matrix, folder, quiet=quiet)
 
 
 def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
-    """The error with which the command ends where cells failed (exit code 4); None where none did."""
+    """The error with which the command ends if cells failed (exit code 4); None if none did."""
     failed = summary["failed"]
     if not failed:
         return None
@@ -122,24 +116,24 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
     )
 
 
-def _run(submit: Submit, todo: Sequence[Cell], jobs: Sequence[tuple[Any, ...]], told: str | None) -> None:
-    """Do the jobs; `told` is the name under which progress is told."""
+def _run(submit: Submit, jobs: dict[Cell, tuple[Any, ...]], name: str | None) -> None:
+    """Do the jobs; `name` is the matrix's, to report progress under, or None to report nothing."""
     started = time.monotonic()
-    futures = [_submitted(submit, job) for job in jobs]
-    for number, (cell, job, future) in enumerate(zip(todo, jobs, futures, strict=True), start=1):
+    futures = [_submitted(submit, job) for job in jobs.values()]
+    for number, (cell, future) in enumerate(zip(jobs, futures, strict=True), start=1):
         try:
             line = future.result()
-        except BrokenProcessPool:  # which takes down the whole crew: what is left is for the next time
-            _write_error(job[0], "A process of the crew died, perhaps for want of memory.", "", "")
-            line = "failed: a process of the crew died"
-        if told is not None:
+        except BrokenProcessPool:  # which takes down the whole pool: what is left is for the next time
+            _write_error(jobs[cell][0], "A process of the pool died, perhaps because memory ran out.")
+            line = "failed: a process of the pool died"
+        if name is not None:
             where = " ".join(str(part) for part in cell.folder.parts[1:])
             seconds = time.monotonic() - started
-            print(f"{told} {number}/{len(todo)}, {seconds:.0f} s: {where}: {line}", file=sys.stderr, flush=True)
+            print(f"{name} {number}/{len(jobs)}, {seconds:.0f} s: {where}: {line}", file=sys.stderr, flush=True)
 
 
 def _submitted(submit: Submit, job: tuple[Any, ...]) -> Future[Any]:
-    """The job's future; a failed one where the crew is broken already."""
+    """The job's future; a failed one if the pool is broken already."""
     try:
         return submit(run_cell, *job)
     except BrokenProcessPool as error:
@@ -148,88 +142,65 @@ def _submitted(submit: Submit, job: tuple[Any, ...]) -> Future[Any]:
         return broken
 
 
-@dataclass(frozen=True)
-class Work:
-    """Who trains and who tests; it goes to other processes."""
-
-    train: Trainer
-    evaluate: Evaluator
-
-
 def run_cell(
-    folder: Path, config: Any, settings: dict[str, Any], tests: dict[str, tuple[str, str | None]], work: Work
+    folder: Path,
+    config: Any,
+    settings: dict[str, Any],
+    tests: dict[str, tuple[str, str | None]],
+    train: Trainer,
+    evaluate: Evaluator,
 ) -> str:
-    """Train one cell and run those tests that it lacks, write its results.json or error.json, and say in a few words
-    how it went. A test that fails leaves those before it.
-    """
+    """Train a cell, run the tests that it lacks, write its results.json or error.json, and summarise it in a line."""
     started = time.monotonic()
-    before = _result(folder)
+    old = read_json(folder / RESULTS) or _EMPTY
     trained: dict[str, Any] | None = None
     found: dict[str, Any] = {}
-    said = None
+    failure = None
     try:
-        trained = work.train(config, folder / TRAINING)  # which does nothing where it is done
+        trained = train(config, folder / TRAINING)  # which does nothing if it is done
         for name, (dataset, split) in tests.items():
-            found[name] = work.evaluate(folder / TRAINING, dataset, split)
+            found[name] = evaluate(folder / TRAINING, dataset, split)
     except HfsynError as error:
-        said = error.message
-        _write_error(folder, said, error.hint, "")
-    except Exception as error:  # the others go on; a fault of ours keeps its traceback in the cell
-        if disk_error(error) is not None:  # which would meet them too
+        failure = error.message
+        _write_error(folder, failure, error.hint)
+    except Exception as error:  # the other cells go on; the traceback is kept with this one
+        if disk_error(error) is not None:  # the other cells would meet it too
             raise
-        said = f"{type(error).__name__}: {error}".splitlines()[0]
-        _write_error(folder, said, "", traceback.format_exc())
+        failure = f"{type(error).__name__}: {error}".splitlines()[0]
+        _write_error(folder, failure, trace=traceback.format_exc())
     else:
         (folder / ERROR).unlink(missing_ok=True)
-    if trained is not None and (found or said is None):
-        old = before or _EMPTY
-        # Tests of an older matrix stay, with what they were; one that failed may be changed.
+    if trained is not None and (found or failure is None):
+        # Tests of an older matrix stay, with their settings; one that failed may be changed.
         asked = {**old["cell"]["tests"], **{name: settings["tests"][name] for name in found}}
+        kept = {key: trained[key] for key in ("training", "software", "device") if trained.get(key)}
         result = {
             "cell": {**settings, "tests": asked},
-            "training": old["training"]
-            or {key: trained.get(key) for key in ("training", "software", "device") if trained.get(key)},
+            "training": old["training"] or kept,
             "tests": {**old["tests"], **found},
             "seconds": round(old["seconds"] + time.monotonic() - started, 1),
         }
         atomic_text(folder / RESULTS, dump_result(result))
-    if said is not None:
-        return f"failed: {said}"
+    if failure is not None:
+        return f"failed: {failure}"
     return ", ".join(f"{name} {test['metrics']['top1']['value']:.3f}" for name, test in found.items())
 
 
-@dataclass(frozen=True)
-class _Train:
-    """The real trainer; a class, so that it can be sent to another process."""
+def _train(config: Any, out: Path, *, device: str | None, workers: int) -> dict[str, Any]:
+    from hfsyn.judging.train.loop import RunOptions, train
 
-    device: str | None
-    workers: int
-
-    def __call__(self, config: Any, out: Path) -> dict[str, Any]:
-        from hfsyn.judging.train.loop import RunOptions, train
-
-        return train(config, out, RunOptions(device=self.device, num_workers=self.workers, quiet=True))
+    return train(config, out, RunOptions(device=device, num_workers=workers, quiet=True))
 
 
-@dataclass(frozen=True)
-class _Evaluate:
-    device: str | None
-    workers: int
+def _evaluate(model: Path, dataset: str, split: str | None, *, device: str | None, workers: int) -> dict[str, Any]:
+    from hfsyn.judging.measures.evaluate import evaluate
 
-    def __call__(self, model: Path, dataset: str, split: str | None) -> dict[str, Any]:
-        from hfsyn.judging.measures.evaluate import evaluate
-
-        return evaluate(model, dataset, split=split, device=self.device, num_workers=self.workers, quiet=True)
+    return evaluate(model, dataset, split=split, device=device, num_workers=workers, quiet=True)
 
 
-# --- what is there already ---------------------------------------------------------------------------------------
-
-
-def _result(folder: Path) -> dict[str, Any] | None:
-    """A cell's results.json."""
-    path = folder / RESULTS
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found
+def _write_error(folder: Path, message: str, hint: str = "", trace: str = "") -> None:
+    text = json.dumps({"error": message, "hint": hint, "traceback": trace}, indent=1, ensure_ascii=False)
+    atomic_text(folder / ERROR, text + "\n")
 
 
 def _settings(matrix: Matrix, cell: Cell, config: Any) -> dict[str, Any]:
@@ -239,24 +210,29 @@ def _settings(matrix: Matrix, cell: Cell, config: Any) -> dict[str, Any]:
 
 
 def _refuse_other(folder: Path, settings: dict[str, Any], there: dict[str, Any]) -> None:
-    """Refuse a cell of other settings. A test that only one of the two has is none of them."""
-    shared = settings["tests"].keys() & there["tests"].keys()
+    """Refuse a cell of other settings. A test that only one of the two has does not count."""
+    shared = sorted(settings["tests"].keys() & there["tests"].keys())
     mine, theirs = (
-        dict(_leaves({**one, "tests": {name: one["tests"][name] for name in sorted(shared)}}))
-        for one in (settings, there)
+        dict(_leaves({**one, "tests": {name: one["tests"][name] for name in shared}})) for one in (settings, there)
     )
-    if other := [key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]:
-        key = other[0]
+    if key := next((key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)), None):
         raise HfsynError(
             f"{folder} was made with another matrix: {key} is {theirs.get(key)!r} there, {mine.get(key)!r} here.",
             "Name another --out, or delete that folder.",
         )
 
 
-def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Look) -> None:
-    """Refuse a finished cell whose images are others now: its numbers are of images that nobody has any more.
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """The values in nested mappings by dotted key."""
+    if isinstance(value, dict) and value:
+        return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}{key}.")]
+    return [(prefix.rstrip("."), value)]
 
-    Only labels are read. A set that has gone, or that is on a Hub out of reach, cannot be compared: its numbers stand.
+
+def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Look) -> None:
+    """Refuse a finished cell whose images have changed since: its numbers can no longer be checked.
+
+    A set that is gone, or on a Hub that cannot be reached, cannot be compared: its numbers stand.
     """
     from hfsyn.judging.sets.image_set import TEST, TRAIN
 
@@ -267,13 +243,11 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
         for text, facts in zip(data.train, sets, strict=False)
     ]
     for name, test in result["tests"].items():
-        dataset, split = result["cell"]["tests"][name]
-        known.append((dataset, split, TEST, None, test.get("dataset", {})))
+        known.append((*result["cell"]["tests"][name], TEST, None, test.get("dataset", {})))
     for text, split, default, limit, facts in known:
         if (then := facts.get("fingerprint")) is None:  # a stream
             continue
-        now = look(text, split, tuple(default), limit)
-        if now not in (None, then):
+        if look(text, split, default, limit) not in (None, then):
             raise HfsynError(
                 f"The images of {text} have changed since {folder} was finished ({facts.get('images')} images then).",
                 "Name another --out, or delete that folder; or name a fixed @REVISION and restore the files.",
@@ -287,14 +261,3 @@ def _look(dataset: str, split: str | None, default: Sequence[str], limit: int | 
         return open_images(dataset, split, default=default, limit=limit).fingerprint
     except (HfsynError, OSError):
         return None
-
-
-def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}{key}.")]
-    return [(prefix.rstrip("."), value)]
-
-
-def _write_error(folder: Path, message: str, hint: str, trace: str) -> None:
-    text = json.dumps({"error": message, "hint": hint, "traceback": trace}, indent=1, ensure_ascii=False)
-    atomic_text(folder / ERROR, text + "\n")

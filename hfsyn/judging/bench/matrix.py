@@ -1,21 +1,10 @@
 """A matrix: which arms, networks, seeds and budgets are trained, and what each of them is tested on; a YAML file.
 
-    name: captions-or-names
-    config: cifar-like                 # a training recipe: shipped, a file, or its fields
-    arms:
-      real:  {train: [imagenette]}
-      basic: {train: ["runs/imagenette-basic-{seed}"]}   # {seed} is the classifier's seed: a set of its own for each
-      cip:   {train: ["runs/imagenette-cip-{seed}"]}
-    models: [resnet50]
-    seeds: [0, 1, 2]
-    budgets: [9469]                    # images an epoch; null is the size of the set
-    limits: [null]                     # different images a class: several make a scaling curve
-    mix: {dataset: imagenette, shares: [0, 0.5]}         # share of real images: several make a mixing curve
-    tests:
-      real: {dataset: imagenette}
-      images of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}   # the other direction
+Every combination is a cell: one training and its tests. `EXAMPLE` is a small one. Two fields that it does not show:
 
-Every combination is a cell: one training and its tests.
+    mix: {dataset: imagenette, shares: [0, 0.5]}      # share of real images: several make a mixing curve
+    tests:                                            # the other direction, of some arms only:
+      images of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}
 """
 
 from __future__ import annotations
@@ -24,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,28 +22,13 @@ from pydantic import Field, field_validator, model_validator
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.references import parse_dataset
-from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, dump_part, fields_of
+from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of
 from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 
-EXAMPLE = """\
-# hfsyn bench matrix.yaml --out out/bench; then hfsyn report out/bench. It takes less than half a minute on one core.
-name: plain-or-in-context
-config:                                  # a training recipe: a shipped one's name, a file, or its fields
-  model: {image_size: 32, options: {output_stride: 8}, channels_last: false}
-  optimise: {epochs: 6, batch_size: 20, optimizer: adamw, lr: 0.004, warmup_epochs: 1}
-arms:                                    # kinds of training sets; a run folder is written as here: runs/cip-{seed}
-  plain: {train: [shapes]}
-  context: {train: [shapes-context]}
-models: [test_resnet]                    # networks of timm
-seeds: [0, 1]                            # arms are compared seed by seed; three or more for a narrow interval
-limits: [20]                             # different images a class; several make a scaling curve
-budgets: [null]                          # images an epoch; null is the size of the set
-tests:                                   # the first one is the headline
-  drawings: {dataset: shapes, split: test}
-"""
+EXAMPLE = resources.files("hfsyn.judging.bench.templates").joinpath("example.yaml").read_text(encoding="utf-8")
 """A small matrix of drawn variants, which `hfsyn bench --example` prints."""
 CELLS = "cells"
-"""The folder of all cells in a matrix's folder."""
+"""The folder of all cells, within the matrix's."""
 Name = Annotated[str, Field(pattern=r"^[\w][\w .,+-]{0,60}$")]
 MOST_CELLS = 100_000
 
@@ -88,7 +63,7 @@ class Test(Part):
 
 
 class Matrix(Part):
-    """The whole table; see the module's docstring."""
+    """The whole table."""
 
     name: Name
     config: Any = Field(default_factory=dict)
@@ -102,7 +77,7 @@ class Matrix(Part):
     budgets: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
     """Images an epoch shows; null is the size of the set."""
     limits: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
-    """At most so many different images a class; null takes all."""
+    """At most that many different images a class; null takes all."""
     mix: Mix | None = None
     """Images mixed into every arm; null mixes nothing."""
     tests: Annotated[dict[Name, Test], Field(min_length=1)]
@@ -127,26 +102,27 @@ class Matrix(Part):
 
     @model_validator(mode="after")
     def _cells_have_folders_of_their_own(self) -> Matrix:
-        """A folder's name keeps fewer signs than an arm's or a network's, and fewer digits than a share."""
-        axes = (self.arms, self.models, self.seeds, self.budgets, self.limits, self.mix.shares if self.mix else (0,))
+        """Names of folders keep fewer characters than names of arms and networks, and fewer digits than shares."""
+        axes = (self.arms, self.models, self.seeds, self.budgets, self.limits, self.all_shares)
         if (count := math.prod(map(len, axes))) > MOST_CELLS:
             raise HfsynError(f"The matrix has {count:,} cells.", f"At most {MOST_CELLS:,}: leave values out.")
-        taken: dict[Path, Cell] = {}
+        taken: dict[str, Cell] = {}
         for cell in cells(self):
-            # Some file systems do not tell capitals from small letters.
-            other = taken.setdefault(Path(str(cell.folder).casefold()), cell)
+            other = taken.setdefault(str(cell.folder).casefold(), cell)  # some file systems ignore case
             if other is not cell:
-                differing = [
-                    f"{key} {getattr(other, key)!r} and {getattr(cell, key)!r}"
-                    for key in asdict(cell)
-                    if getattr(other, key) != getattr(cell, key)
-                ]
-                said = " with ".join(differing) if differing else "a value that stands twice in an axis"
+                mine, theirs = asdict(cell), asdict(other)
+                differing = [f"{key} {theirs[key]!r} and {mine[key]!r}" for key in mine if mine[key] != theirs[key]]
+                said = " with ".join(differing) or "a value that stands twice in an axis"
                 raise HfsynError(
                     f"Two cells of the matrix would lie in one folder, {cell.folder}: {said}.",
                     "Give them names that differ in letters or digits, and each value once.",
                 )
         return self
+
+    @property
+    def all_shares(self) -> tuple[float, ...]:
+        """The shares of mixed images: 0 if there are none."""
+        return self.mix.shares if self.mix else (0.0,)
 
 
 @dataclass(frozen=True)
@@ -162,14 +138,14 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, relative to the matrix's folder."""
+        """Its path, relative to the matrix's folder."""
         parts = [
             f"images-{self.budget}" if self.budget else "",
             f"limit-{self.limit}" if self.limit else "",
             f"mixed-{self.share:g}" if self.share else "",
         ]
-        setting = "_".join(part for part in parts if part) or "all"
-        return Path(CELLS) / _safe(self.arm) / _safe(self.model) / setting / f"seed-{self.seed}"
+        setting = "_".join(filter(None, parts)) or "all"
+        return Path(CELLS, safe_name(self.arm), safe_name(self.model), setting, f"seed-{self.seed}")
 
     @property
     def setting(self) -> tuple[str, int | None, int | None, float]:
@@ -177,15 +153,15 @@ class Cell:
         return self.model, self.budget, self.limit, self.share
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
+    """A name as a file may have it."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
 def cells(matrix: Matrix) -> Iterator[Cell]:
     """Every cell, seeds last, so that an interrupted bench has whole arms of its first settings."""
-    shares = matrix.mix.shares if matrix.mix else (0.0,)
-    axes = itertools.product(matrix.models, matrix.budgets, matrix.limits, shares, matrix.seeds, matrix.arms)
-    for model, budget, limit, share, seed, arm in axes:
+    axes = (matrix.models, matrix.budgets, matrix.limits, matrix.all_shares, matrix.seeds, matrix.arms)
+    for model, budget, limit, share, seed, arm in itertools.product(*axes):
         yield Cell(arm, model, budget, limit, share, seed)
 
 
@@ -251,8 +227,3 @@ def load_matrix(matrix: str | Path | Mapping[str, Any] | Matrix) -> Matrix:
         return checked(Matrix, fields_of(matrix, "matrix"), "the matrix")
     fields = load_file(matrix, "matrix", "It is a YAML file; `hfsyn bench --example` prints one.")
     return checked(Matrix, fields, str(matrix))
-
-
-def dump_matrix(matrix: Matrix) -> str:
-    """The matrix as YAML with every field written out."""
-    return dump_part(matrix)

@@ -28,27 +28,24 @@ _INK, _LINE = "#010203", "#040506"
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawn plot."""
+    """A plot as it is shown on the page, and its PNG file."""
 
-    name: str
-    """Part of the PNG's file name."""
+    png: Path
     title: str
-    alt: str
-    """What the plot shows, in words."""
     svg: str
 
 
 Draw = Callable[[Any, str, str], None]
-"""``draw(axes, ink, line)``"""
+"""``draw(axes, ink, line)``: `ink` and `line` are the colours of text and of lines."""
 
 
-def render(name: str, title: str, alt: str, height: float, draw: Draw, png: Path) -> Plot:
-    """Draw a plot twice: as SVG text, and as a PNG file on white."""
+def _render(png: Path, title: str, alt: str, height: float, draw: Draw) -> Plot:
+    """Draw a plot twice: as SVG text, and as a PNG file on white. `alt` describes it in words."""
     import matplotlib as mpl
 
     settings: Any = {
         "svg.fonttype": "none",
-        "svg.hashsalt": name,
+        "svg.hashsalt": png.stem,
         "text.parse_math": False,
         "font.size": 9,
         "font.family": "sans-serif",
@@ -59,7 +56,7 @@ def render(name: str, title: str, alt: str, height: float, draw: Draw, png: Path
         _figure(height, draw, _INK, _LINE).savefig(text, format="svg", transparent=True, metadata={"Date": None})
         figure = _figure(height, draw, "#202124", "#d5d8dc")
         atomic_write(png, lambda path: figure.savefig(path, format="png", dpi=200, facecolor="white"))
-    return Plot(name, title, alt, _inline(text.getvalue(), name, alt))
+    return Plot(png, title, _inline(text.getvalue(), alt))
 
 
 def _figure(height: float, draw: Draw, ink: str, line: str) -> Any:
@@ -78,17 +75,15 @@ def _figure(height: float, draw: Draw, ink: str, line: str) -> Any:
     return figure
 
 
-def _inline(svg: str, name: str, alt: str) -> str:
-    """The <svg> element alone, in the page's colours, scaled by the page, with a name for screen readers."""
+def _inline(svg: str, alt: str) -> str:
+    """The <svg> element alone, in the page's colours, scaled by the page, with a description for screen readers."""
     from html import escape
 
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor").replace(_LINE, "var(--line)")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
-    # Text takes the page's own sans-serif font; nothing is loaded for it.
-    svg = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font: ([0-9.]+px) [^;\"]*", r"font-size: \1", svg)  # the page's own font
     head = re.search(r'<svg[^>]*viewBox="([^"]+)"[^>]*>', svg, flags=re.DOTALL)
-    if head is None:
-        raise RuntimeError(f"{name}: matplotlib wrote no viewBox")
+    assert head is not None  # matplotlib always writes one
     width = float(head[1].split()[2]) * 96 / 72
     opened = (
         f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{head[1]}" '
@@ -97,23 +92,18 @@ def _inline(svg: str, name: str, alt: str) -> str:
     return opened + svg[head.end() :].strip()
 
 
-# --- the plots ---------------------------------------------------------------------------------------------------
-
-
-def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str, png: Path, name: str) -> Plot:
+def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str, png: Path) -> Plot:
     """Each arm's mean with its interval, and a dot for each seed."""
     shown = [row for arm in arms for row in rows if row["arm"] == arm]
 
     def draw(axes: Any, ink: str, line: str) -> None:
         for y, row in enumerate(shown):
-            colour = colour_of(arms, row["arm"])
+            colour, mean = colour_of(arms, row["arm"]), 100 * row["mean"]
             if row["low"] is not None:
                 axes.plot([100 * row["low"], 100 * row["high"]], [y, y], color=colour, linewidth=7, alpha=0.35)
             axes.plot([100 * v for v in row["values"]], [y] * len(row["values"]), "o", color=colour, markersize=3.5)
-            axes.plot([100 * row["mean"]], [y], "|", color=ink, markersize=17, markeredgewidth=2)
-            axes.text(
-                100 * row["mean"], y - 0.3, f"{100 * row['mean']:.1f}", color=ink, ha="center", va="bottom", fontsize=9
-            )
+            axes.plot([mean], [y], "|", color=ink, markersize=17, markeredgewidth=2)
+            axes.text(mean, y - 0.3, f"{mean:.1f}", color=ink, ha="center", va="bottom", fontsize=9)
         axes.set_yticks(range(len(shown)), [row["arm"] for row in shown])
         axes.set_ylim(len(shown) - 0.5, -0.75)
         ends = [row["low"] for row in shown if row["low"] is not None]
@@ -121,18 +111,16 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where:
 
     told = "; ".join(f"{row['arm']} {100 * row['mean']:.1f} %" for row in shown)
     alt = f"Accuracy on {where}: {told}. Bars are 95 % intervals, dots are seeds."
-    return render(name, "Accuracy by arm", alt, 0.7 + 0.42 * len(shown), draw, png)
+    return _render(png, "Accuracy by arm", alt, 0.7 + 0.42 * len(shown), draw)
 
 
-def class_plot(
-    by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str], where: str, png: Path, name: str
-) -> Plot:
-    """Accuracy of each class (mean over seeds) by arm; where there are many classes, those on which arms differ most.
+def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str], where: str, png: Path) -> Plot:
+    """Accuracy of each class (mean over seeds) by arm; of many classes, those on which arms differ most.
 
-    `by_arm` holds ``{"wnid", "name", "top1"}`` for each class, in one order for all arms.
+    `by_arm` holds ``{"name", "top1"}`` for each class, in one order for all arms.
     """
     shown = [arm for arm in arms if arm in by_arm]
-    count = len(by_arm[shown[0]])
+    names = [row["name"] for row in by_arm[shown[0]]]
     values = np.array([[row["top1"] for row in by_arm[arm]] for arm in shown])
     spread = values.max(0) - values.min(0)
     chosen = sorted(np.argsort(-spread, kind="stable")[:MOST_CLASSES].tolist())
@@ -141,42 +129,39 @@ def class_plot(
         for y, i in enumerate(chosen):
             axes.plot([100 * values[:, i].min(), 100 * values[:, i].max()], [y, y], color=line, linewidth=2, zorder=1)
             for arm, value in zip(shown, values[:, i], strict=True):
-                axes.plot(
-                    [100 * value], [y], "o", color=colour_of(arms, arm), markersize=6, label=arm if y == 0 else None
-                )
-        axes.set_yticks(range(len(chosen)), [_short(by_arm[shown[0]][i]["name"]) for i in chosen])
+                label = arm if y == 0 else None
+                axes.plot([100 * value], [y], "o", color=colour_of(arms, arm), markersize=6, label=label)
+        short = [names[i] if len(names[i]) <= 18 else names[i][:17] + "…" for i in chosen]
+        axes.set_yticks(range(len(chosen)), short)
         axes.set_ylim(len(chosen) - 0.5, -0.6)
         _percent_axis(axes, line, float(values[:, chosen].min()))
         _legend(axes, ink, len(shown))
 
     lowest = {arm: min(by_arm[arm], key=lambda row: row["top1"]) for arm in shown}
     told = "; ".join(f"{arm} lowest on {row['name']} ({100 * row['top1']:.0f} %)" for arm, row in lowest.items())
-    few = f", the {len(chosen)} of {count} on which arms differ most" if len(chosen) < count else ""
+    few = f", the {len(chosen)} of {len(names)} on which arms differ most" if len(chosen) < len(names) else ""
     title = f"Accuracy by class{few}"
-    return render(name, title, f"{title}, on {where}: {told}.", 0.9 + 0.24 * len(chosen), draw, png)
+    return _render(png, title, f"{title}, on {where}: {told}.", 0.9 + 0.24 * len(chosen), draw)
 
 
-def curve_plot(
-    rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str], where: str, png: Path, name: str
-) -> Plot:
+def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str], where: str, png: Path) -> Plot:
     """Accuracy against `axis` (``budget``, ``limit`` or ``share``), one line an arm, with intervals."""
     label, title = {
         "budget": ("images an epoch", "With more images an epoch"),
         "limit": ("different images a class", "With more images a class"),
         "share": ("real images mixed in, %", "With real images mixed in"),
     }[axis]
+    points = {arm: sorted((row for row in rows if row["arm"] == arm), key=lambda row: row[axis]) for arm in arms}
 
     def draw(axes: Any, ink: str, line: str) -> None:
         for arm in arms:
-            points = sorted((row for row in rows if row["arm"] == arm), key=lambda row: row[axis])
-            x = [100 * row[axis] if axis == "share" else row[axis] for row in points]
-            colour = colour_of(arms, arm)
-            axes.plot(x, [100 * row["mean"] for row in points], "o-", color=colour, markersize=4, label=arm)
-            for place, row in zip(x, points, strict=True):
+            x = [100 * row[axis] if axis == "share" else row[axis] for row in points[arm]]
+            y, colour = [100 * row["mean"] for row in points[arm]], colour_of(arms, arm)
+            axes.plot(x, y, "o-", color=colour, markersize=4, label=arm)
+            for place, row in zip(x, points[arm], strict=True):
                 if row["low"] is not None:
-                    axes.plot(
-                        [place, place], [100 * row["low"], 100 * row["high"]], color=colour, linewidth=5, alpha=0.3
-                    )
+                    ends = [100 * row["low"], 100 * row["high"]]
+                    axes.plot([place, place], ends, color=colour, linewidth=5, alpha=0.3)
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy, %")
         axes.grid(axis="y", color=line, linewidth=0.8)
@@ -189,21 +174,18 @@ def curve_plot(
             axes.minorticks_off()
         _legend(axes, ink, len(arms))
 
-    best = {
-        arm: max((row for row in rows if row["arm"] == arm), key=lambda row: row[axis], default=None) for arm in arms
-    }
-    told = "; ".join(f"{arm} reaches {100 * row['mean']:.1f} %" for arm, row in best.items() if row is not None)
-    return render(name, title, f"{title}, on {where}: {told}.", 2.9, draw, png)
+    told = "; ".join(f"{arm} reaches {100 * found[-1]['mean']:.1f} %" for arm, found in points.items() if found)
+    return _render(png, title, f"{title}, on {where}: {told}.", 2.9, draw)
 
 
 def mean_by_class(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """``wnid``, ``name`` and mean ``top1`` over seeds of each class that was tested."""
+    """``name`` and mean ``top1`` over seeds of each class that was tested."""
     tables = [(test["metrics"].get("masked") or test["metrics"])["per_class"] for test in tests]
     found = []
     for rows in zip(*tables, strict=True):
         values = [row["top1"]["value"] for row in rows if row["top1"]["value"] is not None]
         if values:
-            found.append({"wnid": rows[0]["wnid"], "name": rows[0]["name"], "top1": mean_interval(values)["mean"]})
+            found.append({"name": rows[0]["name"], "top1": mean_interval(values)["mean"]})
     return found
 
 
@@ -223,17 +205,5 @@ def _percent_axis(axes: Any, line: str, lowest: float) -> None:
 
 
 def _legend(axes: Any, ink: str, columns: int) -> None:
-    axes.legend(
-        frameon=False,
-        labelcolor=ink,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=min(columns, 4),
-        handletextpad=0.3,
-        columnspacing=1.0,
-        borderaxespad=0.1,
-    )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"
+    spacing = {"handletextpad": 0.3, "columnspacing": 1.0, "borderaxespad": 0.1, "bbox_to_anchor": (0, 1)}
+    axes.legend(frameon=False, labelcolor=ink, loc="lower left", ncols=min(columns, 4), **spacing)

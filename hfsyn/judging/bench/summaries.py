@@ -6,18 +6,19 @@ import csv
 import io
 import itertools
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from builders.files import atomic_text
 from hfsyn.judging.bench.matrix import Cell, Matrix, cell_tests, cells
 from hfsyn.judging.measures.metrics import mean_interval, paired_difference
 
-CSV, SUMMARY = "results.csv", "summary.json"
-NOT_RUN = "not run"
-"""The error of a cell that nobody has tried yet."""
-_MEASURES = ("top1", "top5", "ece")
+CSV, SUMMARY, RESULTS, ERROR = "results.csv", "summary.json", "results.json", "error.json"
+_NOT_RUN = "not run"  # the error of a cell that was not tried yet
+_TEST_COLUMNS = ("test", "n", "classes", "top1", "top1_low", "top1_high", "top5", "ece", "top1_all_classes")
 
 
 @dataclass(frozen=True)
@@ -26,48 +27,58 @@ class Outcome:
 
     cell: Cell
     result: dict[str, Any] | None
-    """Its results.json with those of its tests that the matrix asks for; None where it is not trained."""
+    """Its results.json with those of its tests that the matrix asks for; None if it is not trained."""
     error: str | None
-    """Why it failed, as a whole or in a test; None where it did not."""
+    """Why it failed, as a whole or in a test; None if it did not."""
     missing: tuple[str, ...] = ()
     """Tests that are asked for and not there."""
+
+
+def sum_up(matrix: Matrix, folder: Path, *, quiet: bool) -> dict[str, Any]:
+    """Write ``results.csv`` and ``summary.json`` into a matrix's folder; return what the latter holds."""
+    outcomes = read_cells(matrix, folder)
+    summary = summarise(matrix, outcomes)
+    atomic_text(folder / CSV, _csv_text(outcomes))
+    atomic_text(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    if not quiet:
+        print(_table_text(summary), file=sys.stderr)
+    return summary
 
 
 def read_cells(matrix: Matrix, folder: Path) -> list[Outcome]:
     """Every cell of the matrix with what its folder holds."""
     found = []
     for cell in cells(matrix):
-        result, error = (_json(folder / cell.folder / name) for name in ("results.json", "error.json"))
+        result, error = (read_json(folder / cell.folder / name) for name in (RESULTS, ERROR))
         wanted = cell_tests(matrix, cell)
-        failed = (error or {}).get("error", NOT_RUN)
+        failed = (error or {}).get("error", _NOT_RUN)
         if result is not None and (other := _difference_of(cell, wanted, result)):
-            result, failed = None, f"what lies in its folder is another cell's: {other}"
+            result, failed = None, f"what is in its folder is another cell's: {other}"
         tests = {name: test for name, test in (result or {}).get("tests", {}).items() if name in wanted}
         missing = tuple(name for name in wanted if name not in tests)
-        found.append(
-            Outcome(cell, result and {**result, "tests": tests}, failed if missing or result is None else None, missing)
-        )
+        failure = failed if missing or result is None else None
+        found.append(Outcome(cell, result and {**result, "tests": tests}, failure, missing))
     return found
 
 
-def _difference_of(cell: Cell, tests: dict[str, tuple[str, str | None]], result: dict[str, Any]) -> str | None:
-    """In what a result's own cell is not this one; None where it is this one."""
+def _difference_of(cell: Cell, tests: dict[str, tuple[str, str | None]], result: dict[str, Any]) -> str:
+    """How the cell that a result names differs from this one; empty if it does not."""
     there = result.get("cell", {})
     differing = [f"{key} {there.get(key)!r}" for key, value in asdict(cell).items() if there.get(key) != value]
     known = there.get("tests", {})
     differing += [f"{name} {known[name]}" for name, test in tests.items() if name in known and known[name] != [*test]]
-    return ", ".join(differing) or None
+    return ", ".join(differing)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file; None if there is none."""
     found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return found
 
 
-def accuracy(test: dict[str, Any], measure: str = "top1") -> float | None:
-    """A measure of a test: over the set's own classes where the classifier has more, as is usual for such sets."""
-    metrics = test["metrics"]
-    found: float | None = (metrics.get("masked") or metrics)[measure]["value"]
+def _own_metrics(test: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a test: over the set's own classes if the classifier has more, as is usual for such sets."""
+    found: dict[str, Any] = test["metrics"].get("masked") or test["metrics"]
     return found
 
 
@@ -77,9 +88,9 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     Returns:
         ``name``, ``cells``, ``failed`` (``cell``, ``error``), ``rows``: one for each test, setting and arm, with
         ``seeds``, ``values`` and ``mean``, ``low``, ``high`` of top-1, ``n`` (images of the test), ``top5``, ``ece``
-        (means) and ``all_classes`` (mean top-1 over all outputs, where the set has fewer classes);
-        ``differences``: one for each test, setting and pair of arms, ``a`` less ``b`` over the seeds that both have;
-        of two arms ``a`` is the one that stands later in the matrix.
+        (means) and ``all_classes`` (mean top-1 over all outputs, if the set has fewer classes);
+        ``differences``: one for each test, setting and pair of arms, ``a`` minus ``b`` over the seeds that both have;
+        of two arms ``a`` is the one that comes later in the matrix.
     """
     rows, differences = [], []
     settings = list(dict.fromkeys(outcome.cell.setting for outcome in outcomes))
@@ -110,101 +121,59 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    values = [accuracy(test) or 0.0 for test in tests.values()]
-    extra: dict[str, Any] = {}
-    for measure in _MEASURES[1:]:
-        known = [v for test in tests.values() if (v := accuracy(test, measure)) is not None]
-        extra[measure] = mean_interval(known)["mean"]
+    own = [_own_metrics(test) for test in tests.values()]
+    means = {
+        measure: mean_interval([found[measure]["value"] for found in own if found[measure]["value"] is not None])
+        for measure in ("top1", "top5", "ece")
+    }
+    # Student's t may reach beyond 0 and 1, which no accuracy does.
+    top1, low, high = means["top1"], means["top1"]["low"], means["top1"]["high"]
     full = [test["metrics"]["top1"]["value"] for test in tests.values() if test["metrics"].get("masked")]
     return {
         "seeds": list(tests),
-        "values": values,
-        **_within(mean_interval(values)),
+        "values": [found["top1"]["value"] for found in own],
+        "mean": top1["mean"],
+        "low": None if low is None else max(0.0, low),
+        "high": None if high is None else min(1.0, high),
+        "sd": top1["sd"],
         "n": next(iter(tests.values()))["n"],
-        **extra,
+        "top5": means["top5"]["mean"],
+        "ece": means["ece"]["mean"],
         "all_classes": mean_interval(full)["mean"],
     }
 
 
-def _within(found: dict[str, Any]) -> dict[str, Any]:
-    """A mean accuracy whose interval ends at 0 and 1: what Student's t puts beyond is not possible."""
-    low, high = found["low"], found["high"]
-    ends = {"low": None if low is None else max(0.0, low), "high": None if high is None else min(1.0, high)}
-    return {**{key: value for key, value in found.items() if key != "n"}, **ends}
-
-
 def _difference(a: dict[int, dict[str, Any]], b: dict[int, dict[str, Any]]) -> dict[str, Any]:
     seeds = [seed for seed in a if seed in b]
-    first, second = ([accuracy(tests[seed]) or 0.0 for seed in seeds] for tests in (a, b))
-    found = paired_difference(first, second)
+    found = paired_difference(*([_own_metrics(tests[seed])["top1"]["value"] for seed in seeds] for tests in (a, b)))
     return {"seeds": seeds, **{key: value for key, value in found.items() if key != "n"}}
 
 
-def csv_text(matrix: Matrix, outcomes: Sequence[Outcome]) -> str:
+def _csv_text(outcomes: Sequence[Outcome]) -> str:
     """One line a cell and test, failed ones with their error."""
-    names = [
-        "arm",
-        "model",
-        "budget",
-        "limit",
-        "share",
-        "seed",
-        "test",
-        "n",
-        "classes",
-        "top1",
-        "top1_low",
-        "top1_high",
-        "top5",
-        "ece",
-        "top1_all_classes",
-        "seconds",
-        "status",
-        "error",
-        "folder",
-    ]
+    cell_columns = [field.name for field in fields(Cell)]
     out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    columns = [*cell_columns, *_TEST_COLUMNS, "seconds", "status", "error", "folder"]
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
     for outcome in outcomes:
-        cell = outcome.cell
-        start = {
-            "arm": cell.arm,
-            "model": cell.model,
-            "budget": cell.budget,
-            "limit": cell.limit,
-            "share": cell.share,
-            "seed": cell.seed,
-            "folder": cell.folder.as_posix(),
-        }
-        status = "missing" if outcome.error == NOT_RUN else "failed"
+        start = {**asdict(outcome.cell), "folder": outcome.cell.folder.as_posix()}
+        failed = {**start, "status": "missing" if outcome.error == _NOT_RUN else "failed", "error": outcome.error}
         if outcome.result is None:
-            writer.writerow({**start, "status": status, "error": outcome.error})
+            writer.writerow(failed)
             continue
-        for name in outcome.missing:
-            writer.writerow({**start, "test": name, "status": status, "error": outcome.error})
+        writer.writerows({**failed, "test": name} for name in outcome.missing)
         for name, test in outcome.result["tests"].items():
-            own = test["metrics"].get("masked") or test["metrics"]
-            writer.writerow(
-                {
-                    **start,
-                    "test": name,
-                    "n": test["n"],
-                    "classes": own["classes"],
-                    "top1": own["top1"]["value"],
-                    "top1_low": own["top1"]["low"],
-                    "top1_high": own["top1"]["high"],
-                    "top5": own["top5"]["value"],
-                    "ece": own["ece"]["value"],
-                    "top1_all_classes": test["metrics"]["top1"]["value"],
-                    "seconds": outcome.result["seconds"],
-                    "status": "done",
-                }
-            )
+            own = _own_metrics(test)
+            top1, top5, ece = own["top1"], own["top5"]["value"], own["ece"]["value"]
+            all_classes = test["metrics"]["top1"]["value"]
+            values = (name, test["n"], own["classes"], top1["value"], top1["low"], top1["high"], top5, ece, all_classes)
+            tested = dict(zip(_TEST_COLUMNS, values, strict=True))
+            writer.writerow({**start, **tested, "seconds": outcome.result["seconds"], "status": "done"})
     return out.getvalue()
 
 
-def table_text(summary: dict[str, Any]) -> str:
+def _table_text(summary: dict[str, Any]) -> str:
     """The table for a terminal: accuracies in percent with their 95 % intervals, then the differences in points."""
     lines = [f"{summary['name']}: top-1 in percent, mean over seeds [95 % interval]"]
     wide = max((len(row["arm"]) for row in summary["rows"]), default=4)
@@ -216,9 +185,7 @@ def table_text(summary: dict[str, Any]) -> str:
         for found in summary["differences"]:
             if setting_text(found) == where:
                 lines.append(f"    {found['a']} - {found['b']}: {interval_text(found, sign='+')} points")
-    for failed in summary["failed"]:
-        lines.append(f"  {failed['cell']}: {failed['error']}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"  {failed['cell']}: {failed['error']}" for failed in summary["failed"])])
 
 
 def setting_text(row: dict[str, Any]) -> str:
@@ -231,7 +198,7 @@ def setting_text(row: dict[str, Any]) -> str:
 
 
 def interval_text(row: dict[str, Any], *, sign: str = "") -> str:
-    """``81.5 [79.0, 84.0]`` in percent; without an interval where there is one seed."""
+    """``81.5 [79.0, 84.0]`` in percent; without an interval if there is one seed."""
     if row["mean"] is None:
         return "-"
     mean = f"{100 * row['mean']:{sign}.1f}"

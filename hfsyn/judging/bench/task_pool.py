@@ -1,7 +1,4 @@
-"""A crew: a few processes of this machine, each with one torch thread or one GPU, that take tasks as they come.
-
-What a task makes does not depend on which process takes it, so that any number of them gives the same result.
-"""
+"""A pool of processes on this machine, each with one torch thread and one GPU if there are any, that run tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
@@ -17,16 +14,16 @@ from hfsyn.launching import die_with_parent
 from hfsyn.workers import default_processes, visible_gpus
 
 Submit = Callable[..., Future[Any]]
-"""``submit(function, *arguments)``; the function must be importable by name when there are several processes."""
+"""``submit(function, *arguments)``; the function must be importable by name if there are several processes."""
 
 
 @contextlib.contextmanager
-def crew(processes: int | None = None, *, device: str | None = None) -> Iterator[Submit]:
-    """Yield a `Submit`. One process means this one: a task is done when its result is asked for.
+def task_pool(processes: int | None = None, *, device: str | None = None) -> Iterator[Submit]:
+    """Yield a `Submit`. What a task makes must not depend on which process runs it.
 
     Args:
-        processes: None is one a GPU, or one a CPU core.
-        device: what the tasks will compute on; for None and cuda each process sees one GPU alone, where there are any.
+        processes: 1 is this process, which runs a task when its result is asked for; None is one a GPU, or one a core.
+        device: what the tasks will compute on; for None and cuda each process sees a single GPU, if there are any.
     """
     count = processes or default_processes()
     if count == 1:
@@ -34,15 +31,13 @@ def crew(processes: int | None = None, *, device: str | None = None) -> Iterator
         return
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
+    gpus = gpu_names() if device in (None, "cuda") else ()
     places = context.Queue()
     for number in range(count):
-        places.put(number)
-    gpus = gpu_names() if device in (None, "cuda") else ()
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(places, gpus))
+        places.put(gpus[number % len(gpus)] if gpus else None)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(places,))
     try:
-        # Threads are counted when torch is loaded, which the import of a task's module may do before `_begin`.
-        with _environment(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1"):
-            yield pool.submit
+        yield pool.submit
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - before:
@@ -52,34 +47,24 @@ def crew(processes: int | None = None, *, device: str | None = None) -> Iterator
 
 
 class _Here(Future[Any]):
-    """A task of this process, done when somebody asks for its result: so whoever waits can tell how far it is."""
+    """A task of this process, run when its result is asked for, so that progress is reported between the tasks."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         super().__init__()
         self._task = function, arguments
 
     def result(self, timeout: float | None = None) -> Any:
-        self._do()
+        if not self.done():
+            function, arguments = self._task
+            try:
+                self.set_result(function(*arguments))
+            except Exception as error:
+                self.set_exception(error)
         return super().result(timeout)
-
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._do()
-        return super().exception(timeout)
-
-    def _do(self) -> None:
-        if self.done():
-            return
-        function, arguments = self._task
-        try:
-            self.set_result(function(*arguments))
-        except Exception as error:
-            self.set_exception(error)
 
 
 def gpu_names() -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES calls each GPU that this process sees: numbers or UUIDs of its own list, where it has
-    one, as a process that is given 2 and 3 must not hand out 0 and 1.
-    """
+    """The GPUs that this process sees, as numbers or UUIDs of its own list: one that is given 2 and 3 has no 0."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return tuple(str(number) for number in range(visible_gpus()))
@@ -87,27 +72,13 @@ def gpu_names() -> tuple[str, ...]:
     return tuple(name for name in names if name not in ("", "-1"))
 
 
-def _begin(places: Any, gpus: Sequence[str]) -> None:
-    """The first thing that a process of the crew does."""
+def _begin(places: Any) -> None:
+    """Set up a process of the pool, before its first task."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the others
-    number = places.get()
-    if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    if gpu := places.get():
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # read when torch is loaded
     import torch
 
     torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

@@ -1,4 +1,4 @@
-"""accelerate's Accelerator, started so that it counts processes right, and the few things that are asked of it."""
+"""accelerate's Accelerator, started with the right number of processes, and checks of what it is asked to do."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from builders.wording import first_line
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.workers import alone, current_worker, pick_device
 
@@ -21,28 +22,23 @@ def start_accelerator(
     log_with: str | None = None,
     log_folder: Path | None = None,
 ) -> Any:
-    """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread.
-
-    Raises:
-        HfsynError: the device is not there, accelerate counts other processes than were launched, or the tracker is not
-            installed.
-    """
+    """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
     check_tracker(log_with)
     picked = pick_device(device)
-    kind = picked.partition(":")[0]
     if device is not None and ":" in device:
-        raise HfsynError(f"--device {device} names one of several.", "Say CUDA_VISIBLE_DEVICES=1 and --device cuda.")
-    # They are one for the whole process, and another training in it may have wanted another precision.
+        raise HfsynError(
+            f"--device {device} names one of several.", "Set CUDA_VISIBLE_DEVICES=1, and use --device cuda."
+        )
+    # These are global, and an earlier training in this process may have used another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    world = current_worker().world
     try:
-        with alone() if world == 1 else contextlib.nullcontext():
-            accelerator = Accelerator(
-                cpu=kind == "cpu",
+        with alone() if current_worker().world == 1 else contextlib.nullcontext():
+            return Accelerator(
+                cpu=picked == "cpu",
                 mixed_precision=mixed_precision,
                 gradient_accumulation_steps=accumulation,
                 log_with=log_with,
@@ -50,27 +46,13 @@ def start_accelerator(
                 step_scheduler_with_optimizer=False,
             )
     except (ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HfsynError(f"accelerate cannot start: {reason}", "Try --mixed-precision no.") from None
-    if accelerator.num_processes != world:
-        raise HfsynError(
-            f"The launcher started {world} processes, but accelerate counts {accelerator.num_processes}.",
-            "Start with `hfsyn train ... --num-processes N`, or see the README on accelerate launch.",
-        )
-    return accelerator
-
-
-def start_trackers(accelerator: Any, log_with: str | None) -> None:
-    """Open the tracker, once its folder is as it shall be."""
-    if log_with:
-        accelerator.init_trackers("hfsyn")
+        raise HfsynError(f"accelerate cannot start: {first_line(error)}", "Try --mixed-precision no.") from None
 
 
 def default_workers(accelerator: Any) -> int:
-    """Decoding processes beside each process where none are asked for.
+    """Decoding processes beside each process if the user gives no number.
 
-    A GPU waits for the decoders: the machine's cores are shared out among its processes. On a CPU they would only take
-    turns with the network.
+    A GPU waits for the decoders, so its processes share the machine's cores; a CPU would only take turns with them.
     """
     if accelerator.device.type != "cuda":
         return 0
@@ -78,18 +60,8 @@ def default_workers(accelerator: Any) -> int:
     return min(16, max(1, len(os.sched_getaffinity(0)) // here))
 
 
-def stop_accelerator(accelerator: Any, log_with: str | None = None) -> None:
-    """Close the trackers."""
-    if log_with:
-        accelerator.end_training()
-
-
 def check_tracker(log_with: str | None) -> None:
-    """Refuse a tracker that is not installed; accelerate would only warn and log nothing.
-
-    Raises:
-        HfsynError: with the command that installs it.
-    """
+    """Refuse a tracker that is not installed; accelerate would only warn and log nothing."""
     from accelerate import utils
 
     if log_with is None:
@@ -98,28 +70,23 @@ def check_tracker(log_with: str | None) -> None:
         raise HfsynError(f"Unknown tracker {log_with!r}.", f"Known: {', '.join(TRACKERS)}.")
     if not getattr(utils, f"is_{log_with}_available")():
         hint = f"pip install 'hfsyn[{log_with}]'" if log_with != "wandb" else "pip install wandb"
-        note = " (it needs pillow<13)" if log_with == "trackio" else ""
-        raise HfsynError(f"The tracker {log_with} is not installed.", f"{hint}{note}", code=ExitCode.PREFLIGHT)
+        raise HfsynError(f"The tracker {log_with} is not installed.", hint, code=ExitCode.PREFLIGHT)
 
 
 def check_division(batch_size: int, accumulation: int, processes: int, *, pairs: bool = False) -> None:
-    """Refuse a batch that cannot be divided into equal parts, or with `pairs` not into even ones.
-
-    Raises:
-        HfsynError: with the nearest size that can be.
-    """
+    """Refuse a batch that cannot be divided into equal parts, or with `pairs` not into even ones; name one that can."""
     parts = accumulation * processes
-    if pairs and batch_size % parts == 0 and (each := batch_size // parts) % 2:
-        fits = max(1, round(batch_size / parts / 2)) * 2 * parts
-        raise HfsynError(
-            f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each.",
-            f"Make --batch-size even for it: {fits} can be.",
-        )
     if batch_size % parts:
         fits = max(1, round(batch_size / parts)) * parts
         raise HfsynError(
             f"A batch of {batch_size} images cannot be divided into {processes} processes times {accumulation} parts.",
-            f"A batch is that of a whole step over all processes; {fits} can be: --batch-size {fits}.",
+            f"The batch size is that of a whole step over all processes; {fits} can be: --batch-size {fits}.",
+        )
+    if pairs and (each := batch_size // parts) % 2:
+        fits = max(1, round(batch_size / parts / 2)) * 2 * parts
+        raise HfsynError(
+            f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each.",
+            f"Make --batch-size even for it: {fits} can be.",
         )
 
 
@@ -134,19 +101,5 @@ def union(accelerator: Any, values: Mapping[str, str]) -> dict[str, str]:
     """The entries of all processes together, sorted."""
     from accelerate.utils import gather_object
 
-    found = list(values.items()) if accelerator.num_processes == 1 else gather_object(list(values.items()))
-    return dict(sorted(found))
-
-
-def log(accelerator: Any, log_with: str | None, values: Mapping[str, float], step: int) -> None:
-    """Give numbers to the tracker, if there is one.
-
-    Raises:
-        HfsynError: the loss is no number any more.
-    """
-    if values.get("loss", 0.0) != values.get("loss", 0.0):
-        raise HfsynError(
-            f"The loss is not a number at step {step}.", "Lower the learning rate, or --mixed-precision no."
-        )
-    if log_with:
-        accelerator.log(dict(values), step=step)
+    found = list(values.items())
+    return dict(sorted(found if accelerator.num_processes == 1 else gather_object(found)))

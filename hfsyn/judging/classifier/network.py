@@ -1,7 +1,7 @@
 """A classifier: a timm network, the wnid of each of its outputs, and how its images are prepared.
 
-On disk it is two files, ``model.safetensors`` and ``model.json``; what `timm` names (``resnet50.a1_in1k``) or the Hub
-holds (``hf_hub:user/name``) is opened alike.
+On disk it is two files, ``model.safetensors`` and ``model.json``. Networks that timm names (``resnet50.a1_in1k``) or
+that are on the Hub (``hf_hub:user/name``) are opened as well.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from hfsyn.recipes.training_recipe import TrainConfig
 
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
+_ON_HUB = ("hf_hub:", "hf-hub:")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an image is made into before the network sees it."""
+    """How an image is prepared for the network."""
 
     image_size: int
     mean: tuple[float, ...]
@@ -53,9 +54,8 @@ class Classifier:
     source: str = ""
     """Where the weights are from."""
     sha256: str = ""
-    """Of the weights: of the file, or of the tensors where there is none at hand."""
+    """Of the weights' file, or of the tensors if there is none."""
     seed: int | None = None
-    """Of its training, where that is known."""
 
     @property
     def classes(self) -> dict[str, str]:
@@ -63,7 +63,7 @@ class Classifier:
         return dict(zip(self.wnids, self.names, strict=True))
 
     def facts(self) -> dict[str, Any]:
-        """What a result says of the classifier."""
+        """What a result says about the classifier."""
         return {
             "name": self.name,
             "source": self.source,
@@ -74,7 +74,7 @@ class Classifier:
 
 
 def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str, str]) -> Classifier:
-    """A network to be trained, its weights decided by the seed (or timm's own, where pretrained ones are asked for).
+    """A network to be trained, its weights decided by the seed (or timm's own if pretrained ones are asked for).
 
     Raises:
         HfsynError: an unknown network (with the nearest name), or options that it does not take.
@@ -85,63 +85,37 @@ def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str
     torch.manual_seed(config.seed)
     wanted = {**part.options, "drop_rate": part.dropout or None, "drop_path_rate": part.drop_path or None}
     options = {key: value for key, value in wanted.items() if value is not None}
-    network = create_network(part.name, len(wnids), options, part.image_size, pretrained=part.pretrained)
+    network = _create(part.name, len(wnids), options, part.image_size, pretrained=part.pretrained)
     preprocessing = _preprocessing(network, part.image_size, config.test.crop, config.augment.interpolation)
-    return Classifier(
-        part.name,
-        network,
-        tuple(wnids),
-        tuple(names[wnid] for wnid in wnids),
-        preprocessing,
-        options,
-        part.name,
-        seed=config.seed,
-    )
+    classes = tuple(names[wnid] for wnid in wnids)
+    return Classifier(part.name, network, tuple(wnids), classes, preprocessing, options, part.name, seed=config.seed)
 
 
-def create_network(
-    name: str, classes: int | None, options: Mapping[str, Any], image_size: int | None, *, pretrained: bool = False
+def _create(
+    name: str, classes: int, options: Mapping[str, Any], image_size: int | None, *, pretrained: bool = False
 ) -> Any:
-    """A timm network with `classes` outputs (None: its own).
-
-    Raises:
-        HfsynError: see `new_classifier`.
-    """
     import timm
 
     check_model_name(name)
-    sized = dict(options)
-    if image_size is not None and "img_size" not in sized and _takes_img_size(name):
-        sized["img_size"] = image_size
-    kwargs = {**sized, **({} if classes is None else {"num_classes": classes})}
+    kwargs = {**options, "num_classes": classes}
+    if image_size is not None:
+        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        if known is not None and known.fixed_input_size:  # such as transformers
+            kwargs.setdefault("img_size", image_size)
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
-    except TypeError as error:
-        raise HfsynError(f"{name} does not take these options: {error}.", f"model.options is {options}.") from None
-    except Exception as error:  # timm's networks raise what they like for options that do not go together
+    except Exception as error:  # timm's networks raise anything for options that they do not take
         raise HfsynError(
             f"The network {name} cannot be made: {first_line(error)}.",
             f"Look at model.* in the recipe; its options are {dict(options)}.",
         ) from None
 
 
-def _takes_img_size(name: str) -> bool:
-    """Whether the network is built for one size of image, as transformers are."""
-    import timm
-
-    found = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    return bool(found is not None and found.fixed_input_size)
-
-
 def check_model_name(name: str) -> None:
-    """Refuse a network that timm does not know, with the nearest names.
-
-    Raises:
-        HfsynError: there is none of that name.
-    """
+    """Refuse a network that timm does not know, with the nearest names."""
     import timm
 
-    if name.startswith(("hf_hub:", "hf-hub:", "local-dir:")):
+    if name.startswith((*_ON_HUB, "local-dir:")):
         return
     known = timm.list_models()
     if name.partition(".")[0] not in known:
@@ -152,8 +126,9 @@ def check_model_name(name: str) -> None:
 
 
 def _preprocessing(
-    network: Any, image_size: int | None, crop: float | None, interpolation: str | None
+    network: Any, image_size: int | None = None, crop: float | None = None, interpolation: str = "random"
 ) -> Preprocessing:
+    """The network's own preprocessing but for what is given; `random` is an interpolation for training only."""
     from timm.data import resolve_model_data_config
 
     found = resolve_model_data_config(network)
@@ -161,7 +136,7 @@ def _preprocessing(
         image_size or found["input_size"][-1],
         tuple(found["mean"]),
         tuple(found["std"]),
-        found["interpolation"] if interpolation in (None, "random") else str(interpolation),
+        found["interpolation"] if interpolation == "random" else interpolation,
         found["crop_pct"] if crop is None else crop,
     )
 
@@ -204,16 +179,13 @@ def save_classifier(classifier: Classifier, folder: Path) -> str:
 def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
     """Open a trained classifier for evaluation.
 
-    Args:
-        model: the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME[@REVISION]``.
-        device: a torch device.
+    `model` is the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME[@REVISION]``.
 
     Raises:
         HfsynError: there is none, the weights do not fit, or its classes are not known as wnids.
     """
-    text = str(model)
-    folder = Path(text).expanduser()
-    found = _open_folder(folder) if folder.is_dir() else _open_pretrained(text)
+    folder = Path(model).expanduser()
+    found = _open_folder(folder) if folder.is_dir() else _open_pretrained(str(model))
     found.network.to(device).eval()
     return found
 
@@ -235,21 +207,19 @@ def _open_folder(folder: Path) -> Classifier:
     except (ValueError, KeyError, TypeError) as error:
         raise HfsynError(f"{folder / FACTS} does not describe a classifier ({error}).", "Train it again.") from None
     options = facts.get("options", {})
-    network = create_network(name, len(wnids), options, preprocessing.image_size)
+    network = _create(name, len(wnids), options, preprocessing.image_size)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise HfsynError(f"{folder / WEIGHTS} does not fit {name}: {reason}", "Train it again.") from None
-    return Classifier(
-        name, network, wnids, names, preprocessing, options, str(folder), sha256_of(folder / WEIGHTS), facts.get("seed")
-    )
+        raise HfsynError(f"{folder / WEIGHTS} does not fit {name}: {first_line(error)}.", "Train it again.") from None
+    sha256 = sha256_of(folder / WEIGHTS)
+    return Classifier(name, network, wnids, names, preprocessing, options, str(folder), sha256, facts.get("seed"))
 
 
 def _open_pretrained(name: str) -> Classifier:
     import timm
 
-    if "/" in name and not name.startswith(("hf_hub:", "hf-hub:")):
+    if "/" in name and not name.startswith(_ON_HUB):
         raise HfsynError(
             f"There is no folder {name}.", "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME."
         )
@@ -260,26 +230,19 @@ def _open_pretrained(name: str) -> Classifier:
         network = patiently(lambda: timm.create_model(name, pretrained=True), patience)
     except HfsynError:
         raise
-    except Exception as error:  # timm raises a dozen kinds; a fault of ours would show in the text
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # timm raises a dozen kinds; the text would show an error of ours
         raise HfsynError(
-            f"The weights of {name} cannot be had: {type(error).__name__}: {reason}",
+            f"The weights of {name} cannot be loaded: {type(error).__name__}: {first_line(error)}.",
             "Check the name and the network, or name the folder of a training.",
         ) from None
     wnids, names = _classes_of(network, name)
-    preprocessing = _preprocessing(network, None, None, None)
-    return Classifier(name, network, wnids, names, preprocessing, {}, name, state_sha256(network))
+    return Classifier(name, network, wnids, names, _preprocessing(network), {}, name, state_sha256(network))
 
 
 def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The wnid and name of each output: said by the weights' configuration, or ImageNet-1k's by their number.
-
-    Raises:
-        HfsynError: neither.
-    """
+    """The wnid and name of each output: from the weights' configuration, or ImageNet-1k's if there are 1,000."""
     imagenet = get_variant("imagenet-1k")
-    labels = network.pretrained_cfg.get("label_names")
-    if labels:
+    if labels := network.pretrained_cfg.get("label_names"):
         for variant in (imagenet, get_variant("shapes")):
             wnids = label_map(variant, labels)
             if None not in wnids.values():
@@ -292,7 +255,7 @@ def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ..
             f"{name} has {network.num_classes} outputs, and nothing says which classes they are.",
             "Weights with 1,000 outputs are taken as ImageNet-1k's; others must name their labels.",
         )
-    return tuple(c.wnid for c in imagenet.classes), tuple(c.name for c in imagenet.classes)
+    return tuple(imagenet.by_wnid), tuple(c.name for c in imagenet.classes)
 
 
 def state_sha256(network: Any) -> str:
@@ -301,5 +264,5 @@ def state_sha256(network: Any) -> str:
     for key, value in network.state_dict().items():
         tensor = value.detach().cpu().contiguous()
         found.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.flatten().view(-1).numpy().tobytes())
+        found.update(tensor.flatten().numpy().tobytes())
     return found.hexdigest()

@@ -1,9 +1,9 @@
 """Test a classifier on a set of images: logits in the set's own order, whatever runs it, then the measures.
 
-Labels meet by wnid, whatever order the set or the classifier has them in. Where the set has only some of the classes,
-as ImageNet-A and -R, `metrics` holds both numbers: over all outputs, and in `masked` over the set's classes alone. An
-image that cannot be decoded is not scored; it is counted and named in `undecodable`, since it would be one for every
-classifier.
+Labels are matched by wnid, in whatever order the set or the classifier has them. If the set has only some of the
+classes, as ImageNet-A and -R do, `metrics` holds both numbers: over all outputs, and in `masked` over the set's classes
+alone. An image that cannot be decoded is not scored, since it would be wrong for every classifier; it is counted and
+named in `undecodable`.
 """
 
 from __future__ import annotations
@@ -24,33 +24,31 @@ from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
 from builders.wording import quoted
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator
+from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator, union
 from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
-from hfsyn.judging.sets.batches import one_thread
-from hfsyn.judging.sets.image_set import ImageSet, open_images
-from hfsyn.judging.sets.overlaps import shared_with_training, tell_overlap
-from hfsyn.judging.sets.shared_classes import check_classes
-from hfsyn.judging.sets.unreadable import Unread, facts_of, picture, tell_left_out, tell_unread
+from hfsyn.judging.sets.batches import loader
+from hfsyn.judging.sets.image_set import ImageSet, Unread, facts_of, open_images, tell_left_out, tell_unread
+from hfsyn.judging.sets.shared import check_classes, shared_with_training, tell_overlap
 from hfsyn.progress import Progress
 from hfsyn.workers import software
 
 BATCH = 64
-"""Images of a batch. Batches are cut from the set at fixed places: a logit is the same in any number of processes."""
+"""Images of a batch. Batches start at fixed places of the set, so that a logit does not depend on the processes."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a classifier says of the images of a set that can be decoded, in the set's order."""
+    """A classifier's answers for the images of a set that can be decoded, in the set's order.
+
+    `logits` are float32 (n, classes of the classifier); `labels` and `numbers` int64 (n,): the column of the right
+    class, and the image's number in the set.
+    """
 
     logits: np.ndarray
-    """float32 (n, classes of the classifier)."""
     labels: np.ndarray
-    """int64 (n,): the column of the right class."""
     numbers: np.ndarray
-    """int64 (n,): each image's number in the set."""
     undecodable: Unread
-    """The images that could not be read."""
 
 
 def evaluate(
@@ -72,25 +70,24 @@ def evaluate(
         model: a training's folder, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
         dataset: see `hfsyn.judging.sets.references`.
         split: None is ``validation``, else ``test``, else the only one.
-        limit_per_class: at most so many images a class.
+        limit_per_class: at most that many images a class.
         out: a JSON file to write the result to.
         device: cpu or cuda; None is this process's GPU, or the CPU.
         mixed_precision: no, fp16 or bf16.
-        batch_size: images a batch in each process; another one may change the last bits of a logit.
-        num_workers: processes that decode, beside each process; None is as many as there are cores for each GPU, and
-            none on a CPU.
+        batch_size: images a batch in each process; another size may change the last bits of a logit.
+        num_workers: decoding processes beside each process; None divides the cores among the GPUs, and is 0 on a CPU.
         quiet: no progress.
 
     Returns:
         model, dataset, preprocessing, n, undecodable, metrics, seed, software, device; see the module's docstring. And
-        ``overlap``: how many of the images the classifier was trained on, None where that is not known.
+        ``overlap``: how many of the images the classifier was trained on, None if that is not known.
 
     Raises:
         HfsynError: there is no such model, dataset or split; classes that the model does not have (they are
             listed); or a variant whose copy has another number of images than it should.
     """
     if out is not None:
-        check_result_file(out)
+        _check_result_file(Path(out))
     accelerator = start_accelerator(device, mixed_precision)
     with accelerator.main_process_first():  # one process fills the caches
         images = open_images(dataset, split, limit=limit_per_class)
@@ -107,19 +104,12 @@ def evaluate(
 
 
 def measure(
-    classifier: Classifier,
-    images: ImageSet,
-    accelerator: Any,
-    *,
-    batch_size: int = BATCH,
-    num_workers: int | None = None,
-    quiet: bool = True,
+    classifier: Classifier, images: ImageSet, accelerator: Any, *, quiet: bool = True, **loading: Any
 ) -> dict[str, Any]:
-    """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate`."""
-    columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
-    check_counts(images)
+    """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate` and `predict`."""
+    columns = _check_test_set(classifier, images)
     started = time.monotonic()
-    found = predict(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
+    found = predict(classifier, images, accelerator, quiet=quiet, **loading)
     if not len(found.labels):
         raise HfsynError(
             f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)}).",
@@ -127,21 +117,20 @@ def measure(
         )
     if accelerator.is_main_process and not quiet:
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
+    wnids, names = classifier.wnids, classifier.names
     mask = columns if len(columns) < len(classifier.wnids) else None
-    answers = [classifier.wnids[column] for column in found.logits.argmax(1)]
+    answers = [wnids[column] for column in found.logits.argmax(1)]
     return {
         "model": classifier.facts(),
         "dataset": images.facts(),
         "preprocessing": asdict(classifier.preprocessing),
         "n": len(found.labels),
         "undecodable": facts_of(found.undecodable),
-        "metrics": classification_metrics(
-            found.logits, found.labels, wnids=classifier.wnids, names=classifier.names, mask=mask
-        ),
+        "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
         "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
         "seed": classifier.seed,
         "software": software(),
-        "device": describe(accelerator),
+        "device": _device_text(accelerator),
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -149,59 +138,33 @@ def measure(
 def check_test(
     model: str | Path, dataset: str, *, split: str | None, limit_per_class: int | None, out: str | Path | None
 ) -> None:
-    """Say what is wrong with a test before it is started in several processes; arguments as of `evaluate`.
-
-    Raises:
-        HfsynError: as `evaluate`.
-    """
+    """Find what is wrong with a test before it is started in several processes; arguments and errors as `evaluate`."""
     if out is not None:
-        check_result_file(out)
+        _check_result_file(Path(out))
     images = open_images(dataset, split, limit=limit_per_class)
-    classifier = open_classifier(model)
-    check_classes(classifier.classes, images, classifier.source or classifier.name)
-    check_counts(images)
+    _check_test_set(open_classifier(model), images)
 
 
-def check_result_file(out: str | Path) -> None:
-    """Refuse a place where no file can be written, before any work is done.
-
-    Raises:
-        HfsynError: it is a folder, or lies in a file.
-    """
-    path = Path(out)
-    if path.is_dir():
-        raise HfsynError(f"--out {out} is a folder.", f"Name a file: --out {path / 'result.json'}")
-    for parent in path.parents:
+def _check_result_file(out: Path) -> None:
+    if out.is_dir():
+        raise HfsynError(f"--out {out} is a folder.", f"Name a file: --out {out / 'result.json'}")
+    for parent in out.parents:
         if parent.exists() and not parent.is_dir():
             raise HfsynError(f"--out {out} lies in {parent}, which is a file.", "Name another file.")
 
 
-def real_accuracy(ids: Sequence[str], answers: Sequence[str], images: ImageSet) -> dict[str, Any] | None:
-    """How often an answer is among an image's ReaL labels, on ImageNet-1k's validation images; None on other sets.
-
-    Args:
-        ids: of the images, which end in their original file names.
-        answers: the wnid that the classifier gives to each.
-        images: the set; its variant and split say whether there are such labels.
-
-    Returns:
-        ``top1`` with its 95 % interval over the ``n`` images that have a label, and how many are ``without_label``.
-    """
-    if (images.variant, images.split) != ("imagenet-1k", "validation"):
-        return None
-    files = [validation_file(name) for name in ids]
-    if None in files:
-        return None  # a copy whose files were renamed: nobody can tell which image is which
-    known = real_labels()
-    right = [answer in known[str(file)] for file, answer in zip(files, answers, strict=True) if known[str(file)]]
-    return {"n": len(right), "without_label": len(files) - len(right), "top1": wilson(sum(right), len(right))}
+def _check_test_set(classifier: Classifier, images: ImageSet) -> list[int]:
+    """The outputs of the set's classes; raises as `check_classes` and `check_counts`."""
+    columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
+    check_counts(images)
+    return columns
 
 
 def check_counts(images: ImageSet) -> None:
     """Refuse a copy of a variant that has another number of images than the variant's facts say.
 
     A part of a local copy (some of the classes, or a limit) passes; results say how many images they are over. Of a
-    variant that is for tests alone only a limit does: its published numbers are all over the whole set.
+    test-only variant only a limit does: its published numbers are all over the whole set.
 
     Raises:
         HfsynError: with both numbers.
@@ -209,19 +172,33 @@ def check_counts(images: ImageSet) -> None:
     if images.variant is None or not images.complete:
         return
     variant = get_variant(images.variant)
-    if isinstance(variant, OwnVariant):  # its author may have added images since they were counted
+    if isinstance(variant, OwnVariant):  # images may have been added since they were counted
         return
-    if variant.tests_only and len(images.classes) != len(variant.classes):
-        raise HfsynError(
-            f"This copy of {variant.name} has {len(images.classes)} of its {len(variant.classes)} classes.",
-            f"Numbers on it would compare with nobody's. Get it anew, or say so with --limit. See {variant.homepage}",
-        )
+    wrong = None
     stated = next(iter(variant.splits.values()), None) if variant.tests_only else variant.splits.get(images.split)
-    if stated is not None and stated != len(images):
-        raise HfsynError(
-            f"This copy of {variant.name} ({images.split}) has {len(images)} images, and {stated} are right.",
-            f"Numbers on it would compare with nobody's. Get it anew, or say so with --limit. See {variant.homepage}",
-        )
+    if variant.tests_only and len(images.classes) != len(variant.classes):
+        wrong = f"{variant.name} has {len(images.classes)} of its {len(variant.classes)} classes."
+    elif stated not in (None, len(images)):
+        wrong = f"{variant.name} ({images.split}) has {len(images)} images, and {stated} are right."
+    if wrong:
+        hint = "Numbers on it would not be comparable. Get it again, or use a part on purpose with --limit."
+        raise HfsynError(f"This copy of {wrong}", f"{hint} See {variant.homepage}")
+
+
+def real_accuracy(ids: Sequence[str], answers: Sequence[str], images: ImageSet) -> dict[str, Any] | None:
+    """How often an answer is among an image's ReaL labels, on ImageNet-1k's validation images; None on other sets.
+
+    `ids` end in the images' original file names; `answers` are wnids. Returns ``top1`` with its 95 % interval over the
+    ``n`` images that have a label, and how many are ``without_label``.
+    """
+    if (images.variant, images.split) != ("imagenet-1k", "validation"):
+        return None
+    files = [validation_file(name) for name in ids]
+    if None in files:
+        return None  # a copy whose files were renamed: which image is which is unknown
+    known = real_labels()
+    right = [answer in known[str(file)] for file, answer in zip(files, answers, strict=True) if known[str(file)]]
+    return {"n": len(right), "without_label": len(files) - len(right), "top1": wilson(sum(right), len(right))}
 
 
 def predict(
@@ -235,21 +212,29 @@ def predict(
 ) -> Predictions:
     """The logits of a set, complete in every process.
 
-    Batches are cut from the set at fixed places and dealt out to the processes; what they give is put together by the
-    images' numbers, so that none is counted twice and none is missed, whatever the number of processes.
+    Batches start at fixed places of the set and are dealt out to the processes; their answers are put together by the
+    images' numbers, so that no image is counted twice or missed, whatever the number of processes.
     """
     import torch
 
     network, device = classifier.network, accelerator.device
     was_training = network.training
     network.eval()
-    workers = default_workers(accelerator) if num_workers is None else num_workers
-    loader = _loader(classifier, images, accelerator, batch_size, workers)
-    width = len(classifier.wnids)
-    logits, numbers = [torch.empty(0, width)], [torch.empty(0, dtype=torch.long)]
+    starts = range(accelerator.process_index * batch_size, len(images), accelerator.num_processes * batch_size)
+    batches = loader(
+        _Prepared(classifier, images),
+        default_workers(accelerator) if num_workers is None else num_workers,
+        _collate,
+        batch_sampler=[list(range(start, min(start + batch_size, len(images)))) for start in starts],
+        pin_memory=device.type == "cuda",
+    )
+    logits, numbers = [torch.empty(0, len(classifier.wnids))], [torch.empty(0, dtype=torch.long)]
+    unread: dict[str, str] = {}
     quiet = quiet or not accelerator.is_main_process
     with Progress("test", len(images), quiet=quiet) as progress, torch.inference_mode(), accelerator.autocast():
-        for wanted, good, pixels in loader:
+        for wanted, reasons, pixels in batches:
+            unread |= {images.ids[n]: reason for n, reason in zip(wanted.tolist(), reasons, strict=True) if reason}
+            good = torch.tensor([not reason for reason in reasons])
             if good.any():
                 out = network(pixels.to(device, non_blocking=True)).float().cpu()
                 # An undecodable image keeps its place in the batch, so that the others' logits do not move.
@@ -257,103 +242,66 @@ def predict(
                 numbers.append(wanted[good])
             progress.add(min(len(wanted) * accelerator.num_processes, len(images)))
     network.train(was_training)
-    all_logits, all_numbers = _gather(accelerator, torch.cat(logits), torch.cat(numbers), len(images))
+
+    all_logits, all_numbers = _gather(accelerator, torch.cat(logits), torch.cat(numbers))
     column = {wnid: number for number, wnid in enumerate(classifier.wnids)}
     labels = np.array([column[images.wnids[number]] for number in all_numbers], dtype=np.int64)
-    seen = set(all_numbers.tolist())
-    missing = {images.ids[n]: _why(images, n) for n in range(len(images)) if n not in seen}
-    return Predictions(all_logits, labels, all_numbers, missing)
+    return Predictions(all_logits, labels, all_numbers, union(accelerator, unread))
 
 
-def _why(images: ImageSet, number: int) -> str:
-    """Why an image was not scored: whichever process it fell to, it is asked again here."""
-    try:
-        picture(images, number)
-    except ImageRejected as problem:
-        return problem.reason
-    return "could be read the second time only"
-
-
-def _gather(accelerator: Any, logits: Any, numbers: Any, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Everybody's logits in the order of the images' numbers."""
+def _gather(accelerator: Any, logits: Any, numbers: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The logits of all processes in the order of the images' numbers, and these numbers."""
     import torch
+    from accelerate.utils import gather_object
 
-    if accelerator.num_processes > 1:
-        length = torch.tensor([len(numbers)], device=accelerator.device)
-        most = int(accelerator.gather(length).max().item())
-        short = most - len(numbers)
-        padded = torch.cat([numbers, torch.full((short,), -1)])
-        logits = torch.cat([logits, torch.zeros(short, logits.shape[1])])
-        numbers = accelerator.gather(padded.to(accelerator.device)).cpu()
-        logits = accelerator.gather(logits.to(accelerator.device)).cpu()
-    kept = numbers >= 0
-    numbers, logits = numbers[kept], logits[kept]
+    if accelerator.num_processes > 1:  # each has another number of images: as objects
+        logits, numbers = torch.cat(gather_object([logits])), torch.cat(gather_object([numbers]))
     order = torch.argsort(numbers)
-    return logits[order].numpy().astype(np.float32), numbers[order].numpy().astype(np.int64)
+    return logits[order].numpy(), numbers[order].numpy()
 
 
 class _Prepared:
-    """A map-style dataset: ``(number, whether it was decoded, pixels)``."""
+    """A map-style dataset: ``(number, why it cannot be decoded or "", pixels)``."""
 
     def __init__(self, classifier: Classifier, images: ImageSet) -> None:
         self._images, self._transform = images, plain_transform(classifier.preprocessing)
         self._size = classifier.preprocessing.image_size
 
-    def __getitem__(self, number: int) -> tuple[int, bool, Any]:
+    def __getitem__(self, number: int) -> tuple[int, str, Any]:
         import torch
 
         try:
-            return number, True, self._transform(picture(self._images, number))
-        except ImageRejected:
-            return number, False, torch.zeros(3, self._size, self._size)
+            return number, "", self._transform(self._images.picture(number))
+        except ImageRejected as problem:
+            return number, problem.reason, torch.zeros(3, self._size, self._size)
 
 
-def _loader(classifier: Classifier, images: ImageSet, accelerator: Any, batch_size: int, workers: int) -> Any:
-    from torch.utils.data import DataLoader
-
-    starts = range(accelerator.process_index * batch_size, len(images), accelerator.num_processes * batch_size)
-    wanted = [list(range(start, min(start + batch_size, len(images)))) for start in starts]
-    prepared: Any = _Prepared(classifier, images)  # a map-style dataset need only have __getitem__
-    return DataLoader(
-        prepared,
-        batch_sampler=wanted,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=one_thread if workers else None,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
-def _collate(items: Sequence[tuple[int, bool, Any]]) -> tuple[Any, Any, Any]:
+def _collate(items: Sequence[tuple[int, str, Any]]) -> tuple[Any, tuple[str, ...], Any]:
     import torch
 
-    numbers, good, pixels = zip(*items, strict=True)
-    return torch.tensor(numbers), torch.tensor(good), torch.stack(pixels)
+    numbers, reasons, pixels = zip(*items, strict=True)
+    return torch.tensor(numbers), reasons, torch.stack(pixels)
 
 
-def describe(accelerator: Any) -> str:
-    """The device and the number of processes, in words."""
+def _device_text(accelerator: Any) -> str:
     import torch
 
-    device = accelerator.device
+    device, precision = accelerator.device, accelerator.mixed_precision or "no"
     what = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return (
-        f"{accelerator.num_processes} x {device.type} ({what}), {accelerator.mixed_precision or 'no'} mixed precision"
-    )
+    return f"{accelerator.num_processes} x {device.type} ({what}), {precision} mixed precision"
 
 
 def summary(result: Mapping[str, Any]) -> str:
     """A result's numbers in one line."""
     found = result["metrics"]
-    masked = found["masked"]
-    extra = ""
-    if masked:
-        extra = f"; among the set's {masked['classes']} classes alone top-1 {masked['top1']['value']:.4f}"
-    if result.get("real"):
-        extra += f"; ReaL {result['real']['top1']['value']:.4f} of {result['real']['n']}"
     parts = [
         f"{name} {found[key]['value']:.4f} [{found[key]['low']:.4f}, {found[key]['high']:.4f}]"
         for name, key in (("top-1", "top1"), ("top-5", "top5"), ("ECE", "ece"))
-        if found[key]["value"] is not None  # top-5 of four classes is nothing
+        if found[key]["value"] is not None  # four classes have no top-5
     ]
-    return f"{', '.join(parts)}, n = {result['n']}{extra}"
+    text = f"{', '.join(parts)}, n = {result['n']}"
+    if masked := found["masked"]:
+        text += f"; among the set's {masked['classes']} classes alone top-1 {masked['top1']['value']:.4f}"
+    if result.get("real"):
+        text += f"; ReaL {result['real']['top1']['value']:.4f} of {result['real']['n']}"
+    return text

@@ -1,7 +1,7 @@
 """How near synthetic images are to real ones, how much of them they cover, and whether any is a copy.
 
-Everything is measured on features: what a timm network makes of an image before its last layer. The numbers depend on
-the network, so a result always names it; compare only numbers of one network. Sources of the formulas:
+Everything is measured on features: the output of a timm network before its last layer. The numbers depend on the
+network, so a result always names it; compare only numbers of one network. Sources of the formulas:
 
 - Fréchet distance of two Gaussians: Dowson and Landau (1982), for images Heusel et al. (2017). It falls with the number
   of images, so that only sets of one size compare; `floor` is the distance between two random halves of the real set.
@@ -10,20 +10,17 @@ the network, so a result always names it; compare only numbers of one network. S
 - Density and coverage: Naeem et al. (2020): in how many real balls a synthetic image lies, over k, and the share of
   real balls that hold a synthetic image.
 
-Distances are worked through in blocks along both sets: memory grows with the number of images, not with its square.
-
-The formulas are written out here, in numpy, since no one library has them all for the features of any network: of those
-in use, torchmetrics has the Fréchet distance but neither density nor coverage; prdc has the four others, but holds all
-distances at once and brings scikit-learn along. The tests compare the Fréchet distance with that of torchmetrics, and
-the others with sets whose numbers are known.
+Distances are computed in blocks along both sets: memory grows with the number of images, not with its square. The
+formulas are written out here since no library has them all: torchmetrics lacks density and coverage, prdc holds all
+distances at once.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,15 +30,16 @@ from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
-"""A small network with timm's ImageNet weights, 512 features; it is fetched from the Hub when it is first used."""
+"""A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
 NEIGHBOURS = 5
 """k of the balls, as Naeem et al. chose it."""
 NEAR = 0.98
-"""Cosine of two images' features from which on they count as near duplicates. What that means depends on the network:
-the same count within the real set stands beside each result as its yardstick.
+"""Cosine of two images' features from which they count as near duplicates. What that means depends on the network: the
+same count within the real set is given beside each result as a yardstick.
 """
 _BLOCK, _COLUMNS = 512, 8192  # rows and columns of a block of distances: 32 MB
 _BATCH = 64
+_RANDOM = "random:"
 
 
 @dataclass(frozen=True)
@@ -71,11 +69,11 @@ def measure_fidelity(
 
     Args:
         synthetic, real: datasets as everywhere (a run folder, a variant, USER/NAME@v1.0.0), their training splits.
-        features: the network that looks at the images: the folder of a training (for the drawn variants one trained on
-            real drawings), a timm name with pretrained weights, or ``random:NAME`` for one with random weights, which
-            sees little more than colours and is named so in the result.
+        features: the network that computes them: the folder of a training (for the drawn variants one trained on real
+            drawings), a timm name with pretrained weights, or ``random:NAME`` for one with random weights, which sees
+            little more than colours and is named so in the result.
         evaluation: the dataset on which classifiers are tested, its validation or test split.
-        limit_per_class: at most so many images a class of each set.
+        limit_per_class: at most that many images a class of each set.
         device: a torch device.
 
     Returns:
@@ -85,19 +83,17 @@ def measure_fidelity(
         HfsynError: no such dataset, or no such network.
     """
     from hfsyn.judging.classifier.network import plain_transform
-    from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
-    from hfsyn.judging.sets.shared_classes import same_names
-    from hfsyn.judging.sets.unreadable import facts_of, tell_unread
+    from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
+    from hfsyn.judging.sets.shared import same_names
 
-    classifier, weights = _open_network(features, device)
+    classifier = _open_network(features, device)
     transform = plain_transform(classifier.preprocessing)
-    wanted: dict[str, tuple[str, Sequence[str]]] = {"synthetic": (synthetic, TRAIN), "real": (real, TRAIN)}
-    if evaluation is not None:
-        wanted["evaluation"] = (evaluation, TEST)
     opened = {
-        name: open_images(reference, default=default, limit=limit_per_class)
-        for name, (reference, default) in wanted.items()
+        "synthetic": open_images(synthetic, default=TRAIN, limit=limit_per_class),
+        "real": open_images(real, default=TRAIN, limit=limit_per_class),
     }
+    if evaluation is not None:
+        opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit_per_class)
     same_names([(images.reference, images.names) for images in opened.values()])
     sets, found, undecodable = {}, {}, {}
     for name, images in opened.items():
@@ -109,7 +105,7 @@ def measure_fidelity(
         "features": {
             "name": classifier.name,
             "source": classifier.source,
-            "weights": weights,
+            "weights": "random" if features.startswith(_RANDOM) else "trained",
             "sha256": classifier.sha256,
             "dimension": found["real"].values.shape[1],
         },
@@ -119,36 +115,63 @@ def measure_fidelity(
     }
 
 
-def _open_network(features: str, device: str) -> tuple[Any, str]:
-    """A Classifier to take features from, and whether its weights are ``trained`` or ``random``."""
+def _open_network(features: str, device: str) -> Any:
+    """A Classifier to take features from."""
     from hfsyn.judging.classifier.network import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
-    if not features.startswith("random:"):
-        return open_classifier(features, device=device), "trained"
-    config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix("random:")}})
+    if not features.startswith(_RANDOM):
+        return open_classifier(features, device=device)
+    config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix(_RANDOM)}})
     classifier = new_classifier(config, ["n00000000"], {"n00000000": "none"})
     classifier.network.to(device).eval()
-    return classifier, "random"
+    return classifier
 
 
 def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
-    from hfsyn.judging.sets.unreadable import picture
-
     for number, name in enumerate(images.ids):
         try:
-            yield name, picture(images, number)
+            yield name, images.picture(number)
         except ImageRejected as problem:
             bad[name] = problem.reason
 
 
-def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:
-    """Every measure of this module for one synthetic set.
+def extract(
+    images: Iterable[tuple[str, Image.Image]], network: Any, transform: Any, *, device: str = "cpu"
+) -> Features:
+    """Features of images, ``(id, image)`` pairs, a batch at a time; `transform` makes float tensors (3, h, w)."""
+    import torch
 
-    Args:
-        synthetic: the set to judge.
-        real: the images behind it.
-        evaluation: images on which classifiers are tested; synthetic copies of these would make a test worthless.
+    def prepared() -> Iterator[tuple[str, str, Any]]:
+        for name, image in images:
+            rgb = image.convert("RGB")
+            yield name, pixel_hash(rgb), transform(rgb)
+
+    values: list[np.ndarray] = []
+    hashes: list[str] = []
+    ids: list[str] = []
+    waiting = prepared()
+    while batch := list(islice(waiting, _BATCH)):
+        ids += [name for name, _, _ in batch]
+        hashes += [found for _, found, _ in batch]
+        with torch.inference_mode():
+            maps = network.forward_features(torch.stack([pixels for _, _, pixels in batch]).to(device))
+            values.append(network.forward_head(maps, pre_logits=True).float().cpu().numpy())
+    if not ids:
+        raise HfsynError("There is no image to look at.", "Check the dataset and its split.")
+    return Features(np.concatenate(values), hashes, ids)
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """SHA-256 of an image's size and RGB pixels."""
+    rgb = image.convert("RGB")
+    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+
+
+def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:
+    """Every measure of this module for one synthetic set and the real images behind it.
+
+    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless.
 
     Raises:
         HfsynError: fewer than ``NEIGHBOURS + 1`` images in a set.
@@ -174,9 +197,6 @@ def compare_sets(synthetic: Features, real: Features, evaluation: Features | Non
     return result
 
 
-# --- distributions -----------------------------------------------------------------------------------------------
-
-
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """``|mean a - mean b|^2 + trace(A + B - 2 (A B)^(1/2))`` with the covariances A and B of (n, d) features."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
@@ -189,67 +209,62 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(max(distance, 0.0))
 
 
-def frechet_floor(real: np.ndarray, seed: int = 0) -> float | None:
-    """The distance between two random halves of a set: what images of one kind and half the number reach. None below
-    four images.
-    """
+def frechet_floor(real: np.ndarray) -> float | None:
+    """The distance between two random halves of a set, which half as many real images would reach; None below four."""
     if len(real) < 4:
         return None
-    first, second = np.array_split(np.random.default_rng(seed).permutation(len(real)), 2)
+    first, second = np.array_split(np.random.default_rng(0).permutation(len(real)), 2)
     return frechet_distance(real[first], real[second])
 
 
-def neighbourhoods(synthetic: np.ndarray, real: np.ndarray, k: int = NEIGHBOURS) -> dict[str, float]:
+def neighbourhoods(synthetic: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """``precision``, ``recall``, ``density`` and ``coverage`` of (n, d) synthetic against (m, d) real features."""
-    real_reach, synthetic_reach = reach(real, k), reach(synthetic, k)
+    real_reach, synthetic_reach = _reach(real), _reach(synthetic)
     inside = np.zeros(len(synthetic), dtype=np.int64)
     nearest, recalled = np.full(len(real), np.inf), np.zeros(len(real), dtype=bool)
-    for rows, columns, distances in blocks(synthetic, real):
+    for rows, columns, distances in _distances(synthetic, real):
         inside[rows] += (distances <= real_reach[None, columns]).sum(1)
         nearest[columns] = np.minimum(nearest[columns], distances.min(0))
         recalled[columns] |= (distances <= synthetic_reach[rows, None]).any(0)
     return {
         "precision": float((inside > 0).mean()),
         "recall": float(recalled.mean()),
-        "density": float(inside.mean() / k),
+        "density": float(inside.mean() / NEIGHBOURS),
         "coverage": float((nearest <= real_reach).mean()),
     }
 
 
-def reach(features: np.ndarray, k: int) -> np.ndarray:
+def _reach(features: np.ndarray) -> np.ndarray:
     """Squared distance of each image to its k-th nearest neighbour in its own set, float64 (n,)."""
-    found = np.full((len(features), k), np.inf)
-    for rows, columns, distances in blocks(features, features):
+    found = np.full((len(features), NEIGHBOURS), np.inf)
+    for rows, columns, distances in _distances(features, features):
         _skip_itself(rows, columns, distances, np.inf)
-        found[rows] = np.partition(np.concatenate([found[rows], distances], axis=1), k - 1, axis=1)[:, :k]
+        candidates = np.concatenate([found[rows], distances], axis=1)
+        found[rows] = np.partition(candidates, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
     return found.max(1)
 
 
-def blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Rows of `a`, rows of `b`, and the squared distances between them, block by block along both."""
-    for rows, columns, part, other in _pairs(a, b):
+def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Rows of `a`, rows of `b`, and the squared distances between them, block by block."""
+    for rows, columns, part, other in _blocks(a, b):
         distances = (part * part).sum(1)[:, None] + (other * other).sum(1)[None] - 2 * part @ other.T
         yield rows, columns, np.maximum(distances, 0, out=distances)
 
 
-def _pairs(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
-    for rows in _slices(len(a), _BLOCK):
+def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
+    """Rows of `a`, rows of `b`, and their features as float64."""
+    for start in range(0, len(a), _BLOCK):
+        rows = slice(start, min(start + _BLOCK, len(a)))
         part = np.asarray(a[rows], dtype=np.float64)
-        for columns in _slices(len(b), _COLUMNS):
+        for left in range(0, len(b), _COLUMNS):
+            columns = slice(left, min(left + _COLUMNS, len(b)))
             yield rows, columns, part, np.asarray(b[columns], dtype=np.float64)
 
 
-def _slices(size: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, size)) for start in range(0, size, step))
-
-
 def _skip_itself(rows: slice, columns: slice, values: np.ndarray, value: float) -> None:
-    """Put `value` where a block of a set against itself compares an image with itself."""
+    """Write `value` where a block of a set against itself compares an image with itself."""
     same = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
     values[same - rows.start, same - columns.start] = value
-
-
-# --- copies ------------------------------------------------------------------------------------------------------
 
 
 def nearest_images(a: Features, b: Features) -> list[dict[str, Any]]:
@@ -271,15 +286,15 @@ def duplicates_within(a: Features) -> dict[str, int]:
 
 def duplicates_between(a: Features, b: Features) -> dict[str, int]:
     """Images of `a` that are also in `b`: ``exact`` in pixels, ``near`` in features (exact ones included)."""
-    known = Counter(b.hashes)
+    known = set(b.hashes)
     near = int((_nearest(a.values, b.values)[1] >= NEAR).sum())
-    return {"exact": sum(known[sha256] > 0 for sha256 in a.hashes), "near": near}
+    return {"exact": sum(found in known for found in a.hashes), "near": near}
 
 
 def _nearest(a: np.ndarray, b: np.ndarray, *, itself: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """For each row of `a` the first row of `b` with the highest cosine, and this cosine."""
     best, highest = np.zeros(len(a), dtype=np.int64), np.full(len(a), -np.inf)
-    for rows, columns, part, other in _pairs(a, b):
+    for rows, columns, part, other in _blocks(a, b):
         cosines = _unit(part) @ _unit(other).T
         if not itself:
             _skip_itself(rows, columns, cosines, -1)
@@ -292,53 +307,5 @@ def _nearest(a: np.ndarray, b: np.ndarray, *, itself: bool = True) -> tuple[np.n
 
 
 def _unit(a: np.ndarray) -> np.ndarray:
-    a = np.asarray(a, dtype=np.float64)
     unit: np.ndarray = a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
     return unit
-
-
-def pixel_hash(image: Image.Image) -> str:
-    """SHA-256 of an image's size and RGB pixels."""
-    rgb = image.convert("RGB")
-    return hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
-
-
-# --- features ----------------------------------------------------------------------------------------------------
-
-
-def extract(
-    images: Iterable[tuple[str, Image.Image]], network: Any, transform: Any, *, device: str = "cpu"
-) -> Features:
-    """Features of images as they come, a batch at a time.
-
-    Args:
-        images: ``(id, image)`` pairs.
-        network: a timm network in evaluation mode, on `device`.
-        transform: what it wants done to a PIL image: a float tensor (3, h, w).
-        device: a torch device.
-    """
-    import torch
-
-    values: list[np.ndarray] = []
-    hashes: list[str] = []
-    ids: list[str] = []
-    waiting: list[Any] = []
-
-    def run() -> None:
-        with torch.inference_mode():
-            maps = network.forward_features(torch.stack(waiting).to(device))
-            values.append(network.forward_head(maps, pre_logits=True).float().cpu().numpy())
-        waiting.clear()
-
-    for name, image in images:
-        rgb = image.convert("RGB")
-        ids.append(name)
-        hashes.append(pixel_hash(rgb))
-        waiting.append(transform(rgb))
-        if len(waiting) == _BATCH:
-            run()
-    if waiting:
-        run()
-    if not ids:
-        raise HfsynError("There is no image to look at.", "Check the dataset and its split.")
-    return Features(np.concatenate(values), hashes, ids)

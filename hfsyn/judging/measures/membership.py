@@ -1,12 +1,12 @@
-"""Membership inference: can a stranger tell from a classifier's answers which images it was trained on?
+"""Membership inference: do a classifier's answers reveal which images it was trained on?
 
-The attacker sees how sure a classifier is of an image's true class, and calls the image a member where that is above a
+The attacker sees how sure a classifier is of an image's true class, and calls the image a member if that is above a
 threshold: Yeom et al., "Privacy risk in machine learning" (2018). The threshold is chosen on one half of the members
-and non-members and judged on the other half, so that it cannot fit what it is judged on. As Carlini et al., "Membership
-inference attacks from first principles" (2022) ask, the true positive rate at a false positive rate of 1 % is given
-too: an attack that is sure of a few images is worse than one that is a little right about all.
+and non-members and evaluated on the other half, so that it cannot overfit. As Carlini et al., "Membership inference
+attacks from first principles" (2022) ask, the true positive rate at a false positive rate of 1 % is given too: an
+attack that is sure of a few images is worse than one that is slightly right about all.
 
-0.5 is what guessing reaches in balanced accuracy and AUC, and 0.01 in the true positive rate at 1 %.
+Guessing reaches 0.5 in balanced accuracy and AUC, and 0.01 in the true positive rate at 1 %.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from hfsyn.errors import HfsynError
+from hfsyn.judging.measures.metrics import check_finite
 
 RESAMPLES = 1000
-"""Bootstrap resamples of the judged half, members and non-members each by themselves; percentile intervals."""
+"""Bootstrap resamples of the evaluated half, members and non-members separately; percentile intervals."""
 FALSE_POSITIVES = 0.01
 """The false positive rate at which the true positive rate is read."""
 _FEWEST = 4  # of each kind: two in each half
@@ -45,7 +46,7 @@ def measure_membership(
             real dataset behind them.
         others: images of the same kind that it never saw: the validation or test split of this dataset.
         members_split, others_split: None are those just named, or the only one that there is.
-        limit_per_class: at most so many images a class of each; the training's own limit where it had one.
+        limit_per_class: at most that many images a class of each; the training's own limit if it had one.
         device: cpu or cuda; None is this process's GPU, or the CPU.
         seed: see `membership_inference`.
 
@@ -59,26 +60,20 @@ def measure_membership(
     from hfsyn.judging.classifier.accelerator import start_accelerator
     from hfsyn.judging.classifier.network import open_classifier
     from hfsyn.judging.measures.evaluate import predict
-    from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
-    from hfsyn.judging.sets.overlaps import shared_images
-    from hfsyn.judging.sets.shared_classes import check_classes
-    from hfsyn.judging.sets.unreadable import facts_of, tell_unread
+    from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
+    from hfsyn.judging.sets.shared import check_classes, shared_images
 
     accelerator = start_accelerator(device, "no")
     classifier = open_classifier(model, device=str(accelerator.device))
-    wanted = {"members": (members, members_split, TRAIN), "others": (others, others_split, TEST)}
-    opened = {
-        name: open_images(reference, split, default=default, limit=limit_per_class)
-        for name, (reference, split, default) in wanted.items()
-    }
-    overlap = len(shared_images(opened["members"], opened["others"]))
-    if overlap == len(opened["others"]):
+    inside = open_images(members, members_split, default=TRAIN, limit=limit_per_class)
+    outside = open_images(others, others_split, default=TEST, limit=limit_per_class)
+    overlap = len(shared_images(inside, outside))
+    if overlap == len(outside):
         raise HfsynError(
-            f"Members and others are the same {overlap} images ({members}, {opened['members'].split}; {others}, "
-            f"{opened['others'].split}).",
+            f"Members and others are the same {overlap} images ({members}, {inside.split}; {others}, {outside.split}).",
             "Others are images that the model never saw: name another set, or --others-split.",
         )
-    answers, undecodable = [], {}
+    answers, undecodable, opened = [], {}, {"members": inside, "others": outside}
     for name, images in opened.items():
         check_classes(classifier.classes, images, classifier.source or classifier.name)
         found = predict(classifier, images, accelerator)
@@ -101,18 +96,16 @@ def membership_inference(
     """Attack a classifier through its logits.
 
     Args:
-        member_logits: float (n, c), of images that it was trained on. For a classifier trained on synthetic images, the
-            real images behind them: what leaks is then what the synthetic images carried over.
-        member_labels: int (n,), true columns.
-        other_logits: float (m, c), of images of the same kind that it never saw.
-        other_labels: int (m,).
+        member_logits, member_labels: float (n, c) and int (n,), the true columns, of images that it was trained on. For
+            a classifier trained on synthetic images, the real images behind them: what leaks is what was carried over.
+        other_logits, other_labels: (m, c) and (m,), of images of the same kind that it never saw.
         seed: of the halves and the bootstrap.
 
     Returns:
-        ``members``, ``others`` (images of the judged half), and for each score ``probability`` (softmax of the true
-        class) and ``loss`` (its negative logarithm, which still tells apart what rounds to 1): ``threshold``,
+        ``members``, ``others`` (images of the evaluated half), and for each score ``probability`` (softmax of the true
+        class) and ``loss`` (its negative logarithm, which distinguishes values that round to 1): ``threshold``,
         ``balanced_accuracy``, ``auc``, ``tpr_at_1_percent_fpr``, the last three each as ``{"value", "low", "high"}``.
-        ``note`` says so where the others are too few for a rate of 1 %.
+        ``note`` says so if the others are too few for a rate of 1 %.
 
     Raises:
         HfsynError: fewer than four images of either kind, or logits that are not finite.
@@ -146,24 +139,20 @@ def membership_inference(
 
 def _loss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Cross-entropy of each image, float64 (n,)."""
-    if not np.isfinite(logits).all():
-        raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
-    # log(1 + sum of the others / own): taking the sum of all less the own would lose what lies below the rounding of 1.
+    check_finite(logits)
+    # log(1 + sum of the others / own): subtracting own from the sum of all would lose what is below the rounding of 1.
     own = np.take_along_axis(logits, labels[:, None], 1)[:, 0]
     others = logits.copy()
     np.put_along_axis(others, labels[:, None], -np.inf, 1)
     top = others.max(1)
-    with np.errstate(divide="ignore", invalid="ignore"):  # one class: there are no others, and the loss is 0
+    with np.errstate(divide="ignore", invalid="ignore"):  # a single class has no others, and the loss is 0
         behind = np.where(np.isfinite(top), top + np.log(np.exp(others - top[:, None]).sum(1)), -np.inf)
     loss: np.ndarray = np.logaddexp(0.0, behind - own)
     return loss
 
 
 def best_threshold(members: np.ndarray, others: np.ndarray) -> float:
-    """The score from which on an image is called a member so that the balanced accuracy is highest.
-
-    Halfway between two scores, so that no single image decides it to the last digit.
-    """
+    """The score, halfway between two images, from which calling an image a member has the best balanced accuracy."""
     levels = np.unique(np.concatenate([members, others]))
     cuts = np.concatenate([levels[:1], (levels[1:] + levels[:-1]) / 2])
     inside = 1 - np.searchsorted(np.sort(members), cuts, side="left") / len(members)
@@ -177,18 +166,16 @@ def _judge(members: np.ndarray, others: np.ndarray, threshold: float, rng: np.ra
     cut = int(np.searchsorted(levels, threshold, side="left"))
 
     def numbers(chosen_in: np.ndarray, chosen_out: np.ndarray) -> tuple[float, float, float]:
-        return _numbers(
-            np.bincount(inside[chosen_in], minlength=len(levels)),
-            np.bincount(outside[chosen_out], minlength=len(levels)),
-            cut,
-        )
+        counts_in = np.bincount(inside[chosen_in], minlength=len(levels))
+        counts_out = np.bincount(outside[chosen_out], minlength=len(levels))
+        return _numbers(counts_in, counts_out, cut)
 
     value = numbers(np.arange(len(members)), np.arange(len(others)))
-    again = [
+    resampled = [
         numbers(rng.integers(0, len(members), len(members)), rng.integers(0, len(others), len(others)))
         for _ in range(RESAMPLES)
     ]
-    low, high = np.quantile(again, [0.025, 0.975], axis=0)
+    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
     names = ("balanced_accuracy", "auc", "tpr_at_1_percent_fpr")
     return {
         name: {"value": float(v), "low": float(a), "high": float(b)}

@@ -1,12 +1,12 @@
-"""What a classifier's answers are worth: accuracies, calibration and confusion, each with how sure one can be of it.
+"""How good a classifier's answers are: accuracies, calibration and confusion, each with its 95 % interval.
 
-Everything here is a pure function of numbers. An interval is always a 95 % one. Formulas:
+Everything here is a pure function of numbers. Formulas:
 
 - A proportion (top-1, top-5, an accuracy of one class): Wilson's score interval (E. B. Wilson, 1927), which stays
-  within 0 and 1 and has a width even where no answer or every answer is right.
+  within 0 and 1 and has a width even if no answer or every answer is right.
 - Calibration: the expected calibration error (ECE) of Guo et al., "On calibration of modern neural networks" (2017),
   over 15 equal-width bins of the confidence; its interval is the percentile bootstrap with 1,000 resamples and a fixed
-  seed. The ECE of a finite sample is biased upwards, and its resamples are more so: for a well calibrated model the
+  seed. The ECE of a finite sample is biased upwards, and its resamples more so: for a well calibrated model the
   interval may lie above the value.
 - A mean over seeds, and the mean difference of two arms over the same seeds: Student's t. Its distribution function for
   whole degrees of freedom is the finite sum 26.7.3 and 26.7.4 of Abramowitz and Stegun, "Handbook of Mathematical
@@ -26,7 +26,6 @@ import numpy as np
 from hfsyn.errors import HfsynError
 
 ECE_BINS = 15
-"""Equal-width bins of the confidence."""
 RESAMPLES = 1000
 """Bootstrap resamples; enough for the second digit of an interval's ends."""
 _BLOCK = 512  # images of which there are float64 copies at a time
@@ -34,27 +33,21 @@ _Z = 1.959963984540054  # the normal distribution's 97.5 % point
 _BOOTSTRAP_SEED = 20230708
 
 Interval = dict[str, Any]
-"""``{"value", "low", "high"}``: floats, or None where there is nothing to measure; then a "note" says why."""
+"""``{"value", "low", "high"}``: floats, or None if there is nothing to measure; then a "note" says why."""
 
 
 def dump_result(result: Any) -> str:
-    """A result as JSON to read: indented, but a list of nothing but numbers on one line, so that the confusion of a
-    thousand classes has a thousand lines and not a million.
-    """
+    """A result as indented JSON, with a list of numbers on one line: the confusion of 1,000 classes has 1,000 lines."""
     return _json(result, "") + "\n"
 
 
 def _json(value: Any, margin: str) -> str:
     inner = f"{margin} "
     if isinstance(value, Mapping) and value:
-        items = [f"{_plain(str(key))}: {_json(item, inner)}" for key, item in value.items()]
+        items = [f"{json.dumps(str(key), ensure_ascii=False)}: {_json(item, inner)}" for key, item in value.items()]
         return "{\n" + ",\n".join(inner + item for item in items) + f"\n{margin}}}"
     if isinstance(value, list | tuple) and value and not all(isinstance(item, int | float) for item in value):
         return "[\n" + ",\n".join(inner + _json(item, inner) for item in value) + f"\n{margin}]"
-    return _plain(value)
-
-
-def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -66,34 +59,43 @@ def classification_metrics(
     names: Sequence[str],
     mask: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Judge the logits of a classifier against the true classes.
+    """Compare the logits of a classifier with the true classes.
 
     Args:
-        logits: float (n, c), one row an image, one column a class of the model.
+        logits: float (n, c), one row an image, one column a class of the model; n is at least 1.
         labels: int (n,), the true column of each image.
-        wnids: of the c columns.
-        names: of the c columns, as people read them.
-        mask: columns that the evaluation set has, where it has fewer classes than the model (ImageNet-R and -A have 200
+        wnids, names: of the c columns.
+        mask: columns that the evaluation set has, if it has fewer classes than the model (ImageNet-R and -A have 200
             of 1,000). Every label must be among them.
 
     Returns:
         ``n``, ``classes``, ``top1``, ``top5``, ``ece`` (intervals), ``ece_bins``, ``per_class`` (``wnid``, ``name``,
         ``n``, ``top1``) and ``confusion`` (c rows of c counts: true class, then answer), all c-way; ``masked`` holds
         ``classes``, ``top1``, ``top5``, ``ece`` and ``per_class`` of the k-way decision among the mask's columns, and
-        is None without a mask. Equal logits count for the column that stands first, as in argmax.
+        is None without a mask. Of equal logits the first column wins, as in argmax.
 
     Raises:
-        HfsynError: no image, logits that are not finite, or shapes and labels that do not fit.
+        HfsynError: shapes or labels that do not fit, logits that are not finite, or a mask without a label's column.
     """
-    logits, labels = _checked(logits, labels, wnids, names)
+    logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
+    c = logits.shape[-1] if logits.ndim == 2 else -1
+    in_range = labels.shape == logits.shape[:1] and len(labels) and labels.min() >= 0 and labels.max() < c
+    if not in_range or not len(wnids) == len(names) == c:
+        raise HfsynError(
+            f"Logits of shape {logits.shape}, labels of shape {labels.shape}, {len(wnids)} wnids and {len(names)} "
+            "names do not fit.",
+            "They are (n, c), (n,) from 0 to c - 1, c and c, with n at least 1.",
+        )
+    for _, part in _blocks(logits):
+        check_finite(part)
     found = _decision(logits, labels, wnids, names)
     answers = np.concatenate([part.argmax(1) for _, part in _blocks(logits)])
-    confusion = np.bincount(labels * logits.shape[1] + answers, minlength=logits.shape[1] ** 2)
-    found["confusion"] = confusion.reshape(logits.shape[1], -1).tolist()
+    confusion = np.bincount(labels * c + answers, minlength=c**2)
+    found["confusion"] = confusion.reshape(c, -1).tolist()
     found["masked"] = None
     if mask is not None:
         columns = np.unique(np.asarray(mask, dtype=np.int64))
-        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= logits.shape[1]:
+        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= c:
             raise HfsynError(
                 "The mask leaves out classes that the evaluation set has.",
                 "It must hold the column of every class of that set.",
@@ -104,31 +106,14 @@ def classification_metrics(
     return {"n": len(labels), **found}
 
 
-def _checked(
-    logits: np.ndarray, labels: np.ndarray, wnids: Sequence[str], names: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not len(labels):
-        raise HfsynError(
-            f"Logits of shape {logits.shape} and labels of shape {labels.shape} do not fit.",
-            "They are (n, c) and (n,), with n at least 1.",
-        )
-    if not len(wnids) == len(names) == logits.shape[1]:
-        raise HfsynError(
-            f"There are {logits.shape[1]} columns of logits, {len(wnids)} wnids and {len(names)} names.",
-            "One of each for every class.",
-        )
-    if not all(np.isfinite(part).all() for _, part in _blocks(logits)):
+def check_finite(logits: np.ndarray) -> None:
+    """Refuse NaN and infinity, which a network answers whose training diverged."""
+    if not np.isfinite(logits).all():
         raise HfsynError("The classifier answers with NaN or infinity.", "Its training diverged: lower the rate.")
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise HfsynError(f"A label lies outside 0 to {logits.shape[1] - 1}.", "Labels are columns of the logits.")
-    return logits, labels
 
 
 def _blocks(logits: np.ndarray, columns: np.ndarray | None = None) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some rows at a time as float64, all columns or some: 50,000 images of 1,000 classes are 400 MB in float64, and
-    each step of a softmax makes another copy.
-    """
+    """Some rows at a time as float64, all columns or some: 50,000 images of 1,000 classes would be 400 MB a copy."""
     for start in range(0, len(logits), _BLOCK):
         rows = slice(start, min(start + _BLOCK, len(logits)))
         part = logits[rows] if columns is None else logits[rows, columns]
@@ -142,9 +127,13 @@ def _decision(
     names: Sequence[str],
     columns: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one decision among all columns, or those given; labels count among these."""
+    """The numbers of one decision, among all columns or the given ones; labels are numbers among these."""
     n, c = len(labels), len(wnids)
-    rank = np.concatenate([_rank(part, labels[rows]) for rows, part in _blocks(logits, columns)])
+    rank = np.empty(n, dtype=np.int64)  # how many classes come before the true one; ties go to the earlier column
+    for rows, part in _blocks(logits, columns):
+        own = np.take_along_axis(part, labels[rows, None], 1)
+        earlier = np.arange(c)[None] < labels[rows, None]
+        rank[rows] = (part > own).sum(1) + ((part == own) & earlier).sum(1)
     hits = rank == 0
     totals, right = np.bincount(labels, minlength=c), np.bincount(labels[hits], minlength=c)
     top5 = wilson(int((rank < 5).sum()), n)
@@ -163,14 +152,6 @@ def _decision(
     }
 
 
-def _rank(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes stand before the true one, int (n,): a constant model must not be right by ties."""
-    own = np.take_along_axis(logits, labels[:, None], 1)
-    earlier = np.arange(logits.shape[1])[None] < labels[:, None]
-    counted: np.ndarray = (logits > own).sum(1) + ((logits == own) & earlier).sum(1)
-    return counted
-
-
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities, float64 (n, c), without overflow."""
     shifted = np.exp(np.asarray(logits, dtype=np.float64) - np.max(logits, axis=1, keepdims=True))
@@ -179,7 +160,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """The proportion of `hits` in `n` with Wilson's 95 % interval; None where n is 0."""
+    """The proportion of `hits` in `n` with Wilson's 95 % interval; None if n is 0."""
     if n == 0:
         return {"value": None, "low": None, "high": None, "note": "no image"}
     p, z2 = hits / n, _Z * _Z
@@ -190,12 +171,11 @@ def wilson(hits: int, n: int) -> Interval:
 
 
 def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, columns: np.ndarray | None = None) -> Interval:
-    """The mean distance between confidence and accuracy over equal-width bins, each weighed by its images.
+    """The mean distance between confidence and accuracy over equal-width bins, weighted by their images.
 
-    With `columns` the decision is among these alone, and labels count among them.
+    With `columns` the decision is among these alone, and labels are numbers among them.
     """
-    confidence = np.empty(len(labels))
-    gap = np.empty(len(labels))
+    confidence, gap = np.empty(len(labels)), np.empty(len(labels))
     for rows, part in _blocks(logits, columns):
         probabilities = softmax(part)
         confidence[rows] = probabilities.max(1)
@@ -205,33 +185,24 @@ def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, columns: 
     def error(chosen: np.ndarray) -> float:
         return float(np.abs(np.bincount(bins[chosen], weights=gap[chosen], minlength=ECE_BINS)).sum() / len(chosen))
 
-    everything = np.arange(len(labels))
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    again = [error(rng.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
-    low, high = np.quantile(again, [0.025, 0.975])
-    return {"value": error(everything), "low": float(low), "high": float(high)}
+    resampled = [error(rng.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return {"value": error(np.arange(len(labels))), "low": float(low), "high": float(high)}
 
 
 def mean_interval(values: Sequence[float]) -> dict[str, Any]:
-    """The mean over seeds with Student's t interval: ``{"mean", "low", "high", "sd", "n"}``.
-
-    One value has no interval (None), no value no mean.
-    """
+    """The mean over seeds with Student's t interval, None for one value: ``{"mean", "low", "high", "sd", "n"}``."""
     n = len(values)
-    mean = float(np.mean(values)) if n else None
-    if n < 2 or mean is None:
-        return {"mean": mean, "low": None, "high": None, "sd": None, "n": n}
-    sd = float(np.std(values, ddof=1))
+    if n < 2:
+        return {"mean": float(values[0]) if n else None, "low": None, "high": None, "sd": None, "n": n}
+    mean, sd = float(np.mean(values)), float(np.std(values, ddof=1))
     half = student_quantile(n - 1) * sd / math.sqrt(n)
     return {"mean": mean, "low": mean - half, "high": mean + half, "sd": sd, "n": n}
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """Mean of ``a - b`` over the same seeds with Student's t interval: what is common to a seed cancels.
-
-    Raises:
-        ValueError: the two are not equally long.
-    """
+    """Mean of ``a - b`` over the same seeds with Student's t interval: what is common to a seed cancels."""
     return mean_interval([x - y for x, y in zip(a, b, strict=True)])
 
 

@@ -1,4 +1,4 @@
-"""How a dataset is named where a classifier is trained or tested: one grammar for real and synthetic images alike.
+"""How a dataset is named where a classifier is trained or tested: one grammar for real and synthetic images.
 
     [VARIANT=]PLACE[@REVISION][#CONFIG][:WEIGHT]
 
@@ -6,14 +6,14 @@
     shapes:0.5                              a drawn variant, at half the weight of the others
     runs/imagenette-cip                     a run folder
     tiny-imagenet=../tiny-imagenet-200      a variant whose images are in a local folder or Parquet file
-    flowers.yaml=photos/                    a folder with classes of one's own, which a class map describes
+    flowers.yaml=photos/                    a folder with classes of your own, described by a class map
     photographs/                            a folder with class folders named by wnid, or Parquet files
     user/imagenette-cip@v1.0.0              a dataset on the Hub at a version (a tag, a branch or a commit)
-    user/imagenette-cip@v1.0.0#basic        one configuration of it; of Parquet files in a folder, too
+    user/imagenette-cip@v1.0.0#basic        one of its configurations; works for Parquet files in a folder, too
     imagenette=user/my-imagenette@main      a dataset on the Hub whose labels are a variant's class names
 
-A name on the Hub and a relative folder look alike: what is there on the disk wins; ``hf://datasets/user/name`` always
-means the Hub. WEIGHT is for training on several sets: their shares of the images are in proportion to the weights.
+A Hub name and a relative folder look alike: a path that exists wins; ``hf://datasets/user/name`` always means the Hub.
+WEIGHT is for training on several sets: their shares of the images are proportional to the weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from builders.variants.class_maps import find_variant, read_variant
 from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
 
-Kind = Literal["variant", "local", "hub"]
 GRAMMAR = "A dataset is [VARIANT=]PLACE[@REVISION][#CONFIG][:WEIGHT], PLACE a variant, a folder or USER/NAME."
 
 _WEIGHT = re.compile(r":(?P<weight>[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)$")
@@ -40,13 +39,13 @@ _URL = "hf://datasets/"
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A dataset as the user named it, taken apart."""
+    """A parsed reference to a dataset."""
 
-    kind: Kind
+    kind: Literal["variant", "local", "hub"]
     place: str
     """A variant's name, a local path or a Hub id."""
     variant: str | None = None
-    """The variant whose classes the labels are, where it was stated."""
+    """The variant whose classes the labels are, if stated."""
     revision: str | None = None
     config: str | None = None
     weight: float = 1.0
@@ -59,17 +58,17 @@ class Reference:
 
 
 def parse_dataset(text: str) -> Reference:
-    """Take a reference apart; see the module's docstring for the grammar. Only looks whether a path exists.
+    """Parse a reference; the module's docstring has the grammar. The only I/O is to check whether paths exist.
 
     Raises:
-        HfsynError: an unknown variant (with the nearest one), a path that is not there, a weight that is not above 0.
+        HfsynError: an unknown variant (with the nearest one), a path that does not exist, a weight that is not above 0.
     """
     rest, weight = text.strip(), 1.0
     if not rest:
         raise HfsynError("An empty text names no dataset.", GRAMMAR)
     if is_yaml_name(rest):
-        return _own(rest)
-    if Path(rest).expanduser().exists():  # a folder may have any of the signs in its name
+        return _of_class_map(rest)
+    if Path(rest).expanduser().exists():  # a folder's name may contain any of the grammar's characters
         return Reference("local", rest)
     if found := _WEIGHT.search(rest):
         rest, weight = rest[: found.start()], float(found["weight"])
@@ -77,75 +76,64 @@ def parse_dataset(text: str) -> Reference:
             raise HfsynError(f"The weight of {rest!r} is {weight:g}.", "It must be above 0; leave the set out instead.")
     stated, sign, place = rest.partition("=")
     variant = find_variant(stated).name if sign else None
-    reference = _placed(place if sign else rest, variant, text)
-    return replace(reference, weight=weight)
+    return replace(_placed(place if sign else rest, variant, text), weight=weight)
 
 
-def _own(file: str) -> Reference:
-    """The images that a class map names itself."""
+def _of_class_map(file: str) -> Reference:
+    """The images that a class map itself points to."""
     variant, path = read_variant(file)
     if path is not None:
         return Reference("local", path, variant.name)
     if variant.hub is None:
-        raise HfsynError(f"{file} says no place of its images.", f"Say it: {file}=FOLDER")
+        raise HfsynError(f"{file} does not say where its images are.", f"Name the folder: {file}=FOLDER")
     return Reference("variant", variant.name, variant.name)
 
 
 def parse_hub_id(text: str) -> str | None:
-    """``USER/NAME`` of a repository's name or address, None where it is none."""
+    """``USER/NAME`` from a repository's name or address, None if it is neither."""
     repo = text.removeprefix(_URL)
     return repo if _REPO.fullmatch(repo) else None
 
 
 def _placed(rest: str, variant: str | None, text: str) -> Reference:
+    """The reference without weight and stated variant; `text` is the whole of it, for messages."""
     if Path(rest).expanduser().exists() and rest not in VARIANTS:
         return Reference("local", rest, variant)
     address, hash_sign, config = rest.partition("#")
     place, at, revision = address.partition("@")
     if (hash_sign and not config) or (at and not revision) or not place:
         raise HfsynError(f"{text!r} names no dataset.", GRAMMAR)
-    if place in VARIANTS and not place.startswith(_URL):
+    if place in VARIANTS:
         if variant not in (None, place) or config:
             raise HfsynError(f"{text!r}: {place!r} is a variant and takes only @REVISION.", GRAMMAR)
         if revision and VARIANTS[place].drawn:
-            raise HfsynError(f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Say {place}.")
+            raise HfsynError(
+                f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Leave the revision out: {place}"
+            )
         return Reference("variant", place, place, revision or None)
     if Path(place).expanduser().exists():
         if revision:
             raise HfsynError(f"{text!r}: {place} is a local folder, which has no @REVISION.", GRAMMAR)
         return Reference("local", place, variant, None, config)
-    url = place.startswith(_URL)
-    repo = place.removeprefix(_URL)
-    if _REPO.fullmatch(repo) and (url or not _looks_local(place)):
+    looks_local = place.startswith((".", "/", "~")) or (place.endswith(".parquet") and not place.startswith(_URL))
+    if not looks_local and (repo := parse_hub_id(place)):
         return Reference("hub", repo, variant, revision or None, config or None)
-    raise _unknown(place, text)
-
-
-def _looks_local(place: str) -> bool:
-    return place.startswith((".", "/", "~")) or place.endswith(".parquet")
-
-
-def _unknown(place: str, text: str) -> HfsynError:
-    if "/" in place or _looks_local(place):
-        return HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.", GRAMMAR)
-    return HfsynError(
+    if "/" in place or looks_local:
+        raise HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.", GRAMMAR)
+    raise HfsynError(
         f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}", f"{GRAMMAR} Variants: {', '.join(VARIANTS)}."
     )
 
 
 def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], where: str) -> str:
-    """The split that is meant.
-
-    Raises:
-        HfsynError: it is not there, or none was named and several are there.
-    """
+    """The split that is meant: `split`, else the first of `default` that exists, else the only one, else an error."""
     names = [split] if split else default
-    ways = [name for name in names if name in there]  # its own name goes before what means the same
+    ways = [name for name in names if name in there]  # an exact name goes before a synonym
     ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]
-    picked = next(iter(ways), there[0] if split is None and len(there) == 1 else None)
-    if picked is None:
+    ways += there if split is None and len(there) == 1 else []
+    if not ways:
         raise HfsynError(
-            f"{where} has no split {' or '.join(repr(n) for n in ([split] if split else default))}.",
+            f"{where} has no split {' or '.join(map(repr, names))}.",
             f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.",
         )
-    return picked
+    return ways[0]

@@ -1,5 +1,6 @@
-"""Checkpoints of a training: folders that are there whole or not at all, the last few kept.
+"""The folder of a training: what may be in it, whether it is of this training, and its checkpoints.
 
+OUT/config.yaml  model.safetensors  model.json  results.json  logs/
 OUT/checkpoints/step-00000120/
     model.safetensors  optimizer.bin  custom_checkpoint_0.pkl  random_states_0.pkl     as accelerate writes them
     checkpoint.json                                          the step, the recipe, the images; written last
@@ -10,57 +11,92 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.files import atomic_text
+from builders.files import atomic_text, remove_abandoned
+from builders.wording import first_line
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import total, union
+from hfsyn.judging.classifier.network import FACTS, WEIGHTS
+from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
 
-FACTS = "checkpoint.json"
+CONFIG, RESULTS, CHECKPOINTS, LOGS = "config.yaml", "results.json", "checkpoints", "logs"
+_OURS = (CONFIG, RESULTS, CHECKPOINTS, LOGS, WEIGHTS, FACTS)
+_MARKER = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-@dataclass
-class Tally:
-    """What a training has cost and met so far, the legs before a restart included."""
+def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
+    """Refuse a folder that holds another training with something to lose, or anything that is not a training's."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise HfsynError(f"{path} is a file, and a training needs a folder.", "Choose another: --out DIR.")
+    strangers = sorted(p.name for p in folder.glob("*") if p.name not in _OURS and not p.name.startswith("."))
+    if strangers:
+        raise HfsynError(
+            f"{folder} holds other things ({', '.join(strangers[:3])}).", "Choose an empty or new folder: --out DIR."
+        )
+    begun = (folder / RESULTS).is_file() or found_checkpoints(folder / CHECKPOINTS)
+    if begun and (folder / CONFIG).is_file() and not overwrite:
+        _check_same_config(load_train_config(folder / CONFIG), config, folder)
 
-    earlier: Mapping[str, Any] = field(default_factory=dict)
-    """The `reading` that the checkpoint holds from which this leg went on."""
-    _wall: float = field(default_factory=time.monotonic)
-    _cpu: float = field(default_factory=time.process_time)
 
-    def reading(self, accelerator: Any, unread: Mapping[str, str]) -> dict[str, Any]:
-        """``undecodable`` (id -> reason), ``seconds`` and ``cpu_seconds`` of all processes; called by each of them."""
-        now = {
-            "seconds": time.monotonic() - self._wall,
-            "cpu_seconds": total(accelerator, time.process_time() - self._cpu),
-        }
-        met = {**self.earlier.get("undecodable", {}), **union(accelerator, unread)}
-        return {"undecodable": met, **{key: value + self.earlier.get(key, 0) for key, value in now.items()}}
+def finished(folder: Path, config: TrainConfig, images: Sequence[str]) -> dict[str, Any] | None:
+    """The result in the folder if it is this training's, though perhaps of another test.
+
+    Refuses one of other images: `images` are the fingerprints of those that are there now.
+    """
+    if not all((folder / name).is_file() for name in (RESULTS, WEIGHTS, FACTS)):
+        return None
+    try:
+        found: dict[str, Any] = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+        other = config_difference(load_train_config(found["config"]), config)
+        then = found["training"].get("images")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    if other:
+        return None
+    if then not in (None, images):
+        raise _have_changed("images", f"{folder} was finished")
+    return found
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove temporary files of a training that was killed while it wrote."""
+    remove_abandoned(folder.glob(".*.tmp"))
+    for path in (folder / CHECKPOINTS).glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def prepare_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
+    """Delete what the training makes again, with `overwrite` all that a training makes; write the recipe."""
+    for name in _OURS if overwrite else (RESULTS,):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    atomic_text(folder / CONFIG, dump_part(config))
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a training goes on."""
+    """Where a training continues."""
 
     step: int = 0
     feed: Mapping[str, Any] = field(default_factory=dict)
     """This process's place in its streams; empty without streams."""
     tally: Mapping[str, Any] = field(default_factory=dict)
+    """Met and spent so far: ``undecodable`` (id -> reason), ``seconds`` and ``cpu_seconds`` of all processes."""
     history: tuple[dict[str, Any], ...] = ()
-    """The tests on the way."""
+    """The tests during the training."""
 
 
 def save_checkpoint(accelerator: Any, folder: Path, place: Place, facts: Mapping[str, Any], keep: int) -> None:
     """Save the state of all processes at a place, then delete all but the `keep` newest checkpoints.
 
-    Called by every process. It is written under a hidden name and renamed when it is whole: a kill at any moment leaves
-    the checkpoint before it.
+    Called by every process. A checkpoint is written under a hidden name and renamed when complete, so that a kill at
+    any moment leaves the one before it.
     """
     final = folder / f"step-{place.step:08d}"
     temporary = folder / f".{final.name}.tmp"
@@ -74,7 +110,7 @@ def save_checkpoint(accelerator: Any, folder: Path, place: Place, facts: Mapping
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         met = {"step": place.step, "tally": place.tally, "history": place.history}
-        atomic_text(temporary / FACTS, json.dumps({**met, **facts}, indent=1) + "\n")
+        atomic_text(temporary / _MARKER, json.dumps({**met, **facts}, indent=1) + "\n")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         remove_old(folder, keep)
@@ -88,63 +124,49 @@ def remove_old(folder: Path, keep: int) -> None:
 
 
 def found_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in a folder, the oldest first."""
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / FACTS).is_file())
+    """The complete checkpoints in a folder, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and (path / _MARKER).is_file())
 
 
 def load_checkpoint(accelerator: Any, folder: Path, facts: Mapping[str, Any]) -> Place:
-    """Put the newest checkpoint into the prepared model, optimizer and averages; return its place.
+    """Load the newest checkpoint into the prepared model, optimizer and averages; return its place.
 
     Raises:
         HfsynError: it is of another recipe, another network or other images, or it is damaged.
     """
-    found = found_checkpoints(folder)
-    if not found:
+    if not (found := found_checkpoints(folder)):
         return Place()
     newest = found[-1]
+    damaged, hint = f"The checkpoint {newest} is damaged", "Delete it; the one before it is then taken."
     try:
-        stored = json.loads((newest / FACTS).read_text(encoding="utf-8"))
+        stored = json.loads((newest / _MARKER).read_text(encoding="utf-8"))
         step = int(stored["step"])
     except (ValueError, KeyError, TypeError):
-        raise _damaged(newest, f"its {FACTS} cannot be read") from None
-    _check_same(stored, facts, newest)
+        raise HfsynError(f"{damaged}: its {_MARKER} cannot be read.", hint) from None
+    if stored.get("config") != facts["config"]:
+        other = load_train_config(stored["config"]) if isinstance(stored.get("config"), dict) else None
+        _check_same_config(other, load_train_config(facts["config"]), newest)
+    for what in ("images", "classes"):
+        if stored.get(what) != facts[what]:
+            raise _have_changed(what, f"the checkpoint {newest.name} was written")
     try:
         accelerator.load_state(str(newest))
-    except Exception as error:  # torch, safetensors and pickle raise what they like for a damaged file
-        raise _damaged(newest, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}") from None
+    except Exception as error:  # torch, safetensors and pickle raise anything for a damaged file
+        raise HfsynError(f"{damaged}: {type(error).__name__}: {first_line(error)}.", hint) from None
     feed = newest / f"feed-{accelerator.process_index}.json"
     there = json.loads(feed.read_text(encoding="utf-8")) if feed.is_file() else {}
     return Place(step, there, stored.get("tally", {}), tuple(stored.get("history", ())))
 
 
-def _damaged(path: Path, why: str) -> HfsynError:
-    return HfsynError(f"The checkpoint {path} is damaged: {why}.", "Delete it; the one before it is then taken.")
-
-
-def _check_same(stored: Mapping[str, Any], facts: Mapping[str, Any], where: Path) -> None:
-    """Refuse a checkpoint that is not of this training, naming what differs."""
-    if stored.get("config") != facts["config"]:
-        other = load_train_config(stored["config"]) if isinstance(stored.get("config"), dict) else None
-        check_same_config(other, load_train_config(facts["config"]), where)
-    for key, what in (("images", "images"), ("classes", "classes")):
-        if stored.get(key) != facts[key]:
-            raise have_changed(what, f"the checkpoint {where.name} was written")
-
-
-def have_changed(what: str, since: str) -> HfsynError:
-    """The error of a training that is run again on something else."""
+def _have_changed(what: str, since: str) -> HfsynError:
     return HfsynError(
         f"The training {what} have changed since {since}.",
         "Start again with --overwrite, or in another --out; or name a fixed @REVISION and restore the files.",
     )
 
 
-def check_same_config(there: TrainConfig | None, wanted: TrainConfig, where: Path) -> None:
-    """Refuse to go on with another recipe's training, naming the first field that differs.
-
-    Raises:
-        HfsynError: they differ in a field that decides the weights.
-    """
+def _check_same_config(there: TrainConfig | None, wanted: TrainConfig, where: Path) -> None:
+    """Refuse to continue another recipe's training, naming the first field that differs and decides the weights."""
     found = config_difference(there, wanted) if there is not None else [("recipe", "unreadable", "this one")]
     if found:
         key, old, new = found[0]

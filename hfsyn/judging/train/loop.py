@@ -1,7 +1,7 @@
-"""Train a timm classifier with accelerate: one loop over numbered images, the same whatever runs it.
+"""Train a timm classifier with accelerate: one loop over numbered images, the same on any machine.
 
-timm makes the network, the augmentation, the optimizer, the schedule and the average of the weights; accelerate the
-devices, the processes, the precision and the checkpoints. What is here is the order of things.
+timm makes the network, the augmentation, the optimizer, the schedule and the average of the weights; accelerate handles
+devices, processes, precision and checkpoints.
 
 **What does not change the result** (on a CPU, in fp32, to the last bit): loader workers, where checkpoints are written,
 being killed and started again. **What changes it by rounding only**: the number of processes and of accumulated parts,
@@ -9,79 +9,46 @@ as a batch size is always that of a whole step. **What changes it more**, becaus
 normalisation sees its own part of a step (statistics of batch / processes / parts images; the running ones kept are
 rank 0's), dropout and stochastic depth draw for each part, and a part of odd size mixes other pairs. On GPUs the
 libraries' kernels are not deterministic.
-
-    OUT/config.yaml  model.safetensors  model.json  results.json  checkpoints/  logs/
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text
-from hfsyn.judging.classifier.accelerator import (
-    check_division,
-    default_workers,
-    log,
-    start_accelerator,
-    start_trackers,
-    stop_accelerator,
-)
-from hfsyn.judging.classifier.network import (
-    Classifier,
-    check_model_name,
-    new_classifier,
-    open_classifier,
-    save_classifier,
-)
+from hfsyn.errors import HfsynError
+from hfsyn.judging.classifier import network as classifiers
+from hfsyn.judging.classifier.accelerator import check_division, default_workers, start_accelerator, total, union
+from hfsyn.judging.classifier.network import Classifier, open_classifier, save_classifier
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
-from hfsyn.judging.sets.image_set import ImageSet, open_images
-from hfsyn.judging.sets.overlaps import tell_overlap
-from hfsyn.judging.sets.shared_classes import check_classes
-from hfsyn.judging.sets.unreadable import facts_of, tell_left_out, tell_unread
-from hfsyn.judging.train.augmentation import Augmentation
-from hfsyn.judging.train.checkpoints import Place, Tally, load_checkpoint, remove_old, save_checkpoint
-from hfsyn.judging.train.feed import Feed, Slice
-from hfsyn.judging.train.first_step import try_training
-from hfsyn.judging.train.folders import (
-    CHECKPOINTS,
-    CONFIG,
-    LOGS,
-    RESULTS,
-    check_folder,
-    clear_leftovers,
-    finished,
-    prepare_folder,
-)
-from hfsyn.judging.train.model_card import check_push
-from hfsyn.judging.train.optimizer import (
-    at_epoch_end,
-    check_optimizer,
-    checkpoint_every,
-    make_loss,
-    make_optimizer,
-    make_schedule,
-    seed_part,
-    total_steps,
-)
-from hfsyn.judging.train.training_sets import open_feed
+from hfsyn.judging.sets.batches import Slice, derive
+from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
+from hfsyn.judging.sets.shared import check_classes, tell_overlap
+from hfsyn.judging.train import checkpoints, timm_parts
+from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place
+from hfsyn.judging.train.feeds import Feed, open_feed
 from hfsyn.progress import Progress
-from hfsyn.recipes.training_recipe import TrainConfig, dump_train_config
+from hfsyn.recipes.loading import dump_part
+from hfsyn.recipes.training_recipe import TrainConfig
 from hfsyn.workers import software
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What decides only how fast a training is and where it goes: it changes the weights by rounding at most."""
+    """What affects only how fast a training is and where it goes, and the weights by rounding at most."""
 
     device: str | None = None
     """cpu or cuda; None is this process's GPU, or the CPU."""
     num_workers: int | None = None
-    """Processes that decode and augment, beside each process that trains. None is as many as there are cores for each
-    GPU, and none on a CPU or with streams, whose order depends on them.
+    """Decoding processes beside each process. None divides the cores among the GPUs, and is 0 on a CPU or with streams,
+    whose order depends on it.
     """
     accumulation: int = 1
     """Parts in which each step's images go through the network."""
@@ -92,259 +59,286 @@ class RunOptions:
     """A tracker of accelerate's: tensorboard, trackio, wandb."""
     overwrite: bool = False
     quiet: bool = False
-    push_to_hub: str | None = None
-    """Checked before the training; published by the caller after it."""
 
 
 def train(config: TrainConfig, out: str | Path, options: RunOptions | None = None) -> dict[str, Any]:
     """Train a classifier, keep it in `out`, test it, and return what ``results.json`` holds.
 
-    Called in every process of a launch. Run again, it continues from the newest checkpoint; a finished one is left as
-    it is, and only tested where another test is asked for.
+    Called in every process of a launch. Run again, it continues from the newest checkpoint; a finished training is left
+    as it is, and only tested if another test is asked for.
 
     Raises:
         HfsynError: see `open_training`; or `out` holds another training.
     """
     options = options or RunOptions()
     folder = Path(out)
-    check_folder(folder, config, options.overwrite)
-    if options.push_to_hub is not None:
-        check_push(options.push_to_hub)
+    checkpoints.check_folder(folder, config, options.overwrite)
     accelerator = start_accelerator(
         options.device, config.optimise.mixed_precision, options.accumulation, options.log_with, folder / LOGS
     )
     with accelerator.main_process_first():  # one process fills the caches
         opened = open_training(config, folder, options, accelerator.num_processes)
     accelerator.wait_for_everyone()  # all have looked at the folder, and it may be changed
+    training = _Training(config, options, accelerator, opened, folder)
     if accelerator.is_main_process:
-        clear_leftovers(folder)
-    if accelerator.is_main_process and not options.quiet:
-        _tell(opened)
+        checkpoints.clear_leftovers(folder)
+    if training.talks:
+        for facts in (*opened.feed.facts(), *([opened.test.facts()] if opened.test else [])):
+            tell_left_out(facts)
+        if opened.test is not None:
+            tell_overlap(opened.overlap, opened.test)
     if opened.done is not None:
-        if opened.done["config"] == config.model_dump(mode="json"):
-            return opened.done
-        return _test_again(config, options, accelerator, opened, opened.done, folder)
+        same_test = opened.done["config"] == config.model_dump(mode="json")
+        return opened.done if same_test else training.test_again(opened.done)
     if accelerator.is_main_process:
-        prepare_folder(folder, config, options.overwrite)
+        checkpoints.prepare_folder(folder, config, options.overwrite)
     accelerator.wait_for_everyone()
-    start_trackers(accelerator, options.log_with)
-    classifier, history, tally = _fit(config, options, accelerator, opened, folder)
-    return _conclude(config, options, accelerator, opened, classifier, folder, history, tally)
-
-
-def _tell(opened: Opened) -> None:
-    """Say what is not trained on or tested on, though it lies there, and what is both."""
-    tests = [] if opened.test is None else [opened.test.facts()]
-    for facts in (*opened.feed.facts(), *tests):
-        tell_left_out(facts)
-    if opened.test is not None:
-        tell_overlap(opened.overlap, opened.test)
+    if options.log_with:
+        accelerator.init_trackers("hfsyn")
+    return training.conclude(training.fit())
 
 
 @dataclass(frozen=True)
 class Opened:
-    """All that a training needs, looked through for what can be wrong with it."""
+    """Everything that a training needs, checked."""
 
     feed: Feed
     test: ImageSet | None
     overlap: int | None
     """How many images of the test are trained on."""
     done: dict[str, Any] | None
-    """The result that is there of the same training, tested on whatever."""
+    """The result in the folder if this training is finished, perhaps with another test."""
     classifier: Classifier | None
-    """As it is before the training; None where that is done."""
+    """As it is before the training; None if that is finished."""
 
 
 def open_training(config: TrainConfig, folder: Path, options: RunOptions, processes: int) -> Opened:
-    """Open everything that a training in `processes` processes needs, so that every mistake is said before it.
+    """Open everything that a training in `processes` processes needs, so that every mistake is found before it.
 
     Raises:
-        HfsynError: see `open_sets`, `new_classifier`, `try_training`; the batch cannot be divided; or the
-            finished training in `folder` was on other images.
+        HfsynError: an unknown network or optimizer; see `open_feed`, `open_images`, `new_classifier`, `try_training`;
+            the test set has classes that the training sets do not have; the batch cannot be divided; or the finished
+            training in `folder` was on other images.
     """
-    batch, mixes = config.optimise.batch_size, bool(config.augment.mixup or config.augment.cutmix)
-    check_division(batch, options.accumulation, processes, pairs=mixes)
-    feed, test = open_sets(config)
-    done = None if options.overwrite else finished(folder, config, feed)
-    overlap = None if test is None else feed.overlap(test)
+    batch = config.optimise.batch_size
+    check_division(batch, options.accumulation, processes, pairs=config.augment.mixes)
+    classifiers.check_model_name(config.model.name)
+    timm_parts.check_optimizer(config.optimise.optimizer)
+    feed = open_feed(config)
+    total_steps(config, feed.budget)
+    test, overlap = None, None
+    if config.test.dataset is not None:
+        test = open_images(config.test.dataset, config.test.split)
+        check_classes({wnid: feed.names[wnid] for wnid in feed.classes}, test, "the training set")
+        check_counts(test)
+    done = None if options.overwrite else checkpoints.finished(folder, config, feed.fingerprints)
+    if test is not None:
+        overlap = feed.overlap(test)
     classifier = None
     if done is None:
-        classifier = new_classifier(config, feed.classes, feed.names)
-        try_training(classifier, config, batch // options.accumulation // processes)
+        classifier = classifiers.new_classifier(config, feed.classes, feed.names)
+        timm_parts.try_training(classifier, config, batch // options.accumulation // processes)
     return Opened(feed, test, overlap, done, classifier)
 
 
-def open_sets(config: TrainConfig) -> tuple[Feed, ImageSet | None]:
-    """Open what a recipe trains on and is tested on, and look for everything that can be wrong with it.
-
-    Raises:
-        HfsynError: an unknown network or optimizer; see `open_feed`, `open_images`; or the set to test on
-            has classes that the training sets have not.
-    """
-    check_model_name(config.model.name)
-    check_optimizer(config.optimise.optimizer)
-    feed = open_feed(config)
-    total_steps(config, feed.budget)
-    if config.test.dataset is None:
-        return feed, None
-    test = open_images(config.test.dataset, config.test.split)
-    check_classes({wnid: feed.names[wnid] for wnid in feed.classes}, test, "the training set")
-    check_counts(test)
-    return feed, test
+def total_steps(config: TrainConfig, budget: int) -> int:
+    """Steps of a training, at least one: the whole batches in `epochs` times `budget` images, across epochs."""
+    part = config.optimise
+    steps = part.epochs * budget // part.batch_size
+    if steps == 0:
+        raise HfsynError(
+            f"{part.epochs} epochs of {budget} images are fewer than one batch of {part.batch_size}.",
+            "Lower --batch-size, or raise --epochs or --budget.",
+        )
+    return steps
 
 
-def _fit(
-    config: TrainConfig, options: RunOptions, accelerator: Any, opened: Opened, folder: Path
-) -> tuple[Classifier, list[dict[str, Any]], Tally]:
-    """The loop. Returns the classifier whose weights are kept, the tests on the way, and what it has cost."""
-    import torch
-    from timm.utils import ModelEmaV3
+@dataclass
+class _Training:
+    """One training, in one of its processes."""
 
-    tally, feed, test, classifier = Tally(), opened.feed, opened.test, opened.classifier
-    assert classifier is not None
-    workers = options.num_workers
-    if workers is None:
-        workers = 0 if config.data.streaming else default_workers(accelerator)
-    recipe, batch = config.optimise, config.optimise.batch_size
-    steps, each_epoch = total_steps(config, feed.budget), feed.budget / batch
-    network = classifier.network.to(accelerator.device)
-    layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
-    network = network.to(memory_format=layout)
-    average = ModelEmaV3(network, config.model.ema_decay, use_warmup=True) if config.model.ema_decay else None
-    optimizer = make_optimizer(network, config)
-    schedule = make_schedule(optimizer, config, steps, each_epoch)
-    mix, loss_of = make_loss(config, len(classifier.wnids))
-    model, optimizer = accelerator.prepare(network, optimizer)
-    if average is not None:
-        accelerator.register_for_checkpointing(average)
-    kept = replace(classifier, network=average.module if average is not None else network)
-    facts = {"config": config.model_dump(mode="json"), "images": feed.fingerprints, "classes": list(classifier.wnids)}
-    place = load_checkpoint(accelerator, folder / CHECKPOINTS, facts)
-    if accelerator.is_main_process:  # whoever was killed after the newest was written has not come to it
-        remove_old(folder / CHECKPOINTS, options.keep_checkpoints)
-    first, tally.earlier = place.step, place.tally
-    if place.feed:
-        feed.load_state(place.feed)
-    if first and accelerator.is_main_process and not options.quiet:
-        print(f"continuing after step {first} of {steps}", file=sys.stderr)
-    every = checkpoint_every(options.checkpoint_steps, steps, each_epoch)
-    history: list[dict[str, Any]] = [*place.history, *([{"step": first, "resumed": True}] if first else [])]
-    wanted = Slice(
-        first,
-        steps,
-        options.accumulation,
-        accelerator.process_index,
-        accelerator.num_processes,
-        workers,
-        accelerator.device.type == "cuda",
-    )
-    augmentation = Augmentation(classifier.preprocessing, config.augment)
-    batches = feed.batches(augmentation, wanted)
-    quiet = options.quiet or not accelerator.is_main_process
-    with Progress("train", steps * batch, first * batch, quiet=quiet) as progress:
-        for step in range(first, steps):
-            schedule.step_update(step)
-            model.train()
-            for part in range(options.accumulation):
-                tensors, labels = next(batches)
-                pixels = augmentation.finish(tensors.to(accelerator.device, non_blocking=True))
-                pixels = pixels.to(memory_format=layout)
-                labels = labels.to(accelerator.device, non_blocking=True)
-                seed_part(config.seed, step, part, accelerator.process_index)
-                pixels, targets = mix(pixels, labels, step, part)
-                with accelerator.accumulate(model):
-                    loss = loss_of(model(pixels), targets)
-                    accelerator.backward(loss)
-                    if recipe.clip_grad and accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(model.parameters(), recipe.clip_grad)
-                    optimizer.step()
-                    optimizer.zero_grad()
-            if average is not None:
-                average.update(network, step=step + 1)
-            done = step + 1
-            progress.add(batch)
-            if done % 20 == 0 or done == steps:
-                log(
-                    accelerator,
-                    options.log_with,
-                    {"loss": float(loss.detach()), "lr": optimizer.param_groups[0]["lr"]},
-                    done,
+    config: TrainConfig
+    options: RunOptions
+    accelerator: Any
+    opened: Opened
+    folder: Path
+    earlier: Mapping[str, Any] = field(default_factory=dict)
+    """The tally of the checkpoint from which it was resumed."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """The tests during the training, and where it was resumed."""
+
+    def __post_init__(self) -> None:
+        self.started = time.monotonic(), time.process_time()
+        self.steps = total_steps(self.config, self.opened.feed.budget)
+        self.talks = self.accelerator.is_main_process and not self.options.quiet
+
+    def fit(self) -> Classifier:
+        """The training loop. Returns the classifier with the weights that are kept."""
+        import torch
+        from timm.utils import ModelEmaV3
+
+        config, options, accelerator, feed = self.config, self.options, self.accelerator, self.opened.feed
+        device, rank, classifier = accelerator.device, accelerator.process_index, self.opened.classifier
+        assert classifier is not None
+        batch, clip_grad, steps = config.optimise.batch_size, config.optimise.clip_grad, self.steps
+
+        # The network, the average of its weights if asked for, and what updates them.
+        layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
+        network = classifier.network.to(device).to(memory_format=layout)
+        average = ModelEmaV3(network, config.model.ema_decay, use_warmup=True) if config.model.ema_decay else None
+        optimizer = timm_parts.make_optimizer(network, config)
+        schedule = timm_parts.make_schedule(optimizer, config, steps, feed.budget / batch)
+        mix, loss_of = timm_parts.make_loss(config, len(classifier.wnids))
+        model, optimizer = accelerator.prepare(network, optimizer)
+        if average is not None:
+            accelerator.register_for_checkpointing(average)
+        kept = replace(classifier, network=average.module if average is not None else network)
+
+        # Continue after the newest checkpoint, with the batches that come next.
+        first = self._resume()
+        augmentation = timm_parts.Augmentation(classifier.preprocessing, config.augment)
+        workers = options.num_workers
+        if workers is None:
+            workers = 0 if config.data.streaming else default_workers(accelerator)
+        processes, on_gpu = accelerator.num_processes, device.type == "cuda"
+        wanted = Slice(first, steps, batch, options.accumulation, rank, processes, workers, on_gpu)
+        batches = feed.batches(augmentation, wanted)
+
+        with Progress("train", steps * batch, first * batch, quiet=not self.talks) as progress:
+            for step in range(first, steps):
+                schedule.step_update(step)
+                model.train()
+                for part in range(options.accumulation):
+                    # Images and targets of this part, on the device. Seeded, so that dropout survives a restart.
+                    tensors, labels = next(batches)
+                    pixels = augmentation.finish(tensors.to(device, non_blocking=True)).to(memory_format=layout)
+                    labels = labels.to(device, non_blocking=True)
+                    torch.manual_seed(derive(config.seed, "part", step, part, rank))
+                    pixels, targets = mix(pixels, labels, step, part)
+
+                    # Gradients; accelerate lets the optimizer step at the last part only.
+                    with accelerator.accumulate(model):
+                        loss = loss_of(model(pixels), targets)
+                        accelerator.backward(loss)
+                        if clip_grad and accelerator.sync_gradients:
+                            accelerator.clip_grad_norm_(model.parameters(), clip_grad)
+                        optimizer.step()
+                        optimizer.zero_grad()
+
+                # After the step: average the weights, log, test, save.
+                if average is not None:
+                    average.update(network, step=step + 1)
+                progress.add(batch)
+                self._after_step(step + 1, kept, loss, optimizer)
+        return kept
+
+    def _resume(self) -> int:
+        """Load the newest checkpoint if there is one; return the number of steps that are done."""
+        folder = self.folder / CHECKPOINTS
+        place = checkpoints.load_checkpoint(self.accelerator, folder, self._facts())
+        if self.accelerator.is_main_process:  # a kill may have come between writing the newest and deleting the oldest
+            checkpoints.remove_old(folder, self.options.keep_checkpoints)
+        self.earlier, self.history = place.tally, list(place.history)
+        if place.feed:
+            self.opened.feed.load_state(place.feed)
+        if place.step:
+            self.history.append({"step": place.step, "resumed": True})
+            if self.talks:
+                print(f"continuing after step {place.step} of {self.steps}", file=sys.stderr)
+        return place.step
+
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be continued."""
+        feed = self.opened.feed
+        config = self.config.model_dump(mode="json")
+        return {"config": config, "images": feed.fingerprints, "classes": list(feed.classes)}
+
+    def _after_step(self, done: int, kept: Classifier, loss: Any, optimizer: Any) -> None:
+        """Log every 20 steps; test and save as often as asked for, but not after the last step."""
+        options, accelerator, feed, test = self.options, self.accelerator, self.opened.feed, self.opened.test
+        steps = self.steps
+        each_epoch = feed.budget / self.config.optimise.batch_size
+        if done % 20 == 0 or done == steps:
+            values = {"loss": float(loss.detach()), "lr": optimizer.param_groups[0]["lr"]}
+            if math.isnan(values["loss"]):
+                raise HfsynError(
+                    f"The loss is NaN at step {done}.", "Lower the learning rate, or --mixed-precision no."
                 )
-            if test is not None and done < steps and at_epoch_end(done, each_epoch, config.test.every_epochs):
-                tested = measure(kept, test, accelerator, num_workers=options.num_workers)
-                history.append({"step": done, "top1": tested["metrics"]["top1"]["value"]})
-                if accelerator.is_main_process and not options.quiet:
-                    top1 = tested["metrics"]["top1"]["value"]
-                    print(f"after step {done}: top-1 {top1:.4f}", file=sys.stderr)
-            if every and done % every == 0 and done < steps:
-                there = Place(done, feed.state(), tally.reading(accelerator, feed.unread), tuple(history))
-                save_checkpoint(accelerator, folder / CHECKPOINTS, there, facts, options.keep_checkpoints)
-    return kept, history, tally
+            if options.log_with:
+                accelerator.log(values, step=done)
+        if done == steps:
+            return
+        every = self.config.test.every_epochs
+        if test is not None and every and int(done / each_epoch / every) > int((done - 1) / each_epoch / every):
+            top1 = measure(kept, test, accelerator, num_workers=options.num_workers)["metrics"]["top1"]["value"]
+            self.history.append({"step": done, "top1": top1})
+            if self.talks:
+                print(f"after step {done}: top-1 {top1:.4f}", file=sys.stderr)
+        apart = options.checkpoint_steps
+        if apart is None:  # at the ends of epochs, and about 20 in all
+            apart = max(math.ceil(each_epoch), math.ceil(steps / 20))
+        if apart and done % apart == 0:
+            place = Place(done, feed.state(), self._tally(), tuple(self.history))
+            checkpoints.save_checkpoint(
+                accelerator, self.folder / CHECKPOINTS, place, self._facts(), options.keep_checkpoints
+            )
 
+    def _tally(self) -> dict[str, Any]:
+        """See `Place`; called by every process."""
+        wall, cpu = self.started
+        now = {"seconds": time.monotonic() - wall, "cpu_seconds": total(self.accelerator, time.process_time() - cpu)}
+        met = {**self.earlier.get("undecodable", {}), **union(self.accelerator, self.opened.feed.unread)}
+        return {"undecodable": met, **{key: value + self.earlier.get(key, 0) for key, value in now.items()}}
 
-def _conclude(
-    config: TrainConfig,
-    options: RunOptions,
-    accelerator: Any,
-    opened: Opened,
-    classifier: Classifier,
-    folder: Path,
-    history: list[dict[str, Any]],
-    tally: Tally,
-) -> dict[str, Any]:
-    """Keep the classifier, test it as it was kept, and write the result."""
-    if accelerator.is_main_process:
-        save_classifier(classifier, folder)
-    accelerator.wait_for_everyone()
-    feed = opened.feed
-    met = tally.reading(accelerator, feed.unread)
-    result: dict[str, Any] = {
-        "config": config.model_dump(mode="json"),
-        "training": {
-            "sets": feed.facts(),
-            "images": feed.fingerprints,
-            "budget": feed.budget,
-            "epochs": config.optimise.epochs,
-            "images_seen": total_steps(config, feed.budget) * config.optimise.batch_size,
-            "undecodable_seen": len(met["undecodable"]),
-            "undecodable": facts_of(met["undecodable"]),
-            "processes": accelerator.num_processes,
-            "accumulation": options.accumulation,
-            "seconds": round(met["seconds"], 1),
-            "cpu_seconds": round(met["cpu_seconds"], 1),
-            "history": history,
-        },
-        "software": software(),
-    }
-    if accelerator.is_main_process and not options.quiet:
-        tell_unread(met["undecodable"], " and ".join(config.data.train))
-    kept = open_classifier(folder, device=str(accelerator.device))
-    result["test"] = _tested(kept, options, accelerator, opened)
-    if accelerator.is_main_process:
-        atomic_text(folder / RESULTS, dump_result(result))
-    stop_accelerator(accelerator, options.log_with)
-    return result
+    def conclude(self, classifier: Classifier) -> dict[str, Any]:
+        """Keep the classifier, test it as it was kept, and write the result."""
+        config, accelerator, feed = self.config, self.accelerator, self.opened.feed
+        if accelerator.is_main_process:
+            save_classifier(classifier, self.folder)
+        accelerator.wait_for_everyone()
+        met = self._tally()
+        result: dict[str, Any] = {
+            "config": config.model_dump(mode="json"),
+            "training": {
+                "sets": feed.facts(),
+                "images": feed.fingerprints,
+                "budget": feed.budget,
+                "epochs": config.optimise.epochs,
+                "images_seen": self.steps * config.optimise.batch_size,
+                "undecodable_seen": len(met["undecodable"]),
+                "undecodable": facts_of(met["undecodable"]),
+                "processes": accelerator.num_processes,
+                "accumulation": self.options.accumulation,
+                "seconds": round(met["seconds"], 1),
+                "cpu_seconds": round(met["cpu_seconds"], 1),
+                "history": self.history,
+            },
+            "software": software(),
+        }
+        if self.talks:
+            tell_unread(met["undecodable"], " and ".join(config.data.train))
+        result["test"] = self._test(open_classifier(self.folder, device=str(accelerator.device)))
+        if accelerator.is_main_process:
+            atomic_text(self.folder / RESULTS, dump_result(result))
+        if self.options.log_with:
+            accelerator.end_training()
+        return result
 
+    def test_again(self, done: dict[str, Any]) -> dict[str, Any]:
+        """Test a finished training on something else, then replace its result."""
+        kept = open_classifier(self.folder, device=str(self.accelerator.device))
+        kept = replace(kept, preprocessing=replace(kept.preprocessing, crop=self.config.test.crop))
+        result = {**done, "config": self.config.model_dump(mode="json"), "test": self._test(kept)}
+        if self.accelerator.is_main_process:
+            save_classifier(kept, self.folder)  # the crop is a part of it
+            atomic_text(self.folder / CONFIG, dump_part(self.config))
+            atomic_text(self.folder / RESULTS, dump_result(result))
+        self.accelerator.wait_for_everyone()
+        return result
 
-def _test_again(
-    config: TrainConfig, options: RunOptions, accelerator: Any, opened: Opened, done: dict[str, Any], folder: Path
-) -> dict[str, Any]:
-    """Test a finished training on something else; what is there is replaced when that is done."""
-    kept = open_classifier(folder, device=str(accelerator.device))
-    prepared = replace(kept.preprocessing, crop=config.test.crop)
-    kept = replace(kept, preprocessing=prepared)
-    test = _tested(kept, options, accelerator, opened)
-    result = {**done, "config": config.model_dump(mode="json"), "test": test}
-    if accelerator.is_main_process:
-        save_classifier(kept, folder)  # the crop is a part of it
-        atomic_text(folder / CONFIG, dump_train_config(config))
-        atomic_text(folder / RESULTS, dump_result(result))
-    accelerator.wait_for_everyone()
-    return result
-
-
-def _tested(kept: Classifier, options: RunOptions, accelerator: Any, opened: Opened) -> dict[str, Any] | None:
-    if opened.test is None:
-        return None
-    found = measure(kept, opened.test, accelerator, num_workers=options.num_workers, quiet=options.quiet)
-    return {**found, "overlap": opened.overlap}
+    def _test(self, kept: Classifier) -> dict[str, Any] | None:
+        if self.opened.test is None:
+            return None
+        num_workers, quiet = self.options.num_workers, self.options.quiet
+        found = measure(kept, self.opened.test, self.accelerator, num_workers=num_workers, quiet=quiet)
+        return {**found, "overlap": self.opened.overlap}

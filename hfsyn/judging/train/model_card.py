@@ -12,7 +12,6 @@ from typing import Any
 
 from builders.files import sha256_of
 from builders.hub.answers import HeadMovedError, page_of
-from builders.variants import VARIANTS
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.judging.classifier.network import Classifier, open_classifier
@@ -20,22 +19,19 @@ from hfsyn.judging.sets.references import parse_hub_id
 from hfsyn.progress import teller
 
 RESULTS = "results.json"
-_ROUNDS = 5
-"""How often a commit is made for a head that moves meanwhile."""
+_ROUNDS = 5  # how often a commit is tried if the branch moves meanwhile
 
 
-def push_classifier(
-    folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None, quiet: bool = False
-) -> str:
+def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
     """Publish the classifier of a training's folder; return the address of its commit. Running it again continues.
 
-    It can then be had with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``.
+    It can then be loaded with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``.
 
     Raises:
-        HfsynError: the folder holds no finished training, the name is none, the Hub refuses (exit code 3) or does not
-            answer in time (exit code 4).
+        HfsynError: the folder holds no finished training, the name is not valid, the Hub refuses (exit code 3) or does
+            not answer in time (exit code 4).
     """
-    repo = HubRepo(check_repo_id(repo_id), repo_type="model", token=token, say=teller(quiet))
+    repo = HubRepo(_check_repo_id(repo_id), repo_type="model", say=teller(quiet))
     path = Path(folder)
     if not (path / RESULTS).is_file():
         raise HfsynError(f"{folder} holds no finished training.", "Run its `hfsyn train` command to the end first.")
@@ -51,7 +47,7 @@ def push_classifier(
 
 
 def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
-    """The commit that has the files; those that the repository has are not sent."""
+    """The commit that has the files; those that the repository already has are not sent."""
     for _ in range(_ROUNDS):
         head = repo.head()
         if head is None:
@@ -60,30 +56,21 @@ def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
         missing = {name: file for name, file in files.items() if not file.is_at(there.get(name))}
         if not missing:
             return head
-        with suppress(HeadMovedError):  # somebody else committed: look again
+        with suppress(HeadMovedError):  # another commit came first: look again
             return repo.commit(missing, [], parent=head, message="Add classifier")
     raise HfsynError(
-        f"{repo.repo_id} was removed, or others committed to it, all the time.",
+        f"{repo.repo_id} was removed, or others kept committing to it.",
         "Run the same command again.",
         code=ExitCode.PARTIAL,
     )
 
 
 def check_push(repo_id: str) -> None:
-    """Refuse what cannot be published to, before any work is done.
-
-    Raises:
-        HfsynError: it is not of the form USER/NAME, or there is no token (exit code 3).
-    """
-    HubRepo(check_repo_id(repo_id), repo_type="model").need_token()
+    """Refuse a name that is not USER/NAME, and a missing token (exit code 3), before any work is done."""
+    HubRepo(_check_repo_id(repo_id), repo_type="model").need_token()
 
 
-def check_repo_id(repo_id: str) -> str:
-    """The name of a repository, USER/NAME.
-
-    Raises:
-        HfsynError: it is not of that form.
-    """
+def _check_repo_id(repo_id: str) -> str:
     if parse_hub_id(repo_id) is None:
         raise HfsynError(f"{repo_id!r} is not a name on the Hub.", "One looks like USER/NAME.")
     return repo_id
@@ -97,10 +84,7 @@ def write_timm_folder(classifier: Classifier, folder: Path) -> None:
     save_for_hf(
         classifier.network,
         str(folder),
-        model_config={
-            "label_names": list(classifier.wnids),
-            "label_descriptions": dict(zip(classifier.wnids, classifier.names, strict=True)),
-        },
+        model_config={"label_names": list(classifier.wnids), "label_descriptions": classifier.classes},
         data_config={
             "input_size": (3, given.image_size, given.image_size),
             "mean": given.mean,
@@ -116,13 +100,13 @@ def card_text(classifier: Classifier, result: Mapping[str, Any], repo_id: str) -
     """The model card: front matter with the results as the Hub reads them, then the same for people."""
     from huggingface_hub import ModelCardData
 
-    training, test = result["training"], result["test"]
+    training, test, name = result["training"], result["test"], repo_id.rsplit("/", 1)[-1]
     data = ModelCardData(
-        model_name=repo_id.rsplit("/", 1)[-1],
+        model_name=name,
         library_name="timm",
         pipeline_tag="image-classification",
         tags=["image-classification", "timm", "hfsyn"],
-        datasets=sorted({name for made in training["sets"] if (name := _hub_name(made))}),
+        datasets=sorted({made["hub"] for made in training["sets"] if made["hub"]}),
         eval_results=_eval_results(test) if test else None,
     )
     sets = "\n".join(f"- {_described(made)}: {made['share']:.0f} images an epoch" for made in training["sets"])
@@ -131,7 +115,7 @@ def card_text(classifier: Classifier, result: Mapping[str, Any], repo_id: str) -
 {data.to_yaml()}
 ---
 
-# {repo_id.rsplit("/", 1)[-1]}
+# {name}
 
 A `{classifier.name}` that tells {len(classifier.wnids)} ImageNet classes apart, trained with hfsyn
 ({shown}) on:
@@ -152,22 +136,21 @@ The whole recipe, the software and every measure are in `{RESULTS}`.
 def _tested(test: Mapping[str, Any] | None) -> str:
     if not test:
         return "It was not tested.\n"
-    found = test["metrics"]
     known = f", {test['overlap']} of which are among the training images too" if test.get("overlap") else ""
+    rows = [
+        f"| {title} | {found['value']:.4f} | {found['low']:.4f} to {found['high']:.4f} |\n"
+        for title, key in (("top-1 accuracy", "top1"), ("top-5 accuracy", "top5"), ("calibration error", "ece"))
+        if (found := test["metrics"][key])["value"] is not None  # four classes have no top-5
+    ]
     return (
         f"Tested on {_described(test['dataset'])}, {test['n']} images{known}:\n\n"
-        "| measure | value | 95 % interval |\n|---|---|---|\n"
-        + "".join(
-            f"| {title} | {found[key]['value']:.4f} | {found[key]['low']:.4f} to {found[key]['high']:.4f} |\n"
-            for title, key in (("top-1 accuracy", "top1"), ("top-5 accuracy", "top5"), ("calibration error", "ece"))
-            if found[key]["value"] is not None  # top-5 of four classes is nothing
-        )
+        f"| measure | value | 95 % interval |\n|---|---|---|\n{''.join(rows)}"
     )
 
 
 def _described(data: Mapping[str, Any]) -> str:
-    """A set in words: on the Hub by its commit, anywhere else by what is in it."""
-    if _hub_name(data):
+    """A set in words: on the Hub by its commit, anywhere else by its fingerprint."""
+    if data["hub"]:
         return f"`{data['reference']}`, split {data['split']}, revision {data['revision'] or 'none'}"
     known = f", fingerprint `{data['fingerprint'][:16]}`" if data.get("fingerprint") else ""
     return f"`{_without_path(data['reference'])}` (not on the Hub), split {data['split']}{known}"
@@ -177,10 +160,10 @@ def _eval_results(test: Mapping[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     data = test["dataset"]
-    repository = _hub_name(data)
+    repository = data["hub"]
     return [
         EvalResult(
-            # The type is an identifier of the Hub's; a set that is not there must not be taken for one that is.
+            # The type is an identifier on the Hub; a set that is not there must not be taken for one that is.
             task_type="image-classification",
             dataset_type=repository or data.get("variant") or "local",
             dataset_name=_without_path(data["reference"]),
@@ -196,12 +179,18 @@ def _eval_results(test: Mapping[str, Any]) -> list[Any]:
 
 
 def without_paths(value: Any) -> Any:
-    """A result for others to read: of every local path only its last name is left."""
+    """A result to be published: of every local path only its last name is left."""
     if isinstance(value, Mapping):
         return {without_paths(key): without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [without_paths(inner) for inner in value]
     return _without_path(value) if isinstance(value, str) else value
+
+
+_PLACE = re.compile(r"([\w.@-]*[=:])?((?:~|\.{1,2})?/(?!/).*|~|\.\.)", re.DOTALL)
+"""A path on this machine, alone or with a prefix: ``VARIANT=/photographs``, ``local-dir:/trained``."""
+_WITHIN = re.compile(r"""(?<![\w:/.~-])(?:~|\.{1,2})?/(?!/)[^\s,;:'"()]*/[^\s,;:'"()]+""")
+"""One in the middle of a sentence."""
 
 
 def _without_path(text: str) -> str:
@@ -212,21 +201,3 @@ def _without_path(text: str) -> str:
     if "/" in place and len(place) < 256 and Path(place).exists():
         return f"{stated}{sign}{Path(place).name}"
     return _WITHIN.sub(lambda found: Path(found[0]).name, text)
-
-
-_PLACE = re.compile(r"([\w.@-]*[=:])?((?:~|\.{1,2})?/(?!/).*|~|\.\.)", re.DOTALL)
-"""A place on this machine, alone or with what it is given as: ``VARIANT=/photographs``, ``local-dir:/trained``."""
-_WITHIN = re.compile(r"""(?<![\w:/.~-])(?:~|\.{1,2})?/(?!/)[^\s,;:'"()]*/[^\s,;:'"()]+""")
-"""One in the middle of a sentence."""
-
-
-def _hub_name(data: Mapping[str, Any]) -> str | None:
-    """The repository on the Hub that a set's facts name; None where it is on nobody else's disk."""
-    if "hub" in data:
-        name: str | None = data["hub"]
-        return name
-    place = data["reference"].partition("@")[0].partition("#")[0].rpartition("=")[2]
-    if place in VARIANTS:
-        hub = VARIANTS[place].hub
-        return hub.repo_id if hub else None
-    return None if Path(place).exists() else parse_hub_id(place)

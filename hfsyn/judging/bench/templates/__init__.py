@@ -1,1 +1,1 @@
-"""The page's template; data only."""
+"""The page's template and the example of a matrix; data only."""

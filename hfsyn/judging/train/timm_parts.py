@@ -1,0 +1,177 @@
+"""The parts of a training that timm makes: augmentation, optimizer, schedule, mixing of images, and the loss."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from builders.errors import did_you_mean
+from builders.wording import first_line
+from hfsyn.errors import HfsynError
+from hfsyn.judging.classifier.network import Classifier, Preprocessing
+from hfsyn.judging.sets.batches import derive, seeded
+from hfsyn.recipes.training_recipe import AugmentPart, TrainConfig
+
+Mix = Callable[[Any, Any, int, int], tuple[Any, Any]]
+
+
+class Augmentation:
+    """timm's training transform in two halves: images are augmented one by one, and normalised a batch at a time.
+
+    A call turns a PIL image into a tensor, using the global generators; `finish` makes a batch of them floats. Between
+    the two an image is uint8 (height, width, 3): a quarter of the bytes to copy from a worker to a GPU, which then does
+    the arithmetic. With random erasing it is float32 (3, height, width) and finished, since timm erases in floats. The
+    values are those of timm's own transform but for rounding.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, part: AugmentPart) -> None:
+        from timm.data import create_transform
+
+        first, second, last = create_transform(
+            preprocessing.image_size,
+            is_training=True,
+            scale=part.scale,
+            ratio=part.ratio,
+            hflip=part.flip,
+            auto_augment=part.auto_augment,
+            color_jitter=part.color_jitter or None,
+            re_prob=part.random_erasing,
+            interpolation=part.interpolation,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            separate=True,
+        )
+        self._floats = part.random_erasing > 0
+        self._steps = [*first.transforms, *second.transforms, *(last.transforms if self._floats else [])]
+        self._mean, self._std = preprocessing.mean, preprocessing.std
+
+    def __call__(self, picture: Any) -> Any:
+        """A PIL image to a tensor; see the class."""
+        import torch
+
+        for step in self._steps:
+            picture = step(picture)
+        return picture if self._floats else torch.from_numpy(np.array(picture))
+
+    def finish(self, batch: Any) -> Any:
+        """A batch of such tensors, on any device, to float32 (n, 3, height, width), normalised."""
+        import torch
+
+        if self._floats:
+            return batch
+
+        def by_channel(values: list[float]) -> Any:
+            return torch.tensor(values, device=batch.device).view(1, 3, 1, 1)
+
+        # (v / 255 - mean) / std in two passes instead of three; the permuted bytes are channels-last already.
+        scale = by_channel([1 / (255 * std) for std in self._std])
+        shift = by_channel([mean / std for mean, std in zip(self._mean, self._std, strict=True)])
+        return batch.permute(0, 3, 1, 2).float().mul_(scale).sub_(shift)
+
+
+def check_optimizer(name: str) -> None:
+    """Refuse an optimizer that timm does not know, with the nearest name."""
+    from timm.optim import list_optimizers
+
+    known = list_optimizers()
+    if name not in known:
+        guess = did_you_mean(name, known)
+        raise HfsynError(f"timm has no optimizer {name!r}.{guess}", "Common ones: sgd, adamw, lamb.")
+
+
+def make_optimizer(network: Any, config: TrainConfig) -> Any:
+    """timm's optimizer of the recipe; weight decay leaves out biases and norms."""
+    from timm.optim import create_optimizer_v2
+
+    part = config.optimise
+    try:
+        return create_optimizer_v2(
+            network, opt=part.optimizer, lr=part.lr, weight_decay=part.weight_decay, momentum=part.momentum
+        )
+    except (TypeError, ImportError, RuntimeError) as error:
+        raise HfsynError(f"The optimizer {part.optimizer} cannot be made: {error}", "Try sgd or adamw.") from None
+
+
+def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: float) -> Any:
+    """timm's schedule in steps; a pure function of the step, so that it needs no checkpoint."""
+    from timm.scheduler import create_scheduler_v2
+
+    part = config.optimise
+    warmup = min(round(part.warmup_epochs * each_epoch), steps - 1)
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=part.schedule,
+        num_epochs=steps - warmup,
+        min_lr=part.min_lr,
+        warmup_epochs=warmup,
+        warmup_lr=part.lr / (warmup + 1),
+        warmup_prefix=True,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    return schedule
+
+
+def make_loss(config: TrainConfig, classes: int) -> tuple[Mix, Callable[[Any, Any], Any]]:
+    """``(mix, loss)``: mix makes mixed pixels and targets of a part's pixels and labels, the same on every restart."""
+    from timm.data import Mixup
+    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+
+    part = config.augment
+    if not part.mixes:
+        return lambda pixels, labels, step, number: (pixels, labels), LabelSmoothingCrossEntropy(part.label_smoothing)
+    mixup = Mixup(
+        mixup_alpha=part.mixup,
+        cutmix_alpha=part.cutmix,
+        prob=part.mix_prob,
+        label_smoothing=part.label_smoothing,
+        num_classes=classes,
+    )
+
+    def mix(pixels: Any, labels: Any, step: int, number: int) -> tuple[Any, Any]:
+        with seeded(derive(config.seed, "mix", step, number)):  # the same in all processes: they share the pairs
+            return mixup(pixels, labels)
+
+    return mix, SoftTargetCrossEntropy()
+
+
+def try_training(classifier: Classifier, config: TrainConfig, images: int) -> None:
+    """Augment one blank image, and run a copy of the network on the `images` images that are a part of a step.
+
+    timm and torch raise anything, deep inside a network, for a size or an option that does not fit: it is better found
+    before the training. Neither the network nor any random generator is changed.
+
+    Raises:
+        HfsynError: timm cannot make the augmentation, or the network cannot be trained on such a part.
+    """
+    import torch
+    from PIL import Image
+
+    size = classifier.preprocessing.image_size
+    with seeded(config.seed):
+        try:
+            Augmentation(classifier.preprocessing, config.augment)(Image.new("RGB", (size, size), "grey"))
+        except Exception as error:
+            raise HfsynError(
+                f"timm cannot make the augmentation: {first_line(error)}.",
+                f"Look at augment.*: auto_augment is {config.augment.auto_augment!r}, such as rand-m7-n2-inc1.",
+            ) from None
+    network = copy.deepcopy(classifier.network).train()
+    count = min(images, 2)  # two at most are enough; batch normalisation refuses one if its map is a single pixel
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            shape = tuple(network(torch.zeros(count, 3, size, size)).shape)
+        except Exception as error:
+            raise HfsynError(
+                f"{classifier.name} cannot be trained on {images} colour image{'s' * (images > 1)} of {size} pixels "
+                f"at a time: {first_line(error)}.",
+                "Look at --image-size, --batch-size and model.options.",
+            ) from None
+    if shape != (count, len(classifier.wnids)):
+        raise HfsynError(
+            f"{classifier.name} answers {count} images with {shape} instead of {len(classifier.wnids)} numbers each.",
+            f"model.options is {dict(classifier.options)}.",
+        )
