@@ -611,7 +611,7 @@ def take_from_xet(hub: Hub, repo: Repo, operations: list[tuple[str, dict[str, An
 
 
 def front_matter(text: str) -> dict[str, Any] | None:
-    """The metadata of a card, None without any; ValueError where it is no mapping in YAML."""
+    """The metadata of a card, None without any; ValueError where it is not a mapping in YAML."""
     found = re.match(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*$", text, re.DOTALL | re.MULTILINE)
     if found is None:
         return None

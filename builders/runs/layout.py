@@ -114,7 +114,7 @@ class Sidecar:
     all had the size in the recipe.
     """
     options: Mapping[str, str] = field(default_factory=dict)
-    """Whatever else may affect the last bits: memory format, compilation, attention kernel."""
+    """Everything else that may affect the last bits: memory format, compilation, attention kernel."""
     unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Kind of weights that the model has and does not use -> number."""
 

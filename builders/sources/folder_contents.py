@@ -127,7 +127,7 @@ def named(what: str, names: Sequence[str], most: int = 3) -> str:
 
 
 def _items(folder: Path, *, deep: bool = True) -> Iterator[tuple[str, str]]:
-    """Kind and name of each item: "image", "folder", "archive", or why it is none of these.
+    """Kind and name of each item: "image", "folder", "archive", or why it is not one of them.
 
     Without `deep` no file is opened, and only folders are recognized.
     """

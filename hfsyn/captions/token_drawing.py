@@ -213,7 +213,7 @@ def loaded(
     `parts` loads the processor or tokenizer from a place with options, and names the network's auto class.
 
     Raises:
-        HfsynError: it cannot be loaded, or has lost so many weights that its texts would be random.
+        HfsynError: it cannot be loaded, or lacks weights, so that its texts would be random.
     """
     import torch
     import transformers

@@ -484,7 +484,7 @@ def test_shards_that_a_model_refuses_whole_wait_for_one_that_it_takes(tmp_path: 
 def test_a_model_that_breaks_on_the_way_ends_the_run(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As a device does after its first fault: what it refuses then is no image's fault."""
+    """As a device does after its first fault: what it refuses then is not the fault of an image."""
     import hfsyn.captions.captioner
 
     calls = []

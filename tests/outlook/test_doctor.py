@@ -1,4 +1,4 @@
-"""What would stop a run is found before it begins, and each finding names what mends it."""
+"""What would stop a run is found before it begins, and each finding names what fixes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in a repository after a publication, for whoever takes it: other readers, other releases, the curious."""
+"""What lies in a repository after a publication, for its readers: other libraries, other releases, the curious."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def everything(hub: Hub, alice: Client, repo: str) -> Iterator[tuple[str, str]]:
 
 
 def test_the_changelog_compares_recipes_as_others_may_see_them(hub: Hub, alice: Client, tmp_path: Path) -> None:
-    """Where the images lie on this machine is no part of the version before: that it has changed would be untrue."""
+    """Where the images lie on this machine is not part of the version before: that it has changed would be untrue."""
     for number, wnid in enumerate(WNIDS):
         for name in range(2):
             path = tmp_path / SECRET / "train" / wnid / f"{name}.png"

@@ -1,4 +1,4 @@
-"""A version is what was verified, and what people put into the repository stays in reach, whoever writes there too."""
+"""A version is what was verified, and what people put into the repository stays in reach, while others write there too."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_no_version_is_made_beside_another_configuration_that_is_not_its_manifes
         dataset.put(**{path: None if damage == "removed" else shard(runs[SMALL])})
     line = dataset.refused(runs[LARGE], "1.1.0", "--config-name", "cip")
     assert path in line
-    dataset.published(runs["basic"], "1.1.0", "--config-name", "basic")  # which puts it right
+    dataset.published(runs["basic"], "1.1.0", "--config-name", "basic")  # which fixes it
     dataset.published(runs[LARGE], "1.2.0", "--config-name", "cip")
     assert dataset.loaded("v1.2.0", "cip") == ids(runs[LARGE])
 

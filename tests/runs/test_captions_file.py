@@ -327,7 +327,7 @@ def test_a_dataset_of_the_hub_is_pinned_to_its_commit(tmp_path: Path) -> None:
         assert "hfsyn runs no code of others" in prepared("theirs", mine["captions_file"], recipe=theirs)[2]
         assert "come from a file of its author's" in prepared("theirs", mine["strategy"], recipe=theirs)[2]
         assert not (tmp_path / "theirs").exists()
-        # Whoever has both says so, and has the same recipe then.
+        # Someone who has both says so, and then has the same recipe.
         assert prepared("taken", *mine.values(), recipe=theirs)[1:] == (load_run(made).fingerprint, "")
 
         running.close()

@@ -1,5 +1,5 @@
 """Run folders to which something happened: what is lost, cut short, altered or another recipe's is said in one line by
-whoever looks, and made again to the same bytes.
+every command, and made again to the same bytes.
 """
 
 from __future__ import annotations

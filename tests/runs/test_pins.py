@@ -1,4 +1,4 @@
-"""What a run has pinned stands, whoever commits to the places that its recipe names while it is at work."""
+"""What a run has pinned stands, even if others commit to the places that its recipe names while it is at work."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ def test_files_that_are_not_ours_are_refused_and_stay(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "thesis.tex").write_text("x")
     for overwrite in (False, True):
-        with pytest.raises(HfsynError, match=r"thesis\.tex|is no run folder"):
+        with pytest.raises(HfsynError, match=r"thesis\.tex|is not a run folder"):
             prepare(load_recipe("shapes-cip"), folder, overwrite=overwrite)
     assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
 

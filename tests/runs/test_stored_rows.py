@@ -56,7 +56,7 @@ def test_a_run_without_shards_has_no_rows(tmp_path: Path) -> None:
 
 
 def test_the_other_row_groups_are_not_read(folder: Path) -> None:
-    # A stranger's bytes in place of the first row group: whoever reads it fails on it.
+    # A stranger's bytes in place of the first row group: reading it fails.
     shard = folder / layout.DATA / layout.shard_name("train", 0, SHARDS)
     group = pq.read_metadata(shard).row_group(0)
     column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "image.bytes")

@@ -82,11 +82,11 @@ def alike(path: Path, variant: str = "imagenette") -> list[str] | str:
     return found
 
 
-# --- labels that are no classes -------------------------------------------------------------------------------------
+# --- labels that are not classes ------------------------------------------------------------------------------------
 
 
 def test_labels_that_match_nothing_are_listed_and_no_others(tmp_path: Path) -> None:
-    """One of three is no class of ImageNet; none is one of the drawn variant, which nobody asked for."""
+    """One of three is not a class of ImageNet; none is a class of the drawn variant, which nobody asked for."""
     table = write(tmp_path / "train.parquet", {"label": [TENCH, SPRINGER, "a quokka"]})
     said = opened(str(table))
     assert isinstance(said, str)

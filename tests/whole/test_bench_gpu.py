@@ -76,7 +76,7 @@ def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
     (images,) = figures["images"]
     captions = figures["captions"]
 
-    # The work: five calls an image and two rows each, whoever does it; ours encodes the empty prompt once for all.
+    # The work: five calls an image and two rows each, in every arm; ours encodes the empty prompt once for all.
     arms = images["arms"]
     assert list(arms) == ["official-style", "plain", "ours"]
     assert images["unet_rows_per_image"] == 10

@@ -20,6 +20,7 @@ from hfsyn.recipes.recipe import RECIPES
 from hfsyn.recipes.strategies import STRATEGIES
 
 sys.path.insert(0, str(ROOT / "scripts"))
+from read_aloud import EVERYTHING, findings
 from readme_tables import READMES
 
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
@@ -143,5 +144,19 @@ def test_links_of_a_readme_lead_somewhere(name: str) -> None:
         assert link.startswith("https://") or (ROOT / name).parent.joinpath(link).exists(), link
 
 
+def test_each_way_through_the_code_is_short_and_goes_nowhere_twice() -> None:
+    (drawn,) = re.findall(r"```ways\n(.*?)```", TEXTS["hfsyn/README.md"], re.DOTALL)
+    ways = {way.splitlines()[0]: [line.split()[0] for line in way.splitlines()[1:]] for way in drawn.split("\n\n")}
+    assert set(ways) == {"caption", "seed", "prompt", "image", "accuracy"}
+    for name, stops in ways.items():
+        assert len(stops) == len(set(stops)) <= 12, name
+        for stop in stops:
+            assert (ROOT / ("" if stop.startswith("builders/") else "hfsyn") / stop).is_file(), stop
+
+
 def test_the_front_page_is_a_door() -> None:
     assert len(TEXTS["README.md"].encode()) <= 12_000
+
+
+def test_no_text_has_a_phrase_that_no_native_engineer_would_write() -> None:
+    assert list(findings(EVERYTHING)) == []
