@@ -2,8 +2,8 @@
 
 The path is: processor(images, text), ``generate``, ``batch_decode``. Chat models get their instruction through their
 chat template, Florence-2 a task; others continue the prompt. Everything else that a processor makes (segment ids,
-masks, sizes, places of tiles) is passed on unchanged. However tokens are chosen (see `hfsyn.captions.token_drawing`), a caption
-does not depend on the other images of a batch beyond rounding.
+masks, sizes, places of tiles) is passed on unchanged. However tokens are chosen (see `hfsyn.captions.token_drawing`), a
+caption does not depend on the other images of a batch beyond rounding.
 """
 
 from __future__ import annotations

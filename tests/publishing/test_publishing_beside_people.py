@@ -1,4 +1,4 @@
-"""A version is what was verified, and what people put into the repository stays in reach, while others write there too."""
+"""A version is what was verified, and what people put into the repository stays in reach, while others write too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""--overwrite: the old run is there whole or gone, whichever process is killed on the way; nobody's work is deleted under their
+"""--overwrite: the old run is there whole or gone, whichever process is killed on the way; nobody's work is deleted
+under their
 hands; and what a process may still be writing is left alone.
 """
 

@@ -1,4 +1,5 @@
-"""Files of strangers that unpack to far more than they weigh: refused in one line, by each command that reads them, in little
+"""Files of strangers that unpack to far more than they weigh: refused in one line, by each command that reads them, in
+little
 memory.
 """
 
