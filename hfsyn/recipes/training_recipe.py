@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import Amount, Count, Int, Part, Seed, Share, Shelf, Text, checked, fields_of, put, set_field
 
-TRAINING_RECIPES = Shelf("training recipe", "hfsyn.recipes.training")
+TRAINING_RECIPES = Shelf("training recipe", "training")
 
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:

@@ -361,7 +361,7 @@ def test_damaged_weights_are_refused(folders: Folders, tmp_path: Path, damage: s
     else:
         content = weights.read_bytes()
         weights.write_bytes(content[: len(content) // 2] if damage == "cut" else b"\xff" * len(content))
-    words = "has no weights of its captioner" if damage == "missing" else "cannot be loaded as a captioner"
+    words = "has no loadable weights of its captioner" if damage == "missing" else "cannot be loaded as a captioner"
     assert words in refusal(copy).message
 
 

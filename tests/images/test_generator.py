@@ -444,7 +444,7 @@ def test_damaged_weights_are_refused(folders: Folders, tmp_path: Path, name: str
         weights.write_bytes(weights.read_bytes()[:-1000])
     else:
         weights.unlink()
-    words = "cannot be loaded as a generator" if damage == "cut" else f"has no weights of its {name}"
+    words = "cannot be loaded as a generator" if damage == "cut" else f"has no loadable weights of its {name}"
     assert f"{copy} {words}" in refusal(str(copy)).message
 
 
