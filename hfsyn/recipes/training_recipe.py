@@ -13,7 +13,21 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.loading import Amount, Count, Int, Part, Seed, Share, Shelf, Text, checked, fields_of, put, set_field
+from hfsyn.recipes.loading import (
+    Amount,
+    Count,
+    Int,
+    Part,
+    Seed,
+    Share,
+    Shelf,
+    Text,
+    checked,
+    differing,
+    fields_of,
+    put,
+    set_field,
+)
 
 TRAINING_RECIPES = Shelf("training recipe", "training")
 
@@ -188,7 +202,4 @@ def load_train_config(
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs and decides the weights, dotted."""
-    left, right = (c.model_dump(mode="json", exclude={"test"}) for c in (a, b))
-    found = [("seed", left.pop("seed"), right.pop("seed"))]
-    found += [(f"{part}.{key}", left[part][key], right[part][key]) for part in left for key in left[part]]
-    return [entry for entry in found if entry[1] != entry[2]]
+    return differing(a, b, {"test"})
