@@ -78,7 +78,10 @@ def test_card_and_readme_name_the_releases_that_were_tried(hub: Hub, alice: Clie
 
     publish(alice, run, "alice/tried", "1.0.0")
     tried = ", ".join(TRIED_DATASETS)
-    for text in (hub.files("dataset", "alice/tried")["README.md"].decode(), (ROOT / "README.md").read_text()):
+    for text in (
+        hub.files("dataset", "alice/tried")["README.md"].decode(),
+        (ROOT / "builders" / "README.md").read_text(),
+    ):
         assert f"(tried: {tried})" in text
         assert TRIED_DATASETS[0] in text.replace(tried, "")
 
