@@ -1,4 +1,4 @@
-"""What the Hub's answers mean: which are temporary and retried, and plain words for the rest.
+"""What the Hub's answers mean: which are retried after a wait (such as 429), and plain words for the rest.
 
 Every request of `builders` and `hfsyn` goes through `said_plainly`, `patiently` or `resumed`. Temporary failures (a
 conflict, a rate limit, a server error, a broken or silent connection) are retried a limited number of times with

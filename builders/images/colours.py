@@ -1,4 +1,4 @@
-"""Conversion of any picture to 8-bit sRGB: profiles, transparency, and grey deeper than 8 bits."""
+"""Any picture (CMYK, Lab, palette, deep grey, transparent) as 8-bit sRGB; a colour profile is applied."""
 
 from __future__ import annotations
 

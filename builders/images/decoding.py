@@ -1,4 +1,4 @@
-"""From the bytes of an image file to 8-bit sRGB, or a reason why not."""
+"""Decode the bytes of an image file: format, limits, EXIF rotation, then 8-bit sRGB; or a reason why not."""
 
 from __future__ import annotations
 

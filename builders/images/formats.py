@@ -1,4 +1,4 @@
-"""Formats of image files, by the ending of the name or by the first bytes."""
+"""Image file formats, by file extension or by first bytes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PICTURES = """
 _CAMERAS = "dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw raw 3fr iiq kdc dcr mrw x3f erf mef mos rwl gpr"
 
 IMAGE_SUFFIXES = frozenset("." + ending for ending in f"{_PICTURES} {_CAMERAS}".split())
-"""Endings of images, in lower case. Files in formats without a decoder are set aside with a reason, not ignored."""
+"""Image file extensions, lower case. Formats without a decoder are set aside with a reason, not ignored."""
 
 HEAD = 4096
-"""Number of bytes at the beginning of a file that identify its format."""
+"""How many of a file's first bytes identify its format."""
 
 _STARTS: dict[str, tuple[bytes, ...]] = {
     "JPEG": (b"\xff\xd8",),
@@ -58,7 +58,7 @@ _STARTS["camera raw"] = (
     b"\x00MRM",
     b"FOVb",
 )
-"""Format -> how its files may begin."""
+"""Format -> how its files can start."""
 
 _PATTERNS = {
     "WEBP": rb"RIFF.{4}WEBP",
@@ -79,7 +79,7 @@ _PATTERNS = {
     "XBM": rb"#define\s+\w*_?width\s+\d+",
     "SVG": rb"(\xef\xbb\xbf)?\s*(<\?xml|<!--|<!DOCTYPE svg|<svg)",
 }
-"""Formats that a prefix does not identify, in order of precedence."""
+"""Formats that no fixed prefix identifies, in order of precedence."""
 _COMPILED = {name: re.compile(pattern, re.DOTALL) for name, pattern in _PATTERNS.items()}
 
 _BRANDS = {"AVIF": [b"avif", b"avis"], "HEIC": [b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]}
@@ -88,9 +88,7 @@ _BRANDS["camera raw"] = [b"crx "]
 
 
 def format_of(head: bytes) -> str | None:
-    """The image format of a file by its first `HEAD` bytes; None for other files, and for formats without a signature
-    such as TGA.
-    """
+    """A file's image format, from its first `HEAD` bytes; None if not an image, or without a signature (TGA)."""
     if head[4:8] == b"ftyp":
         size = min(int.from_bytes(head[:4], "big"), len(head), 256)
         brands = {head[8:12], *(head[at : at + 4] for at in range(16, size, 4))}
@@ -103,5 +101,5 @@ def format_of(head: bytes) -> str | None:
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file is an image, by its first bytes; see `format_of`."""
+    """Whether a file starts like an image; see `format_of`."""
     return format_of(head) is not None

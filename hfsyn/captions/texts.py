@@ -1,4 +1,4 @@
-"""Texts beside the models: a prompt filled with a class's words, and a caption made fit for a prompt and checked."""
+"""Prompts filled with a class's words, and captions cleaned and flagged (empty, repeated, no class word)."""
 
 from __future__ import annotations
 

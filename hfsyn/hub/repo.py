@@ -1,6 +1,6 @@
-"""The Hub as publishing needs it: its limits, and one repository with calls that can be repeated.
+"""The Hub for publishing: its limits, and one repository whose calls are safe to repeat.
 
-A request may have been carried out although its answer was lost; `builders.hub.answers` says which are tried again.
+A request may have succeeded even if its response was lost; `builders.hub.answers` says what is retried.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ T = TypeVar("T")
 MOST_FILES = 100_000  # in a repository; the Hub's recommendation
 MOST_ENTRIES = 10_000  # in a folder; a hard limit of the Hub
 LARGEST_FILE = 20 * 10**9  # bytes; the Hub's recommendation (50 GB is its hard limit)
-LARGEST_SHARD = 500 * 2**20  # bytes; the most that the Hub's own tools write, and that its Dataset Viewer reads well
-FILES_A_COMMIT = 1000  # the most that the Hub's own client puts into one commit (the Hub takes 25,000, within a minute)
+LARGEST_SHARD = 500 * 2**20  # bytes; the most that the Hub's own tools write and its Dataset Viewer handles well
+FILES_A_COMMIT = 1000  # the most the Hub's own client puts in one commit (the Hub accepts 25,000, within a minute)
 
 CALL_TIMEOUT = 60.0
-"""Seconds of silence after which a connection counts as lost. The client's own default is to wait forever."""
+"""Seconds of silence before a connection counts as lost. By default the client waits forever."""
 _SENT_AT_ONCE, _BYTES_AT_ONCE = 100, 256 * 2**20
-"""Files and bytes sent with one request; progress is shown between two of them."""
+"""Maximum files and bytes per request; progress is shown between requests."""
 
 
 def commits_for(files: int) -> int:
-    """Commits that this many files and the card take; more than one are made in a pull request."""
+    """Commits needed for this many files and the card; more than one go in a pull request."""
     return -(-(files + 1) // FILES_A_COMMIT)
 
 
@@ -40,20 +40,20 @@ class RemoteFile:
     """A file of a repository at one commit, as the Hub lists it."""
 
     size: int
-    sha256: str | None  # of large files, which the Hub stores by their content
-    blob: str  # Git's own hash, of the other ones
+    sha256: str | None  # large files only, which the Hub stores by content
+    blob: str  # Git's own hash, for the others
 
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file that is to be published: on the disk, or in memory."""
+    """A file to publish: on disk or in memory."""
 
     content: Path | bytes
     sha256: str
 
     @classmethod
     def made(cls, text: str) -> LocalFile:
-        """A small text."""
+        """From a text."""
         data = text.encode()
         return cls(data, hashlib.sha256(data).hexdigest())
 
@@ -82,9 +82,9 @@ class HubRepo:
     Args:
         repo_id: ``USER/NAME``.
         repo_type: ``dataset`` or ``model``.
-        token: as everywhere in huggingface_hub; None takes the environment's or the stored one.
-        say: called with a line about every pause.
-        sleep: waits between two tries.
+        token: as in huggingface_hub; None uses the environment's or the stored one.
+        say: called with a line for each pause.
+        sleep: waits between tries.
     """
 
     def __init__(
@@ -100,16 +100,16 @@ class HubRepo:
         self.token = check_token(token)
         self.say, self._sleep = say, sleep
         self._waiting: dict[tuple[str, str], Any] = {}
-        """The client's operations for files that were sent and are not committed, by path and SHA-256."""
+        """The client's operations for files sent but not yet committed, by path and SHA-256."""
 
     def complete_id(self) -> None:
-        """Put the token's own account before a repository's name that has none."""
+        """Prefix the repository's name with the token's account if needed."""
         if "/" not in self.repo_id:
             self.repo_id = f"{self.account['name']}/{self.repo_id}"
 
     @cached_property
     def api(self) -> Any:
-        """The client. From its first use on, connections time out, and the client shows no progress bars."""
+        """The client. From its first use on, connections time out and progress bars are off."""
         from huggingface_hub import HfApi
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -118,24 +118,24 @@ class HubRepo:
         return HfApi(token=self.token, library_name="hfsyn")
 
     def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """Call the client and try again what may pass, within a bound; `what` is for a message: "commit to user/name".
+        """Call the client, retrying temporary failures within a bound; `what` is for messages: "commit to user/name".
 
         Raises:
-            HfsynError: it cannot be done (exit code 3), or not now (exit code 4: the same command continues).
+            HfsynError: it cannot be done (exit code 3), or not now (exit code 4: rerun to continue).
         """
         page = page_of(self.repo_id, self.repo_type)
         patience = Patience(self.repo_id, what, page=page, token=self.token, say=self.say, sleep=self._sleep)
         return patiently(lambda: function(*args, **options), patience)
 
     def ask(self, what: str, method: str, *args: Any, **options: Any) -> Any:
-        """Call a method of the client about this repository, as `call` does."""
+        """Call a client method on this repository, as `call` does."""
         return self.call(what, getattr(self.api, method), self.repo_id, *args, repo_type=self.repo_type, **options)
 
     def need_token(self) -> None:
-        """Refuse to begin what cannot be sent.
+        """Fail early if nothing can be sent.
 
         Raises:
-            HfsynError: there is no token, or the Hub is switched off (exit code 3).
+            HfsynError: there is no token, or offline mode is on (exit code 3).
         """
         from huggingface_hub import get_token
 
@@ -144,20 +144,20 @@ class HubRepo:
             problem = f"Nothing can be sent to {self.repo_id} while HF_HUB_OFFLINE is set."
             raise HfsynError(problem, "Unset it.", code=code)
         if not (self.token or get_token()):
-            problem = f"There is no token, and without one nothing can be written to {self.repo_id}."
-            raise HfsynError(problem, "Log in with a token that may write: hf auth login, or set HF_TOKEN.", code=code)
+            problem = f"There is no token; nothing can be written to {self.repo_id} without one."
+            raise HfsynError(problem, "Log in with a write token: hf auth login, or set HF_TOKEN.", code=code)
 
     @cached_property
     def account(self) -> dict[str, Any]:
-        """The account of the token, as `whoami` describes it.
+        """The token's account, as `whoami` describes it.
 
         Raises:
-            HfsynError: there is no token, or the Hub does not know it (exit code 3).
+            HfsynError: there is no token, or the Hub rejects it (exit code 3).
         """
-        return dict(self.call("ask whose token this is", self.api.whoami))
+        return dict(self.call("identify this token", self.api.whoami))
 
     def may(self, doing: str, repo_id: str, repo_type: str, **how: bool) -> bool | None:
-        """Whether this account may read, or with ``write=True`` write, a repository; None if it cannot be asked."""
+        """Whether this account may read (``write=True``: write) a repository; None if the Hub cannot tell."""
         try:
             return self.call(doing, asked, lambda: self.api.auth_check(repo_id, repo_type=repo_type, **how)) or None
         except HfsynError as error:
@@ -166,7 +166,7 @@ class HubRepo:
             return False
 
     def head(self, revision: str = "main") -> str | None:
-        """The commit of a revision; None where the repository or the revision does not exist."""
+        """The commit of a revision; None if the repository or revision does not exist."""
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
         def ask() -> str | None:
@@ -180,7 +180,7 @@ class HubRepo:
         return self.call(f"read {self.repo_id}", ask)
 
     def tree(self, commit: str) -> dict[str, RemoteFile]:
-        """All files at a commit by path; contents are not read."""
+        """All files at a commit, by path, without contents."""
 
         def ask() -> dict[str, RemoteFile]:
             entries = self.api.list_repo_tree(self.repo_id, recursive=True, revision=commit, repo_type=self.repo_type)
@@ -193,16 +193,16 @@ class HubRepo:
         return self.call(f"list the files of {self.repo_id}", ask)
 
     def text(self, path: str, commit: str) -> str:
-        """A small text file at a commit, with its own line ends."""
+        """A small text file at a commit, line endings kept."""
         what = f"{path} of {self.repo_id}"
         try:
             return Path(self.ask(f"read {what}", "hf_hub_download", path, revision=commit)).read_bytes().decode("utf-8")
         except UnicodeDecodeError:
-            problem = f"{what} is not UTF-8, and would be damaged if it were written again."
+            problem = f"{what} is not UTF-8, and rewriting it would damage it."
             raise HfsynError(problem, "Save it as UTF-8, or remove it.", code=ExitCode.PREFLIGHT) from None
 
     def fetch(self, path: str, commit: str, folder: Path) -> Path:
-        """Download a file into a folder, outside the cache."""
+        """Download a file into a folder, not the cache."""
         what = f"fetch {path} of {self.repo_id}"
         return Path(self.ask(what, "hf_hub_download", path, revision=commit, local_dir=folder))
 
@@ -212,7 +212,7 @@ class HubRepo:
         return {ref.name: str(ref.target_commit) for ref in refs.tags}
 
     def do(self, what: str, send: Callable[[], object], is_done: Callable[[int], bool]) -> None:
-        """Make a change as `call` does; `is_done` tells by an error's status whether an earlier try has made it."""
+        """Make a change via `call`; `is_done` tells from an error's status whether an earlier try made it."""
         from huggingface_hub.errors import HfHubHTTPError
 
         def attempt() -> None:
@@ -225,17 +225,17 @@ class HubRepo:
         self.call(what, attempt)
 
     def create(self, *, private: bool | None) -> None:
-        """Make the repository if it does not exist."""
+        """Create the repository if it is missing."""
         self.do(
             f"create {self.repo_id}",
             lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private),
-            lambda status: status == 409 and self.head() is not None,  # it exists, and is not just being made
+            lambda status: status == 409 and self.head() is not None,  # it exists, rather than being created
         )
 
     def send(self, files: Mapping[str, LocalFile], *, sent: Callable[[int], None] = lambda size: None) -> None:
-        """Send contents ahead, so that their commit takes a moment; what the Hub has is not sent again.
+        """Upload contents ahead, so that their commit is quick; what the Hub has is not sent again.
 
-        `sent` is called with the number of bytes that have arrived.
+        `sent` is called with the size of each portion once it has arrived.
         """
         from huggingface_hub import CommitOperationAdd
 
@@ -244,9 +244,9 @@ class HubRepo:
                 if (name, file.sha256) not in self._waiting:
                     content = file.content if isinstance(file.content, bytes) else str(file.content)
                     added = CommitOperationAdd(name, content)
-                    added.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: the client need not read it twice
+                    added.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: saves the client a second read
                     self._waiting[name, file.sha256] = added
-            # What has arrived is marked in the operation itself, and not sent again by the commit or another try.
+            # The operation itself marks what has arrived, so neither the commit nor a retry sends it again.
             operations = [self._waiting[name, file.sha256] for name, file in portion.items()]
             self.ask(f"send files to {self.repo_id}", "preupload_lfs_files", operations, free_memory=False)
             sent(sum(file.size for file in portion.values()))
@@ -254,11 +254,11 @@ class HubRepo:
     def commit(
         self, add: Mapping[str, LocalFile], delete: Sequence[str], *, parent: str, message: str, revision: str = "main"
     ) -> str:
-        """One commit on top of `parent`, the last known head of a branch or of the ref of a pull request.
+        """One commit on top of `parent`, the last known head of a branch or pull request.
 
         Args:
-            add: new and changed files by path; contents that the Hub has are not sent again.
-            delete: paths; that of a folder ends with a slash.
+            add: new and changed files by path; contents the Hub has are not sent again.
+            delete: paths; a folder's ends with a slash.
 
         Raises:
             HeadMovedError: the head has moved on from `parent`.
@@ -292,24 +292,22 @@ class HubRepo:
         return commit
 
     def branch(self, name: str, start: str) -> None:
-        """Make a branch that begins at a commit, if it does not exist."""
-        self.ask(
-            f"make the branch {name} of {self.repo_id}", "create_branch", branch=name, revision=start, exist_ok=True
-        )
+        """Create a branch at a commit, unless it exists."""
+        self.ask(f"create branch {name} in {self.repo_id}", "create_branch", branch=name, revision=start, exist_ok=True)
 
     def drop_branch(self, name: str) -> None:
-        """Remove a branch, if it exists."""
+        """Delete a branch if it exists."""
         self.do(
-            f"remove the branch {name} of {self.repo_id}",
+            f"delete branch {name} in {self.repo_id}",
             lambda: self.api.delete_branch(self.repo_id, branch=name, repo_type=self.repo_type),
             lambda status: status in (403, 404) and self.head(name) is None,
         )
 
     def tag(self, name: str, commit: str, message: str) -> None:
-        """Set a tag on a commit, if it is not there already.
+        """Tag a commit, unless it already has this tag.
 
         Raises:
-            HfsynError: the tag is on another commit.
+            HfsynError: another commit has the tag.
         """
         where = {"tag": name, "revision": commit, "repo_type": self.repo_type}
 
@@ -319,12 +317,12 @@ class HubRepo:
                 raise taken(self.repo_id, name, str(standing)) from None
             return standing is not None
 
-        what = f"tag {name} of {self.repo_id}"
+        what = f"tag {self.repo_id} as {name}"
         self.do(what, lambda: self.api.create_tag(self.repo_id, tag_message=message, **where), is_done)
 
 
 def _limit_silence() -> None:
-    """Let the client's connections time out: by default they wait forever for a Hub that is silent."""
+    """Make the client's connections time out: by default they wait forever for a silent Hub."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
@@ -338,14 +336,14 @@ def _limit_silence() -> None:
 
 
 def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
-    """The error where another publisher was faster."""
+    """The error if another publisher was faster."""
     return HfsynError(
-        f"The version {tag} of {repo_id} was taken meanwhile (commit {commit[:12]}).", "Publish under another version."
+        f"Version {tag} of {repo_id} has since been taken (commit {commit[:12]}).", "Publish as another version."
     )
 
 
 def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
-    """Files in portions of a bounded number and size; each is hashed by the client just before it is sent."""
+    """Files in portions of limited count and size."""
     portion: dict[str, LocalFile] = {}
     for name, file in files.items():
         size = sum(other.size for other in portion.values()) + file.size

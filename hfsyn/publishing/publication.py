@@ -1,4 +1,4 @@
-"""Publishing a run as a version: the bytes, then one change of main, then a reading back, then the tag.
+"""Publish a run as a version: send, change main once, read it back, and tag it only if it is what the run has.
 
 How it stays safe:
 

@@ -1,4 +1,4 @@
-"""What was published, read back from the Hub as a user would read it."""
+"""Two checks before the tag: the rows in each Parquet footer, and one row as `load_dataset` reads it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Run a matrix: train and test every cell that is not done yet, keep what failed, sum up.
+"""Run a matrix: train and test every cell not yet done, record failures, sum up.
 
-OUT/matrix.yaml                                    as it was resolved
+OUT/matrix.yaml                                    as resolved
 OUT/cells/ARM/MODEL/SETTING/seed-S/training/       the classifier
-OUT/cells/ARM/MODEL/SETTING/seed-S/results.json    written last: the cell is done, as far as it has the tests asked for
-OUT/cells/ARM/MODEL/SETTING/seed-S/error.json      why it failed; it is tried again the next time
-OUT/results.csv                                    one line a cell and test
+OUT/cells/ARM/MODEL/SETTING/seed-S/results.json    written last: the cell is done, for the tests it lists
+OUT/cells/ARM/MODEL/SETTING/seed-S/error.json      why it failed; the next run retries it
+OUT/results.csv                                    a line per cell and test
 OUT/summary.json                                   means, intervals, paired differences
 """
 
@@ -34,11 +34,11 @@ MATRIX, TRAINING = "matrix.yaml", "training"
 _EMPTY: dict[str, Any] = {"cell": {"tests": {}}, "training": {}, "tests": {}, "seconds": 0.0}
 
 Trainer = Callable[[Any, Path], dict[str, Any]]
-"""``train(config, out)``: trains a TrainConfig in a folder and returns its result."""
+"""``train(config, out)``: trains by a TrainConfig in a folder; returns the result."""
 Evaluator = Callable[[Path, str, str | None], dict[str, Any]]
 """``evaluate(model, dataset, split)``: the result of a test."""
 Look = Callable[[str, str | None, Sequence[str], int | None], str | None]
-"""``look(dataset, split, default splits, limit)``: the fingerprint of the images now; None if unknown."""
+"""``look(dataset, split, default splits, limit)``: the images' current fingerprint; None if unknown."""
 
 
 def bench(
@@ -54,27 +54,27 @@ def bench(
     submit: Submit | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Carry out a matrix in a folder. Running it again does what is missing and what failed.
+    """Run a matrix in a folder. A rerun does only what is missing or failed.
 
-    If a matrix has a new test, only that is run; a test that it no longer has stays in the cell's file.
+    Of a finished cell, only newly added tests are run; results of removed tests stay in its file.
 
     Args:
         matrix: a YAML file, its fields, or a Matrix.
-        out: the folder; another matrix's cells in it are refused.
-        train, evaluate, look: instead of `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate`
+        out: the folder; it must not hold another matrix's cells.
+        train, evaluate, look: replace `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate`
             and the fingerprint of `hfsyn.judging.sets.image_set.open_images`. With a custom `train` and no `look`,
             fingerprints are not compared.
-        num_processes: cells at once; None is one a GPU, or one a core. Each then uses one torch thread or one GPU.
-        num_workers: decoding processes beside each of those.
-        device: a torch device for all.
-        submit: an open task pool to use, instead of `num_processes`.
-        quiet: no progress.
+        num_processes: cells at once; None: one per GPU, or per core. Each then uses one torch thread or GPU.
+        num_workers: decoding processes for each of those.
+        device: torch device for all.
+        submit: an open task pool, used instead of `num_processes`.
+        quiet: no progress and no table.
 
     Returns:
         What summary.json holds: ``rows`` (mean and interval of each arm), ``differences`` (paired), ``failed``.
 
     Raises:
-        HfsynError: see `load_matrix`; or a cell in `out` was made with other settings, or of images that have changed.
+        HfsynError: see `load_matrix`; or a cell in `out` has other settings, or its images have changed since.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
     images = look or (cache(_look) if train is None else None)
@@ -104,28 +104,28 @@ def bench(
 
 
 def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
-    """The error with which the command ends if cells failed (exit code 4); None if none did."""
+    """The error that the command ends with if cells failed (exit code 4), else None."""
     failed = summary["failed"]
     if not failed:
         return None
     first = failed[0]
     return HfsynError(
-        f"{len(failed)} of {summary['cells']} cells failed, the first one ({first['cell']}) with: {first['error']}",
-        f"The others are done. Run the same command again to try these again; see {ERROR} in {out}.",
+        f"{len(failed)} of {summary['cells']} cells failed, the first ({first['cell']}) with: {first['error']}",
+        f"The others are done. Run the same command again to retry these; see each cell's {ERROR} in {out}.",
         code=ExitCode.PARTIAL,
     )
 
 
 def _run(submit: Submit, jobs: dict[Cell, tuple[Any, ...]], name: str | None) -> None:
-    """Do the jobs; `name` is the matrix's, to report progress under, or None to report nothing."""
+    """Run the jobs; progress is reported under the matrix's `name`, or not at all if None."""
     started = time.monotonic()
     futures = [_submitted(submit, job) for job in jobs.values()]
     for number, (cell, future) in enumerate(zip(jobs, futures, strict=True), start=1):
         try:
             line = future.result()
-        except BrokenProcessPool:  # which takes down the whole pool: what is left is for the next time
-            _write_error(jobs[cell][0], "A process of the pool died, perhaps because memory ran out.")
-            line = "failed: a process of the pool died"
+        except BrokenProcessPool:  # the whole pool is gone: what is left waits for the next run
+            _write_error(jobs[cell][0], "A pool process died, perhaps out of memory.")
+            line = "failed: a pool process died"
         if name is not None:
             where = " ".join(str(part) for part in cell.folder.parts[1:])
             seconds = time.monotonic() - started
@@ -133,7 +133,7 @@ def _run(submit: Submit, jobs: dict[Cell, tuple[Any, ...]], name: str | None) ->
 
 
 def _submitted(submit: Submit, job: tuple[Any, ...]) -> Future[Any]:
-    """The job's future; a failed one if the pool is broken already."""
+    """The job's future; already failed if the pool is broken."""
     try:
         return submit(run_cell, *job)
     except BrokenProcessPool as error:
@@ -150,28 +150,28 @@ def run_cell(
     train: Trainer,
     evaluate: Evaluator,
 ) -> str:
-    """Train a cell, run the tests that it lacks, write its results.json or error.json, and summarise it in a line."""
+    """Train a cell, run its missing tests, write results.json, error.json or both; return a one-line summary."""
     started = time.monotonic()
     old = read_json(folder / RESULTS) or _EMPTY
     trained: dict[str, Any] | None = None
     found: dict[str, Any] = {}
     failure = None
     try:
-        trained = train(config, folder / TRAINING)  # which does nothing if it is done
+        trained = train(config, folder / TRAINING)  # does nothing if already trained
         for name, (dataset, split) in tests.items():
             found[name] = evaluate(folder / TRAINING, dataset, split)
     except HfsynError as error:
         failure = error.message
         _write_error(folder, failure, error.hint)
-    except Exception as error:  # the other cells go on; the traceback is kept with this one
-        if disk_error(error) is not None:  # the other cells would meet it too
+    except Exception as error:  # the other cells go on; this one's traceback is kept
+        if disk_error(error) is not None:  # the other cells would hit it too
             raise
         failure = f"{type(error).__name__}: {error}".splitlines()[0]
         _write_error(folder, failure, trace=traceback.format_exc())
     else:
         (folder / ERROR).unlink(missing_ok=True)
     if trained is not None and (found or failure is None):
-        # Tests of an older matrix stay, with their settings; one that failed may be changed.
+        # An older matrix's tests and their settings stay; a failed test may be redefined.
         asked = {**old["cell"]["tests"], **{name: settings["tests"][name] for name in found}}
         kept = {key: trained[key] for key in ("training", "software", "device") if trained.get(key)}
         result = {
@@ -204,13 +204,13 @@ def _write_error(folder: Path, message: str, hint: str = "", trace: str = "") ->
 
 
 def _settings(matrix: Matrix, cell: Cell, config: Any) -> dict[str, Any]:
-    """All that decides a cell's numbers, as its results.json keeps it."""
+    """What decides a cell's numbers, as stored in its results.json."""
     tests = {name: list(test) for name, test in cell_tests(matrix, cell).items()}
     return {**asdict(cell), "config": config.model_dump(mode="json", exclude={"test"}), "tests": tests}
 
 
 def _refuse_other(folder: Path, settings: dict[str, Any], there: dict[str, Any]) -> None:
-    """Refuse a cell of other settings. A test that only one of the two has does not count."""
+    """Refuse a cell made with other settings, ignoring tests that only one side has."""
     shared = sorted(settings["tests"].keys() & there["tests"].keys())
     mine, theirs = (
         dict(_leaves({**one, "tests": {name: one["tests"][name] for name in shared}})) for one in (settings, there)
@@ -218,21 +218,21 @@ def _refuse_other(folder: Path, settings: dict[str, Any], there: dict[str, Any])
     if key := next((key for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)), None):
         raise HfsynError(
             f"{folder} was made with another matrix: {key} is {theirs.get(key)!r} there, {mine.get(key)!r} here.",
-            "Name another --out, or delete that folder.",
+            "Use another --out, or delete that folder.",
         )
 
 
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """The values in nested mappings by dotted key."""
+    """Values in nested mappings, by dotted key."""
     if isinstance(value, dict) and value:
         return [leaf for key, inner in value.items() for leaf in _leaves(inner, f"{prefix}{key}.")]
     return [(prefix.rstrip("."), value)]
 
 
 def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Look) -> None:
-    """Refuse a finished cell whose images have changed since: its numbers can no longer be checked.
+    """Refuse a finished cell whose images have since changed: its numbers can no longer be checked.
 
-    A set that is gone, or on a Hub that cannot be reached, cannot be compared: its numbers stand.
+    If a set is gone or the Hub unreachable, nothing can be compared: the numbers stand.
     """
     from hfsyn.judging.sets.image_set import TEST, TRAIN
 
@@ -250,7 +250,7 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
         if look(text, split, default, limit) not in (None, then):
             raise HfsynError(
                 f"The images of {text} have changed since {folder} was finished ({facts.get('images')} images then).",
-                "Name another --out, or delete that folder; or name a fixed @REVISION and restore the files.",
+                "Use another --out, or delete that folder; or restore the files.",
             )
 
 

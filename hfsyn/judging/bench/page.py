@@ -1,4 +1,4 @@
-"""The report: one HTML page that needs nothing but itself, with plots as PNG files beside it.
+"""The report: one self-contained HTML page; gathers the facts that `templates/` lays out, and writes the plots.
 
 The page shows a bench's folder (or several that lie beside each other) and the run folders that its arms were trained
 on. Facts are gathered here; the template formats them, and escapes everything but our own SVG.

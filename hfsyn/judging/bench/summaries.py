@@ -1,4 +1,4 @@
-"""What the cells of a matrix add up to: means with intervals over seeds, paired differences, a table and a CSV file."""
+"""A matrix's cells summed up: means and intervals over seeds, paired differences; as CSV, JSON and terminal text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How good a classifier's answers are: accuracies, calibration and confusion, each with its 95 % interval.
+"""How good a classifier's answers are: accuracy (also masked to a set's classes), calibration, confusion, intervals.
 
 Everything here is a pure function of numbers. Formulas:
 

@@ -1,1 +1,1 @@
-"""The page's template and the example of a matrix; data only."""
+"""The report page's template, in which its tables are laid out, and the example of a matrix."""
