@@ -26,7 +26,6 @@ import pyarrow.parquet as pq
 
 from builders.errors import DataError
 from builders.files import sha256_of
-from builders.hub.answers import Patience, UnreachableError, is_offline, patiently
 from builders.sources import Source, open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
@@ -94,6 +93,8 @@ class TableCounts:
 
 def counted(source: SourcePart) -> TableCounts | None:
     """The counts of the variant's table where the source is out of reach; None where it can be indexed."""
+    from builders.hub.answers import UnreachableError, is_offline
+
     variant = get_variant(source.variant)
     if source.path is not None or variant.hub is None:
         return None
@@ -233,6 +234,8 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     """The downloaded files of a dataset, sorted by name, and their commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+
+    from builders.hub.answers import Patience, patiently
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):

@@ -44,7 +44,7 @@ def test_a_cpu_is_refused_with_the_reason() -> None:
 
 
 def test_the_readme_states_the_memory_that_is_allowed() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "scripts" / "README.md").read_text(encoding="utf-8")
     names = {"stable-diffusion": "Stable Diffusion 1.5", "sdxl": "SDXL", "blip": "BLIP-base", "blip2": "BLIP-2"}
     for case in check_full_size.CASES:
         assert f"| {names[case.name]}" in readme
