@@ -63,6 +63,7 @@ FRONTS = {"builders", "hfsyn", "hfsyn.judging"}
 """Packages that belong to no room: docstrings, and names that are loaded when they are first used."""
 STDLIB = set(sys.stdlib_module_names)
 MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
 
 
 @cache
@@ -203,6 +204,19 @@ def test_no_package_imports_a_script_or_a_test() -> None:
 
 def test_every_room_is_there() -> None:
     assert set(ROOMS) <= set(modules())
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < MOST_LINES_OF_A_FUNCTION, f"{name}.{node.name}"
+
+
+def test_the_formatter_decides_everywhere() -> None:
+    kept = re.compile(r"#\s*fmt:\s*(?:skip|off)")
+    for path in [*modules().values(), *ROOT.glob("scripts/**/*.py"), *ROOT.glob("tests/**/*.py")]:
+        assert not kept.search(path.read_text(encoding="utf-8")), path
 
 
 @pytest.mark.parametrize("name", sorted(modules()))
