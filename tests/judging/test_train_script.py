@@ -78,6 +78,7 @@ def test_the_script_trains_tests_and_says_where(tmp_path: Path) -> None:
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"config.yaml", "model.safetensors", "model.json"}
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_last_checkpoint_and_the_training_then_ends_in_the_same_weights(tmp_path: Path) -> None:
     from hfsyn.judging.train.loop import RunOptions, train
     from hfsyn.recipes.training_recipe import load_train_config

@@ -259,7 +259,7 @@ def test_of_two_publishers_of_one_version_one_is_refused(hub: Hub, forks: Forks,
         winner = runs["a"] if ended[0].code == 0 else runs["short"]
         refused = ended[1] if ended[0].code == 0 else ended[0]
         assert refused.err.count("\n") == 1
-        assert "v1.0.0 of alice/shapes was taken" in refused.err or "has a version 1.0.0" in refused.err
+        assert "v1.0.0 of alice/shapes has since been taken" in refused.err or "has a version 1.0.0" in refused.err
         assert parts(hub, "v1.0.0") == wanted(winner)
         assert problems(forks, "1.0.0") == ""
 

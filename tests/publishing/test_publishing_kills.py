@@ -22,7 +22,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     found.close()
 
 
-@pytest.mark.parametrize("name", PUBLISHING)
+@pytest.mark.parametrize(
+    "name", ["publish", *(pytest.param(n, marks=pytest.mark.slow) for n in PUBLISHING if n != "publish")]
+)
 def test_a_kill_at_what_changes_the_hub_leaves_what_the_same_command_finishes(name: str, place: Place) -> None:
     sweep = PublishSweep(name, place)
     deeds = [

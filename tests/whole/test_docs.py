@@ -32,7 +32,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(language: str) -> list[list[str]]:
-    lines = [line for block in blocks(language) for line in block.splitlines() if line.strip()]
+    lines = [line for block in blocks(language) for line in block.splitlines() if line.strip() and line[0] != "#"]
     return [shlex.split(line, comments=True) for line in lines]
 
 

@@ -172,7 +172,9 @@ def test_another_batch_size_is_another_recipe_with_the_same_seeds_and_nearly_the
         assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize("stage", [pytest.param("captions", marks=pytest.mark.slow), "data"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("captions", marks=pytest.mark.slow), pytest.param("data", marks=pytest.mark.slow)]
+)
 def test_a_killed_run_continues_with_other_processes_to_the_same_bytes(
     reference: Path, tmp_path: Path, stage: str
 ) -> None:

@@ -197,6 +197,7 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_a_launch_starts_a_killed_process_again_and_answers_sigterm_with_one_line_and_nobody_left(
     tmp_path: Path,
 ) -> None:
