@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import sys
 import traceback
@@ -54,4 +55,4 @@ def serve(orders: Connection, environment: dict[str, str], home: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     with contextlib.suppress(EOFError):
         while True:
-            orders.send(answer(orders.recv()))
+            orders.send(json.dumps(answer(orders.recv())))

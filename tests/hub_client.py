@@ -57,7 +57,7 @@ class Client:
 
     def _order(self, order: dict[str, Any]) -> Done:
         self._orders.send(order)
-        return Done(**self._orders.recv())
+        return Done(**json.loads(self._orders.recv()))
 
     def hfsyn(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> Done:
         """A command; `environment` holds for it alone, and an empty value removes a variable."""
