@@ -37,11 +37,13 @@ def captioned_features(names: Sequence[str]) -> Features:
     )
 
 
-def synthetic_features(names: Sequence[str]) -> Features:
+def synthetic_features(names: Sequence[str], *, paired: bool = False) -> Features:
     """Columns of a synthetic image, as published.
 
-    `caption` is null if the recipe has none; `prompt_tokens` is the number of the text encoder's tokens before
-    truncation; `safety` is whether a safety checker flagged an attempt; `retries` is the number of discarded attempts.
+    `caption` is null if the recipe has none; if images got the captions of others (`paired`), it is the caption as it
+    was put into the prompt, and `caption_source_id` is the real image that it describes; `prompt_tokens` is the number
+    of the text encoder's tokens before truncation; `safety` is whether a safety checker flagged an attempt; `retries`
+    is the number of discarded attempts.
     """
     return Features(
         {
@@ -59,5 +61,6 @@ def synthetic_features(names: Sequence[str]) -> Features:
             "safety": Value("bool"),
             "retries": Value("int32"),
             "caption_flags": List(Value("string")),
+            **({"caption_source_id": Value("string")} if paired else {}),
         }
     )

@@ -70,6 +70,11 @@ class Recipe(Part):
                 f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
                 f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
             )
+        if self.prompt.pairing != "own" and len(known) < 2:
+            raise HfsynError(
+                f"prompt.pairing is {self.prompt.pairing!r}, and the variant {self.source.variant} has one class.",
+                "Captions are exchanged between classes: --set prompt.pairing=own",
+            )
         check_words(known.values(), get_strategy(self.prompt.strategy))
         return self
 
@@ -289,6 +294,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["class_seeds"]
     if recipe.source.definition is None:
         del fields["source"]["definition"]
+    if recipe.prompt.pairing == "own":
+        del fields["prompt"]["pairing"]
     return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
 
 
@@ -306,6 +313,8 @@ def fingerprint(recipe: Recipe) -> str:
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
     prompt = fields["prompt"]
+    if recipe.prompt.pairing == "own":
+        del prompt["pairing"]
     if prompt["strategy_sha256"] is not None:
         prompt["strategy"] = prompt["strategy"].rpartition(":")[2]
     if prompt["captions_revision"] is not None:
