@@ -16,8 +16,8 @@ _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 
 @click.command("demo")
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
-@number("--limit", help="Images a class.  [default: 50, in context 30]")
-@click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
+@number("--limit", help="Images per class.  [default: 30]")
+@click.option("--full", is_flag=True, help="Longer: ten more seeds, and a scaling curve.")
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
 @processes_option("Processes on this machine. Default: one a GPU, or one a CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
@@ -25,9 +25,10 @@ _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 def demo_command(out: str, **options: Any) -> None:
     """Run the whole path offline, and ask what the images are worth.
 
-    Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
-    names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
-    all of it; results.json is beside the page.
+    Drawn images, captions, prompts, synthetic images; then classifiers trained on real drawings and on images from
+    class names, from captions and from captions exchanged between classes, over five seeds. They are tested on new
+    drawings, with the contexts of the training images and with contexts that say nothing about the class. Prints the
+    path of a page with all of it; results.json is beside the page.
     """
     from hfsyn.showcase import demo
 
