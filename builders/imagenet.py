@@ -22,8 +22,8 @@ from typing import Any
 
 import datasets
 
-from builders.file_names import as_text
-from builders.runs.schema import source_features
+from builders.files import as_text
+from builders.runs.rows import source_features
 from builders.sources import open_source, resolve_revision
 from builders.sources.folders import FolderSource, local_splits
 from builders.sources.parquet import ParquetSource

@@ -128,7 +128,7 @@ def build(recipe: str, out: str, **given: Any) -> None:
 
 
 def _summary(run: Any, quiet: bool) -> None:
-    from builders.published.versions import RunFolder
+    from builders.published import RunFolder
     from builders.runs import layout
 
     manifest = RunFolder(run.folder).manifest().raw

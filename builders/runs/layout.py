@@ -41,8 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
-from builders.file_names import is_litter
-from builders.files import is_owned_name
+from builders.files import is_litter, is_owned_name
 from builders.yaml import load_mapping
 
 RECIPE = "recipe.yaml"

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
-from builders.errors import DataError
+from builders.errors import DataError, and_more
 from builders.files import atomic_text, digest_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest, sidecar_name, sidecar_of
-from builders.wording import and_more
 
 _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, first_line, quoted
 from builders.images.formats import IMAGE_SUFFIXES
 from builders.variants import SPLIT_WORDS, usual_split
-from builders.wording import first_line, quoted
 from builders.yaml import front_matter, load
 
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builders.errors import DataError
-from builders.sources.labels import check_names, hub_labels, label_map, refuse, spelling
+from builders.errors import DataError, quoted
+from builders.sources.rows import check_names, hub_labels, label_map, refuse, spelling
 from builders.variants import Choice, Variant
-from builders.wording import quoted
 
 LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name", "fine_label", "target")
 IMAGE_COLUMNS = ("image", "img", "jpg", "image_bytes")

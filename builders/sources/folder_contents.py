@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders.errors import DataError
-from builders.file_names import as_text, below, is_litter, is_plain, shown
+from builders.errors import DataError, and_more, is_plain, quoted, shown
+from builders.files import as_text, below, is_litter
 from builders.images.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
-from builders.wording import and_more, quoted
 
 IMAGES = "images"
 """The folder within a class folder, or beside a list of labels, that holds the images in Tiny ImageNet's layout."""

@@ -13,14 +13,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
+from builders.errors import DataError, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
-from builders.sources.labels import class_keys, spelling
 from builders.sources.on_disk import local_tables
 from builders.sources.parquet import different_images, in_parallel
+from builders.sources.rows import class_keys, spelling
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
-from builders.wording import quoted
 
 _Values = tuple[str | None, ...]
 """The labels of a row in each of the columns that could be the label, in words."""

@@ -32,8 +32,7 @@ from types import MappingProxyType
 from typing import Any
 
 from builders.errors import DataError
-from builders.variants import get_variant, register
-from builders.variants.variant import Choice, ClassInfo, HubSource, Variant
+from builders.variants import Choice, ClassInfo, HubSource, Variant, get_variant, register
 from builders.yaml import is_yaml_name, load_file
 
 MOST_CLASSES = 100_000

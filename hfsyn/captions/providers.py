@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout
 from builders.runs.layout import ShardEntry, parse_sidecar, sidecar_name
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard
 from builders.variants import ClassInfo
 from hfsyn.captions.captioner import Captioner, TransformersCaptioner
 from hfsyn.captions.text_writer import TextWriter

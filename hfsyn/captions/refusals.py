@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.captions.token_drawing import Refused
 from hfsyn.errors import HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.runs.run import REFUSES
 
 T = TypeVar("T")

@@ -18,7 +18,7 @@ from builders.variants import ClassInfo
 from hfsyn.captions.texts import clean, filled, longest
 from hfsyn.captions.token_drawing import FEW, loaded, new_tokens, room, taken, tried
 from hfsyn.errors import HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.recipes.recipe import CaptionPart
 from hfsyn.recipes.strategies import word_lists
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.errors import HfsynError
 from hfsyn.images.trial import global_states
-from hfsyn.models.batch_sizes import BatchSize
+from hfsyn.images.tuning import BatchSize
 from hfsyn.models.finding import loading, unloadable
 from hfsyn.recipes.recipe import CaptionPart
 

@@ -19,11 +19,10 @@ from typing import Any
 from builders.errors import DataError
 from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
 from builders.runs.layout import Manifest, ShardEntry
-from builders.runs.schema import captioned_features, synthetic_features
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError

@@ -1,6 +1,6 @@
 """The Hub for publishing: its limits, and one repository whose calls are safe to repeat.
 
-A request may have succeeded even if its response was lost; `builders.hub.answers` says what is retried.
+A request may have succeeded even if its response was lost; `builders.hub` says what is retried.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builders.hub.answers import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
+from builders.hub import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
 from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from typing import Any
 
 from hfsyn.images.encoding import encode, stored_name
 from hfsyn.images.generator import Generated, ImageGenerator, Pending
-from hfsyn.models.batch_sizes import BatchSize
+from hfsyn.images.tuning import BatchSize
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.specs import SampleSpec

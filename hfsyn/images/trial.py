@@ -15,7 +15,7 @@ import numpy as np
 
 from hfsyn.errors import HfsynError
 from hfsyn.images.latents import at_once, draws_noise
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.recipes.recipe import GeneratePart
 
 PROMPT = "a photo of a dog"

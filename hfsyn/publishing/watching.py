@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from builders.hub.answers import HeadMovedError
+from builders.hub import HeadMovedError
 from builders.runs import layout
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import Progress, example_rows, facts_in_progress

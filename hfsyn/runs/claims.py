@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from builders.errors import and_more
 from builders.files import is_abandoned, owned_name, remove_abandoned, settle
 from builders.runs import layout
-from builders.wording import and_more
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.runs.shards import is_done
 

@@ -93,7 +93,7 @@ class TableCounts:
 
 def counted(source: SourcePart) -> TableCounts | None:
     """The counts of the variant's table where the source is out of reach; None where it can be indexed."""
-    from builders.hub.answers import UnreachableError, is_offline
+    from builders.hub import UnreachableError, is_offline
 
     variant = get_variant(source.variant)
     if source.path is not None or variant.hub is None:
@@ -235,7 +235,7 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from builders.hub.answers import Patience, patiently
+    from builders.hub import Patience, patiently
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.errors import did_you_mean
+from builders.errors import did_you_mean, first_line, quoted
 from builders.files import atomic_text, atomic_write, sha256_of
-from builders.hub.answers import Patience, page_of, patiently
-from builders.sources.labels import label_map
+from builders.hub import Patience, page_of, patiently
+from builders.sources.rows import label_map
 from builders.variants import get_variant
-from builders.wording import first_line, quoted
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.training_recipe import TrainConfig
 

@@ -16,9 +16,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from builders.errors import DataError
-from builders.file_names import as_path
-from builders.files import disk_error
+from builders.errors import DataError, quoted
+from builders.files import as_path, disk_error
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout, run_files
 from builders.sources import open_source
@@ -29,7 +28,6 @@ from builders.sources.on_disk import local_choice, tables_of
 from builders.sources.parquet import stored_image
 from builders.sources.rows import IndexEntry, Source
 from builders.variants import VARIANTS, Choice, get_variant
-from builders.wording import quoted
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split

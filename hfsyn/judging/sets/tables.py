@@ -9,11 +9,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+from builders.errors import first_line, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, find_columns, wnids_of
 from builders.sources.parquet import ParquetSource, different_images
 from builders.variants import Choice, Variant, get_variant, own_class
-from builders.wording import first_line, quoted
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.sets.references import Reference, pick_split
 
@@ -65,7 +65,7 @@ class Parts:
         """The same files in the local cache."""
         from huggingface_hub import snapshot_download
 
-        from builders.hub.answers import Patience, patiently
+        from builders.hub import Patience, patiently
 
         assert self.hub is not None
         repo_id, commit, files = self.hub, self.revision, list(self.files)
@@ -87,9 +87,8 @@ def find_rows(
     Raises:
         HfsynError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
     """
-    from builders.hub.answers import Patience, is_offline, patiently
-    from builders.hub.revisions import resolve
-    from builders.published.versions import find_published, load_version, open_published
+    from builders.hub import Patience, is_offline, patiently, resolve
+    from builders.published import find_published, load_version, open_published
     from builders.sources.hub import open_repository
 
     revision = found.revision or "main"

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builders.errors import first_line
 from builders.files import atomic_text, remove_abandoned
-from builders.wording import first_line
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.network import FACTS, WEIGHTS
 from hfsyn.recipes.loading import dump_part

@@ -20,8 +20,8 @@ from typing import Any
 
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
-from builders.sources.labels import spelling
 from builders.sources.parquet import in_parallel, stored_image
+from builders.sources.rows import spelling
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import batches as loading
