@@ -22,8 +22,7 @@ from pathlib import Path
 
 from builders.errors import ODD, HfsynError, percent_encoded
 
-ABANDONED_AFTER = 86_400.0
-"""Seconds after which temporary files of other machines count as abandoned."""
+ABANDONED_AFTER = 86_400.0  # seconds after which temporary files of other machines count as abandoned
 
 _OWNED = re.compile(r"(?P<whose>\..+)\.(?P<pid>\d+)\.[0-9a-f]{8}(\.tmp)?")
 _ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)

@@ -25,8 +25,7 @@ from builders.errors import DataError, HfsynError
 
 T = TypeVar("T")
 
-ATTEMPTS = 6
-"""Attempts of one call: with the pauses below they bridge an outage of about a minute."""
+ATTEMPTS = 6  # attempts of one call: with the pauses below they bridge an outage of about a minute
 STREAM_ATTEMPTS = 8
 """In a row, of a stream: some three minutes of pauses; the Hub's client itself retries for half a minute in each."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
@@ -39,8 +38,7 @@ _TRANSPORT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", 
 _FINAL = frozenset({"LocalProtocolError", "UnsupportedProtocol", "XetAuthenticationError"})
 """Errors of the transport and of hf_xet that retrying does not fix: an invalid request or token."""
 _UNCONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError"})
-_XET_STATUS = re.compile(r"\b(401|403|404)\b")
-"""hf_xet states the status only in the message of a ConnectionError."""
+_XET_STATUS = re.compile(r"\b(401|403|404)\b")  # hf_xet states the status only in the message of a ConnectionError
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 _REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _SHOWN = 200
@@ -51,8 +49,7 @@ _log = logging.getLogger(__name__)
 class UnreachableError(DataError):
     """The Hub did not answer, or the user is offline: use the cache, or try later."""
 
-    waited = False
-    """Whether retries are exhausted."""
+    waited = False  # whether retries are exhausted
 
     @property
     def clause(self) -> str:
@@ -81,21 +78,17 @@ class Patience:
     """How often and how long to retry one call, several calls, or a stream."""
 
     repo_id: str
-    doing: str = ""
-    """The action, for a message: "commit to user/name". Empty for reading."""
+    doing: str = ""  # the action, for a message: "commit to user/name". Empty for reading
     revision: str | None = None
-    page: str = ""
-    """The repository's page; empty is the dataset's on the Hub that HF_ENDPOINT names."""
+    page: str = ""  # the repository's page; empty is the dataset's on the Hub that HF_ENDPOINT names
     token: str | bool | None = None
     attempts: int = ATTEMPTS
     at_the_door: bool = False
     """Whether to try only twice if no connection can be made, as there may be no network at all."""
-    say: Callable[[str], None] = _log.warning
-    """Gets a line about every pause."""
+    say: Callable[[str], None] = _log.warning  # gets a line about every pause
     sleep: Callable[[float], None] | None = None
     chance: Callable[[], float] = random.random
-    failed: int = 0
-    """Failed attempts in a row; reset it to 0 after progress."""
+    failed: int = 0  # failed attempts in a row; reset it to 0 after progress
 
     def after(self, error: Exception) -> None:
         """Wait after a failed attempt.
@@ -332,10 +325,8 @@ class Resolved:
     """A commit."""
 
     sha: str
-    offline: bool
-    """Whether it comes from the cache."""
-    paths: tuple[str, ...]
-    """The files of the commit; offline, those in the cache."""
+    offline: bool  # whether it comes from the cache
+    paths: tuple[str, ...]  # the files of the commit; offline, those in the cache
 
 
 def resolve(repo_id: str, revision: str, token: str | bool | None = None) -> Resolved:

@@ -47,12 +47,10 @@ class Published:
     """One configuration of a published dataset at one commit."""
 
     repo_id: str
-    revision: str
-    """As requested: a tag, a branch or a commit."""
+    revision: str  # as requested: a tag, a branch or a commit
     sha: str
     config_name: str
-    offline: bool
-    """Whether files come only from the local cache."""
+    offline: bool  # whether files come only from the local cache
     token: str | bool | None = None
 
     @property
@@ -351,8 +349,7 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
     return [str(path) for path in paths]
 
 
-MOST_BYTES = 64 * 2**20
-"""The largest manifest or card that is read: some hundred thousand shards."""
+MOST_BYTES = 64 * 2**20  # the largest manifest or card that is read: some hundred thousand shards
 _CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 

@@ -30,12 +30,9 @@ class SyntheticConfig(datasets.BuilderConfig):
     """A run folder, or a published version."""
 
     run: str | None = None
-    repo: str | None = None
-    """``USER/NAME`` on the Hub."""
-    revision: str | None = None
-    """A tag such as ``v1.0.0``, or a commit; a published set needs one."""
-    configuration: str | None = None
-    """A configuration of the published set; None is its default one."""
+    repo: str | None = None  # ``USER/NAME`` on the Hub
+    revision: str | None = None  # a tag such as ``v1.0.0``, or a commit; a published set needs one
+    configuration: str | None = None  # a configuration of the published set; None is its default one
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
         """Part of the cache's path, with the commit of a version, so that a branch that has moved is read again."""

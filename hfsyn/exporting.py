@@ -25,8 +25,7 @@ from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import StoredRows, pending, write_parquet
 from hfsyn.runs.sheets import image_of
 
-NOTE = "export.json"
-"""What an exported folder is; it is written last."""
+NOTE = "export.json"  # what an exported folder is; it is written last
 
 
 def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) -> Path:

@@ -78,16 +78,13 @@ def synthetic_features(names: Sequence[str]) -> Features:
     )
 
 
-_LARGEST_GROUP = 4 * ROW_GROUP_BYTES
-"""The largest that is read; a single image this large has a row group of its own."""
+_LARGEST_GROUP = 4 * ROW_GROUP_BYTES  # the largest that is read; a single image this large has a row group of its own
 _COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}
 _RATIO, _SLACK = 32, 2**20
 """Snappy compresses at most 22 times; and bytes that a footer may add to a file with few rows."""
 _ROWS = 256
-_MOST_LISTED = 4 * 2**20
-"""Bytes of a row group's lists of flags: a dictionary of a few words, and a few bits per row."""
-_MOST_BYTES = 64 * 2**20
-"""Of one dictionary-encoded column in a portion: 32 kB per row."""
+_MOST_LISTED = 4 * 2**20  # bytes of a row group's lists of flags: a dictionary of a few words, and a few bits per row
+_MOST_BYTES = 64 * 2**20  # of one dictionary-encoded column in a portion: 32 kB per row
 
 
 class Shard:
@@ -106,8 +103,7 @@ class Shard:
         groups = [self.footer.row_group(number) for number in range(self.footer.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         self._check(groups, chunks, entry)
-        self.schema: pa.Schema = self.footer.schema.to_arrow_schema()
-        """With the metadata of `datasets`."""
+        self.schema: pa.Schema = self.footer.schema.to_arrow_schema()  # with the metadata of `datasets`
         # Within structs pyarrow cannot keep references if a column switches to plain values in its middle.
         kept = {c.path_in_schema for c in chunks if _is_referring(c) and (_is_top(c) or _is_list(c))}
         self._parquet = pq.ParquetFile(file, metadata=self.footer, read_dictionary=sorted(kept))
@@ -202,8 +198,7 @@ def _plain(array: pa.Array) -> pa.Array:
     return array
 
 
-Files = Sequence[tuple[str, ShardEntry | None]]
-"""The path or URL of each shard, and its entry in the manifest."""
+Files = Sequence[tuple[str, ShardEntry | None]]  # the path or URL of each shard, and its entry in the manifest
 
 
 @dataclass

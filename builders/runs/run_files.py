@@ -27,13 +27,11 @@ _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 class Marker:
     """Facts about a finished source.parquet or plan.parquet."""
 
-    stage: str
-    """``source`` or ``plan``."""
+    stage: str  # ``source`` or ``plan``
     rows: int
     sha256: str
     bytes: int
-    fingerprint: str
-    """Of the recipe that it was made for."""
+    fingerprint: str  # of the recipe that it was made for
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of things in the source that are not in its index."""
 

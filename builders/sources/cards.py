@@ -58,10 +58,8 @@ class Tables:
     splits: Mapping[str, tuple[str, ...]]
     """The dataset's own name of a split -> its files, relative to the dataset, sorted."""
     config: str | None = None
-    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column -> label names of the card."""
-    named: bool = True
-    """Whether the dataset itself names its splits; otherwise all files are the split "train"."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> label names of the card
+    named: bool = True  # whether the dataset itself names its splits; otherwise all files are the split "train"
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of files beside the tables that are not read."""
 

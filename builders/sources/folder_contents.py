@@ -38,8 +38,7 @@ class Contents:
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-    """Reason in words -> number of files that are not images."""
+    others: Counter[str] = field(default_factory=Counter)  # reason in words -> number of files that are not images
 
 
 @dataclass(frozen=True)
@@ -47,10 +46,8 @@ class Part:
     """The images of one split."""
 
     folder: Path
-    labels: Mapping[str, Sequence[Path]]
-    """Label of a class -> the folders that hold its images."""
-    words: str
-    """Where the labels come from."""
+    labels: Mapping[str, Sequence[Path]]  # label of a class -> the folders that hold its images
+    words: str  # where the labels come from
     names: Mapping[str, Sequence[str]] | None = None
     """Label -> file names, where labels come from a list or the names; None is every image of the folders."""
     left_out: Mapping[str, int] = field(default_factory=dict)

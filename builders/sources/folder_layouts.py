@@ -65,8 +65,7 @@ _SORT = "Sort the images (of boxes: what they frame, cut out) into a folder for 
 class Layout:
     """The splits in a folder."""
 
-    root: Path
-    """The given folder, or the one in it that holds everything."""
+    root: Path  # the given folder, or the one in it that holds everything
     parts: Mapping[str, Part | DataError]
     """Our name of a split, or "" where there are no splits -> its images, or why they cannot be read."""
 
@@ -84,8 +83,7 @@ class Layout:
         return found
 
 
-Known = Callable[[str], bool]
-"""Whether a label is a class of the variant."""
+Known = Callable[[str], bool]  # whether a label is a class of the variant
 
 
 def folder_layout(top: Path, known: Known | None = None) -> Layout:

@@ -49,10 +49,8 @@ _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 class LabelImages:
     """The images with one label, and what else lies in their folders."""
 
-    names: dict[str, Path] = field(default_factory=dict)
-    """File name, as the system has it -> folder."""
-    others: Counter[str] = field(default_factory=Counter)
-    """Reason in words -> number of files that are not read."""
+    names: dict[str, Path] = field(default_factory=dict)  # file name, as the system has it -> folder
+    others: Counter[str] = field(default_factory=Counter)  # reason in words -> number of files that are not read
     archives: list[str] = field(default_factory=list)
     deeper: dict[str, int] = field(default_factory=dict)
     """Folder within a class folder, relative to the split's -> number of images in it, which are not read."""

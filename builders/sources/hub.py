@@ -26,8 +26,7 @@ class Repository:
     repo_id: str
     commit: str
     tables: Tables
-    others: str
-    """What it consists of if it has no tables, in words."""
+    others: str  # what it consists of if it has no tables, in words
     filesystem: Any
 
     @property

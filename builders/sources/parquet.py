@@ -31,10 +31,8 @@ from builders.variants import Choice, ClassInfo, Variant, usual_split
 
 T = TypeVar("T")
 
-_AHEAD = 8
-"""Remote files whose labels are fetched at once: each costs a few round trips and few bytes."""
-_BUFFER = 8 << 20
-"""Bytes of images that are read at once from a local file."""
+_AHEAD = 8  # remote files whose labels are fetched at once: each costs a few round trips and few bytes
+_BUFFER = 8 << 20  # bytes of images that are read at once from a local file
 _log = logging.getLogger(__name__)
 
 

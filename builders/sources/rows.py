@@ -16,13 +16,10 @@ from builders.variants import ClassInfo, Variant
 class IndexEntry:
     """One image of a source, before it is read."""
 
-    source_id: str
-    """`{wnid}/{file name}`: unique in a split, the same in every layout that keeps file names."""
+    source_id: str  # `{wnid}/{file name}`: unique in a split, the same in every layout that keeps file names
     wnid: str
-    location: str
-    """The file, relative to the root of the source, with forward slashes."""
-    row: int
-    """Row of that file, from 0; 0 if the file is the image."""
+    location: str  # the file, relative to the root of the source, with forward slashes
+    row: int  # row of that file, from 0; 0 if the file is the image
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +28,9 @@ class SourceRow:
 
     source_id: str
     wnid: str
-    image: bytes
-    """The encoded file; empty if it cannot be read. It may not be a valid image."""
-    path: str
-    """The image's file name."""
-    problem: str = ""
-    """Why `image` is empty, in words; the same for the same fault."""
+    image: bytes  # the encoded file; empty if it cannot be read. It may not be a valid image
+    path: str  # the image's file name
+    problem: str = ""  # why `image` is empty, in words; the same for the same fault
 
     def columns(self, info: ClassInfo) -> dict[str, Any]:
         """The values of `builders.runs.rows.source_features`, given the class."""

@@ -42,18 +42,13 @@ def usual_split(name: str) -> str:
 class ClassInfo:
     """One class of a variant."""
 
-    wnid: str
-    """WordNet 3.0 id, or a custom id: the identity of the class in every variant."""
+    wnid: str  # WordNet 3.0 id, or a custom id: the identity of the class in every variant
     index: int
     """Position in `Variant.classes`, from 0: sorted by wnid for photographs, else in the order of the class list."""
-    name: str
-    """Unique within the variant and the same in all of them: "tench", "crane (bird)"."""
-    lemmas: tuple[str, ...]
-    """WordNet's words for it, the most common first."""
-    definition: str
-    """WordNet's gloss, without examples."""
-    hypernym: str
-    """WordNet's more general word: "cyprinid" for a tench."""
+    name: str  # unique within the variant and the same in all of them: "tench", "crane (bird)"
+    lemmas: tuple[str, ...]  # WordNet's words for it, the most common first
+    definition: str  # WordNet's gloss, without examples
+    hypernym: str  # WordNet's more general word: "cyprinid" for a tench
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +65,9 @@ class HubSource:
     """Where a variant's images are on the Hugging Face Hub: as Parquet files, or as an archive to download."""
 
     repo_id: str
-    config: str | None
-    """Folder or configuration of the repository, None where it has only one."""
-    revision: str | None
-    """The commit that the facts were checked against; None is the newest."""
-    splits: Mapping[str, str]
-    """Our name of a split -> the repository's."""
+    config: str | None  # folder or configuration of the repository, None where it has only one
+    revision: str | None  # the commit that the facts were checked against; None is the newest
+    splits: Mapping[str, str]  # our name of a split -> the repository's
     image_column: str | None = "image"
     label_column: str | None = "label"
     """None where the columns are found by the common rules (`builders.sources.columns`)."""
@@ -94,29 +86,21 @@ class Variant:
 
     name: str
     title: str
-    splits: Mapping[str, int]
-    """Name of a split -> its number of images."""
-    images: str
-    """Format and size of the images, in words."""
+    splits: Mapping[str, int]  # name of a split -> its number of images
+    images: str  # format and size of the images, in words
     licence: str
     hub: HubSource | None
     homepage: str = ""
-    gated: bool = False
-    """Whether one must request access to the repository."""
-    facts: Mapping[str, str] = field(default_factory=dict)
-    """Fact -> where it was read, or "not verified: ..."."""
-    class_list: str = ""
-    """The class list in `data/`; empty where it has the name of the variant."""
-    archive_folder: str = ""
-    """The folder that the original archive unpacks to; it is looked for in a local path."""
+    gated: bool = False  # whether one must request access to the repository
+    facts: Mapping[str, str] = field(default_factory=dict)  # fact -> where it was read, or "not verified: ..."
+    class_list: str = ""  # the class list in `data/`; empty where it has the name of the variant
+    archive_folder: str = ""  # the folder that the original archive unpacks to; it is looked for in a local path
     numbered_folders: bool = False
     """Whether the original folders are named by class number, "0" to "999", instead of by wnid."""
-    drawn: bool = False
-    """Whether this package draws the images."""
+    drawn: bool = False  # whether this package draws the images
     label_ids: Mapping[str, str] = field(default_factory=dict)
     """Of a class map: label, exactly as the source has it -> wnid."""
-    tables: Choice = field(default_factory=Choice)
-    """Of a class map: the configuration and columns of local tables."""
+    tables: Choice = field(default_factory=Choice)  # of a class map: the configuration and columns of local tables
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:

@@ -33,12 +33,10 @@ class Seen:
 
     source_id: str
     wnid: str
-    sha256: str
-    """Of the file, in hex."""
+    sha256: str  # of the file, in hex
     width: int
     height: int
-    view: Any = None
-    """What the model will see of it; see `TextSource.view`."""
+    view: Any = None  # what the model will see of it; see `TextSource.view`
 
 
 Answer = Callable[[], Sequence[str | None]]
@@ -55,8 +53,7 @@ class TextSource:
     view: Callable[[Image.Image, ClassInfo], Any] = lambda image, info: None
     """What the model sees of an image, which need not be kept any longer. An error, other than `HfsynError`, sets the
     image aside."""
-    model: str = ""
-    """Its name; empty where no model is asked."""
+    model: str = ""  # its name; empty where no model is asked
     unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Weights of the model that are not used: how many of each kind."""
 

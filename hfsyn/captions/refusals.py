@@ -17,8 +17,7 @@ from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.runs.run import REFUSES
 
 T = TypeVar("T")
-MOST = 32
-"""Images that a model may refuse before it has taken any."""
+MOST = 32  # images that a model may refuse before it has taken any
 _PATH = re.compile(r"(?<![\w/])(?:[A-Za-z]:\\|/|~/)[^\s'\",;:)]+")
 
 
@@ -43,10 +42,8 @@ class Tally:
 
     def __init__(self, model: str, elsewhere: Callable[[], bool]) -> None:
         self._model, self._elsewhere = model, elsewhere
-        self.looked = 0
-        """Images that the model's processor took."""
-        self.taken = 0
-        """Images that the model gave a text for."""
+        self.looked = 0  # images that the model's processor took
+        self.taken = 0  # images that the model gave a text for
         self._refused: list[str] = []
 
     @property

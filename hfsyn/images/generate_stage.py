@@ -30,8 +30,7 @@ from hfsyn.runs.specs import SampleSpec
 from hfsyn.runs.stage import Stage, write_plan
 from hfsyn.workers import current_worker, pick_device
 
-KEPT_PARAMETERS = 2 * 10**8
-"""A model of fewer waits in memory while captions are made; a larger one is loaded again."""
+KEPT_PARAMETERS = 2 * 10**8  # a model of fewer waits in memory while captions are made; a larger one is loaded again
 _THREADS = 4
 
 

@@ -26,10 +26,8 @@ class Tuning:
 
     channels_last: bool = False
     """Convolutions read their channels side by side, which tensor cores want; on a CPU it costs time."""
-    compiled: bool = False
-    """Through `torch.compile`: minutes once, then fewer and larger kernels."""
-    attention: str = "auto"
-    """One of `ATTENTION`."""
+    compiled: bool = False  # through `torch.compile`: minutes once, then fewer and larger kernels
+    attention: str = "auto"  # one of `ATTENTION`
 
     def record(self) -> dict[str, str]:
         """What is not as on a CPU by default, for the sidecar."""
@@ -38,8 +36,7 @@ class Tuning:
         return found | ({"attention": self.attention} if self.attention != "auto" else {})
 
 
-PLAIN = Tuning()
-"""Eager, contiguous, torch's own kernels."""
+PLAIN = Tuning()  # eager, contiguous, torch's own kernels
 
 
 def tuning_of(options: WorkOptions, device: str) -> Tuning:
@@ -125,8 +122,7 @@ CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
 rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
 """
 _MOST_ROWS = 63
-_HEADROOM = 0.85
-"""Share of the device's memory that may be used: fragmentation and other processes take the rest."""
+_HEADROOM = 0.85  # share of the device's memory that may be used: fragmentation and other processes take the rest
 _NO_MEMORY = (
     "out of memory",
     "ALLOC_FAILED",

@@ -35,10 +35,8 @@ WORK = "work"
 """The lock that every process at work in a run folder shares, and that a process holds alone to delete the run."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """The errors of `flock` where the file system has no locks."""
-PAUSE = 0.5
-"""Seconds between two looks at shards that other processes hold."""
-SILENCE = 60.0
-"""Seconds of waiting for other processes, after which it is said which ones."""
+PAUSE = 0.5  # seconds between two looks at shards that other processes hold
+SILENCE = 60.0  # seconds of waiting for other processes, after which it is said which ones
 _OLD = "old"
 
 Mark = tuple[int, int]

@@ -35,11 +35,9 @@ from hfsyn.recipes.recipe import Recipe, SourcePart
 from hfsyn.recipes.strategies import get_strategy, is_user_strategy, source_of
 from hfsyn.runs.specs import Caption
 
-_ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
-"""In small letters; files may have them in capitals."""
+_ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")  # in small letters; files may have them in capitals
 _TEXTS = ("prompt", "caption")
-_SHOWN = 3
-"""Ids that a message names."""
+_SHOWN = 3  # ids that a message names
 
 
 def opened(source: SourcePart) -> Source:

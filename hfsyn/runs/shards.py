@@ -118,10 +118,8 @@ def faults(path: Path, fingerprint: str) -> list[str]:
     return found
 
 
-_BATCH = 16
-"""Rows decoded at a time; with images of 512 px about 2 MB."""
-_BUFFER = 1 << 20
-"""Bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row."""
+_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
+_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
 
 
 def write_groups(path: Path, groups: Iterable[Mapping[str, Sequence[Any]]], schema: pa.Schema) -> int:

@@ -92,8 +92,7 @@ class Shard:
     """One shard that this process makes."""
 
     claim: Claim
-    start: int
-    """First line of the source index or the plan that it covers."""
+    start: int  # first line of the source index or the plan that it covers
     stop: int
     lines: list[dict[str, Any]]
     started: float = field(default_factory=time.monotonic)
@@ -104,15 +103,12 @@ class Stage:
     """What one process does in a stage."""
 
     run: Run
-    name: str
-    """``caption`` or ``generate``."""
+    name: str  # ``caption`` or ``generate``
     options: WorkOptions
-    paths: Sequence[Path]
-    """Of the shards that are asked for."""
+    paths: Sequence[Path]  # of the shards that are asked for
     schema: pa.Schema
     device: str
-    tuning: Mapping[str, str] = field(default_factory=dict)
-    """How the device computes, for the sidecars."""
+    tuning: Mapping[str, str] = field(default_factory=dict)  # how the device computes, for the sidecars
     unused_weights: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -34,26 +34,21 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
-    crop: float = 0.875
-    """Side of the central crop, as a share of the resized image."""
+    crop: float = 0.875  # side of the central crop, as a share of the resized image
 
 
 @dataclass(frozen=True)
 class Classifier:
     """An opened classifier; `network` is a torch module."""
 
-    name: str
-    """timm's name of the architecture."""
+    name: str  # timm's name of the architecture
     network: Any
-    wnids: tuple[str, ...]
-    """The class of each output."""
+    wnids: tuple[str, ...]  # the class of each output
     names: tuple[str, ...]
     preprocessing: Preprocessing
     options: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-    """Where the weights are from."""
-    sha256: str = ""
-    """Of the weights' file, or of the tensors if there is none."""
+    source: str = ""  # where the weights are from
+    sha256: str = ""  # of the weights' file, or of the tensors if there is none
     seed: int | None = None
 
     @property

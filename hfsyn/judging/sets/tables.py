@@ -24,21 +24,14 @@ T = TypeVar("T")
 class Parts:
     """The Parquet files of one split."""
 
-    root: str
-    """The folder, or the ``hf://`` address of a commit."""
+    root: str  # the folder, or the ``hf://`` address of a commit
     tables: Tables
-    split: str
-    """The tables' own name of it."""
-    revision: str | None
-    """A run folder's recipe fingerprint, or a commit."""
-    choice: Choice = field(default_factory=Choice)
-    """Which columns, as far as that is known."""
-    trusted: bool = False
-    """Whether this is the variant's own repository."""
-    hub: str | None = None
-    """The repository on the Hub; paths within its tables mean nothing on this machine."""
-    filesystem: Any = None
-    """Of the Hub, until the files are downloaded."""
+    split: str  # the tables' own name of it
+    revision: str | None  # a run folder's recipe fingerprint, or a commit
+    choice: Choice = field(default_factory=Choice)  # which columns, as far as that is known
+    trusted: bool = False  # whether this is the variant's own repository
+    hub: str | None = None  # the repository on the Hub; paths within its tables mean nothing on this machine
+    filesystem: Any = None  # of the Hub, until the files are downloaded
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -179,18 +172,14 @@ def stream_tables(files: Sequence[str]) -> Any:
 class Labelled:
     """The rows with a label."""
 
-    image: str
-    """The column of the images."""
+    image: str  # the column of the images
     wnids: Sequence[str]
     ids: Sequence[str]
-    rows: Sequence[int] | None = None
-    """Row number of each; None if every row has a label."""
-    folders: Sequence[Path] | None = None
-    """The folder of each row's file; None if paths in the table mean nothing here."""
+    rows: Sequence[int] | None = None  # row number of each; None if every row has a label
+    folders: Sequence[Path] | None = None  # the folder of each row's file; None if paths in the table mean nothing here
     names: Mapping[str, str] = field(default_factory=dict)
     """Class names that the rows themselves give; empty if they are known from the variant."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """What is in the tables and not in these rows, by reason."""
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is in the tables and not in these rows, by reason
 
 
 def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: str) -> Labelled:

@@ -189,19 +189,13 @@ class Stream:
     reference: str
     split: str
     revision: str | None
-    rows: Any
-    """A `datasets.IterableDataset` that decodes nothing."""
+    rows: Any  # a `datasets.IterableDataset` that decodes nothing
     image: str
-    labels: tuple[Label, ...]
-    """The column that declares the classes, then others that could be the label too."""
-    wnids: Mapping[int, str]
-    """Label number -> wnid."""
-    variant: Variant
-    """Whose words the other columns are."""
-    folder: Path | None = None
-    """What paths in a table are relative to; None for a table from elsewhere."""
-    hub: str | None = None
-    """The repository on the Hub that it is read from."""
+    labels: tuple[Label, ...]  # the column that declares the classes, then others that could be the label too
+    wnids: Mapping[int, str]  # label number -> wnid
+    variant: Variant  # whose words the other columns are
+    folder: Path | None = None  # what paths in a table are relative to; None for a table from elsewhere
+    hub: str | None = None  # the repository on the Hub that it is read from
 
     @cached_property
     def names(self) -> Mapping[str, str]:
