@@ -200,10 +200,8 @@ def pick_device(device: str | None) -> str:
     worker = current_worker()
     has_gpu = torch.cuda.is_available()
     if device is None and not has_gpu and visible_gpus() and _CONTROL.exists():
-        raise HfsynError(
-            f"This machine has NVIDIA GPUs, and torch {torch.__version__} cannot use them.",
-            "Update the driver or install the torch that fits it; or say --device cpu.",
-        )
+        said = f"This machine has NVIDIA GPUs, and torch {torch.__version__} cannot use them."
+        raise HfsynError(said, "Update the driver or install the torch that fits it; or say --device cpu.")
     wants_cpu = device == "cpu" or (device is None and not has_gpu)
     if not wants_cpu and not (has_gpu and (device or "cuda").startswith("cuda")):
         _made_current(device or "cuda")
@@ -234,10 +232,8 @@ def _meet(world: int, *, on_cpu: bool) -> None:
             code=ExitCode.PREFLIGHT,
         ) from None
     if state.num_processes != world:
-        raise HfsynError(
-            f"The launcher started {world} processes, but accelerate counts {state.num_processes}.",
-            "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.",
-        )
+        said = f"The launcher started {world} processes, but accelerate counts {state.num_processes}."
+        raise HfsynError(said, "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.")
 
 
 def _made_current(device: str) -> str:
@@ -254,9 +250,8 @@ def _made_current(device: str) -> str:
             device = f"cuda:{index}"
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise HfsynError(
-            f"Device {device!r} is not usable: {first_line(error)}", "Use --device cpu, or leave it out."
-        ) from None
+        said = f"Device {device!r} is not usable: {first_line(error)}"
+        raise HfsynError(said, "Use --device cpu, or leave it out.") from None
     return device
 
 
@@ -274,9 +269,8 @@ def check_device(device: str | None) -> None:
         return
     kind, _, number = device.partition(":")
     if kind not in ("cuda", "mps", "xpu") or (number and not number.isdigit()):
-        raise HfsynError(
-            f"{device!r} is not a device.", "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out."
-        )
+        said = f"{device!r} is not a device."
+        raise HfsynError(said, "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out.")
     if kind == "cuda" and not visible_gpus():
         import torch
 

@@ -213,9 +213,8 @@ def find_place(path: str | os.PathLike[str]) -> Path | None:
             os.scandir(place).close()
     except (OSError, RuntimeError, ValueError) as error:
         said = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise DataError(
-            f"'{shown(text)[:200]}' cannot be opened: {said}.", "Name another, or make it readable."
-        ) from None
+        problem = f"'{shown(text)[:200]}' cannot be opened: {said}."
+        raise DataError(problem, "Name another, or make it readable.") from None
     if place.is_dir() or place.suffix.lower() == ".parquet":
         return place
     what = f"'{shown(place)}' is neither a folder nor a Parquet file"

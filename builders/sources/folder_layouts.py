@@ -327,9 +327,8 @@ def _annotations(file: Path) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(_lines(file), start=1):
         fields = [field.strip() for field in line.split("\t")]
         if len(fields) < 2 or not fields[0] or not fields[1]:
-            raise DataError(
-                f"Line {number} of {shown(file)} is '{shown(line[:60])}'.", "Expected: file name, tab, wnid, ..."
-            )
+            said = f"Line {number} of {shown(file)} is '{shown(line[:60])}'."
+            raise DataError(said, "Expected: file name, tab, wnid, ...")
         yield fields[0], fields[1]
 
 
@@ -338,10 +337,8 @@ def _kaggle(file: Path) -> Iterator[tuple[str, str]]:
     for line in _lines(file)[1:]:
         image, _, said = (part.strip().strip('"') for part in line.partition(","))
         if not image or not said.strip():
-            raise DataError(
-                f"{shown(file)} has no class in the line '{shown(line[:60])}'.",
-                "Expected the columns ImageId and PredictionString.",
-            )
+            problem = f"{shown(file)} has no class in the line '{shown(line[:60])}'."
+            raise DataError(problem, "Expected the columns ImageId and PredictionString.")
         yield f"{image}.JPEG", said.split()[0]
 
 
@@ -382,9 +379,8 @@ def _synsets(places: Sequence[Path]) -> dict[int, str] | None:
                 found[number] = wnid
     known = {number: wnid for number, wnid in found.items() if 1 <= number <= _CLASSES}
     if len(known) != _CLASSES or len(set(known.values())) != _CLASSES:
-        raise DataError(
-            f"{shown(file)} does not number a thousand classes from 1 to 1000.", "Copy it from the devkit again."
-        )
+        said = f"{shown(file)} does not number a thousand classes from 1 to 1000."
+        raise DataError(said, "Copy it from the devkit again.")
     return known
 
 

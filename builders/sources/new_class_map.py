@@ -115,10 +115,8 @@ def _of_path(top: Path, choice: Choice) -> tuple[dict[str, int], list[str], dict
         return dict(found.counts), list(found.labels), said
     if said:
         flags = ", ".join("--" + key.replace("_", "-") for key in said)
-        raise DataError(
-            f"{flags} is for tables, and {shown(top)} has no Parquet files with images.",
-            "Leave it out: the classes of image files are their folders.",
-        )
+        problem = f"{flags} is for tables, and {shown(top)} has no Parquet files with images."
+        raise DataError(problem, "Leave it out: the classes of image files are their folders.")
     return *_of_folder(top), {}
 
 

@@ -42,9 +42,8 @@ def real_labels() -> Mapping[str, tuple[str, ...]]:
             for number, labels in enumerate(rows, start=1)
         }
     except (OSError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"The ReaL labels cannot be read from {path}: {error}", "Install timm again: pip install -U timm."
-        ) from error
+        problem = f"The ReaL labels cannot be read from {path}: {error}"
+        raise DataError(problem, "Install timm again: pip install -U timm.") from error
     if len(found) != _IMAGES:
         said = f"{path} has the labels of {len(found):,} images."
         raise DataError(said, f"Expected the {_IMAGES:,} of ImageNet's validation set.")

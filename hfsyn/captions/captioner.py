@@ -165,10 +165,8 @@ class TransformersCaptioner:
         except Exception:  # a processor that refuses some texts does read them
             return
         if one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one):
-            raise HfsynError(
-                f"caption.prompt is {part.prompt!r}, and {part.model} takes images only.",
-                "Set caption.prompt to null, or name a BLIP model.",
-            )
+            said = f"caption.prompt is {part.prompt!r}, and {part.model} takes images only."
+            raise HfsynError(said, "Set caption.prompt to null, or name a BLIP model.")
 
 
 def _picture() -> Image.Image:
@@ -244,10 +242,8 @@ class CaptionInputs:
         with self._lock if prompt else contextlib.nullcontext():
             found = taken(self._model, self._made(image, prompt))
         if lists := [name for name, value in found.items() if isinstance(value, list)]:
-            raise HfsynError(
-                f"The processor of {self._part.model} gives {lists[0]} as a list, and hfsyn passes on tensors alone.",
-                "Name another caption.model.",
-            )
+            said = f"The processor of {self._part.model} gives {lists[0]} as a list, and hfsyn passes on tensors alone."
+            raise HfsynError(said, "Name another caption.model.")
         return ready(self._model, found, pin=False)
 
     def groups(self, views: Sequence[dict[str, Any]]) -> list[_Group]:

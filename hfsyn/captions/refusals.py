@@ -68,10 +68,8 @@ class Tally:
 
     def broken(self) -> HfsynError:
         """The error of a model that has taken no image."""
-        return HfsynError(
-            f"{self._model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}.",
-            "Nothing was set aside. Name another caption.model, or check the images.",
-        )
+        said = f"{self._model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}."
+        return HfsynError(said, "Nothing was set aside. Name another caption.model, or check the images.")
 
     def asked(
         self, ask: Callable[[Sequence[T]], Sequence[str | None]], items: Sequence[T]

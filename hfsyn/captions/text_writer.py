@@ -64,10 +64,8 @@ class TextWriter:
         self._tokenizer, self._model, self.idle = loaded(recipe, "language model", _parts, allow_pickle=allow_pickle)
         self._encodes = bool(self._model.config.is_encoder_decoder)
         if strategy == "w2s" and not self._encodes and recipe.prompt is None:
-            raise HfsynError(
-                f"Strategy 'w2s' makes sentences of keywords, which {recipe.model} was not made for.",
-                "Name an encoder-decoder (--captioner t5-common-gen), or take --strategy llm.",
-            )
+            said = f"Strategy 'w2s' makes sentences of keywords, which {recipe.model} was not made for."
+            raise HfsynError(said, "Name an encoder-decoder (--captioner t5-common-gen), or take --strategy llm.")
         self._model.to(device).eval()
         self._tokenizer.padding_side = "right" if self._encodes else "left"
         if self._tokenizer.pad_token is None:

@@ -241,10 +241,8 @@ def loaded(
 
 def _lacking(part: CaptionPart, kind: Kind, missing: Sequence[str]) -> HfsynError:
     """The error of a model that has lost weights on which its texts depend."""
-    return HfsynError(
-        f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}.",
-        "Name a complete checkpoint.",
-    )
+    said = f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}."
+    return HfsynError(said, "Name a complete checkpoint.")
 
 
 def tried(ask: Callable[[], Any], part: CaptionPart, kind: Kind, idle: Idle, *, first: bool = False) -> None:
@@ -263,10 +261,8 @@ def tried(ask: Callable[[], Any], part: CaptionPart, kind: Kind, idle: Idle, *, 
             raise _lacking(part, kind, idle.missing) from None
         raise
     except Exception as error:  # of any kind: each library has its own
-        raise HfsynError(
-            f"{part.model} fails as a {kind} in a first try: {type(error).__name__}: {first_line(error)[:200]}",
-            "See whether transformers itself runs it; name another caption.model.",
-        ) from error
+        said = f"{part.model} fails as a {kind} in a first try: {type(error).__name__}: {first_line(error)[:200]}"
+        raise HfsynError(said, "See whether transformers itself runs it; name another caption.model.") from error
     if before is not None and global_states() != before:
         raise HfsynError(
             f"{part.model} draws random numbers that no image's seed decides: its texts would differ from run to run.",

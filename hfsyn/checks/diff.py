@@ -184,10 +184,8 @@ def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
-        raise HfsynError(
-            f"{entry.file} of {side.label} cannot be read: {' '.join(str(error).split())[:120]}",
-            f"See: hfsyn verify {side.label}",
-        ) from None
+        said = f"{entry.file} of {side.label} cannot be read: {' '.join(str(error).split())[:120]}"
+        raise HfsynError(said, f"See: hfsyn verify {side.label}") from None
 
 
 def _paired(

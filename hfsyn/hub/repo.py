@@ -336,9 +336,8 @@ def _limit_silence() -> None:
 
 def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
     """The error if another publisher was faster."""
-    return HfsynError(
-        f"Version {tag} of {repo_id} has since been taken (commit {commit[:12]}).", "Publish as another version."
-    )
+    said = f"Version {tag} of {repo_id} has since been taken (commit {commit[:12]})."
+    return HfsynError(said, "Publish as another version.")
 
 
 def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:

@@ -147,6 +147,5 @@ class SourcePictures:
 def check_captioned(row: SourceRow, sha256: str) -> None:
     """Refuse a source row whose file is not the one that was captioned."""
     if hashlib.sha256(row.image).hexdigest() != sha256:
-        raise HfsynError(
-            f"{row.source_id} is not the image that was captioned: the source has changed.", "Put it back as it was."
-        )
+        said = f"{row.source_id} is not the image that was captioned: the source has changed."
+        raise HfsynError(said, "Put it back as it was.")

@@ -78,18 +78,14 @@ def idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
     """The error of a field that a model ignores."""
     value = sketch.negative if field == "prompt.negative" else getattr(sketch.recipe, field.partition(".")[2])
     instead = {"generate.guidance_scale": "1"}.get(field, "null")
-    return HfsynError(
-        f"{field} is {value!r} and decides nothing: {sketch.recipe.model}, a {pipeline}, draws the same without it.",
-        f"Leave it out: --set {field}={instead}",
-    )
+    said = f"{field} is {value!r} and decides nothing: {sketch.recipe.model}, a {pipeline}, draws the same without it."
+    return HfsynError(said, f"Leave it out: --set {field}={instead}")
 
 
 def size_refused(model: str, error: Exception) -> HfsynError:
     """The error of a size that a pipeline refuses."""
-    return HfsynError(
-        f"{model} refuses the recipe: {' '.join(str(error).split())[:200]}",
-        "Change generate.width, generate.height or generate.steps.",
-    )
+    said = f"{model} refuses the recipe: {' '.join(str(error).split())[:200]}"
+    return HfsynError(said, "Change generate.width, generate.height or generate.steps.")
 
 
 def _first(pipe: Any, sketch: Sketch, draw: Draw) -> tuple[Sketch, Any, list[str | None]]:
@@ -196,10 +192,8 @@ def _draws_nothing(recipe: GeneratePart, problem: str | None) -> HfsynError:
             if recipe.dtype == "float32"
             else "Set generate.dtype to float32; if that gives NaN values too, the checkpoint is damaged.",
         )
-    return HfsynError(
-        f"{recipe.model} draws images of one colour alone: a part of it, such as the decoder, is damaged.",
-        "Name another generate.model.",
-    )
+    said = f"{recipe.model} draws images of one colour alone: a part of it, such as the decoder, is damaged."
+    return HfsynError(said, "Name another generate.model.")
 
 
 class OwnNoise:

@@ -44,10 +44,8 @@ def tuning_of(options: WorkOptions, device: str) -> Tuning:
     cuda = device.startswith("cuda")
     channels_last = cuda if options.channels_last is None else options.channels_last == "on"
     if options.attention in ("cudnn", "flash", "efficient") and not cuda:
-        raise HfsynError(
-            f"--attention {options.attention} is a kernel of NVIDIA GPUs, and the device is {device}.",
-            "Leave it out, or use --attention math.",
-        )
+        said = f"--attention {options.attention} is a kernel of NVIDIA GPUs, and the device is {device}."
+        raise HfsynError(said, "Leave it out, or use --attention math.")
     return Tuning(channels_last, options.compile, options.attention or "auto")
 
 
@@ -104,14 +102,11 @@ def kernels(tuning: Tuning) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         if tuning.compiled and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise HfsynError(
-                f"--compile: torch cannot compile this model here ({reason})", "Leave --compile out."
-            ) from error
+            said = f"--compile: torch cannot compile this model here ({reason})"
+            raise HfsynError(said, "Leave --compile out.") from error
         if order is not None and "No available kernel" in reason:
-            raise HfsynError(
-                f"--attention {tuning.attention}: the kernel does not take this model ({reason})",
-                "Leave --attention out.",
-            ) from error
+            said = f"--attention {tuning.attention}: the kernel does not take this model ({reason})"
+            raise HfsynError(said, "Leave --attention out.") from error
         raise
 
 

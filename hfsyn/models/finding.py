@@ -67,10 +67,8 @@ def locate(model: str, kind: Kind) -> str:
         raise HfsynError(f"{model} is a file, and a {kind} is a folder.", hint)
     if model.startswith(("/", ".", "~")) or not _is_hub_id(model):
         at = " A revision goes into its own field." if "@" in model else ""
-        raise HfsynError(
-            f"There is no {kind} at {model!r}, and it is not a Hub id either.{at}",
-            f"Name a folder that exists, {otherwise}.",
-        )
+        said = f"There is no {kind} at {model!r}, and it is not a Hub id either.{at}"
+        raise HfsynError(said, f"Name a folder that exists, {otherwise}.")
     return model
 
 
@@ -96,18 +94,14 @@ def pin(model: str, revision: str | None, kind: Kind) -> str:
     if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
         content = content_hash(Path(locate(model, kind)))
         if revision is not None and not is_content_hash(revision):
-            raise HfsynError(
-                f"{field}.revision is {revision!r}, but {model} is a local model and has none.",
-                f"Leave it out: --set {field}.revision=null",
-            )
+            said = f"{field}.revision is {revision!r}, but {model} is a local model and has none."
+            raise HfsynError(said, f"Leave it out: --set {field}.revision=null")
         check_content(content, revision, f"The {kind} {model} is not the one", f"{field}.revision")
         return content
     locate(model, kind)
     if is_content_hash(revision):
-        raise HfsynError(
-            f"{field}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local folder.",
-            f"Name that folder: --set {field}.model=FOLDER",
-        )
+        said = f"{field}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local folder."
+        raise HfsynError(said, f"Name that folder: --set {field}.model=FOLDER")
     from huggingface_hub import HfApi
 
     hint = "." if kind == "language model" else f", or --set {field}.model=builtin."
@@ -203,15 +197,12 @@ def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
             "are read, and you trust them: --allow-pickle-weights.",
         )
     if found := re.search(r"AutoPipeline can't find a pipeline linked to (\w+)", reason):
-        return HfsynError(
-            f"{model} is a {found[1]}, which does not draw from text alone.", f"Name another, such as {_EXAMPLE[kind]}."
-        )
+        said = f"{model} is a {found[1]}, which does not draw from text alone."
+        return HfsynError(said, f"Name another, such as {_EXAMPLE[kind]}.")
     if len(reason) > 200:
         reason = reason[:200].rsplit(" ", 1)[0] + " ..."
-    return HfsynError(
-        f"{model} cannot be loaded as a {kind}: {type(error).__name__}: {reason}",
-        f"It takes {_KINDS[kind]} with all its files, such as {_EXAMPLE[kind]}.",
-    )
+    said = f"{model} cannot be loaded as a {kind}: {type(error).__name__}: {reason}"
+    return HfsynError(said, f"It takes {_KINDS[kind]} with all its files, such as {_EXAMPLE[kind]}.")
 
 
 def local_file(model: str, revision: str | None, name: str, kind: Kind = "generator") -> Path | None:
@@ -299,10 +290,8 @@ def checked_variant(
         if not names:
             optional = part in ("safety_checker", "feature_extractor")
             without = "Go without the safety checker: --set generate.safety_checker=false. Or fetch" if optional else ""
-            raise HfsynError(
-                f"{model} has no folder {part}, which its model_index.json names.",
-                f"{without or 'Fetch'} all of it: {_again(model)}",
-            )
+            said = f"{model} has no folder {part}, which its model_index.json names."
+            raise HfsynError(said, f"{without or 'Fetch'} all of it: {_again(model)}")
         found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
         # Files with other names are left to the libraries, which may know their index.
         if "config.json" not in names or (not found and any(name.endswith((".safetensors", ".bin")) for name in names)):
@@ -338,12 +327,10 @@ def _chosen(
     if not lacking or len(every) == 1:
         return every[0] if lacking else None
     if every and kind == "generator":
-        raise HfsynError(
-            f"{model} has no plain weights, but several variants: {', '.join(every)}.", f"Choose: {setting}{every[0]}"
-        )
-    raise HfsynError(
-        f"{model} has no loadable weights of its {lacking[0] or kind}.", f"Fetch all of it: {_again(model)}"
-    )
+        said = f"{model} has no plain weights, but several variants: {', '.join(every)}."
+        raise HfsynError(said, f"Choose: {setting}{every[0]}")
+    said = f"{model} has no loadable weights of its {lacking[0] or kind}."
+    raise HfsynError(said, f"Fetch all of it: {_again(model)}")
 
 
 def _check_shards(model: str, part: str, files: Sequence[re.Match[str]]) -> None:
@@ -355,10 +342,8 @@ def _check_shards(model: str, part: str, files: Sequence[re.Match[str]]) -> None
     count = int(one["count"])
     if gone := [number for number in range(1, count + 1) if number not in there]:
         name = one[0].replace(f"-{one['number']}-of-", f"-{gone[0]:05d}-of-")
-        raise HfsynError(
-            f"{model} lacks {len(gone)} of the {count} files with the weights of its {part}, such as {name}.",
-            f"Fetch all of it: {_again(model)}",
-        )
+        said = f"{model} lacks {len(gone)} of the {count} files with the weights of its {part}, such as {name}."
+        raise HfsynError(said, f"Fetch all of it: {_again(model)}")
 
 
 def _again(model: str) -> str:

@@ -37,10 +37,8 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
         check_content(content, revision, f"{local} is not the LoRA", "generate.lora_revision")
         return part.model_copy(update={"lora_revision": content})
     if is_content_hash(revision):
-        raise HfsynError(
-            f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file.",
-            "Name that file: --set generate.lora=FILE",
-        )
+        said = f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file."
+        raise HfsynError(said, "Name that file: --set generate.lora=FILE")
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -52,9 +50,8 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):
                 raise
-            raise HfsynError(
-                f"The LoRA repository {repo} has no file {file}.", "Name it: --set generate.lora_file=FILE.safetensors"
-            ) from None
+            said = f"The LoRA repository {repo} has no file {file}."
+            raise HfsynError(said, "Name it: --set generate.lora_file=FILE.safetensors") from None
 
     hint = f"Fetch it with a network (`hf download {repo} {file}`), or name a local file."
     return part.model_copy(update={"lora_revision": commit_of(repo, revision, file, ask, what="LoRA", hint=hint)})

@@ -98,10 +98,8 @@ def _scheduler_instead(recipe: GeneratePart, parts: Mapping[str, Sequence[Any]])
         yield
         return
     if recipe.scheduler == "default":
-        raise HfsynError(
-            f"{recipe.model} comes with a {kind}, with which no image could be made again from its seed.",
-            "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)",
-        )
+        said = f"{recipe.model} comes with a {kind}, with which no image could be made again from its seed."
+        raise HfsynError(said, "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)")
     own = getattr(diffusers, kind)
     setattr(diffusers, kind, diffusers.DPMSolverMultistepScheduler)
     try:
@@ -165,10 +163,8 @@ def _check_weights(pipe: Any, model: str, reports: Sequence[tuple[Any, Mapping[s
         missing = set(report.get("missing_keys", ()))
         weights = dict(network.named_parameters()) if hasattr(network, "named_parameters") else {}
         if empty := [key for key, value in weights.items() if value.is_meta or key in missing]:
-            raise HfsynError(
-                f"{model} has no weights for {len(empty)} parameters of its {name}, such as {empty[0]}.",
-                "Name a complete checkpoint.",
-            )
+            problem = f"{model} has no weights for {len(empty)} parameters of its {name}, such as {empty[0]}."
+            raise HfsynError(problem, "Name a complete checkpoint.")
         # Old checkpoints store positions, which are 0, 1, 2, ...
         if unused := [key for key in report.get("unexpected_keys", ()) if not key.endswith("position_ids")]:
             left_out[f"weight of the checkpoint's {name} that {type(network).__name__} does not have"] = len(unused)
@@ -186,9 +182,8 @@ def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
     try:
         found = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError:
-        raise HfsynError(
-            f"{recipe.model} is a {type(pipe).__name__}, which starts from noise alone.", "Set generate.init to none."
-        ) from None
+        said = f"{recipe.model} is a {type(pipe).__name__}, which starts from noise alone."
+        raise HfsynError(said, "Set generate.init to none.") from None
     if "strength" not in _parameters(found):
         raise HfsynError(f"{recipe.model} is a {type(found).__name__}, which has no strength.", "Name another model.")
     return _quiet(found)
@@ -251,10 +246,8 @@ def _check_call(pipe: Any, recipe: GeneratePart, negative: str | None) -> None:
             "negative_prompt": "Set prompt.negative to null.",
             "max_sequence_length": "Set generate.max_sequence_length to null.",
         }
-        raise HfsynError(
-            f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}.",
-            hints.get(" ".join(lacking), "Name another generate.model."),
-        )
+        said = f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}."
+        raise HfsynError(said, hints.get(" ".join(lacking), "Name another generate.model."))
 
 
 def tokenizer_of(pipe: Any, model: str, longest: int | None = None) -> tuple[Any, int]:

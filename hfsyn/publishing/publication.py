@@ -193,11 +193,8 @@ def bring(job: Job, state: RepoState) -> str:
         job, state = replace(job, is_late=True), look_at(repo)
         refuse(repo_checks(state, job.config_name, job.what, into=True, files=job.files))
         refuse(_result_checks(job, state) if state.head is not None else ())
-    raise HfsynError(
-        f"Others commit to {repo.repo_id} all the time.",
-        "Run the same command again when they are done.",
-        code=ExitCode.PARTIAL,
-    )
+    said = f"Others commit to {repo.repo_id} all the time."
+    raise HfsynError(said, "Run the same command again when they are done.", code=ExitCode.PARTIAL)
 
 
 def _tidy(job: Job) -> None:

@@ -85,10 +85,8 @@ class Shelf:
         if is_yaml_name(name) or "/" in name:
             return read_text(name, self.what, f"Shipped: {', '.join(known)}. {self.otherwise}"), name
         if name not in known:
-            raise HfsynError(
-                f"Unknown {self.what} {name[:_SHOWN]!r}.{did_you_mean(name, known)}",
-                f"There are: {', '.join(known)}. {self.otherwise}",
-            )
+            said = f"Unknown {self.what} {name[:_SHOWN]!r}.{did_you_mean(name, known)}"
+            raise HfsynError(said, f"There are: {', '.join(known)}. {self.otherwise}")
         return (_SHIPPED / self.folder / f"{name}.yaml").read_text(encoding="utf-8"), f"{self.what} {name!r}"
 
     def fields(self, name: str) -> tuple[dict[str, Any], str]:

@@ -66,10 +66,8 @@ class Recipe(Part):
         variant.split(self.source.split)
         known = variant.by_wnid
         if unknown := sorted(set(self.class_seeds) - known.keys()):
-            raise HfsynError(
-                f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
-                f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
-            )
+            said = f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class."
+            raise HfsynError(said, f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes")
         check_words(known.values(), get_strategy(self.prompt.strategy))
         return self
 
@@ -167,10 +165,8 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
             )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
-        raise HfsynError(
-            f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others.",
-            "If you have the file and trust it: --strategy path/to/file.py:function",
-        )
+        said = f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others."
+        raise HfsynError(said, "If you have the file and trust it: --strategy path/to/file.py:function")
     if file is not None and not str(file).startswith(HUB) and "prompt.captions_file" not in overridden:
         raise HfsynError(
             f"The captions of {where} come from a file of its author's, {file!r}.",

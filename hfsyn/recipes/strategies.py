@@ -225,10 +225,8 @@ def user_function(name: str, sha256: str | None) -> PromptFunction:
     """
     path, function = _split(name)
     if where := _untrusted_place(path):
-        raise HfsynError(
-            f"The strategy {name!r} {where}, and hfsyn runs no code that comes with a dataset.",
-            "Name a file of yours: --strategy path/to/file.py:function",
-        )
+        said = f"The strategy {name!r} {where}, and hfsyn runs no code that comes with a dataset."
+        raise HfsynError(said, "Name a file of yours: --strategy path/to/file.py:function")
     found = content_of(name)
     check_content(found, sha256, f"{path} is not the file", "prompt.strategy_sha256")
     return _function(path, function, found)
@@ -324,9 +322,8 @@ def _module(path: Path, sha256: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         del sys.modules[label]
-        raise HfsynError(
-            f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}", "Fix it first."
-        ) from None
+        said = f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        raise HfsynError(said, "Fix it first.") from None
     finally:
         sys.dont_write_bytecode = written
     return module
@@ -340,10 +337,8 @@ def _guarded(function: Callable[..., Any], name: str) -> PromptFunction:
         try:
             prompt = function(info, caption, rng)
         except (Exception, SystemExit) as error:  # whatever a user's function raises, but not Ctrl-C
-            raise HfsynError(
-                f"{name} fails {given}: {type(error).__name__}: {' '.join(str(error).split())}",
-                "Fix it; a caption may be empty, and is None where the recipe has none.",
-            ) from None
+            said = f"{name} fails {given}: {type(error).__name__}: {' '.join(str(error).split())}"
+            raise HfsynError(said, "Fix it; a caption may be empty, and is None where the recipe has none.") from None
         if not isinstance(prompt, str) or not prompt.strip():
             raise HfsynError(f"{name} returned {prompt!r} {given}.", "A prompt is a text that is not empty.")
         if half := re.search("[\ud800-\udfff]", prompt):

@@ -198,10 +198,8 @@ def removable(folder: Path) -> Mark | None:
     if not folder.is_dir():
         return None
     if alien := layout.strangers(folder):
-        raise HfsynError(
-            f"--overwrite deletes runs of hfsyn only, and {folder} holds {alien[0]}, which is not ours.",
-            "Remove it yourself.",
-        )
+        said = f"--overwrite deletes runs of hfsyn only, and {folder} holds {alien[0]}, which is not ours."
+        raise HfsynError(said, "Remove it yourself.")
     return mark_of(folder) if layout.is_run_folder(folder) else None
 
 

@@ -57,10 +57,8 @@ def check_order(recipe: Recipe) -> None:
     part = f" --include '{hub.config}/*'" if hub.config and not variant.label_ids else ""
     at = f" --revision {source.revision or hub.revision}" if source.revision or hub.revision else ""
     command = f"hf download {hub.repo_id} --repo-type dataset{at}{part} --local-dir FOLDER"
-    raise HfsynError(
-        f"generate.init is source, and the images of {source.variant} are streamed from the Hub in another order.",
-        f"Download them ({command}) and --set source.path=FOLDER.",
-    )
+    said = f"generate.init is source, and the images of {source.variant} are streamed from the Hub in another order."
+    raise HfsynError(said, f"Download them ({command}) and --set source.path=FOLDER.")
 
 
 def indexed(recipe: Recipe, text: str | None, left_out: dict[str, int] | None = None) -> Iterator[Caption]:
@@ -178,10 +176,8 @@ class FileTexts:
         if (missing or empty) and self._missing == "refuse":
             what = [f"no text for {_some('image', missing)}"] if missing else []
             what += [f"an empty text for {_some('image', empty)}"] if empty else []
-            raise HfsynError(
-                f"{self._file} has {' and '.join(what)}, of {len(source_ids)}.",
-                "Add them, or use the class name instead: --set prompt.captions_missing=class-name",
-            )
+            said = f"{self._file} has {' and '.join(what)}, of {len(source_ids)}."
+            raise HfsynError(said, "Add them, or use the class name instead: --set prompt.captions_missing=class-name")
 
     def of(self, source_id: str) -> str:
         """The text of an image; empty where there is none."""
@@ -237,10 +233,8 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):
-        raise HfsynError(
-            f"prompt.captions_file is {reference!r}, which names no dataset.",
-            f"It looks like {HUB}USER/NAME@REVISION, or the same with /PATH after it.",
-        )
+        said = f"prompt.captions_file is {reference!r}, which names no dataset."
+        raise HfsynError(said, f"It looks like {HUB}USER/NAME@REVISION, or the same with /PATH after it.")
     repo_id, asked, inside = match[1], revision or match[2], (match[3] or "").strip("/")
     wanted = [inside]
     if not inside.lower().endswith(_ENDINGS):
@@ -249,10 +243,8 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
         fetch = partial(snapshot_download, repo_id, repo_type="dataset", revision=asked, allow_patterns=wanted)
         root = Path(patiently(fetch, Patience(repo_id, revision=asked)))
     except LocalEntryNotFoundError:
-        raise HfsynError(
-            f"The dataset {repo_id} is not in the local cache, and the Hub cannot be reached.",
-            f"Fetch it with a network: hf download --repo-type dataset {repo_id}",
-        ) from None
+        said = f"The dataset {repo_id} is not in the local cache, and the Hub cannot be reached."
+        raise HfsynError(said, f"Fetch it with a network: hf download --repo-type dataset {repo_id}") from None
     found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in _ENDINGS and p.is_file()]
     # The cache may hold more of this commit than was asked for.
     found = [p for p in found if p.relative_to(root).as_posix().startswith(inside)]
@@ -343,7 +335,5 @@ def _unusable(
 
 
 def _unreadable(file: str, why: str) -> HfsynError:
-    return HfsynError(
-        f"The captions file {file} cannot be read: {why}",
-        "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.",
-    )
+    said = f"The captions file {file} cannot be read: {why}"
+    return HfsynError(said, "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.")

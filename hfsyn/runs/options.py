@@ -105,9 +105,8 @@ def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
     try:
         selected = list(shards[slice(*shard_bounds(chosen))])
     except ValueError:
-        raise HfsynError(
-            f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5."
-        ) from None
+        said = f"--shards {chosen!r} is not a range."
+        raise HfsynError(said, "It looks like 0:5 (shards 0 to 4), 5: or :5.") from None
     if not selected:
         raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
     return selected

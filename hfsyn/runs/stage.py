@@ -61,10 +61,8 @@ def write_plan(run: Run) -> None:
         write_lines(target, lines, run.recipe.store.shard_rows)
         if before is not None and digest_of(target) != before.sha256:
             target.unlink()
-            raise HfsynError(
-                f"The captions of {run.folder} are not those that its plan was made from.",
-                f"Find what has changed: hfsyn verify {run.folder}",
-            )
+            said = f"The captions of {run.folder} are not those that its plan was made from."
+            raise HfsynError(said, f"Find what has changed: hfsyn verify {run.folder}")
         write_marker(target, len(lines), run.fingerprint)
 
 

@@ -29,9 +29,8 @@ def start_accelerator(
     check_tracker(log_with)
     picked = pick_device(device)
     if device is not None and ":" in device:
-        raise HfsynError(
-            f"--device {device} names one of several.", "Set CUDA_VISIBLE_DEVICES=1, and use --device cuda."
-        )
+        said = f"--device {device} names one of several."
+        raise HfsynError(said, "Set CUDA_VISIBLE_DEVICES=1, and use --device cuda.")
     # These are global, and an earlier training in this process may have used another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -84,10 +83,8 @@ def check_division(batch_size: int, accumulation: int, processes: int, *, pairs:
         )
     if pairs and (each := batch_size // parts) % 2:
         fits = max(1, round(batch_size / parts / 2)) * 2 * parts
-        raise HfsynError(
-            f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each.",
-            f"Make --batch-size even for it: {fits} can be.",
-        )
+        said = f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each."
+        raise HfsynError(said, f"Make --batch-size even for it: {fits} can be.")
 
 
 def total(accelerator: Any, value: float) -> float:

@@ -99,10 +99,8 @@ def _create(
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm's networks raise anything for options that they do not take
-        raise HfsynError(
-            f"The network {name} cannot be made: {first_line(error)}.",
-            f"Look at model.* in the recipe; its options are {dict(options)}.",
-        ) from None
+        said = f"The network {name} cannot be made: {first_line(error)}."
+        raise HfsynError(said, f"Look at model.* in the recipe; its options are {dict(options)}.") from None
 
 
 def check_model_name(name: str) -> None:
@@ -113,10 +111,8 @@ def check_model_name(name: str) -> None:
         return
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        raise HfsynError(
-            f"timm has no network {name!r}.{did_you_mean(name, known, 3)}",
-            "timm.list_models('*resnet*') lists those with resnet in the name.",
-        )
+        said = f"timm has no network {name!r}.{did_you_mean(name, known, 3)}"
+        raise HfsynError(said, "timm.list_models('*resnet*') lists those with resnet in the name.")
 
 
 def _preprocessing(
@@ -214,9 +210,8 @@ def _open_pretrained(name: str) -> Classifier:
     import timm
 
     if "/" in name and not name.startswith(_ON_HUB):
-        raise HfsynError(
-            f"There is no folder {name}.", "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME."
-        )
+        said = f"There is no folder {name}."
+        raise HfsynError(said, "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME.")
     check_model_name(name)
     repo_id = name.partition(":")[2].partition("@")[0] or name
     patience = Patience(repo_id, f"read the weights of {name}", page=page_of(repo_id, "model"))
@@ -225,10 +220,8 @@ def _open_pretrained(name: str) -> Classifier:
     except HfsynError:
         raise
     except Exception as error:  # timm raises a dozen kinds; the text would show an error of ours
-        raise HfsynError(
-            f"The weights of {name} cannot be loaded: {type(error).__name__}: {first_line(error)}.",
-            "Check the name and the network, or name the folder of a training.",
-        ) from None
+        said = f"The weights of {name} cannot be loaded: {type(error).__name__}: {first_line(error)}."
+        raise HfsynError(said, "Check the name and the network, or name the folder of a training.") from None
     wnids, names = _classes_of(network, name)
     return Classifier(name, network, wnids, names, _preprocessing(network), {}, name, state_sha256(network))
 
@@ -245,10 +238,8 @@ def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ..
         unknown = [label for label, wnid in label_map(imagenet, labels).items() if wnid is None]
         raise HfsynError(f"{len(unknown)} classes of {name} are not ImageNet's: {quoted(unknown)}.", "Train another.")
     if network.num_classes != len(imagenet.classes):
-        raise HfsynError(
-            f"{name} has {network.num_classes} outputs, and nothing says which classes they are.",
-            "Weights with 1,000 outputs are taken as ImageNet-1k's; others must name their labels.",
-        )
+        said = f"{name} has {network.num_classes} outputs, and nothing says which classes they are."
+        raise HfsynError(said, "Weights with 1,000 outputs are taken as ImageNet-1k's; others must name their labels.")
     return tuple(imagenet.by_wnid), tuple(c.name for c in imagenet.classes)
 
 

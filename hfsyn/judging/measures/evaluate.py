@@ -111,10 +111,8 @@ def measure(
     started = time.monotonic()
     found = predict(classifier, images, accelerator, quiet=quiet, **loading)
     if not len(found.labels):
-        raise HfsynError(
-            f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)}).",
-            "Look at the files.",
-        )
+        said = f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)})."
+        raise HfsynError(said, "Look at the files.")
     if accelerator.is_main_process and not quiet:
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     wnids, names = classifier.wnids, classifier.names

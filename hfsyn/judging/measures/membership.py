@@ -109,10 +109,8 @@ def membership_inference(
         HfsynError: fewer than four images of either kind, or logits that are not finite.
     """
     if min(len(member_labels), len(other_labels)) < _FEWEST:
-        raise HfsynError(
-            f"There are {len(member_labels)} members and {len(other_labels)} others.",
-            f"The attack needs at least {_FEWEST} of each; hundreds for a narrow interval.",
-        )
+        said = f"There are {len(member_labels)} members and {len(other_labels)} others."
+        raise HfsynError(said, f"The attack needs at least {_FEWEST} of each; hundreds for a narrow interval.")
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(labels)), 2) for labels in (member_labels, other_labels)]
     losses = [

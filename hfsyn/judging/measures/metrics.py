@@ -95,10 +95,8 @@ def classification_metrics(
     if mask is not None:
         columns = np.unique(np.asarray(mask, dtype=np.int64))
         if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= c:
-            raise HfsynError(
-                "The mask leaves out classes that the evaluation set has.",
-                "It must hold the column of every class of that set.",
-            )
+            said = "The mask leaves out classes that the evaluation set has."
+            raise HfsynError(said, "It must hold the column of every class of that set.")
         found["masked"] = _decision(
             logits, np.searchsorted(columns, labels), [wnids[c] for c in columns], [names[c] for c in columns], columns
         )

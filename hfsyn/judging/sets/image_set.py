@@ -289,10 +289,8 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
     if not shards:
         raise HfsynError(f"{found.place} has no finished shard yet.", f"Run: hfsyn generate {found.place}")
     if manifest is None:
-        raise HfsynError(
-            f"The run {found.place} is not finished: its images are not all there.",
-            f"`hfsyn status {found.place}` shows what is missing.",
-        )
+        said = f"The run {found.place} is not finished: its images are not all there."
+        raise HfsynError(said, f"`hfsyn status {found.place}` shows what is missing.")
     split = pick_split(sorted(shards), split, default, f"The run {found.place}")
     fingerprint = layout.load_sidecar(layout.sidecar_of(shards[split][0])).fingerprint
     files = tuple(shard.relative_to(path).as_posix() for shard in shards[split])

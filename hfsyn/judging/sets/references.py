@@ -105,9 +105,8 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
         if variant not in (None, place) or config:
             raise HfsynError(f"{text!r}: {place!r} is a variant and takes only @REVISION.", GRAMMAR)
         if revision and VARIANTS[place].drawn:
-            raise HfsynError(
-                f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Leave the revision out: {place}"
-            )
+            said = f"{text!r}: the variant {place!r} is drawn and has no revisions."
+            raise HfsynError(said, f"Leave the revision out: {place}")
         return Reference("variant", place, place, revision or None)
     if Path(place).expanduser().exists():
         if revision:
@@ -118,9 +117,8 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
         return Reference("hub", repo, variant, revision or None, config or None)
     if "/" in place or looks_local:
         raise HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.", GRAMMAR)
-    raise HfsynError(
-        f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}", f"{GRAMMAR} Variants: {', '.join(VARIANTS)}."
-    )
+    said = f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}"
+    raise HfsynError(said, f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.")
 
 
 def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], where: str) -> str:
@@ -130,8 +128,6 @@ def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], 
     ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]
     ways += there if split is None and len(there) == 1 else []
     if not ways:
-        raise HfsynError(
-            f"{where} has no split {' or '.join(map(repr, names))}.",
-            f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.",
-        )
+        said = f"{where} has no split {' or '.join(map(repr, names))}."
+        raise HfsynError(said, f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.")
     return ways[0]

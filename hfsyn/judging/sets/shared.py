@@ -45,10 +45,8 @@ def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, .
         if differing := names.keys() ^ theirs.keys():
             only = ((whose, names.keys() - theirs.keys()), (other, theirs.keys() - names.keys()))
             parts = [f"only {one} has {quoted(sorted(has))}" for one, has in only if has]
-            raise HfsynError(
-                f"{whose} and {other} differ in {len(differing)} classes: {'; '.join(parts)}.",
-                "Sets that are mixed must have the same classes, by wnid.",
-            )
+            said = f"{whose} and {other} differ in {len(differing)} classes: {'; '.join(parts)}."
+            raise HfsynError(said, "Sets that are mixed must have the same classes, by wnid.")
     same_names(named)
     if len(names) < 2:
         raise HfsynError(f"{whose} has {len(names)} class.", "A classifier needs two or more.")

@@ -163,9 +163,8 @@ def stream_tables(files: Sequence[str]) -> Any:
     try:
         return load_dataset("parquet", data_files={"train": list(files)}, split="train", streaming=True)
     except (ValueError, OSError, RuntimeError) as error:
-        raise HfsynError(
-            f"The rows cannot be read: {first_line(error)}", "Check the network and the disk.", code=ExitCode.PREFLIGHT
-        ) from None
+        said = f"The rows cannot be read: {first_line(error)}"
+        raise HfsynError(said, "Check the network and the disk.", code=ExitCode.PREFLIGHT) from None
 
 
 @dataclass(frozen=True)

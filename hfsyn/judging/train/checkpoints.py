@@ -36,9 +36,8 @@ def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
             raise HfsynError(f"{path} is a file, and a training needs a folder.", "Choose another: --out DIR.")
     strangers = sorted(p.name for p in folder.glob("*") if p.name not in _OURS and not p.name.startswith("."))
     if strangers:
-        raise HfsynError(
-            f"{folder} holds other things ({', '.join(strangers[:3])}).", "Choose an empty or new folder: --out DIR."
-        )
+        said = f"{folder} holds other things ({', '.join(strangers[:3])})."
+        raise HfsynError(said, "Choose an empty or new folder: --out DIR.")
     begun = (folder / RESULTS).is_file() or found_checkpoints(folder / CHECKPOINTS)
     if begun and (folder / CONFIG).is_file() and not overwrite:
         _check_same_config(load_train_config(folder / CONFIG), config, folder)
@@ -169,7 +168,5 @@ def _check_same_config(there: TrainConfig | None, wanted: TrainConfig, where: Pa
     if found:
         key, old, new = found[0]
         more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
-        raise HfsynError(
-            f"{where} belongs to another training: {key} was {old!r} there and is {new!r} now{more}.",
-            "Train with the old value, in another --out, or from the start with --overwrite.",
-        )
+        said = f"{where} belongs to another training: {key} was {old!r} there and is {new!r} now{more}."
+        raise HfsynError(said, "Train with the old value, in another --out, or from the start with --overwrite.")

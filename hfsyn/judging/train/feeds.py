@@ -153,10 +153,8 @@ class _StreamFeed(Feed):
             if got == 0:
                 unread = f", of which {len(self.unread)} could not be read" if self.unread else ""
                 hint = "Lower --batch-size, or leave --streaming out for so small a set."
-                raise HfsynError(
-                    f"A pass through the streams gives a process fewer than one batch of {size} images{unread}.",
-                    "Look at the files." if unread else hint,
-                )
+                said = f"A pass through the streams gives a process fewer than one batch of {size} images{unread}."
+                raise HfsynError(said, "Look at the files." if unread else hint)
             self._pass, self._taken = self._pass + 1, 0
 
     def _whole(self, loader: Any, size: int) -> Iterator[tuple[Any, Any]]:
@@ -266,9 +264,8 @@ def _find_rows(found: Reference, split: str | None) -> tuple[Any, str, str | Non
     if found.kind == "local":
         parts = local_tables(found, split, TRAIN)
         if parts is None:
-            raise HfsynError(
-                f"{found.place} is a folder of image files.", "They need no stream: leave --streaming out."
-            )
+            said = f"{found.place} is a folder of image files."
+            raise HfsynError(said, "They need no stream: leave --streaming out.")
         return parts, parts.split, parts.revision
     variant = get_variant(found.place)
     split = pick_split(list(variant.splits), split, TRAIN, f"The variant {variant.name!r}")

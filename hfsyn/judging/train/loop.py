@@ -140,10 +140,8 @@ def total_steps(config: TrainConfig, budget: int) -> int:
     part = config.optimise
     steps = part.epochs * budget // part.batch_size
     if steps == 0:
-        raise HfsynError(
-            f"{part.epochs} epochs of {budget} images are fewer than one batch of {part.batch_size}.",
-            "Lower --batch-size, or raise --epochs or --budget.",
-        )
+        said = f"{part.epochs} epochs of {budget} images are fewer than one batch of {part.batch_size}."
+        raise HfsynError(said, "Lower --batch-size, or raise --epochs or --budget.")
     return steps
 
 
@@ -254,9 +252,8 @@ class _Training:
         if done % 20 == 0 or done == steps:
             values = {"loss": float(loss.detach()), "lr": optimizer.param_groups[0]["lr"]}
             if math.isnan(values["loss"]):
-                raise HfsynError(
-                    f"The loss is NaN at step {done}.", "Lower the learning rate, or --mixed-precision no."
-                )
+                said = f"The loss is NaN at step {done}."
+                raise HfsynError(said, "Lower the learning rate, or --mixed-precision no.")
             if options.log_with:
                 accelerator.log(values, step=done)
         if done == steps:

@@ -58,11 +58,8 @@ def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
             return head
         with suppress(HeadMovedError):  # another commit came first: look again
             return repo.commit(missing, [], parent=head, message="Add classifier")
-    raise HfsynError(
-        f"{repo.repo_id} was removed, or others kept committing to it.",
-        "Run the same command again.",
-        code=ExitCode.PARTIAL,
-    )
+    said = f"{repo.repo_id} was removed, or others kept committing to it."
+    raise HfsynError(said, "Run the same command again.", code=ExitCode.PARTIAL)
 
 
 def check_push(repo_id: str) -> None:

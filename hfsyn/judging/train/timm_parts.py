@@ -170,7 +170,5 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
                 "Look at --image-size, --batch-size and model.options.",
             ) from None
     if shape != (count, len(classifier.wnids)):
-        raise HfsynError(
-            f"{classifier.name} answers {count} images with {shape} instead of {len(classifier.wnids)} numbers each.",
-            f"model.options is {dict(classifier.options)}.",
-        )
+        said = f"{classifier.name} answers {count} images with {shape} instead of {len(classifier.wnids)} numbers each."
+        raise HfsynError(said, f"model.options is {dict(classifier.options)}.")
