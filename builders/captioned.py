@@ -4,8 +4,6 @@
 >>> rows = Captioned(run="runs/shapes-cip").as_streaming_dataset("train")  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass

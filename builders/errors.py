@@ -1,7 +1,5 @@
 """The errors that users see, and how names, lists, sizes and the errors of other libraries are worded in them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable

@@ -5,8 +5,6 @@ conflict, a rate limit, a server error, a broken or silent connection) are retri
 growing, jittered pauses; others (no token, no permission, no such repository) end at once and say what to do.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random

@@ -9,8 +9,6 @@ finished shards of unfinished runs, refuses a finished run that is incomplete, a
 of a published set, or none (see `builders.published`).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The real images of a run, stored as its synthetic ones are: for comparisons in which only the pictures differ."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Several processes of one command: started through accelerate, ended together, and their errors said once."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json

@@ -7,8 +7,6 @@ Launchers tell each process its place in environment variables, which may outliv
 inherited from a job that has ended. A process that believed them would wait for processes that never come.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

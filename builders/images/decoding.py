@@ -1,7 +1,5 @@
 """Decode the bytes of an image file: format, limits, EXIF rotation, then 8-bit sRGB; or a reason why not."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import io

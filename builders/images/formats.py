@@ -1,7 +1,5 @@
 """Image file formats, by file extension or by first bytes."""
 
-from __future__ import annotations
-
 import re
 
 _PICTURES = """

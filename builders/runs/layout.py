@@ -30,8 +30,6 @@ bytes. Sidecars have a folder of their own because pandas, polars and pyarrow re
 anything but Parquet lies in it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

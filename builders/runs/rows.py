@@ -6,8 +6,6 @@ texts are measured while they are still references, and rows are read in portion
 order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path

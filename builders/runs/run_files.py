@@ -5,8 +5,6 @@ existence means that the table is done. It states the recipe's fingerprint and t
 whenever the table is read. The manifest covers all other files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

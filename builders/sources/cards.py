@@ -5,8 +5,6 @@ of `datasets`: folders and file names that contain "train", "dev", "test" and so
 are never combined: the user must choose one.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import posixpath

@@ -4,8 +4,6 @@ The image is a column of bytes, or of {bytes, path} as `datasets` writes it. The
 reliable first (`LABEL_COLUMNS`); where several columns could be the label, they must name the same class in each row.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What lies in one folder: images, folders, archives, other files; and what is given that cannot be read at all."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat

@@ -19,8 +19,6 @@ In a flat folder the class of each image comes from a list near it, or from the 
 The devkit's numbers are ILSVRC's own, 1 for the kit fox: they are not the positions of the sorted wnids.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -14,8 +14,6 @@ names, and some classes may be missing. All of it may lie a few folders deeper, 
 `builders.sources.folder_layouts` decides what is what.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections import Counter

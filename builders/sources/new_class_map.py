@@ -5,8 +5,6 @@ looked up in lists in the folder (words.txt, LOC_synset_mapping.txt). Ids of oth
 for the user to check before the class map is used.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """The Parquet files of a local folder: of a dataset's copy with its card, or any others."""
 
-from __future__ import annotations
-
 import logging
 import os
 import posixpath

@@ -4,8 +4,6 @@ The index reads only the columns of labels and file names; images are read by th
 few images of each class cost about as much as their size, even if the rows are sorted by class.
 """
 
-from __future__ import annotations
-
 import logging
 from bisect import bisect_right
 from collections import deque

@@ -1,7 +1,5 @@
 """What a source gives: entries of its index, rows with the bytes of an image, and the wnid that a label means."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The classes that occur in tables, for a new class map: there is no variant yet that says what a label means."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

@@ -11,8 +11,6 @@ of one dataset. Custom classes that WordNet does not know have an id in its plac
 Only the standard library is imported, and the class lists are read when they are first needed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

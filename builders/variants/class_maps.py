@@ -19,8 +19,6 @@ The file is read once: a recipe then carries its content (`source.definition`) u
 splits and repository; title, licence, homepage and the counts may be changed at any time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

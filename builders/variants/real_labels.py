@@ -9,8 +9,6 @@ labels; images without a label (3,163 of 50,000) are left out. The labels are re
 neither timm nor torch is imported.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping

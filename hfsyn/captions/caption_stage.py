@@ -1,7 +1,5 @@
 """The first costly stage: read every real image, and caption it."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ masks, sizes, places of tiles) is passed on unchanged. However tokens are chosen
 caption does not depend on the other images of a batch beyond rounding.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Who gives the texts of a run: a captioner, a language model, a file, earlier captions, or no one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any

@@ -4,8 +4,6 @@ A batch that fails is asked again in halves, padded to the same size, until the 
 others get the captions that they would have had.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar

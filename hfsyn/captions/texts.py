@@ -1,7 +1,5 @@
 """Prompts filled with a class's words, and captions cleaned and flagged (empty, repeated, no class word)."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ They are the softmax of the logits over the temperature; with top_p, of the fewe
 much of it.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable, Sequence

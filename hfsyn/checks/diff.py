@@ -5,8 +5,6 @@ not grow with the number of images. (Captions published alone have no such order
 the same content on both sides are not read.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -1,7 +1,5 @@
 """One image made again from its published row and recipe, and compared with the stored one."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import sys

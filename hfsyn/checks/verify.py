@@ -5,8 +5,6 @@ Everything that follows from the recipe and the captions is computed again, exce
 beside the image are downloaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re

@@ -1,7 +1,5 @@
 """Versions of a published dataset: semantic, as tags."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import NamedTuple

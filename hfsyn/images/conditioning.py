@@ -4,8 +4,6 @@ For Stable Diffusion and SDXL the prompts are tokenized and encoded here, in one
 do it (which tokenize each prompt twice more, and encode the empty prompt for every image). Other pipelines get text.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence

@@ -4,8 +4,6 @@ A classifier that sees real and synthetic images stored in different ways learns
 2403.17608).
 """
 
-from __future__ import annotations
-
 import io
 import os
 

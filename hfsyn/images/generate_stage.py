@@ -1,7 +1,5 @@
 """The second costly stage: make the images of the plan."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence

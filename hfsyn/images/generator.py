@@ -4,8 +4,6 @@ Each sample has its own CPU random generator, so that its noise depends on its s
 recipe's size, so that rounding does not depend on how much work was left.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ device need not be waited for at every step, and that guidance can be limited to
 in small batches, rounded on the device, and copied without a wait.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A first tiny picture: whether a model draws at all, with the samples' own noise, and uses all of its recipe."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

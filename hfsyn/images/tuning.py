@@ -3,8 +3,6 @@
 Only the last bits of an image depend on it, and sidecars record it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import sys

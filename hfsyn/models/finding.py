@@ -6,8 +6,6 @@ folder holds, before anything is spent; `loading` gives what `from_pretrained` t
 No code of a repository is ever run, and only safetensors are read unless a user allows pickles: a pickle runs code too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

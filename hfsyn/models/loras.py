@@ -4,8 +4,6 @@ A recipe names them with ``generate.lora`` (a Hub id, a local folder or a file),
 ``lora_scale``. Only safetensors are read.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence

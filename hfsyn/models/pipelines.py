@@ -1,7 +1,5 @@
 """Text-to-image pipelines of diffusers: loaded as the recipe says, with LoRA and scheduler, and checked to fit it."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import sys

@@ -1,7 +1,5 @@
 """What a run publishes: the files of one configuration, by their path in the repository."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path

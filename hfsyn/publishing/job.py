@@ -1,7 +1,5 @@
 """One publication: what goes where, how it differs from what is there, and what it came to."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field

@@ -1,7 +1,5 @@
 """What is checked before a byte is sent: account, repository, version, the Hub's limits, licences and gates."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 

@@ -14,8 +14,6 @@ How it stays safe:
 - The tag is set on the very commit that was read back and compared, and never moves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial

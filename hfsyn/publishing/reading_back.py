@@ -1,7 +1,5 @@
 """Two checks before the tag: the rows in each Parquet footer, and one row as `load_dataset` reads it."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -3,8 +3,6 @@
 The branch is described in `hfsyn.publishing.working`. Main and its versions do not change until the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os

@@ -5,8 +5,6 @@ main. The branch is removed when the version is published; main never contains a
 shards back to another machine, where they are not made again.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ text means the same everywhere: 1e3 is the integer 1000 where one is expected, `
 infinite.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -10,8 +10,6 @@ that is continued, or checked later, writes the same prompts: it is called twice
 before anything is spent. A run pins the file by its content and refuses another.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import inspect

@@ -4,8 +4,6 @@ A recipe is a YAML file, a shipped one by name, or nothing (the defaults); flags
 The number of processes, the device, where checkpoints go: these are flags of the command and never part of a recipe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal

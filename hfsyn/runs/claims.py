@@ -10,8 +10,6 @@ recipe first. A process that is killed on the way leaves either the whole old ru
 hidden, which the next build removes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -1,7 +1,5 @@
 """The end of a run: check every shard, then write what was set aside, the card and, last, the manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

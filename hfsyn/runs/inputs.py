@@ -9,8 +9,6 @@ A dataset is ``hf://datasets/USER/NAME[@REVISION][/PATH]``: its files of these k
 they are downloaded whole.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -4,8 +4,6 @@ A field is named as its flag is. The command collects the fields, `build` and `w
 the command lines of the processes that `--num-processes` starts, and the stages read them from their `options`.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ next process to make that shard removes; see `builders.files`. Tables that may b
 group at a time, and single rows of a run's shards can be read without the others.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Pictures for people: contact sheets of real and synthetic images side by side."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ Any number of processes may run a stage at once, each in its own time: they shar
 `hfsyn.runs.claims`), and what one of them makes does not depend on the others. Running a stage again continues it.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """How far a run is, read from its sidecars alone, while any number of processes are at work in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """accelerate's Accelerator, started with the right number of processes, and checks of what it is asked to do."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Mapping

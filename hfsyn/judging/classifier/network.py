@@ -4,8 +4,6 @@ On disk it is two files, ``model.safetensors`` and ``model.json``. Networks that
 that are on the Hub (``hf_hub:user/name``) are opened as well.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ alone. An image that cannot be decoded is not scored, since it would be wrong fo
 named in `undecodable`.
 """
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Mapping, Sequence

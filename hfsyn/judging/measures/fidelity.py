@@ -15,8 +15,6 @@ formulas are written out here since no library has them all: torchmetrics lacks 
 distances at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ attack that is sure of a few images is worse than one that is slightly right abo
 Guessing reaches 0.5 in balanced accuracy and AUC, and 0.01 in the true positive rate at 1 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

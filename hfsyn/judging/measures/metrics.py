@@ -13,8 +13,6 @@ Everything here is a pure function of numbers. Formulas:
   Functions" (1964), inverted by bisection.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ position depends only on the seed, its augmentation on the seed and the position
 workers nor a restart changes what the network is shown; a step is a range of positions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import sys

@@ -3,8 +3,6 @@
 Images are never decoded by `datasets`, whose decoder stops at the first corrupt one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import Counter

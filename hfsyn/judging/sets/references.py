@@ -16,8 +16,6 @@ A Hub name and a relative folder look alike: a path that exists wins; ``hf://dat
 WEIGHT is for training on several sets: their shares of the images are proportional to the weights.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ A WordNet id means one class everywhere. An id from a class map means what its a
 the same one: then the names must agree too, up to capitals and underscores.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import defaultdict

@@ -6,8 +6,6 @@ OUT/checkpoints/step-00000120/
     checkpoint.json                                          the step, the recipe, the images; written last
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

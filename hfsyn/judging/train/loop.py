@@ -11,8 +11,6 @@ rank 0's), dropout and stochastic depth draw for each part, and a part of odd si
 libraries' kernels are not deterministic.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time

@@ -1,7 +1,5 @@
 """Publish a trained classifier: a timm model on the Hub, with a card whose results name the data and its version."""
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """The parts of a training that timm makes: augmentation, optimizer, schedule, mixing of images, and the loss."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any
