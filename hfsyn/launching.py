@@ -113,8 +113,8 @@ def die_with_parent() -> None:
 def join_launcher() -> None:
     """Called first by every command: end with the launcher, and refuse one that started less than it was asked for.
 
-    Raises:
-        HfsynError: ``accelerate launch --cpu --num_processes N`` starts one process, whatever N is, and says nothing.
+    Raises HfsynError for ``accelerate launch --cpu --num_processes N``, which starts one process, whatever N is, and
+    says nothing.
     """
     if is_child():
         die_with_parent()

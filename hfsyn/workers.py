@@ -188,10 +188,8 @@ def pick_device(device: str | None) -> str:
 
     Under a launcher, accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise
     each rank believes itself alone. On a CPU one thread is used, whatever the number of processes: the last bits of a
-    result depend on the thread count, and several processes with many threads each slow each other down.
-
-    Raises:
-        HfsynError: the device is not there, or accelerate sees another world than the launcher.
+    result depend on the thread count, and several processes with many threads each slow each other down. Raises
+    HfsynError if the device is not there, or accelerate sees another world than the launcher.
     """
     import torch
 

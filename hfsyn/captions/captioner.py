@@ -88,9 +88,8 @@ class TransformersCaptioner:
         """What the model will see of one RGB image of any size: the tensors of a batch of one, on the CPU; in any
         thread.
 
-        Raises:
-            Exception: of any kind, where the processor does not take this image.
-            HfsynError: the processor no longer takes a small picture either.
+        Raises an error of any kind if the processor does not take this image, and HfsynError if it no longer takes a
+        small picture either.
         """
         try:
             return self._inputs.of(image, info)

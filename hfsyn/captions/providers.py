@@ -60,10 +60,8 @@ def texts_of(run: Run, *, options: WorkOptions, captioner: Captioner | None = No
     """What gives the texts, ready to be asked, and the device on which this is done.
 
     A `captioner` in place of the recipe's model (for tests and benchmarks) is prepared for ahead, like the recipe's, if
-    it has `TransformersCaptioner.look` and `ask`.
-
-    Raises:
-        HfsynError: the model, the file or the captions cannot be had.
+    it has `TransformersCaptioner.look` and `ask`. Raises HfsynError if the model, the file or the captions are not
+    available.
     """
     part, prompt = run.recipe.caption, run.recipe.prompt
     if part is None:
@@ -151,9 +149,8 @@ class KnownCaptions:
     def of(self, source_id: str, sha256: str) -> str | None:
         """The caption of an image, whose file has this SHA-256.
 
-        Raises:
-            Refused: the model that made them refused it.
-            HfsynError: it is not among them, or they describe another file of that name.
+        Raises Refused if the model that made them refused it, and HfsynError if it is not among them, or if they
+        describe another file of that name.
         """
         if (reason := self._refused.get(source_id)) is not None:
             raise Refused(reason.removeprefix(f"{REFUSES}: "), f"{self._label} has none for {source_id}: {reason}.", "")

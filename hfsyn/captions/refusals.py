@@ -53,8 +53,7 @@ class Tally:
         """The reason, for an image that is set aside, without paths of this machine; `asked`: by the model itself,
         whose processor took it.
 
-        Raises:
-            HfsynError: many were refused, and none was taken.
+        Raises HfsynError if many were refused, and none was taken.
         """
         said = error.reason if isinstance(error, Refused) else _PATH.sub("...", first_line(error))
         reason = f"{REFUSES}: {' '.join(said.split())[:160]}"
@@ -74,8 +73,7 @@ class Tally:
     ) -> list[str | Reason | None]:
         """The text of each of at least one item, or why the model refuses it.
 
-        Raises:
-            HfsynError: the model is broken.
+        Raises HfsynError if the model is broken.
         """
         try:
             texts = list(ask(items))

@@ -85,8 +85,7 @@ class TextWriter:
         """One text about each class, in order; an empty string where the model said nothing. The seed of a text decides
         what is asked and, where the recipe draws tokens, these too.
 
-        Raises:
-            Refused: what is asked is longer than the model's context, or its values are not finite.
+        Raises Refused if what is asked is longer than the model's context, or its values are not finite.
         """
         try:
             return self._written(classes, seeds)

@@ -167,8 +167,7 @@ def room(model: Any, part: CaptionPart, asked: int) -> int:
     """New tokens, at most those of the recipe, that fit behind `asked` ones: a decoder with learned positions fails
     beyond its last one.
 
-    Raises:
-        Refused: there is no room for any.
+    Raises Refused if there is no room for any.
     """
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is None:
@@ -205,10 +204,8 @@ def loaded(
     transformers fills in random numbers for what a checkpoint lacks. Here they become NaN, so that a text that depends
     on one of them is noticed, when the model is tried or, at the latest, when the text is made.
 
-    `parts` loads the processor or tokenizer from a place with options, and names the network's auto class.
-
-    Raises:
-        HfsynError: it cannot be loaded, or lacks weights, so that its texts would be random.
+    `parts` loads the processor or tokenizer from a place with options, and names the network's auto class. Raises
+    HfsynError if it cannot be loaded, or lacks weights, so that its texts would be random.
     """
     import torch
     import transformers
@@ -246,8 +243,8 @@ def _lacking(part: CaptionPart, kind: Kind, missing: Sequence[str]) -> HfsynErro
 def tried(ask: Callable[[], Any], part: CaptionPart, kind: Kind, idle: Idle, *, first: bool = False) -> None:
     """Let a model say a little, so that it fails before anything costly is done.
 
-    Raises:
-        HfsynError: it fails; or, the `first` time, when no other thread is at work, it draws random numbers of its own.
+    Raises HfsynError if it fails, or if it draws random numbers of its own; this is seen the `first` time, when no
+    other thread is at work.
     """
     before = global_states() if first else None
     try:

@@ -170,8 +170,7 @@ def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Ge
 def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, Any], path: str | None) -> Image.Image:
     """The real image that a synthetic one started from, found by its id and checked by its content.
 
-    Raises:
-        HfsynError: it was not found, or is another image.
+    Raises HfsynError if it was not found, or is another image.
     """
     part, source_id = recipe.source, row["source_id"]
     hint = "Say where the real images are: --source FOLDER"
@@ -197,8 +196,7 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
 def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:
     """The row of a sample, the sidecar of its shard, and the number of its line there.
 
-    Raises:
-        HfsynError: there is no such sample; the message names some that exist.
+    Raises HfsynError if there is no such sample; the message names some that exist.
     """
     manifest = side.manifest()
     some: list[str] = []

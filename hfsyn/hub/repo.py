@@ -119,8 +119,7 @@ class HubRepo:
     def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client, retrying temporary failures within a bound; `what` is for messages: "commit to user/name".
 
-        Raises:
-            HfsynError: it cannot be done (exit code 3), or not now (exit code 4: rerun to continue).
+        Raises HfsynError if it cannot be done (exit code 3), or not now (exit code 4: rerun to continue).
         """
         page = page_of(self.repo_id, self.repo_type)
         patience = Patience(self.repo_id, what, page=page, token=self.token, say=self.say, sleep=self._sleep)
@@ -133,8 +132,7 @@ class HubRepo:
     def need_token(self) -> None:
         """Fail early if nothing can be sent.
 
-        Raises:
-            HfsynError: there is no token, or offline mode is on (exit code 3).
+        Raises HfsynError if there is no token, or offline mode is on (exit code 3).
         """
         from huggingface_hub import get_token
 
@@ -150,8 +148,7 @@ class HubRepo:
     def account(self) -> dict[str, Any]:
         """The token's account, as `whoami` describes it.
 
-        Raises:
-            HfsynError: there is no token, or the Hub rejects it (exit code 3).
+        Raises HfsynError if there is no token, or the Hub rejects it (exit code 3).
         """
         return dict(self.call("identify this token", self.api.whoami))
 
@@ -303,11 +300,7 @@ class HubRepo:
         )
 
     def tag(self, name: str, commit: str, message: str) -> None:
-        """Tag a commit, unless it already has this tag.
-
-        Raises:
-            HfsynError: another commit has the tag.
-        """
+        """Tag a commit, unless it already has this tag. Raises HfsynError if another commit has the tag."""
         where = {"tag": name, "revision": commit, "repo_type": self.repo_type}
 
         def is_done(status: int) -> bool:

@@ -208,11 +208,7 @@ class DiffusersGenerator:
     def start(
         self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
     ) -> Pending:
-        """See `ImageGenerator`.
-
-        Raises:
-            HfsynError: the pipeline refuses the recipe's size.
-        """
+        """See `ImageGenerator`. Raises HfsynError if the pipeline refuses the recipe's size."""
         import torch
 
         wanted = len(prompts)

@@ -42,9 +42,8 @@ def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
     """Draw a sketch twice, small and in few steps; where that fails, at the recipe's own size. With `vary`, see whether
     the pipeline's own call uses guidance, negative prompt and the length of prompts.
 
-    Raises:
-        HfsynError: the model cannot draw, draws nothing, draws noise that is not the samples' own, or ignores a field
-            that the recipe sets.
+    Raises HfsynError if the model cannot draw, draws nothing, draws noise that is not the samples' own, or ignores a
+    field that the recipe sets.
     """
     import torch
 

@@ -75,10 +75,8 @@ def kernels(tuning: Tuning) -> Iterator[None]:
     """Compute attention with the chosen kernel, and word the errors of compilation and kernels.
 
     diffusers' own setting of a backend does nothing for the UNets and autoencoders of Stable Diffusion, which call
-    torch's function; this is torch's own switch.
-
-    Raises:
-        HfsynError: the model cannot be compiled here, or the kernel does not take its shapes.
+    torch's function; this is torch's own switch. Raises HfsynError if the model cannot be compiled here, or the kernel
+    does not take its shapes.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel

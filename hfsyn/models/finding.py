@@ -84,9 +84,8 @@ def _is_hub_id(model: str) -> bool:
 def pin(model: str, revision: str | None, kind: Kind) -> str:
     """The commit sha that `revision` (None: the newest) of a Hub model means; the content hash of a local model.
 
-    Raises:
-        HfsynError: there is no such model or revision, it is gated (exit code 3), or it is neither reachable nor
-            cached.
+    Raises HfsynError if there is no such model or revision, it is gated (exit code 3), or it is neither reachable nor
+    cached.
     """
     field = FIELD[kind]
     if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
@@ -119,11 +118,9 @@ def commit_of(
     """The commit that a revision of a model on the Hub means.
 
     A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; where it does not
-    answer, the commit is taken that the cache knows under that name, if its file is there.
-
-    Raises:
-        HfsynError: there is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor
-            cached, which `hint` helps with.
+    answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if there
+    is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor cached, which `hint`
+    helps with.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -165,8 +162,7 @@ def content_hash(folder: Path) -> str:
 def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool = False) -> tuple[str, dict[str, Any]]:
     """The first argument and the options of ``from_pretrained``.
 
-    Raises:
-        HfsynError: as `locate`; or the content of a local model is not the one that `revision` names.
+    Raises HfsynError as `locate`, or if the content of a local model is not the one that `revision` names.
     """
     where = locate(model, kind)
     options: dict[str, Any] = {"trust_remote_code": False} | ({} if allow_pickle else {"use_safetensors": True})

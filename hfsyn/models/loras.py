@@ -23,9 +23,8 @@ _ADAPTER = "recipe"
 def pin_lora(part: GeneratePart) -> GeneratePart:
     """The part with `lora_revision` filled in: a commit sha, or the content of a local file.
 
-    Raises:
-        HfsynError: there are no such weights, they are gated (exit code 3) or out of reach, or a local file has another
-            content than the recipe says.
+    Raises HfsynError if there are no such weights, they are gated (exit code 3) or out of reach, or a local file has
+    another content than the recipe says.
     """
     if part.lora is None:
         return part

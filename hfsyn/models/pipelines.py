@@ -35,8 +35,8 @@ def load_pipeline(
     """The recipe's pipeline on the CPU, in the recipe's dtype, with its LoRA and its scheduler; quiet, and without a
     watermark. And how many weights of the checkpoint and the LoRA were left out, by what they belong to.
 
-    Raises:
-        HfsynError: the model cannot be loaded, or does not support the scheduler, the steps or the negative prompt.
+    Raises HfsynError if the model cannot be loaded, or does not support the scheduler, the steps or the negative
+    prompt.
     """
     import diffusers
     import torch

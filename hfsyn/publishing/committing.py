@@ -141,8 +141,7 @@ def pulls_of(repo: HubRepo, title: str) -> list[Pull]:
 def _merge(repo: HubRepo, pull: Pull) -> str:
     """Merge a pull request, and return the resulting commit of main. Commits of others to main meanwhile stay.
 
-    Raises:
-        HeadMovedError: it cannot be merged, since main has changed in the same files.
+    Raises HeadMovedError if it cannot be merged, since main has changed in the same files.
     """
     from huggingface_hub.errors import HfHubHTTPError
 

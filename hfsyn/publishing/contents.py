@@ -28,10 +28,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
 
     The recipe is sent without the paths of this machine. With `what` = ``captions`` they are the captions and their
-    recipe, and only these need to be finished.
-
-    Raises:
-        HfsynError: the run is not finished, or does not verify (exit code 3).
+    recipe, and only these need to be finished. Raises HfsynError if the run is not finished, or does not verify (exit
+    code 3).
     """
     folder, code = run.folder, ExitCode.PREFLIGHT
     prefix = layout.config_prefix(config_name)

@@ -158,9 +158,8 @@ def _result_checks(job: Job, state: RepoState) -> list[Check]:
 def bring(job: Job, state: RepoState) -> str:
     """Change main to what the run has, and return the commit that has it all; `state` is what the preflight saw.
 
-    Raises:
-        HfsynError: the version was taken meanwhile (exit code 2), what others committed meanwhile forbids it (exit
-            code 3), or others commit all the time (exit code 4). Then none of it is on main.
+    Raises HfsynError if the version has been taken meanwhile (exit code 2), if what others committed meanwhile forbids
+    it (exit code 3), or if others commit all the time (exit code 4). Then none of it is on main.
     """
     repo = job.repo
     if state.head is None:
@@ -274,8 +273,7 @@ def _change_since(job: Job, tags: Mapping[str, str]) -> str:
 def read_back(job: Job, commit: str) -> None:
     """Compare what the Hub has at a commit with the run: every file, every footer, and one row as a user reads it.
 
-    Raises:
-        HfsynError: it is not the same (exit code 4): nothing is tagged.
+    Raises HfsynError if it is not the same (exit code 4): nothing is tagged.
     """
     _compare(job, commit)
     compare_footers(job.repo, commit, job.config_name, job.manifest)

@@ -28,8 +28,7 @@ def not_sent(repo: HubRepo, problem: str, hint: str = "") -> HfsynError:
 def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Manifest) -> None:
     """Count the rows of every shard in its Parquet footer, on the Hub.
 
-    Raises:
-        HfsynError: a shard cannot be read, or has other rows than the manifest says (exit code 4).
+    Raises HfsynError if a shard cannot be read, or has other rows than the manifest says (exit code 4).
     """
     there = Published(repo.repo_id, commit, commit, config_name, offline=False, token=repo.token)
 
@@ -53,8 +52,7 @@ def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Mani
 def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest, folder: Path) -> None:
     """Stream the first row through ``load_dataset`` and compare it with the run's.
 
-    Raises:
-        HfsynError: it does not load, or is another row (exit code 4).
+    Raises HfsynError if it does not load, or is another row (exit code 4).
     """
     if not manifest.rows:
         return

@@ -51,11 +51,7 @@ class RepoState:
 
     @cached_property
     def card(self) -> Card:
-        """What the card says about configurations.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """What the card says about configurations. Raises DataError if it cannot be read."""
         return read_card(self.texts, self.repo_id)
 
     @cached_property
@@ -202,8 +198,7 @@ def no_longer_reached(before: RepoState, after: RepoState, owned: set[str]) -> I
 def with_others(state: RepoState, config_name: str) -> str | None:
     """The card that is there; where it has no `configs`, with one for the files that `load_dataset` found without it.
 
-    Raises:
-        HfsynError: these are too many to list.
+    Raises HfsynError if these are too many to list.
     """
     from datasets.packaged_modules import _EXTENSION_TO_MODULE
 

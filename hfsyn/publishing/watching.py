@@ -116,8 +116,7 @@ def _open(
 def check_target(repo_id: str | None, version: str | None) -> None:
     """Refuse a target that `publishing` could not use, before anything is written.
 
-    Raises:
-        HfsynError: one of the two is missing, or not valid.
+    Raises HfsynError if one of the two is missing, or not valid.
     """
     if (repo_id is None) != (version is None):
         example = "For instance: --publish-to USER/NAME --version 1.0.0"
@@ -132,10 +131,8 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
     """Publish a run from another process while it is at work here, and wait for the version at the end.
 
     Problems are found before the work begins. The process takes its token from the environment or the stored login, so
-    that it is not on a command line. It ends with this one.
-
-    Raises:
-        HfsynError: as `watch`; or the publication failed, although the run is finished (exit code 4).
+    that it is not on a command line. It ends with this one. Raises HfsynError as `watch`, or if the publication failed
+    although the run is finished (exit code 4).
     """
     if repo_id is None or not current_worker().is_main:
         yield

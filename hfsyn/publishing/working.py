@@ -62,8 +62,7 @@ def work_on(repo: HubRepo, config_name: str) -> Work:
 def begin_work(repo: HubRepo, config_name: str, main: str) -> Work:
     """The branch of a configuration, made and emptied if needed.
 
-    Raises:
-        HeadMovedError: another process committed to it.
+    Raises HeadMovedError if another process committed to it.
     """
     work = work_on(repo, config_name)
     if work.head is None:
@@ -91,10 +90,8 @@ def continue_from(recipe: Recipe, out: str | Path, repo_id: str, *, say: Callabl
     """Prepare a run folder as `prepare` does, and bring back the finished shards of the same recipe from the Hub.
 
     The branch of unfinished work is asked first, then what is published, both of the default configuration. Open
-    revisions are those with which the run on the Hub began. The repository need not exist yet.
-
-    Raises:
-        HfsynError: as `prepare`; or the Hub does not answer.
+    revisions are those with which the run on the Hub began. The repository need not exist yet. Raises HfsynError as
+    `prepare`, or if the Hub does not answer.
     """
     repo = HubRepo(repo_id, say=say)
     places = _places(repo)

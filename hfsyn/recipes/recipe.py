@@ -227,18 +227,13 @@ def _drop_stale(fields: dict[str, Any], overridden: set[str]) -> None:
 def parse_recipe(text: str, where: str) -> Recipe:
     """A recipe that is stored with a run or was published, checked like any other; `where` names it in messages.
 
-    Raises:
-        HfsynError: as `load_recipe`; or it has another format.
+    Raises HfsynError as `load_recipe`, or if it has another format.
     """
     return loading.checked(Recipe, layout.recipe_fields(text, where), where)
 
 
 def stored_recipe(folder: Path) -> Recipe:
-    """The recipe of a run folder.
-
-    Raises:
-        HfsynError: it cannot be read, is damaged, or has another format.
-    """
+    """The recipe of a run folder. Raises HfsynError if it cannot be read, is damaged, or has another format."""
     path = folder / layout.RECIPE
     return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
@@ -257,8 +252,7 @@ def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
 def new_recipe(name: str, base: str) -> Path:
     """Write NAME.yaml into the current folder: the base recipe with every field and its meaning, ready to edit.
 
-    Raises:
-        HfsynError: the file exists, or there is no such base.
+    Raises HfsynError if the file exists, or there is no such base.
     """
     path = Path(f"{name}.yaml" if not name.endswith(".yaml") else name)
     if path.exists():

@@ -217,9 +217,8 @@ _TRIED = ("a person standing next to it in a field", "", None)
 def user_function(name: str, sha256: str | None) -> PromptFunction:
     """The function of ``path/to/file.py:function``; when it fails or returns no prompt, it raises HfsynError.
 
-    Raises:
-        HfsynError: there is no such file or function, it takes other arguments, it cannot be imported, it came with a
-            dataset, or its content is not `sha256` (None takes any).
+    Raises HfsynError if there is no such file or function, it takes other arguments, it cannot be imported, it came
+    with a dataset, or its content is not `sha256` (None takes any).
     """
     path, function = _split(name)
     if where := _untrusted_place(path):
@@ -253,8 +252,7 @@ def source_of(name: str) -> str:
 def check_function(name: str, sha256: str | None, variant: str, *, captions: bool) -> None:
     """Call a function for every class of a variant, twice with equal arguments; its caption is None without `captions`.
 
-    Raises:
-        HfsynError: as `user_function`; or the function fails, returns no text, or returns another the second time.
+    Raises HfsynError as `user_function`, or if the function fails, returns no text, or returns another the second time.
     """
     function = user_function(name, sha256)
     for number, info in enumerate(get_variant(variant).classes):

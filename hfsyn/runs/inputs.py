@@ -130,8 +130,8 @@ def content_of_file(file: str, revision: str | None) -> str:
 class FileTexts:
     """The texts of a prompt part's captions file, by source id.
 
-    Raises:
-        HfsynError: the file is not there, has another content than the pinned one, or does not have the form above.
+    Raises HfsynError if the file is not there, has another content than the pinned one, or does not have the form
+    above.
     """
 
     def __init__(self, part: PromptPart) -> None:
@@ -156,9 +156,8 @@ class FileTexts:
     def check(self, source_ids: Collection[str]) -> None:
         """Compare the file's ids with those of a run's images. Other ids are allowed: a file may serve several runs.
 
-        Raises:
-            HfsynError: an id occurs twice; no image has a text; or an image has no text or an empty one, and the recipe
-                does not say that the class name replaces it.
+        Raises HfsynError if an id occurs twice, if no image has a text, or if an image has no text or an empty one and
+        the recipe does not say that the class name replaces it.
         """
         if self._twice:
             raise HfsynError(f"{self._file} has {_some('id', self._twice)} more than once.", "Leave one line for each.")

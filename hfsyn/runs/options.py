@@ -81,11 +81,7 @@ class Budget:
 
 
 def shard_bounds(chosen: str) -> tuple[int, int | None]:
-    """A and B of ``A:B``; left out, A is 0 and B is None, the end.
-
-    Raises:
-        ValueError: it is not such a range.
-    """
+    """A and B of ``A:B``; left out, A is 0 and B is None, the end. Raises ValueError if it is not such a range."""
     first, colon, last = chosen.partition(":")
     if not colon or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
         raise ValueError(chosen)
@@ -95,8 +91,7 @@ def shard_bounds(chosen: str) -> tuple[int, int | None]:
 def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
     """The shards of ``A:B``: numbers from A up to but not including B; either may be left out. None is all.
 
-    Raises:
-        HfsynError: it is not such a range, or it selects nothing.
+    Raises HfsynError if it is not such a range, or it selects nothing.
     """
     if chosen is None:
         return list(shards)

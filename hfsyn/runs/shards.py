@@ -171,8 +171,7 @@ class StoredRows:
     def read(self, numbers: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         """The rows with these numbers, in the numbers' order; only these and a few more are in memory.
 
-        Raises:
-            IndexError: there is no row with one of the numbers.
+        Raises IndexError if there is no row with one of the numbers.
         """
         if wrong := [number for number in numbers if not 0 <= number < len(self)]:
             raise IndexError(f"row {wrong[0]} of {len(self)}")

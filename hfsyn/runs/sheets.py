@@ -140,8 +140,7 @@ def shared_samples(
 ) -> list[tuple[ClassInfo, list[Sample]]]:
     """The first real images of each class for which every run has a row, with these rows.
 
-    Raises:
-        HfsynError: there are none.
+    Raises HfsynError if there are none.
     """
     stored = [StoredRows(run.folder) for run in runs]
     tables = [rows.table(["source_id", "wnid"]) for rows in stored]

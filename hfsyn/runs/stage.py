@@ -37,8 +37,7 @@ PLAN_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for f
 def write_plan(run: Run) -> None:
     """Write plan.parquet from the finished captions, unless it is there; one of several processes does it.
 
-    Raises:
-        HfsynError: captions are missing (exit code 4), or no image of the source can be read.
+    Raises HfsynError if captions are missing (exit code 4), or no image of the source can be read.
     """
     target = run.folder / layout.PLAN
     if has_table(target):

@@ -45,8 +45,7 @@ class RunStatus:
 def status(folder: str | Path) -> RunStatus:
     """How far a run is. Reads sidecars only; any number of processes may be at work meanwhile.
 
-    Raises:
-        HfsynError: `folder` is not a run folder, or its index, plan or manifest is damaged.
+    Raises HfsynError if `folder` is not a run folder, or its index, plan or manifest is damaged.
     """
     run = load_run(folder)
     manifest = manifest_in(run.folder)

@@ -68,8 +68,7 @@ class Classifier:
 def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str, str]) -> Classifier:
     """A network to be trained, its weights decided by the seed (or timm's own if pretrained ones are asked for).
 
-    Raises:
-        HfsynError: an unknown network (with the nearest name), or options that it does not take.
+    Raises HfsynError for an unknown network (with the nearest name), or options that it does not take.
     """
     import torch
 
@@ -168,9 +167,7 @@ def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
     """Open a trained classifier for evaluation.
 
     `model` is the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME[@REVISION]``.
-
-    Raises:
-        HfsynError: there is none, the weights do not fit, or its classes are not known as wnids.
+    Raises HfsynError if there is none, the weights do not fit, or its classes are not known as wnids.
     """
     folder = Path(model).expanduser()
     found = _open_folder(folder) if folder.is_dir() else _open_pretrained(str(model))

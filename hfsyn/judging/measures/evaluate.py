@@ -160,10 +160,8 @@ def check_counts(images: ImageSet) -> None:
     """Refuse a copy of a variant that has another number of images than the variant's facts say.
 
     A part of a local copy (some of the classes, or a limit) passes; results say how many images they are over. Of a
-    test-only variant only a limit does: its published numbers are all over the whole set.
-
-    Raises:
-        HfsynError: with both numbers.
+    test-only variant only a limit does: its published numbers are all over the whole set. Raises HfsynError, with both
+    numbers.
     """
     if images.variant is None or not images.complete:
         return

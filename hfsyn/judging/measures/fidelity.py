@@ -166,10 +166,8 @@ def pixel_hash(image: Image.Image) -> str:
 def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:
     """Every measure of this module for one synthetic set and the real images behind it.
 
-    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless.
-
-    Raises:
-        HfsynError: fewer than ``NEIGHBOURS + 1`` images in a set.
+    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless. Raises
+    HfsynError for fewer than ``NEIGHBOURS + 1`` images in a set.
     """
     for name, found in (("synthetic", synthetic), ("real", real)):
         if len(found) <= NEIGHBOURS:

@@ -56,8 +56,8 @@ class Reference:
 def parse_dataset(text: str) -> Reference:
     """Parse a reference; the module's docstring has the grammar. The only I/O is to check whether paths exist.
 
-    Raises:
-        HfsynError: an unknown variant (with the nearest one), a path that does not exist, a weight that is not above 0.
+    Raises HfsynError for an unknown variant (with the nearest one), a path that does not exist, or a weight that is not
+    above 0.
     """
     rest, weight = text.strip(), 1.0
     if not rest:

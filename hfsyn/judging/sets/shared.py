@@ -35,8 +35,7 @@ def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:
 def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, ...]:
     """The classes that all sets have, sorted; each set is given as what to call it, and id -> name.
 
-    Raises:
-        HfsynError: they differ, with the list; or as `same_names`.
+    Raises HfsynError if they differ, with the list, or as `same_names`.
     """
     (whose, names), *others = named
     for other, theirs in others:
@@ -54,8 +53,7 @@ def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, .
 def check_classes(classes: Mapping[str, str], images: ImageSet, whose: str) -> list[int]:
     """The positions of a set's classes in `classes`, id -> name in the order of a classifier's outputs.
 
-    Raises:
-        HfsynError: the set has classes that are not among them, with the list; or as `same_names`.
+    Raises HfsynError if the set has classes that are not among them, with the list, or as `same_names`.
     """
     there = set(images.classes)
     if unknown := sorted(there - classes.keys()):

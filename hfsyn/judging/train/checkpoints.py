@@ -126,8 +126,7 @@ def found_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(accelerator: Any, folder: Path, facts: Mapping[str, Any]) -> Place:
     """Load the newest checkpoint into the prepared model, optimizer and averages; return its place.
 
-    Raises:
-        HfsynError: it is of another recipe, another network or other images, or it is damaged.
+    Raises HfsynError if it is of another recipe, another network or other images, or it is damaged.
     """
     if not (found := found_checkpoints(folder)):
         return Place()

@@ -219,8 +219,7 @@ class Stream:
 def open_stream(found: Reference, split: str | None) -> Stream:
     """Open one split of a dataset as a stream.
 
-    Raises:
-        HfsynError: as `open_images`; or a folder of image files; or a label column that declares no names.
+    Raises HfsynError as `open_images`, for a folder of image files, and for a label column that declares no names.
     """
     from datasets import Image
 

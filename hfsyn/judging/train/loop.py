@@ -60,10 +60,8 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     """Train a classifier, keep it in `out`, test it, and return what ``results.json`` holds.
 
     Called in every process of a launch. Run again, it continues from the newest checkpoint; a finished training is left
-    as it is, and only tested if another test is asked for.
-
-    Raises:
-        HfsynError: see `open_training`; or `out` holds another training.
+    as it is, and only tested if another test is asked for. Raises HfsynError as `open_training`, or if `out` holds
+    another training.
     """
     options = options or RunOptions()
     folder = Path(out)
@@ -107,10 +105,9 @@ class Opened:
 def open_training(config: TrainConfig, folder: Path, options: RunOptions, processes: int) -> Opened:
     """Open everything that a training in `processes` processes needs, so that every mistake is found before it.
 
-    Raises:
-        HfsynError: an unknown network or optimizer; see `open_feed`, `open_images`, `new_classifier`, `try_training`;
-            the test set has classes that the training sets do not have; the batch cannot be divided; or the finished
-            training in `folder` was on other images.
+    Raises HfsynError for an unknown network or optimizer; as `open_feed`, `open_images`, `new_classifier` and
+    `try_training`; if the test set has classes that the training sets do not have; if the batch cannot be divided; or
+    if the finished training in `folder` was on other images.
     """
     batch = config.optimise.batch_size
     check_division(batch, options.accumulation, processes, pairs=config.augment.mixes)

@@ -23,11 +23,9 @@ _ROUNDS = 5  # how often a commit is tried if the branch moves meanwhile
 def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
     """Publish the classifier of a training's folder; return the address of its commit. Running it again continues.
 
-    It can then be loaded with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``.
-
-    Raises:
-        HfsynError: the folder holds no finished training, the name is not valid, the Hub refuses (exit code 3) or does
-            not answer in time (exit code 4).
+    It can then be loaded with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``. Raises HfsynError if the
+    folder holds no finished training, the name is not valid, the Hub refuses (exit code 3) or does not answer in time
+    (exit code 4).
     """
     repo = HubRepo(_check_repo_id(repo_id), repo_type="model", say=teller(quiet))
     path = Path(folder)

@@ -139,10 +139,8 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
     """Augment one blank image, and run a copy of the network on the `images` images that are a part of a step.
 
     timm and torch raise anything, deep inside a network, for a size or an option that does not fit: it is better found
-    before the training. Neither the network nor any random generator is changed.
-
-    Raises:
-        HfsynError: timm cannot make the augmentation, or the network cannot be trained on such a part.
+    before the training. Neither the network nor any random generator is changed. Raises HfsynError if timm cannot make
+    the augmentation, or the network cannot be trained on such a part.
     """
     import torch
     from PIL import Image
