@@ -191,7 +191,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     import tempfile
     from pathlib import Path
 
-    from hfsyn.judging.classifier.accelerator import check_tracker
+    from hfsyn.judging.classifier import check_tracker
     from hfsyn.judging.train.checkpoints import RESULTS, check_folder
     from hfsyn.judging.train.loop import open_training
     from hfsyn.launching import launch, stopped

@@ -22,8 +22,14 @@ from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator, union
-from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
+from hfsyn.judging.classifier import (
+    Classifier,
+    default_workers,
+    open_classifier,
+    plain_transform,
+    start_accelerator,
+    union,
+)
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.sets.batches import loader
 from hfsyn.judging.sets.image_set import ImageSet, Unread, facts_of, open_images, tell_left_out, tell_unread

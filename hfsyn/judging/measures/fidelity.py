@@ -77,7 +77,7 @@ def measure_fidelity(
     Raises:
         HfsynError: no such dataset, or no such network.
     """
-    from hfsyn.judging.classifier.network import plain_transform
+    from hfsyn.judging.classifier import plain_transform
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import same_names
 
@@ -112,7 +112,7 @@ def measure_fidelity(
 
 def _open_network(features: str, device: str) -> Any:
     """A Classifier to take features from."""
-    from hfsyn.judging.classifier.network import new_classifier, open_classifier
+    from hfsyn.judging.classifier import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     if not features.startswith(_RANDOM):

@@ -53,8 +53,7 @@ def measure_membership(
     Raises:
         HfsynError: no such classifier or dataset, classes that it does not have, or one set twice.
     """
-    from hfsyn.judging.classifier.accelerator import start_accelerator
-    from hfsyn.judging.classifier.network import open_classifier
+    from hfsyn.judging.classifier import open_classifier, start_accelerator
     from hfsyn.judging.measures.evaluate import predict
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import check_classes, shared_images

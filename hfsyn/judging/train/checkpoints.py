@@ -17,7 +17,7 @@ from typing import Any
 from builders.errors import first_line
 from builders.files import atomic_text, remove_abandoned
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.network import FACTS, WEIGHTS
+from hfsyn.judging.classifier import FACTS, WEIGHTS
 from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
 

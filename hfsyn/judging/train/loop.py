@@ -21,9 +21,18 @@ from typing import Any
 
 from builders.files import atomic_text
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier import network as classifiers
-from hfsyn.judging.classifier.accelerator import check_division, default_workers, start_accelerator, total, union
-from hfsyn.judging.classifier.network import Classifier, open_classifier, save_classifier
+from hfsyn.judging.classifier import (
+    Classifier,
+    check_division,
+    check_model_name,
+    default_workers,
+    new_classifier,
+    open_classifier,
+    save_classifier,
+    start_accelerator,
+    total,
+    union,
+)
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.judging.sets.batches import Slice, derive
@@ -111,7 +120,7 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     """
     batch = config.optimise.batch_size
     check_division(batch, options.accumulation, processes, pairs=config.augment.mixes)
-    classifiers.check_model_name(config.model.name)
+    check_model_name(config.model.name)
     timm_parts.check_optimizer(config.optimise.optimizer)
     feed = open_feed(config)
     total_steps(config, feed.budget)
@@ -125,7 +134,7 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
         overlap = feed.overlap(test)
     classifier = None
     if done is None:
-        classifier = classifiers.new_classifier(config, feed.classes, feed.names)
+        classifier = new_classifier(config, feed.classes, feed.names)
         timm_parts.try_training(classifier, config, batch // options.accumulation // processes)
     return Opened(feed, test, overlap, done, classifier)
 

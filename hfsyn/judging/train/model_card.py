@@ -12,7 +12,7 @@ from builders.files import sha256_of
 from builders.hub import HeadMovedError, page_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
-from hfsyn.judging.classifier.network import Classifier, open_classifier
+from hfsyn.judging.classifier import Classifier, open_classifier
 from hfsyn.judging.sets.references import parse_hub_id
 from hfsyn.progress import teller
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from builders.errors import did_you_mean, first_line
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.network import Classifier, Preprocessing
+from hfsyn.judging.classifier import Classifier, Preprocessing
 from hfsyn.judging.sets.batches import derive, seeded
 from hfsyn.recipes.training_recipe import AugmentPart, TrainConfig
 
