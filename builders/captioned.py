@@ -80,7 +80,6 @@ class Captioned(datasets.GeneratorBasedBuilder):
 
 
 def _entries(shard: Path, captions: dict[str, Any]) -> list[IndexEntry]:
-    """Index entries of the captioned rows of a shard."""
     sidecar = layout.load_sidecar(layout.sidecar_of(shard))
     path = shard.parent.parent / layout.SOURCE
     table(path, sidecar.fingerprint)

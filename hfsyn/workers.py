@@ -157,7 +157,6 @@ def waiting_for_others(world: int) -> Iterator[None]:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a host's name or address is this machine's."""
     with contextlib.suppress(OSError), socket.socket() as listener:
         listener.bind((host, 0))
         return True
@@ -211,7 +210,6 @@ def pick_device(device: str | None) -> str:
 
 
 def _meet(world: int, *, on_cpu: bool) -> None:
-    """Form the process group with the others."""
     from accelerate import PartialState
 
     check_launcher()

@@ -305,7 +305,6 @@ def folder_parts(folder: str) -> str:
 
 
 def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> None:
-    """Refuse tables in several folders without a card."""
     there = {folder_parts(posixpath.dirname(name.removeprefix(base))) for names in splits.values() for name in names}
     if len(there) <= 1:
         return

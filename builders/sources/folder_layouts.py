@@ -321,7 +321,6 @@ def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) 
 
 
 def _annotations(file: Path) -> Iterator[tuple[str, str]]:
-    """File name and wnid of each line; the boxes are ignored."""
     for number, line in enumerate(_lines(file), start=1):
         fields = [field.strip() for field in line.split("\t")]
         if len(fields) < 2 or not fields[0] or not fields[1]:

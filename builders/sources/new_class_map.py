@@ -271,7 +271,6 @@ def _remarks(
 
 
 def _check_alike(labels: Sequence[str], classes: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Refuse two labels that a class map could not tell apart."""
     seen: dict[str, str] = {}
     for label, row in zip(labels, classes, strict=True):
         for word in (label, row["id"], row["name"]):

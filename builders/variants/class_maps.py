@@ -227,7 +227,6 @@ def _keys(fields: Any, known: Sequence[str], needed: Sequence[str], where: str) 
 
 
 def _text(value: Any, key: str, where: str) -> str:
-    """A text on one line; empty for null."""
     if value is None:
         return ""
     if not isinstance(value, str):

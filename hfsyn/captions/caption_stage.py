@@ -63,8 +63,6 @@ def caption(
 
 
 class _Work:
-    """What one process does at shards of captions."""
-
     def __init__(self, stage: Stage, texts: TextSource) -> None:
         part = stage.run.recipe.caption
         self._stage, self._run, self._texts = stage, stage.run, texts

@@ -188,7 +188,6 @@ def _refused(side: Published | RunFolder, files: Sequence[str]) -> dict[str, str
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """What decides the captions of a source's images."""
     # A text about a class depends on the strategy, which asks its language model in its own way.
     of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
     draws = of_class or (recipe.caption is not None and recipe.caption.draws)

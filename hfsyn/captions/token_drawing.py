@@ -235,7 +235,6 @@ def loaded(
 
 
 def _lacking(part: CaptionPart, kind: Kind, missing: Sequence[str]) -> HfsynError:
-    """The error of a model that has lost weights on which its texts depend."""
     said = f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}."
     return HfsynError(said, "Name a complete checkpoint.")
 

@@ -181,7 +181,6 @@ class _Checker:
             self.found.note("files", f"{name} is not in the manifest")
 
     def _hashes(self) -> dict[str, tuple[int, str | None]]:
-        """Size and SHA-256 of every shard that exists."""
         side, tops = self.side, (layout.DATA, layout.CAPTIONS)
         if isinstance(side, Published) and not side.offline:
             tree = HubRepo(side.repo_id, token=side.token).tree(side.sha)
@@ -298,7 +297,6 @@ class _Checker:
 
 
 def _brief(text: Any) -> str:
-    """A text of any length, as it is shown."""
     return repr(text) if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."
 
 

@@ -334,7 +334,6 @@ def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
 
 
 def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
-    """Files in portions of limited count and size."""
     portion: dict[str, LocalFile] = {}
     for name, file in files.items():
         size = sum(other.size for other in portion.values()) + file.size

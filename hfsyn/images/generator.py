@@ -136,7 +136,6 @@ class DiffusersGenerator:
             raise HfsynError(f"{why}.", "Set generate.guidance_start to 0 and generate.guidance_stop to 1.")
 
     def _try(self) -> None:
-        """See `hfsyn.images.trial`."""
         pipe = self._pipe
         sketch = Sketch(self._recipe, self._negative, self._size)
         if self._encodes:
@@ -166,7 +165,6 @@ class DiffusersGenerator:
             raise idle(sketch, "prompt.negative", type(pipe).__name__)
 
     def _sketched(self, sketch: Sketch) -> tuple[Any, list[str | None]]:
-        """See `hfsyn.images.trial.Draw`."""
         import torch
         from PIL import Image
 

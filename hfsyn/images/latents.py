@@ -104,7 +104,6 @@ def denoise(
 
 
 def _extent(pipe: Any, size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width in pixels."""
     own = pipe.unet.config.sample_size
     own_height, own_width = (own, own) if isinstance(own, int) else own
     height = size.get("height", own_height * pipe.vae_scale_factor)

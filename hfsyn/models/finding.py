@@ -328,7 +328,6 @@ def _chosen(
 
 
 def _check_shards(model: str, part: str, files: Sequence[re.Match[str]]) -> None:
-    """Refuse weights in several files of which some are missing."""
     there = {int(match["number"]): match for match in files if match["number"]}
     if not there or len(there) < len(files):  # they are in a single file, too
         return

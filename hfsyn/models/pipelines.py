@@ -77,7 +77,6 @@ def load_pipeline(
 
 
 def _quiet(pipe: Any) -> Any:
-    """The pipeline without a progress bar and a watermark."""
     pipe.set_progress_bar_config(disable=True)
     if getattr(pipe, "watermark", None) is not None:
         pipe.watermark = None

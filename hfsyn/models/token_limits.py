@@ -81,8 +81,6 @@ def _encoders(part: GeneratePart) -> list[_Encoder]:
 
 
 class _Encoder:
-    """One tokenizer and its limit."""
-
     def __init__(self, name: str, tokenizer: Any, limit: int) -> None:
         self.name, self.limit = name, limit
         self._tokenizer = tokenizer
@@ -117,7 +115,6 @@ class _Encoder:
         return tokens + _MARKERS + len(text) - len(" ".join(words))  # some take two spaces for two tokens
 
     def _learn(self, texts: list[str]) -> None:
-        """Count the tokens of words that are new."""
         if len(self._words) > _KNOWN:
             self._words.clear()
         new = list(dict.fromkeys(word for text in texts for word in text.split() if word not in self._words))

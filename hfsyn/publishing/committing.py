@@ -108,7 +108,6 @@ def _continued(repo: HubRepo, name: str, head: str) -> Pull | None:
 
 
 def _opened(repo: HubRepo, title: str, message: str) -> Pull:
-    """A new pull request, as a draft, on the present head of main."""
     text = f"{message}. It is merged by hfsyn as soon as it is complete."
     made = repo.ask(f"open a pull request of {repo.repo_id}", "create_pull_request", title, description=text)
     return Pull(int(made.num), title)

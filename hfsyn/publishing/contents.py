@@ -59,7 +59,6 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
 
 
 def _changed(run: Run, manifest: Manifest) -> list[str]:
-    """What of a finished run differs from its manifest."""
     mine, stated = manifest_of(run), manifest.raw
     if mine == stated:
         return []

@@ -67,7 +67,6 @@ def target_checks(
 
 
 def _account(repo: HubRepo, state: RepoState, *, private: bool | None) -> Check:
-    """Whether this token may write there."""
     who = repo.account
     user, repo_id = str(who.get("name")), repo.repo_id
     owner = repo_id.partition("/")[0]
@@ -122,7 +121,6 @@ def repo_checks(
 
 
 def _version(state: RepoState, version: Version) -> Check:
-    """Whether the version is free, and whether it is the next one."""
     known = versions_among(state.tags)
     if version in known:
         following = f"{version.major}.{version.minor + 1}.0"
@@ -209,7 +207,6 @@ def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
 
 
 def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
-    """Whether this account has access to a gated repository."""
     known = repo.may(f"read {repo_id}", repo_id, repo_type)
     if known is None:
         return Check("warning", f"Whether this account has access to {what} could not be asked: {_UNASKED}.")

@@ -247,7 +247,6 @@ def _default(job: Job, state: RepoState, *, named: bool) -> str | None:
 
 
 def _change(job: Job, state: RepoState) -> str:
-    """The changelog's sentence."""
     known = tuple(sorted(state.tags))
     if known not in job.sentences:
         job.sentences[known] = _change_since(job, state.tags)
@@ -255,7 +254,6 @@ def _change(job: Job, state: RepoState) -> str:
 
 
 def _change_since(job: Job, tags: Mapping[str, str]) -> str:
-    """How the run differs from the newest version that has this configuration."""
     for known in reversed(versions_among(tags)):
         commit = tags[known.tag]
         if known == job.version or job.config_name not in look_at(job.repo, commit).published:

@@ -70,7 +70,6 @@ def with_article(noun: str) -> str:
 
 
 def _line(text: str | None) -> str:
-    """The text on one line with single spaces."""
     return " ".join((text or "").split())
 
 

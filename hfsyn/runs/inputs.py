@@ -207,7 +207,6 @@ def strategy_source(recipe: Recipe) -> str | None:
 
 
 def _some(what: str, ids: list[str]) -> str:
-    """``3 images (a, b, c)``, with some of them named."""
     shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
     return f"{len(ids)} {what}{'' if len(ids) == 1 else 's'} ({shown})"
 
@@ -306,7 +305,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
-    """Source id and text of a row, checked."""
     column = next((name for name in _TEXTS if name in row), None)
     source_id, text = row.get("source_id"), row[column] if column else None
     for name, value in (("source_id", source_id), (column, text)):

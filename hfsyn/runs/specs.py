@@ -164,7 +164,6 @@ class Plan(Sequence[SampleSpec]):
             )
 
     def _sorted(self) -> npt.NDArray[np.int64]:
-        """The positions, sorted by the rule of order."""
         import numpy as np
 
         sample_ids = (sample_id_of(source_id, k) for source_id in self._ids for k in range(self._each))

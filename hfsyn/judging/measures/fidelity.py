@@ -111,7 +111,6 @@ def measure_fidelity(
 
 
 def _open_network(features: str, device: str) -> Any:
-    """A Classifier to take features from."""
     from hfsyn.judging.classifier import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 

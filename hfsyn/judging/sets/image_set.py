@@ -138,8 +138,6 @@ def tell_left_out(facts: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Files:
-    """Image files in a folder."""
-
     root: Path
     entries: Sequence[IndexEntry]
 
@@ -180,8 +178,6 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Some:
-    """Some of another set's images."""
-
     images: Bytes
     numbers: Sequence[int]
 

@@ -76,7 +76,6 @@ def parse_dataset(text: str) -> Reference:
 
 
 def _of_class_map(file: str) -> Reference:
-    """The images that a class map itself points to."""
     variant, path = read_variant(file)
     if path is not None:
         return Reference("local", path, variant.name)

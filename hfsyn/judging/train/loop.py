@@ -151,8 +151,6 @@ def total_steps(config: TrainConfig, budget: int) -> int:
 
 @dataclass
 class _Training:
-    """One training, in one of its processes."""
-
     config: TrainConfig
     options: RunOptions
     accelerator: Any
@@ -243,7 +241,6 @@ class _Training:
         return place.step
 
     def _facts(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be continued."""
         feed = self.opened.feed
         config = self.config.model_dump(mode="json")
         return {"config": config, "images": feed.fingerprints, "classes": list(feed.classes)}
