@@ -139,11 +139,6 @@ def resumed(begin: Callable[[int], Iterator[T]], repo_id: str, revision: str | N
             patience.after(error)
 
 
-def read_whole(read: Callable[[], T], repo_id: str, revision: str | None) -> T:
-    """The result of `read`, retried as in `resumed`."""
-    return patiently(read, Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS))
-
-
 def asked(ask: Callable[[], object]) -> bool:
     """Ask the Hub for permission; whether it has that endpoint, which a mirror or an older server may lack.
 
@@ -279,7 +274,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> tuple[int, float]:
-    """The HTTP status of an error and the seconds that the Hub asks to wait; 0 where there is none."""
+    """The HTTP status of an error and the seconds that the Hub asks to wait; 0 if there is none."""
     responses = (getattr(one, "response", None) for one in _chain(error))
     response = next((one for one in responses if one is not None), None)
     status = int(getattr(response, "status_code", 0) or 0)

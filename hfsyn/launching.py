@@ -41,7 +41,7 @@ def launch(
             long as this changes in between. None: never.
 
     Returns:
-        The launcher's exit code; where that is 0, the code of the first error that a process has told.
+        The launcher's exit code; if that is 0, the code of the first error that a process has told.
     """
     with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
         told = Path(folder) / "told"
@@ -142,7 +142,7 @@ def _is_orphaned() -> bool:
 
 
 def _processes_asked_for() -> int:
-    """The ``--num_processes`` of the command that started this process; 1 where that cannot be read."""
+    """The ``--num_processes`` of the command that started this process; 1 if that cannot be read."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:

@@ -69,7 +69,7 @@ class Worker:
 
 def current_worker() -> Worker:
     """The worker that this process is, from the variables that torchrun and accelerate set; HfsynError (exit code 3)
-    where they do not fit each other.
+    if they do not fit each other.
     """
     given = {name: os.environ[name] for name in _NUMBERS if name in os.environ}
     for name, value in given.items():

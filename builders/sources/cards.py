@@ -274,7 +274,7 @@ def _matching(pattern: str, base: str, files: Iterable[str]) -> list[str]:
 def _by_split(
     patterns: Mapping[str, Sequence[str]], base: str, files: Sequence[str], where: str, *, stated: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Split -> its Parquet files; empty where the patterns match only other kinds of files."""
+    """Split -> its Parquet files; empty if the patterns match only other kinds of files."""
     found: dict[str, set[str]] = {split: set() for split in patterns}
     for split, glob in ((split, glob) for split, globs in patterns.items() for glob in globs):
         matched = _matching(glob, base, files)

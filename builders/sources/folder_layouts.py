@@ -65,7 +65,7 @@ class Layout:
 
     root: Path  # the given folder, or the one in it that holds everything
     parts: Mapping[str, Part | DataError]
-    """Our name of a split, or "" where there are no splits -> its images, or why they cannot be read."""
+    """Our name of a split, or "" if there are no splits -> its images, or why they cannot be read."""
 
     @property
     def beside(self) -> list[str]:
@@ -85,10 +85,10 @@ Known = Callable[[str], bool]  # whether a label is a class of the variant
 
 
 def folder_layout(top: Path, known: Known | None = None) -> Layout:
-    """The layout of a folder; without parts where nothing in it is images of classes.
+    """The layout of a folder; without parts if nothing in it is images of classes.
 
-    If everything lies in one folder further down, as archives unpack, that is taken. Raises DataError where splits and
-    classes cannot be told apart, or where a folder cannot be listed.
+    If everything lies in one folder further down, as archives unpack, that is taken. Raises DataError if splits and
+    classes cannot be told apart, or if a folder cannot be listed.
     """
     known = known or (lambda label: False)
     root: Path | None = top
@@ -153,7 +153,7 @@ def _is_odd(label: str) -> bool:
 
 
 def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Part | DataError | None:
-    """The images of one folder by their class; why they cannot be read; None where it holds none.
+    """The images of one folder by their class; why they cannot be read; None if it holds none.
 
     Inside a split, a folder named like one is a class if there are others: ``train/car, train/train``.
     """
@@ -220,7 +220,7 @@ _SIGNS = (
 
 
 def _only_folder(root: Path) -> Path | None:
-    """The one folder that holds all images; None where there is none, or several."""
+    """The one folder that holds all images; None if there is none, or several."""
     kaggle = next((root / inner for inner in _IN_KAGGLE if (root / inner).is_dir()), None)
     if kaggle is not None:
         return kaggle
@@ -355,7 +355,7 @@ def _of_numbers(file: Path, devkits: Sequence[Path]) -> list[str]:
 
 
 def _synsets(places: Sequence[Path]) -> dict[int, str] | None:
-    """ILSVRC's number of a class -> its wnid, None where no file has them."""
+    """ILSVRC's number of a class -> its wnid, None if no file has them."""
     files = [place / name for place in places for name in _SYNSETS] + [place / _META for place in places]
     file = next(filter(Path.is_file, files), None)
     if file is None:

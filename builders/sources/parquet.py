@@ -18,9 +18,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError, quoted
+from builders.errors import DataError, brief, quoted
 from builders.files import below
-from builders.hub import read_whole, resumed
+from builders.hub import STREAM_ATTEMPTS, Patience, patiently, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
 from builders.sources.on_disk import local_choice, split_there, tables_of
@@ -138,7 +138,7 @@ class ParquetSource:
         return find_columns(schema, f"'{name}'", choice=self._choice, names=names)
 
     def _listed(self, name: str) -> tuple[bool, list[tuple[str | None, str | None]]]:
-        """Whether labels are numbers that the variant knows; class and file name of each row, None where unknown."""
+        """Whether labels are numbers that the variant knows; class and file name of each row, None if unknown."""
         with self._open(name) as stream:
             file = pq.ParquetFile(stream, pre_buffer=True)  # joins the reads of neighbouring columns into one request
             columns = self._columns(file.schema_arrow, name)
@@ -222,7 +222,10 @@ class ParquetSource:
         return in_parallel(lambda name: self._patiently(self._entries, name), self._names)
 
     def _patiently(self, read: Callable[[str], T], name: str) -> T:
-        return read(name) if self._local else read_whole(lambda: read(name), *self._repository)
+        if self._local:
+            return read(name)
+        repo_id, revision = self._repository
+        return patiently(lambda: read(name), Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS))
 
     @property
     def _repository(self) -> tuple[str, str]:
@@ -257,7 +260,7 @@ class ParquetSource:
 def _said(error: Exception) -> str:
     """What the system or pyarrow says about a file, on one line."""
     strerror = error.strerror if isinstance(error, OSError) else None
-    return (strerror or " ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")
+    return (strerror or brief(error) or type(error).__name__).rstrip(".")
 
 
 def _row_group(

@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError, quoted
+from builders.errors import DataError, brief, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
 from builders.sources.on_disk import local_tables
@@ -45,8 +45,7 @@ def local_classes(root: Path, choice: Choice) -> TableClasses | None:
             return None
         return classes_of(fsspec.filesystem("file"), str(there[0]), there[1], choice, str(root))
     except (OSError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"A Parquet file in {root} cannot be read: {said}", "Copy it again.") from error
+        raise DataError(f"A Parquet file in {root} cannot be read: {brief(error)}", "Copy it again.") from error
 
 
 def classes_of(filesystem: Any, root: str, tables: Tables, choice: Choice, where: str) -> TableClasses:

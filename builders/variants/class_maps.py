@@ -1,12 +1,12 @@
 """Custom variants: a class map in a YAML file, for images that no variant of the table has.
 
     name: flowers
-    splits: {train: 3000, test: 500}      # images in each, null where unknown
+    splits: {train: 3000, test: 500}      # images in each, null if unknown
     path: photos/flowers                  # a local folder (source.path of a recipe goes before it), and/or:
     hub: {repo_id: alice/flowers, splits: {train: train, test: validation}}
     tables: {label_column: species}       # of Parquet files in path, where the common rules pick the wrong column
     classes:                              # in the order of the labels
-    - {id: n11939491, name: daisy}        # a WordNet id where there is one
+    - {id: n11939491, name: daisy}        # a WordNet id if there is one
     - {id: dog-rose, name: dog rose, label: Rosa canina, definition: a wild rose with pink flowers}
 
 A class is identified by its **id**: a WordNet id, or a word of your own (letters, digits, dashes, underscores), which

@@ -30,7 +30,7 @@ class Captioner(Protocol):
     """Something that describes images."""
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """One caption for each RGB image, in order; an empty string where the model said nothing.
+        """One caption for each RGB image, in order; an empty string if the model said nothing.
 
         An error sets the image aside, asked alone or in a batch.
         """
@@ -75,8 +75,8 @@ class TransformersCaptioner:
 
         Args:
             images: RGB, of any size.
-            classes: of each image; only needed where the prompt names them.
-            seeds: of each image; only needed where the recipe draws tokens.
+            classes: of each image; only needed if the prompt names them.
+            seeds: of each image; only needed if the recipe draws tokens.
 
         Raises:
             Refused: one of them is more than the model's context takes, or its values are not finite.
@@ -135,7 +135,7 @@ class TransformersCaptioner:
         tried(ask, self._recipe, "captioner", self.idle, first=first)
 
     def _check_prompt(self) -> None:
-        """Try the model, and refuse a prompt that makes no difference, or a missing one where one is needed."""
+        """Try the model, and refuse a prompt that makes no difference, or a missing one if one is needed."""
         part, inputs = self._recipe, self._inputs
         try:
             self._try_out(first=True)
@@ -177,7 +177,7 @@ def _parts(where: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import transformers
 
     processor = transformers.AutoProcessor.from_pretrained(where, **options)
-    # AutoProcessor returns a bare tokenizer or image processor where a model has no processor class.
+    # AutoProcessor returns a bare tokenizer or image processor if a model has no processor class.
     if not hasattr(processor, "image_processor"):
         processor = _SplitProcessor(where, options)
     return processor, transformers.AutoModelForImageTextToText
@@ -223,7 +223,7 @@ class CaptionInputs:
             tokenizer.padding_side = "left"
 
     def of(self, image: Image.Image, info: ClassInfo | None) -> dict[str, Any]:
-        """The tensors of a batch of one, on the CPU; `Refused` where they are more tokens than the model takes."""
+        """The tensors of a batch of one, on the CPU; `Refused` if they are more tokens than the model takes."""
         prompt = self.prompt
         if prompt and info is not None:
             prompt = filled(prompt, info)
@@ -245,7 +245,7 @@ class CaptionInputs:
 
     def groups(self, views: Sequence[dict[str, Any]]) -> list[_Group]:
         """What can be asked about together: all, except where pixels differ in shape, where a prompt takes no padding
-        and differs in length, or where one leaves less room than the recipe asks for: what a row may say must not
+        and differs in length, or if one leaves less room than the recipe asks for: what a row may say must not
         depend on the others.
         """
         found: dict[Any, list[int]] = {}
@@ -308,7 +308,7 @@ class CaptionInputs:
 
 
 def _length(inputs: dict[str, Any]) -> int:
-    """Tokens of the prompt, those of the image among them; 1 where decoding starts from nothing."""
+    """Tokens of the prompt, those of the image among them; 1 if decoding starts from nothing."""
     return int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else 1
 
 

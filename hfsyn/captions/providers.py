@@ -38,7 +38,7 @@ class Seen:
 
 
 Answer = Callable[[], Sequence[str | None]]
-"""Asks the model for the texts of some images, one for each, in order; None where the recipe has none."""
+"""Asks the model for the texts of some images, one for each, in order; None if the recipe has none."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class TextSource:
     view: Callable[[Image.Image, ClassInfo], Any] = lambda image, info: None
     """What the model sees of an image, which need not be kept any longer. An error, other than `HfsynError`, sets the
     image aside."""
-    model: str = ""  # its name; empty where no model is asked
+    model: str = ""  # its name; empty if no model is asked
     unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Weights of the model that are not used: how many of each kind."""
 
@@ -177,7 +177,7 @@ def _files(side: Published | RunFolder) -> list[tuple[str, ShardEntry | None]]:
 
 
 def _refused(side: Published | RunFolder, files: Sequence[str]) -> dict[str, str]:
-    """Why the model refused an image, by source id; sidecars are fetched only where the manifest counts any."""
+    """Why the model refused an image, by source id; sidecars are fetched only if the manifest counts any."""
     if isinstance(side, Published):
         if not any(reason.startswith(f"caption: {REFUSES}") for reason in side.manifest().raw.get("rejected", {})):
             return {}

@@ -34,7 +34,7 @@ class Tally:
     """What a model took and refused in this process. Images are looked at by one thread, and asked about by another.
 
     Args:
-        model: its name; empty where no model is asked, and earlier captions are taken.
+        model: its name; empty if no model is asked, and earlier captions are taken.
         elsewhere: whether it has taken an image in another process, or earlier.
     """
 
@@ -77,7 +77,7 @@ class Tally:
         """
         try:
             texts = list(ask(items))
-        except Exception as error:  # libraries raise anything where one image is at fault
+        except Exception as error:  # libraries raise anything if one image is at fault
             if not is_refusal(error):
                 raise
             if len(items) == 1:

@@ -82,7 +82,7 @@ class TextWriter:
         tried(lambda: self._written([self._info], [seed], FEW), self._recipe, "language model", self.idle, first=first)
 
     def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
-        """One text about each class, in order; an empty string where the model said nothing. The seed of a text decides
+        """One text about each class, in order; an empty string if the model said nothing. The seed of a text decides
         what is asked and, where the recipe draws tokens, these too.
 
         Raises Refused if what is asked is longer than the model's context, or its values are not finite.
@@ -162,7 +162,7 @@ def said_line(text: str) -> str:
 class Request:
     """What a language model is asked for one text."""
 
-    instruction: str  # what its task is; empty where the question says everything
+    instruction: str  # what its task is; empty if the question says everything
     demonstrations: tuple[tuple[str, str], ...]  # questions with their answers
     question: str
 

@@ -79,7 +79,7 @@ class _Watch:
         """After the first step a tensor of one truth value, so that the device is not waited for at each."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        # Forbidden tokens have a score of minus infinity; the likeliest one is finite, or NaN where any is.
+        # Forbidden tokens have a score of minus infinity; the likeliest one is finite, or NaN if any is.
         finite = scores.amax(-1).isfinite().all()
         if self.given is None:
             self.given = input_ids.shape[1]
@@ -120,7 +120,7 @@ def new_tokens(
         model: with its weights.
         inputs: tensors by name; all other values are left out.
         part: beams, top_p and temperature.
-        seeds: one for each row; only needed where the recipe draws tokens.
+        seeds: one for each row; only needed if the recipe draws tokens.
         most: tokens; see `room`.
         options: for ``generate``.
 

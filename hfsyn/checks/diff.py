@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from builders.errors import brief
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.layout import Manifest, ShardEntry
@@ -120,7 +121,7 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         shards_b=len(right.shards),
     )
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
-    # Images that are not read count as changed where the recipe makes them in another way.
+    # Images that are not read count as changed if the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     for old, new in _paired(_rows(a, left, equal, images=images), _rows(b, right, equal, images=images), key):
         if old == new and not remade:
@@ -182,14 +183,14 @@ def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
-        said = f"{entry.file} of {side.label} cannot be read: {' '.join(str(error).split())[:120]}"
+        said = f"{entry.file} of {side.label} cannot be read: {brief(error, 120)}"
         raise HfsynError(said, f"See: hfsyn verify {side.label}") from None
 
 
 def _paired(
     left: Iterator[dict[str, Any]], right: Iterator[dict[str, Any]], key: str
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
-    """Rows of one id side by side; None where one side lacks it."""
+    """Rows of one id side by side; None if one side lacks it."""
     if key != "sample_id":  # captions are in the order of the source, whatever that is: they are held in memory
         known = {row[key]: row for row in left}
         for row in right:

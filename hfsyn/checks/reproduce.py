@@ -95,7 +95,7 @@ def reproduce(
         generator: in place of the recipe's model (for tests).
 
     Raises:
-        HfsynError: there is no such sample, or the model cannot be had.
+        HfsynError: there is no such sample, or the model is not available.
     """
     check_device(device)
     side = open_reference(what, config, token=token)

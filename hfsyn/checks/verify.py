@@ -153,7 +153,7 @@ class _Checker:
                 self.found.note("files", what)
 
     def _note_unreadable(self, error: Exception, problem: str) -> None:
-        """Note a problem with a file; raise where the Hub refuses or does not answer, which is not about the file."""
+        """Note a problem with a file; raise if the Hub refuses or does not answer, which is not about the file."""
         if isinstance(self.side, Published) and isinstance(error, DataError) and error.code != ExitCode.USAGE:
             raise error
         self.found.note("files", problem)

@@ -126,7 +126,7 @@ class HubRepo:
         return patiently(lambda: function(*args, **options), patience)
 
     def ask(self, what: str, method: str, *args: Any, **options: Any) -> Any:
-        """Call a client method on this repository, as `call` does."""
+        """`call` a client method on this repository."""
         return self.call(what, getattr(self.api, method), self.repo_id, *args, repo_type=self.repo_type, **options)
 
     def need_token(self) -> None:

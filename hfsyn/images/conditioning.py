@@ -84,7 +84,7 @@ class Conditioning:
 
     def _tokenize(self, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
         if id(tokenizer) not in self._spell:
-            # Only where the pipeline does it too: others give such a word to their tokenizer as it is.
+            # Only if the pipeline does it too: others give such a word to their tokenizer as it is.
             known = hasattr(self._pipe, "maybe_convert_prompt")
             self._spell[id(tokenizer)] = spelled_out(tokenizer) if known else str
         texts = [self._spell[id(tokenizer)](prompt) for prompt in prompts]

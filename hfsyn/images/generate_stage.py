@@ -49,7 +49,7 @@ def loaded_generator(run: Run, options: WorkOptions) -> ImageGenerator:
 
 
 def tried_generator(run: Run, options: WorkOptions) -> ImageGenerator | None:
-    """The model, tried out before anything costly is done; None where it is too large to be kept."""
+    """The model, tried out before anything costly is done; None if it is too large to be kept."""
     found = loaded_generator(run, replace(options, compile=False))
     if options.compile or getattr(found, "parameters", 0) > KEPT_PARAMETERS:
         del found

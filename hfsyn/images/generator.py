@@ -34,7 +34,7 @@ class Generated:
 
 
 Pending = Callable[[], list[Generated]]
-"""Waits for a batch and gives its images in order; may be called in another thread than the one that started it."""
+"""Waits for a batch and gives its images in order; can be called in a different thread from the one that started it."""
 
 
 class ImageGenerator(Protocol):
@@ -120,7 +120,7 @@ class DiffusersGenerator:
             self._noise.attach()
 
     def _check_guidance(self, pipe: Any, *, guided: bool) -> None:
-        """Refuse limits of the guidance where there is none to limit, or no step lies within them."""
+        """Refuse limits of the guidance if there is none to limit, or no step lies within them."""
         recipe = self._recipe
         start, stop = recipe.guidance_start, recipe.guidance_stop
         if (start, stop) == (0, 1):

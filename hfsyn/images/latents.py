@@ -23,7 +23,7 @@ _PIXELS = 64 * 64  # height times width of the latents of a 512 px image
 
 
 def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
-    """Whether there is classifier-free guidance: not where the scale is at most 1, or is an input of the network."""
+    """Whether there is classifier-free guidance: not if the scale is at most 1, or is an input of the network."""
     network = getattr(pipe, "unet", None)
     distilled = network is not None and getattr(network.config, "time_cond_proj_dim", None) is not None
     return recipe.guidance_scale > 1 and not distilled
@@ -84,7 +84,7 @@ def denoise(
         # The place in the whole schedule, of which an image to start from skips the first steps.
         at = i + whole - len(timesteps)
         steer = guided and _is_steered(recipe, at, whole)
-        # The noise that the network sees, for both halves of the conditions where it is steered.
+        # The noise that the network sees, for both halves of the conditions if it is steered.
         fed = scheduler.scale_model_input(torch.cat([latents] * 2) if steer else latents, t)
         half = slice(None) if steer or not guided else slice(rows, None)
         noise = unet(
@@ -214,7 +214,7 @@ def decode(pipe: Any, latents: Any, generators: Sequence[Any]) -> list[Any]:
             found.append(vae.decode(latents[start : start + size], return_dict=False, **own)[0])
         return found
     finally:
-        if upcast:  # also where memory ran out: the next, smaller batch begins as this one did
+        if upcast:  # also if memory ran out: the next, smaller batch begins as this one did
             vae.to(dtype=torch.float16)
 
 

@@ -1,6 +1,6 @@
 """Shards on their way through a process: drawn by the device, encoded by a pool, written by a thread.
 
-The main thread only gives the device its next batch. It waits for the disk or for an encoder only where these are
+The main thread only gives the device its next batch. It waits for the disk or for an encoder only if these are
 slower than the device: then the number of batches and shards on their way, and so the memory, stays bounded.
 
 What is made does not depend on any of this: a batch is cut from its shard's lines alone, and so is a batch of retries.

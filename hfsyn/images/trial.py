@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from builders.errors import brief
 from hfsyn.errors import HfsynError
 from hfsyn.images.latents import at_once, draws_noise
 from hfsyn.images.tuning import is_out_of_memory
@@ -39,7 +40,7 @@ Draw = Callable[[Sketch], tuple[Any, list[str | None]]]
 
 
 def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
-    """Draw a sketch twice, small and in few steps; where that fails, at the recipe's own size. With `vary`, see whether
+    """Draw a sketch twice, small and in few steps; if that fails, at the recipe's own size. With `vary`, see whether
     the pipeline's own call uses guidance, negative prompt and the length of prompts.
 
     Raises HfsynError if the model cannot draw, draws nothing, draws noise that is not the samples' own, or ignores a
@@ -81,7 +82,7 @@ def idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
 
 def size_refused(model: str, error: Exception) -> HfsynError:
     """The error of a size that a pipeline refuses."""
-    said = f"{model} refuses the recipe: {' '.join(str(error).split())[:200]}"
+    said = f"{model} refuses the recipe: {brief(error)}"
     return HfsynError(said, "Change generate.width, generate.height or generate.steps.")
 
 
@@ -109,7 +110,7 @@ def _first(pipe: Any, sketch: Sketch, draw: Draw) -> tuple[Sketch, Any, list[str
     if isinstance(failure, HfsynError):
         raise failure
     raise HfsynError(
-        f"{recipe.model} cannot draw: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}",
+        f"{recipe.model} cannot draw: {type(failure).__name__}: {brief(failure)}",
         "Its parts do not fit together, or it is not made to draw from text alone: name another generate.model. "
         "It may also refuse generate.width, generate.height or generate.steps.",
     ) from failure
@@ -145,7 +146,7 @@ def _network(pipe: Any) -> Any:
 
 
 def _steps(recipe: GeneratePart) -> int:
-    """The fewest that leave `_STEPS` of them where an image to start from skips a share, and skip at least one."""
+    """The fewest that leave `_STEPS` of them if an image to start from skips a share, and skip at least one."""
     if recipe.init == "none":
         return _STEPS
     skipped = 1.0 if recipe.strength == 1 else 1 / (1 - recipe.strength)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from builders.errors import brief
 from hfsyn.errors import HfsynError
 from hfsyn.runs.options import WorkOptions
 
@@ -96,7 +97,7 @@ def kernels(tuning: Tuning) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         if tuning.compiled and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             said = f"--compile: torch cannot compile this model here ({reason})"
             raise HfsynError(said, "Leave --compile out.") from error
@@ -150,9 +151,9 @@ class BatchSize:
         self.size = size
 
     def run(self, work: Callable[[int], T], *, settle: Callable[[], None] = lambda: None) -> tuple[T, int] | None:
-        """The result of `work(size)`, and the size; None where it was too large and is smaller now.
+        """The result of `work(size)`, and the size; None if it was too large and is smaller now.
 
-        Before the size is halved, `settle` waits for what else holds memory. Raises HfsynError where there is too
+        Before the size is halved, `settle` waits for what else holds memory. Raises HfsynError if there is too
         little for a batch of one.
         """
         size = self.size
@@ -161,7 +162,7 @@ class BatchSize:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            said = " ".join(str(error).split())[:160]
+            said = brief(error, 160)
         # Outside the except clause: its traceback holds the tensors of the attempt.
         settle()
         release_memory()
@@ -177,7 +178,7 @@ class BatchSize:
 
 
 def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:
-    """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError where not even one fits.
+    """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError if not even one fits.
 
     Args:
         draw: draws a batch of a size and waits for it.

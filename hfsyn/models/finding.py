@@ -117,7 +117,7 @@ def commit_of(
 ) -> str:
     """The commit that a revision of a model on the Hub means.
 
-    A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; where it does not
+    A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; if it does not
     answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if there
     is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor cached, which `hint`
     helps with.
@@ -215,7 +215,7 @@ def local_file(model: str, revision: str | None, name: str, kind: Kind = "genera
 
 
 def configuration(model: str, revision: str | None, name: str, kind: Kind = "generator") -> dict[str, Any]:
-    """A JSON file of a model on this machine; empty where it is not here, or not a JSON object."""
+    """A JSON file of a model on this machine; empty if it is not here, or not a JSON object."""
     path = local_file(model, revision, name, kind)
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else {}
@@ -273,7 +273,7 @@ def checked_variant(
         files: paths of all files of the model; only these names are looked at.
         parts: folders of a pipeline that are loaded; the empty name is the model's own.
         variant: ``fp16``, ...; None finds it.
-        allow_pickle: pickles count as weights where there are no others.
+        allow_pickle: pickles count as weights if there are no others.
 
     Raises:
         HfsynError: a part, a file or the variant is missing, or the weights are pickles that are not allowed.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from builders.errors import brief
 from builders.files import sha256_of
 from hfsyn.errors import HfsynError
 from hfsyn.models.finding import commit_of
@@ -91,11 +92,8 @@ def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
             pipe.fuse_lora(components=adapted, lora_scale=part.lora_scale, adapter_names=[_ADAPTER])
             pipe.unload_lora_weights()
     except Exception as error:  # diffusers, peft and the Hub's client each have their own exceptions
-        raise HfsynError(
-            f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}",
-            "It must be made for this model, and stored as safetensors.",
-        ) from error
+        said = f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: {brief(error)}"
+        raise HfsynError(said, "It must be made for this model, and stored as safetensors.") from error
     fitting = sum(used.values())
     if not fitting:
         raise HfsynError(f"{part.lora} holds no LoRA weights for {part.model}.", "Name one that is made for it.")

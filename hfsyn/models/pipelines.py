@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from builders.errors import brief
 from hfsyn.errors import HfsynError
 from hfsyn.models.finding import checked_variant, files_of, loading, unloadable
 from hfsyn.models.loras import fuse_lora
@@ -173,7 +174,7 @@ def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
-    """The image-to-image pipeline with the same parts; raises HfsynError where diffusers has none with a strength."""
+    """The image-to-image pipeline with the same parts; raises HfsynError if diffusers has none with a strength."""
     import diffusers
 
     try:
@@ -282,9 +283,6 @@ def _scheduler(recipe: GeneratePart, own: Any) -> Any:
         try:
             chosen.set_timesteps(recipe.steps)
         except ValueError as error:
-            raise HfsynError(
-                f"generate.steps is {recipe.steps}, which scheduler {recipe.scheduler} refuses: "
-                f"{' '.join(str(error).split())[:200]}",
-                "Set fewer steps, or another scheduler.",
-            ) from error
+            said = f"generate.steps is {recipe.steps}, which scheduler {recipe.scheduler} refuses: {brief(error)}"
+            raise HfsynError(said, "Set fewer steps, or another scheduler.") from error
     return chosen

@@ -41,7 +41,7 @@ def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limi
     it.
 
     Args:
-        part: the generator; the result is empty where its tokenizers are not on this machine.
+        part: the generator; the result is empty if its tokenizers are not on this machine.
         prompts: each with the number of images that are made from it.
     """
     found = _encoders(part)
@@ -58,7 +58,7 @@ def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limi
 
 
 def _encoders(part: GeneratePart) -> list[_Encoder]:
-    """The text encoders, the one that takes the most first; empty where a tokenizer is not here."""
+    """The text encoders, the one that takes the most first; empty if a tokenizer is not here."""
     index = configuration(part.model, part.revision, "model_index.json")
     names = [name for name, entry in index.items() if name.startswith("tokenizer") and entry != [None, None]]
     if not names:
@@ -107,7 +107,7 @@ class _Encoder:
         return [prompt in wanted for prompt in prompts]
 
     def _most(self, text: str) -> int:
-        """Tokens of a text: how many there are where its words add up, otherwise at most."""
+        """Tokens of a text: how many there are if its words add up, otherwise at most."""
         words = text.split()
         tokens = sum(map(self._words.__getitem__, words))
         if self._adds_up:
@@ -131,8 +131,8 @@ class _Encoder:
 def spelled_out(tokenizer: Any) -> Callable[[str], str]:
     """How to spell a prompt for a tokenizer in which a word stands for several learned vectors (textual inversion).
 
-    ``<cat>`` becomes ``<cat> <cat>_1 <cat>_2`` where the tokenizer has these three, as in the pipelines of diffusers.
-    Longer words come first, so that the result does not depend on their order where one contains another.
+    ``<cat>`` becomes ``<cat> <cat>_1 <cat>_2`` if the tokenizer has these three, as in the pipelines of diffusers.
+    Longer words come first, so that the result does not depend on their order if one contains another.
     """
     added = set(tokenizer.get_added_vocab()) if hasattr(tokenizer, "get_added_vocab") else set()
     words = {}

@@ -1,4 +1,4 @@
-"""How a difference becomes one change of main: a commit, or where that would be too large a merged pull request.
+"""How a difference becomes one change of main: a commit or, if that would be too large, a merged pull request.
 
 The title of a pull request says what it brings and onto which commit of main. One that an interrupted try left is
 continued as long as main is still that commit, and closed otherwise; the contents sent for it are on the Hub already.
@@ -63,7 +63,7 @@ def change_main(
     Args:
         most: files in a commit.
         name: what is changed, as the title of a pull request begins.
-        check: called with the last commit of a pull request; raises where it must not be merged.
+        check: called with the last commit of a pull request; raises if it must not be merged.
 
     Raises:
         HeadMovedError: main has moved on from `head`.

@@ -134,7 +134,7 @@ def _version(state: RepoState, version: Version) -> Check:
 def _default(state: RepoState, config_name: str, *, make_default: bool) -> Iterator[Check]:
     """Whether the configuration can be the default one, or leave it to another, as it would.
 
-    `load_dataset` takes one named ``default`` where none is asked for, and refuses a card that says another.
+    `load_dataset` takes one named ``default`` if none is asked for, and refuses a card that says another.
     """
     try:
         card = state.card

@@ -84,7 +84,7 @@ def publish(
         quiet: no lines on the error stream.
 
     Raises:
-        HfsynError: exit code 2 for a version that is not one or is taken, 3 for what forbids it, 4 where the Hub did
+        HfsynError: exit code 2 for a version that is not one or is taken, 3 for what forbids it, 4 if the Hub did
             not answer in time (the same command continues).
     """
     asked = parse_version(version)
@@ -208,7 +208,7 @@ def _card(job: Job, state: RepoState) -> LocalFile:
     text = _change(job, state)
     text = text if job.config_name == layout.DEFAULT_CONFIG else f"{job.config_name}: {text}"
     entry = ChangelogEntry(job.version.tag, job.today, text)
-    # The entry that an earlier try wrote keeps its date, so that trying again changes nothing.
+    # The entry that an earlier try wrote keeps its date, so that a retry changes nothing.
     old = [known for known in changelog_of(state.texts.get(layout.CARD, "")) if known.version == entry.version]
     if old and old[0].text == entry.text:
         entry = old[0]
@@ -237,7 +237,7 @@ def _default(job: Job, state: RepoState, *, named: bool) -> str | None:
     """The configuration that becomes the default; None leaves it as it is, which the preflight may refuse.
 
     Where others published a configuration since the preflight it is too late for a flag: then the one named ``default``
-    is it, as `load_dataset` expects. The same holds where the files that are there were not `named` as a configuration.
+    is it, as `load_dataset` expects. The same holds if the files that are there were not `named` as a configuration.
     """
     if (job.is_late or not named) and job.config_name == layout.DEFAULT_CONFIG:
         return job.config_name

@@ -31,7 +31,7 @@ class Work:
     """The branch of a configuration at the moment of looking."""
 
     branch: str
-    head: str | None  # its commit; None where there is no such branch
+    head: str | None  # its commit; None if there is no such branch
     tree: Mapping[str, RemoteFile]
     recipe: str  # the path of its recipe
 
@@ -52,7 +52,7 @@ def branch_of(config_name: str) -> str:
 
 
 def work_on(repo: HubRepo, config_name: str) -> Work:
-    """Look at the branch of a configuration: one request, and another where there is one."""
+    """Look at the branch of a configuration: one request, and another if there is one."""
     branch = branch_of(config_name)
     head = repo.head(branch)
     recipe = f"{layout.config_prefix(config_name)}{layout.RECIPE}"

@@ -18,11 +18,11 @@ Scheduler = Literal[
     "default", "ddim", "pndm", "euler", "euler-trailing", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"
 ]
 BUILTIN = "builtin"  # the model name of the small trained models that come with hfsyn
-HUB = "hf://datasets/"  # how a dataset of the Hub is named where a file may be named too
+HUB = "hf://datasets/"  # how a dataset on the Hub is named in place of a file
 
 
 class SourcePart(Part):
-    """Which real images are captioned, or counted where the strategy needs no caption."""
+    """Which real images are captioned, or counted if the strategy needs no caption."""
 
     variant: Text
     """A name of `hfsyn variants ls`, or the YAML file of a class map (`hfsyn variants new`)."""
@@ -58,7 +58,7 @@ class CaptionPart(Part):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw each token from the likeliest that make up this probability, above 0 to 1; null takes the likeliest."""
     temperature: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Draw each token, the logits divided by this, above 0 to 10; null is 1 where top_p draws."""
+    """Draw each token, the logits divided by this, above 0 to 10; null is 1 if top_p draws."""
     prompt: Words | None = None
     """Text that the captioner continues, the task of Florence-2, or the instruction of a chat or language model. `{c}`,
     `{definition}` and `{hypernym}` in it stand for those of the image's class.

@@ -1,6 +1,6 @@
 """Strategies: named ways to write a prompt from a class, a caption and a random number generator.
 
-A strategy's function takes a `ClassInfo`, a text (None where the recipe has none; it may be empty) and a
+A strategy's function takes a `ClassInfo`, a text (None if the recipe has none; it may be empty) and a
 ``random.Random`` that is seeded from the sample's id, and returns the prompt. In most the class comes first, so that
 the limit of a text encoder (77 tokens for CLIP) never cuts it off. To add one, write its function and add a row to
 `STRATEGIES`.
@@ -24,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from builders.errors import did_you_mean
+from builders.errors import brief, did_you_mean
 from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
@@ -93,7 +93,7 @@ def _verbatim(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
 
 
 def _said(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    """A language model's sentence about the class, preceded by the class where the sentence does not name it."""
+    """A language model's sentence about the class, preceded by the class if the sentence does not name it."""
     text = _line(caption)
     return text if c.name.casefold() in text.casefold() else _join(c.name, text)
 
@@ -229,7 +229,7 @@ def user_function(name: str, sha256: str | None) -> PromptFunction:
 
 
 def content_of(name: str) -> str:
-    """SHA-256 of a strategy's file, 64 hex digits; raises HfsynError where it cannot be read."""
+    """SHA-256 of a strategy's file, 64 hex digits; raises HfsynError if it cannot be read."""
     path, _ = _split(name)
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -272,7 +272,7 @@ def _split(name: str) -> tuple[Path, str]:
 
 
 def _untrusted_place(path: Path) -> str:
-    """Why a file may not be the user's own; empty where it is.
+    """Why a file may not be the user's own; empty if it is.
 
     A run folder names its strategy, and the folder may come from the Hub or another machine: its recipe must not make a
     file run that came with it.
@@ -317,7 +317,7 @@ def _module(path: Path, sha256: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         del sys.modules[label]
-        said = f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}"
+        said = f"{path} cannot be imported: {type(error).__name__}: {brief(error)}"
         raise HfsynError(said, "Fix it first.") from None
     finally:
         sys.dont_write_bytecode = written
@@ -325,15 +325,15 @@ def _module(path: Path, sha256: str) -> Any:
 
 
 def _guarded(function: Callable[..., Any], name: str) -> PromptFunction:
-    """The function, raising HfsynError where it fails or returns no prompt."""
+    """The function, raising HfsynError if it fails or returns no prompt."""
 
     def write(info: ClassInfo, caption: str | None, rng: random.Random) -> str:
         given = f"for the class {info.name!r} and the caption {caption!r}"
         try:
             prompt = function(info, caption, rng)
         except (Exception, SystemExit) as error:  # whatever a user's function raises, but not Ctrl-C
-            said = f"{name} fails {given}: {type(error).__name__}: {' '.join(str(error).split())}"
-            raise HfsynError(said, "Fix it; a caption may be empty, and is None where the recipe has none.") from None
+            said = f"{name} fails {given}: {type(error).__name__}: {brief(error)}"
+            raise HfsynError(said, "Fix it; a caption may be empty, and is None if the recipe has none.") from None
         if not isinstance(prompt, str) or not prompt.strip():
             raise HfsynError(f"{name} returned {prompt!r} {given}.", "A prompt is a text that is not empty.")
         if half := re.search("[\ud800-\udfff]", prompt):

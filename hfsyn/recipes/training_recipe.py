@@ -49,7 +49,7 @@ class DataPart(Part):
     train_split: Text | None = None
     """Split to train on; null is `train`, or the only one."""
     limit_per_class: Count | None = None
-    """At most that many different images a class of each set, >= 1; null takes all."""
+    """At most that many different images per class of each set, >= 1; null takes all."""
     budget: Count | None = None
     """Images that an epoch shows, drawn from the sets in proportion to their weights; null is the size of the one set.
     Budget times epochs is what training costs, whatever the sets' sizes, so that arms can be compared.

@@ -63,7 +63,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
 
     Args:
         run: its shards are all there.
-        what: ``data`` is the run's own; ``captions`` is that of its captions where they are published alone.
+        what: ``data`` is the run's own; ``captions`` is that of its captions if they are published alone.
     """
     shards = run.data_shards() if what == "data" else run.caption_shards()
     read, made = sidecars(run.caption_shards()), sidecars(shards)

@@ -4,7 +4,7 @@ Counting real images reads none of them, and without a network a Hub repository 
 says how many it has.
 
 Given texts come by source id from a file or a dataset of the Hub. A file is JSON lines, CSV with a header, or Parquet;
-it has a column ``source_id`` and a column ``caption`` or ``prompt`` (this one where it has both), and may have others.
+it has a column ``source_id`` and a column ``caption`` or ``prompt`` (this one if it has both), and may have others.
 A dataset is ``hf://datasets/USER/NAME[@REVISION][/PATH]``: its files of these kinds, all of them or those under PATH;
 they are downloaded whole.
 """
@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
+from builders.errors import DataError, brief
 from builders.files import sha256_of
 from builders.sources import Source, open_source
 from builders.variants import get_variant
@@ -39,7 +39,7 @@ _SHOWN = 3  # ids that a message names
 
 
 def opened(source: SourcePart) -> Source:
-    """Open them; raises DataError where they are not there."""
+    """Open them; raises DataError if they are not there."""
     return open_source(
         source.variant, source.split, path=source.path, revision=source.revision, limit_per_class=source.limit_per_class
     )
@@ -86,7 +86,7 @@ class TableCounts:
 
 
 def counted(source: SourcePart) -> TableCounts | None:
-    """The counts of the variant's table where the source is out of reach; None where it can be indexed."""
+    """The counts of the variant's table if the source is out of reach; None if it can be indexed."""
     from builders.hub import UnreachableError, is_offline
 
     variant = get_variant(source.variant)
@@ -106,7 +106,7 @@ def counted(source: SourcePart) -> TableCounts | None:
 
 
 def in_table(source: SourcePart) -> int:
-    """How many images the source has by the variant's table; 0 where the table does not say."""
+    """How many images the source has by the variant's table; 0 if the table does not say."""
     variant = get_variant(source.variant)
     images = variant.splits.get(variant.split(source.split), 0)
     if source.limit_per_class is not None:
@@ -177,7 +177,7 @@ class FileTexts:
             raise HfsynError(said, "Add them, or use the class name instead: --set prompt.captions_missing=class-name")
 
     def of(self, source_id: str) -> str:
-        """The text of an image; empty where there is none."""
+        """The text of an image; empty if there is none."""
         return self._texts.get(source_id, "")
 
 
@@ -202,7 +202,7 @@ def with_texts(recipe: Recipe, captions: Iterable[Caption]) -> list[Caption]:
 
 
 def strategy_source(recipe: Recipe) -> str | None:
-    """The text of the file with the user's own function, to be kept with the run; None where there is none."""
+    """The text of the file with the user's own function, to be kept with the run; None if there is none."""
     return source_of(recipe.prompt.strategy) if is_user_strategy(recipe.prompt.strategy) else None
 
 
@@ -259,7 +259,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
         for where, row in readers.get(path.suffix.lower(), _json_lines)(path):
             yield _pair(path, row, where)
     except (UnicodeDecodeError, csv.Error, pa.ArrowException, OSError) as error:
-        raise _unreadable(path.name, " ".join(str(error).split())[:120]) from None
+        raise _unreadable(path.name, brief(error, 120)) from None
 
 
 class _Pairs(list[Any]):

@@ -35,8 +35,8 @@ def write_parquet(
     Args:
         path: written atomically.
         columns: equally long lists, in the schema's order.
-        schema: of the table; features' metadata included where `datasets` shall restore them.
-        group_rows: rows a row group; None chooses by size.
+        schema: of the table; features' metadata included if `datasets` shall restore them.
+        group_rows: rows per row group; None chooses by size.
     """
     table = pa.table([pa.array(columns[f.name], type=f.type) for f in schema], schema=schema)
     leaves = _leaf_paths(schema)
@@ -102,7 +102,7 @@ def sidecars(paths: Sequence[Path]) -> list[Sidecar]:
 
 
 def faults(path: Path, fingerprint: str) -> list[str]:
-    """What is wrong with a finished shard, one line each; empty where it is as its sidecar says."""
+    """What is wrong with a finished shard, one line each; empty if it is as its sidecar says."""
     if not is_done(path):
         return [f"{path.name} is missing"]
     sidecar = load_sidecar(sidecar_of(path))

@@ -59,7 +59,7 @@ def classification_metrics(
     """Compare the logits of a classifier with the true classes.
 
     Args:
-        logits: float (n, c), one row an image, one column a class of the model; n is at least 1.
+        logits: float (n, c), one row per image, one column per class of the model; n is at least 1.
         labels: int (n,), the true column of each image.
         wnids, names: of the c columns.
         mask: columns that the evaluation set has, if it has fewer classes than the model (ImageNet-R and -A have 200

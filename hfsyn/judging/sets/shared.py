@@ -28,7 +28,7 @@ def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:
                 raise HfsynError(
                     f"The class {identity} is '{known}' in {other} and '{name}' in {whose}.",
                     "An id must mean one class in all sets: give one of them another id in its class map, or the same "
-                    "name where they mean the same.",
+                    "name if they mean the same.",
                 )
 
 
