@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class HfsynError(Exception):
@@ -39,13 +39,14 @@ class DataError(HfsynError):
     """Data, or a request for data, that cannot be used as it is."""
 
 
-def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, before: str = "") -> str:
+def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], most: int = 1) -> str:
     """`` Did you mean 'steps'?`` with the `most` best matches, to append to a message; empty if there are none.
 
-    `before` is prepended to each name, such as the part of a recipe that a field is in.
+    A mapping gives the words to show in place of the names, such as a field with the part of the recipe it is in.
     """
     import difflib
 
-    by_small = {name.lower(): name for name in known}
+    shown = known if isinstance(known, Mapping) else {name: name for name in known}
+    by_small = {name.lower(): text for name, text in shown.items()}
     near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
-    return f" Did you mean {' or '.join(repr(before + by_small[name]) for name in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(by_small[name]) for name in near)}?" if near else ""

@@ -18,6 +18,11 @@ def and_more(count: int, most: int) -> str:
     return f" and {count - most} more" if count > most else ""
 
 
+def plural(count: int, noun: str) -> str:
+    """``1 commit``, ``2 commits``, ``2 classes``: a count with its noun, given in the singular."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, without its full stop; its type if the message is empty."""
     lines = str(error).strip().splitlines()

@@ -25,6 +25,7 @@ from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.schema import captioned_features, synthetic_features
 from builders.runs.shard import Shard
 from builders.variants import get_variant
+from builders.wording import plural
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
@@ -69,7 +70,7 @@ class Verification:
         lines += [f"not checked: {self.unchecked}"] if self.unchecked else []
         verdict = f"{sum(self.more.values())} differences" if self.problems else "verified"
         at = f" (commit {self.commit[:12]})" if self.commit else ""
-        counts = f"{self.files} files, {self.captions} captions, {self.rows} rows"
+        counts = f"{plural(self.files, 'file')}, {plural(self.captions, 'caption')}, {plural(self.rows, 'row')}"
         return "\n".join([*lines, f"{verdict}: {self.label}{at}, {counts}"])
 
 

@@ -55,6 +55,12 @@ class Whole(click.IntRange):
             self.fail(f"{str(value)[:40]} is too large: at most {MOST:,}.", param, ctx)
         return found
 
+    def _describe_range(self) -> str:
+        # What a help says after the option: a limit that nobody meets is left out.
+        if self.max is not None and self.max > MOST:
+            return f"x>={self.min}"
+        return super()._describe_range()
+
 
 class Finite(click.FloatRange):
     """A number in a range; ``nan`` and ``inf`` are refused, although Python reads them."""
@@ -113,7 +119,7 @@ recipe_options = together(
     click.option("--generator", metavar="NAME", help="Generate with this model of `hfsyn generators ls`, or a file."),
     click.option("--strategy", metavar="NAME", help="Write prompts with this one of `hfsyn strategies ls`."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
-    number("--limit", help="At most N real images a class."),
+    number("--limit", help="At most N real images per class."),
     number("--seed", least=0, most=2**63 - 1, help="The recipe's seed."),
 )
 """How the recipe of a command differs from the one that it names."""
@@ -191,7 +197,7 @@ speed_options = together(
 
 stage_options = together(
     processes_option(
-        "Processes on this machine, started by accelerate. Default: one a GPU or CPU core, no more than shards."
+        "Processes on this machine, started by accelerate. Default: one per GPU or CPU core, no more than shards."
     ),
     click.option("--shards", metavar="A:B", callback=_shards, help="Only shards A up to but not including B."),
     speed_options,

@@ -10,7 +10,7 @@ from typing import Any
 
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
-from builders.wording import and_more
+from builders.wording import and_more, plural
 from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version
@@ -55,11 +55,10 @@ class Publication:
     def text(self) -> str:
         """A dry run, for people, in lines."""
         there = self.files - self.to_send
-        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
         lines = [check.line() for check in self.checks]
         lines += [
             f"files     {self.files} ({self.bytes / 1e6:.1f} MB), of which {there} are there already",
-            f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {commits}",
+            f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {plural(self.commits, 'commit')}",
             f"to remove {len(self.to_remove)}",
         ]
         lines += [f"          {path}" for path in self.to_remove[:20]]

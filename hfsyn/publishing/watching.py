@@ -17,6 +17,7 @@ from typing import Any
 
 from builders.hub.answers import HeadMovedError
 from builders.runs import layout
+from builders.wording import plural
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import Progress, example_rows, facts_in_progress
 from hfsyn.errors import ExitCode, HfsynError
@@ -190,7 +191,7 @@ def send_finished(run: Run, repo: HubRepo, config_name: str) -> int:
             f"{repo.repo_id}: another process committed to {branch_of(config_name)}; the next batch brings the rest"
         )
         return 0
-    repo.say(f"{repo.repo_id}: {len(missing)} files of finished shards")
+    repo.say(f"{repo.repo_id}: {plural(len(missing), 'file')} of finished shards")
     return len(missing)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from builders.wording import first_line
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.workers import alone, current_worker, pick_device
+from hfsyn.workers import alone, cores, current_worker, pick_device
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
@@ -57,7 +57,7 @@ def default_workers(accelerator: Any) -> int:
     if accelerator.device.type != "cuda":
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    return min(16, max(1, len(os.sched_getaffinity(0)) // here))
+    return min(16, max(1, cores() // here))
 
 
 def check_tracker(log_with: str | None) -> None:
