@@ -17,6 +17,7 @@ from builders.files import disk_error
 from builders.wording import plural
 from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
+from hfsyn.commands.completion import completion_options
 from hfsyn.commands.hub import HUB_COMMANDS
 from hfsyn.commands.judging import EXHIBITS
 from hfsyn.commands.menu import menu
@@ -81,6 +82,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
 
 @menu(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "HFSYN"})
 @click.version_option(__version__, prog_name="hfsyn")
+@completion_options
 def cli() -> None:
     """Caption real images, generate synthetic ones from the captions, publish and judge the result.
 

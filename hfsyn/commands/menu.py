@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -84,6 +84,6 @@ class Menu(click.Group):
                 formatter.write_text(f"The method: {_PAPER}")
 
 
-def menu(name: str | None = None, **options: Any) -> Any:
+def menu(name: str | None = None, **options: Any) -> Callable[[Callable[..., Any]], Menu]:
     """As `click.group`, for a `Menu`."""
     return click.group(name, cls=Menu, **options)

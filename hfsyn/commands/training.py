@@ -97,7 +97,7 @@ class GroupedCommand(click.Command):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        strict(self)
+        strict(self, "train")
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each group under its own heading; the other options come last."""

@@ -48,7 +48,7 @@ def env() -> dict[str, Any]:
     """
     from huggingface_hub import constants, get_token
 
-    packages = {}
+    packages: dict[str, str | None] = {}
     for name in _PACKAGES.split():
         packages[name] = None
         with suppress(PackageNotFoundError):

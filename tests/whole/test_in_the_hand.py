@@ -11,13 +11,20 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import BashComplete
 from click.testing import CliRunner
 from test_cli import main
 
 import hfsyn
+from builders.variants import VARIANTS
 from builders.wording import plural
 from hfsyn.cli import cli
+from hfsyn.commands import completion
 from hfsyn.commands.menu import SECTIONS
+from hfsyn.recipes.loading import fragments
+from hfsyn.recipes.recipe import RECIPES
+from hfsyn.recipes.strategies import STRATEGIES
+from hfsyn.recipes.training_recipe import TRAINING_RECIPES
 
 
 def _all_commands(group: click.Group, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], click.Command]]:
@@ -157,3 +164,83 @@ def test_env_loads_no_torch_without_a_gpu() -> None:
 )
 def test_one_is_singular(count: int, noun: str, text: str) -> None:
     assert plural(count, noun) == text
+
+
+def complete(*words: str) -> list[str]:
+    """What a shell is offered for the last word; files are ``*``."""
+    found = BashComplete(cli, {}, "hfsyn", "_HFSYN_COMPLETE").get_completions(list(words[:-1]), words[-1])
+    return ["*" if item.type == "file" else item.value for item in found]
+
+
+def test_commands_options_and_names_are_completed() -> None:
+    assert complete("pub") == ["publish"]
+    assert complete("build", "x", "--cap") == ["--captioner", "--captions"]
+    assert complete("build", "") == ["*", *RECIPES.names()]
+    assert complete("recipes", "new", "mine", "--from", "shapes") == ["*", "shapes-basic", "shapes-cip"]
+    assert complete("plan", "shapes-cip", "--strategy", "") == ["*", *STRATEGIES]
+    assert complete("strategies", "show", "cip", "--variant", "") == ["*", *VARIANTS]
+    assert complete("variants", "info", "shapes") == ["*", "shapes", "shapes-context"]
+    assert complete("build", "x", "--captioner", "") == ["*", *fragments("captioner")]
+    assert complete("generators", "show", "") == ["*", *fragments("generator")]
+    assert complete("train", "--config", "") == ["*", *TRAINING_RECIPES.names()]
+    assert complete("bench", "") == ["*"]
+    assert complete("build", "x", "--device", "cu") == ["*", "cuda"]
+
+
+def test_run_folders_are_completed_as_they_are_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for run in ("runs/one", "runs/more/two", ".hidden/three", "runs/one/within", "a/b/c/d/deep"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "recipe.yaml").touch()
+    (tmp_path / "runs" / "none").mkdir()
+    assert complete("status", "") == ["*", "runs/one", "runs/more/two"]
+    assert complete("status", "runs/m") == ["*", "runs/more/two"]
+    assert complete("status", "./runs/o") == ["*", "./runs/one"]
+    assert complete("publish", f"{tmp_path}/runs/") == ["*", f"{tmp_path}/runs/one", f"{tmp_path}/runs/more/two"]
+    assert complete("train", "--train-dataset", "runs/") == ["*", "runs/one", "runs/more/two"]
+    assert complete("status", "nowhere/") == ["*"]
+
+
+def test_everything_that_is_completed_is_a_parameter() -> None:
+    there = {(words, param.name) for words, command in LEAVES for param in command.params}
+    for place in completion.SOURCES:
+        *words, name = place.split()
+        assert (tuple(words), name) in there if words else name in {name for _, name in there}, place
+
+
+def test_completion_loads_nothing_heavy() -> None:
+    code = """
+import sys
+from click.shell_completion import BashComplete
+from hfsyn.cli import cli
+for words in (["build"], ["build", "x", "--strategy"], ["variants", "info"], ["status"], ["train", "--config"]):
+    assert BashComplete(cli, {}, "hfsyn", "_HFSYN_COMPLETE").get_completions(words, "") or words == ["status"]
+print(*[m for m in ("torch", "pydantic", "numpy", "datasets", "pyarrow", "huggingface_hub") if m in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize(("shell", "start"), [("bash", ".bashrc"), ("zsh", ".zshrc"), ("fish", None)])
+def test_completion_is_installed_once(
+    shell: str, start: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/bin/{shell}")
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
+        monkeypatch.delenv(name, raising=False)
+    if start is not None:
+        (tmp_path / start).write_text("export MINE=1")
+    for _ in range(2):
+        code, out, _ = main("--install-completion", capsys=capsys)
+        assert code == 0
+    script = Path(out.strip())
+    assert script.read_text() == main("--show-completion", shell, capsys=capsys)[1].removesuffix("\n")
+    if start is not None:
+        first, line = (tmp_path / start).read_text().splitlines()
+        assert first == "export MINE=1"
+        assert str(script) in line
+    assert main("--install-completion", "csh", capsys=capsys)[0] == 2
+    monkeypatch.setenv("SHELL", "/bin/csh")
+    code, _, err = main("--show-completion", capsys=capsys)
+    assert (code, "'csh'" in err) == (2, True)
