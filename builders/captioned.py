@@ -18,8 +18,8 @@ from datasets.builder import Key
 
 from builders.errors import DataError
 from builders.runs import layout
+from builders.runs.rows import source_features
 from builders.runs.run_files import shards, table
-from builders.runs.schema import source_features
 from builders.sources import IndexEntry, open_source
 from builders.variants import get_variant
 from builders.variants.class_maps import own_variant

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.runs.schema import source_features
+from builders.runs.rows import source_features
 from builders.sources.drawing import SHAPES, ShapesSource, caption_of, png_of
 from builders.variants import get_variant
 

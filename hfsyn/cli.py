@@ -12,9 +12,8 @@ from typing import Any
 
 import click
 
-from builders.errors import one_line
+from builders.errors import one_line, plural
 from builders.files import disk_error
-from builders.wording import plural
 from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
 from hfsyn.commands.completion import completion_options
@@ -130,7 +129,7 @@ def build(recipe: str, out: str, **given: Any) -> None:
 
 
 def _summary(run: Any, quiet: bool) -> None:
-    from builders.published.versions import RunFolder
+    from builders.published import RunFolder
     from builders.runs import layout
 
     manifest = RunFolder(run.folder).manifest().raw

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from builders.files import atomic_text, remove_abandoned
 from builders.images.decoding import decoded
 from builders.runs import layout, run_files
-from builders.runs.schema import synthetic_features
+from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.captions.prefetch import in_order
 from hfsyn.errors import ExitCode, HfsynError
@@ -22,12 +22,10 @@ from hfsyn.images.encoding import encode, fitted, stored_name
 from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
-from hfsyn.runs.shards import pending, write_parquet
+from hfsyn.runs.shards import StoredRows, pending, write_parquet
 from hfsyn.runs.sheets import image_of
-from hfsyn.runs.tables import StoredRows
 
-NOTE = "export.json"
-"""What an exported folder is; it is written last."""
+NOTE = "export.json"  # what an exported folder is; it is written last
 
 
 def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) -> Path:

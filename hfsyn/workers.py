@@ -23,7 +23,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
 T = TypeVar("T")
@@ -34,18 +34,15 @@ _AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 """Set to ``True`` by a launcher whose processes meet at the launcher itself, which is there before they are."""
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """From these accelerate would conclude that a process is one of several; hfsyn is not started by MPI."""
-PARENT = "HFSYN_LAUNCHED"
-"""Set by `hfsyn.launching.launch` to the number of its own process."""
+PARENT = "HFSYN_LAUNCHED"  # set by `hfsyn.launching.launch` to the number of its own process
 LAUNCHER_VARIABLES = frozenset({PARENT, "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"})
 """What torchrun, accelerate and `launch` tell a process about its place among several."""
 
-PATIENCE = 10.0
-"""Seconds of waiting for the other processes before a message says so."""
+PATIENCE = 10.0  # seconds of waiting for the other processes before a message says so
 LIMIT_HERE, LIMIT = 60.0, 900.0
 """Seconds after which the process gives up: where the meeting place is on this machine, and elsewhere."""
 
-_CONTROL = Path("/dev/nvidiactl")
-"""There where NVIDIA's driver is loaded."""
+_CONTROL = Path("/dev/nvidiactl")  # there where NVIDIA's driver is loaded
 _LIBRARIES = ["hfsyn", "torch", "diffusers", "transformers", "timm", "accelerate", "datasets"]
 _LIBRARIES += ["numpy", "pillow", "pyarrow"]
 

@@ -21,8 +21,7 @@ _FAMILIES = {
 
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
-_VISIBLE = 64
-"""Deep grey is nearly black if white divided by its brightest value is larger than this."""
+_VISIBLE = 64  # deep grey is nearly black if white divided by its brightest value is larger than this
 
 
 class UnsupportedColours(ValueError):  # noqa: N818 (a verdict on the data, as `builders.images.decoding.ImageRejected` is)

@@ -34,11 +34,9 @@ _READ = {name: name for name in _NAMES.split()} | {"JPEG 2000": "JPEG2000", "Sun
 """Format of a file -> its decoder, without those that start programs (EPS, WMF), need other libraries (FPX), or are
 slow for small files (DDS, BLP)."""
 
-_UNMARKED = ("DIB", "TGA")
-"""Formats without a signature at their beginning, tried last."""
+_UNMARKED = ("DIB", "TGA")  # formats without a signature at their beginning, tried last
 
-_SLOW_PIXELS = 250_000
-"""Pixels that a decoder of Pillow written in Python decodes in well under a second."""
+_SLOW_PIXELS = 250_000  # pixels that a decoder of Pillow written in Python decodes in well under a second
 
 # Pillow's messages for files that end too early, and for valid files that it does not support.
 _SHORT = re.compile(
@@ -60,8 +58,7 @@ _ROOM = 320 << 20
 """Bytes that the pictures of all `decoded` blocks of a process may take, if there is more than one; more on a machine
 with more than 80 GB of memory."""
 _LARGE = 32 << 20
-_BYTES_A_PIXEL = 16
-"""Pillow uses 4 bytes per pixel, and up to four times that while it rotates or converts a picture."""
+_BYTES_A_PIXEL = 16  # Pillow uses 4 bytes per pixel, and up to four times that while it rotates or converts a picture
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _TURNS = {

@@ -15,8 +15,7 @@ _CAMERAS = "dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw raw 3fr iiq 
 IMAGE_SUFFIXES = frozenset("." + ending for ending in f"{_PICTURES} {_CAMERAS}".split())
 """Image file extensions, lower case. Formats without a decoder are set aside with a reason, not ignored."""
 
-HEAD = 4096
-"""How many of a file's first bytes identify its format."""
+HEAD = 4096  # how many of a file's first bytes identify its format
 
 _STARTS: dict[str, tuple[bytes, ...]] = {
     "JPEG": (b"\xff\xd8",),
@@ -83,8 +82,7 @@ _PATTERNS = {
 _COMPILED = {name: re.compile(pattern, re.DOTALL) for name, pattern in _PATTERNS.items()}
 
 _BRANDS = {"AVIF": [b"avif", b"avis"], "HEIC": [b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]}
-_BRANDS["camera raw"] = [b"crx "]
-"""Format -> brands of `ftyp` containers."""
+_BRANDS["camera raw"] = [b"crx "]  # format -> brands of `ftyp` containers
 
 
 def format_of(head: bytes) -> str | None:

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
-from builders.errors import DataError
+from builders.errors import DataError, and_more
 from builders.files import atomic_text, digest_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest, sidecar_name, sidecar_of
-from builders.wording import and_more
 
 _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 
@@ -28,13 +27,11 @@ _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 class Marker:
     """Facts about a finished source.parquet or plan.parquet."""
 
-    stage: str
-    """``source`` or ``plan``."""
+    stage: str  # ``source`` or ``plan``
     rows: int
     sha256: str
     bytes: int
-    fingerprint: str
-    """Of the recipe that it was made for."""
+    fingerprint: str  # of the recipe that it was made for
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of things in the source that are not in its index."""
 

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, first_line, quoted
 from builders.images.formats import IMAGE_SUFFIXES
 from builders.variants import SPLIT_WORDS, usual_split
-from builders.wording import first_line, quoted
 from builders.yaml import front_matter, load
 
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
@@ -59,10 +58,8 @@ class Tables:
     splits: Mapping[str, tuple[str, ...]]
     """The dataset's own name of a split -> its files, relative to the dataset, sorted."""
     config: str | None = None
-    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column -> label names of the card."""
-    named: bool = True
-    """Whether the dataset itself names its splits; otherwise all files are the split "train"."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> label names of the card
+    named: bool = True  # whether the dataset itself names its splits; otherwise all files are the split "train"
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of files beside the tables that are not read."""
 

@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builders.errors import DataError
-from builders.sources.labels import check_names, hub_labels, label_map, refuse, spelling
+from builders.errors import DataError, quoted
+from builders.sources.rows import check_names, hub_labels, label_map, refuse, spelling
 from builders.variants import Choice, Variant
-from builders.wording import quoted
 
 LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name", "fine_label", "target")
 IMAGE_COLUMNS = ("image", "img", "jpg", "image_bytes")
@@ -59,16 +58,12 @@ class Label:
 class Columns:
     """The relevant columns of one table."""
 
-    where: str
-    """The table's name in a message."""
+    where: str  # the table's name in a message
     image: str
-    nested: bool
-    """Whether an image is {bytes, ...} rather than bytes."""
+    nested: bool  # whether an image is {bytes, ...} rather than bytes
     has_path: bool
-    labels: tuple[Label, ...]
-    """All that could be the label, the most reliable first."""
-    id: str | None
-    """The column of ids, in rows that hfsyn wrote."""
+    labels: tuple[Label, ...]  # all that could be the label, the most reliable first
+    id: str | None  # the column of ids, in rows that hfsyn wrote
 
     @property
     def for_index(self) -> list[str]:
@@ -257,8 +252,7 @@ def meanings(
 class _Coded(NamedTuple):
     label: Label
     values: pa.Array
-    codes: np.ndarray[Any, Any]
-    """For each row the index of its class, or _NO_LABEL or _UNKNOWN."""
+    codes: np.ndarray[Any, Any]  # for each row the index of its class, or _NO_LABEL or _UNKNOWN
     unknown: list[str]
     by_number: bool
 

@@ -12,10 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders.errors import DataError
-from builders.file_names import as_text, below, is_litter, is_plain, shown
+from builders.errors import DataError, and_more, is_plain, quoted, shown
+from builders.files import as_text, below, is_litter
 from builders.images.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
-from builders.wording import and_more, quoted
 
 IMAGES = "images"
 """The folder within a class folder, or beside a list of labels, that holds the images in Tiny ImageNet's layout."""
@@ -39,8 +38,7 @@ class Contents:
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     archives: list[str] = field(default_factory=list)
-    others: Counter[str] = field(default_factory=Counter)
-    """Reason in words -> number of files that are not images."""
+    others: Counter[str] = field(default_factory=Counter)  # reason in words -> number of files that are not images
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,8 @@ class Part:
     """The images of one split."""
 
     folder: Path
-    labels: Mapping[str, Sequence[Path]]
-    """Label of a class -> the folders that hold its images."""
-    words: str
-    """Where the labels come from."""
+    labels: Mapping[str, Sequence[Path]]  # label of a class -> the folders that hold its images
+    words: str  # where the labels come from
     names: Mapping[str, Sequence[str]] | None = None
     """Label -> file names, where labels come from a list or the names; None is every image of the folders."""
     left_out: Mapping[str, int] = field(default_factory=dict)

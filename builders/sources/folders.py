@@ -25,8 +25,8 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from builders.errors import DataError
-from builders.file_names import as_path, as_text, shown
+from builders.errors import DataError, quoted, shown
+from builders.files import as_path, as_text
 from builders.sources.folder_contents import (
     Contents,
     Part,
@@ -38,10 +38,8 @@ from builders.sources.folder_contents import (
     refuse_others,
 )
 from builders.sources.folder_layouts import Layout, folder_layout
-from builders.sources.labels import check_numbers, label_map, refuse
-from builders.sources.rows import IndexEntry, Source, SourceRow
+from builders.sources.rows import IndexEntry, Source, SourceRow, check_numbers, label_map, refuse
 from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
-from builders.wording import quoted
 
 _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 """Errors of a single file, if it still exists, that do not mean that the disk is gone."""
@@ -51,10 +49,8 @@ _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 class LabelImages:
     """The images with one label, and what else lies in their folders."""
 
-    names: dict[str, Path] = field(default_factory=dict)
-    """File name, as the system has it -> folder."""
-    others: Counter[str] = field(default_factory=Counter)
-    """Reason in words -> number of files that are not read."""
+    names: dict[str, Path] = field(default_factory=dict)  # file name, as the system has it -> folder
+    others: Counter[str] = field(default_factory=Counter)  # reason in words -> number of files that are not read
     archives: list[str] = field(default_factory=list)
     deeper: dict[str, int] = field(default_factory=dict)
     """Folder within a class folder, relative to the split's -> number of images in it, which are not read."""

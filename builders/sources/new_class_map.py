@@ -17,17 +17,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
-from builders.file_names import as_path, shown
-from builders.files import atomic_text
-from builders.hub.answers import Patience, is_offline, patiently
+from builders.errors import DataError, quoted, shown
+from builders.files import as_path, atomic_text
+from builders.hub import Patience, is_offline, patiently
 from builders.sources.folder_contents import Part, find_place, listing, refuse_others
 from builders.sources.folder_layouts import folder_layout
 from builders.sources.folders import beside, images_of
-from builders.sources.labels import class_keys, is_wnid, spelling
+from builders.sources.rows import class_keys, is_wnid, spelling
 from builders.variants import Choice, get_variant
 from builders.variants.class_maps import class_id, own_variant
-from builders.wording import quoted
 
 _LISTS = ("words.txt", "LOC_synset_mapping.txt", "map_clsloc.txt")
 _NUMBERED = re.compile(r"\d+[\s._-]+(?=.*[^\W\d_])")

@@ -22,8 +22,7 @@ from builders.sources.columns import holds_images
 from builders.sources.folder_contents import leads_back
 from builders.variants import Choice, Variant
 
-_DEEPEST = 6
-"""Levels of folders that are searched, as links could form a loop."""
+_DEEPEST = 6  # levels of folders that are searched, as links could form a loop
 _log = logging.getLogger(__name__)
 
 

@@ -20,23 +20,19 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
-from builders.file_names import below
-from builders.hub.answers import read_whole, resumed
+from builders.errors import DataError, quoted
+from builders.files import below
+from builders.hub import read_whole, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
-from builders.sources.labels import file_wnid, is_wnid
 from builders.sources.on_disk import local_choice, split_there, tables_of
-from builders.sources.rows import IndexEntry, SourceRow
+from builders.sources.rows import IndexEntry, SourceRow, file_wnid, is_wnid
 from builders.variants import Choice, ClassInfo, Variant, usual_split
-from builders.wording import quoted
 
 T = TypeVar("T")
 
-_AHEAD = 8
-"""Remote files whose labels are fetched at once: each costs a few round trips and few bytes."""
-_BUFFER = 8 << 20
-"""Bytes of images that are read at once from a local file."""
+_AHEAD = 8  # remote files whose labels are fetched at once: each costs a few round trips and few bytes
+_BUFFER = 8 << 20  # bytes of images that are read at once from a local file
 _log = logging.getLogger(__name__)
 
 

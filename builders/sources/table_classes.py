@@ -13,17 +13,15 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
+from builders.errors import DataError, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
-from builders.sources.labels import class_keys, spelling
 from builders.sources.on_disk import local_tables
 from builders.sources.parquet import different_images, in_parallel
+from builders.sources.rows import class_keys, spelling
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
-from builders.wording import quoted
 
-_Values = tuple[str | None, ...]
-"""The labels of a row in each of the columns that could be the label, in words."""
+_Values = tuple[str | None, ...]  # the labels of a row in each of the columns that could be the label, in words
 _log = logging.getLogger(__name__)
 
 
@@ -31,12 +29,9 @@ _log = logging.getLogger(__name__)
 class TableClasses:
     """What a class map says about tables."""
 
-    counts: Mapping[str, int]
-    """Our name of a split -> its number of rows with a label."""
-    labels: Sequence[str]
-    """In the order of the label numbers, or sorted."""
-    splits: Mapping[str, str]
-    """Our name of a split -> theirs."""
+    counts: Mapping[str, int]  # our name of a split -> its number of rows with a label
+    labels: Sequence[str]  # in the order of the label numbers, or sorted
+    splits: Mapping[str, str]  # our name of a split -> theirs
     image_column: str
     label_column: str
 

@@ -32,20 +32,17 @@ from types import MappingProxyType
 from typing import Any
 
 from builders.errors import DataError
-from builders.variants import get_variant, register
-from builders.variants.variant import Choice, ClassInfo, HubSource, Variant
+from builders.variants import Choice, ClassInfo, HubSource, Variant, get_variant, register
 from builders.yaml import is_yaml_name, load_file
 
 MOST_CLASSES = 100_000
 _MOST_LETTERS = 2_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_JOINERS = dict.fromkeys((0x200C, 0x200D))
-"""Zero-width joiners, which Persian words and emoji contain."""
+_JOINERS = dict.fromkeys((0x200C, 0x200D))  # zero-width joiners, which Persian words and emoji contain
 _MOST_IN_ID = 64
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_MOST_IN_ID - 1}}}")
-_DIGITS = 12
-"""Of the hash in an id: two of a hundred thousand labels collide with a probability of 1 in 50,000."""
+_DIGITS = 12  # of the hash in an id: two of a hundred thousand labels collide with a probability of 1 in 50,000
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SPLITS = ("train", "validation", "test")
 _KEYS = ("name", "title", "licence", "homepage", "images", "splits", "hub", "tables", "classes")

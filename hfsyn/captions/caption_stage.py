@@ -11,13 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from builders.runs.schema import captioned_features
+from builders.runs.rows import captioned_features
 from hfsyn.captions.captioner import Captioner
 from hfsyn.captions.prefetch import Batch, Reading, batches
 from hfsyn.captions.providers import Seen, TextSource, texts_of
 from hfsyn.captions.refusals import Reason, Tally
 from hfsyn.captions.texts import caption_flags
-from hfsyn.models.batch_sizes import BatchSize
+from hfsyn.images.tuning import BatchSize
 from hfsyn.progress import teller
 from hfsyn.runs.options import WorkOptions, select
 from hfsyn.runs.run import Run, load_run

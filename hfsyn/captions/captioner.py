@@ -19,14 +19,13 @@ from builders.variants import ClassInfo
 from hfsyn.captions.texts import clean, filled, longest
 from hfsyn.captions.token_drawing import FEW, loaded, new_tokens, ready, room, taken, tried
 from hfsyn.errors import HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.recipes.recipe import CaptionPart
 
 _INSTRUCTION = "Describe the image in one sentence."
 _FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 """The tasks of Florence-2 whose answer is a caption, and not boxes."""
-_Group = tuple[list[int], dict[str, Any], int]
-"""Rows, their batch, and how many new tokens there is room for."""
+_Group = tuple[list[int], dict[str, Any], int]  # rows, their batch, and how many new tokens there is room for
 
 
 class Captioner(Protocol):

@@ -8,10 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout
 from builders.runs.layout import ShardEntry, parse_sidecar, sidecar_name
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard
 from builders.variants import ClassInfo
 from hfsyn.captions.captioner import Captioner, TransformersCaptioner
 from hfsyn.captions.text_writer import TextWriter
@@ -33,12 +33,10 @@ class Seen:
 
     source_id: str
     wnid: str
-    sha256: str
-    """Of the file, in hex."""
+    sha256: str  # of the file, in hex
     width: int
     height: int
-    view: Any = None
-    """What the model will see of it; see `TextSource.view`."""
+    view: Any = None  # what the model will see of it; see `TextSource.view`
 
 
 Answer = Callable[[], Sequence[str | None]]
@@ -55,8 +53,7 @@ class TextSource:
     view: Callable[[Image.Image, ClassInfo], Any] = lambda image, info: None
     """What the model sees of an image, which need not be kept any longer. An error, other than `HfsynError`, sets the
     image aside."""
-    model: str = ""
-    """Its name; empty where no model is asked."""
+    model: str = ""  # its name; empty where no model is asked
     unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Weights of the model that are not used: how many of each kind."""
 

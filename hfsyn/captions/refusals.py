@@ -10,15 +10,14 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.captions.token_drawing import Refused
 from hfsyn.errors import HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.runs.run import REFUSES
 
 T = TypeVar("T")
-MOST = 32
-"""Images that a model may refuse before it has taken any."""
+MOST = 32  # images that a model may refuse before it has taken any
 _PATH = re.compile(r"(?<![\w/])(?:[A-Za-z]:\\|/|~/)[^\s'\",;:)]+")
 
 
@@ -43,10 +42,8 @@ class Tally:
 
     def __init__(self, model: str, elsewhere: Callable[[], bool]) -> None:
         self._model, self._elsewhere = model, elsewhere
-        self.looked = 0
-        """Images that the model's processor took."""
-        self.taken = 0
-        """Images that the model gave a text for."""
+        self.looked = 0  # images that the model's processor took
+        self.taken = 0  # images that the model gave a text for
         self._refused: list[str] = []
 
     @property

@@ -18,15 +18,14 @@ from builders.variants import ClassInfo
 from hfsyn.captions.texts import clean, filled, longest
 from hfsyn.captions.token_drawing import FEW, loaded, new_tokens, room, taken, tried
 from hfsyn.errors import HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.recipes.recipe import CaptionPart
 from hfsyn.recipes.strategies import word_lists
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 _LABEL = re.compile(r"^(caption|sentence|answer)\s*:\s*", re.IGNORECASE)
 _QUOTES = "\"'`“”‘’*"
-_SHOWN = 3
-"""Demonstrations for each text, as in SynCLR."""
+_SHOWN = 3  # demonstrations for each text, as in SynCLR
 _CAPTION = (
     "You write captions of imagined photographs. I name a thing, and sometimes a place or a relation to other things. "
     "Answer with one caption of at most twenty words that names the thing, and with nothing else."
@@ -166,10 +165,8 @@ def said_line(text: str) -> str:
 class Request:
     """What a language model is asked for one text."""
 
-    instruction: str
-    """What its task is; empty where the question says everything."""
-    demonstrations: tuple[tuple[str, str], ...]
-    """Questions with their answers."""
+    instruction: str  # what its task is; empty where the question says everything
+    demonstrations: tuple[tuple[str, str], ...]  # questions with their answers
     question: str
 
     def turns(self) -> list[dict[str, str]]:

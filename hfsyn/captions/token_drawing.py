@@ -16,17 +16,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.errors import HfsynError
 from hfsyn.images.trial import global_states
-from hfsyn.models.batch_sizes import BatchSize
+from hfsyn.images.tuning import BatchSize
 from hfsyn.models.finding import loading, unloadable
 from hfsyn.recipes.recipe import CaptionPart
 
 Kind = Literal["captioner", "language model"]
 
-FEW = 2
-"""New tokens with which a model is tried."""
+FEW = 2  # new tokens with which a model is tried
 NOT_FINITE = "the values that the model computes are not finite"
 
 
@@ -191,10 +190,8 @@ def room(model: Any, part: CaptionPart, asked: int) -> int:
 class Idle:
     """Names of weights that are not used for what a model says."""
 
-    unused: Sequence[str]
-    """In the checkpoint, and the network has no place for them."""
-    missing: Sequence[str]
-    """In the network, not in the checkpoint, and nothing that was said so far depends on them."""
+    unused: Sequence[str]  # in the checkpoint, and the network has no place for them
+    missing: Sequence[str]  # in the network, not in the checkpoint, and nothing that was said so far depends on them
 
     def counts(self) -> dict[str, int]:
         """How many there are of each kind, without zeros."""

@@ -50,7 +50,7 @@ COLUMNS = {
         "height": "of the image in pixels, turned as its EXIF says",
     },
 }
-"""Every column of `builders.runs.schema` and what it means."""
+"""Every column of `builders.runs.rows` and what it means."""
 
 _OWN_ID = "id of the class in the class map (`source.definition` of the recipe): a WordNet 3.0 id, or its author's own"
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from builders.published.versions import Published, RunFolder, open_reference
+from builders.errors import plural
+from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.layout import Manifest, ShardEntry
-from builders.runs.shard import Shard
-from builders.wording import plural
+from builders.runs.rows import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version

@@ -15,10 +15,10 @@ from PIL import Image
 
 from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published.versions import Published, RunFolder, open_reference
+from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.layout import Sidecar
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard
 from builders.sources import open_source
 from hfsyn.checks.diff import readable, recipe_of
 from hfsyn.errors import HfsynError

@@ -16,16 +16,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, plural
 from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
 from builders.runs.layout import Manifest, ShardEntry
-from builders.runs.schema import captioned_features, synthetic_features
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
-from builders.wording import plural
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo

@@ -44,8 +44,8 @@ def variants_ls(as_json: bool) -> None:
 @as_json_option
 def variants_info(name: str, classes: bool, as_json: bool) -> None:
     """All that is known about a variant, and where each fact is from. NAME may be the file of a class map."""
+    from builders.variants import facts_of
     from builders.variants.class_maps import find_variant
-    from builders.variants.variant import facts_of
 
     found = find_variant(name)
     fields: dict[str, Any] = facts_of(found)

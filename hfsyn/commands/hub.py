@@ -11,7 +11,7 @@ from hfsyn.errors import ExitCode
 
 
 def _checked_token(context: click.Context, parameter: click.Parameter, token: str | None) -> Any:
-    from builders.hub.answers import check_token
+    from builders.hub import check_token
 
     return check_token(token)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from builders.wording import plural
+from builders.errors import plural
 from hfsyn.commands.hub import token_option
 from hfsyn.commands.options import (
     Finite,

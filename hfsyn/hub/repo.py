@@ -1,6 +1,6 @@
 """The Hub for publishing: its limits, and one repository whose calls are safe to repeat.
 
-A request may have succeeded even if its response was lost; `builders.hub.answers` says what is retried.
+A request may have succeeded even if its response was lost; `builders.hub` says what is retried.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builders.hub.answers import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
+from builders.hub import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
 from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
@@ -24,8 +24,7 @@ LARGEST_FILE = 20 * 10**9  # bytes; the Hub's recommendation (50 GB is its hard 
 LARGEST_SHARD = 500 * 2**20  # bytes; the most that the Hub's own tools write and its Dataset Viewer handles well
 FILES_A_COMMIT = 1000  # the most the Hub's own client puts in one commit (the Hub accepts 25,000, within a minute)
 
-CALL_TIMEOUT = 60.0
-"""Seconds of silence before a connection counts as lost. By default the client waits forever."""
+CALL_TIMEOUT = 60.0  # seconds of silence before a connection counts as lost. By default the client waits forever
 _SENT_AT_ONCE, _BYTES_AT_ONCE = 100, 256 * 2**20
 """Maximum files and bytes per request; progress is shown between requests."""
 

@@ -15,8 +15,7 @@ from hfsyn.models.pipelines import tokenizer_of
 from hfsyn.models.token_limits import spelled_out
 from hfsyn.recipes.recipe import GeneratePart
 
-CACHED_PROMPTS = 1024
-"""At 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K."""
+CACHED_PROMPTS = 1024  # at 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K
 _EMBEDDINGS = {
     "StableDiffusionPipeline": ("prompt_embeds",),
     "StableDiffusionXLPipeline": ("prompt_embeds", "pooled_prompt_embeds"),

@@ -17,23 +17,20 @@ from PIL import Image
 
 from builders.images.decoding import decoded
 from builders.runs import layout
-from builders.runs.schema import synthetic_features
+from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.images.generator import DiffusersGenerator, ImageGenerator, fitting
 from hfsyn.images.production import Production, Work
-from hfsyn.images.tuning import PLAIN, tuning_of
-from hfsyn.models.batch_sizes import BatchSize, choose, release_memory
+from hfsyn.images.tuning import PLAIN, BatchSize, choose, release_memory, tuning_of
 from hfsyn.runs.options import WorkOptions, select
-from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import SampleSpec
-from hfsyn.runs.stage import Stage
+from hfsyn.runs.stage import Stage, write_plan
 from hfsyn.workers import current_worker, pick_device
 
-KEPT_PARAMETERS = 2 * 10**8
-"""A model of fewer waits in memory while captions are made; a larger one is loaded again."""
+KEPT_PARAMETERS = 2 * 10**8  # a model of fewer waits in memory while captions are made; a larger one is loaded again
 _THREADS = 4
 
 

@@ -31,10 +31,8 @@ FLAT_RANGE = 4
 class Generated:
     """One image, or why there is none to keep."""
 
-    pixels: npt.NDArray[np.uint8]
-    """Height x width x 3, RGB."""
-    problem: str | None = None
-    """None, ``safety`` (the checkpoint's checker hit), ``nan`` or ``flat``."""
+    pixels: npt.NDArray[np.uint8]  # height x width x 3, RGB
+    problem: str | None = None  # None, ``safety`` (the checkpoint's checker hit), ``nan`` or ``flat``
 
 
 Pending = Callable[[], list[Generated]]
@@ -92,8 +90,7 @@ class DiffusersGenerator:
         HfsynError: the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
     """
 
-    left_out: Mapping[str, int]
-    """How many weights of the checkpoint and the LoRA are not used, by what they are of."""
+    left_out: Mapping[str, int]  # how many weights of the checkpoint and the LoRA are not used, by what they are of
 
     def __init__(
         self,

@@ -21,8 +21,7 @@ MICRO_BATCH = 16
 """Latents of 512 px images decoded at once, of larger ones fewer. Time is linear in the batch, memory too; 512 px x 256
 channels x 32 images are 2^31 values, where kernels that count with 32 bits end.
 """
-_PIXELS = 64 * 64
-"""Height times width of the latents of a 512 px image."""
+_PIXELS = 64 * 64  # height times width of the latents of a 512 px image
 
 
 def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
@@ -185,12 +184,9 @@ def _step_options(scheduler: Any, generators: Sequence[Any]) -> dict[str, Any]:
 class Levels:
     """Images as 8-bit levels, and what shows that one is broken."""
 
-    pixels: npt.NDArray[np.uint8]
-    """Batch x height x width x 3, RGB."""
-    finite: npt.NDArray[np.bool_]
-    """Whether all values of an image were finite."""
-    span: npt.NDArray[np.int16]
-    """The largest difference of two levels within one channel of an image, 0 to 255."""
+    pixels: npt.NDArray[np.uint8]  # batch x height x width x 3, RGB
+    finite: npt.NDArray[np.bool_]  # whether all values of an image were finite
+    span: npt.NDArray[np.int16]  # the largest difference of two levels within one channel of an image, 0 to 255
 
 
 def decode(pipe: Any, latents: Any, generators: Sequence[Any]) -> list[Any]:

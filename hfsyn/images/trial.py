@@ -15,14 +15,12 @@ import numpy as np
 
 from hfsyn.errors import HfsynError
 from hfsyn.images.latents import at_once, draws_noise
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.recipes.recipe import GeneratePart
 
 PROMPT = "a photo of a dog"
-_STEPS = 2
-"""A scheduler draws noise between two steps, not after the last."""
-_LATENTS = 8
-"""Latents a side: what the coarsest level of a UNet or the patches of a transformer need at least."""
+_STEPS = 2  # a scheduler draws noise between two steps, not after the last
+_LATENTS = 8  # latents a side: what the coarsest level of a UNet or the patches of a transformer need at least
 _ALIKE = 8.0
 """Mean grey levels by which an image may change with its place in a batch; noise of another seed makes it dozens."""
 _BROKEN = {"nan", "flat"}
@@ -34,8 +32,7 @@ class Sketch:
 
     recipe: GeneratePart
     negative: str | None
-    size: Mapping[str, int]
-    """Width and height in pixels; empty is the pipeline's own."""
+    size: Mapping[str, int]  # width and height in pixels; empty is the pipeline's own
     seeds: Sequence[int] = (1, 2)
 
 

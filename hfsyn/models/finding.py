@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from builders.errors import first_line
 from builders.files import sha256_of
-from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, page_of, patiently
-from builders.wording import first_line
+from builders.hub import ATTEMPTS, Patience, UnreachableError, page_of, patiently
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
@@ -52,9 +52,7 @@ def locate(model: str, kind: Kind) -> str:
     if model == BUILTIN:
         if kind == "language model":
             raise HfsynError("hfsyn comes with no language model.", f"Name a folder, {otherwise}.")
-        from hfsyn import models
-
-        return str(models.path(kind))
+        return str(Path(__file__).parent / kind)
     folder = Path(model).expanduser()
     if model and folder.is_dir():
         if not (folder / _MARKER[kind]).is_file():

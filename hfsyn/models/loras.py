@@ -18,8 +18,7 @@ from hfsyn.models.finding import commit_of
 from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
-FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls LoRA weights, where a recipe names no file."""
+FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls LoRA weights, where a recipe names no file
 _ADAPTER = "recipe"
 
 

@@ -20,10 +20,8 @@ SEQUENCES = {
 """Tokens of a prompt that a pipeline of diffusers passes on to its T5: its default ``max_sequence_length``, or what its
 code says.
 """
-_MARKERS = 8
-"""Tokens that a tokenizer may add to those of the text, at most."""
-_KNOWN = 100_000
-"""Words whose tokens are remembered."""
+_MARKERS = 8  # tokens that a tokenizer may add to those of the text, at most
+_KNOWN = 100_000  # words whose tokens are remembered
 _BATCH = 2048
 
 
@@ -31,11 +29,9 @@ _BATCH = 2048
 class Limit:
     """What one text encoder takes of the prompts."""
 
-    encoder: str
-    """Its tokenizer's name in the pipeline: ``tokenizer``, ``tokenizer_2``, ``tokenizer_3``."""
+    encoder: str  # its tokenizer's name in the pipeline: ``tokenizer``, ``tokenizer_2``, ``tokenizer_3``
     max_tokens: int
-    truncated: int
-    """Prompts over that."""
+    truncated: int  # prompts over that
 
 
 def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limit, ...]:

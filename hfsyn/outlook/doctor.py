@@ -13,11 +13,10 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from builders.errors import DataError
-from builders.hub.answers import is_offline, page_of
+from builders.errors import DataError, and_more, plural, size_text
+from builders.hub import is_offline, page_of
 from builders.sources import open_source
 from builders.variants import get_variant
-from builders.wording import and_more, plural, size_text
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.rights import rights_of

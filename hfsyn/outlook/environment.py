@@ -15,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from builders.hub.answers import is_offline
-from builders.wording import size_text
+from builders.errors import size_text
+from builders.hub import is_offline
 from hfsyn import __version__
 from hfsyn.workers import cores, visible_gpus
 

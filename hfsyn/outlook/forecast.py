@@ -12,10 +12,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from builders.errors import hours_text, plural, quoted, size_text
 from builders.runs import layout
 from builders.runs.layout import shard_count
 from builders.variants import get_variant
-from builders.wording import hours_text, plural, quoted, size_text
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
@@ -23,10 +23,10 @@ from hfsyn.outlook.costs import UTILISATION, Hours, hours, image_size
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 from hfsyn.runs.inputs import TableCounts, check_order, counted, in_table, index_of_run, indexed, takes_text, with_texts
 from hfsyn.runs.pins import pin_prompt, pinned
-from hfsyn.runs.plan import read_captions
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import Caption, Plan, digest_of, plan
+from hfsyn.runs.stage import read_captions
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.
 _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}

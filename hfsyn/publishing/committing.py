@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from builders.hub.answers import HeadMovedError, status_of
+from builders.hub import HeadMovedError, status_of
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 

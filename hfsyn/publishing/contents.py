@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from builders.errors import and_more
 from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
 from builders.runs.run_files import finished
-from builders.wording import and_more
 from hfsyn.cards.facts import What
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LocalFile

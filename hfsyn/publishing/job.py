@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from builders.errors import and_more, plural
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
-from builders.wording import and_more, plural
 from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from builders.errors import DataError
-from builders.hub.answers import page_of
+from builders.errors import DataError, and_more, plural
+from builders.hub import page_of
 from builders.runs import layout
 from builders.variants import get_variant
-from builders.wording import and_more, plural
 from hfsyn.cards.card import MODEL_LICENCES
 from hfsyn.cards.facts import CONFIG_NAME, What
 from hfsyn.errors import ExitCode, HfsynError

@@ -21,10 +21,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from builders.errors import DataError
-from builders.hub.answers import HeadMovedError
+from builders.errors import DataError, and_more, plural
+from builders.hub import HeadMovedError
 from builders.runs import layout
-from builders.wording import and_more, plural
 from hfsyn.cards.card import changelog_of, render_card
 from hfsyn.cards.facts import ChangelogEntry, What, example_rows, facts
 from hfsyn.checks.diff import change_sentence

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.hub.answers import without_token
-from builders.published.versions import Published
+from builders.hub import without_token
+from builders.published import Published
 from builders.runs.layout import Manifest, ShardEntry
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo

@@ -11,12 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from builders.errors import DataError
-from builders.published import ours
+from builders.errors import DataError, and_more
+from builders.published import MOST_BYTES, candidates, our_manifest
 from builders.runs import layout
 from builders.runs.layout import Manifest
 from builders.sources.cards import CARD_FILES, Card, files_loaded, is_table, read_card
-from builders.wording import and_more
 from builders.yaml import front_matter
 from hfsyn.cards.front_matter import FrontMatter
 from hfsyn.errors import HfsynError
@@ -61,13 +60,13 @@ class RepoState:
 
     @cached_property
     def published(self) -> dict[str, Manifest]:
-        """The configurations that hfsyn published; see `builders.published.ours`."""
+        """The configurations that hfsyn published; see `builders.published`."""
         names = [
             name
-            for name in ours.candidates(self.tree)
-            if self.tree[f"{layout.config_prefix(name)}{layout.MANIFEST}"].size <= ours.MOST_BYTES
+            for name in candidates(self.tree)
+            if self.tree[f"{layout.config_prefix(name)}{layout.MANIFEST}"].size <= MOST_BYTES
         ]
-        found = {name: ours.published(self.read, name) for name in names}
+        found = {name: our_manifest(self.read, name) for name in names}
         return {name: manifest for name, manifest in found.items() if manifest is not None}
 
     def owned(self, config_name: str) -> set[str]:

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from builders.hub.answers import HeadMovedError
+from builders.errors import plural
+from builders.hub import HeadMovedError
 from builders.runs import layout
-from builders.wording import plural
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import Progress, example_rows, facts_in_progress
 from hfsyn.errors import ExitCode, HfsynError

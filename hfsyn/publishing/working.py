@@ -21,9 +21,9 @@ from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.repository import look_at
 from hfsyn.recipes.recipe import Recipe, parse_recipe
 from hfsyn.runs.pins import pinned
-from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import Run, prepare
 from hfsyn.runs.shards import faults, pending
+from hfsyn.runs.stage import write_plan
 
 _KEPT = frozenset({".gitattributes", ".gitignore"})
 

@@ -22,11 +22,9 @@ from builders.yaml import NOT_TEXT, dump, is_yaml_name, load, load_mapping, read
 from hfsyn.errors import HfsynError
 
 _SHIPPED = Path(__file__).parent
-_DEEPEST = 6
-"""Names in a dotted key: the deepest field is ``source.definition.hub.splits.train``."""
+_DEEPEST = 6  # names in a dotted key: the deepest field is ``source.definition.hub.splits.train``
 _MOST_EXTENDED = 5
-_SHOWN = 80
-"""Characters of a value that a message repeats."""
+_SHOWN = 80  # characters of a value that a message repeats
 FragmentKind = Literal["captioner", "generator"]
 FRAGMENT_PART: dict[FragmentKind, str] = {"captioner": "caption", "generator": "generate"}
 """The part of a recipe that each kind of fragment replaces."""
@@ -49,16 +47,12 @@ def _not_empty(value: str) -> str:
     return value
 
 
-Words = Annotated[str, AfterValidator(_printable), Field(max_length=10_000)]
-"""A text, which may be empty."""
-Text = Annotated[Words, AfterValidator(_not_empty)]
-"""A text that is not empty."""
-Int = Annotated[int, BeforeValidator(_whole)]
-"""An integer; give it both bounds."""
+Words = Annotated[str, AfterValidator(_printable), Field(max_length=10_000)]  # a text, which may be empty
+Text = Annotated[Words, AfterValidator(_not_empty)]  # a text that is not empty
+Int = Annotated[int, BeforeValidator(_whole)]  # an integer; give it both bounds
 Count = Annotated[Int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0, le=1e6)]
-"""A factor or a number of epochs; a larger one is a slip."""
+Amount = Annotated[float, Field(ge=0, le=1e6)]  # a factor or a number of epochs; a larger one is a slip
 Seed = Annotated[Int, Field(ge=0, lt=2**31)]
 
 
@@ -77,12 +71,9 @@ P = TypeVar("P", bound=Part)
 class Shelf:
     """The YAML files of one kind that are shipped under a name, and users' files of the same kind."""
 
-    what: str
-    """``recipe``, ``training recipe``, ...: the kind's name in messages."""
-    folder: str = ""
-    """Below this package."""
-    otherwise: str = "A file is named with its .yaml."
-    """What a user can do who wants something else."""
+    what: str  # ``recipe``, ``training recipe``, ...: the kind's name in messages
+    folder: str = ""  # below this package
+    otherwise: str = "A file is named with its .yaml."  # what a user can do who wants something else
 
     def names(self) -> list[str]:
         """The names, sorted."""
@@ -125,8 +116,7 @@ class Fragment:
     title: str
     about: str
     facts: Mapping[str, str]
-    part: Mapping[str, Any]
-    """Fields of the caption or generate part, without those left at their defaults."""
+    part: Mapping[str, Any]  # fields of the caption or generate part, without those left at their defaults
 
 
 def fragments(kind: FragmentKind) -> list[str]:

@@ -17,10 +17,8 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Scheduler = Literal[
     "default", "ddim", "pndm", "euler", "euler-trailing", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"
 ]
-BUILTIN = "builtin"
-"""The model name of the small trained models that come with hfsyn."""
-HUB = "hf://datasets/"
-"""How a dataset of the Hub is named where a file may be named too."""
+BUILTIN = "builtin"  # the model name of the small trained models that come with hfsyn
+HUB = "hf://datasets/"  # how a dataset of the Hub is named where a file may be named too
 
 
 class SourcePart(Part):

@@ -135,7 +135,7 @@ def read_recipe(name: str) -> tuple[str, str]:
     """The text of a recipe, by any name that `load_recipe` takes, and how to call it in a message."""
     if not name.startswith("hf://"):
         return RECIPES.read(name)
-    from builders.published.versions import open_published, parse_reference
+    from builders.published import open_published, parse_reference
 
     if not name.startswith(HUB):
         raise HfsynError(f"{name!r} is not a dataset.", f"It looks like {HUB}USER/NAME@v1.0.0")

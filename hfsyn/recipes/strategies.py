@@ -39,10 +39,8 @@ class Strategy:
     """A named way to write a prompt."""
 
     name: str
-    template: str
-    """The prompt's shape, for people."""
-    source: str
-    """Where the template is from."""
+    template: str  # the prompt's shape, for people
+    source: str  # where the template is from
     text_from: Literal["", "image", "class", "file"]
     """Who writes the text in the prompt: no one; a captioner, which sees the real image; a language model, which is
     told the class; or the author of a file.

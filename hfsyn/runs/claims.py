@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from builders.errors import and_more
 from builders.files import is_abandoned, owned_name, remove_abandoned, settle
 from builders.runs import layout
-from builders.wording import and_more
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.runs.shards import is_done
 
@@ -35,10 +35,8 @@ WORK = "work"
 """The lock that every process at work in a run folder shares, and that a process holds alone to delete the run."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """The errors of `flock` where the file system has no locks."""
-PAUSE = 0.5
-"""Seconds between two looks at shards that other processes hold."""
-SILENCE = 60.0
-"""Seconds of waiting for other processes, after which it is said which ones."""
+PAUSE = 0.5  # seconds between two looks at shards that other processes hold
+SILENCE = 60.0  # seconds of waiting for other processes, after which it is said which ones
 _OLD = "old"
 
 Mark = tuple[int, int]

@@ -11,21 +11,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, and_more
 from builders.files import atomic_text, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
-from builders.wording import and_more
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import example_rows, facts
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.claims import lock, working_in
-from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.runs.shards import faults, pending, sidecars
 from hfsyn.runs.sheets import sample_sheet, save_png
+from hfsyn.runs.stage import write_plan
 
 
 def finish(run: Run | str | Path) -> Run:

@@ -35,11 +35,9 @@ from hfsyn.recipes.recipe import Recipe, SourcePart
 from hfsyn.recipes.strategies import get_strategy, is_user_strategy, source_of
 from hfsyn.runs.specs import Caption
 
-_ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")
-"""In small letters; files may have them in capitals."""
+_ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")  # in small letters; files may have them in capitals
 _TEXTS = ("prompt", "caption")
-_SHOWN = 3
-"""Ids that a message names."""
+_SHOWN = 3  # ids that a message names
 
 
 def opened(source: SourcePart) -> Source:
@@ -93,7 +91,7 @@ class TableCounts:
 
 def counted(source: SourcePart) -> TableCounts | None:
     """The counts of the variant's table where the source is out of reach; None where it can be indexed."""
-    from builders.hub.answers import UnreachableError, is_offline
+    from builders.hub import UnreachableError, is_offline
 
     variant = get_variant(source.variant)
     if source.path is not None or variant.hub is None:
@@ -235,7 +233,7 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    from builders.hub.answers import Patience, patiently
+    from builders.hub import Patience, patiently
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):

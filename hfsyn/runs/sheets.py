@@ -22,7 +22,7 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.run import Run, index_entries
-from hfsyn.runs.tables import StoredRows
+from hfsyn.runs.shards import StoredRows
 
 _TILE, _GAP, _MARGIN = 112, 8, 110
 _TEXT, _LINES = 13, 4

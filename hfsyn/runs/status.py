@@ -19,12 +19,10 @@ class StageStatus:
 
     stage: str
     shards_done: int
-    shards: int | None
-    """None as long as it is not known."""
+    shards: int | None  # None as long as it is not known
     rows: int
     rejected: int
-    seconds: float
-    """Sum over the finished shards, over all processes."""
+    seconds: float  # sum over the finished shards, over all processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,7 @@ class RunStatus:
     """The classes of which no image could be read; see `hfsyn.runs.run.unreadable_classes`."""
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
-    lost: tuple[str, ...] = ()
-    """What the run had when it was finished and has no longer, each in a few words."""
+    lost: tuple[str, ...] = ()  # what the run had when it was finished and has no longer, each in a few words
 
 
 def status(folder: str | Path) -> RunStatus:

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from test_cli import main
 
 import hfsyn
+from builders.errors import plural
 from builders.variants import VARIANTS
-from builders.wording import plural
 from hfsyn.cli import cli
 from hfsyn.commands import completion
 from hfsyn.commands.menu import SECTIONS

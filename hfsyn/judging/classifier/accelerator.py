@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.workers import alone, cores, current_worker, pick_device
 

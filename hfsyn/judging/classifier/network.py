@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.errors import did_you_mean
+from builders.errors import did_you_mean, first_line, quoted
 from builders.files import atomic_text, atomic_write, sha256_of
-from builders.hub.answers import Patience, page_of, patiently
-from builders.sources.labels import label_map
+from builders.hub import Patience, page_of, patiently
+from builders.sources.rows import label_map
 from builders.variants import get_variant
-from builders.wording import first_line, quoted
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.training_recipe import TrainConfig
 
@@ -35,26 +34,21 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bilinear"
-    crop: float = 0.875
-    """Side of the central crop, as a share of the resized image."""
+    crop: float = 0.875  # side of the central crop, as a share of the resized image
 
 
 @dataclass(frozen=True)
 class Classifier:
     """An opened classifier; `network` is a torch module."""
 
-    name: str
-    """timm's name of the architecture."""
+    name: str  # timm's name of the architecture
     network: Any
-    wnids: tuple[str, ...]
-    """The class of each output."""
+    wnids: tuple[str, ...]  # the class of each output
     names: tuple[str, ...]
     preprocessing: Preprocessing
     options: Mapping[str, Any] = field(default_factory=dict)
-    source: str = ""
-    """Where the weights are from."""
-    sha256: str = ""
-    """Of the weights' file, or of the tensors if there is none."""
+    source: str = ""  # where the weights are from
+    sha256: str = ""  # of the weights' file, or of the tensors if there is none
     seed: int | None = None
 
     @property

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from builders.errors import quoted
 from builders.files import atomic_text
 from builders.images.decoding import ImageRejected
 from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
-from builders.wording import quoted
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator, union
 from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform

@@ -31,8 +31,7 @@ from hfsyn.errors import HfsynError
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
-NEIGHBOURS = 5
-"""k of the balls, as Naeem et al. chose it."""
+NEIGHBOURS = 5  # k of the balls, as Naeem et al. chose it
 NEAR = 0.98
 """Cosine of two images' features from which they count as near duplicates. What that means depends on the network: the
 same count within the real set is given beside each result as a yardstick.
@@ -46,10 +45,8 @@ _RANDOM = "random:"
 class Features:
     """Features of a set of images, in its order."""
 
-    values: np.ndarray
-    """float32 (n, d)."""
-    hashes: Sequence[str]
-    """SHA-256 of size and pixels of each image: equal for equal pixels, however they are stored."""
+    values: np.ndarray  # float32 (n, d)
+    hashes: Sequence[str]  # SHA-256 of size and pixels of each image: equal for equal pixels, however they are stored
     ids: Sequence[str]
 
     def __len__(self) -> int:

@@ -20,10 +20,8 @@ import numpy as np
 from hfsyn.errors import HfsynError
 from hfsyn.judging.measures.metrics import check_finite
 
-RESAMPLES = 1000
-"""Bootstrap resamples of the evaluated half, members and non-members separately; percentile intervals."""
-FALSE_POSITIVES = 0.01
-"""The false positive rate at which the true positive rate is read."""
+RESAMPLES = 1000  # bootstrap resamples of the evaluated half, members and non-members separately; percentile intervals
+FALSE_POSITIVES = 0.01  # the false positive rate at which the true positive rate is read
 _FEWEST = 4  # of each kind: two in each half
 
 

@@ -26,8 +26,7 @@ import numpy as np
 from hfsyn.errors import HfsynError
 
 ECE_BINS = 15
-RESAMPLES = 1000
-"""Bootstrap resamples; enough for the second digit of an interval's ends."""
+RESAMPLES = 1000  # bootstrap resamples; enough for the second digit of an interval's ends
 _BLOCK = 512  # images of which there are float64 copies at a time
 _Z = 1.959963984540054  # the normal distribution's 97.5 % point
 _BOOTSTRAP_SEED = 20230708

@@ -22,10 +22,8 @@ from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.image_set import ImageSet
 
-Transform = Callable[[Any], Any]
-"""A PIL image in, a tensor out."""
-Unreadable = tuple[tuple[str, str], ...]
-"""The id of each image that could not be read, and why."""
+Transform = Callable[[Any], Any]  # a PIL image in, a tensor out
+Unreadable = tuple[tuple[str, str], ...]  # the id of each image that could not be read, and why
 
 
 def derive(*parts: int | str) -> int:
@@ -58,10 +56,8 @@ def check_weights(weights: Sequence[float], budget: int) -> None:
 class Order:
     """Which image is at which position."""
 
-    sizes: tuple[int, ...]
-    """Images of each set."""
-    shares: tuple[int, ...]
-    """Images of each set in one epoch."""
+    sizes: tuple[int, ...]  # images of each set
+    shares: tuple[int, ...]  # images of each set in one epoch
     seed: int
 
     def __getitem__(self, position: int) -> tuple[int, int]:
@@ -178,16 +174,12 @@ class Slice:
 
     first: int
     steps: int
-    batch_size: int
-    """Images of a step over all processes."""
-    parts: int = 1
-    """Batches of a step in each process."""
+    batch_size: int  # images of a step over all processes
+    parts: int = 1  # batches of a step in each process
     rank: int = 0
     world: int = 1
-    workers: int = 0
-    """Decoding processes beside this one."""
-    pin: bool = False
-    """Use pinned memory, from which a GPU copies without waiting."""
+    workers: int = 0  # decoding processes beside this one
+    pin: bool = False  # use pinned memory, from which a GPU copies without waiting
 
 
 def training_batches(dataset: Augmented, wanted: Slice) -> Iterator[tuple[Any, Any, Unreadable]]:

@@ -16,9 +16,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from builders.errors import DataError
-from builders.file_names import as_path
-from builders.files import disk_error
+from builders.errors import DataError, quoted
+from builders.files import as_path, disk_error
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout, run_files
 from builders.sources import open_source
@@ -29,7 +28,6 @@ from builders.sources.on_disk import local_choice, tables_of
 from builders.sources.parquet import stored_image
 from builders.sources.rows import IndexEntry, Source
 from builders.variants import VARIANTS, Choice, get_variant
-from builders.wording import quoted
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
@@ -51,27 +49,20 @@ class Bytes(Protocol):
 class ImageSet:
     """One split of a dataset, with a class for each image."""
 
-    reference: str
-    """As the user wrote it, without a weight."""
+    reference: str  # as the user wrote it, without a weight
     split: str
-    wnids: Sequence[str]
-    """The class of each image."""
-    names: Mapping[str, str]
-    """Class name of each wnid that occurs."""
+    wnids: Sequence[str]  # the class of each image
+    names: Mapping[str, str]  # class name of each wnid that occurs
     images: Bytes
-    ids: Sequence[str]
-    """The id of each image, unique in its set."""
+    ids: Sequence[str]  # the id of each image, unique in its set
     revision: str | None = None
     """The commit on the Hub, or the run's recipe fingerprint; None for local files and drawn variants."""
     complete: bool = True
     """Whether it should have exactly as many images as its variant states: no limit, no class missing."""
     variant: str | None = None
-    hub: str | None = None
-    """The repository on the Hub that it was read from."""
-    named_split: bool = True
-    """Whether the data itself names the split; otherwise it is named after its use."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """What is in the split but not in the set, by reason."""
+    hub: str | None = None  # the repository on the Hub that it was read from
+    named_split: bool = True  # whether the data itself names the split; otherwise it is named after its use
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is in the split but not in the set, by reason
 
     def __len__(self) -> int:
         return len(self.wnids)
@@ -123,8 +114,7 @@ def spread(size: int, count: int) -> list[int]:
     return [round(place * (size - 1) / (count - 1)) for place in range(count)]
 
 
-Unread = Mapping[str, str]
-"""Image id -> why it cannot be read."""
+Unread = Mapping[str, str]  # image id -> why it cannot be read
 
 
 def facts_of(unread: Unread) -> dict[str, Any]:

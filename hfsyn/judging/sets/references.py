@@ -42,10 +42,8 @@ class Reference:
     """A parsed reference to a dataset."""
 
     kind: Literal["variant", "local", "hub"]
-    place: str
-    """A variant's name, a local path or a Hub id."""
-    variant: str | None = None
-    """The variant whose classes the labels are, if stated."""
+    place: str  # a variant's name, a local path or a Hub id
+    variant: str | None = None  # the variant whose classes the labels are, if stated
     revision: str | None = None
     config: str | None = None
     weight: float = 1.0

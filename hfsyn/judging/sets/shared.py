@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from builders.sources.labels import is_wnid, spelling
-from builders.wording import quoted
+from builders.errors import quoted
+from builders.sources.rows import is_wnid, spelling
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.image_set import ImageSet, open_images, spread
 

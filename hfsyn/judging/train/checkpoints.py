@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builders.errors import first_line
 from builders.files import atomic_text, remove_abandoned
-from builders.wording import first_line
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.network import FACTS, WEIGHTS
 from hfsyn.recipes.loading import dump_part
@@ -84,12 +84,10 @@ class Place:
     """Where a training continues."""
 
     step: int = 0
-    feed: Mapping[str, Any] = field(default_factory=dict)
-    """This process's place in its streams; empty without streams."""
+    feed: Mapping[str, Any] = field(default_factory=dict)  # this process's place in its streams; empty without streams
     tally: Mapping[str, Any] = field(default_factory=dict)
     """Met and spent so far: ``undecodable`` (id -> reason), ``seconds`` and ``cpu_seconds`` of all processes."""
-    history: tuple[dict[str, Any], ...] = ()
-    """The tests during the training."""
+    history: tuple[dict[str, Any], ...] = ()  # the tests during the training
 
 
 def save_checkpoint(accelerator: Any, folder: Path, place: Place, facts: Mapping[str, Any], keep: int) -> None:

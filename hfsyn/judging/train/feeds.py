@@ -20,8 +20,8 @@ from typing import Any
 
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
-from builders.sources.labels import spelling
 from builders.sources.parquet import in_parallel, stored_image
+from builders.sources.rows import spelling
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import batches as loading
@@ -189,19 +189,13 @@ class Stream:
     reference: str
     split: str
     revision: str | None
-    rows: Any
-    """A `datasets.IterableDataset` that decodes nothing."""
+    rows: Any  # a `datasets.IterableDataset` that decodes nothing
     image: str
-    labels: tuple[Label, ...]
-    """The column that declares the classes, then others that could be the label too."""
-    wnids: Mapping[int, str]
-    """Label number -> wnid."""
-    variant: Variant
-    """Whose words the other columns are."""
-    folder: Path | None = None
-    """What paths in a table are relative to; None for a table from elsewhere."""
-    hub: str | None = None
-    """The repository on the Hub that it is read from."""
+    labels: tuple[Label, ...]  # the column that declares the classes, then others that could be the label too
+    wnids: Mapping[int, str]  # label number -> wnid
+    variant: Variant  # whose words the other columns are
+    folder: Path | None = None  # what paths in a table are relative to; None for a table from elsewhere
+    hub: str | None = None  # the repository on the Hub that it is read from
 
     @cached_property
     def names(self) -> Mapping[str, str]:

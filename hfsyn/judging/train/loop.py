@@ -44,19 +44,16 @@ from hfsyn.workers import software
 class RunOptions:
     """What affects only how fast a training is and where it goes, and the weights by rounding at most."""
 
-    device: str | None = None
-    """cpu or cuda; None is this process's GPU, or the CPU."""
+    device: str | None = None  # cpu or cuda; None is this process's GPU, or the CPU
     num_workers: int | None = None
     """Decoding processes beside each process. None divides the cores among the GPUs, and is 0 on a CPU or with streams,
     whose order depends on it.
     """
-    accumulation: int = 1
-    """Parts in which each step's images go through the network."""
+    accumulation: int = 1  # parts in which each step's images go through the network
     checkpoint_steps: int | None = None
     """Steps between checkpoints; None is at the ends of epochs, about 20 in all; 0 is never."""
     keep_checkpoints: int = 2
-    log_with: str | None = None
-    """A tracker of accelerate's: tensorboard, trackio, wandb."""
+    log_with: str | None = None  # a tracker of accelerate's: tensorboard, trackio, wandb
     overwrite: bool = False
     quiet: bool = False
 
@@ -104,12 +101,9 @@ class Opened:
 
     feed: Feed
     test: ImageSet | None
-    overlap: int | None
-    """How many images of the test are trained on."""
-    done: dict[str, Any] | None
-    """The result in the folder if this training is finished, perhaps with another test."""
-    classifier: Classifier | None
-    """As it is before the training; None if that is finished."""
+    overlap: int | None  # how many images of the test are trained on
+    done: dict[str, Any] | None  # the result in the folder if this training is finished, perhaps with another test
+    classifier: Classifier | None  # as it is before the training; None if that is finished
 
 
 def open_training(config: TrainConfig, folder: Path, options: RunOptions, processes: int) -> Opened:
@@ -162,8 +156,7 @@ class _Training:
     accelerator: Any
     opened: Opened
     folder: Path
-    earlier: Mapping[str, Any] = field(default_factory=dict)
-    """The tally of the checkpoint from which it was resumed."""
+    earlier: Mapping[str, Any] = field(default_factory=dict)  # the tally of the checkpoint from which it was resumed
     history: list[dict[str, Any]] = field(default_factory=list)
     """The tests during the training, and where it was resumed."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.files import sha256_of
-from builders.hub.answers import HeadMovedError, page_of
+from builders.hub import HeadMovedError, page_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.judging.classifier.network import Classifier, open_classifier

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from builders.errors import did_you_mean
-from builders.wording import first_line
+from builders.errors import did_you_mean, first_line
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier.network import Classifier, Preprocessing
 from hfsyn.judging.sets.batches import derive, seeded
