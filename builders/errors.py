@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # Control characters, surrogates (bytes that are not UTF-8), line breaks, and marks that change the reading direction.
 # A fixed list, so that a name is the same in every version of Python.
@@ -44,16 +44,17 @@ class DataError(HfsynError):
     """Data, or a request for data, that cannot be used as it is."""
 
 
-def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, before: str = "") -> str:
+def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], most: int = 1) -> str:
     """`` Did you mean 'steps'?`` with the `most` best matches, to append to a message; empty if there are none.
 
-    `before` is prepended to each name, such as the part of a recipe that a field is in.
+    A mapping gives the words to show in place of the names, such as a field with the part of the recipe it is in.
     """
     import difflib
 
-    by_small = {name.lower(): name for name in known}
+    names = known if isinstance(known, Mapping) else {name: name for name in known}
+    by_small = {name.lower(): text for name, text in names.items()}
     near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
-    return f" Did you mean {' or '.join(repr(before + by_small[name]) for name in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(by_small[name]) for name in near)}?" if near else ""
 
 
 def shown(name: object) -> str:
@@ -79,6 +80,11 @@ def quoted(values: Iterable[object], most: int = 10) -> str:
 def and_more(count: int, most: int) -> str:
     """`` and 7 more`` to append to the first `most` of `count` things; empty if there are no more."""
     return f" and {count - most} more" if count > most else ""
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 commit``, ``2 commits``, ``2 classes``: a count with its noun, given in the singular."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def first_line(error: BaseException) -> str:

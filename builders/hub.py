@@ -203,7 +203,8 @@ def _answer(error: Exception, of: Patience) -> tuple[str, str, int] | None:
     if gated:
         return f"{repo_id} is gated, and you have no access", f"Accept its terms at {page}, then {login}", 3
     if isinstance(inner, errors.RevisionNotFoundError):
-        return f"{repo_id} has no revision '{of.revision}'", f"See {page}/commits/main.", 3 if doing else 2
+        tag = f"A version's tag begins with v: {repo_id}@v{of.revision}. " if re.match(r"\d", str(of.revision)) else ""
+        return f"{repo_id} has no revision '{of.revision}'", f"{tag}See {page}/commits/main.", 3 if doing else 2
     if status == 401 and (doing or not absent):
         return f"the Hub does not know this token ({repo_id})", f"Copy it again, or {login}", 3
     if absent:

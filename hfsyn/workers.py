@@ -274,7 +274,12 @@ def check_device(device: str | None) -> None:
 
 def default_processes() -> int:
     """One process for each GPU that is visible, or one for each core that this process may use."""
-    return visible_gpus() or len(os.sched_getaffinity(0))
+    return visible_gpus() or cores()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def visible_gpus() -> int:
@@ -305,5 +310,5 @@ def describe_device(device: str) -> str:
 
 def pool_threads() -> int:
     """Threads that decode or encode in this process: its share of the cores less one, 2 to 16."""
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(2, min(16, share - 1))

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from builders.errors import brief
+from builders.errors import brief, plural
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.layout import Manifest, ShardEntry
@@ -61,7 +61,9 @@ class Comparison:
     def sentence(self) -> str:
         """In one sentence, for a changelog."""
         kinds = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
-        parts = [f"{sum(counts.values())} rows of {_classes(counts)} {what}" for what, counts in kinds if counts]
+        parts = [
+            f"{plural(sum(counts.values()), 'row')} of {_classes(counts)} {what}" for what, counts in kinds if counts
+        ]
         if self.columns:
             parts[-1] += f" in {', '.join(sorted(self.columns))}"
         if not parts:
@@ -76,14 +78,15 @@ class Comparison:
     def text(self) -> str:
         """For people, in lines."""
         lines = [
-            f"a        {self.a}: {self.rows_a} rows in {self.shards_a} shards",
-            f"b        {self.b}: {self.rows_b} rows in {self.shards_b} shards, {self.shards_equal} of them as in a",
+            f"a        {self.a}: {plural(self.rows_a, 'row')} in {plural(self.shards_a, 'shard')}",
+            f"b        {self.b}: {plural(self.rows_b, 'row')} in {plural(self.shards_b, 'shard')}, "
+            f"{self.shards_equal} of them as in a",
         ]
         lines += [f"recipe   {key}: {_short(a)} -> {_short(b)}" for key, a, b in self.recipe] or ["recipe   the same"]
         for what, counts in (("added", self.added), ("removed", self.removed), ("changed", self.changed)):
-            lines.append(f"{what:8} {sum(counts.values())} rows")
+            lines.append(f"{what:8} {plural(sum(counts.values()), 'row')}")
             lines += [f"           {name}: {count}" for name, count in sorted(counts.items())]
-        lines += [f"column   {name}: {count} rows" for name, count in sorted(self.columns.items())]
+        lines += [f"column   {name}: {plural(count, 'row')}" for name, count in sorted(self.columns.items())]
         lines += [f"for instance {name}" for name in self.examples]
         return "\n".join(lines)
 

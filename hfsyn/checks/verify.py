@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, plural
 from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
@@ -66,7 +66,7 @@ class Verification:
         lines += [f"not checked: {self.unchecked}"] if self.unchecked else []
         verdict = f"{sum(self.more.values())} differences" if self.problems else "verified"
         at = f" (commit {self.commit[:12]})" if self.commit else ""
-        counts = f"{self.files} files, {self.captions} captions, {self.rows} rows"
+        counts = f"{plural(self.files, 'file')}, {plural(self.captions, 'caption')}, {plural(self.rows, 'row')}"
         return "\n".join([*lines, f"{verdict}: {self.label}{at}, {counts}"])
 
 

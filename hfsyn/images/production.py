@@ -63,7 +63,7 @@ class Work:
     drawing: bool = False  # whether this attempt has batches that the device was not yet given
 
     def rows(self, max_tokens: int, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-        """The rows in the plan's order, with the columns of `builders.runs.schema`; and what was set aside, why."""
+        """The rows in the plan's order, with the columns of `builders.runs.rows`; and what was set aside, why."""
         rows, rejected = [], []
         for spec, count in zip(self.specs, self.tokens, strict=True):
             result = self.results[spec.sample_id]

@@ -20,7 +20,7 @@ from builders.sources.rows import label_map
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.training_recipe import TrainConfig
-from hfsyn.workers import alone, current_worker, pick_device
+from hfsyn.workers import alone, cores, current_worker, pick_device
 
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
@@ -295,7 +295,7 @@ def default_workers(accelerator: Any) -> int:
     if accelerator.device.type != "cuda":
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
-    return min(16, max(1, len(os.sched_getaffinity(0)) // here))
+    return min(16, max(1, cores() // here))
 
 
 def check_tracker(log_with: str | None) -> None:

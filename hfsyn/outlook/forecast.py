@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from builders.errors import hours_text, quoted, size_text
+from builders.errors import hours_text, plural, quoted, size_text
 from builders.runs import layout
 from builders.runs.layout import shard_count
 from builders.variants import get_variant
@@ -86,13 +86,13 @@ class Forecast:
         """For people."""
         low, high = self.images_per_class
         about = "about " if self.why else ""
-        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
+        sent = f"{plural(self.upload_files, 'file')} in {plural(self.commits, 'commit')}"
         costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
         cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
-        real, missing = f"{self.real_images} real images", quoted(self.classes_without_images)
+        real, missing = plural(self.real_images, "real image"), quoted(self.classes_without_images)
         lines = [
             ("recipe", f"{self.recipe}  {self.fingerprint[:12]}"),
-            ("source", f"{self.source}: {real} of {self.classes} classes (counts {self.counts})"),
+            ("source", f"{self.source}: {real} of {plural(self.classes, 'class')} (counts {self.counts})"),
             ("", f"not indexed: {self.why}" if self.why else None),
             ("", f"no image of {missing}, which the class map has" if missing else None),
             *(("", f"left out: {reason}, {count}") for reason, count in self.left_out.items()),
@@ -103,7 +103,7 @@ class Forecast:
             ("truncated", self._truncations(about)),
             ("shards", f"{self.shards}"),
             ("disk", f"about {size_text(self.disk_bytes)}"),
-            ("upload", f"about {size_text(self.disk_bytes)}: {self.upload_files} files in {commits}"),
+            ("upload", f"about {size_text(self.disk_bytes)}: {sent}"),
             ("time", self._times()),
             ("cost", None if self.price is None else cost),
         ]

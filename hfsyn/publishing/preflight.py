@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from builders.errors import DataError, and_more
+from builders.errors import DataError, and_more, plural
 from builders.hub import page_of
 from builders.runs import layout
 from builders.variants import get_variant
@@ -101,7 +101,7 @@ def repo_checks(
         if in_the_way:
             text = f"{repo_id} has files of others in the way: {in_the_way[0]}."
             yield Check("failed", text, "Name another configuration.")
-        yield Check("ok", f"{repo_id} holds {len(tree)} files{'' if state.published else ' (--into)'}.")
+        yield Check("ok", f"{repo_id} holds {plural(len(tree), 'file')}{'' if state.published else ' (--into)'}.")
     else:
         others = sorted(set(tree) - _COMMON)
         text = f"{repo_id} holds something else: {', '.join(others[:3] or [layout.CARD])}{and_more(len(others), 3)}."
@@ -185,7 +185,7 @@ def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: 
         yield Check("failed", text, "Build with fewer store.shard_rows.")
     elif size > LARGEST_SHARD:
         yield Check("warning", f"{largest} has {size / 2**20:.0f} MB; the Dataset Viewer likes 500 at most.")
-    yield Check("ok", f"{len(after)} files, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
+    yield Check("ok", f"{plural(len(after), 'file')}, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
 
 
 def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:

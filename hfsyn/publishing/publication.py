@@ -19,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from builders.errors import DataError, and_more
+from builders.errors import DataError, and_more, plural
 from builders.hub import HeadMovedError
 from builders.runs import layout
 from hfsyn.cards.card import changelog_of, render_card
@@ -114,7 +114,7 @@ def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, qui
             repo.say(check.line())
     if state.head is None:
         repo.create(private=private)
-    repo.say(f"{repo.repo_id}: {planned.to_send} files to send ({planned.to_send_bytes / 1e6:.1f} MB)")
+    repo.say(f"{repo.repo_id}: {plural(planned.to_send, 'file')} to send ({planned.to_send_bytes / 1e6:.1f} MB)")
     with Progress("sending", planned.to_send_bytes, quiet=quiet, unit="bytes") as bar:
         repo.send(job.missing(state), sent=bar.add)
     commit = bring(job, state)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from builders.errors import plural
 from builders.hub import HeadMovedError
 from builders.runs import layout
 from hfsyn.cards.card import render_card
@@ -185,7 +186,7 @@ def send_finished(run: Run, repo: HubRepo, config_name: str) -> int:
             f"{repo.repo_id}: another process committed to {branch_of(config_name)}; the next batch brings the rest"
         )
         return 0
-    repo.say(f"{repo.repo_id}: {len(missing)} files of finished shards")
+    repo.say(f"{repo.repo_id}: {plural(len(missing), 'file')} of finished shards")
     return len(missing)
 
 

@@ -289,7 +289,11 @@ def _explained(error: ValidationError, where: str, top: type[Part]) -> HfsynErro
     if kind == "missing":
         return HfsynError(f"Key {key!r} is missing in {where}.{more}", allowed(loc, top))
     if kind == "extra_forbidden":
-        guess = did_you_mean(loc[-1], model.model_fields, before="".join(f"{name}." for name in loc[:-1]))
+        known = {name: [*loc[:-1], name] for name in model.model_fields}
+        if len(loc) == 1:  # the part may have been left out
+            parts = {part: field_at([part, ""], top)[0].model_fields for part in model.model_fields}
+            known = {name: [part, name] for part, names in parts.items() for name in names} | known
+        guess = did_you_mean(loc[-1], {name: ".".join(way) for name, way in known.items()})
         return HfsynError(f"Unknown key {key!r} in {where}.{guess}{more}", allowed(loc, top))
     problem = _KINDS.get(kind) or fault["msg"].removeprefix("Value error, ")
     meaning = f"{key}: {field.description}" if field and field.description else allowed(loc, top)

@@ -28,7 +28,6 @@ from builders.errors import brief, did_you_mean
 from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.loading import check_content
 
 PromptFunction = Callable[[ClassInfo, str | None, random.Random], str]
 
@@ -224,6 +223,8 @@ def user_function(name: str, sha256: str | None) -> PromptFunction:
         said = f"The strategy {name!r} {where}, and hfsyn runs no code that comes with a dataset."
         raise HfsynError(said, "Name a file of yours: --strategy path/to/file.py:function")
     found = content_of(name)
+    from hfsyn.recipes.loading import check_content  # here, so that completion loads no pydantic
+
     check_content(found, sha256, f"{path} is not the file", "prompt.strategy_sha256")
     return _function(path, function, found)
 

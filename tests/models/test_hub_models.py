@@ -11,6 +11,8 @@ import pytest
 from conftest import ROOT
 from huggingface_hub import errors
 
+from builders.errors import DataError
+from builders.hub import said_plainly
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.models.finding import Kind, content_hash, loading, locate, pin
 from hfsyn.recipes.recipe import is_content_hash
@@ -265,3 +267,14 @@ def test_a_mistake_of_ours_is_not_taken_for_a_missing_network(monkeypatch: pytes
     hub(monkeypatch, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         pin("org/name", None, "generator")
+
+
+def test_a_version_without_its_v_is_told_its_tag() -> None:
+    response = httpx.Response(404, request=httpx.Request("GET", "https://hub.test/api"))
+    error = errors.RevisionNotFoundError("404", response=response)
+    with pytest.raises(DataError) as told, said_plainly("alice/shapes", "1.0.0"):
+        raise error
+    assert "alice/shapes@v1.0.0" in str(told.value)
+    with pytest.raises(DataError) as told, said_plainly("alice/shapes", "main2"):
+        raise error
+    assert "tag" not in str(told.value)
