@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
@@ -17,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from builders.files import atomic_write
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout
-from builders.sources import IndexEntry, open_source
+from builders.sources import IndexEntry, Source, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import published_recipe
@@ -158,7 +157,7 @@ def shared_samples(
         for wnid in sorted(shared["wnid"].unique().to_pylist(), key=lambda wnid: classes[wnid].index)[:max_classes]
     }
     ids = [source_id for of_class in chosen.values() for source_id in of_class]
-    real = _real_images(runs[0], ids)
+    real = real_images(runs[0].open_source(), entries_of(runs[0], ids))
     made = [
         dict(zip(ids, rows.read([pc.index(table["source_id"], i).as_py() for i in ids], _COLUMNS), strict=True))
         for rows, table in zip(stored, tables, strict=True)
@@ -222,12 +221,16 @@ def image_of(row: dict[str, Any]) -> Image.Image:
     return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 
-def _real_images(run: Run, source_ids: Sequence[str]) -> dict[str, Image.Image]:
-    """The chosen real images, decoded, and reduced to the largest size that a sheet or page shows."""
-    index = pq.read_table(run.checked(layout.SOURCE))
-    lines = index.filter(pc.is_in(index["source_id"], value_set=pa.array(source_ids))).to_pylist()
+def real_images(source: Source, entries: Sequence[IndexEntry], most: int = _SHOWN) -> dict[str, Image.Image]:
+    """Real images by source id, decoded, and reduced to `most` pixels, the largest size that a sheet or page shows."""
     found = {}
-    for row in run.open_source().read(index_entries(lines)):
+    for row in source.read(entries):
         found[row.source_id] = image = decode_rgb(row.image)
-        image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
     return found
+
+
+def entries_of(run: Run, source_ids: Sequence[str]) -> list[IndexEntry]:
+    """The entries of a run's source index that have these ids."""
+    index = pq.read_table(run.checked(layout.SOURCE), filters=pc.field("source_id").isin(list(source_ids)))
+    return index_entries(index.to_pylist())

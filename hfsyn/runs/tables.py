@@ -20,6 +20,12 @@ _BUFFER = 1 << 20
 """Bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row."""
 
 
+def flags_of(row: Mapping[str, Any]) -> list[str]:
+    """What is flagged in a row: ``truncated``, ``safety``, ``retried``, and the flags of its caption."""
+    columns = (("truncated", "truncated"), ("safety", "safety"), ("retried", "retries"))
+    return [flag for flag, column in columns if row.get(column)] + list(row["caption_flags"])
+
+
 def write_groups(path: Path, groups: Iterable[Mapping[str, Sequence[Any]]], schema: pa.Schema) -> int:
     """Write row groups as they come to one Parquet file, atomically, and return the number of rows.
 
