@@ -23,8 +23,7 @@ from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import pending, write_parquet
-from hfsyn.runs.sheets import image_of
-from hfsyn.runs.tables import StoredRows
+from hfsyn.runs.tables import StoredRows, image_of
 
 NOTE = "export.json"
 """What an exported folder is; it is written last."""

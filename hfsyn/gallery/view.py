@@ -115,8 +115,8 @@ def look(
         remarks.append(f"a page of {size_text(written.stat().st_size)}")
     if remarks and not quiet:
         print("\n".join(remarks), file=sys.stderr)
-    paths = [None if path is None else str(path) for path in (png, written)]
-    return View(side.label, *paths, remarks, [one.row for one in seen], seen)
+    at_png, at_page = (None if path is None else str(path) for path in (png, written))
+    return View(side.label, at_png, at_page, remarks, [one.row for one in seen], seen)
 
 
 def _choice(

@@ -65,14 +65,14 @@ def table(rows: Iterable[Mapping[str, object]], title: str = "") -> str:
     head = "".join(f'<th style="{_CELL}">{html.escape(key)}</th>' for key in heads)
     cells = ("".join(f'<td style="{_CELL}">{_cell(row.get(key))}</td>' for key in heads) for row in lines)
     body = "".join(f"<tr>{row}</tr>" for row in cells)
-    head = f"<thead><tr>{head}</tr></thead>" if any(heads) else ""
+    head = f"<thead><tr>{head}</tr></thead>" if any(key.strip() for key in heads) else ""
     said = f"<p><b>{html.escape(title)}</b></p>" if title else ""
     return f"{said}<table>{head}<tbody>{body}</tbody></table>"
 
 
-def facts(fields: Mapping[str, object], title: str = "") -> str:
-    """Names and values as a `table` of two columns."""
-    return table(({"": name, "value": value} for name, value in fields.items()), title)
+def facts(pairs: Iterable[tuple[str, object]], title: str = "") -> str:
+    """Names and values as a `table` of two columns without heads; pairs without a value are left out."""
+    return table(({"": name, " ": value} for name, value in pairs if value not in (None, "", [], {})), title)
 
 
 def _cell(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.run import Run, index_entries
-from hfsyn.runs.tables import StoredRows
+from hfsyn.runs.tables import StoredRows, image_of
 
 _TILE, _GAP, _MARGIN = 112, 8, 110
 _TEXT, _LINES = 13, 4
@@ -214,11 +213,6 @@ def _strategy(run: Run) -> str:
 def _tile(row: dict[str, Any]) -> Tile:
     """A stored row's image above its words; reduced at once, so that a sheet holds no large images."""
     return Tile(_fit(image_of(row)), row["caption"] or row["prompt"])
-
-
-def image_of(row: dict[str, Any]) -> Image.Image:
-    """The decoded image of a stored row."""
-    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 
 def real_images(source: Source, entries: Sequence[IndexEntry], most: int = _SHOWN) -> dict[str, Image.Image]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from builders.files import atomic_write
 from builders.runs import layout
@@ -18,6 +20,11 @@ _BATCH = 16
 """Rows decoded at a time; with images of 512 px about 2 MB."""
 _BUFFER = 1 << 20
 """Bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row."""
+
+
+def image_of(row: Mapping[str, Any]) -> Image.Image:
+    """The decoded image of a stored row."""
+    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 
 def flags_of(row: Mapping[str, Any]) -> list[str]:
@@ -74,8 +81,8 @@ class StoredRows:
             return pa.table({name: pa.array([], pa.string()) for name in columns})
         return pa.concat_tables(pq.read_table(shard, columns=list(columns)) for shard in self._shards)
 
-    def read(self, numbers: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows with these numbers, in the numbers' order; only these and a few more are in memory.
+    def read(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows with these numbers, in their order, with all columns or these; only a few more are in memory.
 
         Raises:
             IndexError: there is no row with one of the numbers.
@@ -89,12 +96,12 @@ class StoredRows:
         found = {
             int(self._starts[shard]) + row: content
             for shard, rows in sorted(wanted.items())
-            for row, content in _read(self._shards[shard], rows, list(columns)).items()
+            for row, content in _read(self._shards[shard], rows, None if columns is None else list(columns)).items()
         }
         return [found[number] for number in numbers]
 
 
-def _read(shard: Path, rows: set[int], columns: list[str]) -> dict[int, dict[str, Any]]:
+def _read(shard: Path, rows: set[int], columns: list[str] | None) -> dict[int, dict[str, Any]]:
     """Rows of one shard by their number in it; only row groups that hold one are read."""
     found: dict[int, dict[str, Any]] = {}
     with pq.ParquetFile(shard, buffer_size=_BUFFER) as file:
