@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hfsyn.commands.hub import token_option
-from hfsyn.commands.options import Word, as_json_option, echo_json, number, quiet_option
+from hfsyn.commands.options import as_json_option, echo_json, number, quiet_option
 
 
 @click.command("look")
@@ -15,15 +15,12 @@ from hfsyn.commands.options import Word, as_json_option, echo_json, number, quie
 @click.option("--out", metavar="FILE", help="The PNG file.  [default: RUN/preview/look.png]")
 @click.option(
     "--html",
-    type=Word(empty=True),
     is_flag=False,
-    flag_value="",
+    flag_value=True,
     metavar="[FILE]",
     help="Write a page that filters by class, flag and words.  [default: RUN/preview/look.html]",
 )
-@click.option(
-    "--classes", type=Word(empty=True), default="", metavar="NAME,...", help="Only these classes, by name or wnid."
-)
+@click.option("--classes", metavar="NAME,...", help="Only these classes, by name or wnid.")
 @number("-n", "--per-class", help="Images per class.  [default: 3 in the picture]")
 @click.option("--flag", metavar="FLAG", help="Only rows with this flag, such as truncated.")
 @click.option("--words", metavar="WORDS", help="Only rows with all of these words in their prompt or caption.")
@@ -32,7 +29,7 @@ from hfsyn.commands.options import Word, as_json_option, echo_json, number, quie
 @token_option
 @as_json_option
 @quiet_option
-def look_command(what: str, html: str | None, as_json: bool, **options: Any) -> None:
+def look_command(what: str, html: str | bool | None, classes: str | None, as_json: bool, **options: Any) -> None:
     """Show real images beside what was made of them, as a picture or a page. Prints its path.
 
     The page opens without a network, holds at most 500 rows, and gives the command that makes an image again.
@@ -43,7 +40,7 @@ def look_command(what: str, html: str | None, as_json: bool, **options: Any) -> 
     """
     from hfsyn.gallery.view import look
 
-    found = look(what, html=html is not None and (html or True), **options)
+    found = look(what, html=html or False, classes=classes or (), **options)
     if as_json:
         echo_json(found.as_dict())
     else:

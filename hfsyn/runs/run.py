@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from hfsyn.runs.claims import Mark, clear_remains, lock, mark_of, put_away, remo
 from hfsyn.runs.inputs import check_order, check_texts, opened, strategy_source
 from hfsyn.runs.pins import pinned
 from hfsyn.runs.tables import StoredRows, image_of, write_groups
+from hfsyn.workers import current_worker
 
 SOURCE_SCHEMA = pa.schema(
     [("source_id", pa.string()), ("wnid", pa.string()), ("location", pa.string()), ("row", pa.int64())]
@@ -179,6 +181,8 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     clear_remains(folder)
     old = removable(folder) if overwrite else None
     if old is None and (found := run_in(recipe, folder)) is not None:
+        if found.recipe.name != recipe.name and current_worker().is_main:
+            print(f"{folder} keeps the name that it began with, {found.recipe.name}.", file=sys.stderr)
         if not run_files.has_table(folder / layout.SOURCE):
             index, left_out = _indexed(found.recipe)
             with lock_new(folder):
