@@ -19,6 +19,7 @@ from hfsyn.commands.catalogue import CATALOGUE
 from hfsyn.commands.completion import completion_options
 from hfsyn.commands.hub import HUB_COMMANDS
 from hfsyn.commands.judging import EXHIBITS
+from hfsyn.commands.look import look_command
 from hfsyn.commands.menu import menu
 from hfsyn.commands.options import chosen_recipe, quiet_option, recipe_options, stage_options, strict
 from hfsyn.commands.outlook import LOOKING, left_out
@@ -201,6 +202,6 @@ def finish(run: str, quiet: bool) -> None:
     _summary(run_finish(run), quiet)
 
 
-for _group in (*LOOKING, *CATALOGUE, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
+for _group in (*LOOKING, *CATALOGUE, train_command, evaluate_command, look_command, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)
 strict(cli)

@@ -20,8 +20,7 @@ from hfsyn.images.encoding import encode, fitted, stored_name
 from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
-from hfsyn.runs.shards import StoredRows, pending, write_parquet
-from hfsyn.runs.sheets import image_of
+from hfsyn.runs.shards import StoredRows, image_of, pending, write_parquet
 
 NOTE = "export.json"  # what an exported folder is; it is written last
 

@@ -22,6 +22,7 @@ from builders.runs.rows import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version
+from hfsyn.pages.html import facts
 from hfsyn.recipes.recipe import Recipe, difference, parse_recipe, published_recipe
 from hfsyn.rules import order_of
 from hfsyn.runs.run import Run
@@ -75,6 +76,9 @@ class Comparison:
             parts.append(f"recipe: {fields}{more}")
         return "; ".join(parts) + "."
 
+    def _repr_html_(self) -> str:
+        return facts((line[:9], line[9:]) for line in self.text().splitlines())
+
     def text(self) -> str:
         """For people, in lines."""
         lines = [
@@ -87,7 +91,7 @@ class Comparison:
             lines.append(f"{what:8} {plural(sum(counts.values()), 'row')}")
             lines += [f"           {name}: {count}" for name, count in sorted(counts.items())]
         lines += [f"column   {name}: {plural(count, 'row')}" for name, count in sorted(self.columns.items())]
-        lines += [f"for instance {name}" for name in self.examples]
+        lines += [f"example  {name}" for name in self.examples]
         return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
+from hfsyn.pages.html import facts
 from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy
@@ -58,6 +59,9 @@ class Verification:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**vars(self), "more": dict(self.more)}
+
+    def _repr_html_(self) -> str:
+        return facts(line.partition(": ")[::2] for line in self.text().splitlines())
 
     def text(self) -> str:
         """For people, in lines."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from hfsyn.commands.options import number, processes_option, quiet_option
+from hfsyn.commands.options import as_json_option, echo_found, number, processes_option, quiet_option
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
 _limit = number("--limit", help="At most N images per class of each set.")
-_out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
+_out = click.option("--out", metavar="FILE", help="Write all of it there as JSON, with what is known of each image.")
 
 
 @click.command("demo")
@@ -95,14 +95,13 @@ def report_command(out: str) -> None:
     click.echo(report(out))
 
 
-def _found(result: dict[str, Any], out: str | None) -> None:
+def _found(result: Any, out: str | None, as_json: bool) -> None:
     from builders.files import atomic_text
     from hfsyn.judging.measures.metrics import dump_result
 
-    text = dump_result(result)
     if out is not None:
-        atomic_text(Path(out), text)
-    click.echo(text, nl=False)
+        atomic_text(Path(out), dump_result(result))
+    echo_found(result, as_json)
 
 
 @click.command("fidelity", short_help="How close SYNTHETIC images are to REAL ones.")
@@ -113,10 +112,18 @@ def _found(result: dict[str, Any], out: str | None) -> None:
 @_limit
 @_device
 @_out
+@as_json_option
 def fidelity_command(
-    synthetic: str, real: str, features: str | None, limit: int | None, device: str | None, out: str | None, **how: Any
+    synthetic: str,
+    real: str,
+    features: str | None,
+    limit: int | None,
+    device: str | None,
+    out: str | None,
+    as_json: bool,
+    **how: Any,
 ) -> None:
-    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
+    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies.
 
     \b
     hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
@@ -125,7 +132,7 @@ def fidelity_command(
     from hfsyn.workers import pick_device
 
     how |= {"features": features or DEFAULT_FEATURES, "limit_per_class": limit, "device": pick_device(device)}
-    _found(measure_fidelity(synthetic, real, **how), out)
+    _found(measure_fidelity(synthetic, real, **how), out, as_json)
 
 
 @click.command("membership", short_help="Whether MODEL gives away which images it was trained on.")
@@ -137,14 +144,17 @@ def fidelity_command(
 @_limit
 @_device
 @_out
-def membership_command(model: str, members: str, others: str, limit: int | None, out: str | None, **how: Any) -> None:
-    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
+@as_json_option
+def membership_command(
+    model: str, members: str, others: str, limit: int | None, out: str | None, as_json: bool, **how: Any
+) -> None:
+    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw).
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
     from hfsyn.judging.measures.membership import measure_membership
 
-    _found(measure_membership(model, members, others, limit_per_class=limit, **how), out)
+    _found(measure_membership(model, members, others, limit_per_class=limit, **how), out, as_json)
 
 
 @click.command("export-real", short_help="Write the real images of RUN as its synthetic ones are stored.")

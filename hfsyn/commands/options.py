@@ -130,11 +130,12 @@ recipe_options = together(
     click.option("--generator", metavar="NAME", help="Generate with this model of `hfsyn generators ls`, or a file."),
     click.option("--strategy", metavar="NAME", help="Write prompts with this one of `hfsyn strategies ls`."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
+    click.option("--name", metavar="NAME", help="Title of the run and its card.  [default: VARIANT-STRATEGY]"),
     number("--limit", help="At most N real images per class."),
     number("--seed", least=0, most=2**63 - 1, help="The recipe's seed."),
 )
 """How the recipe of a command differs from the one that it names."""
-_FIELDS = {"strategy": "prompt.strategy", "limit": "source.limit_per_class", "seed": "seed"}
+_FIELDS = {"name": "name", "strategy": "prompt.strategy", "limit": "source.limit_per_class", "seed": "seed"}
 """Options that are fields with another name."""
 
 

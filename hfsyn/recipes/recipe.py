@@ -48,7 +48,7 @@ class Recipe(Part):
     """Everything that decides the bytes of a synthetic dataset; see the parts for each field's unit and range."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
-    """Letters, digits, dot, dash and underscore. Not part of the fingerprint."""
+    """Title of the run and of its card: letters, digits, dot, dash and underscore. Not part of the fingerprint."""
     seed: _Seed = 0
     """From which each sample's seed is derived, 0 to 2^63 - 1."""
     class_seeds: dict[str, _Seed] = Field(default_factory=dict)
@@ -94,7 +94,8 @@ def load_recipe(
             dataset), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
             model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too; the
-            models that come with hfsyn (``builtin``) bring the settings of their fragments.
+            models that come with hfsyn (``builtin``) bring the settings of their fragments. A name such as
+            ``imagenette-cip``, of a variant and a strategy, follows them if they are overridden and it is not.
         captioner: name or YAML file of a `hfsyn.recipes.loading.Fragment` whose caption part replaces the recipe's,
             before the overrides.
         generator: the same for the generate part.
@@ -110,15 +111,21 @@ def load_recipe(
         fields, where = loading.fields_of(recipe, "recipe"), "recipe"
     else:
         fields, where = _read(str(recipe))
+        inherits = "name" not in fields
         fields = loading.extended(fields, where, _read)
+        if inherits and not str(fields.get("name", "")).startswith(name := _data_name(fields)):
+            fields["name"] = name
         if where.startswith("hf://"):
             _refuse_local(fields, where, overridden)
         _fill_in_class_map(fields, Path(where).expanduser().parent)
+    before = _data_name(fields)
     _fill_in_fragments(fields, overrides, {"captioner": captioner, "generator": generator})
     for override in overrides:
         loading.set_field(fields, override, Recipe)
     _drop_stale(fields, overridden)
     _fill_in_class_map(fields, Path(), renamed="source.variant" in overridden)
+    if "name" not in overridden and (title := str(fields.get("name"))).startswith(before):
+        fields["name"] = _data_name(fields) + title.removeprefix(before)
     if (written := fields.pop("format", None)) is not None:
         layout.check_format(written, where)
     found = loading.checked(Recipe, fields, where)
@@ -127,6 +134,13 @@ def load_recipe(
     own_generator = generator is not None and is_yaml_name(generator)
     refuse_idle(found, lambda key: own or key in overridden or (own_generator and key.startswith("generate.")))
     return found
+
+
+def _data_name(fields: Mapping[str, Any]) -> str:
+    """What a recipe is named after: its variant and its strategy, such as ``pets-cip``; unchecked fields may be odd."""
+    source, prompt = (part if isinstance(part := fields.get(key), Mapping) else {} for key in ("source", "prompt"))
+    variant, strategy = Path(str(source.get("variant")).partition("@")[0]).stem, str(prompt.get("strategy"))
+    return re.sub(r"[^A-Za-z0-9._]+", "-", f"{variant}-{strategy.rpartition(':')[2]}").strip("-._")[:96]
 
 
 def read_recipe(name: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ next process to make that shard removes; see `builders.files`. Tables that may b
 group at a time, and single rows of a run's shards can be read without the others.
 """
 
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
@@ -120,6 +122,17 @@ _BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
 _BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
 
 
+def image_of(row: Mapping[str, Any]) -> Image.Image:
+    """The decoded image of a stored row."""
+    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+
+
+def flags_of(row: Mapping[str, Any]) -> list[str]:
+    """What is flagged in a row: ``truncated``, ``safety``, ``retried``, and the flags of its caption."""
+    columns = (("truncated", "truncated"), ("safety", "safety"), ("retried", "retries"))
+    return [flag for flag, column in columns if row.get(column)] + list(row["caption_flags"])
+
+
 def write_groups(path: Path, groups: Iterable[Mapping[str, Sequence[Any]]], schema: pa.Schema) -> int:
     """Write row groups as they come to one Parquet file, atomically, and return the number of rows.
 
@@ -168,8 +181,8 @@ class StoredRows:
             return pa.table({name: pa.array([], pa.string()) for name in columns})
         return pa.concat_tables(pq.read_table(shard, columns=list(columns)) for shard in self._shards)
 
-    def read(self, numbers: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows with these numbers, in the numbers' order; only these and a few more are in memory.
+    def read(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows with these numbers, in their order, with all columns or these; only a few more are in memory.
 
         Raises IndexError if there is no row with one of the numbers.
         """
@@ -182,12 +195,12 @@ class StoredRows:
         found = {
             int(self._starts[shard]) + row: content
             for shard, rows in sorted(wanted.items())
-            for row, content in _read(self._shards[shard], rows, list(columns)).items()
+            for row, content in _read(self._shards[shard], rows, columns).items()
         }
         return [found[number] for number in numbers]
 
 
-def _read(shard: Path, rows: set[int], columns: list[str]) -> dict[int, dict[str, Any]]:
+def _read(shard: Path, rows: set[int], columns: Sequence[str] | None) -> dict[int, dict[str, Any]]:
     """Rows of one shard by their number in it; only row groups that hold one are read."""
     found: dict[int, dict[str, Any]] = {}
     with pq.ParquetFile(shard, buffer_size=_BUFFER) as file:

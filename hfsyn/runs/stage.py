@@ -26,7 +26,7 @@ from hfsyn.progress import Progress
 from hfsyn.runs.claims import Claim, Claims, lock, working_in
 from hfsyn.runs.options import Budget, WorkOptions
 from hfsyn.runs.run import Run, incomplete
-from hfsyn.runs.shards import is_done, pending, write_groups, write_shard
+from hfsyn.runs.shards import flags_of, is_done, pending, write_groups, write_shard
 from hfsyn.runs.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, describe_device, software
 
@@ -158,9 +158,7 @@ class Stage:
         path, lines = shard.claim.path, shard.stop - shard.start
         if len(rows) + len(rejected) != lines:
             raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {lines} lines")
-        flags = Counter(flag for row in rows for flag in row["caption_flags"])
-        for name, column in (("truncated", "truncated"), ("safety", "safety"), ("retried", "retries")):
-            flags[name] += sum(bool(row.get(column)) for row in rows)
+        flags = Counter(flag for row in rows for flag in flags_of(row))
         number, count = _number(path)
         worker = current_worker()
 
@@ -177,7 +175,7 @@ class Stage:
                 fingerprint=self.run.fingerprint,
                 rejected=tuple(rejected),
                 counts=dict(sorted(Counter(row["wnid"] for row in rows).items())),
-                flags={name: n for name, n in sorted(flags.items()) if n},
+                flags=dict(sorted(flags.items())),
                 seconds=round(seconds, 3),
                 device=describe_device(self.device),
                 worker=f"{worker.rank} of {worker.world}",

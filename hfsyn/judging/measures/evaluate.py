@@ -31,6 +31,7 @@ from hfsyn.judging.classifier import (
     union,
 )
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
+from hfsyn.judging.measures.results import Result, interval, row
 from hfsyn.judging.sets.batches import loader
 from hfsyn.judging.sets.image_set import ImageSet, Unread, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import check_classes, shared_with_training, tell_overlap
@@ -55,6 +56,29 @@ class Predictions:
     undecodable: Unread
 
 
+class Evaluation(Result):
+    """How well a classifier answers; see `evaluate`."""
+
+    def title(self) -> str:
+        """Which classifier, and which set."""
+        about = self["dataset"]
+        return f"{self['model']['name']} on {about['reference']} ({about['split']}, {self['n']} images)"
+
+    def rows(self) -> list[dict[str, str]]:
+        """Accuracies and calibration with their 95 % intervals."""
+        found = self["metrics"]
+        rows = [
+            row("top-1", interval(found["top1"], percent=True)),
+            row("top-5", interval(found["top5"], percent=True)),
+            row("calibration error", interval(found["ece"], percent=True), "confidence against accuracy"),
+        ]
+        if masked := found["masked"]:
+            rows.append(row("top-1", interval(masked["top1"], percent=True), f"among its {masked['classes']} classes"))
+        if real := self["real"]:
+            rows.append(row("ReaL", interval(real["top1"], percent=True), f"of {real['n']} images with such labels"))
+        return rows
+
+
 def evaluate(
     model: str | Path,
     dataset: str,
@@ -67,7 +91,7 @@ def evaluate(
     batch_size: int = BATCH,
     num_workers: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Test a classifier on a dataset; called in every process of a launch.
 
     Args:
@@ -109,7 +133,7 @@ def evaluate(
 
 def measure(
     classifier: Classifier, images: ImageSet, accelerator: Any, *, quiet: bool = True, **loading: Any
-) -> dict[str, Any]:
+) -> Evaluation:
     """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate` and `predict`."""
     columns = _check_test_set(classifier, images)
     started = time.monotonic()
@@ -122,19 +146,21 @@ def measure(
     wnids, names = classifier.wnids, classifier.names
     mask = columns if len(columns) < len(classifier.wnids) else None
     answers = [wnids[column] for column in found.logits.argmax(1)]
-    return {
-        "model": classifier.facts(),
-        "dataset": images.facts(),
-        "preprocessing": asdict(classifier.preprocessing),
-        "n": len(found.labels),
-        "undecodable": facts_of(found.undecodable),
-        "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
-        "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
-        "seed": classifier.seed,
-        "software": software(),
-        "device": _device_text(accelerator),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return Evaluation(
+        {
+            "model": classifier.facts(),
+            "dataset": images.facts(),
+            "preprocessing": asdict(classifier.preprocessing),
+            "n": len(found.labels),
+            "undecodable": facts_of(found.undecodable),
+            "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
+            "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
+            "seed": classifier.seed,
+            "software": software(),
+            "device": _device_text(accelerator),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
 
 
 def check_test(

@@ -16,7 +16,7 @@ distances at once.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -26,6 +26,7 @@ from PIL import Image
 
 from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
+from hfsyn.judging.measures.results import Result, row
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
@@ -51,6 +52,57 @@ class Features:
         return len(self.hashes)
 
 
+class Fidelity(Result):
+    """How near two sets are; see `measure_fidelity`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without the list by image, ``nearest_real``."""
+        return {name: value for name, value in self.items() if name != "nearest_real"}
+
+    def title(self) -> str:
+        """Which sets, and in which features."""
+        sets, features = self["sets"], self["features"]
+        synthetic, real = (f"{sets[name]['reference']} ({len_of} images)" for name, len_of in self._counts())
+        return f"{synthetic} against {real}, {features['dimension']} features of {features['name']}"
+
+    def _counts(self) -> list[tuple[str, int]]:
+        return [(name, self["images"][name]) for name in ("synthetic", "real")]
+
+    def rows(self) -> list[dict[str, str]]:
+        """The measures, each with its yardstick."""
+        frechet, copies = self["frechet"], self["duplicates"]
+        floor = "" if frechet["floor"] is None else f"; two halves of the real set: {frechet['floor']:.4g}"
+        within = f"within the real set: {_copies(copies['within_real'])}"
+        rows = [
+            row("Fréchet distance", f"{frechet['value']:.4g}", f"lower is nearer{floor}"),
+            row("precision", f"{self['precision']:.3f}", "share of synthetic images that are near a real one"),
+            row("recall", f"{self['recall']:.3f}", "share of real images that are near a synthetic one"),
+            row("density", f"{self['density']:.3f}", "real neighbourhoods around a synthetic image, about 1 if alike"),
+            row("coverage", f"{self['coverage']:.3f}", "share of real neighbourhoods with a synthetic image"),
+            row("copies within the set", _copies(copies["within"]), within),
+            row("copies of real images", _copies(copies["against_real"]), within),
+        ]
+        if found := copies.get("against_evaluation"):
+            rows.append(row("copies of test images", _copies(found), "a classifier must not train on these"))
+        return rows
+
+    def remarks(self) -> list[str]:
+        """Too few images, and features that see little."""
+        size = self["features"]["dimension"]
+        found = [
+            f"{count} {name} images are no more than the {size} features: the Fréchet distance says little about them"
+            for name, count in self._counts()
+            if count <= size
+        ]
+        if self["features"]["weights"] == "random":
+            found.append("the network has random weights and sees little more than colours")
+        return found
+
+
+def _copies(found: Mapping[str, int]) -> str:
+    return f"{found['exact']} exact, {found['near']} near"
+
+
 def measure_fidelity(
     synthetic: str,
     real: str,
@@ -59,7 +111,7 @@ def measure_fidelity(
     evaluation: str | None = None,
     limit_per_class: int | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> Fidelity:
     """Compare a synthetic dataset with the real one behind it.
 
     Args:
@@ -96,7 +148,7 @@ def measure_fidelity(
         found[name] = extract(_decoded(images, bad), classifier.network, transform, device=device)
         sets[name], undecodable[name] = images.facts(), facts_of(bad)
         tell_unread(bad, f"{images.reference} ({images.split})")
-    return {
+    about = {
         "features": {
             "name": classifier.name,
             "source": classifier.source,
@@ -106,8 +158,8 @@ def measure_fidelity(
         },
         "sets": sets,
         "undecodable": undecodable,
-        **compare_sets(found["synthetic"], found["real"], found.get("evaluation")),
     }
+    return Fidelity(about | compare_sets(found["synthetic"], found["real"], found.get("evaluation")))
 
 
 def _open_network(features: str, device: str) -> Any:

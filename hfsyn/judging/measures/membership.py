@@ -17,10 +17,35 @@ import numpy as np
 
 from hfsyn.errors import HfsynError
 from hfsyn.judging.measures.metrics import check_finite
+from hfsyn.judging.measures.results import Result, interval, row
 
 RESAMPLES = 1000  # bootstrap resamples of the evaluated half, members and non-members separately; percentile intervals
 FALSE_POSITIVES = 0.01  # the false positive rate at which the true positive rate is read
 _FEWEST = 4  # of each kind: two in each half
+
+
+class Membership(Result):
+    """What an attack on a classifier found; see `measure_membership`."""
+
+    def title(self) -> str:
+        """Which classifier, and which sets."""
+        sets = (f"{facts['reference']} ({facts['split']})" for facts in self["sets"].values())
+        half = f"{self['members']} and {self['others']} images"
+        return f"{self['model']['name']}: {' against '.join(sets)}, judged on {half}"
+
+    def rows(self) -> list[dict[str, str]]:
+        """The rates of the attack by the loss, which tells apart what rounds to the same probability."""
+        found = self["loss"]
+        return [
+            row("balanced accuracy", interval(found["balanced_accuracy"]), "0.5 is guessing, 1 is certainty"),
+            row("AUC", interval(found["auc"]), "0.5 is guessing, 1 is certainty"),
+            row("TPR at 1 % FPR", interval(found["tpr_at_1_percent_fpr"]), "0.01 is guessing"),
+        ]
+
+    def remarks(self) -> list[str]:
+        """Too few images, and images that are in both sets."""
+        both = f"{self['overlap']} images are in both sets" if self["overlap"] else None
+        return [remark for remark in (self["note"], both) if remark]
 
 
 def measure_membership(
@@ -33,7 +58,7 @@ def measure_membership(
     limit_per_class: int | None = None,
     device: str | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Membership:
     """Attack a trained classifier.
 
     Args:
@@ -77,7 +102,8 @@ def measure_membership(
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     sets = {name: images.facts() for name, images in opened.items()}
     attack = membership_inference(*answers, seed=seed)
-    return {"model": classifier.facts(), "sets": sets, "overlap": overlap, "undecodable": undecodable, **attack}
+    about = {"model": classifier.facts(), "sets": sets, "overlap": overlap, "undecodable": undecodable}
+    return Membership(about | attack)
 
 
 def membership_inference(
