@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from hfsyn.building import build
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hfsyn.checks.verify import Verification, verify
     from hfsyn.errors import HfsynError
     from hfsyn.exporting import export_real
+    from hfsyn.gallery.view import look
     from hfsyn.images.generate_stage import generate
     from hfsyn.judging.bench.cells import bench
     from hfsyn.judging.bench.page import report
@@ -46,6 +47,7 @@ _HOME = {
     "hfsyn.checks.verify": "Verification verify",
     "hfsyn.errors": "HfsynError",
     "hfsyn.exporting": "export_real",
+    "hfsyn.gallery.view": "look",
     "hfsyn.images.generate_stage": "generate",
     "hfsyn.judging.bench.cells": "bench",
     "hfsyn.judging.bench.page": "report",
@@ -66,7 +68,7 @@ _HOME = {
 """The names of each module that are loaded when they are first used."""
 __all__ = ["Comparison", "HfsynError", "Plan", "Publication", "Recipe", "Reproduction", "SampleSpec"]
 __all__ += ["Verification", "bench", "build", "caption", "demo", "diff", "difference", "doctor", "evaluate"]
-__all__ += ["export_real", "fingerprint", "finish", "generate", "load_recipe", "load_train_config", "plan"]
+__all__ += ["export_real", "fingerprint", "finish", "generate", "load_recipe", "load_train_config", "look", "plan"]
 __all__ += ["publish", "report", "reproduce", "seed_of", "status", "train", "verify", "watch"]
 
 

@@ -20,8 +20,6 @@ the first) whose image and text are both of other classes, if there is one.
 fair sample of all classes, and a stream of the result is not sorted by class.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 

@@ -230,7 +230,7 @@ def _info(facts: CardFacts) -> dict[str, Any]:
     from datasets import DatasetInfo
     from datasets.splits import SplitDict, SplitInfo
 
-    from builders.runs.schema import captioned_features, synthetic_features
+    from builders.runs.rows import captioned_features, synthetic_features
 
     names = [info.name for info in facts.variant.classes]
     paired = facts.recipe.prompt.pairing != "own"

@@ -5,8 +5,6 @@ Everything that follows from the recipe and the captions is computed again, exce
 beside the image are downloaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re
@@ -16,18 +14,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, plural
 from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
 from builders.runs.layout import Manifest, ShardEntry
-from builders.runs.schema import captioned_features, synthetic_features
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
+from hfsyn.pages.html import facts
 from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy
@@ -64,6 +62,9 @@ class Verification:
         """For JSON."""
         return {**vars(self), "more": dict(self.more)}
 
+    def _repr_html_(self) -> str:
+        return facts(line.partition(": ")[::2] for line in self.text().splitlines())
+
     def text(self) -> str:
         """For people, in lines."""
         lines = [f"differs: {problem}" for problem in self.problems]
@@ -71,7 +72,7 @@ class Verification:
         lines += [f"not checked: {self.unchecked}"] if self.unchecked else []
         verdict = f"{sum(self.more.values())} differences" if self.problems else "verified"
         at = f" (commit {self.commit[:12]})" if self.commit else ""
-        counts = f"{self.files} files, {self.captions} captions, {self.rows} rows"
+        counts = f"{plural(self.files, 'file')}, {plural(self.captions, 'caption')}, {plural(self.rows, 'row')}"
         return "\n".join([*lines, f"{verdict}: {self.label}{at}, {counts}"])
 
 
@@ -159,7 +160,7 @@ class _Checker:
                 self.found.note("files", what)
 
     def _note_unreadable(self, error: Exception, problem: str) -> None:
-        """Note a problem with a file; raise where the Hub refuses or does not answer, which is not about the file."""
+        """Note a problem with a file; raise if the Hub refuses or does not answer, which is not about the file."""
         if isinstance(self.side, Published) and isinstance(error, DataError) and error.code != ExitCode.USAGE:
             raise error
         self.found.note("files", problem)
@@ -187,7 +188,6 @@ class _Checker:
             self.found.note("files", f"{name} is not in the manifest")
 
     def _hashes(self) -> dict[str, tuple[int, str | None]]:
-        """Size and SHA-256 of every shard that exists."""
         side, tops = self.side, (layout.DATA, layout.CAPTIONS)
         if isinstance(side, Published) and not side.offline:
             tree = HubRepo(side.repo_id, token=side.token).tree(side.sha)
@@ -318,7 +318,6 @@ class _Checker:
 
 
 def _brief(text: Any) -> str:
-    """A text of any length, as it is shown."""
     return repr(text) if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from hfsyn.commands.options import number, processes_option, quiet_option
+from hfsyn.commands.options import as_json_option, echo_found, number, processes_option, quiet_option
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
-_limit = number("--limit", help="At most N images a class of each set.")
-_out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
+_limit = number("--limit", help="At most N images per class of each set.")
+_out = click.option("--out", metavar="FILE", help="Write all of it there as JSON, with what is known of each image.")
 
 
 @click.command("demo")
@@ -19,7 +19,7 @@ _out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
 @number("--limit", help="Images per class.  [default: 30]")
 @click.option("--full", is_flag=True, help="Longer: ten more seeds, and a scaling curve.")
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
-@processes_option("Processes on this machine. Default: one a GPU, or one a CPU core.")
+@processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
 @quiet_option
 def demo_command(out: str, **options: Any) -> None:
@@ -43,11 +43,11 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
         context.exit()
 
 
-@click.command("bench")
+@click.command("bench", short_help="Train and test all combinations in MATRIX, and sum up.")
 @click.argument("matrix")
 @click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
-@processes_option("Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.")
-@number("--num-workers", least=0, most=1024, default=0, help="Decoders a training.")
+@processes_option("Trainings at once, each with one thread or one GPU. Default: one per GPU, or one per CPU core.")
+@number("--num-workers", least=0, most=1024, default=0, help="Decoders per training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
 @click.option(
@@ -74,7 +74,7 @@ def bench_command(matrix: str, out: str, **options: Any) -> None:
       real: {dataset: imagenette}
 
     \b
-    More axes: budgets (images an epoch), limits (different images a class) and
+    More axes: budgets (images per epoch), limits (different images per class) and
     mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
     What failed is kept in the table with its error; the exit code is then 4.
     """
@@ -87,7 +87,7 @@ def bench_command(matrix: str, out: str, **options: Any) -> None:
         raise error
 
 
-@click.command("report")
+@click.command("report", short_help="One HTML page of a bench, or of several.")
 @click.argument("out")
 def report_command(out: str) -> None:
     """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
@@ -96,17 +96,16 @@ def report_command(out: str) -> None:
     click.echo(report(out))
 
 
-def _found(result: dict[str, Any], out: str | None) -> None:
+def _found(result: Any, out: str | None, as_json: bool) -> None:
     from builders.files import atomic_text
     from hfsyn.judging.measures.metrics import dump_result
 
-    text = dump_result(result)
     if out is not None:
-        atomic_text(Path(out), text)
-    click.echo(text, nl=False)
+        atomic_text(Path(out), dump_result(result))
+    echo_found(result, as_json)
 
 
-@click.command("fidelity")
+@click.command("fidelity", short_help="How close SYNTHETIC images are to REAL ones.")
 @click.argument("synthetic")
 @click.argument("real")
 @click.option("--eval-dataset", "evaluation", metavar="DATASET", help="What classifiers are tested on: copies of it?")
@@ -114,10 +113,18 @@ def _found(result: dict[str, Any], out: str | None) -> None:
 @_limit
 @_device
 @_out
+@as_json_option
 def fidelity_command(
-    synthetic: str, real: str, features: str | None, limit: int | None, device: str | None, out: str | None, **how: Any
+    synthetic: str,
+    real: str,
+    features: str | None,
+    limit: int | None,
+    device: str | None,
+    out: str | None,
+    as_json: bool,
+    **how: Any,
 ) -> None:
-    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
+    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies.
 
     \b
     hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
@@ -126,10 +133,10 @@ def fidelity_command(
     from hfsyn.workers import pick_device
 
     how |= {"features": features or DEFAULT_FEATURES, "limit_per_class": limit, "device": pick_device(device)}
-    _found(measure_fidelity(synthetic, real, **how), out)
+    _found(measure_fidelity(synthetic, real, **how), out, as_json)
 
 
-@click.command("membership")
+@click.command("membership", short_help="Whether MODEL gives away which images it was trained on.")
 @click.argument("model")
 @click.argument("members")
 @click.argument("others")
@@ -138,17 +145,20 @@ def fidelity_command(
 @_limit
 @_device
 @_out
-def membership_command(model: str, members: str, others: str, limit: int | None, out: str | None, **how: Any) -> None:
-    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
+@as_json_option
+def membership_command(
+    model: str, members: str, others: str, limit: int | None, out: str | None, as_json: bool, **how: Any
+) -> None:
+    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw).
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
     from hfsyn.judging.measures.membership import measure_membership
 
-    _found(measure_membership(model, members, others, limit_per_class=limit, **how), out)
+    _found(measure_membership(model, members, others, limit_per_class=limit, **how), out, as_json)
 
 
-@click.command("export-real")
+@click.command("export-real", short_help="Write the real images of RUN as its synthetic ones are stored.")
 @click.argument("run")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the Parquet files.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

@@ -12,21 +12,22 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from builders.errors import hours_text, plural, quoted, size_text
 from builders.runs import layout
 from builders.runs.layout import shard_count
 from builders.variants import get_variant
-from builders.wording import hours_text, quoted, size_text
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
 from hfsyn.outlook.costs import UTILISATION, Hours, hours, image_size
+from hfsyn.pages.html import facts
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 from hfsyn.runs.inputs import TableCounts, check_order, counted, in_table, index_of_run, indexed, takes_text, with_texts
 from hfsyn.runs.pins import pin_prompt, pinned
-from hfsyn.runs.plan import read_captions
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import Caption, Plan, digest_of, plan
+from hfsyn.runs.stage import read_captions
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.
 _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}
@@ -87,15 +88,21 @@ class Forecast:
 
     def text(self) -> str:
         """For people."""
+        return "\n".join(f"{name:14}{text}" for name, text in self._lines() if text is not None)
+
+    def _repr_html_(self) -> str:
+        return facts(self._lines())
+
+    def _lines(self) -> list[tuple[str, str | None]]:
         low, high = self.images_per_class
         about = "about " if self.why else ""
-        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
+        sent = f"{plural(self.upload_files, 'file')} in {plural(self.commits, 'commit')}"
         costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
         cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
-        real, missing = f"{self.real_images} real images", quoted(self.classes_without_images)
-        lines = [
+        real, missing = plural(self.real_images, "real image"), quoted(self.classes_without_images)
+        return [
             ("recipe", f"{self.recipe}  {self.fingerprint[:12]}"),
-            ("source", f"{self.source}: {real} of {self.classes} classes (counts {self.counts})"),
+            ("source", f"{self.source}: {real} of {plural(self.classes, 'class')} (counts {self.counts})"),
             ("", f"not indexed: {self.why}" if self.why else None),
             ("", f"no image of {missing}, which the class map has" if missing else None),
             *(("", f"left out: {reason}, {count}") for reason, count in self.left_out.items()),
@@ -107,11 +114,10 @@ class Forecast:
             ("truncated", self._truncations(about)),
             ("shards", f"{self.shards}"),
             ("disk", f"about {size_text(self.disk_bytes)}"),
-            ("upload", f"about {size_text(self.disk_bytes)}: {self.upload_files} files in {commits}"),
+            ("upload", f"about {size_text(self.disk_bytes)}: {sent}"),
             ("time", self._times()),
             ("cost", None if self.price is None else cost),
         ]
-        return "\n".join(f"{name:14}{text}" for name, text in lines if text is not None)
 
     def _truncations(self, about: str) -> str:
         if not self.limits:

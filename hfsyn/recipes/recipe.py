@@ -48,7 +48,7 @@ class Recipe(Part):
     """Everything that decides the bytes of a synthetic dataset; see the parts for each field's unit and range."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
-    """Letters, digits, dot, dash and underscore. Not part of the fingerprint."""
+    """Title of the run and of its card: letters, digits, dot, dash and underscore. Not part of the fingerprint."""
     seed: _Seed = 0
     """From which each sample's seed is derived, 0 to 2^63 - 1."""
     class_seeds: dict[str, _Seed] = Field(default_factory=dict)
@@ -66,15 +66,11 @@ class Recipe(Part):
         variant.split(self.source.split)
         known = variant.by_wnid
         if unknown := sorted(set(self.class_seeds) - known.keys()):
-            raise HfsynError(
-                f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
-                f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
-            )
+            said = f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class."
+            raise HfsynError(said, f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes")
         if self.prompt.pairing != "own" and len(known) < 2:
-            raise HfsynError(
-                f"prompt.pairing is {self.prompt.pairing!r}, and the variant {self.source.variant} has one class.",
-                "Captions are exchanged between classes: --set prompt.pairing=own",
-            )
+            said = f"prompt.pairing is {self.prompt.pairing!r}, and the variant {self.source.variant} has one class."
+            raise HfsynError(said, "Captions are exchanged between classes: --set prompt.pairing=own")
         check_words(known.values(), get_strategy(self.prompt.strategy))
         return self
 
@@ -101,7 +97,8 @@ def load_recipe(
             dataset), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
             model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too; the
-            models that come with hfsyn (``builtin``) bring the settings of their fragments.
+            models that come with hfsyn (``builtin``) bring the settings of their fragments. A name such as
+            ``imagenette-cip``, of a variant and a strategy, follows them if they are overridden and it is not.
         captioner: name or YAML file of a `hfsyn.recipes.loading.Fragment` whose caption part replaces the recipe's,
             before the overrides.
         generator: the same for the generate part.
@@ -117,15 +114,21 @@ def load_recipe(
         fields, where = loading.fields_of(recipe, "recipe"), "recipe"
     else:
         fields, where = _read(str(recipe))
+        inherits = "name" not in fields
         fields = loading.extended(fields, where, _read)
+        if inherits and not str(fields.get("name", "")).startswith(name := _data_name(fields)):
+            fields["name"] = name
         if where.startswith("hf://"):
             _refuse_local(fields, where, overridden)
         _fill_in_class_map(fields, Path(where).expanduser().parent)
+    before = _data_name(fields)
     _fill_in_fragments(fields, overrides, {"captioner": captioner, "generator": generator})
     for override in overrides:
         loading.set_field(fields, override, Recipe)
     _drop_stale(fields, overridden)
     _fill_in_class_map(fields, Path(), renamed="source.variant" in overridden)
+    if "name" not in overridden and (title := str(fields.get("name"))).startswith(before):
+        fields["name"] = _data_name(fields) + title.removeprefix(before)
     if (written := fields.pop("format", None)) is not None:
         layout.check_format(written, where)
     found = loading.checked(Recipe, fields, where)
@@ -136,11 +139,18 @@ def load_recipe(
     return found
 
 
+def _data_name(fields: Mapping[str, Any]) -> str:
+    """What a recipe is named after: its variant and its strategy, such as ``pets-cip``; unchecked fields may be odd."""
+    source, prompt = (part if isinstance(part := fields.get(key), Mapping) else {} for key in ("source", "prompt"))
+    variant, strategy = Path(str(source.get("variant")).partition("@")[0]).stem, str(prompt.get("strategy"))
+    return re.sub(r"[^A-Za-z0-9._]+", "-", f"{variant}-{strategy.rpartition(':')[2]}").strip("-._")[:96]
+
+
 def read_recipe(name: str) -> tuple[str, str]:
     """The text of a recipe, by any name that `load_recipe` takes, and how to call it in a message."""
     if not name.startswith("hf://"):
         return RECIPES.read(name)
-    from builders.published.versions import open_published, parse_reference
+    from builders.published import open_published, parse_reference
 
     if not name.startswith(HUB):
         raise HfsynError(f"{name!r} is not a dataset.", f"It looks like {HUB}USER/NAME@v1.0.0")
@@ -172,10 +182,8 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
             )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
-        raise HfsynError(
-            f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others.",
-            "If you have the file and trust it: --strategy path/to/file.py:function",
-        )
+        said = f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others."
+        raise HfsynError(said, "If you have the file and trust it: --strategy path/to/file.py:function")
     if file is not None and not str(file).startswith(HUB) and "prompt.captions_file" not in overridden:
         raise HfsynError(
             f"The captions of {where} come from a file of its author's, {file!r}.",
@@ -236,18 +244,13 @@ def _drop_stale(fields: dict[str, Any], overridden: set[str]) -> None:
 def parse_recipe(text: str, where: str) -> Recipe:
     """A recipe that is stored with a run or was published, checked like any other; `where` names it in messages.
 
-    Raises:
-        HfsynError: as `load_recipe`; or it has another format.
+    Raises HfsynError as `load_recipe`, or if it has another format.
     """
     return loading.checked(Recipe, layout.recipe_fields(text, where), where)
 
 
 def stored_recipe(folder: Path) -> Recipe:
-    """The recipe of a run folder.
-
-    Raises:
-        HfsynError: it cannot be read, is damaged, or has another format.
-    """
+    """The recipe of a run folder. Raises HfsynError if it cannot be read, is damaged, or has another format."""
     path = folder / layout.RECIPE
     return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
@@ -266,8 +269,7 @@ def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
 def new_recipe(name: str, base: str) -> Path:
     """Write NAME.yaml into the current folder: the base recipe with every field and its meaning, ready to edit.
 
-    Raises:
-        HfsynError: the file exists, or there is no such base.
+    Raises HfsynError if the file exists, or there is no such base.
     """
     path = Path(f"{name}.yaml" if not name.endswith(".yaml") else name)
     if path.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,19 +13,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.errors import and_more
 from builders.files import atomic_text, make_folder
 from builders.runs import layout, run_files
 from builders.runs.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
 from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
-from builders.wording import and_more
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.pages.html import table, tag_of
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
 from hfsyn.runs.claims import Mark, clear_remains, lock, mark_of, put_away, removable, replaced
 from hfsyn.runs.inputs import check_order, check_texts, opened, strategy_source
 from hfsyn.runs.pins import pinned
-from hfsyn.runs.tables import write_groups
+from hfsyn.runs.shards import StoredRows, image_of, write_groups
+from hfsyn.workers import current_worker
 
 SOURCE_SCHEMA = pa.schema(
     [("source_id", pa.string()), ("wnid", pa.string()), ("location", pa.string()), ("row", pa.int64())]
@@ -110,6 +113,41 @@ class Run:
         """The real images."""
         return opened(self.recipe.source)
 
+    def dataset(self) -> Any:
+        """The rows of the finished shards as a `datasets.Dataset`, in the order of the plan; see the card for columns.
+
+        Raises:
+            HfsynError: no shard is finished, or a file of a finished run is missing.
+        """
+        from builders.runs.rows import ShardRows
+
+        paths = run_files.shards(self.folder, layout.DATA)
+        if not paths:
+            raise HfsynError(f"{self.folder} has no finished shard yet.", f"Run: hfsyn generate {self.folder}")
+        marks = [load_sidecar(sidecar_of(path)) for path in paths]
+        entries = [
+            layout.ShardEntry(f"{layout.DATA}/{path.name}", mark.rows, mark.bytes, mark.sha256)
+            for path, mark in zip(paths, marks, strict=True)
+        ]
+        rows = ShardRows(files=[str(path) for path in paths], entries=entries, split=self.split)
+        rows.download_and_prepare()
+        return rows.as_dataset(self.split)
+
+    def samples(self, count: int = 10) -> list[dict[str, Any]]:
+        """At most `count` finished rows, of as many classes as can be, each with its ``image`` as an RGB PIL image."""
+        stored = StoredRows(self.folder)
+        wnids = stored.table(["wnid"])["wnid"].to_pylist()
+        firsts = sorted(dict(zip(reversed(wnids), reversed(range(len(wnids))), strict=True)).values())
+        others = sorted(set(range(len(wnids[: 2 * count]))) - set(firsts))
+        rows = stored.read((firsts + others)[:count])
+        return [{**row, "image": image_of(row)} for row in rows]
+
+    def _repr_html_(self) -> str:
+        rows = self.samples()
+        keys = ("class_name", "caption", "prompt", "seed")
+        shown = ({"image": tag_of(row["image"]), **{key: row[key] for key in keys}} for row in rows)
+        return table(shown, f"{self.recipe.name}: {self.folder}{'' if rows else ', no finished shard yet'}")
+
     def shard_lines(self, shard: Path, name: str, total: int) -> tuple[int, int, list[dict[str, Any]]]:
         """First line, one past the last, and the lines of source.parquet or plan.parquet that a shard covers. Only the
         row groups that hold them are read.
@@ -143,6 +181,8 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     clear_remains(folder)
     old = removable(folder) if overwrite else None
     if old is None and (found := run_in(recipe, folder)) is not None:
+        if found.recipe.name != recipe.name and current_worker().is_main:
+            print(f"{folder} keeps the name that it began with, {found.recipe.name}.", file=sys.stderr)
         if not run_files.has_table(folder / layout.SOURCE):
             index, left_out = _indexed(found.recipe)
             with lock_new(folder):

@@ -30,7 +30,7 @@ _SLICE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """The id and class of one real image, and its caption where the recipe asks for one."""
+    """The id and class of one real image, and its caption if the recipe asks for one."""
 
     source_id: str
     wnid: str
@@ -171,7 +171,6 @@ class Plan(Sequence[SampleSpec]):
             )
 
     def _sorted(self) -> npt.NDArray[np.int64]:
-        """The positions, sorted by the rule of order."""
         import numpy as np
 
         sample_ids = (sample_id_of(source_id, k) for source_id in self._ids for k in range(self._each))
@@ -196,7 +195,7 @@ class _LazyRandom:
 
 
 def digest_of(prompt: str) -> bytes:
-    """A 16-byte digest of a prompt, smaller than the prompt where very many are compared."""
+    """A 16-byte digest of a prompt, smaller than the prompt, to compare very many of them."""
     return hashlib.blake2b(prompt.encode(), digest_size=16).digest()
 
 

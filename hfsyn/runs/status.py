@@ -1,7 +1,5 @@
 """How far a run is, read from its sidecars alone, while any number of processes are at work in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from builders.runs import layout
 from builders.runs.run_files import lost, manifest_in
+from hfsyn.pages.html import table
 from hfsyn.runs.run import load_run, unreadable_classes, unused_weights
 from hfsyn.runs.shards import sidecars
 
@@ -19,12 +18,10 @@ class StageStatus:
 
     stage: str
     shards_done: int
-    shards: int | None
-    """None as long as it is not known."""
+    shards: int | None  # None as long as it is not known
     rows: int
     rejected: int
-    seconds: float
-    """Sum over the finished shards, over all processes."""
+    seconds: float  # sum over the finished shards, over all processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +40,26 @@ class RunStatus:
     """The classes of which no image could be read; see `hfsyn.runs.run.unreadable_classes`."""
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
-    lost: tuple[str, ...] = ()
-    """What the run had when it was finished and has no longer, each in a few words."""
+    lost: tuple[str, ...] = ()  # what the run had when it was finished and has no longer, each in a few words
+
+    def _repr_html_(self) -> str:
+        stages = (
+            {
+                "stage": stage.stage,
+                "shards": f"{stage.shards_done} of {'?' if stage.shards is None else stage.shards}",
+                "rows": stage.rows,
+                "set aside": stage.rejected,
+                "images/s per process": stage.rows / stage.seconds if stage.seconds else None,
+            }
+            for stage in self.stages
+        )
+        return table(stages, f"{self.name}: {self.folder}, {'finished' if self.finished else 'unfinished'}")
 
 
 def status(folder: str | Path) -> RunStatus:
     """How far a run is. Reads sidecars only; any number of processes may be at work meanwhile.
 
-    Raises:
-        HfsynError: `folder` is not a run folder, or its index, plan or manifest is damaged.
+    Raises HfsynError if `folder` is not a run folder, or its index, plan or manifest is damaged.
     """
     run = load_run(folder)
     manifest = manifest_in(run.folder)
