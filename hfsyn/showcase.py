@@ -77,7 +77,7 @@ def demo(
 
     Args:
         out: folder for the runs, the trainings and the page.
-        limit: images a class in both variants, for a smaller demo; None is the fixed 50 and 30.
+        limit: images per class in both variants, for a smaller demo; None is the fixed 50 and 30.
         seeds: fewer make a shorter demo without meaning.
         full: the longer demo with a scaling curve.
         num_processes: None is one a GPU, or one a CPU core.

@@ -126,8 +126,8 @@ def load_recipe(
         loading.set_field(fields, override, Recipe)
     _drop_stale(fields, overridden)
     _fill_in_class_map(fields, Path(), renamed="source.variant" in overridden)
-    if "name" not in overridden and str(name := fields.get("name")).startswith(before):
-        fields["name"] = _data_name(fields) + str(name).removeprefix(before)
+    if "name" not in overridden and (old := str(fields.get("name"))).startswith(before):
+        fields["name"] = _data_name(fields) + old.removeprefix(before)
     if (written := fields.pop("format", None)) is not None:
         layout.check_format(written, where)
     found = loading.checked(Recipe, fields, where)

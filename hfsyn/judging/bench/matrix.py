@@ -77,7 +77,7 @@ class Matrix(Part):
     budgets: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
     """Images an epoch shows; null is the size of the set."""
     limits: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
-    """At most that many different images a class; null takes all."""
+    """At most that many different images per class; null takes all."""
     mix: Mix | None = None
     """Images mixed into every arm; null mixes nothing."""
     tests: Annotated[dict[Name, Test], Field(min_length=1)]

@@ -94,7 +94,7 @@ def evaluate(
         model: a training's folder, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
         dataset: see `hfsyn.judging.sets.references`.
         split: None is ``validation``, else ``test``, else the only one.
-        limit_per_class: at most that many images a class.
+        limit_per_class: at most that many images per class.
         out: a JSON file to write the result to.
         device: cpu or cuda; None is this process's GPU, or the CPU.
         mixed_precision: no, fp16 or bf16.

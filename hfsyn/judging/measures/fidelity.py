@@ -125,7 +125,7 @@ def measure_fidelity(
             drawings), a timm name with pretrained weights, or ``random:NAME`` for one with random weights, which sees
             little more than colours and is named so in the result.
         evaluation: the dataset on which classifiers are tested, its validation or test split.
-        limit_per_class: at most that many images a class of each set.
+        limit_per_class: at most that many images per class of each set.
         device: a torch device.
 
     Returns:

@@ -71,7 +71,7 @@ def measure_membership(
             real dataset behind them.
         others: images of the same kind that it never saw: the validation or test split of this dataset.
         members_split, others_split: None are those just named, or the only one that there is.
-        limit_per_class: at most that many images a class of each; the training's own limit if it had one.
+        limit_per_class: at most that many images per class of each; the training's own limit if it had one.
         device: cpu or cuda; None is this process's GPU, or the CPU.
         seed: see `membership_inference`.
 

@@ -209,7 +209,7 @@ def open_images(
     Args:
         reference: see `hfsyn.judging.sets.references`.
         split: None takes the first of `default` (`TRAIN` or `TEST`) that exists, or the only split.
-        limit: at most that many images a class, the first ones.
+        limit: at most that many images per class, the first ones.
 
     Raises:
         HfsynError: nothing of that name, split or revision; no images; no column of images or of classes; or

@@ -108,7 +108,7 @@ class _StreamFeed(Feed):
 
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
         if config.data.limit_per_class is not None:
-            raise HfsynError("A stream cannot be limited to some images a class.", "Leave --limit or --streaming out.")
+            raise HfsynError("Images per class cannot be limited in a stream.", "Leave --limit or --streaming out.")
         self._streams = [open_stream(found, config.data.train_split) for found in references]
         super().__init__(config, self._streams)
         if not self.budget:

@@ -109,8 +109,8 @@ def card_text(classifier: Classifier, result: Mapping[str, Any], repo_id: str) -
         datasets=sorted({made["hub"] for made in training["sets"] if made["hub"]}),
         eval_results=_eval_results(test) if test else None,
     )
-    sets = "\n".join(f"- {_described(made)}: {made['share']:.0f} images an epoch" for made in training["sets"])
-    shown = f"{training['budget']} images an epoch, {training['epochs']} epochs, seed {classifier.seed}"
+    sets = "\n".join(f"- {_described(made)}: {made['share']:.0f} images per epoch" for made in training["sets"])
+    shown = f"{training['budget']} images per epoch, {training['epochs']} epochs, seed {classifier.seed}"
     return f"""---
 {data.to_yaml()}
 ---
