@@ -1,8 +1,13 @@
-"""The base class of the errors that users see, and the one that the builders raise."""
+"""The errors that users see, and how names, lists, sizes and the errors of other libraries are worded in them."""
 
-from __future__ import annotations
+import os
+import re
+from collections.abc import Iterable, Mapping
 
-from collections.abc import Iterable
+# Control characters, surrogates (bytes that are not UTF-8), line breaks, and marks that change the reading direction.
+# A fixed list, so that a name is the same in every version of Python.
+ODD = "\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+_NOT_TEXT = re.compile(f"[{ODD}]")
 
 
 class HfsynError(Exception):
@@ -39,13 +44,69 @@ class DataError(HfsynError):
     """Data, or a request for data, that cannot be used as it is."""
 
 
-def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, before: str = "") -> str:
+def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], most: int = 1) -> str:
     """`` Did you mean 'steps'?`` with the `most` best matches, to append to a message; empty if there are none.
 
-    `before` is prepended to each name, such as the part of a recipe that a field is in.
+    A mapping gives the words to show in place of the names, such as a field with the part of the recipe it is in.
     """
     import difflib
 
-    by_small = {name.lower(): name for name in known}
+    names = known if isinstance(known, Mapping) else {name: name for name in known}
+    by_small = {name.lower(): text for name, text in names.items()}
     near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
-    return f" Did you mean {' or '.join(repr(before + by_small[name]) for name in near)}?" if near else ""
+    return f" Did you mean {' or '.join(repr(by_small[name]) for name in near)}?" if near else ""
+
+
+def shown(name: object) -> str:
+    """A name or path for a message: as `builders.files.as_text`, but a % is never escaped."""
+    return _NOT_TEXT.sub(percent_encoded, str(name))
+
+
+def percent_encoded(found: re.Match[str]) -> str:
+    """The bytes of a match, each as % and two hex digits."""
+    try:
+        data = os.fsencode(found[0])
+    except UnicodeEncodeError:  # a surrogate that is not in file names, but may be in a message
+        data = found[0].encode("utf-8", "surrogatepass")
+    return "".join(f"%{byte:02X}" for byte in data)
+
+
+def quoted(values: Iterable[object], most: int = 10) -> str:
+    """The first `most` values in quotes, and the number of the others."""
+    items = list(values)
+    return ", ".join(f"'{shown(item)}'" for item in items[:most]) + and_more(len(items), most)
+
+
+def and_more(count: int, most: int) -> str:
+    """`` and 7 more`` to append to the first `most` of `count` things; empty if there are no more."""
+    return f" and {count - most} more" if count > most else ""
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 commit``, ``2 commits``, ``2 classes``: a count with its noun, given in the singular."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, without its full stop; its type if the message is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def brief(error: object, most: int = 200) -> str:
+    """What another library says, on one line, cut after `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
+def hours_text(hours: float) -> str:
+    """Hours or minutes, for people."""
+    return f"{hours:,.1f} h" if hours >= 1 else f"{hours * 60:.0f} min"
+
+
+def size_text(size: float) -> str:
+    """Bytes, for people."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.1f} {unit}" if unit != "bytes" and size < 10 else f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

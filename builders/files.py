@@ -1,10 +1,8 @@
-"""Atomic writes of files, and the removal of temporary files that killed processes leave behind.
+"""Names of files as text, atomic writes, and the removal of temporary files that killed processes leave behind.
 
 Files are written to a temporary file in the same folder, flushed to the disk, and renamed. The temporary name contains
 its owner (``.NAME.HOST.PID.RANDOM.tmp``): files of processes that may still be running are never removed.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
@@ -20,15 +18,50 @@ from functools import lru_cache
 from glob import escape
 from pathlib import Path
 
-from builders.errors import HfsynError
+from builders.errors import ODD, HfsynError, percent_encoded
 
-ABANDONED_AFTER = 86_400.0
-"""Seconds after which temporary files of other machines count as abandoned."""
+ABANDONED_AFTER = 86_400.0  # seconds after which temporary files of other machines count as abandoned
 
 _OWNED = re.compile(r"(?P<whose>\..+)\.(?P<pid>\d+)\.[0-9a-f]{8}(\.tmp)?")
 _ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 _in_hand: set[str] = set()
 """Temporary names that this process uses; an earlier one may have had the same process id, as in containers."""
+
+_ESCAPE = "(?:25|7F|[01][0-9A-F]|[89A-F][0-9A-F])"
+_TO_ESCAPE = re.compile(f"[{ODD}]|%(?={_ESCAPE})")
+_ESCAPED = re.compile(f"%({_ESCAPE[3:-1]})".encode())
+
+_LITTER = frozenset({"@eadir", "#recycle", "__macosx", "$recycle.bin", "system volume information", "lost+found"})
+_LITTER |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
+_ROOTED = re.compile(r"^(~|[A-Za-z]:)?[\\/].*[\\/]")
+
+
+def as_text(name: str) -> str:
+    """A name or relative path as UTF-8 text on one line, for ids and tables; `as_path` is its inverse.
+
+    Each byte of a control character, or that is not UTF-8, becomes % and two hex digits; so does a % that would be
+    ambiguous.
+    """
+    return _TO_ESCAPE.sub(percent_encoded, name)
+
+
+def as_path(text: str) -> str:
+    """The name or path for which `as_text` gave this text."""
+    if "%" not in text:
+        return text
+    return os.fsdecode(_ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(text)))
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder is hidden, or created by a system, as .DS_Store, Thumbs.db and Synology's @eaDir."""
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
+def below(path: str, folder: os.PathLike[str] | None = None) -> str:
+    """A path as it may be published: relative to the folder if it lies there; of other absolute paths the last name."""
+    if folder is not None and path.startswith(f"{os.fspath(folder)}/"):
+        return path[len(os.fspath(folder)) + 1 :]
+    return _ROOTED.sub("", path)
 
 
 def owned_name(name: str, suffix: str = "") -> str:

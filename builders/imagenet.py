@@ -11,8 +11,6 @@ Images are not re-encoded. A file that is not a valid image makes a row like any
 `Image(decode=False)` and decode with `builders.images.decoding.decode_rgb`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
@@ -22,8 +20,8 @@ from typing import Any
 
 import datasets
 
-from builders.file_names import as_text
-from builders.runs.schema import source_features
+from builders.files import as_text
+from builders.runs.rows import source_features
 from builders.sources import open_source, resolve_revision
 from builders.sources.folders import FolderSource, local_splits
 from builders.sources.parquet import ParquetSource
@@ -31,8 +29,7 @@ from builders.sources.rows import IndexEntry
 from builders.variants import VARIANTS, Variant
 from builders.variants.class_maps import find_variant
 
-_CHUNK = 256
-"""Rows per shard if there is a limit: small enough to be distributed over processes."""
+_CHUNK = 256  # rows per shard if there is a limit: small enough to be distributed over processes
 
 
 @dataclass
@@ -44,10 +41,8 @@ class ImageNetConfig(datasets.BuilderConfig):
     revision: str | None = None
     """Branch, tag or commit of the Hub repository; None is the one that the variant was checked against, or the newest.
     Prepared data is cached by the name of the revision: give a commit if that matters."""
-    limit_per_class: int | None = None
-    """Keep only the first images of each class."""
-    variant: str | None = None
-    """The file of a class map (see `builders.variants.class_maps`), for custom classes."""
+    limit_per_class: int | None = None  # keep only the first images of each class
+    variant: str | None = None  # the file of a class map (see `builders.variants.class_maps`), for custom classes
 
     @property
     def described(self) -> Variant:

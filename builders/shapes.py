@@ -7,8 +7,6 @@
 The images, and how the two variants differ, are described in `builders.sources.drawing`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -16,7 +14,7 @@ from typing import Any, ClassVar
 
 import datasets
 
-from builders.runs.schema import source_features
+from builders.runs.rows import source_features
 from builders.sources.drawing import SHAPES, ShapesSource, caption_of, png_of
 from builders.variants import get_variant
 

@@ -6,10 +6,8 @@
 
 Plain ``load_dataset`` gives the same rows of a finished run folder or a published version. This builder also reads the
 finished shards of unfinished runs, refuses a finished run that is incomplete, and reads exactly the requested version
-of a published set, or none (see `builders.published.versions`).
+of a published set, or none (see `builders.published`).
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,11 @@ from typing import Any
 import datasets
 
 from builders.errors import DataError
-from builders.published.versions import open_published, shard_files
+from builders.published import open_published, shard_files
 from builders.runs import layout
 from builders.runs.layout import ShardEntry
+from builders.runs.rows import Files, ShardRows
 from builders.runs.run_files import shards
-from builders.runs.shard_rows import Files, ShardRows
 
 
 @dataclass
@@ -30,12 +28,9 @@ class SyntheticConfig(datasets.BuilderConfig):
     """A run folder, or a published version."""
 
     run: str | None = None
-    repo: str | None = None
-    """``USER/NAME`` on the Hub."""
-    revision: str | None = None
-    """A tag such as ``v1.0.0``, or a commit; a published set needs one."""
-    configuration: str | None = None
-    """A configuration of the published set; None is its default one."""
+    repo: str | None = None  # ``USER/NAME`` on the Hub
+    revision: str | None = None  # a tag such as ``v1.0.0``, or a commit; a published set needs one
+    configuration: str | None = None  # a configuration of the published set; None is its default one
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: Any = None) -> str:
         """Part of the cache's path, with the commit of a version, so that a branch that has moved is read again."""

@@ -5,8 +5,6 @@ directives, several documents, numbers that are not finite, control characters, 
 aliases are refused, with line and column.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -20,8 +18,7 @@ MOST_BYTES = 32 << 20  # a class map of 100,000 classes has 10 to 20 MB
 MOST_DEPTH = 64
 _TOO_DEEP = f"this is nested more than {MOST_DEPTH} levels deep"
 MOST_DIGITS = 400  # the largest double has 309
-MOST_COPIED = 100_000
-"""Values that all aliases together may repeat."""
+MOST_COPIED = 100_000  # values that all aliases together may repeat
 
 _WORDS = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
@@ -31,8 +28,7 @@ _WORDS = {
 _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-"""Control characters and surrogates."""
+NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters and surrogates
 _FRONT = re.compile(r"\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*\r?(?:\n|$)", re.DOTALL)
 _MERGE = "<<"
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import click
 
-from builders.errors import one_line
+from builders.errors import one_line, plural
 from builders.files import disk_error
 from hfsyn import __version__
 from hfsyn.commands.catalogue import CATALOGUE
+from hfsyn.commands.completion import completion_options
 from hfsyn.commands.hub import HUB_COMMANDS
 from hfsyn.commands.judging import EXHIBITS
 from hfsyn.commands.look import look_command
+from hfsyn.commands.menu import menu
 from hfsyn.commands.options import chosen_recipe, quiet_option, recipe_options, stage_options, strict
 from hfsyn.commands.outlook import LOOKING, left_out
 from hfsyn.commands.training import evaluate_command, train_command
@@ -78,10 +80,9 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str] | No
     sys.exit(code)
 
 
-@click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "HFSYN"}
-)
+@menu(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "auto_envvar_prefix": "HFSYN"})
 @click.version_option(__version__, prog_name="hfsyn")
+@completion_options
 def cli() -> None:
     """Caption real images, generate synthetic ones from the captions, publish and judge the result.
 
@@ -99,7 +100,7 @@ _captions = click.option(
 )
 
 
-@cli.command()
+@cli.command(short_help="Make the dataset of RECIPE: caption, generate, finish.")
 @click.argument("recipe")
 @click.option("--out", required=True, metavar="RUN", help="The run folder; made, or continued where it was left.")
 @recipe_options
@@ -129,17 +130,17 @@ def build(recipe: str, out: str, **given: Any) -> None:
 
 
 def _summary(run: Any, quiet: bool) -> None:
-    from builders.published.versions import RunFolder
+    from builders.published import RunFolder
     from builders.runs import layout
 
     manifest = RunFolder(run.folder).manifest().raw
     if not quiet:
-        count = f"{manifest['rows']} images of {len(manifest['classes'])} classes"
+        count = f"{plural(manifest['rows'], 'image')} of {plural(len(manifest['classes']), 'class')}"
         lines = [f"{count}, fingerprint {manifest['fingerprint'][:12]}"]
         aside = manifest["rejected"].items()
         lines += [f"set aside: {count} ({reason}); see {run.folder / layout.REJECTED}" for reason, count in aside]
         lines += left_out(manifest["left_out"], manifest["unreadable_classes"])
-        lines += [f"flagged: {count} rows {flag}" for flag, count in manifest["flags"].items()]
+        lines += [f"flagged: {plural(count, 'row')} {flag}" for flag, count in manifest["flags"].items()]
         click.echo("\n".join(lines), err=True)
     click.echo(run.folder)
 
@@ -191,7 +192,7 @@ def work_on(run: str, stages: str, **work: Any) -> None:
     _stage(tuple(stages.split(",")), run, **(work | {"num_processes": 1}))
 
 
-@cli.command()
+@cli.command(short_help="Check the shards of a RUN, then write its card and manifest.")
 @click.argument("run")
 @quiet_option
 def finish(run: str, quiet: bool) -> None:

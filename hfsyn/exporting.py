@@ -1,7 +1,5 @@
 """The real images of a run, stored as its synthetic ones are: for comparisons in which only the pictures differ."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import pyarrow.parquet as pq
 from builders.files import atomic_text, remove_abandoned
 from builders.images.decoding import decoded
 from builders.runs import layout, run_files
-from builders.runs.schema import synthetic_features
+from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.captions.prefetch import in_order
 from hfsyn.errors import ExitCode, HfsynError
@@ -22,11 +20,9 @@ from hfsyn.images.encoding import encode, fitted, stored_name
 from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
-from hfsyn.runs.shards import pending, write_parquet
-from hfsyn.runs.tables import StoredRows, image_of
+from hfsyn.runs.shards import StoredRows, image_of, pending, write_parquet
 
-NOTE = "export.json"
-"""What an exported folder is; it is written last."""
+NOTE = "export.json"  # what an exported folder is; it is written last
 
 
 def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) -> Path:
@@ -57,18 +53,13 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
     stored = StoredRows(run.folder)
     if not len(stored):
-        raise HfsynError(
-            f"{run.folder} has no finished shard of images, whose size the real ones are to have.",
-            f"Run: hfsyn generate {run.folder}",
-        )
+        said = f"{run.folder} has no finished shard of images, whose size the real ones are to have."
+        raise HfsynError(said, f"Run: hfsyn generate {run.folder}")
     size = image_of(stored.read([0], ["image"])[0]).size
     shards = run.caption_shards()
     if left := pending(shards):
-        raise HfsynError(
-            f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
-            f"Run: hfsyn caption {run.folder}",
-            code=ExitCode.PARTIAL,
-        )
+        said = f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards."
+        raise HfsynError(said, f"Run: hfsyn caption {run.folder}", code=ExitCode.PARTIAL)
     folder, note = Path(out).expanduser(), _note(run, *size)
     _claim(folder, note)
     schema = synthetic_features(run.class_names).arrow_schema
@@ -111,9 +102,8 @@ def _claim(folder: Path, note: str) -> None:
     remove_abandoned([*folder.glob(f".*{NOTE}.*.tmp"), *(folder / layout.DATA).glob(".*.parquet.*.tmp")])
     there = next((path.read_text(encoding="utf-8") for path in (done, begun) if path.is_file()), None)
     if there is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HfsynError(
-            f"{folder} holds files that do not belong to an export.", "Name an empty or new folder for --out."
-        )
+        said = f"{folder} holds files that do not belong to an export."
+        raise HfsynError(said, "Name an empty or new folder for --out.")
     if there is not None and there != note:
         raise HfsynError(f"{folder} holds the export of another run, or of other settings.", "Name another --out.")
     atomic_text(begun, note)

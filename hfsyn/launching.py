@@ -1,7 +1,5 @@
 """Several processes of one command: started through accelerate, ended together, and their errors said once."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json
@@ -43,7 +41,7 @@ def launch(
             long as this changes in between. None: never.
 
     Returns:
-        The launcher's exit code; where that is 0, the code of the first error that a process has told.
+        The launcher's exit code; if that is 0, the code of the first error that a process has told.
     """
     with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
         told = Path(folder) / "told"
@@ -115,8 +113,8 @@ def die_with_parent() -> None:
 def join_launcher() -> None:
     """Called first by every command: end with the launcher, and refuse one that started less than it was asked for.
 
-    Raises:
-        HfsynError: ``accelerate launch --cpu --num_processes N`` starts one process, whatever N is, and says nothing.
+    Raises HfsynError for ``accelerate launch --cpu --num_processes N``, which starts one process, whatever N is, and
+    says nothing.
     """
     if is_child():
         die_with_parent()
@@ -144,7 +142,7 @@ def _is_orphaned() -> bool:
 
 
 def _processes_asked_for() -> int:
-    """The ``--num_processes`` of the command that started this process; 1 where that cannot be read."""
+    """The ``--num_processes`` of the command that started this process; 1 if that cannot be read."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:

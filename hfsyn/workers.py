@@ -7,8 +7,6 @@ Launchers tell each process its place in environment variables, which may outliv
 inherited from a job that has ended. A process that believed them would wait for processes that never come.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -23,7 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
 T = TypeVar("T")
@@ -34,18 +32,15 @@ _AGENT = "TORCHELASTIC_USE_AGENT_STORE"
 """Set to ``True`` by a launcher whose processes meet at the launcher itself, which is there before they are."""
 _MPI_SIZES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 """From these accelerate would conclude that a process is one of several; hfsyn is not started by MPI."""
-PARENT = "HFSYN_LAUNCHED"
-"""Set by `hfsyn.launching.launch` to the number of its own process."""
+PARENT = "HFSYN_LAUNCHED"  # set by `hfsyn.launching.launch` to the number of its own process
 LAUNCHER_VARIABLES = frozenset({PARENT, "RANK", "LOCAL_RANK", "WORLD_SIZE", "ACCELERATE_DYNAMO_BACKEND"})
 """What torchrun, accelerate and `launch` tell a process about its place among several."""
 
-PATIENCE = 10.0
-"""Seconds of waiting for the other processes before a message says so."""
+PATIENCE = 10.0  # seconds of waiting for the other processes before a message says so
 LIMIT_HERE, LIMIT = 60.0, 900.0
 """Seconds after which the process gives up: where the meeting place is on this machine, and elsewhere."""
 
-_CONTROL = Path("/dev/nvidiactl")
-"""There where NVIDIA's driver is loaded."""
+_CONTROL = Path("/dev/nvidiactl")  # there where NVIDIA's driver is loaded
 _LIBRARIES = ["hfsyn", "torch", "diffusers", "transformers", "timm", "accelerate", "datasets"]
 _LIBRARIES += ["numpy", "pillow", "pyarrow"]
 
@@ -74,7 +69,7 @@ class Worker:
 
 def current_worker() -> Worker:
     """The worker that this process is, from the variables that torchrun and accelerate set; HfsynError (exit code 3)
-    where they do not fit each other.
+    if they do not fit each other.
     """
     given = {name: os.environ[name] for name in _NUMBERS if name in os.environ}
     for name, value in given.items():
@@ -162,7 +157,6 @@ def waiting_for_others(world: int) -> Iterator[None]:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a host's name or address is this machine's."""
     with contextlib.suppress(OSError), socket.socket() as listener:
         listener.bind((host, 0))
         return True
@@ -193,20 +187,16 @@ def pick_device(device: str | None) -> str:
 
     Under a launcher, accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise
     each rank believes itself alone. On a CPU one thread is used, whatever the number of processes: the last bits of a
-    result depend on the thread count, and several processes with many threads each slow each other down.
-
-    Raises:
-        HfsynError: the device is not there, or accelerate sees another world than the launcher.
+    result depend on the thread count, and several processes with many threads each slow each other down. Raises
+    HfsynError if the device is not there, or accelerate sees another world than the launcher.
     """
     import torch
 
     worker = current_worker()
     has_gpu = torch.cuda.is_available()
     if device is None and not has_gpu and visible_gpus() and _CONTROL.exists():
-        raise HfsynError(
-            f"This machine has NVIDIA GPUs, and torch {torch.__version__} cannot use them.",
-            "Update the driver or install the torch that fits it; or say --device cpu.",
-        )
+        said = f"This machine has NVIDIA GPUs, and torch {torch.__version__} cannot use them."
+        raise HfsynError(said, "Update the driver or install the torch that fits it; or say --device cpu.")
     wants_cpu = device == "cpu" or (device is None and not has_gpu)
     if not wants_cpu and not (has_gpu and (device or "cuda").startswith("cuda")):
         _made_current(device or "cuda")
@@ -220,7 +210,6 @@ def pick_device(device: str | None) -> str:
 
 
 def _meet(world: int, *, on_cpu: bool) -> None:
-    """Form the process group with the others."""
     from accelerate import PartialState
 
     check_launcher()
@@ -237,10 +226,8 @@ def _meet(world: int, *, on_cpu: bool) -> None:
             code=ExitCode.PREFLIGHT,
         ) from None
     if state.num_processes != world:
-        raise HfsynError(
-            f"The launcher started {world} processes, but accelerate counts {state.num_processes}.",
-            "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.",
-        )
+        said = f"The launcher started {world} processes, but accelerate counts {state.num_processes}."
+        raise HfsynError(said, "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.")
 
 
 def _made_current(device: str) -> str:
@@ -257,9 +244,8 @@ def _made_current(device: str) -> str:
             device = f"cuda:{index}"
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise HfsynError(
-            f"Device {device!r} is not usable: {first_line(error)}", "Use --device cpu, or leave it out."
-        ) from None
+        said = f"Device {device!r} is not usable: {first_line(error)}"
+        raise HfsynError(said, "Use --device cpu, or leave it out.") from None
     return device
 
 
@@ -277,9 +263,8 @@ def check_device(device: str | None) -> None:
         return
     kind, _, number = device.partition(":")
     if kind not in ("cuda", "mps", "xpu") or (number and not number.isdigit()):
-        raise HfsynError(
-            f"{device!r} is not a device.", "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out."
-        )
+        said = f"{device!r} is not a device."
+        raise HfsynError(said, "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out.")
     if kind == "cuda" and not visible_gpus():
         import torch
 
@@ -289,7 +274,12 @@ def check_device(device: str | None) -> None:
 
 def default_processes() -> int:
     """One process for each GPU that is visible, or one for each core that this process may use."""
-    return visible_gpus() or len(os.sched_getaffinity(0))
+    return visible_gpus() or cores()
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def visible_gpus() -> int:
@@ -320,5 +310,5 @@ def describe_device(device: str) -> str:
 
 def pool_threads() -> int:
     """Threads that decode or encode in this process: its share of the cores less one, 2 to 16."""
-    share = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    share = cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return max(2, min(16, share - 1))

@@ -42,9 +42,9 @@ from benchmarks import caption_arms, image_arms
 from benchmarks.measuring import Arm, Comparison, compare, matmul_ceiling
 from full_size_models import Size, save_blip, save_stable_diffusion
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory, release_memory
+from hfsyn.images.tuning import is_out_of_memory, release_memory
 from hfsyn.runs.options import WorkOptions
 from hfsyn.workers import describe_device
 

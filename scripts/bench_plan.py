@@ -43,7 +43,7 @@ WORDS = (
 STEPS = {
     "index": "from hfsyn.recipes.recipe import load_recipe; from hfsyn.runs.run import prepare; "
     "prepare(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
-    "plan": "from hfsyn.runs.plan import write_plan; from hfsyn.runs.run import load_run; "
+    "plan": "from hfsyn.runs.stage import write_plan; from hfsyn.runs.run import load_run; "
     "write_plan(load_run({run!r}))",
     "forecast": "from hfsyn.outlook.forecast import forecast; from hfsyn.recipes.recipe import load_recipe; "
     "forecast(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
@@ -142,9 +142,9 @@ def make_model(folder: Path) -> None:
     """What a forecast reads of a Stable Diffusion: its index and its tokenizer, which takes 77 tokens as CLIP's does.
     It is the built-in one, which spells most words in letters: of CLIP's own, fewer prompts come near the limit.
     """
-    from hfsyn import models
+    from hfsyn.models.finding import locate
 
-    builtin = Path(models.path("generator"))
+    builtin = Path(locate("builtin", "generator"))
     shutil.copytree(builtin / "tokenizer", folder / "tokenizer")
     shutil.copy(builtin / "model_index.json", folder)
     settings = folder / "tokenizer" / "tokenizer_config.json"
@@ -153,7 +153,7 @@ def make_model(folder: Path) -> None:
 
 def make_captions(run: Run) -> None:
     """Finished caption shards, as the stage writes them."""
-    from builders.runs.schema import captioned_features
+    from builders.runs.rows import captioned_features
     from hfsyn.runs.shards import write_shard
 
     schema = captioned_features(run.class_names).arrow_schema

@@ -25,7 +25,7 @@ import torch
 from benchmarks.image_arms import Ours, Plain, Setting
 from benchmarks.measuring import Watched, compare, say
 
-from hfsyn import models
+from hfsyn.models.finding import locate
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.options import WorkOptions
 
@@ -36,7 +36,7 @@ def main() -> None:
     options = parse_options()
     torch.set_num_threads(1)
     part = load_recipe("shapes-cip").generate
-    model = models.path("generator")
+    model = Path(locate("builtin", "generator"))
     setting = Setting(part.steps, "default", part.guidance_scale)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

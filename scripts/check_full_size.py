@@ -32,9 +32,9 @@ import torch
 from full_size_models import EXPECTED, Size, save_blip, save_blip2, save_sdxl, save_stable_diffusion
 from PIL import Image
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory, release_memory
+from hfsyn.images.tuning import is_out_of_memory, release_memory
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart
 from hfsyn.workers import describe_device
 

@@ -50,7 +50,7 @@ PATIENCE = 20.0
 
 CHILD = """
 import functools, time
-import builders.hub.answers, hfsyn.hub.repo as hub, hfsyn.publishing.publication as publication
+import builders.hub, hfsyn.hub.repo as hub, hfsyn.publishing.publication as publication
 import hfsyn.publishing.reading_back as back
 from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.utils import _http
@@ -61,7 +61,7 @@ def factory():
     return client
 set_client_factory(factory)
 hub.FILES_A_COMMIT = publication.FILES_A_COMMIT = {most}
-back._READERS, builders.hub.answers.FIRST_PAUSE = 1, 0.0
+back._READERS, builders.hub.FIRST_PAUSE = 1, 0.0
 main({command!r})
 """
 

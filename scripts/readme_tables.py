@@ -80,8 +80,7 @@ def strategies() -> Rows:
 
 def variants() -> Rows:
     """The variants of the table."""
-    from builders.variants import VARIANTS
-    from builders.variants.variant import access
+    from builders.variants import VARIANTS, access
 
     return [
         {

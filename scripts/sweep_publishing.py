@@ -32,14 +32,14 @@ def live(name: str, folder: str, report: str, deadly: int | None) -> None:
     import httpx2
     from sweep_kills import Watch
 
-    import builders.hub.answers
+    import builders.hub
     import hfsyn.hub.repo as hub
     import hfsyn.publishing.publication as publication
     import hfsyn.publishing.reading_back
     from hfsyn.publishing.publication import publish
     from hfsyn.publishing.watching import watch
 
-    builders.hub.answers.FIRST_PAUSE, hfsyn.publishing.reading_back._READERS = 0.0, 1
+    builders.hub.FIRST_PAUSE, hfsyn.publishing.reading_back._READERS = 0.0, 1
     if name == "publish-pull":
         hub.FILES_A_COMMIT = publication.FILES_A_COMMIT = 6
     place = Path(folder)

@@ -1,7 +1,5 @@
 """Any picture (CMYK, Lab, palette, deep grey, transparent) as 8-bit sRGB; a colour profile is applied."""
 
-from __future__ import annotations
-
 import io
 from functools import cache, lru_cache
 from typing import Any
@@ -21,8 +19,7 @@ _FAMILIES = {
 
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
-_VISIBLE = 64
-"""Deep grey is nearly black if white divided by its brightest value is larger than this."""
+_VISIBLE = 64  # deep grey is nearly black if white divided by its brightest value is larger than this
 
 
 class UnsupportedColours(ValueError):  # noqa: N818 (a verdict on the data, as `builders.images.decoding.ImageRejected` is)

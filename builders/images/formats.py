@@ -1,7 +1,5 @@
 """Image file formats, by file extension or by first bytes."""
 
-from __future__ import annotations
-
 import re
 
 _PICTURES = """
@@ -15,8 +13,7 @@ _CAMERAS = "dng cr2 cr3 crw nef nrw arw srf sr2 orf rw2 raf pef srw raw 3fr iiq 
 IMAGE_SUFFIXES = frozenset("." + ending for ending in f"{_PICTURES} {_CAMERAS}".split())
 """Image file extensions, lower case. Formats without a decoder are set aside with a reason, not ignored."""
 
-HEAD = 4096
-"""How many of a file's first bytes identify its format."""
+HEAD = 4096  # how many of a file's first bytes identify its format
 
 _STARTS: dict[str, tuple[bytes, ...]] = {
     "JPEG": (b"\xff\xd8",),
@@ -48,16 +45,8 @@ _STARTS: dict[str, tuple[bytes, ...]] = {
     "McIDAS": (b"\x00\x00\x00\x00\x00\x00\x00\x04",),
     "IM": (b"Image type:",),
 }
-_STARTS["camera raw"] = (
-    b"FUJIFILMCCD-RAW",
-    b"IIRO",
-    b"IIRS",
-    b"MMOR",
-    b"IIU\x00",
-    b"II\x1a\x00\x00\x00HEAP",
-    b"\x00MRM",
-    b"FOVb",
-)
+_RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\x00", b"II\x1a\x00\x00\x00HEAP", b"\x00MRM", b"FOVb")
+_STARTS["camera raw"] = _RAW
 """Format -> how its files can start."""
 
 _PATTERNS = {
@@ -83,8 +72,7 @@ _PATTERNS = {
 _COMPILED = {name: re.compile(pattern, re.DOTALL) for name, pattern in _PATTERNS.items()}
 
 _BRANDS = {"AVIF": [b"avif", b"avis"], "HEIC": [b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"]}
-_BRANDS["camera raw"] = [b"crx "]
-"""Format -> brands of `ftyp` containers."""
+_BRANDS["camera raw"] = [b"crx "]  # format -> brands of `ftyp` containers
 
 
 def format_of(head: bytes) -> str | None:
@@ -98,8 +86,3 @@ def format_of(head: bytes) -> str | None:
             return name
     name = next((name for name, pattern in _COMPILED.items() if pattern.match(head)), "")
     return None if not name or (name == "SVG" and b"<svg" not in head) else name
-
-
-def looks_like_image(head: bytes) -> bool:
-    """Whether a file starts like an image; see `format_of`."""
-    return format_of(head) is not None

@@ -30,8 +30,6 @@ bytes. Sidecars have a folder of their own because pandas, polars and pyarrow re
 anything but Parquet lies in it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -41,8 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
-from builders.file_names import is_litter
-from builders.files import is_owned_name
+from builders.files import is_litter, is_owned_name
 from builders.yaml import load_mapping
 
 RECIPE = "recipe.yaml"
@@ -56,12 +53,10 @@ REJECTED = "rejected.jsonl"
 MANIFEST = "manifest.json"
 CARD = "README.md"
 PREVIEW = "preview"
-SAMPLES = "samples.png"
-"""The contact sheet in `PREVIEW`."""
+SAMPLES = "samples.png"  # the contact sheet in `PREVIEW`
 LOCKS = ".locks"
 
-DEFAULT_CONFIG = "default"
-"""The configuration at the root of a repository; others are in a folder of their name."""
+DEFAULT_CONFIG = "default"  # the configuration at the root of a repository; others are in a folder of their name
 
 KNOWN = frozenset({RECIPE, STRATEGY, SOURCE, "source.json", CAPTIONS, PLAN, "plan.json"})
 KNOWN |= {DATA, SIDECARS, REJECTED, MANIFEST, CARD, PREVIEW, LOCKS}
@@ -72,8 +67,7 @@ FORMAT = 3
 bytes or another folder; other versions are refused.
 """
 
-ROW_GROUP_BYTES = 100 * 2**20
-"""The largest row group that the Dataset Viewer reads."""
+ROW_GROUP_BYTES = 100 * 2**20  # the largest row group that the Dataset Viewer reads
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet")
@@ -83,30 +77,22 @@ _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\
 class Sidecar:
     """Facts about one finished shard."""
 
-    stage: str
-    """``caption`` or ``generate``."""
+    stage: str  # ``caption`` or ``generate``
     shard: int
     of: int
-    start: int
-    """First line of the source index (caption) or of the plan (generate)."""
-    stop: int
-    """One past the last line."""
-    rows: int
-    """Rows in the file: ``stop - start`` minus the rejected ones."""
+    start: int  # first line of the source index (caption) or of the plan (generate)
+    stop: int  # one past the last line
+    rows: int  # rows in the file: ``stop - start`` minus the rejected ones
     sha256: str
     bytes: int
     fingerprint: str
-    rejected: tuple[Mapping[str, str], ...] = ()
-    """One ``{"id", "reason"}`` for each line without a row."""
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """Rows of each wnid."""
+    rejected: tuple[Mapping[str, str], ...] = ()  # one ``{"id", "reason"}`` for each line without a row
+    counts: Mapping[str, int] = field(default_factory=dict)  # rows of each wnid
     flags: Mapping[str, int] = field(default_factory=dict)
     """Flag -> number of rows that have it: truncated, safety, retried, and the caption checks."""
-    seconds: float = 0.0
-    """Wall time of this shard alone, without loading the model."""
+    seconds: float = 0.0  # wall time of this shard alone, without loading the model
     device: str = ""
-    worker: str = ""
-    """The process that made it, as ``RANK of WORLD``; it does not affect the shard."""
+    worker: str = ""  # the process that made it, as ``RANK of WORLD``; it does not affect the shard
     software: Mapping[str, str] = field(default_factory=dict)
     grid: tuple[tuple[int, int, int], ...] = ()
     """The batches, which affect the last bits of an image: ``[attempt, first, size]`` means that from the first-th line
@@ -171,8 +157,7 @@ def recipe_fields(text: str, where: str) -> dict[str, Any]:
 class ShardEntry:
     """One shard in a manifest."""
 
-    file: str
-    """``data/NAME.parquet`` or ``captions/NAME.parquet``."""
+    file: str  # ``data/NAME.parquet`` or ``captions/NAME.parquet``
     rows: int
     bytes: int
     sha256: str

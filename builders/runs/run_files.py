@@ -5,8 +5,6 @@ existence means that the table is done. It states the recipe's fingerprint and t
 whenever the table is read. The manifest covers all other files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -15,11 +13,10 @@ from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
-from builders.errors import DataError
+from builders.errors import DataError, and_more
 from builders.files import atomic_text, digest_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest, sidecar_name, sidecar_of
-from builders.wording import and_more
 
 _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 
@@ -28,13 +25,11 @@ _WHAT = {layout.SOURCE: "the index of the real images", layout.PLAN: "the plan"}
 class Marker:
     """Facts about a finished source.parquet or plan.parquet."""
 
-    stage: str
-    """``source`` or ``plan``."""
+    stage: str  # ``source`` or ``plan``
     rows: int
     sha256: str
     bytes: int
-    fingerprint: str
-    """Of the recipe that it was made for."""
+    fingerprint: str  # of the recipe that it was made for
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of things in the source that are not in its index."""
 
@@ -91,9 +86,8 @@ def table(path: Path, fingerprint: str | None = None) -> Marker:
     size = path.stat().st_size
     if size != found.bytes or digest_of(path) != found.sha256:
         how = f"is cut short ({size} of {found.bytes} bytes)" if size < found.bytes else "has other bytes than written"
-        raise DataError(
-            f"{what} of {path.parent} {how}.", f"Delete {path} and run the same `hfsyn build` again: it is made again."
-        )
+        said = f"{what} of {path.parent} {how}."
+        raise DataError(said, f"Delete {path} and run the same `hfsyn build` again: it is made again.")
     return found
 
 

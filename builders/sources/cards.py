@@ -5,8 +5,6 @@ of `datasets`: folders and file names that contain "train", "dev", "test" and so
 are never combined: the user must choose one.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import posixpath
@@ -16,10 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, first_line, quoted
 from builders.images.formats import IMAGE_SUFFIXES
 from builders.variants import SPLIT_WORDS, usual_split
-from builders.wording import first_line, quoted
 from builders.yaml import front_matter, load
 
 CARD_FILES = ("README.md", ".huggingface.yaml", "dataset_infos.json")
@@ -59,10 +56,8 @@ class Tables:
     splits: Mapping[str, tuple[str, ...]]
     """The dataset's own name of a split -> its files, relative to the dataset, sorted."""
     config: str | None = None
-    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Column -> label names of the card."""
-    named: bool = True
-    """Whether the dataset itself names its splits; otherwise all files are the split "train"."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # column -> label names of the card
+    named: bool = True  # whether the dataset itself names its splits; otherwise all files are the split "train"
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of files beside the tables that are not read."""
 
@@ -279,7 +274,7 @@ def _matching(pattern: str, base: str, files: Iterable[str]) -> list[str]:
 def _by_split(
     patterns: Mapping[str, Sequence[str]], base: str, files: Sequence[str], where: str, *, stated: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Split -> its Parquet files; empty where the patterns match only other kinds of files."""
+    """Split -> its Parquet files; empty if the patterns match only other kinds of files."""
     found: dict[str, set[str]] = {split: set() for split in patterns}
     for split, glob in ((split, glob) for split, globs in patterns.items() for glob in globs):
         matched = _matching(glob, base, files)
@@ -310,7 +305,6 @@ def folder_parts(folder: str) -> str:
 
 
 def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> None:
-    """Refuse tables in several folders without a card."""
     there = {folder_parts(posixpath.dirname(name.removeprefix(base))) for names in splits.values() for name in names}
     if len(there) <= 1:
         return

@@ -1,10 +1,8 @@
 """Which column of a table is the image, which the label, and which class a label means; asked by all table readers.
 
 The image is a column of bytes, or of {bytes, path} as `datasets` writes it. The label is found by name, the most
-reliable first (`LABEL_COLUMNS`); where several columns could be the label, they must name the same class in each row.
+reliable first (`LABEL_COLUMNS`); if several columns could be the label, they must name the same class in each row.
 """
-
-from __future__ import annotations
 
 import json
 from collections import Counter
@@ -16,10 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from builders.errors import DataError
-from builders.sources.labels import check_names, hub_labels, label_map, refuse, spelling
+from builders.errors import DataError, quoted
+from builders.sources.rows import check_names, hub_labels, label_map, refuse, spelling
 from builders.variants import Choice, Variant
-from builders.wording import quoted
 
 LABEL_COLUMNS = ("wnid", "synset", "label", "labels", "class", "class_name", "fine_label", "target")
 IMAGE_COLUMNS = ("image", "img", "jpg", "image_bytes")
@@ -59,16 +56,12 @@ class Label:
 class Columns:
     """The relevant columns of one table."""
 
-    where: str
-    """The table's name in a message."""
+    where: str  # the table's name in a message
     image: str
-    nested: bool
-    """Whether an image is {bytes, ...} rather than bytes."""
+    nested: bool  # whether an image is {bytes, ...} rather than bytes
     has_path: bool
-    labels: tuple[Label, ...]
-    """All that could be the label, the most reliable first."""
-    id: str | None
-    """The column of ids, in rows that hfsyn wrote."""
+    labels: tuple[Label, ...]  # all that could be the label, the most reliable first
+    id: str | None  # the column of ids, in rows that hfsyn wrote
 
     @property
     def for_index(self) -> list[str]:
@@ -77,7 +70,7 @@ class Columns:
         return [*(label.column for label in self.labels), *name]
 
     def names(self, table: pa.Table) -> list[str | None]:
-        """The name of each row's image, None where it has none; `table` has the columns `for_index`."""
+        """The name of each row's image, None if it has none; `table` has the columns `for_index`."""
         if self.id:
             return [None if name is None else str(name) for name in table.column(self.id).to_pylist()]
         if not self.has_path:
@@ -172,10 +165,8 @@ def _label_columns(
     if labels:
         return tuple(filter(_meant, labels)) or tuple(labels)
     if known:
-        raise DataError(
-            f"The column '{known[0]}' of {where} holds {schema.field(known[0]).type}, which is not one label an image.",
-            "Expected text, or whole numbers with label names.",
-        )
+        said = f"The column '{known[0]}' of {where} holds {schema.field(known[0]).type}, not one label per image."
+        raise DataError(said, "Expected text, or whole numbers with label names.")
     said = f"{where} has no column of classes; its columns are {quoted(schema.names)}."
     raise DataError(said, f"Expected one of {quoted(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}")
 
@@ -257,8 +248,7 @@ def meanings(
 class _Coded(NamedTuple):
     label: Label
     values: pa.Array
-    codes: np.ndarray[Any, Any]
-    """For each row the index of its class, or _NO_LABEL or _UNKNOWN."""
+    codes: np.ndarray[Any, Any]  # for each row the index of its class, or _NO_LABEL or _UNKNOWN
     unknown: list[str]
     by_number: bool
 

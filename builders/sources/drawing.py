@@ -9,8 +9,6 @@ background with too little contrast. In "shapes-context" each of the three is wi
 (`CONTEXTS`): as in photographs, the surroundings then say something about the class.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math
@@ -56,15 +54,11 @@ _TEXTURE_WORDS = {"plain": "plain", "gradient": "gradient", "stripes": "striped"
 
 COLOURS, BACKGROUNDS, TEXTURES = tuple(_COLOUR_RGB), tuple(_BACKGROUND_RGB), tuple(_TEXTURE_WORDS)
 WORLDS = ("shapes", "shapes-context")
-CANVAS = 32
-"""Side of a drawing in pixels."""
-SIZE_RANGE = (0.62, 0.86)
-"""Span of a shape before rotation, as a fraction of the frame."""
-MAX_OFFSET = 2.5
-"""Largest distance of the centre from the middle of the frame on each axis, in pixels."""
+CANVAS = 32  # side of a drawing in pixels
+SIZE_RANGE = (0.62, 0.86)  # span of a shape before rotation, as a fraction of the frame
+MAX_OFFSET = 2.5  # largest distance of the centre from the middle of the frame on each axis, in pixels
 MAX_ROTATION = 15.0  # degrees to either side
-CONTEXT_SHARE = 0.75
-"""In "shapes-context": the probability of each of the class's own attributes."""
+CONTEXT_SHARE = 0.75  # in "shapes-context": the probability of each of the class's own attributes
 
 _SUPERSAMPLE = 4
 _NOISE_LEVELS = 4.0  # of 255; makes all drawings different, and is barely visible

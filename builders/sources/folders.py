@@ -14,8 +14,6 @@ names, and some classes may be missing. All of it may lie a few folders deeper, 
 `builders.sources.folder_layouts` decides what is what.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections import Counter
@@ -25,8 +23,8 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from builders.errors import DataError
-from builders.file_names import as_path, as_text, shown
+from builders.errors import DataError, quoted, shown
+from builders.files import as_path, as_text
 from builders.sources.folder_contents import (
     Contents,
     Part,
@@ -38,10 +36,8 @@ from builders.sources.folder_contents import (
     refuse_others,
 )
 from builders.sources.folder_layouts import Layout, folder_layout
-from builders.sources.labels import check_numbers, label_map, refuse
-from builders.sources.rows import IndexEntry, Source, SourceRow
+from builders.sources.rows import IndexEntry, Source, SourceRow, check_numbers, label_map, refuse
 from builders.variants import SPLIT_WORDS, VARIANTS, ClassInfo, Variant
-from builders.wording import quoted
 
 _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 """Errors of a single file, if it still exists, that do not mean that the disk is gone."""
@@ -51,10 +47,8 @@ _OF_ONE_FILE = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 class LabelImages:
     """The images with one label, and what else lies in their folders."""
 
-    names: dict[str, Path] = field(default_factory=dict)
-    """File name, as the system has it -> folder."""
-    others: Counter[str] = field(default_factory=Counter)
-    """Reason in words -> number of files that are not read."""
+    names: dict[str, Path] = field(default_factory=dict)  # file name, as the system has it -> folder
+    others: Counter[str] = field(default_factory=Counter)  # reason in words -> number of files that are not read
     archives: list[str] = field(default_factory=list)
     deeper: dict[str, int] = field(default_factory=dict)
     """Folder within a class folder, relative to the split's -> number of images in it, which are not read."""
@@ -156,7 +150,7 @@ class FolderSource:
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
         """The files' bytes in the order of `entries`; empty, with the reason, for a single file that cannot be read.
 
-        Raises DataError where a file of the index, its folder or the disk is gone.
+        Raises DataError if a file of the index, its folder or the disk is gone.
         """
         for entry in entries:
             image, problem = b"", ""
@@ -176,7 +170,7 @@ def open_path(
     Raises DataError, which says what was found, if there is no such folder or split, no image, or if labels are not the
     variant's.
     """
-    from builders.sources.parquet import open_parquet  # pyarrow only where it is needed
+    from builders.sources.parquet import open_parquet  # pyarrow only if it is needed
 
     top = check_place(path)
     tables = open_parquet(variant, top, split, limit_per_class=limit_per_class)
@@ -224,7 +218,7 @@ def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataErr
 
 
 def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
-    """The variant's splits in a local folder; only the first one where the layout has no splits.
+    """The variant's splits in a local folder; only the first one if the layout has no splits.
 
     Raises DataError if there is no such folder.
     """
@@ -263,7 +257,7 @@ def _folder_source(variant: Variant, layout: Layout, part: Part, limit: int | No
 def _fault(path: Path, error: OSError) -> str:
     """Why this one file cannot be read, in the system's words.
 
-    Raises DataError where the disk or folder may be gone: otherwise every image would count as a bad one.
+    Raises DataError if the disk or folder may be gone: otherwise every image would count as a bad one.
     """
     target = Path(os.path.realpath(path))  # of a link, its target matters
     if error.errno in _OF_ONE_FILE and os.path.lexists(target):

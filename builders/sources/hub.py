@@ -1,7 +1,5 @@
 """Variants streamed from the Hugging Face Hub: the commit, its files, and errors that say what to do."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +8,10 @@ from huggingface_hub import HfApi, HfFileSystem
 from huggingface_hub.errors import RevisionNotFoundError
 
 from builders.errors import DataError
-from builders.hub.answers import Patience, asked, is_offline, patiently
+from builders.hub import Patience, asked, is_offline, patiently
 from builders.sources.cards import CARD_FILES, NoConfigurationError, Tables, find_tables, read_card, what_lies_there
 from builders.sources.parquet import ParquetSource
-from builders.variants import Choice, HubSource, Variant
-from builders.variants.variant import how_to_unpack
+from builders.variants import Choice, HubSource, Variant, how_to_unpack
 
 _CONVERTED = "refs/convert/parquet"
 """The branch with the Hub's own conversion to Parquet of repositories in other formats."""
@@ -27,8 +24,7 @@ class Repository:
     repo_id: str
     commit: str
     tables: Tables
-    others: str
-    """What it consists of if it has no tables, in words."""
+    others: str  # what it consists of if it has no tables, in words
     filesystem: Any
 
     @property

@@ -5,8 +5,6 @@ looked up in lists in the folder (words.txt, LOC_synset_mapping.txt). Ids of oth
 for the user to check before the class map is used.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -17,17 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
-from builders.file_names import as_path, shown
-from builders.files import atomic_text
-from builders.hub.answers import Patience, is_offline, patiently
+from builders.errors import DataError, quoted, shown
+from builders.files import as_path, atomic_text
+from builders.hub import Patience, is_offline, patiently
 from builders.sources.folder_contents import Part, find_place, listing, refuse_others
 from builders.sources.folder_layouts import folder_layout
 from builders.sources.folders import beside, images_of
-from builders.sources.labels import class_keys, is_wnid, spelling
+from builders.sources.rows import class_keys, is_wnid, spelling
 from builders.variants import Choice, get_variant
 from builders.variants.class_maps import class_id, own_variant
-from builders.wording import quoted
 
 _LISTS = ("words.txt", "LOC_synset_mapping.txt", "map_clsloc.txt")
 _NUMBERED = re.compile(r"\d+[\s._-]+(?=.*[^\W\d_])")
@@ -117,10 +113,8 @@ def _of_path(top: Path, choice: Choice) -> tuple[dict[str, int], list[str], dict
         return dict(found.counts), list(found.labels), said
     if said:
         flags = ", ".join("--" + key.replace("_", "-") for key in said)
-        raise DataError(
-            f"{flags} is for tables, and {shown(top)} has no Parquet files with images.",
-            "Leave it out: the classes of image files are their folders.",
-        )
+        problem = f"{flags} is for tables, and {shown(top)} has no Parquet files with images."
+        raise DataError(problem, "Leave it out: the classes of image files are their folders.")
     return *_of_folder(top), {}
 
 
@@ -277,7 +271,6 @@ def _remarks(
 
 
 def _check_alike(labels: Sequence[str], classes: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Refuse two labels that a class map could not tell apart."""
     seen: dict[str, str] = {}
     for label, row in zip(labels, classes, strict=True):
         for word in (label, row["id"], row["name"]):

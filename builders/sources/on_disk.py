@@ -1,7 +1,5 @@
 """The Parquet files of a local folder: of a dataset's copy with its card, or any others."""
 
-from __future__ import annotations
-
 import logging
 import os
 import posixpath
@@ -22,8 +20,7 @@ from builders.sources.columns import holds_images
 from builders.sources.folder_contents import leads_back
 from builders.variants import Choice, Variant
 
-_DEEPEST = 6
-"""Levels of folders that are searched, as links could form a loop."""
+_DEEPEST = 6  # levels of folders that are searched, as links could form a loop
 _log = logging.getLogger(__name__)
 
 

@@ -4,8 +4,6 @@ The index reads only the columns of labels and file names; images are read by th
 few images of each class cost about as much as their size, even if the rows are sorted by class.
 """
 
-from __future__ import annotations
-
 import logging
 from bisect import bisect_right
 from collections import deque
@@ -20,23 +18,19 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
-from builders.file_names import below
-from builders.hub.answers import read_whole, resumed
+from builders.errors import DataError, brief, quoted
+from builders.files import below
+from builders.hub import STREAM_ATTEMPTS, Patience, patiently, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
-from builders.sources.labels import file_wnid, is_wnid
 from builders.sources.on_disk import local_choice, split_there, tables_of
-from builders.sources.rows import IndexEntry, SourceRow
+from builders.sources.rows import IndexEntry, SourceRow, file_wnid, is_wnid
 from builders.variants import Choice, ClassInfo, Variant, usual_split
-from builders.wording import quoted
 
 T = TypeVar("T")
 
-_AHEAD = 8
-"""Remote files whose labels are fetched at once: each costs a few round trips and few bytes."""
-_BUFFER = 8 << 20
-"""Bytes of images that are read at once from a local file."""
+_AHEAD = 8  # remote files whose labels are fetched at once: each costs a few round trips and few bytes
+_BUFFER = 8 << 20  # bytes of images that are read at once from a local file
 _log = logging.getLogger(__name__)
 
 
@@ -144,7 +138,7 @@ class ParquetSource:
         return find_columns(schema, f"'{name}'", choice=self._choice, names=names)
 
     def _listed(self, name: str) -> tuple[bool, list[tuple[str | None, str | None]]]:
-        """Whether labels are numbers that the variant knows; class and file name of each row, None where unknown."""
+        """Whether labels are numbers that the variant knows; class and file name of each row, None if unknown."""
         with self._open(name) as stream:
             file = pq.ParquetFile(stream, pre_buffer=True)  # joins the reads of neighbouring columns into one request
             columns = self._columns(file.schema_arrow, name)
@@ -228,7 +222,10 @@ class ParquetSource:
         return in_parallel(lambda name: self._patiently(self._entries, name), self._names)
 
     def _patiently(self, read: Callable[[str], T], name: str) -> T:
-        return read(name) if self._local else read_whole(lambda: read(name), *self._repository)
+        if self._local:
+            return read(name)
+        repo_id, revision = self._repository
+        return patiently(lambda: read(name), Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS))
 
     @property
     def _repository(self) -> tuple[str, str]:
@@ -263,7 +260,7 @@ class ParquetSource:
 def _said(error: Exception) -> str:
     """What the system or pyarrow says about a file, on one line."""
     strerror = error.strerror if isinstance(error, OSError) else None
-    return (strerror or " ".join(str(error).split())[:200] or type(error).__name__).rstrip(".")
+    return (strerror or brief(error) or type(error).__name__).rstrip(".")
 
 
 def _row_group(

@@ -1,7 +1,5 @@
 """The classes that occur in tables, for a new class map: there is no variant yet that says what a label means."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +11,15 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
+from builders.errors import DataError, brief, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
-from builders.sources.labels import class_keys, spelling
 from builders.sources.on_disk import local_tables
 from builders.sources.parquet import different_images, in_parallel
+from builders.sources.rows import class_keys, spelling
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
-from builders.wording import quoted
 
-_Values = tuple[str | None, ...]
-"""The labels of a row in each of the columns that could be the label, in words."""
+_Values = tuple[str | None, ...]  # the labels of a row in each of the columns that could be the label, in words
 _log = logging.getLogger(__name__)
 
 
@@ -31,12 +27,9 @@ _log = logging.getLogger(__name__)
 class TableClasses:
     """What a class map says about tables."""
 
-    counts: Mapping[str, int]
-    """Our name of a split -> its number of rows with a label."""
-    labels: Sequence[str]
-    """In the order of the label numbers, or sorted."""
-    splits: Mapping[str, str]
-    """Our name of a split -> theirs."""
+    counts: Mapping[str, int]  # our name of a split -> its number of rows with a label
+    labels: Sequence[str]  # in the order of the label numbers, or sorted
+    splits: Mapping[str, str]  # our name of a split -> theirs
     image_column: str
     label_column: str
 
@@ -52,8 +45,7 @@ def local_classes(root: Path, choice: Choice) -> TableClasses | None:
             return None
         return classes_of(fsspec.filesystem("file"), str(there[0]), there[1], choice, str(root))
     except (OSError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"A Parquet file in {root} cannot be read: {said}", "Copy it again.") from error
+        raise DataError(f"A Parquet file in {root} cannot be read: {brief(error)}", "Copy it again.") from error
 
 
 def classes_of(filesystem: Any, root: str, tables: Tables, choice: Choice, where: str) -> TableClasses:

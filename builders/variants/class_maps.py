@@ -1,12 +1,12 @@
 """Custom variants: a class map in a YAML file, for images that no variant of the table has.
 
     name: flowers
-    splits: {train: 3000, test: 500}      # images in each, null where unknown
+    splits: {train: 3000, test: 500}      # images in each, null if unknown
     path: photos/flowers                  # a local folder (source.path of a recipe goes before it), and/or:
     hub: {repo_id: alice/flowers, splits: {train: train, test: validation}}
     tables: {label_column: species}       # of Parquet files in path, where the common rules pick the wrong column
     classes:                              # in the order of the labels
-    - {id: n11939491, name: daisy}        # a WordNet id where there is one
+    - {id: n11939491, name: daisy}        # a WordNet id if there is one
     - {id: dog-rose, name: dog rose, label: Rosa canina, definition: a wild rose with pink flowers}
 
 A class is identified by its **id**: a WordNet id, or a word of your own (letters, digits, dashes, underscores), which
@@ -19,8 +19,6 @@ The file is read once: a recipe then carries its content (`source.definition`) u
 splits and repository; title, licence, homepage and the counts may be changed at any time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -32,20 +30,17 @@ from types import MappingProxyType
 from typing import Any
 
 from builders.errors import DataError
-from builders.variants import get_variant, register
-from builders.variants.variant import Choice, ClassInfo, HubSource, Variant
+from builders.variants import Choice, ClassInfo, HubSource, Variant, get_variant, register
 from builders.yaml import is_yaml_name, load_file
 
 MOST_CLASSES = 100_000
 _MOST_LETTERS = 2_000
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_JOINERS = dict.fromkeys((0x200C, 0x200D))
-"""Zero-width joiners, which Persian words and emoji contain."""
+_JOINERS = dict.fromkeys((0x200C, 0x200D))  # zero-width joiners, which Persian words and emoji contain
 _MOST_IN_ID = 64
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9_-]{{0,{_MOST_IN_ID - 1}}}")
-_DIGITS = 12
-"""Of the hash in an id: two of a hundred thousand labels collide with a probability of 1 in 50,000."""
+_DIGITS = 12  # of the hash in an id: two of a hundred thousand labels collide with a probability of 1 in 50,000
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _SPLITS = ("train", "validation", "test")
 _KEYS = ("name", "title", "licence", "homepage", "images", "splits", "hub", "tables", "classes")
@@ -232,7 +227,6 @@ def _keys(fields: Any, known: Sequence[str], needed: Sequence[str], where: str) 
 
 
 def _text(value: Any, key: str, where: str) -> str:
-    """A text on one line; empty for null."""
     if value is None:
         return ""
     if not isinstance(value, str):

@@ -1,7 +1,5 @@
 """Real images on their way to the captioner: read, decoded and prepared ahead of the device, across shards."""
 
-from __future__ import annotations
-
 import hashlib
 import queue
 import threading
@@ -28,8 +26,7 @@ BATCHES_AHEAD = 2
 """Batches that are ready or being prepared while the device works; one of 256 images of 384 px takes 450 MB
 in float32."""
 _ROWS_AHEAD = 64
-_BYTES_AHEAD = 8 << 20
-"""Images that wait to be decoded: at most this many, or this many bytes."""
+_BYTES_AHEAD = 8 << 20  # images that wait to be decoded: at most this many, or this many bytes
 
 
 @dataclass
@@ -39,8 +36,7 @@ class Reading:
     shard: Shard
     rows: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[dict[str, str]] = field(default_factory=list)
-    asked: int = 0
-    """Images that a text was asked for."""
+    asked: int = 0  # images that a text was asked for
     grid: list[tuple[int, int, int]] = field(default_factory=list)
     """See `Sidecar.grid`; counted among the images that a text was asked for."""
 
@@ -51,10 +47,8 @@ class Batch:
 
     reading: Reading
     seen: list[Seen]
-    answer: Future[Answer] | None = None
-    """Ready to be asked of the device."""
-    size: int = 0
-    """For which it was prepared."""
+    answer: Future[Answer] | None = None  # ready to be asked of the device
+    size: int = 0  # for which it was prepared
 
 
 def batches(

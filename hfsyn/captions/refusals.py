@@ -4,21 +4,18 @@ A batch that fails is asked again in halves, padded to the same size, until the 
 others get the captions that they would have had.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from builders.wording import first_line
+from builders.errors import first_line
 from hfsyn.captions.token_drawing import Refused
 from hfsyn.errors import HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.runs.run import REFUSES
 
 T = TypeVar("T")
-MOST = 32
-"""Images that a model may refuse before it has taken any."""
+MOST = 32  # images that a model may refuse before it has taken any
 _PATH = re.compile(r"(?<![\w/])(?:[A-Za-z]:\\|/|~/)[^\s'\",;:)]+")
 
 
@@ -37,16 +34,14 @@ class Tally:
     """What a model took and refused in this process. Images are looked at by one thread, and asked about by another.
 
     Args:
-        model: its name; empty where no model is asked, and earlier captions are taken.
+        model: its name; empty if no model is asked, and earlier captions are taken.
         elsewhere: whether it has taken an image in another process, or earlier.
     """
 
     def __init__(self, model: str, elsewhere: Callable[[], bool]) -> None:
         self._model, self._elsewhere = model, elsewhere
-        self.looked = 0
-        """Images that the model's processor took."""
-        self.taken = 0
-        """Images that the model gave a text for."""
+        self.looked = 0  # images that the model's processor took
+        self.taken = 0  # images that the model gave a text for
         self._refused: list[str] = []
 
     @property
@@ -58,8 +53,7 @@ class Tally:
         """The reason, for an image that is set aside, without paths of this machine; `asked`: by the model itself,
         whose processor took it.
 
-        Raises:
-            HfsynError: many were refused, and none was taken.
+        Raises HfsynError if many were refused, and none was taken.
         """
         said = error.reason if isinstance(error, Refused) else _PATH.sub("...", first_line(error))
         reason = f"{REFUSES}: {' '.join(said.split())[:160]}"
@@ -71,22 +65,19 @@ class Tally:
 
     def broken(self) -> HfsynError:
         """The error of a model that has taken no image."""
-        return HfsynError(
-            f"{self._model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}.",
-            "Nothing was set aside. Name another caption.model, or check the images.",
-        )
+        said = f"{self._model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}."
+        return HfsynError(said, "Nothing was set aside. Name another caption.model, or check the images.")
 
     def asked(
         self, ask: Callable[[Sequence[T]], Sequence[str | None]], items: Sequence[T]
     ) -> list[str | Reason | None]:
         """The text of each of at least one item, or why the model refuses it.
 
-        Raises:
-            HfsynError: the model is broken.
+        Raises HfsynError if the model is broken.
         """
         try:
             texts = list(ask(items))
-        except Exception as error:  # libraries raise anything where one image is at fault
+        except Exception as error:  # libraries raise anything if one image is at fault
             if not is_refusal(error):
                 raise
             if len(items) == 1:

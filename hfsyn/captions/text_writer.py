@@ -18,15 +18,14 @@ from builders.variants import ClassInfo
 from hfsyn.captions.texts import clean, filled, longest
 from hfsyn.captions.token_drawing import FEW, loaded, new_tokens, room, taken, tried
 from hfsyn.errors import HfsynError
-from hfsyn.models.batch_sizes import is_out_of_memory
+from hfsyn.images.tuning import is_out_of_memory
 from hfsyn.recipes.recipe import CaptionPart
 from hfsyn.recipes.strategies import word_lists
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|$)", re.DOTALL)
 _LABEL = re.compile(r"^(caption|sentence|answer)\s*:\s*", re.IGNORECASE)
 _QUOTES = "\"'`“”‘’*"
-_SHOWN = 3
-"""Demonstrations for each text, as in SynCLR."""
+_SHOWN = 3  # demonstrations for each text, as in SynCLR
 _CAPTION = (
     "You write captions of imagined photographs. I name a thing, and sometimes a place or a relation to other things. "
     "Answer with one caption of at most twenty words that names the thing, and with nothing else."
@@ -65,10 +64,8 @@ class TextWriter:
         self._tokenizer, self._model, self.idle = loaded(recipe, "language model", _parts, allow_pickle=allow_pickle)
         self._encodes = bool(self._model.config.is_encoder_decoder)
         if strategy == "w2s" and not self._encodes and recipe.prompt is None:
-            raise HfsynError(
-                f"Strategy 'w2s' makes sentences of keywords, which {recipe.model} was not made for.",
-                "Name an encoder-decoder (--captioner t5-common-gen), or take --strategy llm.",
-            )
+            said = f"Strategy 'w2s' makes sentences of keywords, which {recipe.model} was not made for."
+            raise HfsynError(said, "Name an encoder-decoder (--captioner t5-common-gen), or take --strategy llm.")
         self._model.to(device).eval()
         self._tokenizer.padding_side = "right" if self._encodes else "left"
         if self._tokenizer.pad_token is None:
@@ -85,11 +82,10 @@ class TextWriter:
         tried(lambda: self._written([self._info], [seed], FEW), self._recipe, "language model", self.idle, first=first)
 
     def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
-        """One text about each class, in order; an empty string where the model said nothing. The seed of a text decides
+        """One text about each class, in order; an empty string if the model said nothing. The seed of a text decides
         what is asked and, where the recipe draws tokens, these too.
 
-        Raises:
-            Refused: what is asked is longer than the model's context, or its values are not finite.
+        Raises Refused if what is asked is longer than the model's context, or its values are not finite.
         """
         try:
             return self._written(classes, seeds)
@@ -166,10 +162,8 @@ def said_line(text: str) -> str:
 class Request:
     """What a language model is asked for one text."""
 
-    instruction: str
-    """What its task is; empty where the question says everything."""
-    demonstrations: tuple[tuple[str, str], ...]
-    """Questions with their answers."""
+    instruction: str  # what its task is; empty if the question says everything
+    demonstrations: tuple[tuple[str, str], ...]  # questions with their answers
     question: str
 
     def turns(self) -> list[dict[str, str]]:

@@ -230,10 +230,11 @@ def _info(facts: CardFacts) -> dict[str, Any]:
     from datasets import DatasetInfo
     from datasets.splits import SplitDict, SplitInfo
 
-    from builders.runs.schema import captioned_features, synthetic_features
+    from builders.runs.rows import captioned_features, synthetic_features
 
     names = [info.name for info in facts.variant.classes]
-    features = captioned_features(names) if facts.what == "captions" else synthetic_features(names)
+    paired = facts.recipe.prompt.pairing != "own"
+    features = captioned_features(names) if facts.what == "captions" else synthetic_features(names, paired=paired)
     if facts.in_progress:
         return json.loads(json.dumps({"features": features._to_yaml_list()}))
     size = facts.download_bytes

@@ -5,8 +5,6 @@ not grow with the number of images. (Captions published alone have no such order
 the same content on both sides are not read.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,10 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from builders.published.versions import Published, RunFolder, open_reference
+from builders.errors import brief, plural
+from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.layout import Manifest, ShardEntry
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version
@@ -63,7 +62,9 @@ class Comparison:
     def sentence(self) -> str:
         """In one sentence, for a changelog."""
         kinds = (("added", self.added), ("removed", self.removed), ("changed", self.changed))
-        parts = [f"{sum(counts.values())} rows of {_classes(counts)} {what}" for what, counts in kinds if counts]
+        parts = [
+            f"{plural(sum(counts.values()), 'row')} of {_classes(counts)} {what}" for what, counts in kinds if counts
+        ]
         if self.columns:
             parts[-1] += f" in {', '.join(sorted(self.columns))}"
         if not parts:
@@ -81,14 +82,15 @@ class Comparison:
     def text(self) -> str:
         """For people, in lines."""
         lines = [
-            f"a        {self.a}: {self.rows_a} rows in {self.shards_a} shards",
-            f"b        {self.b}: {self.rows_b} rows in {self.shards_b} shards, {self.shards_equal} of them as in a",
+            f"a        {self.a}: {plural(self.rows_a, 'row')} in {plural(self.shards_a, 'shard')}",
+            f"b        {self.b}: {plural(self.rows_b, 'row')} in {plural(self.shards_b, 'shard')}, "
+            f"{self.shards_equal} of them as in a",
         ]
         lines += [f"recipe   {key}: {_short(a)} -> {_short(b)}" for key, a, b in self.recipe] or ["recipe   the same"]
         for what, counts in (("added", self.added), ("removed", self.removed), ("changed", self.changed)):
-            lines.append(f"{what:8} {sum(counts.values())} rows")
+            lines.append(f"{what:8} {plural(sum(counts.values()), 'row')}")
             lines += [f"           {name}: {count}" for name, count in sorted(counts.items())]
-        lines += [f"column   {name}: {count} rows" for name, count in sorted(self.columns.items())]
+        lines += [f"column   {name}: {plural(count, 'row')}" for name, count in sorted(self.columns.items())]
         lines += [f"example  {name}" for name in self.examples]
         return "\n".join(lines)
 
@@ -126,7 +128,7 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         shards_b=len(right.shards),
     )
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
-    # Images that are not read count as changed where the recipe makes them in another way.
+    # Images that are not read count as changed if the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     for old, new in _paired(_rows(a, left, equal, images=images), _rows(b, right, equal, images=images), key):
         if old == new and not remade:
@@ -188,16 +190,14 @@ def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
-        raise HfsynError(
-            f"{entry.file} of {side.label} cannot be read: {' '.join(str(error).split())[:120]}",
-            f"See: hfsyn verify {side.label}",
-        ) from None
+        said = f"{entry.file} of {side.label} cannot be read: {brief(error, 120)}"
+        raise HfsynError(said, f"See: hfsyn verify {side.label}") from None
 
 
 def _paired(
     left: Iterator[dict[str, Any]], right: Iterator[dict[str, Any]], key: str
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
-    """Rows of one id side by side; None where one side lacks it."""
+    """Rows of one id side by side; None if one side lacks it."""
     if key != "sample_id":  # captions are in the order of the source, whatever that is: they are held in memory
         known = {row[key]: row for row in left}
         for row in right:

@@ -5,8 +5,6 @@ Everything that follows from the recipe and the captions is computed again, exce
 beside the image are downloaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re
@@ -16,14 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, plural
 from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published.versions import Published, RunFolder, fetch_sidecars, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
 from builders.runs.layout import Manifest, ShardEntry
-from builders.runs.schema import captioned_features, synthetic_features
-from builders.runs.shard import Shard
+from builders.runs.rows import Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
@@ -33,10 +30,12 @@ from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.rules import order_of, sample_id_of, seed_of
+from hfsyn.runs.pairing import Told
 
 _SHOWN = 20
 _LONGEST = 400
-Captions = dict[str, tuple[str, str | None]]
+Captions = dict[str, tuple[str, str | None, str | None]]
+"""By source id: wnid, the text in the prompts, and whose text it is if images exchange them."""
 _NEVER_NULL = ("sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags")
 
 
@@ -73,7 +72,7 @@ class Verification:
         lines += [f"not checked: {self.unchecked}"] if self.unchecked else []
         verdict = f"{sum(self.more.values())} differences" if self.problems else "verified"
         at = f" (commit {self.commit[:12]})" if self.commit else ""
-        counts = f"{self.files} files, {self.captions} captions, {self.rows} rows"
+        counts = f"{plural(self.files, 'file')}, {plural(self.captions, 'caption')}, {plural(self.rows, 'row')}"
         return "\n".join([*lines, f"{verdict}: {self.label}{at}, {counts}"])
 
 
@@ -121,6 +120,7 @@ class _Checker:
         self.names = [info.name for info in self.variant.classes]
         self.is_captions = self.manifest.raw.get("what", "data") == "captions"
         # What such a function would write cannot be known without running it.
+        self.is_paired = self.recipe.prompt.pairing != "own" and not self.is_captions
         self.has_own_strategy = is_user_strategy(self.recipe.prompt.strategy)
 
     def check_recipe(self) -> None:
@@ -160,7 +160,7 @@ class _Checker:
                 self.found.note("files", what)
 
     def _note_unreadable(self, error: Exception, problem: str) -> None:
-        """Note a problem with a file; raise where the Hub refuses or does not answer, which is not about the file."""
+        """Note a problem with a file; raise if the Hub refuses or does not answer, which is not about the file."""
         if isinstance(self.side, Published) and isinstance(error, DataError) and error.code != ExitCode.USAGE:
             raise error
         self.found.note("files", problem)
@@ -188,7 +188,6 @@ class _Checker:
             self.found.note("files", f"{name} is not in the manifest")
 
     def _hashes(self) -> dict[str, tuple[int, str | None]]:
-        """Size and SHA-256 of every shard that exists."""
         side, tops = self.side, (layout.DATA, layout.CAPTIONS)
         if isinstance(side, Published) and not side.offline:
             tree = HubRepo(side.repo_id, token=side.token).tree(side.sha)
@@ -217,14 +216,24 @@ class _Checker:
             if info is None or (row["label"], row["class_name"]) != (info.index, info.name):
                 problem = f"{source_id} has class {wnid} {row['class_name']!r} ({row['label']})"
                 self.found.note("captions", problem)
-            known[source_id] = (wnid, row["caption"])
+            known[source_id] = (wnid, row["caption"], None)
         self.found.captions = len(known)
+        return self._exchanged(known) if self.is_paired else known
+
+    def _exchanged(self, known: Captions) -> Captions:
+        """The captions as the recipe's pairing exchanges them; of images of unknown classes, as they are."""
+        ids = [source_id for source_id, (wnid, *_) in known.items() if wnid in self.variant.by_wnid]
+        classes = [self.variant.by_wnid[known[source_id][0]] for source_id in ids]
+        told = Told(ids, classes, [known[source_id][1] for source_id in ids], {}, self.recipe.seed)
+        for number, source_id in enumerate(ids):
+            text, _, whose = told.of(number)
+            known[source_id] = (known[source_id][0], text, whose)
         return known
 
     def check_rows(self, captions: Captions, *, quiet: bool) -> None:
         """Every row follows from its caption, in the plan's order; the counts are those of the manifest."""
         found, manifest = self.found, self.manifest
-        features = synthetic_features(self.names)
+        features = synthetic_features(self.names, paired=self.is_paired)
         counts: Counter[str] = Counter()
         before = b""
         for row in self._table(manifest.shards, features, [name for name in features if name != "image"]):
@@ -263,14 +272,18 @@ class _Checker:
         if source_id not in captions:
             yield "its source image has no caption row"
             return
-        wnid, caption = captions[source_id]
+        wnid, caption, whose = captions[source_id]
         info = self.variant.by_wnid.get(wnid)
         if info is None or (row["wnid"], row["class_name"], row["label"]) != (wnid, info.name, info.index):
             stated = f"{row['wnid']} {row['class_name']!r} ({row['label']})"
             yield f"its class is {stated}, and that of its source image {wnid}"
             return
+        if row.get("caption_source_id") != whose:
+            stated = _brief(row["caption_source_id"])
+            yield f"its caption is that of {stated}, and the rule of pairing gives that of {_brief(whose)}"
         if row["caption"] != caption:
-            yield f"its caption is {_brief(row['caption'])}, and that of its source image {_brief(caption)}"
+            of = "the rule of pairing gives" if self.is_paired else "that of its source image"
+            yield f"its caption is {_brief(row['caption'])}, and {of} {_brief(caption)}"
         seed = recipe.seed_for(wnid)
         if not self.has_own_strategy:
             chance = random.Random(seed_of(seed, sample_id_of(source_id, int(k)), purpose="prompt"))
@@ -305,7 +318,6 @@ class _Checker:
 
 
 def _brief(text: Any) -> str:
-    """A text of any length, as it is shown."""
     return repr(text) if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."
 
 

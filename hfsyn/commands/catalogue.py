@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hfsyn.commands.menu import menu
 from hfsyn.commands.options import Word, as_json_option, echo_json, echo_table
 
 if TYPE_CHECKING:
     from hfsyn.recipes.loading import FragmentKind
 
 
-@click.group()
+@menu()
 def variants() -> None:
     """The sets of ImageNet classes that can be a source."""
 
@@ -43,8 +44,8 @@ def variants_ls(as_json: bool) -> None:
 @as_json_option
 def variants_info(name: str, classes: bool, as_json: bool) -> None:
     """All that is known about a variant, and where each fact is from. NAME may be the file of a class map."""
+    from builders.variants import facts_of
     from builders.variants.class_maps import find_variant
-    from builders.variants.variant import facts_of
 
     found = find_variant(name)
     fields: dict[str, Any] = facts_of(found)
@@ -68,7 +69,7 @@ def variants_info(name: str, classes: bool, as_json: bool) -> None:
 @click.option("--split", help="Default: the variant's first.")
 @click.option("--path", metavar="DIR", help="A local folder or Parquet file; without it the Hub is read.")
 @click.option("--revision", help="Hub revision.")
-@click.option("-n", "--per-class", type=click.IntRange(1, 20), default=6, show_default=True, help="Images a class.")
+@click.option("-n", "--per-class", type=click.IntRange(1, 20), default=6, show_default=True, help="Images per class.")
 @click.option("--out", metavar="FILE", help="Where to write the picture.  [default: NAME-SPLIT.png]")
 def variants_peek(name: str, split: str | None, path: str | None, out: str | None, **how: Any) -> None:
     """Write a contact sheet of the first images of a variant's classes. Prints its path.
@@ -103,7 +104,7 @@ def variants_new(name: str, source: str, **columns: str | None) -> None:
     click.echo(new_variant(name, source, **columns))
 
 
-@click.group()
+@menu()
 def strategies() -> None:
     """The ways to write a prompt."""
 
@@ -152,7 +153,7 @@ def strategies_show(name: str, variant: str, text: str, as_json: bool, **how: An
 def _fragments(kind: FragmentKind, part: str) -> click.Group:
     """The group of commands about captioners or generators."""
 
-    @click.group(f"{kind}s", help=f"The {kind}s that `--{kind} NAME` puts into a recipe.")
+    @menu(f"{kind}s", help=f"The {kind}s that `--{kind} NAME` puts into a recipe.")
     def group() -> None: ...
 
     @group.command("ls", help=f"List the {kind}s that come with hfsyn.")
@@ -185,7 +186,7 @@ def _fragments(kind: FragmentKind, part: str) -> click.Group:
     return group
 
 
-@click.group()
+@menu()
 def recipes() -> None:
     """The recipes that come with hfsyn."""
 

@@ -11,7 +11,7 @@ from hfsyn.errors import ExitCode
 
 
 def _checked_token(context: click.Context, parameter: click.Parameter, token: str | None) -> Any:
-    from builders.hub.answers import check_token
+    from builders.hub import check_token
 
     return check_token(token)
 
@@ -71,7 +71,7 @@ def publish(run: str, repo_id: str, follow: bool, dry_run: bool, as_json: bool, 
         raise click.exceptions.Exit(max(check.code for check in found.failed))
 
 
-@click.command()
+@click.command(short_help="Check a run or a published version, to every prompt and seed.")
 @click.argument("what", metavar="RUN|REPO_ID[@REVISION]")
 @_config
 @token_option
@@ -90,7 +90,7 @@ def verify(what: str, as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(ExitCode.DIFFERS)
 
 
-@click.command()
+@click.command(short_help="Make one image again from its row, and compare it.")
 @click.argument("what", metavar="RUN|REPO_ID[@REVISION]")
 @click.option("--sample-id", required=True, metavar="ID", help="The `sample_id` of a row.")
 @click.option("--out", default=".", show_default=True, metavar="DIR", help="Where to write the pictures.")
@@ -118,7 +118,7 @@ def reproduce(what: str, sample_id: str, as_json: bool, **options: Any) -> None:
         raise click.exceptions.Exit(ExitCode.DIFFERS)
 
 
-@click.command()
+@click.command(short_help="What differs between two versions: rows, columns, recipes.")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @_config

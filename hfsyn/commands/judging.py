@@ -10,24 +10,25 @@ import click
 from hfsyn.commands.options import as_json_option, echo_found, number, processes_option, quiet_option
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
-_limit = number("--limit", help="At most N images a class of each set.")
+_limit = number("--limit", help="At most N images per class of each set.")
 _out = click.option("--out", metavar="FILE", help="Write all of it there as JSON, with what is known of each image.")
 
 
 @click.command("demo")
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
-@number("--limit", help="Images a class.  [default: 50, in context 30]")
-@click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
+@number("--limit", help="Images per class.  [default: 30]")
+@click.option("--full", is_flag=True, help="Longer: ten more seeds, and a scaling curve.")
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
-@processes_option("Processes on this machine. Default: one a GPU, or one a CPU core.")
+@processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
 @quiet_option
 def demo_command(out: str, **options: Any) -> None:
     """Run the whole path offline, and ask what the images are worth.
 
-    Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
-    names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
-    all of it; results.json is beside the page.
+    Drawn images, captions, prompts, synthetic images; then classifiers trained on real drawings and on images from
+    class names, from captions and from captions exchanged between classes, over five seeds. They are tested on new
+    drawings, with the contexts of the training images and with contexts that say nothing about the class. Prints the
+    path of a page with all of it; results.json is beside the page.
     """
     from hfsyn.showcase import demo
 
@@ -42,11 +43,11 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
         context.exit()
 
 
-@click.command("bench")
+@click.command("bench", short_help="Train and test all combinations in MATRIX, and sum up.")
 @click.argument("matrix")
 @click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
-@processes_option("Trainings at once, each with one thread or one GPU. Default: one a GPU, or one a CPU core.")
-@number("--num-workers", least=0, most=1024, default=0, help="Decoders a training.")
+@processes_option("Trainings at once, each with one thread or one GPU. Default: one per GPU, or one per CPU core.")
+@number("--num-workers", least=0, most=1024, default=0, help="Decoders per training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
 @click.option(
@@ -73,7 +74,7 @@ def bench_command(matrix: str, out: str, **options: Any) -> None:
       real: {dataset: imagenette}
 
     \b
-    More axes: budgets (images an epoch), limits (different images a class) and
+    More axes: budgets (images per epoch), limits (different images per class) and
     mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
     What failed is kept in the table with its error; the exit code is then 4.
     """
@@ -86,7 +87,7 @@ def bench_command(matrix: str, out: str, **options: Any) -> None:
         raise error
 
 
-@click.command("report")
+@click.command("report", short_help="One HTML page of a bench, or of several.")
 @click.argument("out")
 def report_command(out: str) -> None:
     """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
@@ -104,7 +105,7 @@ def _found(result: Any, out: str | None, as_json: bool) -> None:
     echo_found(result, as_json)
 
 
-@click.command("fidelity")
+@click.command("fidelity", short_help="How close SYNTHETIC images are to REAL ones.")
 @click.argument("synthetic")
 @click.argument("real")
 @click.option("--eval-dataset", "evaluation", metavar="DATASET", help="What classifiers are tested on: copies of it?")
@@ -135,7 +136,7 @@ def fidelity_command(
     _found(measure_fidelity(synthetic, real, **how), out, as_json)
 
 
-@click.command("membership")
+@click.command("membership", short_help="Whether MODEL gives away which images it was trained on.")
 @click.argument("model")
 @click.argument("members")
 @click.argument("others")
@@ -157,7 +158,7 @@ def membership_command(
     _found(measure_membership(model, members, others, limit_per_class=limit, **how), out, as_json)
 
 
-@click.command("export-real")
+@click.command("export-real", short_help="Write the real images of RUN as its synthetic ones are stored.")
 @click.argument("run")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the Parquet files.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")

@@ -10,7 +10,7 @@ from hfsyn.commands.hub import token_option
 from hfsyn.commands.options import as_json_option, echo_json, number, quiet_option
 
 
-@click.command("look")
+@click.command("look", short_help="Show real images beside what was made of them.")
 @click.argument("what", metavar="RUN|REPO_ID[@REVISION]")
 @click.option("--out", metavar="FILE", help="The PNG file.  [default: RUN/preview/look.png]")
 @click.option(

@@ -11,9 +11,12 @@ import click
 from click.types import IntParamType, StringParamType
 
 from builders.yaml import NOT_TEXT
+from hfsyn.commands.completion import Source, completed, source_of
 from hfsyn.runs.options import shard_bounds
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from hfsyn.recipes.recipe import Recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -26,12 +29,17 @@ class Word(click.ParamType):  # type: ignore[type-arg]  # which it takes from cl
 
     Args:
         empty: whether it may be empty.
+        sources: what completes it in a shell, as `source_of` says.
     """
 
     name = "text"
 
-    def __init__(self, *, empty: bool = False) -> None:
-        self.empty = empty
+    def __init__(self, *, empty: bool = False, sources: tuple[Source, ...] | None = None) -> None:
+        self.empty, self.sources = empty, sources
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The words that it may be, and files."""
+        return [] if self.sources is None else completed(self.sources, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The text, or click's complaint."""
@@ -55,6 +63,12 @@ class Whole(click.IntRange):
             self.fail(f"{str(value)[:40]} is too large: at most {MOST:,}.", param, ctx)
         return found
 
+    def _describe_range(self) -> str:
+        # What a help says after the option: a limit that nobody meets is left out.
+        if self.max is not None and self.max > MOST:
+            return f"x>={self.min}"
+        return super()._describe_range()
+
 
 class Finite(click.FloatRange):
     """A number in a range; ``nan`` and ``inf`` are refused, although Python reads them."""
@@ -67,17 +81,20 @@ class Finite(click.FloatRange):
         return found
 
 
-def strict(command: click.Command) -> click.Command:
-    """The command and those below it, their plain texts and whole numbers checked as `Word` and `Whole` do."""
+def strict(command: click.Command, words: str = "") -> click.Command:
+    """The command and those below it, their plain texts and whole numbers checked as `Word` and `Whole` do.
+
+    `words` are those of the command, without ``hfsyn``.
+    """
     for param in command.params:
         kind = param.type
         if isinstance(kind, StringParamType | click.Path):
-            param.type = Word()
+            param.type = Word(sources=source_of(words, param.name or ""))
         elif isinstance(kind, IntParamType) and not isinstance(kind, Whole):
             bounds = (kind.min, kind.max) if isinstance(kind, click.IntRange) else (None, None)
             param.type = Whole(*bounds)
-    for below in getattr(command, "commands", {}).values():
-        strict(below)
+    for name, below in getattr(command, "commands", {}).items():
+        strict(below, f"{words} {name}".strip())
     return command
 
 
@@ -114,7 +131,7 @@ recipe_options = together(
     click.option("--strategy", metavar="NAME", help="Write prompts with this one of `hfsyn strategies ls`."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
     click.option("--name", metavar="NAME", help="Title of the run and its card.  [default: VARIANT-STRATEGY]"),
-    number("--limit", help="At most N real images a class."),
+    number("--limit", help="At most N real images per class."),
     number("--seed", least=0, most=2**63 - 1, help="The recipe's seed."),
 )
 """How the recipe of a command differs from the one that it names."""
@@ -192,7 +209,7 @@ speed_options = together(
 
 stage_options = together(
     processes_option(
-        "Processes on this machine, started by accelerate. Default: one a GPU or CPU core, no more than shards."
+        "Processes on this machine, started by accelerate. Default: one per GPU or CPU core, no more than shards."
     ),
     click.option("--shards", metavar="A:B", callback=_shards, help="Only shards A up to but not including B."),
     speed_options,

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from builders.errors import plural
 from hfsyn.commands.hub import token_option
 from hfsyn.commands.options import (
     Finite,
@@ -32,12 +33,12 @@ def status(run: str, as_json: bool) -> None:
     if as_json:
         echo_json(asdict(found))
         return
-    lines = [f"{found.name}  {found.fingerprint[:12]}  {found.source_rows} real images"]
+    lines = [f"{found.name}  {found.fingerprint[:12]}  {plural(found.source_rows, 'real image')}"]
     for stage in found.stages:
         shards = "?" if stage.shards is None else stage.shards
         aside = f", {stage.rejected} set aside" if stage.rejected else ""
-        rate = f", {stage.rows / stage.seconds:.1f} images/s a process" if stage.seconds else ""
-        lines.append(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {stage.rows} rows{aside}{rate}")
+        rate = f", {stage.rows / stage.seconds:.1f} images/s per process" if stage.seconds else ""
+        lines.append(f"{stage.stage:9} {stage.shards_done}/{shards} shards, {plural(stage.rows, 'row')}{aside}{rate}")
     lines += left_out(found.left_out, found.unreadable_classes)
     for name, counts in found.unused_weights.items():
         lines.append(f"weights of the model ({name}): {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
@@ -54,12 +55,12 @@ def left_out(counts: Mapping[str, int], classes: Iterable[Mapping[str, Any]]) ->
     return lines
 
 
-@click.command()
+@click.command(short_help="What RECIPE would make: counts, prompts, disk, time, cost.")
 @click.argument("recipe")
 @recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
 @click.option(
-    "--price", type=Finite(0, 1e6), metavar="USD", help="What a device costs an hour: says what the run costs."
+    "--price", type=Finite(0, 1e6), metavar="USD", help="What a device costs per hour: says what the run costs."
 )
 @number(
     "--probe",
@@ -117,7 +118,7 @@ def plan(
         click.echo("\n".join(lines))
 
 
-@click.command()
+@click.command(short_help="What could stop a run here: token, Hub, disk, devices, libraries.")
 @click.argument("recipe", required=False)
 @recipe_options
 @click.option("--out", metavar="RUN", help="Where the recipe's run is or will be.  [default: this folder]")
@@ -143,4 +144,29 @@ def doctor(recipe: str | None, out: str | None, token: str | None, as_json: bool
         raise click.exceptions.Exit(ExitCode.PREFLIGHT)
 
 
-LOOKING = (plan, status, doctor)
+@click.command()
+@as_json_option
+def env(as_json: bool) -> None:
+    """Versions, devices and settings of this machine, for a bug report. Asks no server, and shows no token."""
+    from hfsyn.outlook.environment import env as run_env
+
+    found = run_env()
+    if as_json:
+        echo_json(found)
+        return
+    click.echo("Copy this into the report:", err=True)
+    for name, value in found.items():
+        if isinstance(value, bool):
+            value = "yes" if value else "no"
+        if isinstance(value, list):
+            value = "; ".join(value)
+        if isinstance(value, dict):
+            click.echo(f"- {name}:" + (" none" if not value else ""))
+            click.echo(
+                "".join(f"    {key}: {'missing' if of is None else of}\n" for key, of in value.items()), nl=False
+            )
+        else:
+            click.echo(f"- {name}: {value if value != '' else 'none'}")
+
+
+LOOKING = (plan, status, doctor, env)

@@ -13,7 +13,7 @@ import click
 from hfsyn.commands.options import Finite, number, processes_option, quiet_option, strict, together
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
-_workers = number("--num-workers", least=0, most=1024, help="Decoders a process.  [default: cores / GPUs, or 0]")
+_workers = number("--num-workers", least=0, most=1024, help="Decoders per process.  [default: cores / GPUs, or 0]")
 
 GROUPS: dict[str, tuple[Any, ...]] = {
     "Images": (
@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
             "--eval-split", metavar="SPLIT", help="Split to test on.  [default: validation, test, or the only one]"
         ),
         number("--budget", help="Images that an epoch shows."),
-        number("--limit", help="At most N different images a class."),
+        number("--limit", help="At most N different images per class."),
         click.option("--streaming/--no-streaming", default=None, help="Read the training sets as streams."),
     ),
     "Recipe": (
@@ -97,7 +97,7 @@ class GroupedCommand(click.Command):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        strict(self)
+        strict(self, "train")
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write each group under its own heading; the other options come last."""
@@ -144,9 +144,9 @@ def running_of(options: dict[str, Any]) -> Any:
     return RunOptions(**{name: options[name] for name in _RUNNING})
 
 
-@click.command("train", cls=GroupedCommand)
+@click.command("train", cls=GroupedCommand, short_help="Train a timm classifier on real or synthetic images.")
 @training_options
-@processes_option("Processes on this machine, started by accelerate.  [default: one a GPU, or one]")
+@processes_option("Processes on this machine, started by accelerate.  [default: one per GPU, or one]")
 def train_command(num_processes: int | None, **options: Any) -> None:
     """Train a timm classifier on real or synthetic images, and test it on real ones. Prints DIR.
 
@@ -191,7 +191,7 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
     import tempfile
     from pathlib import Path
 
-    from hfsyn.judging.classifier.accelerator import check_tracker
+    from hfsyn.judging.classifier import check_tracker
     from hfsyn.judging.train.checkpoints import RESULTS, check_folder
     from hfsyn.judging.train.loop import open_training
     from hfsyn.launching import launch, stopped
@@ -220,11 +220,11 @@ def _launch_training(config: Any, options: dict[str, Any], processes: int) -> No
         )
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Test MODEL on DATASET: top-1, top-5, calibration.")
 @click.argument("model")
 @click.argument("dataset")
 @click.option("--split", metavar="SPLIT", help="[default: validation, test, or the only one]")
-@number("--limit", help="At most N images a class.")
+@number("--limit", help="At most N images per class.")
 @click.option("--out", metavar="FILE", help="Write the result as JSON.")
 @_device
 @processes_option("Processes on this machine.")

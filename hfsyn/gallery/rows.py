@@ -9,23 +9,22 @@ from typing import Any
 
 from PIL import Image
 
-from builders.errors import DataError, did_you_mean
+from builders.errors import DataError, did_you_mean, first_line, quoted
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.published.versions import Published, RunFolder
+from builders.published import Published, RunFolder
 from builders.runs import layout
 from builders.runs.layout import ShardEntry
+from builders.runs.rows import Shard
 from builders.runs.run_files import shards
-from builders.runs.shard import Shard
 from builders.sources import open_source
 from builders.variants import ClassInfo, get_variant
-from builders.wording import first_line, quoted
 from hfsyn.cards.card import FLAGS
 from hfsyn.checks.diff import readable
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.runs.run import load_run
+from hfsyn.runs.shards import flags_of
 from hfsyn.runs.sheets import entries_of, real_images
-from hfsyn.runs.tables import flags_of
 
 SIZE = 160  # pixels of the longer side of what is held and shown
 _TEXTS = ["wnid", "class_name", "prompt", "caption", "seed", "sample_id", "source_id"]
@@ -81,7 +80,7 @@ def chosen_classes(recipe: Recipe, wanted: Sequence[str]) -> dict[str, ClassInfo
 def check_flag(flag: str | None) -> None:
     """Raise HfsynError for what is not the name of a flag."""
     if flag is not None and flag not in FLAGS:
-        raise HfsynError(f"{flag!r} is not a flag.{did_you_mean(flag, FLAGS)}", f"Flags: {', '.join(FLAGS)}.")
+        raise HfsynError(f"{flag!r} is not a flag.{did_you_mean(flag, list(FLAGS))}", f"Flags: {', '.join(FLAGS)}.")
 
 
 def chosen_rows(side: Published | RunFolder, choice: Choice) -> tuple[list[Seen], bool]:

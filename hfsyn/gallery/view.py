@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from builders.errors import size_text
 from builders.files import atomic_text
-from builders.published.versions import RunFolder, open_reference
+from builders.published import RunFolder, open_reference
 from builders.runs import layout
-from builders.wording import size_text
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import HfsynError
 from hfsyn.gallery.rows import Choice, Seen, add_real_images, check_flag, chosen_classes, chosen_rows, rows_in_all

@@ -1,6 +1,6 @@
 """The Hub for publishing: its limits, and one repository whose calls are safe to repeat.
 
-A request may have succeeded even if its response was lost; `builders.hub.answers` says what is retried.
+A request may have succeeded even if its response was lost; `builders.hub` says what is retried.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builders.hub.answers import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
+from builders.hub import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
 from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
@@ -24,8 +24,7 @@ LARGEST_FILE = 20 * 10**9  # bytes; the Hub's recommendation (50 GB is its hard 
 LARGEST_SHARD = 500 * 2**20  # bytes; the most that the Hub's own tools write and its Dataset Viewer handles well
 FILES_A_COMMIT = 1000  # the most the Hub's own client puts in one commit (the Hub accepts 25,000, within a minute)
 
-CALL_TIMEOUT = 60.0
-"""Seconds of silence before a connection counts as lost. By default the client waits forever."""
+CALL_TIMEOUT = 60.0  # seconds of silence before a connection counts as lost. By default the client waits forever
 _SENT_AT_ONCE, _BYTES_AT_ONCE = 100, 256 * 2**20
 """Maximum files and bytes per request; progress is shown between requests."""
 
@@ -120,22 +119,20 @@ class HubRepo:
     def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client, retrying temporary failures within a bound; `what` is for messages: "commit to user/name".
 
-        Raises:
-            HfsynError: it cannot be done (exit code 3), or not now (exit code 4: rerun to continue).
+        Raises HfsynError if it cannot be done (exit code 3), or not now (exit code 4: rerun to continue).
         """
         page = page_of(self.repo_id, self.repo_type)
         patience = Patience(self.repo_id, what, page=page, token=self.token, say=self.say, sleep=self._sleep)
         return patiently(lambda: function(*args, **options), patience)
 
     def ask(self, what: str, method: str, *args: Any, **options: Any) -> Any:
-        """Call a client method on this repository, as `call` does."""
+        """`call` a client method on this repository."""
         return self.call(what, getattr(self.api, method), self.repo_id, *args, repo_type=self.repo_type, **options)
 
     def need_token(self) -> None:
         """Fail early if nothing can be sent.
 
-        Raises:
-            HfsynError: there is no token, or offline mode is on (exit code 3).
+        Raises HfsynError if there is no token, or offline mode is on (exit code 3).
         """
         from huggingface_hub import get_token
 
@@ -151,8 +148,7 @@ class HubRepo:
     def account(self) -> dict[str, Any]:
         """The token's account, as `whoami` describes it.
 
-        Raises:
-            HfsynError: there is no token, or the Hub rejects it (exit code 3).
+        Raises HfsynError if there is no token, or the Hub rejects it (exit code 3).
         """
         return dict(self.call("identify this token", self.api.whoami))
 
@@ -304,11 +300,7 @@ class HubRepo:
         )
 
     def tag(self, name: str, commit: str, message: str) -> None:
-        """Tag a commit, unless it already has this tag.
-
-        Raises:
-            HfsynError: another commit has the tag.
-        """
+        """Tag a commit, unless it already has this tag. Raises HfsynError if another commit has the tag."""
         where = {"tag": name, "revision": commit, "repo_type": self.repo_type}
 
         def is_done(status: int) -> bool:
@@ -337,13 +329,11 @@ def _limit_silence() -> None:
 
 def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
     """The error if another publisher was faster."""
-    return HfsynError(
-        f"Version {tag} of {repo_id} has since been taken (commit {commit[:12]}).", "Publish as another version."
-    )
+    said = f"Version {tag} of {repo_id} has since been taken (commit {commit[:12]})."
+    return HfsynError(said, "Publish as another version.")
 
 
 def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
-    """Files in portions of limited count and size."""
     portion: dict[str, LocalFile] = {}
     for name, file in files.items():
         size = sum(other.size for other in portion.values()) + file.size

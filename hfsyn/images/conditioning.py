@@ -4,8 +4,6 @@ For Stable Diffusion and SDXL the prompts are tokenized and encoded here, in one
 do it (which tokenize each prompt twice more, and encode the empty prompt for every image). Other pipelines get text.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,8 +13,7 @@ from hfsyn.models.pipelines import tokenizer_of
 from hfsyn.models.token_limits import spelled_out
 from hfsyn.recipes.recipe import GeneratePart
 
-CACHED_PROMPTS = 1024
-"""At 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K."""
+CACHED_PROMPTS = 1024  # at 77 x 768 values of 2 bytes about 120 MB; covers the class-name prompts of ImageNet-1K
 _EMBEDDINGS = {
     "StableDiffusionPipeline": ("prompt_embeds",),
     "StableDiffusionXLPipeline": ("prompt_embeds", "pooled_prompt_embeds"),
@@ -87,7 +84,7 @@ class Conditioning:
 
     def _tokenize(self, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
         if id(tokenizer) not in self._spell:
-            # Only where the pipeline does it too: others give such a word to their tokenizer as it is.
+            # Only if the pipeline does it too: others give such a word to their tokenizer as it is.
             known = hasattr(self._pipe, "maybe_convert_prompt")
             self._spell[id(tokenizer)] = spelled_out(tokenizer) if known else str
         texts = [self._spell[id(tokenizer)](prompt) for prompt in prompts]

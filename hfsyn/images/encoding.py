@@ -4,8 +4,6 @@ A classifier that sees real and synthetic images stored in different ways learns
 2403.17608).
 """
 
-from __future__ import annotations
-
 import io
 import os
 
@@ -15,11 +13,9 @@ from PIL import Image
 
 from hfsyn.recipes.recipe import StorePart
 
-Pixels = npt.NDArray[np.uint8]
-"""An image as height x width x 3, RGB, 0 to 255."""
+Pixels = npt.NDArray[np.uint8]  # an image as height x width x 3, RGB, 0 to 255
 
-_OWN_SIZE = 1 / 30
-"""An image whose scale is this near to 1 would hardly be resampled."""
+_OWN_SIZE = 1 / 30  # an image whose scale is this near to 1 would hardly be resampled
 _SUFFIX = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 
 

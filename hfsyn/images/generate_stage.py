@@ -1,7 +1,5 @@
 """The second costly stage: make the images of the plan."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,23 +15,20 @@ from PIL import Image
 
 from builders.images.decoding import decoded
 from builders.runs import layout
-from builders.runs.schema import synthetic_features
+from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.errors import HfsynError
 from hfsyn.images.generator import DiffusersGenerator, ImageGenerator, fitting
 from hfsyn.images.production import Production, Work
-from hfsyn.images.tuning import PLAIN, tuning_of
-from hfsyn.models.batch_sizes import BatchSize, choose, release_memory
+from hfsyn.images.tuning import PLAIN, BatchSize, choose, release_memory, tuning_of
 from hfsyn.runs.options import WorkOptions, select
-from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import Run, index_entries, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import SampleSpec
-from hfsyn.runs.stage import Stage
+from hfsyn.runs.stage import Stage, write_plan
 from hfsyn.workers import current_worker, pick_device
 
-KEPT_PARAMETERS = 2 * 10**8
-"""A model of fewer waits in memory while captions are made; a larger one is loaded again."""
+KEPT_PARAMETERS = 2 * 10**8  # a model of fewer waits in memory while captions are made; a larger one is loaded again
 _THREADS = 4
 
 
@@ -54,7 +49,7 @@ def loaded_generator(run: Run, options: WorkOptions) -> ImageGenerator:
 
 
 def tried_generator(run: Run, options: WorkOptions) -> ImageGenerator | None:
-    """The model, tried out before anything costly is done; None where it is too large to be kept."""
+    """The model, tried out before anything costly is done; None if it is too large to be kept."""
     found = loaded_generator(run, replace(options, compile=False))
     if options.compile or getattr(found, "parameters", 0) > KEPT_PARAMETERS:
         del found
@@ -91,7 +86,7 @@ def generate(
         generator = loaded_generator(run, options)
     device, tuning = getattr(generator, "device", "cpu"), getattr(generator, "tuning", PLAIN)
     unused: Mapping[str, int] = getattr(generator, "left_out", {})
-    schema = synthetic_features(run.class_names).arrow_schema
+    schema = synthetic_features(run.class_names, paired=run.recipe.prompt.pairing != "own").arrow_schema
     stage = Stage(run, "generate", options, paths, schema, device, tuning.record(), unused)
     recipe, part, max_tokens = run.recipe, run.recipe.generate, generator.max_tokens
     size = BatchSize(choose(options.batch_size, part.batch_size, device, generator, guided=part.guidance_scale > 1))
@@ -150,6 +145,5 @@ class SourcePictures:
 def check_captioned(row: SourceRow, sha256: str) -> None:
     """Refuse a source row whose file is not the one that was captioned."""
     if hashlib.sha256(row.image).hexdigest() != sha256:
-        raise HfsynError(
-            f"{row.source_id} is not the image that was captioned: the source has changed.", "Put it back as it was."
-        )
+        said = f"{row.source_id} is not the image that was captioned: the source has changed."
+        raise HfsynError(said, "Put it back as it was.")

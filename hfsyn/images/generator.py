@@ -4,8 +4,6 @@ Each sample has its own CPU random generator, so that its noise depends on its s
 recipe's size, so that rounding does not depend on how much work was left.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,14 +29,12 @@ FLAT_RANGE = 4
 class Generated:
     """One image, or why there is none to keep."""
 
-    pixels: npt.NDArray[np.uint8]
-    """Height x width x 3, RGB."""
-    problem: str | None = None
-    """None, ``safety`` (the checkpoint's checker hit), ``nan`` or ``flat``."""
+    pixels: npt.NDArray[np.uint8]  # height x width x 3, RGB
+    problem: str | None = None  # None, ``safety`` (the checkpoint's checker hit), ``nan`` or ``flat``
 
 
 Pending = Callable[[], list[Generated]]
-"""Waits for a batch and gives its images in order; may be called in another thread than the one that started it."""
+"""Waits for a batch and gives its images in order; can be called in a different thread from the one that started it."""
 
 
 class ImageGenerator(Protocol):
@@ -92,8 +88,7 @@ class DiffusersGenerator:
         HfsynError: the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
     """
 
-    left_out: Mapping[str, int]
-    """How many weights of the checkpoint and the LoRA are not used, by what they are of."""
+    left_out: Mapping[str, int]  # how many weights of the checkpoint and the LoRA are not used, by what they are of
 
     def __init__(
         self,
@@ -125,7 +120,7 @@ class DiffusersGenerator:
             self._noise.attach()
 
     def _check_guidance(self, pipe: Any, *, guided: bool) -> None:
-        """Refuse limits of the guidance where there is none to limit, or no step lies within them."""
+        """Refuse limits of the guidance if there is none to limit, or no step lies within them."""
         recipe = self._recipe
         start, stop = recipe.guidance_start, recipe.guidance_stop
         if (start, stop) == (0, 1):
@@ -141,7 +136,6 @@ class DiffusersGenerator:
             raise HfsynError(f"{why}.", "Set generate.guidance_start to 0 and generate.guidance_stop to 1.")
 
     def _try(self) -> None:
-        """See `hfsyn.images.trial`."""
         pipe = self._pipe
         sketch = Sketch(self._recipe, self._negative, self._size)
         if self._encodes:
@@ -171,7 +165,6 @@ class DiffusersGenerator:
             raise idle(sketch, "prompt.negative", type(pipe).__name__)
 
     def _sketched(self, sketch: Sketch) -> tuple[Any, list[str | None]]:
-        """See `hfsyn.images.trial.Draw`."""
         import torch
         from PIL import Image
 
@@ -213,11 +206,7 @@ class DiffusersGenerator:
     def start(
         self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
     ) -> Pending:
-        """See `ImageGenerator`.
-
-        Raises:
-            HfsynError: the pipeline refuses the recipe's size.
-        """
+        """See `ImageGenerator`. Raises HfsynError if the pipeline refuses the recipe's size."""
         import torch
 
         wanted = len(prompts)

@@ -5,8 +5,6 @@ device need not be waited for at every step, and that guidance can be limited to
 in small batches, rounded on the device, and copied without a wait.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +19,11 @@ MICRO_BATCH = 16
 """Latents of 512 px images decoded at once, of larger ones fewer. Time is linear in the batch, memory too; 512 px x 256
 channels x 32 images are 2^31 values, where kernels that count with 32 bits end.
 """
-_PIXELS = 64 * 64
-"""Height times width of the latents of a 512 px image."""
+_PIXELS = 64 * 64  # height times width of the latents of a 512 px image
 
 
 def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
-    """Whether there is classifier-free guidance: not where the scale is at most 1, or is an input of the network."""
+    """Whether there is classifier-free guidance: not if the scale is at most 1, or is an input of the network."""
     network = getattr(pipe, "unet", None)
     distilled = network is not None and getattr(network.config, "time_cond_proj_dim", None) is not None
     return recipe.guidance_scale > 1 and not distilled
@@ -87,7 +84,7 @@ def denoise(
         # The place in the whole schedule, of which an image to start from skips the first steps.
         at = i + whole - len(timesteps)
         steer = guided and _is_steered(recipe, at, whole)
-        # The noise that the network sees, for both halves of the conditions where it is steered.
+        # The noise that the network sees, for both halves of the conditions if it is steered.
         fed = scheduler.scale_model_input(torch.cat([latents] * 2) if steer else latents, t)
         half = slice(None) if steer or not guided else slice(rows, None)
         noise = unet(
@@ -107,7 +104,6 @@ def denoise(
 
 
 def _extent(pipe: Any, size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width in pixels."""
     own = pipe.unet.config.sample_size
     own_height, own_width = (own, own) if isinstance(own, int) else own
     height = size.get("height", own_height * pipe.vae_scale_factor)
@@ -185,12 +181,9 @@ def _step_options(scheduler: Any, generators: Sequence[Any]) -> dict[str, Any]:
 class Levels:
     """Images as 8-bit levels, and what shows that one is broken."""
 
-    pixels: npt.NDArray[np.uint8]
-    """Batch x height x width x 3, RGB."""
-    finite: npt.NDArray[np.bool_]
-    """Whether all values of an image were finite."""
-    span: npt.NDArray[np.int16]
-    """The largest difference of two levels within one channel of an image, 0 to 255."""
+    pixels: npt.NDArray[np.uint8]  # batch x height x width x 3, RGB
+    finite: npt.NDArray[np.bool_]  # whether all values of an image were finite
+    span: npt.NDArray[np.int16]  # the largest difference of two levels within one channel of an image, 0 to 255
 
 
 def decode(pipe: Any, latents: Any, generators: Sequence[Any]) -> list[Any]:
@@ -221,7 +214,7 @@ def decode(pipe: Any, latents: Any, generators: Sequence[Any]) -> list[Any]:
             found.append(vae.decode(latents[start : start + size], return_dict=False, **own)[0])
         return found
     finally:
-        if upcast:  # also where memory ran out: the next, smaller batch begins as this one did
+        if upcast:  # also if memory ran out: the next, smaller batch begins as this one did
             vae.to(dtype=torch.float16)
 
 

@@ -1,6 +1,6 @@
 """Shards on their way through a process: drawn by the device, encoded by a pool, written by a thread.
 
-The main thread only gives the device its next batch. It waits for the disk or for an encoder only where these are
+The main thread only gives the device its next batch. It waits for the disk or for an encoder only if these are
 slower than the device: then the number of batches and shards on their way, and so the memory, stays bounded.
 
 What is made does not depend on any of this: a batch is cut from its shard's lines alone, and so is a batch of retries.
@@ -19,19 +19,16 @@ from typing import Any
 
 from hfsyn.images.encoding import encode, stored_name
 from hfsyn.images.generator import Generated, ImageGenerator, Pending
-from hfsyn.models.batch_sizes import BatchSize
+from hfsyn.images.tuning import BatchSize
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.specs import SampleSpec
 from hfsyn.runs.stage import Shard
 from hfsyn.workers import begin_thread_on, pool_threads
 
-BATCHES_AHEAD = 2
-"""Batches that the device has been given and that are not settled: one at work, one behind it."""
-SHARDS_OPEN = 2
-"""Shards that are drawn or wait for their last images and retries."""
-SHARDS_TO_WRITE = 1
-"""Finished shards that are written or wait for it."""
+BATCHES_AHEAD = 2  # batches that the device has been given and that are not settled: one at work, one behind it
+SHARDS_OPEN = 2  # shards that are drawn or wait for their last images and retries
+SHARDS_TO_WRITE = 1  # finished shards that are written or wait for it
 _PROBLEMS = {
     "safety": "the safety checker flagged it",
     "nan": "the model produced NaN values",
@@ -56,24 +53,17 @@ class Work:
 
     shard: Shard
     specs: Sequence[SampleSpec]
-    seconds: float = 0.0
-    """From its first batch to its last image."""
-    tokens: list[int] = field(default_factory=list)
-    """Of each prompt, in the order of `specs`."""
-    results: dict[str, Result] = field(default_factory=dict)
-    """By sample id."""
-    grid: list[tuple[int, int, int]] = field(default_factory=list)
-    """See `Sidecar.grid`."""
+    seconds: float = 0.0  # from its first batch to its last image
+    tokens: list[int] = field(default_factory=list)  # of each prompt, in the order of `specs`
+    results: dict[str, Result] = field(default_factory=dict)  # by sample id
+    grid: list[tuple[int, int, int]] = field(default_factory=list)  # see `Sidecar.grid`
     attempt: int = 0
-    launched: int = 0
-    """Batches of this attempt that the device was given."""
-    settled: int = 0
-    """How many of these are back."""
-    drawing: bool = False
-    """Whether this attempt has batches that the device was not yet given."""
+    launched: int = 0  # batches of this attempt that the device was given
+    settled: int = 0  # how many of these are back
+    drawing: bool = False  # whether this attempt has batches that the device was not yet given
 
     def rows(self, max_tokens: int, recipe: Recipe) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-        """The rows in the plan's order, with the columns of `builders.runs.schema`; and what was set aside, why."""
+        """The rows in the plan's order, with the columns of `builders.runs.rows`; and what was set aside, why."""
         rows, rejected = [], []
         for spec, count in zip(self.specs, self.tokens, strict=True):
             result = self.results[spec.sample_id]

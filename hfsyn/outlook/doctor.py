@@ -5,35 +5,32 @@ Nothing is downloaded, written or sent. Estimates say that they are.
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-import subprocess
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from builders.errors import DataError
-from builders.hub.answers import is_offline, page_of
+from builders.errors import DataError, and_more, plural, size_text
+from builders.hub import is_offline, page_of
 from builders.sources import open_source
 from builders.variants import get_variant
-from builders.wording import and_more, size_text
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.rights import rights_of
 from hfsyn.models.finding import local_file, locate
 from hfsyn.models.loras import FILE
 from hfsyn.outlook.costs import memory_needed
+from hfsyn.outlook.environment import existing, gpus, memory_free, torch_sees_gpus
 from hfsyn.outlook.forecast import disk_needed
 from hfsyn.recipes.parts import HUB, strategy_of
 from hfsyn.recipes.recipe import BUILTIN, Recipe, is_content_hash, load_recipe
 from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.runs.inputs import FileTexts, check_order
 from hfsyn.runs.run import Run, run_in
-from hfsyn.workers import default_processes, visible_gpus
+from hfsyn.workers import cores, default_processes, visible_gpus
 
 _LOW_DISK = 10 * 10**9
 _SPARE = 1.1  # there is a warning where the free space is less than this times what is needed
@@ -109,7 +106,7 @@ def _disk() -> Iterator[Check]:
     from huggingface_hub import constants
 
     for name, folder in (("this folder", Path.cwd()), ("the Hub's cache", Path(constants.HF_HUB_CACHE))):
-        free = shutil.disk_usage(_existing(folder)).free
+        free = shutil.disk_usage(existing(folder)).free
         text = f"{free / 1e9:.0f} GB are free for {name}."
         if free < _LOW_DISK:
             yield Check("warning", text, "`hfsyn plan RECIPE` says what a run takes; HF_HOME moves the cache.")
@@ -118,24 +115,15 @@ def _disk() -> Iterator[Check]:
 
 
 def _devices() -> Iterator[Check]:
-    gpus = visible_gpus()
-    cores = len(os.sched_getaffinity(0))
-    visible = f"{gpus} GPU{'s' if gpus > 1 else ''} visible"
-    if not gpus:
-        text = f"No GPU is visible, {cores} cores: fine for the built-in models, days for real ones."
+    found = visible_gpus()
+    visible = f"{plural(found, 'GPU')} visible"
+    if not found:
+        text = f"No GPU is visible, {plural(cores(), 'core')}: fine for the built-in models, days for real ones."
         yield Check("warning", text, "See nvidia-smi and CUDA_VISIBLE_DEVICES, or run elsewhere.")
-    elif _torch_sees_gpus():
-        yield Check("ok", f"{visible}, {cores} cores.")
+    elif torch_sees_gpus():
+        yield Check("ok", f"{visible}, {plural(cores(), 'core')}.")
     else:
         yield Check("failed", f"{visible}, but torch cannot use a GPU here.", "Update the driver, or --device cpu.")
-
-
-def _torch_sees_gpus() -> bool:
-    """False for instance with a driver that is older than the one torch was built for."""
-    import torch
-
-    with warnings.catch_warnings(action="ignore"):  # which would say it in a paragraph
-        return torch.cuda.is_available()
 
 
 def _libraries() -> Iterator[Check]:
@@ -204,7 +192,7 @@ def _folder(recipe: Recipe, folder: Path) -> tuple[Check, Run | None]:
         run = run_in(recipe, folder)
     except HfsynError as error:
         return _failed(error), None
-    there = _existing(folder)
+    there = existing(folder)
     if not os.access(there, os.W_OK | os.X_OK):
         return Check("failed", f"{there} may not be written to.", f"chmod u+w {there}, or name another --out."), run
     what = "has room for a new run" if run is None else "holds a run of this recipe, which is continued"
@@ -312,8 +300,8 @@ def _room(recipe: Recipe, out: str | Path | None, fetched: int) -> Iterator[Chec
     """Whether images and models fit on the disks that they go to."""
     from huggingface_hub import constants
 
-    target = _existing(Path(out).expanduser() if out is not None else Path.cwd())
-    cache = _existing(Path(constants.HF_HUB_CACHE))
+    target = existing(Path(out).expanduser() if out is not None else Path.cwd())
+    cache = existing(Path(constants.HF_HUB_CACHE))
     try:
         images = disk_needed(recipe, out)
     except HfsynError as error:
@@ -336,28 +324,10 @@ def _fits(what: str, size: float, folder: Path, hint: str) -> Check:
     return Check("warning", text, hint) if size * _SPARE > free else Check("ok", text)
 
 
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
-    path = path.absolute()
-    return next(folder for folder in (path, *path.parents) if folder.exists())
-
-
-def _gpus() -> list[tuple[float, float, str]]:
-    """GB of memory, compute capability and name of each visible GPU, by nvidia-smi; empty where it does not answer."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
-    try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
-        rows = [line.rsplit(", ", 2) for line in lines]
-        found = [(float(memory) * 2**20 / 1e9, float(capability), name) for name, memory, capability in rows]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return []
-    return found[: visible_gpus()]
-
-
 def _memory(recipe: Recipe) -> Iterator[Check]:
     """Whether the models fit into the memory of the smallest device; an estimate."""
-    if gpus := _gpus():
-        room, capability, name = min(gpus)
+    if there := gpus():
+        room, capability, name = min(there)
         where, each = f"a {name}", ""
         parts = {"caption": recipe.caption, "generate": recipe.generate}
         halves = [field for field, part in parts.items() if part is not None and part.dtype == "bfloat16"]
@@ -366,7 +336,7 @@ def _memory(recipe: Recipe) -> Iterator[Check]:
             yield Check("warning", f"{name} has no bfloat16 and emulates it slowly.", hint)
     else:
         processes = default_processes()
-        room, where, each = _memory_free() / processes, "this machine", f" for each of {processes} processes"
+        room, where, each = memory_free() / processes, "this machine", f" for each of {processes} processes"
     for model, needed in zip(("captioner", "generator"), memory_needed(recipe), strict=True):
         if not needed:  # not known, or nothing
             continue
@@ -374,14 +344,5 @@ def _memory(recipe: Recipe) -> Iterator[Check]:
         if needed <= room:
             yield Check("ok", text)
         else:
-            hint = "--batch-size auto" if model == "generator" and gpus else "--num-processes 1, or a larger device"
+            hint = "--batch-size auto" if model == "generator" and there else "--num-processes 1, or a larger device"
             yield Check("warning", text, f"Try: {hint}")
-
-
-def _memory_free() -> float:
-    """GB of main memory that programs may take; infinite where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 1024 / 1e9
-    except (OSError, StopIteration, ValueError):
-        return math.inf

@@ -12,10 +12,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from builders.errors import hours_text, plural, quoted, size_text
 from builders.runs import layout
 from builders.runs.layout import shard_count
 from builders.variants import get_variant
-from builders.wording import hours_text, quoted, size_text
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
@@ -24,16 +24,17 @@ from hfsyn.pages.html import facts
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 from hfsyn.runs.inputs import TableCounts, check_order, counted, in_table, index_of_run, indexed, takes_text, with_texts
 from hfsyn.runs.pins import pin_prompt, pinned
-from hfsyn.runs.plan import read_captions
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import Caption, Plan, digest_of, plan
+from hfsyn.runs.stage import read_captions
 
 # Bytes a pixel of 512 px photographs: JPEG quality 96 at 4:4:4 lies between the 124 KB of 95 and the 183 KB of 98.
 _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}
 # Bytes beside an image: of its row, and of its lines in source index, captions and plan.
 _BYTES_A_ROW = 300
 _PLACEHOLDER = "<caption>"
+_PAIRS = 3  # that are shown
 _NOT_YET = "not made yet"
 
 
@@ -65,6 +66,8 @@ class Forecast:
     price: float | None = None  # USD an hour of one device
     classes_without_images: tuple[str, ...] = ()  # ids of a class map that the source has no image of
     left_out: dict[str, int] = field(default_factory=dict)  # what lies in the source and is not read, by reason
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Of the first images that get the captions of others: class and id, and the id of the other."""
 
     @property
     def hours(self) -> dict[str, float]:
@@ -93,13 +96,13 @@ class Forecast:
     def _lines(self) -> list[tuple[str, str | None]]:
         low, high = self.images_per_class
         about = "about " if self.why else ""
-        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
+        sent = f"{plural(self.upload_files, 'file')} in {plural(self.commits, 'commit')}"
         costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
         cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
-        real, missing = f"{self.real_images} real images", quoted(self.classes_without_images)
+        real, missing = plural(self.real_images, "real image"), quoted(self.classes_without_images)
         return [
             ("recipe", f"{self.recipe}  {self.fingerprint[:12]}"),
-            ("source", f"{self.source}: {real} of {self.classes} classes (counts {self.counts})"),
+            ("source", f"{self.source}: {real} of {plural(self.classes, 'class')} (counts {self.counts})"),
             ("", f"not indexed: {self.why}" if self.why else None),
             ("", f"no image of {missing}, which the class map has" if missing else None),
             *(("", f"left out: {reason}, {count}") for reason, count in self.left_out.items()),
@@ -107,10 +110,11 @@ class Forecast:
             ("captions", self.captions),
             ("prompts", f"{'?' if self.unique_prompts is None else self.unique_prompts} different"),
             *(("", prompt) for prompt in self.first_prompts),
+            *(("pairing" if n == 0 else "", f"{a} gets the caption of {b}") for n, (a, b) in enumerate(self.pairs)),
             ("truncated", self._truncations(about)),
             ("shards", f"{self.shards}"),
             ("disk", f"about {size_text(self.disk_bytes)}"),
-            ("upload", f"about {size_text(self.disk_bytes)}: {self.upload_files} files in {commits}"),
+            ("upload", f"about {size_text(self.disk_bytes)}: {sent}"),
             ("time", self._times()),
             ("cost", None if self.price is None else cost),
         ]
@@ -195,7 +199,13 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         price=price,
         classes_without_images=_without_images(recipe, made),
         left_out=left_out,
+        pairs=_pairs(made) if made is not None and recipe.prompt.pairing != "own" else (),
     )
+
+
+def _pairs(made: Plan) -> tuple[tuple[str, str], ...]:
+    specs = [spec for spec in made[:_PAIRS] if spec.caption_source_id is not None]
+    return tuple((f"{spec.class_name} {spec.source_id}", str(spec.caption_source_id)) for spec in specs)
 
 
 def _run_at(folder: str | Path | None) -> Run | None:

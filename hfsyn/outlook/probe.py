@@ -13,26 +13,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.errors import hours_text
 from builders.files import atomic_text
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import write_marker
 from builders.variants import get_variant
-from builders.wording import hours_text
 from hfsyn.captions.caption_stage import caption
 from hfsyn.captions.captioner import Captioner
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate, tried_generator
 from hfsyn.images.generator import ImageGenerator
-from hfsyn.models.batch_sizes import CANDIDATES
+from hfsyn.images.tuning import CANDIDATES
 from hfsyn.recipes.recipe import Recipe, dump_recipe
 from hfsyn.rules import order_of, sample_id_of
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.plan import read_captions, write_lines
 from hfsyn.runs.run import SOURCE_SCHEMA, Run, load_run, prepare
-from hfsyn.runs.shards import is_done
+from hfsyn.runs.shards import is_done, write_groups
 from hfsyn.runs.specs import plan
-from hfsyn.runs.tables import write_groups
+from hfsyn.runs.stage import read_captions, write_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,16 +1,14 @@
 """What a run publishes: the files of one configuration, by their path in the repository."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from builders.errors import and_more
 from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
 from builders.runs.run_files import finished
-from builders.wording import and_more
 from hfsyn.cards.facts import What
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LocalFile
@@ -30,10 +28,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
 
     The recipe is sent without the paths of this machine. With `what` = ``captions`` they are the captions and their
-    recipe, and only these need to be finished.
-
-    Raises:
-        HfsynError: the run is not finished, or does not verify (exit code 3).
+    recipe, and only these need to be finished. Raises HfsynError if the run is not finished, or does not verify (exit
+    code 3).
     """
     folder, code = run.folder, ExitCode.PREFLIGHT
     prefix = layout.config_prefix(config_name)
@@ -63,7 +59,6 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
 
 
 def _changed(run: Run, manifest: Manifest) -> list[str]:
-    """What of a finished run differs from its manifest."""
     mine, stated = manifest_of(run), manifest.raw
     if mine == stated:
         return []

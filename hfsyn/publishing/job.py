@@ -1,16 +1,14 @@
 """One publication: what goes where, how it differs from what is there, and what it came to."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from builders.errors import and_more, plural
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
-from builders.wording import and_more
 from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version
@@ -55,11 +53,10 @@ class Publication:
     def text(self) -> str:
         """A dry run, for people, in lines."""
         there = self.files - self.to_send
-        commits = "1 commit" if self.commits == 1 else f"{self.commits} commits"
         lines = [check.line() for check in self.checks]
         lines += [
             f"files     {self.files} ({self.bytes / 1e6:.1f} MB), of which {there} are there already",
-            f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {commits}",
+            f"to send   {self.to_send} ({self.to_send_bytes / 1e6:.1f} MB) in {plural(self.commits, 'commit')}",
             f"to remove {len(self.to_remove)}",
         ]
         lines += [f"          {path}" for path in self.to_remove[:20]]

@@ -1,15 +1,12 @@
 """What is checked before a byte is sent: account, repository, version, the Hub's limits, licences and gates."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from builders.errors import DataError
-from builders.hub.answers import page_of
+from builders.errors import DataError, and_more, plural
+from builders.hub import page_of
 from builders.runs import layout
 from builders.variants import get_variant
-from builders.wording import and_more
 from hfsyn.cards.card import MODEL_LICENCES
 from hfsyn.cards.facts import CONFIG_NAME, What
 from hfsyn.errors import ExitCode, HfsynError
@@ -70,7 +67,6 @@ def target_checks(
 
 
 def _account(repo: HubRepo, state: RepoState, *, private: bool | None) -> Check:
-    """Whether this token may write there."""
     who = repo.account
     user, repo_id = str(who.get("name")), repo.repo_id
     owner = repo_id.partition("/")[0]
@@ -105,7 +101,7 @@ def repo_checks(
         if in_the_way:
             text = f"{repo_id} has files of others in the way: {in_the_way[0]}."
             yield Check("failed", text, "Name another configuration.")
-        yield Check("ok", f"{repo_id} holds {len(tree)} files{'' if state.published else ' (--into)'}.")
+        yield Check("ok", f"{repo_id} holds {plural(len(tree), 'file')}{'' if state.published else ' (--into)'}.")
     else:
         others = sorted(set(tree) - _COMMON)
         text = f"{repo_id} holds something else: {', '.join(others[:3] or [layout.CARD])}{and_more(len(others), 3)}."
@@ -125,7 +121,6 @@ def repo_checks(
 
 
 def _version(state: RepoState, version: Version) -> Check:
-    """Whether the version is free, and whether it is the next one."""
     known = versions_among(state.tags)
     if version in known:
         following = f"{version.major}.{version.minor + 1}.0"
@@ -139,7 +134,7 @@ def _version(state: RepoState, version: Version) -> Check:
 def _default(state: RepoState, config_name: str, *, make_default: bool) -> Iterator[Check]:
     """Whether the configuration can be the default one, or leave it to another, as it would.
 
-    `load_dataset` takes one named ``default`` where none is asked for, and refuses a card that says another.
+    `load_dataset` takes one named ``default`` if none is asked for, and refuses a card that says another.
     """
     try:
         card = state.card
@@ -190,7 +185,7 @@ def limit_checks(state: RepoState, files: Mapping[str, LocalFile], config_name: 
         yield Check("failed", text, "Build with fewer store.shard_rows.")
     elif size > LARGEST_SHARD:
         yield Check("warning", f"{largest} has {size / 2**20:.0f} MB; the Dataset Viewer likes 500 at most.")
-    yield Check("ok", f"{len(after)} files, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
+    yield Check("ok", f"{plural(len(after), 'file')}, at most {entries} in a folder, the largest {size / 1e6:.1f} MB.")
 
 
 def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
@@ -212,7 +207,6 @@ def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
 
 
 def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
-    """Whether this account has access to a gated repository."""
     known = repo.may(f"read {repo_id}", repo_id, repo_type)
     if known is None:
         return Check("warning", f"Whether this account has access to {what} could not be asked: {_UNASKED}.")

@@ -3,8 +3,6 @@
 The branch is described in `hfsyn.publishing.working`. Main and its versions do not change until the end.
 """
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os
@@ -15,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from builders.hub.answers import HeadMovedError
+from builders.errors import plural
+from builders.hub import HeadMovedError
 from builders.runs import layout
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import Progress, example_rows, facts_in_progress
@@ -118,8 +117,7 @@ def _open(
 def check_target(repo_id: str | None, version: str | None) -> None:
     """Refuse a target that `publishing` could not use, before anything is written.
 
-    Raises:
-        HfsynError: one of the two is missing, or not valid.
+    Raises HfsynError if one of the two is missing, or not valid.
     """
     if (repo_id is None) != (version is None):
         example = "For instance: --publish-to USER/NAME --version 1.0.0"
@@ -134,10 +132,8 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
     """Publish a run from another process while it is at work here, and wait for the version at the end.
 
     Problems are found before the work begins. The process takes its token from the environment or the stored login, so
-    that it is not on a command line. It ends with this one.
-
-    Raises:
-        HfsynError: as `watch`; or the publication failed, although the run is finished (exit code 4).
+    that it is not on a command line. It ends with this one. Raises HfsynError as `watch`, or if the publication failed
+    although the run is finished (exit code 4).
     """
     if repo_id is None or not current_worker().is_main:
         yield
@@ -190,7 +186,7 @@ def send_finished(run: Run, repo: HubRepo, config_name: str) -> int:
             f"{repo.repo_id}: another process committed to {branch_of(config_name)}; the next batch brings the rest"
         )
         return 0
-    repo.say(f"{repo.repo_id}: {len(missing)} files of finished shards")
+    repo.say(f"{repo.repo_id}: {plural(len(missing), 'file')} of finished shards")
     return len(missing)
 
 

@@ -6,8 +6,6 @@ text means the same everywhere: 1e3 is the integer 1000 where one is expected, `
 infinite.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +20,9 @@ from builders.yaml import NOT_TEXT, dump, is_yaml_name, load, load_mapping, read
 from hfsyn.errors import HfsynError
 
 _SHIPPED = Path(__file__).parent
-_DEEPEST = 6
-"""Names in a dotted key: the deepest field is ``source.definition.hub.splits.train``."""
+_DEEPEST = 6  # names in a dotted key: the deepest field is ``source.definition.hub.splits.train``
 _MOST_EXTENDED = 5
-_SHOWN = 80
-"""Characters of a value that a message repeats."""
+_SHOWN = 80  # characters of a value that a message repeats
 FragmentKind = Literal["captioner", "generator"]
 FRAGMENT_PART: dict[FragmentKind, str] = {"captioner": "caption", "generator": "generate"}
 """The part of a recipe that each kind of fragment replaces."""
@@ -49,16 +45,12 @@ def _not_empty(value: str) -> str:
     return value
 
 
-Words = Annotated[str, AfterValidator(_printable), Field(max_length=10_000)]
-"""A text, which may be empty."""
-Text = Annotated[Words, AfterValidator(_not_empty)]
-"""A text that is not empty."""
-Int = Annotated[int, BeforeValidator(_whole)]
-"""An integer; give it both bounds."""
+Words = Annotated[str, AfterValidator(_printable), Field(max_length=10_000)]  # a text, which may be empty
+Text = Annotated[Words, AfterValidator(_not_empty)]  # a text that is not empty
+Int = Annotated[int, BeforeValidator(_whole)]  # an integer; give it both bounds
 Count = Annotated[Int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Amount = Annotated[float, Field(ge=0, le=1e6)]
-"""A factor or a number of epochs; a larger one is a slip."""
+Amount = Annotated[float, Field(ge=0, le=1e6)]  # a factor or a number of epochs; a larger one is a slip
 Seed = Annotated[Int, Field(ge=0, lt=2**31)]
 
 
@@ -77,12 +69,9 @@ P = TypeVar("P", bound=Part)
 class Shelf:
     """The YAML files of one kind that are shipped under a name, and users' files of the same kind."""
 
-    what: str
-    """``recipe``, ``training recipe``, ...: the kind's name in messages."""
-    folder: str = ""
-    """Below this package."""
-    otherwise: str = "A file is named with its .yaml."
-    """What a user can do who wants something else."""
+    what: str  # ``recipe``, ``training recipe``, ...: the kind's name in messages
+    folder: str = ""  # below this package
+    otherwise: str = "A file is named with its .yaml."  # what a user can do who wants something else
 
     def names(self) -> list[str]:
         """The names, sorted."""
@@ -94,10 +83,8 @@ class Shelf:
         if is_yaml_name(name) or "/" in name:
             return read_text(name, self.what, f"Shipped: {', '.join(known)}. {self.otherwise}"), name
         if name not in known:
-            raise HfsynError(
-                f"Unknown {self.what} {name[:_SHOWN]!r}.{did_you_mean(name, known)}",
-                f"There are: {', '.join(known)}. {self.otherwise}",
-            )
+            said = f"Unknown {self.what} {name[:_SHOWN]!r}.{did_you_mean(name, known)}"
+            raise HfsynError(said, f"There are: {', '.join(known)}. {self.otherwise}")
         return (_SHIPPED / self.folder / f"{name}.yaml").read_text(encoding="utf-8"), f"{self.what} {name!r}"
 
     def fields(self, name: str) -> tuple[dict[str, Any], str]:
@@ -125,8 +112,7 @@ class Fragment:
     title: str
     about: str
     facts: Mapping[str, str]
-    part: Mapping[str, Any]
-    """Fields of the caption or generate part, without those left at their defaults."""
+    part: Mapping[str, Any]  # fields of the caption or generate part, without those left at their defaults
 
 
 def fragments(kind: FragmentKind) -> list[str]:
@@ -187,7 +173,7 @@ def extended(
 
 
 def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """A copy of a mapping from Python in the types that YAML has, or HfsynError where it has others."""
+    """A copy of a mapping from Python in the types that YAML has, or HfsynError if it has others."""
 
     def plain(value: Any, depth: int) -> Any:
         if depth > 32:
@@ -210,7 +196,7 @@ def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
 def set_field(fields: dict[str, Any], override: str, top: type[Part]) -> None:
     """Carry out one ``KEY=VALUE``, the key dotted and the value YAML, on the fields of a `top`.
 
-    Where only a text is allowed, the value needs no quotes: ``source.revision=1234567``. Raises HfsynError where it
+    If only a text is allowed, the value needs no quotes: ``source.revision=1234567``. Raises HfsynError if it
     does not have that form, or the value cannot be read.
     """
     key, sign, value = override.partition("=")
@@ -231,7 +217,7 @@ def set_field(fields: dict[str, Any], override: str, top: type[Part]) -> None:
 
 
 def put(fields: dict[str, Any], key: str, value: Any, top: type[Part]) -> None:
-    """Put a value at a dotted key; raises HfsynError where what stands above it is not a mapping."""
+    """Put a value at a dotted key; raises HfsynError if what stands above it is not a mapping."""
     part: Any = fields
     *parents, last = loc = key.split(".")
     if len(loc) > _DEEPEST or not all(loc):
@@ -257,7 +243,7 @@ def _takes_only_text(annotation: Any) -> bool:
 
 
 def field_at(loc: Sequence[str], top: type[Part]) -> tuple[type[Part], Any]:
-    """The model that holds the field at a dotted key, and the field; None where the model has no such field."""
+    """The model that holds the field at a dotted key, and the field; None if the model has no such field."""
     model, field, entries = top, None, None
     for name in loc:
         if entries is not None:  # `name` is a key or a number among entries of one model
@@ -303,7 +289,11 @@ def _explained(error: ValidationError, where: str, top: type[Part]) -> HfsynErro
     if kind == "missing":
         return HfsynError(f"Key {key!r} is missing in {where}.{more}", allowed(loc, top))
     if kind == "extra_forbidden":
-        guess = did_you_mean(loc[-1], model.model_fields, before="".join(f"{name}." for name in loc[:-1]))
+        known = {name: [*loc[:-1], name] for name in model.model_fields}
+        if len(loc) == 1:  # the part may have been left out
+            parts = {part: field_at([part, ""], top)[0].model_fields for part in model.model_fields}
+            known = {name: [part, name] for part, names in parts.items() for name in names} | known
+        guess = did_you_mean(loc[-1], {name: ".".join(way) for name, way in known.items()})
         return HfsynError(f"Unknown key {key!r} in {where}.{guess}{more}", allowed(loc, top))
     problem = _KINDS.get(kind) or fault["msg"].removeprefix("Value error, ")
     meaning = f"{key}: {field.description}" if field and field.description else allowed(loc, top)

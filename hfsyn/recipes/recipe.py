@@ -66,10 +66,11 @@ class Recipe(Part):
         variant.split(self.source.split)
         known = variant.by_wnid
         if unknown := sorted(set(self.class_seeds) - known.keys()):
-            raise HfsynError(
-                f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
-                f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
-            )
+            said = f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class."
+            raise HfsynError(said, f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes")
+        if self.prompt.pairing != "own" and len(known) < 2:
+            said = f"prompt.pairing is {self.prompt.pairing!r}, and the variant {self.source.variant} has one class."
+            raise HfsynError(said, "Captions are exchanged between classes: --set prompt.pairing=own")
         check_words(known.values(), get_strategy(self.prompt.strategy))
         return self
 
@@ -126,8 +127,8 @@ def load_recipe(
         loading.set_field(fields, override, Recipe)
     _drop_stale(fields, overridden)
     _fill_in_class_map(fields, Path(), renamed="source.variant" in overridden)
-    if "name" not in overridden and (old := str(fields.get("name"))).startswith(before):
-        fields["name"] = _data_name(fields) + old.removeprefix(before)
+    if "name" not in overridden and (title := str(fields.get("name"))).startswith(before):
+        fields["name"] = _data_name(fields) + title.removeprefix(before)
     if (written := fields.pop("format", None)) is not None:
         layout.check_format(written, where)
     found = loading.checked(Recipe, fields, where)
@@ -149,7 +150,7 @@ def read_recipe(name: str) -> tuple[str, str]:
     """The text of a recipe, by any name that `load_recipe` takes, and how to call it in a message."""
     if not name.startswith("hf://"):
         return RECIPES.read(name)
-    from builders.published.versions import open_published, parse_reference
+    from builders.published import open_published, parse_reference
 
     if not name.startswith(HUB):
         raise HfsynError(f"{name!r} is not a dataset.", f"It looks like {HUB}USER/NAME@v1.0.0")
@@ -181,10 +182,8 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
             )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
-        raise HfsynError(
-            f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others.",
-            "If you have the file and trust it: --strategy path/to/file.py:function",
-        )
+        said = f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others."
+        raise HfsynError(said, "If you have the file and trust it: --strategy path/to/file.py:function")
     if file is not None and not str(file).startswith(HUB) and "prompt.captions_file" not in overridden:
         raise HfsynError(
             f"The captions of {where} come from a file of its author's, {file!r}.",
@@ -245,18 +244,13 @@ def _drop_stale(fields: dict[str, Any], overridden: set[str]) -> None:
 def parse_recipe(text: str, where: str) -> Recipe:
     """A recipe that is stored with a run or was published, checked like any other; `where` names it in messages.
 
-    Raises:
-        HfsynError: as `load_recipe`; or it has another format.
+    Raises HfsynError as `load_recipe`, or if it has another format.
     """
     return loading.checked(Recipe, layout.recipe_fields(text, where), where)
 
 
 def stored_recipe(folder: Path) -> Recipe:
-    """The recipe of a run folder.
-
-    Raises:
-        HfsynError: it cannot be read, is damaged, or has another format.
-    """
+    """The recipe of a run folder. Raises HfsynError if it cannot be read, is damaged, or has another format."""
     path = folder / layout.RECIPE
     return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
@@ -275,8 +269,7 @@ def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
 def new_recipe(name: str, base: str) -> Path:
     """Write NAME.yaml into the current folder: the base recipe with every field and its meaning, ready to edit.
 
-    Raises:
-        HfsynError: the file exists, or there is no such base.
+    Raises HfsynError if the file exists, or there is no such base.
     """
     path = Path(f"{name}.yaml" if not name.endswith(".yaml") else name)
     if path.exists():
@@ -303,6 +296,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["class_seeds"]
     if recipe.source.definition is None:
         del fields["source"]["definition"]
+    if recipe.prompt.pairing == "own":
+        del fields["prompt"]["pairing"]
     return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
 
 
@@ -320,6 +315,8 @@ def fingerprint(recipe: Recipe) -> str:
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
     prompt = fields["prompt"]
+    if recipe.prompt.pairing == "own":
+        del prompt["pairing"]
     if prompt["strategy_sha256"] is not None:
         prompt["strategy"] = prompt["strategy"].rpartition(":")[2]
     if prompt["captions_revision"] is not None:

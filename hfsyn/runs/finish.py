@@ -1,7 +1,5 @@
 """The end of a run: check every shard, then write what was set aside, the card and, last, the manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -11,28 +9,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, and_more
 from builders.files import atomic_text, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
-from builders.wording import and_more
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import example_rows, facts
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.claims import lock, working_in
-from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.runs.shards import faults, pending, sidecars
 from hfsyn.runs.sheets import sample_sheet, save_png
+from hfsyn.runs.stage import write_plan
 
 
 def finish(run: Run | str | Path) -> Run:
     """Check every shard against its sidecar, then write rejected.jsonl, preview, card and, last, the manifest.
 
-    Raises:
-        HfsynError: shards are missing or damaged (exit code 4).
+    Raises HfsynError if shards are missing or damaged (exit code 4).
     """
     run = run if isinstance(run, Run) else load_run(run)
     if is_whole(run):
@@ -67,7 +63,7 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
 
     Args:
         run: its shards are all there.
-        what: ``data`` is the run's own; ``captions`` is that of its captions where they are published alone.
+        what: ``data`` is the run's own; ``captions`` is that of its captions if they are published alone.
     """
     shards = run.data_shards() if what == "data" else run.caption_shards()
     read, made = sidecars(run.caption_shards()), sidecars(shards)

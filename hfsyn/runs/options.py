@@ -4,8 +4,6 @@ A field is named as its flag is. The command collects the fields, `build` and `w
 the command lines of the processes that `--num-processes` starts, and the stages read them from their `options`.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
@@ -19,30 +17,23 @@ from hfsyn.errors import HfsynError
 class WorkOptions:
     """How the costly stages work. None of these changes more of an image than its last bits."""
 
-    device: str | None = None
-    """A torch device; None is this process's GPU, or the CPU."""
+    device: str | None = None  # a torch device; None is this process's GPU, or the CPU
     num_processes: int | None = None
     """None is one per GPU or CPU core, but no more than there are shards to make; 1 works in this process."""
-    shards: str | None = None
-    """``A:B`` works on these shards of the last stage only."""
-    quiet: bool = False
-    """Show no progress."""
-    captions: str | None = None
-    """Take the captions of this published dataset or run; see `KnownCaptions`."""
+    shards: str | None = None  # ``A:B`` works on these shards of the last stage only
+    quiet: bool = False  # show no progress
+    captions: str | None = None  # take the captions of this published dataset or run; see `KnownCaptions`
     allow_pickle_weights: bool = False
     """Also read weights that are not safetensors; a pickle can run code when it is read."""
-    budget_hours: float | None = None
-    """Hours, > 0, after which no other shard is begun; None is no limit."""
+    budget_hours: float | None = None  # hours, > 0, after which no other shard is begun; None is no limit
     batch_size: str | None = None
     """Images that the generator draws at once: a number, or ``auto`` for as many as fit; None is the recipe's. Another
     number than the recipe's changes the last bits of an image, and sidecars record it.
     """
     channels_last: str | None = None
     """``on`` or ``off``: the memory format of UNets and autoencoders; None is on for NVIDIA GPUs."""
-    compile: bool = False
-    """Compile the generator with `torch.compile`."""
-    attention: str | None = None
-    """The kernel of scaled dot product attention; None is torch's own choice."""
+    compile: bool = False  # compile the generator with `torch.compile`
+    attention: str | None = None  # the kernel of scaled dot product attention; None is torch's own choice
     started: float = field(default_factory=time.monotonic, compare=False)
     """When the budget began, by `time.monotonic()`; not a flag."""
 
@@ -90,11 +81,7 @@ class Budget:
 
 
 def shard_bounds(chosen: str) -> tuple[int, int | None]:
-    """A and B of ``A:B``; left out, A is 0 and B is None, the end.
-
-    Raises:
-        ValueError: it is not such a range.
-    """
+    """A and B of ``A:B``; left out, A is 0 and B is None, the end. Raises ValueError if it is not such a range."""
     first, colon, last = chosen.partition(":")
     if not colon or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
         raise ValueError(chosen)
@@ -104,17 +91,15 @@ def shard_bounds(chosen: str) -> tuple[int, int | None]:
 def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
     """The shards of ``A:B``: numbers from A up to but not including B; either may be left out. None is all.
 
-    Raises:
-        HfsynError: it is not such a range, or it selects nothing.
+    Raises HfsynError if it is not such a range, or it selects nothing.
     """
     if chosen is None:
         return list(shards)
     try:
         selected = list(shards[slice(*shard_bounds(chosen))])
     except ValueError:
-        raise HfsynError(
-            f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5."
-        ) from None
+        said = f"--shards {chosen!r} is not a range."
+        raise HfsynError(said, "It looks like 0:5 (shards 0 to 4), 5: or :5.") from None
     if not selected:
         raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
     return selected

@@ -5,8 +5,6 @@ their content. A run that continues, here or from the Hub, keeps its pins, since
 since it began.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -13,20 +13,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.errors import and_more
 from builders.files import atomic_text, make_folder
 from builders.runs import layout, run_files
 from builders.runs.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
 from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
-from builders.wording import and_more
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.pages.html import table, tag_of
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe, fingerprint, stored_recipe
 from hfsyn.runs.claims import Mark, clear_remains, lock, mark_of, put_away, removable, replaced
 from hfsyn.runs.inputs import check_order, check_texts, opened, strategy_source
 from hfsyn.runs.pins import pinned
-from hfsyn.runs.tables import StoredRows, image_of, write_groups
+from hfsyn.runs.shards import StoredRows, image_of, write_groups
 from hfsyn.workers import current_worker
 
 SOURCE_SCHEMA = pa.schema(
@@ -119,7 +119,7 @@ class Run:
         Raises:
             HfsynError: no shard is finished, or a file of a finished run is missing.
         """
-        from builders.runs.shard_rows import ShardRows
+        from builders.runs.rows import ShardRows
 
         paths = run_files.shards(self.folder, layout.DATA)
         if not paths:

@@ -2,19 +2,23 @@
 
 A shard goes to a temporary name in its own folder, is flushed to the disk, renamed, and only then marked by its
 sidecar, which is written in the same way. A process that dies at any moment leaves at most a temporary file, which the
-next process to make that shard removes; see `builders.files`.
+next process to make that shard removes; see `builders.files`. Tables that may be larger than memory are written a row
+group at a time, and single rows of a run's shards can be read without the others.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from builders.files import atomic_text, atomic_write, sha256_of
+from builders.runs import layout
 from builders.runs.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
@@ -33,8 +37,8 @@ def write_parquet(
     Args:
         path: written atomically.
         columns: equally long lists, in the schema's order.
-        schema: of the table; features' metadata included where `datasets` shall restore them.
-        group_rows: rows a row group; None chooses by size.
+        schema: of the table; features' metadata included if `datasets` shall restore them.
+        group_rows: rows per row group; None chooses by size.
     """
     table = pa.table([pa.array(columns[f.name], type=f.type) for f in schema], schema=schema)
     leaves = _leaf_paths(schema)
@@ -100,7 +104,7 @@ def sidecars(paths: Sequence[Path]) -> list[Sidecar]:
 
 
 def faults(path: Path, fingerprint: str) -> list[str]:
-    """What is wrong with a finished shard, one line each; empty where it is as its sidecar says."""
+    """What is wrong with a finished shard, one line each; empty if it is as its sidecar says."""
     if not is_done(path):
         return [f"{path.name} is missing"]
     sidecar = load_sidecar(sidecar_of(path))
@@ -111,4 +115,103 @@ def faults(path: Path, fingerprint: str) -> list[str]:
         found.append(f"{path.name} has other bytes than its sidecar states")
     elif pq.read_metadata(path).num_rows != sidecar.rows:
         found.append(f"{path.name} has other rows than its sidecar states")
+    return found
+
+
+_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
+_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
+
+
+def image_of(row: Mapping[str, Any]) -> Image.Image:
+    """The decoded image of a stored row."""
+    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
+
+
+def flags_of(row: Mapping[str, Any]) -> list[str]:
+    """What is flagged in a row: ``truncated``, ``safety``, ``retried``, and the flags of its caption."""
+    columns = (("truncated", "truncated"), ("safety", "safety"), ("retried", "retries"))
+    return [flag for flag, column in columns if row.get(column)] + list(row["caption_flags"])
+
+
+def write_groups(path: Path, groups: Iterable[Mapping[str, Sequence[Any]]], schema: pa.Schema) -> int:
+    """Write row groups as they come to one Parquet file, atomically, and return the number of rows.
+
+    The bytes are those of `hfsyn.runs.shards.write_parquet` for the same rows and groups.
+
+    Args:
+        path: of the file.
+        groups: the columns of one row group after the other: the schema's names, equally long, not empty.
+        schema: of the table, without image bytes.
+    """
+    rows = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal rows
+        with pq.ParquetWriter(
+            temporary,
+            schema,
+            compression="SNAPPY",
+            use_dictionary=True,
+            write_page_index=True,
+            use_content_defined_chunking=_CHUNKING,
+        ) as writer:
+            for columns in groups:
+                table = pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema)
+                writer.write_table(table, row_group_size=table.num_rows)
+                rows += table.num_rows
+
+    atomic_write(path, write)
+    return rows
+
+
+class StoredRows:
+    """The rows in the finished shards of a run folder, numbered in the order of the shards."""
+
+    def __init__(self, folder: Path) -> None:
+        self._shards = list(layout.finished_shards(folder / layout.DATA))
+        lengths = [pq.read_metadata(shard).num_rows for shard in self._shards]
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def table(self, columns: Sequence[str]) -> pa.Table:
+        """Small text columns of all rows, in order."""
+        if not self._shards:
+            return pa.table({name: pa.array([], pa.string()) for name in columns})
+        return pa.concat_tables(pq.read_table(shard, columns=list(columns)) for shard in self._shards)
+
+    def read(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows with these numbers, in their order, with all columns or these; only a few more are in memory.
+
+        Raises IndexError if there is no row with one of the numbers.
+        """
+        if wrong := [number for number in numbers if not 0 <= number < len(self)]:
+            raise IndexError(f"row {wrong[0]} of {len(self)}")
+        wanted: dict[int, set[int]] = defaultdict(set)
+        for number in numbers:
+            shard = int(np.searchsorted(self._starts, number, side="right")) - 1
+            wanted[shard].add(number - int(self._starts[shard]))
+        found = {
+            int(self._starts[shard]) + row: content
+            for shard, rows in sorted(wanted.items())
+            for row, content in _read(self._shards[shard], rows, columns).items()
+        }
+        return [found[number] for number in numbers]
+
+
+def _read(shard: Path, rows: set[int], columns: Sequence[str] | None) -> dict[int, dict[str, Any]]:
+    """Rows of one shard by their number in it; only row groups that hold one are read."""
+    found: dict[int, dict[str, Any]] = {}
+    with pq.ParquetFile(shard, buffer_size=_BUFFER) as file:
+        stop = 0
+        for group in range(file.num_row_groups):
+            start, stop = stop, stop + file.metadata.row_group(group).num_rows
+            missing = {row for row in rows if start <= row < stop}
+            for batch in file.iter_batches(_BATCH, row_groups=[group], columns=columns) if missing else ():
+                for row in sorted(row for row in missing if start <= row < start + len(batch)):
+                    found[row] = batch.slice(row - start, 1).to_pylist()[0]
+                start += len(batch)
+                if missing <= found.keys():
+                    break
     return found

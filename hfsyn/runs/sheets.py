@@ -1,7 +1,5 @@
 """Pictures for people: contact sheets of real and synthetic images side by side."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.run import Run, index_entries
-from hfsyn.runs.tables import StoredRows, image_of
+from hfsyn.runs.shards import StoredRows, image_of
 
 _TILE, _GAP, _MARGIN = 112, 8, 110
 _TEXT, _LINES = 13, 4
@@ -150,8 +148,7 @@ def shared_samples(
 ) -> list[tuple[ClassInfo, list[Sample]]]:
     """The first real images of each class for which every run has a row, with these rows.
 
-    Raises:
-        HfsynError: there are none.
+    Raises HfsynError if there are none.
     """
     stored = [StoredRows(run.folder) for run in runs]
     tables = [rows.table(["source_id", "wnid"]) for rows in stored]

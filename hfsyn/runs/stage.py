@@ -1,30 +1,87 @@
 """The loop of the two costly stages: claim a shard, look at the budget, make it, write it with its sidecar.
 
+Between them the plan is written, once, from the finished captions.
+
 Any number of processes may run a stage at once, each in its own time: they share shards by claims (see
 `hfsyn.runs.claims`), and what one of them makes does not depend on the others. Running a stage again continues it.
 """
-
-from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from builders.files import digest_of
 from builders.runs import layout
-from builders.runs.layout import Sidecar, shard_number, shard_range
+from builders.runs.layout import Sidecar, shard_number, shard_range, sidecar_of
+from builders.runs.run_files import has_table, marker_of, write_marker
+from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
-from hfsyn.runs.claims import Claim, Claims, working_in
+from hfsyn.runs.claims import Claim, Claims, lock, working_in
 from hfsyn.runs.options import Budget, WorkOptions
-from hfsyn.runs.run import Run
-from hfsyn.runs.shards import is_done, write_shard
-from hfsyn.runs.tables import flags_of
+from hfsyn.runs.run import Run, incomplete
+from hfsyn.runs.shards import flags_of, is_done, pending, write_groups, write_shard
+from hfsyn.runs.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, describe_device, software
+
+_TYPES = {"label": pa.int64(), "caption_flags": pa.list_(pa.string()), "seed": pa.int64()}
+PAIRED_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(SampleSpec)])
+PLAN_SCHEMA = pa.schema([field for field in PAIRED_SCHEMA if field.name != "caption_source_id"])
+
+
+def write_plan(run: Run) -> None:
+    """Write plan.parquet from the finished captions, unless it is there; one of several processes does it.
+
+    Raises HfsynError if captions are missing (exit code 4), or no image of the source can be read.
+    """
+    target = run.folder / layout.PLAN
+    if has_table(target):
+        return
+    shards = run.caption_shards()
+    if left := pending(shards):
+        raise incomplete("caption", len(shards) - len(left), len(shards), run)
+    with lock(run.folder, "plan"):
+        if has_table(target):
+            return
+        lines = plan(run.recipe, read_captions(shards))
+        if not lines:
+            raise HfsynError(
+                f"None of the {run.source_rows} images of {run.folder} can be read.",
+                f"The reasons are in the sidecars: {run.folder / layout.SIDECARS / layout.CAPTIONS}.",
+            )
+        before = marker_of(target, run.fingerprint) if sidecar_of(target).exists() else None
+        paired = run.recipe.prompt.pairing != "own"
+        write_lines(target, lines, run.recipe.store.shard_rows, PAIRED_SCHEMA if paired else PLAN_SCHEMA)
+        if before is not None and digest_of(target) != before.sha256:
+            target.unlink()
+            said = f"The captions of {run.folder} are not those that its plan was made from."
+            raise HfsynError(said, f"Find what has changed: hfsyn verify {run.folder}")
+        write_marker(target, len(lines), run.fingerprint)
+
+
+def write_lines(target: Path, lines: Sequence[SampleSpec], rows: int, schema: pa.Schema = PLAN_SCHEMA) -> None:
+    """Write lines of a plan, `rows` in a row group, so that a shard reads only its own."""
+
+    def groups() -> Iterator[dict[str, list[Any]]]:
+        for start in range(0, len(lines), rows):
+            specs = lines[start : start + rows]
+            yield {name: [getattr(spec, name) for spec in specs] for name in schema.names}
+
+    write_groups(target, groups(), schema)
+
+
+def read_captions(shards: Sequence[Path]) -> Iterator[Caption]:
+    """What finished caption shards say, shard by shard."""
+    for shard in shards:
+        columns = pq.read_table(shard, columns=["source_id", "wnid", "caption", "caption_flags"]).to_pydict()
+        for source_id, wnid, text, flags in zip(*columns.values(), strict=True):
+            yield Caption(source_id, wnid, text, tuple(flags))
 
 
 @dataclass(eq=False)
@@ -32,8 +89,7 @@ class Shard:
     """One shard that this process makes."""
 
     claim: Claim
-    start: int
-    """First line of the source index or the plan that it covers."""
+    start: int  # first line of the source index or the plan that it covers
     stop: int
     lines: list[dict[str, Any]]
     started: float = field(default_factory=time.monotonic)
@@ -44,15 +100,12 @@ class Stage:
     """What one process does in a stage."""
 
     run: Run
-    name: str
-    """``caption`` or ``generate``."""
+    name: str  # ``caption`` or ``generate``
     options: WorkOptions
-    paths: Sequence[Path]
-    """Of the shards that are asked for."""
+    paths: Sequence[Path]  # of the shards that are asked for
     schema: pa.Schema
     device: str
-    tuning: Mapping[str, str] = field(default_factory=dict)
-    """How the device computes, for the sidecars."""
+    tuning: Mapping[str, str] = field(default_factory=dict)  # how the device computes, for the sidecars
     unused_weights: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -1,7 +1,5 @@
 """How far a run is, read from its sidecars alone, while any number of processes are at work in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +18,10 @@ class StageStatus:
 
     stage: str
     shards_done: int
-    shards: int | None
-    """None as long as it is not known."""
+    shards: int | None  # None as long as it is not known
     rows: int
     rejected: int
-    seconds: float
-    """Sum over the finished shards, over all processes."""
+    seconds: float  # sum over the finished shards, over all processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +40,7 @@ class RunStatus:
     """The classes of which no image could be read; see `hfsyn.runs.run.unreadable_classes`."""
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
-    lost: tuple[str, ...] = ()
-    """What the run had when it was finished and has no longer, each in a few words."""
+    lost: tuple[str, ...] = ()  # what the run had when it was finished and has no longer, each in a few words
 
     def _repr_html_(self) -> str:
         stages = (
@@ -64,8 +59,7 @@ class RunStatus:
 def status(folder: str | Path) -> RunStatus:
     """How far a run is. Reads sidecars only; any number of processes may be at work meanwhile.
 
-    Raises:
-        HfsynError: `folder` is not a run folder, or its index, plan or manifest is damaged.
+    Raises HfsynError if `folder` is not a run folder, or its index, plan or manifest is damaged.
     """
     run = load_run(folder)
     manifest = manifest_in(run.folder)

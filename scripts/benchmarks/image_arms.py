@@ -32,8 +32,8 @@ from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.images.tuning import PLAIN, tuning_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.stage import write_plan
 
 SHARD_BATCHES = 2
 """Batches a shard; in use a shard has 1000 rows, so that this asks more of the writer."""

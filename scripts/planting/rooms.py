@@ -14,7 +14,7 @@ from pathlib import Path
 ROOMS = (
     (
         "sources",
-        "builders/sources/* builders/file_names.py builders/wording.py",
+        "builders/sources/* builders/files.py builders/errors.py",
         "sources folders_people_bring tables_* names_people_give class_maps streaming variant_rows evaluation_sets",
     ),
     (
@@ -26,7 +26,7 @@ ROOMS = (
         "builders",
         """
         builders/imagenet.py builders/shapes.py builders/sources/draw*.py builders/captioned.py builders/synthetic.py
-        builders/sources/rows.py builders/runs/schema.py
+        builders/sources/rows.py builders/runs/rows.py
         """,
         "imagenet_builder shapes verification publication",
     ),
@@ -34,8 +34,7 @@ ROOMS = (
     (
         "runs",
         """
-        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py
-        hfsyn/exporting.py
+        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py hfsyn/exporting.py
         """,
         """
         layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
@@ -44,7 +43,7 @@ ROOMS = (
     ),
     (
         "the Hub's answers",
-        "builders/hub/* builders/published/*",
+        "builders/hub.py builders/published.py",
         "what_the_hub_answers publication publication_faults streaming verification judging_hub access",
     ),
     (

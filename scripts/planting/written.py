@@ -78,7 +78,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A repository's numbers are believed although 60 % of their names are unknown.",
-        "builders/sources/labels.py",
+        "builders/sources/rows.py",
         "known.count(None) <= 0.1 * len(names)",
         "known.count(None) <= 0.6 * len(names)",
         "sources",
@@ -186,7 +186,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "What the device still has is not waited for before a smaller batch is tried.",
-        "hfsyn/models/batch_sizes.py",
+        "hfsyn/images/tuning.py",
         "        settle()\n        release_memory()",
         "        release_memory()",
         "production",
@@ -250,7 +250,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A gateway that times out is not asked again.",
-        "builders/hub/answers.py",
+        "builders/hub.py",
         "500, 502, 503, 504})",
         "500, 502, 503})",
         "access",

@@ -18,11 +18,11 @@ from PIL import Image
 
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import ClassInfo, get_variant
-from hfsyn import models
 from hfsyn.captions.captioner import TransformersCaptioner
 from hfsyn.captions.texts import caption_flags, clean
 from hfsyn.captions.token_drawing import DrawEach, ready
 from hfsyn.errors import HfsynError
+from hfsyn.models.finding import locate
 from hfsyn.recipes.recipe import CaptionPart
 
 FAMILIES = ("blip", "blip2", "vit_gpt2", "git", "florence2", "llava", "idefics3", "smolvlm", "qwen2_vl")
@@ -343,7 +343,7 @@ def test_a_prompt_is_refused_where_a_model_takes_images_only(folders: Folders) -
 
 
 def test_a_generator_is_no_captioner() -> None:
-    assert "is not a captioner: it holds a generator" in refusal(models.path("generator")).message
+    assert "is not a captioner: it holds a generator" in refusal(Path(locate("builtin", "generator"))).message
 
 
 def test_a_model_that_sees_no_images_is_no_captioner(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from builders.errors import DataError
-from builders.hub.answers import ATTEMPTS, Patience, UnreachableError, passes, patiently, status_of
+from builders.hub import ATTEMPTS, Patience, UnreachableError, passes, patiently, status_of
 
 
 class Answer(Exception):

@@ -91,7 +91,7 @@ def test_python_says_the_same_in_one_line(client: Client) -> None:
     said = client.python(
         """
 from builders.errors import DataError
-from builders.published.versions import load_version
+from builders.published import load_version
 from builders.synthetic import Synthetic
 result = []
 for call in (lambda: load_version("alice/no-card", "main"), lambda: Synthetic(repo="alice/no-card", revision="main")):

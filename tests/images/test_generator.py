@@ -17,10 +17,10 @@ import tiny_models
 import torch
 from safetensors.torch import load_file, save_file
 
-from hfsyn import models
 from hfsyn.errors import HfsynError
 from hfsyn.images.generator import DiffusersGenerator, problem_of
 from hfsyn.images.latents import fetch
+from hfsyn.models.finding import locate
 from hfsyn.recipes.parts import Scheduler
 from hfsyn.recipes.recipe import GeneratePart
 
@@ -74,7 +74,7 @@ def plain(model: str) -> Any:
 
     # SD3 was saved without its third encoder, and the library wants to be told.
     lean = {"text_encoder_3": None, "tokenizer_3": None} if model.endswith("sd3") else {}
-    folder = models.path("generator") if model == "builtin" else model
+    folder = Path(locate("builtin", "generator")) if model == "builtin" else model
     return AutoPipelineForText2Image.from_pretrained(folder, dtype=torch.float32, **lean)
 
 
@@ -432,7 +432,7 @@ def refusal(folder: str, negative: str | None = None, **options: Any) -> HfsynEr
 
 
 def test_a_captioner_is_no_generator() -> None:
-    assert "is not a generator: it holds a captioner" in refusal(str(models.path("captioner"))).message
+    assert "is not a generator: it holds a captioner" in refusal(locate("builtin", "captioner")).message
 
 
 @pytest.mark.parametrize("name", ["unet", "vae", "text_encoder"])

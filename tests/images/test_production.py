@@ -24,14 +24,13 @@ from hfsyn.checks.reproduce import batch_size_of
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.images.generator import DiffusersGenerator, Generated
-from hfsyn.images.tuning import Tuning, kernels, tune, tuning_of
-from hfsyn.models.batch_sizes import BatchSize, is_out_of_memory, largest_batch
+from hfsyn.images.tuning import BatchSize, Tuning, is_out_of_memory, kernels, largest_batch, tune, tuning_of
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.finish import finish
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.plan import write_plan
 from hfsyn.runs.run import load_run
+from hfsyn.runs.stage import write_plan
 
 # 70 images in 7 shards of 10, in batches of 4: the last of a shard has two.
 SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "generate.batch_size=4", "caption.batch_size=8")

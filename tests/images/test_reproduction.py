@@ -11,7 +11,7 @@ import pytest
 from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
-from builders.published.versions import open_reference
+from builders.published import open_reference
 from builders.runs import layout
 from hfsyn.captions.caption_stage import caption
 from hfsyn.checks import reproduce as reproduction

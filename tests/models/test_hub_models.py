@@ -8,9 +8,11 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from conftest import ROOT
 from huggingface_hub import errors
 
-from hfsyn import models
+from builders.errors import DataError
+from builders.hub import said_plainly
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.models.finding import Kind, content_hash, loading, locate, pin
 from hfsyn.recipes.recipe import is_content_hash
@@ -56,7 +58,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[tuple[str, str | N
         return SimpleNamespace(sha=answer)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
-    monkeypatch.setattr("builders.hub.answers.FIRST_PAUSE", 0)
+    monkeypatch.setattr("builders.hub.FIRST_PAUSE", 0)
     return asked
 
 
@@ -73,10 +75,10 @@ def refusal(call: Any, *args: Any) -> HfsynError:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_builtin_is_the_shipped_folder_and_is_pinned_by_its_content(kind: Kind) -> None:
-    assert locate("builtin", kind) == str(models.path(kind))
-    assert (models.path(kind) / MARKER[kind]).is_file()
+    assert Path(locate("builtin", kind)).parent == ROOT / "hfsyn/models"
+    assert (Path(locate("builtin", kind)) / MARKER[kind]).is_file()
     pinned = pin("builtin", None, kind)
-    assert pinned == pin(str(models.path(kind)), None, kind) == pin("builtin", pinned, kind)
+    assert pinned == pin(locate("builtin", kind), None, kind) == pin("builtin", pinned, kind)
     assert is_content_hash(pinned)
 
 
@@ -115,8 +117,8 @@ def test_what_from_pretrained_is_told() -> None:
 
 
 def test_a_folder_of_the_other_kind_or_of_none_is_refused(tmp_path: Path) -> None:
-    assert "it holds a generator" in refusal(locate, str(models.path("generator")), "captioner").message
-    assert "it holds a captioner" in refusal(locate, str(models.path("captioner")), "generator").message
+    assert "it holds a generator" in refusal(locate, locate("builtin", "generator"), "captioner").message
+    assert "it holds a captioner" in refusal(locate, locate("builtin", "captioner"), "generator").message
     for kind in KINDS:
         problem = refusal(pin, str(tmp_path), None, kind)
         assert f"{tmp_path} is not a {kind}: it has no {MARKER[kind]}" in problem.message
@@ -265,3 +267,14 @@ def test_a_mistake_of_ours_is_not_taken_for_a_missing_network(monkeypatch: pytes
     hub(monkeypatch, RuntimeError("a bug"))
     with pytest.raises(RuntimeError, match="a bug"):
         pin("org/name", None, "generator")
+
+
+def test_a_version_without_its_v_is_told_its_tag() -> None:
+    response = httpx.Response(404, request=httpx.Request("GET", "https://hub.test/api"))
+    error = errors.RevisionNotFoundError("404", response=response)
+    with pytest.raises(DataError) as told, said_plainly("alice/shapes", "1.0.0"):
+        raise error
+    assert "alice/shapes@v1.0.0" in str(told.value)
+    with pytest.raises(DataError) as told, said_plainly("alice/shapes", "main2"):
+        raise error
+    assert "tag" not in str(told.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from builders.sources.drawing import (
     parse_caption,
     sample_attributes,
 )
-from hfsyn import models
+from hfsyn.models.finding import locate
 
 Pixels = npt.NDArray[np.float32]
 
@@ -36,7 +37,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def captioner() -> tuple[BlipForConditionalGeneration, BlipProcessor]:
-    folder = models.path("captioner")
+    folder = Path(locate("builtin", "captioner"))
     model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
@@ -44,7 +45,7 @@ def captioner() -> tuple[BlipForConditionalGeneration, BlipProcessor]:
 @pytest.fixture(scope="module")
 def generator() -> StableDiffusionPipeline:
     pipeline = AutoPipelineForText2Image.from_pretrained(
-        models.path("generator"), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
+        Path(locate("builtin", "generator")), dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -158,14 +159,19 @@ def test_saved_settings_need_no_choice(generator: StableDiffusionPipeline) -> No
 
 
 def test_everything_together_is_small_and_safe() -> None:
-    files = [file for kind in ("captioner", "generator") for file in models.path(kind).rglob("*") if file.is_file()]
+    files = [
+        file
+        for kind in ("captioner", "generator")
+        for file in Path(locate("builtin", kind)).rglob("*")
+        if file.is_file()
+    ]
     assert sum(file.stat().st_size for file in files) <= 12e6
     assert {file.suffix for file in files} <= {".safetensors", ".json", ".md", ".txt"}
 
 
 @pytest.mark.parametrize("kind", ["captioner", "generator"])
 def test_the_cards_say_how_and_how_good(kind: str) -> None:
-    card = (models.path(kind) / "README.md").read_text(encoding="utf-8")
+    card = (Path(locate("builtin", kind)) / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\n")
     assert "license:" in card
     assert "train_small_models.py" in card

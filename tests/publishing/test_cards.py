@@ -24,7 +24,7 @@ from fakes import FakeCaptioner, FakeGenerator
 from huggingface_hub import DatasetCard
 
 from builders.runs import layout
-from builders.runs.schema import captioned_features, synthetic_features
+from builders.runs.rows import captioned_features, synthetic_features
 from builders.variants import get_variant
 from builders.yaml import NOT_TEXT
 from hfsyn.captions.caption_stage import caption

@@ -445,7 +445,7 @@ def test_the_builder_and_load_version_give_the_rows_of_load_dataset(
 ) -> None:
     found = client.python(
         f"""{LOAD}
-from builders.published.versions import load_version
+from builders.published import load_version
 from builders.synthetic import Synthetic
 ways = [
     load_dataset({REPO!r}, split="train", revision="v1.0.0"),
@@ -467,7 +467,7 @@ def test_without_the_hub_a_version_is_the_one_asked_for_or_an_error(
 import sys, warnings
 from datasets import load_dataset
 from builders.errors import DataError
-from builders.published.versions import load_version
+from builders.published import load_version
 want = {"v1.0.0": sys.argv[2], "v1.1.0": sys.argv[3]}
 def image(rows): return [r["seed"] for r in rows if r["sample_id"] == sys.argv[1]][0]
 if sys.argv[4] == "online":
@@ -643,7 +643,7 @@ def test_the_hubs_own_words_of_a_limit_are_waited_for(client: Client) -> None:
     found = client.python(
         """
 from types import SimpleNamespace
-from builders.hub.answers import passes, status_of
+from builders.hub import passes, status_of
 class Said(Exception): pass
 def said(status, **headers):
     error = Said("no")

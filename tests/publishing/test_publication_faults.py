@@ -274,7 +274,7 @@ def test_two_publishers_of_the_same_both_succeed(hub: Hub, forks: Forks, runs: d
 def in_small_commits(command: list[str], files: int = 5) -> str:
     """Code that runs a command with commits of a few files, so that it needs many of them, and waits for nothing."""
     return (
-        "import builders.hub.answers as access\n"
+        "import builders.hub as access\n"
         "import hfsyn.hub.repo as hub, hfsyn.publishing.publication as publication\n"
         f"access.FIRST_PAUSE, hub.FILES_A_COMMIT, publication.FILES_A_COMMIT = 0.01, {files}, {files}\n"
         f"from hfsyn.cli import main\nmain({command!r})"

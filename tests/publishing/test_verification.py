@@ -17,7 +17,7 @@ from fakes import FakeCaptioner, FakeGenerator
 
 from builders.errors import DataError
 from builders.files import sha256_of
-from builders.published.versions import RunFolder, parse_reference
+from builders.published import RunFolder, parse_reference
 from builders.runs import layout
 from builders.runs.layout import load_manifest, load_sidecar, sidecar_of
 from hfsyn.captions.caption_stage import caption

@@ -115,7 +115,7 @@ def test_flagged_images_are_made_again_with_the_seed_of_their_attempt(tmp_path: 
         return ("safety" if seed % 5 == 0 else None) if first else ("flat" if seed % 4 == 0 else None)
 
     caption(run, captioner=FakeCaptioner(), quiet=True)
-    from hfsyn.runs.plan import write_plan
+    from hfsyn.runs.stage import write_plan
 
     write_plan(load_run(run))
     lines = pq.read_table(run / "plan.parquet").to_pylist()

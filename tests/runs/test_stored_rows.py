@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from builders.runs import layout
-from builders.runs.schema import synthetic_features
-from hfsyn.runs.shards import write_parquet
-from hfsyn.runs.tables import StoredRows
+from builders.runs.rows import synthetic_features
+from hfsyn.runs.shards import StoredRows, write_parquet
 
 SHARDS, ROWS, IMAGE = 3, 50, 40_000
 

@@ -10,9 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from hfsyn.runs.plan import PLAN_SCHEMA
-from hfsyn.runs.shards import write_parquet
-from hfsyn.runs.tables import write_groups
+from hfsyn.runs.shards import write_groups, write_parquet
+from hfsyn.runs.stage import PLAN_SCHEMA
 
 
 def columns(rows: int) -> dict[str, list[Any]]:

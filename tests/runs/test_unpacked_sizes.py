@@ -26,7 +26,7 @@ from builders.errors import DataError
 from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.layout import ShardEntry
-from builders.runs.schema import synthetic_features
+from builders.runs.rows import synthetic_features
 from builders.synthetic import Synthetic
 from hfsyn.captions.providers import KnownCaptions
 from hfsyn.recipes.recipe import stored_recipe
@@ -153,7 +153,7 @@ def test_diff_reproduce_and_the_builder_refuse_it_in_one_line(
         if how is images:  # read a few at a time: other tools write images so, if not as many of one
             continue
         assert (said.code, len(said.err.splitlines()), f"{SHARD} of {run}" in said.err) == (2, 1, True), said
-    from builders.runs.shard_rows import ShardRows
+    from builders.runs.rows import ShardRows
 
     manifest = layout.load_manifest((run / layout.MANIFEST).read_text(), "the manifest")
     rows = ShardRows(files=[str(run / e.file) for e in manifest.shards], entries=manifest.shards)
@@ -182,7 +182,7 @@ def test_captions_that_are_taken_from_elsewhere_are_looked_at_too(run: Path, how
 
 def test_columns_that_go_over_to_plain_values_in_their_middle_are_read_as_they_are(tmp_path: Path) -> None:
     """What pyarrow does where a dictionary is full; and row groups, each with a dictionary of its own."""
-    from builders.runs.shard import Shard
+    from builders.runs.rows import Shard
 
     rows = [
         {
@@ -213,7 +213,7 @@ def packed_on_the_hub(run: Path, hub: Hub) -> str:
 @pytest.mark.slow
 def test_a_published_set_that_holds_it_does_not_load(packed_on_the_hub: str, alice: Client) -> None:
     code = f"""
-from builders.published.versions import load_version
+from builders.published import load_version
 result = []
 for streaming in (False, True):
     try:
@@ -248,13 +248,13 @@ def test_a_training_on_a_published_set_refuses_it(packed_on_the_hub: str, alice:
     [({"rows": 7}, "has 8 rows, and its manifest states 7"), ({"bytes": 20}, "would unpack to"), ({}, None)],
 )
 def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int], words: str | None) -> None:
-    import builders.runs.shard
-    from builders.runs.shard import Shard
+    import builders.runs.rows
+    from builders.runs.rows import Shard
 
     path, stated = made / SHARD, {"rows": 8, "bytes": (made / SHARD).stat().st_size} | change
     entry = ShardEntry(SHARD, stated["rows"], stated["bytes"], "0" * 64)
     with path.open("rb") as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builders.runs.shard, "_SLACK", 0)
+        patch.setattr(builders.runs.rows, "_SLACK", 0)
         if words is None:
             assert pa.Table.from_batches(Shard(file, entry, "x").portions()).equals(pq.read_table(path))
             return
@@ -263,11 +263,11 @@ def test_a_shard_is_what_its_manifest_states(made: Path, change: dict[str, int],
 
 
 def test_a_row_group_that_is_too_large_to_be_read_at_once_is_refused(made: Path) -> None:
-    import builders.runs.shard
-    from builders.runs.shard import Shard
+    import builders.runs.rows
+    from builders.runs.rows import Shard
 
     with (made / SHARD).open("rb") as file, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builders.runs.shard, "_LARGEST_GROUP", 1000)
+        patch.setattr(builders.runs.rows, "_LARGEST_GROUP", 1000)
         with pytest.raises(DataError, match="has a row group of"):
             Shard(file, None, "x")
 

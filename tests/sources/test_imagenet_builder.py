@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 from builders.errors import DataError
 from builders.imagenet import ImageNet
-from builders.runs.schema import captioned_features, source_features, synthetic_features
+from builders.runs.rows import captioned_features, source_features, synthetic_features
 from builders.sources import open_source
 from builders.variants import VARIANTS, get_variant
 

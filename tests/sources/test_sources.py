@@ -17,11 +17,11 @@ from PIL import Image as Pillow
 
 from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.runs.schema import source_features
+from builders.runs.rows import source_features
 from builders.sources import open_source
 from builders.sources.cards import Card, find_tables
-from builders.sources.labels import class_keys, hub_labels
 from builders.sources.parquet import ParquetSource
+from builders.sources.rows import class_keys, hub_labels
 from builders.variants import get_variant
 
 NETTE = [info.wnid for info in get_variant("imagenette").classes]

@@ -251,7 +251,7 @@ def test_labels_that_were_renamed_since_are_refused(server):
 
 
 def test_refusals_of_the_hub_say_what_to_do(server, monkeypatch):
-    monkeypatch.setattr("builders.hub.answers.FIRST_PAUSE", 0)
+    monkeypatch.setattr("builders.hub.FIRST_PAUSE", 0)
     thousand = get_variant("imagenet-1k")
     publish(server, thousand.hub.repo_id, {"main": NEWER}, {"data/train-00000-of-00294.parquet": b""})
     server.gated.add(thousand.hub.repo_id)

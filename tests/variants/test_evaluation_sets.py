@@ -12,7 +12,7 @@ from PIL import Image as Pillow
 from builders.errors import DataError
 from builders.imagenet import ImageNet
 from builders.sources import open_source, resolve_revision
-from builders.sources.labels import label_map
+from builders.sources.rows import label_map
 from builders.variants import get_variant
 
 THOUSAND = get_variant("imagenet-1k").classes

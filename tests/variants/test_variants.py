@@ -10,8 +10,7 @@ from importlib.resources import files
 import pytest
 
 from builders.errors import DataError
-from builders.variants import VARIANTS, get_variant
-from builders.variants.variant import facts_of, how_to_get
+from builders.variants import VARIANTS, facts_of, get_variant, how_to_get
 
 EVERY = list(VARIANTS.values())
 ON_HUB = [variant for variant in EVERY if variant.hub is not None]

@@ -132,7 +132,7 @@ def test_a_bug_that_a_test_sees_is_killed_and_one_that_none_sees_survives(tmp_pa
     # A test that changed is asked again.
     test.write_text(
         test.read_text()
-        + "\ndef test_unseen():\n    from builders.sources.labels import unseen\n    assert unseen(4) == 5\n"
+        + "\ndef test_unseen():\n    from builders.sources.rows import unseen\n    assert unseen(4) == 5\n"
     )
     third = subprocess.run([*command, "--only", "arithmetic"], capture_output=True, text=True, check=False, cwd=toy)
     assert json.loads(third.stdout)["drawn"]["killed"] == 1, third.stderr

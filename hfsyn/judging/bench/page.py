@@ -28,8 +28,8 @@ from hfsyn.pages.html import page, picture
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.recipes.strategies import get_strategy
 from hfsyn.runs.run import load_run
+from hfsyn.runs.shards import image_of
 from hfsyn.runs.sheets import shared_samples
-from hfsyn.runs.tables import image_of
 
 PAGE, PLOTS = "report.html", "plots"
 _SAMPLES = 3  # real images per class

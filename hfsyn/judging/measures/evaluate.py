@@ -6,8 +6,6 @@ alone. An image that cannot be decoded is not scored, since it would be wrong fo
 named in `undecodable`.
 """
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -17,15 +15,21 @@ from typing import Any
 
 import numpy as np
 
+from builders.errors import quoted
 from builders.files import atomic_text
 from builders.images.decoding import ImageRejected
 from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
-from builders.wording import quoted
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator, union
-from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
+from hfsyn.judging.classifier import (
+    Classifier,
+    default_workers,
+    open_classifier,
+    plain_transform,
+    start_accelerator,
+    union,
+)
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.measures.results import Result, interval, row
 from hfsyn.judging.sets.batches import loader
@@ -135,10 +139,8 @@ def measure(
     started = time.monotonic()
     found = predict(classifier, images, accelerator, quiet=quiet, **loading)
     if not len(found.labels):
-        raise HfsynError(
-            f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)}).",
-            "Look at the files.",
-        )
+        said = f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)})."
+        raise HfsynError(said, "Look at the files.")
     if accelerator.is_main_process and not quiet:
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     wnids, names = classifier.wnids, classifier.names
@@ -190,10 +192,8 @@ def check_counts(images: ImageSet) -> None:
     """Refuse a copy of a variant that has another number of images than the variant's facts say.
 
     A part of a local copy (some of the classes, or a limit) passes; results say how many images they are over. Of a
-    test-only variant only a limit does: its published numbers are all over the whole set.
-
-    Raises:
-        HfsynError: with both numbers.
+    test-only variant only a limit does: its published numbers are all over the whole set. Raises HfsynError, with both
+    numbers.
     """
     if images.variant is None or not images.complete:
         return

@@ -15,8 +15,6 @@ formulas are written out here since no library has them all: torchmetrics lacks 
 distances at once.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +30,7 @@ from hfsyn.judging.measures.results import Result, row
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
-NEIGHBOURS = 5
-"""k of the balls, as Naeem et al. chose it."""
+NEIGHBOURS = 5  # k of the balls, as Naeem et al. chose it
 NEAR = 0.98
 """Cosine of two images' features from which they count as near duplicates. What that means depends on the network: the
 same count within the real set is given beside each result as a yardstick.
@@ -47,10 +44,8 @@ _RANDOM = "random:"
 class Features:
     """Features of a set of images, in its order."""
 
-    values: np.ndarray
-    """float32 (n, d)."""
-    hashes: Sequence[str]
-    """SHA-256 of size and pixels of each image: equal for equal pixels, however they are stored."""
+    values: np.ndarray  # float32 (n, d)
+    hashes: Sequence[str]  # SHA-256 of size and pixels of each image: equal for equal pixels, however they are stored
     ids: Sequence[str]
 
     def __len__(self) -> int:
@@ -134,7 +129,7 @@ def measure_fidelity(
     Raises:
         HfsynError: no such dataset, or no such network.
     """
-    from hfsyn.judging.classifier.network import plain_transform
+    from hfsyn.judging.classifier import plain_transform
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import same_names
 
@@ -168,8 +163,7 @@ def measure_fidelity(
 
 
 def _open_network(features: str, device: str) -> Any:
-    """A Classifier to take features from."""
-    from hfsyn.judging.classifier.network import new_classifier, open_classifier
+    from hfsyn.judging.classifier import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     if not features.startswith(_RANDOM):
@@ -223,10 +217,8 @@ def pixel_hash(image: Image.Image) -> str:
 def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:
     """Every measure of this module for one synthetic set and the real images behind it.
 
-    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless.
-
-    Raises:
-        HfsynError: fewer than ``NEIGHBOURS + 1`` images in a set.
+    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless. Raises
+    HfsynError for fewer than ``NEIGHBOURS + 1`` images in a set.
     """
     for name, found in (("synthetic", synthetic), ("real", real)):
         if len(found) <= NEIGHBOURS:

@@ -9,8 +9,6 @@ attack that is sure of a few images is worse than one that is slightly right abo
 Guessing reaches 0.5 in balanced accuracy and AUC, and 0.01 in the true positive rate at 1 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.measures.metrics import check_finite
 from hfsyn.judging.measures.results import Result, interval, row
 
-RESAMPLES = 1000
-"""Bootstrap resamples of the evaluated half, members and non-members separately; percentile intervals."""
-FALSE_POSITIVES = 0.01
-"""The false positive rate at which the true positive rate is read."""
+RESAMPLES = 1000  # bootstrap resamples of the evaluated half, members and non-members separately; percentile intervals
+FALSE_POSITIVES = 0.01  # the false positive rate at which the true positive rate is read
 _FEWEST = 4  # of each kind: two in each half
 
 
@@ -82,8 +78,7 @@ def measure_membership(
     Raises:
         HfsynError: no such classifier or dataset, classes that it does not have, or one set twice.
     """
-    from hfsyn.judging.classifier.accelerator import start_accelerator
-    from hfsyn.judging.classifier.network import open_classifier
+    from hfsyn.judging.classifier import open_classifier, start_accelerator
     from hfsyn.judging.measures.evaluate import predict
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import check_classes, shared_images
@@ -137,10 +132,8 @@ def membership_inference(
         HfsynError: fewer than four images of either kind, or logits that are not finite.
     """
     if min(len(member_labels), len(other_labels)) < _FEWEST:
-        raise HfsynError(
-            f"There are {len(member_labels)} members and {len(other_labels)} others.",
-            f"The attack needs at least {_FEWEST} of each; hundreds for a narrow interval.",
-        )
+        said = f"There are {len(member_labels)} members and {len(other_labels)} others."
+        raise HfsynError(said, f"The attack needs at least {_FEWEST} of each; hundreds for a narrow interval.")
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(labels)), 2) for labels in (member_labels, other_labels)]
     losses = [

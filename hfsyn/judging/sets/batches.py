@@ -5,8 +5,6 @@ position depends only on the seed, its augmentation on the seed and the position
 workers nor a restart changes what the network is shown; a step is a range of positions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import sys
@@ -22,10 +20,8 @@ from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.image_set import ImageSet
 
-Transform = Callable[[Any], Any]
-"""A PIL image in, a tensor out."""
-Unreadable = tuple[tuple[str, str], ...]
-"""The id of each image that could not be read, and why."""
+Transform = Callable[[Any], Any]  # a PIL image in, a tensor out
+Unreadable = tuple[tuple[str, str], ...]  # the id of each image that could not be read, and why
 
 
 def derive(*parts: int | str) -> int:
@@ -48,20 +44,16 @@ def share_out(budget: int, weights: Sequence[float]) -> list[int]:
 def check_weights(weights: Sequence[float], budget: int) -> None:
     """Refuse weights whose sum overflows, or underflows to 0."""
     if not 0 < sum(weights) <= sys.float_info.max / budget:
-        raise HfsynError(
-            f"The weights {', '.join(f'{weight:g}' for weight in weights)} cannot be added up.",
-            "Only their proportions count: 1 and 2 do as well.",
-        )
+        said = f"The weights {', '.join(f'{weight:g}' for weight in weights)} cannot be added up."
+        raise HfsynError(said, "Only their proportions count: 1 and 2 do as well.")
 
 
 @dataclass(frozen=True)
 class Order:
     """Which image is at which position."""
 
-    sizes: tuple[int, ...]
-    """Images of each set."""
-    shares: tuple[int, ...]
-    """Images of each set in one epoch."""
+    sizes: tuple[int, ...]  # images of each set
+    shares: tuple[int, ...]  # images of each set in one epoch
     seed: int
 
     def __getitem__(self, position: int) -> tuple[int, int]:
@@ -122,10 +114,8 @@ class Augmented:
             with seeded(derive(self._seed, "augment", position)):
                 return self._transform(picture), label, tuple(unread)
         wnid = opened.wnids[image]
-        return HfsynError(
-            f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be decoded.",
-            "Look at its files, or leave the class out.",
-        )
+        said = f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be decoded."
+        return HfsynError(said, "Look at its files, or leave the class out.")
 
     def _candidates(self, number: int, image: int, label: int, position: int) -> Iterator[int]:
         """The image, then the others of its class in an order that depends on the position."""
@@ -178,16 +168,12 @@ class Slice:
 
     first: int
     steps: int
-    batch_size: int
-    """Images of a step over all processes."""
-    parts: int = 1
-    """Batches of a step in each process."""
+    batch_size: int  # images of a step over all processes
+    parts: int = 1  # batches of a step in each process
     rank: int = 0
     world: int = 1
-    workers: int = 0
-    """Decoding processes beside this one."""
-    pin: bool = False
-    """Use pinned memory, from which a GPU copies without waiting."""
+    workers: int = 0  # decoding processes beside this one
+    pin: bool = False  # use pinned memory, from which a GPU copies without waiting
 
 
 def training_batches(dataset: Augmented, wanted: Slice) -> Iterator[tuple[Any, Any, Unreadable]]:

@@ -3,8 +3,6 @@
 Images are never decoded by `datasets`, whose decoder stops at the first corrupt one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import Counter
@@ -16,9 +14,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from builders.errors import DataError
-from builders.file_names import as_path
-from builders.files import disk_error
+from builders.errors import DataError, quoted
+from builders.files import as_path, disk_error
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout, run_files
 from builders.sources import open_source
@@ -29,7 +26,6 @@ from builders.sources.on_disk import local_choice, tables_of
 from builders.sources.parquet import stored_image
 from builders.sources.rows import IndexEntry, Source
 from builders.variants import VARIANTS, Choice, get_variant
-from builders.wording import quoted
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
@@ -51,27 +47,20 @@ class Bytes(Protocol):
 class ImageSet:
     """One split of a dataset, with a class for each image."""
 
-    reference: str
-    """As the user wrote it, without a weight."""
+    reference: str  # as the user wrote it, without a weight
     split: str
-    wnids: Sequence[str]
-    """The class of each image."""
-    names: Mapping[str, str]
-    """Class name of each wnid that occurs."""
+    wnids: Sequence[str]  # the class of each image
+    names: Mapping[str, str]  # class name of each wnid that occurs
     images: Bytes
-    ids: Sequence[str]
-    """The id of each image, unique in its set."""
+    ids: Sequence[str]  # the id of each image, unique in its set
     revision: str | None = None
     """The commit on the Hub, or the run's recipe fingerprint; None for local files and drawn variants."""
     complete: bool = True
     """Whether it should have exactly as many images as its variant states: no limit, no class missing."""
     variant: str | None = None
-    hub: str | None = None
-    """The repository on the Hub that it was read from."""
-    named_split: bool = True
-    """Whether the data itself names the split; otherwise it is named after its use."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """What is in the split but not in the set, by reason."""
+    hub: str | None = None  # the repository on the Hub that it was read from
+    named_split: bool = True  # whether the data itself names the split; otherwise it is named after its use
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is in the split but not in the set, by reason
 
     def __len__(self) -> int:
         return len(self.wnids)
@@ -123,8 +112,7 @@ def spread(size: int, count: int) -> list[int]:
     return [round(place * (size - 1) / (count - 1)) for place in range(count)]
 
 
-Unread = Mapping[str, str]
-"""Image id -> why it cannot be read."""
+Unread = Mapping[str, str]  # image id -> why it cannot be read
 
 
 def facts_of(unread: Unread) -> dict[str, Any]:
@@ -150,8 +138,6 @@ def tell_left_out(facts: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Files:
-    """Image files in a folder."""
-
     root: Path
     entries: Sequence[IndexEntry]
 
@@ -192,8 +178,6 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Some:
-    """Some of another set's images."""
-
     images: Bytes
     numbers: Sequence[int]
 
@@ -299,10 +283,8 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
     if not shards:
         raise HfsynError(f"{found.place} has no finished shard yet.", f"Run: hfsyn generate {found.place}")
     if manifest is None:
-        raise HfsynError(
-            f"The run {found.place} is not finished: its images are not all there.",
-            f"`hfsyn status {found.place}` shows what is missing.",
-        )
+        said = f"The run {found.place} is not finished: its images are not all there."
+        raise HfsynError(said, f"`hfsyn status {found.place}` shows what is missing.")
     split = pick_split(sorted(shards), split, default, f"The run {found.place}")
     fingerprint = layout.load_sidecar(layout.sidecar_of(shards[split][0])).fingerprint
     files = tuple(shard.relative_to(path).as_posix() for shard in shards[split])

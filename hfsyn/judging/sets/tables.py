@@ -9,11 +9,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
+from builders.errors import first_line, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, find_columns, wnids_of
 from builders.sources.parquet import ParquetSource, different_images
 from builders.variants import Choice, Variant, get_variant, own_class
-from builders.wording import first_line, quoted
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.sets.references import Reference, pick_split
 
@@ -24,21 +24,14 @@ T = TypeVar("T")
 class Parts:
     """The Parquet files of one split."""
 
-    root: str
-    """The folder, or the ``hf://`` address of a commit."""
+    root: str  # the folder, or the ``hf://`` address of a commit
     tables: Tables
-    split: str
-    """The tables' own name of it."""
-    revision: str | None
-    """A run folder's recipe fingerprint, or a commit."""
-    choice: Choice = field(default_factory=Choice)
-    """Which columns, as far as that is known."""
-    trusted: bool = False
-    """Whether this is the variant's own repository."""
-    hub: str | None = None
-    """The repository on the Hub; paths within its tables mean nothing on this machine."""
-    filesystem: Any = None
-    """Of the Hub, until the files are downloaded."""
+    split: str  # the tables' own name of it
+    revision: str | None  # a run folder's recipe fingerprint, or a commit
+    choice: Choice = field(default_factory=Choice)  # which columns, as far as that is known
+    trusted: bool = False  # whether this is the variant's own repository
+    hub: str | None = None  # the repository on the Hub; paths within its tables mean nothing on this machine
+    filesystem: Any = None  # of the Hub, until the files are downloaded
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -65,7 +58,7 @@ class Parts:
         """The same files in the local cache."""
         from huggingface_hub import snapshot_download
 
-        from builders.hub.answers import Patience, patiently
+        from builders.hub import Patience, patiently
 
         assert self.hub is not None
         repo_id, commit, files = self.hub, self.revision, list(self.files)
@@ -82,14 +75,11 @@ def find_rows(
     """The rows of a dataset on the Hub (or its `Parts`), their split, and the commit that they are from.
 
     `datasets` alone would silently take another version from its cache if the Hub does not answer. A dataset that hfsyn
-    published is read as such, from the cache too if it is complete there; any other only online.
-
-    Raises:
-        HfsynError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
+    published is read as such, from the cache too if it is complete there; any other only online. Raises HfsynError if
+    there is no such dataset, revision, configuration or split, or if the Hub cannot be asked.
     """
-    from builders.hub.answers import Patience, is_offline, patiently
-    from builders.hub.revisions import resolve
-    from builders.published.versions import find_published, load_version, open_published
+    from builders.hub import Patience, is_offline, patiently, resolve
+    from builders.published import find_published, load_version, open_published
     from builders.sources.hub import open_repository
 
     revision = found.revision or "main"
@@ -171,27 +161,22 @@ def stream_tables(files: Sequence[str]) -> Any:
     try:
         return load_dataset("parquet", data_files={"train": list(files)}, split="train", streaming=True)
     except (ValueError, OSError, RuntimeError) as error:
-        raise HfsynError(
-            f"The rows cannot be read: {first_line(error)}", "Check the network and the disk.", code=ExitCode.PREFLIGHT
-        ) from None
+        said = f"The rows cannot be read: {first_line(error)}"
+        raise HfsynError(said, "Check the network and the disk.", code=ExitCode.PREFLIGHT) from None
 
 
 @dataclass(frozen=True)
 class Labelled:
     """The rows with a label."""
 
-    image: str
-    """The column of the images."""
+    image: str  # the column of the images
     wnids: Sequence[str]
     ids: Sequence[str]
-    rows: Sequence[int] | None = None
-    """Row number of each; None if every row has a label."""
-    folders: Sequence[Path] | None = None
-    """The folder of each row's file; None if paths in the table mean nothing here."""
+    rows: Sequence[int] | None = None  # row number of each; None if every row has a label
+    folders: Sequence[Path] | None = None  # the folder of each row's file; None if paths in the table mean nothing here
     names: Mapping[str, str] = field(default_factory=dict)
     """Class names that the rows themselves give; empty if they are known from the variant."""
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """What is in the tables and not in these rows, by reason."""
+    left_out: Mapping[str, int] = field(default_factory=dict)  # what is in the tables and not in these rows, by reason
 
 
 def label_files(parts: Parts, sizes: Sequence[int], variant: str | None, where: str) -> Labelled:

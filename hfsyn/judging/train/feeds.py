@@ -20,8 +20,8 @@ from typing import Any
 
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
-from builders.sources.labels import spelling
 from builders.sources.parquet import in_parallel, stored_image
+from builders.sources.rows import spelling
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import batches as loading
@@ -108,7 +108,7 @@ class _StreamFeed(Feed):
 
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
         if config.data.limit_per_class is not None:
-            raise HfsynError("Images per class cannot be limited in a stream.", "Leave --limit or --streaming out.")
+            raise HfsynError("A stream cannot be limited per class.", "Leave --limit or --streaming out.")
         self._streams = [open_stream(found, config.data.train_split) for found in references]
         super().__init__(config, self._streams)
         if not self.budget:
@@ -153,10 +153,8 @@ class _StreamFeed(Feed):
             if got == 0:
                 unread = f", of which {len(self.unread)} could not be read" if self.unread else ""
                 hint = "Lower --batch-size, or leave --streaming out for so small a set."
-                raise HfsynError(
-                    f"A pass through the streams gives a process fewer than one batch of {size} images{unread}.",
-                    "Look at the files." if unread else hint,
-                )
+                said = f"A pass through the streams gives a process fewer than one batch of {size} images{unread}."
+                raise HfsynError(said, "Look at the files." if unread else hint)
             self._pass, self._taken = self._pass + 1, 0
 
     def _whole(self, loader: Any, size: int) -> Iterator[tuple[Any, Any]]:
@@ -189,19 +187,13 @@ class Stream:
     reference: str
     split: str
     revision: str | None
-    rows: Any
-    """A `datasets.IterableDataset` that decodes nothing."""
+    rows: Any  # a `datasets.IterableDataset` that decodes nothing
     image: str
-    labels: tuple[Label, ...]
-    """The column that declares the classes, then others that could be the label too."""
-    wnids: Mapping[int, str]
-    """Label number -> wnid."""
-    variant: Variant
-    """Whose words the other columns are."""
-    folder: Path | None = None
-    """What paths in a table are relative to; None for a table from elsewhere."""
-    hub: str | None = None
-    """The repository on the Hub that it is read from."""
+    labels: tuple[Label, ...]  # the column that declares the classes, then others that could be the label too
+    wnids: Mapping[int, str]  # label number -> wnid
+    variant: Variant  # whose words the other columns are
+    folder: Path | None = None  # what paths in a table are relative to; None for a table from elsewhere
+    hub: str | None = None  # the repository on the Hub that it is read from
 
     @cached_property
     def names(self) -> Mapping[str, str]:
@@ -227,8 +219,7 @@ class Stream:
 def open_stream(found: Reference, split: str | None) -> Stream:
     """Open one split of a dataset as a stream.
 
-    Raises:
-        HfsynError: as `open_images`; or a folder of image files; or a label column that declares no names.
+    Raises HfsynError as `open_images`, for a folder of image files, and for a label column that declares no names.
     """
     from datasets import Image
 
@@ -272,9 +263,8 @@ def _find_rows(found: Reference, split: str | None) -> tuple[Any, str, str | Non
     if found.kind == "local":
         parts = local_tables(found, split, TRAIN)
         if parts is None:
-            raise HfsynError(
-                f"{found.place} is a folder of image files.", "They need no stream: leave --streaming out."
-            )
+            said = f"{found.place} is a folder of image files."
+            raise HfsynError(said, "They need no stream: leave --streaming out.")
         return parts, parts.split, parts.revision
     variant = get_variant(found.place)
     split = pick_split(list(variant.splits), split, TRAIN, f"The variant {variant.name!r}")

@@ -1,32 +1,91 @@
-"""The rows of shards in portions whose size is checked before they are decompressed, so that memory is bounded.
+"""The rows of tables and shards: their columns as `datasets.Features`, and shards read so that memory is bounded.
 
 A malicious Parquet file of a few kilobytes can expand to gigabytes: by its compression, by a dictionary with one long
 text and a million references to it, or by one huge row group. So the footer is compared with what the manifest states,
-and texts are measured while they are still references.
+texts are measured while they are still references, and rows are read in portions. `names` are class names in label
+order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
+import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from datasets import ClassLabel, Features, Image, List, Value
+from datasets.builder import Key
 
-from builders.errors import DataError
+from builders.errors import DataError, brief
 from builders.runs.layout import ROW_GROUP_BYTES, ShardEntry
 
-_LARGEST_GROUP = 4 * ROW_GROUP_BYTES
-"""The largest that is read; a single image this large has a row group of its own."""
+
+def source_features(names: Sequence[str]) -> Features:
+    """Columns of a real image: the stored image and its class."""
+    texts = {name: Value("string") for name in ("wnid", "class_name", "source_id")}
+    return Features({"image": Image(), "label": ClassLabel(names=list(names)), **texts})
+
+
+def captioned_features(names: Sequence[str]) -> Features:
+    """Columns of a captioned image; the image itself stays in its source.
+
+    `caption` is null if there is none; `source_sha256` is of the stored bytes; `width` and `height` are in pixels after
+    decoding, with EXIF rotation.
+    """
+    return Features(
+        {
+            "source_id": Value("string"),
+            "wnid": Value("string"),
+            "label": ClassLabel(names=list(names)),
+            "class_name": Value("string"),
+            "caption": Value("string"),
+            "caption_flags": List(Value("string")),
+            "source_sha256": Value("string"),
+            "width": Value("int32"),
+            "height": Value("int32"),
+        }
+    )
+
+
+def synthetic_features(names: Sequence[str], *, paired: bool = False) -> Features:
+    """Columns of a synthetic image, as published.
+
+    `caption` is null if the recipe has none; if images got the captions of others (`paired`), it is the caption as it
+    was put into the prompt, and `caption_source_id` is the real image that it describes; `prompt_tokens` is the number
+    of the text encoder's tokens before truncation; `safety` is whether a safety checker flagged an attempt; `retries`
+    is the number of discarded attempts.
+    """
+    return Features(
+        {
+            "image": Image(),
+            "label": ClassLabel(names=list(names)),
+            "wnid": Value("string"),
+            "class_name": Value("string"),
+            "prompt": Value("string"),
+            "caption": Value("string"),
+            "seed": Value("int64"),
+            "sample_id": Value("string"),
+            "source_id": Value("string"),
+            "prompt_tokens": Value("int32"),
+            "truncated": Value("bool"),
+            "safety": Value("bool"),
+            "retries": Value("int32"),
+            "caption_flags": List(Value("string")),
+            **({"caption_source_id": Value("string")} if paired else {}),
+        }
+    )
+
+
+_LARGEST_GROUP = 4 * ROW_GROUP_BYTES  # the largest that is read; a single image this large has a row group of its own
 _COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}
 _RATIO, _SLACK = 32, 2**20
 """Snappy compresses at most 22 times; and bytes that a footer may add to a file with few rows."""
 _ROWS = 256
-_MOST_LISTED = 4 * 2**20
-"""Bytes of a row group's lists of flags: a dictionary of a few words, and a few bits per row."""
-_MOST_BYTES = 64 * 2**20
-"""Of one dictionary-encoded column in a portion: 32 kB per row."""
+_MOST_LISTED = 4 * 2**20  # bytes of a row group's lists of flags: a dictionary of a few words, and a few bits per row
+_MOST_BYTES = 64 * 2**20  # of one dictionary-encoded column in a portion: 32 kB per row
 
 
 class Shard:
@@ -41,12 +100,11 @@ class Shard:
         try:
             self.footer = pq.read_metadata(file)
         except pa.ArrowInvalid as error:
-            raise self._refused(f"is not a Parquet file ({' '.join(str(error).split())[:120]})") from None
+            raise self._refused(f"is not a Parquet file ({brief(error, 120)})") from None
         groups = [self.footer.row_group(number) for number in range(self.footer.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         self._check(groups, chunks, entry)
-        self.schema: pa.Schema = self.footer.schema.to_arrow_schema()
-        """With the metadata of `datasets`."""
+        self.schema: pa.Schema = self.footer.schema.to_arrow_schema()  # with the metadata of `datasets`
         # Within structs pyarrow cannot keep references if a column switches to plain values in its middle.
         kept = {c.path_in_schema for c in chunks if _is_referring(c) and (_is_top(c) or _is_list(c))}
         self._parquet = pq.ParquetFile(file, metadata=self.footer, read_dictionary=sorted(kept))
@@ -139,3 +197,47 @@ def _plain(array: pa.Array) -> pa.Array:
     if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
         return pa.ListArray.from_arrays(array.offsets, _plain(array.values), mask=array.is_null())
     return array
+
+
+Files = Sequence[tuple[str, ShardEntry | None]]  # the path or URL of each shard, and its entry in the manifest
+
+
+@dataclass
+class ShardRowsConfig(datasets.BuilderConfig):
+    """The shards of one split."""
+
+    files: Sequence[str] = ()
+    """Paths or URLs; those of a published version contain the commit, so that each has a separate cache."""
+    entries: Sequence[ShardEntry] = ()
+    split: str = "train"
+
+
+class ShardRows(datasets.ArrowBasedBuilder):
+    """Rows in the order of the shards; one shard of the builder for each of them."""
+
+    BUILDER_CONFIG_CLASS = ShardRowsConfig
+
+    def _shards(self) -> dict[str, Files]:
+        return {self.config.split: list(zip(self.config.files, self.config.entries, strict=True))}
+
+    def _info(self) -> datasets.DatasetInfo:
+        path, entry = next(iter(self._shards().values()))[0]
+        with _open(path) as handle:
+            return datasets.DatasetInfo(features=datasets.Features.from_arrow_schema(Shard(handle, entry, path).schema))
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        return [
+            datasets.SplitGenerator(name=split, gen_kwargs={"files": list(files)})
+            for split, files in self._shards().items()
+        ]
+
+    def _generate_tables(self, files: Files) -> Iterator[tuple[Key, pa.Table]]:
+        for number, (path, entry) in enumerate(files):
+            with _open(path) as handle:
+                for portion, batch in enumerate(Shard(handle, entry, path).portions()):
+                    yield Key(number, portion), pa.Table.from_batches([batch])
+
+
+def _open(path: str) -> Any:
+    """A local file, or one on the Hub, which is read by ranges."""
+    return fsspec.open(path, "rb").open() if path.startswith("hf://") else Path(path).open("rb")

@@ -1,11 +1,9 @@
-"""What the Hub's answers mean: which are retried after a wait (such as 429), and plain words for the rest.
+"""What the Hub says: which answers are retried after a wait (such as 429), others in plain words, revisions as commits.
 
 Every request of `builders` and `hfsyn` goes through `said_plainly`, `patiently` or `resumed`. Temporary failures (a
 conflict, a rate limit, a server error, a broken or silent connection) are retried a limited number of times with
 growing, jittered pauses; others (no token, no permission, no such repository) end at once and say what to do.
 """
-
-from __future__ import annotations
 
 import logging
 import os
@@ -13,19 +11,19 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from huggingface_hub import constants, errors, get_token
+from huggingface_hub import HfApi, constants, errors, get_token
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from builders.errors import DataError, HfsynError
 
 T = TypeVar("T")
 
-ATTEMPTS = 6
-"""Attempts of one call: with the pauses below they bridge an outage of about a minute."""
+ATTEMPTS = 6  # attempts of one call: with the pauses below they bridge an outage of about a minute
 STREAM_ATTEMPTS = 8
 """In a row, of a stream: some three minutes of pauses; the Hub's client itself retries for half a minute in each."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
@@ -38,8 +36,7 @@ _TRANSPORT = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", 
 _FINAL = frozenset({"LocalProtocolError", "UnsupportedProtocol", "XetAuthenticationError"})
 """Errors of the transport and of hf_xet that retrying does not fix: an invalid request or token."""
 _UNCONNECTED = frozenset({"ConnectError", "ConnectTimeout", "ConnectionRefusedError"})
-_XET_STATUS = re.compile(r"\b(401|403|404)\b")
-"""hf_xet states the status only in the message of a ConnectionError."""
+_XET_STATUS = re.compile(r"\b(401|403|404)\b")  # hf_xet states the status only in the message of a ConnectionError
 _TOKEN = re.compile(r"hf_[A-Za-z0-9]{20,}")
 _REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _SHOWN = 200
@@ -50,8 +47,7 @@ _log = logging.getLogger(__name__)
 class UnreachableError(DataError):
     """The Hub did not answer, or the user is offline: use the cache, or try later."""
 
-    waited = False
-    """Whether retries are exhausted."""
+    waited = False  # whether retries are exhausted
 
     @property
     def clause(self) -> str:
@@ -80,21 +76,17 @@ class Patience:
     """How often and how long to retry one call, several calls, or a stream."""
 
     repo_id: str
-    doing: str = ""
-    """The action, for a message: "commit to user/name". Empty for reading."""
+    doing: str = ""  # the action, for a message: "commit to user/name". Empty for reading
     revision: str | None = None
-    page: str = ""
-    """The repository's page; empty is the dataset's on the Hub that HF_ENDPOINT names."""
+    page: str = ""  # the repository's page; empty is the dataset's on the Hub that HF_ENDPOINT names
     token: str | bool | None = None
     attempts: int = ATTEMPTS
     at_the_door: bool = False
     """Whether to try only twice if no connection can be made, as there may be no network at all."""
-    say: Callable[[str], None] = _log.warning
-    """Gets a line about every pause."""
+    say: Callable[[str], None] = _log.warning  # gets a line about every pause
     sleep: Callable[[float], None] | None = None
     chance: Callable[[], float] = random.random
-    failed: int = 0
-    """Failed attempts in a row; reset it to 0 after progress."""
+    failed: int = 0  # failed attempts in a row; reset it to 0 after progress
 
     def after(self, error: Exception) -> None:
         """Wait after a failed attempt.
@@ -145,11 +137,6 @@ def resumed(begin: Callable[[int], Iterator[T]], repo_id: str, revision: str | N
             return
         except Exception as error:
             patience.after(error)
-
-
-def read_whole(read: Callable[[], T], repo_id: str, revision: str | None) -> T:
-    """The result of `read`, retried as in `resumed`."""
-    return patiently(read, Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS))
 
 
 def asked(ask: Callable[[], object]) -> bool:
@@ -216,7 +203,8 @@ def _answer(error: Exception, of: Patience) -> tuple[str, str, int] | None:
     if gated:
         return f"{repo_id} is gated, and you have no access", f"Accept its terms at {page}, then {login}", 3
     if isinstance(inner, errors.RevisionNotFoundError):
-        return f"{repo_id} has no revision '{of.revision}'", f"See {page}/commits/main.", 3 if doing else 2
+        tag = f"A version's tag begins with v: {repo_id}@v{of.revision}. " if re.match(r"\d", str(of.revision)) else ""
+        return f"{repo_id} has no revision '{of.revision}'", f"{tag}See {page}/commits/main.", 3 if doing else 2
     if status == 401 and (doing or not absent):
         return f"the Hub does not know this token ({repo_id})", f"Copy it again, or {login}", 3
     if absent:
@@ -287,7 +275,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> tuple[int, float]:
-    """The HTTP status of an error and the seconds that the Hub asks to wait; 0 where there is none."""
+    """The HTTP status of an error and the seconds that the Hub asks to wait; 0 if there is none."""
     responses = (getattr(one, "response", None) for one in _chain(error))
     response = next((one for one in responses if one is not None), None)
     status = int(getattr(response, "status_code", 0) or 0)
@@ -321,3 +309,73 @@ def reason(error: BaseException, token: str | bool | None) -> str:
     words = _REQUEST.sub("", without_token(words, token))
     short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"
+
+
+_SHA = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A commit."""
+
+    sha: str
+    offline: bool  # whether it comes from the cache
+    paths: tuple[str, ...]  # the files of the commit; offline, those in the cache
+
+
+def resolve(repo_id: str, revision: str, token: str | bool | None = None) -> Resolved:
+    """The current commit of a revision of a dataset; from the cache if the Hub cannot be asked.
+
+    Raises DataError if there is no such repository or revision, without access (exit code 3), or if the Hub does not
+    answer and the cache does not have it (exit code 4).
+    """
+    known = _known(repo_id, revision)
+    if is_offline():
+        if known is None:
+            raise not_cached(f"{repo_id} at {revision}", repo_id, "HF_HUB_OFFLINE is set")
+        return Resolved(known, True, _snapshot_files(repo_id, known))
+    # If the cache has it, an unreachable Hub is tried only once.
+    patience = Patience(repo_id, revision=revision, token=token, attempts=1 if known else ATTEMPTS, at_the_door=True)
+    try:
+        info = patiently(lambda: HfApi(token=token).dataset_info(repo_id, revision=revision, timeout=30), patience)
+    except UnreachableError as error:
+        if not known:
+            raise not_cached(f"{repo_id} at {revision}", repo_id, error.clause, code=4) from error
+        return Resolved(known, True, _snapshot_files(repo_id, known))
+    sha = str(info.sha)
+    _remember(repo_id, revision, sha)
+    return Resolved(sha, False, tuple(sibling.rfilename for sibling in info.siblings or ()))
+
+
+def _snapshot_files(repo_id: str, sha: str) -> tuple[str, ...]:
+    snapshot = _storage(repo_id) / "snapshots" / sha
+    return tuple(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
+
+
+def _storage(repo_id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"datasets--{repo_id.replace('/', '--')}"
+
+
+def _remember(repo_id: str, revision: str, sha: str) -> None:
+    """Note a revision's commit in the cache, as the client itself does when it downloads by that name."""
+    if revision != sha:
+        note = _storage(repo_id) / "refs" / revision
+        with suppress(OSError):  # only offline use needs it
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(sha, encoding="utf-8")
+
+
+def _known(repo_id: str, revision: str) -> str | None:
+    """The commit that the cache has under exactly this name."""
+    note = _storage(repo_id) / "refs" / revision
+    sha = revision if _SHA.fullmatch(revision) else note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+    return sha if _SHA.fullmatch(sha) and (_storage(repo_id) / "snapshots" / sha).is_dir() else None
+
+
+def not_cached(what: str, repo_id: str, why: str = "the Hub cannot be asked", *, code: int = 2) -> DataError:
+    """The error for something that is not in the cache when the Hub cannot be asked."""
+    return DataError(
+        f"{what} is not in the local cache, and {why}. No other version is used instead.",
+        f"Load it once while online, or: hf download --repo-type dataset {repo_id} --revision VERSION",
+        code=code,
+    )

@@ -5,12 +5,16 @@
 
 Plain ``load_dataset(repo, revision="v1.0.0")`` gives the same rows while the Hub is reachable; offline, it silently
 gives whatever version is in the cache. Here a version is resolved to its commit first.
+
+A configuration is ours if it has a ``recipe.yaml``, and a ``manifest.json`` that is valid (`load_manifest`): other
+repositories may have files of these names too. The card, which people rewrite, copy and remove, only decides which
+configuration is meant if none is named.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -28,9 +32,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from builders.errors import DataError
-from builders.hub.answers import Patience, patiently, said_plainly
-from builders.hub.revisions import not_cached, resolve
-from builders.published import ours
+from builders.hub import Patience, not_cached, patiently, resolve, said_plainly
 from builders.runs import layout
 from builders.runs.layout import Manifest, load_manifest
 from builders.runs.run_files import manifest_in
@@ -45,12 +47,10 @@ class Published:
     """One configuration of a published dataset at one commit."""
 
     repo_id: str
-    revision: str
-    """As requested: a tag, a branch or a commit."""
+    revision: str  # as requested: a tag, a branch or a commit
     sha: str
     config_name: str
-    offline: bool
-    """Whether files come only from the local cache."""
+    offline: bool  # whether files come only from the local cache
     token: str | bool | None = None
 
     @property
@@ -69,7 +69,7 @@ class Published:
         Raises DataError as `fetch`, and if it is too large or not text.
         """
         what = f"{self.prefix}{name} of {self.repo_id}"
-        if (size := self._size(name)) > ours.MOST_BYTES:
+        if (size := self._size(name)) > MOST_BYTES:
             raise DataError(f"{what} has {size / 1e9:.1f} GB, and is not one of hfsyn's.", "Name another revision.")
         return _text(self.fetch(name), what)
 
@@ -247,15 +247,15 @@ def _looked(
     _check_revision(revision)
     at = resolve(repo_id, revision or "main", token)
     root = Published(repo_id, revision or "main", at.sha, layout.DEFAULT_CONFIG, at.offline, token)
-    maybe, asked = ours.candidates(at.paths), config
+    maybe, asked = candidates(at.paths), config
     if config is None and maybe:
         card = _card(root) if layout.CARD in at.paths else Card()
-        config = ours.meant(card, maybe, strangers=strangers)
-    if config in maybe and ours.published(root.text, config) is not None:
+        config = _meant(card, maybe, strangers=strangers)
+    if config in maybe and our_manifest(root.text, config) is not None:
         found = root.named(config)
         found.fetch(layout.RECIPE)  # into the cache, where `candidates` looks for it when offline
         return found, maybe
-    there = [name for name in maybe if ours.published(root.text, name) is not None]
+    there = [name for name in maybe if our_manifest(root.text, name) is not None]
     alone = there[0] if len(there) == 1 and asked is None and not strangers else None
     return root.named(alone) if alone is not None else None, there
 
@@ -302,7 +302,7 @@ def load_version(
     """
     from datasets.exceptions import DatasetGenerationError
 
-    from builders.runs.shard_rows import ShardRows
+    from builders.runs.rows import ShardRows
 
     found = open_published(repo_id, revision, config, token=token)
     manifest = found.manifest()
@@ -347,3 +347,45 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
             cut = f"is cut short in the cache: {path.stat().st_size} of {entry.bytes} bytes"
             raise DataError(f"{entry.file} of {found.repo_id} {cut}.", f"Delete {path} and load again.")
     return [str(path) for path in paths]
+
+
+MOST_BYTES = 64 * 2**20  # the largest manifest or card that is read: some hundred thousand shards
+_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+
+def candidates(paths: Collection[str]) -> list[str]:
+    """The configurations that have both files, sorted; their manifests decide whether they are ours."""
+    there = set(paths)
+    found = []
+    for path in there:
+        folder, slash, name = path.rpartition("/")
+        config = folder or layout.DEFAULT_CONFIG
+        plain = not slash or (_CONFIG.fullmatch(folder) is not None and folder != layout.DEFAULT_CONFIG)
+        if name == layout.MANIFEST and plain and f"{layout.config_prefix(config)}{layout.RECIPE}" in there:
+            found.append(config)
+    return sorted(found)
+
+
+def our_manifest(read: Callable[[str], str], config: str) -> Manifest | None:
+    """The manifest of one of `candidates`, None if it is not ours.
+
+    `read` gives the text of a file by its path, or raises DataError if it is not text or larger than `MOST_BYTES`.
+    Raises DataError if the Hub does not answer or denies access (exit codes 3 and 4).
+    """
+    path = f"{layout.config_prefix(config)}{layout.MANIFEST}"
+    try:
+        return load_manifest(read(path), path)
+    except DataError as error:
+        if error.code != 2:
+            raise
+        return None
+
+
+def _meant(card: Card, found: Collection[str], *, strangers: bool) -> str | None:
+    """The configuration that is meant if none is named, of those that hfsyn published, and with `strangers` of all on
+    the card; None if it is ambiguous.
+    """
+    names = sorted({*found, *(card.configs if strangers else ())})
+    if card.default is not None and card.default in names:
+        return card.default
+    return layout.DEFAULT_CONFIG if layout.DEFAULT_CONFIG in names else names[0] if len(names) == 1 else None

@@ -1,1 +1,0 @@
-"""Published sets: which configurations of a repository are ours, and their versions, read back safely."""
