@@ -172,3 +172,10 @@ def test_in_a_browser_the_page_filters_by_class_and_words_and_fits_a_phone(run: 
         "seen: [...d.querySelectorAll('.row')].filter(r => !r.hidden).length}})()",
     )
     assert found == {"all": "30 rows", "told": f"{len(wanted)} of 30 rows", "wide": 360, "seen": len(wanted)}
+
+
+def test_what_is_left_out_is_said_and_what_is_whole_is_not_called_a_part(run: Path, tmp_path: Path) -> None:
+    assert look(run, html=tmp_path / "a.html", classes="ring", quiet=True).remarks[0].startswith("a page of ")
+    few = look(run, html=tmp_path / "a.html", per_class=1, quiet=True).remarks
+    assert few[0] == "the first 10 of 30 rows, at most 1 of each class"
+    assert look(run, out=tmp_path / "a.png", per_class=99, quiet=True).remarks[0].startswith("12 images of each class")

@@ -128,7 +128,7 @@ def test_the_page_says_what_was_measured(page: Path) -> None:
 
 def test_the_verdict_comes_first_then_pictures_then_tables_and_words_are_explained(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    places = [text.index(words) for words in ("<em>arm</em>", "cip is better than basic", "<svg", "<img", "<table")]
+    places = [text.index(words) for words in ("<em>arm</em>", "“cip” is better than “basic”", "<svg", "<img", "<table")]
     assert places == sorted(places)
     assert "basic</strong>, synthetic images from the prompt “a photo of {c}”" in text
     assert "would get\n50.0&nbsp;%" in text
@@ -223,7 +223,7 @@ def test_benches_of_one_name_have_plots_of_their_own(page: Path, tmp_path: Path)
     assert len(set(plots)) == len(plots) == 9
     assert {"plots/one-accuracy.png", "plots/a-b-accuracy.png", "plots/a-b-2-accuracy.png"} <= set(plots)
     assert all((tmp_path / str(place)).is_file() for place in plots)
-    assert text.count("Nothing is said about gone, which has no result.") == 2
+    assert text.count("Nothing is said about “gone”, which has no result.") == 2
 
 
 @needs_chromium

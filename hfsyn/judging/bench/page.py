@@ -116,8 +116,9 @@ def _about(matrix: Matrix, arm: str) -> str:
         named = place(text, matrix.seeds[0])
         try:
             named = parse_dataset(named).place
-            strategy = get_strategy(published_recipe(load_run(named).recipe).prompt.strategy)
-            found.append(f"synthetic images from the prompt “{strategy.template}”")
+            prompt = published_recipe(load_run(named).recipe).prompt
+            across = "" if prompt.pairing == "own" else " with captions of other classes"
+            found.append(f"synthetic images from the prompt “{get_strategy(prompt.strategy).template}”{across}")
         except (HfsynError, OSError):
             found.append(f"the real images of {named}" if named in VARIANTS else f"images of {Path(named).name}")
     return " and ".join(found)

@@ -120,7 +120,7 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "rows": rows,
         "differences": differences,
     }
-    return {**found, "verdict": verdict(found)}
+    return {**found, "verdict": verdict(found, matrix.compare)}
 
 
 def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
