@@ -53,6 +53,8 @@ RECIPES = {"class names": "shapes-basic", "captions": "shapes-cip", "captions ac
 """The synthetic arms, and the recipe of each."""
 TESTS = {"contexts as in training": VARIANT, "contexts independent of the class": "shapes"}
 """The variants whose test splits are read; the first is the headline."""
+COMPARED = [["captions", "class names"], ["captions across classes", "captions"], ["captions", "real"]]
+"""What the verdict is about: do captions help, do they carry contexts over, and what is missing to real drawings?"""
 TRAINING: dict[str, Any] = {
     "model": {"image_size": 32, "options": {"output_stride": 8}, "channels_last": False},
     "augment": {"scale": [0.8, 1.0], "ratio": [1.0, 1.0], "flip": 0.5, "color_jitter": 0.0, "label_smoothing": 0.1},
@@ -182,6 +184,7 @@ def _matrix(folder: Path, limits: Sequence[int], seeds: Sequence[int]) -> dict[s
         "seeds": list(seeds),
         "limits": list(limits),
         "tests": {name: {"dataset": variant, "split": "test"} for name, variant in TESTS.items()},
+        "compare": COMPARED,
     }
 
 
