@@ -30,6 +30,9 @@ from hfsyn.runs.stage import write_plan
 def finish(run: Run | str | Path) -> Run:
     """Check every shard against its sidecar, then write rejected.jsonl, preview, card and, last, the manifest.
 
+    Args:
+        run: the run folder.
+
     Raises:
         HfsynError: shards are missing or damaged (exit code 4).
     """

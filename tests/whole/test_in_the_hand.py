@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -244,3 +249,92 @@ def test_completion_is_installed_once(
     monkeypatch.setenv("SHELL", "/bin/csh")
     code, _, err = main("--show-completion", capsys=capsys)
     assert (code, "'csh'" in err) == (2, True)
+
+
+# --- Python is the command line ---------------------------------------------------------------------------------------
+
+PYTHON_ONLY = {
+    "plan": {"say"},
+    "caption": {"captioner"},
+    "generate": {"generator"},
+    "demo": {"seeds"},
+    "reproduce": {"generator"},
+    "bench": {"train", "evaluate", "look", "submit"},
+}
+"""Words that stand for objects and functions, which no command line has."""
+TERMINAL_ONLY = {"as_json", "quiet", "example"}
+OTHER_NAMES = {"--set": "overrides", "--from": None}
+"""Flags whose names are taken in Python: `set` is a type, `from` is a keyword."""
+
+
+def function_of(words: tuple[str, ...]) -> Callable[..., Any]:
+    found: Any = hfsyn
+    for word in words:
+        found = getattr(found, word.replace("-", "_"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "command"), LEAVES, ids=lambda value: " ".join(value) if type(value) is tuple else ""
+)
+def test_a_command_is_a_function_with_the_same_words_and_defaults(
+    words: tuple[str, ...], command: click.Command
+) -> None:
+    function = function_of(words)
+    signature = inspect.signature(function)
+    docs = inspect.getdoc(function) or ""
+    options = {param.name: param for param in command.params if param.name not in TERMINAL_ONLY}
+    python = {name for name in signature.parameters if name != "quiet"} - PYTHON_ONLY.get(words[0], set())
+    assert python == options.keys()
+    for name, option in options.items():
+        flag = next((flag for flag in option.opts if flag.startswith("--")), None)
+        if flag is not None and OTHER_NAMES.get(flag, flag[2:].replace("-", "_")) is not None:
+            assert name == OTHER_NAMES.get(flag, flag[2:].replace("-", "_"))
+        default = signature.parameters[name].default
+        if option.required:
+            assert default is inspect.Parameter.empty, name
+        else:
+            absent = (
+                ()
+                if option.multiple
+                else False
+                if getattr(option, "is_flag", False) and not option.secondary_opts
+                else None
+            )
+            written = option.to_info_dict()["default"]
+            assert default == (
+                absent if option.default in (None, ()) or "UNSET" in repr(option.default) else written
+            ), name
+        assert re.search(rf"^ *(\w+, )*{name}(, \w+)*:", docs, re.MULTILINE), f"{name} is not explained"
+    assert all(command.get_short_help_str(1000))
+
+
+def test_help_shows_no_clock_and_no_address() -> None:
+    for name in hfsyn.__all__:
+        told = str(inspect.signature(found)) if callable(found := getattr(hfsyn, name)) else ""
+        assert not re.search(r" at 0x|\d{5}", told), name
+
+
+def test_everything_exported_is_there_and_typed() -> None:
+    for name in hfsyn.__all__:
+        assert getattr(hfsyn, name) is not None
+    for package in ("hfsyn", "builders"):
+        assert resources.files(package).joinpath("py.typed").is_file()
+
+
+def test_a_wrong_word_is_named_with_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"build\(\).*'limt'.*Did you mean 'limit'"):
+        hfsyn.build("shapes-cip", "x", limt=2)
+    with pytest.raises(TypeError, match="'recipe'"):
+        hfsyn.plan()
+
+
+def test_python_plans_and_builds_as_the_commands_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    planned = hfsyn.plan("shapes-cip", limit=2, strategy="basic", overrides="generate.steps=4")
+    assert planned.images == 20
+    assert "a photo of star" in planned.first_prompts
+    assert hfsyn.variants.info("shapes")["name"] == "shapes"
+    assert hfsyn.strategies.ls()[0]["name"] == "basic"
+    assert {row["name"] for row in hfsyn.recipes.ls()} == set(RECIPES.names())
+    assert hfsyn.captioners.show("builtin")["caption"]["model"] == "builtin"
+    assert [check.state for check in hfsyn.doctor()]
