@@ -21,14 +21,14 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where hfsyn is not installed
 
 from hfsyn.cli import run_command
-from hfsyn.commands.options import answer_options
+from hfsyn.commands.options import quiet_option
 from hfsyn.commands.training import GroupedCommand, report, training_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @training_options
-@answer_options
-def main(as_json: bool, **words: Any) -> None:
+@quiet_option
+def main(**words: Any) -> None:
     """Train a timm classifier on images, real or synthetic, and test it on real ones. Prints DIR."""
     from hfsyn import train
     from hfsyn.workers import current_worker, leave_group
@@ -39,7 +39,7 @@ def main(as_json: bool, **words: Any) -> None:
 
     # 3. What came out: one line for people, results.json for programs, and the Hub if it was asked for.
     if current_worker().is_main:
-        report(result, words["out"], as_json=as_json, quiet=words["quiet"])
+        report(result, words["out"], as_json=False, quiet=words["quiet"])
     leave_group()
 
 

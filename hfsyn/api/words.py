@@ -68,7 +68,7 @@ def takes(*sources: Callable[..., Any], but: Collection[str] = ()) -> Callable[[
                 signature.bind(*arguments, **words)
             except TypeError as error:
                 unknown = next((word for word in words if word not in signature.parameters), None)
-                guess = "" if unknown is None else did_you_mean(unknown, [*signature.parameters])
+                guess = "" if unknown is None else did_you_mean(unknown, signature.parameters)
                 raise TypeError(f"{function.__name__}(): {error}.{guess}") from None
             return function(*arguments, **words)
 

@@ -23,9 +23,9 @@ def variants() -> None:
 @answer_options
 def variants_ls(as_json: bool, quiet: bool) -> None:
     """List the variants."""
-    from hfsyn.api import variants as known
+    from hfsyn.api import variants as sets
 
-    echo_table(known.ls(), as_json=as_json, quiet=quiet)
+    echo_table(sets.ls(), as_json=as_json, quiet=quiet)
 
 
 @variants.command("info")
@@ -34,9 +34,9 @@ def variants_ls(as_json: bool, quiet: bool) -> None:
 @answer_options
 def variants_info(name: str, classes: bool, as_json: bool, quiet: bool) -> None:
     """All that is known about a variant, and where each fact is from. NAME may be the file of a class map."""
-    from hfsyn.api import variants as known
+    from hfsyn.api import variants as sets
 
-    fields = known.info(name, classes=classes)
+    fields = sets.info(name, classes=classes)
     lines = []
     for key, value in fields.items():
         if isinstance(value, dict):
@@ -61,9 +61,9 @@ def variants_peek(as_json: bool, quiet: bool, **words: Any) -> None:
 
     NAME may be the file of a class map.
     """
-    from hfsyn.api import variants as known
+    from hfsyn.api import variants as sets
 
-    echo_path("picture", known.peek(**words), as_json)
+    echo_path("picture", sets.peek(**words), as_json)
 
 
 @variants.command("new")
@@ -80,9 +80,9 @@ def variants_new(as_json: bool, quiet: bool, **words: Any) -> None:
     The images are in class folders, in Parquet files or on the Hub; the class map keeps what is said of the tables.
     A recipe then names the file: `hfsyn build imagenette-cip --set source.variant=NAME.yaml`.
     """
-    from hfsyn.api import variants as known
+    from hfsyn.api import variants as sets
 
-    echo_path("file", known.new(**words), as_json)
+    echo_path("file", sets.new(**words), as_json)
 
 
 @menu()
@@ -94,9 +94,9 @@ def strategies() -> None:
 @answer_options
 def strategies_ls(as_json: bool, quiet: bool) -> None:
     """List the strategies."""
-    from hfsyn.api import strategies as known
+    from hfsyn.api import strategies as ways
 
-    echo_table(known.ls(), as_json=as_json, quiet=quiet)
+    echo_table(ways.ls(), as_json=as_json, quiet=quiet)
 
 
 @strategies.command("show")
@@ -121,9 +121,9 @@ def strategies_show(as_json: bool, quiet: bool, **words: Any) -> None:
 
     NAME is one of `strategies ls`, or a function of yours: path/to/file.py:function.
     """
-    from hfsyn.api import strategies as known
+    from hfsyn.api import strategies as ways
 
-    found = known.show(**words)
+    found = ways.show(**words)
     if quiet and not as_json:
         click.echo("\n".join(row["prompt"] for row in found.rows))
         return

@@ -164,7 +164,9 @@ def _defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
 
 FOR_OTHERS = {("builders.captioned", "Captioned"), ("builders.imagenet", "ImageNet")}
 FOR_OTHERS |= {("builders.synthetic", "Synthetic")}
-"""Builders of `datasets`, for readers of what is published; everything else that is public is in `hfsyn.__init__`."""
+FOR_OTHERS |= {(f"hfsyn.api.{kind}", name) for kind in ("captioners", "generators") for name in ("ls", "show")}
+"""Builders of `datasets`, for readers of what is published, and modules that `hfsyn` exports whole; everything else
+that is public is in `hfsyn.__init__`."""
 
 
 def test_nothing_is_there_for_the_sake_of_its_tests() -> None:

@@ -84,12 +84,31 @@ def bench(
             its images have changed since.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
-    opened = cache(_open) if train is None else None
-    images = look or (None if opened is None else lambda *one: _fingerprint(opened(*one)))
-    num_processes = 1 if train is not None and num_processes is None else num_processes
+    images = look or (cache(_look) if train is None else None)
+    own = train is not None
     train = train or partial(_train, device=device, workers=num_workers)
     evaluate = evaluate or partial(_evaluate, device=device, workers=num_workers)
     wanted = list(cells(matrix))
+    jobs = _missing(matrix, folder, wanted, images, (train, evaluate))
+    if not own:
+        check_device(device)
+        _refuse_faults(jobs.values())
+    if dry_run:
+        states = {cell: "to train" if read_json(job[0] / RESULTS) is None else "to test" for cell, job in jobs.items()}
+        return {"cells": [{**asdict(cell), "state": states.get(cell, "done")} for cell in wanted]}
+    atomic_text(folder / MATRIX, dump_part(matrix))
+    if submit is not None:
+        _run(submit, jobs, None if quiet else matrix.name)
+    elif jobs:
+        with task_pool(num_processes or (1 if own else None), device=device) as pool:
+            _run(pool, jobs, None if quiet else matrix.name)
+    return sum_up(matrix, folder, quiet=quiet)
+
+
+def _missing(
+    matrix: Matrix, folder: Path, wanted: Sequence[Cell], images: Look | None, how: tuple[Trainer, Evaluator]
+) -> dict[Cell, tuple[Any, ...]]:
+    """What is left to do of each cell, as arguments of `run_cell`; refuses what was made with another matrix."""
     configs = {cell: cell_config(matrix, cell) for cell in wanted}  # finds every mistake before the first training
     jobs: dict[Cell, tuple[Any, ...]] = {}
     for cell in wanted:
@@ -102,20 +121,8 @@ def bench(
         done = (found or _EMPTY)["tests"]
         missing = {name: test for name, test in cell_tests(matrix, cell).items() if name not in done}
         if found is None or missing:
-            jobs[cell] = (place, configs[cell], settings, missing, train, evaluate)
-    if opened is not None:
-        check_device(device)
-        _refuse_faults(jobs.values(), opened)
-    if dry_run:
-        states = {cell: "to train" if read_json(job[0] / RESULTS) is None else "to test" for cell, job in jobs.items()}
-        return {"cells": [{**asdict(cell), "state": states.get(cell, "done")} for cell in wanted]}
-    atomic_text(folder / MATRIX, dump_part(matrix))
-    if submit is not None:
-        _run(submit, jobs, None if quiet else matrix.name)
-    elif jobs:
-        with task_pool(num_processes, device=device) as pool:
-            _run(pool, jobs, None if quiet else matrix.name)
-    return sum_up(matrix, folder, quiet=quiet)
+            jobs[cell] = (place, configs[cell], settings, missing, *how)
+    return jobs
 
 
 def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
@@ -269,31 +276,49 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
             )
 
 
-def _refuse_faults(jobs: Iterable[tuple[Any, ...]], opened: Callable[..., str | Exception | None]) -> None:
+def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
     """Open every set and look up every network and optimizer; report what is wrong, each fault once.
 
     Raises:
         HfsynError: there are faults.
     """
     from hfsyn.judging.classifier.network import check_model_name
-    from hfsyn.judging.sets.image_set import TEST, TRAIN
+    from hfsyn.judging.measures.evaluate import check_counts
+    from hfsyn.judging.sets.image_set import open_images
+    from hfsyn.judging.sets.shared import check_classes
+    from hfsyn.judging.train.feeds import open_feed
+    from hfsyn.judging.train.loop import total_steps
     from hfsyn.judging.train.timm_parts import check_optimizer
 
     faults: dict[str, HfsynError] = {}
-    names: set[tuple[Callable[[str], None], str]] = set()
+    done: dict[tuple[Any, ...], Any] = {}
+
+    def tried(check: Callable[..., Any], key: Any, *arguments: Any) -> Any:
+        if (check, key) not in done:
+            try:
+                done[check, key] = check(*arguments)
+            except HfsynError as error:
+                done[check, key] = None
+                faults[str(error)] = error
+        return done[check, key]
+
+    def trained_on(config: Any) -> tuple[int, dict[str, str]]:
+        feed = open_feed(config)
+        return feed.budget, {wnid: feed.names[wnid] for wnid in feed.classes}
+
     for _, config, _, tests, *_ in jobs:
-        data = config.data
-        sets: list[tuple[Any, ...]] = [(dataset, split, TEST, None) for dataset, split in tests.values()]
-        if not data.streaming:
-            sets += [(text, data.train_split, TRAIN, data.limit_per_class) for text in data.train]
-        found = [error for one in sets if isinstance(error := opened(*one), HfsynError)]
-        faults |= {str(error): error for error in found}
-        names |= {(check_model_name, config.model.name), (check_optimizer, config.optimise.optimizer)}
-    for check, name in sorted(names, key=str):
-        try:
-            check(name)
-        except HfsynError as error:
-            faults[str(error)] = error
+        data, name, optimizer = config.data.model_dump_json(), config.model.name, config.optimise.optimizer
+        tried(check_model_name, name, name)
+        tried(check_optimizer, optimizer, optimizer)
+        feed = tried(trained_on, data, config)
+        tested = {test: tried(open_images, test, *test) for test in tests.values()}
+        if feed is None:
+            continue
+        tried(total_steps, data, config, feed[0])
+        for test, images in tested.items():
+            if images is not None:
+                tried(check_counts, test, images)
+                tried(check_classes, (data, test), feed[1], images, "the training set")
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:
@@ -301,15 +326,10 @@ def _refuse_faults(jobs: Iterable[tuple[Any, ...]], opened: Callable[..., str | 
         raise HfsynError(f"{len(faults)} faults, and nothing was trained: {said}", "Change the matrix.")
 
 
-def _open(dataset: str, split: str | None, default: Sequence[str], limit: int | None) -> str | Exception | None:
-    """The fingerprint of a set's images, or the error."""
+def _look(dataset: str, split: str | None, default: Sequence[str], limit: int | None) -> str | None:
     from hfsyn.judging.sets.image_set import open_images
 
     try:
         return open_images(dataset, split, default=default, limit=limit).fingerprint
-    except (HfsynError, OSError) as error:
-        return error
-
-
-def _fingerprint(found: str | Exception | None) -> str | None:
-    return None if isinstance(found, Exception) else found
+    except (HfsynError, OSError):
+        return None
