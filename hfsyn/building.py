@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
+from builders.published import open_reference
 from builders.runs.layout import SIDECARS, shard_count, sidecar_of
 from builders.runs.run_files import manifest_in
 from hfsyn.captions.caption_stage import caption
@@ -65,6 +66,8 @@ def build(
     check_device(options.device)
     check_target(push_to_hub, version)
     check_launcher()
+    if options.captions is not None:
+        open_reference(options.captions, None)  # before anything is written
     run = _prepared(load_recipe(recipe, overrides), out, options.device, overwrite=overwrite)
     with publishing(run, push_to_hub, version, quiet=options.quiet):
         if not is_whole(run):

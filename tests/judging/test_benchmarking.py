@@ -396,7 +396,7 @@ def test_all_faults_of_a_matrix_are_said_once_before_anything_is_trained(tmp_pat
     said = str(told.value)
     assert told.value.code == ExitCode.USAGE
     assert said.startswith("5 faults, and nothing was trained: ")
-    for fault in ("runs/cip-0", "runs/cip-1", "There is no dataset 'shape'", "no network 'resnet500'", "'nowhere'"):
+    for fault in ("runs/cip-0", "runs/cip-1", "no variant 'shape'", "no network 'resnet500'", "'nowhere'"):
         assert said.count(fault) == 1, fault
     assert not (tmp_path / "out").exists()
 
