@@ -69,8 +69,8 @@ def new_variant(
         counts, labels, said = _of_path(folder, choice)
         place |= {"tables": said} if said else {}
     elif is_offline():
-        said = f"There is no folder {source}, and HF_HUB_OFFLINE is set.{near_path(source)}"
-        raise DataError(said, "Unset it to ask the Hub.")
+        near = near_path(source)
+        raise DataError(f"There is no folder {source}, and HF_HUB_OFFLINE is set.{near}", "Unset it to ask the Hub.")
     else:
         counts, labels, hub = _of_repository(source, revision, choice, token)
         place = {"hub": hub}
