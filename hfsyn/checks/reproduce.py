@@ -77,9 +77,9 @@ def reproduce(
     device: str | None = None,
     model: str | None = None,
     source: str | None = None,
-    config: str | None = None,
+    config_name: str | None = None,
     token: str | bool | None = None,
-    allow_pickle: bool = False,
+    allow_pickle_weights: bool = False,
     generator: ImageGenerator | None = None,
 ) -> Reproduction:
     """Make one image again and compare it with the stored one.
@@ -88,17 +88,19 @@ def reproduce(
         what: a finished run folder, or ``USER/NAME[@REVISION]``.
         sample_id: of a row.
         out: folder for the picture of both.
+        device: cpu, cuda or mps; None is the GPU, or the CPU.
         model: the generator's folder on this machine, if the recipe names a local one; its content must be the same.
         source: the folder of the real images on this machine, if the recipe starts from them; None is the recipe's.
-        config: a configuration's name; None is the default one.
-        allow_pickle: read weights in other formats than safetensors too.
+        config_name: a configuration's name; None is the default one.
+        token: as everywhere in huggingface_hub.
+        allow_pickle_weights: read weights in other formats than safetensors too.
         generator: in place of the recipe's model (for tests).
 
     Raises:
         HfsynError: there is no such sample, or the model is not available.
     """
     check_device(device)
-    side = open_reference(what, config, token=token)
+    side = open_reference(what, config_name, token=token)
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
     stored = _stored_image(row, what)
@@ -111,7 +113,7 @@ def reproduce(
     def draw(how: Tuning) -> Generated:
         if generator is not None:
             return _drawn(generator, row, size, real)
-        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
+        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle_weights, tuning=how)
         return _drawn(by, row, size, real)
 
     made, tuning = as_recorded(draw, PLAIN if generator is not None else recorded_tuning(sidecar.options, where))

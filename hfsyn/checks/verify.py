@@ -77,20 +77,20 @@ class Verification:
 
 
 def verify(
-    what: str, *, config: str | None = None, token: str | bool | None = None, quiet: bool = False
+    what: str, *, config_name: str | None = None, token: str | bool | None = None, quiet: bool = False
 ) -> Verification:
     """Check a finished run folder, or ``USER/NAME[@REVISION]``, and return what differs.
 
     Args:
         what: the run folder or the dataset.
-        config: a configuration's name; None is the default one.
+        config_name: a configuration's name; None is the default one.
         token: as everywhere in huggingface_hub.
         quiet: no progress on the error stream.
 
     Raises:
         DataError: it is not there, or not finished.
     """
-    side = open_reference(what, config, token=token)
+    side = open_reference(what, config_name, token=token)
     found = Verification(side.label)
     if isinstance(side, Published):
         found.commit = side.sha

@@ -35,7 +35,6 @@ from hfsyn.workers import pick_device
 
 NONE, CLASS, OWN = "no prompt", "class name", "own caption"
 SAME, OTHER = "caption of the same class", "caption of another class"
-KINDS = (NONE, CLASS, OWN, SAME, OTHER)
 _ERRORS = 2.0  # standard errors by which a difference must exceed zero to be called one
 
 
@@ -124,7 +123,7 @@ class Informativeness:
         return "\n".join([*lines, self.verdict])
 
 
-def informativeness(
+def measure(
     recipe: Recipe,
     images: int = 200,
     *,

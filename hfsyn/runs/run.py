@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import and_more
+from builders.errors import and_more, near_path
 from builders.files import atomic_text, make_folder
 from builders.runs import layout, run_files
 from builders.runs.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
@@ -269,7 +269,7 @@ def load_run(folder: str | Path) -> Run:
     path = Path(folder).expanduser()
     if not layout.is_run_folder(path):
         raise HfsynError(
-            f"{path} is not a run folder: there is no {layout.RECIPE} in it.",
+            f"{path} is not a run folder: there is no {layout.RECIPE} in it.{near_path(path)}",
             "`hfsyn build RECIPE --out RUN` makes one.",
         )
     mark = mark_of(path)  # before the recipe is read, so that another run that is put there meanwhile is noticed

@@ -18,17 +18,7 @@ from tiny_families import FAMILIES
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
-from hfsyn.outlook.informativeness import (
-    CLASS,
-    NONE,
-    OTHER,
-    OWN,
-    SAME,
-    Gain,
-    Informativeness,
-    informativeness,
-    prompts_of,
-)
+from hfsyn.outlook.informativeness import CLASS, NONE, OTHER, OWN, SAME, Gain, Informativeness, measure, prompts_of
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.specs import Caption
@@ -104,14 +94,14 @@ def test_the_loss_is_that_of_a_plain_loop_over_diffusers(name: str, tmp_path: Pa
 
 def test_own_captions_tell_most_and_those_of_others_mislead() -> None:
     recipe = load_recipe("shapes-cip", ["generate.batch_size=7"])
-    found = informativeness(recipe, 30, draws=2, options=QUIET)
+    found = measure(recipe, 30, draws=2, options=QUIET)
     assert found.images == 30
     assert found.gains[OWN].sign == 1
     assert all(found.gains[kind].sign == -1 for kind in (SAME, OTHER))
     assert found.verdict.startswith("Informative")
     assert len(found.by_class) == 10
     assert min(found.by_class.values(), key=lambda gain: gain.mean) == next(iter(found.by_class.values()))
-    again = informativeness(load_recipe("shapes-cip-across", ["generate.batch_size=30"]), 30, draws=2, options=QUIET)
+    again = measure(load_recipe("shapes-cip-across", ["generate.batch_size=30"]), 30, draws=2, options=QUIET)
     for kind, gain in again.gains.items():  # neither the batch size nor the pairing matters
         assert gain.mean == pytest.approx(found.gains[kind].mean, abs=1e-5)
     assert "gives each image the caption of another class" in again.verdict
@@ -122,7 +112,7 @@ def test_a_captioner_that_is_wrong_is_named_uninformative() -> None:
         def caption(self, images: Sequence[Any], *more: Any, **given: Any) -> list[str]:
             return ["a red star on a plain black background" for _ in images]
 
-    found = informativeness(load_recipe("shapes-cip"), 20, draws=1, options=QUIET, captioner=Wrong())
+    found = measure(load_recipe("shapes-cip"), 20, draws=1, options=QUIET, captioner=Wrong())
     assert found.verdict.startswith("Uninformative")
 
 
@@ -177,4 +167,4 @@ def test_a_generator_of_another_family_is_refused_before_anything_is_captioned(t
     folder = FAMILIES["pixart-sigma"].save(tmp_path / "model")
     recipe = load_recipe("shapes-cip", [f"generate.model={folder}", "generate.dtype=float32", "generate.steps=2"])
     with pytest.raises(HfsynError, match=r"PixArtSigmaPipeline, cannot be measured"):
-        informativeness(recipe, 4, options=QUIET)
+        measure(recipe, 4, options=QUIET)
