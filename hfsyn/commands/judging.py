@@ -137,7 +137,7 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
     _found(fidelity(**words), as_json=as_json, quiet=quiet)
 
 
-@click.command("membership", short_help="Whether MODEL gives away which images it was trained on.")
+@click.command("membership", short_help="Whether MODEL gives away what it was trained on.")
 @click.argument("model")
 @click.argument("members")
 @click.argument("others")
@@ -157,7 +157,7 @@ def membership_command(as_json: bool, quiet: bool, **words: Any) -> None:
     _found(membership(**words), as_json=as_json, quiet=quiet)
 
 
-@click.command("export-real", short_help="Write the real images of RUN as its synthetic ones are stored.")
+@click.command("export-real", short_help="Store the real images of RUN as the synthetic ones are.")
 @click.argument("run")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the Parquet files.")
 @answer_options

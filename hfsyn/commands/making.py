@@ -113,7 +113,7 @@ def caption(run: str, as_json: bool, **words: Any) -> None:
     _stage_done(run, as_json)
 
 
-@click.command()
+@click.command(short_help="Make the images of a RUN whose captions are there.")
 @click.argument("run")
 @captions_option
 @stage_options
@@ -156,7 +156,7 @@ def work_on(run: str, stages: str, **words: Any) -> None:
     leave_group()
 
 
-@click.command(short_help="Check the shards of a RUN, then write its card and manifest.")
+@click.command(short_help="Check the shards of a RUN, write card and manifest.")
 @click.argument("run")
 @answer_options
 def finish(run: str, as_json: bool, quiet: bool) -> None:

@@ -45,7 +45,7 @@ def status(run: str, as_json: bool, quiet: bool) -> None:
     echo(asdict(found), "\n".join(lines), as_json=as_json, quiet=quiet)
 
 
-@click.command(short_help="What RECIPE would make: counts, prompts, disk, time, cost.")
+@click.command(short_help="What RECIPE would make: prompts, disk, time, cost.")
 @click.argument("recipe")
 @recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
@@ -107,7 +107,7 @@ def informativeness(recipe: str, as_json: bool, quiet: bool, **words: Any) -> No
     echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
-@click.command(short_help="What could stop a run here: token, Hub, disk, devices, libraries.")
+@click.command(short_help="What could stop a run here: token, Hub, disk, devices.")
 @click.argument("recipe", required=False)
 @recipe_options
 @click.option("--out", metavar="RUN", help="Where the recipe's run is or will be.  [default: this folder]")
