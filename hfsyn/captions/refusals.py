@@ -33,9 +33,8 @@ def is_refusal(error: Exception) -> bool:
 class Tally:
     """What a model took and refused in this process. Images are looked at by one thread, and asked about by another.
 
-    Args:
-        model: its name; empty if no model is asked, and earlier captions are taken.
-        elsewhere: whether it has taken an image in another process, or earlier.
+    `model` is its name, empty if no model is asked and earlier captions are taken; `elsewhere` tells whether it has
+    taken an image in another process, or earlier.
     """
 
     def __init__(self, model: str, elsewhere: Callable[[], bool]) -> None:

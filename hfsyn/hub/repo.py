@@ -76,15 +76,7 @@ class LocalFile:
 
 
 class HubRepo:
-    """One repository.
-
-    Args:
-        repo_id: ``USER/NAME``.
-        repo_type: ``dataset`` or ``model``.
-        token: as in huggingface_hub; None uses the environment's or the stored one.
-        say: called with a line for each pause.
-        sleep: waits between tries.
-    """
+    """One repository, ``USER/NAME``, of type ``dataset`` or ``model``; `say` is called with a line for each pause."""
 
     def __init__(
         self,
@@ -252,12 +244,8 @@ class HubRepo:
     ) -> str:
         """One commit on top of `parent`, the last known head of a branch or pull request.
 
-        Args:
-            add: new and changed files by path; contents the Hub has are not sent again.
-            delete: paths; a folder's ends with a slash.
-
-        Raises:
-            HeadMovedError: the head has moved on from `parent`.
+        `add` are new and changed files by path, of which the Hub's own contents are not sent again; `delete` are paths,
+        a folder's with a slash at the end. Raises HeadMovedError if the head has moved on from `parent`.
         """
         from huggingface_hub import CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError

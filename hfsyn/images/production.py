@@ -86,12 +86,9 @@ class Work:
 class Production:
     """Draws, encodes and writes shards, several at once; a context manager, whose end waits for all of them.
 
-    Args:
-        generator, recipe: draws as the recipe says.
-        size: of the batches.
-        write: called in the writer's thread with a shard whose images are all settled; its claim is released after.
-        tick: called with the number of images that were kept, from a thread of its own.
-        pictures: gives the real images behind some specs, where the recipe starts from them.
+    `write` is called in the writer's thread with a shard whose images are all settled, before its claim is released;
+    `tick`, from a thread of its own, with the number of images that were kept. `pictures` gives the real images behind
+    some specs if the recipe starts from them.
     """
 
     def __init__(

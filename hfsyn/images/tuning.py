@@ -180,10 +180,8 @@ class BatchSize:
 def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:
     """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError if not even one fits.
 
-    Args:
-        draw: draws a batch of a size and waits for it.
-        guided: whether each image is two rows for the network.
-        used: the largest share of the device's memory that the last `draw` used, 0 to 1.
+    `draw` draws a batch of a size and waits for it; `guided` is whether each image is two rows for the network; `used`
+    the largest share of the device's memory that the last `draw` used, 0 to 1.
     """
     fitting = 0
     for size in CANDIDATES:
@@ -206,14 +204,8 @@ def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[
 
 
 def choose(asked: str | int | None, recipe_size: int, device: str, generator: Any, *, guided: bool) -> int:
-    """The batch size to begin with: `asked`, or the recipe's; ``auto`` fills the memory of a CUDA device.
-
-    Args:
-        asked: a number, ``auto`` or None.
-        recipe_size: of the recipe.
-        device: a torch device; ``auto`` is the recipe's size on others than CUDA.
-        generator: an `ImageGenerator`.
-        guided: see `largest_batch`.
+    """The batch size to begin with: `asked`, a number; or the recipe's; ``auto`` fills the memory of a CUDA device, and
+    is the recipe's size on others. `generator` is an `ImageGenerator`; for `guided` see `largest_batch`.
     """
     if asked not in (None, "auto"):
         return int(asked)

@@ -268,15 +268,11 @@ def checked_variant(
 ) -> str | None:
     """The variant whose weights are loaded: `variant`, the plain ones (None), or the only one that is there.
 
-    Args:
-        model, kind: for messages.
-        files: paths of all files of the model; only these names are looked at.
-        parts: folders of a pipeline that are loaded; the empty name is the model's own.
-        variant: ``fp16``, ...; None finds it.
-        allow_pickle: pickles count as weights if there are no others.
+    `files` are the paths of all files of the model, whose names alone are looked at; `parts` the folders of a pipeline
+    that are loaded, the empty name being the model's own. With `allow_pickle` pickles count as weights if there are no
+    others.
 
-    Raises:
-        HfsynError: a part, a file or the variant is missing, or the weights are pickles that are not allowed.
+    Raises HfsynError if a part, a file or the variant is missing, or if the weights are pickles that are not allowed.
     """
     weights: dict[str, dict[str | None, list[re.Match[str]]]] = {}
     for part in parts:

@@ -60,13 +60,9 @@ def change_main(
 ) -> str:
     """Carry out a change against `head`, the last known head of main, at one moment; return the resulting commit.
 
-    Args:
-        most: files in a commit.
-        name: what is changed, as the title of a pull request begins.
-        check: called with the last commit of a pull request; raises if it must not be merged.
-
-    Raises:
-        HeadMovedError: main has moved on from `head`.
+    A commit has at most `most` files; `name` is how the title of a pull request begins; `check` is called with the last
+    commit of a pull request, and raises if it must not be merged. Raises HeadMovedError if main has moved on from
+    `head`.
     """
     steps = list(change.steps(most))
     if len(steps) == 1:
