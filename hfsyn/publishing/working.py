@@ -19,7 +19,8 @@ from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.repository import look_at
 from hfsyn.recipes.recipe import Recipe, parse_recipe
 from hfsyn.runs.pins import pinned
-from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import Run
 from hfsyn.runs.shards import faults, pending
 from hfsyn.runs.stage import write_plan
 

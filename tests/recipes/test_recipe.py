@@ -24,7 +24,7 @@ from hfsyn.recipes.recipe import (
     parse_recipe,
     published_recipe,
 )
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 NAMED = {
     "shapes-basic",
