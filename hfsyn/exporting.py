@@ -26,27 +26,20 @@ NOTE = "export.json"  # what an exported folder is; it is written last
 
 
 def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) -> Path:
-    """Write the real images behind a run as Parquet files in ``OUT/data``, one row for each image that could be read.
+    """Write the real images behind a run as Parquet files in ``OUT/data``, one row for each image that could be read;
+    return the folder, which `load_dataset` and ``hfsyn train --train-dataset`` read.
 
     Each has the size of the run's synthetic images (the middle of the photograph, resampled), goes through the same
     encoder with the same settings into the same columns, and is named by the same rule: prompt, seed and token count
     are null, and the sample id is the source id. Rows are in the order of the source. A command that was stopped
     continues when it is given again.
 
-    What a photograph has lost in an earlier JPEG file cannot be restored. A source of ImageNet's quality (96) leaves
-    no trace that a classifier of file features finds (`tests/images/test_file_traces.py`); one of quality 75 with
-    halved chroma does, unless its images become less than half as large.
+    What a photograph has lost in an earlier JPEG file cannot be restored. A source of ImageNet's quality (96) leaves no
+    trace that a classifier of file features finds (`tests/images/test_file_traces.py`); one of quality 75 with halved
+    chroma does, unless its images become less than half as large.
 
-    Args:
-        run: with all captions (or source images read) and at least one finished shard of images.
-        out: a folder that is new, empty, or holds this export.
-        quiet: no progress.
-
-    Returns:
-        The folder, which `load_dataset` and ``hfsyn train --train-dataset`` read.
-
-    Raises:
-        HfsynError: the run is not that far, or the folder holds something else.
+    Raises HfsynError if the run does not have all captions (or source images read) and a finished shard of images, or
+    if the folder is neither new nor empty and does not hold this export.
     """
     run = run if isinstance(run, Run) else load_run(run)
     run.check()

@@ -15,7 +15,6 @@ from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
-from builders.runs.layout import Sidecar
 from builders.runs.rows import Shard
 from builders.sources import open_source
 from hfsyn.checks.diff import readable, recipe_of
@@ -193,7 +192,7 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
     raise HfsynError(f"{side.label} has no caption row of {source_id}.", f"See: hfsyn verify {side.label}")
 
 
-def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:
+def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], layout.Sidecar, int]:
     """The row of a sample, the sidecar of its shard, and the number of its line there.
 
     Raises HfsynError if there is no such sample; the message names some that exist.
@@ -220,7 +219,7 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
     raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")
 
 
-def batch_size_of(sidecar: Sidecar, attempt: int, position: int, recipe_size: int) -> int:
+def batch_size_of(sidecar: layout.Sidecar, attempt: int, position: int, recipe_size: int) -> int:
     """The size of the batch in which a sample was drawn: the recipe's, unless the sidecar of its shard says otherwise.
 
     `attempt` is 0, or the number of the retry; `position` that of its line in the shard. The place of a retry is not

@@ -8,7 +8,6 @@ from typing import Any
 
 from builders.errors import and_more, plural
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_manifest
 from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version
@@ -90,10 +89,10 @@ class Job:
         return f"hfsyn: {self.config_name}"
 
     @cached_property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> layout.Manifest:
         """The manifest that is published."""
         path = f"{layout.config_prefix(self.config_name)}{layout.MANIFEST}"
-        return load_manifest(self.files[path].read().decode(), path)
+        return layout.load_manifest(self.files[path].read().decode(), path)
 
     def missing(self, state: RepoState) -> dict[str, LocalFile]:
         """Files that the repository lacks, or has with other contents."""

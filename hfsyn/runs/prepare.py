@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from builders.errors import and_more
 from builders.files import atomic_text, make_folder
 from builders.runs import layout, run_files
-from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe
 from hfsyn.runs.claims import clear_remains, lock, put_away, removable, replaced
@@ -148,7 +147,7 @@ def _indexed(recipe: Recipe) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
 def _write_index(run: Run, index: dict[str, list[Any]], left_out: Mapping[str, int]) -> None:
     """Write source.parquet and its marker; captions that are there already must be of the same images."""
     for shard in layout.finished_shards(run.folder / layout.CAPTIONS):
-        sidecar = load_sidecar(sidecar_of(shard))
+        sidecar = layout.load_sidecar(layout.sidecar_of(shard))
         if sidecar.fingerprint != run.fingerprint:
             raise HfsynError(
                 f"{run.folder} holds captions of another recipe, or of an hfsyn with another format.",

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from builders.runs import layout, run_files
-from builders.runs.layout import load_sidecar, shard_count, shard_name, shard_range, sidecar_of
 from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
 from builders.variants import ClassInfo, get_variant
@@ -95,8 +94,8 @@ class Run:
         return self._shards(layout.DATA, rows)
 
     def _shards(self, folder: str, rows: int) -> list[Path]:
-        count = shard_count(rows, self.recipe.store.shard_rows)
-        return [self.folder / folder / shard_name(self.split, number, count) for number in range(count)]
+        count = layout.shard_count(rows, self.recipe.store.shard_rows)
+        return [self.folder / folder / layout.shard_name(self.split, number, count) for number in range(count)]
 
     def open_source(self) -> Source:
         """The real images."""
@@ -113,7 +112,7 @@ class Run:
         paths = run_files.shards(self.folder, layout.DATA)
         if not paths:
             raise HfsynError(f"{self.folder} has no finished shard yet.", f"Run: hfsyn generate {self.folder}")
-        marks = [load_sidecar(sidecar_of(path)) for path in paths]
+        marks = [layout.load_sidecar(layout.sidecar_of(path)) for path in paths]
         entries = [
             layout.ShardEntry(f"{layout.DATA}/{path.name}", mark.rows, mark.bytes, mark.sha256)
             for path, mark in zip(paths, marks, strict=True)
@@ -142,7 +141,7 @@ class Run:
         row groups that hold them are read.
         """
         _, number, _ = layout.shard_number(shard) or ("", 0, 0)
-        start, stop = shard_range(number, total, self.recipe.store.shard_rows)
+        start, stop = layout.shard_range(number, total, self.recipe.store.shard_rows)
         rows: list[dict[str, Any]] = []
         first = 0
         with pq.ParquetFile(self.checked(name)) as file:
@@ -168,7 +167,7 @@ def load_run(folder: str | Path) -> Run:
         )
     mark = mark_of(path)  # before the recipe is read, so that another run that is put there meanwhile is noticed
     found = Run(path, stored_recipe(path), mark)
-    if sidecar_of(path / layout.SOURCE).exists():
+    if layout.sidecar_of(path / layout.SOURCE).exists():
         run_files.marker_of(path / layout.SOURCE, found.fingerprint)
     return found
 
@@ -186,7 +185,7 @@ def rejected_lines(run: Run, stages: Sequence[str] = ("caption", "generate")) ->
     """One dict for every image that was set aside, in the order of stages and shards."""
     for stage in stages:
         for shard in run.caption_shards() if stage == "caption" else run.data_shards():
-            for entry in load_sidecar(sidecar_of(shard)).rejected:
+            for entry in layout.load_sidecar(layout.sidecar_of(shard)).rejected:
                 yield {"stage": stage, **entry}
 
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
-from builders.runs.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
@@ -36,7 +35,7 @@ def write_parquet(
     columns give the same bytes. The schema has features' metadata if `datasets` shall restore them.
     """
     table = _table(columns, schema)
-    rows = group_rows or max(1, min(table.num_rows, table.num_rows * ROW_GROUP_BYTES // max(1, table.nbytes)))
+    rows = group_rows or max(1, min(table.num_rows, table.num_rows * layout.ROW_GROUP_BYTES // max(1, table.nbytes)))
     _write(path, [(table, rows)], schema)
 
 
@@ -83,10 +82,10 @@ def _leaf_paths(schema: pa.Schema) -> list[str]:
 
 
 def write_shard(
-    path: Path, columns: dict[str, list[Any]], schema: pa.Schema, sidecar: Callable[[str, int], Sidecar]
-) -> Sidecar:
+    path: Path, columns: dict[str, list[Any]], schema: pa.Schema, sidecar: Callable[[str, int], layout.Sidecar]
+) -> layout.Sidecar:
     """Write a shard, as `write_parquet`, then its sidecar, made from the shard's SHA-256 and its size in bytes."""
-    mark = sidecar_of(path)
+    mark = layout.sidecar_of(path)
     # But not the run folder above them, which may have been removed meanwhile.
     for folder in (path.parent, mark.parent.parent, mark.parent):
         folder.mkdir(exist_ok=True)
@@ -98,7 +97,7 @@ def write_shard(
 
 def is_done(path: Path) -> bool:
     """Whether a shard is finished: its sidecar and the shard itself are there."""
-    return sidecar_of(path).exists() and path.exists()
+    return layout.sidecar_of(path).exists() and path.exists()
 
 
 def pending(paths: Sequence[Path]) -> list[Path]:
@@ -106,16 +105,16 @@ def pending(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if not is_done(path)]
 
 
-def sidecars(paths: Sequence[Path]) -> list[Sidecar]:
+def sidecars(paths: Sequence[Path]) -> list[layout.Sidecar]:
     """The sidecars of those of `paths` that are finished, in order."""
-    return [load_sidecar(sidecar_of(path)) for path in paths if is_done(path)]
+    return [layout.load_sidecar(layout.sidecar_of(path)) for path in paths if is_done(path)]
 
 
 def faults(path: Path, fingerprint: str) -> list[str]:
     """What is wrong with a finished shard, one line each; empty if it is as its sidecar says."""
     if not is_done(path):
         return [f"{path.name} is missing"]
-    sidecar = load_sidecar(sidecar_of(path))
+    sidecar = layout.load_sidecar(layout.sidecar_of(path))
     found = []
     if sidecar.fingerprint != fingerprint:
         found.append(f"{path.name} was made by another recipe ({sidecar.fingerprint[:12]}, not {fingerprint[:12]})")
