@@ -75,8 +75,10 @@ class Job:
     config_name: str
     what: What
     files: Mapping[str, LocalFile]
-    make_default: bool
-    licence: str | None
+    make_default: bool = False
+    licence: str | None = None
+    private: bool | None = None  # of a repository that is created now; None is the account's default
+    into: bool = False  # whether the repository may hold something else too
     today: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date().isoformat())
     sentences: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The changelog's sentence by the existing tags: each costs a comparison with the version before."""

@@ -14,6 +14,7 @@ from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES
 from hfsyn.hub.rights import rights_of
 from hfsyn.hub.versions import Version, versions_among
 from hfsyn.outlook.doctor import Check
+from hfsyn.publishing.job import Job
 from hfsyn.publishing.repository import RepoState
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
@@ -47,23 +48,12 @@ def refuse(checks: Iterable[Check]) -> None:
             raise HfsynError(check.text, check.hint, code=check.code)
 
 
-def target_checks(
-    repo: HubRepo,
-    state: RepoState,
-    version: Version,
-    config_name: str,
-    what: What,
-    files: Mapping[str, LocalFile],
-    *,
-    private: bool | None,
-    into: bool,
-    make_default: bool,
-) -> Iterator[Check]:
+def target_checks(job: Job, state: RepoState) -> Iterator[Check]:
     """Whether account, repository, version and configuration are free for what is published; see `publish`."""
-    yield _account(repo, state, private=private)
-    yield from repo_checks(state, config_name, what, into=into, files=files)
-    yield _version(state, version)
-    yield from _default(state, config_name, make_default=make_default)
+    yield _account(job.repo, state, private=job.private)
+    yield from repo_checks(state, job.config_name, job.what, into=job.into, files=job.files)
+    yield _version(state, job.version)
+    yield from _default(state, job.config_name, make_default=job.make_default)
 
 
 def _account(repo: HubRepo, state: RepoState, *, private: bool | None) -> Check:
