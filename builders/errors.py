@@ -44,15 +44,14 @@ class DataError(HfsynError):
     """Data, or a request for data, that cannot be used as it is."""
 
 
-def did_you_mean(word: str, known: Iterable[str] | Mapping[str, str], most: int = 1) -> str:
+def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, whole: Mapping[str, str] | None = None) -> str:
     """`` Did you mean 'steps'?`` with the `most` best matches, to append to a message; empty if there are none.
 
-    A mapping gives the words to show in place of the names, such as a field with the part of the recipe it is in.
+    `whole` has what to show in place of some names, such as a field with the part of the recipe that it is in.
     """
     import difflib
 
-    names = known if isinstance(known, Mapping) else {name: name for name in known}
-    by_small = {name.lower(): text for name, text in names.items()}
+    by_small = {name.lower(): (whole or {}).get(name, name) for name in known}
     near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
     return f" Did you mean {' or '.join(repr(by_small[name]) for name in near)}?" if near else ""
 
