@@ -99,7 +99,7 @@ def _create(
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm's networks raise anything for options that they do not take
-        said = f"The network {name} cannot be made: {first_line(error)}."
+        said = f"The network {name} cannot be created: {first_line(error)}."
         raise HfsynError(said, f"Look at model.* in the recipe; its options are {dict(options)}.") from None
 
 

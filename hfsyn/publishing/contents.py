@@ -47,7 +47,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
         raise HfsynError(
             f"{folder} does not verify: {wrong[0]}{and_more(len(wrong), 1)}.",
             f"Delete what is damaged (of a shard its sidecar in {layout.SIDECARS}/) and {layout.MANIFEST}: "
-            "`hfsyn build` makes it again.",
+            "`hfsyn build` creates it again.",
             code=code,
         )
     found = _recipe_file(run, prefix) | _shard_files(run, shards, prefix)

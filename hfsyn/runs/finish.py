@@ -44,7 +44,7 @@ def finish(run: Run | str | Path) -> Run:
             raise HfsynError(
                 f"{run.folder} does not verify: {'; '.join(wrong[:3])}{and_more(len(wrong), 3)}.",
                 f"Delete the sidecars of these shards, in {run.folder / layout.SIDECARS}, and run `hfsyn build` again: "
-                "they are made again.",
+                "they are created again.",
                 code=ExitCode.PARTIAL,
             )
         remove_abandoned(run.folder.rglob(".*.tmp"))  # of processes that were killed

@@ -1,4 +1,4 @@
-"""Prepare a run: index the source, pin what the recipe leaves open, make the folder; or open the run that is there."""
+"""Prepare a run: index the source, pin what the recipe leaves open, create the folder; or open what is there."""
 
 import sys
 from collections.abc import Mapping
@@ -104,11 +104,11 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
 
 
 def lock_new(folder: Path) -> Any:
-    """The lock under which a run folder is made, with its parents."""
+    """The lock under which a run folder is created, with its parents."""
     try:
         make_folder(folder)
     except OSError as error:
-        said = f"The folder {folder} cannot be made: {error.strerror}."
+        said = f"The folder {folder} cannot be created: {error.strerror}."
         raise HfsynError(said, "Name another --out.", code=ExitCode.PREFLIGHT) from None
     return lock(folder, "prepare")
 
