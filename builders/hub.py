@@ -42,6 +42,7 @@ _REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _SHOWN = 200
 
 _log = logging.getLogger(__name__)
+_SHA = re.compile(r"[0-9a-f]{40}")
 
 
 class UnreachableError(DataError):
@@ -309,9 +310,6 @@ def reason(error: BaseException, token: str | bool | None) -> str:
     words = _REQUEST.sub("", without_token(words, token))
     short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"
-
-
-_SHA = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)

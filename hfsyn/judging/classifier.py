@@ -25,6 +25,7 @@ from hfsyn.workers import alone, cores, current_worker, pick_device
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 _ON_HUB = ("hf_hub:", "hf-hub:")
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass(frozen=True)
@@ -249,9 +250,6 @@ def state_sha256(network: Any) -> str:
         found.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         found.update(tensor.flatten().numpy().tobytes())
     return found.hexdigest()
-
-
-TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def start_accelerator(

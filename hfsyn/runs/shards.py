@@ -23,6 +23,8 @@ from builders.runs import layout
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
+_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
+_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
 
 
 def write_parquet(
@@ -123,10 +125,6 @@ def faults(path: Path, fingerprint: str) -> list[str]:
     elif pq.read_metadata(path).num_rows != sidecar.rows:
         found.append(f"{path.name} has other rows than its sidecar states")
     return found
-
-
-_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
-_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
 
 
 def image_of(row: Mapping[str, Any]) -> Image.Image:
