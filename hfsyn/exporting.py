@@ -46,7 +46,7 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
     stored = StoredRows(run.folder)
     if not len(stored):
-        said = f"{run.folder} has no finished shard of images, whose size the real ones are to have."
+        said = f"{run.folder} has no finished shard of images, and the real ones take their size from these."
         raise HfsynError(said, f"Run: hfsyn generate {run.folder}")
     size = image_of(stored.read([0], ["image"])[0]).size
     shards = run.caption_shards()
@@ -123,14 +123,8 @@ def _rows(
             "label": info.index,
             "wnid": info.wnid,
             "class_name": info.name,
-            "prompt": None,
-            "caption": caption["caption"],
-            "seed": None,
-            "sample_id": source_id,
-            "source_id": source_id,
-            "prompt_tokens": None,
-            "truncated": False,
-            "safety": False,
-            "retries": 0,
-            "caption_flags": caption["caption_flags"],
+            **dict.fromkeys(("prompt", "seed", "prompt_tokens")),
+            **{"truncated": False, "safety": False, "retries": 0},
+            **dict.fromkeys(("sample_id", "source_id"), source_id),
+            **{key: caption[key] for key in ("caption", "caption_flags")},
         }

@@ -63,7 +63,7 @@ class Run:
 
     @property
     def planned_rows(self) -> int | None:
-        """Lines of the plan; None as long as there is none."""
+        """Lines of the plan; None before there is one."""
         return self.table(layout.PLAN).rows if run_files.has_table(self.folder / layout.PLAN) else None
 
     def table(self, name: str) -> Marker:

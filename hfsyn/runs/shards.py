@@ -34,7 +34,7 @@ def write_parquet(
 
     Image bytes are stored as they are (they are compressed already, and then an edit elsewhere leaves them in place),
     other columns are compressed; pages are indexed; row groups stay under 100 MB, or have `group_rows` rows. The same
-    columns give the same bytes. The schema has features' metadata if `datasets` shall restore them.
+    columns give the same bytes. The schema has features' metadata if `datasets` is to restore them.
     """
     table = _table(columns, schema)
     rows = group_rows or max(1, min(table.num_rows, table.num_rows * layout.ROW_GROUP_BYTES // max(1, table.nbytes)))
