@@ -124,7 +124,9 @@ def _rows(
             "wnid": info.wnid,
             "class_name": info.name,
             **dict.fromkeys(("prompt", "seed", "prompt_tokens")),
-            **{"truncated": False, "safety": False, "retries": 0},
+            "truncated": False,
+            "safety": False,
+            "retries": 0,
             **dict.fromkeys(("sample_id", "source_id"), source_id),
             **{key: caption[key] for key in ("caption", "caption_flags")},
         }
