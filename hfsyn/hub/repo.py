@@ -227,7 +227,7 @@ class HubRepo:
         """
         from huggingface_hub import CommitOperationAdd
 
-        for portion in _portions(files):
+        for portion in portions(files, _SENT_AT_ONCE, _BYTES_AT_ONCE):
             for name, file in portion.items():
                 if (name, file.sha256) not in self._waiting:
                     content = file.content if isinstance(file.content, bytes) else str(file.content)
@@ -321,14 +321,19 @@ def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
     return HfsynError(said, "Publish as another version.")
 
 
-def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
+def portions(
+    files: Mapping[str, LocalFile], most: int, most_bytes: int, free: tuple[str, ...] = ()
+) -> Iterator[dict[str, LocalFile]]:
+    """Files in portions of limited number and size; the bytes of those with the endings `free` do not count."""
     portion: dict[str, LocalFile] = {}
+    total = 0
     for name, file in files.items():
-        size = sum(other.size for other in portion.values()) + file.size
-        if portion and (len(portion) == _SENT_AT_ONCE or size > _BYTES_AT_ONCE):
+        size = 0 if name.endswith(free) else file.size
+        if portion and (len(portion) == most or total + size > most_bytes):
             yield portion
-            portion = {}
+            portion, total = {}, 0
         portion[name] = file
+        total += size
     if portion:
         yield portion
 
