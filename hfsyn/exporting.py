@@ -15,12 +15,12 @@ from builders.runs import layout, run_files
 from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.captions.prefetch import in_order
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode, fitted, stored_name
 from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
-from hfsyn.runs.run import Run, index_entries, load_run
-from hfsyn.runs.shards import StoredRows, image_of, pending, write_parquet
+from hfsyn.runs.run import Run, check_complete, index_entries, load_run
+from hfsyn.runs.shards import StoredRows, image_of, write_parquet
 
 NOTE = "export.json"  # what an exported folder is; it is written last
 
@@ -50,9 +50,7 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
         raise HfsynError(said, f"Run: hfsyn generate {run.folder}")
     size = image_of(stored.read([0], ["image"])[0]).size
     shards = run.caption_shards()
-    if left := pending(shards):
-        said = f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards."
-        raise HfsynError(said, f"Run: hfsyn caption {run.folder}", code=ExitCode.PARTIAL)
+    check_complete("caption", shards, run)
     folder, note = Path(out).expanduser(), _note(run, *size)
     _claim(folder, note)
     schema = synthetic_features(run.class_names).arrow_schema

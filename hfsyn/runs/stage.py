@@ -24,8 +24,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
 from hfsyn.runs.claims import Claim, Claims, lock, working_in
 from hfsyn.runs.options import Budget, WorkOptions
-from hfsyn.runs.run import Run, incomplete
-from hfsyn.runs.shards import flags_of, is_done, pending, write_groups, write_shard
+from hfsyn.runs.run import Run, check_complete
+from hfsyn.runs.shards import flags_of, is_done, write_groups, write_shard
 from hfsyn.runs.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, describe_device, software
 
@@ -42,8 +42,7 @@ def write_plan(run: Run) -> None:
     if has_table(target):
         return
     shards = run.caption_shards()
-    if left := pending(shards):
-        raise incomplete("caption", len(shards) - len(left), len(shards), run)
+    check_complete("caption", shards, run)
     with lock(run.folder, "plan"):
         if has_table(target):
             return
