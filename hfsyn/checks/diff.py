@@ -17,7 +17,6 @@ import pyarrow as pa
 from builders.errors import brief, plural
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
-from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.rows import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
@@ -170,7 +169,7 @@ def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, conf
 
 
 def _rows(
-    side: Published | RunFolder, manifest: Manifest, skip: set[tuple[str, str]], *, images: bool
+    side: Published | RunFolder, manifest: layout.Manifest, skip: set[tuple[str, str]], *, images: bool
 ) -> Iterator[dict[str, Any]]:
     """Rows of the shards that are not to be skipped, with the hash of each image in its place."""
     for entry in manifest.shards:
@@ -185,7 +184,7 @@ def _rows(
 
 
 @contextmanager
-def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
+def readable(side: Published | RunFolder, entry: layout.ShardEntry) -> Iterator[None]:
     """Turn the errors of a shard that hfsyn did not write into one line."""
     try:
         yield

@@ -15,7 +15,6 @@ from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
-from builders.runs.layout import Sidecar
 from builders.runs.rows import Shard
 from builders.sources import open_source
 from hfsyn.checks.diff import readable, recipe_of
@@ -96,8 +95,7 @@ def reproduce(
         allow_pickle_weights: read weights in other formats than safetensors too.
         generator: in place of the recipe's model (for tests).
 
-    Raises:
-        HfsynError: there is no such sample, or the model is not available.
+    Raises HfsynError if there is no such sample, or the model is not available.
     """
     check_device(device)
     side = open_reference(what, config_name, token=token)
@@ -200,7 +198,7 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
     raise HfsynError(f"{side.label} has no caption row of {source_id}.", f"See: hfsyn verify {side.label}")
 
 
-def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:
+def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], layout.Sidecar, int]:
     """The row of a sample, the sidecar of its shard, and the number of its line there.
 
     Raises HfsynError if there is no such sample; the message names some that exist.
@@ -227,7 +225,7 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
     raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")
 
 
-def batch_size_of(sidecar: Sidecar, attempt: int, position: int, recipe_size: int) -> int:
+def batch_size_of(sidecar: layout.Sidecar, attempt: int, position: int, recipe_size: int) -> int:
     """The size of the batch in which a sample was drawn: the recipe's, unless the sidecar of its shard says otherwise.
 
     `attempt` is 0, or the number of the retry; `position` that of its line in the shard. The place of a retry is not

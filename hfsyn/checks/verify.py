@@ -19,7 +19,6 @@ from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
-from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.rows import Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
@@ -112,7 +111,7 @@ class _Checker:
 
     found: Verification
     side: Published | RunFolder
-    manifest: Manifest
+    manifest: layout.Manifest
     recipe: Recipe
 
     def __post_init__(self) -> None:
@@ -294,7 +293,7 @@ class _Checker:
             yield f"its seed is {row['seed']}, and the rule gives {right}"
 
     def _table(
-        self, entries: Iterable[ShardEntry], features: Any, columns: list[str] | None
+        self, entries: Iterable[layout.ShardEntry], features: Any, columns: list[str] | None
     ) -> Iterator[dict[str, Any]]:
         """Rows of shards, after a check of each one's schema (of `datasets.Features`) and images."""
         from datasets import Features

@@ -52,17 +52,12 @@ def denoise(
 ) -> Any:
     """The latents of a batch, batch x channels x height/8 x width/8.
 
-    Args:
-        pipe: a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` on its device.
-        recipe: steps and guidance.
-        size: width and height in pixels; empty is the pipeline's own.
-        given: embeddings, batch x tokens x channels, by the pipeline's names.
-        generators: one CPU `torch.Generator` per sample.
-        start: the image-to-image pipeline of the same parts, and the images that it is to start from (RGB of the size);
-            None starts from noise.
+    `pipe` is a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` on its device; `size` the width and height in
+    pixels, empty for the pipeline's own; `given` the embeddings, batch x tokens x channels, by the pipeline's names;
+    `generators` one CPU `torch.Generator` per sample; `start` the image-to-image pipeline of the same parts and the
+    images to start from (RGB of the size), None for noise.
 
-    Raises:
-        ValueError: the size does not fit the pipeline.
+    Raises ValueError if the size does not fit the pipeline.
     """
     import torch
 
@@ -234,16 +229,12 @@ def at_once(latents: Any) -> int:
 
 
 def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], Levels]:
-    """Begin to copy images to the CPU; what is returned waits for the end of it and gives the levels.
+    """Begin to copy the first `wanted` images (tensors of some x 3 x height x width, `signed` if of -1 to 1 rather than
+    0 to 1) to the CPU; what is returned waits for the end of it and gives the levels.
 
-    It may be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
+    It can be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
     quarter of the bytes to copy) and copies them into pinned memory; what a CPU has drawn is rounded when it is waited
     for.
-
-    Args:
-        images: tensors of some x 3 x height x width.
-        wanted: how many images to take, from the first on.
-        signed: whether they are of -1 to 1 rather than of 0 to 1.
     """
     import torch
 

@@ -22,7 +22,7 @@ from hfsyn import HfsynError, look
 from hfsyn.cli import cli
 from hfsyn.gallery import rows, view
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 
 @pytest.fixture(scope="module")
