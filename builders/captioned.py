@@ -4,8 +4,6 @@
 >>> rows = Captioned(run="runs/shapes-cip").as_streaming_dataset("train")  # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,7 +80,6 @@ class Captioned(datasets.GeneratorBasedBuilder):
 
 
 def _entries(shard: Path, captions: dict[str, Any]) -> list[IndexEntry]:
-    """Index entries of the captioned rows of a shard."""
     sidecar = layout.load_sidecar(layout.sidecar_of(shard))
     path = shard.parent.parent / layout.SOURCE
     table(path, sidecar.fingerprint)

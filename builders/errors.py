@@ -1,7 +1,5 @@
 """The errors that users see, and how names, lists, sizes and the errors of other libraries are worded in them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -77,11 +75,6 @@ def shown(name: object) -> str:
     return _NOT_TEXT.sub(percent_encoded, str(name))
 
 
-def is_plain(name: str) -> bool:
-    """Whether a name is UTF-8 without control characters."""
-    return _NOT_TEXT.search(name) is None
-
-
 def percent_encoded(found: re.Match[str]) -> str:
     """The bytes of a match, each as % and two hex digits."""
     try:
@@ -111,6 +104,11 @@ def first_line(error: BaseException) -> str:
     """The first line of another library's error, without its full stop; its type if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def brief(error: object, most: int = 200) -> str:
+    """What another library says, on one line, cut after `most` characters."""
+    return " ".join(str(error).split())[:most]
 
 
 def hours_text(hours: float) -> str:

@@ -4,8 +4,6 @@ Files are written to a temporary file in the same folder, flushed to the disk, a
 its owner (``.NAME.HOST.PID.RANDOM.tmp``): files of processes that may still be running are never removed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -5,8 +5,6 @@ conflict, a rate limit, a server error, a broken or silent connection) are retri
 growing, jittered pauses; others (no token, no permission, no such repository) end at once and say what to do.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import random
@@ -139,11 +137,6 @@ def resumed(begin: Callable[[int], Iterator[T]], repo_id: str, revision: str | N
             return
         except Exception as error:
             patience.after(error)
-
-
-def read_whole(read: Callable[[], T], repo_id: str, revision: str | None) -> T:
-    """The result of `read`, retried as in `resumed`."""
-    return patiently(read, Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS))
 
 
 def asked(ask: Callable[[], object]) -> bool:
@@ -285,7 +278,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def status_of(error: BaseException) -> tuple[int, float]:
-    """The HTTP status of an error and the seconds that the Hub asks to wait; 0 where there is none."""
+    """The HTTP status of an error and the seconds that the Hub asks to wait; 0 if there is none."""
     responses = (getattr(one, "response", None) for one in _chain(error))
     response = next((one for one in responses if one is not None), None)
     status = int(getattr(response, "status_code", 0) or 0)

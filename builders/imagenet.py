@@ -11,8 +11,6 @@ Images are not re-encoded. A file that is not a valid image makes a row like any
 `Image(decode=False)` and decode with `builders.images.decoding.decode_rgb`.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator, Sequence

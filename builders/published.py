@@ -34,7 +34,6 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from builders.errors import DataError, near_path
 from builders.hub import Patience, not_cached, patiently, resolve, said_plainly
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_manifest
 from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
 
@@ -112,9 +111,9 @@ class Published:
             said = f"{self.repo_id} at {self.revision} has no {path}."
             raise DataError(said, "It is damaged; name another revision.") from None
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> layout.Manifest:
         """The configuration's manifest."""
-        return load_manifest(self.text(layout.MANIFEST), f"{self.prefix}{layout.MANIFEST} of {self.repo_id}")
+        return layout.load_manifest(self.text(layout.MANIFEST), f"{self.prefix}{layout.MANIFEST} of {self.repo_id}")
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -155,17 +154,15 @@ class RunFolder:
         """A small text file."""
         return _text(self.fetch(name), str(self.folder / name))
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> layout.Manifest:
         """The run's manifest."""
         found = manifest_in(self.fetch(layout.MANIFEST).parent)
         assert found is not None
         return found
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
+    def open(self, name: str) -> IO[bytes]:
         """Open a file for reading."""
-        with self.fetch(name).open("rb") as local:
-            yield local
+        return self.fetch(name).open("rb")
 
 
 def _text(path: Path, what: str) -> str:
@@ -332,7 +329,7 @@ def fetch_sidecars(side: Published | RunFolder) -> None:
         _bring(side, [f"{side.prefix}{layout.SIDECARS}/*.json"])
 
 
-def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:
+def shard_files(found: Published, manifest: layout.Manifest, *, streaming: bool) -> list[str]:
     """The shards in order: URLs to stream from, or paths of complete files.
 
     Raises DataError if a shard in the cache is incomplete, or missing when offline.
@@ -366,7 +363,7 @@ def candidates(paths: Collection[str]) -> list[str]:
     return sorted(found)
 
 
-def our_manifest(read: Callable[[str], str], config: str) -> Manifest | None:
+def our_manifest(read: Callable[[str], str], config: str) -> layout.Manifest | None:
     """The manifest of one of `candidates`, None if it is not ours.
 
     `read` gives the text of a file by its path, or raises DataError if it is not text or larger than `MOST_BYTES`.
@@ -374,7 +371,7 @@ def our_manifest(read: Callable[[str], str], config: str) -> Manifest | None:
     """
     path = f"{layout.config_prefix(config)}{layout.MANIFEST}"
     try:
-        return load_manifest(read(path), path)
+        return layout.load_manifest(read(path), path)
     except DataError as error:
         if error.code != 2:
             raise

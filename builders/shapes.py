@@ -7,8 +7,6 @@
 The images, and how the two variants differ, are described in `builders.sources.drawing`.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from pathlib import PurePosixPath

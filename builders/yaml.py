@@ -5,8 +5,6 @@ directives, several documents, numbers that are not finite, control characters, 
 aliases are refused, with line and column.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

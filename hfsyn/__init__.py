@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hfsyn.checks.verify import Verification, verify
     from hfsyn.errors import HfsynError
     from hfsyn.exporting import export_real
+    from hfsyn.gallery.view import look
     from hfsyn.judging.bench.cells import bench
     from hfsyn.judging.bench.page import report
     from hfsyn.outlook.environment import env
@@ -56,6 +57,7 @@ _HOME = {
     "hfsyn.checks.verify": "Verification verify",
     "hfsyn.errors": "HfsynError",
     "hfsyn.exporting": "export_real",
+    "hfsyn.gallery.view": "look",
     "hfsyn.judging.bench.cells": "bench",
     "hfsyn.judging.bench.page": "report",
     "hfsyn.outlook.environment": "env",
@@ -75,8 +77,8 @@ _MODULES["recipes"] = "hfsyn.recipes"
 __all__ = ["Captioned", "Comparison", "HfsynError", "ImageNet", "Publication", "Recipe", "Reproduction", "Run"]
 __all__ += ["Shapes", "Synthetic", "Verification", "bench", "build", "caption", "captioners", "demo", "diff"]
 __all__ += ["difference", "doctor", "env", "evaluate", "export_real", "fidelity", "fingerprint", "finish", "generate"]
-__all__ += ["generators", "load_recipe", "load_run", "load_train_config", "load_version", "membership", "plan"]
-__all__ += ["publish", "recipes", "report", "reproduce", "seed_of", "status", "strategies", "train", "variants"]
+__all__ += ["generators", "load_recipe", "load_run", "load_train_config", "load_version", "look", "membership"]
+__all__ += ["plan", "publish", "recipes", "report", "reproduce", "seed_of", "status", "strategies", "train", "variants"]
 __all__ += ["verify"]
 
 

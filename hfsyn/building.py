@@ -20,7 +20,8 @@ from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.claims import Claims, working_in
 from hfsyn.runs.finish import finish, is_whole
 from hfsyn.runs.options import WorkOptions, select
-from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import Run
 from hfsyn.runs.shards import pending, sidecars
 from hfsyn.workers import (
     check_device,

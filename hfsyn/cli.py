@@ -18,6 +18,7 @@ from hfsyn.commands.catalogue import CATALOGUE
 from hfsyn.commands.completion import completion_options
 from hfsyn.commands.hub import HUB_COMMANDS
 from hfsyn.commands.judging import EXHIBITS
+from hfsyn.commands.look import look_command
 from hfsyn.commands.making import MAKING
 from hfsyn.commands.menu import menu
 from hfsyn.commands.options import strict
@@ -92,6 +93,6 @@ def cli() -> None:
     """
 
 
-for _group in (*MAKING, *LOOKING, *CATALOGUE, train_command, evaluate_command, *EXHIBITS, *HUB_COMMANDS):
+for _group in (*MAKING, *LOOKING, *CATALOGUE, train_command, evaluate_command, look_command, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)
 strict(cli)

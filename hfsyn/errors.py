@@ -1,7 +1,5 @@
 """Exit codes, and leaving a process with one; the error that ours share is `builders.errors.HfsynError`."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

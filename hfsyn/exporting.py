@@ -1,7 +1,5 @@
 """The real images of a run, stored as its synthetic ones are: for comparisons in which only the pictures differ."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator
@@ -22,31 +20,28 @@ from hfsyn.images.encoding import encode, fitted, stored_name
 from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
 from hfsyn.runs.run import Run, index_entries, load_run
-from hfsyn.runs.shards import StoredRows, pending, write_parquet
-from hfsyn.runs.sheets import image_of
+from hfsyn.runs.shards import StoredRows, image_of, pending, write_parquet
 
 NOTE = "export.json"  # what an exported folder is; it is written last
 
 
 def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) -> Path:
-    """Write the real images behind a run as Parquet files in ``OUT/data``, one row for each image that could be read.
+    """Write the real images behind a run as Parquet files in ``OUT/data``, one row for each image that could be read;
+    return the folder, which `load_dataset` and ``hfsyn train --train-dataset`` read.
 
     Each has the size of the run's synthetic images (the middle of the photograph, resampled), goes through the same
     encoder with the same settings into the same columns, and is named by the same rule: prompt, seed and token count
     are null, and the sample id is the source id. Rows are in the order of the source. A command that was stopped
     continues when it is given again.
 
-    What a photograph has lost in an earlier JPEG file cannot be restored. A source of ImageNet's quality (96) leaves
-    no trace that a classifier of file features finds (`tests/images/test_file_traces.py`); one of quality 75 with
-    halved chroma does, unless its images become less than half as large.
+    What a photograph has lost in an earlier JPEG file cannot be restored. A source of ImageNet's quality (96) leaves no
+    trace that a classifier of file features finds (`tests/images/test_file_traces.py`); one of quality 75 with halved
+    chroma does, unless its images become less than half as large.
 
     Args:
-        run: with all captions (or source images read) and at least one finished shard of images.
+        run: the run folder; it has all captions (or source images read) and a finished shard of images.
         out: a folder that is new, empty, or holds this export.
         quiet: no progress.
-
-    Returns:
-        The folder, which `load_dataset` and ``hfsyn train --train-dataset`` read.
 
     Raises:
         HfsynError: the run is not that far, or the folder holds something else.
@@ -56,18 +51,13 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
     stored = StoredRows(run.folder)
     if not len(stored):
-        raise HfsynError(
-            f"{run.folder} has no finished shard of images, whose size the real ones are to have.",
-            f"Run: hfsyn generate {run.folder}",
-        )
+        said = f"{run.folder} has no finished shard of images, whose size the real ones are to have."
+        raise HfsynError(said, f"Run: hfsyn generate {run.folder}")
     size = image_of(stored.read([0], ["image"])[0]).size
     shards = run.caption_shards()
     if left := pending(shards):
-        raise HfsynError(
-            f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards.",
-            f"Run: hfsyn caption {run.folder}",
-            code=ExitCode.PARTIAL,
-        )
+        said = f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards."
+        raise HfsynError(said, f"Run: hfsyn caption {run.folder}", code=ExitCode.PARTIAL)
     folder, note = Path(out).expanduser(), _note(run, *size)
     _claim(folder, note)
     schema = synthetic_features(run.class_names).arrow_schema
@@ -110,9 +100,8 @@ def _claim(folder: Path, note: str) -> None:
     remove_abandoned([*folder.glob(f".*{NOTE}.*.tmp"), *(folder / layout.DATA).glob(".*.parquet.*.tmp")])
     there = next((path.read_text(encoding="utf-8") for path in (done, begun) if path.is_file()), None)
     if there is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise HfsynError(
-            f"{folder} holds files that do not belong to an export.", "Name an empty or new folder for --out."
-        )
+        said = f"{folder} holds files that do not belong to an export."
+        raise HfsynError(said, "Name an empty or new folder for --out.")
     if there is not None and there != note:
         raise HfsynError(f"{folder} holds the export of another run, or of other settings.", "Name another --out.")
     atomic_text(begun, note)

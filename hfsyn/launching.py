@@ -1,7 +1,5 @@
 """Several processes of one command: started through accelerate, ended together, and their errors said once."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json
@@ -30,20 +28,12 @@ _terminated_is_said = threading.Event()
 def launch(
     arguments: Sequence[str], processes: int, *, device: str | None = None, progress: Callable[[], object] | None = None
 ) -> int:
-    """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return its exit code.
+    """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return the launcher's
+    exit code or, if that is 0, the code of the first error that a process has told.
 
     On a CPU ``--cpu --num_processes N`` would start one process; what starts N is the multi-GPU launcher with
-    ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends.
-
-    Args:
-        arguments: of the command.
-        processes: how many.
-        device: a torch device, or None.
-        progress: how far the work is. The launcher ends all processes when one of them dies; they are started again as
-            long as this changes in between. None: never.
-
-    Returns:
-        The launcher's exit code; where that is 0, the code of the first error that a process has told.
+    ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends. The launcher ends all of them when
+    one dies; they are started again as long as `progress`, how far the work is, changes in between (None: never).
     """
     with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
         told = Path(folder) / "told"
@@ -115,8 +105,8 @@ def die_with_parent() -> None:
 def join_launcher() -> None:
     """Called first by every command: end with the launcher, and refuse one that started less than it was asked for.
 
-    Raises:
-        HfsynError: ``accelerate launch --cpu --num_processes N`` starts one process, whatever N is, and says nothing.
+    Raises HfsynError for ``accelerate launch --cpu --num_processes N``, which starts one process, whatever N is, and
+    says nothing.
     """
     if is_child():
         die_with_parent()
@@ -144,7 +134,7 @@ def _is_orphaned() -> bool:
 
 
 def _processes_asked_for() -> int:
-    """The ``--num_processes`` of the command that started this process; 1 where that cannot be read."""
+    """The ``--num_processes`` of the command that started this process; 1 if that cannot be read."""
     try:
         words = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:

@@ -14,8 +14,6 @@ and a newline to that text. The initial noise is drawn by ``torch.Generator("cpu
 fair sample of all classes, and a stream of the result is not sorted by class.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 

@@ -7,8 +7,6 @@ Launchers tell each process its place in environment variables, which may outliv
 inherited from a job that has ended. A process that believed them would wait for processes that never come.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform
@@ -71,7 +69,7 @@ class Worker:
 
 def current_worker() -> Worker:
     """The worker that this process is, from the variables that torchrun and accelerate set; HfsynError (exit code 3)
-    where they do not fit each other.
+    if they do not fit each other.
     """
     given = {name: os.environ[name] for name in _NUMBERS if name in os.environ}
     for name, value in given.items():
@@ -159,7 +157,6 @@ def waiting_for_others(world: int) -> Iterator[None]:
 
 
 def _is_here(host: str) -> bool:
-    """Whether a host's name or address is this machine's."""
     with contextlib.suppress(OSError), socket.socket() as listener:
         listener.bind((host, 0))
         return True
@@ -190,20 +187,16 @@ def pick_device(device: str | None) -> str:
 
     Under a launcher, accelerate's `PartialState` knows the local rank. It must be told when there is no GPU: otherwise
     each rank believes itself alone. On a CPU one thread is used, whatever the number of processes: the last bits of a
-    result depend on the thread count, and several processes with many threads each slow each other down.
-
-    Raises:
-        HfsynError: the device is not there, or accelerate sees another world than the launcher.
+    result depend on the thread count, and several processes with many threads each slow each other down. Raises
+    HfsynError if the device is not there, or accelerate sees another world than the launcher.
     """
     import torch
 
     worker = current_worker()
     has_gpu = torch.cuda.is_available()
     if device is None and not has_gpu and visible_gpus() and _CONTROL.exists():
-        raise HfsynError(
-            f"This machine has NVIDIA GPUs, and torch {torch.__version__} cannot use them.",
-            "Update the driver or install the torch that fits it; or say --device cpu.",
-        )
+        said = f"This machine has NVIDIA GPUs, and torch {torch.__version__} cannot use them."
+        raise HfsynError(said, "Update the driver or install the torch that fits it; or say --device cpu.")
     wants_cpu = device == "cpu" or (device is None and not has_gpu)
     if not wants_cpu and not (has_gpu and (device or "cuda").startswith("cuda")):
         _made_current(device or "cuda")
@@ -217,7 +210,6 @@ def pick_device(device: str | None) -> str:
 
 
 def _meet(world: int, *, on_cpu: bool) -> None:
-    """Form the process group with the others."""
     from accelerate import PartialState
 
     check_launcher()
@@ -234,10 +226,8 @@ def _meet(world: int, *, on_cpu: bool) -> None:
             code=ExitCode.PREFLIGHT,
         ) from None
     if state.num_processes != world:
-        raise HfsynError(
-            f"The launcher started {world} processes, but accelerate counts {state.num_processes}.",
-            "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.",
-        )
+        said = f"The launcher started {world} processes, but accelerate counts {state.num_processes}."
+        raise HfsynError(said, "Start with `hfsyn ... --num-processes N`, or see the README on accelerate launch.")
 
 
 def _made_current(device: str) -> str:
@@ -254,9 +244,8 @@ def _made_current(device: str) -> str:
             device = f"cuda:{index}"
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise HfsynError(
-            f"Device {device!r} is not usable: {first_line(error)}", "Use --device cpu, or leave it out."
-        ) from None
+        said = f"Device {device!r} is not usable: {first_line(error)}"
+        raise HfsynError(said, "Use --device cpu, or leave it out.") from None
     return device
 
 
@@ -274,9 +263,8 @@ def check_device(device: str | None) -> None:
         return
     kind, _, number = device.partition(":")
     if kind not in ("cuda", "mps", "xpu") or (number and not number.isdigit()):
-        raise HfsynError(
-            f"{device!r} is not a device.", "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out."
-        )
+        said = f"{device!r} is not a device."
+        raise HfsynError(said, "Devices are cpu, cuda, cuda:N, mps and xpu; or leave --device out.")
     if kind == "cuda" and not visible_gpus():
         import torch
 

@@ -29,7 +29,7 @@ from PIL import Image
 
 from builders.sources.drawing import draw, sample_attributes
 from builders.variants import get_variant
-from hfsyn.judging.classifier.network import Preprocessing
+from hfsyn.judging.classifier import Preprocessing
 from hfsyn.judging.sets.batches import Augmented, Order, Slice, training_batches
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.train.timm_parts import Augmentation

@@ -1,8 +1,8 @@
 """Runs commands of hfsyn in one process after another's orders, so that many of them cost one import.
 
-Each line of the input is JSON: ``{"arguments": [...], "environment": {...}, "cwd": ...}``; ``{"python": "..."}`` runs
-code instead, which leaves its result in ``result``. Each answer is a line of JSON: exit code, output, error output.
-The clients take the address of the Hub from the environment of this process, when they are first imported.
+An order is ``{"arguments": [...], "environment": {...}, "cwd": ...}``; ``{"python": "..."}`` runs code instead, which
+leaves its result in ``result``. An answer has the exit code, the output and the error output.
+The Hugging Face libraries take the address of the Hub from the environment of this process when first imported.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from multiprocessing.connection import Connection
 from typing import Any
 
 
@@ -44,8 +45,14 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
     return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "result": found["result"]}
 
 
-if __name__ == "__main__":
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints past us must not be taken for an answer
-    for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line))), file=replies, flush=True)
+def serve(orders: Connection, environment: dict[str, str], home: str) -> None:
+    """The life of a client: one answer per order, until it is killed or nobody is left to give orders."""
+    assert "huggingface_hub" not in sys.modules, "it would ask another Hub"
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(home)
+    for number in (1, 2):  # what a library prints past us
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    with contextlib.suppress(EOFError):
+        while True:
+            orders.send(json.dumps(answer(orders.recv())))

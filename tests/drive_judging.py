@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hfsyn.judging.classifier.accelerator import start_accelerator
-from hfsyn.judging.classifier.network import open_classifier
+from hfsyn.judging.classifier import open_classifier, start_accelerator
 from hfsyn.judging.measures.evaluate import predict
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.train.loop import RunOptions, train

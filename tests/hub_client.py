@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing.context
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from conftest import ROOT, TEST_FOLDERS
+from drive_cli import serve
 from hub_server import Hub
 
 
@@ -33,28 +36,28 @@ class Done:
         return self.out.splitlines()[-1] if self.out else ""
 
 
+@cache
+def _ready() -> multiprocessing.context.ForkServerContext:
+    """Starts clients from a process that has imported what takes long and asks for no address of the Hub."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pandas", "PIL.Image", "pyarrow.parquet", "torch._dynamo"])
+    return context
+
+
 class Client:
     """Runs commands of hfsyn, or Python, against a Hub. `home` keeps the client's cache."""
 
     def __init__(self, hub: Hub, home: Path, *, token: str = "hf_alice_write", **environment: str) -> None:
         paths = os.pathsep.join(map(str, (ROOT, *TEST_FOLDERS)))
         env = hub.env(token=token, home=home) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths} | environment
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "drive_cli.py")],
-            env=env,
-            cwd=home,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+        self._orders, theirs = _ready().Pipe()
+        self._process = _ready().Process(target=serve, args=(theirs, env, str(home)))
+        self._process.start()
+        theirs.close()
 
     def _order(self, order: dict[str, Any]) -> Done:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return Done(**json.loads(self._process.stdout.readline()))
+        self._orders.send(order)
+        return Done(**json.loads(self._orders.recv()))
 
     def hfsyn(self, *arguments: str | Path, cwd: Path | None = None, **environment: str) -> Done:
         """A command; `environment` holds for it alone, and an empty value removes a variable."""
@@ -73,7 +76,8 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.join()
+        self._orders.close()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Any picture (CMYK, Lab, palette, deep grey, transparent) as 8-bit sRGB; a colour profile is applied."""
 
-from __future__ import annotations
-
 import io
 from functools import cache, lru_cache
 from typing import Any

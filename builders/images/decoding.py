@@ -1,7 +1,5 @@
 """Decode the bytes of an image file: format, limits, EXIF rotation, then 8-bit sRGB; or a reason why not."""
 
-from __future__ import annotations
-
 import ctypes
 import importlib
 import io
@@ -61,15 +59,8 @@ _LARGE = 32 << 20
 _BYTES_A_PIXEL = 16  # Pillow uses 4 bytes per pixel, and up to four times that while it rotates or converts a picture
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_UPRIGHT = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90"
+_TURNS = {value: Image.Transpose[name] for value, name in enumerate(_UPRIGHT.split(), start=2)}
 
 
 class ImageRejected(ValueError):  # noqa: N818 (a verdict on the data, not an error of the program)
@@ -117,7 +108,7 @@ def decode_rgb(data: bytes) -> Image.Image:
 def decoded(data: bytes) -> Iterator[Image.Image]:
     """`decode_rgb` for several threads: waits while the pictures of the others use too much memory.
 
-    The picture is closed at the end of the block. Raises ImageRejected, as `decode_rgb` does.
+    The picture is closed at the end of the block. Raises ImageRejected as `decode_rgb`.
     """
     try:
         header = _opened(data, _name(data))

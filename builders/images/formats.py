@@ -1,7 +1,5 @@
 """Image file formats, by file extension or by first bytes."""
 
-from __future__ import annotations
-
 import re
 
 _PICTURES = """
@@ -47,16 +45,8 @@ _STARTS: dict[str, tuple[bytes, ...]] = {
     "McIDAS": (b"\x00\x00\x00\x00\x00\x00\x00\x04",),
     "IM": (b"Image type:",),
 }
-_STARTS["camera raw"] = (
-    b"FUJIFILMCCD-RAW",
-    b"IIRO",
-    b"IIRS",
-    b"MMOR",
-    b"IIU\x00",
-    b"II\x1a\x00\x00\x00HEAP",
-    b"\x00MRM",
-    b"FOVb",
-)
+_RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\x00", b"II\x1a\x00\x00\x00HEAP", b"\x00MRM", b"FOVb")
+_STARTS["camera raw"] = _RAW
 """Format -> how its files can start."""
 
 _PATTERNS = {
@@ -96,8 +86,3 @@ def format_of(head: bytes) -> str | None:
             return name
     name = next((name for name, pattern in _COMPILED.items() if pattern.match(head)), "")
     return None if not name or (name == "SVG" and b"<svg" not in head) else name
-
-
-def looks_like_image(head: bytes) -> bool:
-    """Whether a file starts like an image; see `format_of`."""
-    return format_of(head) is not None

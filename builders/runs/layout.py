@@ -30,8 +30,6 @@ bytes. Sidecars have a folder of their own because pandas, polars and pyarrow re
 anything but Parquet lies in it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -283,7 +281,8 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / RECIPE).is_file()
 
 
-_SHEETS = frozenset({SAMPLES, "contact_sheet.png"})  # pictures in `PREVIEW`: of a run, and of the demo
+_SHEETS = frozenset({SAMPLES, "contact_sheet.png", "look.png", "look.html"})
+"""In `PREVIEW`: of a run, of the demo, and of `hfsyn look`, whose real images are never published."""
 
 
 def strangers(folder: Path) -> list[str]:

@@ -6,8 +6,6 @@ texts are measured while they are still references, and rows are read in portion
 order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image, List, Value
 from datasets.builder import Key
 
-from builders.errors import DataError
+from builders.errors import DataError, brief
 from builders.runs.layout import ROW_GROUP_BYTES, ShardEntry
 
 
@@ -99,7 +97,7 @@ class Shard:
         try:
             self.footer = pq.read_metadata(file)
         except pa.ArrowInvalid as error:
-            raise self._refused(f"is not a Parquet file ({' '.join(str(error).split())[:120]})") from None
+            raise self._refused(f"is not a Parquet file ({brief(error, 120)})") from None
         groups = [self.footer.row_group(number) for number in range(self.footer.num_row_groups)]
         chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
         self._check(groups, chunks, entry)

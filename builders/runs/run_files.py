@@ -5,8 +5,6 @@ existence means that the table is done. It states the recipe's fingerprint and t
 whenever the table is read. The manifest covers all other files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -88,9 +86,8 @@ def table(path: Path, fingerprint: str | None = None) -> Marker:
     size = path.stat().st_size
     if size != found.bytes or digest_of(path) != found.sha256:
         how = f"is cut short ({size} of {found.bytes} bytes)" if size < found.bytes else "has other bytes than written"
-        raise DataError(
-            f"{what} of {path.parent} {how}.", f"Delete {path} and run the same `hfsyn build` again: it is made again."
-        )
+        said = f"{what} of {path.parent} {how}."
+        raise DataError(said, f"Delete {path} and run the same `hfsyn build` again: it is made again.")
     return found
 
 

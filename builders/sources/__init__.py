@@ -9,8 +9,6 @@ The order of an index is the same on all machines. Bytes are returned as stored:
 are not images, is up to the caller (`builders.images.decoding.decode_rgb`).
 """
 
-from __future__ import annotations
-
 import os
 
 from builders.errors import DataError

@@ -5,8 +5,6 @@ of `datasets`: folders and file names that contain "train", "dev", "test" and so
 are never combined: the user must choose one.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import posixpath
@@ -276,7 +274,7 @@ def _matching(pattern: str, base: str, files: Iterable[str]) -> list[str]:
 def _by_split(
     patterns: Mapping[str, Sequence[str]], base: str, files: Sequence[str], where: str, *, stated: bool
 ) -> dict[str, tuple[str, ...]]:
-    """Split -> its Parquet files; empty where the patterns match only other kinds of files."""
+    """Split -> its Parquet files; empty if the patterns match only other kinds of files."""
     found: dict[str, set[str]] = {split: set() for split in patterns}
     for split, glob in ((split, glob) for split, globs in patterns.items() for glob in globs):
         matched = _matching(glob, base, files)
@@ -307,7 +305,6 @@ def folder_parts(folder: str) -> str:
 
 
 def _one_part(splits: Mapping[str, Sequence[str]], base: str, where: str) -> None:
-    """Refuse tables in several folders without a card."""
     there = {folder_parts(posixpath.dirname(name.removeprefix(base))) for names in splits.values() for name in names}
     if len(there) <= 1:
         return

@@ -1,10 +1,8 @@
 """Which column of a table is the image, which the label, and which class a label means; asked by all table readers.
 
 The image is a column of bytes, or of {bytes, path} as `datasets` writes it. The label is found by name, the most
-reliable first (`LABEL_COLUMNS`); where several columns could be the label, they must name the same class in each row.
+reliable first (`LABEL_COLUMNS`); if several columns could be the label, they must name the same class in each row.
 """
-
-from __future__ import annotations
 
 import json
 from collections import Counter
@@ -72,7 +70,7 @@ class Columns:
         return [*(label.column for label in self.labels), *name]
 
     def names(self, table: pa.Table) -> list[str | None]:
-        """The name of each row's image, None where it has none; `table` has the columns `for_index`."""
+        """The name of each row's image, None if it has none; `table` has the columns `for_index`."""
         if self.id:
             return [None if name is None else str(name) for name in table.column(self.id).to_pylist()]
         if not self.has_path:
@@ -167,10 +165,8 @@ def _label_columns(
     if labels:
         return tuple(filter(_meant, labels)) or tuple(labels)
     if known:
-        raise DataError(
-            f"The column '{known[0]}' of {where} holds {schema.field(known[0]).type}, which is not one label an image.",
-            "Expected text, or whole numbers with label names.",
-        )
+        said = f"The column '{known[0]}' of {where} holds {schema.field(known[0]).type}, not one label per image."
+        raise DataError(said, "Expected text, or whole numbers with label names.")
     said = f"{where} has no column of classes; its columns are {quoted(schema.names)}."
     raise DataError(said, f"Expected one of {quoted(LABEL_COLUMNS)}. {_SAY_WHICH.format(flag='--label-column')}")
 

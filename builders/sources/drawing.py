@@ -9,8 +9,6 @@ background with too little contrast. In "shapes-context" each of the three is wi
 (`CONTEXTS`): as in photographs, the surroundings then say something about the class.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

@@ -1,7 +1,5 @@
 """What lies in one folder: images, folders, archives, other files; and what is given that cannot be read at all."""
 
-from __future__ import annotations
-
 import os
 import re
 import stat
@@ -12,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders.errors import DataError, and_more, is_plain, near_path, quoted, shown
+from builders.errors import DataError, and_more, near_path, quoted, shown
 from builders.files import as_text, below, is_litter
-from builders.images.formats import HEAD, IMAGE_SUFFIXES, looks_like_image
+from builders.images.formats import HEAD, IMAGE_SUFFIXES, format_of
 
 IMAGES = "images"
 """The folder within a class folder, or beside a list of labels, that holds the images in Tiny ImageNet's layout."""
@@ -170,7 +168,7 @@ def _kind(item: os.DirEntry[str]) -> str:
             return "not a plain file"
         if ending not in IMAGE_SUFFIXES:
             with open(item.path, "rb") as file:  # noqa: PTH123
-                return "image" if looks_like_image(file.read(HEAD)) else said
+                return said if format_of(file.read(HEAD)) is None else "image"
     except OSError:
         return "image" if ending in IMAGE_SUFFIXES else said
     return "image"
@@ -200,7 +198,8 @@ def find_place(path: str | os.PathLike[str]) -> Path | None:
     text = os.fspath(path)
     if not text.strip():
         raise DataError("The path of the images is empty.", "Name a folder; '.' is the current one.")
-    if not is_plain(os.path.abspath(text)):  # noqa: PTH100 (also for a path with a NUL in it)
+    absolute = os.path.abspath(text)  # noqa: PTH100 (also for a path with a NUL in it)
+    if shown(absolute) != absolute:
         raise DataError(
             f"The path {shown(text)} has a name that is not UTF-8, or contains a control character.",
             "Rename that folder, since a recipe must be able to name it; files in it may have any name.",
@@ -213,9 +212,8 @@ def find_place(path: str | os.PathLike[str]) -> Path | None:
             os.scandir(place).close()
     except (OSError, RuntimeError, ValueError) as error:
         said = str(getattr(error, "strerror", None) or error).rstrip(".")
-        raise DataError(
-            f"'{shown(text)[:200]}' cannot be opened: {said}.", "Name another, or make it readable."
-        ) from None
+        problem = f"'{shown(text)[:200]}' cannot be opened: {said}."
+        raise DataError(problem, "Name another, or make it readable.") from None
     if place.is_dir() or place.suffix.lower() == ".parquet":
         return place
     what = f"'{shown(place)}' is neither a folder nor a Parquet file"

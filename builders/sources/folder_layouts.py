@@ -19,8 +19,6 @@ In a flat folder the class of each image comes from a list near it, or from the 
 The devkit's numbers are ILSVRC's own, 1 for the kit fox: they are not the positions of the sorted wnids.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,7 +65,7 @@ class Layout:
 
     root: Path  # the given folder, or the one in it that holds everything
     parts: Mapping[str, Part | DataError]
-    """Our name of a split, or "" where there are no splits -> its images, or why they cannot be read."""
+    """Our name of a split, or "" if there are no splits -> its images, or why they cannot be read."""
 
     @property
     def beside(self) -> list[str]:
@@ -87,10 +85,10 @@ Known = Callable[[str], bool]  # whether a label is a class of the variant
 
 
 def folder_layout(top: Path, known: Known | None = None) -> Layout:
-    """The layout of a folder; without parts where nothing in it is images of classes.
+    """The layout of a folder; without parts if nothing in it is images of classes.
 
-    If everything lies in one folder further down, as archives unpack, that is taken. Raises DataError where splits and
-    classes cannot be told apart, or where a folder cannot be listed.
+    If everything lies in one folder further down, as archives unpack, that is taken. Raises DataError if splits and
+    classes cannot be told apart, or if a folder cannot be listed.
     """
     known = known or (lambda label: False)
     root: Path | None = top
@@ -155,7 +153,7 @@ def _is_odd(label: str) -> bool:
 
 
 def _part(folder: Path, top: Path, known: Known, *, inside: bool = False) -> Part | DataError | None:
-    """The images of one folder by their class; why they cannot be read; None where it holds none.
+    """The images of one folder by their class; why they cannot be read; None if it holds none.
 
     Inside a split, a folder named like one is a class if there are others: ``train/car, train/train``.
     """
@@ -222,7 +220,7 @@ _SIGNS = (
 
 
 def _only_folder(root: Path) -> Path | None:
-    """The one folder that holds all images; None where there is none, or several."""
+    """The one folder that holds all images; None if there is none, or several."""
     kaggle = next((root / inner for inner in _IN_KAGGLE if (root / inner).is_dir()), None)
     if kaggle is not None:
         return kaggle
@@ -323,13 +321,11 @@ def _listed(rows: Iterable[tuple[str, str]], images: Sequence[str], file: Path) 
 
 
 def _annotations(file: Path) -> Iterator[tuple[str, str]]:
-    """File name and wnid of each line; the boxes are ignored."""
     for number, line in enumerate(_lines(file), start=1):
         fields = [field.strip() for field in line.split("\t")]
         if len(fields) < 2 or not fields[0] or not fields[1]:
-            raise DataError(
-                f"Line {number} of {shown(file)} is '{shown(line[:60])}'.", "Expected: file name, tab, wnid, ..."
-            )
+            said = f"Line {number} of {shown(file)} is '{shown(line[:60])}'."
+            raise DataError(said, "Expected: file name, tab, wnid, ...")
         yield fields[0], fields[1]
 
 
@@ -338,10 +334,8 @@ def _kaggle(file: Path) -> Iterator[tuple[str, str]]:
     for line in _lines(file)[1:]:
         image, _, said = (part.strip().strip('"') for part in line.partition(","))
         if not image or not said.strip():
-            raise DataError(
-                f"{shown(file)} has no class in the line '{shown(line[:60])}'.",
-                "Expected the columns ImageId and PredictionString.",
-            )
+            problem = f"{shown(file)} has no class in the line '{shown(line[:60])}'."
+            raise DataError(problem, "Expected the columns ImageId and PredictionString.")
         yield f"{image}.JPEG", said.split()[0]
 
 
@@ -361,7 +355,7 @@ def _of_numbers(file: Path, devkits: Sequence[Path]) -> list[str]:
 
 
 def _synsets(places: Sequence[Path]) -> dict[int, str] | None:
-    """ILSVRC's number of a class -> its wnid, None where no file has them."""
+    """ILSVRC's number of a class -> its wnid, None if no file has them."""
     files = [place / name for place in places for name in _SYNSETS] + [place / _META for place in places]
     file = next(filter(Path.is_file, files), None)
     if file is None:
@@ -382,9 +376,8 @@ def _synsets(places: Sequence[Path]) -> dict[int, str] | None:
                 found[number] = wnid
     known = {number: wnid for number, wnid in found.items() if 1 <= number <= _CLASSES}
     if len(known) != _CLASSES or len(set(known.values())) != _CLASSES:
-        raise DataError(
-            f"{shown(file)} does not number a thousand classes from 1 to 1000.", "Copy it from the devkit again."
-        )
+        said = f"{shown(file)} does not number a thousand classes from 1 to 1000."
+        raise DataError(said, "Copy it from the devkit again.")
     return known
 
 

@@ -14,8 +14,6 @@ names, and some classes may be missing. All of it may lie a few folders deeper, 
 `builders.sources.folder_layouts` decides what is what.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 from collections import Counter
@@ -152,7 +150,7 @@ class FolderSource:
     def read(self, entries: Sequence[IndexEntry]) -> Iterator[SourceRow]:
         """The files' bytes in the order of `entries`; empty, with the reason, for a single file that cannot be read.
 
-        Raises DataError where a file of the index, its folder or the disk is gone.
+        Raises DataError if a file of the index, its folder or the disk is gone.
         """
         for entry in entries:
             image, problem = b"", ""
@@ -172,7 +170,7 @@ def open_path(
     Raises DataError, which says what was found, if there is no such folder or split, no image, or if labels are not the
     variant's.
     """
-    from builders.sources.parquet import open_parquet  # pyarrow only where it is needed
+    from builders.sources.parquet import open_parquet  # pyarrow only if it is needed
 
     top = check_place(path)
     tables = open_parquet(variant, top, split, limit_per_class=limit_per_class)
@@ -220,7 +218,7 @@ def _nothing(variant: Variant, split: str, top: Path, layout: Layout) -> DataErr
 
 
 def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
-    """The variant's splits in a local folder; only the first one where the layout has no splits.
+    """The variant's splits in a local folder; only the first one if the layout has no splits.
 
     Raises DataError if there is no such folder.
     """
@@ -259,7 +257,7 @@ def _folder_source(variant: Variant, layout: Layout, part: Part, limit: int | No
 def _fault(path: Path, error: OSError) -> str:
     """Why this one file cannot be read, in the system's words.
 
-    Raises DataError where the disk or folder may be gone: otherwise every image would count as a bad one.
+    Raises DataError if the disk or folder may be gone: otherwise every image would count as a bad one.
     """
     target = Path(os.path.realpath(path))  # of a link, its target matters
     if error.errno in _OF_ONE_FILE and os.path.lexists(target):

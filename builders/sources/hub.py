@@ -1,7 +1,5 @@
 """Variants streamed from the Hugging Face Hub: the commit, its files, and errors that say what to do."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any

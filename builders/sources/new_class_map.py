@@ -5,8 +5,6 @@ looked up in lists in the folder (words.txt, LOC_synset_mapping.txt). Ids of oth
 for the user to check before the class map is used.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re
@@ -116,10 +114,8 @@ def _of_path(top: Path, choice: Choice) -> tuple[dict[str, int], list[str], dict
         return dict(found.counts), list(found.labels), said
     if said:
         flags = ", ".join("--" + key.replace("_", "-") for key in said)
-        raise DataError(
-            f"{flags} is for tables, and {shown(top)} has no Parquet files with images.",
-            "Leave it out: the classes of image files are their folders.",
-        )
+        problem = f"{flags} is for tables, and {shown(top)} has no Parquet files with images."
+        raise DataError(problem, "Leave it out: the classes of image files are their folders.")
     return *_of_folder(top), {}
 
 
@@ -276,7 +272,6 @@ def _remarks(
 
 
 def _check_alike(labels: Sequence[str], classes: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Refuse two labels that a class map could not tell apart."""
     seen: dict[str, str] = {}
     for label, row in zip(labels, classes, strict=True):
         for word in (label, row["id"], row["name"]):

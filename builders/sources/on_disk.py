@@ -1,7 +1,5 @@
 """The Parquet files of a local folder: of a dataset's copy with its card, or any others."""
 
-from __future__ import annotations
-
 import logging
 import os
 import posixpath
@@ -17,7 +15,6 @@ from builders.errors import DataError
 from builders.images.formats import IMAGE_SUFFIXES
 from builders.runs import layout
 from builders.sources import cards
-from builders.sources.cards import CARD_FILES, Card, NoConfigurationError, Tables
 from builders.sources.columns import holds_images
 from builders.sources.folder_contents import leads_back
 from builders.variants import Choice, Variant
@@ -26,7 +23,7 @@ _DEEPEST = 6  # levels of folders that are searched, as links could form a loop
 _log = logging.getLogger(__name__)
 
 
-def tables_of(variant: Variant, root: Path, config: str | None = None) -> tuple[Path, Tables] | None:
+def tables_of(variant: Variant, root: Path, config: str | None = None) -> tuple[Path, cards.Tables] | None:
     """The tables of a variant in a folder, as `local_tables`: of `config`, else of the class map's configuration, else
     of the one in the variant's repository if it exists here.
     """
@@ -35,12 +32,12 @@ def tables_of(variant: Variant, root: Path, config: str | None = None) -> tuple[
     if stated is None and theirs is not None:
         try:
             return local_tables(root, theirs)
-        except NoConfigurationError:
+        except cards.NoConfigurationError:
             pass
     return local_tables(root, stated)
 
 
-def split_there(variant: Variant, tables: Tables, split: str) -> str | None:
+def split_there(variant: Variant, tables: cards.Tables, split: str) -> str | None:
     """The tables' name of a split of a variant, None if they do not have it."""
     theirs = variant.hub.splits.get(split, split) if variant.hub else split
     found = tables.split(split) or tables.split(theirs)
@@ -49,16 +46,16 @@ def split_there(variant: Variant, tables: Tables, split: str) -> str | None:
     return found
 
 
-def local_tables(root: Path, config: str | None = None) -> tuple[Path, Tables] | None:
+def local_tables(root: Path, config: str | None = None) -> tuple[Path, cards.Tables] | None:
     """The Parquet files of a folder (or the one that `root` is), and the folder that they are relative to.
 
     None if no table has images: the folder then has image files. Raises DataError as `cards.find_tables`.
     """
     if root.is_file():
-        names = _card_of(root.parent).names if (root.parent / CARD_FILES[0]).is_file() else {}
+        names = _card_of(root.parent).names if (root.parent / cards.CARD_FILES[0]).is_file() else {}
         said = next(iter(names.values()), {}) if len(names) == 1 else {}
         split = cards.split_in(root.name)
-        return root.parent, Tables({split or "train": (root.name,)}, None, said, named=split is not None)
+        return root.parent, cards.Tables({split or "train": (root.name,)}, None, said, named=split is not None)
     files, pictures = _listed(root)
     if not any(map(cards.is_table, files)):
         return None
@@ -93,7 +90,7 @@ def _listed(root: Path) -> tuple[list[str], Counter[str]]:
     may be a million. Run folders are skipped; of a run folder itself, only its images are listed.
     """
     found, pictures = [], Counter[str]()
-    has_card = any((root / name).is_file() for name in CARD_FILES)
+    has_card = any((root / name).is_file() for name in cards.CARD_FILES)
     for folder, folders, files in os.walk(root, followlinks=True):
         here = Path(folder)
         depth = len(here.relative_to(root).parts)
@@ -117,9 +114,9 @@ def _listed(root: Path) -> tuple[list[str], Counter[str]]:
     return found, pictures
 
 
-def _card_of(folder: Path) -> Card:
+def _card_of(folder: Path) -> cards.Card:
     texts = {}
-    for name in CARD_FILES:
+    for name in cards.CARD_FILES:
         try:
             texts[name] = (folder / name).read_text(encoding="utf-8")
         except FileNotFoundError:

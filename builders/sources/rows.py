@@ -1,7 +1,5 @@
 """What a source gives: entries of its index, rows with the bytes of an image, and the wnid that a label means."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -117,9 +115,9 @@ def class_keys(classes: Sequence[ClassInfo]) -> Mapping[str, str]:
 
 
 def label_map(variant: Variant, labels: Iterable[str | None]) -> dict[str | None, str | None]:
-    """The wnid of each label, None where it matches no class or several.
+    """The wnid of each label, None if it matches no class or several.
 
-    Labels of a class map come first. Decimal digits mean a class only where the variant's own folders are numbered,
+    Labels of a class map come first. Decimal digits mean a class only if the variant's own folders are numbered,
     and then by their value: ImageNetV2's "10" is not its third class, though it is sorted so.
     """
     keys = class_keys(variant.classes)

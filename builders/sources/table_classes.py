@@ -1,7 +1,5 @@
 """The classes that occur in tables, for a new class map: there is no variant yet that says what a label means."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError, quoted
+from builders.errors import DataError, brief, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
 from builders.sources.on_disk import local_tables
@@ -47,8 +45,7 @@ def local_classes(root: Path, choice: Choice) -> TableClasses | None:
             return None
         return classes_of(fsspec.filesystem("file"), str(there[0]), there[1], choice, str(root))
     except (OSError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())
-        raise DataError(f"A Parquet file in {root} cannot be read: {said}", "Copy it again.") from error
+        raise DataError(f"A Parquet file in {root} cannot be read: {brief(error)}", "Copy it again.") from error
 
 
 def classes_of(filesystem: Any, root: str, tables: Tables, choice: Choice, where: str) -> TableClasses:

@@ -11,8 +11,6 @@ of one dataset. Custom classes that WordNet does not know have an id in its plac
 Only the standard library is imported, and the class lists are read when they are first needed.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,14 +63,14 @@ class HubSource:
     """Where a variant's images are on the Hugging Face Hub: as Parquet files, or as an archive to download."""
 
     repo_id: str
-    config: str | None  # folder or configuration of the repository, None where it has only one
+    config: str | None  # folder or configuration of the repository, None if it has only one
     revision: str | None  # the commit that the facts were checked against; None is the newest
     splits: Mapping[str, str]  # our name of a split -> the repository's
     image_column: str | None = "image"
     label_column: str | None = "label"
-    """None where the columns are found by the common rules (`builders.sources.columns`)."""
+    """None if the columns are found by the common rules (`builders.sources.columns`)."""
     archive: str | None = None
-    """The archive that holds the images where the repository has no Parquet files; users download and unpack it."""
+    """The archive that holds the images if the repository has no Parquet files; users download and unpack it."""
 
     @property
     def url(self) -> str:
@@ -93,7 +91,7 @@ class Variant:
     homepage: str = ""
     gated: bool = False  # whether one must request access to the repository
     facts: Mapping[str, str] = field(default_factory=dict)  # fact -> where it was read, or "not verified: ..."
-    class_list: str = ""  # the class list in `data/`; empty where it has the name of the variant
+    class_list: str = ""  # the class list in `data/`; empty if it has the name of the variant
     archive_folder: str = ""  # the folder that the original archive unpacks to; it is looked for in a local path
     numbered_folders: bool = False
     """Whether the original folders are named by class number, "0" to "999", instead of by wnid."""
@@ -132,7 +130,7 @@ class Variant:
 
     @property
     def hub_label_names(self) -> tuple[str, ...] | None:
-        """The names that the Hub repository gives to its labels, None where they were not read in full.
+        """The names that the Hub repository gives to its labels, None if they were not read in full.
 
         They tell whether the repository is still the one that `hub_label_wnids` was made for. Two repositories have
         wrong names: see the provenance in `data/subsets.json`.
@@ -179,7 +177,7 @@ def _by_wnid(name: str) -> Mapping[str, ClassInfo]:
 
 
 def facts_of(variant: Variant) -> dict[str, Any]:
-    """All that is known about a variant, and how to get its images; None where there is nothing to say."""
+    """All that is known about a variant, and how to get its images; None if there is nothing to say."""
     hub, by_name = variant.hub, "found by its name"
     return {
         "name": variant.name,

@@ -1,12 +1,12 @@
 """Custom variants: a class map in a YAML file, for images that no variant of the table has.
 
     name: flowers
-    splits: {train: 3000, test: 500}      # images in each, null where unknown
+    splits: {train: 3000, test: 500}      # images in each, null if unknown
     path: photos/flowers                  # a local folder (source.path of a recipe goes before it), and/or:
     hub: {repo_id: alice/flowers, splits: {train: train, test: validation}}
     tables: {label_column: species}       # of Parquet files in path, where the common rules pick the wrong column
     classes:                              # in the order of the labels
-    - {id: n11939491, name: daisy}        # a WordNet id where there is one
+    - {id: n11939491, name: daisy}        # a WordNet id if there is one
     - {id: dog-rose, name: dog rose, label: Rosa canina, definition: a wild rose with pink flowers}
 
 A class is identified by its **id**: a WordNet id, or a word of your own (letters, digits, dashes, underscores), which
@@ -18,8 +18,6 @@ The file is read once: a recipe then carries its content (`source.definition`) u
 `flowers@` and 16 hex digits, so that runs and published sets do not need the file. The hash covers name, classes,
 splits and repository; title, licence, homepage and the counts may be changed at any time.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -229,7 +227,6 @@ def _keys(fields: Any, known: Sequence[str], needed: Sequence[str], where: str) 
 
 
 def _text(value: Any, key: str, where: str) -> str:
-    """A text on one line; empty for null."""
     if value is None:
         return ""
     if not isinstance(value, str):

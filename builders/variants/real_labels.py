@@ -9,8 +9,6 @@ labels; images without a label (3,163 of 50,000) are left out. The labels are re
 neither timm nor torch is imported.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping
@@ -42,9 +40,8 @@ def real_labels() -> Mapping[str, tuple[str, ...]]:
             for number, labels in enumerate(rows, start=1)
         }
     except (OSError, ValueError, TypeError, IndexError) as error:
-        raise DataError(
-            f"The ReaL labels cannot be read from {path}: {error}", "Install timm again: pip install -U timm."
-        ) from error
+        problem = f"The ReaL labels cannot be read from {path}: {error}"
+        raise DataError(problem, "Install timm again: pip install -U timm.") from error
     if len(found) != _IMAGES:
         said = f"{path} has the labels of {len(found):,} images."
         raise DataError(said, f"Expected the {_IMAGES:,} of ImageNet's validation set.")

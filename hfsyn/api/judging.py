@@ -7,14 +7,18 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from builders.files import atomic_text
 
 if TYPE_CHECKING:
+    from hfsyn.judging.measures.evaluate import Evaluation
+    from hfsyn.judging.measures.fidelity import Fidelity
+    from hfsyn.judging.measures.membership import Membership
     from hfsyn.judging.train.loop import RunOptions
     from hfsyn.recipes.training_recipe import TrainConfig
 
+R = TypeVar("R", bound=dict[str, Any])
 Precision = Literal["no", "fp16", "bf16"]
 FIELDS = {
     "train_dataset": "data.train",
@@ -162,7 +166,7 @@ def training_recipe(words: Mapping[str, Any]) -> TrainConfig:
 
 def _train_in_several(config: TrainConfig, out: Path, options: RunOptions, processes: int) -> dict[str, Any]:
     """Train in several processes, through accelerate; the recipe travels as it was resolved."""
-    from hfsyn.judging.classifier.accelerator import check_tracker
+    from hfsyn.judging.classifier import check_tracker
     from hfsyn.judging.train.checkpoints import RESULTS, check_folder
     from hfsyn.judging.train.loop import open_training
     from hfsyn.launching import launch, stopped
@@ -206,7 +210,7 @@ def evaluate(
     batch_size: int = 64,
     mixed_precision: Precision = "no",
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Test a classifier on a dataset: top-1, top-5 and calibration, each with its 95 % interval.
 
     Args:
@@ -248,8 +252,9 @@ def evaluate(
     return _test_in_several(num_processes, device, out, [str(model), dataset, *_flags({"limit": limit, **how})])
 
 
-def _test_in_several(processes: int, device: str | None, out: str | Path | None, words: Sequence[str]) -> Any:
+def _test_in_several(processes: int, device: str | None, out: str | Path | None, words: Sequence[str]) -> Evaluation:
     """Test in several processes, through accelerate, and read the result that they write."""
+    from hfsyn.judging.measures.evaluate import Evaluation
     from hfsyn.launching import launch, stopped
 
     with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +265,7 @@ def _test_in_several(processes: int, device: str | None, out: str | Path | None,
         text = result.read_text(encoding="utf-8")
     if out is not None:
         atomic_text(Path(out), text)
-    return json.loads(text)
+    return Evaluation(json.loads(text))
 
 
 def _flags(words: Mapping[str, Any]) -> list[str]:
@@ -279,7 +284,7 @@ def fidelity(
     limit: int | None = None,
     device: str | None = None,
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Fidelity:
     """How near synthetic images come to real ones: Fréchet distance, precision, recall, density, coverage, copies.
 
     Args:
@@ -319,7 +324,7 @@ def membership(
     limit: int | None = None,
     device: str | None = None,
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Membership:
     """Whether a classifier tells members (which stand behind its training) from others (which it never saw).
 
     Args:
@@ -345,7 +350,7 @@ def membership(
     return _kept(found, out)
 
 
-def _kept(result: dict[str, Any], out: str | Path | None) -> dict[str, Any]:
+def _kept(result: R, out: str | Path | None) -> R:
     from hfsyn.judging.measures.metrics import dump_result
 
     if out is not None:

@@ -14,13 +14,14 @@ from hfsyn.recipes.recipe import Recipe, load_recipe
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ARGS = re.compile(r"^( *)Args:\n((?:\1 +\S.*\n|\n(?=\1 ))*)", re.MULTILINE)
-_FIELDS = {"strategy": "prompt.strategy", "limit": "source.limit_per_class", "seed": "seed"}
+_FIELDS = {"name": "name", "strategy": "prompt.strategy", "limit": "source.limit_per_class", "seed": "seed"}
 """Words for single fields of a recipe."""
 
 
 def chosen(
     recipe: str | Path | Recipe,
     *,
+    name: str | None = None,
     captioner: str | None = None,
     generator: str | None = None,
     strategy: str | None = None,
@@ -32,6 +33,7 @@ def chosen(
 
     Args:
         recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        name: title of the run and its card; None is the variant and the strategy.
         captioner: caption with this model of `captioners.ls`, or the YAML file of one.
         generator: generate with this model of `generators.ls`, or the YAML file of one.
         strategy: write prompts with this one of `strategies.ls`, or ``path/to/file.py:function``.
@@ -42,8 +44,8 @@ def chosen(
     Raises:
         HfsynError: as `load_recipe`.
     """
-    given = {"strategy": strategy, "limit": limit, "seed": seed}
-    changes = [f"{field}={given[name]}" for name, field in _FIELDS.items() if given[name] is not None]
+    given = {"name": name, "strategy": strategy, "limit": limit, "seed": seed}
+    changes = [f"{field}={given[word]}" for word, field in _FIELDS.items() if given[word] is not None]
     said = [overrides] if isinstance(overrides, str) else overrides
     return load_recipe(recipe, [*said, *changes], captioner=captioner, generator=generator)
 

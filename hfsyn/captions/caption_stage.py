@@ -1,7 +1,5 @@
 """The first costly stage: read every real image, and caption it."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Sequence
@@ -33,7 +31,7 @@ def caption(
     options: WorkOptions | None = None,
     **more_options: Any,
 ) -> None:
-    """Read every real image of the source index, and give it a text where the recipe asks for one.
+    """Read every real image of the source index, and give it a text if the recipe asks for one.
 
     An image that cannot be read, or that the model refuses, is set aside with its reason in the shard's sidecar; a
     model that refuses all ends the stage. Afterwards the plan can be written.
@@ -65,8 +63,6 @@ def caption(
 
 
 class _Work:
-    """What one process does at shards of captions."""
-
     def __init__(self, stage: Stage, texts: TextSource) -> None:
         part = stage.run.recipe.caption
         self._stage, self._run, self._texts = stage, stage.run, texts
@@ -97,7 +93,7 @@ class _Work:
         return doubted
 
     def _ask(self, batch: Batch) -> None:
-        """Add the texts of a batch to its shard: in smaller batches than it was prepared for where memory runs out."""
+        """Add the texts of a batch to its shard: in smaller batches than it was prepared for if memory runs out."""
         reading, asked = batch.reading, 0
         while asked < len(batch.seen):
             left = batch.seen[asked:]
@@ -147,7 +143,7 @@ class _Work:
 
 
 def _answers(batch: Batch, texts: TextSource, size: int, seen: Sequence[Seen]) -> Sequence[str | None]:
-    """The texts of some images of a batch, as it was prepared where these are all of them."""
+    """The texts of some images of a batch, as it was prepared if these are all of them."""
     if batch.answer is not None and size == batch.size and len(seen) == len(batch.seen):
         return batch.answer.result()()
     return texts.answer(seen, size)()

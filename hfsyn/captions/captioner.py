@@ -6,8 +6,6 @@ masks, sizes, places of tiles) is passed on unchanged. However tokens are chosen
 caption does not depend on the other images of a batch beyond rounding.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
@@ -32,7 +30,7 @@ class Captioner(Protocol):
     """Something that describes images."""
 
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """One caption for each RGB image, in order; an empty string where the model said nothing.
+        """One caption for each RGB image, in order; an empty string if the model said nothing.
 
         An error sets the image aside, asked alone or in a batch.
         """
@@ -46,15 +44,9 @@ class TransformersCaptioner:
     continues ``a goldfish in a bowl``, and ``a photo of goldfish, a goldfish in a bowl`` is what a diffusion prompt
     should say. With the prompt kept, each of them would say "a photo of" twice.
 
-    Args:
-        recipe: model, revision, prompt, length, beams, drawing and dtype.
-        device: a torch device.
-        allow_pickle: also read weights that are not safetensors.
-        classes: that the prompt may have to name: the model is tried with the longest of them.
-
-    Raises:
-        HfsynError: the model cannot be loaded as a captioner, has lost weights, has no use for the prompt or needs one,
-            or cannot caption a small picture.
+    The model is tried with the longest of the `classes` that the prompt may have to name. Raises HfsynError if it
+    cannot be loaded as a captioner, has lost weights, has no use for the prompt or needs one, or cannot caption a small
+    picture.
     """
 
     def __init__(
@@ -73,15 +65,10 @@ class TransformersCaptioner:
         classes: Sequence[ClassInfo] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """See `Captioner`.
+        """See `Captioner`; for RGB images of any size. Their classes are only needed if the prompt names them, and
+        their seeds only if the recipe draws tokens.
 
-        Args:
-            images: RGB, of any size.
-            classes: of each image; only needed where the prompt names them.
-            seeds: of each image; only needed where the recipe draws tokens.
-
-        Raises:
-            Refused: one of them is more than the model's context takes, or its values are not finite.
+        Raises Refused if one of them is more than the model's context takes, or its values are not finite.
         """
         known: Sequence[ClassInfo | None] = [None] * len(images) if classes is None else classes
         return self.ask([self.look(image, info) for image, info in zip(images, known, strict=True)], seeds)()
@@ -90,9 +77,8 @@ class TransformersCaptioner:
         """What the model will see of one RGB image of any size: the tensors of a batch of one, on the CPU; in any
         thread.
 
-        Raises:
-            Exception: of any kind, where the processor does not take this image.
-            HfsynError: the processor no longer takes a small picture either.
+        Raises an error of any kind if the processor does not take this image, and HfsynError if it no longer takes a
+        small picture either.
         """
         try:
             return self._inputs.of(image, info)
@@ -138,7 +124,7 @@ class TransformersCaptioner:
         tried(ask, self._recipe, "captioner", self.idle, first=first)
 
     def _check_prompt(self) -> None:
-        """Try the model, and refuse a prompt that makes no difference, or a missing one where one is needed."""
+        """Try the model, and refuse a prompt that makes no difference, or a missing one if one is needed."""
         part, inputs = self._recipe, self._inputs
         try:
             self._try_out(first=True)
@@ -165,10 +151,8 @@ class TransformersCaptioner:
         except Exception:  # a processor that refuses some texts does read them
             return
         if one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one):
-            raise HfsynError(
-                f"caption.prompt is {part.prompt!r}, and {part.model} takes images only.",
-                "Set caption.prompt to null, or name a BLIP model.",
-            )
+            said = f"caption.prompt is {part.prompt!r}, and {part.model} takes images only."
+            raise HfsynError(said, "Set caption.prompt to null, or name a BLIP model.")
 
 
 def _picture() -> Image.Image:
@@ -182,7 +166,7 @@ def _parts(where: str, options: dict[str, Any]) -> tuple[Any, Any]:
     import transformers
 
     processor = transformers.AutoProcessor.from_pretrained(where, **options)
-    # AutoProcessor returns a bare tokenizer or image processor where a model has no processor class.
+    # AutoProcessor returns a bare tokenizer or image processor if a model has no processor class.
     if not hasattr(processor, "image_processor"):
         processor = _SplitProcessor(where, options)
     return processor, transformers.AutoModelForImageTextToText
@@ -228,7 +212,7 @@ class CaptionInputs:
             tokenizer.padding_side = "left"
 
     def of(self, image: Image.Image, info: ClassInfo | None) -> dict[str, Any]:
-        """The tensors of a batch of one, on the CPU; `Refused` where they are more tokens than the model takes."""
+        """The tensors of a batch of one, on the CPU; `Refused` if they are more tokens than the model takes."""
         prompt = self.prompt
         if prompt and info is not None:
             prompt = filled(prompt, info)
@@ -244,15 +228,13 @@ class CaptionInputs:
         with self._lock if prompt else contextlib.nullcontext():
             found = taken(self._model, self._made(image, prompt))
         if lists := [name for name, value in found.items() if isinstance(value, list)]:
-            raise HfsynError(
-                f"The processor of {self._part.model} gives {lists[0]} as a list, and hfsyn passes on tensors alone.",
-                "Name another caption.model.",
-            )
+            said = f"The processor of {self._part.model} gives {lists[0]} as a list, and hfsyn passes on tensors alone."
+            raise HfsynError(said, "Name another caption.model.")
         return ready(self._model, found, pin=False)
 
     def groups(self, views: Sequence[dict[str, Any]]) -> list[_Group]:
         """What can be asked about together: all, except where pixels differ in shape, where a prompt takes no padding
-        and differs in length, or where one leaves less room than the recipe asks for: what a row may say must not
+        and differs in length, or if one leaves less room than the recipe asks for: what a row may say must not
         depend on the others.
         """
         found: dict[Any, list[int]] = {}
@@ -315,7 +297,7 @@ class CaptionInputs:
 
 
 def _length(inputs: dict[str, Any]) -> int:
-    """Tokens of the prompt, those of the image among them; 1 where decoding starts from nothing."""
+    """Tokens of the prompt, those of the image among them; 1 if decoding starts from nothing."""
     return int(inputs["input_ids"].shape[1]) if "input_ids" in inputs else 1
 
 

@@ -1,7 +1,5 @@
 """Real images on their way to the captioner: read, decoded and prepared ahead of the device, across shards."""
 
-from __future__ import annotations
-
 import hashlib
 import queue
 import threading

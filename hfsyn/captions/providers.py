@@ -1,7 +1,5 @@
 """Who gives the texts of a run: a captioner, a language model, a file, earlier captions, or no one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,7 +38,7 @@ class Seen:
 
 
 Answer = Callable[[], Sequence[str | None]]
-"""Asks the model for the texts of some images, one for each, in order; None where the recipe has none."""
+"""Asks the model for the texts of some images, one for each, in order; None if the recipe has none."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class TextSource:
     view: Callable[[Image.Image, ClassInfo], Any] = lambda image, info: None
     """What the model sees of an image, which need not be kept any longer. An error, other than `HfsynError`, sets the
     image aside."""
-    model: str = ""  # its name; empty where no model is asked
+    model: str = ""  # its name; empty if no model is asked
     unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Weights of the model that are not used: how many of each kind."""
 
@@ -62,10 +60,8 @@ def texts_of(run: Run, *, options: WorkOptions, captioner: Captioner | None = No
     """What gives the texts, ready to be asked, and the device on which this is done.
 
     A `captioner` in place of the recipe's model (for tests and benchmarks) is prepared for ahead, like the recipe's, if
-    it has `TransformersCaptioner.look` and `ask`.
-
-    Raises:
-        HfsynError: the model, the file or the captions cannot be had.
+    it has `TransformersCaptioner.look` and `ask`. Raises HfsynError if the model, the file or the captions are not
+    available.
     """
     part, prompt = run.recipe.caption, run.recipe.prompt
     if part is None:
@@ -118,16 +114,11 @@ def _padded(prepare: Callable[[Sequence[Seen]], Answer]) -> Callable[[Sequence[S
 class KnownCaptions:
     """Captions of a published dataset or another run, by source id, each for exactly the image that was captioned.
 
-    Only captions that this recipe's captioner would make are taken: with them the run is the same as without.
+    `reference` is a run folder whose captions are finished, or ``USER/NAME[@REVISION][#CONFIG]``, of images or of
+    captions alone. Only captions that the captioner of `recipe`, with its revisions pinned, would make are taken: with
+    them the run is the same as without.
 
-    Args:
-        reference: a run folder whose captions are finished, or ``USER/NAME[@REVISION][#CONFIG]``, of images or of
-            captions alone.
-        recipe: of the run that takes them, its revisions pinned.
-
-    Raises:
-        HfsynError: they were made of another source, or by another captioner.
-        DataError: there are none.
+    Raises DataError if there are none, and HfsynError if they were made of another source or by another captioner.
     """
 
     def __init__(self, reference: str, recipe: Recipe) -> None:
@@ -153,9 +144,8 @@ class KnownCaptions:
     def of(self, source_id: str, sha256: str) -> str | None:
         """The caption of an image, whose file has this SHA-256.
 
-        Raises:
-            Refused: the model that made them refused it.
-            HfsynError: it is not among them, or they describe another file of that name.
+        Raises Refused if the model that made them refused it, and HfsynError if it is not among them, or if they
+        describe another file of that name.
         """
         if (reason := self._refused.get(source_id)) is not None:
             raise Refused(reason.removeprefix(f"{REFUSES}: "), f"{self._label} has none for {source_id}: {reason}.", "")
@@ -182,7 +172,7 @@ def _files(side: Published | RunFolder) -> list[tuple[str, ShardEntry | None]]:
 
 
 def _refused(side: Published | RunFolder, files: Sequence[str]) -> dict[str, str]:
-    """Why the model refused an image, by source id; sidecars are fetched only where the manifest counts any."""
+    """Why the model refused an image, by source id; sidecars are fetched only if the manifest counts any."""
     if isinstance(side, Published):
         if not any(reason.startswith(f"caption: {REFUSES}") for reason in side.manifest().raw.get("rejected", {})):
             return {}
@@ -193,7 +183,6 @@ def _refused(side: Published | RunFolder, files: Sequence[str]) -> dict[str, str
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """What decides the captions of a source's images."""
     # A text about a class depends on the strategy, which asks its language model in its own way.
     of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
     draws = of_class or (recipe.caption is not None and recipe.caption.draws)

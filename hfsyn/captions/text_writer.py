@@ -37,18 +37,11 @@ _DIVERSE = (
 
 
 class TextWriter:
-    """A causal language model, or an encoder-decoder, that writes a text about a class.
+    """A causal language model, or an encoder-decoder, that writes a text about a class by the strategy ``w2s``, ``llm``
+    or ``llm-diverse``.
 
-    Args:
-        recipe: model, revision, prompt, length, beams, drawing and dtype.
-        strategy: ``w2s``, ``llm`` or ``llm-diverse``.
-        device: a torch device.
-        allow_pickle: also read weights that are not safetensors.
-        classes: about which it has to write: it is tried with the one that makes the longest prompt.
-
-    Raises:
-        HfsynError: the model cannot be loaded, has lost weights, is of the wrong kind for the strategy, or cannot write
-            a text about one class.
+    It is tried with the one of `classes` that makes the longest prompt. Raises HfsynError if the model cannot be
+    loaded, has lost weights, is of the wrong kind for the strategy, or cannot write a text about one class.
     """
 
     def __init__(
@@ -64,10 +57,8 @@ class TextWriter:
         self._tokenizer, self._model, self.idle = loaded(recipe, "language model", _parts, allow_pickle=allow_pickle)
         self._encodes = bool(self._model.config.is_encoder_decoder)
         if strategy == "w2s" and not self._encodes and recipe.prompt is None:
-            raise HfsynError(
-                f"Strategy 'w2s' makes sentences of keywords, which {recipe.model} was not made for.",
-                "Name an encoder-decoder (--captioner t5-common-gen), or take --strategy llm.",
-            )
+            said = f"Strategy 'w2s' makes sentences of keywords, which {recipe.model} was not made for."
+            raise HfsynError(said, "Name an encoder-decoder (--captioner t5-common-gen), or take --strategy llm.")
         self._model.to(device).eval()
         self._tokenizer.padding_side = "right" if self._encodes else "left"
         if self._tokenizer.pad_token is None:
@@ -84,11 +75,10 @@ class TextWriter:
         tried(lambda: self._written([self._info], [seed], FEW), self._recipe, "language model", self.idle, first=first)
 
     def write(self, classes: Sequence[ClassInfo], seeds: Sequence[int]) -> list[str]:
-        """One text about each class, in order; an empty string where the model said nothing. The seed of a text decides
+        """One text about each class, in order; an empty string if the model said nothing. The seed of a text decides
         what is asked and, where the recipe draws tokens, these too.
 
-        Raises:
-            Refused: what is asked is longer than the model's context, or its values are not finite.
+        Raises Refused if what is asked is longer than the model's context, or its values are not finite.
         """
         try:
             return self._written(classes, seeds)
@@ -165,7 +155,7 @@ def said_line(text: str) -> str:
 class Request:
     """What a language model is asked for one text."""
 
-    instruction: str  # what its task is; empty where the question says everything
+    instruction: str  # what its task is; empty if the question says everything
     demonstrations: tuple[tuple[str, str], ...]  # questions with their answers
     question: str
 
@@ -192,13 +182,8 @@ class Request:
 
 
 def request(strategy: str, info: ClassInfo, rng: random.Random, prompt: str | None = None) -> Request:
-    """What is asked for a text about a class.
-
-    Args:
-        strategy: ``w2s``, ``llm`` or ``llm-diverse``.
-        info: the class.
-        rng: chooses demonstrations, place, relation, context and style.
-        prompt: the recipe's ``caption.prompt``, which takes the place of all that.
+    """What is asked for a text about a class by the strategy ``w2s``, ``llm`` or ``llm-diverse``: `rng` chooses
+    demonstrations, place, relation, context and style, unless there is the recipe's ``caption.prompt``.
     """
     if prompt is not None:
         return Request("", (), filled(prompt, info))

@@ -1,7 +1,5 @@
 """Prompts filled with a class's words, and captions cleaned and flagged (empty, repeated, no class word)."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +18,7 @@ def filled(prompt: str, info: ClassInfo) -> str:
 
 
 def longest(prompt: str | None, classes: Sequence[ClassInfo]) -> ClassInfo:
-    """The class that makes the longest prompt; a made-up one where there are none."""
+    """The class that makes the longest prompt; a made-up one if there are none."""
     known = classes or (ClassInfo("n00000000", 0, "thing", ("thing",), "a thing", "thing"),)
     return max(known, key=lambda info: len(filled(prompt or "{c} {definition}", info)))
 

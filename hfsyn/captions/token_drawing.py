@@ -8,8 +8,6 @@ They are the softmax of the logits over the temperature; with top_p, of the fewe
 much of it.
 """
 
-from __future__ import annotations
-
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
@@ -81,7 +79,7 @@ class _Watch:
         """After the first step a tensor of one truth value, so that the device is not waited for at each."""
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        # Forbidden tokens have a score of minus infinity; the likeliest one is finite, or NaN where any is.
+        # Forbidden tokens have a score of minus infinity; the likeliest one is finite, or NaN if any is.
         finite = scores.amax(-1).isfinite().all()
         if self.given is None:
             self.given = input_ids.shape[1]
@@ -116,18 +114,11 @@ def taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 def new_tokens(
     model: Any, inputs: dict[str, Any], part: CaptionPart, seeds: Sequence[int] | None, most: int, **options: Any
 ) -> Any:
-    """What a model of transformers says after its inputs: a tensor, rows x new tokens.
+    """What a model of transformers says after its inputs (all but tensors are left out): a tensor, rows x at most
+    `most` new tokens; see `room`. `options` are for ``generate``. There is a seed for each row, which is only needed if
+    the recipe draws tokens.
 
-    Args:
-        model: with its weights.
-        inputs: tensors by name; all other values are left out.
-        part: beams, top_p and temperature.
-        seeds: one for each row; only needed where the recipe draws tokens.
-        most: tokens; see `room`.
-        options: for ``generate``.
-
-    Raises:
-        Refused: the model computed values that are not finite.
+    Raises Refused if the model computed values that are not finite.
     """
     import torch
 
@@ -169,8 +160,7 @@ def room(model: Any, part: CaptionPart, asked: int) -> int:
     """New tokens, at most those of the recipe, that fit behind `asked` ones: a decoder with learned positions fails
     beyond its last one.
 
-    Raises:
-        Refused: there is no room for any.
+    Raises Refused if there is no room for any.
     """
     positions = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is None:
@@ -207,10 +197,8 @@ def loaded(
     transformers fills in random numbers for what a checkpoint lacks. Here they become NaN, so that a text that depends
     on one of them is noticed, when the model is tried or, at the latest, when the text is made.
 
-    `parts` loads the processor or tokenizer from a place with options, and names the network's auto class.
-
-    Raises:
-        HfsynError: it cannot be loaded, or lacks weights, so that its texts would be random.
+    `parts` loads the processor or tokenizer from a place with options, and names the network's auto class. Raises
+    HfsynError if it cannot be loaded, or lacks weights, so that its texts would be random.
     """
     import torch
     import transformers
@@ -240,18 +228,15 @@ def loaded(
 
 
 def _lacking(part: CaptionPart, kind: Kind, missing: Sequence[str]) -> HfsynError:
-    """The error of a model that has lost weights on which its texts depend."""
-    return HfsynError(
-        f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}.",
-        "Name a complete checkpoint.",
-    )
+    said = f"{part.model} has no weights for {len(missing)} parameters of its {kind}, such as {missing[0]}."
+    return HfsynError(said, "Name a complete checkpoint.")
 
 
 def tried(ask: Callable[[], Any], part: CaptionPart, kind: Kind, idle: Idle, *, first: bool = False) -> None:
     """Let a model say a little, so that it fails before anything costly is done.
 
-    Raises:
-        HfsynError: it fails; or, the `first` time, when no other thread is at work, it draws random numbers of its own.
+    Raises HfsynError if it fails, or if it draws random numbers of its own; this is seen the `first` time, when no
+    other thread is at work.
     """
     before = global_states() if first else None
     try:
@@ -263,10 +248,8 @@ def tried(ask: Callable[[], Any], part: CaptionPart, kind: Kind, idle: Idle, *, 
             raise _lacking(part, kind, idle.missing) from None
         raise
     except Exception as error:  # of any kind: each library has its own
-        raise HfsynError(
-            f"{part.model} fails as a {kind} in a first try: {type(error).__name__}: {first_line(error)[:200]}",
-            "See whether transformers itself runs it; name another caption.model.",
-        ) from error
+        said = f"{part.model} fails as a {kind} in a first try: {type(error).__name__}: {first_line(error)[:200]}"
+        raise HfsynError(said, "See whether transformers itself runs it; name another caption.model.") from error
     if before is not None and global_states() != before:
         raise HfsynError(
             f"{part.model} draws random numbers that no image's seed decides: its texts would differ from run to run.",

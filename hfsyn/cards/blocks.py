@@ -14,8 +14,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ORDER = ("intro", "progress", "config", "use", "licence", "again", "changelog", "citation")
-"""The order of new blocks; that of a configuration is named `config=NAME`. Existing blocks stay where they are."""
+ORDER = ("intro", "progress", "config", "use", "made", "licence", "again", "changelog", "citation")
+"""The order of new blocks; those of a configuration are named `config=NAME` and `made=NAME`.
+Existing blocks stay where they are."""
 
 NOTE = "Kept up to date by hfsyn: what is changed between these two marks is overwritten, what is outside stays."
 

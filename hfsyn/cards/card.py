@@ -16,7 +16,7 @@ from hfsyn.cards import blocks as card_blocks
 from hfsyn.cards.facts import TRIED_DATASETS, CardFacts, ChangelogEntry, Progress, source_of
 from hfsyn.cards.front_matter import FrontMatter
 from hfsyn.cards.metadata import licence_of, metadata
-from hfsyn.cards.text import recipe_block, render, uncell
+from hfsyn.cards.text import cell, recipe_block, render, uncell
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import BUILTIN
 from hfsyn.recipes.strategies import get_strategy
@@ -121,34 +121,39 @@ def render_card(
     after = {**before, facts.config_name: {**facts.digest, **number}}
     title = repo_id.rpartition("/")[2] if repo_id else facts.recipe.name
     values = metadata(card.values, facts, before, after, title=title, default_config=default_config, licence=licence)
-    shared = {
-        **_shared(after),
-        "repo": repo_id or "PATH_OR_REPO_ID",
-        "published": repo_id is not None,
-        "version": version,
-    }
+    shared = _shared(after, values["configs"])
+    shared |= {"repo": repo_id or "PATH_OR_REPO_ID", "published": repo_id is not None, "version": version}
     entries = _changelog(changelog, there.get("changelog", ""))
-    config = {**shared, **_config(facts, after[facts.config_name])}
+    name, config = facts.config_name, {**shared, **_config(facts, after[facts.config_name])}
     blocks = {
         "intro": render("intro", shared),
         "progress": render("progress", _progress(progress)) if progress else None,
-        f"config={facts.config_name}": render(facts.what, config),
+        f"config={name}": render(facts.what, config),
         "use": render("use", shared),
+        f"made={name}": render(f"made_{facts.what}", config),
         "licence": render("licence", {**shared, **_licences(after), "stated": values["license"]}),
         "again": render("again", shared) if shared["data"] else None,
         "changelog": render("changelog", {"entries": entries}) if entries else None,
-        "citation": render("citation", {}),
+        "citation": render("citation", shared),
     }
     body = card.body if card.body.strip() else f"{card.newline}# {title}{card.newline}"
     return card.updated(values) + card_blocks.merge(body, blocks, card.newline)
 
 
-def _shared(digests: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the templates of several blocks show."""
+def _shared(digests: Mapping[str, Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the templates of several blocks show; `entries` are the configurations of the front matter."""
     every = digests.values()
+    data = [digest for digest in every if digest["what"] == "data"]
+    default = next((digests.get(str(entry.get("config_name"))) for entry in entries if entry.get("default")), None)
     return {
+        "first": default or [*data, *every][0],
+        "images": sum(digest["rows"] for digest in data),
+        "texts": sum(digest["rows"] for digest in every if digest["what"] == "captions"),
+        "classes": max((digest["classes"] for digest in data), default=0),
+        "unfinished": any(digest["in_progress"] for digest in data),
+        "titles": "; ".join(dict.fromkeys(cell(source_of(digest)["title"]) for digest in data or every)),
         "configs": [{**digest, "title": source_of(digest)["title"]} for digest in every],
-        "data": [digest for digest in every if digest["what"] == "data"],
+        "data": data,
         "captions": any(_captioned(digest) for digest in every),
         "least": TRIED_DATASETS[0],
         "tried": TRIED_DATASETS,

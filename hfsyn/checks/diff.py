@@ -5,8 +5,6 @@ not grow with the number of images. (Captions published alone have no such order
 the same content on both sides are not read.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,14 +14,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from builders.errors import plural
+from builders.errors import brief, plural
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
-from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.rows import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version
+from hfsyn.pages.html import facts
 from hfsyn.recipes.recipe import Recipe, difference, parse_recipe, published_recipe
 from hfsyn.rules import order_of
 from hfsyn.runs.run import Run
@@ -77,6 +75,9 @@ class Comparison:
             parts.append(f"recipe: {fields}{more}")
         return "; ".join(parts) + "."
 
+    def _repr_html_(self) -> str:
+        return facts((line[:9], line[9:]) for line in self.text().splitlines())
+
     def text(self) -> str:
         """For people, in lines."""
         lines = [
@@ -89,7 +90,7 @@ class Comparison:
             lines.append(f"{what:8} {plural(sum(counts.values()), 'row')}")
             lines += [f"           {name}: {count}" for name, count in sorted(counts.items())]
         lines += [f"column   {name}: {plural(count, 'row')}" for name, count in sorted(self.columns.items())]
-        lines += [f"for instance {name}" for name in self.examples]
+        lines += [f"example  {name}" for name in self.examples]
         return "\n".join([*lines, self.sentence()])
 
 
@@ -126,7 +127,7 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         shards_b=len(right.shards),
     )
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
-    # Images that are not read count as changed where the recipe makes them in another way.
+    # Images that are not read count as changed if the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     for old, new in _paired(_rows(a, left, equal, images=images), _rows(b, right, equal, images=images), key):
         if old == new and not remade:
@@ -168,7 +169,7 @@ def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, conf
 
 
 def _rows(
-    side: Published | RunFolder, manifest: Manifest, skip: set[tuple[str, str]], *, images: bool
+    side: Published | RunFolder, manifest: layout.Manifest, skip: set[tuple[str, str]], *, images: bool
 ) -> Iterator[dict[str, Any]]:
     """Rows of the shards that are not to be skipped, with the hash of each image in its place."""
     for entry in manifest.shards:
@@ -183,21 +184,19 @@ def _rows(
 
 
 @contextmanager
-def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
+def readable(side: Published | RunFolder, entry: layout.ShardEntry) -> Iterator[None]:
     """Turn the errors of a shard that hfsyn did not write into one line."""
     try:
         yield
     except (pa.ArrowException, AttributeError, KeyError, TypeError) as error:
-        raise HfsynError(
-            f"{entry.file} of {side.label} cannot be read: {' '.join(str(error).split())[:120]}",
-            f"See: hfsyn verify {side.label}",
-        ) from None
+        said = f"{entry.file} of {side.label} cannot be read: {brief(error, 120)}"
+        raise HfsynError(said, f"See: hfsyn verify {side.label}") from None
 
 
 def _paired(
     left: Iterator[dict[str, Any]], right: Iterator[dict[str, Any]], key: str
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
-    """Rows of one id side by side; None where one side lacks it."""
+    """Rows of one id side by side; None if one side lacks it."""
     if key != "sample_id":  # captions are in the order of the source, whatever that is: they are held in memory
         known = {row[key]: row for row in left}
         for row in right:

@@ -1,7 +1,5 @@
 """One image made again from its published row and recipe, and compared with the stored one."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import sys
@@ -17,7 +15,6 @@ from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
-from builders.runs.layout import Sidecar
 from builders.runs.rows import Shard
 from builders.sources import open_source
 from hfsyn.checks.diff import readable, recipe_of
@@ -99,7 +96,7 @@ def reproduce(
         generator: in place of the recipe's model (for tests).
 
     Raises:
-        HfsynError: there is no such sample, or the model cannot be had.
+        HfsynError: there is no such sample, or the model is not available.
     """
     check_device(device)
     side = open_reference(what, config_name, token=token)
@@ -174,8 +171,7 @@ def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Ge
 def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, Any], path: str | None) -> Image.Image:
     """The real image that a synthetic one started from, found by its id and checked by its content.
 
-    Raises:
-        HfsynError: it was not found, or is another image.
+    Raises HfsynError if it was not found, or is another image.
     """
     part, source_id = recipe.source, row["source_id"]
     hint = "Say where the real images are: --source FOLDER"
@@ -198,11 +194,10 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
     raise HfsynError(f"{side.label} has no caption row of {source_id}.", f"See: hfsyn verify {side.label}")
 
 
-def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:
+def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], layout.Sidecar, int]:
     """The row of a sample, the sidecar of its shard, and the number of its line there.
 
-    Raises:
-        HfsynError: there is no such sample; the message names some that exist.
+    Raises HfsynError if there is no such sample; the message names some that exist.
     """
     manifest = side.manifest()
     some: list[str] = []
@@ -226,7 +221,7 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
     raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")
 
 
-def batch_size_of(sidecar: Sidecar, attempt: int, position: int, recipe_size: int) -> int:
+def batch_size_of(sidecar: layout.Sidecar, attempt: int, position: int, recipe_size: int) -> int:
     """The size of the batch in which a sample was drawn: the recipe's, unless the sidecar of its shard says otherwise.
 
     `attempt` is 0, or the number of the retry; `position` that of its line in the shard. The place of a retry is not

@@ -5,8 +5,6 @@ Everything that follows from the recipe and the captions is computed again, exce
 beside the image are downloaded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import re
@@ -21,12 +19,12 @@ from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
-from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.rows import Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
+from hfsyn.pages.html import facts
 from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy
@@ -60,6 +58,9 @@ class Verification:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {**vars(self), "more": dict(self.more)}
+
+    def _repr_html_(self) -> str:
+        return facts(line.partition(": ")[::2] for line in self.text().splitlines())
 
     def text(self) -> str:
         """For people, in lines."""
@@ -108,7 +109,7 @@ class _Checker:
 
     found: Verification
     side: Published | RunFolder
-    manifest: Manifest
+    manifest: layout.Manifest
     recipe: Recipe
 
     def __post_init__(self) -> None:
@@ -155,7 +156,7 @@ class _Checker:
                 self.found.note("files", what)
 
     def _note_unreadable(self, error: Exception, problem: str) -> None:
-        """Note a problem with a file; raise where the Hub refuses or does not answer, which is not about the file."""
+        """Note a problem with a file; raise if the Hub refuses or does not answer, which is not about the file."""
         if isinstance(self.side, Published) and isinstance(error, DataError) and error.code != ExitCode.USAGE:
             raise error
         self.found.note("files", problem)
@@ -183,7 +184,6 @@ class _Checker:
             self.found.note("files", f"{name} is not in the manifest")
 
     def _hashes(self) -> dict[str, tuple[int, str | None]]:
-        """Size and SHA-256 of every shard that exists."""
         side, tops = self.side, (layout.DATA, layout.CAPTIONS)
         if isinstance(side, Published) and not side.offline:
             tree = HubRepo(side.repo_id, token=side.token).tree(side.sha)
@@ -276,7 +276,7 @@ class _Checker:
             yield f"its seed is {row['seed']}, and the rule gives {right}"
 
     def _table(
-        self, entries: Iterable[ShardEntry], features: Any, columns: list[str] | None
+        self, entries: Iterable[layout.ShardEntry], features: Any, columns: list[str] | None
     ) -> Iterator[dict[str, Any]]:
         """Rows of shards, after a check of each one's schema (of `datasets.Features`) and images."""
         from datasets import Features
@@ -300,7 +300,6 @@ class _Checker:
 
 
 def _brief(text: Any) -> str:
-    """A text of any length, as it is shown."""
     return repr(text) if text is None or len(text) <= _LONGEST else f"{text[:_LONGEST]!r}..."
 
 

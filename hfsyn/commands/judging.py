@@ -12,7 +12,7 @@ from hfsyn.commands.options import answer_options, echo, echo_path, echo_table, 
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
 _limit = number("--limit", help="At most N images per class of each set.")
-_out = click.option("--out", metavar="FILE", help="Write the JSON there too.")
+_out = click.option("--out", metavar="FILE", help="Write all of it there as JSON, with what is known of each image.")
 
 
 @click.command("demo")
@@ -106,12 +106,6 @@ def report_command(out: str, as_json: bool, quiet: bool) -> None:
     echo_path("page", report(out), as_json)
 
 
-def _found(result: dict[str, Any]) -> None:
-    from hfsyn.judging.measures.metrics import dump_result
-
-    click.echo(dump_result(result), nl=False)
-
-
 @click.command("fidelity", short_help="How close SYNTHETIC images are to REAL ones.")
 @click.argument("synthetic")
 @click.argument("real")
@@ -128,14 +122,15 @@ def _found(result: dict[str, Any]) -> None:
 @_out
 @answer_options
 def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
-    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies. Prints JSON.
+    """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies.
 
     \b
     hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
     """
     from hfsyn import fidelity
 
-    _found(fidelity(**words))
+    found = fidelity(**words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
 @click.command("membership", short_help="Whether MODEL gives away which images it was trained on.")
@@ -149,13 +144,14 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
 @_out
 @answer_options
 def membership_command(as_json: bool, quiet: bool, **words: Any) -> None:
-    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw). Prints JSON.
+    """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw).
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
     from hfsyn import membership
 
-    _found(membership(**words))
+    found = membership(**words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
 @click.command("export-real", short_help="Write the real images of RUN as its synthetic ones are stored.")

@@ -132,6 +132,7 @@ recipe_options = together(
     click.option("--generator", metavar="NAME", help="Generate with this model of `hfsyn generators ls`, or a file."),
     click.option("--strategy", metavar="NAME", help="Write prompts with this one of `hfsyn strategies ls`."),
     click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field: generate.steps=20."),
+    click.option("--name", metavar="NAME", help="Title of the run and its card.  [default: VARIANT-STRATEGY]"),
     number("--limit", help="At most N real images per class."),
     number("--seed", least=0, most=2**63 - 1, help="The recipe's seed."),
 )

@@ -76,15 +76,7 @@ class LocalFile:
 
 
 class HubRepo:
-    """One repository.
-
-    Args:
-        repo_id: ``USER/NAME``.
-        repo_type: ``dataset`` or ``model``.
-        token: as in huggingface_hub; None uses the environment's or the stored one.
-        say: called with a line for each pause.
-        sleep: waits between tries.
-    """
+    """One repository, ``USER/NAME``, of type ``dataset`` or ``model``; `say` is called with a line for each pause."""
 
     def __init__(
         self,
@@ -119,22 +111,20 @@ class HubRepo:
     def call(self, what: str, function: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call the client, retrying temporary failures within a bound; `what` is for messages: "commit to user/name".
 
-        Raises:
-            HfsynError: it cannot be done (exit code 3), or not now (exit code 4: rerun to continue).
+        Raises HfsynError if it cannot be done (exit code 3), or not now (exit code 4: rerun to continue).
         """
         page = page_of(self.repo_id, self.repo_type)
         patience = Patience(self.repo_id, what, page=page, token=self.token, say=self.say, sleep=self._sleep)
         return patiently(lambda: function(*args, **options), patience)
 
     def ask(self, what: str, method: str, *args: Any, **options: Any) -> Any:
-        """Call a client method on this repository, as `call` does."""
+        """`call` a client method on this repository."""
         return self.call(what, getattr(self.api, method), self.repo_id, *args, repo_type=self.repo_type, **options)
 
     def need_token(self) -> None:
         """Fail early if nothing can be sent.
 
-        Raises:
-            HfsynError: there is no token, or offline mode is on (exit code 3).
+        Raises HfsynError if there is no token, or offline mode is on (exit code 3).
         """
         from huggingface_hub import get_token
 
@@ -150,8 +140,7 @@ class HubRepo:
     def account(self) -> dict[str, Any]:
         """The token's account, as `whoami` describes it.
 
-        Raises:
-            HfsynError: there is no token, or the Hub rejects it (exit code 3).
+        Raises HfsynError if there is no token, or the Hub rejects it (exit code 3).
         """
         return dict(self.call("identify this token", self.api.whoami))
 
@@ -255,12 +244,8 @@ class HubRepo:
     ) -> str:
         """One commit on top of `parent`, the last known head of a branch or pull request.
 
-        Args:
-            add: new and changed files by path; contents the Hub has are not sent again.
-            delete: paths; a folder's ends with a slash.
-
-        Raises:
-            HeadMovedError: the head has moved on from `parent`.
+        `add` are new and changed files by path, of which the Hub's own contents are not sent again; `delete` are paths,
+        a folder's with a slash at the end. Raises HeadMovedError if the head has moved on from `parent`.
         """
         from huggingface_hub import CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError
@@ -303,11 +288,7 @@ class HubRepo:
         )
 
     def tag(self, name: str, commit: str, message: str) -> None:
-        """Tag a commit, unless it already has this tag.
-
-        Raises:
-            HfsynError: another commit has the tag.
-        """
+        """Tag a commit, unless it already has this tag. Raises HfsynError if another commit has the tag."""
         where = {"tag": name, "revision": commit, "repo_type": self.repo_type}
 
         def is_done(status: int) -> bool:
@@ -336,13 +317,11 @@ def _limit_silence() -> None:
 
 def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
     """The error if another publisher was faster."""
-    return HfsynError(
-        f"Version {tag} of {repo_id} has since been taken (commit {commit[:12]}).", "Publish as another version."
-    )
+    said = f"Version {tag} of {repo_id} has since been taken (commit {commit[:12]})."
+    return HfsynError(said, "Publish as another version.")
 
 
 def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
-    """Files in portions of limited count and size."""
     portion: dict[str, LocalFile] = {}
     for name, file in files.items():
         size = sum(other.size for other in portion.values()) + file.size

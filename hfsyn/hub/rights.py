@@ -1,7 +1,5 @@
 """What a token may do, as the Hub says."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

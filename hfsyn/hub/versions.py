@@ -1,7 +1,5 @@
 """Versions of a published dataset: semantic, as tags."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -28,11 +26,7 @@ class Version(NamedTuple):
 
 
 def parse_version(text: str) -> Version:
-    """Read ``1.0.0`` or ``v1.0.0``.
-
-    Raises:
-        HfsynError: it is not MAJOR.MINOR.PATCH.
-    """
+    """Read ``1.0.0`` or ``v1.0.0``. Raises HfsynError if it is not MAJOR.MINOR.PATCH."""
     found = _FORM.fullmatch(text)
     if not found:
         raise HfsynError(

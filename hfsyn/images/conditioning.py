@@ -4,8 +4,6 @@ For Stable Diffusion and SDXL the prompts are tokenized and encoded here, in one
 do it (which tokenize each prompt twice more, and encode the empty prompt for every image). Other pipelines get text.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -29,16 +27,10 @@ def makes_embeddings(pipe: Any) -> bool:
 
 
 class Conditioning:
-    """Conditions batches of prompts.
+    """Conditions batches of prompts for a pipeline that is on its device.
 
-    Args:
-        pipe: on its device.
-        recipe: its model's name, for messages, and the tokens of a prompt that are passed on to T5.
-        negative: negative prompt; None is the pipeline's own default (the empty text, or zeros for SDXL).
-        guided: whether there is classifier-free guidance.
-
-    Raises:
-        HfsynError: the pipeline has no tokenizer.
+    A `negative` prompt of None is the pipeline's own default (the empty text, or zeros for SDXL); `guided` is whether
+    there is classifier-free guidance. Raises HfsynError if the pipeline has no tokenizer.
     """
 
     def __init__(self, pipe: Any, recipe: GeneratePart, negative: str | None, *, guided: bool) -> None:
@@ -86,7 +78,7 @@ class Conditioning:
 
     def _tokenize(self, tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
         if id(tokenizer) not in self._spell:
-            # Only where the pipeline does it too: others give such a word to their tokenizer as it is.
+            # Only if the pipeline does it too: others give such a word to their tokenizer as it is.
             known = hasattr(self._pipe, "maybe_convert_prompt")
             self._spell[id(tokenizer)] = spelled_out(tokenizer) if known else str
         texts = [self._spell[id(tokenizer)](prompt) for prompt in prompts]

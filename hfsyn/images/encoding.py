@@ -4,8 +4,6 @@ A classifier that sees real and synthetic images stored in different ways learns
 2403.17608).
 """
 
-from __future__ import annotations
-
 import io
 import os
 
@@ -41,11 +39,8 @@ def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def encode(image: Pixels | Image.Image, store: StorePart) -> bytes:
-    """The bytes of an image in the recipe's format; the same pixels give the same bytes.
-
-    Args:
-        image: RGB pixels or an RGB image.
-        store: format, quality, subsampling and size; `store.size` resizes the short side (Lanczos) first.
+    """The bytes of RGB pixels or an RGB image in the recipe's format; the same pixels give the same bytes. `store.size`
+    resizes the short side (Lanczos) first.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if picture.info:  # Pillow writes comments and profiles of the file that it was read from into the new one

@@ -1,7 +1,5 @@
 """The second costly stage: make the images of the plan."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +49,7 @@ def loaded_generator(run: Run, options: WorkOptions) -> ImageGenerator:
 
 
 def tried_generator(run: Run, options: WorkOptions) -> ImageGenerator | None:
-    """The model, tried out before anything costly is done; None where it is too large to be kept."""
+    """The model, tried out before anything costly is done; None if it is too large to be kept."""
     found = loaded_generator(run, replace(options, compile=False))
     if options.compile or getattr(found, "parameters", 0) > KEPT_PARAMETERS:
         del found
@@ -147,6 +145,5 @@ class SourcePictures:
 def check_captioned(row: SourceRow, sha256: str) -> None:
     """Refuse a source row whose file is not the one that was captioned."""
     if hashlib.sha256(row.image).hexdigest() != sha256:
-        raise HfsynError(
-            f"{row.source_id} is not the image that was captioned: the source has changed.", "Put it back as it was."
-        )
+        said = f"{row.source_id} is not the image that was captioned: the source has changed."
+        raise HfsynError(said, "Put it back as it was.")

@@ -4,8 +4,6 @@ Each sample has its own CPU random generator, so that its noise depends on its s
 recipe's size, so that rounding does not depend on how much work was left.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +34,7 @@ class Generated:
 
 
 Pending = Callable[[], list[Generated]]
-"""Waits for a batch and gives its images in order; may be called in another thread than the one that started it."""
+"""Waits for a batch and gives its images in order; can be called in a different thread from the one that started it."""
 
 
 class ImageGenerator(Protocol):
@@ -45,15 +43,11 @@ class ImageGenerator(Protocol):
     def start(
         self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
     ) -> Pending:
-        """Give the device one batch to draw, without waiting for it: an image for each prompt and its seed.
+        """Give the device one batch to draw, without waiting for it: an image for each prompt and its seed, and for
+        each real image (RGB, of Pillow) if the recipe starts from these.
 
-        Args:
-            prompts, seeds: at least one and at most `size` of each.
-            size: of the batch; a short one is padded, so that rounding does not depend on how much was left.
-            images: the real image (RGB, of Pillow) behind each prompt, where the recipe starts from it; else not given.
-
-        Raises:
-            torch.OutOfMemoryError: the device has too little memory for a batch of this size.
+        There are 1 to `size` prompts; a short batch is padded, so that rounding does not depend on how much was left.
+        Raises torch.OutOfMemoryError if the device has too little memory for a batch of this size.
         """
         ...
 
@@ -75,19 +69,12 @@ def fitting(generator: ImageGenerator) -> Callable[[Any], Any]:
 class DiffusersGenerator:
     """Any text-to-image pipeline that ``AutoPipelineForText2Image`` loads.
 
-    An image depends on its prompt, its seed, the recipe (and the real image that it starts from, where the recipe says
-    so) and, in the last bits, the size of its batch; the other images make no difference. The initial noise is drawn on
-    the CPU in the recipe's dtype. SDXL's invisible watermark is never added.
+    An image depends on its prompt, its seed, the recipe (and the real image that it starts from, if the recipe says so)
+    and, in the last bits, the size of its batch; the other images make no difference. The initial noise is drawn on the
+    CPU in the recipe's dtype. SDXL's invisible watermark is never added. A `negative` prompt of None is the pipeline's
+    own default (the empty text, or zeros for SDXL).
 
-    Args:
-        recipe: model, revision, scheduler, steps, guidance, size, dtype, batch size, safety checker.
-        negative: negative prompt; None is the pipeline's own default (the empty text, or zeros for SDXL).
-        device: a torch device.
-        allow_pickle: also read weights that are not safetensors.
-        tuning: how the device computes the model.
-
-    Raises:
-        HfsynError: the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
+    Raises HfsynError if the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
     """
 
     left_out: Mapping[str, int]  # how many weights of the checkpoint and the LoRA are not used, by what they are of
@@ -122,7 +109,7 @@ class DiffusersGenerator:
             self._noise.attach()
 
     def _check_guidance(self, pipe: Any, *, guided: bool) -> None:
-        """Refuse limits of the guidance where there is none to limit, or no step lies within them."""
+        """Refuse limits of the guidance if there is none to limit, or no step lies within them."""
         recipe = self._recipe
         start, stop = recipe.guidance_start, recipe.guidance_stop
         if (start, stop) == (0, 1):
@@ -138,7 +125,6 @@ class DiffusersGenerator:
             raise HfsynError(f"{why}.", "Set generate.guidance_start to 0 and generate.guidance_stop to 1.")
 
     def _try(self) -> None:
-        """See `hfsyn.images.trial`."""
         pipe = self._pipe
         sketch = Sketch(self._recipe, self._negative, self._size)
         if self._encodes:
@@ -168,7 +154,6 @@ class DiffusersGenerator:
             raise idle(sketch, "prompt.negative", type(pipe).__name__)
 
     def _sketched(self, sketch: Sketch) -> tuple[Any, list[str | None]]:
-        """See `hfsyn.images.trial.Draw`."""
         import torch
         from PIL import Image
 
@@ -210,11 +195,7 @@ class DiffusersGenerator:
     def start(
         self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
     ) -> Pending:
-        """See `ImageGenerator`.
-
-        Raises:
-            HfsynError: the pipeline refuses the recipe's size.
-        """
+        """See `ImageGenerator`. Raises HfsynError if the pipeline refuses the recipe's size."""
         import torch
 
         wanted = len(prompts)

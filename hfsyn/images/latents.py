@@ -5,8 +5,6 @@ device need not be waited for at every step, and that guidance can be limited to
 in small batches, rounded on the device, and copied without a wait.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ _PIXELS = 64 * 64  # height times width of the latents of a 512 px image
 
 
 def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
-    """Whether there is classifier-free guidance: not where the scale is at most 1, or is an input of the network."""
+    """Whether there is classifier-free guidance: not if the scale is at most 1, or is an input of the network."""
     network = getattr(pipe, "unet", None)
     distilled = network is not None and getattr(network.config, "time_cond_proj_dim", None) is not None
     return recipe.guidance_scale > 1 and not distilled
@@ -54,17 +52,12 @@ def denoise(
 ) -> Any:
     """The latents of a batch, batch x channels x height/8 x width/8.
 
-    Args:
-        pipe: a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` on its device.
-        recipe: steps and guidance.
-        size: width and height in pixels; empty is the pipeline's own.
-        given: embeddings, batch x tokens x channels, by the pipeline's names.
-        generators: one CPU `torch.Generator` per sample.
-        start: the image-to-image pipeline of the same parts, and the images that it is to start from (RGB of the size);
-            None starts from noise.
+    `pipe` is a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` on its device; `size` the width and height in
+    pixels, empty for the pipeline's own; `given` the embeddings, batch x tokens x channels, by the pipeline's names;
+    `generators` one CPU `torch.Generator` per sample; `start` the image-to-image pipeline of the same parts and the
+    images to start from (RGB of the size), None for noise.
 
-    Raises:
-        ValueError: the size does not fit the pipeline.
+    Raises ValueError if the size does not fit the pipeline.
     """
     import torch
 
@@ -86,7 +79,7 @@ def denoise(
         # The place in the whole schedule, of which an image to start from skips the first steps.
         at = i + whole - len(timesteps)
         steer = guided and _is_steered(recipe, at, whole)
-        # The noise that the network sees, for both halves of the conditions where it is steered.
+        # The noise that the network sees, for both halves of the conditions if it is steered.
         fed = scheduler.scale_model_input(torch.cat([latents] * 2) if steer else latents, t)
         half = slice(None) if steer or not guided else slice(rows, None)
         noise = unet(
@@ -106,7 +99,6 @@ def denoise(
 
 
 def _extent(pipe: Any, size: Mapping[str, int]) -> tuple[int, int]:
-    """Height and width in pixels."""
     own = pipe.unet.config.sample_size
     own_height, own_width = (own, own) if isinstance(own, int) else own
     height = size.get("height", own_height * pipe.vae_scale_factor)
@@ -217,7 +209,7 @@ def decode(pipe: Any, latents: Any, generators: Sequence[Any]) -> list[Any]:
             found.append(vae.decode(latents[start : start + size], return_dict=False, **own)[0])
         return found
     finally:
-        if upcast:  # also where memory ran out: the next, smaller batch begins as this one did
+        if upcast:  # also if memory ran out: the next, smaller batch begins as this one did
             vae.to(dtype=torch.float16)
 
 
@@ -237,16 +229,12 @@ def at_once(latents: Any) -> int:
 
 
 def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], Levels]:
-    """Begin to copy images to the CPU; what is returned waits for the end of it and gives the levels.
+    """Begin to copy the first `wanted` images (tensors of some x 3 x height x width, `signed` if of -1 to 1 rather than
+    0 to 1) to the CPU; what is returned waits for the end of it and gives the levels.
 
-    It may be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
+    It can be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
     quarter of the bytes to copy) and copies them into pinned memory; what a CPU has drawn is rounded when it is waited
     for.
-
-    Args:
-        images: tensors of some x 3 x height x width.
-        wanted: how many images to take, from the first on.
-        signed: whether they are of -1 to 1 rather than of 0 to 1.
     """
     import torch
 

@@ -1,7 +1,5 @@
 """A first tiny picture: whether a model draws at all, with the samples' own noise, and uses all of its recipe."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math
@@ -13,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from builders.errors import brief
 from hfsyn.errors import HfsynError
 from hfsyn.images.latents import at_once, draws_noise
 from hfsyn.images.tuning import is_out_of_memory
@@ -41,12 +40,11 @@ Draw = Callable[[Sketch], tuple[Any, list[str | None]]]
 
 
 def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
-    """Draw a sketch twice, small and in few steps; where that fails, at the recipe's own size. With `vary`, see whether
+    """Draw a sketch twice, small and in few steps; if that fails, at the recipe's own size. With `vary`, see whether
     the pipeline's own call uses guidance, negative prompt and the length of prompts.
 
-    Raises:
-        HfsynError: the model cannot draw, draws nothing, draws noise that is not the samples' own, or ignores a field
-            that the recipe sets.
+    Raises HfsynError if the model cannot draw, draws nothing, draws noise that is not the samples' own, or ignores a
+    field that the recipe sets.
     """
     import torch
 
@@ -78,18 +76,14 @@ def idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
     """The error of a field that a model ignores."""
     value = sketch.negative if field == "prompt.negative" else getattr(sketch.recipe, field.partition(".")[2])
     instead = {"generate.guidance_scale": "1"}.get(field, "null")
-    return HfsynError(
-        f"{field} is {value!r} and decides nothing: {sketch.recipe.model}, a {pipeline}, draws the same without it.",
-        f"Leave it out: --set {field}={instead}",
-    )
+    said = f"{field} is {value!r} and decides nothing: {sketch.recipe.model}, a {pipeline}, draws the same without it."
+    return HfsynError(said, f"Leave it out: --set {field}={instead}")
 
 
 def size_refused(model: str, error: Exception) -> HfsynError:
     """The error of a size that a pipeline refuses."""
-    return HfsynError(
-        f"{model} refuses the recipe: {' '.join(str(error).split())[:200]}",
-        "Change generate.width, generate.height or generate.steps.",
-    )
+    said = f"{model} refuses the recipe: {brief(error)}"
+    return HfsynError(said, "Change generate.width, generate.height or generate.steps.")
 
 
 def _first(pipe: Any, sketch: Sketch, draw: Draw) -> tuple[Sketch, Any, list[str | None]]:
@@ -116,7 +110,7 @@ def _first(pipe: Any, sketch: Sketch, draw: Draw) -> tuple[Sketch, Any, list[str
     if isinstance(failure, HfsynError):
         raise failure
     raise HfsynError(
-        f"{recipe.model} cannot draw: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}",
+        f"{recipe.model} cannot draw: {type(failure).__name__}: {brief(failure)}",
         "Its parts do not fit together, or it is not made to draw from text alone: name another generate.model. "
         "It may also refuse generate.width, generate.height or generate.steps.",
     ) from failure
@@ -152,7 +146,7 @@ def _network(pipe: Any) -> Any:
 
 
 def _steps(recipe: GeneratePart) -> int:
-    """The fewest that leave `_STEPS` of them where an image to start from skips a share, and skip at least one."""
+    """The fewest that leave `_STEPS` of them if an image to start from skips a share, and skip at least one."""
     if recipe.init == "none":
         return _STEPS
     skipped = 1.0 if recipe.strength == 1 else 1 / (1 - recipe.strength)
@@ -196,10 +190,8 @@ def _draws_nothing(recipe: GeneratePart, problem: str | None) -> HfsynError:
             if recipe.dtype == "float32"
             else "Set generate.dtype to float32; if that gives NaN values too, the checkpoint is damaged.",
         )
-    return HfsynError(
-        f"{recipe.model} draws images of one colour alone: a part of it, such as the decoder, is damaged.",
-        "Name another generate.model.",
-    )
+    said = f"{recipe.model} draws images of one colour alone: a part of it, such as the decoder, is damaged."
+    return HfsynError(said, "Name another generate.model.")
 
 
 class OwnNoise:

@@ -3,8 +3,6 @@
 Only the last bits of an image depend on it, and sidecars record it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import sys
@@ -12,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from builders.errors import brief
 from hfsyn.errors import HfsynError
 from hfsyn.runs.options import WorkOptions
 
@@ -44,10 +43,8 @@ def tuning_of(options: WorkOptions, device: str) -> Tuning:
     cuda = device.startswith("cuda")
     channels_last = cuda if options.channels_last is None else options.channels_last == "on"
     if options.attention in ("cudnn", "flash", "efficient") and not cuda:
-        raise HfsynError(
-            f"--attention {options.attention} is a kernel of NVIDIA GPUs, and the device is {device}.",
-            "Leave it out, or use --attention math.",
-        )
+        said = f"--attention {options.attention} is a kernel of NVIDIA GPUs, and the device is {device}."
+        raise HfsynError(said, "Leave it out, or use --attention math.")
     return Tuning(channels_last, options.compile, options.attention or "auto")
 
 
@@ -79,10 +76,8 @@ def kernels(tuning: Tuning) -> Iterator[None]:
     """Compute attention with the chosen kernel, and word the errors of compilation and kernels.
 
     diffusers' own setting of a backend does nothing for the UNets and autoencoders of Stable Diffusion, which call
-    torch's function; this is torch's own switch.
-
-    Raises:
-        HfsynError: the model cannot be compiled here, or the kernel does not take its shapes.
+    torch's function; this is torch's own switch. Raises HfsynError if the model cannot be compiled here, or the kernel
+    does not take its shapes.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -102,16 +97,13 @@ def kernels(tuning: Tuning) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error)
         if tuning.compiled and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise HfsynError(
-                f"--compile: torch cannot compile this model here ({reason})", "Leave --compile out."
-            ) from error
+            said = f"--compile: torch cannot compile this model here ({reason})"
+            raise HfsynError(said, "Leave --compile out.") from error
         if order is not None and "No available kernel" in reason:
-            raise HfsynError(
-                f"--attention {tuning.attention}: the kernel does not take this model ({reason})",
-                "Leave --attention out.",
-            ) from error
+            said = f"--attention {tuning.attention}: the kernel does not take this model ({reason})"
+            raise HfsynError(said, "Leave --attention out.") from error
         raise
 
 
@@ -159,9 +151,9 @@ class BatchSize:
         self.size = size
 
     def run(self, work: Callable[[int], T], *, settle: Callable[[], None] = lambda: None) -> tuple[T, int] | None:
-        """The result of `work(size)`, and the size; None where it was too large and is smaller now.
+        """The result of `work(size)`, and the size; None if it was too large and is smaller now.
 
-        Before the size is halved, `settle` waits for what else holds memory. Raises HfsynError where there is too
+        Before the size is halved, `settle` waits for what else holds memory. Raises HfsynError if there is too
         little for a batch of one.
         """
         size = self.size
@@ -170,7 +162,7 @@ class BatchSize:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            said = " ".join(str(error).split())[:160]
+            said = brief(error, 160)
         # Outside the except clause: its traceback holds the tensors of the attempt.
         settle()
         release_memory()
@@ -186,12 +178,10 @@ class BatchSize:
 
 
 def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:
-    """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError where not even one fits.
+    """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError if not even one fits.
 
-    Args:
-        draw: draws a batch of a size and waits for it.
-        guided: whether each image is two rows for the network.
-        used: the largest share of the device's memory that the last `draw` used, 0 to 1.
+    `draw` draws a batch of a size and waits for it; `guided` is whether each image is two rows for the network; `used`
+    the largest share of the device's memory that the last `draw` used, 0 to 1.
     """
     fitting = 0
     for size in CANDIDATES:
@@ -214,14 +204,8 @@ def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[
 
 
 def choose(asked: str | int | None, recipe_size: int, device: str, generator: Any, *, guided: bool) -> int:
-    """The batch size to begin with: `asked`, or the recipe's; ``auto`` fills the memory of a CUDA device.
-
-    Args:
-        asked: a number, ``auto`` or None.
-        recipe_size: of the recipe.
-        device: a torch device; ``auto`` is the recipe's size on others than CUDA.
-        generator: an `ImageGenerator`.
-        guided: see `largest_batch`.
+    """The batch size to begin with: `asked`, a number; or the recipe's; ``auto`` fills the memory of a CUDA device, and
+    is the recipe's size on others. `generator` is an `ImageGenerator`; for `guided` see `largest_batch`.
     """
     if asked not in (None, "auto"):
         return int(asked)

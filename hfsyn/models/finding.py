@@ -6,8 +6,6 @@ folder holds, before anything is spent; `loading` gives what `from_pretrained` t
 No code of a repository is ever run, and only safetensors are read unless a user allows pickles: a pickle runs code too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -67,10 +65,8 @@ def locate(model: str, kind: Kind) -> str:
         raise HfsynError(f"{model} is a file, and a {kind} is a folder.", hint)
     if model.startswith(("/", ".", "~")) or not _is_hub_id(model):
         at = " A revision goes into its own field." if "@" in model else ""
-        raise HfsynError(
-            f"There is no {kind} at {model!r}, and it is not a Hub id either.{at}",
-            f"Name a folder that exists, {otherwise}.",
-        )
+        said = f"There is no {kind} at {model!r}, and it is not a Hub id either.{at}"
+        raise HfsynError(said, f"Name a folder that exists, {otherwise}.")
     return model
 
 
@@ -88,26 +84,21 @@ def _is_hub_id(model: str) -> bool:
 def pin(model: str, revision: str | None, kind: Kind) -> str:
     """The commit sha that `revision` (None: the newest) of a Hub model means; the content hash of a local model.
 
-    Raises:
-        HfsynError: there is no such model or revision, it is gated (exit code 3), or it is neither reachable nor
-            cached.
+    Raises HfsynError if there is no such model or revision, it is gated (exit code 3), or it is neither reachable nor
+    cached.
     """
     field = FIELD[kind]
     if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
         content = content_hash(Path(locate(model, kind)))
         if revision is not None and not is_content_hash(revision):
-            raise HfsynError(
-                f"{field}.revision is {revision!r}, but {model} is a local model and has none.",
-                f"Leave it out: --set {field}.revision=null",
-            )
+            said = f"{field}.revision is {revision!r}, but {model} is a local model and has none."
+            raise HfsynError(said, f"Leave it out: --set {field}.revision=null")
         check_content(content, revision, f"The {kind} {model} is not the one", f"{field}.revision")
         return content
     locate(model, kind)
     if is_content_hash(revision):
-        raise HfsynError(
-            f"{field}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local folder.",
-            f"Name that folder: --set {field}.model=FOLDER",
-        )
+        said = f"{field}.model is {model!r}, and its revision {str(revision)[:19]}... is the content of a local folder."
+        raise HfsynError(said, f"Name that folder: --set {field}.model=FOLDER")
     from huggingface_hub import HfApi
 
     hint = "." if kind == "language model" else f", or --set {field}.model=builtin."
@@ -126,12 +117,10 @@ def commit_of(
 ) -> str:
     """The commit that a revision of a model on the Hub means.
 
-    A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; where it does not
-    answer, the commit is taken that the cache knows under that name, if its file is there.
-
-    Raises:
-        HfsynError: there is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor
-            cached, which `hint` helps with.
+    A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; if it does not
+    answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if there
+    is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor cached, which `hint`
+    helps with.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -173,8 +162,7 @@ def content_hash(folder: Path) -> str:
 def loading(model: str, revision: str | None, kind: Kind, *, allow_pickle: bool = False) -> tuple[str, dict[str, Any]]:
     """The first argument and the options of ``from_pretrained``.
 
-    Raises:
-        HfsynError: as `locate`; or the content of a local model is not the one that `revision` names.
+    Raises HfsynError as `locate`, or if the content of a local model is not the one that `revision` names.
     """
     where = locate(model, kind)
     options: dict[str, Any] = {"trust_remote_code": False} | ({} if allow_pickle else {"use_safetensors": True})
@@ -203,15 +191,12 @@ def unloadable(model: str, kind: Kind, error: Exception) -> HfsynError:
             "are read, and you trust them: --allow-pickle-weights.",
         )
     if found := re.search(r"AutoPipeline can't find a pipeline linked to (\w+)", reason):
-        return HfsynError(
-            f"{model} is a {found[1]}, which does not draw from text alone.", f"Name another, such as {_EXAMPLE[kind]}."
-        )
+        said = f"{model} is a {found[1]}, which does not draw from text alone."
+        return HfsynError(said, f"Name another, such as {_EXAMPLE[kind]}.")
     if len(reason) > 200:
         reason = reason[:200].rsplit(" ", 1)[0] + " ..."
-    return HfsynError(
-        f"{model} cannot be loaded as a {kind}: {type(error).__name__}: {reason}",
-        f"It takes {_KINDS[kind]} with all its files, such as {_EXAMPLE[kind]}.",
-    )
+    said = f"{model} cannot be loaded as a {kind}: {type(error).__name__}: {reason}"
+    return HfsynError(said, f"It takes {_KINDS[kind]} with all its files, such as {_EXAMPLE[kind]}.")
 
 
 def local_file(model: str, revision: str | None, name: str, kind: Kind = "generator") -> Path | None:
@@ -230,7 +215,7 @@ def local_file(model: str, revision: str | None, name: str, kind: Kind = "genera
 
 
 def configuration(model: str, revision: str | None, name: str, kind: Kind = "generator") -> dict[str, Any]:
-    """A JSON file of a model on this machine; empty where it is not here, or not a JSON object."""
+    """A JSON file of a model on this machine; empty if it is not here, or not a JSON object."""
     path = local_file(model, revision, name, kind)
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path else {}
@@ -283,15 +268,11 @@ def checked_variant(
 ) -> str | None:
     """The variant whose weights are loaded: `variant`, the plain ones (None), or the only one that is there.
 
-    Args:
-        model, kind: for messages.
-        files: paths of all files of the model; only these names are looked at.
-        parts: folders of a pipeline that are loaded; the empty name is the model's own.
-        variant: ``fp16``, ...; None finds it.
-        allow_pickle: pickles count as weights where there are no others.
+    `files` are the paths of all files of the model, whose names alone are looked at; `parts` the folders of a pipeline
+    that are loaded, the empty name being the model's own. With `allow_pickle` pickles count as weights if there are no
+    others.
 
-    Raises:
-        HfsynError: a part, a file or the variant is missing, or the weights are pickles that are not allowed.
+    Raises HfsynError if a part, a file or the variant is missing, or if the weights are pickles that are not allowed.
     """
     weights: dict[str, dict[str | None, list[re.Match[str]]]] = {}
     for part in parts:
@@ -299,10 +280,8 @@ def checked_variant(
         if not names:
             optional = part in ("safety_checker", "feature_extractor")
             without = "Go without the safety checker: --set generate.safety_checker=false. Or fetch" if optional else ""
-            raise HfsynError(
-                f"{model} has no folder {part}, which its model_index.json names.",
-                f"{without or 'Fetch'} all of it: {_again(model)}",
-            )
+            said = f"{model} has no folder {part}, which its model_index.json names."
+            raise HfsynError(said, f"{without or 'Fetch'} all of it: {_again(model)}")
         found = [match for name in names if (match := _WEIGHTS.fullmatch(name))]
         # Files with other names are left to the libraries, which may know their index.
         if "config.json" not in names or (not found and any(name.endswith((".safetensors", ".bin")) for name in names)):
@@ -338,16 +317,13 @@ def _chosen(
     if not lacking or len(every) == 1:
         return every[0] if lacking else None
     if every and kind == "generator":
-        raise HfsynError(
-            f"{model} has no plain weights, but several variants: {', '.join(every)}.", f"Choose: {setting}{every[0]}"
-        )
-    raise HfsynError(
-        f"{model} has no loadable weights of its {lacking[0] or kind}.", f"Fetch all of it: {_again(model)}"
-    )
+        said = f"{model} has no plain weights, but several variants: {', '.join(every)}."
+        raise HfsynError(said, f"Choose: {setting}{every[0]}")
+    said = f"{model} has no loadable weights of its {lacking[0] or kind}."
+    raise HfsynError(said, f"Fetch all of it: {_again(model)}")
 
 
 def _check_shards(model: str, part: str, files: Sequence[re.Match[str]]) -> None:
-    """Refuse weights in several files of which some are missing."""
     there = {int(match["number"]): match for match in files if match["number"]}
     if not there or len(there) < len(files):  # they are in a single file, too
         return
@@ -355,10 +331,8 @@ def _check_shards(model: str, part: str, files: Sequence[re.Match[str]]) -> None
     count = int(one["count"])
     if gone := [number for number in range(1, count + 1) if number not in there]:
         name = one[0].replace(f"-{one['number']}-of-", f"-{gone[0]:05d}-of-")
-        raise HfsynError(
-            f"{model} lacks {len(gone)} of the {count} files with the weights of its {part}, such as {name}.",
-            f"Fetch all of it: {_again(model)}",
-        )
+        said = f"{model} lacks {len(gone)} of the {count} files with the weights of its {part}, such as {name}."
+        raise HfsynError(said, f"Fetch all of it: {_again(model)}")
 
 
 def _again(model: str) -> str:

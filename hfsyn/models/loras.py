@@ -4,14 +4,13 @@ A recipe names them with ``generate.lora`` (a Hub id, a local folder or a file),
 ``lora_scale``. Only safetensors are read.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from builders.errors import brief
 from builders.files import sha256_of
 from hfsyn.errors import HfsynError
 from hfsyn.models.finding import commit_of
@@ -25,9 +24,8 @@ _ADAPTER = "recipe"
 def pin_lora(part: GeneratePart) -> GeneratePart:
     """The part with `lora_revision` filled in: a commit sha, or the content of a local file.
 
-    Raises:
-        HfsynError: there are no such weights, they are gated (exit code 3) or out of reach, or a local file has another
-            content than the recipe says.
+    Raises HfsynError if there are no such weights, they are gated (exit code 3) or out of reach, or a local file has
+    another content than the recipe says.
     """
     if part.lora is None:
         return part
@@ -37,10 +35,8 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
         check_content(content, revision, f"{local} is not the LoRA", "generate.lora_revision")
         return part.model_copy(update={"lora_revision": content})
     if is_content_hash(revision):
-        raise HfsynError(
-            f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file.",
-            "Name that file: --set generate.lora=FILE",
-        )
+        said = f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file."
+        raise HfsynError(said, "Name that file: --set generate.lora=FILE")
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -52,9 +48,8 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):
                 raise
-            raise HfsynError(
-                f"The LoRA repository {repo} has no file {file}.", "Name it: --set generate.lora_file=FILE.safetensors"
-            ) from None
+            said = f"The LoRA repository {repo} has no file {file}."
+            raise HfsynError(said, "Name it: --set generate.lora_file=FILE.safetensors") from None
 
     hint = f"Fetch it with a network (`hf download {repo} {file}`), or name a local file."
     return part.model_copy(update={"lora_revision": commit_of(repo, revision, file, ask, what="LoRA", hint=hint)})
@@ -97,11 +92,8 @@ def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
             pipe.fuse_lora(components=adapted, lora_scale=part.lora_scale, adapter_names=[_ADAPTER])
             pipe.unload_lora_weights()
     except Exception as error:  # diffusers, peft and the Hub's client each have their own exceptions
-        raise HfsynError(
-            f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}",
-            "It must be made for this model, and stored as safetensors.",
-        ) from error
+        said = f"The LoRA {part.lora} cannot be put into {part.model}: {type(error).__name__}: {brief(error)}"
+        raise HfsynError(said, "It must be made for this model, and stored as safetensors.") from error
     fitting = sum(used.values())
     if not fitting:
         raise HfsynError(f"{part.lora} holds no LoRA weights for {part.model}.", "Name one that is made for it.")

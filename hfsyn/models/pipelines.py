@@ -1,7 +1,5 @@
 """Text-to-image pipelines of diffusers: loaded as the recipe says, with LoRA and scheduler, and checked to fit it."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import sys
@@ -10,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from builders.errors import brief
 from hfsyn.errors import HfsynError
 from hfsyn.models.finding import checked_variant, files_of, loading, unloadable
 from hfsyn.models.loras import fuse_lora
@@ -37,8 +36,8 @@ def load_pipeline(
     """The recipe's pipeline on the CPU, in the recipe's dtype, with its LoRA and its scheduler; quiet, and without a
     watermark. And how many weights of the checkpoint and the LoRA were left out, by what they belong to.
 
-    Raises:
-        HfsynError: the model cannot be loaded, or does not support the scheduler, the steps or the negative prompt.
+    Raises HfsynError if the model cannot be loaded, or does not support the scheduler, the steps or the negative
+    prompt.
     """
     import diffusers
     import torch
@@ -79,7 +78,6 @@ def load_pipeline(
 
 
 def _quiet(pipe: Any) -> Any:
-    """The pipeline without a progress bar and a watermark."""
     pipe.set_progress_bar_config(disable=True)
     if getattr(pipe, "watermark", None) is not None:
         pipe.watermark = None
@@ -98,10 +96,8 @@ def _scheduler_instead(recipe: GeneratePart, parts: Mapping[str, Sequence[Any]])
         yield
         return
     if recipe.scheduler == "default":
-        raise HfsynError(
-            f"{recipe.model} comes with a {kind}, with which no image could be made again from its seed.",
-            "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)",
-        )
+        said = f"{recipe.model} comes with a {kind}, with which no image could be made again from its seed."
+        raise HfsynError(said, "Name another: --set generate.scheduler=dpm++ (or ddim, euler, unipc, ...)")
     own = getattr(diffusers, kind)
     setattr(diffusers, kind, diffusers.DPMSolverMultistepScheduler)
     try:
@@ -165,10 +161,8 @@ def _check_weights(pipe: Any, model: str, reports: Sequence[tuple[Any, Mapping[s
         missing = set(report.get("missing_keys", ()))
         weights = dict(network.named_parameters()) if hasattr(network, "named_parameters") else {}
         if empty := [key for key, value in weights.items() if value.is_meta or key in missing]:
-            raise HfsynError(
-                f"{model} has no weights for {len(empty)} parameters of its {name}, such as {empty[0]}.",
-                "Name a complete checkpoint.",
-            )
+            problem = f"{model} has no weights for {len(empty)} parameters of its {name}, such as {empty[0]}."
+            raise HfsynError(problem, "Name a complete checkpoint.")
         # Old checkpoints store positions, which are 0, 1, 2, ...
         if unused := [key for key in report.get("unexpected_keys", ()) if not key.endswith("position_ids")]:
             left_out[f"weight of the checkpoint's {name} that {type(network).__name__} does not have"] = len(unused)
@@ -180,15 +174,14 @@ def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def starting_from_images(pipe: Any, recipe: GeneratePart) -> Any:
-    """The image-to-image pipeline with the same parts; raises HfsynError where diffusers has none with a strength."""
+    """The image-to-image pipeline with the same parts; raises HfsynError if diffusers has none with a strength."""
     import diffusers
 
     try:
         found = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
     except ValueError:
-        raise HfsynError(
-            f"{recipe.model} is a {type(pipe).__name__}, which starts from noise alone.", "Set generate.init to none."
-        ) from None
+        said = f"{recipe.model} is a {type(pipe).__name__}, which starts from noise alone."
+        raise HfsynError(said, "Set generate.init to none.") from None
     if "strength" not in _parameters(found):
         raise HfsynError(f"{recipe.model} is a {type(found).__name__}, which has no strength.", "Name another model.")
     return _quiet(found)
@@ -251,10 +244,8 @@ def _check_call(pipe: Any, recipe: GeneratePart, negative: str | None) -> None:
             "negative_prompt": "Set prompt.negative to null.",
             "max_sequence_length": "Set generate.max_sequence_length to null.",
         }
-        raise HfsynError(
-            f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}.",
-            hints.get(" ".join(lacking), "Name another generate.model."),
-        )
+        said = f"{recipe.model} is a {type(pipe).__name__}, which takes no {' and no '.join(lacking)}."
+        raise HfsynError(said, hints.get(" ".join(lacking), "Name another generate.model."))
 
 
 def tokenizer_of(pipe: Any, model: str, longest: int | None = None) -> tuple[Any, int]:
@@ -292,9 +283,6 @@ def _scheduler(recipe: GeneratePart, own: Any) -> Any:
         try:
             chosen.set_timesteps(recipe.steps)
         except ValueError as error:
-            raise HfsynError(
-                f"generate.steps is {recipe.steps}, which scheduler {recipe.scheduler} refuses: "
-                f"{' '.join(str(error).split())[:200]}",
-                "Set fewer steps, or another scheduler.",
-            ) from error
+            said = f"generate.steps is {recipe.steps}, which scheduler {recipe.scheduler} refuses: {brief(error)}"
+            raise HfsynError(said, "Set fewer steps, or another scheduler.") from error
     return chosen

@@ -35,14 +35,11 @@ class Limit:
 
 
 def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limit, ...]:
-    """How many prompts each text encoder of a generator would truncate, the encoder that takes the most first.
+    """How many prompts, each given with its number of images, a generator's text encoders would truncate; the encoder
+    that takes the most first, none if its tokenizers are not on this machine.
 
     A row of the result is flagged as truncated when the first one truncates its prompt: then no encoder has seen all of
     it.
-
-    Args:
-        part: the generator; the result is empty where its tokenizers are not on this machine.
-        prompts: each with the number of images that are made from it.
     """
     found = _encoders(part)
     if not found:
@@ -58,7 +55,7 @@ def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limi
 
 
 def _encoders(part: GeneratePart) -> list[_Encoder]:
-    """The text encoders, the one that takes the most first; empty where a tokenizer is not here."""
+    """The text encoders, the one that takes the most first; empty if a tokenizer is not here."""
     index = configuration(part.model, part.revision, "model_index.json")
     names = [name for name, entry in index.items() if name.startswith("tokenizer") and entry != [None, None]]
     if not names:
@@ -81,8 +78,6 @@ def _encoders(part: GeneratePart) -> list[_Encoder]:
 
 
 class _Encoder:
-    """One tokenizer and its limit."""
-
     def __init__(self, name: str, tokenizer: Any, limit: int) -> None:
         self.name, self.limit = name, limit
         self._tokenizer = tokenizer
@@ -109,7 +104,7 @@ class _Encoder:
         return [prompt in wanted for prompt in prompts]
 
     def _most(self, text: str) -> int:
-        """Tokens of a text: how many there are where its words add up, otherwise at most."""
+        """Tokens of a text: how many there are if its words add up, otherwise at most."""
         words = text.split()
         tokens = sum(map(self._words.__getitem__, words))
         if self._adds_up:
@@ -117,7 +112,6 @@ class _Encoder:
         return tokens + _MARKERS + len(text) - len(" ".join(words))  # some take two spaces for two tokens
 
     def _learn(self, texts: list[str]) -> None:
-        """Count the tokens of words that are new."""
         if len(self._words) > _KNOWN:
             self._words.clear()
         new = list(dict.fromkeys(word for text in texts for word in text.split() if word not in self._words))
@@ -134,8 +128,8 @@ class _Encoder:
 def spelled_out(tokenizer: Any) -> Callable[[str], str]:
     """How to spell a prompt for a tokenizer in which a word stands for several learned vectors (textual inversion).
 
-    ``<cat>`` becomes ``<cat> <cat>_1 <cat>_2`` where the tokenizer has these three, as in the pipelines of diffusers.
-    Longer words come first, so that the result does not depend on their order where one contains another.
+    ``<cat>`` becomes ``<cat> <cat>_1 <cat>_2`` if the tokenizer has these three, as in the pipelines of diffusers.
+    Longer words come first, so that the result does not depend on their order if one contains another.
     """
     added = set(tokenizer.get_added_vocab()) if hasattr(tokenizer, "get_added_vocab") else set()
     words = {}

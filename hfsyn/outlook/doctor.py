@@ -29,7 +29,8 @@ from hfsyn.recipes.parts import HUB, strategy_of
 from hfsyn.recipes.recipe import BUILTIN, Recipe, is_content_hash, load_recipe
 from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.runs.inputs import FileTexts, check_order
-from hfsyn.runs.run import Run, run_in
+from hfsyn.runs.prepare import run_in
+from hfsyn.runs.run import Run
 from hfsyn.workers import cores, default_processes, visible_gpus
 
 _LOW_DISK = 10 * 10**9

@@ -21,6 +21,7 @@ from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
 from hfsyn.outlook.costs import UTILISATION, Hours, hours, image_size
 from hfsyn.outlook.probe import Probe, Projection
+from hfsyn.pages.html import facts
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 from hfsyn.runs.inputs import TableCounts, check_order, counted, in_table, index_of_run, indexed, takes_text, with_texts
 from hfsyn.runs.pins import pin_prompt, pinned, pinned_here
@@ -90,13 +91,19 @@ class Forecast:
 
     def text(self) -> str:
         """For people."""
+        return "\n".join(f"{name:14}{text}" for name, text in self._lines() if text is not None)
+
+    def _repr_html_(self) -> str:
+        return facts(self._lines())
+
+    def _lines(self) -> list[tuple[str, str | None]]:
         low, high = self.images_per_class
         about = "about " if self.why else ""
         sent = f"{plural(self.upload_files, 'file')} in {plural(self.commits, 'commit')}"
         costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
         cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
         real, missing = plural(self.real_images, "real image"), quoted(self.classes_without_images)
-        lines = [
+        return [
             ("recipe", f"{self.recipe}  {(self.fingerprint or '')[:12]}".rstrip()),
             ("", None if self.fingerprint else "its fingerprint comes with the revisions that `hfsyn build` pins"),
             ("source", f"{self.source}: {real} of {plural(self.classes, 'class')} (counts {self.counts})"),
@@ -116,7 +123,6 @@ class Forecast:
             ("measured", None if self.measured is None else self.measured.text()),
             ("projected", None if self.projection is None else self.projection.text()),
         ]
-        return "\n".join(f"{name:14}{text}" for name, text in lines if text is not None)
 
     def _truncations(self, about: str) -> str:
         if not self.limits:

@@ -28,7 +28,8 @@ from hfsyn.images.tuning import CANDIDATES
 from hfsyn.recipes.recipe import Recipe, dump_recipe
 from hfsyn.rules import order_of, sample_id_of
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.run import SOURCE_SCHEMA, Run, load_run, prepare
+from hfsyn.runs.prepare import SOURCE_SCHEMA, prepare
+from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import is_done, write_groups
 from hfsyn.runs.specs import plan
 from hfsyn.runs.stage import read_captions, write_lines

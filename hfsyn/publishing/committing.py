@@ -1,4 +1,4 @@
-"""How a difference becomes one change of main: a commit, or where that would be too large a merged pull request.
+"""How a difference becomes one change of main: a commit or, if that would be too large, a merged pull request.
 
 The title of a pull request says what it brings and onto which commit of main. One that an interrupted try left is
 continued as long as main is still that commit, and closed otherwise; the contents sent for it are on the Hub already.
@@ -60,13 +60,9 @@ def change_main(
 ) -> str:
     """Carry out a change against `head`, the last known head of main, at one moment; return the resulting commit.
 
-    Args:
-        most: files in a commit.
-        name: what is changed, as the title of a pull request begins.
-        check: called with the last commit of a pull request; raises where it must not be merged.
-
-    Raises:
-        HeadMovedError: main has moved on from `head`.
+    A commit has at most `most` files; `name` is how the title of a pull request begins; `check` is called with the last
+    commit of a pull request, and raises if it must not be merged. Raises HeadMovedError if main has moved on from
+    `head`.
     """
     steps = list(change.steps(most))
     if len(steps) == 1:
@@ -108,7 +104,6 @@ def _continued(repo: HubRepo, name: str, head: str) -> Pull | None:
 
 
 def _opened(repo: HubRepo, title: str, message: str) -> Pull:
-    """A new pull request, as a draft, on the present head of main."""
     text = f"{message}. It is merged by hfsyn as soon as it is complete."
     made = repo.ask(f"open a pull request of {repo.repo_id}", "create_pull_request", title, description=text)
     return Pull(int(made.num), title)
@@ -141,8 +136,7 @@ def pulls_of(repo: HubRepo, title: str) -> list[Pull]:
 def _merge(repo: HubRepo, pull: Pull) -> str:
     """Merge a pull request, and return the resulting commit of main. Commits of others to main meanwhile stay.
 
-    Raises:
-        HeadMovedError: it cannot be merged, since main has changed in the same files.
+    Raises HeadMovedError if it cannot be merged, since main has changed in the same files.
     """
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -1,7 +1,5 @@
 """What a run publishes: the files of one configuration, by their path in the repository."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +7,6 @@ from pathlib import Path
 from builders.errors import and_more
 from builders.files import sha256_of
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
 from builders.runs.run_files import finished
 from hfsyn.cards.facts import What
 from hfsyn.errors import ExitCode, HfsynError
@@ -22,7 +19,7 @@ from hfsyn.runs.shards import faults, is_done, pending
 
 _SOON_READ = 500 * 2**20  # bytes; progress is not shown for less, which takes a second or so to hash
 
-_TABLES = (layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN))
+_TABLES = (layout.SOURCE, layout.sidecar_name(layout.SOURCE), layout.PLAN, layout.sidecar_name(layout.PLAN))
 _TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST, f"{layout.PREVIEW}/{layout.SAMPLES}")
 
 
@@ -30,10 +27,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     """Every file of a finished run but its card, checked against the sidecars, in the order in which they are sent.
 
     The recipe is sent without the paths of this machine. With `what` = ``captions`` they are the captions and their
-    recipe, and only these need to be finished.
-
-    Raises:
-        HfsynError: the run is not finished, or does not verify (exit code 3).
+    recipe, and only these need to be finished. Raises HfsynError if the run is not finished, or does not verify (exit
+    code 3).
     """
     folder, code = run.folder, ExitCode.PREFLIGHT
     prefix = layout.config_prefix(config_name)
@@ -62,8 +57,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     return found | _small_files(run, _TOP, prefix)
 
 
-def _changed(run: Run, manifest: Manifest) -> list[str]:
-    """What of a finished run differs from its manifest."""
+def _changed(run: Run, manifest: layout.Manifest) -> list[str]:
     mine, stated = manifest_of(run), manifest.raw
     if mine == stated:
         return []
@@ -96,11 +90,11 @@ def _recipe_file(run: Run, prefix: str) -> dict[str, LocalFile]:
 def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFile]:
     found = {}
     for shard in shards:
-        sidecar = sidecar_of(shard)
+        sidecar = layout.sidecar_of(shard)
         # The sidecar first: on the Hub it is what tells a shard of ours from a file of the same name.
         found[f"{prefix}{sidecar.relative_to(run.folder).as_posix()}"] = LocalFile(sidecar, sha256_of(sidecar))
         name = f"{prefix}{shard.relative_to(run.folder).as_posix()}"
-        found[name] = LocalFile(shard, load_sidecar(sidecar).sha256)
+        found[name] = LocalFile(shard, layout.load_sidecar(sidecar).sha256)
     return found
 
 
@@ -110,9 +104,9 @@ def _small_files(run: Run, names: Iterable[str], prefix: str) -> dict[str, Local
     return {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.exists()}
 
 
-def files_of(manifest: Manifest, config_name: str) -> set[str]:
+def files_of(manifest: layout.Manifest, config_name: str) -> set[str]:
     """The files that hfsyn wrote for a configuration with this manifest."""
     prefix = layout.config_prefix(config_name)
     shards = [entry.file for entry in (*manifest.shards, *manifest.captions)]
-    names = {layout.RECIPE, *_TOP, *shards, *map(sidecar_name, shards)}
+    names = {layout.RECIPE, *_TOP, *shards, *map(layout.sidecar_name, shards)}
     return {f"{prefix}{name}" for name in names}

@@ -1,7 +1,5 @@
 """One publication: what goes where, how it differs from what is there, and what it came to."""
 
-from __future__ import annotations
-
 import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +9,6 @@ from typing import Any
 from builders.errors import and_more, plural
 from builders.hub import page_of
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_manifest
 from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version
@@ -84,8 +81,10 @@ class Job:
     config_name: str
     what: What
     files: Mapping[str, LocalFile]
-    make_default: bool
-    licence: str | None
+    make_default: bool = False
+    licence: str | None = None
+    private: bool | None = None  # of a repository that is created now; None is the account's default
+    into: bool = False  # whether the repository may hold something else too
     today: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date().isoformat())
     sentences: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The changelog's sentence by the existing tags: each costs a comparison with the version before."""
@@ -98,10 +97,10 @@ class Job:
         return f"hfsyn: {self.config_name}"
 
     @cached_property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> layout.Manifest:
         """The manifest that is published."""
         path = f"{layout.config_prefix(self.config_name)}{layout.MANIFEST}"
-        return load_manifest(self.files[path].read().decode(), path)
+        return layout.load_manifest(self.files[path].read().decode(), path)
 
     def missing(self, state: RepoState) -> dict[str, LocalFile]:
         """Files that the repository lacks, or has with other contents."""

@@ -1,7 +1,5 @@
 """What is checked before a byte is sent: account, repository, version, the Hub's limits, licences and gates."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -16,6 +14,7 @@ from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES
 from hfsyn.hub.rights import rights_of
 from hfsyn.hub.versions import Version, versions_among
 from hfsyn.outlook.doctor import Check
+from hfsyn.publishing.job import Job
 from hfsyn.publishing.repository import RepoState
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
@@ -49,27 +48,15 @@ def refuse(checks: Iterable[Check]) -> None:
             raise HfsynError(check.text, check.hint, code=check.code)
 
 
-def target_checks(
-    repo: HubRepo,
-    state: RepoState,
-    version: Version,
-    config_name: str,
-    what: What,
-    files: Mapping[str, LocalFile],
-    *,
-    private: bool | None,
-    into: bool,
-    make_default: bool,
-) -> Iterator[Check]:
+def target_checks(job: Job, state: RepoState) -> Iterator[Check]:
     """Whether account, repository, version and configuration are free for what is published; see `publish`."""
-    yield _account(repo, state, private=private)
-    yield from repo_checks(state, config_name, what, into=into, files=files)
-    yield _version(state, version)
-    yield from _default(state, config_name, make_default=make_default)
+    yield _account(job.repo, state, private=job.private)
+    yield from repo_checks(state, job.config_name, job.what, into=job.into, files=job.files)
+    yield _version(state, job.version)
+    yield from _default(state, job.config_name, make_default=job.make_default)
 
 
 def _account(repo: HubRepo, state: RepoState, *, private: bool | None) -> Check:
-    """Whether this token may write there."""
     who = repo.account
     user, repo_id = str(who.get("name")), repo.repo_id
     owner = repo_id.partition("/")[0]
@@ -124,7 +111,6 @@ def repo_checks(
 
 
 def _version(state: RepoState, version: Version) -> Check:
-    """Whether the version is free, and whether it is the next one."""
     known = versions_among(state.tags)
     if version in known:
         following = f"{version.major}.{version.minor + 1}.0"
@@ -138,7 +124,7 @@ def _version(state: RepoState, version: Version) -> Check:
 def _default(state: RepoState, config_name: str, *, make_default: bool) -> Iterator[Check]:
     """Whether the configuration can be the default one, or leave it to another, as it would.
 
-    `load_dataset` takes one named ``default`` where none is asked for, and refuses a card that says another.
+    `load_dataset` takes one named ``default`` if none is asked for, and refuses a card that says another.
     """
     try:
         card = state.card
@@ -211,7 +197,6 @@ def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
 
 
 def _gate(repo: HubRepo, repo_id: str, repo_type: str, what: str) -> Check:
-    """Whether this account has access to a gated repository."""
     known = repo.may(f"read {repo_id}", repo_id, repo_type)
     if known is None:
         return Check("warning", f"Whether this account has access to {what} could not be asked: {_UNASKED}.")

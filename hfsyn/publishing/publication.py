@@ -14,8 +14,6 @@ How it stays safe:
 - The tag is set on the very commit that was read back and compared, and never moves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -86,7 +84,7 @@ def publish(
         quiet: no lines on the error stream.
 
     Raises:
-        HfsynError: exit code 2 for a version that is not one or is taken, 3 for what forbids it, 4 where the Hub did
+        HfsynError: exit code 2 for a version that is not one or is taken, 3 for what forbids it, 4 if the Hub did
             not answer in time (the same command continues).
     """
     asked = parse_version(version)
@@ -96,17 +94,17 @@ def publish(
     repo = HubRepo(repo_id, token=token, say=teller(quiet))
     repo.need_token()
     repo.complete_id()
-    job = Job(run, repo, asked, config_name, what, files, make_default, licence)
-    return _published(job, private=private, into=into, dry_run=dry_run, quiet=quiet)
+    job = Job(run, repo, asked, config_name, what, files, make_default, licence, private, into)
+    return _published(job, dry_run=dry_run, quiet=quiet)
 
 
-def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, quiet: bool) -> Publication:
+def _published(job: Job, *, dry_run: bool, quiet: bool) -> Publication:
     repo, version = job.repo, job.version
     state = look_at(repo)
     if (standing := state.tags.get(version.tag)) is not None and job.is_published_at(standing):
         _tidy(job)
         return job.outcome(state, [Check("ok", f"Version {version} is published.")], standing, "")
-    checks = _checks(job, state, private=private, into=into)
+    checks = _checks(job, state)
     planned = job.outcome(state, checks, None, _change(job, state))
     if dry_run:
         return planned
@@ -115,7 +113,7 @@ def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, qui
         if check.state == "warning":
             repo.say(check.line())
     if state.head is None:
-        repo.create(private=private)
+        repo.create(private=job.private)
     repo.say(f"{repo.repo_id}: {plural(planned.to_send, 'file')} to send ({planned.to_send_bytes / 1e6:.1f} MB)")
     with Progress("sending", planned.to_send_bytes, quiet=quiet, unit="bytes") as bar:
         repo.send(job.missing(state), sent=bar.add)
@@ -127,11 +125,10 @@ def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, qui
     return job.outcome(state, checks, commit, planned.changelog)
 
 
-def _checks(job: Job, state: RepoState, *, private: bool | None, into: bool) -> list[Check]:
+def _checks(job: Job, state: RepoState) -> list[Check]:
     commits = commits_for(len(job.missing(state)) + len(job.gone(state)))
-    place = (job.repo, state, job.version, job.config_name, job.what, job.files)
     return [
-        *target_checks(*place, private=private, into=into, make_default=job.make_default),
+        *target_checks(job, state),
         *limit_checks(state, job.files, job.config_name),
         *pull_checks(job.repo, commits),
         *_result_checks(job, state),
@@ -160,9 +157,8 @@ def _result_checks(job: Job, state: RepoState) -> list[Check]:
 def bring(job: Job, state: RepoState) -> str:
     """Change main to what the run has, and return the commit that has it all; `state` is what the preflight saw.
 
-    Raises:
-        HfsynError: the version was taken meanwhile (exit code 2), what others committed meanwhile forbids it (exit
-            code 3), or others commit all the time (exit code 4). Then none of it is on main.
+    Raises HfsynError if the version has been taken meanwhile (exit code 2), if what others committed meanwhile forbids
+    it (exit code 3), or if others commit all the time (exit code 4). Then none of it is on main.
     """
     repo = job.repo
     if state.head is None:
@@ -193,11 +189,8 @@ def bring(job: Job, state: RepoState) -> str:
         job, state = replace(job, is_late=True), look_at(repo)
         refuse(repo_checks(state, job.config_name, job.what, into=True, files=job.files))
         refuse(_result_checks(job, state) if state.head is not None else ())
-    raise HfsynError(
-        f"Others commit to {repo.repo_id} all the time.",
-        "Run the same command again when they are done.",
-        code=ExitCode.PARTIAL,
-    )
+    said = f"Others commit to {repo.repo_id} all the time."
+    raise HfsynError(said, "Run the same command again when they are done.", code=ExitCode.PARTIAL)
 
 
 def _tidy(job: Job) -> None:
@@ -214,7 +207,7 @@ def _card(job: Job, state: RepoState) -> LocalFile:
     text = _change(job, state)
     text = text if job.config_name == layout.DEFAULT_CONFIG else f"{job.config_name}: {text}"
     entry = ChangelogEntry(job.version.tag, job.today, text)
-    # The entry that an earlier try wrote keeps its date, so that trying again changes nothing.
+    # The entry that an earlier try wrote keeps its date, so that a retry changes nothing.
     old = [known for known in changelog_of(state.texts.get(layout.CARD, "")) if known.version == entry.version]
     if old and old[0].text == entry.text:
         entry = old[0]
@@ -243,7 +236,7 @@ def _default(job: Job, state: RepoState, *, named: bool) -> str | None:
     """The configuration that becomes the default; None leaves it as it is, which the preflight may refuse.
 
     Where others published a configuration since the preflight it is too late for a flag: then the one named ``default``
-    is it, as `load_dataset` expects. The same holds where the files that are there were not `named` as a configuration.
+    is it, as `load_dataset` expects. The same holds if the files that are there were not `named` as a configuration.
     """
     if (job.is_late or not named) and job.config_name == layout.DEFAULT_CONFIG:
         return job.config_name
@@ -253,7 +246,6 @@ def _default(job: Job, state: RepoState, *, named: bool) -> str | None:
 
 
 def _change(job: Job, state: RepoState) -> str:
-    """The changelog's sentence."""
     known = tuple(sorted(state.tags))
     if known not in job.sentences:
         job.sentences[known] = _change_since(job, state.tags)
@@ -261,7 +253,6 @@ def _change(job: Job, state: RepoState) -> str:
 
 
 def _change_since(job: Job, tags: Mapping[str, str]) -> str:
-    """How the run differs from the newest version that has this configuration."""
     for known in reversed(versions_among(tags)):
         commit = tags[known.tag]
         if known == job.version or job.config_name not in look_at(job.repo, commit).published:
@@ -279,8 +270,7 @@ def _change_since(job: Job, tags: Mapping[str, str]) -> str:
 def read_back(job: Job, commit: str) -> None:
     """Compare what the Hub has at a commit with the run: every file, every footer, and one row as a user reads it.
 
-    Raises:
-        HfsynError: it is not the same (exit code 4): nothing is tagged.
+    Raises HfsynError if it is not the same (exit code 4): nothing is tagged.
     """
     _compare(job, commit)
     compare_footers(job.repo, commit, job.config_name, job.manifest)

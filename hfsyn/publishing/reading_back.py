@@ -1,7 +1,5 @@
 """Two checks before the tag: the rows in each Parquet footer, and one row as `load_dataset` reads it."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from builders.errors import brief
 from builders.hub import without_token
 from builders.published import Published
 from builders.runs.layout import Manifest, ShardEntry
@@ -22,7 +21,7 @@ _READERS = 8  # footers that are read at once: a few kilobytes each, so the time
 
 
 def not_sent(repo: HubRepo, problem: str, hint: str = "") -> HfsynError:
-    """The error where the Hub has something else than what was sent (exit code 4)."""
+    """The error if the Hub has something else than what was sent (exit code 4)."""
     hint = f"Nothing is tagged. {f'{hint} Then run' if hint else 'Run'} the same command again."
     return HfsynError(f"{repo.repo_id} is not what was sent: {problem}", hint, code=ExitCode.PARTIAL)
 
@@ -30,8 +29,7 @@ def not_sent(repo: HubRepo, problem: str, hint: str = "") -> HfsynError:
 def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Manifest) -> None:
     """Count the rows of every shard in its Parquet footer, on the Hub.
 
-    Raises:
-        HfsynError: a shard cannot be read, or has other rows than the manifest says (exit code 4).
+    Raises HfsynError if a shard cannot be read, or has other rows than the manifest says (exit code 4).
     """
     there = Published(repo.repo_id, commit, commit, config_name, offline=False, token=repo.token)
 
@@ -55,8 +53,7 @@ def compare_footers(repo: HubRepo, commit: str, config_name: str, manifest: Mani
 def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest, folder: Path) -> None:
     """Stream the first row through ``load_dataset`` and compare it with the run's.
 
-    Raises:
-        HfsynError: it does not load, or is another row (exit code 4).
+    Raises HfsynError if it does not load, or is another row (exit code 4).
     """
     if not manifest.rows:
         return
@@ -68,7 +65,7 @@ def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest
     except HfsynError:
         raise
     except Exception as error:  # anything that stops `load_dataset` here would stop every user of the version
-        words = without_token(" ".join(str(error).split())[:200], repo.token)
+        words = without_token(brief(error), repo.token)
         raise not_sent(repo, f"load_dataset fails with {type(error).__name__}: {words}.") from error
     if theirs != mine:
         names = [name for name in mine if theirs.get(name) != mine[name]]
@@ -78,7 +75,7 @@ def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest
 def _first_row(repo: HubRepo, commit: str, config_name: str, split: str) -> dict[str, Any]:
     from datasets import Image, load_dataset
 
-    # An empty cache: where the Hub does not answer, `load_dataset` takes any version that it finds in its cache.
+    # An empty cache: if the Hub does not answer, `load_dataset` takes any version that it finds in its cache.
     with tempfile.TemporaryDirectory() as cache, _impatient():
         rows = load_dataset(
             repo.repo_id, config_name, split=split, revision=commit, streaming=True, token=repo.token, cache_dir=cache
@@ -91,7 +88,7 @@ def _first_row(repo: HubRepo, commit: str, config_name: str, split: str) -> dict
 
 @contextmanager
 def _impatient() -> Iterator[None]:
-    """Let `datasets` fail at once: by itself it tries for a quarter of an hour, and `HubRepo.call` tries again."""
+    """Let `datasets` fail at once: by itself it retries for a quarter of an hour, and so does `HubRepo.call`."""
     from datasets import config
 
     before = config.STREAMING_READ_MAX_RETRIES, config.STREAMING_OPEN_MAX_RETRIES

@@ -22,7 +22,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.contents import files_of
 
-OTHERS = "others"  # the configuration that keeps the other files reachable where a card had no `configs` before ours
+OTHERS = "others"  # the configuration that keeps the other files reachable if a card had no `configs` before ours
 _MOST_LISTED = 200  # files of others that a card lists one by one
 
 Problem = tuple[str, str]  # what is wrong, and the way out
@@ -33,7 +33,7 @@ class RepoState:
     """A repository at the moment of looking, or as a commit would leave it."""
 
     repo_id: str
-    head: str | None  # commit of main; None where the repository does not exist yet
+    head: str | None  # commit of main; None if the repository does not exist yet
     tree: Mapping[str, RemoteFile]
     tags: Mapping[str, str]
     read: Callable[[str], str]  # reads one of its files as text
@@ -51,11 +51,7 @@ class RepoState:
 
     @cached_property
     def card(self) -> Card:
-        """What the card says about configurations.
-
-        Raises:
-            DataError: it cannot be read.
-        """
+        """What the card says about configurations. Raises DataError if it cannot be read."""
         return read_card(self.texts, self.repo_id)
 
     @cached_property
@@ -85,7 +81,7 @@ class RepoState:
         return files_loaded(self.card, config, self.tree, self.repo_id)
 
     def sizes(self, config: str) -> dict[str, int] | None:
-        """Split -> rows as the card states them, which `load_dataset` compares; None where it states none."""
+        """Split -> rows as the card states them, which `load_dataset` compares; None if it states none."""
         from datasets.info import DatasetInfosDict
         from huggingface_hub import DatasetCardData
 
@@ -200,10 +196,9 @@ def no_longer_reached(before: RepoState, after: RepoState, owned: set[str]) -> I
 
 
 def with_others(state: RepoState, config_name: str) -> str | None:
-    """The card that is there; where it has no `configs`, with one for the files that `load_dataset` found without it.
+    """The card that is there; if it has no `configs`, with one for the files that `load_dataset` found without it.
 
-    Raises:
-        HfsynError: these are too many to list.
+    Raises HfsynError if these are too many to list.
     """
     from datasets.packaged_modules import _EXTENSION_TO_MODULE
 

@@ -5,8 +5,6 @@ main. The branch is removed when the version is published; main never contains a
 shards back to another machine, where they are not made again.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +13,13 @@ from pathlib import Path
 from builders.errors import DataError
 from builders.files import room_beside
 from builders.runs import layout
-from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode
 from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.repository import look_at
 from hfsyn.recipes.recipe import Recipe, parse_recipe
 from hfsyn.runs.pins import pinned
-from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import Run
 from hfsyn.runs.shards import faults, pending
 from hfsyn.runs.stage import write_plan
 
@@ -33,7 +31,7 @@ class Work:
     """The branch of a configuration at the moment of looking."""
 
     branch: str
-    head: str | None  # its commit; None where there is no such branch
+    head: str | None  # its commit; None if there is no such branch
     tree: Mapping[str, RemoteFile]
     recipe: str  # the path of its recipe
 
@@ -54,7 +52,7 @@ def branch_of(config_name: str) -> str:
 
 
 def work_on(repo: HubRepo, config_name: str) -> Work:
-    """Look at the branch of a configuration: one request, and another where there is one."""
+    """Look at the branch of a configuration: one request, and another if there is one."""
     branch = branch_of(config_name)
     head = repo.head(branch)
     recipe = f"{layout.config_prefix(config_name)}{layout.RECIPE}"
@@ -64,8 +62,7 @@ def work_on(repo: HubRepo, config_name: str) -> Work:
 def begin_work(repo: HubRepo, config_name: str, main: str) -> Work:
     """The branch of a configuration, made and emptied if needed.
 
-    Raises:
-        HeadMovedError: another process committed to it.
+    Raises HeadMovedError if another process committed to it.
     """
     work = work_on(repo, config_name)
     if work.head is None:
@@ -93,10 +90,8 @@ def continue_from(recipe: Recipe, out: str | Path, repo_id: str, *, say: Callabl
     """Prepare a run folder as `prepare` does, and bring back the finished shards of the same recipe from the Hub.
 
     The branch of unfinished work is asked first, then what is published, both of the default configuration. Open
-    revisions are those with which the run on the Hub began. The repository need not exist yet.
-
-    Raises:
-        HfsynError: as `prepare`; or the Hub does not answer.
+    revisions are those with which the run on the Hub began. The repository need not exist yet. Raises HfsynError as
+    `prepare`, or if the Hub does not answer.
     """
     repo = HubRepo(repo_id, say=say)
     places = _places(repo)
@@ -131,13 +126,13 @@ def _bring_back(run: Run, shards: Sequence[Path], place: tuple[str, Collection[s
     count = 0
     with room_beside(run.folder) as temporary:  # beside their place, so that they are moved and not copied
         for shard in pending(shards):
-            mark = sidecar_of(shard)
+            mark = layout.sidecar_of(shard)
             shard_path, mark_path = (file.relative_to(run.folder).as_posix() for file in (shard, mark))
             if shard_path not in there or mark_path not in there:
                 continue
             try:
                 fetched_mark = repo.fetch(mark_path, commit, temporary)
-                if load_sidecar(fetched_mark).fingerprint != run.fingerprint:
+                if layout.load_sidecar(fetched_mark).fingerprint != run.fingerprint:
                     repo.say(f"{repo.repo_id} holds shards of another recipe, which are not used here")
                     break
                 fetched = repo.fetch(shard_path, commit, temporary)

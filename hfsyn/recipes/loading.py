@@ -6,8 +6,6 @@ text means the same everywhere: 1e3 is the integer 1000 where one is expected, `
 infinite.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -85,10 +83,8 @@ class Shelf:
         if is_yaml_name(name) or "/" in name:
             return read_text(name, self.what, f"Shipped: {', '.join(known)}. {self.otherwise}"), name
         if name not in known:
-            raise HfsynError(
-                f"Unknown {self.what} {name[:_SHOWN]!r}.{did_you_mean(name, known)}",
-                f"There are: {', '.join(known)}. {self.otherwise}",
-            )
+            said = f"Unknown {self.what} {name[:_SHOWN]!r}.{did_you_mean(name, known)}"
+            raise HfsynError(said, f"There are: {', '.join(known)}. {self.otherwise}")
         return (_SHIPPED / self.folder / f"{name}.yaml").read_text(encoding="utf-8"), f"{self.what} {name!r}"
 
     def fields(self, name: str) -> tuple[dict[str, Any], str]:
@@ -177,7 +173,7 @@ def extended(
 
 
 def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """A copy of a mapping from Python in the types that YAML has, or HfsynError where it has others."""
+    """A copy of a mapping from Python in the types that YAML has, or HfsynError if it has others."""
 
     def plain(value: Any, depth: int) -> Any:
         if depth > 32:
@@ -200,7 +196,7 @@ def fields_of(value: Mapping[str, Any], what: str) -> dict[str, Any]:
 def set_field(fields: dict[str, Any], override: str, top: type[Part]) -> None:
     """Carry out one ``KEY=VALUE``, the key dotted and the value YAML, on the fields of a `top`.
 
-    Where only a text is allowed, the value needs no quotes: ``source.revision=1234567``. Raises HfsynError where it
+    If only a text is allowed, the value needs no quotes: ``source.revision=1234567``. Raises HfsynError if it
     does not have that form, or the value cannot be read.
     """
     key, sign, value = override.partition("=")
@@ -221,7 +217,7 @@ def set_field(fields: dict[str, Any], override: str, top: type[Part]) -> None:
 
 
 def put(fields: dict[str, Any], key: str, value: Any, top: type[Part]) -> None:
-    """Put a value at a dotted key; raises HfsynError where what stands above it is not a mapping."""
+    """Put a value at a dotted key; raises HfsynError if what stands above it is not a mapping."""
     part: Any = fields
     *parents, last = loc = key.split(".")
     if len(loc) > _DEEPEST or not all(loc):
@@ -247,7 +243,7 @@ def _takes_only_text(annotation: Any) -> bool:
 
 
 def field_at(loc: Sequence[str], top: type[Part]) -> tuple[type[Part], Any]:
-    """The model that holds the field at a dotted key, and the field; None where the model has no such field."""
+    """The model that holds the field at a dotted key, and the field; None if the model has no such field."""
     model, field, entries = top, None, None
     for name in loc:
         if entries is not None:  # `name` is a key or a number among entries of one model

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from builders.sources.rows import Source
 from builders.variants.class_maps import own_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import Count, Int, Part, Text, Words
@@ -18,11 +19,11 @@ Scheduler = Literal[
     "default", "ddim", "pndm", "euler", "euler-trailing", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"
 ]
 BUILTIN = "builtin"  # the model name of the small trained models that come with hfsyn
-HUB = "hf://datasets/"  # how a dataset of the Hub is named where a file may be named too
+HUB = "hf://datasets/"  # how a dataset on the Hub is named in place of a file
 
 
 class SourcePart(Part):
-    """Which real images are captioned, or counted where the strategy needs no caption."""
+    """Which real images are captioned, or counted if the strategy needs no caption."""
 
     variant: Text
     """A name of `hfsyn variants ls`, or the YAML file of a class map (`hfsyn variants new`)."""
@@ -43,6 +44,14 @@ class SourcePart(Part):
             own_variant(self.definition, name=self.variant)
         return self
 
+    def open(self) -> Source:
+        """The real images. Raises DataError if they are not there."""
+        from builders.sources import open_source
+
+        return open_source(
+            self.variant, self.split, path=self.path, revision=self.revision, limit_per_class=self.limit_per_class
+        )
+
 
 class CaptionPart(Part):
     """How a real image is captioned; or, for a strategy with texts of a language model, how that model writes them."""
@@ -58,7 +67,7 @@ class CaptionPart(Part):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw each token from the likeliest that make up this probability, above 0 to 1; null takes the likeliest."""
     temperature: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Draw each token, the logits divided by this, above 0 to 10; null is 1 where top_p draws."""
+    """Draw each token, the logits divided by this, above 0 to 10; null is 1 if top_p draws."""
     prompt: Words | None = None
     """Text that the captioner continues, the task of Florence-2, or the instruction of a chat or language model. `{c}`,
     `{definition}` and `{hypernym}` in it stand for those of the image's class.
@@ -202,15 +211,11 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
             '--set prompt.captions_file=texts.jsonl, lines such as {"source_id": "n01440764/0.jpg", "prompt": "..."}',
         )
     if file is not None and caption is not None:
-        raise HfsynError(
-            f"The captions come from {file}, and the recipe has a captioner too, {caption.model}.",
-            "Keep one of them: --set caption=null, or --set prompt.captions_file=null",
-        )
+        said = f"The captions come from {file}, and the recipe has a captioner too, {caption.model}."
+        raise HfsynError(said, "Keep one of them: --set caption=null, or --set prompt.captions_file=null")
     if file is not None and not strategy.needs_caption and not own:
-        raise HfsynError(
-            f"prompt.captions_file is {file!r}, and strategy {name!r} has no place for its texts.",
-            "--strategy captions-file takes them as they are, cip puts the class before them.",
-        )
+        said = f"prompt.captions_file is {file!r}, and strategy {name!r} has no place for its texts."
+        raise HfsynError(said, "--strategy captions-file takes them as they are, cip puts the class before them.")
     if strategy.needs_caption and caption is None and file is None:
         what, hint = "captions", "e.g. `caption: {model: Salesforce/blip-image-captioning-base}`."
         if strategy.text_from == "class":
@@ -218,10 +223,8 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
             hint = "--captioner of `hfsyn captioners ls`, or prompt.captions_file."
         raise HfsynError(f"Strategy {name!r} needs {what}, and the recipe has no caption part.", f"Give it one: {hint}")
     if caption is not None and caption.draws and caption.num_beams > 1:
-        raise HfsynError(
-            f"caption.num_beams is {caption.num_beams}, and caption.top_p or temperature draw tokens at random.",
-            "Set num_beams to 1, or top_p and temperature to null.",
-        )
+        said = f"caption.num_beams is {caption.num_beams}, and caption.top_p or temperature draw tokens at random."
+        raise HfsynError(said, "Set num_beams to 1, or top_p and temperature to null.")
 
 
 def check_domain(prompt: PromptPart) -> None:
@@ -230,10 +233,8 @@ def check_domain(prompt: PromptPart) -> None:
     if name == "domain" and not prompt.domain:
         raise HfsynError("Strategy 'domain' needs a word, and prompt.domain is null.", "--set prompt.domain=pet")
     if name != "domain" and prompt.domain is not None:
-        raise HfsynError(
-            f"prompt.domain is {prompt.domain!r}, and strategy {name!r} has no place for it.",
-            "--set prompt.domain=null, or --strategy domain",
-        )
+        said = f"prompt.domain is {prompt.domain!r}, and strategy {name!r} has no place for it."
+        raise HfsynError(said, "--set prompt.domain=null, or --strategy domain")
 
 
 def refuse_idle(parts: Any, written: Callable[[str], bool]) -> None:
@@ -264,7 +265,5 @@ def refuse_idle(parts: Any, written: Callable[[str], bool]) -> None:
             raise HfsynError(f"{key} is {value!r} and decides nothing, because {why}.", hint)
     start, stop = generate.guidance_start, generate.guidance_stop
     if start >= stop and (written("generate.guidance_start") or written("generate.guidance_stop")):
-        raise HfsynError(
-            f"generate.guidance_start is {start:g} and its stop {stop:g}, which leaves no step with guidance.",
-            "Start before the stop; to turn guidance off: --set generate.guidance_scale=1",
-        )
+        said = f"generate.guidance_start is {start:g} and its stop {stop:g}, which leaves no step with guidance."
+        raise HfsynError(said, "Start before the stop; to turn guidance off: --set generate.guidance_scale=1")

@@ -23,7 +23,6 @@ from builders.variants.class_maps import read_variant
 from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError
 from hfsyn.recipes import loading
-from hfsyn.recipes.loading import Int, Part, Shelf
 from hfsyn.recipes.parts import (
     BUILTIN,
     HUB,
@@ -39,16 +38,16 @@ from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
 
 __all__ = ["BUILTIN", "CaptionPart", "GeneratePart", "SourcePart", "StorePart"]  # besides what is defined here
 
-RECIPES = Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
+RECIPES = loading.Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
 """The shipped recipes."""
-_Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+_Seed = Annotated[loading.Int, Field(ge=0, lt=2**63)]
 
 
-class Recipe(Part):
+class Recipe(loading.Part):
     """Everything that decides the bytes of a synthetic dataset; see the parts for each field's unit and range."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
-    """Letters, digits, dot, dash and underscore. Not part of the fingerprint."""
+    """Title of the run and of its card: letters, digits, dot, dash and underscore. Not part of the fingerprint."""
     seed: _Seed = 0
     """From which each sample's seed is derived, 0 to 2^63 - 1."""
     class_seeds: dict[str, _Seed] = Field(default_factory=dict)
@@ -66,10 +65,8 @@ class Recipe(Part):
         variant.split(self.source.split)
         known = variant.by_wnid
         if unknown := sorted(set(self.class_seeds) - known.keys()):
-            raise HfsynError(
-                f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class.",
-                f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes",
-            )
+            said = f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class."
+            raise HfsynError(said, f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes")
         check_words(known.values(), get_strategy(self.prompt.strategy))
         return self
 
@@ -96,7 +93,8 @@ def load_recipe(
             dataset), a mapping, or a Recipe.
         overrides: ``key=value`` strings with dotted keys, e.g. ``generate.steps=20``; values are read as YAML. Another
             model drops what belonged to the old one, its revision, image size and LoRA, unless these are set too; the
-            models that come with hfsyn (``builtin``) bring the settings of their fragments.
+            models that come with hfsyn (``builtin``) bring the settings of their fragments. A name such as
+            ``imagenette-cip``, of a variant and a strategy, follows them if they are overridden and it is not.
         captioner: name or YAML file of a `hfsyn.recipes.loading.Fragment` whose caption part replaces the recipe's,
             before the overrides.
         generator: the same for the generate part.
@@ -112,15 +110,21 @@ def load_recipe(
         fields, where = loading.fields_of(recipe, "recipe"), "recipe"
     else:
         fields, where = _read(str(recipe))
+        inherits = "name" not in fields
         fields = loading.extended(fields, where, _read)
+        if inherits and not str(fields.get("name", "")).startswith(name := _data_name(fields)):
+            fields["name"] = name
         if where.startswith("hf://"):
             _refuse_local(fields, where, overridden)
         _fill_in_class_map(fields, Path(where).expanduser().parent)
+    before = _data_name(fields)
     _fill_in_fragments(fields, overrides, {"captioner": captioner, "generator": generator})
     for override in overrides:
         loading.set_field(fields, override, Recipe)
     _drop_stale(fields, overridden)
     _fill_in_class_map(fields, Path(), renamed="source.variant" in overridden)
+    if "name" not in overridden and (title := str(fields.get("name"))).startswith(before):
+        fields["name"] = _data_name(fields) + title.removeprefix(before)
     if (written := fields.pop("format", None)) is not None:
         layout.check_format(written, where)
     found = loading.checked(Recipe, fields, where)
@@ -129,6 +133,13 @@ def load_recipe(
     own_generator = generator is not None and is_yaml_name(generator)
     refuse_idle(found, lambda key: own or key in overridden or (own_generator and key.startswith("generate.")))
     return found
+
+
+def _data_name(fields: Mapping[str, Any]) -> str:
+    """What a recipe is named after: its variant and its strategy, such as ``pets-cip``; unchecked fields may be odd."""
+    source, prompt = (part if isinstance(part := fields.get(key), Mapping) else {} for key in ("source", "prompt"))
+    variant, strategy = Path(str(source.get("variant")).partition("@")[0]).stem, str(prompt.get("strategy"))
+    return re.sub(r"[^A-Za-z0-9._]+", "-", f"{variant}-{strategy.rpartition(':')[2]}").strip("-._")[:96]
 
 
 def read_recipe(name: str) -> tuple[str, str]:
@@ -167,10 +178,8 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
             )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
-        raise HfsynError(
-            f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others.",
-            "If you have the file and trust it: --strategy path/to/file.py:function",
-        )
+        said = f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others."
+        raise HfsynError(said, "If you have the file and trust it: --strategy path/to/file.py:function")
     if file is not None and not str(file).startswith(HUB) and "prompt.captions_file" not in overridden:
         raise HfsynError(
             f"The captions of {where} come from a file of its author's, {file!r}.",
@@ -231,38 +240,32 @@ def _drop_stale(fields: dict[str, Any], overridden: set[str]) -> None:
 def parse_recipe(text: str, where: str) -> Recipe:
     """A recipe that is stored with a run or was published, checked like any other; `where` names it in messages.
 
-    Raises:
-        HfsynError: as `load_recipe`; or it has another format.
+    Raises HfsynError as `load_recipe`, or if it has another format.
     """
     return loading.checked(Recipe, layout.recipe_fields(text, where), where)
 
 
 def stored_recipe(folder: Path) -> Recipe:
-    """The recipe of a run folder.
-
-    Raises:
-        HfsynError: it cannot be read, is damaged, or has another format.
-    """
+    """The recipe of a run folder. Raises HfsynError if it cannot be read, is damaged, or has another format."""
     path = folder / layout.RECIPE
     return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
 
-class _Fragment(Part):
+class _Fragment(loading.Part):
     caption: CaptionPart | None = None
     generate: GeneratePart | None = None
 
 
-def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
+def check_part(name: str, fields: Mapping[str, Any], where: str) -> loading.Part:
     """The checked caption or generate part of a fragment; `where` is its name in messages."""
-    found: Part = getattr(loading.checked(_Fragment, {name: fields}, where), name)
+    found: loading.Part = getattr(loading.checked(_Fragment, {name: fields}, where), name)
     return found
 
 
 def new_recipe(name: str, base: str) -> Path:
     """Write NAME.yaml into the current folder: the base recipe with every field and its meaning, ready to edit.
 
-    Raises:
-        HfsynError: the file exists, or there is no such base.
+    Raises HfsynError if the file exists, or there is no such base.
     """
     path = Path(f"{name}.yaml" if not name.endswith(".yaml") else name)
     if path.exists():
@@ -270,7 +273,7 @@ def new_recipe(name: str, base: str) -> Path:
     recipe = load_recipe(base, [f"name={path.stem}"])
     lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
     for part, value in recipe:
-        if not isinstance(value, Part):
+        if not isinstance(value, loading.Part):
             lines += ["caption: null"] if part == "caption" else []
             continue
         lines.append(f"{part}:")

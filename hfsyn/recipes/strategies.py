@@ -1,6 +1,6 @@
 """Strategies: named ways to write a prompt from a class, a caption and a random number generator.
 
-A strategy's function takes a `ClassInfo`, a text (None where the recipe has none; it may be empty) and a
+A strategy's function takes a `ClassInfo`, a text (None if the recipe has none; it may be empty) and a
 ``random.Random`` that is seeded from the sample's id, and returns the prompt. In most the class comes first, so that
 the limit of a text encoder (77 tokens for CLIP) never cuts it off. To add one, write its function and add a row to
 `STRATEGIES`.
@@ -9,8 +9,6 @@ A user's own strategy is a function in a Python file, named ``path/to/file.py:fu
 that is continued, or checked later, writes the same prompts: it is called twice with equal arguments for each class
 before anything is spent. A run pins the file by its content and refuses another.
 """
-
-from __future__ import annotations
 
 import hashlib
 import importlib.util
@@ -26,7 +24,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from builders.errors import did_you_mean
+from builders.errors import brief, did_you_mean
 from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
@@ -71,7 +69,6 @@ def with_article(noun: str) -> str:
 
 
 def _line(text: str | None) -> str:
-    """The text on one line with single spaces."""
     return " ".join((text or "").split())
 
 
@@ -95,7 +92,7 @@ def _verbatim(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
 
 
 def _said(c: ClassInfo, caption: str | None, rng: random.Random) -> str:
-    """A language model's sentence about the class, preceded by the class where the sentence does not name it."""
+    """A language model's sentence about the class, preceded by the class if the sentence does not name it."""
     text = _line(caption)
     return text if c.name.casefold() in text.casefold() else _join(c.name, text)
 
@@ -218,16 +215,13 @@ _TRIED = ("a person standing next to it in a field", "", None)
 def user_function(name: str, sha256: str | None) -> PromptFunction:
     """The function of ``path/to/file.py:function``; when it fails or returns no prompt, it raises HfsynError.
 
-    Raises:
-        HfsynError: there is no such file or function, it takes other arguments, it cannot be imported, it came with a
-            dataset, or its content is not `sha256` (None takes any).
+    Raises HfsynError if there is no such file or function, it takes other arguments, it cannot be imported, it came
+    with a dataset, or its content is not `sha256` (None takes any).
     """
     path, function = _split(name)
     if where := _untrusted_place(path):
-        raise HfsynError(
-            f"The strategy {name!r} {where}, and hfsyn runs no code that comes with a dataset.",
-            "Name a file of yours: --strategy path/to/file.py:function",
-        )
+        said = f"The strategy {name!r} {where}, and hfsyn runs no code that comes with a dataset."
+        raise HfsynError(said, "Name a file of yours: --strategy path/to/file.py:function")
     found = content_of(name)
     from hfsyn.recipes.loading import check_content  # here, so that completion loads no pydantic
 
@@ -236,7 +230,7 @@ def user_function(name: str, sha256: str | None) -> PromptFunction:
 
 
 def content_of(name: str) -> str:
-    """SHA-256 of a strategy's file, 64 hex digits; raises HfsynError where it cannot be read."""
+    """SHA-256 of a strategy's file, 64 hex digits; raises HfsynError if it cannot be read."""
     path, _ = _split(name)
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -258,8 +252,7 @@ def source_of(name: str) -> str:
 def check_function(name: str, sha256: str | None, variant: str, *, captions: bool) -> None:
     """Call a function for every class of a variant, twice with equal arguments; its caption is None without `captions`.
 
-    Raises:
-        HfsynError: as `user_function`; or the function fails, returns no text, or returns another the second time.
+    Raises HfsynError as `user_function`, or if the function fails, returns no text, or returns another the second time.
     """
     function = user_function(name, sha256)
     for number, info in enumerate(get_variant(variant).classes):
@@ -280,7 +273,7 @@ def _split(name: str) -> tuple[Path, str]:
 
 
 def _untrusted_place(path: Path) -> str:
-    """Why a file may not be the user's own; empty where it is.
+    """Why a file may not be the user's own; empty if it is.
 
     A run folder names its strategy, and the folder may come from the Hub or another machine: its recipe must not make a
     file run that came with it.
@@ -325,26 +318,23 @@ def _module(path: Path, sha256: str) -> Any:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever a user's file raises
         del sys.modules[label]
-        raise HfsynError(
-            f"{path} cannot be imported: {type(error).__name__}: {' '.join(str(error).split())}", "Fix it first."
-        ) from None
+        said = f"{path} cannot be imported: {type(error).__name__}: {brief(error)}"
+        raise HfsynError(said, "Fix it first.") from None
     finally:
         sys.dont_write_bytecode = written
     return module
 
 
 def _guarded(function: Callable[..., Any], name: str) -> PromptFunction:
-    """The function, raising HfsynError where it fails or returns no prompt."""
+    """The function, raising HfsynError if it fails or returns no prompt."""
 
     def write(info: ClassInfo, caption: str | None, rng: random.Random) -> str:
         given = f"for the class {info.name!r} and the caption {caption!r}"
         try:
             prompt = function(info, caption, rng)
         except (Exception, SystemExit) as error:  # whatever a user's function raises, but not Ctrl-C
-            raise HfsynError(
-                f"{name} fails {given}: {type(error).__name__}: {' '.join(str(error).split())}",
-                "Fix it; a caption may be empty, and is None where the recipe has none.",
-            ) from None
+            said = f"{name} fails {given}: {type(error).__name__}: {brief(error)}"
+            raise HfsynError(said, "Fix it; a caption may be empty, and is None if the recipe has none.") from None
         if not isinstance(prompt, str) or not prompt.strip():
             raise HfsynError(f"{name} returned {prompt!r} {given}.", "A prompt is a text that is not empty.")
         if half := re.search("[\ud800-\udfff]", prompt):

@@ -4,8 +4,6 @@ A recipe is a YAML file, a shipped one by name, or nothing (the defaults); flags
 The number of processes, the device, where checkpoints go: these are flags of the command and never part of a recipe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -51,7 +49,7 @@ class DataPart(Part):
     train_split: Text | None = None
     """Split to train on; null is `train`, or the only one."""
     limit_per_class: Count | None = None
-    """At most that many different images a class of each set, >= 1; null takes all."""
+    """At most that many different images per class of each set, >= 1; null takes all."""
     budget: Count | None = None
     """Images that an epoch shows, drawn from the sets in proportion to their weights; null is the size of the one set.
     Budget times epochs is what training costs, whatever the sets' sizes, so that arms can be compared.

@@ -5,12 +5,10 @@ process dies, on any machine that mounts the run folder. Where a file system has
 the same shard; they write the same bytes, so that only time is lost.
 
 A run is overwritten only while no process works in it. It gets another, hidden name before a byte of it is deleted;
-where it cannot be renamed (a link, a mount point, the current folder) its files move into a hidden folder inside, the
+if it cannot be renamed (a link, a mount point, the current folder) its files move into a hidden folder inside, the
 recipe first. A process that is killed on the way leaves either the whole old run, or room for a new one and something
 hidden, which the next build removes.
 """
-
-from __future__ import annotations
 
 import contextlib
 import errno
@@ -34,7 +32,7 @@ from hfsyn.runs.shards import is_done
 WORK = "work"
 """The lock that every process at work in a run folder shares, and that a process holds alone to delete the run."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-"""The errors of `flock` where the file system has no locks."""
+"""The errors of `flock` on a file system without locks."""
 PAUSE = 0.5  # seconds between two looks at shards that other processes hold
 SILENCE = 60.0  # seconds of waiting for other processes, after which it is said which ones
 _OLD = "old"
@@ -44,7 +42,7 @@ Mark = tuple[int, int]
 
 @contextlib.contextmanager
 def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) -> Iterator[bool]:
-    """Hold the advisory lock `name` of a run folder; yields False where it is held elsewhere and `wait` is off.
+    """Hold the advisory lock `name` of a run folder; yields False if it is held elsewhere and `wait` is off.
 
     Any number of processes may have it at once if all of them say `shared`.
     """
@@ -58,8 +56,8 @@ def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) ->
 
 
 def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[str] | None:
-    """The open lock file, with this process's name in it; None where the file system has no locks. BlockingIOError
-    where it is held elsewhere.
+    """The open lock file, with this process's name in it; None if the file system has no locks. BlockingIOError
+    if it is held elsewhere.
     """
     locks = folder / layout.LOCKS
     locks.mkdir(exist_ok=True)
@@ -81,7 +79,7 @@ def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[
 
 
 def _holder(folder: Path, name: str) -> str:
-    """The last process to hold a lock, from its file: ``process 17 on HOST``; empty where it does not say."""
+    """The last process to hold a lock, from its file: ``process 17 on HOST``; empty if it does not say."""
     try:
         return (folder / layout.LOCKS / f"{name}.lock").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -114,7 +112,7 @@ class Claims:
         self._left = deque(paths)
 
     def take(self) -> Claim | None:
-        """The next free shard, claimed; None where other processes hold all that are left. What is taken and then
+        """The next free shard, claimed; None if other processes hold all that are left. What is taken and then
         released unfinished is not offered again.
         """
         for _ in range(len(self._left)):
@@ -165,7 +163,7 @@ class Claims:
 
 
 def mark_of(folder: Path) -> Mark | None:
-    """What tells the run in a folder from another one that is put in its place; None where there is none."""
+    """What tells the run in a folder from another one that is put in its place; None if there is none."""
     try:
         found = (folder / layout.RECIPE).stat()
     except OSError:
@@ -175,7 +173,7 @@ def mark_of(folder: Path) -> Mark | None:
 
 @contextlib.contextmanager
 def working_in(folder: Path, mark: Mark | None) -> Iterator[None]:
-    """Be at work in a run folder, as any number of processes may, so that it is not deleted meanwhile; refuses where it
+    """Be at work in a run folder, as any number of processes may, so that it is not deleted meanwhile; refuses if it
     is being deleted, or another run is in its place already.
     """
     with lock(folder, WORK, wait=False, shared=True) as held:
@@ -185,7 +183,7 @@ def working_in(folder: Path, mark: Mark | None) -> Iterator[None]:
 
 
 def replaced(folder: Path) -> HfsynError:
-    """The error where another run is in a folder than there was."""
+    """The error if another run is in a folder than there was."""
     return HfsynError(
         f"Another process has put a new run into {folder} meanwhile, with --overwrite.",
         "That run was left alone. Leave --overwrite out to share its work.",
@@ -198,15 +196,13 @@ def removable(folder: Path) -> Mark | None:
     if not folder.is_dir():
         return None
     if alien := layout.strangers(folder):
-        raise HfsynError(
-            f"--overwrite deletes runs of hfsyn only, and {folder} holds {alien[0]}, which is not ours.",
-            "Remove it yourself.",
-        )
+        said = f"--overwrite deletes runs of hfsyn only, and {folder} holds {alien[0]}, which is not ours."
+        raise HfsynError(said, "Remove it yourself.")
     return mark_of(folder) if layout.is_run_folder(folder) else None
 
 
 def put_away(folder: Path, mark: Mark) -> None:
-    """Delete the run in a folder; refuses where a process works there, or has put another run in its place."""
+    """Delete the run in a folder; refuses if a process works there, or has put another run in its place."""
     with contextlib.ExitStack() as stack:
         try:
             held = stack.enter_context(lock(folder, WORK, wait=False))
@@ -230,7 +226,7 @@ def put_away(folder: Path, mark: Mark) -> None:
 
 
 def _renamed(folder: Path) -> Path | None:
-    """The old run under its hidden name beside the folder; None where it cannot have one."""
+    """The old run under its hidden name beside the folder; None if it cannot have one."""
     if folder.is_symlink() or Path.cwd().is_relative_to(folder.resolve()) or os.path.ismount(folder):
         return None
     old = folder.with_name(owned_name(f"{folder.name}.{_OLD}"))

@@ -1,7 +1,5 @@
 """The end of a run: check every shard, then write what was set aside, the card and, last, the manifest."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -65,11 +63,8 @@ def finish(run: Run | str | Path) -> Run:
 
 
 def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
-    """A run's table of contents; free of times, devices and places, so that equal runs have equal manifests.
-
-    Args:
-        run: its shards are all there.
-        what: ``data`` is the run's own; ``captions`` is that of its captions where they are published alone.
+    """The table of contents of a run whose shards are all there, or (``captions``) of its captions if they are
+    published alone; free of times, devices and places, so that equal runs have equal manifests.
     """
     shards = run.data_shards() if what == "data" else run.caption_shards()
     read, made = sidecars(run.caption_shards()), sidecars(shards)

@@ -4,12 +4,10 @@ Counting real images reads none of them, and without a network a Hub repository 
 says how many it has.
 
 Given texts come by source id from a file or a dataset of the Hub. A file is JSON lines, CSV with a header, or Parquet;
-it has a column ``source_id`` and a column ``caption`` or ``prompt`` (this one where it has both), and may have others.
+it has a column ``source_id`` and a column ``caption`` or ``prompt`` (this one if it has both), and may have others.
 A dataset is ``hf://datasets/USER/NAME[@REVISION][/PATH]``: its files of these kinds, all of them or those under PATH;
 they are downloaded whole.
 """
-
-from __future__ import annotations
 
 import csv
 import json
@@ -24,9 +22,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.errors import DataError
+from builders.errors import DataError, brief
 from builders.files import sha256_of
-from builders.sources import Source, open_source
+from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.loading import check_content
@@ -40,13 +38,6 @@ _TEXTS = ("prompt", "caption")
 _SHOWN = 3  # ids that a message names
 
 
-def opened(source: SourcePart) -> Source:
-    """Open them; raises DataError where they are not there."""
-    return open_source(
-        source.variant, source.split, path=source.path, revision=source.revision, limit_per_class=source.limit_per_class
-    )
-
-
 def check_order(recipe: Recipe) -> None:
     """Refuse to draw over real images that are streamed: they are needed in the order of the plan."""
     source = recipe.source
@@ -57,15 +48,13 @@ def check_order(recipe: Recipe) -> None:
     part = f" --include '{hub.config}/*'" if hub.config and not variant.label_ids else ""
     at = f" --revision {source.revision or hub.revision}" if source.revision or hub.revision else ""
     command = f"hf download {hub.repo_id} --repo-type dataset{at}{part} --local-dir FOLDER"
-    raise HfsynError(
-        f"generate.init is source, and the images of {source.variant} are streamed from the Hub in another order.",
-        f"Download them ({command}) and --set source.path=FOLDER.",
-    )
+    said = f"generate.init is source, and the images of {source.variant} are streamed from the Hub in another order."
+    raise HfsynError(said, f"Download them ({command}) and --set source.path=FOLDER.")
 
 
 def indexed(recipe: Recipe, text: str | None, left_out: dict[str, int] | None = None) -> Iterator[Caption]:
     """A caption of that text for every image of the source; `left_out` then counts what is not read, by reason."""
-    source = opened(recipe.source)
+    source = recipe.source.open()
     for entry in source.index():
         yield Caption(entry.source_id, entry.wnid, text)
     if left_out is not None:
@@ -90,7 +79,7 @@ class TableCounts:
 
 
 def counted(source: SourcePart) -> TableCounts | None:
-    """The counts of the variant's table where the source is out of reach; None where it can be indexed."""
+    """The counts of the variant's table if the source is out of reach; None if it can be indexed."""
     from builders.hub import UnreachableError, is_offline
 
     variant = get_variant(source.variant)
@@ -110,7 +99,7 @@ def counted(source: SourcePart) -> TableCounts | None:
 
 
 def in_table(source: SourcePart) -> int:
-    """How many images the source has by the variant's table; 0 where the table does not say."""
+    """How many images the source has by the variant's table; 0 if the table does not say."""
     variant = get_variant(source.variant)
     images = variant.splits.get(variant.split(source.split), 0)
     if source.limit_per_class is not None:
@@ -134,8 +123,8 @@ def content_of_file(file: str, revision: str | None) -> str:
 class FileTexts:
     """The texts of a prompt part's captions file, by source id.
 
-    Raises:
-        HfsynError: the file is not there, has another content than the pinned one, or does not have the form above.
+    Raises HfsynError if the file is not there, has another content than the pinned one, or does not have the form
+    above.
     """
 
     def __init__(self, part: PromptPart) -> None:
@@ -160,9 +149,8 @@ class FileTexts:
     def check(self, source_ids: Collection[str]) -> None:
         """Compare the file's ids with those of a run's images. Other ids are allowed: a file may serve several runs.
 
-        Raises:
-            HfsynError: an id occurs twice; no image has a text; or an image has no text or an empty one, and the recipe
-                does not say that the class name replaces it.
+        Raises HfsynError if an id occurs twice, if no image has a text, or if an image has no text or an empty one and
+        the recipe does not say that the class name replaces it.
         """
         if self._twice:
             raise HfsynError(f"{self._file} has {_some('id', self._twice)} more than once.", "Leave one line for each.")
@@ -178,13 +166,11 @@ class FileTexts:
         if (missing or empty) and self._missing == "refuse":
             what = [f"no text for {_some('image', missing)}"] if missing else []
             what += [f"an empty text for {_some('image', empty)}"] if empty else []
-            raise HfsynError(
-                f"{self._file} has {' and '.join(what)}, of {len(source_ids)}.",
-                "Add them, or use the class name instead: --set prompt.captions_missing=class-name",
-            )
+            said = f"{self._file} has {' and '.join(what)}, of {len(source_ids)}."
+            raise HfsynError(said, "Add them, or use the class name instead: --set prompt.captions_missing=class-name")
 
     def of(self, source_id: str) -> str:
-        """The text of an image; empty where there is none."""
+        """The text of an image; empty if there is none."""
         return self._texts.get(source_id, "")
 
 
@@ -209,12 +195,11 @@ def with_texts(recipe: Recipe, captions: Iterable[Caption]) -> list[Caption]:
 
 
 def strategy_source(recipe: Recipe) -> str | None:
-    """The text of the file with the user's own function, to be kept with the run; None where there is none."""
+    """The text of the file with the user's own function, to be kept with the run; None if there is none."""
     return source_of(recipe.prompt.strategy) if is_user_strategy(recipe.prompt.strategy) else None
 
 
 def _some(what: str, ids: list[str]) -> str:
-    """``3 images (a, b, c)``, with some of them named."""
     shown = ", ".join(ids[:_SHOWN]) + (", ..." if len(ids) > _SHOWN else "")
     return f"{len(ids)} {what}{'' if len(ids) == 1 else 's'} ({shown})"
 
@@ -237,10 +222,8 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
 
     match = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w.+-]+))?(?:/([\w./+ -]*))?", reference.removeprefix(HUB))
     if match is None or ".." in (match[3] or ""):
-        raise HfsynError(
-            f"prompt.captions_file is {reference!r}, which names no dataset.",
-            f"It looks like {HUB}USER/NAME@REVISION, or the same with /PATH after it.",
-        )
+        said = f"prompt.captions_file is {reference!r}, which names no dataset."
+        raise HfsynError(said, f"It looks like {HUB}USER/NAME@REVISION, or the same with /PATH after it.")
     repo_id, asked, inside = match[1], revision or match[2], (match[3] or "").strip("/")
     wanted = [inside]
     if not inside.lower().endswith(_ENDINGS):
@@ -249,10 +232,8 @@ def _snapshot(reference: str, revision: str | None) -> tuple[list[Path], str]:
         fetch = partial(snapshot_download, repo_id, repo_type="dataset", revision=asked, allow_patterns=wanted)
         root = Path(patiently(fetch, Patience(repo_id, revision=asked)))
     except LocalEntryNotFoundError:
-        raise HfsynError(
-            f"The dataset {repo_id} is not in the local cache, and the Hub cannot be reached.",
-            f"Fetch it with a network: hf download --repo-type dataset {repo_id}",
-        ) from None
+        said = f"The dataset {repo_id} is not in the local cache, and the Hub cannot be reached."
+        raise HfsynError(said, f"Fetch it with a network: hf download --repo-type dataset {repo_id}") from None
     found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in _ENDINGS and p.is_file()]
     # The cache may hold more of this commit than was asked for.
     found = [p for p in found if p.relative_to(root).as_posix().startswith(inside)]
@@ -271,7 +252,7 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
         for where, row in readers.get(path.suffix.lower(), _json_lines)(path):
             yield _pair(path, row, where)
     except (UnicodeDecodeError, csv.Error, pa.ArrowException, OSError) as error:
-        raise _unreadable(path.name, " ".join(str(error).split())[:120]) from None
+        raise _unreadable(path.name, brief(error, 120)) from None
 
 
 class _Pairs(list[Any]):
@@ -317,7 +298,6 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _pair(path: Path, row: dict[str, Any], where: str) -> tuple[str, str]:
-    """Source id and text of a row, checked."""
     column = next((name for name in _TEXTS if name in row), None)
     source_id, text = row.get("source_id"), row[column] if column else None
     for name, value in (("source_id", source_id), (column, text)):
@@ -343,7 +323,5 @@ def _unusable(
 
 
 def _unreadable(file: str, why: str) -> HfsynError:
-    return HfsynError(
-        f"The captions file {file} cannot be read: {why}",
-        "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.",
-    )
+    said = f"The captions file {file} cannot be read: {why}"
+    return HfsynError(said, "JSON lines and CSV are UTF-8 text; Parquet is what datasets and pandas write.")

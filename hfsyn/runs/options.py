@@ -4,8 +4,6 @@ A field is named as its flag is. The command collects the fields, `build` and `w
 the command lines of the processes that `--num-processes` starts, and the stages read them from their `options`.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
@@ -93,11 +91,7 @@ class Budget:
 
 
 def shard_bounds(chosen: str) -> tuple[int, int | None]:
-    """A and B of ``A:B``; left out, A is 0 and B is None, the end.
-
-    Raises:
-        ValueError: it is not such a range.
-    """
+    """A and B of ``A:B``; left out, A is 0 and B is None, the end. Raises ValueError if it is not such a range."""
     first, colon, last = chosen.partition(":")
     if not colon or not all(part == "" or (part.isascii() and part.isdigit()) for part in (first, last)):
         raise ValueError(chosen)
@@ -107,17 +101,15 @@ def shard_bounds(chosen: str) -> tuple[int, int | None]:
 def select(shards: Sequence[Path], chosen: str | None) -> list[Path]:
     """The shards of ``A:B``: numbers from A up to but not including B; either may be left out. None is all.
 
-    Raises:
-        HfsynError: it is not such a range, or it selects nothing.
+    Raises HfsynError if it is not such a range, or it selects nothing.
     """
     if chosen is None:
         return list(shards)
     try:
         selected = list(shards[slice(*shard_bounds(chosen))])
     except ValueError:
-        raise HfsynError(
-            f"--shards {chosen!r} is not a range.", "It looks like 0:5 (shards 0 to 4), 5: or :5."
-        ) from None
+        said = f"--shards {chosen!r} is not a range."
+        raise HfsynError(said, "It looks like 0:5 (shards 0 to 4), 5: or :5.") from None
     if not selected:
         raise HfsynError(f"--shards {chosen} selects none of the {len(shards)} shards.", f"They are 0:{len(shards)}.")
     return selected

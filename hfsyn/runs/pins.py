@@ -5,8 +5,6 @@ their content. A run that continues, here or from the Hub, keeps its pins, since
 since it began.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -29,16 +27,14 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def pinned(recipe: Recipe, stored: Recipe | None = None) -> Recipe:
-    """The recipe with its revisions pinned and its places on this machine made absolute.
+    """The loaded recipe with its revisions pinned and its places on this machine made absolute. A user's function is
+    called for each class of the variant.
 
-    Args:
-        recipe: as it was loaded; a user's function is called for each class of the variant.
-        stored: that of the run which is continued or looked at. Its pins of the same things are kept, and the Hub is
-            only asked what the branches and tags mean that `recipe` names; anything else stays open, and so shows up in
-            `difference`. None asks for everything.
+    `stored` is the recipe of the run that is continued or looked at. Its pins of the same things are kept, and the Hub
+    is only asked what the branches and tags mean that `recipe` names; anything else stays open, and so shows up in
+    `difference`. None asks for everything.
 
-    Raises:
-        HfsynError: a model, a source, a file or a function is not there, or is not the one that the recipe means.
+    Raises HfsynError if a model, a source, a file or a function is not there, or is not the one that the recipe means.
     """
     if recipe.source.path is not None:
         recipe = recipe.with_fields("source", path=str(Path(recipe.source.path).expanduser().resolve()))

@@ -1,15 +1,11 @@
 """Pictures for people: contact sheets of real and synthetic images side by side."""
 
-from __future__ import annotations
-
-import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
@@ -17,17 +13,17 @@ from PIL import Image, ImageDraw, ImageFont
 from builders.files import atomic_write
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout
-from builders.sources import IndexEntry, open_source
+from builders.sources import IndexEntry, Source, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.runs.run import Run, index_entries
-from hfsyn.runs.shards import StoredRows
+from hfsyn.runs.shards import StoredRows, image_of
 
 _TILE, _GAP, _MARGIN = 112, 8, 110
 _TEXT, _LINES = 13, 4
 _SHOWN = 512
-_MOST_CLASSES = 20
+_MOST_CLASSES, _WIDE = 20, 8  # rows of a tall sheet, columns of a wide one
 _COLUMNS = ["image", "prompt", "caption"]
 _INK, _SOFT, _PAPER = (24, 26, 30), (110, 116, 126), (255, 255, 255)
 
@@ -49,31 +45,28 @@ class Row:
 
 
 def contact_sheet(title: str, headings: Sequence[str], rows: Sequence[Row]) -> Image.Image:
-    """Draw rows of tiles in columns.
+    """Draw rows of tiles in columns, as an RGB image: tiles are 112 px wide, small images enlarged without smoothing.
 
-    Args:
-        title: above all; may have several lines.
-        headings: of the groups.
-        rows: each with one group for each heading; a group may have fewer tiles than another row's.
-
-    Returns:
-        An RGB image; tiles are 112 px wide, small images enlarged without smoothing.
+    The `title` above all may have several lines. Each row has one group for each heading, which may have fewer tiles
+    than another row's.
     """
     font, bold = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
     per_group = [max((len(row.groups[g]) for row in rows), default=0) for g in range(len(headings))]
     head = 46 + 22 * (title.count("\n") + 1)
-    has_text = any(tile.text for row in rows for group in row.groups for tile in group)
-    row_height = _TILE + _GAP + (_LINES * (_TEXT + 3) if has_text else 0)
+    tops = [head]  # of each row, and of what follows the last
+    for row in rows:
+        has_text = any(tile.text for group in row.groups for tile in group)
+        tops.append(tops[-1] + _TILE + _GAP + (_LINES * (_TEXT + 3) if has_text else 0))
     lefts = [_MARGIN]  # of each group, and of what follows the last
     for count in per_group:
         lefts.append(lefts[-1] + count * (_TILE + _GAP) + 2 * _GAP)
-    sheet = Image.new("RGB", (lefts[-1] + _GAP, head + len(rows) * row_height + _GAP), _PAPER)
+    sheet = Image.new("RGB", (lefts[-1] + _GAP, tops[-1] + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.multiline_text((_GAP, _GAP), title, fill=_INK, font=bold, spacing=4)
-    for heading, left in zip(headings, lefts, strict=False):
-        draw.text((left, head - 24), heading, fill=_INK, font=font)
-    for i, row in enumerate(rows):
-        top = head + i * row_height
+    for heading, left, right in zip(headings, lefts, lefts[1:], strict=False):
+        width = max(_TILE, right - left - 2 * _GAP)
+        draw.text((left, head - 24), _cut(heading, font, width), fill=_INK, font=font)
+    for row, top in zip(rows, tops, strict=False):
         draw.multiline_text((_GAP, top + _TILE // 2 - 10), textwrap.fill(row.title, 14), fill=_INK, font=font)
         for group, left in zip(row.groups, lefts, strict=False):
             for k, tile in enumerate(group):
@@ -89,6 +82,14 @@ def _fit(image: Image.Image) -> Image.Image:
     scale = _TILE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+
+
+def _cut(text: str, font: Any, width: float) -> str:
+    """The beginning of a text that has at most this width."""
+    if font.getlength(text) <= width:
+        return text
+    most = next(n for n in range(len(text), -1, -1) if font.getlength(f"{text[:n]}…") <= width)
+    return f"{text[:most]}…"
 
 
 def _wrapped(text: str, font: Any) -> str:
@@ -114,13 +115,8 @@ def save_png(image: Image.Image, path: Path) -> Path:
 def compare_runs(
     runs: Sequence[Run], *, title: str, per_class: int = 3, max_classes: int = _MOST_CLASSES
 ) -> Image.Image:
-    """One row per class: real images, then what each run made of the same images, with captions or prompts below.
-
-    Args:
-        runs: finished runs over one source; the real images are those of the first.
-        title: of the sheet.
-        per_class: images of each kind in a row.
-        max_classes: rows at most.
+    """One row per class, at most `max_classes`: `per_class` real images, then what each run made of the same images,
+    with captions or prompts below. The runs are finished and over one source; the real images are those of the first.
     """
     rows = []
     for info, samples in shared_samples(runs, per_class=per_class, max_classes=max_classes):
@@ -142,8 +138,7 @@ def shared_samples(
 ) -> list[tuple[ClassInfo, list[Sample]]]:
     """The first real images of each class for which every run has a row, with these rows.
 
-    Raises:
-        HfsynError: there are none.
+    Raises HfsynError if there are none.
     """
     stored = [StoredRows(run.folder) for run in runs]
     tables = [rows.table(["source_id", "wnid"]) for rows in stored]
@@ -158,7 +153,7 @@ def shared_samples(
         for wnid in sorted(shared["wnid"].unique().to_pylist(), key=lambda wnid: classes[wnid].index)[:max_classes]
     }
     ids = [source_id for of_class in chosen.values() for source_id in of_class]
-    real = _real_images(runs[0], ids)
+    real = real_images(runs[0].open_source(), entries_of(runs[0], ids))
     made = [
         dict(zip(ids, rows.read([pc.index(table["source_id"], i).as_py() for i in ids], _COLUMNS), strict=True))
         for rows, table in zip(stored, tables, strict=True)
@@ -169,20 +164,31 @@ def shared_samples(
     ]
 
 
-def sample_sheet(run: Run, *, per_class: int = 6) -> Image.Image:
-    """One row per class of a run's synthetic images with their captions or prompts; at most 20 classes.
+def sample_sheet(run: Run) -> Image.Image:
+    """Two rows of at most 8 classes: real images above what was made of them, with captions or prompts below.
 
-    It shows no real image: the source's licence may not allow its photographs to be passed on.
+    Only images that hfsyn draws itself are shown as real ones: the licence of a source may not allow its photographs to
+    be passed on with the card. Of other sources there are two synthetic images of each class.
     """
     stored = StoredRows(run.folder)
     column = stored.table(["wnid"])["wnid"]
-    wnids = sorted(column.unique().to_pylist(), key=lambda wnid: run.classes[wnid].index)
-    sheet = []
-    for wnid in wnids[:_MOST_CLASSES]:
-        numbers = pc.indices_nonzero(pc.equal(column, wnid))[:per_class].to_pylist()
-        sheet.append(Row(run.classes[wnid].name, [[_tile(row) for row in stored.read(numbers, _COLUMNS)]]))
-    more = f", {len(sheet)} of {len(wnids)} classes" if len(wnids) > len(sheet) else ""
-    return contact_sheet(f"{run.recipe.name}: synthetic images{more}", [_strategy(run)], sheet)
+    wnids = sorted(column.unique().to_pylist(), key=lambda wnid: run.classes[wnid].index)[:_WIDE]
+    drawn = get_variant(run.recipe.source.variant).drawn
+    made = [
+        stored.read(
+            pc.indices_nonzero(pc.equal(column, wnid))[: 1 if drawn else 2].to_pylist(), [*_COLUMNS, "source_id"]
+        )
+        for wnid in wnids
+    ]
+    if drawn:
+        real = real_images(run.open_source(), entries_of(run, [rows[0]["source_id"] for rows in made]))
+        above = [[Tile(_fit(real[rows[0]["source_id"]]))] for rows in made]
+        lines = [Row("real", above), Row("synthetic", [[_tile(rows[0])] for rows in made])]
+    else:
+        lines = [Row("synthetic", [[_tile(row) for row in rows[n : n + 1]] for rows in made]) for n in range(2)]
+    more = f", {len(wnids)} of {len(column.unique())} classes" if len(column.unique()) > len(wnids) else ""
+    title = f"{run.recipe.name}: {'real drawings and what was made of them' if drawn else 'synthetic images'}{more}"
+    return contact_sheet(title, [run.classes[wnid].name for wnid in wnids], lines)
 
 
 def peek(
@@ -217,17 +223,16 @@ def _tile(row: dict[str, Any]) -> Tile:
     return Tile(_fit(image_of(row)), row["caption"] or row["prompt"])
 
 
-def image_of(row: dict[str, Any]) -> Image.Image:
-    """The decoded image of a stored row."""
-    return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
-
-
-def _real_images(run: Run, source_ids: Sequence[str]) -> dict[str, Image.Image]:
-    """The chosen real images, decoded, and reduced to the largest size that a sheet or page shows."""
-    index = pq.read_table(run.checked(layout.SOURCE))
-    lines = index.filter(pc.is_in(index["source_id"], value_set=pa.array(source_ids))).to_pylist()
+def real_images(source: Source, entries: Sequence[IndexEntry], most: int = _SHOWN) -> dict[str, Image.Image]:
+    """Real images by source id, decoded, and reduced to `most` pixels, the largest size that a sheet or page shows."""
     found = {}
-    for row in run.open_source().read(index_entries(lines)):
+    for row in source.read(entries):
         found[row.source_id] = image = decode_rgb(row.image)
-        image.thumbnail((_SHOWN, _SHOWN), Image.Resampling.LANCZOS)
+        image.thumbnail((most, most), Image.Resampling.LANCZOS)
     return found
+
+
+def entries_of(run: Run, source_ids: Sequence[str]) -> list[IndexEntry]:
+    """The entries of a run's source index that have these ids."""
+    index = pq.read_table(run.checked(layout.SOURCE), filters=pc.field("source_id").isin(list(source_ids)))
+    return index_entries(index.to_pylist())

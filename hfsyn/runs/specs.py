@@ -29,7 +29,7 @@ _SLICE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """The id and class of one real image, and its caption where the recipe asks for one."""
+    """The id and class of one real image, and its caption if the recipe asks for one."""
 
     source_id: str
     wnid: str
@@ -53,17 +53,12 @@ class SampleSpec:
 
 
 class Plan(Sequence[SampleSpec]):
-    """All specs of a run in their final order.
+    """All specs of a run in their final order, made from one caption for each usable real image, in any order.
 
     It holds the captions and the order, some 300 bytes per real image; a spec is made when it is asked for. A slice is
     a tuple of specs. Two plans are equal when all their specs are.
 
-    Args:
-        recipe: its strategy, seeds and images per caption are used.
-        captions: one for each usable real image, in any order.
-
-    Raises:
-        ValueError: a source id occurs twice, or a wnid is not one of the variant's.
+    Raises ValueError if a source id occurs twice, or a wnid is not one of the variant's.
     """
 
     def __init__(self, recipe: Recipe, captions: Iterable[Caption]) -> None:
@@ -164,7 +159,6 @@ class Plan(Sequence[SampleSpec]):
             )
 
     def _sorted(self) -> npt.NDArray[np.int64]:
-        """The positions, sorted by the rule of order."""
         import numpy as np
 
         sample_ids = (sample_id_of(source_id, k) for source_id in self._ids for k in range(self._each))
@@ -189,7 +183,7 @@ class _LazyRandom:
 
 
 def digest_of(prompt: str) -> bytes:
-    """A 16-byte digest of a prompt, smaller than the prompt where very many are compared."""
+    """A 16-byte digest of a prompt, smaller than the prompt, to compare very many of them."""
     return hashlib.blake2b(prompt.encode(), digest_size=16).digest()
 
 

@@ -6,8 +6,6 @@ Any number of processes may run a stage at once, each in its own time: they shar
 `hfsyn.runs.claims`), and what one of them makes does not depend on the others. Running a stage again continues it.
 """
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,14 +19,13 @@ import pyarrow.parquet as pq
 
 from builders.files import digest_of
 from builders.runs import layout
-from builders.runs.layout import Sidecar, shard_number, shard_range, sidecar_of
 from builders.runs.run_files import has_table, marker_of, write_marker
 from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
 from hfsyn.runs.claims import Claim, Claims, lock, working_in
 from hfsyn.runs.options import Budget, WorkOptions
 from hfsyn.runs.run import Run, incomplete
-from hfsyn.runs.shards import is_done, pending, write_groups, write_shard
+from hfsyn.runs.shards import flags_of, is_done, pending, write_groups, write_shard
 from hfsyn.runs.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, describe_device, software
 
@@ -39,8 +36,7 @@ PLAN_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for f
 def write_plan(run: Run) -> None:
     """Write plan.parquet from the finished captions, unless it is there; one of several processes does it.
 
-    Raises:
-        HfsynError: captions are missing (exit code 4), or no image of the source can be read.
+    Raises HfsynError if captions are missing (exit code 4), or no image of the source can be read.
     """
     target = run.folder / layout.PLAN
     if has_table(target):
@@ -57,14 +53,12 @@ def write_plan(run: Run) -> None:
                 f"None of the {run.source_rows} images of {run.folder} can be read.",
                 f"The reasons are in the sidecars: {run.folder / layout.SIDECARS / layout.CAPTIONS}.",
             )
-        before = marker_of(target, run.fingerprint) if sidecar_of(target).exists() else None
+        before = marker_of(target, run.fingerprint) if layout.sidecar_of(target).exists() else None
         write_lines(target, lines, run.recipe.store.shard_rows)
         if before is not None and digest_of(target) != before.sha256:
             target.unlink()
-            raise HfsynError(
-                f"The captions of {run.folder} are not those that its plan was made from.",
-                f"Find what has changed: hfsyn verify {run.folder}",
-            )
+            said = f"The captions of {run.folder} are not those that its plan was made from."
+            raise HfsynError(said, f"Find what has changed: hfsyn verify {run.folder}")
         write_marker(target, len(lines), run.fingerprint)
 
 
@@ -121,7 +115,7 @@ class Stage:
         """Be at work in the run folder, and show how far the stage is, what other processes finish included."""
         rows = {}
         for path in self.paths:
-            start, stop = shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
+            start, stop = layout.shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
             rows[path] = stop - start
 
         def finished() -> int:
@@ -163,14 +157,12 @@ class Stage:
         path, lines = shard.claim.path, shard.stop - shard.start
         if len(rows) + len(rejected) != lines:
             raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {lines} lines")
-        flags = Counter(flag for row in rows for flag in row["caption_flags"])
-        for name, column in (("truncated", "truncated"), ("safety", "safety"), ("retried", "retries")):
-            flags[name] += sum(bool(row.get(column)) for row in rows)
+        flags = Counter(flag for row in rows for flag in flags_of(row))
         number, count = _number(path)
         worker = current_worker()
 
-        def sidecar(sha256: str, size: int) -> Sidecar:
-            return Sidecar(
+        def sidecar(sha256: str, size: int) -> layout.Sidecar:
+            return layout.Sidecar(
                 stage=self.name,
                 shard=number,
                 of=count,
@@ -182,7 +174,7 @@ class Stage:
                 fingerprint=self.run.fingerprint,
                 rejected=tuple(rejected),
                 counts=dict(sorted(Counter(row["wnid"] for row in rows).items())),
-                flags={name: n for name, n in sorted(flags.items()) if n},
+                flags=dict(sorted(flags.items())),
                 seconds=round(seconds, 3),
                 device=describe_device(self.device),
                 worker=f"{worker.rank} of {worker.world}",
@@ -199,5 +191,5 @@ class Stage:
 
 def _number(path: Path) -> tuple[int, int]:
     """Number of a shard, and how many there are."""
-    _, number, count = shard_number(path) or ("", 0, 0)
+    _, number, count = layout.shard_number(path) or ("", 0, 0)
     return number, count

@@ -1,7 +1,5 @@
 """How far a run is, read from its sidecars alone, while any number of processes are at work in it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from builders.runs import layout
 from builders.runs.run_files import lost, manifest_in
+from hfsyn.pages.html import table
 from hfsyn.runs.run import Run, load_run, unreadable_classes, unused_weights
 from hfsyn.runs.shards import sidecars
 
@@ -42,6 +41,19 @@ class RunStatus:
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
     lost: tuple[str, ...] = ()  # what the run had when it was finished and has no longer, each in a few words
+
+    def _repr_html_(self) -> str:
+        stages = (
+            {
+                "stage": stage.stage,
+                "shards": f"{stage.shards_done} of {'?' if stage.shards is None else stage.shards}",
+                "rows": stage.rows,
+                "set aside": stage.rejected,
+                "images/s per process": stage.rows / stage.seconds if stage.seconds else None,
+            }
+            for stage in self.stages
+        )
+        return table(stages, f"{self.name}: {self.folder}, {'finished' if self.finished else 'unfinished'}")
 
 
 def status(run: Run | str | Path) -> RunStatus:

@@ -21,8 +21,15 @@ from safetensors.torch import load_file
 
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator
-from hfsyn.judging.classifier.network import Classifier, Preprocessing, new_classifier, open_classifier, save_classifier
+from hfsyn.judging.classifier import (
+    Classifier,
+    Preprocessing,
+    default_workers,
+    new_classifier,
+    open_classifier,
+    save_classifier,
+    start_accelerator,
+)
 from hfsyn.judging.measures.evaluate import Predictions, check_counts, evaluate, measure, predict, summary
 from hfsyn.judging.sets.image_set import ImageSet, open_images, variant_of_repository
 from hfsyn.judging.train.loop import RunOptions, train

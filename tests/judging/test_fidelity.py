@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
+from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
 from hfsyn.judging.measures import fidelity
 from hfsyn.judging.measures.fidelity import (
     Features,
+    Fidelity,
     compare_sets,
     duplicates_between,
     duplicates_within,
@@ -152,3 +156,23 @@ def test_two_datasets_are_compared_on_a_networks_features_and_the_result_names_i
     assert found["coverage"] == 1
     assert found["duplicates"]["against_real"]["exact"] == 20
     assert found["duplicates"]["against_evaluation"]["exact"] == 0
+
+
+def test_the_command_prints_a_table_and_writes_what_is_known_of_each_image_into_a_file(tmp_path: Path) -> None:
+    words = ["fidelity", "shapes", "shapes", "--features", "random:test_resnet", "--limit", "2"]
+    done = CliRunner().invoke(cli, [*words, "--out", str(tmp_path / "all.json")])
+    assert len(done.stdout.splitlines()) < 15
+    assert "20 synthetic images are no more than the 96 features" in done.stdout
+    assert "random weights" in done.stdout
+    assert len(json.loads((tmp_path / "all.json").read_text())["nearest_real"]) == 20
+    printed = json.loads(CliRunner().invoke(cli, [*words, "--json"]).stdout)
+    assert "nearest_real" not in printed
+    assert printed["coverage"] == 1
+
+
+def test_enough_images_are_not_warned_of() -> None:
+    about = {"dimension": 8, "name": "net", "weights": "trained"}
+    found = Fidelity(features=about, **compare_sets(features(cloud(20, 1)), features(cloud(20, 2))))
+    assert found.remarks() == []
+    found["features"] = about | {"dimension": 20}
+    assert len(found.remarks()) == 2

@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_an_untrained_classifier_on_disk_tells_nothing(tmp_path: Path) -> None:
     from builders.variants import get_variant
-    from hfsyn.judging.classifier.network import new_classifier, save_classifier
+    from hfsyn.judging.classifier import new_classifier, save_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     recipe = load_train_config(None, ["data.train=[shapes]", "model.name=test_resnet", "model.image_size=32"])
@@ -112,6 +112,12 @@ def test_an_untrained_classifier_on_disk_tells_nothing(tmp_path: Path) -> None:
     assert (found["members"], found["others"]) == (50, 50)
     assert found["loss"]["auc"]["low"] < 0.5 < found["loss"]["auc"]["high"]
     assert found["overlap"] == 0
+    assert [line.split("  ")[0] for line in found.text().splitlines()[1:4]] == [
+        "balanced accuracy",
+        "AUC",
+        "TPR at 1 % FPR",
+    ]
+    assert "note: 50 others: a rate of 1 % allows no false positive at all" in found.text()
     with pytest.raises(HfsynError, match="Members and others are the same 20 images"):
         measure_membership(
             tmp_path / "model", "shapes", "shapes", others_split="train", limit_per_class=2, device="cpu"

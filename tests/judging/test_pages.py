@@ -24,7 +24,7 @@ from hfsyn.judging.bench.page import report
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""

@@ -198,7 +198,7 @@ def test_a_published_classifier_is_timms_and_its_card_names_the_version(tmp_path
     import timm
     from huggingface_hub import ModelCard
 
-    from hfsyn.judging.classifier.network import _classes_of, open_classifier
+    from hfsyn.judging.classifier import _classes_of, open_classifier
     from hfsyn.judging.train.loop import RunOptions, train
     from hfsyn.judging.train.model_card import card_text, write_timm_folder
     from hfsyn.recipes.training_recipe import load_train_config
@@ -239,7 +239,7 @@ def test_three_classes_are_trained_on_tested_and_published(
     """They have no top-5; and their sets, which are on no Hub, are not named as if they were."""
     from huggingface_hub import ModelCard
 
-    from hfsyn.judging.classifier.network import open_classifier
+    from hfsyn.judging.classifier import open_classifier
     from hfsyn.judging.train.model_card import card_text, without_paths
 
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from safetensors.torch import load_file
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.network import new_classifier, state_sha256
+from hfsyn.judging.classifier import new_classifier, state_sha256
 from hfsyn.judging.measures.evaluate import evaluate
 from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, share_out
 from hfsyn.judging.sets.image_set import open_images
@@ -92,7 +92,7 @@ def test_processes_divide_a_step_and_keep_the_pairs_that_mixup_makes(world: int)
 
 
 def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generators_alone() -> None:
-    from hfsyn.judging.classifier.network import new_classifier
+    from hfsyn.judging.classifier import new_classifier
     from hfsyn.judging.train.timm_parts import Augmentation
 
     recipe = config(augment__auto_augment="rand-m5-n2-inc1", augment__random_erasing=0.5)
@@ -465,7 +465,7 @@ def test_a_trial_of_the_training_changes_nothing() -> None:
 
 
 def test_a_batch_that_cannot_be_divided_names_one_that_can() -> None:
-    from hfsyn.judging.classifier.accelerator import check_division
+    from hfsyn.judging.classifier import check_division
 
     check_division(64, 2, 4)
     with pytest.raises(HfsynError, match="--batch-size 63"):

@@ -1,7 +1,7 @@
 """Cards: what they say, what they leave alone, and that no text of a dataset can act on them.
 
 The golden files in tests/golden/ are rendered from fixed facts. After a wanted change of the templates, write them
-again with ``HFSYN_WRITE_GOLDEN=1 python -m pytest tests/test_cards.py -k golden`` and read the difference.
+again with ``HFSYN_WRITE_GOLDEN=1 python -m pytest tests/publishing/test_cards.py -k golden`` and read the difference.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def test_what_a_person_writes_between_the_blocks_survives_every_publish(newline:
         for text in mine:
             position = again.index(text.replace("\n", newline), position)
         assert_sound(again)
-    assert [s.key for s in card_blocks.parse(again) if s.key and s.key != "config=basic"] == [
+    assert [s.key for s in card_blocks.parse(again) if s.key and not s.key.endswith("=basic")] == [
         s.key for s in card_blocks.parse("".join(ours)) if s.key
     ]
     assert again.count("\n") == (again.count("\r\n") if newline == "\r\n" else again.count("\n"))
@@ -588,3 +588,26 @@ def test_two_configurations_in_folders_load_by_name(runs: dict[str, Path], tmp_p
     words = load_dataset(str(repo), "captions", split="train")
     assert words.column_names == list(captioned_features(["x"]))
     assert len(words) == manifest["readable_rows"]
+
+
+def test_a_card_says_what_it_is_and_how_to_load_it_before_anything_else_and_folds_versions_away() -> None:
+    card = render_card(cip("default"), repo_id=REPO, version="v1.0.0")
+    text = DatasetCard(card).text
+    places = [
+        text.index(words)
+        for words in (
+            "9,469 synthetic images of 10 classes",
+            f'load_dataset("{REPO}", split="train")',
+            "![",
+            "### Columns",
+            "## Intended use and limits",
+            "## How the images were made",
+            "<summary>Devices and versions",
+            "torch",
+        )
+    ]
+    assert places == sorted(places)
+    assert len(text[: places[1]].splitlines()) < 14
+    two = render_card(basic(), existing=card, repo_id=REPO)
+    assert card_blocks.blocks(two)["intro"].count("load_dataset(") == 1
+    assert f'load_dataset("{REPO}", split="train")' in card_blocks.blocks(two)["intro"]

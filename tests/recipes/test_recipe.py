@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from builders.runs import layout
+from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import (
@@ -22,6 +24,7 @@ from hfsyn.recipes.recipe import (
     parse_recipe,
     published_recipe,
 )
+from hfsyn.runs.prepare import prepare
 
 NAMED = {
     "shapes-basic",
@@ -325,3 +328,44 @@ def test_a_recipe_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch
         load_recipe(shipped, [f"source.variant={path}"])
     with pytest.raises(HfsynError, match=r"The recipe .*own\.yaml cannot be read: Permission denied"):
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "name"),
+    [
+        ("shapes-cip", [], "shapes-cip"),
+        ("shapes-cip", ["source.variant=shapes-context"], "shapes-context-cip"),
+        ("imagenette-cip-g1.5", ["source.variant=tiny-imagenet"], "tiny-imagenet-cip-g1.5"),
+        ("shapes-cip", ["prompt.strategy=basic", "caption=null"], "shapes-basic"),
+        ("shapes-cip", ["source.variant=shapes-context", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_is_named_after_its_data_unless_it_is_given_a_name(recipe: str, overrides: list[str], name: str) -> None:
+    assert load_recipe(recipe, overrides).name == name
+
+
+def test_a_name_of_ones_own_stays_and_an_inherited_one_follows_the_data(tmp_path: Path) -> None:
+    own, heir = tmp_path / "own.yaml", tmp_path / "heir.yaml"
+    heir.write_text("extends: imagenette-cip\nsource: {variant: tiny-imagenet}\n")
+    own.write_text("name: mine\nextends: imagenette-cip\n")
+    assert load_recipe(heir).name == "tiny-imagenet-cip"
+    assert load_recipe(own, ["source.variant=tiny-imagenet"]).name == "mine"
+
+
+def test_a_name_changes_no_image() -> None:
+    assert fingerprint(load_recipe("shapes-cip", ["name=mine"])) == fingerprint(load_recipe("shapes-cip"))
+
+
+def test_a_set_from_ones_own_photographs_is_titled_after_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), (200, 100, 30)).save(tmp_path / "photos" / name / "a.jpg")
+    new_variant("pets", "photos")
+    recipe = load_recipe("shapes-cip", ["source.variant=pets.yaml"])
+    assert recipe.name == "pets-cip"
+    prepare(recipe, "run")
+    assert prepare(load_recipe(recipe, ["name=other"]), "run").recipe.name == "pets-cip"
+    assert capsys.readouterr().err == "run keeps the name that it began with, pets-cip.\n"

@@ -18,7 +18,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.runs import sheets
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import Run, load_run
+from hfsyn.runs.run import Run
 from hfsyn.runs.sheets import Row, Tile, compare_runs, contact_sheet, peek, sample_sheet
 
 
@@ -55,13 +55,31 @@ def test_runs_over_other_sources_cannot_be_compared(tmp_path: Path) -> None:
         compare_runs([a, b], title="x")
 
 
-def test_a_finished_run_has_a_preview_of_synthetic_images_alone(tmp_path: Path) -> None:
+def test_a_finished_run_has_a_wide_preview_of_real_drawings_above_synthetic_ones(tmp_path: Path) -> None:
     run = finished(tmp_path, "shapes-cip")
     preview = Image.open(run.folder / layout.PREVIEW / "samples.png").convert("RGB")
     assert preview.tobytes() == sample_sheet(run).tobytes()
-    source = load_run(run.folder).open_source()
-    real = next(iter(source.read(list(source.index())[:1])))
-    assert not contains(preview, Image.open(io.BytesIO(real.image)).resize((28, 28)))
+    assert preview.width > 2 * preview.height
+    first = next(r for s in run.data_shards() for r in pq.read_table(s).to_pylist() if r["class_name"] == "circle")
+    assert contains(preview, Image.open(io.BytesIO(first["image"]["bytes"])))
+    (real,) = run.open_source().read([e for e in run.open_source().index() if e.source_id == first["source_id"]])
+    shown = np.asarray(sheets._fit(Image.open(io.BytesIO(real.image)).convert("RGB")))
+    pixels = np.asarray(preview)
+    corners = np.argwhere((pixels == shown[0, 0]).all(-1))
+    assert any(np.array_equal(pixels[y : y + 112, x : x + 112], shown) for y, x in corners)
+
+
+def test_a_preview_never_shows_photographs(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / "mine" / "n01443537").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (28, 28), (200, 99, 31)).save(tmp_path / "mine" / "n01443537" / f"{number}.png")
+    run = finished(tmp_path, "shapes-cip", "source.variant=tiny-imagenet", f"source.path={tmp_path / 'mine'}")
+    preview = np.asarray(Image.open(run.folder / layout.PREVIEW / "samples.png").convert("RGB"))
+    assert not (preview == (200, 99, 31)).all(-1).any()
+    made = [
+        Image.open(io.BytesIO(r["image"]["bytes"])) for s in run.data_shards() for r in pq.read_table(s).to_pylist()
+    ]
+    assert all(contains(Image.fromarray(preview), image) for image in made)
 
 
 def test_long_captions_stay_within_their_tile_and_small_rows_align() -> None:

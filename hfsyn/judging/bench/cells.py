@@ -84,8 +84,7 @@ def bench(
             its images have changed since.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
-    images = look or (cache(_look) if train is None else None)
-    own = train is not None
+    own, images = train is not None, look or (cache(_look) if train is None else None)
     train = train or partial(_train, device=device, workers=num_workers)
     evaluate = evaluate or partial(_evaluate, device=device, workers=num_workers)
     wanted = list(cells(matrix))
@@ -282,7 +281,7 @@ def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
     Raises:
         HfsynError: there are faults.
     """
-    from hfsyn.judging.classifier.network import check_model_name
+    from hfsyn.judging.classifier import check_model_name
     from hfsyn.judging.measures.evaluate import check_counts
     from hfsyn.judging.sets.image_set import open_images
     from hfsyn.judging.sets.shared import check_classes

@@ -27,7 +27,8 @@ from hfsyn.judging.bench.cells import MATRIX
 from hfsyn.judging.bench.matrix import Matrix, load_matrix, place, safe_name
 from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
 from hfsyn.runs.run import load_run
-from hfsyn.runs.sheets import image_of, shared_samples
+from hfsyn.runs.shards import image_of
+from hfsyn.runs.sheets import shared_samples
 
 PAGE, PLOTS = "report.html", "plots"
 _SAMPLES = 3  # real images a class

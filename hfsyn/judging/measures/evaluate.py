@@ -6,8 +6,6 @@ alone. An image that cannot be decoded is not scored, since it would be wrong fo
 named in `undecodable`.
 """
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -24,9 +22,16 @@ from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.accelerator import default_workers, start_accelerator, union
-from hfsyn.judging.classifier.network import Classifier, open_classifier, plain_transform
+from hfsyn.judging.classifier import (
+    Classifier,
+    default_workers,
+    open_classifier,
+    plain_transform,
+    start_accelerator,
+    union,
+)
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
+from hfsyn.judging.measures.results import Result, interval, row
 from hfsyn.judging.sets.batches import loader
 from hfsyn.judging.sets.image_set import ImageSet, Unread, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import check_classes, shared_with_training, tell_overlap
@@ -51,6 +56,29 @@ class Predictions:
     undecodable: Unread
 
 
+class Evaluation(Result):
+    """How well a classifier answers; see `evaluate`."""
+
+    def title(self) -> str:
+        """Which classifier, and which set."""
+        about = self["dataset"]
+        return f"{self['model']['name']} on {about['reference']} ({about['split']}, {self['n']} images)"
+
+    def rows(self) -> list[dict[str, str]]:
+        """Accuracies and calibration with their 95 % intervals."""
+        found = self["metrics"]
+        rows = [
+            row("top-1", interval(found["top1"], percent=True)),
+            row("top-5", interval(found["top5"], percent=True)),
+            row("calibration error", interval(found["ece"], percent=True), "confidence against accuracy"),
+        ]
+        if masked := found["masked"]:
+            rows.append(row("top-1", interval(masked["top1"], percent=True), f"among its {masked['classes']} classes"))
+        if real := self["real"]:
+            rows.append(row("ReaL", interval(real["top1"], percent=True), f"of {real['n']} images with such labels"))
+        return rows
+
+
 def evaluate(
     model: str | Path,
     dataset: str,
@@ -63,14 +91,14 @@ def evaluate(
     batch_size: int = BATCH,
     num_workers: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Test a classifier on a dataset; called in every process of a launch.
 
     Args:
         model: a training's folder, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
         dataset: see `hfsyn.judging.sets.references`.
         split: None is ``validation``, else ``test``, else the only one.
-        limit_per_class: at most that many images a class.
+        limit_per_class: at most that many images per class.
         out: a JSON file to write the result to.
         device: cpu or cuda; None is this process's GPU, or the CPU.
         mixed_precision: no, fp16 or bf16.
@@ -105,34 +133,34 @@ def evaluate(
 
 def measure(
     classifier: Classifier, images: ImageSet, accelerator: Any, *, quiet: bool = True, **loading: Any
-) -> dict[str, Any]:
+) -> Evaluation:
     """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate` and `predict`."""
     columns = _check_test_set(classifier, images)
     started = time.monotonic()
     found = predict(classifier, images, accelerator, quiet=quiet, **loading)
     if not len(found.labels):
-        raise HfsynError(
-            f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)}).",
-            "Look at the files.",
-        )
+        said = f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)})."
+        raise HfsynError(said, "Look at the files.")
     if accelerator.is_main_process and not quiet:
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     wnids, names = classifier.wnids, classifier.names
     mask = columns if len(columns) < len(classifier.wnids) else None
     answers = [wnids[column] for column in found.logits.argmax(1)]
-    return {
-        "model": classifier.facts(),
-        "dataset": images.facts(),
-        "preprocessing": asdict(classifier.preprocessing),
-        "n": len(found.labels),
-        "undecodable": facts_of(found.undecodable),
-        "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
-        "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
-        "seed": classifier.seed,
-        "software": software(),
-        "device": _device_text(accelerator),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return Evaluation(
+        {
+            "model": classifier.facts(),
+            "dataset": images.facts(),
+            "preprocessing": asdict(classifier.preprocessing),
+            "n": len(found.labels),
+            "undecodable": facts_of(found.undecodable),
+            "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
+            "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
+            "seed": classifier.seed,
+            "software": software(),
+            "device": _device_text(accelerator),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
 
 
 def check_test(
@@ -164,10 +192,8 @@ def check_counts(images: ImageSet) -> None:
     """Refuse a copy of a variant that has another number of images than the variant's facts say.
 
     A part of a local copy (some of the classes, or a limit) passes; results say how many images they are over. Of a
-    test-only variant only a limit does: its published numbers are all over the whole set.
-
-    Raises:
-        HfsynError: with both numbers.
+    test-only variant only a limit does: its published numbers are all over the whole set. Raises HfsynError, with both
+    numbers.
     """
     if images.variant is None or not images.complete:
         return

@@ -15,10 +15,8 @@ formulas are written out here since no library has them all: torchmetrics lacks 
 distances at once.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,6 +26,7 @@ from PIL import Image
 
 from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
+from hfsyn.judging.measures.results import Result, row
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
@@ -53,6 +52,57 @@ class Features:
         return len(self.hashes)
 
 
+class Fidelity(Result):
+    """How near two sets are; see `measure_fidelity`."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without the list by image, ``nearest_real``."""
+        return {name: value for name, value in self.items() if name != "nearest_real"}
+
+    def title(self) -> str:
+        """Which sets, and in which features."""
+        sets, features = self["sets"], self["features"]
+        synthetic, real = (f"{sets[name]['reference']} ({len_of} images)" for name, len_of in self._counts())
+        return f"{synthetic} against {real}, {features['dimension']} features of {features['name']}"
+
+    def _counts(self) -> list[tuple[str, int]]:
+        return [(name, self["images"][name]) for name in ("synthetic", "real")]
+
+    def rows(self) -> list[dict[str, str]]:
+        """The measures, each with its yardstick."""
+        frechet, copies = self["frechet"], self["duplicates"]
+        floor = "" if frechet["floor"] is None else f"; two halves of the real set: {frechet['floor']:.4g}"
+        within = f"within the real set: {_copies(copies['within_real'])}"
+        rows = [
+            row("Fréchet distance", f"{frechet['value']:.4g}", f"lower is nearer{floor}"),
+            row("precision", f"{self['precision']:.3f}", "share of synthetic images that are near a real one"),
+            row("recall", f"{self['recall']:.3f}", "share of real images that are near a synthetic one"),
+            row("density", f"{self['density']:.3f}", "real neighbourhoods around a synthetic image, about 1 if alike"),
+            row("coverage", f"{self['coverage']:.3f}", "share of real neighbourhoods with a synthetic image"),
+            row("copies within the set", _copies(copies["within"]), within),
+            row("copies of real images", _copies(copies["against_real"]), within),
+        ]
+        if found := copies.get("against_evaluation"):
+            rows.append(row("copies of test images", _copies(found), "a classifier must not train on these"))
+        return rows
+
+    def remarks(self) -> list[str]:
+        """Too few images, and features that see little."""
+        size = self["features"]["dimension"]
+        found = [
+            f"{count} {name} images are no more than the {size} features: the Fréchet distance says little about them"
+            for name, count in self._counts()
+            if count <= size
+        ]
+        if self["features"]["weights"] == "random":
+            found.append("the network has random weights and sees little more than colours")
+        return found
+
+
+def _copies(found: Mapping[str, int]) -> str:
+    return f"{found['exact']} exact, {found['near']} near"
+
+
 def measure_fidelity(
     synthetic: str,
     real: str,
@@ -61,7 +111,7 @@ def measure_fidelity(
     evaluation: str | None = None,
     limit_per_class: int | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
+) -> Fidelity:
     """Compare a synthetic dataset with the real one behind it.
 
     Args:
@@ -70,7 +120,7 @@ def measure_fidelity(
             drawings), a timm name with pretrained weights, or ``random:NAME`` for one with random weights, which sees
             little more than colours and is named so in the result.
         evaluation: the dataset on which classifiers are tested, its validation or test split.
-        limit_per_class: at most that many images a class of each set.
+        limit_per_class: at most that many images per class of each set.
         device: a torch device.
 
     Returns:
@@ -79,7 +129,7 @@ def measure_fidelity(
     Raises:
         HfsynError: no such dataset, or no such network.
     """
-    from hfsyn.judging.classifier.network import plain_transform
+    from hfsyn.judging.classifier import plain_transform
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import same_names
 
@@ -98,7 +148,7 @@ def measure_fidelity(
         found[name] = extract(_decoded(images, bad), classifier.network, transform, device=device)
         sets[name], undecodable[name] = images.facts(), facts_of(bad)
         tell_unread(bad, f"{images.reference} ({images.split})")
-    return {
+    about = {
         "features": {
             "name": classifier.name,
             "source": classifier.source,
@@ -108,13 +158,12 @@ def measure_fidelity(
         },
         "sets": sets,
         "undecodable": undecodable,
-        **compare_sets(found["synthetic"], found["real"], found.get("evaluation")),
     }
+    return Fidelity(about | compare_sets(found["synthetic"], found["real"], found.get("evaluation")))
 
 
 def _open_network(features: str, device: str) -> Any:
-    """A Classifier to take features from."""
-    from hfsyn.judging.classifier.network import new_classifier, open_classifier
+    from hfsyn.judging.classifier import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     if not features.startswith(_RANDOM):
@@ -168,10 +217,8 @@ def pixel_hash(image: Image.Image) -> str:
 def compare_sets(synthetic: Features, real: Features, evaluation: Features | None = None) -> dict[str, Any]:
     """Every measure of this module for one synthetic set and the real images behind it.
 
-    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless.
-
-    Raises:
-        HfsynError: fewer than ``NEIGHBOURS + 1`` images in a set.
+    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless. Raises
+    HfsynError for fewer than ``NEIGHBOURS + 1`` images in a set.
     """
     for name, found in (("synthetic", synthetic), ("real", real)):
         if len(found) <= NEIGHBOURS:

@@ -9,8 +9,6 @@ attack that is sure of a few images is worse than one that is slightly right abo
 Guessing reaches 0.5 in balanced accuracy and AUC, and 0.01 in the true positive rate at 1 %.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +17,35 @@ import numpy as np
 
 from hfsyn.errors import HfsynError
 from hfsyn.judging.measures.metrics import check_finite
+from hfsyn.judging.measures.results import Result, interval, row
 
 RESAMPLES = 1000  # bootstrap resamples of the evaluated half, members and non-members separately; percentile intervals
 FALSE_POSITIVES = 0.01  # the false positive rate at which the true positive rate is read
 _FEWEST = 4  # of each kind: two in each half
+
+
+class Membership(Result):
+    """What an attack on a classifier found; see `measure_membership`."""
+
+    def title(self) -> str:
+        """Which classifier, and which sets."""
+        sets = (f"{facts['reference']} ({facts['split']})" for facts in self["sets"].values())
+        half = f"{self['members']} and {self['others']} images"
+        return f"{self['model']['name']}: {' against '.join(sets)}, judged on {half}"
+
+    def rows(self) -> list[dict[str, str]]:
+        """The rates of the attack by the loss, which tells apart what rounds to the same probability."""
+        found = self["loss"]
+        return [
+            row("balanced accuracy", interval(found["balanced_accuracy"]), "0.5 is guessing, 1 is certainty"),
+            row("AUC", interval(found["auc"]), "0.5 is guessing, 1 is certainty"),
+            row("TPR at 1 % FPR", interval(found["tpr_at_1_percent_fpr"]), "0.01 is guessing"),
+        ]
+
+    def remarks(self) -> list[str]:
+        """Too few images, and images that are in both sets."""
+        both = f"{self['overlap']} images are in both sets" if self["overlap"] else None
+        return [remark for remark in (self["note"], both) if remark]
 
 
 def measure_membership(
@@ -35,7 +58,7 @@ def measure_membership(
     limit_per_class: int | None = None,
     device: str | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Membership:
     """Attack a trained classifier.
 
     Args:
@@ -44,7 +67,7 @@ def measure_membership(
             real dataset behind them.
         others: images of the same kind that it never saw: the validation or test split of this dataset.
         members_split, others_split: None are those just named, or the only one that there is.
-        limit_per_class: at most that many images a class of each; the training's own limit if it had one.
+        limit_per_class: at most that many images per class of each; the training's own limit if it had one.
         device: cpu or cuda; None is this process's GPU, or the CPU.
         seed: see `membership_inference`.
 
@@ -55,8 +78,7 @@ def measure_membership(
     Raises:
         HfsynError: no such classifier or dataset, classes that it does not have, or one set twice.
     """
-    from hfsyn.judging.classifier.accelerator import start_accelerator
-    from hfsyn.judging.classifier.network import open_classifier
+    from hfsyn.judging.classifier import open_classifier, start_accelerator
     from hfsyn.judging.measures.evaluate import predict
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import check_classes, shared_images
@@ -80,7 +102,8 @@ def measure_membership(
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     sets = {name: images.facts() for name, images in opened.items()}
     attack = membership_inference(*answers, seed=seed)
-    return {"model": classifier.facts(), "sets": sets, "overlap": overlap, "undecodable": undecodable, **attack}
+    about = {"model": classifier.facts(), "sets": sets, "overlap": overlap, "undecodable": undecodable}
+    return Membership(about | attack)
 
 
 def membership_inference(
@@ -109,10 +132,8 @@ def membership_inference(
         HfsynError: fewer than four images of either kind, or logits that are not finite.
     """
     if min(len(member_labels), len(other_labels)) < _FEWEST:
-        raise HfsynError(
-            f"There are {len(member_labels)} members and {len(other_labels)} others.",
-            f"The attack needs at least {_FEWEST} of each; hundreds for a narrow interval.",
-        )
+        said = f"There are {len(member_labels)} members and {len(other_labels)} others."
+        raise HfsynError(said, f"The attack needs at least {_FEWEST} of each; hundreds for a narrow interval.")
     rng = np.random.default_rng(seed)
     halves = [np.array_split(rng.permutation(len(labels)), 2) for labels in (member_labels, other_labels)]
     losses = [

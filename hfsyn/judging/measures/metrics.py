@@ -13,8 +13,6 @@ Everything here is a pure function of numbers. Formulas:
   Functions" (1964), inverted by bisection.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +59,7 @@ def classification_metrics(
     """Compare the logits of a classifier with the true classes.
 
     Args:
-        logits: float (n, c), one row an image, one column a class of the model; n is at least 1.
+        logits: float (n, c), one row per image, one column per class of the model; n is at least 1.
         labels: int (n,), the true column of each image.
         wnids, names: of the c columns.
         mask: columns that the evaluation set has, if it has fewer classes than the model (ImageNet-R and -A have 200
@@ -95,10 +93,8 @@ def classification_metrics(
     if mask is not None:
         columns = np.unique(np.asarray(mask, dtype=np.int64))
         if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= c:
-            raise HfsynError(
-                "The mask leaves out classes that the evaluation set has.",
-                "It must hold the column of every class of that set.",
-            )
+            said = "The mask leaves out classes that the evaluation set has."
+            raise HfsynError(said, "It must hold the column of every class of that set.")
         found["masked"] = _decision(
             logits, np.searchsorted(columns, labels), [wnids[c] for c in columns], [names[c] for c in columns], columns
         )

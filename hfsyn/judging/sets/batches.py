@@ -5,8 +5,6 @@ position depends only on the seed, its augmentation on the seed and the position
 workers nor a restart changes what the network is shown; a step is a range of positions.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 import sys
@@ -46,10 +44,8 @@ def share_out(budget: int, weights: Sequence[float]) -> list[int]:
 def check_weights(weights: Sequence[float], budget: int) -> None:
     """Refuse weights whose sum overflows, or underflows to 0."""
     if not 0 < sum(weights) <= sys.float_info.max / budget:
-        raise HfsynError(
-            f"The weights {', '.join(f'{weight:g}' for weight in weights)} cannot be added up.",
-            "Only their proportions count: 1 and 2 do as well.",
-        )
+        said = f"The weights {', '.join(f'{weight:g}' for weight in weights)} cannot be added up."
+        raise HfsynError(said, "Only their proportions count: 1 and 2 do as well.")
 
 
 @dataclass(frozen=True)
@@ -118,10 +114,8 @@ class Augmented:
             with seeded(derive(self._seed, "augment", position)):
                 return self._transform(picture), label, tuple(unread)
         wnid = opened.wnids[image]
-        return HfsynError(
-            f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be decoded.",
-            "Look at its files, or leave the class out.",
-        )
+        said = f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be decoded."
+        return HfsynError(said, "Look at its files, or leave the class out.")
 
     def _candidates(self, number: int, image: int, label: int, position: int) -> Iterator[int]:
         """The image, then the others of its class in an order that depends on the position."""

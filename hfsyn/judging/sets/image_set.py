@@ -3,8 +3,6 @@
 Images are never decoded by `datasets`, whose decoder stops at the first corrupt one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections import Counter
@@ -140,8 +138,6 @@ def tell_left_out(facts: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class _Files:
-    """Image files in a folder."""
-
     root: Path
     entries: Sequence[IndexEntry]
 
@@ -182,8 +178,6 @@ class _Stored:
 
 @dataclass(frozen=True)
 class _Some:
-    """Some of another set's images."""
-
     images: Bytes
     numbers: Sequence[int]
 
@@ -199,7 +193,7 @@ def open_images(
     Args:
         reference: see `hfsyn.judging.sets.references`.
         split: None takes the first of `default` (`TRAIN` or `TEST`) that exists, or the only split.
-        limit: at most that many images a class, the first ones.
+        limit: at most that many images per class, the first ones.
 
     Raises:
         HfsynError: nothing of that name, split or revision; no images; no column of images or of classes; or
@@ -289,10 +283,8 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
     if not shards:
         raise HfsynError(f"{found.place} has no finished shard yet.", f"Run: hfsyn generate {found.place}")
     if manifest is None:
-        raise HfsynError(
-            f"The run {found.place} is not finished: its images are not all there.",
-            f"`hfsyn status {found.place}` shows what is missing.",
-        )
+        said = f"The run {found.place} is not finished: its images are not all there."
+        raise HfsynError(said, f"`hfsyn status {found.place}` shows what is missing.")
     split = pick_split(sorted(shards), split, default, f"The run {found.place}")
     fingerprint = layout.load_sidecar(layout.sidecar_of(shards[split][0])).fingerprint
     files = tuple(shard.relative_to(path).as_posix() for shard in shards[split])

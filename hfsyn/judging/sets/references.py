@@ -16,8 +16,6 @@ A Hub name and a relative folder look alike: a path that exists wins; ``hf://dat
 WEIGHT is for training on several sets: their shares of the images are proportional to the weights.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,8 +56,8 @@ class Reference:
 def parse_dataset(text: str) -> Reference:
     """Parse a reference; the module's docstring has the grammar. The only I/O is to check whether paths exist.
 
-    Raises:
-        HfsynError: an unknown variant (with the nearest one), a path that does not exist, a weight that is not above 0.
+    Raises HfsynError for an unknown variant (with the nearest one), a path that does not exist, or a weight that is not
+    above 0.
     """
     rest, weight = text.strip(), 1.0
     if not rest:
@@ -78,7 +76,6 @@ def parse_dataset(text: str) -> Reference:
 
 
 def _of_class_map(file: str) -> Reference:
-    """The images that a class map itself points to."""
     variant, path = read_variant(file)
     if path is not None:
         return Reference("local", path, variant.name)
@@ -105,9 +102,8 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
         if variant not in (None, place) or config:
             raise HfsynError(f"{text!r}: {place!r} is a variant and takes only @REVISION.", GRAMMAR)
         if revision and VARIANTS[place].drawn:
-            raise HfsynError(
-                f"{text!r}: the variant {place!r} is drawn and has no revisions.", f"Leave the revision out: {place}"
-            )
+            said = f"{text!r}: the variant {place!r} is drawn and has no revisions."
+            raise HfsynError(said, f"Leave the revision out: {place}")
         return Reference("variant", place, place, revision or None)
     if Path(place).expanduser().exists():
         if revision:
@@ -132,8 +128,6 @@ def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], 
     ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]
     ways += there if split is None and len(there) == 1 else []
     if not ways:
-        raise HfsynError(
-            f"{where} has no split {' or '.join(map(repr, names))}.",
-            f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.",
-        )
+        said = f"{where} has no split {' or '.join(map(repr, names))}."
+        raise HfsynError(said, f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.")
     return ways[0]

@@ -4,8 +4,6 @@ A WordNet id means one class everywhere. An id from a class map means what its a
 the same one: then the names must agree too, up to capitals and underscores.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections import defaultdict
@@ -30,25 +28,22 @@ def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:
                 raise HfsynError(
                     f"The class {identity} is '{known}' in {other} and '{name}' in {whose}.",
                     "An id must mean one class in all sets: give one of them another id in its class map, or the same "
-                    "name where they mean the same.",
+                    "name if they mean the same.",
                 )
 
 
 def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, ...]:
     """The classes that all sets have, sorted; each set is given as what to call it, and id -> name.
 
-    Raises:
-        HfsynError: they differ, with the list; or as `same_names`.
+    Raises HfsynError if they differ, with the list, or as `same_names`.
     """
     (whose, names), *others = named
     for other, theirs in others:
         if differing := names.keys() ^ theirs.keys():
             only = ((whose, names.keys() - theirs.keys()), (other, theirs.keys() - names.keys()))
             parts = [f"only {one} has {quoted(sorted(has))}" for one, has in only if has]
-            raise HfsynError(
-                f"{whose} and {other} differ in {len(differing)} classes: {'; '.join(parts)}.",
-                "Sets that are mixed must have the same classes, by wnid.",
-            )
+            said = f"{whose} and {other} differ in {len(differing)} classes: {'; '.join(parts)}."
+            raise HfsynError(said, "Sets that are mixed must have the same classes, by wnid.")
     same_names(named)
     if len(names) < 2:
         raise HfsynError(f"{whose} has {len(names)} class.", "A classifier needs two or more.")
@@ -58,8 +53,7 @@ def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, .
 def check_classes(classes: Mapping[str, str], images: ImageSet, whose: str) -> list[int]:
     """The positions of a set's classes in `classes`, id -> name in the order of a classifier's outputs.
 
-    Raises:
-        HfsynError: the set has classes that are not among them, with the list; or as `same_names`.
+    Raises HfsynError if the set has classes that are not among them, with the list, or as `same_names`.
     """
     there = set(images.classes)
     if unknown := sorted(there - classes.keys()):

@@ -75,10 +75,8 @@ def find_rows(
     """The rows of a dataset on the Hub (or its `Parts`), their split, and the commit that they are from.
 
     `datasets` alone would silently take another version from its cache if the Hub does not answer. A dataset that hfsyn
-    published is read as such, from the cache too if it is complete there; any other only online.
-
-    Raises:
-        HfsynError: no such dataset, revision, configuration or split; or the Hub cannot be asked.
+    published is read as such, from the cache too if it is complete there; any other only online. Raises HfsynError if
+    there is no such dataset, revision, configuration or split, or if the Hub cannot be asked.
     """
     from builders.hub import Patience, is_offline, patiently, resolve
     from builders.published import find_published, load_version, open_published
@@ -163,9 +161,8 @@ def stream_tables(files: Sequence[str]) -> Any:
     try:
         return load_dataset("parquet", data_files={"train": list(files)}, split="train", streaming=True)
     except (ValueError, OSError, RuntimeError) as error:
-        raise HfsynError(
-            f"The rows cannot be read: {first_line(error)}", "Check the network and the disk.", code=ExitCode.PREFLIGHT
-        ) from None
+        said = f"The rows cannot be read: {first_line(error)}"
+        raise HfsynError(said, "Check the network and the disk.", code=ExitCode.PREFLIGHT) from None
 
 
 @dataclass(frozen=True)

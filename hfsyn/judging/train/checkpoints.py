@@ -6,8 +6,6 @@ OUT/checkpoints/step-00000120/
     checkpoint.json                                          the step, the recipe, the images; written last
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -19,7 +17,7 @@ from typing import Any
 from builders.errors import first_line
 from builders.files import atomic_text, remove_abandoned
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.network import FACTS, WEIGHTS
+from hfsyn.judging.classifier import FACTS, WEIGHTS
 from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
 
@@ -36,9 +34,8 @@ def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
             raise HfsynError(f"{path} is a file, and a training needs a folder.", "Choose another: --out DIR.")
     strangers = sorted(p.name for p in folder.glob("*") if p.name not in _OURS and not p.name.startswith("."))
     if strangers:
-        raise HfsynError(
-            f"{folder} holds other things ({', '.join(strangers[:3])}).", "Choose an empty or new folder: --out DIR."
-        )
+        said = f"{folder} holds other things ({', '.join(strangers[:3])})."
+        raise HfsynError(said, "Choose an empty or new folder: --out DIR.")
     begun = (folder / RESULTS).is_file() or found_checkpoints(folder / CHECKPOINTS)
     if begun and (folder / CONFIG).is_file() and not overwrite:
         _check_same_config(load_train_config(folder / CONFIG), config, folder)
@@ -129,8 +126,7 @@ def found_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(accelerator: Any, folder: Path, facts: Mapping[str, Any]) -> Place:
     """Load the newest checkpoint into the prepared model, optimizer and averages; return its place.
 
-    Raises:
-        HfsynError: it is of another recipe, another network or other images, or it is damaged.
+    Raises HfsynError if it is of another recipe, another network or other images, or it is damaged.
     """
     if not (found := found_checkpoints(folder)):
         return Place()
@@ -169,7 +165,5 @@ def _check_same_config(there: TrainConfig | None, wanted: TrainConfig, where: Pa
     if found:
         key, old, new = found[0]
         more = f" (and {len(found) - 1} more fields)" if len(found) > 1 else ""
-        raise HfsynError(
-            f"{where} belongs to another training: {key} was {old!r} there and is {new!r} now{more}.",
-            "Train with the old value, in another --out, or from the start with --overwrite.",
-        )
+        said = f"{where} belongs to another training: {key} was {old!r} there and is {new!r} now{more}."
+        raise HfsynError(said, "Train with the old value, in another --out, or from the start with --overwrite.")

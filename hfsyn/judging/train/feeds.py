@@ -30,7 +30,6 @@ from hfsyn.judging.sets.batches import Slice, Transform, Unreadable
 from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables, open_images
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
 from hfsyn.judging.sets.shared import same_classes, shared_images
-from hfsyn.judging.sets.tables import Parts
 from hfsyn.recipes.training_recipe import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class _StreamFeed(Feed):
 
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
         if config.data.limit_per_class is not None:
-            raise HfsynError("A stream cannot be limited to some images a class.", "Leave --limit or --streaming out.")
+            raise HfsynError("A stream cannot be limited per class.", "Leave --limit or --streaming out.")
         self._streams = [open_stream(found, config.data.train_split) for found in references]
         super().__init__(config, self._streams)
         if not self.budget:
@@ -153,10 +152,8 @@ class _StreamFeed(Feed):
             if got == 0:
                 unread = f", of which {len(self.unread)} could not be read" if self.unread else ""
                 hint = "Lower --batch-size, or leave --streaming out for so small a set."
-                raise HfsynError(
-                    f"A pass through the streams gives a process fewer than one batch of {size} images{unread}.",
-                    "Look at the files." if unread else hint,
-                )
+                said = f"A pass through the streams gives a process fewer than one batch of {size} images{unread}."
+                raise HfsynError(said, "Look at the files." if unread else hint)
             self._pass, self._taken = self._pass + 1, 0
 
     def _whole(self, loader: Any, size: int) -> Iterator[tuple[Any, Any]]:
@@ -221,13 +218,12 @@ class Stream:
 def open_stream(found: Reference, split: str | None) -> Stream:
     """Open one split of a dataset as a stream.
 
-    Raises:
-        HfsynError: as `open_images`; or a folder of image files; or a label column that declares no names.
+    Raises HfsynError as `open_images`, for a folder of image files, and for a label column that declares no names.
     """
     from datasets import Image
 
     rows, split, revision = _find_rows(found, split)
-    parts = rows if isinstance(rows, Parts) else None
+    parts = rows if isinstance(rows, tables.Parts) else None
     columns = None
     if parts:
         columns, rows = _common_columns(parts, str(found)), tables.stream_tables(parts.paths)
@@ -266,9 +262,8 @@ def _find_rows(found: Reference, split: str | None) -> tuple[Any, str, str | Non
     if found.kind == "local":
         parts = local_tables(found, split, TRAIN)
         if parts is None:
-            raise HfsynError(
-                f"{found.place} is a folder of image files.", "They need no stream: leave --streaming out."
-            )
+            said = f"{found.place} is a folder of image files."
+            raise HfsynError(said, "They need no stream: leave --streaming out.")
         return parts, parts.split, parts.revision
     variant = get_variant(found.place)
     split = pick_split(list(variant.splits), split, TRAIN, f"The variant {variant.name!r}")
@@ -280,7 +275,7 @@ def _find_rows(found: Reference, split: str | None) -> tuple[Any, str, str | Non
     return parts, split, parts.revision
 
 
-def _common_columns(parts: Parts, where: str) -> Columns:
+def _common_columns(parts: tables.Parts, where: str) -> Columns:
     """The columns of all files. Refuses files that number their classes differently: a stream has one numbering."""
     first: Columns | None = None
     every = in_parallel(lambda path: parts.columns(parts.schema(path), where), parts.paths)

@@ -11,8 +11,6 @@ rank 0's), dropout and stochastic depth draw for each part, and a part of odd si
 libraries' kernels are not deterministic.
 """
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -23,9 +21,18 @@ from typing import Any
 
 from builders.files import atomic_text
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier import network as classifiers
-from hfsyn.judging.classifier.accelerator import check_division, default_workers, start_accelerator, total, union
-from hfsyn.judging.classifier.network import Classifier, open_classifier, save_classifier
+from hfsyn.judging.classifier import (
+    Classifier,
+    check_division,
+    check_model_name,
+    default_workers,
+    new_classifier,
+    open_classifier,
+    save_classifier,
+    start_accelerator,
+    total,
+    union,
+)
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.judging.sets.batches import Slice, derive
@@ -62,10 +69,8 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     """Train a classifier, keep it in `out`, test it, and return what ``results.json`` holds.
 
     Called in every process of a launch. Run again, it continues from the newest checkpoint; a finished training is left
-    as it is, and only tested if another test is asked for.
-
-    Raises:
-        HfsynError: see `open_training`; or `out` holds another training.
+    as it is, and only tested if another test is asked for. Raises HfsynError as `open_training`, or if `out` holds
+    another training.
     """
     options = options or RunOptions()
     folder = Path(out)
@@ -109,14 +114,13 @@ class Opened:
 def open_training(config: TrainConfig, folder: Path, options: RunOptions, processes: int) -> Opened:
     """Open everything that a training in `processes` processes needs, so that every mistake is found before it.
 
-    Raises:
-        HfsynError: an unknown network or optimizer; see `open_feed`, `open_images`, `new_classifier`, `try_training`;
-            the test set has classes that the training sets do not have; the batch cannot be divided; or the finished
-            training in `folder` was on other images.
+    Raises HfsynError for an unknown network or optimizer; as `open_feed`, `open_images`, `new_classifier` and
+    `try_training`; if the test set has classes that the training sets do not have; if the batch cannot be divided; or
+    if the finished training in `folder` was on other images.
     """
     batch = config.optimise.batch_size
     check_division(batch, options.accumulation, processes, pairs=config.augment.mixes)
-    classifiers.check_model_name(config.model.name)
+    check_model_name(config.model.name)
     timm_parts.check_optimizer(config.optimise.optimizer)
     feed = open_feed(config)
     total_steps(config, feed.budget)
@@ -130,7 +134,7 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
         overlap = feed.overlap(test)
     classifier = None
     if done is None:
-        classifier = classifiers.new_classifier(config, feed.classes, feed.names)
+        classifier = new_classifier(config, feed.classes, feed.names)
         timm_parts.try_training(classifier, config, batch // options.accumulation // processes)
     return Opened(feed, test, overlap, done, classifier)
 
@@ -140,17 +144,13 @@ def total_steps(config: TrainConfig, budget: int) -> int:
     part = config.optimise
     steps = part.epochs * budget // part.batch_size
     if steps == 0:
-        raise HfsynError(
-            f"{part.epochs} epochs of {budget} images are fewer than one batch of {part.batch_size}.",
-            "Lower --batch-size, or raise --epochs or --budget.",
-        )
+        said = f"{part.epochs} epochs of {budget} images are fewer than one batch of {part.batch_size}."
+        raise HfsynError(said, "Lower --batch-size, or raise --epochs or --budget.")
     return steps
 
 
 @dataclass
 class _Training:
-    """One training, in one of its processes."""
-
     config: TrainConfig
     options: RunOptions
     accelerator: Any
@@ -241,7 +241,6 @@ class _Training:
         return place.step
 
     def _facts(self) -> dict[str, Any]:
-        """What a checkpoint must agree with to be continued."""
         feed = self.opened.feed
         config = self.config.model_dump(mode="json")
         return {"config": config, "images": feed.fingerprints, "classes": list(feed.classes)}
@@ -254,9 +253,8 @@ class _Training:
         if done % 20 == 0 or done == steps:
             values = {"loss": float(loss.detach()), "lr": optimizer.param_groups[0]["lr"]}
             if math.isnan(values["loss"]):
-                raise HfsynError(
-                    f"The loss is NaN at step {done}.", "Lower the learning rate, or --mixed-precision no."
-                )
+                said = f"The loss is NaN at step {done}."
+                raise HfsynError(said, "Lower the learning rate, or --mixed-precision no.")
             if options.log_with:
                 accelerator.log(values, step=done)
         if done == steps:

@@ -1,7 +1,5 @@
 """Publish a trained classifier: a timm model on the Hub, with a card whose results name the data and its version."""
 
-from __future__ import annotations
-
 import json
 import re
 import tempfile
@@ -14,7 +12,7 @@ from builders.files import sha256_of
 from builders.hub import HeadMovedError, page_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
-from hfsyn.judging.classifier.network import Classifier, open_classifier
+from hfsyn.judging.classifier import Classifier, open_classifier
 from hfsyn.judging.sets.references import parse_hub_id
 from hfsyn.progress import teller
 
@@ -25,11 +23,9 @@ _ROUNDS = 5  # how often a commit is tried if the branch moves meanwhile
 def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
     """Publish the classifier of a training's folder; return the address of its commit. Running it again continues.
 
-    It can then be loaded with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``.
-
-    Raises:
-        HfsynError: the folder holds no finished training, the name is not valid, the Hub refuses (exit code 3) or does
-            not answer in time (exit code 4).
+    It can then be loaded with ``timm.create_model("hf_hub:USER/NAME", pretrained=True)``. Raises HfsynError if the
+    folder holds no finished training, the name is not valid, the Hub refuses (exit code 3) or does not answer in time
+    (exit code 4).
     """
     repo = HubRepo(_check_repo_id(repo_id), repo_type="model", say=teller(quiet))
     path = Path(folder)
@@ -58,11 +54,8 @@ def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
             return head
         with suppress(HeadMovedError):  # another commit came first: look again
             return repo.commit(missing, [], parent=head, message="Add classifier")
-    raise HfsynError(
-        f"{repo.repo_id} was removed, or others kept committing to it.",
-        "Run the same command again.",
-        code=ExitCode.PARTIAL,
-    )
+    said = f"{repo.repo_id} was removed, or others kept committing to it."
+    raise HfsynError(said, "Run the same command again.", code=ExitCode.PARTIAL)
 
 
 def check_push(repo_id: str) -> None:
@@ -109,8 +102,8 @@ def card_text(classifier: Classifier, result: Mapping[str, Any], repo_id: str) -
         datasets=sorted({made["hub"] for made in training["sets"] if made["hub"]}),
         eval_results=_eval_results(test) if test else None,
     )
-    sets = "\n".join(f"- {_described(made)}: {made['share']:.0f} images an epoch" for made in training["sets"])
-    shown = f"{training['budget']} images an epoch, {training['epochs']} epochs, seed {classifier.seed}"
+    sets = "\n".join(f"- {_described(made)}: {made['share']:.0f} images per epoch" for made in training["sets"])
+    shown = f"{training['budget']} images per epoch, {training['epochs']} epochs, seed {classifier.seed}"
     return f"""---
 {data.to_yaml()}
 ---

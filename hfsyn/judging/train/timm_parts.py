@@ -1,7 +1,5 @@
 """The parts of a training that timm makes: augmentation, optimizer, schedule, mixing of images, and the loss."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +8,7 @@ import numpy as np
 
 from builders.errors import did_you_mean, first_line
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier.network import Classifier, Preprocessing
+from hfsyn.judging.classifier import Classifier, Preprocessing
 from hfsyn.judging.sets.batches import derive, seeded
 from hfsyn.recipes.training_recipe import AugmentPart, TrainConfig
 
@@ -141,10 +139,8 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
     """Augment one blank image, and run a copy of the network on the `images` images that are a part of a step.
 
     timm and torch raise anything, deep inside a network, for a size or an option that does not fit: it is better found
-    before the training. Neither the network nor any random generator is changed.
-
-    Raises:
-        HfsynError: timm cannot make the augmentation, or the network cannot be trained on such a part.
+    before the training. Neither the network nor any random generator is changed. Raises HfsynError if timm cannot make
+    the augmentation, or the network cannot be trained on such a part.
     """
     import torch
     from PIL import Image
@@ -170,7 +166,5 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
                 "Look at --image-size, --batch-size and model.options.",
             ) from None
     if shape != (count, len(classifier.wnids)):
-        raise HfsynError(
-            f"{classifier.name} answers {count} images with {shape} instead of {len(classifier.wnids)} numbers each.",
-            f"model.options is {dict(classifier.options)}.",
-        )
+        said = f"{classifier.name} answers {count} images with {shape} instead of {len(classifier.wnids)} numbers each."
+        raise HfsynError(said, f"model.options is {dict(classifier.options)}.")

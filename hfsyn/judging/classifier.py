@@ -1,13 +1,13 @@
-"""A classifier: a timm network, the wnid of each of its outputs, and how its images are prepared.
+"""A classifier: a timm network, the wnid of each output, how its images are prepared; and accelerate, which runs it.
 
 On disk it is two files, ``model.safetensors`` and ``model.json``. Networks that timm names (``resnet50.a1_in1k``) or
 that are on the Hub (``hf_hub:user/name``) are opened as well.
 """
 
-from __future__ import annotations
-
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,8 +18,9 @@ from builders.files import atomic_text, atomic_write, sha256_of
 from builders.hub import Patience, page_of, patiently
 from builders.sources.rows import label_map
 from builders.variants import get_variant
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.training_recipe import TrainConfig
+from hfsyn.workers import alone, cores, current_worker, pick_device
 
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
@@ -70,8 +71,7 @@ class Classifier:
 def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str, str]) -> Classifier:
     """A network to be trained, its weights decided by the seed (or timm's own if pretrained ones are asked for).
 
-    Raises:
-        HfsynError: an unknown network (with the nearest name), or options that it does not take.
+    Raises HfsynError for an unknown network (with the nearest name), or options that it does not take.
     """
     import torch
 
@@ -99,10 +99,8 @@ def _create(
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm's networks raise anything for options that they do not take
-        raise HfsynError(
-            f"The network {name} cannot be made: {first_line(error)}.",
-            f"Look at model.* in the recipe; its options are {dict(options)}.",
-        ) from None
+        said = f"The network {name} cannot be made: {first_line(error)}."
+        raise HfsynError(said, f"Look at model.* in the recipe; its options are {dict(options)}.") from None
 
 
 def check_model_name(name: str) -> None:
@@ -113,10 +111,8 @@ def check_model_name(name: str) -> None:
         return
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        raise HfsynError(
-            f"timm has no network {name!r}.{did_you_mean(name, known, 3)}",
-            "timm.list_models('*resnet*') lists those with resnet in the name.",
-        )
+        said = f"timm has no network {name!r}.{did_you_mean(name, known, 3)}"
+        raise HfsynError(said, "timm.list_models('*resnet*') lists those with resnet in the name.")
 
 
 def _preprocessing(
@@ -174,9 +170,7 @@ def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
     """Open a trained classifier for evaluation.
 
     `model` is the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME[@REVISION]``.
-
-    Raises:
-        HfsynError: there is none, the weights do not fit, or its classes are not known as wnids.
+    Raises HfsynError if there is none, the weights do not fit, or its classes are not known as wnids.
     """
     folder = Path(model).expanduser()
     found = _open_folder(folder) if folder.is_dir() else _open_pretrained(str(model))
@@ -214,10 +208,8 @@ def _open_pretrained(name: str) -> Classifier:
     import timm
 
     if "/" in name and not name.startswith(_ON_HUB):
-        raise HfsynError(
-            f"There is no folder {name}.{near_path(name)}",
-            "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME.",
-        )
+        said = f"There is no folder {name}.{near_path(name)}"
+        raise HfsynError(said, "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME.")
     check_model_name(name)
     repo_id = name.partition(":")[2].partition("@")[0] or name
     patience = Patience(repo_id, f"read the weights of {name}", page=page_of(repo_id, "model"))
@@ -226,10 +218,8 @@ def _open_pretrained(name: str) -> Classifier:
     except HfsynError:
         raise
     except Exception as error:  # timm raises a dozen kinds; the text would show an error of ours
-        raise HfsynError(
-            f"The weights of {name} cannot be loaded: {type(error).__name__}: {first_line(error)}.",
-            "Check the name and the network, or name the folder of a training.",
-        ) from None
+        said = f"The weights of {name} cannot be loaded: {type(error).__name__}: {first_line(error)}."
+        raise HfsynError(said, "Check the name and the network, or name the folder of a training.") from None
     wnids, names = _classes_of(network, name)
     return Classifier(name, network, wnids, names, _preprocessing(network), {}, name, state_sha256(network))
 
@@ -246,10 +236,8 @@ def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ..
         unknown = [label for label, wnid in label_map(imagenet, labels).items() if wnid is None]
         raise HfsynError(f"{len(unknown)} classes of {name} are not ImageNet's: {quoted(unknown)}.", "Train another.")
     if network.num_classes != len(imagenet.classes):
-        raise HfsynError(
-            f"{name} has {network.num_classes} outputs, and nothing says which classes they are.",
-            "Weights with 1,000 outputs are taken as ImageNet-1k's; others must name their labels.",
-        )
+        said = f"{name} has {network.num_classes} outputs, and nothing says which classes they are."
+        raise HfsynError(said, "Weights with 1,000 outputs are taken as ImageNet-1k's; others must name their labels.")
     return tuple(imagenet.by_wnid), tuple(c.name for c in imagenet.classes)
 
 
@@ -261,3 +249,93 @@ def state_sha256(network: Any) -> str:
         found.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         found.update(tensor.flatten().numpy().tobytes())
     return found.hexdigest()
+
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+def start_accelerator(
+    device: str | None,
+    mixed_precision: str = "no",
+    accumulation: int = 1,
+    log_with: str | None = None,
+    log_folder: Path | None = None,
+) -> Any:
+    """An Accelerator for this process, alone or one of a launch; on a CPU it computes with one thread."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    check_tracker(log_with)
+    picked = pick_device(device)
+    if device is not None and ":" in device:
+        said = f"--device {device} names one of several."
+        raise HfsynError(said, "Set CUDA_VISIBLE_DEVICES=1, and use --device cuda.")
+    # These are global, and an earlier training in this process may have used another precision.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    try:
+        with alone() if current_worker().world == 1 else contextlib.nullcontext():
+            return Accelerator(
+                cpu=picked == "cpu",
+                mixed_precision=mixed_precision,
+                gradient_accumulation_steps=accumulation,
+                log_with=log_with,
+                project_dir=str(log_folder) if log_with else None,
+                step_scheduler_with_optimizer=False,
+            )
+    except (ValueError, RuntimeError) as error:
+        raise HfsynError(f"accelerate cannot start: {first_line(error)}", "Try --mixed-precision no.") from None
+
+
+def default_workers(accelerator: Any) -> int:
+    """Decoding processes beside each process if the user gives no number.
+
+    A GPU waits for the decoders, so its processes share the machine's cores; a CPU would only take turns with them.
+    """
+    if accelerator.device.type != "cuda":
+        return 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return min(16, max(1, cores() // here))
+
+
+def check_tracker(log_with: str | None) -> None:
+    """Refuse a tracker that is not installed; accelerate would only warn and log nothing."""
+    from accelerate import utils
+
+    if log_with is None:
+        return
+    if log_with not in TRACKERS:
+        raise HfsynError(f"Unknown tracker {log_with!r}.", f"Known: {', '.join(TRACKERS)}.")
+    if not getattr(utils, f"is_{log_with}_available")():
+        hint = f"pip install 'hfsyn[{log_with}]'" if log_with != "wandb" else "pip install wandb"
+        raise HfsynError(f"The tracker {log_with} is not installed.", hint, code=ExitCode.PREFLIGHT)
+
+
+def check_division(batch_size: int, accumulation: int, processes: int, *, pairs: bool = False) -> None:
+    """Refuse a batch that cannot be divided into equal parts, or with `pairs` not into even ones; name one that can."""
+    parts = accumulation * processes
+    if batch_size % parts:
+        fits = max(1, round(batch_size / parts)) * parts
+        raise HfsynError(
+            f"A batch of {batch_size} images cannot be divided into {processes} processes times {accumulation} parts.",
+            f"The batch size is that of a whole step over all processes; {fits} can be: --batch-size {fits}.",
+        )
+    if pairs and (each := batch_size // parts) % 2:
+        fits = max(1, round(batch_size / parts / 2)) * 2 * parts
+        said = f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each."
+        raise HfsynError(said, f"Make --batch-size even for it: {fits} can be.")
+
+
+def total(accelerator: Any, value: float) -> float:
+    """The sum of a number over all processes."""
+    import torch
+
+    return float(accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum").item())
+
+
+def union(accelerator: Any, values: Mapping[str, str]) -> dict[str, str]:
+    """The entries of all processes together, sorted."""
+    from accelerate.utils import gather_object
+
+    found = list(values.items())
+    return dict(sorted(found if accelerator.num_processes == 1 else gather_object(found)))

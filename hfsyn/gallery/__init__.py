@@ -1,0 +1,1 @@
+"""Looking at the images of a run or a published set, beside the real ones."""

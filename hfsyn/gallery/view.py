@@ -1,0 +1,181 @@
+"""Real beside synthetic: a picture of some rows of each class, and a page that filters them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from builders.errors import size_text
+from builders.files import atomic_text
+from builders.published import RunFolder, open_reference
+from builders.runs import layout
+from hfsyn.checks.diff import recipe_of
+from hfsyn.errors import HfsynError
+from hfsyn.gallery.rows import Choice, Seen, add_real_images, check_flag, chosen_classes, chosen_rows, rows_in_all
+from hfsyn.pages.html import page, picture, table, tag_of
+from hfsyn.recipes.recipe import Recipe
+from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
+
+MOST_ROWS = 500
+"""On a page: about 5 MB of pictures."""
+_CLASSES, _PER_CLASS = 20, 3  # of the picture
+
+
+@dataclass(frozen=True)
+class View:
+    """What was looked at, and where it was written."""
+
+    label: str
+    picture: str | None
+    page: str | None
+    remarks: list[str]
+    """What is not shown, and why."""
+    rows: list[dict[str, Any]]
+    """Of what is shown: ``class_name``, ``prompt``, ``caption``, ``seed``, ids, ``flags``, and the ``command`` that
+    makes the image again."""
+    seen: list[Seen] = field(repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: value for name, value in vars(self).items() if name != "seen"}
+
+    def _repr_html_(self) -> str:
+        shown = self.seen[:30]
+        cells = (
+            {
+                "real": one.real and tag_of(one.real),
+                "synthetic": tag_of(one.made, one.row["prompt"]),
+                **{key: one.row[key] for key in ("class_name", "prompt", "seed", "flags")},
+            }
+            for one in shown
+        )
+        more = f", the first {len(shown)} of {len(self.seen)} rows" if len(self.seen) > len(shown) else ""
+        return table(cells, f"{self.label}{more}")
+
+
+def look(
+    what: str | Path,
+    *,
+    out: str | Path | None = None,
+    html: bool | str | Path | None = None,
+    classes: str | Sequence[str] | None = None,
+    per_class: int | None = None,
+    flag: str | None = None,
+    words: str | None = None,
+    source: str | None = None,
+    config_name: str | None = None,
+    token: str | bool | None = None,
+    quiet: bool = False,
+) -> View:
+    """Show real images beside what was made of them, as a PNG file or as a page that filters.
+
+    Args:
+        what: a run folder, finished or not, or ``USER/NAME[@REVISION]``.
+        out: the PNG file; None is ``preview/look.png`` of the run, or ``NAME-look.png`` here, and none with `html`.
+        html: write a page, there or, if it is True, to ``look.html`` beside where the picture would be; it needs no
+            other file.
+        classes: names or wnids, as a list or separated by commas; None is all (20 in the picture).
+        per_class: images of each class; None is 3 in the picture, and any number on the page, which has at most 500.
+        flag: only rows with it, such as ``truncated``.
+        words: only rows with all of these in their prompt or caption.
+        source: where the real images are now, if not where the recipe says.
+        config_name: a configuration of a published set; None is the default one.
+        token: of the Hub; None is the stored one.
+        quiet: no remarks on the error stream.
+
+    Raises:
+        HfsynError: there is no such set, class or flag; no row is as wanted; or as `open_reference`.
+    """
+    side = open_reference(str(what), config_name, token=token)
+    recipe = recipe_of(side)
+    choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
+    seen, cut = chosen_rows(side, choice)
+    if not seen:
+        raise HfsynError(f"No row of {side.label} is as wanted.", "Ask for other classes, flags or words.")
+    by_wnid = {wnid: place for place, wnid in enumerate(choice.wnids)}
+    seen.sort(key=lambda one: by_wnid[one.row["wnid"]])  # stable: within a class in the order of the set
+    if html and (cut or len(seen) == MOST_ROWS):
+        remarks.append(_share(len(seen), None if flag or words else rows_in_all(side, choice.wnids)))
+    if problem := add_real_images(seen, side, recipe, source, token):
+        remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
+    where, at = (
+        (side.label, "") if isinstance(side, RunFolder) else (f"{side.repo_id}@{side.revision}", config_name or "")
+    )
+    command = f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
+    for one in seen:
+        one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
+    home = side.folder / layout.PREVIEW if isinstance(side, RunFolder) else Path()
+    stem = "look" if isinstance(side, RunFolder) else f"{side.repo_id.rpartition('/')[2]}-look"
+    png = save_png(_sheet(recipe, seen, side.label), _path(out or home / f"{stem}.png")) if out or not html else None
+    written = None
+    if html:
+        written = _path(home / f"{stem}.html" if html is True else html)
+        atomic_text(written, _page(recipe, seen, side.label, remarks))
+        remarks.append(f"a page of {size_text(written.stat().st_size)}")
+    if remarks and not quiet:
+        print("\n".join(remarks), file=sys.stderr)
+    at_png, at_page = (None if path is None else str(path) for path in (png, written))
+    return View(side.label, at_png, at_page, remarks, [one.row for one in seen], seen)
+
+
+def _choice(
+    recipe: Recipe,
+    classes: str | Sequence[str],
+    per_class: int | None,
+    flag: str | None,
+    words: str | None,
+    *,
+    picture: bool,
+) -> tuple[Choice, list[str]]:
+    """Which rows are wanted, and what is left out of the picture for its size."""
+    check_flag(flag)
+    names = classes.split(",") if isinstance(classes, str) else classes
+    wnids, remarks = list(chosen_classes(recipe, [name.strip() for name in names if name.strip()])), []
+    if picture and len(wnids) > _CLASSES:
+        remarks.append(f"the first {_CLASSES} of {len(wnids):,} classes; --classes names others")
+        wnids = wnids[:_CLASSES]
+    number = per_class or (_PER_CLASS if picture else None)
+    return Choice(wnids, flag, tuple((words or "").lower().split()), number, MOST_ROWS), remarks
+
+
+def _path(path: str | Path) -> Path:
+    return Path(path).expanduser()
+
+
+def _share(shown: int, total: int | None) -> str:
+    return f"the first {shown:,} rows that match" if total is None else f"the first {shown:,} of {total:,} rows"
+
+
+def _sheet(recipe: Recipe, seen: Sequence[Seen], label: str) -> Any:
+    """One row per class: its real images, then what was made of them, with captions or prompts below."""
+    by_class: dict[str, list[Seen]] = {}
+    for one in seen:
+        by_class.setdefault(one.row["class_name"], []).append(one)
+    with_real = any(one.real is not None for one in seen)
+    lines = []
+    for name, some in by_class.items():
+        real = [Tile(one.real or one.made.resize((1, 1))) for one in some] if with_real else []
+        made = [Tile(one.made, one.row["caption"] or one.row["prompt"]) for one in some]
+        lines.append(Row(name, [real, made] if with_real else [made]))
+    heads = ["real images", "synthetic"] if with_real else ["synthetic"]
+    return contact_sheet(f"{recipe.name} ({label})", heads, lines)
+
+
+def _page(recipe: Recipe, seen: Sequence[Seen], label: str, remarks: Sequence[str]) -> str:
+    cards = [
+        {**one.row, "made": picture(one.made, max(one.made.size)), "real": one.real and picture(one.real)}
+        for one in seen
+    ]
+    return page(
+        "hfsyn.gallery",
+        name=recipe.name,
+        label=label,
+        remarks=remarks,
+        cards=cards,
+        classes=list(dict.fromkeys(one.row["class_name"] for one in seen)),
+        flags=sorted({flag for one in seen for flag in one.row["flags"]}),
+    )

@@ -1,1 +1,0 @@
-"""A classifier: the network and its classes, how its images are prepared, and accelerate."""
