@@ -118,8 +118,8 @@ def commit_of(
     """The commit that a revision of a model on the Hub means.
 
     A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; if it does not
-    answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if there
-    is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor cached, which `hint`
+    answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if the
+    repository or the revision does not exist, it is gated (exit code 3), or it is neither reachable nor cached, which `hint`
     helps with.
     """
     from huggingface_hub import try_to_load_from_cache
