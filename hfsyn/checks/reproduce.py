@@ -90,13 +90,11 @@ def reproduce(
         device: cpu, cuda or mps; None is the GPU, or the CPU.
         model: the generator's folder on this machine, if the recipe names a local one; its content must be the same.
         source: the folder of the real images on this machine, if the recipe starts from them; None is the recipe's.
-        config_name: a configuration's name; None is the default one.
-        token: as everywhere in huggingface_hub.
+        config_name, token: as for `verify`.
         allow_pickle_weights: read weights in other formats than safetensors too.
-        generator: in place of the recipe's model (for tests).
+        generator: in place of the recipe's model.
 
-    Raises:
-        HfsynError: there is no such sample, or the model is not available.
+    Raises HfsynError if there is no such sample, or the model is not available.
     """
     check_device(device)
     side = open_reference(what, config_name, token=token)
