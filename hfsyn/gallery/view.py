@@ -11,7 +11,7 @@ from typing import Any
 
 from builders.errors import size_text
 from builders.files import atomic_text
-from builders.published import RunFolder, open_reference
+from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import HfsynError
@@ -102,10 +102,7 @@ def look(
         remarks.append(_share(len(seen), None if flag or words else rows_in_all(side, choice.wnids)))
     if problem := add_real_images(seen, side, recipe, source, token):
         remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
-    where, at = (
-        (side.label, "") if isinstance(side, RunFolder) else (f"{side.repo_id}@{side.revision}", config_name or "")
-    )
-    command = f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
+    command = _reproducing(side, config_name)
     for one in seen:
         one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
     home = side.folder / layout.PREVIEW if isinstance(side, RunFolder) else Path()
@@ -120,6 +117,14 @@ def look(
         print("\n".join(remarks), file=sys.stderr)
     at_png, at_page = (None if path is None else str(path) for path in (png, written))
     return View(side.label, at_png, at_page, remarks, [one.row for one in seen], seen)
+
+
+def _reproducing(side: Published | RunFolder, config_name: str | None) -> str:
+    """The command that makes an image of the set again, but for the image's id."""
+    where, at = side.label, ""
+    if not isinstance(side, RunFolder):
+        where, at = f"{side.repo_id}@{side.revision}", config_name or ""
+    return f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
 
 
 def _choice(
