@@ -82,7 +82,8 @@ def test_a_flag_chooses_the_rows_that_have_it(run: Path, tmp_path: Path, monkeyp
     [
         ({"classes": "hart"}, "Did you mean 'heart'"),
         ({"flag": "truncate"}, "Did you mean 'truncated'"),
-        ({"words": "zebra"}, "No row of"),
+        ({"words": "zebra", "classes": "ring"}, "No row of .* matches classes 'ring' and words 'zebra'"),
+        ({"out": "."}, "is a folder"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(run: Path, wanted: dict[str, str], said: str) -> None:
