@@ -31,15 +31,16 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from builders.errors import DataError
+from builders.errors import DataError, near_path
 from builders.hub import Patience, not_cached, patiently, resolve, said_plainly
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_manifest
 from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
 
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
 """Tags, branches and commits, but nothing that could leave the folder of the cache."""
+MOST_BYTES = 64 * 2**20  # the largest manifest or card that is read: some hundred thousand shards
+_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,9 @@ class Published:
             said = f"{self.repo_id} at {self.revision} has no {path}."
             raise DataError(said, "It is damaged; name another revision.") from None
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> layout.Manifest:
         """The configuration's manifest."""
-        return load_manifest(self.text(layout.MANIFEST), f"{self.prefix}{layout.MANIFEST} of {self.repo_id}")
+        return layout.load_manifest(self.text(layout.MANIFEST), f"{self.prefix}{layout.MANIFEST} of {self.repo_id}")
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -155,17 +156,15 @@ class RunFolder:
         """A small text file."""
         return _text(self.fetch(name), str(self.folder / name))
 
-    def manifest(self) -> Manifest:
+    def manifest(self) -> layout.Manifest:
         """The run's manifest."""
         found = manifest_in(self.fetch(layout.MANIFEST).parent)
         assert found is not None
         return found
 
-    @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
+    def open(self, name: str) -> IO[bytes]:
         """Open a file for reading."""
-        with self.fetch(name).open("rb") as local:
-            yield local
+        return self.fetch(name).open("rb")
 
 
 def _text(path: Path, what: str) -> str:
@@ -197,7 +196,7 @@ def parse_reference(reference: str) -> tuple[str, str | None]:
     """Repository and revision of ``[hf://datasets/]USER/NAME[@REVISION]``; raises DataError for any other form."""
     repo_id, at, revision = reference.removeprefix("hf://datasets/").partition("@")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id) or (at and not revision):
-        said = f"{reference!r} is neither a run folder nor a dataset on the Hub."
+        said = f"{reference!r} is neither a run folder nor a dataset on the Hub.{near_path(reference)}"
         raise DataError(said, "A dataset looks like USER/NAME@v1.0.0.")
     return repo_id, revision or None
 
@@ -332,7 +331,7 @@ def fetch_sidecars(side: Published | RunFolder) -> None:
         _bring(side, [f"{side.prefix}{layout.SIDECARS}/*.json"])
 
 
-def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> list[str]:
+def shard_files(found: Published, manifest: layout.Manifest, *, streaming: bool) -> list[str]:
     """The shards in order: URLs to stream from, or paths of complete files.
 
     Raises DataError if a shard in the cache is incomplete, or missing when offline.
@@ -349,10 +348,6 @@ def shard_files(found: Published, manifest: Manifest, *, streaming: bool) -> lis
     return [str(path) for path in paths]
 
 
-MOST_BYTES = 64 * 2**20  # the largest manifest or card that is read: some hundred thousand shards
-_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-
-
 def candidates(paths: Collection[str]) -> list[str]:
     """The configurations that have both files, sorted; their manifests decide whether they are ours."""
     there = set(paths)
@@ -366,7 +361,7 @@ def candidates(paths: Collection[str]) -> list[str]:
     return sorted(found)
 
 
-def our_manifest(read: Callable[[str], str], config: str) -> Manifest | None:
+def our_manifest(read: Callable[[str], str], config: str) -> layout.Manifest | None:
     """The manifest of one of `candidates`, None if it is not ours.
 
     `read` gives the text of a file by its path, or raises DataError if it is not text or larger than `MOST_BYTES`.
@@ -374,7 +369,7 @@ def our_manifest(read: Callable[[str], str], config: str) -> Manifest | None:
     """
     path = f"{layout.config_prefix(config)}{layout.MANIFEST}"
     try:
-        return load_manifest(read(path), path)
+        return layout.load_manifest(read(path), path)
     except DataError as error:
         if error.code != 2:
             raise

@@ -18,7 +18,6 @@ import datasets
 from builders.errors import DataError
 from builders.published import open_published, shard_files
 from builders.runs import layout
-from builders.runs.layout import ShardEntry
 from builders.runs.rows import Files, ShardRows
 from builders.runs.run_files import shards
 
@@ -55,8 +54,8 @@ class Synthetic(ShardRows):
             return self._published()
         folder = Path(self.config.run)
         if not layout.is_run_folder(folder):
-            raise DataError(f"{folder} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
-        found: dict[str, list[tuple[str, ShardEntry | None]]] = {}
+            raise DataError(f"{folder} is not a run folder.", "`hfsyn build RECIPE --out RUN` creates one.")
+        found: dict[str, list[tuple[str, layout.ShardEntry | None]]] = {}
         for shard in shards(folder, layout.DATA):
             split, _, _ = layout.shard_number(shard) or ("", 0, 0)
             found.setdefault(split, []).append((str(shard), None))

@@ -28,20 +28,12 @@ _terminated_is_said = threading.Event()
 def launch(
     arguments: Sequence[str], processes: int, *, device: str | None = None, progress: Callable[[], object] | None = None
 ) -> int:
-    """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return its exit code.
+    """Run ``hfsyn ARGUMENTS`` in several processes on this machine through ``accelerate launch``; return the launcher's
+    exit code or, if that is 0, the code of the first error that a process has told.
 
     On a CPU ``--cpu --num_processes N`` would start one process; what starts N is the multi-GPU launcher with
-    ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends.
-
-    Args:
-        arguments: of the command.
-        processes: how many.
-        device: a torch device, or None.
-        progress: how far the work is. The launcher ends all processes when one of them dies; they are started again as
-            long as this changes in between. None: never.
-
-    Returns:
-        The launcher's exit code; if that is 0, the code of the first error that a process has told.
+    ``ACCELERATE_USE_CPU``. All processes end when this one does, however it ends. The launcher ends all of them when
+    one dies; they are started again as long as `progress`, how far the work is, changes in between (None: never).
     """
     with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
         told = Path(folder) / "told"

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -24,15 +23,10 @@ def teller(quiet: bool) -> Callable[[str], None]:
 
 
 class Progress:
-    """Counts images of one stage; a context manager.
+    """Counts images (`unit`) of one stage; a context manager.
 
-    Args:
-        what: the stage, as people read it.
-        total: images in all.
-        done: images that were there before; they count, but not into the rate.
-        others: asked now and then for the images that other processes have finished since; may be None.
-        quiet: show nothing.
-        unit: what is counted, as people read it.
+    `done` images were there before: they count, but not toward the rate. `others` is asked now and then for the images
+    that other processes have finished since.
     """
 
     def __init__(
@@ -87,9 +81,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self._bar is not None:
             self._bar.n = self._count()
             self._bar.refresh()

@@ -77,7 +77,8 @@ def one(folder: str, images: int, stage: str) -> dict[str, object]:
     from hfsyn.images.generator import Generated
     from hfsyn.recipes.recipe import load_recipe
     from hfsyn.runs.finish import finish
-    from hfsyn.runs.run import load_run, prepare
+    from hfsyn.runs.prepare import prepare
+    from hfsyn.runs.run import load_run
     from hfsyn.runs.stage import write_plan
 
     torch.set_num_threads(1)

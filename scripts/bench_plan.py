@@ -41,7 +41,7 @@ WORDS = (
     "water with red blue striped background close up view near window holding looking at camera"
 )
 STEPS = {
-    "index": "from hfsyn.recipes.recipe import load_recipe; from hfsyn.runs.run import prepare; "
+    "index": "from hfsyn.recipes.recipe import load_recipe; from hfsyn.runs.prepare import prepare; "
     "prepare(load_recipe('imagenet-1k-cip', [{overrides}]), {run!r})",
     "plan": "from hfsyn.runs.stage import write_plan; from hfsyn.runs.run import load_run; "
     "write_plan(load_run({run!r}))",

@@ -83,7 +83,7 @@ def parquet_bytes(run: Path) -> dict[str, bytes]:
 def run_folder(tmp_path: Path, *overrides: str, recipe: str = "shapes-cip", name: str = "run") -> Path:
     """A prepared run folder of a shipped recipe, small unless the overrides say otherwise."""
     from hfsyn.recipes.recipe import load_recipe
-    from hfsyn.runs.run import prepare
+    from hfsyn.runs.prepare import prepare
 
     small: Sequence[str] = ("source.limit_per_class=3", "store.shard_rows=8", "generate.batch_size=4")
     return prepare(load_recipe(recipe, [*small, *overrides]), tmp_path / name).folder

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -23,8 +24,8 @@ from builders.files import below
 from builders.hub import STREAM_ATTEMPTS, Patience, patiently, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
-from builders.sources.on_disk import local_choice, split_there, tables_of
 from builders.sources.rows import IndexEntry, SourceRow, file_wnid, is_wnid
+from builders.sources.tables import local_choice, open_split, split_there, tables_of
 from builders.variants import Choice, ClassInfo, Variant, usual_split
 
 T = TypeVar("T")
@@ -34,47 +35,37 @@ _BUFFER = 8 << 20  # bytes of images that are read at once from a local file
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class ParquetSource:
     """One split in Parquet files. Satisfies `builders.sources.rows.Source`."""
 
-    def __init__(
-        self,
-        variant: Variant,
-        filesystem: Any,
-        root: str,
-        names: Sequence[str],
-        layout: str,
-        *,
-        tables: Tables | None = None,
-        choice: Choice | None = None,
-        trusted: bool = False,
-        local: bool = True,
-        limit_per_class: int | None = None,
-    ) -> None:
-        """`names`: files under `root` of an fsspec filesystem, a split of `tables`. `choice`: known columns.
-        `trusted`: the files are from the variant's own Hub repository.
-        """
-        self.layout = layout
-        self._variant, self._fs, self._root, self._names = variant, filesystem, root, tuple(names)
-        self._tables, self._choice = tables or Tables({}), choice
-        self._trusted, self._local, self._limit = trusted, local, limit_per_class
-        self._unlabelled: dict[str, int] = {}
-        self._image_columns: dict[str, str] = {}
-        self.rows_have_names = True
-        """Whether every image has a name of its own in the table; known after the index was read."""
+    variant: Variant
+    filesystem: Any  # of fsspec
+    root: str
+    names: Sequence[str]  # files under `root`, a split of `tables`
+    layout: str
+    tables: Tables = field(default_factory=lambda: Tables({}))
+    choice: Choice | None = None  # the columns that are known
+    trusted: bool = False  # whether the files are from the variant's own Hub repository
+    local: bool = True
+    limit_per_class: int | None = None
+    rows_have_names: bool = field(default=True, init=False)
+    """Whether every image has a name of its own in the table; known after the index was read."""
+    _unlabelled: dict[str, int] = field(default_factory=dict, init=False)
+    _image_columns: dict[str, str] = field(default_factory=dict, init=False)
 
     @cached_property
     def classes(self) -> tuple[ClassInfo, ...]:
         """The classes that occur; of a remote repository all of the variant's, to avoid reading every label."""
-        if not self._local:
-            return self._variant.classes
-        return tuple(info for info in self._variant.classes if info.wnid in self._survey[0])
+        if not self.local:
+            return self.variant.classes
+        return tuple(info for info in self.variant.classes if info.wnid in self._survey[0])
 
     @property
     def left_out(self) -> dict[str, int]:
         """Reason -> number of things that are not in the index; rows are counted as the index is read."""
         without = sum(self._unlabelled.values())
-        return {**self._tables.left_out, **({"row without a label": without} if without else {})}
+        return {**self.tables.left_out, **({"row without a label": without} if without else {})}
 
     def check(self) -> None:
         """Raise DataError unless every label that occurs is a class of the variant; reads only the labels."""
@@ -91,18 +82,18 @@ class ParquetSource:
         seen: set[str] = set()
         for entries in self._every_part():
             for entry in entries:
-                if self._limit is not None:
+                if self.limit_per_class is not None:
                     count = counts[entry.wnid] = counts.get(entry.wnid, 0) + 1
-                    if count > self._limit:
+                    if count > self.limit_per_class:
                         continue
-                    full += count == self._limit
+                    full += count == self.limit_per_class
                 yield self._unseen(entry, seen)
                 if full == wanted:
                     return
 
     def parts(self) -> list[str]:
         """Parts of the index that can be listed separately: the files."""
-        return list(self._names)
+        return list(self.names)
 
     def index_part(self, name: str) -> Iterator[IndexEntry]:
         """The rows of one file, as in `index` without a limit."""
@@ -122,20 +113,20 @@ class ParquetSource:
                 yield SourceRow(entry.source_id, entry.wnid, image, entry.source_id.split("/", 1)[1], problem)
 
     def _read(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
-        if self._local:
+        if self.local:
             return self._images(name, rows)
         return resumed(lambda given: self._images(name, rows[given:]), *self._repository)
 
     def _open(self, name: str) -> Any:
         # Remote files are requested in just the ranges that pyarrow needs: read-ahead would also fetch image bytes.
-        options = {} if self._local else {"cache_type": "none"}
-        return self._fs.open(f"{self._root}/{name}", "rb", **options)
+        options = {} if self.local else {"cache_type": "none"}
+        return self.filesystem.open(f"{self.root}/{name}", "rb", **options)
 
     def _columns(self, schema: pa.Schema, name: str) -> Columns:
         # A variant of the table goes by the numbers of its own repository, whose card may name them in another order.
-        own = self._trusted and not self._variant.label_ids
-        names = {c: said for c, said in self._tables.names.items() if not (own and class_label(schema, c))}
-        return find_columns(schema, f"'{name}'", choice=self._choice, names=names)
+        own = self.trusted and not self.variant.label_ids
+        names = {c: said for c, said in self.tables.names.items() if not (own and class_label(schema, c))}
+        return find_columns(schema, f"'{name}'", choice=self.choice, names=names)
 
     def _listed(self, name: str) -> tuple[bool, list[tuple[str | None, str | None]]]:
         """Whether labels are numbers that the variant knows; class and file name of each row, None if unknown."""
@@ -144,7 +135,7 @@ class ParquetSource:
             columns = self._columns(file.schema_arrow, name)
             table = file.read(columns=columns.for_index)
         self._image_columns[columns.image] = name
-        wnids, by_number = wnids_of(columns, table, self._variant, trusted=self._trusted)
+        wnids, by_number = wnids_of(columns, table, self.variant, trusted=self.trusted)
         return by_number, list(zip(wnids, columns.names(table), strict=True))
 
     def _entries(self, name: str) -> list[IndexEntry]:
@@ -159,7 +150,7 @@ class ParquetSource:
             if by_number and path and is_wnid(wnid) and file_wnid(path) not in (None, wnid):
                 raise DataError(
                     f"Row {row} of '{name}' has the label of {wnid}, but its file is named {path}.",
-                    f"The labels are not those that '{self._variant.name}' knows: read a copy with class folders.",
+                    f"The labels are not those that '{self.variant.name}' knows: read a copy with class folders.",
                 )
             entries.append(IndexEntry(f"{wnid}/{file_name}", wnid, name, row))
         self._unlabelled[name] = len(rows) - len(entries)
@@ -175,7 +166,7 @@ class ParquetSource:
         seen: set[tuple[str | None, str]] = set()
         unmatched: set[str] = set()
         twice = ""
-        for name in self._names if self._local else self._names[:2]:
+        for name in self.names if self.local else self.names[:2]:
             try:
                 rows = self._patiently(self._listed, name)[1]
             except UnknownLabelsError as error:
@@ -187,7 +178,7 @@ class ParquetSource:
                     twice = path if (wnid, path) in seen else twice
                     seen.add((wnid, path))
         if unmatched:
-            raise unknown_labels(self._variant, unmatched, self.layout)
+            raise unknown_labels(self.variant, unmatched, self.layout)
         if len(self._image_columns) > 1:
             raise different_images(self.layout, self._image_columns)
         if twice:
@@ -198,10 +189,10 @@ class ParquetSource:
     @cached_property
     def _stems(self) -> dict[str, str]:
         """A different stem for each file, used in the names of its rows."""
-        longer = {name: name[: -len(".parquet")].replace("/", "-") for name in self._names}
-        stems = {name: name[: -len(".parquet")].rsplit("/", 1)[-1] for name in self._names}
+        longer = {name: name[: -len(".parquet")].replace("/", "-") for name in self.names}
+        stems = {name: name[: -len(".parquet")].rsplit("/", 1)[-1] for name in self.names}
         numbered = {name: f"{number}-{stem}" for number, (name, stem) in enumerate(longer.items())}
-        return next(found for found in (stems, longer, numbered) if len(set(found.values())) == len(self._names))
+        return next(found for found in (stems, longer, numbered) if len(set(found.values())) == len(self.names))
 
     def _row_name(self, name: str, row: int) -> str:
         return f"{self._stems[name]}-{row:06d}"
@@ -216,29 +207,29 @@ class ParquetSource:
 
     def _every_part(self) -> Iterator[list[IndexEntry]]:
         """The entries of each file in turn; several remote files are read at once."""
-        if self._local:
-            return map(self._entries, self._names)
+        if self.local:
+            return map(self._entries, self.names)
         _ = self._survey  # before the threads need it
-        return in_parallel(lambda name: self._patiently(self._entries, name), self._names)
+        return in_parallel(lambda name: self._patiently(self._entries, name), self.names)
 
     def _patiently(self, read: Callable[[str], T], name: str) -> T:
-        if self._local:
+        if self.local:
             return read(name)
         repo_id, revision = self._repository
         return patiently(lambda: read(name), Patience(repo_id, revision=revision, attempts=STREAM_ATTEMPTS))
 
     @property
     def _repository(self) -> tuple[str, str]:
-        repo_id, _, revision = self._root.removeprefix("datasets/").partition("@")
+        repo_id, _, revision = self.root.removeprefix("datasets/").partition("@")
         return repo_id, revision
 
     def _images(self, name: str, rows: Sequence[int]) -> Iterator[tuple[bytes, str]]:
         """The images of some rows of a file in order, a few in memory at a time; or why there is none."""
-        folder = Path(self._root, name).parent if self._local else None
+        folder = Path(self.root, name).parent if self.local else None
         try:
             with self._open(name) as stream:
                 # Without a buffer pyarrow reads a column of a row group at once, which is best for the Hub.
-                file = pq.ParquetFile(stream, buffer_size=_BUFFER if self._local else 0)
+                file = pq.ParquetFile(stream, buffer_size=_BUFFER if self.local else 0)
                 columns = self._columns(file.schema_arrow, name)
                 sizes = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
                 ends = list(accumulate(sizes))
@@ -246,11 +237,11 @@ class ParquetSource:
                     wanted = [row - (ends[group] - sizes[group]) for row in neighbours]
                     yield from _row_group(file, group, columns.image, wanted, folder)
         except (OSError, LookupError, pa.ArrowException) as error:
-            if not self._local:
+            if not self.local:
                 raise
             what = "it has no longer the rows that it had" if isinstance(error, LookupError) else _said(error)
             raise DataError(
-                f"{self._root}/{name} cannot be read: {what}.",
+                f"{self.root}/{name} cannot be read: {what}.",
                 "Images must not change during a run. Finished work is kept: put the file back, and run the same "
                 "command again to continue.",
                 code=4,
@@ -364,3 +355,33 @@ def open_parquet(
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"A Parquet file in {path} cannot be read: {_said(error)}.", "Copy it again.") from error
     return source
+
+
+def open_hub(
+    variant: Variant,
+    split: str,
+    *,
+    revision: str | None = None,
+    limit_per_class: int | None = None,
+    token: str | bool | None = None,
+) -> ParquetSource:
+    """A source that reads the variant's repository by ranges, at one commit.
+
+    Raises DataError offline, without access, for an unknown revision, and if the repository has no Parquet files of the
+    split: at once if it is known to hold an archive instead, unless a revision is given.
+    """
+    found, theirs = open_split(variant, split, revision=revision, token=token)
+    hub, names = variant.hub, found.tables.splits[theirs]
+    assert hub is not None  # by `open_split`
+    return ParquetSource(
+        variant,
+        found.filesystem,
+        found.root,
+        names,
+        f"{len(names)} Parquet files of {hub.repo_id} at {found.commit}",
+        tables=found.tables,
+        choice=Choice(None, hub.image_column, hub.label_column),
+        trusted=True,
+        local=False,
+        limit_per_class=limit_per_class,
+    )

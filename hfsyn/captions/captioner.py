@@ -44,15 +44,9 @@ class TransformersCaptioner:
     continues ``a goldfish in a bowl``, and ``a photo of goldfish, a goldfish in a bowl`` is what a diffusion prompt
     should say. With the prompt kept, each of them would say "a photo of" twice.
 
-    Args:
-        recipe: model, revision, prompt, length, beams, drawing and dtype.
-        device: a torch device.
-        allow_pickle: also read weights that are not safetensors.
-        classes: that the prompt may have to name: the model is tried with the longest of them.
-
-    Raises:
-        HfsynError: the model cannot be loaded as a captioner, has lost weights, has no use for the prompt or needs one,
-            or cannot caption a small picture.
+    The model is tried with the longest of the `classes` that the prompt may have to name. Raises HfsynError if it
+    cannot be loaded as a captioner, has lost weights, has no use for the prompt or needs one, or cannot caption a small
+    picture.
     """
 
     def __init__(
@@ -71,15 +65,10 @@ class TransformersCaptioner:
         classes: Sequence[ClassInfo] | None = None,
         seeds: Sequence[int] | None = None,
     ) -> list[str]:
-        """See `Captioner`.
+        """See `Captioner`; for RGB images of any size. Their classes are only needed if the prompt names them, and
+        their seeds only if the recipe draws tokens.
 
-        Args:
-            images: RGB, of any size.
-            classes: of each image; only needed if the prompt names them.
-            seeds: of each image; only needed if the recipe draws tokens.
-
-        Raises:
-            Refused: one of them is more than the model's context takes, or its values are not finite.
+        Raises Refused if one of them is more than the model's context takes, or its values are not finite.
         """
         known: Sequence[ClassInfo | None] = [None] * len(images) if classes is None else classes
         return self.ask([self.look(image, info) for image, info in zip(images, known, strict=True)], seeds)()

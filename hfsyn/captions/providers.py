@@ -114,16 +114,11 @@ def _padded(prepare: Callable[[Sequence[Seen]], Answer]) -> Callable[[Sequence[S
 class KnownCaptions:
     """Captions of a published dataset or another run, by source id, each for exactly the image that was captioned.
 
-    Only captions that this recipe's captioner would make are taken: with them the run is the same as without.
+    `reference` is a run folder whose captions are finished, or ``USER/NAME[@REVISION][#CONFIG]``, of images or of
+    captions alone. Only captions that the captioner of `recipe`, with its revisions pinned, would make are taken: with
+    them the run is the same as without.
 
-    Args:
-        reference: a run folder whose captions are finished, or ``USER/NAME[@REVISION][#CONFIG]``, of images or of
-            captions alone.
-        recipe: of the run that takes them, its revisions pinned.
-
-    Raises:
-        HfsynError: they were made of another source, or by another captioner.
-        DataError: there are none.
+    Raises DataError if there are none, and HfsynError if they were made of another source or by another captioner.
     """
 
     def __init__(self, reference: str, recipe: Recipe) -> None:

@@ -6,6 +6,7 @@ others get the captions that they would have had.
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from builders.errors import first_line
@@ -30,24 +31,24 @@ def is_refusal(error: Exception) -> bool:
     return not is_out_of_memory(error) and (isinstance(error, Refused) or not isinstance(error, HfsynError))
 
 
+@dataclass(eq=False)
 class Tally:
     """What a model took and refused in this process. Images are looked at by one thread, and asked about by another.
 
-    Args:
-        model: its name; empty if no model is asked, and earlier captions are taken.
-        elsewhere: whether it has taken an image in another process, or earlier.
+    `model` is its name, empty if no model is asked and earlier captions are taken; `elsewhere` tells whether it has
+    taken an image in another process, or earlier.
     """
 
-    def __init__(self, model: str, elsewhere: Callable[[], bool]) -> None:
-        self._model, self._elsewhere = model, elsewhere
-        self.looked = 0  # images that the model's processor took
-        self.taken = 0  # images that the model gave a text for
-        self._refused: list[str] = []
+    model: str
+    elsewhere: Callable[[], bool]
+    looked: int = 0  # images that the model's processor took
+    taken: int = 0  # images that the model gave a text for
+    _refused: list[str] = field(default_factory=list)
 
     @property
     def doubtful(self) -> bool:
         """Whether the model has refused images, and taken none."""
-        return bool(self._model and self._refused) and not self.taken and not self._elsewhere()
+        return bool(self.model and self._refused) and not self.taken and not self.elsewhere()
 
     def refuse(self, error: Exception, *, asked: bool) -> str:
         """The reason, for an image that is set aside, without paths of this machine; `asked`: by the model itself,
@@ -59,13 +60,13 @@ class Tally:
         reason = f"{REFUSES}: {' '.join(said.split())[:160]}"
         self._refused.append(reason)
         known = self.taken if asked else self.looked
-        if self._model and len(self._refused) >= MOST and not known and not self._elsewhere():
+        if self.model and len(self._refused) >= MOST and not known and not self.elsewhere():
             raise self.broken() from error
         return reason
 
     def broken(self) -> HfsynError:
         """The error of a model that has taken no image."""
-        said = f"{self._model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}."
+        said = f"{self.model} took none of the first {len(self._refused)} images; the first: {self._refused[0]}."
         return HfsynError(said, "Nothing was set aside. Name another caption.model, or check the images.")
 
     def asked(

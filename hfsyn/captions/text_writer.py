@@ -37,18 +37,11 @@ _DIVERSE = (
 
 
 class TextWriter:
-    """A causal language model, or an encoder-decoder, that writes a text about a class.
+    """A causal language model, or an encoder-decoder, that writes a text about a class by the strategy ``w2s``, ``llm``
+    or ``llm-diverse``.
 
-    Args:
-        recipe: model, revision, prompt, length, beams, drawing and dtype.
-        strategy: ``w2s``, ``llm`` or ``llm-diverse``.
-        device: a torch device.
-        allow_pickle: also read weights that are not safetensors.
-        classes: about which it has to write: it is tried with the one that makes the longest prompt.
-
-    Raises:
-        HfsynError: the model cannot be loaded, has lost weights, is of the wrong kind for the strategy, or cannot write
-            a text about one class.
+    It is tried with the one of `classes` that makes the longest prompt. Raises HfsynError if the model cannot be
+    loaded, has lost weights, is of the wrong kind for the strategy, or cannot write a text about one class.
     """
 
     def __init__(
@@ -189,13 +182,8 @@ class Request:
 
 
 def request(strategy: str, info: ClassInfo, rng: random.Random, prompt: str | None = None) -> Request:
-    """What is asked for a text about a class.
-
-    Args:
-        strategy: ``w2s``, ``llm`` or ``llm-diverse``.
-        info: the class.
-        rng: chooses demonstrations, place, relation, context and style.
-        prompt: the recipe's ``caption.prompt``, which takes the place of all that.
+    """What is asked for a text about a class by the strategy ``w2s``, ``llm`` or ``llm-diverse``: `rng` chooses
+    demonstrations, place, relation, context and style, unless there is the recipe's ``caption.prompt``.
     """
     if prompt is not None:
         return Request("", (), filled(prompt, info))

@@ -114,18 +114,11 @@ def taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 def new_tokens(
     model: Any, inputs: dict[str, Any], part: CaptionPart, seeds: Sequence[int] | None, most: int, **options: Any
 ) -> Any:
-    """What a model of transformers says after its inputs: a tensor, rows x new tokens.
+    """What a model of transformers says after its inputs (all but tensors are left out): a tensor, rows x at most
+    `most` new tokens; see `room`. `options` are for ``generate``. There is a seed for each row, which is only needed if
+    the recipe draws tokens.
 
-    Args:
-        model: with its weights.
-        inputs: tensors by name; all other values are left out.
-        part: beams, top_p and temperature.
-        seeds: one for each row; only needed if the recipe draws tokens.
-        most: tokens; see `room`.
-        options: for ``generate``.
-
-    Raises:
-        Refused: the model computed values that are not finite.
+    Raises Refused if the model computed values that are not finite.
     """
     import torch
 

@@ -17,7 +17,6 @@ import pyarrow as pa
 from builders.errors import brief, plural
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
-from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.rows import Shard
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
@@ -92,21 +91,21 @@ class Comparison:
             lines += [f"           {name}: {count}" for name, count in sorted(counts.items())]
         lines += [f"column   {name}: {plural(count, 'row')}" for name, count in sorted(self.columns.items())]
         lines += [f"example  {name}" for name in self.examples]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.sentence()])
 
 
-def diff(a: str, b: str, *, config: str | None = None, token: str | bool | None = None) -> Comparison:
+def diff(a: str, b: str, *, config_name: str | None = None, token: str | bool | None = None) -> Comparison:
     """Compare two versions, row by row.
 
     Args:
         a, b: run folders, or ``USER/NAME@VERSION``.
-        config: a configuration's name; None is the default one of each.
+        config_name: a configuration's name; None is the default one of each.
         token: as everywhere in huggingface_hub.
 
     Raises:
         DataError: one of them is not there, or not finished.
     """
-    return compare(open_reference(a, config, token=token), open_reference(b, config, token=token))
+    return compare(open_reference(a, config_name, token=token), open_reference(b, config_name, token=token))
 
 
 def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool = True) -> Comparison:
@@ -170,7 +169,7 @@ def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, conf
 
 
 def _rows(
-    side: Published | RunFolder, manifest: Manifest, skip: set[tuple[str, str]], *, images: bool
+    side: Published | RunFolder, manifest: layout.Manifest, skip: set[tuple[str, str]], *, images: bool
 ) -> Iterator[dict[str, Any]]:
     """Rows of the shards that are not to be skipped, with the hash of each image in its place."""
     for entry in manifest.shards:
@@ -185,7 +184,7 @@ def _rows(
 
 
 @contextmanager
-def readable(side: Published | RunFolder, entry: ShardEntry) -> Iterator[None]:
+def readable(side: Published | RunFolder, entry: layout.ShardEntry) -> Iterator[None]:
     """Turn the errors of a shard that hfsyn did not write into one line."""
     try:
         yield

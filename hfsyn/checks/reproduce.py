@@ -15,7 +15,6 @@ from builders.errors import DataError
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
-from builders.runs.layout import Sidecar
 from builders.runs.rows import Shard
 from builders.sources import open_source
 from hfsyn.checks.diff import readable, recipe_of
@@ -23,7 +22,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode
 from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
 from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
-from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
 from hfsyn.rules import order_of
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.workers import check_device, describe_device, pick_device, software
@@ -77,9 +76,9 @@ def reproduce(
     device: str | None = None,
     model: str | None = None,
     source: str | None = None,
-    config: str | None = None,
+    config_name: str | None = None,
     token: str | bool | None = None,
-    allow_pickle: bool = False,
+    allow_pickle_weights: bool = False,
     generator: ImageGenerator | None = None,
 ) -> Reproduction:
     """Make one image again and compare it with the stored one.
@@ -88,22 +87,22 @@ def reproduce(
         what: a finished run folder, or ``USER/NAME[@REVISION]``.
         sample_id: of a row.
         out: folder for the picture of both.
-        model: the generator's folder on this machine, if the recipe names a local one; its content must be the same.
-        source: the folder of the real images on this machine, if the recipe starts from them; None is the recipe's.
-        config: a configuration's name; None is the default one.
-        allow_pickle: read weights in other formats than safetensors too.
+        device: cpu, cuda or mps; None is the GPU, or the CPU.
+        model: the generator's folder here, with the same content, if the recipe names a local one.
+        source: the folder of the real images here, if the recipe starts from them; None is the recipe's.
+        config_name: a configuration's name; None is the default one.
+        token: as everywhere in huggingface_hub.
+        allow_pickle_weights: read weights in other formats than safetensors too.
         generator: in place of the recipe's model (for tests).
 
-    Raises:
-        HfsynError: there is no such sample, or the model is not available.
+    Raises HfsynError if there is no such sample, or the model is not available.
     """
     check_device(device)
-    side = open_reference(what, config, token=token)
+    side = open_reference(what, config_name, token=token)
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
     stored = _stored_image(row, what)
-    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
-    part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
+    part = _part_of(recipe, model)
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     real = real_image(side, recipe, row, source) if part.init == "source" else None
     where = pick_device(device) if generator is None else "cpu"
@@ -111,7 +110,7 @@ def reproduce(
     def draw(how: Tuning) -> Generated:
         if generator is not None:
             return _drawn(generator, row, size, real)
-        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
+        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle_weights, tuning=how)
         return _drawn(by, row, size, real)
 
     made, tuning = as_recorded(draw, PLAIN if generator is not None else recorded_tuning(sidecar.options, where))
@@ -167,6 +166,12 @@ def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Ge
     return draw(simpler), simpler
 
 
+def _part_of(recipe: Recipe, model: str | None) -> GeneratePart:
+    """The recipe's generator, checked again where another folder of it is named."""
+    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
+    return load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
+
+
 def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, Any], path: str | None) -> Image.Image:
     """The real image that a synthetic one started from, found by its id and checked by its content.
 
@@ -193,7 +198,7 @@ def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, An
     raise HfsynError(f"{side.label} has no caption row of {source_id}.", f"See: hfsyn verify {side.label}")
 
 
-def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], Sidecar, int]:
+def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any], layout.Sidecar, int]:
     """The row of a sample, the sidecar of its shard, and the number of its line there.
 
     Raises HfsynError if there is no such sample; the message names some that exist.
@@ -220,7 +225,7 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
     raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")
 
 
-def batch_size_of(sidecar: Sidecar, attempt: int, position: int, recipe_size: int) -> int:
+def batch_size_of(sidecar: layout.Sidecar, attempt: int, position: int, recipe_size: int) -> int:
     """The size of the batch in which a sample was drawn: the recipe's, unless the sidecar of its shard says otherwise.
 
     `attempt` is 0, or the number of the retry; `position` that of its line in the shard. The place of a retry is not

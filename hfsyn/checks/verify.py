@@ -19,7 +19,6 @@ from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
-from builders.runs.layout import Manifest, ShardEntry
 from builders.runs.rows import Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
@@ -77,20 +76,20 @@ class Verification:
 
 
 def verify(
-    what: str, *, config: str | None = None, token: str | bool | None = None, quiet: bool = False
+    what: str, *, config_name: str | None = None, token: str | bool | None = None, quiet: bool = False
 ) -> Verification:
     """Check a finished run folder, or ``USER/NAME[@REVISION]``, and return what differs.
 
     Args:
         what: the run folder or the dataset.
-        config: a configuration's name; None is the default one.
+        config_name: a configuration's name; None is the default one.
         token: as everywhere in huggingface_hub.
         quiet: no progress on the error stream.
 
     Raises:
         DataError: it is not there, or not finished.
     """
-    side = open_reference(what, config, token=token)
+    side = open_reference(what, config_name, token=token)
     found = Verification(side.label)
     if isinstance(side, Published):
         found.commit = side.sha
@@ -112,7 +111,7 @@ class _Checker:
 
     found: Verification
     side: Published | RunFolder
-    manifest: Manifest
+    manifest: layout.Manifest
     recipe: Recipe
 
     def __post_init__(self) -> None:
@@ -294,7 +293,7 @@ class _Checker:
             yield f"its seed is {row['seed']}, and the rule gives {right}"
 
     def _table(
-        self, entries: Iterable[ShardEntry], features: Any, columns: list[str] | None
+        self, entries: Iterable[layout.ShardEntry], features: Any, columns: list[str] | None
     ) -> Iterator[dict[str, Any]]:
         """Rows of shards, after a check of each one's schema (of `datasets.Features`) and images."""
         from datasets import Features

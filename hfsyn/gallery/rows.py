@@ -80,7 +80,7 @@ def chosen_classes(recipe: Recipe, wanted: Sequence[str]) -> dict[str, ClassInfo
 def check_flag(flag: str | None) -> None:
     """Raise HfsynError for what is not the name of a flag."""
     if flag is not None and flag not in FLAGS:
-        raise HfsynError(f"{flag!r} is not a flag.{did_you_mean(flag, list(FLAGS))}", f"Flags: {', '.join(FLAGS)}.")
+        raise HfsynError(f"{flag!r} is not a flag.{did_you_mean(flag, FLAGS)}", f"Flags: {', '.join(FLAGS)}.")
 
 
 def chosen_rows(side: Published | RunFolder, choice: Choice) -> tuple[list[Seen], bool]:

@@ -61,13 +61,13 @@ def look(
     what: str | Path,
     *,
     out: str | Path | None = None,
-    html: bool | str | Path = False,
-    classes: str | Sequence[str] = (),
+    html: bool | str | Path | None = None,
+    classes: str | Sequence[str] | None = None,
     per_class: int | None = None,
     flag: str | None = None,
     words: str | None = None,
     source: str | None = None,
-    config: str | None = None,
+    config_name: str | None = None,
     token: str | bool | None = None,
     quiet: bool = False,
 ) -> View:
@@ -82,16 +82,16 @@ def look(
         flag: only rows with it, such as ``truncated``.
         words: only rows with all of these in their prompt or caption.
         source: where the real images are now, if not where the recipe says.
-        config: a configuration of a published set; None is the default one.
+        config_name: a configuration of a published set; None is the default one.
         token: of the Hub; None is the stored one.
         quiet: no remarks on the error stream.
 
     Raises:
         HfsynError: there is no such set, class or flag; no row is as wanted; or as `open_reference`.
     """
-    side = open_reference(str(what), config, token=token)
+    side = open_reference(str(what), config_name, token=token)
     recipe = recipe_of(side)
-    choice, remarks = _choice(recipe, classes, per_class, flag, words, picture=not html)
+    choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
     seen, cut = chosen_rows(side, choice)
     if not seen:
         raise _nothing(side, classes, flag, words)
@@ -101,7 +101,9 @@ def look(
         remarks += _share(len(seen), None if flag or words else rows_in_all(side, choice.wnids), choice.per_class)
     if problem := add_real_images(seen, side, recipe, source, token):
         remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
-    where, at = (side.label, "") if isinstance(side, RunFolder) else (f"{side.repo_id}@{side.revision}", config or "")
+    where, at = (
+        (side.label, "") if isinstance(side, RunFolder) else (f"{side.repo_id}@{side.revision}", config_name or "")
+    )
     command = f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
     for one in seen:
         one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"

@@ -27,16 +27,10 @@ def makes_embeddings(pipe: Any) -> bool:
 
 
 class Conditioning:
-    """Conditions batches of prompts.
+    """Conditions batches of prompts for a pipeline that is on its device.
 
-    Args:
-        pipe: on its device.
-        recipe: its model's name, for messages, and the tokens of a prompt that are passed on to T5.
-        negative: negative prompt; None is the pipeline's own default (the empty text, or zeros for SDXL).
-        guided: whether there is classifier-free guidance.
-
-    Raises:
-        HfsynError: the pipeline has no tokenizer.
+    A `negative` prompt of None is the pipeline's own default (the empty text, or zeros for SDXL); `guided` is whether
+    there is classifier-free guidance. Raises HfsynError if the pipeline has no tokenizer.
     """
 
     def __init__(self, pipe: Any, recipe: GeneratePart, negative: str | None, *, guided: bool) -> None:

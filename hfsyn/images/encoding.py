@@ -15,7 +15,7 @@ from hfsyn.recipes.recipe import StorePart
 
 Pixels = npt.NDArray[np.uint8]  # an image as height x width x 3, RGB, 0 to 255
 
-_OWN_SIZE = 1 / 30  # an image whose scale is this near to 1 would hardly be resampled
+_OWN_SIZE = 1 / 30  # an image whose scale is this close to 1 would hardly be resampled
 _SUFFIX = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 
 
@@ -39,11 +39,8 @@ def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def encode(image: Pixels | Image.Image, store: StorePart) -> bytes:
-    """The bytes of an image in the recipe's format; the same pixels give the same bytes.
-
-    Args:
-        image: RGB pixels or an RGB image.
-        store: format, quality, subsampling and size; `store.size` resizes the short side (Lanczos) first.
+    """The bytes of RGB pixels or an RGB image in the recipe's format; the same pixels give the same bytes. `store.size`
+    resizes the short side (Lanczos) first.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if picture.info:  # Pillow writes comments and profiles of the file that it was read from into the new one

@@ -43,15 +43,11 @@ class ImageGenerator(Protocol):
     def start(
         self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
     ) -> Pending:
-        """Give the device one batch to draw, without waiting for it: an image for each prompt and its seed.
+        """Give the device one batch to draw, without waiting for it: an image for each prompt and its seed, and for
+        each real image (RGB, of Pillow) if the recipe starts from these.
 
-        Args:
-            prompts, seeds: at least one and at most `size` of each.
-            size: of the batch; a short one is padded, so that rounding does not depend on how much was left.
-            images: the real image (RGB, of Pillow) behind each prompt, where the recipe starts from it; else not given.
-
-        Raises:
-            torch.OutOfMemoryError: the device has too little memory for a batch of this size.
+        There are 1 to `size` prompts; a short batch is padded, so that rounding does not depend on how much was left.
+        Raises torch.OutOfMemoryError if the device has too little memory for a batch of this size.
         """
         ...
 
@@ -73,19 +69,12 @@ def fitting(generator: ImageGenerator) -> Callable[[Any], Any]:
 class DiffusersGenerator:
     """Any text-to-image pipeline that ``AutoPipelineForText2Image`` loads.
 
-    An image depends on its prompt, its seed, the recipe (and the real image that it starts from, where the recipe says
-    so) and, in the last bits, the size of its batch; the other images make no difference. The initial noise is drawn on
-    the CPU in the recipe's dtype. SDXL's invisible watermark is never added.
+    An image depends on its prompt, its seed, the recipe (and the real image that it starts from, if the recipe says so)
+    and, in the last bits, the size of its batch; the other images make no difference. The initial noise is drawn on the
+    CPU in the recipe's dtype. SDXL's invisible watermark is never added. A `negative` prompt of None is the pipeline's
+    own default (the empty text, or zeros for SDXL).
 
-    Args:
-        recipe: model, revision, scheduler, steps, guidance, size, dtype, batch size, safety checker.
-        negative: negative prompt; None is the pipeline's own default (the empty text, or zeros for SDXL).
-        device: a torch device.
-        allow_pickle: also read weights that are not safetensors.
-        tuning: how the device computes the model.
-
-    Raises:
-        HfsynError: the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
+    Raises HfsynError if the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
     """
 
     left_out: Mapping[str, int]  # how many weights of the checkpoint and the LoRA are not used, by what they are of

@@ -52,17 +52,12 @@ def denoise(
 ) -> Any:
     """The latents of a batch, batch x channels x height/8 x width/8.
 
-    Args:
-        pipe: a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` on its device.
-        recipe: steps and guidance.
-        size: width and height in pixels; empty is the pipeline's own.
-        given: embeddings, batch x tokens x channels, by the pipeline's names.
-        generators: one CPU `torch.Generator` per sample.
-        start: the image-to-image pipeline of the same parts, and the images that it is to start from (RGB of the size);
-            None starts from noise.
+    `pipe` is a `StableDiffusionPipeline` or `StableDiffusionXLPipeline` on its device; `size` the width and height in
+    pixels, empty for the pipeline's own; `given` the embeddings, batch x tokens x channels, by the pipeline's names;
+    `generators` one CPU `torch.Generator` per sample; `start` the image-to-image pipeline of the same parts and the
+    images to start from (RGB of the size), None for noise.
 
-    Raises:
-        ValueError: the size does not fit the pipeline.
+    Raises ValueError if the size does not fit the pipeline.
     """
     import torch
 
@@ -76,10 +71,10 @@ def denoise(
     step_options = _step_options(scheduler, generators)
     # The conditions; with guidance those to steer away from, and then those to steer towards.
     guided = "negative_prompt_embeds" in given
-    embeddings, added = _conditions(pipe, given, height, width, guided=guided)
+    embeddings, added = conditions_of(pipe, given, height, width, guided=guided)
     if added and start is None and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    scale = _scale_embedding(pipe, recipe, latents)
+    scale = scale_embedding(pipe, recipe, latents)
     for i, t in enumerate(timesteps):
         # The place in the whole schedule, of which an image to start from skips the first steps.
         at = i + whole - len(timesteps)
@@ -134,7 +129,7 @@ def _beginning(
     return timesteps, image_pipe.prepare_latents(pixels, first, rows, 1, dtype, device, list(generators))
 
 
-def _conditions(
+def conditions_of(
     pipe: Any, given: Mapping[str, Any], height: int, width: int, *, guided: bool
 ) -> tuple[Any, dict[str, Any]]:
     """The embeddings; and for SDXL the pooled ones, and the size as that of the original image, uncropped."""
@@ -158,7 +153,7 @@ def _conditions(
     return both("prompt_embeds"), added
 
 
-def _scale_embedding(pipe: Any, recipe: GeneratePart, latents: Any) -> Any:
+def scale_embedding(pipe: Any, recipe: GeneratePart, latents: Any) -> Any:
     """The guidance scale as an input, for the networks that were distilled to take it; else None."""
     import torch
 
@@ -234,16 +229,12 @@ def at_once(latents: Any) -> int:
 
 
 def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], Levels]:
-    """Begin to copy images to the CPU; what is returned waits for the end of it and gives the levels.
+    """Begin to copy the first `wanted` images (tensors of some x 3 x height x width, `signed` if of -1 to 1 rather than
+    0 to 1) to the CPU; what is returned waits for the end of it and gives the levels.
 
-    It may be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
+    It can be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
     quarter of the bytes to copy) and copies them into pinned memory; what a CPU has drawn is rounded when it is waited
     for.
-
-    Args:
-        images: tensors of some x 3 x height x width.
-        wanted: how many images to take, from the first on.
-        signed: whether they are of -1 to 1 rather than of 0 to 1.
     """
     import torch
 

@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from types import TracebackType
 from typing import Any
 
 from hfsyn.images.encoding import encode, stored_name
@@ -86,12 +85,9 @@ class Work:
 class Production:
     """Draws, encodes and writes shards, several at once; a context manager, whose end waits for all of them.
 
-    Args:
-        generator, recipe: draws as the recipe says.
-        size: of the batches.
-        write: called in the writer's thread with a shard whose images are all settled; its claim is released after.
-        tick: called with the number of images that were kept, from a thread of its own.
-        pictures: gives the real images behind some specs, where the recipe starts from them.
+    `write` is called in the writer's thread with a shard whose images are all settled, before its claim is released;
+    `tick`, from a thread of its own, with the number of images that were kept. `pictures` gives the real images behind
+    some specs if the recipe starts from them.
     """
 
     def __init__(
@@ -134,9 +130,7 @@ class Production:
     def __enter__(self) -> Production:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         try:
             if error is None:
                 self.finish()

@@ -17,6 +17,24 @@ from hfsyn.runs.options import WorkOptions
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
 """Kernels of scaled dot product attention by their option; ``auto`` is torch's own choice."""
 _GRAPHS = 64
+T = TypeVar("T")
+CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
+"""Sizes that are tried, ascending. Beyond 8 rows a batch no longer saves memory traffic, only launches; and from 64
+rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
+"""
+_MOST_ROWS = 63
+_HEADROOM = 0.85  # share of the device's memory that may be used: fragmentation and other processes take the rest
+_NO_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "can't allocate memory",
+    "unable to find an engine",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+)
+"""What cuBLAS, cuDNN and the CPU's allocator say when there is too little memory."""
+_SMALLER = "Use a smaller model or size, a dtype of 16 bits, or another --device."
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,27 +125,6 @@ def kernels(tuning: Tuning) -> Iterator[None]:
         raise
 
 
-T = TypeVar("T")
-
-CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
-"""Sizes that are tried, ascending. Beyond 8 rows a batch no longer saves memory traffic, only launches; and from 64
-rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
-"""
-_MOST_ROWS = 63
-_HEADROOM = 0.85  # share of the device's memory that may be used: fragmentation and other processes take the rest
-_NO_MEMORY = (
-    "out of memory",
-    "ALLOC_FAILED",
-    "ALLOCATION_FAILED",
-    "can't allocate memory",
-    "unable to find an engine",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
-)
-"""What cuBLAS, cuDNN and the CPU's allocator say when there is too little memory."""
-_SMALLER = "Use a smaller model or size, a dtype of 16 bits, or another --device."
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that the memory of a device, or of the machine, is too small."""
     torch = sys.modules.get("torch")
@@ -180,10 +177,8 @@ class BatchSize:
 def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[], float]) -> int:
     """The largest of `CANDIDATES` that a device draws within its memory; raises HfsynError if not even one fits.
 
-    Args:
-        draw: draws a batch of a size and waits for it.
-        guided: whether each image is two rows for the network.
-        used: the largest share of the device's memory that the last `draw` used, 0 to 1.
+    `draw` draws a batch of a size and waits for it; `guided` is whether each image is two rows for the network; `used`
+    the largest share of the device's memory that the last `draw` used, 0 to 1.
     """
     fitting = 0
     for size in CANDIDATES:
@@ -206,14 +201,8 @@ def largest_batch(draw: Callable[[int], None], *, guided: bool, used: Callable[[
 
 
 def choose(asked: str | int | None, recipe_size: int, device: str, generator: Any, *, guided: bool) -> int:
-    """The batch size to begin with: `asked`, or the recipe's; ``auto`` fills the memory of a CUDA device.
-
-    Args:
-        asked: a number, ``auto`` or None.
-        recipe_size: of the recipe.
-        device: a torch device; ``auto`` is the recipe's size on others than CUDA.
-        generator: an `ImageGenerator`.
-        guided: see `largest_batch`.
+    """The batch size to begin with: `asked`, a number; or the recipe's; ``auto`` fills the memory of a CUDA device, and
+    is the recipe's size on others. `generator` is an `ImageGenerator`; for `guided` see `largest_batch`.
     """
     if asked not in (None, "auto"):
         return int(asked)

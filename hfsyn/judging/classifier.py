@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.errors import did_you_mean, first_line, quoted
+from builders.errors import did_you_mean, first_line, near_path, quoted
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.hub import Patience, page_of, patiently
 from builders.sources.rows import label_map
@@ -25,6 +25,7 @@ from hfsyn.workers import alone, cores, current_worker, pick_device
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 _ON_HUB = ("hf_hub:", "hf-hub:")
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _create(
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm's networks raise anything for options that they do not take
-        said = f"The network {name} cannot be made: {first_line(error)}."
+        said = f"The network {name} cannot be created: {first_line(error)}."
         raise HfsynError(said, f"Look at model.* in the recipe; its options are {dict(options)}.") from None
 
 
@@ -208,7 +209,7 @@ def _open_pretrained(name: str) -> Classifier:
     import timm
 
     if "/" in name and not name.startswith(_ON_HUB):
-        said = f"There is no folder {name}."
+        said = f"There is no folder {name}.{near_path(name)}"
         raise HfsynError(said, "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME.")
     check_model_name(name)
     repo_id = name.partition(":")[2].partition("@")[0] or name
@@ -249,9 +250,6 @@ def state_sha256(network: Any) -> str:
         found.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         found.update(tensor.flatten().numpy().tobytes())
     return found.hexdigest()
-
-
-TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def start_accelerator(

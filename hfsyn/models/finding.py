@@ -118,8 +118,8 @@ def commit_of(
     """The commit that a revision of a model on the Hub means.
 
     A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; if it does not
-    answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if there
-    is no such repository or revision, it is gated (exit code 3), or it is neither reachable nor cached, which `hint`
+    answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if the
+    repository or revision does not exist, is gated (exit code 3), or is neither reachable nor cached, which `hint`
     helps with.
     """
     from huggingface_hub import try_to_load_from_cache
@@ -268,15 +268,11 @@ def checked_variant(
 ) -> str | None:
     """The variant whose weights are loaded: `variant`, the plain ones (None), or the only one that is there.
 
-    Args:
-        model, kind: for messages.
-        files: paths of all files of the model; only these names are looked at.
-        parts: folders of a pipeline that are loaded; the empty name is the model's own.
-        variant: ``fp16``, ...; None finds it.
-        allow_pickle: pickles count as weights if there are no others.
+    `files` are the paths of all files of the model, whose names alone are looked at; `parts` the folders of a pipeline
+    that are loaded, the empty name being the model's own. With `allow_pickle` pickles count as weights if there are no
+    others.
 
-    Raises:
-        HfsynError: a part, a file or the variant is missing, or the weights are pickles that are not allowed.
+    Raises HfsynError if a part, a file or the variant is missing, or if the weights are pickles that are not allowed.
     """
     weights: dict[str, dict[str | None, list[re.Match[str]]]] = {}
     for part in parts:

@@ -35,14 +35,11 @@ class Limit:
 
 
 def limits(part: GeneratePart, prompts: Iterable[tuple[str, int]]) -> tuple[Limit, ...]:
-    """How many prompts each text encoder of a generator would truncate, the encoder that takes the most first.
+    """How many prompts, each given with its number of images, a generator's text encoders would truncate; the encoder
+    that takes the most first, none if its tokenizers are not on this machine.
 
     A row of the result is flagged as truncated when the first one truncates its prompt: then no encoder has seen all of
     it.
-
-    Args:
-        part: the generator; the result is empty if its tokenizers are not on this machine.
-        prompts: each with the number of images that are made from it.
     """
     found = _encoders(part)
     if not found:

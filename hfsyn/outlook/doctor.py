@@ -18,8 +18,7 @@ from builders.hub import is_offline, page_of
 from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub.repo import HubRepo
-from hfsyn.hub.rights import rights_of
+from hfsyn.hub.repo import HubRepo, rights_of
 from hfsyn.models.finding import local_file, locate
 from hfsyn.models.loras import FILE
 from hfsyn.outlook.costs import memory_needed
@@ -29,7 +28,8 @@ from hfsyn.recipes.parts import HUB, strategy_of
 from hfsyn.recipes.recipe import BUILTIN, Recipe, is_content_hash, load_recipe
 from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.runs.inputs import FileTexts, check_order
-from hfsyn.runs.run import Run, run_in
+from hfsyn.runs.prepare import run_in
+from hfsyn.runs.run import Run
 from hfsyn.workers import cores, default_processes, visible_gpus
 
 _LOW_DISK = 10 * 10**9

@@ -7,7 +7,6 @@ from pathlib import Path
 from builders.errors import and_more
 from builders.files import sha256_of
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_sidecar, sidecar_name, sidecar_of
 from builders.runs.run_files import finished
 from hfsyn.cards.facts import What
 from hfsyn.errors import ExitCode, HfsynError
@@ -15,12 +14,12 @@ from hfsyn.hub.repo import LocalFile
 from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.finish import manifest_of
-from hfsyn.runs.run import Run
-from hfsyn.runs.shards import faults, is_done, pending
+from hfsyn.runs.run import Run, check_complete
+from hfsyn.runs.shards import faults, is_done
 
 _SOON_READ = 500 * 2**20  # bytes; progress is not shown for less, which takes a second or so to hash
 
-_TABLES = (layout.SOURCE, sidecar_name(layout.SOURCE), layout.PLAN, sidecar_name(layout.PLAN))
+_TABLES = (layout.SOURCE, layout.sidecar_name(layout.SOURCE), layout.PLAN, layout.sidecar_name(layout.PLAN))
 _TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST, f"{layout.PREVIEW}/{layout.SAMPLES}")
 
 
@@ -38,9 +37,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
         hint = f"Run: hfsyn build (again), or: hfsyn finish {folder}"
         raise HfsynError(f"{folder} is not finished.", hint, code=code)
     shards = [*run.caption_shards(), *(run.data_shards() if what == "data" else [])]
-    if what == "captions" and (left := pending(shards)):
-        problem = f"{folder} has {len(shards) - len(left)} of {len(shards)} caption shards."
-        raise HfsynError(problem, f"Run: hfsyn caption {folder}", code=code)
+    if what == "captions":
+        check_complete("caption", shards, run, code)
     wrong = _faults(run, shards, quiet=quiet)
     if manifest is not None and what == "data":
         wrong += _changed(run, manifest)
@@ -48,7 +46,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
         raise HfsynError(
             f"{folder} does not verify: {wrong[0]}{and_more(len(wrong), 1)}.",
             f"Delete what is damaged (of a shard its sidecar in {layout.SIDECARS}/) and {layout.MANIFEST}: "
-            "`hfsyn build` makes it again.",
+            "`hfsyn build` creates it again.",
             code=code,
         )
     found = _recipe_file(run, prefix) | _shard_files(run, shards, prefix)
@@ -58,7 +56,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
     return found | _small_files(run, _TOP, prefix)
 
 
-def _changed(run: Run, manifest: Manifest) -> list[str]:
+def _changed(run: Run, manifest: layout.Manifest) -> list[str]:
     mine, stated = manifest_of(run), manifest.raw
     if mine == stated:
         return []
@@ -91,11 +89,11 @@ def _recipe_file(run: Run, prefix: str) -> dict[str, LocalFile]:
 def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFile]:
     found = {}
     for shard in shards:
-        sidecar = sidecar_of(shard)
+        sidecar = layout.sidecar_of(shard)
         # The sidecar first: on the Hub it is what tells a shard of ours from a file of the same name.
         found[f"{prefix}{sidecar.relative_to(run.folder).as_posix()}"] = LocalFile(sidecar, sha256_of(sidecar))
         name = f"{prefix}{shard.relative_to(run.folder).as_posix()}"
-        found[name] = LocalFile(shard, load_sidecar(sidecar).sha256)
+        found[name] = LocalFile(shard, layout.load_sidecar(sidecar).sha256)
     return found
 
 
@@ -105,9 +103,9 @@ def _small_files(run: Run, names: Iterable[str], prefix: str) -> dict[str, Local
     return {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.exists()}
 
 
-def files_of(manifest: Manifest, config_name: str) -> set[str]:
+def files_of(manifest: layout.Manifest, config_name: str) -> set[str]:
     """The files that hfsyn wrote for a configuration with this manifest."""
     prefix = layout.config_prefix(config_name)
     shards = [entry.file for entry in (*manifest.shards, *manifest.captions)]
-    names = {layout.RECIPE, *_TOP, *shards, *map(sidecar_name, shards)}
+    names = {layout.RECIPE, *_TOP, *shards, *map(layout.sidecar_name, shards)}
     return {f"{prefix}{name}" for name in names}

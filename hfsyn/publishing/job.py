@@ -1,4 +1,4 @@
-"""One publication: what goes where, how it differs from what is there, and what it came to."""
+"""One publication: what goes where, how it differs from what is there, and its outcome."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from builders.errors import and_more, plural
+from builders.hub import page_of
 from builders.runs import layout
-from builders.runs.layout import Manifest, load_manifest
 from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version
@@ -41,14 +41,19 @@ class Publication:
 
     @property
     def address(self) -> str:
-        """What others load: ``hf://datasets/USER/NAME@vX.Y.Z``."""
+        """Where a browser shows the version."""
+        return f"{page_of(self.repo_id)}/tree/{self.version.tag}"
+
+    @property
+    def reference(self) -> str:
+        """By which recipes and commands take it: ``hf://datasets/USER/NAME@vX.Y.Z``."""
         return f"hf://datasets/{self.repo_id}@{self.version.tag}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         checks = [{"state": check.state, "text": check.text, "hint": check.hint} for check in self.checks]
         fields = {**asdict(self), "version": str(self.version), "checks": checks}
-        return fields if self.commit is None else {**fields, "address": self.address}
+        return fields if self.commit is None else {**fields, "address": self.address, "reference": self.reference}
 
     def text(self) -> str:
         """A dry run, for people, in lines."""
@@ -76,8 +81,10 @@ class Job:
     config_name: str
     what: What
     files: Mapping[str, LocalFile]
-    make_default: bool
-    licence: str | None
+    make_default: bool = False
+    licence: str | None = None
+    private: bool | None = None  # of a repository that is created now; None is the account's default
+    into: bool = False  # whether the repository may hold something else too
     today: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date().isoformat())
     sentences: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The changelog's sentence by the existing tags: each costs a comparison with the version before."""
@@ -90,10 +97,10 @@ class Job:
         return f"hfsyn: {self.config_name}"
 
     @cached_property
-    def manifest(self) -> Manifest:
+    def manifest(self) -> layout.Manifest:
         """The manifest that is published."""
         path = f"{layout.config_prefix(self.config_name)}{layout.MANIFEST}"
-        return load_manifest(self.files[path].read().decode(), path)
+        return layout.load_manifest(self.files[path].read().decode(), path)
 
     def missing(self, state: RepoState) -> dict[str, LocalFile]:
         """Files that the repository lacks, or has with other contents."""

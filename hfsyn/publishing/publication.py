@@ -74,7 +74,7 @@ def publish(
         version: ``MAJOR.MINOR.PATCH``; the tag is ``vMAJOR.MINOR.PATCH``.
         config_name: several configurations may live in one repository, each published on its own.
         what: ``data``, or ``captions`` alone, keyed by source id.
-        private: for a repository that is made now; None is the account's default.
+        private: for a repository that is created now; None is the account's default.
         into: publish into a repository that holds something else too.
         make_default: let ``load_dataset(repo_id)`` take this configuration; the first published one is the default
             until then.
@@ -94,17 +94,17 @@ def publish(
     repo = HubRepo(repo_id, token=token, say=teller(quiet))
     repo.need_token()
     repo.complete_id()
-    job = Job(run, repo, asked, config_name, what, files, make_default, licence)
-    return _published(job, private=private, into=into, dry_run=dry_run, quiet=quiet)
+    job = Job(run, repo, asked, config_name, what, files, make_default, licence, private, into)
+    return _published(job, dry_run=dry_run, quiet=quiet)
 
 
-def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, quiet: bool) -> Publication:
+def _published(job: Job, *, dry_run: bool, quiet: bool) -> Publication:
     repo, version = job.repo, job.version
     state = look_at(repo)
     if (standing := state.tags.get(version.tag)) is not None and job.is_published_at(standing):
         _tidy(job)
         return job.outcome(state, [Check("ok", f"Version {version} is published.")], standing, "")
-    checks = _checks(job, state, private=private, into=into)
+    checks = _checks(job, state)
     planned = job.outcome(state, checks, None, _change(job, state))
     if dry_run:
         return planned
@@ -113,7 +113,7 @@ def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, qui
         if check.state == "warning":
             repo.say(check.line())
     if state.head is None:
-        repo.create(private=private)
+        repo.create(private=job.private)
     repo.say(f"{repo.repo_id}: {plural(planned.to_send, 'file')} to send ({planned.to_send_bytes / 1e6:.1f} MB)")
     with Progress("sending", planned.to_send_bytes, quiet=quiet, unit="bytes") as bar:
         repo.send(job.missing(state), sent=bar.add)
@@ -125,11 +125,10 @@ def _published(job: Job, *, private: bool | None, into: bool, dry_run: bool, qui
     return job.outcome(state, checks, commit, planned.changelog)
 
 
-def _checks(job: Job, state: RepoState, *, private: bool | None, into: bool) -> list[Check]:
+def _checks(job: Job, state: RepoState) -> list[Check]:
     commits = commits_for(len(job.missing(state)) + len(job.gone(state)))
-    place = (job.repo, state, job.version, job.config_name, job.what, job.files)
     return [
-        *target_checks(*place, private=private, into=into, make_default=job.make_default),
+        *target_checks(job, state),
         *limit_checks(state, job.files, job.config_name),
         *pull_checks(job.repo, commits),
         *_result_checks(job, state),

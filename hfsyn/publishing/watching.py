@@ -25,7 +25,7 @@ from hfsyn.launching import die_with_parent
 from hfsyn.progress import teller
 from hfsyn.publishing.committing import Change
 from hfsyn.publishing.contents import finished_contents
-from hfsyn.publishing.job import Publication
+from hfsyn.publishing.job import Job, Publication
 from hfsyn.publishing.preflight import check_names, refuse, target_checks, terms_checks, work_checks
 from hfsyn.publishing.publication import publish
 from hfsyn.publishing.repository import look_at
@@ -94,24 +94,18 @@ def watch(
     return publish(run, repo.repo_id, version, config_name=config_name, token=token, quiet=quiet, **place, **options)
 
 
-def _open(
-    run: Run, repo: HubRepo, version: str, config_name: str, *, private: bool | None, into: bool, make_default: bool
-) -> None:
-    """Check all that can be known before the end, and make the repository if it does not exist."""
+def _open(run: Run, repo: HubRepo, version: str, config_name: str = layout.DEFAULT_CONFIG, **place: Any) -> None:
+    """Check all that can be known before the end, and create the repository if it does not exist."""
     asked = parse_version(version)
     check_names(repo.repo_id, config_name)
     repo.need_token()
     repo.complete_id()
-    state = look_at(repo)
-    refuse(
-        target_checks(
-            repo, state, asked, config_name, "data", {}, private=private, into=into, make_default=make_default
-        )
-    )
+    job, state = Job(run, repo, asked, config_name, "data", {}, **place), look_at(repo)
+    refuse(target_checks(job, state))
     refuse(work_checks(repo, state, config_name, finished_contents(run, config_name)))
     refuse(terms_checks(run, repo))
     if state.head is None:
-        repo.create(private=private)
+        repo.create(private=job.private)
 
 
 def check_target(repo_id: str | None, version: str | None) -> None:
@@ -120,8 +114,8 @@ def check_target(repo_id: str | None, version: str | None) -> None:
     Raises HfsynError if one of the two is missing, or not valid.
     """
     if (repo_id is None) != (version is None):
-        example = "For instance: --publish-to USER/NAME --version 1.0.0"
-        raise HfsynError("--publish-to and --version go together.", example)
+        example = "For instance: --push-to-hub USER/NAME --version 1.0.0"
+        raise HfsynError("--push-to-hub and --version go together.", example)
     if repo_id is not None and version is not None:
         parse_version(version)
         check_names(repo_id, layout.DEFAULT_CONFIG)
@@ -140,7 +134,7 @@ def publishing(run: Run, repo_id: str | None, version: str | None, *, quiet: boo
         return
     assert version is not None  # by `check_target`
     if not (run.folder / layout.MANIFEST).exists():
-        _open(run, HubRepo(repo_id), version, layout.DEFAULT_CONFIG, private=None, into=False, make_default=False)
+        _open(run, HubRepo(repo_id), version)
     command = [sys.executable, "-m", "hfsyn", "publish", str(run.folder), repo_id, "--version", version, "--watch"]
     # The launcher's variables would make it believe that it is one of several workers.
     alone = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}

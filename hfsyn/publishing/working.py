@@ -13,13 +13,13 @@ from pathlib import Path
 from builders.errors import DataError
 from builders.files import room_beside
 from builders.runs import layout
-from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.errors import ExitCode
 from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.repository import look_at
 from hfsyn.recipes.recipe import Recipe, parse_recipe
 from hfsyn.runs.pins import pinned
-from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import Run
 from hfsyn.runs.shards import faults, pending
 from hfsyn.runs.stage import write_plan
 
@@ -60,7 +60,7 @@ def work_on(repo: HubRepo, config_name: str) -> Work:
 
 
 def begin_work(repo: HubRepo, config_name: str, main: str) -> Work:
-    """The branch of a configuration, made and emptied if needed.
+    """The branch of a configuration, created and emptied if needed.
 
     Raises HeadMovedError if another process committed to it.
     """
@@ -126,13 +126,13 @@ def _bring_back(run: Run, shards: Sequence[Path], place: tuple[str, Collection[s
     count = 0
     with room_beside(run.folder) as temporary:  # beside their place, so that they are moved and not copied
         for shard in pending(shards):
-            mark = sidecar_of(shard)
+            mark = layout.sidecar_of(shard)
             shard_path, mark_path = (file.relative_to(run.folder).as_posix() for file in (shard, mark))
             if shard_path not in there or mark_path not in there:
                 continue
             try:
                 fetched_mark = repo.fetch(mark_path, commit, temporary)
-                if load_sidecar(fetched_mark).fingerprint != run.fingerprint:
+                if layout.load_sidecar(fetched_mark).fingerprint != run.fingerprint:
                     repo.say(f"{repo.repo_id} holds shards of another recipe, which are not used here")
                     break
                 fetched = repo.fetch(shard_path, commit, temporary)
@@ -142,7 +142,7 @@ def _bring_back(run: Run, shards: Sequence[Path], place: tuple[str, Collection[s
                     raise  # the Hub does not answer
                 wrong = [error.message]
             if wrong:
-                repo.say(f"{repo.repo_id}: {wrong[0]}; it is made again")
+                repo.say(f"{repo.repo_id}: {wrong[0]}; it is created again")
                 continue
             for folder in (shard.parent, mark.parent):
                 folder.mkdir(parents=True, exist_ok=True)

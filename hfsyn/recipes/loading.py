@@ -293,7 +293,7 @@ def _explained(error: ValidationError, where: str, top: type[Part]) -> HfsynErro
         if len(loc) == 1:  # the part may have been left out
             parts = {part: field_at([part, ""], top)[0].model_fields for part in model.model_fields}
             known = {name: [part, name] for part, names in parts.items() for name in names} | known
-        guess = did_you_mean(loc[-1], {name: ".".join(way) for name, way in known.items()})
+        guess = did_you_mean(loc[-1], known, whole={name: ".".join(way) for name, way in known.items()})
         return HfsynError(f"Unknown key {key!r} in {where}.{guess}{more}", allowed(loc, top))
     problem = _KINDS.get(kind) or fault["msg"].removeprefix("Value error, ")
     meaning = f"{key}: {field.description}" if field and field.description else allowed(loc, top)

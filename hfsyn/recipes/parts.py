@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from builders.sources.rows import Source
 from builders.variants.class_maps import own_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import Count, Int, Part, Text, Words
@@ -42,6 +43,14 @@ class SourcePart(Part):
         if self.definition is not None:
             own_variant(self.definition, name=self.variant)
         return self
+
+    def open(self) -> Source:
+        """The real images. Raises DataError if they are not there."""
+        from builders.sources import open_source
+
+        return open_source(
+            self.variant, self.split, path=self.path, revision=self.revision, limit_per_class=self.limit_per_class
+        )
 
 
 class CaptionPart(Part):

@@ -23,7 +23,6 @@ from builders.variants.class_maps import read_variant
 from builders.yaml import dump_flow, is_yaml_name, load_mapping, read_text
 from hfsyn.errors import HfsynError
 from hfsyn.recipes import loading
-from hfsyn.recipes.loading import Int, Part, Shelf
 from hfsyn.recipes.parts import (
     BUILTIN,
     HUB,
@@ -39,12 +38,12 @@ from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
 
 __all__ = ["BUILTIN", "CaptionPart", "GeneratePart", "SourcePart", "StorePart"]  # besides what is defined here
 
-RECIPES = Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
+RECIPES = loading.Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
 """The shipped recipes."""
-_Seed = Annotated[Int, Field(ge=0, lt=2**63)]
+_Seed = Annotated[loading.Int, Field(ge=0, lt=2**63)]
 
 
-class Recipe(Part):
+class Recipe(loading.Part):
     """Everything that decides the bytes of a synthetic dataset; see the parts for each field's unit and range."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")]
@@ -255,14 +254,14 @@ def stored_recipe(folder: Path) -> Recipe:
     return parse_recipe(read_text(path, "recipe", "It is what makes a folder a run."), str(path))
 
 
-class _Fragment(Part):
+class _Fragment(loading.Part):
     caption: CaptionPart | None = None
     generate: GeneratePart | None = None
 
 
-def check_part(name: str, fields: Mapping[str, Any], where: str) -> Part:
+def check_part(name: str, fields: Mapping[str, Any], where: str) -> loading.Part:
     """The checked caption or generate part of a fragment; `where` is its name in messages."""
-    found: Part = getattr(loading.checked(_Fragment, {name: fields}, where), name)
+    found: loading.Part = getattr(loading.checked(_Fragment, {name: fields}, where), name)
     return found
 
 
@@ -277,7 +276,7 @@ def new_recipe(name: str, base: str) -> Path:
     recipe = load_recipe(base, [f"name={path.stem}"])
     lines = [f"name: {recipe.name}", f"seed: {recipe.seed}"]
     for part, value in recipe:
-        if not isinstance(value, Part):
+        if not isinstance(value, loading.Part):
             lines += ["caption: null"] if part == "caption" else []
             continue
         lines.append(f"{part}:")

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from builders.errors import DataError, brief
 from builders.files import sha256_of
-from builders.sources import Source, open_source
+from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.loading import check_content
@@ -36,13 +36,6 @@ from hfsyn.runs.specs import Caption
 _ENDINGS = (".jsonl", ".ndjson", ".csv", ".parquet")  # in small letters; files may have them in capitals
 _TEXTS = ("prompt", "caption")
 _SHOWN = 3  # ids that a message names
-
-
-def opened(source: SourcePart) -> Source:
-    """Open them; raises DataError if they are not there."""
-    return open_source(
-        source.variant, source.split, path=source.path, revision=source.revision, limit_per_class=source.limit_per_class
-    )
 
 
 def check_order(recipe: Recipe) -> None:
@@ -61,7 +54,7 @@ def check_order(recipe: Recipe) -> None:
 
 def indexed(recipe: Recipe, text: str | None, left_out: dict[str, int] | None = None) -> Iterator[Caption]:
     """A caption of that text for every image of the source; `left_out` then counts what is not read, by reason."""
-    source = opened(recipe.source)
+    source = recipe.source.open()
     for entry in source.index():
         yield Caption(entry.source_id, entry.wnid, text)
     if left_out is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from builders.variants import get_variant
 from hfsyn.recipes.parts import HUB
-from hfsyn.recipes.recipe import Recipe, is_content_hash
+from hfsyn.recipes.recipe import BUILTIN, Recipe, is_content_hash
 from hfsyn.recipes.strategies import absolute, check_function, content_of, get_strategy, is_user_strategy
 from hfsyn.runs.inputs import FileTexts, content_of_file
 
@@ -27,23 +27,31 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def pinned(recipe: Recipe, stored: Recipe | None = None) -> Recipe:
-    """The recipe with its revisions pinned and its places on this machine made absolute.
+    """The loaded recipe with its revisions pinned and its places on this machine made absolute. A user's function is
+    called for each class of the variant.
 
-    Args:
-        recipe: as it was loaded; a user's function is called for each class of the variant.
-        stored: that of the run which is continued or looked at. Its pins of the same things are kept, and the Hub is
-            only asked what the branches and tags mean that `recipe` names; anything else stays open, and so shows up in
-            `difference`. None asks for everything.
+    `stored` is the recipe of the run that is continued or looked at. Its pins of the same things are kept, and the Hub
+    is only asked what the branches and tags mean that `recipe` names; anything else stays open, and so shows up in
+    `difference`. None asks for everything.
 
-    Raises:
-        HfsynError: a model, a source, a file or a function is not there, or is not the one that the recipe means.
+    Raises HfsynError if a model, a source, a file or a function is not there, or is not the one that the recipe means.
     """
     if recipe.source.path is not None:
         recipe = recipe.with_fields("source", path=str(Path(recipe.source.path).expanduser().resolve()))
     if stored is not None:
         recipe = _as_begun(recipe, stored)
-    recipe = pin_prompt(recipe)  # the cheap checks first: a large model is not looked at in vain
+    recipe = pin_prompt(recipe)  # the cheap checks come before a look at a large model
     return _pin_models(recipe, everything=stored is None)
+
+
+def pinned_here(recipe: Recipe) -> Recipe | None:
+    """As `pinned`, for a recipe whose models and source are on this machine for sure; None if the Hub must be asked."""
+    models = [part.model for part in (recipe.caption, recipe.generate) if part is not None]
+    source = recipe.source
+    on_hub = source.path is None and get_variant(source.variant).hub is not None
+    if on_hub or recipe.generate.lora is not None or any(model != BUILTIN for model in models):
+        return None
+    return pinned(recipe)
 
 
 def _as_begun(recipe: Recipe, stored: Recipe) -> Recipe:

@@ -10,53 +10,64 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
-from builders.runs.layout import ROW_GROUP_BYTES, Sidecar, load_sidecar, sidecar_of
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
+_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
+_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
 
 
 def write_parquet(
     path: Path, columns: dict[str, list[Any]], schema: pa.Schema, *, group_rows: int | None = None
 ) -> None:
-    """Write columns as one Parquet file, the way that the Hub's viewer and storage like it.
+    """Write equally long columns atomically as one Parquet file, the way that the Hub's viewer and storage like it.
 
     Image bytes are stored as they are (they are compressed already, and then an edit elsewhere leaves them in place),
-    other columns are compressed; pages are indexed; row groups stay under 100 MB. The same columns give the same bytes.
-
-    Args:
-        path: written atomically.
-        columns: equally long lists, in the schema's order.
-        schema: of the table; features' metadata included if `datasets` shall restore them.
-        group_rows: rows per row group; None chooses by size.
+    other columns are compressed; pages are indexed; row groups stay under 100 MB, or have `group_rows` rows. The same
+    columns give the same bytes. The schema has features' metadata if `datasets` is to restore them.
     """
-    table = pa.table([pa.array(columns[f.name], type=f.type) for f in schema], schema=schema)
-    leaves = _leaf_paths(schema)
+    table = _table(columns, schema)
+    rows = group_rows or max(1, min(table.num_rows, table.num_rows * layout.ROW_GROUP_BYTES // max(1, table.nbytes)))
+    _write(path, [(table, rows)], schema)
+
+
+def _table(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Table:
+    return pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema)
+
+
+def _write(path: Path, tables: Iterable[tuple[pa.Table, int]], schema: pa.Schema) -> int:
+    """Write tables, each with the number of rows of its row groups, to one file; return the number of all rows."""
+    leaves, written = _leaf_paths(schema), 0
     raw = {leaf for leaf in leaves if leaf.endswith(".bytes")}
-    rows_in_group = group_rows or max(1, min(table.num_rows, table.num_rows * ROW_GROUP_BYTES // max(1, table.nbytes)))
 
     def write(temporary: Path) -> None:
-        pq.write_table(
-            table,
+        nonlocal written
+        with pq.ParquetWriter(
             temporary,
-            row_group_size=rows_in_group,
+            schema,
             compression={leaf: "NONE" if leaf in raw else "SNAPPY" for leaf in leaves},
             use_dictionary=[leaf for leaf in leaves if leaf not in raw],
             write_page_index=True,
             use_content_defined_chunking=_CHUNKING,
-        )
+        ) as writer:
+            for table, rows in tables:
+                writer.write_table(table, row_group_size=rows)
+                written += table.num_rows
 
     atomic_write(path, write)
+    return written
 
 
 def _leaf_paths(schema: pa.Schema) -> list[str]:
@@ -75,10 +86,10 @@ def _leaf_paths(schema: pa.Schema) -> list[str]:
 
 
 def write_shard(
-    path: Path, columns: dict[str, list[Any]], schema: pa.Schema, sidecar: Callable[[str, int], Sidecar]
-) -> Sidecar:
+    path: Path, columns: dict[str, list[Any]], schema: pa.Schema, sidecar: Callable[[str, int], layout.Sidecar]
+) -> layout.Sidecar:
     """Write a shard, as `write_parquet`, then its sidecar, made from the shard's SHA-256 and its size in bytes."""
-    mark = sidecar_of(path)
+    mark = layout.sidecar_of(path)
     # But not the run folder above them, which may have been removed meanwhile.
     for folder in (path.parent, mark.parent.parent, mark.parent):
         folder.mkdir(exist_ok=True)
@@ -90,7 +101,7 @@ def write_shard(
 
 def is_done(path: Path) -> bool:
     """Whether a shard is finished: its sidecar and the shard itself are there."""
-    return sidecar_of(path).exists() and path.exists()
+    return layout.sidecar_of(path).exists() and path.exists()
 
 
 def pending(paths: Sequence[Path]) -> list[Path]:
@@ -98,16 +109,16 @@ def pending(paths: Sequence[Path]) -> list[Path]:
     return [path for path in paths if not is_done(path)]
 
 
-def sidecars(paths: Sequence[Path]) -> list[Sidecar]:
+def sidecars(paths: Sequence[Path]) -> list[layout.Sidecar]:
     """The sidecars of those of `paths` that are finished, in order."""
-    return [load_sidecar(sidecar_of(path)) for path in paths if is_done(path)]
+    return [layout.load_sidecar(layout.sidecar_of(path)) for path in paths if is_done(path)]
 
 
 def faults(path: Path, fingerprint: str) -> list[str]:
     """What is wrong with a finished shard, one line each; empty if it is as its sidecar says."""
     if not is_done(path):
         return [f"{path.name} is missing"]
-    sidecar = load_sidecar(sidecar_of(path))
+    sidecar = layout.load_sidecar(layout.sidecar_of(path))
     found = []
     if sidecar.fingerprint != fingerprint:
         found.append(f"{path.name} was made by another recipe ({sidecar.fingerprint[:12]}, not {fingerprint[:12]})")
@@ -118,12 +129,10 @@ def faults(path: Path, fingerprint: str) -> list[str]:
     return found
 
 
-_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
-_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
-
-
-def image_of(row: Mapping[str, Any]) -> Image.Image:
+def image_of(row: Mapping[str, Any]) -> "Image.Image":
     """The decoded image of a stored row."""
+    from PIL import Image  # which `hfsyn status` does without
+
     return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 
@@ -134,34 +143,12 @@ def flags_of(row: Mapping[str, Any]) -> list[str]:
 
 
 def write_groups(path: Path, groups: Iterable[Mapping[str, Sequence[Any]]], schema: pa.Schema) -> int:
-    """Write row groups as they come to one Parquet file, atomically, and return the number of rows.
-
-    The bytes are those of `hfsyn.runs.shards.write_parquet` for the same rows and groups.
-
-    Args:
-        path: of the file.
-        groups: the columns of one row group after the other: the schema's names, equally long, not empty.
-        schema: of the table, without image bytes.
+    """Write row groups as they come to one Parquet file, atomically, and return the number of rows. Each group has the
+    schema's columns, equally long and not empty, without image bytes. The bytes are those of `write_parquet` for the
+    same rows and groups.
     """
-    rows = 0
-
-    def write(temporary: Path) -> None:
-        nonlocal rows
-        with pq.ParquetWriter(
-            temporary,
-            schema,
-            compression="SNAPPY",
-            use_dictionary=True,
-            write_page_index=True,
-            use_content_defined_chunking=_CHUNKING,
-        ) as writer:
-            for columns in groups:
-                table = pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema)
-                writer.write_table(table, row_group_size=table.num_rows)
-                rows += table.num_rows
-
-    atomic_write(path, write)
-    return rows
+    tables = (_table(columns, schema) for columns in groups)
+    return _write(path, ((table, table.num_rows) for table in tables), schema)
 
 
 class StoredRows:

@@ -45,15 +45,10 @@ class Row:
 
 
 def contact_sheet(title: str, headings: Sequence[str], rows: Sequence[Row]) -> Image.Image:
-    """Draw rows of tiles in columns.
+    """Draw rows of tiles in columns, as an RGB image: tiles are 112 px wide, small images enlarged without smoothing.
 
-    Args:
-        title: above all; may have several lines.
-        headings: of the groups.
-        rows: each with one group for each heading; a group may have fewer tiles than another row's.
-
-    Returns:
-        An RGB image; tiles are 112 px wide, small images enlarged without smoothing.
+    The `title` above all may have several lines. Each row has one group for each heading, which may have fewer tiles
+    than another row's.
     """
     font, bold = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 5)
     per_group = [max((len(row.groups[g]) for row in rows), default=0) for g in range(len(headings))]
@@ -120,13 +115,8 @@ def save_png(image: Image.Image, path: Path) -> Path:
 def compare_runs(
     runs: Sequence[Run], *, title: str, per_class: int = 3, max_classes: int = _MOST_CLASSES
 ) -> Image.Image:
-    """One row per class: real images, then what each run made of the same images, with captions or prompts below.
-
-    Args:
-        runs: finished runs over one source; the real images are those of the first.
-        title: of the sheet.
-        per_class: images of each kind in a row.
-        max_classes: rows at most.
+    """One row per class, at most `max_classes`: `per_class` real images, then what each run made of the same images,
+    with captions or prompts below. The runs are finished and over one source; the real images are those of the first.
     """
     rows = []
     for info, samples in shared_samples(runs, per_class=per_class, max_classes=max_classes):

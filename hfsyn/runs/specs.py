@@ -56,17 +56,12 @@ class SampleSpec:
 
 
 class Plan(Sequence[SampleSpec]):
-    """All specs of a run in their final order.
+    """All specs of a run in their final order, made from one caption for each usable real image, in any order.
 
     It holds the captions and the order, some 300 bytes per real image; a spec is made when it is asked for. A slice is
     a tuple of specs. Two plans are equal when all their specs are.
 
-    Args:
-        recipe: its strategy, seeds and images per caption are used.
-        captions: one for each usable real image, in any order.
-
-    Raises:
-        ValueError: a source id occurs twice, or a wnid is not one of the variant's.
+    Raises ValueError if a source id occurs twice, or a wnid is not one of the variant's.
     """
 
     def __init__(self, recipe: Recipe, captions: Iterable[Caption]) -> None:

@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 
 from builders.files import digest_of
 from builders.runs import layout
-from builders.runs.layout import Sidecar, shard_number, shard_range, sidecar_of
 from builders.runs.run_files import has_table, marker_of, write_marker
 from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
 from hfsyn.runs.claims import Claim, Claims, lock, working_in
 from hfsyn.runs.options import Budget, WorkOptions
-from hfsyn.runs.run import Run, incomplete
-from hfsyn.runs.shards import flags_of, is_done, pending, write_groups, write_shard
+from hfsyn.runs.run import Run, check_complete
+from hfsyn.runs.shards import flags_of, is_done, write_groups, write_shard
 from hfsyn.runs.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, describe_device, software
 
@@ -44,8 +43,7 @@ def write_plan(run: Run) -> None:
     if has_table(target):
         return
     shards = run.caption_shards()
-    if left := pending(shards):
-        raise incomplete("caption", len(shards) - len(left), len(shards), run)
+    check_complete("caption", shards, run)
     with lock(run.folder, "plan"):
         if has_table(target):
             return
@@ -55,7 +53,7 @@ def write_plan(run: Run) -> None:
                 f"None of the {run.source_rows} images of {run.folder} can be read.",
                 f"The reasons are in the sidecars: {run.folder / layout.SIDECARS / layout.CAPTIONS}.",
             )
-        before = marker_of(target, run.fingerprint) if sidecar_of(target).exists() else None
+        before = marker_of(target, run.fingerprint) if layout.sidecar_of(target).exists() else None
         paired = run.recipe.prompt.pairing != "own"
         write_lines(target, lines, run.recipe.store.shard_rows, PAIRED_SCHEMA if paired else PLAN_SCHEMA)
         if before is not None and digest_of(target) != before.sha256:
@@ -118,7 +116,7 @@ class Stage:
         """Be at work in the run folder, and show how far the stage is, what other processes finish included."""
         rows = {}
         for path in self.paths:
-            start, stop = shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
+            start, stop = layout.shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
             rows[path] = stop - start
 
         def finished() -> int:
@@ -164,8 +162,8 @@ class Stage:
         number, count = _number(path)
         worker = current_worker()
 
-        def sidecar(sha256: str, size: int) -> Sidecar:
-            return Sidecar(
+        def sidecar(sha256: str, size: int) -> layout.Sidecar:
+            return layout.Sidecar(
                 stage=self.name,
                 shard=number,
                 of=count,
@@ -194,5 +192,5 @@ class Stage:
 
 def _number(path: Path) -> tuple[int, int]:
     """Number of a shard, and how many there are."""
-    _, number, count = shard_number(path) or ("", 0, 0)
+    _, number, count = layout.shard_number(path) or ("", 0, 0)
     return number, count

@@ -26,7 +26,8 @@ from hfsyn.captions.caption_stage import caption
 from hfsyn.captions.captioner import TransformersCaptioner
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import Run
 
 NEW_TOKENS = 15
 """16 with the token that begins a caption."""

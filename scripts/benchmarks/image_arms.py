@@ -32,7 +32,8 @@ from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.images.tuning import PLAIN, tuning_of
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.run import Run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import Run
 from hfsyn.runs.stage import write_plan
 
 SHARD_BATCHES = 2

@@ -25,7 +25,7 @@ from hfsyn.captions.texts import clean
 from hfsyn.images.generate_stage import generate
 from hfsyn.recipes.recipe import CaptionPart, load_recipe
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 Folders = Callable[[str], Path]
 

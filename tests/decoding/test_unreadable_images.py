@@ -23,7 +23,7 @@ from hfsyn.judging.sets.batches import Augmented, Order
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 SMALL = (
     "--model",

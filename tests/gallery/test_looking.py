@@ -22,7 +22,8 @@ from hfsyn import HfsynError, look
 from hfsyn.cli import cli
 from hfsyn.gallery import rows, view
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.runs.run import load_run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import load_run
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from hfsyn.images.encoding import encode, fitted
 from hfsyn.images.generate_stage import generate
 from hfsyn.recipes.recipe import StorePart, load_recipe
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 SIDE = 64
 COUNT = 160

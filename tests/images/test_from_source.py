@@ -29,7 +29,8 @@ from hfsyn.outlook.doctor import doctor
 from hfsyn.outlook.forecast import forecast
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import load_run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import load_run
 
 OVER = ("generate.init=source", "generate.strength=0.5")
 IMAGES = [Image.effect_noise((40, 30), 90).convert("RGB"), Image.new("RGB", (20, 40), "blue")]

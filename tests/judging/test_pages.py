@@ -24,7 +24,7 @@ from hfsyn.judging.bench.plots import class_plot
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 NASTY = '<script>alert(1)</script> & $x$ "quoted"'
 

@@ -19,7 +19,8 @@ from hfsyn.outlook.forecast import forecast
 from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.runs.pins import pin_prompt
-from hfsyn.runs.run import load_run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import load_run
 from hfsyn.runs.stage import write_plan
 
 GOOD = '''

@@ -19,7 +19,8 @@ from hfsyn.errors import HfsynError
 from hfsyn.outlook.forecast import forecast
 from hfsyn.recipes.recipe import dump_recipe, fingerprint, load_recipe, published_recipe
 from hfsyn.runs.inputs import FileTexts
-from hfsyn.runs.run import load_run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import load_run
 
 SMALL = ("source.limit_per_class=3", "store.shard_rows=8", "generate.batch_size=4")
 
@@ -266,7 +267,7 @@ PREPARED = """
 from hfsyn.errors import HfsynError
 from hfsyn.captions.caption_stage import caption
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 try:
     run = prepare(load_recipe({recipe!r}, {overrides!r}), {out!r})
     caption(run, quiet=True)

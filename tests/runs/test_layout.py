@@ -10,7 +10,7 @@ from conftest import finished_run
 from builders.runs import layout
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 
 
 def test_nothing_that_a_run_writes_is_strange(tmp_path: Path) -> None:

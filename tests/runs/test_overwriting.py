@@ -24,7 +24,7 @@ from test_damaged_runs import contents
 
 import hfsyn
 import hfsyn.images.generate_stage
-import hfsyn.runs.run
+import hfsyn.runs.prepare
 
 BASIC = ("source.limit_per_class=1", "store.shard_rows=8", "generate.batch_size=4")
 
@@ -155,14 +155,14 @@ def test_two_overwrites_at_once_end_in_one_clean_run_and_one_refusal(
     with_fakes(monkeypatch)
     build(tmp_path / "alone")
     both = threading.Barrier(2)
-    opened = hfsyn.runs.run.opened
+    indexed = hfsyn.runs.prepare._indexed
 
     def together(*arguments: Any, **options: Any) -> Any:
         with contextlib.suppress(threading.BrokenBarrierError):
             both.wait(10)
-        return opened(*arguments, **options)
+        return indexed(*arguments, **options)
 
-    monkeypatch.setattr(hfsyn.runs.run, "opened", together)
+    monkeypatch.setattr(hfsyn.runs.prepare, "_indexed", together)
     ends: list[str] = []
 
     def overwrite() -> None:

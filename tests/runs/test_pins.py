@@ -27,7 +27,7 @@ from hfsyn.captions.caption_stage import caption
 from hfsyn.images.generate_stage import generate
 from hfsyn.runs.finish import finish
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 from hfsyn.publishing.working import continue_from
 
 recipe = load_recipe("shapes-basic", {overrides!r})

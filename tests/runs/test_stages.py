@@ -26,7 +26,8 @@ from hfsyn.rules import seed_of
 from hfsyn.runs import run as runs
 from hfsyn.runs.finish import finish
 from hfsyn.runs.options import WorkOptions, select
-from hfsyn.runs.run import load_run, prepare
+from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import load_run
 from hfsyn.runs.status import status
 
 ARGS = {"quiet": True}

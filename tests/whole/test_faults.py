@@ -411,7 +411,7 @@ def prepared(client: Client, folder: Path, name: str) -> None:
     code = f"""
 import os
 from hfsyn.recipes.recipe import load_recipe
-from hfsyn.runs.run import prepare
+from hfsyn.runs.prepare import prepare
 os.chdir({str(folder)!r})
 settings = ["source.variant=forms.yaml", "store.shard_rows=10"]
 prepare(load_recipe("shapes-basic", settings), {name!r})

@@ -37,7 +37,14 @@ _CLASSES = 12  # classes on a contact sheet
 
 
 def report(out: str | Path) -> Path:
-    """Write ``report.html`` and ``plots/*.png`` into the folder of a bench, or of several; return the page."""
+    """Write ``report.html`` and ``plots/*.png`` into the folder of a bench, or of several; return the page.
+
+    Args:
+        out: the folder of a bench, or one with several beside each other.
+
+    Raises:
+        HfsynError: there is no bench.
+    """
     folder = Path(out).expanduser()
     found = [folder] if (folder / MATRIX).is_file() else sorted(p.parent for p in folder.glob(f"*/{MATRIX}"))
     if not found:

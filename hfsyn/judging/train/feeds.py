@@ -30,7 +30,6 @@ from hfsyn.judging.sets.batches import Slice, Transform, Unreadable
 from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables, open_images
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
 from hfsyn.judging.sets.shared import same_classes, shared_images
-from hfsyn.judging.sets.tables import Parts
 from hfsyn.recipes.training_recipe import TrainConfig
 
 _log = logging.getLogger(__name__)
@@ -224,7 +223,7 @@ def open_stream(found: Reference, split: str | None) -> Stream:
     from datasets import Image
 
     rows, split, revision = _find_rows(found, split)
-    parts = rows if isinstance(rows, Parts) else None
+    parts = rows if isinstance(rows, tables.Parts) else None
     columns = None
     if parts:
         columns, rows = _common_columns(parts, str(found)), tables.stream_tables(parts.paths)
@@ -276,7 +275,7 @@ def _find_rows(found: Reference, split: str | None) -> tuple[Any, str, str | Non
     return parts, split, parts.revision
 
 
-def _common_columns(parts: Parts, where: str) -> Columns:
+def _common_columns(parts: tables.Parts, where: str) -> Columns:
     """The columns of all files. Refuses files that number their classes differently: a stream has one numbering."""
     first: Columns | None = None
     every = in_parallel(lambda path: parts.columns(parts.schema(path), where), parts.paths)
