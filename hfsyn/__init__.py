@@ -77,18 +77,20 @@ _MODULES["recipes"] = "hfsyn.recipes"
 __all__ = ["Captioned", "Comparison", "HfsynError", "ImageNet", "Publication", "Recipe", "Reproduction", "Run"]
 __all__ += ["Shapes", "Synthetic", "Verification", "bench", "build", "caption", "captioners", "demo", "diff"]
 __all__ += ["difference", "doctor", "env", "evaluate", "export_real", "fidelity", "fingerprint", "finish", "generate"]
+__all__ += ["generators", "informativeness", "load_recipe", "load_run", "load_train_config", "load_version", "look"]
 __all__ += [
-    "generators",
-    "informativeness",
-    "load_recipe",
-    "load_run",
-    "load_train_config",
-    "load_version",
-    "look",
     "membership",
+    "plan",
+    "publish",
+    "recipes",
+    "report",
+    "reproduce",
+    "seed_of",
+    "status",
+    "strategies",
+    "train",
 ]
-__all__ += ["plan", "publish", "recipes", "report", "reproduce", "seed_of", "status", "strategies", "train", "variants"]
-__all__ += ["verify"]
+__all__ += ["variants", "verify"]
 
 
 def __getattr__(name: str) -> Any:

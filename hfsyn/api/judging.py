@@ -7,14 +7,19 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from builders.files import atomic_text
+from hfsyn.api.words import takes
 
 if TYPE_CHECKING:
+    from hfsyn.judging.measures.evaluate import Evaluation
+    from hfsyn.judging.measures.fidelity import Fidelity
+    from hfsyn.judging.measures.membership import Membership
     from hfsyn.judging.train.loop import RunOptions
     from hfsyn.recipes.training_recipe import TrainConfig
 
+R = TypeVar("R", bound=dict[str, Any])
 Precision = Literal["no", "fp16", "bf16"]
 FIELDS = {
     "train_dataset": "data.train",
@@ -39,8 +44,7 @@ FIELDS = {
 _RUNNING = ("device", "num_workers", "checkpoint_steps", "log_with", "overwrite", "quiet")
 
 
-def train(
-    out: str | Path,
+def training_recipe(
     *,
     train_dataset: str | Sequence[str] = (),
     train_split: str | None = None,
@@ -61,23 +65,10 @@ def train(
     weight_decay: float | None = None,
     mixed_precision: Precision | None = None,
     seed: int | None = None,
-    overwrite: bool = False,
-    device: str | None = None,
-    num_workers: int | None = None,
-    gradient_accumulation_steps: int = 1,
-    checkpoint_steps: int | None = None,
-    log_with: str | None = None,
-    push_to_hub: str | None = None,
-    private: bool = False,
-    num_processes: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train a timm classifier on real or synthetic images, and test it on real ones. Running it again continues.
-
-    A word that is None leaves the field as the training recipe has it.
+) -> TrainConfig:
+    """The training recipe that words describe: the file, then `overrides`, then the single fields.
 
     Args:
-        out: the folder in which everything is kept.
         train_dataset: what to train on, one or several, mixed by weight; see `hfsyn.judging.sets.references`.
         train_split: None is ``train``, or the only one.
         eval_dataset: what to test on.
@@ -97,6 +88,54 @@ def train(
         weight_decay: of the optimizer.
         mixed_precision: no, fp16 or bf16. None is the recipe's, or else that given to ``accelerate launch``.
         seed: of weights, order and augmentation.
+    """
+    words = locals()
+    values = {field: words[name] for name, field in FIELDS.items() if words[name] not in (None, ())}
+    if isinstance(train_dataset, str):
+        values["data.train"] = [train_dataset]
+    return _with_launcher(config, [overrides] if isinstance(overrides, str) else overrides, values)
+
+
+def _with_launcher(config: Any, overrides: Sequence[str], values: dict[str, Any]) -> TrainConfig:
+    """The training recipe, in the precision of the launcher if it states none itself."""
+    from hfsyn.progress import teller
+    from hfsyn.recipes.training_recipe import load_train_config
+    from hfsyn.workers import current_worker, is_child
+
+    found = load_train_config(config, overrides, values)
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if is_child() or launched in ("no", found.optimise.mixed_precision):
+        return found
+    if "mixed_precision" not in found.optimise.model_fields_set and launched in ("fp16", "bf16"):
+        return load_train_config(config, overrides, values | {"optimise.mixed_precision": launched})
+    if current_worker().is_main:
+        said = found.optimise.mixed_precision
+        teller(False)(f"trained in {said!r}, as the recipe says, and not in {launched!r}, as the launcher does")
+    return found
+
+
+@takes(training_recipe)
+def train(
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    device: str | None = None,
+    num_workers: int | None = None,
+    gradient_accumulation_steps: int = 1,
+    checkpoint_steps: int | None = None,
+    log_with: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
+    num_processes: int | None = None,
+    quiet: bool = False,
+    **words: Any,
+) -> dict[str, Any]:
+    """Train a timm classifier on real or synthetic images, and test it on real ones. Running it again continues.
+
+    A word of the training recipe that is None leaves its field as it is there.
+
+    Args:
+        out: the folder in which everything is kept.
         overwrite: delete the training that `out` holds first.
         device: cpu or cuda; None is each process's own GPU, or the CPU.
         num_workers: decoding processes beside each process; None divides the cores among the GPUs, and is 0 on a CPU.
@@ -115,49 +154,21 @@ def train(
         HfsynError: see `hfsyn.judging.train.loop.open_training`; `out` holds another training; or `push_to_hub` cannot
             be published to.
     """
-    words = locals()
+    own = locals()
     from hfsyn.judging.train import loop, model_card
     from hfsyn.workers import current_worker, is_launched, visible_gpus
 
-    settings = training_recipe(words)
-    options = loop.RunOptions(accumulation=gradient_accumulation_steps, **{name: words[name] for name in _RUNNING})
+    config = training_recipe(**words)
+    options = loop.RunOptions(accumulation=gradient_accumulation_steps, **{name: own[name] for name in _RUNNING})
     if push_to_hub is not None:
         model_card.check_push(push_to_hub)
     processes = num_processes or visible_gpus() or 1
-    if processes > 1 and not is_launched():
-        result = _train_in_several(settings, Path(out), options, processes)
-    else:
-        result = loop.train(settings, out, options)
+    several = processes > 1 and not is_launched()
+    result = _train_in_several(config, Path(out), options, processes) if several else loop.train(config, out, options)
     if push_to_hub is not None and current_worker().is_main:
         address = model_card.push_classifier(out, push_to_hub, private=private, quiet=quiet)
         result = {**result, "published": address}
     return result
-
-
-def training_recipe(words: Mapping[str, Any]) -> TrainConfig:
-    """The training recipe that words of `train` describe: the file, then ``overrides``, then the single fields.
-
-    The precision given to ``accelerate launch`` counts if none of these has one.
-    """
-    from hfsyn.progress import teller
-    from hfsyn.recipes.training_recipe import load_train_config
-    from hfsyn.workers import current_worker, is_child
-
-    values = {field: words[name] for name, field in FIELDS.items() if words[name] not in (None, ())}
-    if isinstance(values.get("data.train"), str):
-        values["data.train"] = [values["data.train"]]
-    said = [words["overrides"]] if isinstance(words["overrides"], str) else words["overrides"]
-    config = load_train_config(words["config"], said, values)
-    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-    if is_child() or launched in ("no", config.optimise.mixed_precision):
-        return config
-    if "mixed_precision" not in config.optimise.model_fields_set and launched in ("fp16", "bf16"):
-        values["optimise.mixed_precision"] = launched
-        return load_train_config(words["config"], said, values)
-    if current_worker().is_main:
-        recipes = config.optimise.mixed_precision
-        teller(False)(f"trained in {recipes!r}, as the recipe says, and not in {launched!r}, as the launcher does")
-    return config
 
 
 def _train_in_several(config: TrainConfig, out: Path, options: RunOptions, processes: int) -> dict[str, Any]:
@@ -206,7 +217,7 @@ def evaluate(
     batch_size: int = 64,
     mixed_precision: Precision = "no",
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Test a classifier on a dataset: top-1, top-5 and calibration, each with its 95 % interval.
 
     Args:
@@ -248,8 +259,9 @@ def evaluate(
     return _test_in_several(num_processes, device, out, [str(model), dataset, *_flags({"limit": limit, **how})])
 
 
-def _test_in_several(processes: int, device: str | None, out: str | Path | None, words: Sequence[str]) -> Any:
+def _test_in_several(processes: int, device: str | None, out: str | Path | None, words: Sequence[str]) -> Evaluation:
     """Test in several processes, through accelerate, and read the result that they write."""
+    from hfsyn.judging.measures.evaluate import Evaluation
     from hfsyn.launching import launch, stopped
 
     with tempfile.TemporaryDirectory() as folder:
@@ -260,7 +272,7 @@ def _test_in_several(processes: int, device: str | None, out: str | Path | None,
         text = result.read_text(encoding="utf-8")
     if out is not None:
         atomic_text(Path(out), text)
-    return json.loads(text)
+    return Evaluation(json.loads(text))
 
 
 def _flags(words: Mapping[str, Any]) -> list[str]:
@@ -279,7 +291,7 @@ def fidelity(
     limit: int | None = None,
     device: str | None = None,
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Fidelity:
     """How near synthetic images come to real ones: Fréchet distance, precision, recall, density, coverage, copies.
 
     Args:
@@ -319,7 +331,7 @@ def membership(
     limit: int | None = None,
     device: str | None = None,
     out: str | Path | None = None,
-) -> dict[str, Any]:
+) -> Membership:
     """Whether a classifier tells members (which stand behind its training) from others (which it never saw).
 
     Args:
@@ -345,7 +357,7 @@ def membership(
     return _kept(found, out)
 
 
-def _kept(result: dict[str, Any], out: str | Path | None) -> dict[str, Any]:
+def _kept(result: R, out: str | Path | None) -> R:
     from hfsyn.judging.measures.metrics import dump_result
 
     if out is not None:

@@ -21,31 +21,31 @@ _FIELDS = {"name": "name", "strategy": "prompt.strategy", "limit": "source.limit
 def chosen(
     recipe: str | Path | Recipe,
     *,
+    name: str | None = None,
     captioner: str | None = None,
     generator: str | None = None,
     strategy: str | None = None,
     overrides: str | Sequence[str] = (),
     limit: int | None = None,
     seed: int | None = None,
-    name: str | None = None,
 ) -> Recipe:
     """A recipe as a command's words change it.
 
     Args:
         recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        name: title of the run and its card; None is the variant and the strategy.
         captioner: caption with this model of `captioners.ls`, or the YAML file of one.
         generator: generate with this model of `generators.ls`, or the YAML file of one.
         strategy: write prompts with this one of `strategies.ls`, or ``path/to/file.py:function``.
         overrides: ``key=value`` for any other field, such as ``generate.steps=20``: the command's ``--set``.
         limit: at most this many real images per class.
         seed: the recipe's seed.
-        name: title of the run and its card; None is after the variant and the strategy.
 
     Raises:
         HfsynError: as `load_recipe`.
     """
     given = {"name": name, "strategy": strategy, "limit": limit, "seed": seed}
-    changes = [f"{field}={given[name]}" for name, field in _FIELDS.items() if given[name] is not None]
+    changes = [f"{field}={given[word]}" for word, field in _FIELDS.items() if given[word] is not None]
     said = [overrides] if isinstance(overrides, str) else overrides
     return load_recipe(recipe, [*said, *changes], captioner=captioner, generator=generator)
 

@@ -90,10 +90,9 @@ def reproduce(
         device: cpu, cuda or mps; None is the GPU, or the CPU.
         model: the generator's folder here, with the same content, if the recipe names a local one.
         source: the folder of the real images here, if the recipe starts from them; None is the recipe's.
-        config_name: a configuration's name; None is the default one.
-        token: as everywhere in huggingface_hub.
+        config_name, token: as for `verify`.
         allow_pickle_weights: read weights in other formats than safetensors too.
-        generator: in place of the recipe's model (for tests).
+        generator: in place of the recipe's model.
 
     Raises HfsynError if there is no such sample, or the model is not available.
     """

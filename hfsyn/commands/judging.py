@@ -107,10 +107,6 @@ def report_command(out: str, as_json: bool, quiet: bool) -> None:
     echo_path("page", report(out), as_json)
 
 
-def _found(found: Any, *, as_json: bool, quiet: bool) -> None:
-    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
-
-
 @click.command("fidelity", short_help="How close SYNTHETIC images are to REAL ones.")
 @click.argument("synthetic")
 @click.argument("real")
@@ -134,7 +130,8 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """
     from hfsyn import fidelity
 
-    _found(fidelity(**words), as_json=as_json, quiet=quiet)
+    found = fidelity(**words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
 @click.command("membership", short_help="Whether MODEL gives away what it was trained on.")
@@ -154,7 +151,8 @@ def membership_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """
     from hfsyn import membership
 
-    _found(membership(**words), as_json=as_json, quiet=quiet)
+    found = membership(**words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
 @click.command("export-real", short_help="Store the real images of RUN as the synthetic ones are.")

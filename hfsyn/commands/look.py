@@ -28,7 +28,7 @@ from hfsyn.commands.options import answer_options, echo, number
 @click.option("--config-name", metavar="NAME", help="A configuration.  [default: the card's own]")
 @token_option
 @answer_options
-def look_command(what: str, html: str | bool | None, as_json: bool, quiet: bool, **options: Any) -> None:
+def look_command(as_json: bool, **words: Any) -> None:
     """Show real images beside what was made of them, as a picture or a page. Prints its path.
 
     The page opens without a network, holds at most 500 rows, and gives the command that makes an image again.
@@ -37,8 +37,8 @@ def look_command(what: str, html: str | bool | None, as_json: bool, quiet: bool,
     hfsyn look runs/cip
     hfsyn look runs/cip --html --classes tench,church --words "red fish"
     """
-    from hfsyn.gallery.view import look
+    from hfsyn import look
 
-    found = look(what, html=html, quiet=quiet, **options)
-    paths = "\n".join(filter(None, (found.picture, found.page)))
-    echo(found.as_dict(), paths, as_json=as_json, quiet=quiet)
+    found = look(**words)
+    paths = "\n".join(str(path) for path in (found.picture, found.page) if path)
+    echo(found.as_dict(), paths, as_json=as_json, quiet=words["quiet"])

@@ -11,7 +11,7 @@ from typing import Any
 
 from builders.errors import size_text
 from builders.files import atomic_text
-from builders.published import RunFolder, open_reference
+from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import HfsynError
@@ -76,8 +76,9 @@ def look(
     Args:
         what: a run folder, finished or not, or ``USER/NAME[@REVISION]``.
         out: the PNG file; None is ``preview/look.png`` of the run, or ``NAME-look.png`` here, and none with `html`.
-        html: write a page, there or to ``look.html`` beside where the picture would be; it needs no other file.
-        classes: names or wnids, as a list or separated by commas; none is all (20 in the picture).
+        html: write a page, there or, if it is True, to ``look.html`` beside where the picture would be; it needs no
+            other file.
+        classes: names or wnids, as a list or separated by commas; None is all (20 in the picture).
         per_class: images of each class; None is 3 in the picture, and any number on the page, which has at most 500.
         flag: only rows with it, such as ``truncated``.
         words: only rows with all of these in their prompt or caption.
@@ -101,10 +102,7 @@ def look(
         remarks += _share(len(seen), None if flag or words else rows_in_all(side, choice.wnids), choice.per_class)
     if problem := add_real_images(seen, side, recipe, source, token):
         remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
-    where, at = (
-        (side.label, "") if isinstance(side, RunFolder) else (f"{side.repo_id}@{side.revision}", config_name or "")
-    )
-    command = f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
+    command = _reproducing(side, config_name)
     for one in seen:
         one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
     home = side.folder / layout.PREVIEW if isinstance(side, RunFolder) else Path()
@@ -119,6 +117,14 @@ def look(
         print("\n".join(remarks), file=sys.stderr)
     at_png, at_page = (None if path is None else str(path) for path in (png, written))
     return View(side.label, at_png, at_page, remarks, [one.row for one in seen], seen)
+
+
+def _reproducing(side: Published | RunFolder, config_name: str | None) -> str:
+    """The command that makes an image of the set again, but for the image's id."""
+    where, at = side.label, ""
+    if not isinstance(side, RunFolder):
+        where, at = f"{side.repo_id}@{side.revision}", config_name or ""
+    return f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
 
 
 def _choice(

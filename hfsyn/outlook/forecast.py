@@ -185,8 +185,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     known = origin != _NOT_YET
     first, limited, different = _prompts(recipe, prompts, known=known)
     images = real * each
-    # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
-    files = 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
+    files = _files(recipe, real, images)
     return Forecast(
         recipe=recipe.name,
         fingerprint=None if exact is None else fingerprint(exact),
@@ -209,12 +208,18 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         price=price,
         classes_without_images=_without_images(recipe, made),
         left_out=left_out,
-        pairs=_pairs(made) if made is not None and recipe.prompt.pairing != "own" else (),
+        pairs=_pairs(made),
     )
 
 
-def _pairs(made: Plan) -> tuple[tuple[str, str], ...]:
-    specs = [spec for spec in made[:_PAIRS] if spec.caption_source_id is not None]
+def _files(recipe: Recipe, real: int, images: int) -> int:
+    """Files of the first publication."""
+    # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
+    return 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
+
+
+def _pairs(made: Plan | None) -> tuple[tuple[str, str], ...]:
+    specs = [spec for spec in (made or ())[:_PAIRS] if spec.caption_source_id is not None]
     return tuple((f"{spec.class_name} {spec.source_id}", str(spec.caption_source_id)) for spec in specs)
 
 

@@ -28,7 +28,7 @@ from hfsyn.runs.stage import write_plan
 def finish(run: Run | str | Path) -> Run:
     """Check every shard against its sidecar, then write rejected.jsonl, preview, card and, last, the manifest.
 
-        Args:
+    Args:
         run: the run folder.
 
     Raises:

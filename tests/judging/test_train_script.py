@@ -327,11 +327,11 @@ def test_the_launchers_precision_counts_where_the_recipe_says_none(
 
     options: dict[str, Any] = {**dict.fromkeys(FIELDS), "config": None, "overrides": (), "train_dataset": ("shapes",)}
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert training_recipe(options).optimise.mixed_precision == "bf16"
+    assert training_recipe(**options).optimise.mixed_precision == "bf16"
     assert capsys.readouterr().err == ""
     for said in ({"mixed_precision": "no"}, {"overrides": ("optimise.mixed_precision='no'",)}):
-        assert training_recipe({**options, **said}).optimise.mixed_precision == "no"
+        assert training_recipe(**{**options, **said}).optimise.mixed_precision == "no"
         assert "'bf16', as the launcher does" in capsys.readouterr().err
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert training_recipe({**options, "mixed_precision": "fp16"}).optimise.mixed_precision == "fp16"
+    assert training_recipe(**{**options, "mixed_precision": "fp16"}).optimise.mixed_precision == "fp16"
     assert capsys.readouterr().err == ""

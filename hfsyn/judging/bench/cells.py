@@ -67,8 +67,7 @@ def bench(
         train, evaluate, look: replace `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate`
             and the fingerprint of `hfsyn.judging.sets.image_set.open_images`. With a custom `train` and no `look`,
             fingerprints are not compared.
-        num_processes: cells at once, each with one torch thread or GPU; None is one per GPU, or per core. With a
-            custom `train` None is 1.
+        num_processes: cells at once, each with one torch thread or GPU; None is one per GPU or core, or with `train` 1.
         num_workers: decoding processes for each of those.
         device: torch device for all.
         submit: an open task pool, used instead of `num_processes`.
@@ -83,8 +82,7 @@ def bench(
         HfsynError: see `load_matrix`; a set or network is not there; or a cell in `out` has other settings or images.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
-    images = look or (cache(_look) if train is None else None)
-    own = train is not None
+    own, images = train is not None, look or (cache(_look) if train is None else None)
     train = train or partial(_train, device=device, workers=num_workers)
     evaluate = evaluate or partial(_evaluate, device=device, workers=num_workers)
     wanted = list(cells(matrix))
