@@ -95,7 +95,7 @@ def look(
     choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
     seen, cut = chosen_rows(side, choice)
     if not seen:
-        raise _nothing(side, classes, flag, words)
+        raise _nothing(side, classes or (), flag, words)
     by_wnid = {wnid: place for place, wnid in enumerate(choice.wnids)}
     seen.sort(key=lambda one: by_wnid[one.row["wnid"]])  # stable: within a class in the order of the set
     if html and (cut or len(seen) == MOST_ROWS):
