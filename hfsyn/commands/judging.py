@@ -18,7 +18,7 @@ _out = click.option("--out", metavar="FILE", help="Write all of it there as JSON
 @click.command("demo")
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
 @number("--limit", help="Images per class.  [default: 50, in context 30]")
-@click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
+@click.option("--full", is_flag=True, help="Longer: 50 per class in both variants, and a scaling curve.")
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
 @processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
