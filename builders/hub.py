@@ -42,6 +42,7 @@ _REQUEST = re.compile(r" ?\(Request ID: [^)]*\)")
 _SHOWN = 200
 
 _log = logging.getLogger(__name__)
+_SHA = re.compile(r"[0-9a-f]{40}")
 
 
 class UnreachableError(DataError):
@@ -193,7 +194,7 @@ def _answer(error: Exception, of: Patience) -> tuple[str, str, int] | None:
     local = errors.LocalEntryNotFoundError  # the client raises it for any failure, if the file is not cached
     inner = next((one for one in _chain(error) if isinstance(one, kinds) and not isinstance(one, local)), error)
     status, _ = status_of(error)
-    login = f"log in with{' a token that may write' if doing else ''}: hf auth login."
+    login = f"log in with{' a token that can write' if doing else ''}: hf auth login."
     gated = isinstance(inner, errors.GatedRepoError)
     absent = isinstance(inner, errors.RepositoryNotFoundError) and not gated
     if isinstance(inner, errors.LocalTokenNotFoundError):
@@ -222,7 +223,7 @@ def _answer(error: Exception, of: Patience) -> tuple[str, str, int] | None:
         return "the token has an invalid character", "Copy it again.", 3
     short = reason(error if isinstance(error, ValueError) else inner, of.token)
     if status == 403:
-        return f"this token may not ({short})", f"To be allowed, {login}", 3
+        return f"this token is not allowed to do this ({short})", f"To be allowed, {login}", 3
     if passes(error) and status:
         return short, "Run the same command again later.", 4
     if isinstance(inner, errors.HfHubHTTPError):
@@ -312,9 +313,6 @@ def reason(error: BaseException, token: str | bool | None) -> str:
     words = _REQUEST.sub("", without_token(words, token))
     short = words if len(words) <= _SHOWN else words[:_SHOWN].rsplit(" ", 1)[0] + " ..."
     return f"the Hub answers {status}: {short}" if status else f"{type(error).__name__}: {short}"
-
-
-_SHA = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)

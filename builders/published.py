@@ -39,6 +39,8 @@ from builders.sources.cards import Card, read_card
 
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
 """Tags, branches and commits, but nothing that could leave the folder of the cache."""
+MOST_BYTES = 64 * 2**20  # the largest manifest or card that is read: some hundred thousand shards
+_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -344,10 +346,6 @@ def shard_files(found: Published, manifest: layout.Manifest, *, streaming: bool)
             cut = f"is cut short in the cache: {path.stat().st_size} of {entry.bytes} bytes"
             raise DataError(f"{entry.file} of {found.repo_id} {cut}.", f"Delete {path} and load again.")
     return [str(path) for path in paths]
-
-
-MOST_BYTES = 64 * 2**20  # the largest manifest or card that is read: some hundred thousand shards
-_CONFIG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 def candidates(paths: Collection[str]) -> list[str]:

@@ -54,7 +54,7 @@ class Synthetic(ShardRows):
             return self._published()
         folder = Path(self.config.run)
         if not layout.is_run_folder(folder):
-            raise DataError(f"{folder} is not a run folder.", "`hfsyn build RECIPE --out RUN` makes one.")
+            raise DataError(f"{folder} is not a run folder.", "`hfsyn build RECIPE --out RUN` creates one.")
         found: dict[str, list[tuple[str, layout.ShardEntry | None]]] = {}
         for shard in shards(folder, layout.DATA):
             split, _, _ = layout.shard_number(shard) or ("", 0, 0)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hfsyn.api import captioners, generators, strategies, variants
     from hfsyn.api.hub import publish
     from hfsyn.api.judging import evaluate, fidelity, membership, train
-    from hfsyn.api.making import build, caption, doctor, generate, plan
+    from hfsyn.api.making import build, caption, doctor, generate, informativeness, plan
     from hfsyn.checks.diff import Comparison, diff
     from hfsyn.checks.reproduce import Reproduction, reproduce
     from hfsyn.checks.verify import Verification, verify
@@ -51,7 +51,7 @@ _HOME = {
     "builders.synthetic": "Synthetic",
     "hfsyn.api.hub": "publish",
     "hfsyn.api.judging": "evaluate fidelity membership train",
-    "hfsyn.api.making": "build caption doctor generate plan",
+    "hfsyn.api.making": "build caption doctor generate informativeness plan",
     "hfsyn.checks.diff": "Comparison diff",
     "hfsyn.checks.reproduce": "Reproduction reproduce",
     "hfsyn.checks.verify": "Verification verify",
@@ -77,9 +77,20 @@ _MODULES["recipes"] = "hfsyn.recipes"
 __all__ = ["Captioned", "Comparison", "HfsynError", "ImageNet", "Publication", "Recipe", "Reproduction", "Run"]
 __all__ += ["Shapes", "Synthetic", "Verification", "bench", "build", "caption", "captioners", "demo", "diff"]
 __all__ += ["difference", "doctor", "env", "evaluate", "export_real", "fidelity", "fingerprint", "finish", "generate"]
-__all__ += ["generators", "load_recipe", "load_run", "load_train_config", "load_version", "look", "membership"]
-__all__ += ["plan", "publish", "recipes", "report", "reproduce", "seed_of", "status", "strategies", "train", "variants"]
-__all__ += ["verify"]
+__all__ += ["generators", "informativeness", "load_recipe", "load_run", "load_train_config", "load_version", "look"]
+__all__ += [
+    "membership",
+    "plan",
+    "publish",
+    "recipes",
+    "report",
+    "reproduce",
+    "seed_of",
+    "status",
+    "strategies",
+    "train",
+]
+__all__ += ["variants", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,12 +15,12 @@ from builders.runs import layout, run_files
 from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
 from hfsyn.captions.prefetch import in_order
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode, fitted, stored_name
 from hfsyn.images.generate_stage import check_captioned
 from hfsyn.progress import Progress
-from hfsyn.runs.run import Run, index_entries, load_run
-from hfsyn.runs.shards import StoredRows, image_of, pending, write_parquet
+from hfsyn.runs.run import Run, check_complete, index_entries, load_run
+from hfsyn.runs.shards import StoredRows, image_of, write_parquet
 
 NOTE = "export.json"  # what an exported folder is; it is written last
 
@@ -51,13 +51,11 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     run_files.finished(run.folder)  # if it was finished, nothing of it may be lost
     stored = StoredRows(run.folder)
     if not len(stored):
-        said = f"{run.folder} has no finished shard of images, whose size the real ones are to have."
+        said = f"{run.folder} has no finished shard of images, and the real ones take their size from these."
         raise HfsynError(said, f"Run: hfsyn generate {run.folder}")
     size = image_of(stored.read([0], ["image"])[0]).size
     shards = run.caption_shards()
-    if left := pending(shards):
-        said = f"{run.folder} has {len(shards) - len(left)} of {len(shards)} caption shards."
-        raise HfsynError(said, f"Run: hfsyn caption {run.folder}", code=ExitCode.PARTIAL)
+    check_complete("caption", shards, run)
     folder, note = Path(out).expanduser(), _note(run, *size)
     _claim(folder, note)
     schema = synthetic_features(run.class_names).arrow_schema
@@ -128,14 +126,10 @@ def _rows(
             "label": info.index,
             "wnid": info.wnid,
             "class_name": info.name,
-            "prompt": None,
-            "caption": caption["caption"],
-            "seed": None,
-            "sample_id": source_id,
-            "source_id": source_id,
-            "prompt_tokens": None,
+            **dict.fromkeys(("prompt", "seed", "prompt_tokens")),
             "truncated": False,
             "safety": False,
             "retries": 0,
-            "caption_flags": caption["caption_flags"],
+            **dict.fromkeys(("sample_id", "source_id"), source_id),
+            **{key: caption[key] for key in ("caption", "caption_flags")},
         }

@@ -125,7 +125,7 @@ def parse_sidecar(text: str | bytes, where: str) -> Sidecar:
         check_kinds(found, dict, "counts", "flags", "software", "options", "unused_weights")
         return found
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DataError(f"{where} is not a sidecar ({error}).", "Delete it, and its shard is made again.") from error
+        raise DataError(f"{where} is not a sidecar ({error}).", "Delete it, and its shard is created again.") from error
 
 
 def check_kinds(found: object, kind: type, *names: str) -> None:

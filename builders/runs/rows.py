@@ -22,11 +22,27 @@ from datasets.builder import Key
 from builders.errors import DataError, brief
 from builders.runs.layout import ROW_GROUP_BYTES, ShardEntry
 
+_LARGEST_GROUP = 4 * ROW_GROUP_BYTES  # the largest that is read; a single image this large has a row group of its own
+_COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}
+_RATIO, _SLACK = 32, 2**20
+"""Snappy compresses at most 22 times; and bytes that a footer may add to a file with few rows."""
+_ROWS = 256
+_MOST_LISTED = 4 * 2**20  # bytes of a row group's lists of flags: a dictionary of a few words, and a few bits per row
+_MOST_BYTES = 64 * 2**20  # of one dictionary-encoded column in a portion: 32 kB per row
+Files = Sequence[tuple[str, ShardEntry | None]]  # the path or URL of each shard, and its entry in the manifest
+
+
+def _columns(text: str, names: Sequence[str]) -> Features:
+    """Columns by name, each of the one type that it has in all tables; texts if nothing else is said."""
+    kinds = {"image": Image(), "label": ClassLabel(names=list(names)), "caption_flags": List(Value("string"))}
+    kinds |= dict.fromkeys(("width", "height", "prompt_tokens", "retries"), Value("int32"))
+    kinds |= {"seed": Value("int64"), "truncated": Value("bool"), "safety": Value("bool")}
+    return Features({name: kinds.get(name, Value("string")) for name in text.split()})
+
 
 def source_features(names: Sequence[str]) -> Features:
     """Columns of a real image: the stored image and its class."""
-    texts = {name: Value("string") for name in ("wnid", "class_name", "source_id")}
-    return Features({"image": Image(), "label": ClassLabel(names=list(names)), **texts})
+    return _columns("image label wnid class_name source_id", names)
 
 
 def captioned_features(names: Sequence[str]) -> Features:
@@ -35,54 +51,20 @@ def captioned_features(names: Sequence[str]) -> Features:
     `caption` is null if there is none; `source_sha256` is of the stored bytes; `width` and `height` are in pixels after
     decoding, with EXIF rotation.
     """
-    return Features(
-        {
-            "source_id": Value("string"),
-            "wnid": Value("string"),
-            "label": ClassLabel(names=list(names)),
-            "class_name": Value("string"),
-            "caption": Value("string"),
-            "caption_flags": List(Value("string")),
-            "source_sha256": Value("string"),
-            "width": Value("int32"),
-            "height": Value("int32"),
-        }
-    )
+    return _columns("source_id wnid label class_name caption caption_flags source_sha256 width height", names)
 
 
-def synthetic_features(names: Sequence[str]) -> Features:
+def synthetic_features(names: Sequence[str], *, paired: bool = False) -> Features:
     """Columns of a synthetic image, as published.
 
-    `caption` is null if the recipe has none; `prompt_tokens` is the number of the text encoder's tokens before
-    truncation; `safety` is whether a safety checker flagged an attempt; `retries` is the number of discarded attempts.
+    `caption` is null if the recipe has none; if images got the captions of others (`paired`), it is the caption as it
+    was put into the prompt, and `caption_source_id` is the real image that it describes; `prompt_tokens` is the number
+    of the text encoder's tokens before truncation; `safety` is whether a safety checker flagged an attempt; `retries`
+    is the number of discarded attempts.
     """
-    return Features(
-        {
-            "image": Image(),
-            "label": ClassLabel(names=list(names)),
-            "wnid": Value("string"),
-            "class_name": Value("string"),
-            "prompt": Value("string"),
-            "caption": Value("string"),
-            "seed": Value("int64"),
-            "sample_id": Value("string"),
-            "source_id": Value("string"),
-            "prompt_tokens": Value("int32"),
-            "truncated": Value("bool"),
-            "safety": Value("bool"),
-            "retries": Value("int32"),
-            "caption_flags": List(Value("string")),
-        }
-    )
-
-
-_LARGEST_GROUP = 4 * ROW_GROUP_BYTES  # the largest that is read; a single image this large has a row group of its own
-_COMPRESSIONS = {"UNCOMPRESSED", "SNAPPY"}
-_RATIO, _SLACK = 32, 2**20
-"""Snappy compresses at most 22 times; and bytes that a footer may add to a file with few rows."""
-_ROWS = 256
-_MOST_LISTED = 4 * 2**20  # bytes of a row group's lists of flags: a dictionary of a few words, and a few bits per row
-_MOST_BYTES = 64 * 2**20  # of one dictionary-encoded column in a portion: 32 kB per row
+    columns = "image label wnid class_name prompt caption seed sample_id source_id prompt_tokens truncated safety"
+    more = "retries caption_flags" + (" caption_source_id" if paired else "")
+    return _columns(f"{columns} {more}", names)
 
 
 class Shard:
@@ -194,9 +176,6 @@ def _plain(array: pa.Array) -> pa.Array:
     if pa.types.is_list(kind) and pa.types.is_dictionary(kind.value_type):
         return pa.ListArray.from_arrays(array.offsets, _plain(array.values), mask=array.is_null())
     return array
-
-
-Files = Sequence[tuple[str, ShardEntry | None]]  # the path or URL of each shard, and its entry in the manifest
 
 
 @dataclass

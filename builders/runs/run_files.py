@@ -52,7 +52,7 @@ def marker_of(path: Path, fingerprint: str | None = None) -> Marker:
     Raises DataError if it is not a marker, or belongs to another recipe.
     """
     mark = sidecar_of(path)
-    way_out = f"Delete it and run the same `hfsyn build` again: {path.name} is made again."
+    way_out = f"Delete it and run the same `hfsyn build` again: {path.name} is created again."
     try:
         fields = json.loads(mark.read_text(encoding="utf-8"))
         if not isinstance(fields, dict) or set(fields) != {each.name for each in dataclass_fields(Marker)}:
@@ -81,13 +81,13 @@ def table(path: Path, fingerprint: str | None = None) -> Marker:
     what = f"{path.name} ({_WHAT.get(path.name, 'a table')})"
     if not path.exists() or not sidecar_of(path).exists():
         lost_it = f"has no {what}" if not path.exists() else f"has no {sidecar_of(path).name}, the marker of {what}"
-        raise DataError(f"{path.parent} {lost_it}.", "Run the same `hfsyn build` again: it is made again.")
+        raise DataError(f"{path.parent} {lost_it}.", "Run the same `hfsyn build` again: it is created again.")
     found = marker_of(path, fingerprint)
     size = path.stat().st_size
     if size != found.bytes or digest_of(path) != found.sha256:
         how = f"is cut short ({size} of {found.bytes} bytes)" if size < found.bytes else "has other bytes than written"
         said = f"{what} of {path.parent} {how}."
-        raise DataError(said, f"Delete {path} and run the same `hfsyn build` again: it is made again.")
+        raise DataError(said, f"Delete {path} and run the same `hfsyn build` again: it is created again.")
     return found
 
 
@@ -152,8 +152,8 @@ def finished(folder: Path) -> Manifest | None:
     manifest = manifest_in(folder)
     if manifest is not None and (gone := lost(folder, manifest)):
         again = f"hfsyn build {folder / layout.RECIPE} --out {folder}"
-        said = f"{folder} was finished, and is not whole any more: {', '.join(gone[:3])}{and_more(len(gone), 3)}."
-        raise DataError(said, f"Run the same `hfsyn build` again ({again}): the missing files are made again.", code=3)
+        said = f"{folder} was finished, and is no longer whole: {', '.join(gone[:3])}{and_more(len(gone), 3)}."
+        raise DataError(said, f"Run the same `hfsyn build` again ({again}): it creates the missing files.", code=3)
     return manifest
 
 

@@ -52,7 +52,7 @@ def open_source(
         from builders.sources.folders import open_path
 
         return open_path(found, split, path, limit_per_class=limit_per_class)
-    from builders.sources.hub import open_hub
+    from builders.sources.parquet import open_hub
 
     return open_hub(found, split, revision=revision, limit_per_class=limit_per_class, token=token)
 
@@ -62,6 +62,6 @@ def resolve_revision(variant: str, revision: str | None = None, *, token: str | 
 
     Raises DataError for a drawn variant, offline, without access, and for an unknown revision.
     """
-    from builders.sources.hub import snapshot
+    from builders.sources.tables import snapshot
 
     return snapshot(find_variant(variant), revision, token=token).commit

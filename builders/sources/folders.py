@@ -222,7 +222,7 @@ def local_splits(variant: Variant, path: str | os.PathLike[str]) -> list[str]:
 
     Raises DataError if there is no such folder.
     """
-    from builders.sources.on_disk import split_there, tables_of
+    from builders.sources.tables import split_there, tables_of
 
     top = check_place(path)
     there = tables_of(variant, top)

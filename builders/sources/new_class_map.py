@@ -170,8 +170,8 @@ def _of_repository(
     repo_id: str, revision: str | None, choice: Choice, token: str | bool | None
 ) -> tuple[dict[str, int], list[str], dict[str, Any]]:
     """Images per split, the labels in order, and the class map's description of the repository."""
-    from builders.sources.hub import Repository, open_repository
     from builders.sources.table_classes import TableClasses, classes_of
+    from builders.sources.tables import Repository, open_repository
 
     def ask() -> tuple[Repository, TableClasses]:
         there = open_repository(repo_id, revision, choice.config, converted=revision is None, token=token)

@@ -24,8 +24,8 @@ from builders.files import below
 from builders.hub import STREAM_ATTEMPTS, Patience, patiently, resumed
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, UnknownLabelsError, class_label, find_columns, unknown_labels, wnids_of
-from builders.sources.on_disk import local_choice, split_there, tables_of
 from builders.sources.rows import IndexEntry, SourceRow, file_wnid, is_wnid
+from builders.sources.tables import local_choice, open_split, split_there, tables_of
 from builders.variants import Choice, ClassInfo, Variant, usual_split
 
 T = TypeVar("T")
@@ -355,3 +355,33 @@ def open_parquet(
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"A Parquet file in {path} cannot be read: {_said(error)}.", "Copy it again.") from error
     return source
+
+
+def open_hub(
+    variant: Variant,
+    split: str,
+    *,
+    revision: str | None = None,
+    limit_per_class: int | None = None,
+    token: str | bool | None = None,
+) -> ParquetSource:
+    """A source that reads the variant's repository by ranges, at one commit.
+
+    Raises DataError offline, without access, for an unknown revision, and if the repository has no Parquet files of the
+    split: at once if it is known to hold an archive instead, unless a revision is given.
+    """
+    found, theirs = open_split(variant, split, revision=revision, token=token)
+    hub, names = variant.hub, found.tables.splits[theirs]
+    assert hub is not None  # by `open_split`
+    return ParquetSource(
+        variant,
+        found.filesystem,
+        found.root,
+        names,
+        f"{len(names)} Parquet files of {hub.repo_id} at {found.commit}",
+        tables=found.tables,
+        choice=Choice(None, hub.image_column, hub.label_column),
+        trusted=True,
+        local=False,
+        limit_per_class=limit_per_class,
+    )

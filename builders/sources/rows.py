@@ -9,6 +9,10 @@ from typing import Any, Protocol
 from builders.errors import DataError, quoted
 from builders.variants import ClassInfo, Variant
 
+_RENUMBERED = 10
+"""This many folders "0", "1", "2" and so on without a gap are a dataset of their own rather than a few to try."""
+_FILE_WNID = re.compile(r"(?:^|_)(n\d{8})(?=_|\.)")
+
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
@@ -65,12 +69,6 @@ class Source(Protocol):
         Raises DataError (exit code 4) if the source itself is gone or has changed since it was indexed.
         """
         ...
-
-
-_RENUMBERED = 10
-"""This many folders "0", "1", "2" and so on without a gap are a dataset of their own rather than a few to try."""
-
-_FILE_WNID = re.compile(r"(?:^|_)(n\d{8})(?=_|\.)")
 
 
 def refuse(variant: Variant, unmatched: Iterable[object], where: str) -> DataError:

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from builders.errors import DataError, brief, quoted
 from builders.sources.cards import Tables
 from builders.sources.columns import Columns, disagreement, find_columns, label_words, plain
-from builders.sources.on_disk import local_tables
 from builders.sources.parquet import different_images, in_parallel
 from builders.sources.rows import class_keys, spelling
+from builders.sources.tables import local_tables
 from builders.variants import SPLIT_WORDS, Choice, get_variant, usual_split
 
 _Values = tuple[str | None, ...]  # the labels of a row in each of the columns that could be the label, in words

@@ -214,7 +214,7 @@ def how_to_get(variant: Variant) -> str:
     if variant.hub.archive is not None:
         return f"an archive, which cannot be streamed: {how_to_unpack(variant)}"
     if variant.gated:
-        return f"gated: ask for access at {variant.hub.url}, then hf auth login with a token that may read"
+        return f"gated: ask for access at {variant.hub.url}, then hf auth login with a token that can read"
     return "streamed from the Hub without an account"
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hfsyn.images.generator import ImageGenerator
     from hfsyn.outlook.doctor import Check
     from hfsyn.outlook.forecast import Forecast
+    from hfsyn.outlook.informativeness import Informativeness
     from hfsyn.runs.run import Run
 
 _NO_WORDS = ("started",)
@@ -64,6 +65,31 @@ def plan(
     measured = measure(wanted, probe, options=options, say=say or (lambda line: None))
     projection = measured.projected(found.real_images, found.images, num_processes or 1, price)
     return replace(found, measured=measured, projection=projection)
+
+
+_SPEED = ("batch_size", "budget_hours", "channels_last", "compile", "attention", "num_processes", "shards")
+
+
+@takes(chosen, WorkOptions, but=(*_NO_WORDS, *_SPEED))
+def informativeness(recipe: str | Path | Recipe, *, images: int = 200, draws: int = 4, **words: Any) -> Informativeness:
+    """How much a recipe's captions tell its generator about real images beyond the class name.
+
+    It is measured by the generator's denoising loss, before anything is generated; nothing is kept.
+
+    Args:
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        images: real images to measure on.
+        draws: noises for each image and kind of prompt.
+
+    Raises:
+        HfsynError: as `hfsyn.outlook.informativeness.informativeness`.
+    """
+    from hfsyn.outlook.informativeness import measure
+    from hfsyn.workers import check_device
+
+    wanted = chosen(recipe, **take(words, chosen))
+    check_device(words.get("device"))
+    return measure(wanted, images, draws=draws, options=WorkOptions(**words))
 
 
 @takes(chosen, WorkOptions, but=_NO_WORDS)

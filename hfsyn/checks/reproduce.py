@@ -22,7 +22,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode
 from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
 from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
-from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
 from hfsyn.rules import order_of
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.workers import check_device, describe_device, pick_device, software
@@ -88,8 +88,8 @@ def reproduce(
         sample_id: of a row.
         out: folder for the picture of both.
         device: cpu, cuda or mps; None is the GPU, or the CPU.
-        model: the generator's folder on this machine, if the recipe names a local one; its content must be the same.
-        source: the folder of the real images on this machine, if the recipe starts from them; None is the recipe's.
+        model: the generator's folder here, with the same content, if the recipe names a local one.
+        source: the folder of the real images here, if the recipe starts from them; None is the recipe's.
         config_name, token: as for `verify`.
         allow_pickle_weights: read weights in other formats than safetensors too.
         generator: in place of the recipe's model.
@@ -101,8 +101,7 @@ def reproduce(
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
     stored = _stored_image(row, what)
-    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
-    part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
+    part = _part_of(recipe, model)
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     real = real_image(side, recipe, row, source) if part.init == "source" else None
     where = pick_device(device) if generator is None else "cpu"
@@ -164,6 +163,12 @@ def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Ge
             raise
     # Not in the except clause, where the error would still hold the model on the device.
     return draw(simpler), simpler
+
+
+def _part_of(recipe: Recipe, model: str | None) -> GeneratePart:
+    """The recipe's generator, checked again where another folder of it is named."""
+    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
+    return load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
 
 
 def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, Any], path: str | None) -> Image.Image:

@@ -66,7 +66,7 @@ def publish(as_json: bool, **words: Any) -> None:
         raise click.exceptions.Exit(max(check.code for check in found.failed))
 
 
-@click.command(short_help="Check a run or a published version, to every prompt and seed.")
+@click.command(short_help="Check a run or a version, to every prompt and seed.")
 @click.argument("what", metavar="RUN|REPO_ID[@REVISION]")
 @_config
 @token_option
@@ -110,7 +110,7 @@ def reproduce(as_json: bool, quiet: bool, **words: Any) -> None:
         raise click.exceptions.Exit(ExitCode.DIFFERS)
 
 
-@click.command(short_help="What differs between two versions: rows, columns, recipes.")
+@click.command(short_help="What differs between two versions: rows and recipes.")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @_config

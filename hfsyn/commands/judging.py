@@ -17,8 +17,8 @@ _out = click.option("--out", metavar="FILE", help="Write all of it there as JSON
 
 @click.command("demo")
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
-@number("--limit", help="Images per class.  [default: 50, in context 30]")
-@click.option("--full", is_flag=True, help="Longer: 50 per class in both variants, and a scaling curve.")
+@number("--limit", help="Images per class.  [default: 30]")
+@click.option("--full", is_flag=True, help="Longer: ten more seeds, and a scaling curve.")
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
 @processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
@@ -26,9 +26,10 @@ _out = click.option("--out", metavar="FILE", help="Write all of it there as JSON
 def demo_command(as_json: bool, **words: Any) -> None:
     """Run the whole path offline, and ask what the images are worth.
 
-    Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
-    names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
-    all of it; results.json is beside the page.
+    Drawn images, captions, prompts, synthetic images; then classifiers trained on real drawings and on images from
+    class names, from captions and from captions exchanged between classes, over five seeds. They are tested on new
+    drawings, with the contexts of the training images and with contexts that say nothing about the class. Prints the
+    path of a page with all of it; results.json is beside the page.
     """
     from hfsyn import demo
 
@@ -133,7 +134,7 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
     echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
-@click.command("membership", short_help="Whether MODEL gives away which images it was trained on.")
+@click.command("membership", short_help="Whether MODEL gives away what it was trained on.")
 @click.argument("model")
 @click.argument("members")
 @click.argument("others")
@@ -154,7 +155,7 @@ def membership_command(as_json: bool, quiet: bool, **words: Any) -> None:
     echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
-@click.command("export-real", short_help="Write the real images of RUN as its synthetic ones are stored.")
+@click.command("export-real", short_help="Store the real images of RUN as the synthetic ones are.")
 @click.argument("run")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the Parquet files.")
 @answer_options

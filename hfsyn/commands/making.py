@@ -10,16 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builders.errors import plural
-from hfsyn.commands.options import answer_options, echo, echo_json, recipe_options, stage_options
+from hfsyn.commands.options import answer_options, captions_option, echo, echo_json, recipe_options, stage_options
 
 if TYPE_CHECKING:
     from hfsyn.recipes.recipe import Recipe
-
-_captions = click.option(
-    "--captions",
-    metavar="RUN|REPO_ID[@REVISION]",
-    help="Take these captions instead of making them: of the same images, by the same captioner.",
-)
 
 
 @click.command(short_help="Make the dataset of RECIPE: caption, generate, finish.")
@@ -27,7 +21,7 @@ _captions = click.option(
 @click.option("--out", required=True, metavar="RUN", help="The run folder; created, or continued where it was left.")
 @recipe_options
 @click.option("--overwrite", is_flag=True, help="Delete the run that RUN holds first.")
-@_captions
+@captions_option
 @click.option("--push-to-hub", metavar="REPO_ID", help="Send finished shards to this dataset on the Hub meanwhile.")
 @click.option("--version", metavar="X.Y.Z", help="With --push-to-hub: the version of the finished dataset.")
 @stage_options
@@ -108,7 +102,7 @@ def left_out(counts: Mapping[str, int], classes: Iterable[Mapping[str, Any]]) ->
 
 @click.command()
 @click.argument("run")
-@_captions
+@captions_option
 @stage_options
 @answer_options
 def caption(run: str, as_json: bool, **words: Any) -> None:
@@ -119,9 +113,9 @@ def caption(run: str, as_json: bool, **words: Any) -> None:
     _stage_done(run, as_json)
 
 
-@click.command()
+@click.command(short_help="Make the images of a RUN whose captions are there.")
 @click.argument("run")
-@_captions
+@captions_option
 @stage_options
 @answer_options
 def generate(run: str, as_json: bool, **words: Any) -> None:
@@ -148,7 +142,7 @@ def _stage_done(run: str, as_json: bool) -> None:
 @click.command("work-on", hidden=True)
 @click.argument("run")
 @click.option("--stages", required=True)
-@_captions
+@captions_option
 @stage_options
 @click.option("--quiet", is_flag=True)
 def work_on(run: str, stages: str, **words: Any) -> None:
@@ -162,7 +156,7 @@ def work_on(run: str, stages: str, **words: Any) -> None:
     leave_group()
 
 
-@click.command(short_help="Check the shards of a RUN, then write its card and manifest.")
+@click.command(short_help="Check the shards of a RUN, write card and manifest.")
 @click.argument("run")
 @answer_options
 def finish(run: str, as_json: bool, quiet: bool) -> None:

@@ -162,13 +162,19 @@ def _batch_size(context: click.Context, option: click.Parameter, value: str | No
     raise click.BadParameter(f"{value!r} is neither a number from 1 to 1,000,000,000 nor auto.")
 
 
+captions_option = click.option(
+    "--captions",
+    metavar="RUN|REPO_ID[@REVISION]",
+    help="Take these captions instead of making them: of the same images, by the same captioner.",
+)
+pickle_option = click.option(
+    "--allow-pickle-weights",
+    is_flag=True,
+    help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
+)
 speed_options = together(
     click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
-    click.option(
-        "--allow-pickle-weights",
-        is_flag=True,
-        help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
-    ),
+    pickle_option,
     click.option(
         "--batch-size",
         metavar="N|auto",

@@ -10,7 +10,16 @@ import click
 from builders.errors import plural
 from hfsyn.commands.hub import token_option
 from hfsyn.commands.making import left_out
-from hfsyn.commands.options import Finite, answer_options, echo, number, recipe_options, speed_options
+from hfsyn.commands.options import (
+    Finite,
+    answer_options,
+    captions_option,
+    echo,
+    number,
+    pickle_option,
+    recipe_options,
+    speed_options,
+)
 from hfsyn.errors import ExitCode
 
 
@@ -36,7 +45,7 @@ def status(run: str, as_json: bool, quiet: bool) -> None:
     echo(asdict(found), "\n".join(lines), as_json=as_json, quiet=quiet)
 
 
-@click.command(short_help="What RECIPE would make: counts, prompts, disk, time, cost.")
+@click.command(short_help="What RECIPE would make: prompts, disk, time, cost.")
 @click.argument("recipe")
 @recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
@@ -72,7 +81,33 @@ def plan(recipe: str, as_json: bool, quiet: bool, **words: Any) -> None:
     echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
-@click.command(short_help="What could stop a run here: token, Hub, disk, devices, libraries.")
+@click.command(short_help="Whether RECIPE's captions tell its generator anything.")
+@click.argument("recipe")
+@number("--images", least=2, default=200, show_default=True, help="Real images to measure on.")
+@number("--draws", most=1000, default=4, show_default=True, help="Noises for each image and kind of prompt.")
+@recipe_options
+@captions_option
+@click.option("--device", metavar="DEVICE", help="cpu, cuda, mps.  [default: the GPU, or else the CPU]")
+@pickle_option
+@answer_options
+def informativeness(recipe: str, as_json: bool, quiet: bool, **words: Any) -> None:
+    """Whether RECIPE's captions tell its generator more than the class name, before images are made from them.
+
+    On real images with a known noise, the generator's denoising loss is compared under no prompt, the class name, the
+    image's own caption, and captions of other images of the same and of another class. If own captions do not lower it
+    clearly, images made from them can hardly be better than those made from class names.
+
+    \b
+    hfsyn informativeness shapes-cip --images 40
+    hfsyn informativeness imagenette-cip --captioner blip2
+    """
+    from hfsyn import informativeness as measure
+
+    found = measure(recipe, quiet=as_json or quiet, **words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
+
+
+@click.command(short_help="What could stop a run here: token, Hub, disk, devices.")
 @click.argument("recipe", required=False)
 @recipe_options
 @click.option("--out", metavar="RUN", help="Where the recipe's run is or will be.  [default: this folder]")
@@ -116,4 +151,4 @@ def env(as_json: bool, quiet: bool) -> None:
     echo(found, "\n".join(lines), as_json=as_json, quiet=False)
 
 
-LOOKING = (plan, status, doctor, env)
+LOOKING = (plan, informativeness, status, doctor, env)

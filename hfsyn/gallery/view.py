@@ -22,7 +22,7 @@ from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
 
 MOST_ROWS = 500
 """On a page: about 5 MB of pictures."""
-_CLASSES, _PER_CLASS = 20, 3  # of the picture
+_CLASSES, _PER_CLASS, _WIDEST = 20, 3, 12  # of the picture: classes, and images of each
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def look(
     by_wnid = {wnid: place for place, wnid in enumerate(choice.wnids)}
     seen.sort(key=lambda one: by_wnid[one.row["wnid"]])  # stable: within a class in the order of the set
     if html and (cut or len(seen) == MOST_ROWS):
-        remarks.append(_share(len(seen), None if flag or words else rows_in_all(side, choice.wnids)))
+        remarks += _share(len(seen), None if flag or words else rows_in_all(side, choice.wnids), choice.per_class)
     if problem := add_real_images(seen, side, recipe, source, token):
         remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
     command = _reproducing(side, config_name)
@@ -143,7 +143,9 @@ def _choice(
     if picture and len(wnids) > _CLASSES:
         remarks.append(f"the first {_CLASSES} of {len(wnids):,} classes; --classes names others")
         wnids = wnids[:_CLASSES]
-    number = per_class or (_PER_CLASS if picture else None)
+    if picture and (per_class or 0) > _WIDEST:
+        remarks.append(f"{_WIDEST} images of each class, which is the most in a picture; --html shows more")
+    number = min(per_class or _PER_CLASS, _WIDEST) if picture else per_class
     return Choice(wnids, flag, tuple((words or "").lower().split()), number, MOST_ROWS), remarks
 
 
@@ -151,8 +153,12 @@ def _path(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
-def _share(shown: int, total: int | None) -> str:
-    return f"the first {shown:,} rows that match" if total is None else f"the first {shown:,} of {total:,} rows"
+def _share(shown: int, total: int | None, per_class: int | None) -> list[str]:
+    """How many of the rows a page shows, if not all of them."""
+    each = f", at most {per_class} of each class" if per_class else ""
+    if total is None:
+        return [f"the first {shown:,} rows that match{each}"]
+    return [f"the first {shown:,} of {total:,} rows{each}"] if shown < total else []
 
 
 def _sheet(recipe: Recipe, seen: Sequence[Seen], label: str) -> Any:

@@ -1,1 +1,1 @@
-"""The Hub as hfsyn writes to it: one repository, what a token may do, versions as tags."""
+"""The Hub as hfsyn writes to it: one repository, what a token can do, versions as tags."""

@@ -1,4 +1,4 @@
-"""The Hub for publishing: its limits, and one repository whose calls are safe to repeat.
+"""The Hub for publishing: its limits, what a token can do, and one repository whose calls are safe to repeat.
 
 A request may have succeeded even if its response was lost; `builders.hub` says what is retried.
 """
@@ -227,7 +227,7 @@ class HubRepo:
         """
         from huggingface_hub import CommitOperationAdd
 
-        for portion in _portions(files):
+        for portion in portions(files, _SENT_AT_ONCE, _BYTES_AT_ONCE):
             for name, file in portion.items():
                 if (name, file.sha256) not in self._waiting:
                     content = file.content if isinstance(file.content, bytes) else str(file.content)
@@ -321,13 +321,48 @@ def taken(repo_id: str, tag: str, commit: str) -> HfsynError:
     return HfsynError(said, "Publish as another version.")
 
 
-def _portions(files: Mapping[str, LocalFile]) -> Iterator[dict[str, LocalFile]]:
+def portions(
+    files: Mapping[str, LocalFile], most: int, most_bytes: int, free: tuple[str, ...] = ()
+) -> Iterator[dict[str, LocalFile]]:
+    """Files in portions of limited number and size; the bytes of those with the endings `free` do not count."""
     portion: dict[str, LocalFile] = {}
+    total = 0
     for name, file in files.items():
-        size = sum(other.size for other in portion.values()) + file.size
-        if portion and (len(portion) == _SENT_AT_ONCE or size > _BYTES_AT_ONCE):
+        size = 0 if name.endswith(free) else file.size
+        if portion and (len(portion) == most or total + size > most_bytes):
             yield portion
-            portion = {}
+            portion, total = {}, 0
         portion[name] = file
+        total += size
     if portion:
         yield portion
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a token may do, as `whoami` says."""
+
+    role: str  # `read`, `write`, `fineGrained` or what else the Hub says
+    write: bool  # whether it may write to the owner's repositories
+    more: tuple[str, ...] = ()  # rights beyond reading and writing repositories of that owner
+    pulls: bool = True  # whether it may open and merge pull requests there
+
+
+def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
+    """Rights of the token that `whoami` describes, for repositories of an owner."""
+    token = (who.get("auth") or {}).get("accessToken") or {}
+    role = str(token.get("role") or "unknown")
+    if role != "fineGrained":
+        # A plain write token can write everywhere that its user can.
+        everywhere = (f"everything of {who.get('name')} and their organisations",) if role == "write" else ()
+        return Rights(role, role in ("write", "admin", "unknown"), everywhere)
+    fine = token.get("fineGrained") or {}
+    write, pulls, more = False, False, [str(right) for right in fine.get("global") or ()]
+    for scope in fine.get("scoped") or ():
+        name = str((scope.get("entity") or {}).get("name") or "")
+        permissions = [str(permission) for permission in scope.get("permissions") or ()]
+        mine = name == owner or name.startswith(f"{owner}/")
+        write |= mine and "repo.write" in permissions
+        pulls |= mine and "discussion.write" in permissions
+        more += [f"{right} of {name}" for right in permissions if not mine or not right.startswith("repo.")]
+    return Rights(role, write, tuple(more), pulls)

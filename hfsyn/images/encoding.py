@@ -15,7 +15,7 @@ from hfsyn.recipes.recipe import StorePart
 
 Pixels = npt.NDArray[np.uint8]  # an image as height x width x 3, RGB, 0 to 255
 
-_OWN_SIZE = 1 / 30  # an image whose scale is this near to 1 would hardly be resampled
+_OWN_SIZE = 1 / 30  # an image whose scale is this close to 1 would hardly be resampled
 _SUFFIX = {"jpeg": ".jpg", "png": ".png", "webp": ".webp"}
 
 

@@ -17,6 +17,24 @@ from hfsyn.runs.options import WorkOptions
 ATTENTION = ("auto", "cudnn", "flash", "efficient", "math")
 """Kernels of scaled dot product attention by their option; ``auto`` is torch's own choice."""
 _GRAPHS = 64
+T = TypeVar("T")
+CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
+"""Sizes that are tried, ascending. Beyond 8 rows a batch no longer saves memory traffic, only launches; and from 64
+rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
+"""
+_MOST_ROWS = 63
+_HEADROOM = 0.85  # share of the device's memory that may be used: fragmentation and other processes take the rest
+_NO_MEMORY = (
+    "out of memory",
+    "ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "can't allocate memory",
+    "unable to find an engine",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+)
+"""What cuBLAS, cuDNN and the CPU's allocator say when there is too little memory."""
+_SMALLER = "Use a smaller model or size, a dtype of 16 bits, or another --device."
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +123,6 @@ def kernels(tuning: Tuning) -> Iterator[None]:
             said = f"--attention {tuning.attention}: the kernel does not take this model ({reason})"
             raise HfsynError(said, "Leave --attention out.") from error
         raise
-
-
-T = TypeVar("T")
-
-CANDIDATES = (1, 2, 4, 8, 16, 24, 48)
-"""Sizes that are tried, ascending. Beyond 8 rows a batch no longer saves memory traffic, only launches; and from 64
-rows on (32 images with guidance) diffusers leaves the channels-last format in the middle of the UNet.
-"""
-_MOST_ROWS = 63
-_HEADROOM = 0.85  # share of the device's memory that may be used: fragmentation and other processes take the rest
-_NO_MEMORY = (
-    "out of memory",
-    "ALLOC_FAILED",
-    "ALLOCATION_FAILED",
-    "can't allocate memory",
-    "unable to find an engine",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_NOT_INITIALIZED",
-)
-"""What cuBLAS, cuDNN and the CPU's allocator say when there is too little memory."""
-_SMALLER = "Use a smaller model or size, a dtype of 16 bits, or another --device."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

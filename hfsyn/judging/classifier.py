@@ -25,6 +25,7 @@ from hfsyn.workers import alone, cores, current_worker, pick_device
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 _ON_HUB = ("hf_hub:", "hf-hub:")
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _create(
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm's networks raise anything for options that they do not take
-        said = f"The network {name} cannot be made: {first_line(error)}."
+        said = f"The network {name} cannot be created: {first_line(error)}."
         raise HfsynError(said, f"Look at model.* in the recipe; its options are {dict(options)}.") from None
 
 
@@ -249,9 +250,6 @@ def state_sha256(network: Any) -> str:
         found.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         found.update(tensor.flatten().numpy().tobytes())
     return found.hexdigest()
-
-
-TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def start_accelerator(

@@ -119,8 +119,8 @@ def commit_of(
 
     A sha whose `file` is cached is taken as it is, without a network. Otherwise `ask` asks the Hub; if it does not
     answer, the commit is taken that the cache knows under that name, if its file is there. Raises HfsynError if the
-    repository or the revision does not exist, it is gated (exit code 3), or it is neither reachable nor cached, which
-    `hint` helps with.
+    repository or revision does not exist, is gated (exit code 3), or is neither reachable nor cached, which `hint`
+    helps with.
     """
     from huggingface_hub import try_to_load_from_cache
 

@@ -18,8 +18,7 @@ from builders.hub import is_offline, page_of
 from builders.sources import open_source
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub.repo import HubRepo
-from hfsyn.hub.rights import rights_of
+from hfsyn.hub.repo import HubRepo, rights_of
 from hfsyn.models.finding import local_file, locate
 from hfsyn.models.loras import FILE
 from hfsyn.outlook.costs import memory_needed

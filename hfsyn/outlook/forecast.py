@@ -35,6 +35,7 @@ _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}
 # Bytes beside an image: of its row, and of its lines in source index, captions and plan.
 _BYTES_A_ROW = 300
 _PLACEHOLDER = "<caption>"
+_PAIRS = 3  # that are shown
 _NOT_YET = "not made yet"
 
 
@@ -67,6 +68,8 @@ class Forecast:
     price: float | None = None  # USD per hour of one device
     classes_without_images: tuple[str, ...] = ()  # ids of a class map that the source has no image of
     left_out: dict[str, int] = field(default_factory=dict)  # what lies in the source and is not read, by reason
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Of the first images that get the captions of others: class and id, and the id of the other."""
     measured: Probe | None = None  # some images, made here
     projection: Projection | None = None  # the whole run at that pace
 
@@ -114,6 +117,7 @@ class Forecast:
             ("captions", self.captions),
             ("prompts", f"{'?' if self.unique_prompts is None else self.unique_prompts} different"),
             *(("", prompt) for prompt in self.first_prompts),
+            *(("pairing" if n == 0 else "", f"{a} gets the caption of {b}") for n, (a, b) in enumerate(self.pairs)),
             ("truncated", self._truncations(about)),
             ("shards", f"{self.shards}"),
             ("disk", f"about {size_text(self.disk_bytes)}"),
@@ -181,8 +185,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     known = origin != _NOT_YET
     first, limited, different = _prompts(recipe, prompts, known=known)
     images = real * each
-    # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
-    files = 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
+    files = _files(recipe, real, images)
     return Forecast(
         recipe=recipe.name,
         fingerprint=None if exact is None else fingerprint(exact),
@@ -205,7 +208,19 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         price=price,
         classes_without_images=_without_images(recipe, made),
         left_out=left_out,
+        pairs=_pairs(made),
     )
+
+
+def _files(recipe: Recipe, real: int, images: int) -> int:
+    """Files of the first publication."""
+    # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
+    return 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
+
+
+def _pairs(made: Plan | None) -> tuple[tuple[str, str], ...]:
+    specs = [spec for spec in (made or ())[:_PAIRS] if spec.caption_source_id is not None]
+    return tuple((f"{spec.class_name} {spec.source_id}", str(spec.caption_source_id)) for spec in specs)
 
 
 def _run_at(folder: str | Path | None) -> Run | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from builders.hub import HeadMovedError, status_of
 from hfsyn.errors import HfsynError
-from hfsyn.hub.repo import HubRepo, LocalFile
+from hfsyn.hub.repo import HubRepo, LocalFile, portions
 
 MOST_PAYLOAD = 100 * 2**20  # bytes of small files in a commit: they are part of its request, which may have 1 GB
 _STORED_APART = (".parquet", ".png")  # endings of files of which a commit holds only the hash
@@ -27,18 +27,11 @@ class Change:
 
     def steps(self, most: int) -> Iterator[Change]:
         """The same in commits of at most `most` files, and of at most `MOST_PAYLOAD`."""
-        add: dict[str, LocalFile] = {}
-        payload = 0
-        for path, file in self.add.items():
-            size = 0 if path.endswith(_STORED_APART) else file.size
-            if add and (len(add) == most or payload + size > MOST_PAYLOAD):
-                yield Change(add)
-                add, payload = {}, 0
-            add[path] = file
-            payload += size
+        *full, last = [*portions(self.add, most, MOST_PAYLOAD, _STORED_APART)] or [{}]
+        yield from map(Change, full)
         delete = list(self.delete)
-        yield Change(add, delete[: most - len(add)])
-        for start in range(most - len(add), len(delete), most):
+        yield Change(last, delete[: most - len(last)])
+        for start in range(most - len(last), len(delete), most):
             yield Change({}, delete[start : start + most])
 
 

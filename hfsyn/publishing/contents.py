@@ -14,8 +14,8 @@ from hfsyn.hub.repo import LocalFile
 from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.finish import manifest_of
-from hfsyn.runs.run import Run
-from hfsyn.runs.shards import faults, is_done, pending
+from hfsyn.runs.run import Run, check_complete
+from hfsyn.runs.shards import faults, is_done
 
 _SOON_READ = 500 * 2**20  # bytes; progress is not shown for less, which takes a second or so to hash
 
@@ -37,9 +37,8 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
         hint = f"Run: hfsyn build (again), or: hfsyn finish {folder}"
         raise HfsynError(f"{folder} is not finished.", hint, code=code)
     shards = [*run.caption_shards(), *(run.data_shards() if what == "data" else [])]
-    if what == "captions" and (left := pending(shards)):
-        problem = f"{folder} has {len(shards) - len(left)} of {len(shards)} caption shards."
-        raise HfsynError(problem, f"Run: hfsyn caption {folder}", code=code)
+    if what == "captions":
+        check_complete("caption", shards, run, code)
     wrong = _faults(run, shards, quiet=quiet)
     if manifest is not None and what == "data":
         wrong += _changed(run, manifest)
@@ -47,7 +46,7 @@ def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = T
         raise HfsynError(
             f"{folder} does not verify: {wrong[0]}{and_more(len(wrong), 1)}.",
             f"Delete what is damaged (of a shard its sidecar in {layout.SIDECARS}/) and {layout.MANIFEST}: "
-            "`hfsyn build` makes it again.",
+            "`hfsyn build` creates it again.",
             code=code,
         )
     found = _recipe_file(run, prefix) | _shard_files(run, shards, prefix)

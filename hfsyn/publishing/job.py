@@ -1,4 +1,4 @@
-"""One publication: what goes where, how it differs from what is there, and what it came to."""
+"""One publication: what goes where, how it differs from what is there, and its outcome."""
 
 import datetime
 from collections.abc import Mapping, Sequence

@@ -10,8 +10,7 @@ from builders.variants import get_variant
 from hfsyn.cards.card import MODEL_LICENCES
 from hfsyn.cards.facts import CONFIG_NAME, What
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES, HubRepo, LocalFile
-from hfsyn.hub.rights import rights_of
+from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES, HubRepo, LocalFile, rights_of
 from hfsyn.hub.versions import Version, versions_among
 from hfsyn.outlook.doctor import Check
 from hfsyn.publishing.job import Job
@@ -61,21 +60,21 @@ def _account(repo: HubRepo, state: RepoState, *, private: bool | None) -> Check:
     user, repo_id = str(who.get("name")), repo.repo_id
     owner = repo_id.partition("/")[0]
     rights = rights_of(who, owner)
-    login = "Log in with a token that may write: hf auth login."
+    login = "Log in with a token that can write: hf auth login."
     if state.head is not None:
         known = repo.may(f"write to {repo_id}", repo_id, "dataset", write=True)
         if known is False or (known is None and not rights.write):
-            return Check("failed", f"The token of {user} may not write to {repo_id}.", login)
+            return Check("failed", f"The token of {user} cannot write to {repo_id}.", login)
         if known is None:
-            return Check("warning", f"Whether {user} may write to {repo_id} could not be asked: {_UNASKED}.")
-        return Check("ok", f"{user} may write to {repo_id}.")
+            return Check("warning", f"Whether {user} can write to {repo_id} could not be asked: {_UNASKED}.")
+        return Check("ok", f"{user} can write to {repo_id}.")
     owners = {user, *(str(org.get("name")) for org in who.get("orgs") or ())}
     if owner not in owners:
-        text = f"{user} cannot make {repo_id}: {owner} is neither this account nor one of its organisations."
+        text = f"{user} cannot create {repo_id}: {owner} is neither this account nor one of its organisations."
         return Check("failed", text, f"It can be under: {', '.join(sorted(owners))}.")
     if not rights.write:
-        return Check("failed", f"The token of {user} may only read ({rights.role}).", login)
-    return Check("ok", f"{user} may write; {repo_id} will be made{' (private)' if private else ''}.")
+        return Check("failed", f"The token of {user} can only read ({rights.role}).", login)
+    return Check("ok", f"{user} can write; {repo_id} will be created{' (private)' if private else ''}.")
 
 
 def repo_checks(

@@ -74,7 +74,7 @@ def publish(
         version: ``MAJOR.MINOR.PATCH``; the tag is ``vMAJOR.MINOR.PATCH``.
         config_name: several configurations may live in one repository, each published on its own.
         what: ``data``, or ``captions`` alone, keyed by source id.
-        private: for a repository that is made now; None is the account's default.
+        private: for a repository that is created now; None is the account's default.
         into: publish into a repository that holds something else too.
         make_default: let ``load_dataset(repo_id)`` take this configuration; the first published one is the default
             until then.

@@ -60,7 +60,7 @@ def work_on(repo: HubRepo, config_name: str) -> Work:
 
 
 def begin_work(repo: HubRepo, config_name: str, main: str) -> Work:
-    """The branch of a configuration, made and emptied if needed.
+    """The branch of a configuration, created and emptied if needed.
 
     Raises HeadMovedError if another process committed to it.
     """
@@ -142,7 +142,7 @@ def _bring_back(run: Run, shards: Sequence[Path], place: tuple[str, Collection[s
                     raise  # the Hub does not answer
                 wrong = [error.message]
             if wrong:
-                repo.say(f"{repo.repo_id}: {wrong[0]}; it is made again")
+                repo.say(f"{repo.repo_id}: {wrong[0]}; it is created again")
                 continue
             for folder in (shard.parent, mark.parent):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ WORK = "work"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """The errors of `flock` on a file system without locks."""
 PAUSE = 0.5  # seconds between two looks at shards that other processes hold
-SILENCE = 60.0  # seconds of waiting for other processes, after which it is said which ones
+SILENCE = 60.0  # seconds of waiting for other processes, after which they are named
 _OLD = "old"
 
 Mark = tuple[int, int]

@@ -19,8 +19,8 @@ from hfsyn.cards.facts import example_rows, facts
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.claims import lock, working_in
-from hfsyn.runs.run import REFUSES, Run, incomplete, load_run, rejected_lines, unreadable_classes, unused_weights
-from hfsyn.runs.shards import faults, pending, sidecars
+from hfsyn.runs.run import REFUSES, Run, check_complete, load_run, rejected_lines, unreadable_classes, unused_weights
+from hfsyn.runs.shards import faults, sidecars
 from hfsyn.runs.sheets import sample_sheet, save_png
 from hfsyn.runs.stage import write_plan
 
@@ -42,13 +42,12 @@ def finish(run: Run | str | Path) -> Run:
             return run
         write_plan(run)
         shards = run.data_shards()
-        if left := pending(shards):
-            raise incomplete("generate", len(shards) - len(left), len(shards), run)
+        check_complete("generate", shards, run)
         if wrong := [fault for shard in [*run.caption_shards(), *shards] for fault in faults(shard, run.fingerprint)]:
             raise HfsynError(
                 f"{run.folder} does not verify: {'; '.join(wrong[:3])}{and_more(len(wrong), 3)}.",
                 f"Delete the sidecars of these shards, in {run.folder / layout.SIDECARS}, and run `hfsyn build` again: "
-                "they are made again.",
+                "they are created again.",
                 code=ExitCode.PARTIAL,
             )
         remove_abandoned(run.folder.rglob(".*.tmp"))  # of processes that were killed

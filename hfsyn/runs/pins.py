@@ -40,7 +40,7 @@ def pinned(recipe: Recipe, stored: Recipe | None = None) -> Recipe:
         recipe = recipe.with_fields("source", path=str(Path(recipe.source.path).expanduser().resolve()))
     if stored is not None:
         recipe = _as_begun(recipe, stored)
-    recipe = pin_prompt(recipe)  # the cheap checks first: a large model is not looked at in vain
+    recipe = pin_prompt(recipe)  # the cheap checks come before a look at a large model
     return _pin_models(recipe, everything=stored is None)
 
 

@@ -1,4 +1,4 @@
-"""Prepare a run: index the source, pin what the recipe leaves open, make the folder; or open the run that is there."""
+"""Prepare a run: index the source, pin what the recipe leaves open, create the folder; or open what is there."""
 
 import sys
 from collections.abc import Mapping
@@ -30,12 +30,9 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
 
     Everything is checked before anything is written or, with `overwrite`, deleted: the source is indexed, models are
     found and their revisions pinned. Then the source index and the recipe are written. Several processes may call this
-    at once.
-
-    Raises:
-        HfsynError: the folder holds another recipe's run (the differing fields are named) or files that are not ours;
-            the source is missing or empty; a model is not there; with `overwrite`, another process works in the folder,
-            or has put another run there meanwhile.
+    at once. Raises HfsynError if the folder holds another recipe's run (the differing fields are named) or files that
+    are not ours; the source is missing or empty; a model is not there; with `overwrite`, another process works in the
+    folder, or has put another run there meanwhile.
     """
     folder = Path(out).expanduser()
     clear_remains(folder)
@@ -82,9 +79,8 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
         return found
     if alien := layout.strangers(folder):
         shown = ", ".join(alien[:5]) + and_more(len(alien), 5)
-        raise HfsynError(
-            f"{folder} holds files that are not of a run of hfsyn: {shown}.", "Name an empty or new folder for --out."
-        )
+        said = f"{folder} holds files that are not of a run of hfsyn: {shown}."
+        raise HfsynError(said, "Name an empty or new folder for --out.")
     if not run_files.has_table(folder / layout.SOURCE):
         _refuse_remains(folder, None)
     return None
@@ -103,30 +99,25 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
         found += [layout.SOURCE] if names != SOURCE_SCHEMA.names else []
     if not found or (run_files.has_table(index) and run_files.marker_of(index).fingerprint == fingerprint):
         return
-    raise HfsynError(
-        f"{folder} holds parts of a run ({', '.join(found)}) without the {layout.RECIPE} that they were made with.",
-        f"Put that {layout.RECIPE} back, remove the folder yourself, or name another --out.",
-    )
+    said = f"{folder} holds parts of a run ({', '.join(found)}) without the {layout.RECIPE} that they were made with."
+    raise HfsynError(said, f"Put that {layout.RECIPE} back, remove the folder yourself, or name another --out.")
 
 
 def lock_new(folder: Path) -> Any:
-    """The lock under which a run folder is made, with its parents."""
+    """The lock under which a run folder is created, with its parents."""
     try:
         make_folder(folder)
     except OSError as error:
-        raise HfsynError(
-            f"The folder {folder} cannot be made: {error.strerror}.", "Name another --out.", code=ExitCode.PREFLIGHT
-        ) from None
+        said = f"The folder {folder} cannot be created: {error.strerror}."
+        raise HfsynError(said, "Name another --out.", code=ExitCode.PREFLIGHT) from None
     return lock(folder, "prepare")
 
 
 def _refuse_other(found: Run, recipe: Recipe) -> None:
     if fields := difference(found.recipe, recipe):
         shown = "; ".join(f"{key} is {old!r} there, {new!r} here" for key, old, new in fields[:6])
-        raise HfsynError(
-            f"{found.folder} holds another recipe's run: {shown}{and_more(len(fields), 6)}.",
-            "Name another --out, or --overwrite to delete that run.",
-        )
+        said = f"{found.folder} holds another recipe's run: {shown}{and_more(len(fields), 6)}."
+        raise HfsynError(said, "Name another --out, or --overwrite to delete that run.")
 
 
 def _indexed(recipe: Recipe) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
@@ -137,10 +128,8 @@ def _indexed(recipe: Recipe) -> tuple[dict[str, list[Any]], Mapping[str, int]]:
         for name, column in index.items():
             column.append(getattr(entry, name))
     if not index["source_id"]:
-        raise HfsynError(
-            f"The source {recipe.source.variant} ({recipe.source.split}) holds no image.",
-            "Check source.path and source.split.",
-        )
+        said = f"The source {recipe.source.variant} ({recipe.source.split}) holds no image."
+        raise HfsynError(said, "Check source.path and source.split.")
     return index, source.left_out
 
 
@@ -149,10 +138,8 @@ def _write_index(run: Run, index: dict[str, list[Any]], left_out: Mapping[str, i
     for shard in layout.finished_shards(run.folder / layout.CAPTIONS):
         sidecar = layout.load_sidecar(layout.sidecar_of(shard))
         if sidecar.fingerprint != run.fingerprint:
-            raise HfsynError(
-                f"{run.folder} holds captions of another recipe, or of an hfsyn with another format.",
-                "Name another --out, or --overwrite to delete that run.",
-            )
+            said = f"{run.folder} holds captions of another recipe, or of an hfsyn with another format."
+            raise HfsynError(said, "Name another --out, or --overwrite to delete that run.")
         known = pq.read_table(shard, columns=["source_id"])["source_id"].to_pylist()
         aside = {entry["id"] for entry in sidecar.rejected}
         if [i for i in index["source_id"][sidecar.start : sidecar.stop] if i not in aside] != known:

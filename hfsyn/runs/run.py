@@ -20,7 +20,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.pages.html import table, tag_of
 from hfsyn.recipes.recipe import Recipe, fingerprint, stored_recipe
 from hfsyn.runs.claims import Mark, mark_of
-from hfsyn.runs.shards import StoredRows, image_of
+from hfsyn.runs.shards import StoredRows, image_of, pending
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Run:
 
     @property
     def planned_rows(self) -> int | None:
-        """Lines of the plan; None as long as there is none."""
+        """Lines of the plan; None before there is one."""
         return self.table(layout.PLAN).rows if run_files.has_table(self.folder / layout.PLAN) else None
 
     def table(self, name: str) -> Marker:
@@ -218,10 +218,8 @@ def unreadable_classes(run: Run, rejected: Iterable[Mapping[str, str]]) -> list[
     ]
 
 
-def incomplete(stage: str, done: int, total: int, run: Run) -> HfsynError:
-    """The error of a stage that needs all shards of the one before."""
-    return HfsynError(
-        f"{run.folder} is not complete: {done} of {total} {stage} shards are done.",
-        f"Run: hfsyn {stage} {run.folder}",
-        code=ExitCode.PARTIAL,
-    )
+def check_complete(stage: str, shards: Sequence[Path], run: Run, code: int = ExitCode.PARTIAL) -> None:
+    """Refuse to go on before all these shards of a stage are finished."""
+    if left := pending(shards):
+        said = f"{run.folder} is not complete: {len(shards) - len(left)} of {len(shards)} {stage} shards are done."
+        raise HfsynError(said, f"Run: hfsyn {stage} {run.folder}", code=code)

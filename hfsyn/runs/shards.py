@@ -10,19 +10,23 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
+_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
+_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
 
 
 def write_parquet(
@@ -32,7 +36,7 @@ def write_parquet(
 
     Image bytes are stored as they are (they are compressed already, and then an edit elsewhere leaves them in place),
     other columns are compressed; pages are indexed; row groups stay under 100 MB, or have `group_rows` rows. The same
-    columns give the same bytes. The schema has features' metadata if `datasets` shall restore them.
+    columns give the same bytes. The schema has features' metadata if `datasets` is to restore them.
     """
     table = _table(columns, schema)
     rows = group_rows or max(1, min(table.num_rows, table.num_rows * layout.ROW_GROUP_BYTES // max(1, table.nbytes)))
@@ -125,12 +129,10 @@ def faults(path: Path, fingerprint: str) -> list[str]:
     return found
 
 
-_BATCH = 16  # rows decoded at a time; with images of 512 px about 2 MB
-_BUFFER = 1 << 20  # bytes of a column read ahead; without a buffer a whole row group of images is read to reach one row
-
-
-def image_of(row: Mapping[str, Any]) -> Image.Image:
+def image_of(row: Mapping[str, Any]) -> "Image.Image":
     """The decoded image of a stored row."""
+    from PIL import Image  # which `hfsyn status` does without
+
     return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 

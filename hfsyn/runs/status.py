@@ -18,7 +18,7 @@ class StageStatus:
 
     stage: str
     shards_done: int
-    shards: int | None  # None as long as it is not known
+    shards: int | None  # None until it is known
     rows: int
     rejected: int
     seconds: float  # sum over the finished shards, over all processes

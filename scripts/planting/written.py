@@ -94,8 +94,8 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "Photographs that were taken upright are turned upside down.",
         "builders/images/decoding.py",
-        "    6: Image.Transpose.ROTATE_270,",
-        "    6: Image.Transpose.ROTATE_90,",
+        "TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90",
+        "TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270",
         "images image_files_people_bring",
     ),
     _bug(
@@ -243,7 +243,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A fine-grained token that may write to somebody else's repository passes for one that may write here.",
-        "hfsyn/hub/rights.py",
+        "hfsyn/hub/repo.py",
         'write |= mine and "repo.write" in permissions',
         'write |= "repo.write" in permissions',
         "rights",

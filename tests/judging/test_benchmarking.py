@@ -295,6 +295,7 @@ def test_budgets_limits_and_shares_are_axes(tmp_path: Path) -> None:
     [
         ({"sedes": [1]}, "Unknown key 'sedes' in the matrix. Did you mean 'seeds'"),
         ({"arms": {"real": {"trian": ["shapes"], "train": ["shapes"]}}}, "Did you mean 'arms.real.train'"),
+        ({"compare": [["real", "unreal"]]}, "compare names what is not an arm: unreal"),
         ({"tests": {"x": {"dataset": "shapes", "arms": ["unreal"]}}}, "tests.x.arms names what is not an arm: unreal"),
         ({"mix": {"dataset": "shapes", "shares": [1.0]}}, "mix.shares.0 is 1.0"),
         ({"seeds": []}, "seeds is \\[\\]"),

@@ -289,7 +289,7 @@ def test_it_learns(tmp_path: Path) -> None:
         ({"data.train": ["shapes", "shapes-context"]}, "--budget 80"),
         ({"data.streaming": True, "data.limit_per_class": None}, "no known size"),
         ({"test.dataset": "shapes", "test.split": "validation"}, "no split 'validation'"),
-        ({"model.options": {"output_stride": 7}}, "The network test_resnet cannot be made"),
+        ({"model.options": {"output_stride": 7}}, "The network test_resnet cannot be created"),
         ({"model.options": {"in_chans": 1}}, "cannot be trained on 8 colour images of 32 pixels"),
         ({"model.name": "test_vit", "model.image_size": 33}, "test_vit"),
         ({"optimise.batch_size": 1, "model.image_size": 16}, "cannot be trained on 1 colour image of 16 pixels"),

@@ -70,7 +70,7 @@ def versions(client: Client, hub: Hub, tmp_path_factory: pytest.TempPathFactory)
     for tag, run in runs.items():
         hub.reset()
         done = client.hfsyn("publish", run, REPO, "--version", tag.removeprefix("v"))
-        assert (done.code, done.last) == (0, f"hf://datasets/{REPO}@{tag}"), done.err
+        assert (done.code, done.last) == (0, f"{hub.url}/datasets/{REPO}/tree/{tag}"), done.err
         runs.sent = hub.counters.lfs_bytes
     return runs
 
@@ -183,7 +183,7 @@ def test_a_dry_run_says_everything_and_sends_nothing(client: Client, hub: Hub, t
     hub.reset()
     done = client.hfsyn("publish", run, "alice/dry", "--version", "1.0.0", "--dry-run")
     assert done.code == 0, done.err
-    for words in ("alice may write", "is new", "is free", "Apache-2.0", "to send", "First version: 30 images"):
+    for words in ("alice can write", "is new", "is free", "Apache-2.0", "to send", "First version: 30 images"):
         assert words in done.out
     assert not [entry for entry in hub.log if entry.method not in ("GET", "HEAD")]
     assert "dataset/alice/dry" not in str(hub.log)
@@ -275,9 +275,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["alice/x", "--version", "1.0.0", "--config-name", "data"], {}, 2, ["'data' cannot be the name"]),
         (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": "hf_wrong"}, 3, ["does not know this token", "hf auth login"]),
         (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": ""}, 3, ["There is no token", "hf auth login", "HF_TOKEN"]),
-        (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": "hf_alice_read"}, 3, ["may only read", "hf auth login"]),
-        (["bob/x", "--version", "1.0.0"], {}, 3, ["cannot make bob/x", "alice, lab"]),
-        (["bob/theirs", "--version", "1.0.0"], {}, 3, ["may not write to bob/theirs"]),
+        (["alice/x", "--version", "1.0.0"], {"HF_TOKEN": "hf_alice_read"}, 3, ["can only read", "hf auth login"]),
+        (["bob/x", "--version", "1.0.0"], {}, 3, ["cannot create bob/x", "alice, lab"]),
+        (["bob/theirs", "--version", "1.0.0"], {}, 3, ["cannot write to bob/theirs"]),
         (["alice/foreign", "--version", "1.0.0"], {}, 3, ["holds something else: data.csv", "--into"]),
         (["alice/script", "--version", "1.0.0", "--into"], {}, 3, ["script.py", "loading script", "delete-files"]),
         (["alice/taken", "--version", "1.0.0"], {}, 2, ["has a version 1.0.0 with other", "--version 1.1.0"]),
@@ -317,7 +317,7 @@ def test_runs_that_are_not_whole_are_not_published(client: Client, hub: Hub, tmp
     broken = finished_run(tmp_path, name="broken")
     damage(broken)
     done = client.hfsyn("publish", broken, "alice/x", "--version", "1.0.0")
-    assert (done.code, "is not whole any more" in done.err) == (3, True)
+    assert (done.code, "is no longer whole" in done.err) == (3, True)
     assert not hub.log
 
 

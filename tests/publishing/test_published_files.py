@@ -280,7 +280,7 @@ def test_a_server_that_refuses_is_not_published_to(hub: Hub, alice: Client, run:
         done = alice.hfsyn("publish", run, repo, "--version", "1.0.0")
     finally:
         hub.faults.clear()
-    assert (done.code, "may not write" in done.err) == (3, True), done.err
+    assert (done.code, "cannot write" in done.err) == (3, True), done.err
 
 
 def test_a_token_that_only_reads_is_refused_where_the_server_cannot_be_asked(
@@ -292,4 +292,4 @@ def test_a_token_that_only_reads_is_refused_where_the_server_cannot_be_asked(
         done = alice.hfsyn("publish", run, "alice/reader", "--version", "1.0.0", HF_TOKEN="hf_alice_read")
     finally:
         hub.faults.clear()
-    assert (done.code, "may not write" in done.err) == (3, True), done.err
+    assert (done.code, "cannot write" in done.err) == (3, True), done.err

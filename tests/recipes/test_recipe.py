@@ -12,9 +12,9 @@ from builders.runs import layout
 from builders.sources.new_class_map import new_variant
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
+from hfsyn.recipes.loading import Part
 from hfsyn.recipes.recipe import (
     RECIPES,
-    Part,
     Recipe,
     difference,
     dump_recipe,

@@ -18,7 +18,8 @@ from datasets import ClassLabel, Features, Image, Value
 from huggingface_hub import HfFileSystem, constants
 
 from builders.errors import DataError
-from builders.sources import hub, resolve_revision
+from builders.sources import resolve_revision
+from builders.sources.parquet import open_hub
 from builders.variants import get_variant
 
 NETTE = get_variant("imagenette")
@@ -147,7 +148,7 @@ def test_a_few_images_of_each_class_are_streamed_without_downloading_the_files(s
         "full_size/validation-00000-of-00001.parquet": parquet(rows[:12]),
     }
     publish(server, NETTE.hub.repo_id, {PINNED: PINNED, "main": NEWER}, files)
-    source = hub.open_hub(NETTE, "train", limit_per_class=2, token=False)
+    source = open_hub(NETTE, "train", limit_per_class=2, token=False)
 
     entries = list(source.index())
     for_index = server.sent
@@ -181,12 +182,12 @@ def test_the_hubs_own_conversion_is_read_where_the_repository_has_no_parquet(ser
     converted = {"full_size/train/0000.parquet": parquet(rows, woof.hub_label_names)}
     publish(server, woof.hub.repo_id, {"refs/convert/parquet": CONVERTED}, converted)
 
-    source = hub.open_hub(woof, "train")
+    source = open_hub(woof, "train")
 
     assert [entry.wnid for entry in source.index()] == list(woof.hub_label_wnids)
     assert resolve(woof) == CONVERTED
     with pytest.raises(DataError, match=r"has no configuration 'full_size'\. Folders with tables: '160px'"):
-        hub.open_hub(woof, "train", revision="main")
+        open_hub(woof, "train", revision="main")
 
 
 def test_sets_for_testing_are_streamed_whatever_their_repository_calls_the_split(server):
@@ -204,7 +205,7 @@ def test_sets_for_testing_are_streamed_whatever_their_repository_calls_the_split
     files = {"test/test-00000-of-00001.parquet": sink.getvalue().to_pybytes()}
     publish(server, rendered.hub.repo_id, {rendered.hub.revision: rendered.hub.revision}, files)
 
-    found = {v.name: list(hub.open_hub(v, "test").index()) for v in (hard, rendered)}
+    found = {v.name: list(open_hub(v, "test").index()) for v in (hard, rendered)}
 
     assert [entry.wnid for entry in found["imagenet-a"]] == list(hard.hub_label_wnids)
     assert [entry.wnid for entry in found["imagenet-r"]] == list(reversed(rendered.hub_label_wnids))
@@ -231,14 +232,14 @@ def test_an_archive_is_refused_unless_another_revision_has_parquet(server):
 
     for variant in (sketch, matched):
         with pytest.raises(DataError, match="as an archive"):
-            hub.open_hub(variant, "test")
+            open_hub(variant, "test")
         assert server.log == []
     with pytest.raises(DataError, match=r"no Parquet files of the split 'test'.*hf download songweig/imagenet_sketch"):
-        hub.open_hub(sketch, "test", revision="main")
-    source = hub.open_hub(sketch, "test", revision="refs/convert/parquet")
+        open_hub(sketch, "test", revision="main")
+    source = open_hub(sketch, "test", revision="refs/convert/parquet")
     assert [entry.wnid for entry in source.index()] == ["n01440764", "n03126707"]
     with pytest.raises(DataError, match=r"no column of classes 'label'; its columns are 'jpeg', '__key__', '__url__'"):
-        list(hub.open_hub(matched, "test", revision="refs/convert/parquet").index())
+        list(open_hub(matched, "test", revision="refs/convert/parquet").index())
 
 
 def test_labels_that_were_renamed_since_are_refused(server):
@@ -247,7 +248,7 @@ def test_labels_that_were_renamed_since_are_refused(server):
     publish(server, NETTE.hub.repo_id, {PINNED: PINNED}, files)
 
     with pytest.raises(DataError, match=r"frgfm/imagenette are named otherwise .*'English springer'"):
-        list(hub.open_hub(NETTE, "train").index())
+        list(open_hub(NETTE, "train").index())
 
 
 def test_refusals_of_the_hub_say_what_to_do(server, monkeypatch):
@@ -258,7 +259,7 @@ def test_refusals_of_the_hub_say_what_to_do(server, monkeypatch):
     publish(server, NETTE.hub.repo_id, {"main": NEWER}, {})
 
     with pytest.raises(DataError, match=r"gated.*https://huggingface.co/datasets/ILSVRC/imagenet-1k.*hf auth login"):
-        hub.open_hub(thousand, "train")
+        open_hub(thousand, "train")
     with pytest.raises(DataError, match="has no revision 'v9'"):
         resolve(NETTE, "v9")
     with pytest.raises(DataError, match="is not there, or not for you"):

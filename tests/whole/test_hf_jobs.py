@@ -157,7 +157,7 @@ result = None
     assert (count, said) == (
         7,
         [
-            f"{name}: train-00002-of-00004.parquet has other bytes than its sidecar states; it is made again",
+            f"{name}: train-00002-of-00004.parquet has other bytes than its sidecar states; it is created again",
             f"7 finished shards were brought back from {name}",
         ],
     )

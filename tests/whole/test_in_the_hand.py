@@ -181,7 +181,12 @@ def test_commands_options_and_names_are_completed() -> None:
     assert complete("pub") == ["publish"]
     assert complete("build", "x", "--cap") == ["--captioner", "--captions"]
     assert complete("build", "") == ["*", *RECIPES.names()]
-    assert complete("recipes", "new", "mine", "--from", "shapes") == ["*", "shapes-basic", "shapes-cip"]
+    assert complete("recipes", "new", "mine", "--from", "shapes") == [
+        "*",
+        "shapes-basic",
+        "shapes-cip",
+        "shapes-cip-across",
+    ]
     assert complete("plan", "shapes-cip", "--strategy", "") == ["*", *STRATEGIES]
     assert complete("strategies", "show", "cip", "--variant", "") == ["*", *VARIANTS]
     assert complete("variants", "info", "shapes") == ["*", "shapes", "shapes-context"]

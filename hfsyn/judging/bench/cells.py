@@ -75,12 +75,11 @@ def bench(
         quiet: no progress and no table.
 
     Returns:
-        What summary.json holds: ``rows`` (mean and interval of each arm), ``differences`` (paired), ``failed``. With
-        `dry_run` the ``cells``, each with its ``state``: to train, to test, or done.
+        What summary.json holds, see `summarise`; with `dry_run` the ``cells``, each with its ``state``: to train, to
+        test, or done.
 
     Raises:
-        HfsynError: see `load_matrix`; a set or a network that is not there; or a cell in `out` has other settings, or
-            its images have changed since.
+        HfsynError: see `load_matrix`; a set or network is not there; or a cell in `out` has other settings or images.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
     own, images = train is not None, look or (cache(_look) if train is None else None)

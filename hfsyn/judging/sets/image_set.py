@@ -22,9 +22,9 @@ from builders.sources import open_source
 from builders.sources.cards import Tables
 from builders.sources.columns import find_columns
 from builders.sources.folders import FolderSource, local_splits
-from builders.sources.on_disk import local_choice, tables_of
 from builders.sources.parquet import stored_image
 from builders.sources.rows import IndexEntry, Source
+from builders.sources.tables import local_choice, tables_of
 from builders.variants import VARIANTS, Choice, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables

@@ -115,10 +115,8 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
     if "/" in place or looks_local:
         near = near_path(place)
         raise HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.{near}", GRAMMAR)
-    near = did_you_mean(place, VARIANTS) or near_path(place)
-    raise HfsynError(
-        f"There is no folder and no variant {place!r}.{near}", f"{GRAMMAR} Variants: {', '.join(VARIANTS)}."
-    )
+    said = f"There is no folder and no variant {place!r}.{did_you_mean(place, VARIANTS) or near_path(place)}"
+    raise HfsynError(said, f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.")
 
 
 def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], where: str) -> str:

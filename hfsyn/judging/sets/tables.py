@@ -80,7 +80,7 @@ def find_rows(
     """
     from builders.hub import Patience, is_offline, patiently, resolve
     from builders.published import find_published, load_version, open_published
-    from builders.sources.hub import open_repository
+    from builders.sources.tables import open_repository
 
     revision = found.revision or "main"
     entry = find_published(found.place, revision, found.config)
@@ -112,7 +112,7 @@ def _choice(found: Reference) -> Choice:
 
 def find_variant_rows(variant: Variant, split: str, revision: str | None) -> Parts:
     """The tables of a split of a variant's Hub repository; raises as `builders.sources.open_source`."""
-    from builders.sources.hub import open_split
+    from builders.sources.tables import open_split
 
     # This reader checks access, revision, files and label names, and reports plainly what is wrong.
     there, theirs = open_split(variant, split, revision=revision)

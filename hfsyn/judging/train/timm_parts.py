@@ -89,7 +89,7 @@ def make_optimizer(network: Any, config: TrainConfig) -> Any:
             network, opt=part.optimizer, lr=part.lr, weight_decay=part.weight_decay, momentum=part.momentum
         )
     except (TypeError, ImportError, RuntimeError) as error:
-        raise HfsynError(f"The optimizer {part.optimizer} cannot be made: {error}", "Try sgd or adamw.") from None
+        raise HfsynError(f"The optimizer {part.optimizer} cannot be created: {error}", "Try sgd or adamw.") from None
 
 
 def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: float) -> Any:
