@@ -154,17 +154,8 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Open a prepared run folder.
-
-    Raises:
-        HfsynError: it is not one.
-    """
-    path = Path(folder).expanduser()
-    if not layout.is_run_folder(path):
-        raise HfsynError(
-            f"{path} is not a run folder: there is no {layout.RECIPE} in it.",
-            "`hfsyn build RECIPE --out RUN` makes one.",
-        )
+    """Open a prepared run folder. Raises HfsynError if it is not one."""
+    path = layout.run_folder(folder)
     mark = mark_of(path)  # before the recipe is read, so that another run that is put there meanwhile is noticed
     found = Run(path, stored_recipe(path), mark)
     if layout.sidecar_of(path / layout.SOURCE).exists():
