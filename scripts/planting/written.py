@@ -94,8 +94,8 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "Photographs that were taken upright are turned upside down.",
         "builders/images/decoding.py",
-        "    6: Image.Transpose.ROTATE_270,",
-        "    6: Image.Transpose.ROTATE_90,",
+        "TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90",
+        "TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270",
         "images image_files_people_bring",
     ),
     _bug(
