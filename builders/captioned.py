@@ -40,10 +40,7 @@ class Captioned(datasets.GeneratorBasedBuilder):
     BUILDER_CONFIG_CLASS = CaptionedConfig
 
     def _source(self) -> dict[str, Any]:
-        folder = Path(self.config.run or "")
-        if not self.config.run or not layout.is_run_folder(folder):
-            raise DataError(f"{self.config.run!r} is not a run folder.", "`hfsyn build RECIPE --out RUN` creates one.")
-        file = folder / layout.RECIPE
+        file = layout.run_folder(str(self.config.run or None)) / layout.RECIPE
         fields = layout.recipe_fields(read_text(file, "recipe", "It is what makes a folder a run."), str(file))
         part: dict[str, Any] = fields.get("source") or {}
         if missing := {"variant", "split", "path", "revision"} - set(part):

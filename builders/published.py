@@ -184,10 +184,7 @@ def open_reference(
     folder = Path(reference).expanduser()
     if folder.is_dir():
         folder = folder / config if config not in (None, layout.DEFAULT_CONFIG) else folder
-        if not layout.is_run_folder(folder):
-            said = f"{folder} is not a run folder: there is no {layout.RECIPE} in it."
-            raise DataError(said, "Name one, or USER/NAME@VERSION.")
-        return RunFolder(folder)
+        return RunFolder(layout.run_folder(folder, "Name one, or USER/NAME@VERSION."))
     repo_id, revision = parse_reference(reference)
     return open_published(repo_id, revision, config, token=token)
 

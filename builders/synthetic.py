@@ -10,7 +10,6 @@ of a published set, or none (see `builders.published`).
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -52,9 +51,7 @@ class Synthetic(ShardRows):
             )
         if self.config.repo:
             return self._published()
-        folder = Path(self.config.run)
-        if not layout.is_run_folder(folder):
-            raise DataError(f"{folder} is not a run folder.", "`hfsyn build RECIPE --out RUN` creates one.")
+        folder = layout.run_folder(self.config.run)
         found: dict[str, list[tuple[str, layout.ShardEntry | None]]] = {}
         for shard in shards(folder, layout.DATA):
             split, _, _ = layout.shard_number(shard) or ("", 0, 0)

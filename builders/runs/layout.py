@@ -281,6 +281,14 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / RECIPE).is_file()
 
 
+def run_folder(path: str | Path, hint: str = "`hfsyn build RECIPE --out RUN` creates one.") -> Path:
+    """The run folder of that path; ``~`` is the home folder. Raises DataError, with `hint`, if it is not one."""
+    folder = Path(path).expanduser()
+    if not is_run_folder(folder):
+        raise DataError(f"{folder} is not a run folder: there is no {RECIPE} in it.", hint)
+    return folder
+
+
 _SHEETS = frozenset({SAMPLES, "contact_sheet.png", "look.png", "look.html"})
 """In `PREVIEW`: of a run, of the demo, and of `hfsyn look`, whose real images are never published."""
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from builders.errors import near_path
 from builders.runs import layout, run_files
 from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
@@ -155,17 +154,8 @@ class Run:
 
 
 def load_run(folder: str | Path) -> Run:
-    """Open a prepared run folder.
-
-    Raises:
-        HfsynError: it is not one.
-    """
-    path = Path(folder).expanduser()
-    if not layout.is_run_folder(path):
-        raise HfsynError(
-            f"{path} is not a run folder: there is no {layout.RECIPE} in it.{near_path(path)}",
-            "`hfsyn build RECIPE --out RUN` makes one.",
-        )
+    """Open a prepared run folder. Raises HfsynError if it is not one."""
+    path = layout.run_folder(folder)
     mark = mark_of(path)  # before the recipe is read, so that another run that is put there meanwhile is noticed
     found = Run(path, stored_recipe(path), mark)
     if layout.sidecar_of(path / layout.SOURCE).exists():
