@@ -36,11 +36,11 @@ def demo_command(as_json: bool, **words: Any) -> None:
     echo_path("page", demo(**words), as_json)
 
 
-def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
-    if wanted and not context.resilient_parsing:
-        from hfsyn.judging.bench.matrix import EXAMPLE
+def _print_example(context: click.Context, option: click.Parameter, name: str | None) -> None:
+    if name is not None and not context.resilient_parsing:
+        from hfsyn.judging.bench.matrix import EXAMPLES
 
-        click.echo(EXAMPLE, nl=False)
+        click.echo(EXAMPLES[name], nl=False)
         context.exit()
 
 
@@ -54,11 +54,14 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
 @answer_options
 @click.option(
     "--example",
-    is_flag=True,
+    type=click.Choice(["small", "exchange"]),
+    is_flag=False,
+    flag_value="small",
+    metavar="[NAME]",
     is_eager=True,
     expose_value=False,
     callback=_print_example,
-    help="Print a small MATRIX that runs offline, and do nothing else.",
+    help="Print a MATRIX that runs offline, and do nothing else: small, or exchange (what a real image is worth).",
 )
 def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bool, **words: Any) -> None:
     """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import (
@@ -50,6 +50,8 @@ class DataPart(Part):
     """Split to train on; null is `train`, or the only one."""
     limit_per_class: Count | None = None
     """At most that many different images per class of each set, >= 1; null takes all."""
+    limits: Annotated[tuple[Count | None, ...], Field(strict=False)] | None = None
+    """The same for each of the sets of `train`, in place of limit_per_class."""
     budget: Count | None = None
     """Images that an epoch shows, drawn from the sets in proportion to their weights; null is the size of the one set.
     Budget times epochs is what training costs, whatever the sets' sizes, so that arms can be compared.
@@ -58,6 +60,21 @@ class DataPart(Part):
     """Read the sets as streams, shuffled in a buffer, instead of having them on the disk."""
     shuffle_buffer: Count = 1000
     """Images in the buffer of a shuffled stream, >= 1."""
+
+    @model_validator(mode="after")
+    def _a_limit_for_each(self) -> "DataPart":
+        if self.limits is not None and (len(self.limits) != len(self.train) or self.limit_per_class is not None):
+            raise HfsynError(
+                f"data.limits has {len(self.limits)} numbers for {len(self.train)} sets, and limit_per_class is "
+                f"{self.limit_per_class}.",
+                "Give one number for each set of data.train and no limit_per_class, or limit_per_class alone.",
+            )
+        return self
+
+    @property
+    def limit_of_each(self) -> tuple[int | None, ...]:
+        """Images per class of each set of `train`."""
+        return self.limits or (self.limit_per_class,) * len(self.train)
 
 
 class ModelPart(Part):

@@ -92,7 +92,7 @@ def bench(
         _refuse_faults(jobs.values())
     if dry_run:
         states = {cell: "to train" if read_json(job[0] / RESULTS) is None else "to test" for cell, job in jobs.items()}
-        return {"cells": [{**asdict(cell), "state": states.get(cell, "done")} for cell in wanted]}
+        return {"cells": [{**cell.facts(), "state": states.get(cell, "done")} for cell in wanted]}
     atomic_text(folder / MATRIX, dump_part(matrix))
     if submit is not None:
         _run(submit, jobs, None if quiet else matrix.name)
@@ -258,8 +258,8 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
     data = config.data
     sets = result["training"].get("training", {}).get("sets", [])
     known: list[tuple[str, str | None, Sequence[str], int | None, dict[str, Any]]] = [
-        (text, data.train_split, TRAIN, data.limit_per_class, facts)
-        for text, facts in zip(data.train, sets, strict=False)
+        (text, data.train_split, TRAIN, limit, facts)
+        for text, limit, facts in zip(data.train, data.limit_of_each, sets, strict=False)
     ]
     for name, test in result["tests"].items():
         known.append((*result["cell"]["tests"][name], TEST, None, test.get("dataset", {})))

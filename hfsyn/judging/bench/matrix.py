@@ -28,10 +28,17 @@ from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 
 EXAMPLE = resources.files("hfsyn.judging.bench.templates").joinpath("example.yaml").read_text(encoding="utf-8")
 """A small matrix of drawn variants, which `hfsyn bench --example` prints."""
+EXCHANGE = resources.files("hfsyn.judging.bench.templates").joinpath("exchange.yaml").read_text(encoding="utf-8")
+"""One that measures how many synthetic images are worth a real one."""
+EXAMPLES = {"small": EXAMPLE, "exchange": EXCHANGE}
+SETTING = ("model", "budget", "limit", "share", "real", "synthetic", "lr", "recipe")
+"""The axes in which arms must agree to be compared."""
 CELLS = "cells"
 """The folder of all cells, within the matrix's."""
 Name = Annotated[str, Field(pattern=r"^[\w][\w .,+-]{0,60}$")]
 MOST_CELLS = 100_000
+Numbers = Annotated[tuple[Annotated[int, Field(ge=0, le=10**9)], ...], Field(min_length=1, strict=False)]
+_Rate = Annotated[float, Field(gt=0, le=1e4)]
 
 
 class Arm(Part):
@@ -50,6 +57,15 @@ class Mix(Part):
     """Usually the real set."""
     shares: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1, strict=False)]
     """Share of these images in an epoch, 0 up to but not 1; each value is a point of the mixing curve."""
+
+
+class Real(Part):
+    """Real images that are trained on beside those of an arm, in several numbers."""
+
+    dataset: Text
+    """The real set; {seed} stands for the seed."""
+    numbers: Numbers
+    """Images per class; 0 leaves them out."""
 
 
 class Test(Part):
@@ -81,9 +97,16 @@ class Matrix(Part):
     """At most that many different images per class; null takes all."""
     mix: Mix | None = None
     """Images mixed into every arm; null mixes nothing."""
+    real: Real | None = None
+    """With `synthetic`: every number of real images is trained on together with every number of an arm's."""
+    synthetic: Numbers | None = None
+    """Images per class of an arm, beside those of `real`; 0 leaves them out."""
+    lrs: Annotated[tuple[_Rate | None, ...], Field(min_length=1, strict=False)] = (None,)
+    """Peak learning rates; null is the training recipe's."""
+    recipes: Annotated[tuple[Text | None, ...], Field(min_length=1, strict=False)] = (None,)
+    """Training recipes, by name or file; null is `config`."""
     tests: Annotated[dict[Name, Test], Field(min_length=1)]
     """Evaluation sets; the first one is the headline."""
-
     compare: Annotated[tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...], Field(strict=False)] | None = None
     """Pairs of arms that the verdict is about, the most important first; null is the last arm with every other."""
 
@@ -104,6 +127,23 @@ class Matrix(Part):
                 raise HfsynError(f"compare has a pair of one arm, {pair[0]!r}.", "Name two arms, as [ARM, OTHER].")
         return self
 
+    @model_validator(mode="after")
+    def _axes_fit(self) -> Matrix:
+        if (self.real is None) != (self.synthetic is None):
+            one, other = ("real", "synthetic") if self.synthetic is None else ("synthetic", "real")
+            hint = "real: {dataset: NAME, numbers: [0, 10]}; synthetic: [0, 10, 20]"
+            raise HfsynError(f"The matrix has the axis {one} and no {other}.", f"Give both: {hint}")
+        if self.real is not None and (self.mix is not None or self.limits != (None,)):
+            raise HfsynError("The axes real and synthetic say how many images there are.", "Leave mix and limits out.")
+        if self.real is not None and None in self.budgets:
+            raise HfsynError(
+                "The matrix has the axes real and synthetic, and budgets is null for some cells.",
+                "Say how many images an epoch shows, so that all cells train for as long: budgets: [600]",
+            )
+        if self.recipes != (None,) and self.config:
+            raise HfsynError("The matrix has both config and recipes.", "Name all training recipes in recipes.")
+        return self
+
     def _check_arms(self, field: str, names: Sequence[str]) -> None:
         if missing := sorted(set(names) - set(self.arms)):
             raise HfsynError(
@@ -113,7 +153,7 @@ class Matrix(Part):
     @model_validator(mode="after")
     def _cells_have_folders_of_their_own(self) -> Matrix:
         """Names of folders keep fewer characters than names of arms and networks, and fewer digits than shares."""
-        axes = (self.arms, self.models, self.seeds, self.budgets, self.limits, self.all_shares)
+        axes = (self.arms, *_axes(self))
         if (count := math.prod(map(len, axes))) > MOST_CELLS:
             raise HfsynError(f"The matrix has {count:,} cells.", f"At most {MOST_CELLS:,}: leave values out.")
         taken: dict[str, Cell] = {}
@@ -145,6 +185,10 @@ class Cell:
     limit: int | None
     share: float
     seed: int
+    real: int | None = None
+    synthetic: int | None = None
+    lr: float | None = None
+    recipe: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -153,14 +197,22 @@ class Cell:
             f"images-{self.budget}" if self.budget else "",
             f"limit-{self.limit}" if self.limit else "",
             f"mixed-{self.share:g}" if self.share else "",
+            "" if self.real is None else f"real-{self.real}_synthetic-{self.synthetic}",
+            f"lr-{self.lr:g}" if self.lr else "",
+            f"recipe-{safe_name(Path(self.recipe).stem)}" if self.recipe else "",
         ]
         setting = "_".join(filter(None, parts)) or "all"
         return Path(CELLS, safe_name(self.arm), safe_name(self.model), setting, f"seed-{self.seed}")
 
+    def facts(self) -> dict[str, Any]:
+        """The values of the usual axes, and of the others that the matrix has."""
+        rare = ("real", "synthetic", "lr", "recipe")
+        return {name: value for name, value in asdict(self).items() if name not in rare or value is not None}
+
     @property
-    def setting(self) -> tuple[str, int | None, int | None, float]:
-        """What arms must have in common to be compared."""
-        return self.model, self.budget, self.limit, self.share
+    def setting(self) -> tuple[Any, ...]:
+        """What arms must have in common to be compared: the values of `SETTING`."""
+        return tuple(getattr(self, name) for name in SETTING)
 
 
 def safe_name(name: str) -> str:
@@ -168,11 +220,24 @@ def safe_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
 
 
+def _axes(matrix: Matrix) -> tuple[Sequence[Any], ...]:
+    """All but the arms: the axes of `SETTING`, and the seeds."""
+    real = matrix.real.numbers if matrix.real else (None,)
+    some = (matrix.models, matrix.budgets, matrix.limits, matrix.all_shares, real, matrix.synthetic or (None,))
+    return (*some, matrix.lrs, matrix.recipes, matrix.seeds)
+
+
 def cells(matrix: Matrix) -> Iterator[Cell]:
-    """Every cell, seeds last, so that an interrupted bench has whole arms of its first settings."""
-    axes = (matrix.models, matrix.budgets, matrix.limits, matrix.all_shares, matrix.seeds, matrix.arms)
-    for model, budget, limit, share, seed, arm in itertools.product(*axes):
-        yield Cell(arm, model, budget, limit, share, seed)
+    """Every cell, seeds last, so that an interrupted bench has whole arms of its first settings.
+
+    Without synthetic images all arms are alike: the first one stands for them. No cell has no images at all.
+    """
+    first = next(iter(matrix.arms))
+    for model, budget, limit, share, real, synthetic, lr, recipe, seed in itertools.product(*_axes(matrix)):
+        for arm in matrix.arms:
+            if synthetic == 0 and (not real or arm != first):
+                continue
+            yield Cell(arm, model, budget, limit, share, seed, real, synthetic, lr, recipe)
 
 
 def cell_tests(matrix: Matrix, cell: Cell) -> dict[str, tuple[str, str | None]]:
@@ -188,6 +253,9 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
     """The training recipe of a cell. It tests nothing itself: the tests are the bench's."""
     arm = matrix.arms[cell.arm]
     train = [place(text, cell.seed) for text in arm.train]
+    limits = None
+    if cell.real is not None and matrix.real is not None:
+        train, limits = _numbered(train, place(matrix.real.dataset, cell.seed), cell)
     if cell.share and matrix.mix is not None:
         try:
             train = _mixed(train, place(matrix.mix.dataset, cell.seed), cell.share)
@@ -198,10 +266,12 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
         "data.train_split": arm.split,
         "data.budget": cell.budget,
         "data.limit_per_class": cell.limit,
+        "data.limits": limits,
         "model.name": cell.model,
         "seed": cell.seed,
+        **({} if cell.lr is None else {"optimise.lr": cell.lr}),
     }
-    fields: Any = matrix.config
+    fields: Any = matrix.config if cell.recipe is None else cell.recipe
     if isinstance(fields, dict):
         data = fields.get("data") or {}
         fields = {**fields, "data": {**data, "train": train} if isinstance(data, dict) else data}
@@ -223,6 +293,16 @@ def _mixed(train: Sequence[str], other: str, share: float) -> list[str]:
     total = sum(reference.weight for reference in found)
     arms = [f"{reference}:{reference.weight / total * (1 - share):g}" for reference in found]
     return [*arms, f"{parse_dataset(other)}:{share:g}"]
+
+
+def _numbered(train: Sequence[str], real: str, cell: Cell) -> tuple[list[str], list[int]]:
+    """The sets of a cell with numbers of real and synthetic images, weighted by these; and the numbers."""
+    found = [parse_dataset(text) for text in train]
+    total = sum(reference.weight for reference in found)
+    wanted = [(parse_dataset(real), cell.real or 0)]
+    wanted += [(one, round((cell.synthetic or 0) * one.weight / total)) for one in found]
+    kept = [(f"{reference}:{number}", number) for reference, number in wanted if number]
+    return [text for text, _ in kept], [number for _, number in kept]
 
 
 def load_matrix(matrix: str | Path | Mapping[str, Any] | Matrix) -> Matrix:

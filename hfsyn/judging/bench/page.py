@@ -21,7 +21,7 @@ from builders.yaml import dump
 from hfsyn.errors import HfsynError
 from hfsyn.judging.bench import plots
 from hfsyn.judging.bench.cells import MATRIX
-from hfsyn.judging.bench.matrix import Matrix, load_matrix, place, safe_name
+from hfsyn.judging.bench.matrix import SETTING, Matrix, load_matrix, place, safe_name
 from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
 from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.pages.html import page, picture
@@ -107,6 +107,7 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         ],
         "captioned": any("{c}" in about for about in described.values()),
         "groups": groups,
+        "exchange": summary.get("exchange", ()),
         "failed": summary["failed"],
         "cells": summary["cells"],
         "plots": _plots(matrix, outcomes, summary, root / PLOTS, stem or safe_name(matrix.name)),
@@ -153,14 +154,18 @@ def _plots(
     ]
     for axis, values in (("limit", matrix.limits), ("budget", matrix.budgets), ("share", matrix.all_shares)):
         if len([value for value in values if value is not None]) > 1:
-            others = [key for key in ("model", "limit", "budget", "share") if key != axis]
+            others = [key for key in SETTING if key != axis]
             curve = [row for row in rows if row[axis] is not None and all(row[key] == last[0][key] for key in others)]
             found.append(plots.curve_plot(curve, axis, arms, headline, folder / f"{stem}-{axis}.png"))
+    for arm in arms if matrix.real else ():
+        grid = [r for r in rows if r["arm"] == arm or not r["synthetic"]]
+        if len({r["real"] for r in grid}) > 1 and len({r["synthetic"] for r in grid}) > 1:
+            found.append(plots.exchange_plot(grid, arm, headline, folder / f"{stem}-exchange-{safe_name(arm)}.png"))
     return found
 
 
-def _setting(row: dict[str, Any]) -> tuple[str, int | None, int | None, float]:
-    return row["model"], row["budget"], row["limit"], row["share"]
+def _setting(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in SETTING)
 
 
 def _run_folders(matrix: Matrix, seed: int) -> dict[str, Path]:

@@ -114,6 +114,25 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where:
     return _render(png, "Accuracy by arm", alt, 0.7 + 0.42 * len(shown), draw)
 
 
+def exchange_plot(rows: Sequence[Mapping[str, Any]], arm: str, test: str, png: Path) -> Plot:
+    """Lines of equal accuracy over the numbers of real and synthetic images of an arm; dots are what was measured."""
+    means = {(row["real"], row["synthetic"]): row["mean"] for row in rows}
+    reals, synthetics = (sorted({key[i] for key in means}) for i in (0, 1))
+    grid = np.array([[100 * means.get((real, number), np.nan) for real in reals] for number in synthetics])
+
+    def draw(axes: Any, ink: str, line: str) -> None:
+        lines = axes.contour(reals, synthetics, np.ma.masked_invalid(grid), levels=6, cmap="viridis")
+        axes.clabel(lines, fmt=lambda value: f"{value:.0f} %", fontsize=8)
+        axes.plot(*zip(*means, strict=True), ".", color=ink, markersize=4)
+        axes.set_xlabel("real images per class")
+        axes.set_ylabel(f"images of “{arm}” per class")
+
+    told = "; ".join(f"{real} real and {made} synthetic {100 * mean:.1f} %" for (real, made), mean in means.items())
+    return _render(
+        png, f"Lines of equal accuracy: {arm}", f"Accuracy on {test} by images per class: {told}.", 3.2, draw
+    )
+
+
 def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str], where: str, png: Path) -> Plot:
     """Accuracy of each class (mean over seeds) by arm, largest gap first; of many classes those with the largest gaps.
 

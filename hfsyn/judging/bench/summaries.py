@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text
-from hfsyn.judging.bench.matrix import Cell, Matrix, cell_tests, cells
+from hfsyn.judging.bench.exchange import exchange_rates, rate_sentence
+from hfsyn.judging.bench.matrix import SETTING, Cell, Matrix, cell_tests, cells
 from hfsyn.judging.bench.verdict import size_text, verdict
 from hfsyn.judging.measures.metrics import mean_interval, paired_difference
 
@@ -92,7 +93,8 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         ``classes``, ``top5``, ``ece`` (means) and ``all_classes`` (mean top-1 over all outputs, if the set has fewer
         classes);
         ``differences``: one for each test, setting and pair of arms, ``a`` minus ``b`` over the seeds that both have;
-        of two arms ``a`` is the one that comes later in the matrix.
+        of two arms ``a`` is the one that comes later in the matrix; with the axes `real` and `synthetic` also
+        ``exchange``, see `exchange_rates`.
     """
     rows, differences = [], []
     settings = list(dict.fromkeys(outcome.cell.setting for outcome in outcomes))
@@ -103,7 +105,7 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
             test = (outcome.result or {"tests": {}})["tests"].get(name)
             if outcome.cell.setting == setting and test is not None:
                 by_arm[outcome.cell.arm][outcome.cell.seed] = test
-        where = {"test": name, **dict(zip(("model", "budget", "limit", "share"), setting, strict=True))}
+        where = {"test": name, **dict(zip(SETTING, setting, strict=True))}
         rows += [{**where, "arm": arm, **_row(tests)} for arm, tests in by_arm.items() if tests]
         differences += [
             {**where, "a": a, "b": b, **_difference(by_arm[a], by_arm[b])}
@@ -120,7 +122,10 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "rows": rows,
         "differences": differences,
     }
-    return {**found, "verdict": verdict(found, matrix.compare)}
+    if matrix.real is None:
+        return {**found, "verdict": verdict(found, matrix.compare)}
+    rates = exchange_rates(rows)
+    return {**found, "exchange": rates, "verdict": [*map(rate_sentence, rates), *verdict(found, matrix.compare)]}
 
 
 def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:

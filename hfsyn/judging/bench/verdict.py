@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hfsyn.judging.bench.matrix import SETTING
+
 Row = Mapping[str, Any]
-_SETTING = ("model", "budget", "limit", "share")
 
 
 def verdict(summary: Mapping[str, Any], compare: Sequence[tuple[str, str]] | None = None) -> list[str]:
@@ -39,7 +40,7 @@ def verdict(summary: Mapping[str, Any], compare: Sequence[tuple[str, str]] | Non
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in _SETTING)
+    return tuple(row.get(key) for key in SETTING)
 
 
 def size_text(row: Row) -> str:
@@ -47,6 +48,10 @@ def size_text(row: Row) -> str:
     parts = [f"{row['budget']} images per epoch"] if row["budget"] else []
     parts += [f"{row['limit']} images per class"] if row["limit"] else []
     parts += [f"{100 * row['share']:.0f} % mixed in"] if row["share"] else []
+    if row.get("real") is not None:
+        parts.append(f"{row['real']} real and {row['synthetic']} synthetic images per class")
+    parts += [f"learning rate {row['lr']:g}"] if row.get("lr") else []
+    parts += [f"training recipe {row['recipe']}"] if row.get("recipe") else []
     return ", ".join(parts)
 
 

@@ -100,11 +100,12 @@ def shared_with_training(folder: Path, images: ImageSet) -> int | None:
     """
     try:
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        limit, sets = found["config"]["data"]["limit_per_class"], found["training"]["sets"]
+        data, sets = found["config"]["data"], found["training"]["sets"]
+        limits = data.get("limits") or [data["limit_per_class"]] * len(sets)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     shared: set[int] | None = None
-    for made in sets:
+    for made, limit in zip(sets, limits, strict=False):
         if made.get("fingerprint") == images.fingerprint:
             return len(images)
         if (made["reference"], made["split"]) == (images.reference, images.split) and not made.get("streaming"):

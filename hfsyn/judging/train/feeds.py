@@ -79,7 +79,10 @@ class _MapFeed(Feed):
 
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
         part = config.data
-        sets = [open_images(found, part.train_split, default=TRAIN, limit=part.limit_per_class) for found in references]
+        sets = [
+            open_images(found, part.train_split, default=TRAIN, limit=limit)
+            for found, limit in zip(references, part.limit_of_each, strict=True)
+        ]
         super().__init__(config, sets)
         sizes = [len(opened) for opened in sets]
         if not self.budget and len(sizes) > 1:
@@ -106,7 +109,7 @@ class _StreamFeed(Feed):
     """Sets that are read while they are used; see the module."""
 
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
-        if config.data.limit_per_class is not None:
+        if any(config.data.limit_of_each):
             raise HfsynError("A stream cannot be limited per class.", "Leave --limit or --streaming out.")
         self._streams = [open_stream(found, config.data.train_split) for found in references]
         super().__init__(config, self._streams)
