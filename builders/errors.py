@@ -65,8 +65,9 @@ def near_path(name: str | os.PathLike[str]) -> str:
     if there is None or path.exists():
         return ""
     with suppress(OSError):
-        beside = [entry.name for entry in there.iterdir() if entry.name[0] != "."]
-        return did_you_mean(path.relative_to(there).parts[0], beside, whole={one: str(there / one) for one in beside})
+        missing, *rest = path.relative_to(there).parts
+        beside = [one.name for one in there.iterdir() if one.name[0] != "." and one.joinpath(*rest).exists()]
+        return did_you_mean(missing, beside, whole={name: str(there.joinpath(name, *rest)) for name in beside})
     return ""
 
 

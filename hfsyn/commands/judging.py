@@ -110,6 +110,13 @@ def report_command(out: str, as_json: bool, quiet: bool) -> None:
     echo_path("page", report(out), as_json)
 
 
+def _measured(found: Any, as_json: bool, quiet: bool) -> None:
+    """Print a measure's table; the first row is its headline."""
+    headline = found.rows()[0]
+    text = f"{headline['measure']} {headline['value']}" if quiet else found.text()
+    echo(found.as_dict(), text, as_json=as_json, quiet=quiet)
+
+
 @click.command("fidelity", short_help="How close SYNTHETIC images are to REAL ones.")
 @click.argument("synthetic")
 @click.argument("real")
@@ -133,8 +140,7 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """
     from hfsyn import fidelity
 
-    found = fidelity(**words)
-    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
+    _measured(fidelity(**words), as_json, quiet)
 
 
 @click.command("membership", short_help="Whether MODEL gives away what it was trained on.")
@@ -154,8 +160,7 @@ def membership_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """
     from hfsyn import membership
 
-    found = membership(**words)
-    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
+    _measured(membership(**words), as_json, quiet)
 
 
 @click.command("export-real", short_help="Store the real images of RUN as the synthetic ones are.")

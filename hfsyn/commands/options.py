@@ -119,7 +119,7 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 quiet_option = click.option(
-    "-q", "--quiet", is_flag=True, help="No progress and no remarks; of a result the last line, of a list the names."
+    "-q", "--quiet", is_flag=True, help="No progress, no remarks; of a result one line, of a list the names."
 )
 answer_options = together(as_json_option, quiet_option)
 """Of every command."""

@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option("--pretrained/--from-scratch", default=None, help="Start from timm's weights, or not."),
         number("--image-size", least=8, most=4096, metavar="PIXELS", help="Input of the network.  [default: its own]"),
         number("--epochs", most=10**6, help="Times that --budget images are shown.  [default: 100]"),
-        number("--batch-size", most=10**6, help="Images a step, over all processes.  [default: 256]"),
+        number("--batch-size", most=10**6, help="Images per step, over all processes.  [default: 256]"),
         click.option("--opt", metavar="NAME", help="An optimizer of timm.  [default: sgd]"),
         click.option(
             "--lr", type=Finite(0, 1e4, min_open=True), metavar="RATE", help="Peak learning rate.  [default: 0.1]"

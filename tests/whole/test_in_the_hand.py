@@ -382,6 +382,8 @@ def test_a_mistyped_path_that_looks_like_a_repository_is_both(
     assert "runs/on at main" in main("verify", "nobody/on", capsys=capsys)[2].replace("nobody", "runs")
     assert not near_path("runs/one")
     assert not near_path("elsewhere")
+    assert near_path("rums/one") == " Did you mean 'runs/one'?"
+    assert not near_path("rums/two"), "which may be on the Hub"
 
 
 RESULTS = [
