@@ -3,6 +3,8 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
 
 # Control characters, surrogates (bytes that are not UTF-8), line breaks, and marks that change the reading direction.
 # A fixed list, so that a name is the same in every version of Python.
@@ -54,6 +56,18 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1, *, whole: Mappi
     by_small = {name.lower(): (whole or {}).get(name, name) for name in known}
     near = difflib.get_close_matches(word[:100].lower(), by_small, n=most)
     return f" Did you mean {' or '.join(repr(by_small[name]) for name in near)}?" if near else ""
+
+
+def near_path(name: str | os.PathLike[str]) -> str:
+    """`` Did you mean 'my_photos'?`` for a path that does not exist, to append to a message; empty if none is near."""
+    path = Path(name).expanduser()
+    there = next((folder for folder in path.parents if folder.is_dir()), None)
+    if there is None or path.exists():
+        return ""
+    with suppress(OSError):
+        beside = [entry.name for entry in there.iterdir() if entry.name[0] != "."]
+        return did_you_mean(path.relative_to(there).parts[0], beside, whole={one: str(there / one) for one in beside})
+    return ""
 
 
 def shown(name: object) -> str:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, constants, errors, get_token
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
-from builders.errors import DataError, HfsynError
+from builders.errors import DataError, HfsynError, near_path
 
 T = TypeVar("T")
 
@@ -210,7 +210,10 @@ def _answer(error: Exception, of: Patience) -> tuple[str, str, int] | None:
         return f"the Hub does not know this token ({repo_id})", f"Copy it again, or {login}", 3
     if absent:
         # The Hub gives the same answer for a missing repository and for a private one.
-        return f"{repo_id} is not there, or not for you", f"See {page}; if it is, {login}", 3 if doing else 2
+        see, near = f"See {page}; if it is, {login}", "" if doing else near_path(repo_id)
+        if near:
+            return f"there is no folder {repo_id}, and no such repository on the Hub, or not for you", near[1:], 2
+        return f"{repo_id} is not there, or not for you", see, 3 if doing else 2
     if isinstance(inner, errors.HFValidationError):
         return f"'{repo_id}' is not a repository's name", "One looks like USER/NAME.", 2
     absent_file = isinstance(inner, errors.EntryNotFoundError) and not isinstance(inner, local)
@@ -372,6 +375,9 @@ def _known(repo_id: str, revision: str) -> str | None:
 
 def not_cached(what: str, repo_id: str, why: str = "the Hub cannot be asked", *, code: int = 2) -> DataError:
     """The error for something that is not in the cache when the Hub cannot be asked."""
+    if near := near_path(repo_id):
+        also = f"On the Hub it could not be looked for: {why}."
+        return DataError(f"There is no folder {repo_id}.{near}", also, code=code)
     return DataError(
         f"{what} is not in the local cache, and {why}. No other version is used instead.",
         f"Load it once while online, or: hf download --repo-type dataset {repo_id} --revision VERSION",

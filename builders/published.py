@@ -31,7 +31,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from builders.errors import DataError
+from builders.errors import DataError, near_path
 from builders.hub import Patience, not_cached, patiently, resolve, said_plainly
 from builders.runs import layout
 from builders.runs.run_files import manifest_in
@@ -193,7 +193,7 @@ def parse_reference(reference: str) -> tuple[str, str | None]:
     """Repository and revision of ``[hf://datasets/]USER/NAME[@REVISION]``; raises DataError for any other form."""
     repo_id, at, revision = reference.removeprefix("hf://datasets/").partition("@")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id) or (at and not revision):
-        said = f"{reference!r} is neither a run folder nor a dataset on the Hub."
+        said = f"{reference!r} is neither a run folder nor a dataset on the Hub.{near_path(reference)}"
         raise DataError(said, "A dataset looks like USER/NAME@v1.0.0.")
     return repo_id, revision or None
 

@@ -12,7 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, near_path
 
 MOST_BYTES = 32 << 20  # a class map of 100,000 classes has 10 to 20 MB
 MOST_DEPTH = 64
@@ -225,7 +225,8 @@ def read_text(file: str | Path, what: str, hint: str) -> str:
         if path.is_dir():
             raise DataError(f"{file} is a folder, and a {what} is a file.", hint)
         if not path.is_file():
-            said = f"{file} is not a regular file." if path.exists() else f"There is no {what} file {file}."
+            missing = f"There is no {what} file {file}.{near_path(file)}"
+            said = f"{file} is not a regular file." if path.exists() else missing
             raise DataError(said, hint)
         with path.open("rb") as handle:
             data = handle.read(MOST_BYTES + 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError
+from builders.published import open_reference
 from builders.runs.layout import SIDECARS, shard_count, sidecar_of
 from builders.runs.run_files import manifest_in
 from hfsyn.captions.caption_stage import caption
@@ -42,7 +43,7 @@ def build(
     *,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
-    publish_to: str | None = None,
+    push_to_hub: str | None = None,
     version: str | None = None,
     options: WorkOptions | None = None,
     **more_options: Any,
@@ -54,20 +55,22 @@ def build(
         out: the run folder; made if it is not there.
         overrides: ``key=value`` strings, as for `load_recipe`.
         overwrite: delete the run that `out` holds first.
-        publish_to: a dataset on the Hub, to which finished shards are sent while the others are made.
+        push_to_hub: a dataset on the Hub, to which finished shards are sent while the others are made.
         version: under which the finished run is published there.
         options: where, how fast and how long to work.
         more_options: fields of `WorkOptions` in place of those of `options`: ``device="cpu"``, ``quiet=True``.
 
     Raises:
-        HfsynError: see `prepare`; with `publish_to` see `publish`; with exit code 4 some shards are still missing.
+        HfsynError: see `prepare`; with `push_to_hub` see `publish`; with exit code 4 some shards are still missing.
     """
     options = replace(options or WorkOptions(), **more_options)
     check_device(options.device)
-    check_target(publish_to, version)
+    check_target(push_to_hub, version)
     check_launcher()
+    if options.captions is not None:
+        open_reference(options.captions, None)  # before anything is written
     run = _prepared(load_recipe(recipe, overrides), out, options.device, overwrite=overwrite)
-    with publishing(run, publish_to, version, quiet=options.quiet):
+    with publishing(run, push_to_hub, version, quiet=options.quiet):
         if not is_whole(run):
             with working_in(run.folder, run.mark):
                 _unmark_short(run)

@@ -38,8 +38,13 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     trace that a classifier of file features finds (`tests/images/test_file_traces.py`); one of quality 75 with halved
     chroma does, unless its images become less than half as large.
 
-    Raises HfsynError if the run does not have all captions (or source images read) and a finished shard of images, or
-    if the folder is neither new nor empty and does not hold this export.
+    Args:
+        run: the run folder; it has all captions (or source images read) and a finished shard of images.
+        out: a folder that is new, empty, or holds this export.
+        quiet: no progress.
+
+    Raises:
+        HfsynError: the run is not that far, or the folder holds something else.
     """
     run = run if isinstance(run, Run) else load_run(run)
     run.check()

@@ -10,6 +10,12 @@ and a newline to that text. The initial noise is drawn by ``torch.Generator("cpu
 *Choice.* A strategy that chooses at random gets ``random.Random(s)``, where s follows the seed rule with
 ``hfsyn-prompt-v1`` in place of ``hfsyn-seed-v1``.
 
+*Pairing.* With ``prompt.pairing: across-classes`` the images that have a text exchange their texts. They are sorted
+twice, by the seed rule with ``hfsyn-pairing-image-v1`` and the source id in place of the sample id, and by the one with
+``hfsyn-pairing-text-v1``; the n-th of the first row gets the text of the n-th of the second. Then, from the first place
+to the last, a place whose image and text are of one class exchanges its text with the next place (after the last comes
+the first) whose image and text are both of other classes, if there is one.
+
 *Order.* Samples are sorted by the SHA-256 of their id, so that each shard, and each prefix of an interrupted run, is a
 fair sample of all classes, and a stream of the result is not sorted by class.
 """

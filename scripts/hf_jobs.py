@@ -32,6 +32,8 @@ time: two would make the same shards.
 
 from __future__ import annotations
 
+import time
+
 import click
 
 from hfsyn.cli import run_command
@@ -53,13 +55,13 @@ def job(recipe: str, repo_id: str, version: str, overrides: tuple[str, ...], hou
     from hfsyn.publishing.watching import send_finished
     from hfsyn.publishing.working import continue_from
     from hfsyn.recipes.recipe import load_recipe
-    from hfsyn.runs.options import WorkOptions
 
-    options = WorkOptions(budget_hours=hours)  # the time to fetch counts
+    begun = time.monotonic()  # the time to fetch counts
     chosen = load_recipe(recipe, overrides)
     run = continue_from(chosen, out, repo_id, say=teller(False))
     try:
-        build(chosen, out, options=options, publish_to=repo_id, version=version)
+        left = max(1e-9, hours - (time.monotonic() - begun) / 3600)
+        build(chosen, out, budget_hours=left, push_to_hub=repo_id, version=version)
     except HfsynError as error:
         if error.code == ExitCode.PARTIAL:
             send_finished(run, HubRepo(repo_id, say=teller(False)), "default")

@@ -21,26 +21,25 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it also runs where hfsyn is not installed
 
 from hfsyn.cli import run_command
-from hfsyn.commands.training import GroupedCommand, recipe_of, report, running_of, training_options
+from hfsyn.commands.options import quiet_option
+from hfsyn.commands.training import GroupedCommand, report, training_options
 
 
 @click.command(cls=GroupedCommand, context_settings={"help_option_names": ["-h", "--help"]})
 @training_options
-def main(**options: Any) -> None:
+@quiet_option
+def main(**words: Any) -> None:
     """Train a timm classifier on images, real or synthetic, and test it on real ones. Prints DIR."""
-    from hfsyn.judging.train.loop import train
+    from hfsyn import train
     from hfsyn.workers import current_worker, leave_group
 
     # 1. The recipe: a file or a shipped one, then --set, then the flags. It decides the weights, and is kept with them.
-    recipe = recipe_of(options)
-
     # 2. The training: open the sets, match their classes, fit, keep the weights, test them. Every process calls it.
-    result = train(recipe, options["out"], running_of(options))
+    result = train(**words, num_processes=1)
 
     # 3. What came out: one line for people, results.json for programs, and the Hub if it was asked for.
     if current_worker().is_main:
-        report(result, options)
-        click.echo(options["out"])
+        report(result, words["out"], as_json=False, quiet=words["quiet"])
     leave_group()
 
 

@@ -38,7 +38,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError
+from builders.errors import DataError, near_path
 from builders.files import is_litter, is_owned_name
 from builders.yaml import load_mapping
 
@@ -285,7 +285,7 @@ def run_folder(path: str | Path, hint: str = "`hfsyn build RECIPE --out RUN` cre
     """The run folder of that path; ``~`` is the home folder. Raises DataError, with `hint`, if it is not one."""
     folder = Path(path).expanduser()
     if not is_run_folder(folder):
-        raise DataError(f"{folder} is not a run folder: there is no {RECIPE} in it.", hint)
+        raise DataError(f"{folder} is not a run folder: there is no {RECIPE} in it.{near_path(folder)}", hint)
     return folder
 
 

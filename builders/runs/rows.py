@@ -54,14 +54,17 @@ def captioned_features(names: Sequence[str]) -> Features:
     return _columns("source_id wnid label class_name caption caption_flags source_sha256 width height", names)
 
 
-def synthetic_features(names: Sequence[str]) -> Features:
+def synthetic_features(names: Sequence[str], *, paired: bool = False) -> Features:
     """Columns of a synthetic image, as published.
 
-    `caption` is null if the recipe has none; `prompt_tokens` is the number of the text encoder's tokens before
-    truncation; `safety` is whether a safety checker flagged an attempt; `retries` is the number of discarded attempts.
+    `caption` is null if the recipe has none; if images got the captions of others (`paired`), it is the caption as it
+    was put into the prompt, and `caption_source_id` is the real image that it describes; `prompt_tokens` is the number
+    of the text encoder's tokens before truncation; `safety` is whether a safety checker flagged an attempt; `retries`
+    is the number of discarded attempts.
     """
     columns = "image label wnid class_name prompt caption seed sample_id source_id prompt_tokens truncated safety"
-    return _columns(f"{columns} retries caption_flags", names)
+    more = "retries caption_flags" + (" caption_source_id" if paired else "")
+    return _columns(f"{columns} {more}", names)
 
 
 class Shard:

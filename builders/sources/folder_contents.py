@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from builders.errors import DataError, and_more, quoted, shown
+from builders.errors import DataError, and_more, near_path, quoted, shown
 from builders.files import as_text, below, is_litter
 from builders.images.formats import HEAD, IMAGE_SUFFIXES, format_of
 
@@ -187,7 +187,7 @@ def check_place(path: str | os.PathLike[str]) -> Path:
         there = f"In {shown(parent)}: {listing(parent)}."
     except OSError:
         there = f"{shown(parent)} cannot be listed either."
-    raise DataError(f"There is no folder '{shown(path)}'.", there)
+    raise DataError(f"There is no folder '{shown(path)}'.{near_path(path)}", there)
 
 
 def find_place(path: str | os.PathLike[str]) -> Path | None:

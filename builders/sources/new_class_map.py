@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from builders.errors import DataError, quoted, shown
+from builders.errors import DataError, near_path, quoted, shown
 from builders.files import as_path, atomic_text
 from builders.hub import Patience, is_offline, patiently
 from builders.sources.folder_contents import Part, find_place, listing, refuse_others
@@ -67,7 +67,8 @@ def new_variant(
         counts, labels, said = _of_path(folder, choice)
         place |= {"tables": said} if said else {}
     elif is_offline():
-        raise DataError(f"There is no folder {source}, and HF_HUB_OFFLINE is set.", "Unset it to ask the Hub.")
+        near = near_path(source)
+        raise DataError(f"There is no folder {source}, and HF_HUB_OFFLINE is set.{near}", "Unset it to ask the Hub.")
     else:
         counts, labels, hub = _of_repository(source, revision, choice, token)
         place = {"hub": hub}

@@ -61,6 +61,7 @@ FLAGS = {
     "empty": "the caption is empty",
     "repeated": "the caption repeats a word over and over",
     "no-class-word": "the caption has no word of the class's name; common, and no fault by itself",
+    "own-class": "images exchange captions between classes, and no caption of another class was left for this one",
 }
 
 MODEL_LICENCES = {
@@ -180,7 +181,9 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
         "builtin": BUILTIN,
         "place": f"{facts.folder}/" if facts.folder else "",
         "preview": f"{layout.PREVIEW}/{layout.SAMPLES}",
-        "columns": COLUMNS[facts.what] | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
+        "columns": COLUMNS[facts.what]
+        | _paired_columns(facts)
+        | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
         "flags": FLAGS,
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
         "unreadable": manifest.get("unreadable_classes", []),
@@ -191,6 +194,14 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
         # Only strings can hold these characters, which would end the comment or look like a link.
         "digest": re.sub(r"[<>`\[\]]|-(?=-)", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(digest)),
     }
+
+
+def _paired_columns(facts: CardFacts) -> dict[str, str]:
+    """What the columns of captions mean if images exchange them."""
+    if facts.what != "data" or facts.recipe.prompt.pairing == "own":
+        return {}
+    told = "the caption in the prompt: of a real image of another class, the words for that class replaced"
+    return {"caption": told, "caption_source_id": "identity of the real image that the caption was written for"}
 
 
 def _captioned(digest: Mapping[str, Any]) -> bool:

@@ -233,7 +233,8 @@ def _info(facts: CardFacts) -> dict[str, Any]:
     from builders.runs.rows import captioned_features, synthetic_features
 
     names = [info.name for info in facts.variant.classes]
-    features = captioned_features(names) if facts.what == "captions" else synthetic_features(names)
+    paired = facts.recipe.prompt.pairing != "own"
+    features = captioned_features(names) if facts.what == "captions" else synthetic_features(names, paired=paired)
     if facts.in_progress:
         return json.loads(json.dumps({"features": features._to_yaml_list()}))
     size = facts.download_bytes

@@ -91,21 +91,21 @@ class Comparison:
             lines += [f"           {name}: {count}" for name, count in sorted(counts.items())]
         lines += [f"column   {name}: {plural(count, 'row')}" for name, count in sorted(self.columns.items())]
         lines += [f"example  {name}" for name in self.examples]
-        return "\n".join(lines)
+        return "\n".join([*lines, self.sentence()])
 
 
-def diff(a: str, b: str, *, config: str | None = None, token: str | bool | None = None) -> Comparison:
+def diff(a: str, b: str, *, config_name: str | None = None, token: str | bool | None = None) -> Comparison:
     """Compare two versions, row by row.
 
     Args:
         a, b: run folders, or ``USER/NAME@VERSION``.
-        config: a configuration's name; None is the default one of each.
+        config_name: a configuration's name; None is the default one of each.
         token: as everywhere in huggingface_hub.
 
     Raises:
         DataError: one of them is not there, or not finished.
     """
-    return compare(open_reference(a, config, token=token), open_reference(b, config, token=token))
+    return compare(open_reference(a, config_name, token=token), open_reference(b, config_name, token=token))
 
 
 def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool = True) -> Comparison:

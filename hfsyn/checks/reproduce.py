@@ -22,7 +22,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode
 from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
 from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
-from hfsyn.recipes.recipe import Recipe, load_recipe
+from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
 from hfsyn.rules import order_of
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
 from hfsyn.workers import check_device, describe_device, pick_device, software
@@ -76,9 +76,9 @@ def reproduce(
     device: str | None = None,
     model: str | None = None,
     source: str | None = None,
-    config: str | None = None,
+    config_name: str | None = None,
     token: str | bool | None = None,
-    allow_pickle: bool = False,
+    allow_pickle_weights: bool = False,
     generator: ImageGenerator | None = None,
 ) -> Reproduction:
     """Make one image again and compare it with the stored one.
@@ -87,22 +87,21 @@ def reproduce(
         what: a finished run folder, or ``USER/NAME[@REVISION]``.
         sample_id: of a row.
         out: folder for the picture of both.
-        model: the generator's folder on this machine, if the recipe names a local one; its content must be the same.
-        source: the folder of the real images on this machine, if the recipe starts from them; None is the recipe's.
-        config: a configuration's name; None is the default one.
-        allow_pickle: read weights in other formats than safetensors too.
-        generator: in place of the recipe's model (for tests).
+        device: cpu, cuda or mps; None is the GPU, or the CPU.
+        model: the generator's folder here, with the same content, if the recipe names a local one.
+        source: the folder of the real images here, if the recipe starts from them; None is the recipe's.
+        config_name, token: as for `verify`.
+        allow_pickle_weights: read weights in other formats than safetensors too.
+        generator: in place of the recipe's model.
 
-    Raises:
-        HfsynError: there is no such sample, or the model is not available.
+    Raises HfsynError if there is no such sample, or the model is not available.
     """
     check_device(device)
-    side = open_reference(what, config, token=token)
+    side = open_reference(what, config_name, token=token)
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
     stored = _stored_image(row, what)
-    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
-    part = load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
+    part = _part_of(recipe, model)
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     real = real_image(side, recipe, row, source) if part.init == "source" else None
     where = pick_device(device) if generator is None else "cpu"
@@ -110,7 +109,7 @@ def reproduce(
     def draw(how: Tuning) -> Generated:
         if generator is not None:
             return _drawn(generator, row, size, real)
-        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle, tuning=how)
+        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle_weights, tuning=how)
         return _drawn(by, row, size, real)
 
     made, tuning = as_recorded(draw, PLAIN if generator is not None else recorded_tuning(sidecar.options, where))
@@ -164,6 +163,12 @@ def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Ge
             raise
     # Not in the except clause, where the error would still hold the model on the device.
     return draw(simpler), simpler
+
+
+def _part_of(recipe: Recipe, model: str | None) -> GeneratePart:
+    """The recipe's generator, checked again where another folder of it is named."""
+    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
+    return load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
 
 
 def real_image(side: Published | RunFolder, recipe: Recipe, row: Mapping[str, Any], path: str | None) -> Image.Image:

@@ -29,10 +29,12 @@ from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
 from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.rules import order_of, sample_id_of, seed_of
+from hfsyn.runs.pairing import Told
 
 _SHOWN = 20
 _LONGEST = 400
-Captions = dict[str, tuple[str, str | None]]
+Captions = dict[str, tuple[str, str | None, str | None]]
+"""By source id: wnid, the text in the prompts, and whose text it is if images exchange them."""
 _NEVER_NULL = ("sample_id", "source_id", "wnid", "class_name", "label", "prompt", "seed", "retries", "caption_flags")
 
 
@@ -74,20 +76,20 @@ class Verification:
 
 
 def verify(
-    what: str, *, config: str | None = None, token: str | bool | None = None, quiet: bool = False
+    what: str, *, config_name: str | None = None, token: str | bool | None = None, quiet: bool = False
 ) -> Verification:
     """Check a finished run folder, or ``USER/NAME[@REVISION]``, and return what differs.
 
     Args:
         what: the run folder or the dataset.
-        config: a configuration's name; None is the default one.
+        config_name: a configuration's name; None is the default one.
         token: as everywhere in huggingface_hub.
         quiet: no progress on the error stream.
 
     Raises:
         DataError: it is not there, or not finished.
     """
-    side = open_reference(what, config, token=token)
+    side = open_reference(what, config_name, token=token)
     found = Verification(side.label)
     if isinstance(side, Published):
         found.commit = side.sha
@@ -117,6 +119,7 @@ class _Checker:
         self.names = [info.name for info in self.variant.classes]
         self.is_captions = self.manifest.raw.get("what", "data") == "captions"
         # What such a function would write cannot be known without running it.
+        self.is_paired = self.recipe.prompt.pairing != "own" and not self.is_captions
         self.has_own_strategy = is_user_strategy(self.recipe.prompt.strategy)
 
     def check_recipe(self) -> None:
@@ -212,14 +215,24 @@ class _Checker:
             if info is None or (row["label"], row["class_name"]) != (info.index, info.name):
                 problem = f"{source_id} has class {wnid} {row['class_name']!r} ({row['label']})"
                 self.found.note("captions", problem)
-            known[source_id] = (wnid, row["caption"])
+            known[source_id] = (wnid, row["caption"], None)
         self.found.captions = len(known)
+        return self._exchanged(known) if self.is_paired else known
+
+    def _exchanged(self, known: Captions) -> Captions:
+        """The captions as the recipe's pairing exchanges them; of images of unknown classes, as they are."""
+        ids = [source_id for source_id, (wnid, *_) in known.items() if wnid in self.variant.by_wnid]
+        classes = [self.variant.by_wnid[known[source_id][0]] for source_id in ids]
+        told = Told(ids, classes, [known[source_id][1] for source_id in ids], {}, self.recipe.seed)
+        for number, source_id in enumerate(ids):
+            text, _, whose = told.of(number)
+            known[source_id] = (known[source_id][0], text, whose)
         return known
 
     def check_rows(self, captions: Captions, *, quiet: bool) -> None:
         """Every row follows from its caption, in the plan's order; the counts are those of the manifest."""
         found, manifest = self.found, self.manifest
-        features = synthetic_features(self.names)
+        features = synthetic_features(self.names, paired=self.is_paired)
         counts: Counter[str] = Counter()
         before = b""
         for row in self._table(manifest.shards, features, [name for name in features if name != "image"]):
@@ -258,14 +271,18 @@ class _Checker:
         if source_id not in captions:
             yield "its source image has no caption row"
             return
-        wnid, caption = captions[source_id]
+        wnid, caption, whose = captions[source_id]
         info = self.variant.by_wnid.get(wnid)
         if info is None or (row["wnid"], row["class_name"], row["label"]) != (wnid, info.name, info.index):
             stated = f"{row['wnid']} {row['class_name']!r} ({row['label']})"
             yield f"its class is {stated}, and that of its source image {wnid}"
             return
+        if row.get("caption_source_id") != whose:
+            stated = _brief(row["caption_source_id"])
+            yield f"its caption is that of {stated}, and the rule of pairing gives that of {_brief(whose)}"
         if row["caption"] != caption:
-            yield f"its caption is {_brief(row['caption'])}, and that of its source image {_brief(caption)}"
+            of = "the rule of pairing gives" if self.is_paired else "that of its source image"
+            yield f"its caption is {_brief(row['caption'])}, and {of} {_brief(caption)}"
         seed = recipe.seed_for(wnid)
         if not self.has_own_strategy:
             chance = random.Random(seed_of(seed, sample_id_of(source_id, int(k)), purpose="prompt"))

@@ -88,7 +88,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "build out": (_runs,),
     "plan out": (_runs,),
     "doctor out": (_runs,),
-    **dict.fromkeys(("train_datasets", "eval_dataset", "evaluation", "dataset", "synthetic", "real"), _DATASETS),
+    **dict.fromkeys(("train_dataset", "eval_dataset", "dataset", "synthetic", "real"), _DATASETS),
     **dict.fromkeys(("members", "others"), _DATASETS),
     "device": (_devices,),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from hfsyn.commands.options import as_json_option, echo_found, echo_json, quiet_option
+from hfsyn.commands.options import answer_options, echo
 from hfsyn.errors import ExitCode
 
 
@@ -22,7 +22,7 @@ token_option = click.option(
     callback=_checked_token,
     help="Default: HF_TOKEN, or the one that `hf auth login` stored. Better left out.",
 )
-_config = click.option("--config-name", "config", metavar="NAME", help="A configuration.  [default: the card's own]")
+_config = click.option("--config-name", metavar="NAME", help="A configuration.  [default: the card's own]")
 
 
 @click.command()
@@ -37,55 +37,49 @@ _config = click.option("--config-name", "config", metavar="NAME", help="A config
     show_default=True,
     help="The images with their captions, or the captions alone.",
 )
-@click.option("--private/--public", "private", default=None, help="For a repository that is made now.")
+@click.option("--private/--public", "private", default=None, help="For a repository that is created now.")
 @click.option("--into", is_flag=True, help="Publish beside what a repository of other origin holds.")
-@click.option("--set-default", "make_default", is_flag=True, help="Let load_dataset(REPO_ID) take this configuration.")
-@click.option("--license", "licence", metavar="NAME", help="The dataset's licence, by the Hub's name for it.")
-@click.option(
-    "--watch", "follow", is_flag=True, help="Publish finished shards while the run is at work, then the rest."
-)
+@click.option("--set-default", is_flag=True, help="Let load_dataset(REPO_ID) take this configuration.")
+@click.option("--license", metavar="NAME", help="The dataset's licence, by the Hub's name for it.")
+@click.option("--watch", is_flag=True, help="Publish finished shards while the run is at work, then the rest.")
 @click.option("--dry-run", is_flag=True, help="Look at everything that can be wrong, and send nothing.")
 @token_option
-@as_json_option
-@quiet_option
-def publish(run: str, repo_id: str, follow: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+@answer_options
+def publish(as_json: bool, **words: Any) -> None:
     """Publish a finished RUN as a version of the dataset REPO_ID. Running it again continues.
 
-    Data, card, a reading back from the Hub, then the tag. Prints the version's address.
+    Data, card, a reading back from the Hub, then the tag. Prints the version's web address.
 
     \b
     hfsyn publish runs/cip user/imagenette-cip --version 1.0.0 --dry-run
     hfsyn publish runs/cip user/imagenette-cip --version 1.0.0
     """
-    from hfsyn.publishing.publication import publish as run_publish
-    from hfsyn.publishing.watching import watch
+    from hfsyn import publish as run_publish
 
-    if follow and dry_run:
-        raise click.UsageError("--dry-run sends nothing, and --watch sends all the time: choose one.")
-    found = watch(run, repo_id, **options) if follow else run_publish(run, repo_id, dry_run=dry_run, **options)
-    if as_json:
-        echo_json(found.as_dict())
-    else:
-        click.echo(found.text() if dry_run else found.address)
+    found = run_publish(**words)
+    if found.commit is not None and not (as_json or words["quiet"]):
+        reference = f'"{found.repo_id}", revision="{found.version.tag}"'
+        click.echo(f"in Python: datasets.load_dataset({reference})", err=True)
+    text = found.text() if words["dry_run"] else found.address
+    echo(found.as_dict(), text, as_json=as_json, quiet=words["quiet"])
     if found.failed:
         raise click.exceptions.Exit(max(check.code for check in found.failed))
 
 
-@click.command(short_help="Check a run or a published version, to every prompt and seed.")
+@click.command(short_help="Check a run or a version, to every prompt and seed.")
 @click.argument("what", metavar="RUN|REPO_ID[@REVISION]")
 @_config
 @token_option
-@as_json_option
-@quiet_option
-def verify(what: str, as_json: bool, **options: Any) -> None:
+@answer_options
+def verify(as_json: bool, quiet: bool, **words: Any) -> None:
     """Check a finished run or a published version: files, schema, counts, every prompt and every seed.
 
     Prints what differs; exit code 1 when anything does.
     """
-    from hfsyn.checks.verify import verify as run_verify
+    from hfsyn import verify as run_verify
 
-    found = run_verify(what, **options)
-    echo_found(found, as_json)
+    found = run_verify(quiet=quiet, **words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
     if found.problems:
         raise click.exceptions.Exit(ExitCode.DIFFERS)
 
@@ -97,42 +91,41 @@ def verify(what: str, as_json: bool, **options: Any) -> None:
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: the GPU, or the CPU.")
 @click.option("--model", metavar="MODEL", help="Where the generator is now, if the recipe names a local folder.")
 @click.option("--source", metavar="DIR", help="Where the real images are now, if the recipe's images start from them.")
-@click.option("--allow-pickle-weights", "allow_pickle", is_flag=True, help="See `hfsyn generate --help`.")
+@click.option("--allow-pickle-weights", is_flag=True, help="See `hfsyn generate --help`.")
 @_config
 @token_option
-@as_json_option
-def reproduce(what: str, sample_id: str, as_json: bool, **options: Any) -> None:
+@answer_options
+def reproduce(as_json: bool, quiet: bool, **words: Any) -> None:
     """Make one image again from its row and its recipe, and compare it with the stored one.
 
     Writes both beside each other and prints the picture's path. Exit code 1 when they differ by more than rounding.
     """
-    from hfsyn.checks.reproduce import reproduce as run_reproduce
+    from hfsyn import reproduce as run_reproduce
 
-    found = run_reproduce(what, sample_id, **options)
-    if as_json:
-        echo_json(found.as_dict())
-    else:
+    found = run_reproduce(**words)
+    if not (as_json or quiet):
         click.echo(found.text(), err=True)
-        click.echo(found.picture)
+    echo(found.as_dict(), str(found.picture), as_json=as_json, quiet=quiet)
     if found.verdict == "different":
         raise click.exceptions.Exit(ExitCode.DIFFERS)
 
 
-@click.command(short_help="What differs between two versions: rows, columns, recipes.")
+@click.command(short_help="What differs between two versions: rows and recipes.")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @_config
 @token_option
-@as_json_option
-def diff(a: str, b: str, as_json: bool, **options: Any) -> None:
+@answer_options
+def diff(as_json: bool, quiet: bool, **words: Any) -> None:
     """What differs between two versions (RUN or REPO_ID@REVISION): rows by class and column, and the recipes.
 
     \b
     hfsyn diff user/imagenette-cip@v1.0.0 user/imagenette-cip@v1.1.0
     """
-    from hfsyn.checks.diff import diff as run_diff
+    from hfsyn import diff as run_diff
 
-    echo_found(run_diff(a, b, **options), as_json)
+    found = run_diff(**words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
 HUB_COMMANDS = (publish, verify, reproduce, diff)

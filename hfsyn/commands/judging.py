@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from hfsyn.commands.options import as_json_option, echo_found, number, processes_option, quiet_option
+from builders.errors import plural
+from hfsyn.commands.options import answer_options, echo, echo_path, echo_table, number, processes_option
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
 _limit = number("--limit", help="At most N images per class of each set.")
@@ -16,22 +17,23 @@ _out = click.option("--out", metavar="FILE", help="Write all of it there as JSON
 
 @click.command("demo")
 @click.option("--out", default="runs/demo", show_default=True, metavar="DIR", help="Folder for everything it makes.")
-@number("--limit", help="Images per class.  [default: 50, in context 30]")
-@click.option("--full", is_flag=True, help="Longer: 50 a class in both variants, and a scaling curve.")
+@number("--limit", help="Images per class.  [default: 30]")
+@click.option("--full", is_flag=True, help="Longer: ten more seeds, and a scaling curve.")
 @click.option("--overwrite", is_flag=True, help="Delete the runs and trainings it holds first.")
 @processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU.")
-@quiet_option
-def demo_command(out: str, **options: Any) -> None:
+@answer_options
+def demo_command(as_json: bool, **words: Any) -> None:
     """Run the whole path offline, and ask what the images are worth.
 
-    Drawn images, captions, prompts, synthetic images; then a classifier trained on real drawings, on images from class
-    names and on images from captions, over three seeds, each tested on real drawings. Prints the path of a page with
-    all of it; results.json is beside the page.
+    Drawn images, captions, prompts, synthetic images; then classifiers trained on real drawings and on images from
+    class names, from captions and from captions exchanged between classes, over five seeds. They are tested on new
+    drawings, with the contexts of the training images and with contexts that say nothing about the class. Prints the
+    path of a page with all of it; results.json is beside the page.
     """
-    from hfsyn.showcase import demo
+    from hfsyn import demo
 
-    click.echo(demo(out, **options))
+    echo_path("page", demo(**words), as_json)
 
 
 def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -48,7 +50,8 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
 @processes_option("Trainings at once, each with one thread or one GPU. Default: one per GPU, or one per CPU core.")
 @number("--num-workers", least=0, most=1024, default=0, help="Decoders per training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no table; only the last line.")
+@click.option("--dry-run", is_flag=True, help="Open all sets, look up all networks, list the cells; train nothing.")
+@answer_options
 @click.option(
     "--example",
     is_flag=True,
@@ -57,7 +60,7 @@ def _print_example(context: click.Context, option: click.Parameter, wanted: bool
     callback=_print_example,
     help="Print a small MATRIX that runs offline, and do nothing else.",
 )
-def bench_command(matrix: str, out: str, **options: Any) -> None:
+def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bool, **words: Any) -> None:
     """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.
 
     \b
@@ -77,65 +80,61 @@ def bench_command(matrix: str, out: str, **options: Any) -> None:
     mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
     What failed is kept in the table with its error; the exit code is then 4.
     """
-    from hfsyn.judging.bench.cells import bench, failures
+    from hfsyn import bench
+    from hfsyn.judging.bench.cells import failures
     from hfsyn.judging.bench.summaries import CSV
 
-    summary = bench(matrix, out, **options)
-    click.echo(Path(out) / CSV)
-    if error := failures(summary, out):
+    found = bench(matrix, out, dry_run=dry_run, quiet=quiet or as_json, **words)
+    if dry_run:
+        states = [cell["state"] for cell in found["cells"]]
+        if not (as_json or quiet):
+            echo_table(found["cells"], as_json=False, quiet=False)
+        counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        echo(found, f"{plural(len(states), 'cell')}: {counts}", as_json=as_json, quiet=quiet)
+        return
+    echo(found, str(Path(out) / CSV), as_json=as_json, quiet=quiet)
+    if error := failures(found, out):
         raise error
 
 
 @click.command("report", short_help="One HTML page of a bench, or of several.")
 @click.argument("out")
-def report_command(out: str) -> None:
+@answer_options
+def report_command(out: str, as_json: bool, quiet: bool) -> None:
     """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
-    from hfsyn.judging.bench.page import report
+    from hfsyn import report
 
-    click.echo(report(out))
-
-
-def _found(result: Any, out: str | None, as_json: bool) -> None:
-    from builders.files import atomic_text
-    from hfsyn.judging.measures.metrics import dump_result
-
-    if out is not None:
-        atomic_text(Path(out), dump_result(result))
-    echo_found(result, as_json)
+    echo_path("page", report(out), as_json)
 
 
 @click.command("fidelity", short_help="How close SYNTHETIC images are to REAL ones.")
 @click.argument("synthetic")
 @click.argument("real")
-@click.option("--eval-dataset", "evaluation", metavar="DATASET", help="What classifiers are tested on: copies of it?")
-@click.option("--features", metavar="MODEL", help="A training's folder, or a network of timm.  [default: a small one]")
+@click.option("--eval-dataset", metavar="DATASET", help="What classifiers are tested on: copies of it?")
+@click.option(
+    "--features",
+    default="resnet18.a1_in1k",
+    show_default=True,
+    metavar="MODEL",
+    help="A training's folder, or a network of timm.",
+)
 @_limit
 @_device
 @_out
-@as_json_option
-def fidelity_command(
-    synthetic: str,
-    real: str,
-    features: str | None,
-    limit: int | None,
-    device: str | None,
-    out: str | None,
-    as_json: bool,
-    **how: Any,
-) -> None:
+@answer_options
+def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """How near SYNTHETIC comes to REAL: Fréchet distance, precision, recall, density, coverage, copies.
 
     \b
     hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
     """
-    from hfsyn.judging.measures.fidelity import DEFAULT_FEATURES, measure_fidelity
-    from hfsyn.workers import pick_device
+    from hfsyn import fidelity
 
-    how |= {"features": features or DEFAULT_FEATURES, "limit_per_class": limit, "device": pick_device(device)}
-    _found(measure_fidelity(synthetic, real, **how), out, as_json)
+    found = fidelity(**words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
-@click.command("membership", short_help="Whether MODEL gives away which images it was trained on.")
+@click.command("membership", short_help="Whether MODEL gives away what it was trained on.")
 @click.argument("model")
 @click.argument("members")
 @click.argument("others")
@@ -144,31 +143,30 @@ def fidelity_command(
 @_limit
 @_device
 @_out
-@as_json_option
-def membership_command(
-    model: str, members: str, others: str, limit: int | None, out: str | None, as_json: bool, **how: Any
-) -> None:
+@answer_options
+def membership_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """Whether MODEL tells MEMBERS (which stand behind its training) from OTHERS (which it never saw).
 
     The threshold is chosen on one half of the images; balanced accuracy, AUC and TPR at 1 % FPR are of the other half.
     """
-    from hfsyn.judging.measures.membership import measure_membership
+    from hfsyn import membership
 
-    _found(measure_membership(model, members, others, limit_per_class=limit, **how), out, as_json)
+    found = membership(**words)
+    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 
-@click.command("export-real", short_help="Write the real images of RUN as its synthetic ones are stored.")
+@click.command("export-real", short_help="Store the real images of RUN as the synthetic ones are.")
 @click.argument("run")
 @click.option("--out", required=True, metavar="DIR", help="Folder for the Parquet files.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress.")
-def export_real_command(run: str, out: str, quiet: bool) -> None:
+@answer_options
+def export_real_command(run: str, out: str, as_json: bool, quiet: bool) -> None:
     """Write the real images of RUN as its synthetic ones are stored: same size, same encoder, same columns.
 
     Trained on files as they came, a classifier may tell the two by how they are stored. Prints the folder.
     """
-    from hfsyn.exporting import export_real
+    from hfsyn import export_real
 
-    click.echo(export_real(run, out, quiet=quiet))
+    echo_path("folder", export_real(run, out, quiet=quiet), as_json)
 
 
 EXHIBITS = (demo_command, bench_command, report_command, fidelity_command, membership_command, export_real_command)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hfsyn.commands.hub import token_option
-from hfsyn.commands.options import as_json_option, echo_json, number, quiet_option
+from hfsyn.commands.options import answer_options, echo, number
 
 
 @click.command("look", short_help="Show real images beside what was made of them.")
@@ -25,11 +25,10 @@ from hfsyn.commands.options import as_json_option, echo_json, number, quiet_opti
 @click.option("--flag", metavar="FLAG", help="Only rows with this flag, such as truncated.")
 @click.option("--words", metavar="WORDS", help="Only rows with all of these words in their prompt or caption.")
 @click.option("--source", metavar="DIR", help="Where the real images are now, if not where the recipe says.")
-@click.option("--config-name", "config", metavar="NAME", help="A configuration.  [default: the card's own]")
+@click.option("--config-name", metavar="NAME", help="A configuration.  [default: the card's own]")
 @token_option
-@as_json_option
-@quiet_option
-def look_command(what: str, html: str | bool | None, classes: str | None, as_json: bool, **options: Any) -> None:
+@answer_options
+def look_command(as_json: bool, **words: Any) -> None:
     """Show real images beside what was made of them, as a picture or a page. Prints its path.
 
     The page opens without a network, holds at most 500 rows, and gives the command that makes an image again.
@@ -38,10 +37,8 @@ def look_command(what: str, html: str | bool | None, classes: str | None, as_jso
     hfsyn look runs/cip
     hfsyn look runs/cip --html --classes tench,church --words "red fish"
     """
-    from hfsyn.gallery.view import look
+    from hfsyn import look
 
-    found = look(what, html=html or False, classes=classes or (), **options)
-    if as_json:
-        echo_json(found.as_dict())
-    else:
-        click.echo("\n".join(filter(None, (found.picture, found.page))))
+    found = look(**words)
+    paths = "\n".join(str(path) for path in (found.picture, found.page) if path)
+    echo(found.as_dict(), paths, as_json=as_json, quiet=words["quiet"])

@@ -11,7 +11,7 @@ from builders.errors import did_you_mean
 
 _PAPER = "https://arxiv.org/abs/2307.08526"
 SECTIONS: Mapping[str, str] = {
-    "Make a dataset": "plan build caption generate finish status look export-real",
+    "Make a dataset": "plan informativeness build caption generate finish status look export-real",
     "Choose": "variants strategies captioners generators recipes",
     "Publish and check": "publish verify diff reproduce",
     "Train and compare": "train evaluate fidelity membership bench report demo",

@@ -17,8 +17,6 @@ from hfsyn.runs.options import shard_bounds
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from hfsyn.recipes.recipe import Recipe
-
 F = TypeVar("F", bound=Callable[..., Any])
 MOST = 10**9  # the most that a number of an option may be, where it has no limit of its own
 _MOST_LETTERS = 20_000
@@ -108,10 +106,6 @@ def processes_option(meaning: str) -> Callable[[F], F]:
     return number("--num-processes", most=1024, help=meaning)
 
 
-as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress; only the last line.")
-
-
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, in the order of the help."""
 
@@ -121,6 +115,14 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
         return function
 
     return decorate
+
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+quiet_option = click.option(
+    "-q", "--quiet", is_flag=True, help="No progress and no remarks; of a result the last line, of a list the names."
+)
+answer_options = together(as_json_option, quiet_option)
+"""Of every command."""
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
@@ -135,23 +137,6 @@ recipe_options = together(
     number("--seed", least=0, most=2**63 - 1, help="The recipe's seed."),
 )
 """How the recipe of a command differs from the one that it names."""
-_FIELDS = {"name": "name", "strategy": "prompt.strategy", "limit": "source.limit_per_class", "seed": "seed"}
-"""Options that are fields with another name."""
-
-
-def chosen_recipe(recipe: str, given: Mapping[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe that a command's arguments describe, and the keywords that are not among `recipe_options`.
-
-    Raises:
-        HfsynError: as `load_recipe`.
-    """
-    from hfsyn.recipes.recipe import load_recipe
-
-    overrides = [*given["overrides"]]
-    overrides += [f"{field}={given[name]}" for name, field in _FIELDS.items() if given[name] is not None]
-    names = {"overrides", "captioner", "generator", *_FIELDS}
-    loaded = load_recipe(recipe, overrides, captioner=given["captioner"], generator=given["generator"])
-    return loaded, {name: value for name, value in given.items() if name not in names}
 
 
 # --- costly stages ----------------------------------------------------------------------------------------------------
@@ -177,13 +162,19 @@ def _batch_size(context: click.Context, option: click.Parameter, value: str | No
     raise click.BadParameter(f"{value!r} is neither a number from 1 to 1,000,000,000 nor auto.")
 
 
+captions_option = click.option(
+    "--captions",
+    metavar="RUN|REPO_ID[@REVISION]",
+    help="Take these captions instead of making them: of the same images, by the same captioner.",
+)
+pickle_option = click.option(
+    "--allow-pickle-weights",
+    is_flag=True,
+    help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
+)
 speed_options = together(
     click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
-    click.option(
-        "--allow-pickle-weights",
-        is_flag=True,
-        help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
-    ),
+    pickle_option,
     click.option(
         "--batch-size",
         metavar="N|auto",
@@ -231,20 +222,27 @@ def echo_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def echo_found(found: Any, as_json: bool) -> None:
-    """Print a result that has `as_dict` and `text`."""
+def echo(value: Any, text: str, *, as_json: bool, quiet: bool) -> None:
+    """Print a result: the value as JSON, or the text, of which `quiet` keeps the last line."""
     if as_json:
-        echo_json(found.as_dict())
+        echo_json(value)
     else:
-        click.echo(found.text())
+        click.echo(text.rpartition("\n")[2] if quiet else text)
 
 
-def echo_table(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    """Print rows as an aligned table with a heading, or as a JSON list of objects."""
+def echo_path(name: str, path: Any, as_json: bool) -> None:
+    """Print the path of what a command made."""
+    echo({name: str(path)}, str(path), as_json=as_json, quiet=False)
+
+
+def echo_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool, quiet: bool) -> None:
+    """Print rows as an aligned table with a heading, as a JSON list of objects, or of each row only the first cell."""
+    lines = [[*rows[0]], *(["-" if cell is None else str(cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if as_json:
         echo_json(list(rows))
-        return
-    lines = [list(rows[0]), *(["-" if cell is None else str(cell) for cell in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    elif quiet:
+        click.echo("\n".join(line[0] for line in lines[1:]))
+    else:
+        for line in lines:
+            click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -11,7 +11,7 @@ from typing import Any
 
 from builders.errors import size_text
 from builders.files import atomic_text
-from builders.published import RunFolder, open_reference
+from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import HfsynError
@@ -22,7 +22,7 @@ from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
 
 MOST_ROWS = 500
 """On a page: about 5 MB of pictures."""
-_CLASSES, _PER_CLASS = 20, 3  # of the picture
+_CLASSES, _PER_CLASS, _WIDEST = 20, 3, 12  # of the picture: classes, and images of each
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,13 @@ def look(
     what: str | Path,
     *,
     out: str | Path | None = None,
-    html: bool | str | Path = False,
-    classes: str | Sequence[str] = (),
+    html: bool | str | Path | None = None,
+    classes: str | Sequence[str] | None = None,
     per_class: int | None = None,
     flag: str | None = None,
     words: str | None = None,
     source: str | None = None,
-    config: str | None = None,
+    config_name: str | None = None,
     token: str | bool | None = None,
     quiet: bool = False,
 ) -> View:
@@ -76,33 +76,33 @@ def look(
     Args:
         what: a run folder, finished or not, or ``USER/NAME[@REVISION]``.
         out: the PNG file; None is ``preview/look.png`` of the run, or ``NAME-look.png`` here, and none with `html`.
-        html: write a page, there or to ``look.html`` beside where the picture would be; it needs no other file.
-        classes: names or wnids, as a list or separated by commas; none is all (20 in the picture).
+        html: write a page, there or, if it is True, to ``look.html`` beside where the picture would be; it needs no
+            other file.
+        classes: names or wnids, as a list or separated by commas; None is all (20 in the picture).
         per_class: images of each class; None is 3 in the picture, and any number on the page, which has at most 500.
         flag: only rows with it, such as ``truncated``.
         words: only rows with all of these in their prompt or caption.
         source: where the real images are now, if not where the recipe says.
-        config: a configuration of a published set; None is the default one.
+        config_name: a configuration of a published set; None is the default one.
         token: of the Hub; None is the stored one.
         quiet: no remarks on the error stream.
 
     Raises:
         HfsynError: there is no such set, class or flag; no row is as wanted; or as `open_reference`.
     """
-    side = open_reference(str(what), config, token=token)
+    side = open_reference(str(what), config_name, token=token)
     recipe = recipe_of(side)
-    choice, remarks = _choice(recipe, classes, per_class, flag, words, picture=not html)
+    choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
     seen, cut = chosen_rows(side, choice)
     if not seen:
         raise HfsynError(f"No row of {side.label} is as wanted.", "Ask for other classes, flags or words.")
     by_wnid = {wnid: place for place, wnid in enumerate(choice.wnids)}
     seen.sort(key=lambda one: by_wnid[one.row["wnid"]])  # stable: within a class in the order of the set
     if html and (cut or len(seen) == MOST_ROWS):
-        remarks.append(_share(len(seen), None if flag or words else rows_in_all(side, choice.wnids)))
+        remarks += _share(len(seen), None if flag or words else rows_in_all(side, choice.wnids), choice.per_class)
     if problem := add_real_images(seen, side, recipe, source, token):
         remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
-    where, at = (side.label, "") if isinstance(side, RunFolder) else (f"{side.repo_id}@{side.revision}", config or "")
-    command = f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
+    command = _reproducing(side, config_name)
     for one in seen:
         one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
     home = side.folder / layout.PREVIEW if isinstance(side, RunFolder) else Path()
@@ -117,6 +117,14 @@ def look(
         print("\n".join(remarks), file=sys.stderr)
     at_png, at_page = (None if path is None else str(path) for path in (png, written))
     return View(side.label, at_png, at_page, remarks, [one.row for one in seen], seen)
+
+
+def _reproducing(side: Published | RunFolder, config_name: str | None) -> str:
+    """The command that makes an image of the set again, but for the image's id."""
+    where, at = side.label, ""
+    if not isinstance(side, RunFolder):
+        where, at = f"{side.repo_id}@{side.revision}", config_name or ""
+    return f"hfsyn reproduce {shlex.quote(where)}{at and f' --config-name {shlex.quote(at)}'} --sample-id"
 
 
 def _choice(
@@ -135,7 +143,9 @@ def _choice(
     if picture and len(wnids) > _CLASSES:
         remarks.append(f"the first {_CLASSES} of {len(wnids):,} classes; --classes names others")
         wnids = wnids[:_CLASSES]
-    number = per_class or (_PER_CLASS if picture else None)
+    if picture and (per_class or 0) > _WIDEST:
+        remarks.append(f"{_WIDEST} images of each class, which is the most in a picture; --html shows more")
+    number = min(per_class or _PER_CLASS, _WIDEST) if picture else per_class
     return Choice(wnids, flag, tuple((words or "").lower().split()), number, MOST_ROWS), remarks
 
 
@@ -143,8 +153,12 @@ def _path(path: str | Path) -> Path:
     return Path(path).expanduser()
 
 
-def _share(shown: int, total: int | None) -> str:
-    return f"the first {shown:,} rows that match" if total is None else f"the first {shown:,} of {total:,} rows"
+def _share(shown: int, total: int | None, per_class: int | None) -> list[str]:
+    """How many of the rows a page shows, if not all of them."""
+    each = f", at most {per_class} of each class" if per_class else ""
+    if total is None:
+        return [f"the first {shown:,} rows that match{each}"]
+    return [f"the first {shown:,} of {total:,} rows{each}"] if shown < total else []
 
 
 def _sheet(recipe: Recipe, seen: Sequence[Seen], label: str) -> Any:

@@ -86,7 +86,7 @@ def generate(
         generator = loaded_generator(run, options)
     device, tuning = getattr(generator, "device", "cpu"), getattr(generator, "tuning", PLAIN)
     unused: Mapping[str, int] = getattr(generator, "left_out", {})
-    schema = synthetic_features(run.class_names).arrow_schema
+    schema = synthetic_features(run.class_names, paired=run.recipe.prompt.pairing != "own").arrow_schema
     stage = Stage(run, "generate", options, paths, schema, device, tuning.record(), unused)
     recipe, part, max_tokens = run.recipe, run.recipe.generate, generator.max_tokens
     size = BatchSize(choose(options.batch_size, part.batch_size, device, generator, guided=part.guidance_scale > 1))

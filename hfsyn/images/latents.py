@@ -71,10 +71,10 @@ def denoise(
     step_options = _step_options(scheduler, generators)
     # The conditions; with guidance those to steer away from, and then those to steer towards.
     guided = "negative_prompt_embeds" in given
-    embeddings, added = _conditions(pipe, given, height, width, guided=guided)
+    embeddings, added = conditions_of(pipe, given, height, width, guided=guided)
     if added and start is None and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
-    scale = _scale_embedding(pipe, recipe, latents)
+    scale = scale_embedding(pipe, recipe, latents)
     for i, t in enumerate(timesteps):
         # The place in the whole schedule, of which an image to start from skips the first steps.
         at = i + whole - len(timesteps)
@@ -129,7 +129,7 @@ def _beginning(
     return timesteps, image_pipe.prepare_latents(pixels, first, rows, 1, dtype, device, list(generators))
 
 
-def _conditions(
+def conditions_of(
     pipe: Any, given: Mapping[str, Any], height: int, width: int, *, guided: bool
 ) -> tuple[Any, dict[str, Any]]:
     """The embeddings; and for SDXL the pooled ones, and the size as that of the original image, uncropped."""
@@ -153,7 +153,7 @@ def _conditions(
     return both("prompt_embeds"), added
 
 
-def _scale_embedding(pipe: Any, recipe: GeneratePart, latents: Any) -> Any:
+def scale_embedding(pipe: Any, recipe: GeneratePart, latents: Any) -> Any:
     """The guidance scale as an input, for the networks that were distilled to take it; else None."""
     import torch
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.errors import did_you_mean, first_line, quoted
+from builders.errors import did_you_mean, first_line, near_path, quoted
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.hub import Patience, page_of, patiently
 from builders.sources.rows import label_map
@@ -209,7 +209,7 @@ def _open_pretrained(name: str) -> Classifier:
     import timm
 
     if "/" in name and not name.startswith(_ON_HUB):
-        said = f"There is no folder {name}."
+        said = f"There is no folder {name}.{near_path(name)}"
         raise HfsynError(said, "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME.")
     check_model_name(name)
     repo_id = name.partition(":")[2].partition("@")[0] or name

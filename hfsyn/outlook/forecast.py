@@ -20,10 +20,11 @@ from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
 from hfsyn.outlook.costs import UTILISATION, Hours, hours, image_size
+from hfsyn.outlook.probe import Probe, Projection
 from hfsyn.pages.html import facts
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
 from hfsyn.runs.inputs import TableCounts, check_order, counted, in_table, index_of_run, indexed, takes_text, with_texts
-from hfsyn.runs.pins import pin_prompt, pinned
+from hfsyn.runs.pins import pin_prompt, pinned, pinned_here
 from hfsyn.runs.run import Run, load_run
 from hfsyn.runs.shards import pending
 from hfsyn.runs.specs import Caption, Plan, digest_of, plan
@@ -34,6 +35,7 @@ _BYTES_PER_PIXEL = {"jpeg": 0.53, "png": 1.5, "webp": 1.25}
 # Bytes beside an image: of its row, and of its lines in source index, captions and plan.
 _BYTES_A_ROW = 300
 _PLACEHOLDER = "<caption>"
+_PAIRS = 3  # that are shown
 _NOT_YET = "not made yet"
 
 
@@ -42,7 +44,8 @@ class Forecast:
     """What a recipe would make."""
 
     recipe: str
-    fingerprint: str
+    fingerprint: str | None
+    """None if revisions are open that only the Hub can pin."""
     source: str
     counts: str  # where the counts come from: `of the source`, `of this run` or `from the variant's table`
     why: str  # why the source was not indexed; empty where it was
@@ -65,6 +68,10 @@ class Forecast:
     price: float | None = None  # USD an hour of one device
     classes_without_images: tuple[str, ...] = ()  # ids of a class map that the source has no image of
     left_out: dict[str, int] = field(default_factory=dict)  # what lies in the source and is not read, by reason
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Of the first images that get the captions of others: class and id, and the id of the other."""
+    measured: Probe | None = None  # some images, made here
+    projection: Projection | None = None  # the whole run at that pace
 
     @property
     def hours(self) -> dict[str, float]:
@@ -81,7 +88,9 @@ class Forecast:
         first = self.limits[0] if self.limits else None
         truncations = {"truncated": first and first.truncated, "max_tokens": first and first.max_tokens}
         computed = {"upload_bytes": self.disk_bytes, "hours": self.hours, "cost": self.cost}
-        return asdict(self) | truncations | computed | {"utilisation": UTILISATION}
+        found = asdict(self) | truncations | computed | {"utilisation": UTILISATION}
+        measured, projection = found.pop("measured"), found.pop("projection")
+        return found if measured is None else found | {"probe": measured | projection}
 
     def text(self) -> str:
         """For people."""
@@ -98,7 +107,8 @@ class Forecast:
         cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
         real, missing = plural(self.real_images, "real image"), quoted(self.classes_without_images)
         return [
-            ("recipe", f"{self.recipe}  {self.fingerprint[:12]}"),
+            ("recipe", f"{self.recipe}  {(self.fingerprint or '')[:12]}".rstrip()),
+            ("", None if self.fingerprint else "its fingerprint comes with the revisions that `hfsyn build` pins"),
             ("source", f"{self.source}: {real} of {plural(self.classes, 'class')} (counts {self.counts})"),
             ("", f"not indexed: {self.why}" if self.why else None),
             ("", f"no image of {missing}, which the class map has" if missing else None),
@@ -107,12 +117,15 @@ class Forecast:
             ("captions", self.captions),
             ("prompts", f"{'?' if self.unique_prompts is None else self.unique_prompts} different"),
             *(("", prompt) for prompt in self.first_prompts),
+            *(("pairing" if n == 0 else "", f"{a} gets the caption of {b}") for n, (a, b) in enumerate(self.pairs)),
             ("truncated", self._truncations(about)),
             ("shards", f"{self.shards}"),
             ("disk", f"about {size_text(self.disk_bytes)}"),
             ("upload", f"about {size_text(self.disk_bytes)}: {sent}"),
             ("time", self._times()),
             ("cost", None if self.price is None else cost),
+            ("measured", None if self.measured is None else self.measured.text()),
+            ("projected", None if self.projection is None else self.projection.text()),
         ]
 
     def _truncations(self, about: str) -> str:
@@ -154,6 +167,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     """
     run = _run_at(run_folder)
     recipe = pinned(recipe, run.recipe) if run is not None else pin_prompt(recipe)
+    exact = recipe if run is not None else pinned_here(recipe)
     check_order(recipe)
     left_out: dict[str, int] = {}
     found = _lines(recipe, run, left_out)
@@ -171,11 +185,10 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     known = origin != _NOT_YET
     first, limited, different = _prompts(recipe, prompts, known=known)
     images = real * each
-    # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
-    files = 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
+    files = _files(recipe, real, images)
     return Forecast(
         recipe=recipe.name,
-        fingerprint=fingerprint(recipe),
+        fingerprint=None if exact is None else fingerprint(exact),
         source=f"{recipe.source.variant} ({recipe.source.split})",
         counts=counts,
         why=why,
@@ -195,7 +208,19 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
         price=price,
         classes_without_images=_without_images(recipe, made),
         left_out=left_out,
+        pairs=_pairs(made),
     )
+
+
+def _files(recipe: Recipe, real: int, images: int) -> int:
+    """Files of the first publication."""
+    # Each shard has its sidecar; recipe, index, plan, rejected lines, manifest, preview, card; two markers.
+    return 2 * (shard_count(real, recipe.store.shard_rows) + shard_count(images, recipe.store.shard_rows)) + 9
+
+
+def _pairs(made: Plan | None) -> tuple[tuple[str, str], ...]:
+    specs = [spec for spec in (made or ())[:_PAIRS] if spec.caption_source_id is not None]
+    return tuple((f"{spec.class_name} {spec.source_id}", str(spec.caption_source_id)) for spec in specs)
 
 
 def _run_at(folder: str | Path | None) -> Run | None:

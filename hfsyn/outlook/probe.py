@@ -115,11 +115,8 @@ def probe(
     real = _whole(max(count, math.ceil(images / each)), captioned_at_once)
     with tempfile.TemporaryDirectory(prefix="hfsyn-probe-") as temporary:
         folder = Path(temporary)
-        whole = prepare(_few(recipe, real), folder / "few")
-        if whole.source_rows < real:  # the source lacks some classes, or has fewer images of some
-            whole = prepare(recipe, folder / "all")
-        chosen = _first_lines(whole, real)
-        first = _run(folder / "captions", whole, captioned_at_once, chosen)
+        whole, chosen = first_images(recipe, real, folder)
+        first = run_of(folder / "captions", whole, captioned_at_once, chosen)
         if generator is None:
             generator = tried_generator(first, options)
         say(f"probing: {first.source_rows} real images")
@@ -128,7 +125,7 @@ def probe(
         if not lines:
             problem = f"None of the {first.source_rows} images that were tried can be read."
             raise HfsynError(problem, "Check source.path.")
-        second = _run(folder / "images", whole, drawn_at_once, chosen)
+        second = run_of(folder / "images", whole, drawn_at_once, chosen)
         _copy_captions(first, second)
         write_lines(second.folder / layout.PLAN, lines, drawn_at_once)
         write_marker(second.folder / layout.PLAN, len(lines), second.fingerprint)
@@ -149,13 +146,18 @@ def _few(recipe: Recipe, real: int) -> Recipe:
     return recipe.model_copy(update={"source": recipe.source.model_copy(update={"limit_per_class": limit})})
 
 
-def _first_lines(run: Run, count: int) -> list[dict[str, Any]]:
-    """Lines of the source index whose images come first in the plan."""
+def first_images(recipe: Recipe, count: int, folder: Path) -> tuple[Run, list[dict[str, Any]]]:
+    """A run, prepared within `folder`, of at least `count` real images if the source has them, spread over the classes;
+    and the lines of its source index that come first in the plan.
+    """
+    run = prepare(_few(recipe, count), folder / "few")
+    if run.source_rows < count:  # the source lacks some classes, or has fewer images of some
+        run = prepare(recipe, folder / "all")
     lines = pq.read_table(run.checked(layout.SOURCE)).to_pylist()
-    return sorted(lines, key=lambda line: order_of(sample_id_of(line["source_id"], 0)))[:count]
+    return run, sorted(lines, key=lambda line: order_of(sample_id_of(line["source_id"], 0)))[:count]
 
 
-def _run(folder: Path, whole: Run, shard_rows: int, lines: Sequence[dict[str, Any]]) -> Run:
+def run_of(folder: Path, whole: Run, shard_rows: int, lines: Sequence[dict[str, Any]]) -> Run:
     """A run folder of these real images with one batch a shard."""
     recipe = whole.recipe
     store = recipe.store.model_copy(update={"shard_rows": min(shard_rows, 100_000)})

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from builders.errors import and_more, plural
+from builders.hub import page_of
 from builders.runs import layout
 from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
@@ -40,14 +41,19 @@ class Publication:
 
     @property
     def address(self) -> str:
-        """What others load: ``hf://datasets/USER/NAME@vX.Y.Z``."""
+        """Where a browser shows the version."""
+        return f"{page_of(self.repo_id)}/tree/{self.version.tag}"
+
+    @property
+    def reference(self) -> str:
+        """By which recipes and commands take it: ``hf://datasets/USER/NAME@vX.Y.Z``."""
         return f"hf://datasets/{self.repo_id}@{self.version.tag}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         checks = [{"state": check.state, "text": check.text, "hint": check.hint} for check in self.checks]
         fields = {**asdict(self), "version": str(self.version), "checks": checks}
-        return fields if self.commit is None else {**fields, "address": self.address}
+        return fields if self.commit is None else {**fields, "address": self.address, "reference": self.reference}
 
     def text(self) -> str:
         """A dry run, for people, in lines."""

@@ -114,8 +114,8 @@ def check_target(repo_id: str | None, version: str | None) -> None:
     Raises HfsynError if one of the two is missing, or not valid.
     """
     if (repo_id is None) != (version is None):
-        example = "For instance: --publish-to USER/NAME --version 1.0.0"
-        raise HfsynError("--publish-to and --version go together.", example)
+        example = "For instance: --push-to-hub USER/NAME --version 1.0.0"
+        raise HfsynError("--push-to-hub and --version go together.", example)
     if repo_id is not None and version is not None:
         parse_version(version)
         check_names(repo_id, layout.DEFAULT_CONFIG)

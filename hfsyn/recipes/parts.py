@@ -100,6 +100,10 @@ class PromptPart(Part):
     """Content of that file (`sha256:...`) or commit of that dataset; null is filled in when the run starts."""
     captions_missing: Literal["refuse", "class-name"] = "refuse"
     """What to do with images that it has no text for: `refuse` the run, or take the `class-name` alone."""
+    pairing: Literal["own", "across-classes"] = "own"
+    """Whose caption an image gets: its `own`, or one of another class (`across-classes`), in which the words for that
+    class are replaced; this breaks the tie between classes and contexts that the real images have.
+    """
     negative: Words | None = None
     """Negative prompt; null is the empty one."""
     images_per_caption: Annotated[Int, Field(ge=1, le=1000)] = 1
@@ -222,6 +226,11 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
             what = "a language model that writes its texts"
             hint = "--captioner of `hfsyn captioners ls`, or prompt.captions_file."
         raise HfsynError(f"Strategy {name!r} needs {what}, and the recipe has no caption part.", f"Give it one: {hint}")
+    if prompt.pairing != "own" and caption is None and file is None:
+        raise HfsynError(
+            f"prompt.pairing is {prompt.pairing!r}, and the recipe has no texts to exchange: strategy {name!r}.",
+            "--strategy cip puts captions into the prompts; or --set prompt.pairing=own",
+        )
     if caption is not None and caption.draws and caption.num_beams > 1:
         said = f"caption.num_beams is {caption.num_beams}, and caption.top_p or temperature draw tokens at random."
         raise HfsynError(said, "Set num_beams to 1, or top_p and temperature to null.")

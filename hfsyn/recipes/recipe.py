@@ -67,6 +67,9 @@ class Recipe(loading.Part):
         if unknown := sorted(set(self.class_seeds) - known.keys()):
             said = f"class_seeds names {', '.join(unknown)}, and the variant {self.source.variant} has no such class."
             raise HfsynError(said, f"A class is named by its wnid: hfsyn variants info {self.source.variant} --classes")
+        if self.prompt.pairing != "own" and len(known) < 2:
+            said = f"prompt.pairing is {self.prompt.pairing!r}, and the variant {self.source.variant} has one class."
+            raise HfsynError(said, "Captions are exchanged between classes: --set prompt.pairing=own")
         check_words(known.values(), get_strategy(self.prompt.strategy))
         return self
 
@@ -292,6 +295,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["class_seeds"]
     if recipe.source.definition is None:
         del fields["source"]["definition"]
+    if recipe.prompt.pairing == "own":
+        del fields["prompt"]["pairing"]
     return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
 
 
@@ -309,6 +314,8 @@ def fingerprint(recipe: Recipe) -> str:
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
     prompt = fields["prompt"]
+    if recipe.prompt.pairing == "own":
+        del prompt["pairing"]
     if prompt["strategy_sha256"] is not None:
         prompt["strategy"] = prompt["strategy"].rpartition(":")[2]
     if prompt["captions_revision"] is not None:

@@ -28,7 +28,11 @@ from hfsyn.runs.stage import write_plan
 def finish(run: Run | str | Path) -> Run:
     """Check every shard against its sidecar, then write rejected.jsonl, preview, card and, last, the manifest.
 
-    Raises HfsynError if shards are missing or damaged (exit code 4).
+    Args:
+        run: the run folder.
+
+    Raises:
+        HfsynError: shards are missing or damaged (exit code 4).
     """
     run = run if isinstance(run, Run) else load_run(run)
     if is_whole(run):

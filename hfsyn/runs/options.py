@@ -15,27 +15,37 @@ from hfsyn.errors import HfsynError
 
 @dataclass(frozen=True, slots=True)
 class WorkOptions:
-    """How the costly stages work. None of these changes more of an image than its last bits."""
+    """How the costly stages work. None of these changes more of an image than its last bits.
 
-    device: str | None = None  # a torch device; None is this process's GPU, or the CPU
-    num_processes: int | None = None
-    """None is one per GPU or CPU core, but no more than there are shards to make; 1 works in this process."""
-    shards: str | None = None  # ``A:B`` works on these shards of the last stage only
-    quiet: bool = False  # show no progress
-    captions: str | None = None  # take the captions of this published dataset or run; see `KnownCaptions`
-    allow_pickle_weights: bool = False
-    """Also read weights that are not safetensors; a pickle can run code when it is read."""
-    budget_hours: float | None = None  # hours, > 0, after which no other shard is begun; None is no limit
-    batch_size: str | None = None
-    """Images that the generator draws at once: a number, or ``auto`` for as many as fit; None is the recipe's. Another
-    number than the recipe's changes the last bits of an image, and sidecars record it.
+    Args:
+        device: a torch device; None is this process's GPU, or the CPU.
+        num_processes: processes on this machine. None is one per GPU or CPU core, but no more than there are shards to
+            make; 1 works in this process.
+        shards: ``A:B`` works on these shards of the last stage only.
+        quiet: show no progress.
+        captions: take the captions of this run folder or published dataset instead of making them; see `KnownCaptions`.
+        allow_pickle_weights: also read weights that are not safetensors; a pickle can run code when it is read.
+        budget_hours: hours, > 0, after which no other shard is begun; None is no limit.
+        batch_size: images that the generator draws at once: a number, or ``auto`` for as many as fit; None is the
+            recipe's. Another number than the recipe's changes the last bits of an image, and sidecars record it.
+        channels_last: ``on`` or ``off``: the memory format of UNets and autoencoders; None is on for NVIDIA GPUs.
+        compile: compile the generator with `torch.compile`.
+        attention: the kernel of scaled dot product attention; None is torch's own choice.
+        started: when the budget began, by `time.monotonic()`; not a flag.
     """
+
+    device: str | None = None
+    num_processes: int | None = None
+    shards: str | None = None
+    quiet: bool = False
+    captions: str | None = None
+    allow_pickle_weights: bool = False
+    budget_hours: float | None = None
+    batch_size: str | int | None = None
     channels_last: str | None = None
-    """``on`` or ``off``: the memory format of UNets and autoencoders; None is on for NVIDIA GPUs."""
-    compile: bool = False  # compile the generator with `torch.compile`
-    attention: str | None = None  # the kernel of scaled dot product attention; None is torch's own choice
+    compile: bool = False
+    attention: str | None = None
     started: float = field(default_factory=time.monotonic, compare=False)
-    """When the budget began, by `time.monotonic()`; not a flag."""
 
     def arguments(self) -> list[str]:
         """These options as words of the command line of one of several processes."""

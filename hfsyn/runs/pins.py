@@ -10,7 +10,7 @@ from pathlib import Path
 
 from builders.variants import get_variant
 from hfsyn.recipes.parts import HUB
-from hfsyn.recipes.recipe import Recipe, is_content_hash
+from hfsyn.recipes.recipe import BUILTIN, Recipe, is_content_hash
 from hfsyn.recipes.strategies import absolute, check_function, content_of, get_strategy, is_user_strategy
 from hfsyn.runs.inputs import FileTexts, content_of_file
 
@@ -42,6 +42,16 @@ def pinned(recipe: Recipe, stored: Recipe | None = None) -> Recipe:
         recipe = _as_begun(recipe, stored)
     recipe = pin_prompt(recipe)  # the cheap checks come before a look at a large model
     return _pin_models(recipe, everything=stored is None)
+
+
+def pinned_here(recipe: Recipe) -> Recipe | None:
+    """As `pinned`, for a recipe whose models and source are on this machine for sure; None if the Hub must be asked."""
+    models = [part.model for part in (recipe.caption, recipe.generate) if part is not None]
+    source = recipe.source
+    on_hub = source.path is None and get_variant(source.variant).hub is not None
+    if on_hub or recipe.generate.lora is not None or any(model != BUILTIN for model in models):
+        return None
+    return pinned(recipe)
 
 
 def _as_begun(recipe: Recipe, stored: Recipe) -> Recipe:

@@ -10,15 +10,17 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Boundaries found by content keep most chunks of an edited file equal, so that the Hub's storage sends only what
 # changed.
@@ -127,8 +129,10 @@ def faults(path: Path, fingerprint: str) -> list[str]:
     return found
 
 
-def image_of(row: Mapping[str, Any]) -> Image.Image:
+def image_of(row: Mapping[str, Any]) -> "Image.Image":
     """The decoded image of a stored row."""
+    from PIL import Image  # which `hfsyn status` does without
+
     return Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")
 
 

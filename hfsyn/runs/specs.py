@@ -19,6 +19,7 @@ from builders.variants import ClassInfo, get_variant
 from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.rules import order_of, sample_id_of, seed_of
+from hfsyn.runs.pairing import Told
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,6 +51,8 @@ class SampleSpec:
     caption: str | None
     caption_flags: tuple[str, ...]
     seed: int
+    caption_source_id: str | None = None
+    """The image whose caption it is, if the recipe pairs images with the captions of others."""
 
 
 class Plan(Sequence[SampleSpec]):
@@ -78,6 +81,8 @@ class Plan(Sequence[SampleSpec]):
             if caption.flags:
                 self._flags[number] = caption.flags
         self._order = self._sorted()
+        pairing, ids = recipe.prompt.pairing, self._ids
+        self._told = Told(ids, self._classes, self._texts, self._flags, None if pairing == "own" else recipe.seed)
 
     @property
     def shard_rows(self) -> int:
@@ -141,11 +146,12 @@ class Plan(Sequence[SampleSpec]):
             number, k = divmod(position, self._each)
             info, sample_id = self._classes[number], sample_id_of(self._ids[number], k)
             rng = cast(random.Random, _LazyRandom(self._recipe.seed_for(info.wnid), sample_id))
-            yield number, sample_id, write(info, self._texts[number], rng)
+            yield number, sample_id, write(info, self._told.of(number)[0], rng)
 
     def _specs(self, positions: Iterable[int]) -> Iterator[SampleSpec]:
         for number, sample_id, prompt in self._written(positions):
             info = self._classes[number]
+            text, flags, whose = self._told.of(number)
             yield SampleSpec(
                 sample_id=sample_id,
                 source_id=self._ids[number],
@@ -153,9 +159,10 @@ class Plan(Sequence[SampleSpec]):
                 class_name=info.name,
                 label=info.index,
                 prompt=prompt,
-                caption=self._texts[number],
-                caption_flags=self._flags.get(number, ()),
+                caption=text,
+                caption_flags=flags,
                 seed=seed_of(self._recipe.seed_for(info.wnid), sample_id),
+                caption_source_id=whose,
             )
 
     def _sorted(self) -> npt.NDArray[np.int64]:

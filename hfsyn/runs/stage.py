@@ -30,7 +30,8 @@ from hfsyn.runs.specs import Caption, SampleSpec, plan
 from hfsyn.workers import current_worker, describe_device, software
 
 _TYPES = {"label": pa.int64(), "caption_flags": pa.list_(pa.string()), "seed": pa.int64()}
-PLAN_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(SampleSpec)])
+PAIRED_SCHEMA = pa.schema([(field.name, _TYPES.get(field.name, pa.string())) for field in fields(SampleSpec)])
+PLAN_SCHEMA = pa.schema([field for field in PAIRED_SCHEMA if field.name != "caption_source_id"])
 
 
 def write_plan(run: Run) -> None:
@@ -53,7 +54,8 @@ def write_plan(run: Run) -> None:
                 f"The reasons are in the sidecars: {run.folder / layout.SIDECARS / layout.CAPTIONS}.",
             )
         before = marker_of(target, run.fingerprint) if layout.sidecar_of(target).exists() else None
-        write_lines(target, lines, run.recipe.store.shard_rows)
+        paired = run.recipe.prompt.pairing != "own"
+        write_lines(target, lines, run.recipe.store.shard_rows, PAIRED_SCHEMA if paired else PLAN_SCHEMA)
         if before is not None and digest_of(target) != before.sha256:
             target.unlink()
             said = f"The captions of {run.folder} are not those that its plan was made from."
@@ -61,15 +63,15 @@ def write_plan(run: Run) -> None:
         write_marker(target, len(lines), run.fingerprint)
 
 
-def write_lines(target: Path, lines: Sequence[SampleSpec], rows: int) -> None:
+def write_lines(target: Path, lines: Sequence[SampleSpec], rows: int, schema: pa.Schema = PLAN_SCHEMA) -> None:
     """Write lines of a plan, `rows` in a row group, so that a shard reads only its own."""
 
     def groups() -> Iterator[dict[str, list[Any]]]:
         for start in range(0, len(lines), rows):
             specs = lines[start : start + rows]
-            yield {name: [getattr(spec, name) for spec in specs] for name in PLAN_SCHEMA.names}
+            yield {name: [getattr(spec, name) for spec in specs] for name in schema.names}
 
-    write_groups(target, groups(), PLAN_SCHEMA)
+    write_groups(target, groups(), schema)
 
 
 def read_captions(shards: Sequence[Path]) -> Iterator[Caption]:

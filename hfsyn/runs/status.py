@@ -8,7 +8,7 @@ from typing import Any
 from builders.runs import layout
 from builders.runs.run_files import lost, manifest_in
 from hfsyn.pages.html import table
-from hfsyn.runs.run import load_run, unreadable_classes, unused_weights
+from hfsyn.runs.run import Run, load_run, unreadable_classes, unused_weights
 from hfsyn.runs.shards import sidecars
 
 
@@ -56,29 +56,33 @@ class RunStatus:
         return table(stages, f"{self.name}: {self.folder}, {'finished' if self.finished else 'unfinished'}")
 
 
-def status(folder: str | Path) -> RunStatus:
+def status(run: Run | str | Path) -> RunStatus:
     """How far a run is. Reads sidecars only; any number of processes may be at work meanwhile.
 
-    Raises HfsynError if `folder` is not a run folder, or its index, plan or manifest is damaged.
+    Args:
+        run: the run folder.
+
+    Raises:
+        HfsynError: it is not a run folder, or its index, plan or manifest is damaged.
     """
-    run = load_run(folder)
-    manifest = manifest_in(run.folder)
-    data_shards = None if run.planned_rows is None else run.data_shards()
-    read, made = sidecars(run.caption_shards()), sidecars(data_shards or [])
+    opened = run if isinstance(run, Run) else load_run(run)
+    manifest = manifest_in(opened.folder)
+    data_shards = None if opened.planned_rows is None else opened.data_shards()
+    read, made = sidecars(opened.caption_shards()), sidecars(data_shards or [])
     stages = (
-        _stage_status("caption", read, len(run.caption_shards())),
+        _stage_status("caption", read, len(opened.caption_shards())),
         _stage_status("generate", made, None if data_shards is None else len(data_shards)),
     )
-    unread = unreadable_classes(run, (line for sidecar in read for line in sidecar.rejected))
-    gone = () if manifest is None else tuple(lost(run.folder, manifest))
+    unread = unreadable_classes(opened, (line for sidecar in read for line in sidecar.rejected))
+    gone = () if manifest is None else tuple(lost(opened.folder, manifest))
     return RunStatus(
-        str(run.folder),
-        run.recipe.name,
-        run.fingerprint,
+        str(opened.folder),
+        opened.recipe.name,
+        opened.fingerprint,
         manifest is not None and not gone,
         stages,
-        run.source_rows,
-        run.left_out,
+        opened.source_rows,
+        opened.left_out,
         tuple(unread),
         unused_weights([*read, *made]),
         gone,

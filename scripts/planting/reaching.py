@@ -25,14 +25,14 @@ class Reach:
     def __init__(self, root: str) -> None:
         self._places = tuple(f"{root}/{package}/" for package in PACKAGES)
         self._cut = len(root) + 1
-        self._seen: set[int] = set()
+        self._seen: dict[int, Any] = {}
         self._file = -1
 
     def to(self, path: str) -> None:
         """Write to another file from now on, as if nothing had been reached yet."""
         os.environ[FILE] = path
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        old, self._file, self._seen = self._file, file, set()
+        old, self._file, self._seen = self._file, file, {}
         if old >= 0:
             os.close(old)
 
@@ -44,7 +44,7 @@ class Reach:
     def _meet(self, frame: Any, event: str, argument: Any) -> None:
         code = frame.f_code
         if id(code) not in self._seen:
-            self._seen.add(id(code))
+            self._seen[id(code)] = code  # kept, or another piece of code could get its id
             if code.co_filename.startswith(self._places):
                 line = f"{code.co_filename[self._cut :]}\t{plain_name(code.co_qualname)}\n"
                 os.write(self._file, line.encode())

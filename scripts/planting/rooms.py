@@ -50,9 +50,12 @@ ROOMS = (
         "recipes",
         """
         builders/yaml.py hfsyn/rules.py hfsyn/recipes/* hfsyn/runs/options.py hfsyn/runs/pins.py
-        hfsyn/runs/inputs.py hfsyn/runs/specs.py hfsyn/models/token_limits.py hfsyn/outlook/prompt_examples.py
+        hfsyn/runs/inputs.py hfsyn/runs/specs.py hfsyn/runs/pairing.py hfsyn/models/token_limits.py
+        hfsyn/outlook/prompt_examples.py
         """,
-        "recipe recipe_grid specs prompts fragments pins user_strategies captions_file what_people_write stages",
+        """
+        recipe recipe_grid specs pairing prompts fragments pins user_strategies captions_file what_people_write stages
+        """,
     ),
     ("captions", "hfsyn/captions/*", "captioner text_writer reading captions_file known_captions stages fragments"),
     (
@@ -65,8 +68,8 @@ ROOMS = (
     ),
     (
         "outlook",
-        "hfsyn/outlook/* hfsyn/runs/sheets.py hfsyn/showcase.py",
-        "forecast doctor probing sheets showcase cli",
+        "hfsyn/outlook/* hfsyn/runs/sheets.py hfsyn/showcase.py hfsyn/gallery/* hfsyn/pages/*",
+        "forecast doctor probing informativeness sheets showcase looking notebook pages cli",
     ),
     (
         "publishing",
@@ -86,10 +89,10 @@ ROOMS = (
     ),
     (
         "commands",
-        "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/errors.py",
+        "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/api/* hfsyn/errors.py",
         """
-        cli train_script what_people_write fragments doctor forecast class_maps publication verification stages
-        benchmarking budget
+        cli in_the_hand train_script what_people_write fragments doctor forecast class_maps publication verification
+        stages benchmarking budget
         """,
     ),
     (

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import in_chromium, needs_chromium
 from click.testing import CliRunner
 from conftest import finished_run
 from PIL import Image
@@ -155,3 +156,26 @@ def test_a_published_set_is_looked_at_as_a_run_is(run: Path, hub: Any, alice: An
     assert [row["sample_id"] for row in found["rows"]] == [r["sample_id"] for r in look(run, classes="ring").rows]
     assert found["rows"][0]["command"].startswith("hfsyn reproduce alice/look@v1.0.0 --sample-id ")
     assert len(pictures((tmp_path / "look-look.html").read_text(encoding="utf-8"))) == 6
+
+
+@needs_chromium
+def test_in_a_browser_the_page_filters_by_class_and_words_and_fits_a_phone(run: Path, tmp_path: Path) -> None:
+    every = look(run, html=tmp_path / "a.html", quiet=True).rows
+    word = every[0]["caption"].split()[-1]
+    wanted = [r["seed"] for r in every if r["class_name"] == "ring" and word in f"{r['prompt']} {r['caption']}"]
+    found = in_chromium(
+        tmp_path / "a.html",
+        tmp_path,
+        "(() => { const form = d.forms[0], told = form.querySelector('output'), all = told.value;"
+        f"form.class.value = 'ring'; form.words.value = '{word.upper()}'; form.dispatchEvent(new Event('input'));"
+        "return {all, told: told.value, wide: d.documentElement.scrollWidth, "
+        "seen: [...d.querySelectorAll('.row')].filter(r => !r.hidden).length}})()",
+    )
+    assert found == {"all": "30 rows", "told": f"{len(wanted)} of 30 rows", "wide": 360, "seen": len(wanted)}
+
+
+def test_what_is_left_out_is_said_and_what_is_whole_is_not_called_a_part(run: Path, tmp_path: Path) -> None:
+    assert look(run, html=tmp_path / "a.html", classes="ring", quiet=True).remarks[0].startswith("a page of ")
+    few = look(run, html=tmp_path / "a.html", per_class=1, quiet=True).remarks
+    assert few[0] == "the first 10 of 30 rows, at most 1 of each class"
+    assert look(run, out=tmp_path / "a.png", per_class=99, quiet=True).remarks[0].startswith("12 images of each class")

@@ -23,6 +23,7 @@ from hfsyn.judging.bench.summaries import read_cells
 from hfsyn.judging.bench.task_pool import gpu_names, task_pool
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.sets.image_set import TRAIN, open_images
+from hfsyn.judging.train.loop import train
 
 MATRIX: dict[str, Any] = {
     "name": "two arms",
@@ -294,6 +295,7 @@ def test_budgets_limits_and_shares_are_axes(tmp_path: Path) -> None:
     [
         ({"sedes": [1]}, "Unknown key 'sedes' in the matrix. Did you mean 'seeds'"),
         ({"arms": {"real": {"trian": ["shapes"], "train": ["shapes"]}}}, "Did you mean 'arms.real.train'"),
+        ({"compare": [["real", "unreal"]]}, "compare names what is not an arm: unreal"),
         ({"tests": {"x": {"dataset": "shapes", "arms": ["unreal"]}}}, "tests.x.arms names what is not an arm: unreal"),
         ({"mix": {"dataset": "shapes", "shares": [1.0]}}, "mix.shares.0 is 1.0"),
         ({"seeds": []}, "seeds is \\[\\]"),
@@ -380,6 +382,57 @@ def test_a_process_that_dies_leaves_its_cells_to_the_next_time(tmp_path: Path) -
     assert (len(trainer.configs), again["failed"]) == (6, [])
 
 
+FAULTY = {
+    **MATRIX,
+    "arms": {"real": {"train": ["shapes"]}, "gone": {"train": ["runs/cip-{seed}"]}, "typo": {"train": ["shape"]}},
+    "models": ["test_resnet", "resnet500"],
+    "seeds": [0, 1],
+    "tests": {"drawings": {"dataset": "shapes", "split": "nowhere"}},
+}
+
+
+def test_all_faults_of_a_matrix_are_said_once_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(HfsynError) as told:
+        bench(FAULTY, tmp_path / "out", device="cpu", quiet=True)
+    said = str(told.value)
+    assert told.value.code == ExitCode.USAGE
+    assert said.startswith("5 faults, and nothing was trained: ")
+    for fault in ("runs/cip-0", "runs/cip-1", "no variant 'shape'", "no network 'resnet500'", "'nowhere'"):
+        assert said.count(fault) == 1, fault
+    assert not (tmp_path / "out").exists()
+
+
+def test_sets_that_do_not_fit_are_refused_before_the_first_cell(tmp_path: Path) -> None:
+    for change, said in (
+        ({"arms": {"real": {"train": ["shapes", "shapes-context"]}}}, "no budget"),
+        ({"config": {"optimise": {"epochs": 1, "batch_size": 4096}}, "limits": [2]}, "fewer than one batch"),
+    ):
+        with pytest.raises(HfsynError, match=said):
+            bench({**MATRIX, **change}, tmp_path / "out", device="cpu", quiet=True)
+
+
+def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "m.json").write_text(json.dumps(MATRIX))
+    words = ["bench", str(tmp_path / "m.json"), "--out", str(tmp_path / "out"), "--dry-run"]
+    done = CliRunner().invoke(cli, words)
+    assert done.exception is None
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["arm", "model", "budget", "limit", "share", "seed", "state"]
+    assert len(lines) == 8
+    assert lines[-1] == "6 cells: 6 to train"
+    assert not (tmp_path / "out").exists()
+    run(tmp_path / "out", {**MATRIX, "seeds": [0]})
+    found = bench(MATRIX, tmp_path / "out", dry_run=True, device="cpu", quiet=True)
+    assert [cell["state"] for cell in found["cells"]] == ["done", "done", *["to train"] * 4]
+    assert CliRunner().invoke(cli, [*words, "-q"]).stdout == "6 cells: 2 done, 4 to train\n"
+
+
+def test_nothing_is_said_of_the_others_if_all_failed(tmp_path: Path) -> None:
+    broken = {(arm, seed) for arm in ("shapes", "shapes-context") for seed in range(3)}
+    summary, _ = run(tmp_path, trainer=FakeTrainer(broken))
+    assert "The others are done" not in str(failures(summary, tmp_path))
+
+
 def test_the_command_trains_for_real_and_ends_with_four_where_a_cell_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -390,10 +443,17 @@ def test_the_command_trains_for_real_and_ends_with_four_where_a_cell_failed(
             "optimise": {"epochs": 1, "batch_size": 10, "warmup_epochs": 0},
             "model": {"image_size": 32, "channels_last": False},
         },
-        "arms": {"real": {"train": ["shapes"]}, "gone": {"train": ["shapes"], "split": "nowhere"}},
+        "arms": {"real": {"train": ["shapes"]}, "gone": {"train": ["shapes-context"]}},
         "seeds": [0],
         "limits": [1],
     }
+
+    def train_but_one(config: Any, out: Path, options: Any) -> dict[str, Any]:
+        if config.data.train == ("shapes-context",):
+            raise HfsynError("nowhere to be found")
+        return train(config, out, options)
+
+    monkeypatch.setattr("hfsyn.judging.train.loop.train", train_but_one)
     Path("matrix.yaml").write_text(json.dumps(matrix))
     done = CliRunner().invoke(cli, ["bench", "matrix.yaml", "--out", "out", "--num-processes", "1", "--device", "cpu"])
     assert done.stdout.splitlines()[-1] == "out/results.csv"

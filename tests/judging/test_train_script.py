@@ -56,7 +56,7 @@ def test_the_help_of_the_script_has_at_most_30_options_in_named_groups(tmp_path:
 
 
 def test_every_option_of_the_recipe_is_a_field_of_it() -> None:
-    from hfsyn.commands.training import FIELDS
+    from hfsyn.api.judging import FIELDS
     from hfsyn.recipes.training_recipe import TrainConfig
 
     for field in FIELDS.values():
@@ -309,29 +309,29 @@ def test_what_several_processes_would_all_say_is_said_once_before_them(
 def test_the_result_of_several_processes_goes_into_a_folder_that_is_not_there_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfsyn.commands.training import _launch_evaluation
+    from hfsyn.api.judging import _test_in_several
 
     def launch(arguments: list[str], processes: int, *, device: str | None) -> int:
         Path(arguments[-1]).write_text('{"n": 1}')
         return 0
 
     monkeypatch.setattr("hfsyn.launching.launch", launch)
-    assert _launch_evaluation(2, "cpu", str(tmp_path / "new" / "x.json"), ["model", "set"]) == {"n": 1}
+    assert _test_in_several(2, "cpu", str(tmp_path / "new" / "x.json"), ["model", "set"]) == {"n": 1}
     assert json.loads((tmp_path / "new" / "x.json").read_text()) == {"n": 1}
 
 
 def test_the_launchers_precision_counts_where_the_recipe_says_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hfsyn.commands.training import FIELDS, recipe_of
+    from hfsyn.api.judging import FIELDS, training_recipe
 
-    options: dict[str, Any] = {**dict.fromkeys(FIELDS), "config": None, "overrides": (), "train_datasets": ("shapes",)}
+    options: dict[str, Any] = {**dict.fromkeys(FIELDS), "config": None, "overrides": (), "train_dataset": ("shapes",)}
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert recipe_of(options).optimise.mixed_precision == "bf16"
+    assert training_recipe(**options).optimise.mixed_precision == "bf16"
     assert capsys.readouterr().err == ""
     for said in ({"mixed_precision": "no"}, {"overrides": ("optimise.mixed_precision='no'",)}):
-        assert recipe_of({**options, **said}).optimise.mixed_precision == "no"
+        assert training_recipe(**{**options, **said}).optimise.mixed_precision == "no"
         assert "'bf16', as the launcher does" in capsys.readouterr().err
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    assert recipe_of({**options, "mixed_precision": "fp16"}).optimise.mixed_precision == "fp16"
+    assert training_recipe(**{**options, "mixed_precision": "fp16"}).optimise.mixed_precision == "fp16"
     assert capsys.readouterr().err == ""

@@ -173,7 +173,7 @@ def test_publishing_what_is_published_sends_nothing(versions: Versions, client: 
     head = hub.head("dataset", REPO)
     hub.reset()
     done = client.hfsyn("publish", versions["v1.1.0"], REPO, "--version", "1.1.0")
-    assert (done.code, done.last) == (0, f"hf://datasets/{REPO}@v1.1.0")
+    assert (done.code, done.last) == (0, f"{hub.url}/datasets/{REPO}/tree/v1.1.0")
     assert (hub.counters.commits, hub.counters.lfs_bytes, hub.head("dataset", REPO)) == (0, 0, head)
     assert not [entry for entry in hub.log if entry.method not in ("GET", "HEAD")]
 

@@ -14,8 +14,8 @@ import pytest
 from conftest import ROOT, Hfsyn
 from PIL import Image
 
+from hfsyn.api.words import chosen, take
 from hfsyn.cli import cli
-from hfsyn.commands.options import chosen_recipe
 from hfsyn.recipes.recipe import RECIPES
 from hfsyn.recipes.strategies import STRATEGIES
 
@@ -104,7 +104,7 @@ def test_the_commands_that_need_a_hub_or_a_gpu_parse_and_name_what_exists(comman
     parsed = sub.make_context(words[1], words[2:])
     assert isinstance(parsed, click.Context)
     if not str(parsed.params.get("recipe", "hf://")).startswith("hf://"):
-        chosen_recipe(parsed.params["recipe"], parsed.params)
+        chosen(parsed.params["recipe"], **take(dict(parsed.params), chosen))
 
 
 def test_every_command_occurs_in_the_readme_or_is_a_stage_of_build() -> None:

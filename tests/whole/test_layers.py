@@ -53,13 +53,14 @@ ROOMS: dict[str, set[str]] = {
     "hfsyn.judging.train": {"numpy"},
     "hfsyn.judging.bench": {"PIL", "numpy", "pydantic"},
     "hfsyn.showcase": set(),
+    "hfsyn.api": set(),
     "hfsyn.commands": {"click"},
     "hfsyn.cli": {"click"},
     "hfsyn.__main__": set(),
 }
 """From the ground up: a room imports from those that stand before it, wherever in a file. With each room, what its
 files may import from outside when they are loaded; their functions may import what they need."""
-FRONTS = {"builders", "hfsyn", "hfsyn.judging"}
+FRONTS = {"builders", "hfsyn", "hfsyn.judging", "hfsyn.api"}
 """Packages that belong to no room: docstrings, and names that are loaded when they are first used."""
 STDLIB = set(sys.stdlib_module_names)
 MOST_LINES = 400
@@ -165,7 +166,9 @@ def _defined(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
 
 FOR_OTHERS = {("builders.captioned", "Captioned"), ("builders.imagenet", "ImageNet")}
 FOR_OTHERS |= {("builders.synthetic", "Synthetic")}
-"""Builders of `datasets`, for readers of what is published; everything else that is public is in `hfsyn.__init__`."""
+FOR_OTHERS |= {(f"hfsyn.api.{kind}", name) for kind in ("captioners", "generators") for name in ("ls", "show")}
+"""Builders of `datasets`, for readers of what is published, and modules that `hfsyn` exports whole; everything else
+that is public is in `hfsyn.__init__`."""
 
 
 def test_nothing_is_there_for_the_sake_of_its_tests() -> None:

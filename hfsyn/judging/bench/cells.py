@@ -14,7 +14,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -29,6 +29,7 @@ from hfsyn.judging.bench.summaries import ERROR, RESULTS, read_json, sum_up
 from hfsyn.judging.bench.task_pool import Submit, task_pool
 from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.recipes.loading import dump_part
+from hfsyn.workers import check_device
 
 MATRIX, TRAINING = "matrix.yaml", "training"
 _EMPTY: dict[str, Any] = {"cell": {"tests": {}}, "training": {}, "tests": {}, "seconds": 0.0}
@@ -48,15 +49,17 @@ def bench(
     train: Trainer | None = None,
     evaluate: Evaluator | None = None,
     look: Look | None = None,
-    num_processes: int | None = 1,
+    num_processes: int | None = None,
     num_workers: int = 0,
     device: str | None = None,
     submit: Submit | None = None,
+    dry_run: bool = False,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Run a matrix in a folder. A rerun does only what is missing or failed.
 
-    Of a finished cell, only newly added tests are run; results of removed tests stay in its file.
+    All sets are opened and all networks looked up before the first cell. Of a finished cell, only newly added tests are
+    run; results of removed tests stay in its file.
 
     Args:
         matrix: a YAML file, its fields, or a Matrix.
@@ -64,23 +67,45 @@ def bench(
         train, evaluate, look: replace `hfsyn.judging.train.loop.train`, `hfsyn.judging.measures.evaluate.evaluate`
             and the fingerprint of `hfsyn.judging.sets.image_set.open_images`. With a custom `train` and no `look`,
             fingerprints are not compared.
-        num_processes: cells at once; None: one per GPU, or per core. Each then uses one torch thread or GPU.
+        num_processes: cells at once, each with one torch thread or GPU; None is one per GPU or core, or with `train` 1.
         num_workers: decoding processes for each of those.
         device: torch device for all.
         submit: an open task pool, used instead of `num_processes`.
+        dry_run: open everything, and train nothing.
         quiet: no progress and no table.
 
     Returns:
-        What summary.json holds: ``rows`` (mean and interval of each arm), ``differences`` (paired), ``failed``.
+        What summary.json holds, see `summarise`; with `dry_run` the ``cells``, each with its ``state``: to train, to
+        test, or done.
 
     Raises:
-        HfsynError: see `load_matrix`; or a cell in `out` has other settings, or its images have changed since.
+        HfsynError: see `load_matrix`; a set or network is not there; or a cell in `out` has other settings or images.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
-    images = look or (cache(_look) if train is None else None)
+    own, images = train is not None, look or (cache(_look) if train is None else None)
     train = train or partial(_train, device=device, workers=num_workers)
     evaluate = evaluate or partial(_evaluate, device=device, workers=num_workers)
     wanted = list(cells(matrix))
+    jobs = _missing(matrix, folder, wanted, images, (train, evaluate))
+    if not own:
+        check_device(device)
+        _refuse_faults(jobs.values())
+    if dry_run:
+        states = {cell: "to train" if read_json(job[0] / RESULTS) is None else "to test" for cell, job in jobs.items()}
+        return {"cells": [{**asdict(cell), "state": states.get(cell, "done")} for cell in wanted]}
+    atomic_text(folder / MATRIX, dump_part(matrix))
+    if submit is not None:
+        _run(submit, jobs, None if quiet else matrix.name)
+    elif jobs:
+        with task_pool(num_processes or (1 if own else None), device=device) as pool:
+            _run(pool, jobs, None if quiet else matrix.name)
+    return sum_up(matrix, folder, quiet=quiet)
+
+
+def _missing(
+    matrix: Matrix, folder: Path, wanted: Sequence[Cell], images: Look | None, how: tuple[Trainer, Evaluator]
+) -> dict[Cell, tuple[Any, ...]]:
+    """What is left to do of each cell, as arguments of `run_cell`; refuses what was made with another matrix."""
     configs = {cell: cell_config(matrix, cell) for cell in wanted}  # finds every mistake before the first training
     jobs: dict[Cell, tuple[Any, ...]] = {}
     for cell in wanted:
@@ -93,14 +118,8 @@ def bench(
         done = (found or _EMPTY)["tests"]
         missing = {name: test for name, test in cell_tests(matrix, cell).items() if name not in done}
         if found is None or missing:
-            jobs[cell] = (place, configs[cell], settings, missing, train, evaluate)
-    atomic_text(folder / MATRIX, dump_part(matrix))
-    if submit is not None:
-        _run(submit, jobs, None if quiet else matrix.name)
-    elif jobs:
-        with task_pool(num_processes, device=device) as opened:
-            _run(opened, jobs, None if quiet else matrix.name)
-    return sum_up(matrix, folder, quiet=quiet)
+            jobs[cell] = (place, configs[cell], settings, missing, *how)
+    return jobs
 
 
 def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
@@ -108,10 +127,10 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
     failed = summary["failed"]
     if not failed:
         return None
-    first = failed[0]
+    first, others = failed[0], "The others are done. " if len(failed) < summary["cells"] else ""
     return HfsynError(
         f"{len(failed)} of {summary['cells']} cells failed, the first ({first['cell']}) with: {first['error']}",
-        f"The others are done. Run the same command again to retry these; see each cell's {ERROR} in {out}.",
+        f"{others}Run the same command again to retry these; see each cell's {ERROR} in {out}.",
         code=ExitCode.PARTIAL,
     )
 
@@ -252,6 +271,56 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
                 f"The images of {text} have changed since {folder} was finished ({facts.get('images')} images then).",
                 "Use another --out, or delete that folder; or restore the files.",
             )
+
+
+def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
+    """Open every set and look up every network and optimizer; report what is wrong, each fault once.
+
+    Raises:
+        HfsynError: there are faults.
+    """
+    from hfsyn.judging.classifier import check_model_name
+    from hfsyn.judging.measures.evaluate import check_counts
+    from hfsyn.judging.sets.image_set import open_images
+    from hfsyn.judging.sets.shared import check_classes
+    from hfsyn.judging.train.feeds import open_feed
+    from hfsyn.judging.train.loop import total_steps
+    from hfsyn.judging.train.timm_parts import check_optimizer
+
+    faults: dict[str, HfsynError] = {}
+    done: dict[tuple[Any, ...], Any] = {}
+
+    def tried(check: Callable[..., Any], key: Any, *arguments: Any) -> Any:
+        if (check, key) not in done:
+            try:
+                done[check, key] = check(*arguments)
+            except HfsynError as error:
+                done[check, key] = None
+                faults[str(error)] = error
+        return done[check, key]
+
+    def trained_on(config: Any) -> tuple[int, dict[str, str]]:
+        feed = open_feed(config)
+        return feed.budget, {wnid: feed.names[wnid] for wnid in feed.classes}
+
+    for _, config, _, tests, *_ in jobs:
+        data, name, optimizer = config.data.model_dump_json(), config.model.name, config.optimise.optimizer
+        tried(check_model_name, name, name)
+        tried(check_optimizer, optimizer, optimizer)
+        feed = tried(trained_on, data, config)
+        tested = {test: tried(open_images, test, *test) for test in tests.values()}
+        if feed is None:
+            continue
+        tried(total_steps, data, config, feed[0])
+        for test, images in tested.items():
+            if images is not None:
+                tried(check_counts, test, images)
+                tried(check_classes, (data, test), feed[1], images, "the training set")
+    if len(faults) == 1:
+        raise next(iter(faults.values()))
+    if faults:
+        said = " ".join(f"({number}) {error.message}" for number, error in enumerate(faults.values(), 1))
+        raise HfsynError(f"{len(faults)} faults, and nothing was trained: {said}", "Change the matrix.")
 
 
 def _look(dataset: str, split: str | None, default: Sequence[str], limit: int | None) -> str | None:

@@ -1,8 +1,9 @@
 """A matrix: which arms, networks, seeds and budgets are trained, and what each of them is tested on; a YAML file.
 
-Every combination is a cell: one training and its tests. `EXAMPLE` is a small one. Two fields that it does not show:
+Every combination is a cell: one training and its tests. `EXAMPLE` is a small one. Fields that it does not show:
 
     mix: {dataset: imagenette, shares: [0, 0.5]}      # share of real images: several make a mixing curve
+    compare: [[cip, basic], [cip, real]]              # the pairs of arms that the verdict is about
     tests:                                            # the other direction, of some arms only:
       images of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}
 """
@@ -77,11 +78,14 @@ class Matrix(Part):
     budgets: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
     """Images an epoch shows; null is the size of the set."""
     limits: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
-    """At most that many different images a class; null takes all."""
+    """At most that many different images per class; null takes all."""
     mix: Mix | None = None
     """Images mixed into every arm; null mixes nothing."""
     tests: Annotated[dict[Name, Test], Field(min_length=1)]
     """Evaluation sets; the first one is the headline."""
+
+    compare: Annotated[tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...], Field(strict=False)] | None = None
+    """Pairs of arms that the verdict is about, the most important first; null is the last arm with every other."""
 
     @field_validator("config")
     @classmethod
@@ -93,12 +97,18 @@ class Matrix(Part):
     @model_validator(mode="after")
     def _arms_exist(self) -> Matrix:
         for name, test in self.tests.items():
-            if missing := sorted(set(test.arms or ()) - set(self.arms)):
-                raise HfsynError(
-                    f"tests.{name}.arms names what is not an arm: {', '.join(missing)[:200]}.",
-                    f"There are: {', '.join(self.arms)}.",
-                )
+            self._check_arms(f"tests.{name}.arms", test.arms or ())
+        for pair in self.compare or ():
+            self._check_arms("compare", pair)
+            if len(set(pair)) == 1:
+                raise HfsynError(f"compare has a pair of one arm, {pair[0]!r}.", "Name two arms, as [ARM, OTHER].")
         return self
+
+    def _check_arms(self, field: str, names: Sequence[str]) -> None:
+        if missing := sorted(set(names) - set(self.arms)):
+            raise HfsynError(
+                f"{field} names what is not an arm: {', '.join(missing)[:200]}.", f"There are: {', '.join(self.arms)}."
+            )
 
     @model_validator(mode="after")
     def _cells_have_folders_of_their_own(self) -> Matrix:

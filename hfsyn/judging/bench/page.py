@@ -6,11 +6,8 @@ on. Facts are gathered here; the template formats them, and escapes everything b
 
 from __future__ import annotations
 
-import base64
-import io
 import itertools
 from collections.abc import Sequence
-from importlib import resources
 from os.path import relpath
 from pathlib import Path
 from typing import Any
@@ -26,18 +23,28 @@ from hfsyn.judging.bench import plots
 from hfsyn.judging.bench.cells import MATRIX
 from hfsyn.judging.bench.matrix import Matrix, load_matrix, place, safe_name
 from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
+from hfsyn.judging.sets.references import parse_dataset
+from hfsyn.pages.html import page, picture
+from hfsyn.recipes.recipe import published_recipe
+from hfsyn.recipes.strategies import get_strategy
 from hfsyn.runs.run import load_run
 from hfsyn.runs.shards import image_of
 from hfsyn.runs.sheets import shared_samples
 
 PAGE, PLOTS = "report.html", "plots"
-_SAMPLES = 3  # real images a class
+_SAMPLES = 3  # real images per class
 _CLASSES = 12  # classes on a contact sheet
-_THUMBNAIL = 96  # pixels; small images stay as they are and are enlarged by the browser
 
 
 def report(out: str | Path) -> Path:
-    """Write ``report.html`` and ``plots/*.png`` into the folder of a bench, or of several; return the page."""
+    """Write ``report.html`` and ``plots/*.png`` into the folder of a bench, or of several; return the page.
+
+    Args:
+        out: the folder of a bench, or one with several beside each other.
+
+    Raises:
+        HfsynError: there is no bench.
+    """
     folder = Path(out).expanduser()
     found = [folder] if (folder / MATRIX).is_file() else sorted(p.parent for p in folder.glob(f"*/{MATRIX}"))
     if not found:
@@ -50,19 +57,12 @@ def report(out: str | Path) -> Path:
 
 
 def _render(sections: Sequence[dict[str, Any]]) -> str:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "svg": Markup,
+    filters: dict[str, Any] = {
         "percent": lambda value: "–" if value is None else f"{100 * value:.1f}",
         "interval": interval_text,
-        "points_of": lambda value: f"{100 * value:+.1f}".replace("-", "−"),
         "points": lambda row: interval_text(row, sign="+").replace("-", "−"),
     }
-    template = (resources.files("hfsyn.judging.bench.templates") / "page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(sections=sections)
+    return page("hfsyn.judging.bench.templates", filters, sections=sections)
 
 
 def _stems(names: Sequence[str]) -> list[str | None]:
@@ -80,24 +80,32 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
     outcomes = read_cells(matrix, bench)
     summary = summarise(matrix, outcomes)
     headline, arms = next(iter(matrix.tests)), list(matrix.arms)
-    about = VARIANTS.get(matrix.tests[headline].dataset)
+    variant = VARIANTS.get(matrix.tests[headline].dataset)
     groups = []
     for where in dict.fromkeys(setting_text(row) for row in summary["rows"]):
         rows = [row for row in summary["rows"] if setting_text(row) == where]
-        differences = [row for row in summary["differences"] if setting_text(row) == where]
         groups.append(
             {
                 "where": where,
                 "headline": rows[0]["test"] == headline,
                 "rows": [{**row, "colour": plots.colour_of(arms, row["arm"])} for row in rows],
-                "differences": differences,
-                # Of the last two arms of the matrix; none if one of them failed, rather than another pair's.
-                "difference": next((d for d in differences if [d["b"], d["a"]] == arms[-2:]), None),
+                "differences": [row for row in summary["differences"] if setting_text(row) == where],
             }
         )
+    described = {arm: _about(matrix, arm) for arm in arms}
+    main = next((group for group in reversed(groups) if group["headline"]), None)
+    figures = {row["arm"]: row for row in main["rows"]} if main else {}
     return {
         "name": matrix.name,
-        "about": about.title if about else "",
+        "about": variant.title if variant else "",
+        "verdict": summary["verdict"],
+        "where": main["where"] if main else "",
+        "chance": 1 / main["rows"][0]["classes"] if main else None,
+        "arms": [
+            {"name": arm, "colour": plots.colour_of(arms, arm), "about": about, "row": figures.get(arm)}
+            for arm, about in described.items()
+        ],
+        "captioned": any("{c}" in about for about in described.values()),
         "groups": groups,
         "failed": summary["failed"],
         "cells": summary["cells"],
@@ -106,6 +114,21 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         "runs": _runs(matrix, root),
         "made": _made(matrix, outcomes, root),
     }
+
+
+def _about(matrix: Matrix, arm: str) -> str:
+    """What an arm is trained on, in a few words."""
+    found = []
+    for text in matrix.arms[arm].train:
+        named = place(text, matrix.seeds[0])
+        try:
+            named = parse_dataset(named).place
+            prompt = published_recipe(load_run(named).recipe).prompt
+            across = "" if prompt.pairing == "own" else " with captions of other classes"
+            found.append(f"synthetic images from the prompt “{get_strategy(prompt.strategy).template}”{across}")
+        except (HfsynError, OSError):
+            found.append(f"the real images of {named}" if named in VARIANTS else f"images of {Path(named).name}")
+    return " and ".join(found)
 
 
 def _plots(
@@ -172,13 +195,7 @@ def _sheet(matrix: Matrix) -> dict[str, Any] | None:
 
 
 def _picture(image: Image.Image, alt: str, title: str) -> dict[str, Any]:
-    kind = "png" if max(image.size) <= _THUMBNAIL else "jpeg"
-    shown = image.copy()
-    shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    stored = io.BytesIO()
-    shown.save(stored, kind, **({"optimize": True} if kind == "png" else {"quality": 85}))
-    data = base64.b64encode(stored.getvalue()).decode()
-    return {"src": f"data:image/{kind};base64,{data}", "alt": alt, "title": title, "small": max(image.size) <= 48}
+    return {**picture(image), "alt": alt, "title": title}
 
 
 def _runs(matrix: Matrix, root: Path) -> list[dict[str, Any]]:

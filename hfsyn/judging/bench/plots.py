@@ -115,7 +115,7 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where:
 
 
 def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str], where: str, png: Path) -> Plot:
-    """Accuracy of each class (mean over seeds) by arm; of many classes, those on which arms differ most.
+    """Accuracy of each class (mean over seeds) by arm, largest gap first; of many classes those with the largest gaps.
 
     `by_arm` holds ``{"name", "top1"}`` for each class, in one order for all arms.
     """
@@ -123,7 +123,7 @@ def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence
     names = [row["name"] for row in by_arm[shown[0]]]
     values = np.array([[row["top1"] for row in by_arm[arm]] for arm in shown])
     spread = values.max(0) - values.min(0)
-    chosen = sorted(np.argsort(-spread, kind="stable")[:MOST_CLASSES].tolist())
+    chosen = np.argsort(-spread, kind="stable")[:MOST_CLASSES].tolist()
 
     def draw(axes: Any, ink: str, line: str) -> None:
         for y, i in enumerate(chosen):
@@ -139,16 +139,16 @@ def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence
 
     lowest = {arm: min(by_arm[arm], key=lambda row: row["top1"]) for arm in shown}
     told = "; ".join(f"{arm} lowest on {row['name']} ({100 * row['top1']:.0f} %)" for arm, row in lowest.items())
-    few = f", the {len(chosen)} of {len(names)} on which arms differ most" if len(chosen) < len(names) else ""
-    title = f"Accuracy by class{few}"
+    few = f"; {len(chosen)} of {len(names)} classes" if len(chosen) < len(names) else ""
+    title = f"Accuracy by class, largest gap first{few}"
     return _render(png, title, f"{title}, on {where}: {told}.", 0.9 + 0.24 * len(chosen), draw)
 
 
 def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str], where: str, png: Path) -> Plot:
     """Accuracy against `axis` (``budget``, ``limit`` or ``share``), one line an arm, with intervals."""
     label, title = {
-        "budget": ("images an epoch", "With more images an epoch"),
-        "limit": ("different images a class", "With more images a class"),
+        "budget": ("images per epoch", "With more images per epoch"),
+        "limit": ("different images per class", "With more images per class"),
         "share": ("real images mixed in, %", "With real images mixed in"),
     }[axis]
     points = {arm: sorted((row for row in rows if row["arm"] == arm), key=lambda row: row[axis]) for arm in arms}
@@ -200,6 +200,8 @@ def _percent_axis(axes: Any, line: str, lowest: float) -> None:
     ticks = range(start, 101, {80: 5, 50: 10, 0: 25}[start])
     axes.set_xlim(start - 0.01 * (100 - start), 100 + 0.02 * (100 - start))
     axes.set_xticks(list(ticks), [str(tick) for tick in ticks[:-1]] + ["100 %"])
+    if start:
+        axes.set_xlabel(f"the axis begins at {start} %, not at 0")
     axes.grid(axis="x", color=line, linewidth=0.8)
     axes.set_axisbelow(True)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from builders.files import atomic_text
 from hfsyn.judging.bench.matrix import Cell, Matrix, cell_tests, cells
+from hfsyn.judging.bench.verdict import size_text, verdict
 from hfsyn.judging.measures.metrics import mean_interval, paired_difference
 
 CSV, SUMMARY, RESULTS, ERROR = "results.csv", "summary.json", "results.json", "error.json"
@@ -86,9 +87,10 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Sum up.
 
     Returns:
-        ``name``, ``cells``, ``failed`` (``cell``, ``error``), ``rows``: one for each test, setting and arm, with
-        ``seeds``, ``values`` and ``mean``, ``low``, ``high`` of top-1, ``n`` (images of the test), ``top5``, ``ece``
-        (means) and ``all_classes`` (mean top-1 over all outputs, if the set has fewer classes);
+        ``name``, ``verdict`` (sentences), ``cells``, ``failed`` (``cell``, ``error``), ``rows``: one for each test,
+        setting and arm, with ``seeds``, ``values`` and ``mean``, ``low``, ``high`` of top-1, ``n`` (test images),
+        ``classes``, ``top5``, ``ece`` (means) and ``all_classes`` (mean top-1 over all outputs, if the set has fewer
+        classes);
         ``differences``: one for each test, setting and pair of arms, ``a`` minus ``b`` over the seeds that both have;
         of two arms ``a`` is the one that comes later in the matrix.
     """
@@ -109,7 +111,7 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
             if set(by_arm[a]) & set(by_arm[b])
         ]
     failed = [{"cell": "/".join(o.cell.folder.parts[1:]), "error": o.error} for o in outcomes if o.error is not None]
-    return {
+    found = {
         "name": matrix.name,
         "cells": len(outcomes),
         "failed": failed,
@@ -118,6 +120,7 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "rows": rows,
         "differences": differences,
     }
+    return {**found, "verdict": verdict(found, matrix.compare)}
 
 
 def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
@@ -137,6 +140,7 @@ def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
         "high": None if high is None else min(1.0, high),
         "sd": top1["sd"],
         "n": next(iter(tests.values()))["n"],
+        "classes": own[0]["classes"],
         "top5": means["top5"]["mean"],
         "ece": means["ece"]["mean"],
         "all_classes": mean_interval(full)["mean"],
@@ -185,16 +189,13 @@ def _table_text(summary: dict[str, Any]) -> str:
         for found in summary["differences"]:
             if setting_text(found) == where:
                 lines.append(f"    {found['a']} - {found['b']}: {interval_text(found, sign='+')} points")
+    lines += [f"  {sentence}" for sentence in summary["verdict"]]
     return "\n".join([*lines, *(f"  {failed['cell']}: {failed['error']}" for failed in summary["failed"])])
 
 
 def setting_text(row: dict[str, Any]) -> str:
     """A row's test and setting in words."""
-    parts = [f"tested on {row['test']}", row["model"]]
-    parts += [f"{row['budget']} images an epoch"] if row["budget"] else []
-    parts += [f"{row['limit']} images a class"] if row["limit"] else []
-    parts += [f"{100 * row['share']:.0f} % mixed in"] if row["share"] else []
-    return ", ".join(parts)
+    return ", ".join(filter(None, (f"tested on {row['test']}", row["model"], size_text(row))))
 
 
 def interval_text(row: dict[str, Any], *, sign: str = "") -> str:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from builders.errors import did_you_mean
+from builders.errors import did_you_mean, near_path
 from builders.variants import VARIANTS, usual_split
 from builders.variants.class_maps import find_variant, read_variant
 from builders.yaml import is_yaml_name
@@ -113,8 +113,9 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
     if not looks_local and (repo := parse_hub_id(place)):
         return Reference("hub", repo, variant, revision or None, config or None)
     if "/" in place or looks_local:
-        raise HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.", GRAMMAR)
-    said = f"There is no dataset {place!r}.{did_you_mean(place, VARIANTS)}"
+        near = near_path(place)
+        raise HfsynError(f"There is no dataset {text!r}: {place} is neither a folder nor a file here.{near}", GRAMMAR)
+    said = f"There is no folder and no variant {place!r}.{did_you_mean(place, VARIANTS) or near_path(place)}"
     raise HfsynError(said, f"{GRAMMAR} Variants: {', '.join(VARIANTS)}.")
 
 

@@ -1,0 +1,198 @@
+"""Making a dataset: plan, build, caption, generate; and doctor, which looks whether a recipe could run here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hfsyn.api.words import chosen, take, takes
+from hfsyn.errors import HfsynError
+from hfsyn.recipes.recipe import Recipe
+from hfsyn.runs.options import WorkOptions
+
+if TYPE_CHECKING:
+    from hfsyn.captions.captioner import Captioner
+    from hfsyn.images.generator import ImageGenerator
+    from hfsyn.outlook.doctor import Check
+    from hfsyn.outlook.forecast import Forecast
+    from hfsyn.outlook.informativeness import Informativeness
+    from hfsyn.runs.run import Run
+
+_NO_WORDS = ("started",)
+
+
+@takes(chosen, WorkOptions, but=(*_NO_WORDS, "num_processes", "shards", "captions", "budget_hours", "quiet"))
+def plan(
+    recipe: str | Path | Recipe,
+    *,
+    out: str | Path | None = None,
+    price: float | None = None,
+    probe: int | None = None,
+    num_processes: int | None = None,
+    say: Callable[[str], None] | None = None,
+    **words: Any,
+) -> Forecast:
+    """What a recipe would make: counts, first prompts, truncations, shards, disk, upload, time, cost. Loads no model.
+
+    With `probe` the models are loaded and tried; nothing of that is kept.
+
+    Args:
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        out: use the captions of this run folder, if it has them.
+        price: what a device costs per hour, in USD: adds what the run costs.
+        probe: make this many images here, in whole batches with one more before and after, and measure them; the
+            options for devices, processes and speed are for this.
+        num_processes: project the measured times for that many processes, each with a device like this; None is 1.
+        say: called with a line about each step of the probe; None says nothing.
+
+    Raises:
+        HfsynError: as `forecast` and `probe`; or options of the probe without a probe.
+    """
+    from hfsyn.outlook.forecast import forecast
+    from hfsyn.outlook.probe import probe as measure
+    from hfsyn.workers import check_device
+
+    wanted = chosen(recipe, **take(words, chosen))
+    options = WorkOptions(**words)
+    if probe is None and (options != WorkOptions() or num_processes):
+        raise HfsynError("Devices, processes and speed are for --probe N.", "Add it, or leave them out.")
+    found = forecast(wanted, out, price=price)
+    if probe is None:
+        return found
+    check_device(options.device)
+    measured = measure(wanted, probe, options=options, say=say or (lambda line: None))
+    projection = measured.projected(found.real_images, found.images, num_processes or 1, price)
+    return replace(found, measured=measured, projection=projection)
+
+
+_SPEED = ("batch_size", "budget_hours", "channels_last", "compile", "attention", "num_processes", "shards")
+
+
+@takes(chosen, WorkOptions, but=(*_NO_WORDS, *_SPEED))
+def informativeness(recipe: str | Path | Recipe, *, images: int = 200, draws: int = 4, **words: Any) -> Informativeness:
+    """How much a recipe's captions tell its generator about real images beyond the class name.
+
+    It is measured by the generator's denoising loss, before anything is generated; nothing is kept.
+
+    Args:
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        images: real images to measure on.
+        draws: noises for each image and kind of prompt.
+
+    Raises:
+        HfsynError: as `hfsyn.outlook.informativeness.informativeness`.
+    """
+    from hfsyn.outlook.informativeness import measure
+    from hfsyn.workers import check_device
+
+    wanted = chosen(recipe, **take(words, chosen))
+    check_device(words.get("device"))
+    return measure(wanted, images, draws=draws, options=WorkOptions(**words))
+
+
+@takes(chosen, WorkOptions, but=_NO_WORDS)
+def build(
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    push_to_hub: str | None = None,
+    version: str | None = None,
+    **words: Any,
+) -> Run:
+    """Carry out a recipe in a run folder: caption, generate, finish. Running it again continues.
+
+    A finished run is left as it is.
+
+    Args:
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        out: the run folder; created, or continued.
+        overwrite: delete the run that `out` holds first.
+        push_to_hub: send finished shards to this dataset on the Hub while the others are made.
+        version: of the finished dataset there.
+
+    Raises:
+        HfsynError: see `prepare`; with `push_to_hub` see `publish`; with exit code 4 some shards are still missing.
+    """
+    from hfsyn import building
+
+    wanted = chosen(recipe, **take(words, chosen))
+    options = WorkOptions(**words)
+    return building.build(wanted, out, overwrite=overwrite, push_to_hub=push_to_hub, version=version, options=options)
+
+
+@takes(WorkOptions, but=_NO_WORDS)
+def caption(run: str | Path | Run, *, captioner: Captioner | None = None, **words: Any) -> Run:
+    """Read and caption the real images of a prepared run folder.
+
+    Args:
+        run: the run folder.
+        captioner: a captioner of your own, for this process alone.
+
+    Raises:
+        HfsynError: with exit code 4, processes ended before the work was done, or the budget of hours did.
+    """
+    from hfsyn.captions import caption_stage
+
+    return _stage("caption", run, words, {"captioner": captioner}, caption_stage.caption)
+
+
+@takes(WorkOptions, but=_NO_WORDS)
+def generate(run: str | Path | Run, *, generator: ImageGenerator | None = None, **words: Any) -> Run:
+    """Make the images of a run folder whose captions are finished.
+
+    Args:
+        run: the run folder.
+        generator: a generator of your own, for this process alone.
+
+    Raises:
+        HfsynError: captions are missing (exit code 4); or, with the same code, processes ended before the work was
+            done, or the budget of hours did.
+    """
+    from hfsyn.images import generate_stage
+
+    return _stage("generate", run, words, {"generator": generator}, generate_stage.generate)
+
+
+def _stage(
+    stage: str, run: str | Path | Run, words: dict[str, Any], own: dict[str, Any], here: Callable[..., None]
+) -> Run:
+    from hfsyn.building import work
+    from hfsyn.runs.run import Run, load_run
+
+    opened, options = run if isinstance(run, Run) else load_run(run), WorkOptions(**words)
+    if any(own.values()):
+        here(opened, options=options, **own)
+    else:
+        work(opened, (stage,), options)
+    return opened
+
+
+@takes(chosen)
+def doctor(
+    recipe: str | Path | Recipe | None = None,
+    *,
+    out: str | Path | None = None,
+    token: str | bool | None = None,
+    **words: Any,
+) -> list[Check]:
+    """Look at what may stop a run: token and its rights, Hub, disk, devices, library versions.
+
+    With a recipe also at its models and images, whether they are here or open to this account, and at the room and the
+    memory that they take. Nothing is changed or sent.
+
+    Args:
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        out: where the recipe's run is or will be; None is the current folder.
+        token: as everywhere in huggingface_hub; None takes HF_TOKEN or the stored one.
+
+    Raises:
+        HfsynError: there is no such recipe; or options of a recipe without one.
+    """
+    from hfsyn.outlook.doctor import doctor as looked
+
+    if recipe is None and (out is not None or any(value not in (None, ()) for value in words.values())):
+        raise HfsynError("These options are about a RECIPE.", "Name one.")
+    return looked(None if recipe is None else chosen(recipe, **words), out, token=token)
