@@ -95,7 +95,7 @@ def look(
     choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
     seen, cut = chosen_rows(side, choice)
     if not seen:
-        raise HfsynError(f"No row of {side.label} is as wanted.", "Ask for other classes, flags or words.")
+        raise _nothing(side, classes or (), flag, words)
     by_wnid = {wnid: place for place, wnid in enumerate(choice.wnids)}
     seen.sort(key=lambda one: by_wnid[one.row["wnid"]])  # stable: within a class in the order of the set
     if html and (cut or len(seen) == MOST_ROWS):
@@ -149,8 +149,19 @@ def _choice(
     return Choice(wnids, flag, tuple((words or "").lower().split()), number, MOST_ROWS), remarks
 
 
+def _nothing(side: Any, classes: str | Sequence[str], flag: str | None, words: str | None) -> HfsynError:
+    wanted = {"classes": classes if isinstance(classes, str) else ", ".join(classes), "flag": flag, "words": words}
+    given = " and ".join(f"{name} {value!r}" for name, value in wanted.items() if value)
+    if not given:
+        return HfsynError(f"{side.label} has no finished image yet.", f"See: hfsyn status {side.label}")
+    return HfsynError(f"No row of {side.label} matches {given}.", "Ask for others, or leave one of them out.")
+
+
 def _path(path: str | Path) -> Path:
-    return Path(path).expanduser()
+    found = Path(path).expanduser()
+    if found.is_dir():
+        raise HfsynError(f"{found} is a folder.", f"Name a file, such as {found / 'look.png'}.")
+    return found
 
 
 def _share(shown: int, total: int | None, per_class: int | None) -> list[str]:

@@ -65,7 +65,7 @@ class Forecast:
     commits: int  # of the first publication
     hours_of: dict[str, Hours]
     """Estimated hours of one device of each kind; empty where the cost of the models is not known."""
-    price: float | None = None  # USD an hour of one device
+    price: float | None = None  # USD per hour of one device
     classes_without_images: tuple[str, ...] = ()  # ids of a class map that the source has no image of
     left_out: dict[str, int] = field(default_factory=dict)  # what lies in the source and is not read, by reason
     pairs: tuple[tuple[str, str], ...] = ()
@@ -104,7 +104,7 @@ class Forecast:
         about = "about " if self.why else ""
         sent = f"{plural(self.upload_files, 'file')} in {plural(self.commits, 'commit')}"
         costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
-        cost = f"USD at {self.price:g} an hour: {costs}" if costs else "not known"
+        cost = f"USD at {self.price:g} per hour: {costs}" if costs else "not known"
         real, missing = plural(self.real_images, "real image"), quoted(self.classes_without_images)
         return [
             ("recipe", f"{self.recipe}  {(self.fingerprint or '')[:12]}".rstrip()),
@@ -113,7 +113,7 @@ class Forecast:
             ("", f"not indexed: {self.why}" if self.why else None),
             ("", f"no image of {missing}, which the class map has" if missing else None),
             *(("", f"left out: {reason}, {count}") for reason, count in self.left_out.items()),
-            ("images", f"{self.images}: {about}{low}{f' to {high}' if high != low else ''} a class"),
+            ("images", f"{self.images}: {about}{low}{f' to {high}' if high != low else ''} per class"),
             ("captions", self.captions),
             ("prompts", f"{'?' if self.unique_prompts is None else self.unique_prompts} different"),
             *(("", prompt) for prompt in self.first_prompts),
@@ -159,7 +159,7 @@ def forecast(recipe: Recipe, run_folder: str | Path | None = None, *, price: flo
     Args:
         recipe: the recipe.
         run_folder: a run of the same source and captioner, whose captions are used if they are complete.
-        price: USD an hour of one device, for the cost.
+        price: USD per hour of one device, for the cost.
 
     Raises:
         HfsynError: the source is missing or empty, the run has other real images or captions, or the source cannot be

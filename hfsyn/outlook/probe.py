@@ -67,7 +67,7 @@ class Probe:
     images: Pace  # of a synthetic image: generated, encoded and stored
 
     def projected(self, real: int, images: int, processes: int = 1, price: float | None = None) -> Projection:
-        """A run of this many real and synthetic images, in processes like this one; `price` is USD an hour of each."""
+        """A run of this many real and synthetic images, in processes like this one; `price` is USD per hour of each."""
         hours = (real * self.captions.seconds + images * self.images.seconds) / processes / 3600
         return Projection(round(hours, 4), processes, None if price is None else round(hours * processes * price, 2))
 
@@ -79,7 +79,7 @@ class Probe:
         )
         cold = "" if self.images.warm and self.captions.warm else ", the first batch among them"
         count = f"{self.images.measured} and {self.captions.measured} of them{cold}"
-        return f"{image} an image and {real} a real one ({count}) on {self.images.device}"
+        return f"{image} per image and {real} per real one ({count}) on {self.images.device}"
 
 
 def probe(
@@ -140,7 +140,7 @@ def _whole(count: int, batch: int) -> int:
 
 
 def _few(recipe: Recipe, real: int) -> Recipe:
-    """The recipe with just enough images a class for `real` in all: indexing a large source takes long."""
+    """The recipe with just enough images per class for `real` in all: indexing a large source takes long."""
     enough = math.ceil(real / len(get_variant(recipe.source.variant).classes))
     limit = min(enough, recipe.source.limit_per_class or enough)
     return recipe.model_copy(update={"source": recipe.source.model_copy(update={"limit_per_class": limit})})

@@ -19,7 +19,7 @@ from builders.runs.layout import load_sidecar, sidecar_of
 from hfsyn.captions.caption_stage import caption
 from hfsyn.captions.prefetch import ahead
 from hfsyn.errors import HfsynError
-from hfsyn.runs.run import load_run
+from hfsyn.runs.run import REFUSES, load_run
 
 SMALL = ("source.limit_per_class=7", "store.shard_rows=10", "caption.batch_size=4")
 
@@ -166,3 +166,24 @@ def test_the_next_batch_is_prepared_while_the_captioner_works(tmp_path: Path, mo
     caption(run_folder(tmp_path, *SMALL), captioner=Slow(), quiet=True)
     assert len(decoded) == 70
     assert sum(at_work) > 20, "images are decoded while others are captioned"
+
+
+def test_images_that_cannot_be_read_are_not_held_against_the_model(tmp_path: Path) -> None:
+    """However many come first: a model that refuses 32 images before it has taken any counts as broken."""
+    folder = tmp_path / "mine" / "cat"
+    folder.mkdir(parents=True)
+    for number in range(40):
+        (folder / f"{number:02}.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    Image.new("RGB", (8, 8), (200, 30, 30)).save(folder / "99.png")
+    (tmp_path / "mine.yaml").write_text("name: mine\nsplits: {train: null}\nclasses: [{id: cat, name: cat}]\n")
+    run = run_folder(
+        tmp_path,
+        f"source.variant={tmp_path / 'mine.yaml'}",
+        f"source.path={tmp_path / 'mine'}",
+        "source.limit_per_class=null",
+        "store.shard_rows=100",
+    )
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    sidecar = load_sidecar(sidecar_of(load_run(run).caption_shards()[0]))
+    assert (sidecar.rows, len(sidecar.rejected)) == (1, 40)
+    assert not [line for line in sidecar.rejected if line["reason"].startswith(REFUSES)]

@@ -127,7 +127,9 @@ def test_llm_shows_three_demonstrations_of_one_of_three_kinds() -> None:
         extra = asked.question.rpartition(": ")[2]
         assert kind == "plain" or extra in (places if kind == "background" else lists["relations"])
         for question, answer in asked.demonstrations:
-            assert answer in [words[-1] for words in lists[kind]]
+            name, *more = next(words for words in lists[kind] if words[-1] == answer)
+            assert name in question
+            assert kind == "plain" or question.endswith(f": {more[0]}")
             assert ("place:" in question, "relation:" in question) == (kind == "background", kind == "relation")
         assert asked.plain().endswith(f"\n\n{asked.question}\ncaption:")
     assert kinds == {"plain", "background", "relation"}

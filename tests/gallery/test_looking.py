@@ -23,6 +23,7 @@ from hfsyn.cli import cli
 from hfsyn.gallery import rows, view
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.prepare import prepare
+from hfsyn.runs.run import load_run
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,10 @@ def test_each_row_stands_beside_its_own_real_image(run: Path, tmp_path: Path) ->
     found = look(run, html=tmp_path / "a.html", classes="star", quiet=True)
     shown = pictures(Path(str(found.page)).read_text(encoding="utf-8"))
     assert len(found.rows) == 3 and len(shown) == 6  # noqa: PT018
-    for row, real in zip(found.rows, shown[::2], strict=True):
+    stored = {row["sample_id"]: row for row in load_run(run).samples(30)}
+    for row, real, made in zip(found.rows, shown[::2], shown[1::2], strict=True):
         assert np.array_equal(np.asarray(real), np.asarray(reference(run, row["source_id"])))
+        assert np.array_equal(np.asarray(made), np.asarray(stored[row["sample_id"]]["image"]))
 
 
 def test_rows_are_chosen_by_class_words_and_number(run: Path, tmp_path: Path) -> None:
@@ -80,7 +83,8 @@ def test_a_flag_chooses_the_rows_that_have_it(run: Path, tmp_path: Path, monkeyp
     [
         ({"classes": "hart"}, "Did you mean 'heart'"),
         ({"flag": "truncate"}, "Did you mean 'truncated'"),
-        ({"words": "zebra"}, "No row of"),
+        ({"words": "zebra", "classes": "ring"}, "No row of .* matches classes 'ring' and words 'zebra'"),
+        ({"out": "."}, "is a folder"),
     ],
 )
 def test_what_is_not_there_is_refused_in_one_line(run: Path, wanted: dict[str, str], said: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from builders.errors import DataError
-from builders.hub import ATTEMPTS, Patience, UnreachableError, passes, patiently, status_of
+from builders.hub import ATTEMPTS, Patience, UnreachableError, passes, patiently, said_plainly, status_of
 
 
 class Answer(Exception):
@@ -68,3 +68,12 @@ def test_a_hub_that_says_how_long_to_wait_is_waited_for_as_long() -> None:
 def test_an_error_of_ours_is_never_tried_again() -> None:
     with pytest.raises(DataError, match="not there"):
         patiently(lambda: (_ for _ in ()).throw(DataError("It is not there.", "Look.")), Patience("alice/set"))
+
+
+def test_without_a_token_the_ways_to_one_are_named() -> None:
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    with pytest.raises(DataError, match=r"^There is no token\.") as refused, said_plainly("alice/shapes", None):
+        raise LocalTokenNotFoundError("Token is required")
+    assert refused.value.hint == "To have one, log in with: hf auth login, or set HF_TOKEN."
+    assert refused.value.code == 3

@@ -158,6 +158,7 @@ def test_strength_is_how_little_of_the_real_image_is_left(tmp_path: Path) -> Non
     for steps, strength, words in ((4, 0.2, "is less than one step"), (3, 0.7, "spares none of 3 steps")):
         with pytest.raises(HfsynError, match=words):
             GeneratePart(model=model, dtype="float32", steps=steps, init="source", strength=strength)
+    GeneratePart(model=model, steps=10, init="source", strength=0.1)  # one step is enough
 
 
 def test_the_whole_path_with_the_small_models_and_one_image_made_again(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_clear_win_and_a_clear_loss_are_called_so() -> None:
     assert found == [
         "On “photographs”, “cip” is better than “basic” by 10.0 points (95 % interval +10.0 to +10.0), "
         "in 2 of 2 seeds.",
-        "On “photographs”, “cip” is worse than “real” by 15.0 points (95 % interval −15.0 to −15.0), in 2 of 2 seeds.",
+        "There, “cip” is worse than “real” by 15.0 points (95 % interval −15.0 to −15.0), in 2 of 2 seeds.",
     ]
 
 
@@ -74,8 +74,10 @@ def test_every_test_has_its_own_sentence_and_one_with_a_single_arm_comes_last() 
     arms = {"basic": [0.7, 0.71], "across": [0.75, 0.76], "cip": [0.8, 0.81]}
     found = verdict(summary(list(arms), {"cip": [0.9]}, arms, arms, names=("images of cip", "photographs", "sketches")))
     assert [said.partition(",")[0] for said in found] == [
-        *["On “photographs”"] * 2,
-        *["On “sketches”"] * 2,
+        "On “photographs”",
+        "There",
+        "On “sketches”",
+        "There",
         "On “images of cip”",
     ]
     assert "better than “across”" in found[0]
@@ -102,7 +104,7 @@ def test_the_matrix_says_which_pairs_are_compared_and_the_sign_follows() -> None
     found = verdict(summary(list(arms), arms), [("cip", "basic"), ("real", "cip"), ("cip", "gone")])
     assert [said.split(" by ")[0] for said in found] == [
         "On “photographs”, “cip” is better than “basic”",
-        "On “photographs”, “real” is better than “cip”",
+        "There, “real” is better than “cip”",
     ]
     assert "15.0 points (95 % interval +15.0 to +15.0), in 2 of 2 seeds" in found[1]
 

@@ -272,7 +272,7 @@ def test_plan_says_what_it_stands_on(capsys: pytest.CaptureFixture[str]) -> None
     code, out, _ = run_main("plan", "imagenet-1k-cip", "--price", "3", capsys=capsys)
     assert code == 0
     assert "at 40% of its peak" in out
-    assert "USD at 3 an hour: " in out
+    assert "USD at 3 per hour: " in out
     assert "5,137 files in 6 commits" in out
     assert "USD" not in run_main("plan", "imagenet-1k-cip", capsys=capsys)[1]
     code, out, _ = run_main("plan", "imagenet-1k-cip", "--price", "3", "--json", capsys=capsys)

@@ -154,7 +154,7 @@ def test_plan_says_what_was_measured(monkeypatch: pytest.MonkeyPatch, capsys: py
     code, out, _ = run_main("plan", "shapes-cip", "--probe", "16", "--price", "2", capsys=capsys)
     assert code == 0
     assert out.splitlines()[-2:] == [
-        "measured      1.50 s an image and 50.0 ms a real one (16 and 32 of them) on cpu",
+        "measured      1.50 s per image and 50.0 ms per real one (16 and 32 of them) on cpu",
         "projected     2.2 h in one process, 4.31 USD",
     ]
     for lonely in (["--device", "cpu"], ["--num-processes", "2"], ["--compile"]):

@@ -369,3 +369,14 @@ def test_a_set_from_ones_own_photographs_is_titled_after_them(
     prepare(recipe, "run")
     assert prepare(load_recipe(recipe, ["name=other"]), "run").recipe.name == "pets-cip"
     assert capsys.readouterr().err == "run keeps the name that it began with, pets-cip.\n"
+
+
+def test_a_mapping_may_be_thirty_two_levels_deep() -> None:
+    def nested(levels: int) -> object:
+        return {"a": nested(levels - 1)} if levels else 1
+
+    with pytest.raises(HfsynError, match="nested more than 32 levels"):
+        load_recipe({"a": nested(33)})
+    with pytest.raises(HfsynError) as refused:  # for what it says, then
+        load_recipe({"a": nested(32)})
+    assert "nested" not in str(refused.value)

@@ -10,6 +10,8 @@ from conftest import finished_run, run_folder
 from PIL import Image
 
 from hfsyn import HfsynError, diff, status, verify
+from hfsyn.judging.measures.evaluate import Evaluation
+from hfsyn.judging.measures.metrics import wilson
 from hfsyn.outlook.forecast import forecast
 from hfsyn.pages.html import Html, table
 from hfsyn.recipes.recipe import load_recipe
@@ -62,3 +64,12 @@ def test_a_table_escapes_whatever_is_not_our_own_html() -> None:
     assert not {"<b><", "<i>", "<u>", "<title>"} & {part for part in ("<b><", "<i>", "<u>", "<title>") if part in found}
     assert "<br>" in found
     assert "–" in found
+
+
+def test_an_evaluation_is_a_table_of_what_was_measured() -> None:
+    top1, none = wilson(90, 100), {"value": None, "low": None, "high": None}
+    metrics = {"top1": top1, "top5": none, "ece": wilson(5, 100), "masked": None}
+    about = {"model": {"name": "net"}, "dataset": {"reference": "<shapes>", "split": "test"}, "n": 100, "real": None}
+    shown = Evaluation(**about, metrics=metrics)._repr_html_()
+    assert "90.0 % [82.6, 94.5]" in shown
+    assert "&lt;shapes&gt;" in shown

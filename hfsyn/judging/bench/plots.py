@@ -21,7 +21,7 @@ COLOURS = ("#4c84d6", "#d9812c", "#2f9e77", "#b765c2", "#c2566b", "#7d8a3c")
 """Of the arms, in the matrix's order; each stands out on white and on near-black."""
 MOST_CLASSES = 20
 """Rows of the plot by class."""
-_WIDTH = 3.7  # inches, at 96 pixels each
+_WIDTH, _LETTERS = 3.7, 50  # inches, at 96 pixels each; letters on a line
 # Stand-ins that are replaced by the page's own colours in the SVG.
 _INK, _LINE = "#010203", "#040506"
 
@@ -135,7 +135,7 @@ def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence
         axes.set_yticks(range(len(chosen)), short)
         axes.set_ylim(len(chosen) - 0.5, -0.6)
         _percent_axis(axes, line, float(values[:, chosen].min()))
-        _legend(axes, ink, len(shown))
+        _legend(axes, ink)
 
     lowest = {arm: min(by_arm[arm], key=lambda row: row["top1"]) for arm in shown}
     told = "; ".join(f"{arm} lowest on {row['name']} ({100 * row['top1']:.0f} %)" for arm, row in lowest.items())
@@ -172,7 +172,7 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str]
             ticks = sorted({row[axis] for row in rows})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])
             axes.minorticks_off()
-        _legend(axes, ink, len(arms))
+        _legend(axes, ink)
 
     told = "; ".join(f"{arm} reaches {100 * found[-1]['mean']:.1f} %" for arm, found in points.items() if found)
     return _render(png, title, f"{title}, on {where}: {told}.", 2.9, draw)
@@ -206,6 +206,10 @@ def _percent_axis(axes: Any, line: str, lowest: float) -> None:
     axes.set_axisbelow(True)
 
 
-def _legend(axes: Any, ink: str, columns: int) -> None:
-    spacing = {"handletextpad": 0.3, "columnspacing": 1.0, "borderaxespad": 0.1, "bbox_to_anchor": (0, 1)}
-    axes.legend(frameon=False, labelcolor=ink, loc="lower left", ncols=min(columns, 4), **spacing)
+def _legend(axes: Any, ink: str) -> None:
+    """The arms above the plot, in as many columns as their names leave room for."""
+    handles, names = axes.get_legend_handles_labels()
+    columns = max(1, min(len(names), _LETTERS // (max(map(len, names), default=0) + 5)))
+    spacing = {"handletextpad": 0.3, "columnspacing": 1.0, "borderaxespad": 0.1}
+    where = {"loc": "outside upper left", "ncols": columns}
+    axes.figure.legend(handles, names, frameon=False, labelcolor=ink, **where, **spacing)

@@ -68,6 +68,7 @@ def _sentences(
             found = next((_turned(d, a) for d in differences if {d["a"], d["b"]} == {a, b}), None)
             none = f"“{a}” and “{b}” have no seed in common, and are not compared."
             yield f"{place}, {none if found is None else _compared(found, by_arm[a], by_arm[b])}"
+            place = "There"
 
 
 def _turned(found: Row, a: str) -> Row:
