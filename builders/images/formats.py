@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = frozenset("." + ending for ending in f"{_PICTURES} {_CAMERAS}".
 
 HEAD = 4096  # how many of a file's first bytes identify its format
 
-_STARTS: dict[str, tuple[bytes, ...]] = {
+_STARTS: dict[str, tuple[bytes, ...]] = {  # format -> how its files can start
     "JPEG": (b"\xff\xd8",),
     "PNG": (b"\x89PNG",),
     "GIF": (b"GIF8",),
@@ -47,7 +47,6 @@ _STARTS: dict[str, tuple[bytes, ...]] = {
 }
 _RAW = (b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS", b"MMOR", b"IIU\x00", b"II\x1a\x00\x00\x00HEAP", b"\x00MRM", b"FOVb")
 _STARTS["camera raw"] = _RAW
-"""Format -> how its files can start."""
 
 _PATTERNS = {
     "WEBP": rb"RIFF.{4}WEBP",

@@ -67,8 +67,7 @@ class HubSource:
     revision: str | None  # the commit that the facts were checked against; None is the newest
     splits: Mapping[str, str]  # our name of a split -> the repository's
     image_column: str | None = "image"
-    label_column: str | None = "label"
-    """None if the columns are found by the common rules (`builders.sources.columns`)."""
+    label_column: str | None = "label"  # None if the columns are found by the common rules (`builders.sources.columns`)
     archive: str | None = None
     """The archive that holds the images if the repository has no Parquet files; users download and unpack it."""
 

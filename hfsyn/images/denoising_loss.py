@@ -22,8 +22,7 @@ Predict = Callable[[Any, float, Sequence[str]], Any]
 class DenoisingLoss:
     """Of a recipe's generator: Stable Diffusion 1, 2 and XL (noise or velocity), Stable Diffusion 3 and FLUX (flow).
 
-    Raises:
-        HfsynError: the model cannot be loaded, or is of another family.
+    Raises HfsynError if the model cannot be loaded, or is of another family.
     """
 
     def __init__(self, recipe: GeneratePart, device: str, *, allow_pickle: bool = False) -> None:
@@ -31,10 +30,8 @@ class DenoisingLoss:
         families: dict[str, Callable[[], Predict]] = {"StableDiffusion3Pipeline": self._sd3, "FluxPipeline": self._flux}
         kind = type(pipe).__name__
         if not makes_embeddings(pipe) and kind not in families:
-            raise HfsynError(
-                f"The denoising loss of {brief(recipe.model)}, a {kind}, cannot be measured.",
-                "It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX.",
-            )
+            said = f"The denoising loss of {brief(recipe.model)}, a {kind}, cannot be measured."
+            raise HfsynError(said, "It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX.")
         self._size = size_of(pipe, recipe, whole=True)
         self._pipe, self._recipe, self.device = pipe.to(device), recipe, device
         self._schedule = _training_schedule(pipe) if makes_embeddings(pipe) else None

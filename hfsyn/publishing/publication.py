@@ -68,24 +68,8 @@ def publish(
 ) -> Publication:
     """Publish a finished run as one version of a dataset on the Hub. Running it again continues.
 
-    Args:
-        run: the run folder.
-        repo_id: ``USER/NAME``, or a name under the token's own account.
-        version: ``MAJOR.MINOR.PATCH``; the tag is ``vMAJOR.MINOR.PATCH``.
-        config_name: several configurations may live in one repository, each published on its own.
-        what: ``data``, or ``captions`` alone, keyed by source id.
-        private: for a repository that is created now; None is the account's default.
-        into: publish into a repository that holds something else too.
-        make_default: let ``load_dataset(repo_id)`` take this configuration; the first published one is the default
-            until then.
-        licence: the Hub's name of a licence, for the card; None is what is known of the source's.
-        dry_run: look at everything and send nothing.
-        token: as everywhere in huggingface_hub; None takes HF_TOKEN or the stored one.
-        quiet: no lines on the error stream.
-
-    Raises:
-        HfsynError: exit code 2 for a version that is not one or is taken, 3 for what forbids it, 4 if the Hub did
-            not answer in time (the same command continues).
+    The arguments, and the exit codes of the HfsynError that it raises, are those of `hfsyn.api.hub.publish`;
+    `make_default` is its ``set_default``, and `licence` its ``license``.
     """
     asked = parse_version(version)
     check_names(repo_id, config_name)

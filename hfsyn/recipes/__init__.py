@@ -1,7 +1,5 @@
 """Recipes: one loader for all that people write in YAML, the parts of a recipe, strategies, and what is shipped."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

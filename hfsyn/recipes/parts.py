@@ -227,10 +227,8 @@ def check_prompt(prompt: PromptPart, caption: CaptionPart | None) -> None:
             hint = "--captioner of `hfsyn captioners ls`, or prompt.captions_file."
         raise HfsynError(f"Strategy {name!r} needs {what}, and the recipe has no caption part.", f"Give it one: {hint}")
     if prompt.pairing != "own" and caption is None and file is None:
-        raise HfsynError(
-            f"prompt.pairing is {prompt.pairing!r}, and the recipe has no texts to exchange: strategy {name!r}.",
-            "--strategy cip puts captions into the prompts; or --set prompt.pairing=own",
-        )
+        problem = f"prompt.pairing is {prompt.pairing!r}, and the recipe has no texts to exchange: strategy {name!r}."
+        raise HfsynError(problem, "--strategy cip puts captions into the prompts; or --set prompt.pairing=own")
     if caption is not None and caption.draws and caption.num_beams > 1:
         said = f"caption.num_beams is {caption.num_beams}, and caption.top_p or temperature draw tokens at random."
         raise HfsynError(said, "Set num_beams to 1, or top_p and temperature to null.")

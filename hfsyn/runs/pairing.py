@@ -1,10 +1,8 @@
-"""Pairing: whose caption an image gets where ``prompt.pairing`` is ``across-classes``.
+"""Pairing: whose caption an image gets if ``prompt.pairing`` is ``across-classes``.
 
 Captions carry over what goes with what in the real images. Spread over the other classes, they keep the contexts of the
 set and break their tie to the class. The rule stands in `hfsyn.rules`, so that anyone can check a published set by it.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
@@ -96,7 +94,7 @@ def donors(source_ids: Sequence[str], classes: Sequence[str], seed: int) -> list
 def retold(text: str, own: ClassInfo, target: ClassInfo) -> tuple[str, bool]:
     """The text with the words for its own class replaced by the target's name; and whether there was one to replace.
 
-    The words are the name and the lemmas, or the hypernym where none of these occurs, in the singular or plural and in
+    The words are the name and the lemmas, or the hypernym if none of these occurs, in the singular or plural and in
     any case; a preceding *a* or *an* is fitted to the new word.
     """
     name = _plain(target.name)

@@ -28,8 +28,7 @@ class Run:
 
     folder: Path
     recipe: Recipe
-    mark: Mark | None = field(default=None, compare=False, repr=False)
-    """See `mark_of`."""
+    mark: Mark | None = field(default=None, compare=False, repr=False)  # see `mark_of`
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,9 +87,8 @@ class Run:
         """Paths of all data shards, made or not; the plan must be there."""
         rows = self.planned_rows
         if rows is None:
-            raise HfsynError(
-                f"{self.folder} has no plan yet: its captions are not finished.", f"Run: hfsyn caption {self.folder}"
-            )
+            said = f"{self.folder} has no plan yet: its captions are not finished."
+            raise HfsynError(said, f"Run: hfsyn caption {self.folder}")
         return self._shards(layout.DATA, rows)
 
     def _shards(self, folder: str, rows: int) -> list[Path]:
@@ -104,8 +102,7 @@ class Run:
     def dataset(self) -> Any:
         """The rows of the finished shards as a `datasets.Dataset`, in the order of the plan; see the card for columns.
 
-        Raises:
-            HfsynError: no shard is finished, or a file of a finished run is missing.
+        Raises HfsynError if no shard is finished, or a file of a finished run is missing.
         """
         from builders.runs.rows import ShardRows
 

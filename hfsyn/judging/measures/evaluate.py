@@ -94,25 +94,11 @@ def evaluate(
 ) -> Evaluation:
     """Test a classifier on a dataset; called in every process of a launch.
 
-    Args:
-        model: a training's folder, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
-        dataset: see `hfsyn.judging.sets.references`.
-        split: None is ``validation``, else ``test``, else the only one.
-        limit_per_class: at most that many images per class.
-        out: a JSON file to write the result to.
-        device: cpu or cuda; None is this process's GPU, or the CPU.
-        mixed_precision: no, fp16 or bf16.
-        batch_size: images a batch in each process; another size may change the last bits of a logit.
-        num_workers: decoding processes beside each process; None divides the cores among the GPUs, and is 0 on a CPU.
-        quiet: no progress.
+    The arguments are those of `hfsyn.api.judging.evaluate`, as is the HfsynError that it raises.
 
     Returns:
         model, dataset, preprocessing, n, undecodable, metrics, seed, software, device; see the module's docstring. And
         ``overlap``: how many of the images the classifier was trained on, None if that is not known.
-
-    Raises:
-        HfsynError: there is no such model, dataset or split; classes that the model does not have (they are
-            listed); or a variant whose copy has another number of images than it should.
     """
     if out is not None:
         _check_result_file(Path(out))

@@ -114,20 +114,11 @@ def measure_fidelity(
 ) -> Fidelity:
     """Compare a synthetic dataset with the real one behind it.
 
-    Args:
-        synthetic, real: datasets as everywhere (a run folder, a variant, USER/NAME@v1.0.0), their training splits.
-        features: the network that computes them: the folder of a training (for the drawn variants one trained on real
-            drawings), a timm name with pretrained weights, or ``random:NAME`` for one with random weights, which sees
-            little more than colours and is named so in the result.
-        evaluation: the dataset on which classifiers are tested, its validation or test split.
-        limit_per_class: at most that many images per class of each set.
-        device: a torch device.
+    The arguments are those of `hfsyn.api.judging.fidelity`, as is the HfsynError that it raises. Features of
+    ``random:NAME`` see little more than colours, and are named so in the result.
 
     Returns:
         What `compare_sets` returns, with ``features`` (name, weights, sha256, dimension), ``sets`` and ``undecodable``.
-
-    Raises:
-        HfsynError: no such dataset, or no such network.
     """
     from hfsyn.judging.classifier import plain_transform
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread

@@ -61,22 +61,12 @@ def measure_membership(
 ) -> Membership:
     """Attack a trained classifier.
 
-    Args:
-        model: the folder of a training, a timm name, or ``hf_hub:USER/NAME``.
-        members: the dataset that it was trained on (its training split), or for one trained on synthetic images the
-            real dataset behind them.
-        others: images of the same kind that it never saw: the validation or test split of this dataset.
-        members_split, others_split: None are those just named, or the only one that there is.
-        limit_per_class: at most that many images per class of each; the training's own limit if it had one.
-        device: cpu or cuda; None is this process's GPU, or the CPU.
-        seed: see `membership_inference`.
+    The arguments are those of `hfsyn.api.judging.membership`, as is the HfsynError that it raises; without a limit the
+    training's own holds, if it had one. For `seed` see `membership_inference`.
 
     Returns:
         What `membership_inference` returns, with ``model``, the two ``sets``, their ``overlap`` (images in both), and
         what is ``undecodable`` in each.
-
-    Raises:
-        HfsynError: no such classifier or dataset, classes that it does not have, or one set twice.
     """
     from hfsyn.judging.classifier import open_classifier, start_accelerator
     from hfsyn.judging.measures.evaluate import predict
