@@ -278,3 +278,18 @@ def test_a_version_without_its_v_is_told_its_tag() -> None:
     with pytest.raises(DataError) as told, said_plainly("alice/shapes", "main2"):
         raise error
     assert "tag" not in str(told.value)
+
+
+def test_a_place_that_the_hub_does_not_have_is_answered_with_the_folder_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "cats").mkdir(parents=True)
+    error = errors.RepositoryNotFoundError(
+        "404", response=httpx.Response(404, request=httpx.Request("GET", "http://x"))
+    )
+    for place, said in (("photos/cat", "there is no folder photos/cat"), ("alice/cat", "alice/cat is not there")):
+        with pytest.raises(DataError) as told, said_plainly(place, "main"):
+            raise error
+        assert said in str(told.value).lower()
+        assert ("Did you mean 'photos/cats'?" in str(told.value)) == (place == "photos/cat")
