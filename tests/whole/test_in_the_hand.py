@@ -461,3 +461,11 @@ print("LOADED", *heavy)
     said, loaded = done.stdout.splitlines()
     assert said.startswith("shapes-cip -> x: at most 10 images, 10 classes of shapes (train); ")
     assert loaded == "LOADED"
+
+
+@pytest.mark.parametrize(
+    ("size", "said"), [("1", "are for --probe"), ("auto", "are for --probe"), ("0", "neither a number")]
+)
+def test_the_smallest_batch_has_one_image(size: str, said: str) -> None:
+    done = CliRunner().invoke(cli, ["plan", "shapes-cip", "--limit", "1", "--batch-size", size], standalone_mode=False)
+    assert said in str(done.exception)
