@@ -37,7 +37,7 @@ def accuracy(images: float) -> float:
 
 
 def made_up(rate: float | None, noise: float = 0.012) -> tuple[dict[int, Any], dict[tuple[int, int], Any]]:
-    """Accuracies of a world in which a real image is worth so many synthetic ones; None: they are worth nothing."""
+    """Accuracies of a world in which a real image is worth that many synthetic ones; None: they are worth nothing."""
     draw = random.Random(7)
 
     def seeds(images: float) -> dict[int, float]:
