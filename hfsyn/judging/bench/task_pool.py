@@ -22,12 +22,14 @@ def task_pool(processes: int | None = None, *, device: str | None = None) -> Ite
     """Yield a `Submit`. What a task makes must not depend on which process runs it.
 
     Args:
-        processes: 1 is this process, which runs a task when its result is asked for; None is one a GPU, or one a core.
+        processes: 1 is this process, which runs a task when its result is asked for; None is one per GPU, or
+            per core.
         device: what the tasks will compute on; for None and cuda each process sees a single GPU, if there are any.
     """
     count = processes or default_processes()
     if count == 1:
-        yield _Here
+        with _one_thread():
+            yield _Here
         return
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
@@ -44,6 +46,19 @@ def task_pool(processes: int | None = None, *, device: str | None = None) -> Ite
             process.terminate()
         raise
     pool.shutdown()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """As in the processes of a pool: with more threads sums are rounded otherwise, and trainings go other ways."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Here(Future[Any]):
