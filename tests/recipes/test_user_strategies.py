@@ -94,8 +94,9 @@ def test_no_picture_of_the_run_says_where_the_file_lies(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(sheets, "contact_sheet", seen)
     path = strategy_file(tmp_path)
-    finished_run(tmp_path, f"prompt.strategy={path}:looks")
-    assert "./mine.py:looks" in said
+    run = finished_run(tmp_path, f"prompt.strategy={path}:looks")
+    sheets.compare_runs([load_run(run)], title="one")
+    assert any("./mine.py:looks" in text for text in said)
     assert not any(str(tmp_path) in text for text in said)
 
 
