@@ -47,6 +47,20 @@ def test_attributes_are_the_same_on_every_machine() -> None:
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "d8266bf00c41618c"
 
 
+def test_the_pixels_of_drawings_stay_as_they_are() -> None:
+    """All shapes, colours and textures are among them; published sets and figures rest on these very pixels."""
+    drawn = [sample_attributes(0, "train", index) for index in range(600)]
+    for values in (
+        {d.shape for d in drawn},
+        {d.colour for d in drawn},
+        {d.background for d in drawn},
+        {d.texture for d in drawn},
+    ):
+        assert values in map(set, (SHAPES, COLOURS, BACKGROUNDS, TEXTURES))
+    pixels = b"".join(draw_array(attributes).tobytes() for attributes in drawn)
+    assert hashlib.sha256(pixels).hexdigest()[:16] == "b74f30d5f6ce16d8"
+
+
 def test_every_caption_reads_back() -> None:
     for shape, colour, background, texture in product(SHAPES, COLOURS, BACKGROUNDS, TEXTURES):
         caption = caption_of(Drawing(shape, colour, background, texture, 0.7, 0, 0, 0, 0))
