@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from builders.errors import first_line
+from hfsyn import __version__
 from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 
 T = TypeVar("T")
@@ -295,7 +296,7 @@ def software() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+            found[name] = __version__ if name == "hfsyn" else version(name)
     return found
 
 

@@ -54,14 +54,14 @@ def _print_example(context: click.Context, option: click.Parameter, name: str | 
 @answer_options
 @click.option(
     "--example",
-    type=click.Choice(["small", "exchange"]),
+    type=click.Choice(["small", "captions", "exchange"]),
     is_flag=False,
     flag_value="small",
     metavar="[NAME]",
     is_eager=True,
     expose_value=False,
     callback=_print_example,
-    help="Print a MATRIX that runs offline, and do nothing else: small, or exchange (what a real image is worth).",
+    help="Print a MATRIX that runs offline: small, captions (what they are worth), exchange (what a real image is).",
 )
 def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bool, **words: Any) -> None:
     """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.

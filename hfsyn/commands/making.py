@@ -70,6 +70,7 @@ def _finished(run: Any, as_json: bool, quiet: bool) -> None:
     """Print a finished run: what came out, its pictures, and how to load it; last the folder."""
     from builders.published import RunFolder
     from builders.runs import layout
+    from hfsyn.cards.card import FLAGS
 
     manifest = RunFolder(run.folder).manifest().raw
     pictures = run.folder / layout.PREVIEW / layout.SAMPLES
@@ -84,7 +85,8 @@ def _finished(run: Any, as_json: bool, quiet: bool) -> None:
         aside = manifest["rejected"].items()
         lines += [f"set aside: {count} ({reason}); see {run.folder / layout.REJECTED}" for reason, count in aside]
         lines += left_out(manifest["left_out"], manifest["unreadable_classes"])
-        lines += [f"flagged: {plural(count, 'row')} {flag}" for flag, count in manifest["flags"].items()]
+        flags = manifest["flags"].items()
+        lines += [f"flagged {flag}: {plural(count, 'row')} ({FLAGS.get(flag, '')})" for flag, count in flags]
         lines += [f"pictures: {pictures}"] if pictures.is_file() else []
         lines += [f'in Python: datasets.load_dataset("{Path(run.folder).as_posix()}", split="{run.split}")']
         click.echo("\n".join(lines), err=True)

@@ -18,7 +18,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.gallery.rows import Choice, Seen, add_real_images, check_flag, chosen_classes, chosen_rows, rows_in_all
 from hfsyn.pages.html import page, picture, table, tag_of
 from hfsyn.recipes.recipe import Recipe
-from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
+from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png, told
 
 MOST_ROWS = 500
 """On a page: about 5 MB of pictures."""
@@ -181,7 +181,7 @@ def _sheet(recipe: Recipe, seen: Sequence[Seen], label: str) -> Any:
     lines = []
     for name, some in by_class.items():
         real = [Tile(one.real or one.made.resize((1, 1))) for one in some] if with_real else []
-        made = [Tile(one.made, one.row["caption"] or one.row["prompt"]) for one in some]
+        made = [Tile(one.made, told(one.row, recipe)) for one in some]
         lines.append(Row(name, [real, made] if with_real else [made]))
     heads = ["real images", "synthetic"] if with_real else ["synthetic"]
     return contact_sheet(f"{recipe.name} ({label})", heads, lines)

@@ -1,7 +1,7 @@
 """Pictures for people: contact sheets of real and synthetic images side by side."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from builders.runs import layout
 from builders.sources import IndexEntry, Source, open_source
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.recipe import published_recipe
+from hfsyn.recipes.recipe import Recipe, published_recipe
+from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.runs.run import Run, index_entries
 from hfsyn.runs.shards import StoredRows, image_of
 
@@ -120,7 +121,7 @@ def compare_runs(
     """
     rows = []
     for info, samples in shared_samples(runs, per_class=per_class, max_classes=max_classes):
-        made = [[_tile(sample.rows[number]) for sample in samples] for number in range(len(runs))]
+        made = [[_tile(sample.rows[number], runs[number].recipe) for sample in samples] for number in range(len(runs))]
         rows.append(Row(info.name, [[Tile(sample.real) for sample in samples], *made]))
     return contact_sheet(title, ["real images", *(f"{run.recipe.name}: {_strategy(run)}" for run in runs)], rows)
 
@@ -183,9 +184,11 @@ def sample_sheet(run: Run) -> Image.Image:
     if drawn:
         real = real_images(run.open_source(), entries_of(run, [rows[0]["source_id"] for rows in made]))
         above = [[Tile(_fit(real[rows[0]["source_id"]]))] for rows in made]
-        lines = [Row("real", above), Row("synthetic", [[_tile(rows[0])] for rows in made])]
+        lines = [Row("real", above), Row("synthetic", [[_tile(rows[0], run.recipe)] for rows in made])]
     else:
-        lines = [Row("synthetic", [[_tile(row) for row in rows[n : n + 1]] for rows in made]) for n in range(2)]
+        lines = [
+            Row("synthetic", [[_tile(row, run.recipe) for row in rows[n : n + 1]] for rows in made]) for n in range(2)
+        ]
     more = f", {len(wnids)} of {len(column.unique())} classes" if len(column.unique()) > len(wnids) else ""
     title = f"{run.recipe.name}: {'real drawings and what was made of them' if drawn else 'synthetic images'}{more}"
     return contact_sheet(title, [run.classes[wnid].name for wnid in wnids], lines)
@@ -218,9 +221,15 @@ def _strategy(run: Run) -> str:
     return published_recipe(run.recipe).prompt.strategy
 
 
-def _tile(row: dict[str, Any]) -> Tile:
+def told(row: Mapping[str, Any], recipe: Recipe) -> str:
+    """The words below an image: its caption, or the prompt if there is none or a user's own strategy wrote it."""
+    own = is_user_strategy(recipe.prompt.strategy)
+    return str(row["prompt"] if own else row["caption"] or row["prompt"])
+
+
+def _tile(row: dict[str, Any], recipe: Recipe) -> Tile:
     """A stored row's image above its words; reduced at once, so that a sheet holds no large images."""
-    return Tile(_fit(image_of(row)), row["caption"] or row["prompt"])
+    return Tile(_fit(image_of(row)), told(row, recipe))
 
 
 def real_images(source: Source, entries: Sequence[IndexEntry], most: int = _SHOWN) -> dict[str, Image.Image]:

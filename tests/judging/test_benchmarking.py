@@ -18,7 +18,7 @@ from builders.variants import VARIANTS
 from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench.cells import _look, bench, failures
-from hfsyn.judging.bench.matrix import EXAMPLE, cell_config, cell_tests, cells, load_matrix
+from hfsyn.judging.bench.matrix import EXAMPLES, cell_config, cell_tests, cells, load_matrix
 from hfsyn.judging.bench.summaries import read_cells
 from hfsyn.judging.bench.task_pool import gpu_names, task_pool
 from hfsyn.judging.measures.metrics import wilson
@@ -246,7 +246,7 @@ def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch
 
 def test_the_example_is_a_matrix_that_needs_no_network() -> None:
     done = CliRunner().invoke(cli, ["bench", "--example"])
-    assert (done.exit_code, done.stdout) == (0, EXAMPLE)
+    assert (done.exit_code, done.stdout) == (0, EXAMPLES["small"])
     matrix = load_matrix(yaml.safe_load(done.stdout))
     wanted = list(cells(matrix))
     assert len(wanted) == 4

@@ -89,6 +89,13 @@ def test_arms_that_only_guess_are_not_compared() -> None:
     assert said == "On “photographs”, no arm is better than guessing (10.0 %): nothing was learnt that could differ."
 
 
+def test_arms_that_hardly_learnt_anything_are_called_so_before_they_are_compared() -> None:
+    first, second = verdict(summary(["basic", "cip"], {"basic": [0.15, 0.15], "cip": [0.18, 0.18]}))
+    assert first == "On “photographs”, no arm is far from guessing (10.0 %): train longer, or on more images."
+    assert "better than" in second
+    assert len(verdict(summary(["basic", "cip"], {"basic": [0.15, 0.15], "cip": [0.3, 0.3]}))) == 1
+
+
 def test_a_scaling_curve_is_judged_at_its_largest_setting() -> None:
     small, large = (summary(["basic", "cip"], {"basic": [0.7, 0.7], "cip": [cip, cip]}) for cip in (0.6, 0.8))
     for part, limit in ((small, 10), (large, 50)):

@@ -1,6 +1,6 @@
 """A matrix: which arms, networks, seeds and budgets are trained, and what each of them is tested on; a YAML file.
 
-Every combination is a cell: one training and its tests. `EXAMPLE` is a small one. Fields that it does not show:
+Every combination is a cell: one training and its tests. Fields that the small example does not show:
 
     mix: {dataset: imagenette, shares: [0, 0.5]}      # share of real images: several make a mixing curve
     compare: [[cip, basic], [cip, real]]              # the pairs of arms that the verdict is about
@@ -26,11 +26,11 @@ from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of
 from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 
-EXAMPLE = resources.files("hfsyn.judging.bench.templates").joinpath("example.yaml").read_text(encoding="utf-8")
-"""A small matrix of drawn variants, which `hfsyn bench --example` prints."""
-EXCHANGE = resources.files("hfsyn.judging.bench.templates").joinpath("exchange.yaml").read_text(encoding="utf-8")
-"""One that measures how many synthetic images are worth a real one."""
-EXAMPLES = {"small": EXAMPLE, "exchange": EXCHANGE}
+EXAMPLES = {
+    name: resources.files("hfsyn.judging.bench.templates").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    for name in ("small", "captions", "exchange")
+}
+"""The matrices that `hfsyn bench --example` prints, all of drawn variants."""
 SETTING = ("model", "budget", "limit", "share", "real", "synthetic", "lr", "recipe")
 """The axes in which arms must agree to be compared."""
 CELLS = "cells"

@@ -13,6 +13,7 @@ from typing import Any
 from hfsyn.judging.bench.matrix import SETTING
 
 Row = Mapping[str, Any]
+_NEAR = 2  # times chance: below, differences may say more about an early stop than about the images
 
 
 def verdict(summary: Mapping[str, Any], compare: Sequence[tuple[str, str]] | None = None) -> list[str]:
@@ -66,6 +67,8 @@ def _sentences(
     if chance is not None and all(_guesses(row, chance) for row in rows):
         yield f"{place}, no arm is better than guessing ({100 * chance:.1f} %): nothing was learnt that could differ."
         return
+    if chance is not None and max(row["mean"] for row in rows) < _NEAR * chance:
+        yield f"{place}, no arm is far from guessing ({100 * chance:.1f} %): train longer, or on more images."
     by_arm = {row["arm"]: row for row in rows}
     last = rows[-1]["arm"]
     for a, b in compare or [(last, row["arm"]) for row in reversed(rows[:-1])]:
