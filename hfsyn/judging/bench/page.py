@@ -148,10 +148,22 @@ def _plots(
         if outcome.result is not None and outcome.cell.setting == setting and headline in outcome.result["tests"]:
             tests[outcome.cell.arm].append(outcome.result["tests"][headline])
     by_arm = {arm: plots.mean_by_class(found) for arm, found in tests.items() if found}
+
+    def named(test: str) -> str:
+        return "Accuracy by arm" + (f": {test}" if len(matrix.tests) > 1 else "")
+
     found = [
-        plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png"),
+        plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png", named(headline)),
         plots.class_plot(by_arm, arms, where, folder / f"{stem}-classes.png"),
     ]
+    for number, test in enumerate(list(matrix.tests)[1:], start=2):
+        others = [row for row in summary["rows"] if row["test"] == test and _setting(row) == setting]
+        if len(others) > 1:
+            there, png = (
+                setting_text(others[0]).removeprefix("tested on "),
+                folder / f"{stem}-accuracy-test-{number}.png",
+            )
+            found.insert(number - 1, plots.accuracy_plot(others, arms, there, png, named(test)))
     for axis, values in (("limit", matrix.limits), ("budget", matrix.budgets), ("share", matrix.all_shares)):
         if len([value for value in values if value is not None]) > 1:
             others = [key for key in SETTING if key != axis]

@@ -92,7 +92,9 @@ def _inline(svg: str, alt: str) -> str:
     return opened + svg[head.end() :].strip()
 
 
-def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str, png: Path) -> Plot:
+def accuracy_plot(
+    rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where: str, png: Path, title: str = "Accuracy by arm"
+) -> Plot:
     """Each arm's mean with its interval, and a dot for each seed."""
     shown = [row for arm in arms for row in rows if row["arm"] == arm]
 
@@ -111,7 +113,7 @@ def accuracy_plot(rows: Sequence[Mapping[str, Any]], arms: Sequence[str], where:
 
     told = "; ".join(f"{row['arm']} {100 * row['mean']:.1f} %" for row in shown)
     alt = f"Accuracy on {where}: {told}. Bars are 95 % intervals, dots are seeds."
-    return _render(png, "Accuracy by arm", alt, 0.7 + 0.42 * len(shown), draw)
+    return _render(png, title, alt, 0.7 + 0.42 * len(shown), draw)
 
 
 def exchange_plot(rows: Sequence[Mapping[str, Any]], arm: str, test: str, png: Path) -> Plot:
