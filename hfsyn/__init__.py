@@ -99,8 +99,7 @@ def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names.split():
             # No module may have one of these names: importing `hfsyn.plan` would replace the function by the module.
-            value = globals()[name] = getattr(importlib.import_module(module), name)
-            return value
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'hfsyn' has no attribute {name!r}")
 
 

@@ -229,7 +229,7 @@ def _configured(card: Card, config: str | None, where: str) -> str:
     return found
 
 
-_ASK = "They are never combined. Choose one: --config NAME of `hfsyn variants new`, or PLACE#NAME as a dataset."
+_ASK = "They are never combined. Choose one: --config-name NAME of `hfsyn variants new`, or PLACE#NAME as a dataset."
 
 
 def _said(config: Mapping[str, Any], tables: Sequence[str], where: str) -> tuple[str, dict[str, list[str]]]:

@@ -61,6 +61,8 @@ def publish(as_json: bool, **words: Any) -> None:
         reference = f'"{found.repo_id}", revision="{found.version.tag}"'
         click.echo(f"in Python: datasets.load_dataset({reference})", err=True)
     text = found.text() if words["dry_run"] else found.address
+    if found.failed and words["quiet"] and not as_json:
+        click.echo("\n".join(check.line() for check in found.failed), err=True)
     echo(found.as_dict(), text, as_json=as_json, quiet=words["quiet"])
     if found.failed:
         raise click.exceptions.Exit(max(check.code for check in found.failed))

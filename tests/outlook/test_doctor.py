@@ -133,7 +133,7 @@ def test_texts_and_functions_of_ones_own_must_be_there_and_be_what_they_should(t
 def test_options_need_a_recipe_and_the_findings_are_json_too(client: Client) -> None:
     done = client.hfsyn("doctor", "--limit", "3")
     assert done.code == 2
-    assert "name one" in done.err
+    assert "Name one" in done.err
     done = client.hfsyn("doctor", "shapes-cip", "--json")
     rows = json.loads(done.out)
     assert done.code == 0

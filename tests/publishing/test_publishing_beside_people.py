@@ -74,7 +74,7 @@ class Set:
         assert done.err.count("\n") == 1
         assert not [entry for entry in self.hub.log if entry.method not in ("GET", "HEAD")]
         assert (self.head, f"refs/tags/v{version}" in self.hub.refs("dataset", self.name)) == (head, False)
-        assert "FAILED" in self.publish(run, version, *options, "--dry-run").out
+        assert "FAILED" in self.publish(run, version, *options, "--dry-run").err
         return done.err
 
     @property

@@ -23,7 +23,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.recipes.recipe import Recipe, load_recipe
 from hfsyn.rules import seed_of
-from hfsyn.runs import run as runs
+from hfsyn.runs import prepare as preparing
 from hfsyn.runs.finish import finish
 from hfsyn.runs.options import WorkOptions, select
 from hfsyn.runs.prepare import prepare
@@ -284,15 +284,15 @@ def test_overwrite_refuses_to_delete_the_run_that_another_process_put_there_mean
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, recipe = finished_run(tmp_path), load_recipe("shapes-basic", ["source.limit_per_class=1"])
-    pinned = runs.pinned
+    pinned = preparing.pinned
 
     def slowly(asked: Recipe) -> object:
-        monkeypatch.setattr(runs, "pinned", pinned)
+        monkeypatch.setattr(preparing, "pinned", pinned)
         prepare(asked, folder, overwrite=True)
         (folder / layout.DATA).mkdir()
         return pinned(asked)
 
-    monkeypatch.setattr(runs, "pinned", slowly)
+    monkeypatch.setattr(preparing, "pinned", slowly)
     with pytest.raises(HfsynError, match="Another process has put a new run into"):
         prepare(recipe, folder, overwrite=True)
     assert (folder / layout.DATA).is_dir()

@@ -98,12 +98,12 @@ def test_configurations_are_named_and_never_put_together(hub: Hub, alice: Client
     for repo in ("bob/folders", "bob/seasons"):
         for said in (class_map(alice, tmp_path, repo), opened(alice, repo)):
             assert "'summer', 'winter'" in said
-            assert "--config" in said
+            assert "--config-name" in said
         assert opened(alice, f"{repo}#summer") == [TENCH] * 2
         assert opened(alice, f"{repo}#summer", "test") == [TENCH]
         assert opened(alice, f"{repo}#winter") == [SPRINGER] * 3
         assert "no configuration 'spring'" in opened(alice, f"{repo}#spring")
-        found = class_map(alice, tmp_path, repo, "--config", "winter")
+        found = class_map(alice, tmp_path, repo, "--config-name", "winter")
         assert isinstance(found, dict)
         assert (found["splits"], found["hub"]["config"]) == ({"train": 3}, "winter")
         assert "3 real images of 1 class" in planned(alice, tmp_path, "train")

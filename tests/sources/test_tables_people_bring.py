@@ -367,7 +367,7 @@ def test_the_card_of_a_local_copy_says_its_splits_and_configurations(command: Co
     assert opened("set#summer", "train") == [TENCH] * 4
     assert opened("set#summer", "test") == opened("set#winter") == [SPRINGER] * 2
     assert "no configuration 'spring'" in opened("set#spring")
-    assert command("variants", "new", "a", "--from", "set", "--config", "summer")[0] == 0
+    assert command("variants", "new", "a", "--from", "set", "--config-name", "summer")[0] == 0
     assert yaml.safe_load(Path("a.yaml").read_text())["splits"] == {"train": 4, "test": 2}
     assert indexed("a.yaml", seasons) == opened("a.yaml", "train") == [TENCH] * 4
     assert indexed("a.yaml", seasons, "test") == [SPRINGER] * 2
