@@ -62,10 +62,15 @@ def batches(
     pool = ThreadPoolExecutor(pool_threads(), "prepare")
     source = run.open_source()
     unfinished: set[Claim] = set()
+    lock, ended = threading.Lock(), threading.Event()  # the reading thread may claim a shard while this one gives up
 
     def read() -> Iterator[Batch]:
         for shard in shards:
-            unfinished.add(shard.claim)
+            with lock:
+                if ended.is_set():
+                    shard.claim.release()
+                    return
+                unfinished.add(shard.claim)
             reading = Reading(shard)
             readable = _seen(run, source.read(index_entries(shard.lines)), reading.rejected, texts, pool, tally)
             while seen := list(islice(readable, size)):
@@ -78,7 +83,10 @@ def batches(
                 unfinished.discard(batch.reading.shard.claim)  # now the writer of the shard must release it
             yield batch
     finally:
-        for claim in unfinished:
+        with lock:
+            ended.set()
+            left = list(unfinished)
+        for claim in left:
             claim.release()
         pool.shutdown(wait=False, cancel_futures=True)
 

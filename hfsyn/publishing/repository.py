@@ -18,7 +18,7 @@ from builders.runs.layout import Manifest
 from builders.sources.cards import CARD_FILES, Card, files_loaded, is_table, read_card
 from builders.yaml import front_matter
 from hfsyn.cards.front_matter import FrontMatter
-from hfsyn.errors import HfsynError
+from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile, RemoteFile
 from hfsyn.publishing.contents import files_of
 
@@ -105,6 +105,8 @@ def unlike_manifests(state: RepoState) -> Iterator[Problem]:
         configs = state.card.configs
         loaded = {name: state.loaded(name) for name in configs}
     except DataError as error:
+        if error.code != ExitCode.USAGE:  # the Hub refuses or does not answer, which says nothing about the card
+            raise
         yield error.message, error.hint
         return
     yield from _first_read(state, loaded)

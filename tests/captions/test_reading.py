@@ -187,3 +187,19 @@ def test_images_that_cannot_be_read_are_not_held_against_the_model(tmp_path: Pat
     sidecar = load_sidecar(sidecar_of(load_run(run).caption_shards()[0]))
     assert (sidecar.rows, len(sidecar.rejected)) == (1, 40)
     assert not [line for line in sidecar.rejected if line["reason"].startswith(REFUSES)]
+
+
+def test_a_shard_that_is_claimed_while_the_captioner_gives_up_is_left_to_others(tmp_path: Path) -> None:
+    """The reading thread is a shard ahead of the captioner that fails."""
+
+    class Broken(FakeCaptioner):
+        def caption(self, images: Sequence[Image.Image]) -> list[str]:
+            time.sleep(0.05)
+            raise HfsynError("the model is gone")
+
+    for number in range(8):
+        run = run_folder(tmp_path, *SMALL, "store.shard_rows=1", name=f"run-{number}")
+        with pytest.raises(HfsynError, match="the model is gone"):
+            caption(run, captioner=Broken(), quiet=True)
+        caption(run, captioner=FakeCaptioner(), quiet=True)  # would wait for claims that nobody releases
+        assert not [shard for shard in load_run(run).caption_shards() if not shard.exists()]

@@ -109,14 +109,14 @@ def test_a_bug_that_a_test_sees_is_killed_and_one_that_none_sees_survives(tmp_pa
     for package in ("builders", "hfsyn"):
         (toy / package).mkdir()
         (toy / package / "__init__.py").touch()
-    (toy / "builders" / "labels.py").write_text(
+    (toy / "builders" / "files.py").write_text(
         "def larger(a, b):\n    return a if a > b else b\n\n\ndef unseen(a):\n    return a + 1\n"
     )
     test = toy / "tests" / "test_sources.py"
     test.write_text(
         "import subprocess, sys\n\n"
-        "def test_larger():\n    from builders.labels import larger\n    assert larger(2, 1) == 2 == larger(1, 2)\n\n"
-        "def test_broken():\n    from builders.labels import larger, unseen\n    assert unseen(larger(1, 1)) == 5\n"
+        "def test_larger():\n    from builders.files import larger\n    assert larger(2, 1) == 2 == larger(1, 2)\n\n"
+        "def test_broken():\n    from builders.files import larger, unseen\n    assert unseen(larger(1, 1)) == 5\n"
     )
     command = [sys.executable, str(toy / "scripts" / "plant_bugs.py"), "drawn", "--count", "9", "--json"]
     tried = subprocess.run(command, capture_output=True, text=True, check=False, cwd=toy)
@@ -131,8 +131,7 @@ def test_a_bug_that_a_test_sees_is_killed_and_one_that_none_sees_survives(tmp_pa
     assert json.loads(again.stdout) == json.loads(tried.stdout)
     # A test that changed is asked again.
     test.write_text(
-        test.read_text()
-        + "\ndef test_unseen():\n    from builders.sources.rows import unseen\n    assert unseen(4) == 5\n"
+        test.read_text() + "\ndef test_unseen():\n    from builders.files import unseen\n    assert unseen(4) == 5\n"
     )
     third = subprocess.run([*command, "--only", "arithmetic"], capture_output=True, text=True, check=False, cwd=toy)
     assert json.loads(third.stdout)["drawn"]["killed"] == 1, third.stderr
