@@ -189,6 +189,7 @@ def test_images_that_cannot_be_read_are_not_held_against_the_model(tmp_path: Pat
     assert not [line for line in sidecar.rejected if line["reason"].startswith(REFUSES)]
 
 
+@pytest.mark.timeout(60)
 def test_a_shard_that_is_claimed_while_the_captioner_gives_up_is_left_to_others(tmp_path: Path) -> None:
     """The reading thread is a shard ahead of the captioner that fails."""
 
@@ -197,9 +198,11 @@ def test_a_shard_that_is_claimed_while_the_captioner_gives_up_is_left_to_others(
             time.sleep(0.05)
             raise HfsynError("the model is gone")
 
-    for number in range(8):
+    kept = []  # so that no claim is let go because nobody refers to it any more
+    for number in range(3):
         run = run_folder(tmp_path, *SMALL, "store.shard_rows=1", name=f"run-{number}")
-        with pytest.raises(HfsynError, match="the model is gone"):
+        with pytest.raises(HfsynError, match="the model is gone") as gone:
             caption(run, captioner=Broken(), quiet=True)
+        kept.append(gone)
         caption(run, captioner=FakeCaptioner(), quiet=True)  # would wait for claims that nobody releases
         assert not [shard for shard in load_run(run).caption_shards() if not shard.exists()]
