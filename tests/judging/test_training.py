@@ -486,3 +486,14 @@ def test_numbers_reach_tensorboard(tmp_path: Path) -> None:
     assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents.*"))
     train(config(), tmp_path / "out", RunOptions(device="cpu", log_with="tensorboard", overwrite=True, quiet=True))
     assert list((tmp_path / "out" / "logs").rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "warned"), [(2, 1, True), (3, 5, True), (3, 1, False), (2, 0, False)])
+def test_a_warm_up_as_long_as_half_of_the_training_is_warned_of(
+    epochs: int, warmup: int, warned: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = config(optimise__epochs=epochs, optimise__warmup_epochs=warmup)
+    train(recipe, tmp_path / "out", RunOptions(device="cpu"))
+    said = capsys.readouterr().err
+    assert (f"the learning rate rises for {warmup} of {epochs} epochs" in said) == warned
+    assert ("--set optimise.warmup_epochs=0" in said) == warned

@@ -94,6 +94,8 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
         return opened.done if same_test else training.test_again(opened.done)
     if accelerator.is_main_process:
         checkpoints.prepare_folder(folder, config, options.overwrite)
+        if training.talks:
+            timm_parts.tell_warmup(config)
     accelerator.wait_for_everyone()
     if options.log_with:
         accelerator.init_trackers("hfsyn")

@@ -1,6 +1,7 @@
 """The parts of a training that timm makes: augmentation, optimizer, schedule, mixing of images, and the loss."""
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,17 @@ def make_optimizer(network: Any, config: TrainConfig) -> Any:
         )
     except (TypeError, ImportError, RuntimeError) as error:
         raise HfsynError(f"The optimizer {part.optimizer} cannot be created: {error}", "Try sgd or adamw.") from None
+
+
+def tell_warmup(config: TrainConfig) -> None:
+    """Warn on stderr if the learning rate rises for half of the training or longer: too long to learn much."""
+    part = config.optimise
+    if 2 * part.warmup_epochs >= part.epochs and part.warmup_epochs:
+        print(
+            f"Warning: the learning rate rises for {part.warmup_epochs:g} of {part.epochs} epochs; little is learnt. "
+            f"Lower it: --set optimise.warmup_epochs={part.epochs // 5}, or train for longer: --epochs.",
+            file=sys.stderr,
+        )
 
 
 def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: float) -> Any:
