@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from builders.errors import did_you_mean, first_line
 from hfsyn.errors import HfsynError
@@ -88,7 +87,9 @@ class _Jitter:
         assert jitter.hue is None  # timm sets it only if it is given four numbers
         self._draw = partial(jitter.get_params, jitter.brightness, jitter.contrast, jitter.saturation, None)
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, picture: Any) -> Any:
+        from PIL import Image
+
         order, brightness, contrast, saturation, _ = self._draw()
         for step in order.tolist():
             if step == 0:
@@ -187,6 +188,7 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
     the augmentation, or the network cannot be trained on such a part.
     """
     import torch
+    from PIL import Image
 
     size = classifier.preprocessing.image_size
     with seeded(config.seed):
