@@ -242,8 +242,8 @@ class Bench:
         if names[0]:
             plan += [(f"images at {cheap} steps", 0.4, partial(race, cheap, ceiling))] if cheap != first else []
             for steps in dict.fromkeys((cheap, first)):
+                plan += [(f"PSNR at {steps} steps", 0.6, partial(psnr, steps))] if "ours" in self._options.arms else []
                 plan.append((f"device busy at {steps} steps", 0.5, partial(look, steps)))
-                plan += [(f"PSNR at {steps} steps", 1.0, partial(psnr, steps))] if "ours" in self._options.arms else []
             for steps in others:
                 if steps != cheap:
                     plan.append((f"images at {steps} steps", 0.6, partial(race, steps, ceiling)))

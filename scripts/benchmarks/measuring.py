@@ -298,6 +298,7 @@ class Comparison:
                 "images_per_second": round(statistics.median(turn.rate for turn in turns), 3),
                 "cpu_seconds_per_image": round(statistics.median(turn.cpu_seconds / turn.images for turn in turns), 4),
                 "images_a_turn": turns[0].images,
+                "rates": [round(turn.rate, 3) for turn in turns],
                 **(self.looks[name].figures() if name in self.looks else {}),
             }
             for name, turns in self.turns.items()
