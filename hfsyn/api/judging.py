@@ -27,7 +27,6 @@ FIELDS = {
     "train_split": "data.train_split",
     "eval_dataset": "test.dataset",
     "eval_split": "test.split",
-    "eval_limit": "test.limit_per_class",
     "budget": "data.budget",
     "limit": "data.limit_per_class",
     "streaming": "data.streaming",
@@ -52,7 +51,6 @@ def training_recipe(
     train_split: str | None = None,
     eval_dataset: str | None = None,
     eval_split: str | None = None,
-    eval_limit: int | None = None,
     budget: int | None = None,
     limit: int | None = None,
     streaming: bool | None = None,
@@ -76,7 +74,6 @@ def training_recipe(
         train_split: None is ``train``, or the only one.
         eval_dataset: what to test on.
         eval_split: None is ``validation``, else ``test``, else the only one.
-        eval_limit: at most this many images per class of what it is tested on.
         budget: images that an epoch shows.
         limit: at most this many different images per class.
         streaming: read the training sets as streams.
@@ -256,14 +253,8 @@ def evaluate(
     from hfsyn.workers import check_device, is_launched
 
     check_device(device)
-    how: dict[str, Any] = {
-        "split": split,
-        "device": device,
-        "num_workers": num_workers,
-        "batch_size": batch_size,
-        "quiet": quiet,
-    }
-    how["mixed_precision"] = mixed_precision
+    how: dict[str, Any] = {"split": split, "device": device, "num_workers": num_workers, "batch_size": batch_size}
+    how |= {"mixed_precision": mixed_precision, "quiet": quiet}
     whose: dict[str, Any] = {"checkpoint": checkpoint, "classes": classes}
     overrides = Overrides(**words)
     if num_processes is None or num_processes == 1 or is_launched():

@@ -35,7 +35,6 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         click.option(
             "--eval-split", metavar="SPLIT", help="Split to test on.  [default: validation, test, or the only one]"
         ),
-        number("--eval-limit", help="At most N images per class of it."),
         number("--budget", help="Images that an epoch shows."),
         number("--limit", help="At most N different images per class."),
         click.option("--streaming/--no-streaming", default=None, help="Read the training sets as streams."),

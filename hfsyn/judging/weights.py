@@ -10,7 +10,6 @@ from builders.sources.rows import label_map
 from builders.variants import VARIANTS, get_variant
 from hfsyn.errors import HfsynError
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".tar", ".ckpt")
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "net", "network", "weights")
 """Names under which training scripts keep the weights in a checkpoint, as timm prefers them: averaged ones first."""
 _PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")

@@ -353,10 +353,10 @@ def test_a_part_of_a_test_set_is_tested_on_where_the_limit_of_the_test_says_so(t
                 Image.new("RGB", (16, 16), (80 * number, 0, 0)).save(copy / split / wnid / f"{number}.png")
     words = {"train_dataset": f"imagenette={copy}", "eval_dataset": f"imagenette={copy}", "model": ARCH, "limit": 2}
     small = {"image_size": 32, "epochs": 1, "batch_size": 10, "lr": 0.01, "device": "cpu", "quiet": True}
-    with pytest.raises(HfsynError, match="--eval-limit") as refused:
+    with pytest.raises(HfsynError, match=r"--set test\.limit_per_class=N") as refused:
         hfsyn.train(tmp_path / "a", **words, **small)
     assert "30 images" in str(refused.value)
-    found = hfsyn.train(tmp_path / "b", eval_limit=2, **words, **small)
+    found = hfsyn.train(tmp_path / "b", overrides="test.limit_per_class=2", **words, **small)
     assert found["test"]["n"] == 20
 
 

@@ -213,10 +213,8 @@ def check_counts(images: ImageSet) -> None:
     elif stated not in (None, len(images)):
         wrong = f"{variant.name} ({images.split}) has {len(images)} images, and {stated} are right."
     if wrong:
-        hint = (
-            "Numbers on it would not be comparable. Get it again, or use a part on purpose with --limit (of a training:"
-        )
-        hint += " --eval-limit)."
+        part = "a part on purpose with --limit (of a training: --set test.limit_per_class=N)"
+        hint = f"Numbers on it would not be comparable. Get it again, or use {part}."
         raise HfsynError(f"This copy of {wrong}", f"{hint} See {variant.homepage}")
 
 
