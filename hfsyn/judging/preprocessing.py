@@ -30,7 +30,7 @@ class Preprocessing:
 
     @classmethod
     def read(cls, facts: Mapping[str, Any]) -> "Preprocessing":
-        """From its JSON; raises TypeError or KeyError if it is none."""
+        """From its JSON; raises TypeError if it is something else."""
         tuples = {name: tuple(value) for name, value in facts.items() if isinstance(value, list | tuple)}
         return cls(**{**facts, **tuples})
 

@@ -299,7 +299,7 @@ def test_a_network_of_ten_classes_is_tested_on_those_that_a_larger_set_shares(
     assert (found["n"], found["dataset"]["classes"]) == (6, 3)
     assert found["metrics"]["top1"]["value"] == pytest.approx(4 / 6)
     assert found["metrics"]["masked"]["classes"] == 3
-    # The answer 9 is none of the three, among which the first one wins then: rightly.
+    # The answer 9 is not one of the three, among which the first one wins then: rightly.
     assert found["metrics"]["masked"]["top1"]["value"] == pytest.approx(5 / 6)
     assert "the 3 of 4 classes that the classifier has" in capsys.readouterr().err
     assert "6 of 9" in found.text()
