@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from builders.variants import get_variant
-from hfsyn.judging.classifier import Preprocessing
+from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets import batches
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.train.timm_parts import Augmentation
