@@ -183,16 +183,18 @@ def test_a_command_ends_with_its_code_after_what_libraries_do_at_the_end(tmp_pat
     script = tmp_path / "work.py"
     script.write_text(
         textwrap.dedent("""
-            import atexit, gc, sys, threading, time
+            import atexit, gc, os, sys, threading, time, types
             import click
             from hfsyn.cli import run_command
             from hfsyn.progress import Progress
 
             class Left:
-                def __del__(self):
-                    print("taken apart")
+                def __del__(self, write=os.write):
+                    write(1, b"taken apart\\n")
 
-            left, before = Left(), gc.get_threshold()
+            sys.modules["left"] = types.ModuleType("left")
+            sys.modules["left"].left = Left()
+            before = gc.get_threshold()
 
             def slow():
                 time.sleep(0.3)
