@@ -241,7 +241,7 @@ def fetch(images: Sequence[Any], wanted: int, *, signed: bool) -> Callable[[], L
 
     def rounded_all() -> list[Any]:
         parts = zip(*(_rounded(some, signed=signed) for some in images), strict=True)
-        return [torch.cat(part)[:wanted] for part in parts]
+        return [(part[0] if len(part) == 1 else torch.cat(part))[:wanted] for part in parts]
 
     if images[0].device.type != "cuda":
 
