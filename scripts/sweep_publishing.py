@@ -100,19 +100,28 @@ class At:
         self._shards = [(layout.sidecar_of(shard), shard) for shard in shards]
         if not folder.exists():
             late = {path for pair in self._shards for path in pair} | {whole / layout.MANIFEST}
-            shutil.copytree(whole, folder, ignore=lambda at, names: [n for n in names if Path(at) / n in late])
+            half = folder.with_name(f"{folder.name}.half")
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(whole, half, ignore=lambda at, names: [n for n in names if Path(at) / n in late])
+            half.rename(folder)
 
     def go_on(self, seconds: float) -> None:
         from builders.runs import layout
 
         for mark, shard in self._shards:
-            there = self.folder / mark.relative_to(self._whole)
-            if not there.exists():
-                shutil.copy(shard, self.folder / shard.relative_to(self._whole))
-                there.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(mark, there)
+            if not (self.folder / mark.relative_to(self._whole)).exists():
+                self._bring(shard)
+                self._bring(mark)
                 return
-        shutil.copy(self._whole / layout.MANIFEST, self.folder / layout.MANIFEST)
+        self._bring(self._whole / layout.MANIFEST)
+
+    def _bring(self, file: Path) -> None:
+        """A file of the whole run, at once, as a run at work writes it."""
+        there = self.folder / file.relative_to(self._whole)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        half = there.with_name(f".{there.name}.half")
+        shutil.copy(file, half)
+        half.rename(there)
 
 
 class Place:
