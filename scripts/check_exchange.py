@@ -12,8 +12,8 @@ others alike. What such an image is worth is known in three ways that share no c
   so that r right images and s with wrong labels at share p teach as much as (r + a s)^2 / (r + s) right ones;
 - **by measuring** the same learner many times: accuracy of right images alone at many numbers, averaged over many
   seeds, says which number a mixture is equal to (`reference`). The rate is the least squares fit through zero, as the
-  rate of a matrix is, over the mixtures within the matrix's numbers. Expected from the formula, at 10, 20 and 30 % wrong
-  labels: 1.27, 1.67 and 2.31 (network, which has no mixtures with 80: 1.27, 1.67 and 2.36);
+  rate of a matrix is, over the mixtures within the matrix's numbers. Expected from the formula, at 10, 20 and 30 %
+  wrong labels: 1.27, 1.67 and 2.31 (network, which has no mixtures with 80: 1.27, 1.67 and 2.36);
 - where all labels are drawn by chance (`WORTHLESS`) an image is worth nothing, and on a test whose labels are drawn by
   chance no image helps: for both the matrix must say that there is no rate.
 
