@@ -24,6 +24,7 @@ from hfsyn.judging.bench.cells import MATRIX
 from hfsyn.judging.bench.matrix import SETTING, Matrix, load_matrix, place, safe_name
 from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
 from hfsyn.judging.sets.references import parse_dataset
+from hfsyn.outlook.informativeness import kept_in
 from hfsyn.pages.html import page, picture
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.recipes.strategies import get_strategy
@@ -93,6 +94,7 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
             }
         )
     described = {arm: _about(matrix, arm) for arm in arms}
+    told = _told_beforehand(matrix)
     main = next((group for group in reversed(groups) if group["headline"]), None)
     figures = {row["arm"]: row for row in main["rows"]} if main else {}
     return {
@@ -102,9 +104,16 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         "where": main["where"] if main else "",
         "chance": 1 / main["rows"][0]["classes"] if main else None,
         "arms": [
-            {"name": arm, "colour": plots.colour_of(arms, arm), "about": about, "row": figures.get(arm)}
+            {
+                "name": arm,
+                "colour": plots.colour_of(arms, arm),
+                "about": about,
+                "row": figures.get(arm),
+                "told": told.get(arm),
+            }
             for arm, about in described.items()
         ],
+        "told": bool(told),
         "captioned": any("{c}" in about for about in described.values()),
         "groups": groups,
         "exchange": summary.get("exchange", ()),
@@ -186,6 +195,16 @@ def _run_folders(matrix: Matrix, seed: int) -> dict[str, Path]:
     return {
         name: path for name, path in places.items() if len(matrix.arms[name].train) == 1 and layout.is_run_folder(path)
     }
+
+
+def _told_beforehand(matrix: Matrix) -> dict[str, str]:
+    """How informative the prompts of an arm are, of those of whose runs it was measured: of the first such seed."""
+    found: dict[str, str] = {}
+    for seed in matrix.seeds:
+        for arm, path in _run_folders(matrix, seed).items():
+            if arm not in found and (kept := kept_in(path)) is not None:
+                found[arm] = kept.gain.text().replace("-", "−")
+    return found
 
 
 def _sheet(matrix: Matrix) -> dict[str, Any] | None:
