@@ -116,7 +116,8 @@ class Edges:
         source, test = ShapesSource(), ShapesSource(split="test")
         self._size = pool
         self._pool = edges(source.drawing(number) for number in range(CLASSES * pool))
-        self._test = edges(test.drawing(number) for number in range(tested))
+        self._mean = self._pool.mean(0)
+        self._test = edges(test.drawing(number) for number in range(tested)) - self._mean
         self._labels = np.arange(tested) % CLASSES
         self._by_chance = np.random.default_rng(0).integers(0, CLASSES, tested)
 
@@ -139,10 +140,10 @@ class Edges:
         """After training on the images."""
         values = np.concatenate([one.reshape(-1, one.shape[-1]) for one in images])
         labels = np.concatenate([np.repeat(np.arange(CLASSES), one.shape[1]) for one in images])
-        mean = self._pool.mean(0)
-        centred, wanted = values - mean, np.eye(CLASSES)[labels] - 1 / CLASSES
-        weights = np.linalg.solve(centred.T @ centred + RIDGE * np.eye(centred.shape[1]), centred.T @ wanted)
-        answers = ((self._test - mean) @ weights).argmax(1)
+        centred, wanted = values - self._mean, np.eye(CLASSES, dtype=np.float32)[labels] - np.float32(1 / CLASSES)
+        ridge = RIDGE * np.eye(centred.shape[1], dtype=np.float32)
+        weights = np.linalg.solve(centred.T @ centred + ridge, centred.T @ wanted)
+        answers = (self._test @ weights).argmax(1)
         return float((answers == (self._by_chance if by_chance else self._labels)).mean())
 
     def measured(self, share: float, seeds: Sequence[int]) -> float:

@@ -145,29 +145,30 @@ def measured(world: str, folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+def spearman(a: Any, b: Any) -> float:
     """The correlation of ranks, equal values sharing theirs; 0 where all of one side are equal."""
 
-    def ranks(values: Sequence[float]) -> np.ndarray:
-        array = np.asarray(values)
-        return np.array([(array < value).sum() + (array == value).sum() / 2 for value in array])
-
-    x, y = (one - one.mean() for one in (ranks(a), ranks(b)))
+    x, y = (_ranks(np.asarray(one)) for one in (a, b))
+    x, y = x - x.mean(), y - y.mean()
     scale = float(np.sqrt((x**2).sum() * (y**2).sum()))
     return float((x * y).sum()) / scale if scale else 0.0
 
 
+def _ranks(values: np.ndarray) -> np.ndarray:
+    return (values < values[:, None]).sum(1) + (values == values[:, None]).sum(1) / 2
+
+
 def correlated(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """``rank`` correlation of gain and mean accuracy, and ``low`` and ``high`` of its 95 % interval."""
-    gains, means = [line["gain"]["mean"] for line in lines], [float(np.mean(line["accuracies"])) for line in lines]
-    draw = np.random.default_rng(0)
+    gains, each = np.array([line["gain"]["mean"] for line in lines]), np.array([line["accuracies"] for line in lines])
+    draw, (count, seeds) = np.random.default_rng(0), each.shape
     drawn = []
     for _ in range(RESAMPLES):
-        some = draw.integers(0, len(lines), len(lines))
-        accuracies = [float(np.mean(draw.choice(lines[n]["accuracies"], len(lines[n]["accuracies"])))) for n in some]
-        drawn.append(spearman([gains[n] for n in some], accuracies))
+        some = draw.integers(0, count, count)
+        accuracies = each[some[:, None], draw.integers(0, seeds, (count, seeds))].mean(1)
+        drawn.append(spearman(gains[some], accuracies))
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"rank": spearman(gains, means), "low": float(low), "high": float(high)}
+    return {"rank": spearman(gains, each.mean(1)), "low": float(low), "high": float(high)}
 
 
 def main() -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
@@ -36,12 +38,14 @@ def accuracy(images: float) -> float:
     return 0.9 - 0.8 * math.exp(-images / 15)
 
 
-def made_up(rate: float | None, noise: float = 0.012) -> tuple[dict[int, Any], dict[tuple[int, int], Any]]:
+def made_up(
+    rate: float | None, noise: float = 0.012, first: int = 7, count: int = len(SEEDS)
+) -> tuple[dict[int, Any], dict[tuple[int, int], Any]]:
     """Accuracies of a world in which a real image is worth that many synthetic ones; None: they are worth nothing."""
-    draw = random.Random(7)
+    draw = random.Random(first)
 
     def seeds(images: float) -> dict[int, float]:
-        return {seed: accuracy(images) + draw.gauss(0, noise) for seed in SEEDS}
+        return {seed: accuracy(images) + draw.gauss(0, noise) for seed in range(count)}
 
     alone = {real: seeds(real) for real in REAL if real}
     mixed = {(r, s): seeds(r + (s / rate if rate else 0)) for r in REAL for s in SYNTHETIC if s}
@@ -56,6 +60,28 @@ def test_a_planted_rate_is_recovered_within_its_interval(rate: float) -> None:
     assert found["low"] <= found["rate"] <= found["high"]
     near = next(one for one in found["equal"] if (one["real"], one["synthetic"]) == (10, 20))
     assert near["is"] == pytest.approx(10 + 20 / rate, abs=2)
+
+
+def test_nineteen_of_twenty_intervals_from_three_seeds_hold_the_rate() -> None:
+    stated = [rate_of(*made_up(4.0, first=number, count=3), chance=0.1) for number in range(60)]
+    assert 54 <= sum(found["rate"] is not None and found["low"] <= 4.0 <= found["high"] for found in stated) <= 60
+    widths = [found["high"] - found["low"] for found in stated if found["rate"] is not None]
+    assert sorted(widths)[len(widths) // 2] < 2.5  # not by saying nothing
+
+
+def test_what_images_with_wrong_labels_are_worth_is_recovered() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from check_exchange import SHARES, Edges, check_edges
+
+    lines = check_edges(Edges(pool=150, tested=400), matrices=4, seeds=(3,), of_reference=20)
+    planted = [line for line in lines if line.measured is not None]
+    assert [line.share for line in planted] == list(SHARES)
+    assert 1 < planted[0].measured < planted[1].measured < planted[2].measured
+    for line in planted:  # what was measured with other seeds is near what theory says of such labels
+        assert line.measured == pytest.approx(line.formula, rel=0.3)
+    assert sum(line.holding for line in planted) >= 10  # of 12 intervals at 95 %
+    worthless, flat = (line for line in lines if line.measured is None)
+    assert worthless.holding == flat.holding == 4  # not measurable
 
 
 def test_worthless_images_and_flat_curves_have_no_rate() -> None:
