@@ -96,19 +96,19 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
     described = {arm: _about(matrix, arm) for arm in arms}
     told = _told_beforehand(matrix)
     main = next((group for group in reversed(groups) if group["headline"]), None)
-    figures = {row["arm"]: row for row in main["rows"]} if main else {}
+    figures = _figures(matrix, summary, main["rows"] if main else [])
     return {
         "name": matrix.name,
         "about": variant.title if variant else "",
         "verdict": summary["verdict"],
-        "where": main["where"] if main else "",
+        "where": _place_of(main["rows"][0]) if main else "",
         "chance": 1 / main["rows"][0]["classes"] if main else None,
         "arms": [
             {
                 "name": arm,
                 "colour": plots.colour_of(arms, arm),
                 "about": about,
-                "row": figures.get(arm),
+                "figure": figures.get(arm, ("no result", "")),
                 "told": told.get(arm),
             }
             for arm, about in described.items()
@@ -116,6 +116,7 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         "told": bool(told),
         "captioned": any("{c}" in about for about in described.values()),
         "groups": groups,
+        "grids": _grids(matrix, summary["rows"]),
         "exchange": summary.get("exchange", ()),
         "failed": summary["failed"],
         "cells": summary["cells"],
@@ -124,6 +125,45 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         "runs": _runs(matrix, root),
         "made": _made(matrix, outcomes, root),
     }
+
+
+def _place_of(row: dict[str, Any]) -> str:
+    """A row's test and setting in words, but for the numbers of images that a grid shows side by side."""
+    return setting_text({**row, "real": None})
+
+
+def _figures(matrix: Matrix, summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The figure of each arm and its interval: its exchange rate where that is the question, else its accuracy."""
+    if matrix.real is None:
+        return {row["arm"]: (f"{100 * row['mean']:.1f}\u00a0%", _ends(row, 100)) for row in rows}
+    headline = next(iter(matrix.tests))
+    rates = [rate for rate in summary["exchange"] if rate["test"] == headline]
+    return {
+        rate["arm"]: (f"{rate['rate']:.1f} for one real image" if rate["rate"] else "no exchange rate", _ends(rate, 1))
+        for rate in rates
+    }
+
+
+def _ends(row: dict[str, Any], scale: float) -> str:
+    return "" if row["low"] is None else f"{scale * row['low']:.1f} to {scale * row['high']:.1f}"
+
+
+def _grids(matrix: Matrix, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracies over the numbers of real and of synthetic images: a table for each test, arm and other setting."""
+    found: list[dict[str, Any]] = []
+    if matrix.real is None:
+        return found
+    for where in dict.fromkeys(map(_place_of, rows)):
+        here = [row for row in rows if _place_of(row) == where]
+        for arm in matrix.arms:
+            cells = {(r["real"], r["synthetic"]): r for r in here if r["arm"] == arm or not r["synthetic"]}
+            lines = [
+                {"real": real, "cells": [cells.get((real, number)) for number in matrix.synthetic or ()]}
+                for real in matrix.real.numbers
+                if any(key[0] == real for key in cells)
+            ]
+            found.append({"where": where, "arm": arm, "synthetic": matrix.synthetic, "lines": lines})
+    return found
 
 
 def _about(matrix: Matrix, arm: str) -> str:
@@ -161,10 +201,12 @@ def _plots(
     def named(test: str) -> str:
         return "Accuracy by arm" + (f": {test}" if len(matrix.tests) > 1 else "")
 
-    found = [
-        plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png", named(headline)),
-        plots.class_plot(by_arm, arms, where, folder / f"{stem}-classes.png"),
-    ]
+    found = []
+    if matrix.real is None or len(last) > 1:  # one arm at one point of a grid says nothing
+        found = [
+            plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png", named(headline)),
+            plots.class_plot(by_arm, arms, where, folder / f"{stem}-classes.png"),
+        ]
     for number, test in enumerate(list(matrix.tests)[1:], start=2):
         others = [row for row in summary["rows"] if row["test"] == test and _setting(row) == setting]
         if len(others) > 1:
@@ -181,7 +223,9 @@ def _plots(
     for arm in arms if matrix.real else ():
         grid = [r for r in rows if r["arm"] == arm or not r["synthetic"]]
         if len({r["real"] for r in grid}) > 1 and len({r["synthetic"] for r in grid}) > 1:
-            found.append(plots.exchange_plot(grid, arm, headline, folder / f"{stem}-exchange-{safe_name(arm)}.png"))
+            name = f"{stem}-exchange-{safe_name(arm)}"
+            found.append(plots.mixture_plot(grid, arm, headline, folder / f"{name}-curves.png"))
+            found.append(plots.exchange_plot(grid, arm, headline, folder / f"{name}.png", plots.colour_of(arms, arm)))
     return found
 
 
