@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -154,23 +155,25 @@ def test_limits_must_be_one_for_each_set() -> None:
         load_train_config({"data": {"train": ["shapes", "shapes-context"], "limits": [3]}})
 
 
+def made_up_train(config: Any, out: Path) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    limits = [*config.data.limits]
+    real = limits.pop(0) if config.data.train[0].startswith("shapes") else 0
+    (out / "worth").write_text(str(real + sum(limits) / 4))
+    return {"training": {}}
+
+
+def made_up_evaluate(model: Path, dataset: str, split: str | None) -> dict[str, Any]:
+    seed = int(model.parent.name.partition("-")[2])
+    top1 = accuracy(float((model / "worth").read_text())) + 0.001 * seed
+    value = {"value": top1, "low": top1, "high": top1}
+    metrics = {"top1": value, "top5": value, "ece": value, "classes": 10}
+    metrics["per_class"] = [{"wnid": "n1", "name": "star", "n": 10, "top1": value}]
+    return {"n": 100, "metrics": metrics, "dataset": {}, "device": "cpu"}
+
+
 def test_a_bench_ends_in_rates_and_a_page_with_lines_of_equal_accuracy(tmp_path: Path) -> None:
-    def train(config: Any, out: Path) -> dict[str, Any]:
-        out.mkdir(parents=True, exist_ok=True)
-        limits = [*config.data.limits]
-        real = limits.pop(0) if config.data.train[0].startswith("shapes") else 0
-        (out / "worth").write_text(str(real + sum(limits) / 4))
-        return {"training": {}}
-
-    def evaluate(model: Path, dataset: str, split: str | None) -> dict[str, Any]:
-        seed = int(model.parent.name.partition("-")[2])
-        top1 = accuracy(float((model / "worth").read_text())) + 0.001 * seed
-        value = {"value": top1, "low": top1, "high": top1}
-        metrics = {"top1": value, "top5": value, "ece": value, "classes": 10}
-        metrics["per_class"] = [{"wnid": "n1", "name": "star", "n": 10, "top1": value}]
-        return {"n": 100, "metrics": metrics, "dataset": {}, "device": "cpu"}
-
-    found = bench(MATRIX, tmp_path / "out", train=train, evaluate=evaluate, quiet=True)
+    found = bench(MATRIX, tmp_path / "out", train=made_up_train, evaluate=made_up_evaluate, quiet=True)
     assert not found["failed"]
     rates = {rate["arm"]: rate for rate in found["exchange"]}
     assert set(rates) == {"captions", "names"}
@@ -179,8 +182,27 @@ def test_a_bench_ends_in_rates_and_a_page_with_lines_of_equal_accuracy(tmp_path:
     page = report(tmp_path / "out").read_text()
     assert "are worth one more real image" in page
     assert "Lines of equal accuracy: names" in page
-    assert (tmp_path / "out" / "plots" / "exchange-exchange-captions.png").is_file()
+    names = {path.name for path in (tmp_path / "out" / "plots").glob("*.png")}
+    assert {f"exchange-exchange-{arm}{of}.png" for arm in rates for of in ("", "-curves")} < names
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["exchange"] == found["exchange"]
+    # The figure of an arm is its rate; accuracies stand in one table an arm, real images by synthetic ones.
+    assert re.search(r"<strong>captions</strong>\s*<span class=\"big\">4\.\d for one real image</span>", page)
+    assert page.count("synthetic</th></tr></thead>") == 2
+    (ten,) = re.findall(r"images of captions, .*?(<tr><th scope=\"row\">10 real.*?</tr>)", page, re.DOTALL)
+    assert [f"{100 * accuracy(10 + s / 4) + 0.05:.1f} [" in ten for s in (0, 10, 20)] == [True] * 3
+    (none,) = re.findall(r"images of captions, .*?(<tr><th scope=\"row\">0 real.*?</tr>)", page, re.DOTALL)
+    assert '<td data-label="0 synthetic">–</td>' in none
+
+
+def test_the_page_of_one_arm_shows_no_single_point_of_the_grid(tmp_path: Path) -> None:
+    arm = {"captions": MATRIX["arms"]["captions"]}
+    found = bench({**MATRIX, "arms": arm}, tmp_path, train=made_up_train, evaluate=made_up_evaluate, quiet=True)
+    assert found["verdict"] == [rate_sentence(found["exchange"][0])]
+    page = report(tmp_path).read_text()
+    assert "Accuracy by arm" not in page
+    assert "Accuracy by class" not in page
+    assert "Real images beside those of “captions”" in page
+    assert "tested on drawings, test_resnet, 50 images per epoch; both numbers" in page
 
 
 def test_the_example_is_a_matrix() -> None:
