@@ -104,7 +104,7 @@ def informativeness(
     Raises:
         HfsynError: as `hfsyn.outlook.informativeness.measure`; or the recipe of a run is to be changed.
     """
-    from hfsyn.outlook.informativeness import measure
+    from hfsyn.outlook.informativeness import keep, measure
     from hfsyn.workers import check_device, current_worker, is_launched
 
     given, options = take(words, chosen), WorkOptions(**words)
@@ -118,10 +118,10 @@ def informativeness(
     else:
         found = _measured_in_several(wanted, num_processes, images, draws, options)
     if current_worker().is_main:
-        text = json.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n"
-        for path in (None if out is None else Path(out), None if run is None else run.folder / layout.INFORMATIVENESS):
-            if path is not None:
-                atomic_text(path, text)
+        if out is not None:
+            keep(found, Path(out))
+        if run is not None:
+            keep(found, run.folder / layout.INFORMATIVENESS)
     return found
 
 

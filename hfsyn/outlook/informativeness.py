@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from builders.errors import brief
+from builders.files import atomic_text
 from builders.runs import layout
 from builders.variants import ClassInfo
 from hfsyn.captions.caption_stage import caption
@@ -202,6 +203,11 @@ def told_beforehand(recipe: Recipe, images: int, options: WorkOptions) -> Inform
         return measure(recipe, images, options=options)
     except OtherFamilyError as error:
         return f"Not measured: {error.message}"
+
+
+def keep(found: Informativeness, file: Path) -> None:
+    """Write what was measured as JSON: of a run to the file of that name in its folder, where a report finds it."""
+    atomic_text(file, json.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n")
 
 
 def kept_in(run: Path) -> Informativeness | None:
