@@ -64,10 +64,14 @@ def test_a_planted_rate_is_recovered_within_its_interval(rate: float) -> None:
 
 
 def test_nineteen_of_twenty_intervals_from_three_seeds_hold_the_rate() -> None:
-    stated = [rate_of(*made_up(4.0, first=number, count=3), chance=0.1) for number in range(60)]
-    assert 54 <= sum(found["rate"] is not None and found["low"] <= 4.0 <= found["high"] for found in stated) <= 60
-    widths = [found["high"] - found["low"] for found in stated if found["rate"] is not None]
-    assert sorted(widths)[len(widths) // 2] < 2.5  # not by saying nothing
+    stated = [rate_of(*made_up(4.0, first=number, count=3), chance=0.1) for number in range(300)]
+    holding = sum(found["rate"] is not None and found["low"] <= 4.0 <= found["high"] for found in stated)
+    assert 280 <= holding <= 290
+    # Where seeds differ more than images are worth, most say nothing, and none a rate without bounds.
+    noisy = [rate_of(*made_up(40.0, noise=0.03, first=number, count=3), chance=0.1) for number in range(60)]
+    there = [found for found in noisy if found["rate"] is not None]
+    assert 0 < len(there) < 30
+    assert all(0 < found["low"] <= found["rate"] <= found["high"] for found in there)
 
 
 def test_what_images_with_wrong_labels_are_worth_is_recovered() -> None:
