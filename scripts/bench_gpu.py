@@ -2,6 +2,8 @@
 """How fast one GPU draws and captions: hfsyn against the official code's way and a plain one, side by side in one run.
 
     python scripts/bench_gpu.py --compile                    everything, twenty minutes by our estimate
+    python scripts/bench_gpu.py --minutes 4 --out gpu.json   the most telling figures first, and an end after 4 minutes
+    python scripts/bench_gpu.py --needs                      what must be carried to a machine without a registry
     python scripts/bench_gpu.py --steps 50 --parts images    some of it
     python scripts/bench_gpu.py --tiny                       the same code on tiny models, also without a GPU
 
@@ -11,6 +13,7 @@ nothing is downloaded. Arms of the images, each of which writes its files:
     official-style   one prompt a call, fp16 weights under autocast, PNDM at 50 steps, Pillow's JPEG of quality 75; the
                      safety checker finds nothing
     plain            pipe(prompts) in batches, fp16, eager; JPEG of quality 96, as ours
+    pipeline         ours, with diffusers' own call in it: `hfsyn generate --loop pipeline`
     ours             the stage `hfsyn generate` on a prepared run folder, in its shards of Parquet; --compile,
                      --channels-last and --attention are passed on to it
 
@@ -18,8 +21,9 @@ Captions have official-style (one thread, the same batch) and ours (`hfsyn capti
 back, and a ratio pairs two turns of the same round: median, lowest and highest. Ours has a second turn in each round;
 where its median ratio to itself leaves 0.97 to 1.03, the run is void. Also: the share of the ceiling (images/s times
 FLOP an image, over the speed of a large matrix product measured in the same run), the share of the time in which
-kernels ran (a turn of its own, under torch's profiler), PSNR of 16 images against float32. A part for which the GPU has
-too little memory is left out, and named. Exit code 3: no GPU is here. The last line is one JSON object.
+kernels ran (a turn of its own, under torch's profiler) and the costliest of these, PSNR of 16 images against float32. A
+part for which the GPU has too little memory, or the budget no time, is left out, and named. With --out the figures are
+written after every turn. Exit code 3: no GPU is here; 4: something was left out. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,28 +34,33 @@ import json
 import shutil
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from benchmarks import caption_arms, image_arms
-from benchmarks.measuring import Arm, Comparison, compare, matmul_ceiling
+from benchmarks import caption_arms, image_arms, needs
+from benchmarks.budget import Budget
+from benchmarks.measuring import Arm, Race, matmul_ceiling, roomy
 from full_size_models import Size, save_blip, save_stable_diffusion
 
 from builders.errors import first_line
-from hfsyn.errors import ExitCode, HfsynError
+from builders.files import atomic_text
+from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 from hfsyn.images.tuning import is_out_of_memory, release_memory
 from hfsyn.runs.options import WorkOptions
 from hfsyn.workers import describe_device
 
-T = TypeVar("T")
-
-ARMS = ("official-style", "plain", "ours")
-SPEED_AIMS = {"ours / official-style": 4.0, "ours / plain": 1.4}
+ARMS = ("official-style", "plain", "pipeline", "ours")
+SPEED_AIMS = {"ours / official-style": 4.0, "ours / plain": 1.4, "ours / pipeline": 1.05}
+LEAST_ROUNDS = 2
+"""Turns in both orders, as far as the whole budget allows."""
 CEILING_AIM, BUSY_AIM, PSNR_AIM = 0.45, 0.97, 40.0
 FEW_STEPS_BUSY_AIM = 0.95
 """Four steps without guidance take so little time that what is beside them shows most."""
@@ -63,23 +72,49 @@ SIZES = {"batch": (24, 4), "caption_batch": (64, 4), "rounds": (5, 2), "seconds"
 
 def main() -> None:
     options = parse_options()
+    if options.needs:
+        print(needs.told())
+        return
     if not torch.cuda.is_available() and not options.tiny:
         print("bench_gpu.py: torch sees no NVIDIA GPU here; --tiny runs the same code on tiny models", file=sys.stderr)
         sys.exit(ExitCode.PREFLIGHT)
     quieten()
+    budget = Budget(options.minutes)
     folder = Path(options.folder or tempfile.mkdtemp(prefix="hfsyn-bench-", dir=roomy()))
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = Bench(folder, options, budget)
+
+    def leave() -> None:
+        """In the thread that watches the clock."""
+        try:
+            say(f"the {options.minutes:g} minutes are over")
+            finish(bench, None if options.folder else folder)
+        finally:
+            leave_at_once(ExitCode.PARTIAL)
+
+    budget.watch(leave)
     try:
-        figures = measured(folder, options)
+        bench.run()
     except HfsynError as error:
         print(f"bench_gpu.py: {error}", file=sys.stderr)
         sys.exit(error.code)
     finally:
+        budget.close()
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
-    if options.out:
-        Path(options.out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    print("\n" + table(figures) + "\n")
-    print(json.dumps(figures))
+    finish(bench, None)
+    sys.exit(ExitCode.PARTIAL if bench.figures()["left_out"] else ExitCode.OK)
+
+
+def finish(bench: Bench, folder: Path | None) -> None:
+    """Say what was found, and remove a temporary folder."""
+    bench.save()
+    figures = bench.figures()
+    if "device" in figures:
+        print("\n" + table(figures) + "\n")
+    print(json.dumps(figures), flush=True)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def parse_options() -> argparse.Namespace:
@@ -89,6 +124,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--steps", type=numbers, default=(50, 20, 4), help="[50,20,4]; below 5 without guidance")
     parser.add_argument("--batch", type=int, help="images a batch of plain and ours [24]")
     parser.add_argument("--caption-batch", type=int, help="images a batch of both captioning arms [64]")
+    parser.add_argument("--minutes", type=float, help="end after so many, with what was measured by then [no limit]")
+    parser.add_argument("--needs", action="store_true", help="only say which packages a common CUDA image lacks")
     parser.add_argument("--rounds", type=int, help="turns of each arm [5]")
     parser.add_argument("--seconds", type=float, help="of each arm, over all its turns, about [40]")
     parser.add_argument("--window", type=float, help="seconds in which kernels are watched, about [20]")
@@ -107,8 +144,8 @@ def parse_options() -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, tiny if options.tiny else full)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if min(*(getattr(options, name) for name in SIZES), *options.steps) <= 0:
-        parser.error("--steps, --batch, --caption-batch, --rounds, --seconds and --window are above 0")
+    if min(*(getattr(options, name) for name in SIZES), *options.steps, options.minutes or 1) <= 0:
+        parser.error("--minutes, --steps, --batch, --caption-batch, --rounds, --seconds and --window are above 0")
     return options
 
 
@@ -142,154 +179,292 @@ def _of(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in known if name in chosen)
 
 
-def roomy() -> str | None:
-    """Memory where there is enough, so that no arm waits for a disk; else the usual place."""
-    shm = Path("/dev/shm")  # noqa: S108
-    return str(shm) if shm.is_dir() and shutil.disk_usage(shm).free > 12e9 else None
+class Bench:
+    """All figures, in the order of what they tell; written down after every turn.
 
+    Args:
+        folder: where models and files are written.
+        options: of the command line.
+        budget: what is not measured when it ends is named among what was left out.
+    """
 
-def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures."""
-    device = options.device
-    size: Size = "tiny" if options.tiny else "full"
-    ceiling, product = matmul_ceiling(device)
-    say(f"ceiling: {ceiling / 1e12:.4g} TFLOP/s ({product})")
-    figures: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "device": describe_device(device),
-        "torch": torch.__version__,
-        "tiny": options.tiny,
-        "ceiling_tflops": round(ceiling / 1e12, 4),
-        "ceiling_of": product,
-        "batch": options.batch,
-        "dtype": options.dtype,
-        "compile": options.compile,
-        "channels_last": options.channels_last,
-        "attention": options.attention,
-        "rounds": options.rounds,
-        "images": [],
-        "captions": None,
-        "left_out": [],
-    }
-    work = Path(tempfile.mkdtemp(prefix="run-", dir=made(folder)))
-    if "images" in options.parts:
-        model = folder / "stable-diffusion"
-        if not (model / "model_index.json").exists():
-            save_stable_diffusion(model, size, device=device)
-        for steps in options.steps:
-            place = work / f"steps-{steps}"
-            part = partial(images, model, place, steps, ceiling, options)
-            done = attempt(f"images at {steps} steps", part, figures["left_out"])
-            if done is not None:
-                figures["left_out"] += done.pop("left_out")
-                figures["images"].append(done)
-    if "captions" in options.parts:
-        model = folder / "blip"
-        if not (model / "preprocessor_config.json").exists() and not (model / "processor_config.json").exists():
-            save_blip(model, size, dtype=torch.float16, device=device)
-        part = partial(captions, model, work / "captions", options)
-        figures["captions"] = attempt("captions", part, figures["left_out"])
-    aims = [aim for part in (*figures["images"], figures["captions"] or {}) for aim in part.get("aims", ())]
-    holds = all(aim["ok"] for aim in aims) and not figures["left_out"] and not options.tiny
-    return {**figures, "holds": holds}
+    def __init__(self, folder: Path, options: argparse.Namespace, budget: Budget) -> None:
+        self._folder, self._options, self._budget = folder, options, budget
+        self._work = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+        self._size: Size = "tiny" if options.tiny else "full"
+        self._images: dict[int, Images] = {}
+        self._captions: Captions | None = None
+        self._like: dict[str, Arm] = {}
+        self._head: dict[str, Any] = {}
+        self._left_out: list[str] = []
+        self._lock = threading.Lock()
 
-
-def attempt(what: str, work: Callable[[], T], left_out: list[str]) -> T | None:
-    """The figures of one part; None, and its name among those left out, where the GPU has too little memory for it."""
-    found = None
-    try:
-        found = work()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        say(f"{what}: left out, as memory ran out ({first_line(error)})")
-        left_out.append(what)
-    release_memory()  # here, where no error holds the models any more
-    return found
-
-
-def made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def images(model: Path, folder: Path, steps: int, ceiling: float, options: argparse.Namespace) -> dict[str, Any]:
-    """Figures of one number of steps."""
-    setting = image_arms.setting_of(steps)
-    say(f"images, {steps} steps ({setting.scheduler}), guidance {setting.guidance}")
-    keep = {"keep": options.folder is not None}
-    chosen: dict[str, Arm] = {}
-    if "official-style" in options.arms:
-        chosen["official-style"] = image_arms.OfficialStyle(model, setting, options.device, folder, **keep)
-    if "plain" in options.arms:
-        chosen["plain"] = image_arms.Plain(model, setting, options.device, folder, batch=options.batch, **keep)
-    work = WorkOptions(compile=options.compile, channels_last=options.channels_last, attention=options.attention)
-    ours = None
-    if "ours" in options.arms:
-        ours = image_arms.Ours(
-            model, setting, options.device, folder, batch=options.batch, dtype=options.dtype, options=work, **keep
-        )
-        chosen["ours"] = ours
-    found = compared(list(chosen.values()), options)
-    flop, rows = image_arms.flops_per_image(model, setting)
-    arms = found.figures()
-    for figures in arms.values():
-        figures["share_of_ceiling"] = round(figures["images_per_second"] * flop / ceiling, 4)
-    chosen.clear()  # the other arms' models, beside which the float32 one may find no room
-    release_memory()
-    left_out: list[str] = []
-    exactness = attempt(f"PSNR at {steps} steps", ours.psnr, left_out) if ours is not None else None
-    result: dict[str, Any] = {
-        "steps": steps,
-        "scheduler": setting.scheduler,
-        "guidance": setting.guidance,
-        "tflop_per_image": round(flop / 1e12, 6),
-        "unet_rows_per_image": rows,
-        "arms": arms,
-        "ratios": found.ratios(),
-        "void": found.void,
-        **(exactness or {}),
-        "aims": [],
-        "left_out": left_out,
-    }
-    if ours is not None:
-        aims = {
-            name: (result["ratios"][name]["ratio"], aim)
-            for name, aim in SPEED_AIMS.items()
-            if name in result["ratios"] and setting.guided
+    def run(self) -> dict[str, Any]:
+        """Measure what the budget allows; the figures."""
+        options = self._options
+        ceiling, product = matmul_ceiling(options.device)
+        say(f"ceiling: {ceiling / 1e12:.4g} TFLOP/s ({product})")
+        self._head = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "device": describe_device(options.device),
+            "torch": torch.__version__,
+            "tiny": options.tiny,
+            "ceiling_tflops": round(ceiling / 1e12, 4),
+            "ceiling_of": product,
+            "batch": options.batch,
+            "dtype": options.dtype,
+            "compile": options.compile,
+            "channels_last": options.channels_last,
+            "attention": options.attention,
+            "rounds": options.rounds,
         }
-        if setting.guided:
-            aims["share of the ceiling"] = (arms["ours"]["share_of_ceiling"], CEILING_AIM)
-        aims["device busy"] = (arms["ours"]["busy"], BUSY_AIM if setting.guided else FEW_STEPS_BUSY_AIM)
-        if exactness is not None:
-            aims[PSNR] = (exactness["psnr_db"], PSNR_AIM)
-        result["aims"] = judged(aims, void=found.void)
-    return result
+        self._left_out = [what for what, _, _ in self._plan(ceiling)]
+        for what, share, work in self._plan(ceiling):
+            if self._budget.left() <= 0:
+                break
+            if self._attempt(what, partial(work, self._budget.part(share))):
+                self._left_out.remove(what)
+            self.save()
+        return self.figures()
+
+    def _plan(self, ceiling: float) -> list[tuple[str, float, Callable[[Budget], bool]]]:
+        """What is measured, with what share of the time that is left then; the most telling first."""
+        first, *others = self._options.steps
+        # The share of the time in which the device is busy, and exactness, are asked for where they cost least.
+        cheap = next((steps for steps in others if image_arms.setting_of(steps).guided), first)
+        names = ("images" in self._options.parts, "captions" in self._options.parts)
+        race, look, psnr = self._race, self._look, self._psnr
+        plan: list[tuple[str, float, Callable[[Budget], bool]]] = []
+        if names[0]:
+            plan.append((f"images at {first} steps", 0.6, partial(race, first, ceiling)))
+        if names[1]:
+            plan.append(("captions", 0.4, self._race_captions))
+        if names[0]:
+            plan += [(f"images at {cheap} steps", 0.4, partial(race, cheap, ceiling))] if cheap != first else []
+            for steps in dict.fromkeys((cheap, first)):
+                plan += [(f"PSNR at {steps} steps", 0.6, partial(psnr, steps))] if "ours" in self._options.arms else []
+                plan.append((f"device busy at {steps} steps", 0.5, partial(look, steps)))
+            for steps in others:
+                if steps != cheap:
+                    plan.append((f"images at {steps} steps", 0.6, partial(race, steps, ceiling)))
+                    plan.append((f"device busy at {steps} steps", 0.9, partial(look, steps)))
+                    if "ours" in self._options.arms:
+                        plan.append((f"PSNR at {steps} steps", 1.0, partial(psnr, steps)))
+        if names[1]:
+            plan.append(("device busy at captions", 1.0, self._look_at_captions))
+        return plan
+
+    def figures(self) -> dict[str, Any]:
+        """What is known now."""
+        images = [self._images[steps].figures() for steps in sorted(self._images, reverse=True)]
+        found = {
+            **self._head,
+            "images": [part for part in images if part["arms"]],
+            "captions": self._captions.figures() if self._captions is not None else None,
+            "left_out": list(self._left_out),
+        }
+        aims = [aim for part in (*found["images"], found["captions"] or {}) for aim in part.get("aims", ())]
+        holds = bool(aims) and all(aim["ok"] for aim in aims) and not found["left_out"] and not self._options.tiny
+        return {**found, "holds": holds}
+
+    def save(self) -> None:
+        """Write the figures down, if a file for them was named."""
+        if self._options.out and self._head:
+            with self._lock:
+                atomic_text(Path(self._options.out), json.dumps(self.figures(), indent=1) + "\n")
+
+    def _attempt(self, what: str, work: Callable[[], bool]) -> bool:
+        """Whether a part was measured: not where memory, or the time, ended before."""
+        done = False
+        try:
+            done = work()
+            if not done:
+                say(f"{what}: left out, as there was no time for it")
+        except Exception as error:  # of any kind: the other parts are worth the device's time
+            if is_out_of_memory(error):
+                say(f"{what}: left out, as memory ran out ({first_line(error)})")
+            else:
+                say(f"{what}: left out, as it failed\n{traceback.format_exc()}")
+        release_memory()  # here, where no error holds the models any more
+        return done
+
+    def _race(self, steps: int, ceiling: float, budget: Budget) -> bool:
+        """The turns of one number of steps."""
+        model = self._folder / "stable-diffusion"
+        if not (model / "model_index.json").exists():
+            save_stable_diffusion(model, self._size, device=self._options.device)
+        try:
+            part = self._warmed(model, steps, ceiling)
+        except HfsynError as error:
+            if not self._options.compile:
+                raise
+            say(f"{error}; going on without --compile")
+            self._options.compile = self._head["compile"] = False
+            self._like.clear()
+            part = self._warmed(model, steps, ceiling)
+        part.race.run(budget, LEAST_ROUNDS)
+        return True
+
+    def _warmed(self, model: Path, steps: int, ceiling: float) -> Images:
+        part = Images(model, self._work / f"steps-{steps}", steps, ceiling, self._options, self._like, self.save)
+        self._images[steps] = part
+        part.race.warm()
+        return part
+
+    def _look(self, steps: int, budget: Budget) -> bool:
+        part = self._images.get(steps)
+        if part is None:
+            return False
+        for name in reversed(part.arms):
+            if name in part.race.found.looks or not part.race.found.turns[name]:
+                continue
+            if budget.limited and budget.left() < 2 * part.race.found.turns[name][-1].seconds:
+                return False
+            part.race.look(name)
+        return True
+
+    def _psnr(self, steps: int, budget: Budget) -> bool:
+        part = self._images.get(steps)
+        if part is None or (budget.limited and budget.left() < part.exact_seconds()):
+            return False
+        part.exactness = part.ours.psnr()
+        return True
+
+    def _race_captions(self, budget: Budget) -> bool:
+        model = self._folder / "blip"
+        if not (model / "preprocessor_config.json").exists() and not (model / "processor_config.json").exists():
+            save_blip(model, self._size, dtype=torch.float16, device=self._options.device)
+        self._captions = Captions(model, self._work / "captions", self._options, self.save)
+        self._captions.race.warm()
+        self._captions.race.run(budget, LEAST_ROUNDS)
+        return True
+
+    def _look_at_captions(self, budget: Budget) -> bool:
+        if self._captions is None:
+            return False
+        for name in ("ours", "official-style"):
+            self._captions.race.look(name)
+        return True
 
 
-def captions(model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+class Images:
+    """Figures of one number of steps."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        steps: int,
+        ceiling: float,
+        options: argparse.Namespace,
+        like: dict[str, Arm],
+        told: Callable[[], None],
+    ) -> None:
+        self._steps, self._ceiling, self._options = steps, ceiling, options
+        self._setting = image_arms.setting_of(steps)
+        say(f"images, {steps} steps ({self._setting.scheduler}), guidance {self._setting.guidance}")
+        self._flop, self._rows = image_arms.flops_per_image(model, self._setting)
+        self.arms = self._loaded(model, folder, like)
+        self.exactness: dict[str, float] = {}
+        self.race = race(list(self.arms.values()), options, told)
+
+    @property
+    def ours(self) -> image_arms.Ours:
+        """The arm that is judged."""
+        found = self.arms["ours"]
+        assert isinstance(found, image_arms.Ours)
+        return found
+
+    def _loaded(self, model: Path, folder: Path, like: dict[str, Arm]) -> dict[str, Arm]:
+        """The arms that were asked for, in their order. Networks are loaded, and compiled, once for all of `like`."""
+        options, found = self._options, dict[str, Arm]()
+        work = WorkOptions(compile=options.compile, channels_last=options.channels_last, attention=options.attention)
+        mine = {"batch": options.batch, "dtype": options.dtype}
+        kinds: dict[str, tuple[Any, str, dict[str, Any]]] = {
+            "official-style": (image_arms.OfficialStyle, "float16", {}),
+            "plain": (image_arms.Plain, "float16", {"batch": options.batch}),
+            "ours": (image_arms.Ours, options.dtype, {**mine, "options": work}),
+            "pipeline": (image_arms.OursByPipeline, options.dtype, {**mine, "options": replace(work, loop="pipeline")}),
+        }
+        for name, (kind, dtype, more) in kinds.items():
+            if name in options.arms:
+                family = dtype if name in ("official-style", "plain") else "ours"
+                more |= {"keep": options.folder is not None, "like": like.get(family)}
+                found[name] = kind(model, self._setting, options.device, folder, **more)
+                like.setdefault(family, found[name])
+        return {name: found[name] for name in ARMS if name in found}
+
+    def exact_seconds(self) -> float:
+        """About how long the comparison with float32 takes: a GPU computes it at a tenth of the ceiling or more."""
+        return self._flop * min(image_arms.REFERENCE_IMAGES, self._options.batch) / (0.05 * self._ceiling) + 5
+
+    def figures(self) -> dict[str, Any]:
+        """What is known now."""
+        found, setting = self.race.found, self._setting
+        arms, ratios = found.figures(), found.ratios()
+        for figures in arms.values():
+            figures["share_of_ceiling"] = round(figures["images_per_second"] * self._flop / self._ceiling, 4)
+        aims: dict[str, tuple[float, float]] = {}
+        if "ours" in arms:
+            if setting.guided:
+                aims = {name: (ratios[name]["ratio"], aim) for name, aim in SPEED_AIMS.items() if name in ratios}
+                aims["share of the ceiling"] = (arms["ours"]["share_of_ceiling"], CEILING_AIM)
+            if "busy" in arms["ours"]:
+                aims["device busy"] = (arms["ours"]["busy"], BUSY_AIM if setting.guided else FEW_STEPS_BUSY_AIM)
+            if self.exactness:
+                aims[PSNR] = (self.exactness["psnr_db"], PSNR_AIM)
+        return {
+            "steps": self._steps,
+            "scheduler": setting.scheduler,
+            "guidance": setting.guidance,
+            "tflop_per_image": round(self._flop / 1e12, 6),
+            "unet_rows_per_image": self._rows,
+            "arms": arms,
+            "ratios": ratios,
+            "void": found.void,
+            **self.exactness,
+            "aims": judged(aims, void=found.void),
+        }
+
+
+class Captions:
     """Figures of the captions."""
-    say(f"captions, batches of {options.caption_batch}")
-    photographs = caption_arms.Photographs(folder / "source", different=20 if options.tiny else 500)
-    photographs.grow(2 * options.caption_batch)
-    more: dict[str, Any] = {"batch": options.caption_batch, "keep": options.folder is not None}
-    theirs = caption_arms.OfficialStyle(model, photographs, options.device, folder, **more)
-    ours = caption_arms.Ours(model, photographs, options.device, folder, dtype=options.dtype, **more)
-    found = compared([theirs, ours], options)
-    ratios = found.ratios()
-    aims = {"ours / official-style": (ratios["ours / official-style"]["ratio"], CAPTIONS_AIM)}
-    return {
-        "batch": options.caption_batch,
-        "arms": found.figures(),
-        "ratios": ratios,
-        "void": found.void,
-        "aims": judged(aims, void=found.void),
-    }
+
+    def __init__(self, model: Path, folder: Path, options: argparse.Namespace, told: Callable[[], None]) -> None:
+        self._options = options
+        say(f"captions, batches of {options.caption_batch}")
+        photographs = caption_arms.Photographs(folder / "source", different=20 if options.tiny else 200)
+        photographs.grow(2 * options.caption_batch)
+        more: dict[str, Any] = {"batch": options.caption_batch, "keep": options.folder is not None}
+        theirs = caption_arms.OfficialStyle(model, photographs, options.device, folder, **more)
+        ours = caption_arms.Ours(model, photographs, options.device, folder, dtype=options.dtype, **more)
+        self.race = race([theirs, ours], options, told)
+
+    def figures(self) -> dict[str, Any]:
+        """What is known now."""
+        found = self.race.found
+        ratios = found.ratios()
+        name = "ours / official-style"
+        aims = {name: (ratios[name]["ratio"], CAPTIONS_AIM)} if name in ratios else {}
+        return {
+            "batch": self._options.caption_batch,
+            "arms": found.figures(),
+            "ratios": ratios,
+            "void": found.void,
+            "aims": judged(aims, void=found.void),
+        }
 
 
-def compared(arms: list[Arm], options: argparse.Namespace) -> Comparison:
-    return compare(
-        arms, rounds=options.rounds, seconds=options.seconds, window=options.window, device=options.device, say=say
+def race(arms: list[Arm], options: argparse.Namespace, told: Callable[[], None]) -> Race:
+    """As the options say."""
+    return Race(
+        arms,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        window=options.window,
+        device=options.device,
+        say=say,
+        told=told,
     )
 
 
@@ -316,8 +491,9 @@ def table(figures: dict[str, Any]) -> str:
     for title, part in parts:
         for name, arm in part["arms"].items():
             share = f"{arm['share_of_ceiling']:.1%}" if "share_of_ceiling" in arm else ""
+            busy = f"{arm['busy']:.1%}" if "busy" in arm else ""
             lines.append(
-                f"| {title} | {name} | {arm['images_per_second']:.2f} | {share} | {arm['busy']:.1%} "
+                f"| {title} | {name} | {arm['images_per_second']:.2f} | {share} | {busy} "
                 f"| {arm['cpu_seconds_per_image']:.3f} |"
             )
     for title, part in parts:
@@ -334,7 +510,7 @@ def table(figures: dict[str, Any]) -> str:
             for aim in part["aims"]
         ]
     if figures["left_out"]:
-        lines += ["", f"LEFT OUT, as memory ran out: {', '.join(figures['left_out'])}"]
+        lines += ["", f"LEFT OUT: {', '.join(figures['left_out'])}"]
     return "\n".join(lines)
 
 

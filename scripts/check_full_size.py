@@ -3,19 +3,22 @@
 
     python scripts/check_full_size.py                   SD 1.5, SDXL, BLIP-base and BLIP-2, one after the other
     python scripts/check_full_size.py --only sdxl       one of them; may be given several times
+    python scripts/check_full_size.py --minutes 2       as many of them as two minutes are enough for
     python scripts/check_full_size.py --tiny            the same code on tiny models, also without a GPU
 
 The models have the true configurations and random weights, so that nothing is downloaded and what they draw and say
 means nothing. Each is saved, loaded by hfsyn's own classes in the dtype and batch size of its recipe, and makes 32
 images or captions in whole batches, computed as by default on this device; images are looked at for NaN and for being
 flat. The peak is what torch's allocator took of the device (reserved, the weights and its own gaps included): what a
-card must have, beside some hundred MB for CUDA itself. Exit code 1: something did not hold; 3: no GPU is here. The last
-line is one JSON object.
+card must have, beside some hundred MB for CUDA itself. With --out what was found is written after every model. Exit
+code 1: something did not hold; 3: no GPU is here; 4: the minutes were over before all was seen. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import shutil
 import sys
@@ -29,11 +32,15 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from benchmarks.budget import Budget
+from benchmarks.full_size_cases import CASES, Case
+from benchmarks.measuring import roomy
 from full_size_models import EXPECTED, Size, save_blip, save_blip2, save_sdxl, save_stable_diffusion
 from PIL import Image
 
 from builders.errors import first_line
-from hfsyn.errors import ExitCode, HfsynError
+from builders.files import atomic_text
+from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 from hfsyn.images.tuning import is_out_of_memory, release_memory
 from hfsyn.recipes.recipe import CaptionPart, GeneratePart
 from hfsyn.workers import describe_device
@@ -41,26 +48,12 @@ from hfsyn.workers import describe_device
 COUNT = 32
 
 
-@dataclass(frozen=True)
-class Case:
-    """One model, and what it may take."""
-
-    name: str
-    save: Callable[..., Path]
-    dtype: str
-    batch_size: int
-    steps: int
-    """Of an image; few, because memory does not depend on them. 0 for a captioner."""
-    allowed_gb: float
-    """GPU memory that the README states, in 10^9 bytes."""
-
-
-CASES = (
-    Case("stable-diffusion", save_stable_diffusion, "bfloat16", 16, 4, 16),
-    Case("sdxl", save_sdxl, "bfloat16", 8, 4, 32),
-    Case("blip", save_blip, "bfloat16", 32, 0, 6),
-    Case("blip2", save_blip2, "float16", 32, 0, 16),
-)
+SAVE: dict[str, Callable[..., Path]] = {
+    "stable-diffusion": save_stable_diffusion,
+    "blip": save_blip,
+    "sdxl": save_sdxl,
+    "blip2": save_blip2,
+}
 
 
 @dataclass(frozen=True)
@@ -85,8 +78,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=[case.name for case in CASES], help="this model")
     parser.add_argument("--tiny", action="store_true", help="tiny models, also on a CPU")
+    parser.add_argument("--minutes", type=float, help="end after so many, with what was seen by then [no limit]")
     parser.add_argument("--work", type=Path, help="folder for the models (15 GB); default: a temporary one")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the JSON there too")
     options = parser.parse_args()
+    if options.minutes is not None and options.minutes <= 0:
+        parser.error("--minutes is above 0")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and not options.tiny:
         print(
@@ -94,25 +91,82 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(ExitCode.PREFLIGHT)
-    found = []
+    report = Report(
+        [case for case in CASES if not options.only or case.name in options.only], device, options.tiny, options.out
+    )
+    budget = Budget(options.minutes)
     with folder(options.work) as work:
-        for case in CASES:
-            if options.only and case.name not in options.only:
-                continue
-            found.append(checked(case, work / case.name, "tiny" if options.tiny else "full", device))
-            print(line(found[-1]), flush=True)
-    print(json.dumps({"device": describe_device(device), "tiny": options.tiny, "models": [asdict(f) for f in found]}))
-    sys.exit(0 if all(f.holds for f in found) else ExitCode.DIFFERS)
+
+        def leave() -> None:
+            """In the thread that watches the clock."""
+            try:
+                report.finish()
+                if options.work is None:
+                    shutil.rmtree(work, ignore_errors=True)
+            finally:
+                leave_at_once(report.code)
+
+        budget.watch(leave)
+        for case in report.cases:
+            report.add(checked(case, work / case.name, "tiny" if options.tiny else "full", device))
+        budget.close()
+    report.finish()
+    sys.exit(report.code)
+
+
+class Report:
+    """What was found so far; written down after every model."""
+
+    def __init__(self, cases: list[Case], device: str, tiny: bool, out: Path | None) -> None:
+        self.cases, self._out, self._found = cases, out, list[Found]()
+        self._head = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "device": describe_device(device),
+            "torch": torch.__version__,
+            "tiny": tiny,
+        }
+
+    def add(self, found: Found) -> None:
+        """One model's."""
+        self._found.append(found)
+        print(line(found), flush=True)
+        self._save()
+
+    def finish(self) -> None:
+        """The last lines."""
+        if left_out := self._figures()["left_out"]:
+            print(f"LEFT OUT, as the minutes were over: {', '.join(left_out)}")
+        self._save()
+        print(json.dumps(self._figures()), flush=True)
+
+    @property
+    def code(self) -> int:
+        """The exit code."""
+        if not all(found.holds for found in self._found):
+            return ExitCode.DIFFERS
+        return ExitCode.PARTIAL if self._figures()["left_out"] else ExitCode.OK
+
+    def _figures(self) -> dict[str, Any]:
+        known = [found.name for found in self._found]
+        return {
+            **self._head,
+            "models": [asdict(found) for found in self._found],
+            "left_out": [case.name for case in self.cases if case.name not in known],
+        }
+
+    def _save(self) -> None:
+        if self._out is not None:
+            atomic_text(self._out, json.dumps(self._figures(), indent=1) + "\n")
 
 
 class folder:  # noqa: N801 (used like a function)
-    """The folder to work in: the user's, or one that is gone afterwards."""
+    """The folder to work in: the user's, or one that is gone afterwards, in memory if there is enough."""
 
     def __init__(self, given: Path | None) -> None:
         self._given = given
 
     def __enter__(self) -> Path:
-        self._path = self._given or Path(tempfile.mkdtemp(prefix="hfsyn-full-size-"))
+        self._path = self._given or Path(tempfile.mkdtemp(prefix="hfsyn-full-size-", dir=roomy()))
         return self._path
 
     def __exit__(self, *error: object) -> None:
@@ -123,7 +177,7 @@ class folder:  # noqa: N801 (used like a function)
 def checked(case: Case, where: Path, size: Size, device: str) -> Found:
     """Save, load, make `COUNT`; the folder of the model is removed at once, since all of them together are large."""
     dtype = case.dtype if size == "full" else "float32"
-    case.save(where, size, dtype=getattr(torch, dtype))
+    SAVE[case.name](where, size, dtype=getattr(torch, dtype))
     try:
         if device == "cuda":
             release_memory()  # the model before is full of cycles and may still be there

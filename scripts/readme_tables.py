@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Rewrite the tables and maps of the READMEs that the code knows better; `--check` only says whether any would change.
 
+    python scripts/readme_tables.py --gpu gpu.json --gpu full.json     the figures of a GPU, which are kept, too
+
 A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`; what is between them belongs to this
 script. To add one: write a function that returns its rows, dicts with the column heads as keys, put it into `TABLES`,
 put the two comments into a README, and run this. A map is `<!-- map: FOLDER -->`: each file of a folder with the first
@@ -15,6 +17,8 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from benchmarks import gpu_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = (
@@ -123,6 +127,8 @@ def recipes() -> Rows:
 
 
 TABLES: dict[str, Callable[[], Rows]] = {
+    "gpu": gpu_figures.speed,
+    "gpu-memory": gpu_figures.memory,
     "variants": variants,
     "recipes": recipes,
     "captioners": captioners,
@@ -164,7 +170,15 @@ def main() -> int:
     """Rewrite the READMEs, or check them; 1 where a check finds a difference or a table or room has no place."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if something would change")
-    check = parser.parse_args().check
+    parser.add_argument("--gpu", action="append", type=Path, default=[], metavar="FILE", help="figures to keep")
+    options = parser.parse_args()
+    check = options.check
+    try:
+        for path in options.gpu:
+            gpu_figures.keep(path)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     texts = {ROOT / name: (ROOT / name).read_text(encoding="utf-8") for name in READMES}
     shown = {(kind, name) for text in texts.values() for _, kind, name, _, _ in _MARKED.findall(text)}
     fronts = (path.parent for package in ("builders", "hfsyn") for path in (ROOT / package).rglob("__init__.py"))

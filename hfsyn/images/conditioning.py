@@ -30,13 +30,16 @@ class Conditioning:
     """Conditions batches of prompts for a pipeline that is on its device.
 
     A `negative` prompt of None is the pipeline's own default (the empty text, or zeros for SDXL); `guided` is whether
-    there is classifier-free guidance. Raises HfsynError if the pipeline has no tokenizer.
+    there is classifier-free guidance; `encodes` whether prompts of Stable Diffusion and SDXL are encoded here. Raises
+    HfsynError if the pipeline has no tokenizer.
     """
 
-    def __init__(self, pipe: Any, recipe: GeneratePart, negative: str | None, *, guided: bool) -> None:
+    def __init__(
+        self, pipe: Any, recipe: GeneratePart, negative: str | None, *, guided: bool, encodes: bool = True
+    ) -> None:
         self._pipe, self._negative, self._guided = pipe, negative, guided
         self._tokenizer, self.max_tokens = tokenizer_of(pipe, recipe.model, recipe.max_sequence_length)
-        self._names = _EMBEDDINGS.get(type(pipe).__name__)
+        self._names = _EMBEDDINGS.get(type(pipe).__name__) if encodes else None
         self._cache: OrderedDict[str, tuple[Any, ...]] = OrderedDict()
         self._lengths: dict[str, int] = {}
         self._unconditional: tuple[Any, ...] | None = None

@@ -89,7 +89,7 @@ class DiffusersGenerator:
         tuning: Tuning = PLAIN,
     ) -> None:
         pipe, self.left_out = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
-        self._encodes, guided = makes_embeddings(pipe), is_guided(pipe, recipe)
+        self._encodes, guided = makes_embeddings(pipe) and tuning.loop == "own", is_guided(pipe, recipe)
         self._recipe, self._negative, self.device = recipe, negative, device
         self._check_guidance(pipe, guided=guided)
         self._size = size_of(pipe, recipe, whole=recipe.init == "source")
@@ -99,7 +99,7 @@ class DiffusersGenerator:
             torch.backends.cudnn.allow_tf32 = False  # convolutions would take ten bits of the 23
         self._pipe = pipe.to(device)
         self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
-        self._conditioning = Conditioning(self._pipe, recipe, negative, guided=guided)
+        self._conditioning = Conditioning(self._pipe, recipe, negative, guided=guided, encodes=self._encodes)
         self._noise = None if self._encodes else OwnNoise(pipe)
         self.tuning = PLAIN
         self._try()
@@ -115,6 +115,9 @@ class DiffusersGenerator:
         if (start, stop) == (0, 1):
             return
         why = ""
+        if not self._encodes and makes_embeddings(pipe):
+            said = "--loop pipeline: the guidance of diffusers' own call cannot be limited to some of the steps."
+            raise HfsynError(said, "Leave --loop out.")
         if not self._encodes:
             why = f"{recipe.model} is a {type(pipe).__name__}, whose guidance cannot be limited to some of the steps"
         elif not guided:
@@ -127,7 +130,7 @@ class DiffusersGenerator:
     def _try(self) -> None:
         pipe = self._pipe
         sketch = Sketch(self._recipe, self._negative, self._size)
-        if self._encodes:
+        if makes_embeddings(pipe):
             taken = pipe.unet.config.in_channels
             made = getattr(getattr(pipe.vae, "config", None), "latent_channels", taken)
             if taken != made:

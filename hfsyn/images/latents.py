@@ -87,6 +87,7 @@ def denoise(
             on_device[i],
             encoder_hidden_states=embeddings[half],
             timestep_cond=scale,
+            cross_attention_kwargs=None,  # said, as the pipelines do: a compiled network is one with and one without
             added_cond_kwargs={name: value[half] for name, value in added.items()} or None,
             return_dict=False,
         )[0]

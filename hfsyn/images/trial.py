@@ -255,6 +255,8 @@ class OwnNoise:
             import torch
 
             rows, size = latents.shape[0], at_once(latents)
+            if not takes:
+                kwargs.pop("generator", None)  # never used, and each one would be compiled for again
             own = self._for(rows) if takes and not args else None
             if rows <= size or kwargs.get("return_dict", True):
                 return whole(latents, *args, **kwargs | ({} if own is None else {"generator": own}))

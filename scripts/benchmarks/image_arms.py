@@ -1,4 +1,5 @@
-"""Three ways of drawing the same prompts with the same Stable Diffusion: as the official code does, plainly, and ours.
+"""Ways of drawing the same prompts with the same Stable Diffusion: as the official code does, plainly, and ours with
+diffusers' own call or with our loop in it.
 
 `OfficialStyle` is written from a description of the paper's released script: one prompt a call, a new seed for each,
 half-precision weights under autocast, the checkpoint's own sampler, progress bar, each prompt printed, JPEG as Pillow
@@ -12,7 +13,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from hfsyn.runs.prepare import prepare
 from hfsyn.runs.run import Run
 from hfsyn.runs.stage import write_plan
 
-SHARD_BATCHES = 2
+SHARD_BATCHES = 1
 """Batches a shard; in use a shard has 1000 rows, so that this asks more of the writer."""
 REFERENCE_IMAGES = 16
 _PHRASES = (
@@ -93,10 +94,13 @@ class _Prompts:
         return [f"a photo of {self._classes[n % len(self._classes)].name}, {words(n)}" for n in numbers]
 
 
-def _pipeline(model: Path, setting: Setting, device: str, dtype: torch.dtype = torch.float16) -> Any:
+def _pipeline(model: Path, setting: Setting, device: str, dtype: torch.dtype, like: Any) -> Any:
+    """With the networks of `like`, an arm of the same dtype, unless that is None."""
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=dtype).to(device)
+    names = () if like is None else ("unet", "vae", "text_encoder")
+    given = {name: getattr(like._pipe, name) for name in names}
+    pipe = StableDiffusionPipeline.from_pretrained(model, dtype=dtype, **given).to(device)
     if setting.scheduler == "dpm++":
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, algorithm_type="dpmsolver++")
     return pipe
@@ -137,9 +141,12 @@ class OfficialStyle(_Files):
     name = "official-style"
     unit = 1
 
-    def __init__(self, model: Path, setting: Setting, device: str, folder: Path, *, keep: bool = False) -> None:
+    def __init__(
+        self, model: Path, setting: Setting, device: str, folder: Path, *, keep: bool = False, like: Any = None
+    ) -> None:
         super().__init__(folder / self.name, keep=keep)
-        self._pipe, self._setting, self._device = _pipeline(model, setting, device), setting, device
+        self._pipe = _pipeline(model, setting, device, torch.float16, like)
+        self._setting, self._device = setting, device
         self._pipe.run_safety_checker = lambda image, device, dtype: (image, [False] * len(image))
         # Bar and prompts cost what they cost, but are not shown.
         self._nowhere = Path(os.devnull).open("w")  # noqa: SIM115
@@ -185,10 +192,11 @@ class Plain(_Files):
         batch: int,
         keep: bool = False,
         dtype: torch.dtype = torch.float16,
+        like: Any = None,
     ) -> None:
         super().__init__(folder / self.name, keep=keep)
         self.unit = batch
-        self._pipe, self._setting = _pipeline(model, setting, device, dtype), setting
+        self._pipe, self._setting = _pipeline(model, setting, device, dtype, like), setting
         self._pipe.set_progress_bar_config(disable=True)
 
     def work(self, images: int) -> int:
@@ -239,6 +247,7 @@ class Ours:
         dtype: str,
         options: WorkOptions,
         keep: bool = False,
+        like: Ours | None = None,
     ) -> None:
         self._model, self._setting, self._folder, self._keep = model, setting, folder, keep
         self._device, self._options, self._batch, self._dtype = device, options, batch, dtype
@@ -246,7 +255,12 @@ class Ours:
         self._runs, self._done, self._turn = 0, 0, range(0)
         self._run: Run | None = None
         part = self.recipe(self.unit).generate
-        self.generator = DiffusersGenerator(part, None, device, tuning=tuning_of(options, device))
+        tuning = tuning_of(options, device)
+        if like is None:
+            self.generator = DiffusersGenerator(part, None, device, tuning=tuning)
+        else:
+            self.generator = DiffusersGenerator(part, None, device, tuning=replace(PLAIN, loop=tuning.loop))
+            _adopt(self.generator, like.generator)
 
     def recipe(self, images: int, **generate: Any) -> Recipe:
         """The recipe of a run of at least that many images."""
@@ -321,6 +335,24 @@ class Ours:
         errors = (_drawn(self.generator, count, self._batch) - reference) ** 2
         lowest = max(float(error.mean()) for error in errors)
         return {"psnr_db": _db(float(errors.mean())), "psnr_db_lowest": _db(lowest), "psnr_images": count}
+
+
+class OursByPipeline(Ours):
+    """As `Ours`, with diffusers' own call in it: `hfsyn generate --loop pipeline`."""
+
+    name = "pipeline"
+
+
+def _adopt(generator: DiffusersGenerator, first: DiffusersGenerator) -> None:
+    """Take the networks of another generator, so that they are compiled once for both."""
+    pipe, noise = generator._pipe, generator._noise
+    if noise is not None:
+        noise.detach()
+    for name in ("unet", "vae"):
+        setattr(pipe, name, getattr(first._pipe, name))
+    generator.tuning = replace(first.tuning, loop=generator.tuning.loop)
+    if noise is not None:
+        noise.attach()
 
 
 def _drawn(generator: DiffusersGenerator, count: int, size: int) -> npt.NDArray[np.float64]:

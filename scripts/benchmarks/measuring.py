@@ -7,20 +7,26 @@ same round. C' is C again: how far its ratio is from 1 says how much all ratios 
 from __future__ import annotations
 
 import resource
+import shutil
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from benchmarks.budget import Budget
 
 CONTROL = "again"
 """The arm that is judged, a second time."""
 CONTROL_RANGE = (0.97, 1.03)
 """Where the control's median ratio must lie, or the others are void."""
+KERNELS_TOLD, KERNEL_NAME = 15, 80
+"""How many of the costliest kernels are told, and with how many characters of their names."""
 
 
 class Arm(Protocol):
@@ -127,11 +133,28 @@ class Look:
     """By name and per image."""
     rows: dict[str, float]
     """By name and per image."""
+    kernels: dict[str, float] = field(default_factory=dict)
+    """The costliest kernels of a GPU, and their shares of the time in which kernels ran."""
+
+    def figures(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "busy": round(self.busy, 4),
+            "calls_per_image": {part: round(n, 4) for part, n in self.calls.items()},
+            "rows_per_image": {part: round(n, 4) for part, n in self.rows.items()},
+            **({"kernels": {name: round(share, 4) for name, share in self.kernels.items()}} if self.kernels else {}),
+        }
 
 
 def say(line: str) -> None:
     """A line of progress, at once."""
     print(line, flush=True)
+
+
+def roomy() -> str | None:
+    """Memory where there is enough, so that nothing waits for a disk; else the usual place."""
+    shm = Path("/dev/shm")  # noqa: S108
+    return str(shm) if shm.is_dir() and shutil.disk_usage(shm).free > 20e9 else None
 
 
 def synchronise(device: str) -> None:
@@ -172,17 +195,20 @@ def warm(arm: Arm, seconds: float, device: str) -> int:
 
 def looked_at(arm: Arm, images: int, device: str) -> Look:
     """One turn with counters, under torch's profiler on a GPU; not for comparing times."""
-    calls = Calls()
+    calls, kernels = Calls(), Counter[str]()
     with calls.watching(arm.watched()):
         if device.startswith("cuda"):
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
                 turn = timed(arm, images, device)
-            spans = kernel_spans(raw_events(profile))
+            spans = kernel_spans(raw_events(profile), kernels)
         else:
             turn = timed(arm, images, device)
             spans = calls.spans
     each = {name: count / images for name, count in calls.calls.items()}
-    return Look(turn, covered(spans) / turn.seconds, each, {name: n / images for name, n in calls.rows.items()})
+    rows = {name: n / images for name, n in calls.rows.items()}
+    whole = sum(kernels.values())
+    costly = {name: seconds / whole for name, seconds in kernels.most_common(KERNELS_TOLD)}
+    return Look(turn, covered(spans) / turn.seconds, each, rows, costly)
 
 
 def raw_events(profile: torch.profiler.profile) -> Iterable[Any]:
@@ -191,15 +217,22 @@ def raw_events(profile: torch.profiler.profile) -> Iterable[Any]:
     return results.events() if results is not None else ()
 
 
-def kernel_spans(events: Iterable[Any]) -> list[tuple[float, float]]:
-    """When kernels ran, in seconds, of Kineto's events. Copies, fills and named ranges do not count as work."""
-    return [
-        (event.start_ns() / 1e9, event.end_ns() / 1e9)
-        for event in events
-        if event.device_type() != torch.autograd.DeviceType.CPU
-        and not event.is_user_annotation()
-        and not event.name().startswith(("Memcpy", "Memset"))
-    ]
+def kernel_spans(events: Iterable[Any], by_name: Counter[str] | None = None) -> list[tuple[float, float]]:
+    """When kernels ran, in seconds, of Kineto's events. Copies, fills and named ranges do not count as work.
+
+    `by_name` gets the seconds of each kernel, by the beginning of its name.
+    """
+    spans = []
+    for event in events:
+        if event.device_type() == torch.autograd.DeviceType.CPU or event.is_user_annotation():
+            continue
+        name = event.name()
+        if name.startswith(("Memcpy", "Memset")):
+            continue
+        spans.append((event.start_ns() / 1e9, event.end_ns() / 1e9))
+        if by_name is not None:
+            by_name[name[:KERNEL_NAME]] += spans[-1][1] - spans[-1][0]
+    return spans
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
@@ -228,78 +261,116 @@ def ratio(pairs: Iterable[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Comparison:
-    """Arms beside each other."""
+    """Arms beside each other, as far as they came."""
 
     turns: dict[str, list[Turn]]
     """By arm, and `CONTROL`; one a round."""
-    looks: dict[str, Look]
+    looks: dict[str, Look] = field(default_factory=dict)
 
     @property
     def judged(self) -> str:
         """The arm that is compared to the others: the last one."""
-        return list(self.looks)[-1]
+        return [name for name in self.turns if name != CONTROL][-1]
 
     def ratios(self) -> dict[str, dict[str, float]]:
-        """Of the judged arm over each other arm and over itself, paired by rounds."""
+        """Of the judged arm over each other arm and over itself, paired by rounds; a round that was cut off is left out
+        for the arms that had no turn in it.
+        """
         mine = [turn.rate for turn in self.turns[self.judged]]
         return {
-            f"{self.judged} / {name}": ratio(zip(mine, (turn.rate for turn in turns), strict=True))
+            f"{self.judged} / {name}": ratio(zip(mine, (turn.rate for turn in turns), strict=False))
             for name, turns in self.turns.items()
-            if name != self.judged
+            if name != self.judged and mine and turns
         }
 
     @property
     def void(self) -> bool:
-        """Whether the judged arm was too unlike itself."""
-        found = self.ratios()[f"{self.judged} / {CONTROL}"]["ratio"]
+        """Whether the judged arm was too unlike itself, or was not compared to itself."""
+        found = self.ratios().get(f"{self.judged} / {CONTROL}", {"ratio": 0.0})["ratio"]
         return not CONTROL_RANGE[0] <= found <= CONTROL_RANGE[1]
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """By arm, without the control."""
         return {
             name: {
-                "images_per_second": round(statistics.median(turn.rate for turn in self.turns[name]), 3),
-                "cpu_seconds_per_image": round(
-                    statistics.median(turn.cpu_seconds / turn.images for turn in self.turns[name]), 4
-                ),
-                "images_a_turn": self.turns[name][0].images,
-                "busy": round(look.busy, 4),
-                "calls_per_image": {part: round(n, 4) for part, n in look.calls.items()},
-                "rows_per_image": {part: round(n, 4) for part, n in look.rows.items()},
+                "images_per_second": round(statistics.median(turn.rate for turn in turns), 3),
+                "cpu_seconds_per_image": round(statistics.median(turn.cpu_seconds / turn.images for turn in turns), 4),
+                "images_a_turn": turns[0].images,
+                "rates": [round(turn.rate, 3) for turn in turns],
+                **(self.looks[name].figures() if name in self.looks else {}),
             }
-            for name, look in self.looks.items()
+            for name, turns in self.turns.items()
+            if name != CONTROL and turns
         }
 
 
-def compare(
-    arms: Sequence[Arm], *, rounds: int, seconds: float, window: float, device: str, say: Callable[[str], None]
-) -> Comparison:
-    """Turns of the arms side by side, then one close look at each.
+class Race:
+    """Turns of arms side by side, then a close look at some of them.
 
     Args:
         arms: the last one is judged.
-        rounds: turns of each.
+        rounds: turns of each at most; a budget may end before.
         seconds: that each arm works in all its turns together, about.
         window: that the judged arm is looked at, at least.
         device: a torch device.
         say: gets lines of progress.
+        told: called after every turn.
     """
-    by_name = {arm.name: arm for arm in arms}
-    judged = arms[-1].name
-    count = {name: warm(arm, seconds / rounds, device) for name, arm in by_name.items()}
-    span = {name: n if name != judged else max(n, round(n * window * rounds / seconds)) for name, n in count.items()}
-    for name, arm in by_name.items():
-        span[name] = -(-span[name] // arm.unit) * arm.unit
-        arm.prepare(count[name] * rounds * (2 if name == judged else 1) + span[name])
-    say(f"images a turn: {', '.join(f'{name} {n}' for name, n in count.items())}")
-    turns: dict[str, list[Turn]] = {name: [] for name in (*by_name, CONTROL)}
-    for number, names in enumerate(order(list(by_name), rounds), 1):
-        for name in names:
-            turns[name].append(timed(by_name.get(name, arms[-1]), count.get(name, count[judged]), device))
-        say(f"round {number}: " + ", ".join(f"{name} {turns[name][-1].rate:.2f} images/s" for name in names))
-    return Comparison(turns, {name: looked_at(arm, span[name], device) for name, arm in by_name.items()})
+
+    def __init__(
+        self,
+        arms: Sequence[Arm],
+        *,
+        rounds: int,
+        seconds: float,
+        window: float,
+        device: str,
+        say: Callable[[str], None],
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._arms = {arm.name: arm for arm in arms}
+        self._rounds, self._seconds, self._window = rounds, seconds, window
+        self._device, self._say, self._told = device, say, told
+        self._judged = arms[-1].name
+        self._count: dict[str, int] = {}
+        self.found = Comparison({name: [] for name in (*self._arms, CONTROL)})
+
+    def warm(self) -> None:
+        """Each arm's first work, and how many images it makes in a turn."""
+        for name, arm in self._arms.items():
+            began = time.perf_counter()
+            self._count[name] = warm(arm, self._seconds / self._rounds, self._device)
+            self._say(f"{name}: ready after {time.perf_counter() - began:.0f} s, {self._count[name]} images a turn")
+        for name, arm in self._arms.items():
+            turns = self._rounds * (2 if name == self._judged else 1)
+            arm.prepare(self._count[name] * turns + self._looked_at(name))
+
+    def run(self, budget: Budget, least: int = 1) -> None:
+        """Rounds while the budget has time for another one, but at least so many."""
+        for number, names in enumerate(order(list(self._arms), self._rounds), 1):
+            began = time.perf_counter()
+            for name in names:
+                arm = self._arms.get(name, self._arms[self._judged])
+                self.found.turns[name].append(timed(arm, self._count[arm.name], self._device))
+                self._told()
+            rates = (f"{name} {self.found.turns[name][-1].rate:.2f} images/s" for name in names)
+            self._say(f"round {number}: {', '.join(rates)}")
+            if number >= least and budget.left() < time.perf_counter() - began:
+                break
+
+    def look(self, name: str) -> None:
+        """A close look at an arm."""
+        self.found.looks[name] = looked_at(self._arms[name], self._looked_at(name), self._device)
+        self._told()
+
+    def _looked_at(self, name: str) -> int:
+        """How many images."""
+        unit, count = self._arms[name].unit, self._count[name]
+        if name == self._judged:
+            count = max(count, round(count * self._window * self._rounds / self._seconds))
+        return -(-count // unit) * unit
 
 
 def matmul_ceiling(device: str) -> tuple[float, str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +23,8 @@ from PIL import Image
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import bench_gpu
-from benchmarks import image_arms, measuring
+from benchmarks import image_arms, measuring, needs
+from benchmarks.budget import Budget
 from full_size_models import _UNET_15, _VAE
 
 SCRIPT = ROOT / "scripts" / "bench_gpu.py"
@@ -78,7 +82,7 @@ def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
 
     # The work: five calls an image and two rows each, in every arm; ours encodes the empty prompt once for all.
     arms = images["arms"]
-    assert list(arms) == ["official-style", "plain", "ours"]
+    assert list(arms) == ["official-style", "plain", "pipeline", "ours"]
     assert images["unet_rows_per_image"] == 10
     for arm in arms.values():
         assert arm["rows_per_image"]["unet"] == 10
@@ -86,14 +90,15 @@ def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
         assert arm["images_per_second"] > 0
         assert arm["share_of_ceiling"] > 0
         assert 0 < arm["busy"] <= 1
-    assert [arms[name]["calls_per_image"]["unet"] for name in arms] == [5, 2.5, 2.5]
-    assert [arms[name]["rows_per_image"]["text_encoder"] for name in arms] == [2, 2, 1]
+    assert [arms[name]["calls_per_image"]["unet"] for name in arms] == [5, 2.5, 2.5, 2.5]
+    assert [arms[name]["rows_per_image"]["text_encoder"] for name in arms] == [2, 2, 2, 1]
     for arm in captions["arms"].values():
         assert arm["calls_per_image"] == {"vision": 1 / 4, "text": 15 / 4}
         assert arm["rows_per_image"] == {"vision": 1, "text": 15}
 
     # The figures: each ratio has a pair a round, and each aim its word.
-    assert set(images["ratios"]) == {"ours / official-style", "ours / plain", "ours / again"}
+    assert set(images["ratios"]) == {"ours / official-style", "ours / plain", "ours / pipeline", "ours / again"}
+    assert figures["left_out"] == []
     assert set(captions["ratios"]) == {"ours / official-style", "ours / again"}
     for found in (*images["ratios"].values(), *captions["ratios"].values()):
         assert found["low"] <= found["ratio"] <= found["high"]
@@ -101,11 +106,12 @@ def test_all_arms_run_and_write_their_files(tmp_path: Path) -> None:
     assert [aim["what"] for aim in images["aims"]] == [
         "ours / official-style",
         "ours / plain",
+        "ours / pipeline",
         "share of the ceiling",
         "device busy",
         "PSNR, dB",
     ]
-    assert [aim["aim"] for aim in images["aims"]] == [4.0, 1.4, 0.45, 0.97, 40.0]
+    assert [aim["aim"] for aim in images["aims"]] == [4.0, 1.4, 1.05, 0.45, 0.97, 40.0]
     assert images["psnr_db"] >= images["psnr_db_lowest"] > 35
     assert [aim["aim"] for aim in captions["aims"]] == [3.0]
     for aim in (*images["aims"], *captions["aims"]):
@@ -175,41 +181,149 @@ def test_the_cost_of_an_image_is_counted_on_the_true_configuration(tmp_path: Pat
         assert flop / 1e9 == pytest.approx(rows * 803.273 + 2514.519 + 13.2985, rel=1e-5)
 
 
+class Part:
+    """In place of what measures: turns that are done, and too little memory where it is asked for that."""
+
+    def __init__(self, full: str = "") -> None:
+        turns = [measuring.Turn(8, 1.0, 1.0)]
+        self.found = measuring.Comparison(
+            {"ours": turns, "again": turns}, {"ours": measuring.Look(turns[0], 0.99, {}, {})}
+        )
+        self.race, self.ours, self.arms, self._full = self, self, {"ours": self}, full
+        self.exactness: dict[str, float] = {}
+
+    def warm(self) -> None:
+        if self._full == "warm":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee more.")
+
+    def run(self, budget: Budget, least: int) -> None:
+        pass
+
+    def look(self, name: str) -> None:
+        pass
+
+    def psnr(self) -> dict[str, float]:
+        if self._full == "psnr":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return {"psnr_db": 50.0, "psnr_db_lowest": 49.0}
+
+    def exact_seconds(self) -> float:
+        return 1.0
+
+    def figures(self) -> dict[str, Any]:
+        said = {"arms": self.found.figures(), "ratios": self.found.ratios(), "void": False, "aims": []}
+        return {"steps": 1, **said, **self.exactness}
+
+
+def in_place(monkeypatch: pytest.MonkeyPatch, parts: dict[int, Part]) -> None:
+    monkeypatch.setattr(bench_gpu, "Images", lambda model, folder, steps, *more: parts[steps])
+    monkeypatch.setattr(bench_gpu, "Captions", lambda *given: Part())
+    monkeypatch.setattr(bench_gpu, "matmul_ceiling", lambda device: (1e12, "nothing"))
+    monkeypatch.setattr(bench_gpu, "save_stable_diffusion", lambda *given, **more: None)
+    monkeypatch.setattr(bench_gpu, "save_blip", lambda *given, **more: None)
+
+
+def options_of(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
+    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--device", "cpu", "--arms", "ours", *words])
+    return bench_gpu.parse_options()
+
+
 def test_a_part_without_memory_is_left_out_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The images of 50 steps, and of 4 steps the comparison with float32; all else is told."""
-
-    class Ours:
-        def __init__(self, *given: Any, **more: Any) -> None:
-            if given[1].steps == 50:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nSee more.")
-
-        def psnr(self) -> dict[str, float]:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    turns = [measuring.Turn(8, 1.0, 1.0)]
-    look = measuring.Look(turns[0], 0.99, {}, {})
-    monkeypatch.setattr(image_arms, "Ours", Ours)
-    monkeypatch.setattr(image_arms, "flops_per_image", lambda *given: (1e9, 4.0))
-    same = measuring.Comparison({"ours": turns, "again": turns}, {"ours": look})
-    monkeypatch.setattr(bench_gpu, "compared", lambda *given: same)
-    monkeypatch.setattr(bench_gpu, "matmul_ceiling", lambda device: (1e12, "nothing"))
-    monkeypatch.setattr(bench_gpu, "save_stable_diffusion", lambda *given, **more: None)
-    monkeypatch.setattr(bench_gpu, "save_blip", lambda *given, **more: None)
-    said = {"arms": same.figures(), "ratios": same.ratios(), "void": False, "aims": []}
-    monkeypatch.setattr(bench_gpu, "captions", lambda *given: said)
-    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--device", "cpu", "--arms", "ours", "--steps", "50,4"])
-    figures = bench_gpu.measured(tmp_path, bench_gpu.parse_options())
+    in_place(monkeypatch, {50: Part("warm"), 4: Part("psnr")})
+    out = tmp_path / "figures.json"
+    options = options_of(monkeypatch, "--steps", "50,4", "--out", str(out))
+    figures = bench_gpu.Bench(tmp_path, options, Budget(None)).run()
     assert figures["left_out"] == ["images at 50 steps", "PSNR at 4 steps"]
-    assert [part["steps"] for part in figures["images"]] == [4]
-    assert [aim["what"] for aim in figures["images"][0]["aims"]] == ["device busy"]
-    assert figures["captions"] == said
+    assert figures["captions"]["arms"]["ours"]["images_per_second"] == 8
     assert not figures["holds"], "what was left out was not found to hold"
+    assert json.loads(out.read_text()) == figures
     text = bench_gpu.table(figures)
-    assert "LEFT OUT, as memory ran out: images at 50 steps, PSNR at 4 steps" in text
+    assert "LEFT OUT: images at 50 steps, PSNR at 4 steps" in text
     assert "| captions | ours | 8.00 |" in text
     assert "images at 50 steps: left out, as memory ran out (CUDA out of memory" in capsys.readouterr().err
+
+
+def test_the_most_telling_figures_come_first_and_what_the_time_is_too_short_for_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("benchmarks.budget.time.monotonic", lambda: clock[0])
+    parts = {steps: Part() for steps in (50, 20, 4)}
+    done: list[str] = []
+
+    def spend(what: str, seconds: float) -> Any:
+        def work(*given: Any) -> dict[str, float]:
+            done.append(what)
+            clock[0] += seconds
+            return {"psnr_db": 50.0}
+
+        return work
+
+    for steps, part in parts.items():
+        monkeypatch.setattr(part, "run", spend(f"race {steps}", 50))
+        monkeypatch.setattr(part, "psnr", spend(f"psnr {steps}", 10))
+        monkeypatch.setattr(part, "exact_seconds", lambda: 10.0)
+    in_place(monkeypatch, parts)
+    figures = bench_gpu.Bench(tmp_path, options_of(monkeypatch, "--minutes", "2"), Budget(2, began=1000.0)).run()
+    assert done == ["race 50", "race 20", "psnr 20", "psnr 50"]
+    assert figures["left_out"] == ["images at 4 steps", "device busy at 4 steps", "PSNR at 4 steps", LAST]
+
+
+LAST = "device busy at captions"
+
+
+def test_rounds_end_where_the_budget_has_no_time_for_another_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.budget.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.measuring.time.perf_counter", lambda: clock[0])
+
+    class Slow(Arm):
+        def work(self, images: int) -> int:
+            clock[0] += images
+            return super().work(images)
+
+    arm = Slow("mine", 1)
+    told: list[int] = []
+    found = measuring.Race(
+        [arm], rounds=5, seconds=1e-9, window=1, device="cpu", say=lambda line: None, told=lambda: told.append(1)
+    )
+    found.warm()
+    found.run(Budget(5 / 60, began=clock[0]), least=1)  # a round takes two seconds
+    assert [len(turns) for turns in found.found.turns.values()] == [2, 2]
+    assert len(told) == 4
+
+
+@pytest.mark.parametrize("after", ["the first turn", "the second", "a look"])
+def test_what_a_killed_run_leaves_behind_is_whole(tmp_path: Path, after: str) -> None:
+    """Killed by SIGKILL as soon as the figures say so much; they are one whole JSON object."""
+    wanted = {"the first turn": '"images_per_second"', "the second": '"plain"', "a look": '"busy"'}[after]
+    out = tmp_path / "figures.json"
+    small = ("--tiny", "--steps", "2", "--batch", "1", "--rounds", "1", "--seconds", "0.01", "--window", "0.01")
+    words = [sys.executable, str(SCRIPT), *small, "--parts", "images", "--arms", "plain,ours", "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as script:
+        until = time.monotonic() + 200
+        while not (out.exists() and wanted in out.read_text()):
+            assert script.poll() is None, script.stdout.read() if script.stdout else ""
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        script.kill()
+    figures = json.loads(out.read_text())
+    assert figures["left_out"]
+    assert figures["images"][0]["arms"]
+
+
+def test_a_budget_ends_the_script_whatever_it_is_at(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = bench(tmp_path, "--tiny", "--minutes", "0.5", "--seconds", "600", "--out", "figures.json")
+    assert time.monotonic() - began < 32, done.stderr
+    assert done.returncode == 4
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert "captions" in figures["left_out"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "figures.json"] or not list(tmp_path.iterdir())
 
 
 class Arm:
@@ -238,8 +352,12 @@ class Arm:
 
 def test_turns_go_forth_and_back_and_the_last_arm_has_a_control() -> None:
     arms = [Arm("theirs", 1), Arm("mine", 6)]
-    said: list[str] = []
-    found = measuring.compare(arms, rounds=3, seconds=1e-9, window=1e-9, device="cpu", say=said.append)
+    race = measuring.Race(arms, rounds=3, seconds=1e-9, window=1e-9, device="cpu", say=lambda line: None)
+    race.warm()
+    race.run(Budget(None))
+    for arm in arms:
+        race.look(arm.name)
+    found = race.found
     assert measuring.order(["theirs", "mine"], 3) == [
         ["theirs", "mine", "again"],
         ["again", "mine", "theirs"],
@@ -256,6 +374,15 @@ def test_turns_go_forth_and_back_and_the_last_arm_has_a_control() -> None:
     assert found.looks["mine"].rows == {"seen": 1.0}
     assert found.judged == "mine"
     assert set(found.ratios()) == {"mine / theirs", "mine / again"}
+
+
+def test_a_round_that_was_cut_off_gives_ratios_of_the_turns_that_are_there() -> None:
+    turn = measuring.Turn(100, 10.0, 1.0)
+    found = measuring.Comparison({"plain": [turn, turn], "ours": [turn], "again": []})
+    assert set(found.ratios()) == {"ours / plain"}
+    assert found.ratios()["ours / plain"]["pairs"] == 1
+    assert found.void, "nothing says how much the ratio is worth"
+    assert list(found.figures()) == ["plain", "ours"]
 
 
 def test_a_turn_that_writes_too_little_is_no_turn() -> None:
@@ -322,8 +449,10 @@ def test_only_kernels_count_as_work_and_overlaps_count_once() -> None:
         event("launch", 0, 9, cuda=False),
         event("ProfilerStep", 0, 9, named=True),
     ]
-    spans = measuring.kernel_spans(events)
+    costs: Counter[str] = Counter()
+    spans = measuring.kernel_spans(events, costs)
     assert measuring.covered(spans) == pytest.approx(4)
+    assert costs.most_common(1) == [("gemm", pytest.approx(3.0))]
     assert measuring.covered([]) == 0
 
 
@@ -340,3 +469,13 @@ def test_the_profilers_own_events_are_read_as_they_are(monkeypatch: pytest.Monke
     spans = measuring.kernel_spans(events)
     assert len(spans) == len(events)
     assert 0 < measuring.covered(spans) < 10
+
+
+def test_what_an_image_lacks_is_what_its_own_packages_do_not_bring() -> None:
+    found = needs.missing()
+    assert {"datasets", "diffusers", "pydantic", "pydantic-core", "ruamel-yaml", "dill", "multiprocess"} <= set(found)
+    assert not {"torch", "transformers", "numpy", "hfsyn", "pytest"} & set(found)
+    text = needs.told()
+    megabytes = int(re.search(r"packages, about (\d+) MB", text)[1])
+    assert 5 <= megabytes < 20
+    assert f"datasets=={found['datasets'].version}" in text.splitlines()[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_every_model_makes_its_32_on_the_tiny_configurations(
     out = capsys.readouterr().out
     assert ended.value.code == 0, out
     *lines, last = out.splitlines()
-    assert [line.split()[0] for line in lines] == ["stable-diffusion", "sdxl", "blip", "blip2"]
+    assert [line.split()[0] for line in lines] == ["stable-diffusion", "blip", "sdxl", "blip2"]
     assert all(line.endswith(": holds") for line in lines)
     found = json.loads(last)
     assert [model["made"] for model in found["models"]] == [32] * 4
@@ -59,6 +60,21 @@ def test_what_does_not_hold_is_told() -> None:
     assert not check_full_size.Found(case.name, 1, 32, (), 17.0, 16, 1.0).holds
     assert not check_full_size.Found(case.name, 1, 31, (), 1.0, 16, 1.0).holds
     assert check_full_size.Found(case.name, 1, 32, (), 1.0, 16, 1.0).holds
+
+
+def test_what_there_was_no_time_for_is_named_and_the_file_is_whole_after_every_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "full.json"
+    report = check_full_size.Report(list(check_full_size.CASES[:2]), "cpu", False, out)
+    report.add(check_full_size.Found("stable-diffusion", 1, 32, (), 1.0, 16, 1.0))
+    assert json.loads(out.read_text())["left_out"] == ["blip"]
+    report.finish()
+    assert report.code == 4
+    assert "LEFT OUT, as the minutes were over: blip" in capsys.readouterr().out
+    report.add(check_full_size.Found("blip", 1, 32, (), 7.0, 6, 1.0))
+    assert report.code == 1, "a model that takes too much is told even where another one is left out"
+    assert json.loads(out.read_text())["left_out"] == []
 
 
 @pytest.mark.parametrize("where", ["images", "captions"])
