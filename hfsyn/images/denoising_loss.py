@@ -19,10 +19,14 @@ Predict = Callable[[Any, float, Sequence[str]], Any]
 """``predict(noisy latents, share of noise, prompts)``: what the network predicts, of the latents' shape."""
 
 
+class OtherFamilyError(HfsynError):
+    """The denoising loss of the generator cannot be measured: it is of another family."""
+
+
 class DenoisingLoss:
     """Of a recipe's generator: Stable Diffusion 1, 2 and XL (noise or velocity), Stable Diffusion 3 and FLUX (flow).
 
-    Raises HfsynError if the model cannot be loaded, or is of another family.
+    Raises HfsynError if the model cannot be loaded, and OtherFamilyError if it is of another family.
     """
 
     def __init__(self, recipe: GeneratePart, device: str, *, allow_pickle: bool = False) -> None:
@@ -31,7 +35,7 @@ class DenoisingLoss:
         kind = type(pipe).__name__
         if not makes_embeddings(pipe) and kind not in families:
             said = f"The denoising loss of {brief(recipe.model)}, a {kind}, cannot be measured."
-            raise HfsynError(said, "It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX.")
+            raise OtherFamilyError(said, "It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX.")
         self._size = size_of(pipe, recipe, whole=True)
         self._pipe, self._recipe, self.device = pipe.to(device), recipe, device
         self._schedule = _training_schedule(pipe) if makes_embeddings(pipe) else None
