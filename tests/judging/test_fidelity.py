@@ -28,6 +28,7 @@ from hfsyn.judging.measures.fidelity import (
     neighbourhoods,
     pixel_hash,
 )
+from hfsyn.judging.sets import copies
 from hfsyn.judging.sets.copies import copies_between, copies_within, thumbnail
 
 
@@ -100,6 +101,7 @@ def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_does_not_grow_with_the_product_of_the_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "_BLOCK", 100)
     monkeypatch.setattr(fidelity, "_COLUMNS", 100)
+    monkeypatch.setattr(copies, "_ROWS", 100)
     a, b = features(cloud(200, 1)), features(cloud(5000, 2), "b")
     tracemalloc.start()
     neighbourhoods(a.values, b.values[:2000])
@@ -117,9 +119,8 @@ def test_copies_are_found_within_a_set_and_between_sets() -> None:
     assert (found["exact"], found["near"]) == (1, 2)
     assert found["pairs"] == [["a2", "a3", 1.0]]
     brighter = np.clip(shown[3:4] * 1.2, 0, 255).astype(np.uint8)
-    other = features(
-        values[[4, 5, 0]], "b", hashes=["t", "u", "p"], thumbnails=np.concatenate([shown[4:5], brighter, shown[:1]])
-    )
+    theirs = np.concatenate([shown[4:5], brighter, shown[:1]])
+    other = features(values[[4, 5, 0]], "b", hashes=["t", "u", "p"], thumbnails=theirs)
     found = duplicates_between(within, other)
     assert (found["exact"], found["near"]) == (1, 2), "the first in pixels, and the last, which is brighter there"
     assert [pair[:2] for pair in found["pairs"]] == [["a0", "b2"], ["a4", "b1"]]
