@@ -157,12 +157,12 @@ def _fine(pictures: Any) -> Any:
 
 def _blurred(pictures: Any) -> Any:
     """The mean of 5 x 5 pixels, by sums of shifted copies: faster here than torch's pooling."""
+    import torch
     import torch.nn.functional as F  # noqa: N812
 
-    wide = F.pad(pictures, (2, 2, 2, 2), mode="reflect")
-    side = pictures.shape[-1]
-    rows = sum(wide[:, :, shift : shift + side] for shift in range(5))
-    return sum(rows[..., shift : shift + side] for shift in range(5)) / 25
+    wide, side = F.pad(pictures, (2, 2, 2, 2), mode="reflect"), pictures.shape[-1]
+    rows = torch.stack([wide[:, :, shift : shift + side] for shift in range(5)]).sum(0)
+    return torch.stack([rows[..., shift : shift + side] for shift in range(5)]).sum(0) / 25
 
 
 def _turned(pictures: Any, angle: float) -> Any:
