@@ -361,6 +361,7 @@ class _Relabel:
         return self._known[key]
 
 
+@loading.generators_kept()
 def _decode(
     rows: Sequence[Mapping[str, Any]], *, transform: Transform, seed: int, number: int
 ) -> tuple[Any, Any, Unreadable] | HfsynError:
@@ -386,8 +387,8 @@ def _decode(
             # A stream has no ids: the bytes' hash stands for the image.
             unread.append((f"image ({hashlib.sha256(data).hexdigest()[:12]})", problem.reason))
             continue
-        with loading.seeded(loading.derive(seed, "stream", number, zlib.crc32(data))):
-            items.append((transform(picture), int(row["label"]), ()))
+        loading.seed_all(loading.derive(seed, "stream", number, zlib.crc32(data)))
+        items.append((transform(picture), int(row["label"]), ()))
     if not items:
         return None, None, tuple(unread)
     pixels, targets, _ = loading.unwrapped(loading.collate(items))
