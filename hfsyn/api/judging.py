@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from builders.files import atomic_text
 from hfsyn.api.words import takes
+from hfsyn.judging.preprocessing import Overrides
 
 if TYPE_CHECKING:
     from hfsyn.judging.measures.evaluate import Evaluation
@@ -204,12 +205,15 @@ def _train_in_several(config: TrainConfig, out: Path, options: RunOptions, proce
     return found
 
 
+@takes(Overrides)
 def evaluate(
     model: str | Path,
     dataset: str,
     *,
     split: str | None = None,
     limit: int | None = None,
+    checkpoint: str | Path | None = None,
+    classes: str | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     num_processes: int | None = None,
@@ -217,14 +221,19 @@ def evaluate(
     batch_size: int = 64,
     mixed_precision: Precision = "no",
     quiet: bool = False,
+    **words: Any,
 ) -> Evaluation:
     """Test a classifier on a dataset: top-1, top-5 and calibration, each with its 95 % interval.
 
     Args:
-        model: the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
-        dataset: see `hfsyn.judging.sets.references`.
+        model: the folder of a training, a timm folder, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
+        dataset: see `hfsyn.judging.sets.references`. Of a set with more classes than the classifier has, those that
+            both have are tested.
         split: None is ``validation``, else ``test``, else the only one.
         limit: at most this many images per class.
+        checkpoint: a file of weights (safetensors, or of torch.save) for the network `model`, in place of timm's.
+        classes: what its outputs mean: a variant, ``timm:SET``, or a file with a wnid a line. None is what the weights
+            say, or ImageNet-1k's classes for 1,000 outputs.
         out: write the result as JSON to this file.
         device: cpu or cuda; None is each process's own GPU, or the CPU.
         num_processes: processes on this machine; None is this one.
@@ -244,19 +253,16 @@ def evaluate(
     from hfsyn.workers import check_device, is_launched
 
     check_device(device)
-    how: dict[str, Any] = {
-        "split": split,
-        "device": device,
-        "num_workers": num_workers,
-        "batch_size": batch_size,
-        "quiet": quiet,
-    }
-    how["mixed_precision"] = mixed_precision
+    how: dict[str, Any] = {"split": split, "device": device, "num_workers": num_workers, "batch_size": batch_size}
+    how |= {"mixed_precision": mixed_precision, "quiet": quiet}
+    whose: dict[str, Any] = {"checkpoint": checkpoint, "classes": classes}
+    overrides = Overrides(**words)
     if num_processes is None or num_processes == 1 or is_launched():
-        return measures.evaluate(model, dataset, limit_per_class=limit, out=out, **how)
+        return measures.evaluate(model, dataset, limit_per_class=limit, out=out, overrides=overrides, **whose, **how)
     # What is wrong is reported once, and not by every process.
-    measures.check_test(model, dataset, split=split, limit_per_class=limit, out=out)
-    return _test_in_several(num_processes, device, out, [str(model), dataset, *_flags({"limit": limit, **how})])
+    measures.check_test(model, dataset, split=split, limit_per_class=limit, out=out, overrides=overrides, **whose)
+    flags = _flags({"limit": limit, **whose, **how, **words})
+    return _test_in_several(num_processes, device, out, [str(model), dataset, *flags])
 
 
 def _test_in_several(processes: int, device: str | None, out: str | Path | None, words: Sequence[str]) -> Evaluation:
@@ -277,11 +283,15 @@ def _test_in_several(processes: int, device: str | None, out: str | Path | None,
 
 def _flags(words: Mapping[str, Any]) -> list[str]:
     """Options as words of a command line, without those that are None or False."""
-    given = {name: value for name, value in words.items() if value is not None and value is not False}
-    flags = {f"--{name.replace('_', '-')}": [] if value is True else [str(value)] for name, value in given.items()}
+    flags: dict[str, list[str]] = {}
+    for name, value in words.items():
+        if value is not None and value is not False:
+            text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+            flags[f"--{name.replace('_', '-')}"] = [] if value is True else [text]
     return [word for flag, values in flags.items() for word in (flag, *values)]
 
 
+@takes(Overrides)
 def fidelity(
     synthetic: str,
     real: str,
@@ -291,6 +301,7 @@ def fidelity(
     limit: int | None = None,
     device: str | None = None,
     out: str | Path | None = None,
+    **words: Any,
 ) -> Fidelity:
     """How near synthetic images come to real ones: Fréchet distance, precision, recall, density, coverage, copies.
 
@@ -316,11 +327,13 @@ def fidelity(
         "features": features,
         "evaluation": eval_dataset,
         "limit_per_class": limit,
+        "overrides": Overrides(**words),
         "device": pick_device(device),
     }
     return _kept(measure_fidelity(synthetic, real, **how), out)
 
 
+@takes(Overrides)
 def membership(
     model: str | Path,
     members: str,
@@ -329,8 +342,11 @@ def membership(
     members_split: str | None = None,
     others_split: str | None = None,
     limit: int | None = None,
+    checkpoint: str | Path | None = None,
+    classes: str | None = None,
     device: str | None = None,
     out: str | Path | None = None,
+    **words: Any,
 ) -> Membership:
     """Whether a classifier tells members (which stand behind its training) from others (which it never saw).
 
@@ -341,6 +357,8 @@ def membership(
         members_split: None is ``train``, or the only one.
         others_split: None is ``validation``, else ``test``, else the only one.
         limit: at most this many images per class of each set.
+        checkpoint: a file of weights for the network `model`; see `hfsyn.evaluate`.
+        classes: what its outputs mean; see `hfsyn.evaluate`.
         device: cpu or cuda; None is the GPU, or else the CPU.
         out: write the result as JSON to this file.
 
@@ -352,8 +370,9 @@ def membership(
     """
     from hfsyn.judging.measures.membership import measure_membership
 
-    splits: dict[str, Any] = {"members_split": members_split, "others_split": others_split}
-    found = measure_membership(model, members, others, limit_per_class=limit, device=device, **splits)
+    how: dict[str, Any] = {"members_split": members_split, "others_split": others_split}
+    how |= {"checkpoint": checkpoint, "classes": classes, "overrides": Overrides(**words)}
+    found = measure_membership(model, members, others, limit_per_class=limit, device=device, **how)
     return _kept(found, out)
 
 

@@ -8,7 +8,16 @@ from typing import Any
 import click
 
 from builders.errors import plural
-from hfsyn.commands.options import answer_options, echo, echo_path, echo_table, number, processes_option
+from hfsyn.commands.options import (
+    answer_options,
+    echo,
+    echo_path,
+    echo_table,
+    number,
+    preparation_options,
+    processes_option,
+    weights_options,
+)
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
 _limit = number("--limit", help="At most N images per class of each set.")
@@ -129,6 +138,7 @@ def _measured(found: Any, as_json: bool, quiet: bool) -> None:
     help="A training's folder, or a network of timm.",
 )
 @_limit
+@preparation_options
 @_device
 @_out
 @answer_options
@@ -150,6 +160,8 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
 @click.option("--members-split", metavar="SPLIT", help="Of MEMBERS.  [default: train, or the only one]")
 @click.option("--others-split", metavar="SPLIT", help="Of OTHERS.  [default: validation, test, or the only one]")
 @_limit
+@weights_options
+@preparation_options
 @_device
 @_out
 @answer_options

@@ -167,6 +167,35 @@ captions_option = click.option(
     metavar="RUN|REPO_ID[@REVISION]",
     help="Take these captions instead of making them: of the same images, by the same captioner.",
 )
+
+
+def _channels(context: click.Context, option: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Three numbers with commas between."""
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not three numbers with commas between, such as .5,.5,.5.") from None
+
+
+weights_options = together(
+    click.option("--checkpoint", metavar="FILE", help="Weights for the network MODEL: .safetensors, .pth, .pt."),
+    click.option("--classes", metavar="VARIANT|FILE", help="What its outputs mean, in their order: a wnid a line."),
+)
+"""Of a command that opens a classifier."""
+
+preparation_options = together(
+    number("--image-size", least=8, most=4096, metavar="PIXELS", help="Input of the network.  [default: its own]"),
+    click.option("--crop-pct", type=Finite(0, 1, min_open=True), metavar="SHARE", help="Of the resized image."),
+    click.option("--crop-mode", type=click.Choice(["center", "squash", "border"]), help="[default: the weights' own]"),
+    click.option(
+        "--mean", metavar="R,G,B", callback=_channels, help="[default: the weights' own; of values of 0 to 1]"
+    ),
+    click.option("--std", metavar="R,G,B", callback=_channels, help="[default: the weights' own]"),
+)
+"""How images are prepared for a network."""
+
 pickle_option = click.option(
     "--allow-pickle-weights",
     is_flag=True,

@@ -7,7 +7,17 @@ from typing import Any
 
 import click
 
-from hfsyn.commands.options import Finite, answer_options, echo, number, processes_option, strict, together
+from hfsyn.commands.options import (
+    Finite,
+    answer_options,
+    echo,
+    number,
+    preparation_options,
+    processes_option,
+    strict,
+    together,
+    weights_options,
+)
 
 _device = click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: the GPU, or else the CPU]")
 _workers = number("--num-workers", least=0, most=1024, help="Decoders per process.  [default: cores / GPUs, or 0]")
@@ -122,6 +132,8 @@ def report(result: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -> N
 @click.argument("dataset")
 @click.option("--split", metavar="SPLIT", help="[default: validation, test, or the only one]")
 @number("--limit", help="At most N images per class.")
+@weights_options
+@preparation_options
 @click.option("--out", metavar="FILE", help="Write the result as JSON.")
 @_device
 @processes_option("Processes on this machine.")
@@ -132,11 +144,14 @@ def report(result: dict[str, Any], out: str, *, as_json: bool, quiet: bool) -> N
 def evaluate_command(as_json: bool, **words: Any) -> None:
     """Test MODEL on DATASET. Prints top-1, top-5 and calibration, each with its 95 % interval.
 
-    MODEL is the folder of a training, a name of timm's pretrained networks, or hf_hub:USER/NAME.
+    MODEL is the folder of a training, a name of timm's pretrained networks, or hf_hub:USER/NAME; with --checkpoint a
+    network of timm. Images are prepared as timm's validate.py does it for the weights. Of a set with more classes than
+    MODEL has, those that both have are tested.
 
     \b
     hfsyn evaluate out/cip imagenette
     hfsyn evaluate resnet50.a1_in1k runs/cip --split train --out fidelity.json
+    hfsyn evaluate resnet50 imagenette --checkpoint mine.pth --classes imagenette --image-size 128
     """
     from hfsyn import evaluate
     from hfsyn.judging.measures.evaluate import summary

@@ -8,8 +8,10 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,17 @@ from builders.hub import Patience, page_of, patiently
 from builders.sources.rows import label_map
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.judging.preprocessing import Overrides, Preprocessing, of_training, of_weights
+from hfsyn.judging.weights import classes_for, load_into, outputs_of, read_classes, read_weights
 from hfsyn.recipes.training_recipe import TrainConfig
 from hfsyn.workers import alone, cores, current_worker, pick_device
 
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 _ON_HUB = ("hf_hub:", "hf-hub:")
+_FOLDER = "local-dir:"
+_ELSEWHERE = (*_ON_HUB, _FOLDER)
 TRACKERS = ("tensorboard", "trackio", "wandb")
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How an image is prepared for the network."""
-
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bilinear"
-    crop: float = 0.875  # side of the central crop, as a share of the resized image
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,10 @@ class Classifier:
     source: str = ""  # where the weights are from
     sha256: str = ""  # of the weights' file, or of the tensors if there is none
     seed: int | None = None
+    started_from: Mapping[str, str] = field(default_factory=dict)
+    """Name and hash of the pretrained weights that its training began with."""
+    timm: Preprocessing | None = None
+    """What timm's ``validate.py`` would use for these weights; None where timm knows none."""
 
     @property
     def classes(self) -> dict[str, str]:
@@ -66,6 +65,7 @@ class Classifier:
             "sha256": self.sha256,
             "classes": len(self.wnids),
             "options": dict(self.options),
+            **({"started_from": dict(self.started_from)} if self.started_from else {}),
         }
 
 
@@ -81,22 +81,52 @@ def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str
     wanted = {**part.options, "drop_rate": part.dropout or None, "drop_path_rate": part.drop_path or None}
     options = {key: value for key, value in wanted.items() if value is not None}
     network = _create(part.name, len(wnids), options, part.image_size, pretrained=part.pretrained)
-    preprocessing = _preprocessing(network, part.image_size, config.test.crop, config.augment.interpolation)
+    preprocessing = of_training(network, part.image_size, config.test.crop, config.augment.interpolation)
+    name, started = part.name, {}
+    if part.pretrained:
+        started = {"name": part.name, "sha256": _hash_of_start(part.name, network)}
+    if part.name.startswith(_ELSEWHERE):
+        # The trained classifier stands alone: where it began may be gone by the time when it is opened.
+        name = str(network.pretrained_cfg["architecture"])
+        options = {**_options_of(network), **options}
     classes = tuple(names[wnid] for wnid in wnids)
-    return Classifier(part.name, network, tuple(wnids), classes, preprocessing, options, part.name, seed=config.seed)
+    return Classifier(
+        name, network, tuple(wnids), classes, preprocessing, options, part.name, seed=config.seed, started_from=started
+    )
+
+
+def _hash_of_start(name: str, network: Any) -> str:
+    """SHA-256 of the weights' file in a folder; or of the tensors, without the new last layer's."""
+    file = Path(name.removeprefix(_FOLDER)).expanduser() / WEIGHTS
+    if name.startswith(_FOLDER) and file.is_file():
+        return sha256_of(file)
+    heads = network.pretrained_cfg.get("classifier") or ()
+    return state_sha256(network, without=(heads,) if isinstance(heads, str) else tuple(heads))
+
+
+def _options_of(network: Any) -> dict[str, Any]:
+    """What a folder's or repository's configuration says beside the architecture."""
+    given = getattr(network, "_model_args", {})
+    kept = {key: value for key, value in given.items() if key not in ("num_classes", "img_size", "drop_rate")}
+    return {key: value for key, value in kept.items() if isinstance(value, str | int | float | bool | list | tuple)}
+
+
+def _fixed_size(name: str, image_size: int | None) -> dict[str, int]:
+    """What a network is created with for inputs of another size, if it is made for one size, as transformers are."""
+    import timm
+
+    known = None if image_size is None else timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return {"img_size": image_size} if image_size is not None and known is not None and known.fixed_input_size else {}
 
 
 def _create(
-    name: str, classes: int, options: Mapping[str, Any], image_size: int | None, *, pretrained: bool = False
+    name: str, classes: int | None, options: Mapping[str, Any], image_size: int | None, *, pretrained: bool = False
 ) -> Any:
+    """A network of timm; `classes` None is as many as its pretrained weights have."""
     import timm
 
     check_model_name(name)
-    kwargs = {**options, "num_classes": classes}
-    if image_size is not None:
-        known = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        if known is not None and known.fixed_input_size:  # such as transformers
-            kwargs.setdefault("img_size", image_size)
+    kwargs = {**_fixed_size(name, image_size), **options, "num_classes": classes}
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as error:  # timm's networks raise anything for options that they do not take
@@ -108,42 +138,12 @@ def check_model_name(name: str) -> None:
     """Refuse a network that timm does not know, with the nearest names."""
     import timm
 
-    if name.startswith((*_ON_HUB, "local-dir:")):
+    if name.startswith(_ELSEWHERE):
         return
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         said = f"timm has no network {name!r}.{did_you_mean(name, known, 3)}"
         raise HfsynError(said, "timm.list_models('*resnet*') lists those with resnet in the name.")
-
-
-def _preprocessing(
-    network: Any, image_size: int | None = None, crop: float | None = None, interpolation: str = "random"
-) -> Preprocessing:
-    """The network's own preprocessing but for what is given; `random` is an interpolation for training only."""
-    from timm.data import resolve_model_data_config
-
-    found = resolve_model_data_config(network)
-    return Preprocessing(
-        image_size or found["input_size"][-1],
-        tuple(found["mean"]),
-        tuple(found["std"]),
-        found["interpolation"] if interpolation == "random" else interpolation,
-        found["crop_pct"] if crop is None else crop,
-    )
-
-
-def plain_transform(preprocessing: Preprocessing) -> Any:
-    """timm's evaluation transform: resize, central crop, normalise; no randomness."""
-    from timm.data import create_transform
-
-    return create_transform(
-        preprocessing.image_size,
-        is_training=False,
-        crop_pct=preprocessing.crop or None,
-        interpolation=preprocessing.interpolation,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-    )
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> str:
@@ -162,24 +162,62 @@ def save_classifier(classifier: Classifier, folder: Path) -> str:
         "wnids": list(classifier.wnids),
         "names": list(classifier.names),
         "preprocessing": asdict(classifier.preprocessing),
+        **({"started_from": dict(classifier.started_from)} if classifier.started_from else {}),
     }
     atomic_text(folder / FACTS, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return sha256
 
 
-def open_classifier(model: str | Path, *, device: str = "cpu") -> Classifier:
+def open_classifier(
+    model: str | Path,
+    *,
+    device: str = "cpu",
+    checkpoint: str | Path | None = None,
+    classes: str | None = None,
+    overrides: Overrides | None = None,
+) -> Classifier:
     """Open a trained classifier for evaluation.
 
-    `model` is the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME[@REVISION]``.
-    Raises HfsynError if there is none, the weights do not fit, or its classes are not known as wnids.
+    Args:
+        model: the folder of a training, or of timm's ``push_to_hf_hub``; a name of timm's pretrained networks; or
+            ``hf_hub:USER/NAME[@REVISION]``.
+        device: a torch device.
+        checkpoint: weights for the network `model`, in place of timm's; see `hfsyn.judging.weights`.
+        classes: what the outputs mean; see `read_classes`. None is what the weights say, or else ImageNet-1k's.
+        overrides: of the preprocessing.
+
+    Raises:
+        HfsynError: there is none, the weights do not fit, or its classes are not known, or known to be others.
     """
-    folder = Path(model).expanduser()
-    found = _open_folder(folder) if folder.is_dir() else _open_pretrained(str(model))
+    folder, overrides = Path(model).expanduser(), overrides or Overrides()
+    if checkpoint is not None:
+        found = _open_checkpoint(str(model), Path(checkpoint).expanduser(), classes, overrides)
+    elif folder.is_dir() and (folder / FACTS).is_file():
+        found = _open_folder(folder, overrides)
+    elif folder.is_dir() and (folder / "config.json").is_file():
+        found = _open_pretrained(f"{_FOLDER}{folder}", classes, overrides)
+    else:
+        found = _open_folder(folder, overrides) if folder.is_dir() else _open_pretrained(str(model), classes, overrides)
+    if classes is not None:
+        _check_order(found, classes)
     found.network.to(device).eval()
-    return found
+    return replace(found, preprocessing=overrides.applied(found.preprocessing))
 
 
-def _open_folder(folder: Path) -> Classifier:
+def _check_order(found: Classifier, classes: str) -> None:
+    """Refuse an order of classes that is not the one that is known of the weights."""
+    wnids, names = read_classes(classes)
+    said = dict(zip(wnids, names, strict=True))
+    for place, (known, other) in enumerate(zip_longest(found.wnids, wnids)):
+        if known != other:
+            theirs, ours = f"{known} ({found.classes.get(known, '')})", f"{other} ({said.get(other, '')})"
+            raise HfsynError(
+                f"Output {place} of {found.source or found.name} is {theirs}; by --classes {classes} it is {ours}.",
+                "Leave --classes out: the weights say what their outputs mean.",
+            )
+
+
+def _open_folder(folder: Path, overrides: Overrides) -> Classifier:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -190,43 +228,61 @@ def _open_folder(folder: Path) -> Classifier:
         )
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        given = facts["preprocessing"]
-        preprocessing = Preprocessing(**{**given, "mean": tuple(given["mean"]), "std": tuple(given["std"])})
+        preprocessing = Preprocessing.read(facts["preprocessing"])
         wnids, names, name = tuple(facts["wnids"]), tuple(facts["names"]), str(facts["name"])
     except (ValueError, KeyError, TypeError) as error:
         raise HfsynError(f"{folder / FACTS} does not describe a classifier ({error}).", "Train it again.") from None
     options = facts.get("options", {})
-    network = _create(name, len(wnids), options, preprocessing.image_size)
+    network = _create(name, len(wnids), options, overrides.image_size or preprocessing.extent[0])
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
         raise HfsynError(f"{folder / WEIGHTS} does not fit {name}: {first_line(error)}.", "Train it again.") from None
-    sha256 = sha256_of(folder / WEIGHTS)
-    return Classifier(name, network, wnids, names, preprocessing, options, str(folder), sha256, facts.get("seed"))
+    sha256, started = sha256_of(folder / WEIGHTS), facts.get("started_from", {})
+    seed = facts.get("seed")
+    return Classifier(name, network, wnids, names, preprocessing, options, str(folder), sha256, seed, started)
 
 
-def _open_pretrained(name: str) -> Classifier:
+def _open_checkpoint(name: str, file: Path, classes: str | None, overrides: Overrides) -> Classifier:
+    """Weights of the user's for a network of timm."""
+    state, told = read_weights(file)
+    options: dict[str, Any] = {}
+    network = _create(name, None, options, overrides.image_size)
+    outputs = outputs_of(network, state) or network.num_classes
+    wnids, names = classes_for(outputs, classes, str(file))
+    if outputs != network.num_classes:
+        network = _create(name, outputs, options, overrides.image_size)
+    told += load_into(network, state, file)
+    for line in told:
+        print(f"hfsyn: {file}: {line}", file=sys.stderr)
+    usual = of_weights(network)
+    return Classifier(name, network, wnids, names, usual, options, str(file), sha256_of(file), timm=usual)
+
+
+def _open_pretrained(name: str, classes: str | None, overrides: Overrides) -> Classifier:
     import timm
 
-    if "/" in name and not name.startswith(_ON_HUB):
+    if "/" in name and not name.startswith(_ELSEWHERE):
         said = f"There is no folder {name}.{near_path(name)}"
         raise HfsynError(said, "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME.")
     check_model_name(name)
     repo_id = name.partition(":")[2].partition("@")[0] or name
     patience = Patience(repo_id, f"read the weights of {name}", page=page_of(repo_id, "model"))
+    more = _fixed_size(name, overrides.image_size)
     try:
-        network = patiently(lambda: timm.create_model(name, pretrained=True), patience)
+        network = patiently(lambda: timm.create_model(name, pretrained=True, **more), patience)
     except HfsynError:
         raise
     except Exception as error:  # timm raises a dozen kinds; the text would show an error of ours
         said = f"The weights of {name} cannot be loaded: {type(error).__name__}: {first_line(error)}."
         raise HfsynError(said, "Check the name and the network, or name the folder of a training.") from None
-    wnids, names = _classes_of(network, name)
-    return Classifier(name, network, wnids, names, _preprocessing(network), {}, name, state_sha256(network))
+    wnids, names = _classes_of(network, name, classes)
+    usual = of_weights(network)
+    return Classifier(name, network, wnids, names, usual, {}, name, state_sha256(network), timm=usual)
 
 
-def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The wnid and name of each output: from the weights' configuration, or ImageNet-1k's if there are 1,000."""
+def _classes_of(network: Any, name: str, classes: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The wnid and name of each output: from the weights' configuration, as said, or ImageNet-1k's for 1,000."""
     imagenet = get_variant("imagenet-1k")
     if labels := network.pretrained_cfg.get("label_names"):
         for variant in (imagenet, get_variant("shapes")):
@@ -236,16 +292,15 @@ def _classes_of(network: Any, name: str) -> tuple[tuple[str, ...], tuple[str, ..
                 return found, tuple(variant.by_wnid[wnid].name for wnid in found)
         unknown = [label for label, wnid in label_map(imagenet, labels).items() if wnid is None]
         raise HfsynError(f"{len(unknown)} classes of {name} are not ImageNet's: {quoted(unknown)}.", "Train another.")
-    if network.num_classes != len(imagenet.classes):
-        said = f"{name} has {network.num_classes} outputs, and nothing says which classes they are."
-        raise HfsynError(said, "Weights with 1,000 outputs are taken as ImageNet-1k's; others must name their labels.")
-    return tuple(imagenet.by_wnid), tuple(c.name for c in imagenet.classes)
+    return classes_for(network.num_classes, classes, name)
 
 
-def state_sha256(network: Any) -> str:
-    """SHA-256 over the names, shapes and bytes of all tensors, in order."""
+def state_sha256(network: Any, without: Sequence[str] = ()) -> str:
+    """SHA-256 over the names, shapes and bytes of all tensors, in order; `without` those of some layers."""
     found = hashlib.sha256()
     for key, value in network.state_dict().items():
+        if key.startswith(tuple(f"{layer}." for layer in without)):
+            continue
         tensor = value.detach().cpu().contiguous()
         found.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
         found.update(tensor.flatten().numpy().tobytes())

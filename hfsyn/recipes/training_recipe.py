@@ -164,6 +164,8 @@ class TestingPart(Part):
     """One dataset, written as for training; null tests nothing."""
     split: Text | None = None
     """Split to test on; null is `validation`, else `test`, else the only one."""
+    limit_per_class: Count | None = None
+    """At most that many images of each class of it, the first ones; null is all."""
     crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Side of the central crop, as a share of the resized image, 0.1 to 1."""
     every_epochs: Annotated[Int, Field(ge=0, le=10**6)] = 0

@@ -37,7 +37,7 @@ class Budget:
         return Budget(self.left() * share / 60 if self.limited else None, time.monotonic())
 
     def watch(self, leave: Callable[[], None], early: float = 1.0) -> None:
-        """Call `leave` in a thread of its own, so many seconds before the end, unless `close` was called."""
+        """Call `leave` in a thread of its own, that many seconds before the end, unless `close` was called."""
         if self.limited:
             self._timer = threading.Timer(max(0.0, self.left() - early), leave)
             self._timer.daemon = True

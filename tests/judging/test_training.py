@@ -364,9 +364,18 @@ def test_sets_of_different_classes_are_not_mixed(tmp_path: Path) -> None:
 
 def test_a_test_set_with_other_classes_is_refused_before_the_training(tmp_path: Path) -> None:
     table = write_table(tmp_path / "train.parquet", [row for row in rows_of(20) if row[0] in NAMES[:3]])
-    with pytest.raises(HfsynError, match="7 of the 10 classes of shapes are not among the 3"):
-        train(config(data__train=[str(table)], test__dataset="shapes"), tmp_path / "out", QUIET)
+    other = write_table(tmp_path / "test.parquet", [row for row in rows_of(20) if row[0] in NAMES[3:]])
+    with pytest.raises(HfsynError, match=r"7 of the 7 classes of .* are not among the 3"):
+        train(config(data__train=[str(table)], test__dataset=str(other)), tmp_path / "out", QUIET)
     assert not (tmp_path / "out" / "model.json").exists()
+
+
+def test_a_test_set_with_more_classes_is_tested_on_those_that_were_trained(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "train.parquet", [row for row in rows_of(20) if row[0] in NAMES[:3]])
+    found = train(config(data__train=[str(table)], test__dataset="shapes"), tmp_path / "out", QUIET)
+    tested = found["test"]["dataset"]
+    assert (tested["classes"], tested["part_of"]["classes"]) == (3, 10)
+    assert found["test"]["n"] == tested["images"] == tested["part_of"]["images"] * 3 // 10
 
 
 def test_the_folder_of_another_training_is_refused_with_the_field_that_differs(whole: Path, tmp_path: Path) -> None:
@@ -410,7 +419,9 @@ def test_a_finished_training_whose_images_have_changed_is_not_returned(tmp_path:
 def test_what_a_training_met_before_it_was_killed_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = write_table(tmp_path / "train.parquet", rows_of(40), bad={1, 2, 17})
     recipe = config(data__train=[str(table)], data__limit_per_class=100, test__dataset="shapes", test__every_epochs=1)
-    monkeypatch.setattr("hfsyn.judging.train.loop.open_images", lambda *_: open_images("shapes", "test", limit=1))
+    monkeypatch.setattr(
+        "hfsyn.judging.train.loop.open_images", lambda *_, **more: open_images("shapes", "test", limit=1)
+    )
     options = RunOptions(device="cpu", checkpoint_steps=6, quiet=True)
     whole = train(recipe, tmp_path / "whole", options)["training"]
     with monkeypatch.context() as patch:

@@ -48,6 +48,8 @@ ROOMS: dict[str, set[str]] = {
     "hfsyn.publishing": {"pyarrow"},
     "hfsyn.building": set(),
     "hfsyn.judging.sets": {"PIL", "numpy"},
+    "hfsyn.judging.preprocessing": set(),
+    "hfsyn.judging.weights": set(),
     "hfsyn.judging.classifier": set(),
     "hfsyn.judging.measures": {"PIL", "numpy"},
     "hfsyn.judging.train": {"numpy"},

@@ -282,7 +282,7 @@ def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
     from hfsyn.judging.classifier import check_model_name
     from hfsyn.judging.measures.evaluate import check_counts
     from hfsyn.judging.sets.image_set import open_images
-    from hfsyn.judging.sets.shared import check_classes
+    from hfsyn.judging.sets.shared import testable
     from hfsyn.judging.train.feeds import open_feed
     from hfsyn.judging.train.loop import total_steps
     from hfsyn.judging.train.timm_parts import check_optimizer
@@ -315,7 +315,7 @@ def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
         for test, images in tested.items():
             if images is not None:
                 tried(check_counts, test, images)
-                tried(check_classes, (data, test), feed[1], images, "the training set")
+                tried(testable, (data, test), feed[1], images, "the training set")
     if len(faults) == 1:
         raise next(iter(faults.values()))
     if faults:

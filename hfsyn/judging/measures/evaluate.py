@@ -7,6 +7,7 @@ named in `undecodable`.
 """
 
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,19 +23,13 @@ from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier import (
-    Classifier,
-    default_workers,
-    open_classifier,
-    plain_transform,
-    start_accelerator,
-    union,
-)
+from hfsyn.judging.classifier import Classifier, default_workers, open_classifier, start_accelerator, union
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.measures.results import Result, interval, row
+from hfsyn.judging.preprocessing import Overrides, plain_transform
 from hfsyn.judging.sets.batches import loader
 from hfsyn.judging.sets.image_set import ImageSet, Unread, facts_of, open_images, tell_left_out, tell_unread
-from hfsyn.judging.sets.shared import check_classes, shared_with_training, tell_overlap
+from hfsyn.judging.sets.shared import check_classes, shared_with_training, tell_overlap, tell_part, testable
 from hfsyn.progress import Progress
 from hfsyn.workers import software
 
@@ -72,6 +67,9 @@ class Evaluation(Result):
             row("top-5", interval(found["top5"], percent=True)),
             row("calibration error", interval(found["ece"], percent=True), "confidence against accuracy"),
         ]
+        if whole := self["dataset"].get("part_of"):
+            said = f"{self['dataset']['classes']} of the set's {whole['classes']} classes"
+            rows.append(row("images", f"{self['n']} of {whole['images']}", said))
         if masked := found["masked"]:
             rows.append(row("top-1", interval(masked["top1"], percent=True), f"among its {masked['classes']} classes"))
         if real := self["real"]:
@@ -85,6 +83,9 @@ def evaluate(
     *,
     split: str | None = None,
     limit_per_class: int | None = None,
+    checkpoint: str | Path | None = None,
+    classes: str | None = None,
+    overrides: Overrides | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     mixed_precision: str = "no",
@@ -105,11 +106,15 @@ def evaluate(
     accelerator = start_accelerator(device, mixed_precision)
     with accelerator.main_process_first():  # one process fills the caches
         images = open_images(dataset, split, limit=limit_per_class)
-        classifier = open_classifier(model, device=str(accelerator.device))
+        said: dict[str, Any] = {"checkpoint": checkpoint, "classes": classes, "overrides": overrides}
+        classifier = open_classifier(model, device=str(accelerator.device), **said)
+        images = _test_set(classifier, images)
         overlap = shared_with_training(Path(model).expanduser(), images)
     if accelerator.is_main_process and not quiet:
         tell_overlap(overlap, images)
         tell_left_out(images.facts())
+        tell_part(images)
+        _tell_preparation(classifier)
     result = measure(classifier, images, accelerator, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
     result["overlap"] = overlap
     if out is not None and accelerator.is_main_process:
@@ -121,7 +126,7 @@ def measure(
     classifier: Classifier, images: ImageSet, accelerator: Any, *, quiet: bool = True, **loading: Any
 ) -> Evaluation:
     """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate` and `predict`."""
-    columns = _check_test_set(classifier, images)
+    columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
     started = time.monotonic()
     found = predict(classifier, images, accelerator, quiet=quiet, **loading)
     if not len(found.labels):
@@ -137,6 +142,7 @@ def measure(
             "model": classifier.facts(),
             "dataset": images.facts(),
             "preprocessing": asdict(classifier.preprocessing),
+            "timm_preprocessing": None if classifier.timm is None else asdict(classifier.timm),
             "n": len(found.labels),
             "undecodable": facts_of(found.undecodable),
             "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
@@ -150,13 +156,19 @@ def measure(
 
 
 def check_test(
-    model: str | Path, dataset: str, *, split: str | None, limit_per_class: int | None, out: str | Path | None
+    model: str | Path,
+    dataset: str,
+    *,
+    split: str | None,
+    limit_per_class: int | None,
+    out: str | Path | None,
+    **said: Any,
 ) -> None:
     """Find what is wrong with a test before it is started in several processes; arguments and errors as `evaluate`."""
     if out is not None:
         _check_result_file(Path(out))
     images = open_images(dataset, split, limit=limit_per_class)
-    _check_test_set(open_classifier(model), images)
+    _test_set(open_classifier(model, **said), images)
 
 
 def _check_result_file(out: Path) -> None:
@@ -167,11 +179,19 @@ def _check_result_file(out: Path) -> None:
             raise HfsynError(f"--out {out} lies in {parent}, which is a file.", "Name another file.")
 
 
-def _check_test_set(classifier: Classifier, images: ImageSet) -> list[int]:
-    """The outputs of the set's classes; raises as `check_classes` and `check_counts`."""
-    columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
+def _test_set(classifier: Classifier, images: ImageSet) -> ImageSet:
+    """What of a set the classifier is tested on; raises as `testable` and `check_counts`."""
+    part = testable(classifier.classes, images, classifier.source or classifier.name)
     check_counts(images)
-    return columns
+    return part
+
+
+def _tell_preparation(classifier: Classifier) -> None:
+    """Say on stderr where images are not prepared as timm would prepare them for these weights."""
+    if classifier.timm is not None and classifier.timm != classifier.preprocessing:
+        used, usual = asdict(classifier.preprocessing), asdict(classifier.timm)
+        parts = [f"{name} {used[name]} (timm: {usual[name]})" for name in used if used[name] != usual[name]]
+        print(f"Images are not prepared as timm's validate.py does it: {', '.join(parts)}.", file=sys.stderr)
 
 
 def check_counts(images: ImageSet) -> None:
@@ -193,7 +213,8 @@ def check_counts(images: ImageSet) -> None:
     elif stated not in (None, len(images)):
         wrong = f"{variant.name} ({images.split}) has {len(images)} images, and {stated} are right."
     if wrong:
-        hint = "Numbers on it would not be comparable. Get it again, or use a part on purpose with --limit."
+        part = "a part on purpose with --limit (of a training: --set test.limit_per_class=N)"
+        hint = f"Numbers on it would not be comparable. Get it again, or use {part}."
         raise HfsynError(f"This copy of {wrong}", f"{hint} See {variant.homepage}")
 
 
@@ -277,7 +298,7 @@ class _Prepared:
 
     def __init__(self, classifier: Classifier, images: ImageSet) -> None:
         self._images, self._transform = images, plain_transform(classifier.preprocessing)
-        self._size = classifier.preprocessing.image_size
+        self._extent = classifier.preprocessing.extent
 
     def __getitem__(self, number: int) -> tuple[int, str, Any]:
         import torch
@@ -285,7 +306,7 @@ class _Prepared:
         try:
             return number, "", self._transform(self._images.picture(number))
         except ImageRejected as problem:
-            return number, problem.reason, torch.zeros(3, self._size, self._size)
+            return number, problem.reason, torch.zeros(3, *self._extent)
 
 
 def _collate(items: Sequence[tuple[int, str, Any]]) -> tuple[Any, tuple[str, ...], Any]:
@@ -312,6 +333,8 @@ def summary(result: Mapping[str, Any]) -> str:
         if found[key]["value"] is not None  # four classes have no top-5
     ]
     text = f"{', '.join(parts)}, n = {result['n']}"
+    if whole := result["dataset"].get("part_of"):
+        text += f" of {whole['images']} ({result['dataset']['classes']} of the set's {whole['classes']} classes)"
     if masked := found["masked"]:
         text += f"; among the set's {masked['classes']} classes alone top-1 {masked['top1']['value']:.4f}"
     if result.get("real"):

@@ -17,7 +17,7 @@ distances at once.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -110,6 +110,7 @@ def measure_fidelity(
     features: str = DEFAULT_FEATURES,
     evaluation: str | None = None,
     limit_per_class: int | None = None,
+    overrides: Any = None,
     device: str = "cpu",
 ) -> Fidelity:
     """Compare a synthetic dataset with the real one behind it.
@@ -120,11 +121,11 @@ def measure_fidelity(
     Returns:
         What `compare_sets` returns, with ``features`` (name, weights, sha256, dimension), ``sets`` and ``undecodable``.
     """
-    from hfsyn.judging.classifier import plain_transform
+    from hfsyn.judging.preprocessing import plain_transform
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import same_names
 
-    classifier = _open_network(features, device)
+    classifier = _open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
     opened = {
         "synthetic": open_images(synthetic, default=TRAIN, limit=limit_per_class),
@@ -146,6 +147,8 @@ def measure_fidelity(
             "weights": "random" if features.startswith(_RANDOM) else "trained",
             "sha256": classifier.sha256,
             "dimension": found["real"].values.shape[1],
+            "preprocessing": asdict(classifier.preprocessing),
+            "timm_preprocessing": None if classifier.timm is None else asdict(classifier.timm),
         },
         "sets": sets,
         "undecodable": undecodable,
@@ -153,16 +156,17 @@ def measure_fidelity(
     return Fidelity(about | compare_sets(found["synthetic"], found["real"], found.get("evaluation")))
 
 
-def _open_network(features: str, device: str) -> Any:
+def _open_network(features: str, device: str, overrides: Any) -> Any:
     from hfsyn.judging.classifier import new_classifier, open_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     if not features.startswith(_RANDOM):
-        return open_classifier(features, device=device)
+        return open_classifier(features, device=device, overrides=overrides)
     config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix(_RANDOM)}})
     classifier = new_classifier(config, ["n00000000"], {"n00000000": "none"})
     classifier.network.to(device).eval()
-    return classifier
+    given = classifier.preprocessing
+    return classifier if overrides is None else replace(classifier, preprocessing=overrides.applied(given))
 
 
 def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:

@@ -10,6 +10,7 @@ Guessing reaches 0.5 in balanced accuracy and AUC, and 0.01 in the true positive
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,9 @@ def measure_membership(
     members_split: str | None = None,
     others_split: str | None = None,
     limit_per_class: int | None = None,
+    checkpoint: str | Path | None = None,
+    classes: str | None = None,
+    overrides: Any = None,
     device: str | None = None,
     seed: int = 0,
 ) -> Membership:
@@ -71,10 +75,11 @@ def measure_membership(
     from hfsyn.judging.classifier import open_classifier, start_accelerator
     from hfsyn.judging.measures.evaluate import predict
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
-    from hfsyn.judging.sets.shared import check_classes, shared_images
+    from hfsyn.judging.sets.shared import shared_images, testable
 
     accelerator = start_accelerator(device, "no")
-    classifier = open_classifier(model, device=str(accelerator.device))
+    said: dict[str, Any] = {"checkpoint": checkpoint, "classes": classes, "overrides": overrides}
+    classifier = open_classifier(model, device=str(accelerator.device), **said)
     inside = open_images(members, members_split, default=TRAIN, limit=limit_per_class)
     outside = open_images(others, others_split, default=TEST, limit=limit_per_class)
     overlap = len(shared_images(inside, outside))
@@ -84,8 +89,9 @@ def measure_membership(
             "Others are images that the model never saw: name another set, or --others-split.",
         )
     answers, undecodable, opened = [], {}, {"members": inside, "others": outside}
+    whose = classifier.source or classifier.name
+    opened = {name: testable(classifier.classes, images, whose) for name, images in opened.items()}
     for name, images in opened.items():
-        check_classes(classifier.classes, images, classifier.source or classifier.name)
         found = predict(classifier, images, accelerator)
         answers += [found.logits, found.labels]
         undecodable[name] = facts_of(found.undecodable)
@@ -93,6 +99,7 @@ def measure_membership(
     sets = {name: images.facts() for name, images in opened.items()}
     attack = membership_inference(*answers, seed=seed)
     about = {"model": classifier.facts(), "sets": sets, "overlap": overlap, "undecodable": undecodable}
+    about["preprocessing"] = asdict(classifier.preprocessing)
     return Membership(about | attack)
 
 

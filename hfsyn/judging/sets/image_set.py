@@ -61,6 +61,8 @@ class ImageSet:
     hub: str | None = None  # the repository on the Hub that it was read from
     named_split: bool = True  # whether the data itself names the split; otherwise it is named after its use
     left_out: Mapping[str, int] = field(default_factory=dict)  # what is in the split but not in the set, by reason
+    part_of: tuple[int, int] | None = None
+    """Classes and images of the whole set, where this is the part of it whose classes a classifier has."""
 
     def __len__(self) -> int:
         return len(self.wnids)
@@ -95,7 +97,13 @@ class ImageSet:
             "variant": self.variant,
             "hub": self.hub,
             "left_out": dict(self.left_out),
+            **({"part_of": dict(zip(("classes", "images"), self.part_of, strict=True))} if self.part_of else {}),
         }
+
+    def only(self, numbers: Sequence[int]) -> "ImageSet":
+        """Some of the images, by number."""
+        wnids, ids = [self.wnids[n] for n in numbers], [self.ids[n] for n in numbers]
+        return replace(self, wnids=wnids, ids=ids, images=_Some(self.images, numbers), complete=False)
 
     def picture(self, number: int) -> Image.Image:
         """An image, decoded; raises ImageRejected with the reason if that fails."""
@@ -209,8 +217,7 @@ def open_images(
             seen[wnid] += 1
             if seen[wnid] <= limit:
                 keep.append(number)
-        wnids, ids = [opened.wnids[n] for n in keep], [opened.ids[n] for n in keep]
-        opened = replace(opened, wnids=wnids, ids=ids, images=_Some(opened.images, keep), complete=False)
+        opened = opened.only(keep)
     if not len(opened):
         raise HfsynError(f"The split {opened.split!r} of {opened.reference} is empty.", "Name another with --*-split.")
     return opened

@@ -8,6 +8,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from builders.errors import quoted
@@ -48,6 +49,28 @@ def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, .
     if len(names) < 2:
         raise HfsynError(f"{whose} has {len(names)} class.", "A classifier needs two or more.")
     return tuple(sorted(names))
+
+
+def testable(classes: Mapping[str, str], images: ImageSet, whose: str) -> ImageSet:
+    """The part of a test set whose classes are among `classes`, id -> name of a classifier's outputs.
+
+    A network of ten classes is tested on the images of those ten in ImageNet-R, and the facts of the part say of how
+    many. Raises HfsynError if they share no class, or only one, among which no answer can be wrong; or as `same_names`.
+    """
+    shared = set(images.classes) & classes.keys()
+    if not shared:
+        check_classes(classes, images, whose)
+    if len(shared) == 1:
+        (wnid,) = shared
+        one, count = f"{wnid} {images.names.get(wnid, '')}".strip(), len(images.classes)
+        some = "the only class" if count == 1 else f"the only one of the {count} classes"
+        said = f"{one} is {some} of {images.reference} that {whose} has: among one class no answer is wrong."
+        raise HfsynError(said, "Test on a set with two or more of its classes.")
+    same_names([(whose, classes), (images.reference, {w: name for w, name in images.names.items() if w in shared})])
+    if len(shared) == len(images.classes):
+        return images
+    part = images.only([number for number, wnid in enumerate(images.wnids) if wnid in shared])
+    return replace(part, part_of=(len(images.classes), len(images)))
 
 
 def check_classes(classes: Mapping[str, str], images: ImageSet, whose: str) -> list[int]:
@@ -113,6 +136,15 @@ def shared_with_training(folder: Path, images: ImageSet) -> int | None:
             if opened.fingerprint == made["fingerprint"]:
                 shared = (shared or set()) | shared_images(opened, images)
     return None if shared is None else len(shared)
+
+
+def tell_part(images: ImageSet) -> None:
+    """Say on stderr that a test is on a part of a set."""
+    if images.part_of is not None:
+        classes, count = images.part_of
+        shared = f"the {len(images.classes)} of {classes} classes that the classifier has"
+        of = f"{images.reference} ({images.split})"
+        print(f"Of {of} {shared} are tested: {len(images)} of {count} images.", file=sys.stderr)
 
 
 def tell_overlap(shared: int | None, images: ImageSet) -> None:

@@ -37,7 +37,7 @@ from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.judging.sets.batches import Slice, derive
 from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
-from hfsyn.judging.sets.shared import check_classes, tell_overlap
+from hfsyn.judging.sets.shared import tell_overlap, tell_part, testable
 from hfsyn.judging.train import checkpoints, timm_parts
 from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place
 from hfsyn.judging.train.feeds import Feed, open_feed
@@ -89,6 +89,7 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
             tell_left_out(facts)
         if opened.test is not None:
             tell_overlap(opened.overlap, opened.test)
+            tell_part(opened.test)
     if opened.done is not None:
         same_test = opened.done["config"] == config.model_dump(mode="json")
         return opened.done if same_test else training.test_again(opened.done)
@@ -128,9 +129,9 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     total_steps(config, feed.budget)
     test, overlap = None, None
     if config.test.dataset is not None:
-        test = open_images(config.test.dataset, config.test.split)
-        check_classes({wnid: feed.names[wnid] for wnid in feed.classes}, test, "the training set")
-        check_counts(test)
+        whole = open_images(config.test.dataset, config.test.split, limit=config.test.limit_per_class)
+        test = testable({wnid: feed.names[wnid] for wnid in feed.classes}, whole, "the training set")
+        check_counts(whole)
     done = None if options.overwrite else checkpoints.finished(folder, config, feed.fingerprints)
     if test is not None:
         overlap = feed.overlap(test)

@@ -79,11 +79,12 @@ def write_timm_folder(classifier: Classifier, folder: Path) -> None:
         str(folder),
         model_config={"label_names": list(classifier.wnids), "label_descriptions": classifier.classes},
         data_config={
-            "input_size": (3, given.image_size, given.image_size),
+            "input_size": (3, *given.extent),
             "mean": given.mean,
             "std": given.std,
             "interpolation": given.interpolation,
             "crop_pct": given.crop,
+            "crop_mode": given.crop_mode,
         },
         safe_serialization=True,
     )

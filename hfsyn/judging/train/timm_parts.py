@@ -9,7 +9,8 @@ import numpy as np
 
 from builders.errors import did_you_mean, first_line
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier import Classifier, Preprocessing
+from hfsyn.judging.classifier import Classifier
+from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.batches import derive, seeded
 from hfsyn.recipes.training_recipe import AugmentPart, TrainConfig
 
@@ -157,10 +158,10 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
     import torch
     from PIL import Image
 
-    size = classifier.preprocessing.image_size
+    size, (height, width) = classifier.preprocessing.image_size, classifier.preprocessing.extent
     with seeded(config.seed):
         try:
-            Augmentation(classifier.preprocessing, config.augment)(Image.new("RGB", (size, size), "grey"))
+            Augmentation(classifier.preprocessing, config.augment)(Image.new("RGB", (width, height), "grey"))
         except Exception as error:
             raise HfsynError(
                 f"timm cannot make the augmentation: {first_line(error)}.",
@@ -170,7 +171,7 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
     count = min(images, 2)  # two at most are enough; batch normalisation refuses one if its map is a single pixel
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            shape = tuple(network(torch.zeros(count, 3, size, size)).shape)
+            shape = tuple(network(torch.zeros(count, 3, height, width)).shape)
         except Exception as error:
             raise HfsynError(
                 f"{classifier.name} cannot be trained on {images} colour image{'s' * (images > 1)} of {size} pixels "
