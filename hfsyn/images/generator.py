@@ -94,6 +94,7 @@ class DiffusersGenerator:
         self._checker = _own_checker(pipe, device)
         self._image_pipe = starting_from_images(pipe, recipe) if recipe.init == "source" else None
         self._check_guidance(pipe)
+        self._signed = _left_as_decoded(self._image_pipe or pipe)
         self._size = size_of(pipe, recipe, whole=recipe.init == "source")
         if recipe.dtype == "float32":
             import torch
@@ -160,8 +161,8 @@ class DiffusersGenerator:
             starts = [fitted(grey, sketch.size["width"], sketch.size["height"])] * len(prompts)
         with torch.inference_mode():
             drawn, flagged = self._draw(prompts, sketch.seeds, starts, sketch)
-            images, levels = drawn.float().cpu() * 255, fetch(drawn, len(prompts))()
-        return images, [image.problem for image in _judged(levels, flagged)]
+            images, levels = drawn.float().cpu(), fetch(drawn, len(prompts), signed=self._signed)()
+        return images * (127.5 if self._signed else 255), [image.problem for image in _judged(levels, flagged)]
 
     @property
     def max_tokens(self) -> int:
@@ -207,7 +208,7 @@ class DiffusersGenerator:
                 drawn, flagged = self._draw(prompts, seeds, starts)
             except ValueError as error:
                 raise size_refused(self._recipe.model, error) from error
-            arrive = fetch(drawn, wanted)
+            arrive = fetch(drawn, wanted, signed=self._signed)
 
         def settle() -> list[Generated]:
             levels = arrive()
@@ -225,7 +226,7 @@ class DiffusersGenerator:
     def _draw(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Any] | None, sketch: Sketch | None = None
     ) -> tuple[Any, list[bool]]:
-        """Images on the device, batch x 3 x height x width, of 0 to 1; and what a pipeline's own checker flags."""
+        """Images on the device, batch x 3 x height x width (see `_left_as_decoded`), and a pipeline's own verdicts."""
         import torch
 
         wanted = sketch or Sketch(self._recipe, self._negative, self._size)
@@ -275,6 +276,19 @@ def _own_checker(pipe: Any, device: str) -> Any:
         return None
     pipe.safety_checker = None
     return checker.to(device)
+
+
+def _left_as_decoded(pipe: Any) -> bool:
+    """Let a pipeline give what it decodes, of -1 to 1, and whether it does so; else its images are of 0 to 1.
+
+    It would clamp them, and so hide infinite ones, before the thread that feeds the device could go on.
+    """
+    processor: Any = getattr(pipe, "image_processor", None)
+    checked = getattr(pipe, "safety_checker", None) is not None  # which looks at finished images
+    if checked or type(processor).__name__ != "VaeImageProcessor" or not processor.config.do_normalize:
+        return False
+    processor.postprocess = lambda images, *args, **options: images
+    return True
 
 
 def _judged(levels: Levels, flagged: Sequence[bool]) -> list[Generated]:

@@ -39,9 +39,9 @@ def at_once(latents: Any) -> int:
     return -(-int(latents.shape[0]) // parts)
 
 
-def fetch(images: Any, wanted: int) -> Callable[[], Levels]:
-    """Begin to copy the first `wanted` images (tensor, batch x 3 x height x width, 0 to 1) to the CPU; what is returned
-    waits for the end of it and gives the levels.
+def fetch(images: Any, wanted: int, *, signed: bool) -> Callable[[], Levels]:
+    """Begin to copy the first `wanted` images (tensor, batch x 3 x height x width; `signed` if of -1 to 1 rather than
+    0 to 1) to the CPU; what is returned waits for the end of it and gives the levels.
 
     It can be called in another thread, while this one gives the device more to do. A GPU rounds the images itself (a
     quarter of the bytes to copy) and copies them into pinned memory; what a CPU has drawn is rounded when it is waited
@@ -54,10 +54,10 @@ def fetch(images: Any, wanted: int) -> Callable[[], Levels]:
 
         def round_here() -> Levels:
             with torch.inference_mode():
-                return Levels(*(part.numpy() for part in _rounded(images)))
+                return Levels(*(part.numpy() for part in _rounded(images, signed=signed)))
 
         return round_here
-    rounded = _rounded(images)
+    rounded = _rounded(images, signed=signed)
     here = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in rounded]
     for target, x in zip(here, rounded, strict=True):
         target.copy_(x, non_blocking=True)
@@ -73,18 +73,19 @@ def fetch(images: Any, wanted: int) -> Callable[[], Levels]:
     return wait
 
 
-def _rounded(images: Any) -> tuple[Any, Any, Any]:
+def _rounded(images: Any, *, signed: bool) -> tuple[Any, Any, Any]:
     """Levels (batch x height x width x 3), finiteness and span of images, on their device."""
     import torch
 
     # Rounding keeps the order, so that the extremes give the span; those of an image with a NaN are NaN.
     low, high = images.amin((2, 3)), images.amax((2, 3))
     finite = (low.isfinite() & high.isfinite()).all(1)
-    low, high, levels = (_to_levels(x) for x in (low, high, images))
+    low, high, levels = (_to_levels(x, signed=signed) for x in (low, high, images))
     span = (high - low).amax(1).to(torch.int16)
     return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), finite, span
 
 
-def _to_levels(x: Any) -> Any:
+def _to_levels(x: Any, *, signed: bool) -> Any:
     """Values as levels of 0 to 255 in float32, NaN as 0; otherwise rounded to the bit as diffusers does."""
-    return x.clamp(0, 1).float().nan_to_num_(0.0).mul_(255).round_()
+    x = x.mul(0.5).add_(0.5).clamp_(0, 1) if signed else x.clamp(0, 1)
+    return x.float().nan_to_num_(0.0).mul_(255).round_()

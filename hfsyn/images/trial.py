@@ -264,18 +264,14 @@ class OwnNoise:
                 kwargs.pop("generator", None)  # never used, and each one would be compiled for again
             own = self._for(rows) if takes and not args else None
             if rows <= size or kwargs.get("return_dict", True):
-                out = whole(latents, *args, **kwargs | ({} if own is None else {"generator": own}))
-            else:
-                found, start = [], 0
-                for some in latents.split(size):
-                    if own is not None:
-                        kwargs["generator"] = own[start : start + some.shape[0]]
-                    found.append(whole(some, *args, **kwargs)[0])
-                    start += some.shape[0]
-                out = (torch.cat(found),)
-            # Of infinity pipelines make black or white, of NaN nothing.
-            out[0].masked_fill_(out[0].isinf(), torch.nan)
-            return out
+                return whole(latents, *args, **kwargs | ({} if own is None else {"generator": own}))
+            found, start = [], 0
+            for some in latents.split(size):
+                if own is not None:
+                    kwargs["generator"] = own[start : start + some.shape[0]]
+                found.append(whole(some, *args, **kwargs)[0])
+                start += some.shape[0]
+            return (torch.cat(found),)
 
         return decode_some
 

@@ -328,10 +328,9 @@ def test_levels_are_those_of_the_library_and_the_span_is_that_of_the_levels(dtyp
 
     images = (torch.randn((5, 3, 24, 16), generator=torch.Generator().manual_seed(0)) * 0.8).to(dtype)
     images[1] = images[1] * 0.01 + torch.tensor([-0.5, 0.1, 0.9]).view(3, 1, 1).to(dtype)
-    unit = VaeImageProcessor().postprocess(images, output_type="pt")
-    unit[2, 1, 3, 4] = float("nan")
-    unit[3, 0, 0, 0] = float("inf")
-    found = fetch(unit, 4)()
+    images[2, 1, 3, 4] = float("nan")
+    images[3, 0, 0, 0] = float("inf")
+    found = fetch(images, 4, signed=True)()
     assert found.finite.tolist() == [True, True, False, False]
     for i in (0, 1):
         theirs = np.asarray(VaeImageProcessor().postprocess(images[i : i + 1], output_type="pil")[0])
@@ -339,6 +338,8 @@ def test_levels_are_those_of_the_library_and_the_span_is_that_of_the_levels(dtyp
         flat = theirs.reshape(-1, 3).astype(int)
         assert found.span[i] == (flat.max(0) - flat.min(0)).max()
     assert found.span[1] < 20 < found.span[0]
+    again = fetch(images * 0.5 + 0.5, 4, signed=False)()
+    assert (again.pixels == found.pixels).all()
 
 
 # --- tokens ---------------------------------------------------------------------------------------------------------
