@@ -76,7 +76,7 @@ def plan(
     return replace(found, measured=measured, projection=projection, informativeness=told)
 
 
-_SPEED = ("batch_size", "budget_hours", "channels_last", "compile", "attention", "loop", "num_processes", "shards")
+_SPEED = ("batch_size", "budget_hours", "channels_last", "compile", "attention", "num_processes", "shards")
 
 
 @takes(chosen, WorkOptions, but=(*_NO_WORDS, *_SPEED))

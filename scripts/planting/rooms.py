@@ -62,7 +62,7 @@ ROOMS = (
         "images",
         "hfsyn/images/* hfsyn/models/*",
         """
-        generator generator_* loras hub_models from_source production encode probing trust stages small_models
+        generator generator_* guidance loras hub_models from_source production encode probing trust stages small_models
         checkpoints_* exactness
         """,
     ),
