@@ -5,6 +5,7 @@ Data goes to stdout, everything else to stderr; the last line of stdout is the u
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from hfsyn.commands.menu import menu
 from hfsyn.commands.options import strict
 from hfsyn.commands.outlook import LOOKING
 from hfsyn.commands.training import evaluate_command, train_command
-from hfsyn.errors import ExitCode, HfsynError, leave_at_once
+from hfsyn.errors import ExitCode, HfsynError, begin_command, leave_at_once
 
 _MOST_SAID = 500  # letters of an error: a value may be long
 
@@ -37,10 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_command(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> None:
-    """Run a click command as `main` runs `hfsyn`; for scripts that are commands themselves."""
+    """Run a click command as `main` runs `hfsyn`; for scripts that are commands themselves. Without `arguments` this
+    process is the command, and ends with it.
+    """
     from hfsyn.launching import Terminated, heeding_termination, join_launcher, say_terminated, tell
     from hfsyn.workers import is_child
 
+    code: int | None = None
+    if arguments is None:
+        begin_command()
+        # Registered first, so that it is called last, when threads have ended and libraries have closed what they must.
+        # Taking apart half a million objects of theirs one by one would take a second.
+        atexit.register(lambda: None if code is None else leave_at_once(code))
     try:
         join_launcher()
         with heeding_termination():

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from hfsyn.errors import begin_work
+
 LINE_SECONDS = 5.0
 
 
@@ -79,6 +81,7 @@ class Progress:
         return min(self._total, self._initial + self._own + self._others())
 
     def __enter__(self) -> Progress:
+        begin_work()
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:

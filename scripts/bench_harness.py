@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from benchmarks.budget import Budget
 from benchmarks.image_arms import Ours, Plain, Setting
-from benchmarks.measuring import Watched, compare, say
+from benchmarks.measuring import Race, Watched, say
 from full_size_models import save_stable_diffusion
 from PIL import Image
 
@@ -54,9 +55,10 @@ def main() -> None:
         ours.unit = options.batch_size * SHARD_BATCHES
         for pipe in (plain._pipe, ours.generator._pipe):
             stub(pipe, options.batch_size)
-        found = compare(
-            [plain, ours], rounds=options.rounds, seconds=options.seconds, window=1.0, device="cpu", say=say
-        )
+        race = Race([plain, ours], rounds=options.rounds, seconds=options.seconds, window=1.0, device="cpu", say=say)
+        race.warm()
+        race.run(Budget(None))
+        found = race.found
         paced = Paced(ours, options.pace)
         blocked = paced.blocked_ms(options.seconds / 2)
     ratio = found.ratios()["ours / plain"]

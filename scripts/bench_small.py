@@ -22,8 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
+from benchmarks.budget import Budget
 from benchmarks.image_arms import Ours, Plain, Setting
-from benchmarks.measuring import Watched, compare, say
+from benchmarks.measuring import Race, Watched, say
 
 from hfsyn.models.finding import locate
 from hfsyn.recipes.recipe import load_recipe
@@ -45,9 +46,12 @@ def main() -> None:
             model, setting, "cpu", folder, batch=part.batch_size, dtype="float32", options=WorkOptions()
         )
         ours.unit = part.batch_size * options.shard_batches
-        found = compare(
-            [plain, ours], rounds=options.rounds, seconds=options.seconds, window=1.0, device="cpu", say=say
-        )
+        race = Race([plain, ours], rounds=options.rounds, seconds=options.seconds, window=1.0, device="cpu", say=say)
+        race.warm()
+        race.run(Budget(None))
+        for arm in (plain, ours):
+            race.look(arm.name)
+        found = race.found
         ratio, control = found.ratios()["ours / plain"], found.ratios()["ours / again"]
         look = found.looks["ours"]
         overhead = 1 / look.busy

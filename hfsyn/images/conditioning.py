@@ -121,7 +121,8 @@ class Conditioning:
         cut = [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in self._tokenize(tokenizer, prompts)]
         if rows > len(cut):
             cut += self._tokenize(tokenizer, [""]) * (rows - len(cut))
-        fill, device = tokenizer.pad_token_id, self._pipe.device
+        # The encoder's own: for the pipeline's, diffusers looks through every module of its networks.
+        fill, device = tokenizer.pad_token_id, encoder.device
         ids = torch.tensor([[*row, *[fill] * (limit - len(row))] for row in cut], device=device)
         mask = torch.tensor([[1] * len(row) + [0] * (limit - len(row)) for row in cut], device=device)
         return ids, mask

@@ -17,6 +17,8 @@ from hfsyn.recipes.recipe import GeneratePart
 
 _TREES = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 """Schedulers whose noise comes from one Brownian tree for a whole batch, and not from each sample's generator."""
+OWN_CLASS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+"""Pipelines that `AutoPipelineForText2Image` would choose for themselves, after it has imported all that there are."""
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("DDIMScheduler", {}),
     "pndm": ("PNDMScheduler", {}),
@@ -61,9 +63,8 @@ def load_pipeline(
             variant = checked_variant(recipe.model, "generator", files, list(parts), variant, allow_pickle=allow_pickle)
         options |= {} if variant is None else {"variant": variant}
         with _scheduler_instead(recipe, parts), _reports() as reports:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
-                where, dtype=getattr(torch, recipe.dtype), **options
-            )
+            kind = _text_to_image_class(index)
+            pipe = kind.from_pretrained(where, dtype=getattr(torch, recipe.dtype), **options)
     except HfsynError:
         raise
     except Exception as error:  # each library has its own exceptions for what is wrong with a model's files
@@ -75,6 +76,14 @@ def load_pipeline(
     left_out |= fuse_lora(pipe, recipe)
     pipe.scheduler = _scheduler(recipe, pipe.scheduler)
     return _quiet(pipe), left_out
+
+
+def _text_to_image_class(index: Mapping[str, Any]) -> Any:
+    """What loads a checkpoint with this index for text to image: its own class, or diffusers' choice for others."""
+    import diffusers
+
+    name = index.get("_class_name")
+    return getattr(diffusers, name if name in OWN_CLASS else "AutoPipelineForText2Image")
 
 
 def _quiet(pipe: Any) -> Any:

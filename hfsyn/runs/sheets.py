@@ -109,7 +109,7 @@ def _wrapped(text: str, font: Any) -> str:
 
 def save_png(image: Image.Image, path: Path) -> Path:
     """Write a PNG, atomically."""
-    atomic_write(path, lambda temporary: image.save(temporary, "PNG", optimize=True))
+    atomic_write(path, lambda temporary: image.save(temporary, "PNG"))
     return path
 
 

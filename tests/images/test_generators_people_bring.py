@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from tiny_models import SIDE, _randomise, _unet, _vae, sd3, sdxl, stable_diffusi
 
 from hfsyn.errors import HfsynError
 from hfsyn.images.generator import DiffusersGenerator
+from hfsyn.models.pipelines import OWN_CLASS
 from hfsyn.recipes.recipe import GeneratePart
 
 PROMPTS, SEEDS = ["a photo of a cat", "a dog"], [1, 2]
@@ -618,3 +622,22 @@ def test_what_of_the_weights_is_not_used_is_said_and_recorded(
     with pytest.raises(SystemExit):
         main(["status", str(run)])
     assert f"weights of the model (generate): 2 {what}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", OWN_CLASS)
+def test_pipelines_that_are_loaded_by_their_own_class_are_those_that_diffusers_would_choose(name: str) -> None:
+    from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING, _get_task_class
+
+    assert _get_task_class(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, name).__name__ == name
+
+
+def test_stable_diffusion_is_loaded_without_importing_every_pipeline(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from hfsyn.models.pipelines import load_pipeline
+        from hfsyn.recipes.recipe import load_recipe
+        load_pipeline(load_recipe("shapes-cip").generate, None)
+        print("diffusers.pipelines.auto_pipeline" in sys.modules)
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from drawn_tables import NAMES, WNIDS, rows_of, write_table
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import new_classifier, state_sha256
 from hfsyn.judging.measures.evaluate import evaluate
-from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, share_out
+from hfsyn.judging.preprocessing import Preprocessing
+from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, seeded, share_out
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.train.checkpoints import found_checkpoints
 from hfsyn.judging.train.feeds import open_feed
@@ -108,6 +110,29 @@ def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generator
     assert all(torch.equal(a, b) for a, b in zip(forwards, backwards, strict=True))
     assert torch.equal(before, torch.get_rng_state())
     assert derive(0, "augment", 1) != derive(0, "augment", 2)
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.5])
+def test_augmented_pixels_are_those_of_timms_own_transform(strength: float) -> None:
+    from PIL import Image
+    from timm.data import create_transform
+
+    from hfsyn.judging.train.timm_parts import Augmentation
+
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    ours = Augmentation(Preprocessing(48, mean, std), config(augment__color_jitter=strength).augment)
+    theirs = create_transform(
+        48, is_training=True, color_jitter=strength, interpolation="bilinear", mean=mean, std=std, use_prefetcher=True
+    )
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    for seed in range(24):
+        with seeded(seed):
+            mine = ours(noise)
+        with seeded(seed):
+            expected = theirs(noise)
+        assert torch.equal(mine.permute(2, 0, 1), expected)
+        floats = expected.float().div(255).sub(torch.tensor(mean).view(3, 1, 1)).div(torch.tensor(std).view(3, 1, 1))
+        assert (ours.finish(mine[None])[0] - floats).abs().max() < 1e-5
 
 
 def test_an_image_that_cannot_be_decoded_is_passed_over_and_counted(tmp_path: Path) -> None:

@@ -174,3 +174,46 @@ def test_a_process_that_is_told_to_end_does_so_while_its_threads_compute(
     assert done.returncode == code, done.stderr
     assert done.stderr.strip().endswith("The work so far is kept; the same command continues it.")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_command_ends_with_its_code_after_what_libraries_do_at_the_end(tmp_path: Path) -> None:
+    """Threads are waited for and what was registered is done; only then is the process gone, without taking modules
+    apart.
+    """
+    script = tmp_path / "work.py"
+    script.write_text(
+        textwrap.dedent("""
+            import atexit, gc, os, sys, threading, time, types
+            import click
+            from hfsyn.cli import run_command
+            from hfsyn.progress import Progress
+
+            class Left:
+                def __del__(self, write=os.write):
+                    write(1, b"taken apart\\n")
+
+            sys.modules["left"] = types.ModuleType("left")
+            sys.modules["left"].left = Left()
+            before = gc.get_threshold()
+
+            def slow():
+                time.sleep(0.3)
+                print("thread")
+
+            @click.command()
+            @click.argument("code", type=int)
+            def work(code):
+                print(gc.get_threshold()[0] > before[0])
+                with Progress("work", 1, quiet=True):
+                    print(gc.get_threshold() == before, gc.get_freeze_count() > 0)
+                atexit.register(print, "registered")
+                threading.Thread(target=slow).start()
+                raise click.exceptions.Exit(code)
+
+            run_command(work, "work")
+            """)
+    )
+    for code in (0, 1):
+        done = subprocess.run([sys.executable, script, str(code)], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (code, "")
+        assert done.stdout.splitlines() == ["True", "True True", "thread", "registered"]

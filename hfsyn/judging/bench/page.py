@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from builders.errors import near_path
 from builders.files import atomic_text
 from builders.runs import layout, run_files
 from builders.variants import VARIANTS
@@ -49,7 +50,8 @@ def report(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     found = [folder] if (folder / MATRIX).is_file() else sorted(p.parent for p in folder.glob(f"*/{MATRIX}"))
     if not found:
-        raise HfsynError(f"There is no bench in {folder}.", "`hfsyn bench MATRIX --out DIR` makes one.")
+        said = f"There is no bench in {folder}.{near_path(folder)}"
+        raise HfsynError(said, "`hfsyn bench MATRIX --out DIR` makes one.")
     # The names of plots begin with the bench's folder if there are several, else with the matrix's name.
     stems = _stems([bench.name for bench in found]) if len(found) > 1 else [None]
     sections = [_section(bench, folder, stem) for bench, stem in zip(found, stems, strict=True)]

@@ -98,7 +98,15 @@ class Augmented:
         self._labels = [np.array([labels[wnid] for wnid in opened.wnids]) for opened in sets]
         self._bad: set[tuple[int, int]] = set()
 
+    def __getitems__(self, positions: Sequence[int]) -> list[tuple[Any, int, Unreadable] | HfsynError]:
+        """The items of a batch; torch's DataLoader asks for them so."""
+        with generators_kept():
+            return [self._item(position) for position in positions]
+
     def __getitem__(self, position: int) -> tuple[Any, int, Unreadable] | HfsynError:
+        return self.__getitems__([position])[0]
+
+    def _item(self, position: int) -> tuple[Any, int, Unreadable] | HfsynError:
         number, image = self._order[position]
         opened, unread = self._sets[number], []
         label = int(self._labels[number][image])
@@ -111,8 +119,8 @@ class Augmented:
                 self._bad.add((number, candidate))
                 unread.append((opened.ids[candidate], problem.reason))
                 continue
-            with seeded(derive(self._seed, "augment", position)):
-                return self._transform(picture), label, tuple(unread)
+            seed_all(derive(self._seed, "augment", position))
+            return self._transform(picture), label, tuple(unread)
         wnid = opened.wnids[image]
         said = f"No image of the class {wnid} ({opened.names.get(wnid, wnid)}) of {opened.reference} can be decoded."
         return HfsynError(said, "Look at its files, or leave the class out.")
@@ -124,20 +132,27 @@ class Augmented:
         yield from map(int, rng.permutation(np.flatnonzero(self._labels[number] == label)))
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of `random`, numpy and torch (on the CPU) for a block, and restore them after it.
+def seed_all(seed: int) -> None:
+    """Seed the generators of `random`, numpy and torch (on the CPU)."""
+    import torch
 
-    Not in a loader's worker, where nothing else draws from them: restoring takes longer than seeding.
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Restore these generators after a block.
+
+    Not in a loader's worker, where nothing else draws from them. It takes ten times as long as seeding: an image each
+    would wait for it, a batch does not notice.
     """
     import torch
 
     kept = None
     if torch.utils.data.get_worker_info() is None:
         kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -145,6 +160,14 @@ def seeded(seed: int) -> Iterator[None]:
             random.setstate(kept[0])
             np.random.set_state(kept[1])
             torch.set_rng_state(kept[2])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators for a block, and restore them after it."""
+    with generators_kept():
+        seed_all(seed)
+        yield
 
 
 def local_positions(start: int, count: int, rank: int, world: int) -> list[int]:
@@ -215,8 +238,10 @@ def unwrapped(batch: Any) -> Any:
 def collate(items: Sequence[tuple[Any, int, Unreadable] | HfsynError]) -> tuple[Any, Any, Unreadable] | HfsynError:
     """Stack items to ``(tensors (n, ...), labels (n,), unreadable)``; an error among them replaces the batch."""
     import torch
+    from torch.utils.data import default_collate
 
     if (wrong := next((item for item in items if isinstance(item, HfsynError)), None)) is not None:
         return wrong
     pixels, labels, unread = zip(*cast("Sequence[tuple[Any, int, Unreadable]]", items), strict=True)
-    return torch.stack(pixels), torch.tensor(labels), tuple(one for some in unread for one in some)
+    # In a worker torch's own function stacks them where the other process reads them: one copy less.
+    return default_collate(list(pixels)), torch.tensor(labels), tuple(one for some in unread for one in some)

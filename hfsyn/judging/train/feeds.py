@@ -45,6 +45,7 @@ class Feed:
         self.classes = same_classes([(one.reference, one.names) for one in sets])  # the wnid of each label, sorted
         self.names: Mapping[str, str] = {wnid: name for one in sets for wnid, name in one.names.items()}
         self.budget = config.data.budget or 0  # images of an epoch
+        self.images: int | None = None  # of all sets; None where they are streams
         self.unread: dict[str, str] = {}  # id -> reason of images that this process could not read so far
         self._config, self._all = config, sets
         self._shares: Sequence[float] = ()
@@ -85,6 +86,7 @@ class _MapFeed(Feed):
         ]
         super().__init__(config, sets)
         sizes = [len(opened) for opened in sets]
+        self.images = sum(sizes)
         if not self.budget and len(sizes) > 1:
             raise HfsynError(
                 f"{len(sizes)} training sets and no budget: how many images does an epoch show?",
@@ -359,6 +361,7 @@ class _Relabel:
         return self._known[key]
 
 
+@loading.generators_kept()
 def _decode(
     rows: Sequence[Mapping[str, Any]], *, transform: Transform, seed: int, number: int
 ) -> tuple[Any, Any, Unreadable] | HfsynError:
@@ -384,8 +387,8 @@ def _decode(
             # A stream has no ids: the bytes' hash stands for the image.
             unread.append((f"image ({hashlib.sha256(data).hexdigest()[:12]})", problem.reason))
             continue
-        with loading.seeded(loading.derive(seed, "stream", number, zlib.crc32(data))):
-            items.append((transform(picture), int(row["label"]), ()))
+        loading.seed_all(loading.derive(seed, "stream", number, zlib.crc32(data)))
+        items.append((transform(picture), int(row["label"]), ()))
     if not items:
         return None, None, tuple(unread)
     pixels, targets, _ = loading.unwrapped(loading.collate(items))
