@@ -97,8 +97,8 @@ def informativeness(recipe: str, as_json: bool, quiet: bool, **words: Any) -> No
     """Whether RECIPE's captions tell its generator more than the class name, before images are made from them.
 
     On real images with a known noise, the generator's denoising loss is compared under no prompt, the class name, the
-    image's own caption, and captions of other images of the same and of another class. If own captions do not lower it
-    clearly, images made from them can hardly be better than those made from class names.
+    image's own caption, and captions of other images of the same and of another class. This says what captions tell the
+    generator, not what a classifier gains from the images: wrong captions can still make a varied set.
 
     In place of RECIPE a run folder: its recipe and captions are measured, and `hfsyn report` shows the result beside
     the accuracies of what was trained on it.

@@ -130,9 +130,9 @@ class Forecast:
             ("upload", f"about {size_text(self.disk_bytes)}: {sent}"),
             ("time", self._times()),
             ("cost", None if self.price is None else cost),
+            ("informative", told.verdict if isinstance(told, Informativeness) else told),
             ("measured", None if self.measured is None else self.measured.text()),
             ("projected", None if self.projection is None else self.projection.text()),
-            ("informative", told.verdict if isinstance(told, Informativeness) else told),
         ]
 
     def _truncations(self, about: str) -> str:

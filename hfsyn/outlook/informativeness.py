@@ -3,7 +3,8 @@
 On real images of the source, each with a known noise, the generator predicts that noise under several prompts: none,
 the class name, the image's own caption, the caption of another image of its class, and that of an image of another
 class with its class word replaced. Where the own caption lowers the loss below that of the class name, captions tell
-this generator something that the class name does not; where it does not, images made from them can hardly be better.
+this generator something that the class name does not. That is not yet what a classifier gains from the images:
+`scripts/check_informativeness.py` compares the two.
 
 Several processes share the images in batches on a fixed grid, caption and measure each its own, and put the captions
 and the losses together: the numbers do not depend on how many there are, but for the last digits.
