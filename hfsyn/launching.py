@@ -45,6 +45,19 @@ def launch(
             print("hfsyn: a process died (see above); all are started again", file=sys.stderr, flush=True)
 
 
+def written_by(arguments: Sequence[str], processes: int, *, device: str | None = None) -> str:
+    """What ``hfsyn ARGUMENTS --out FILE`` writes into the file, run as by `launch`.
+
+    Raises HfsynError if the processes stopped before that.
+    """
+    with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
+        result = Path(folder) / "result.json"
+        code = launch([*arguments, "--out", str(result)], processes, device=device)
+        if code or not result.is_file():
+            raise stopped("The processes stopped before the end.", "See the error above.", code)
+        return result.read_text(encoding="utf-8")
+
+
 def _launch_once(arguments: Sequence[str], processes: int, device: str | None, told: Path) -> int:
     # A scheduler sends SIGTERM to every process at once. This one answers for all of them; torch's launcher, which
     # would answer with a traceback, is told to listen to SIGINT alone, which is not sent to it.

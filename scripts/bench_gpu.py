@@ -13,7 +13,6 @@ nothing is downloaded. Arms of the images, each of which writes its files:
     official-style   one prompt a call, fp16 weights under autocast, PNDM at 50 steps, Pillow's JPEG of quality 75; the
                      safety checker finds nothing
     plain            pipe(prompts) in batches, fp16, eager; JPEG of quality 96, as ours
-    pipeline         ours, with diffusers' own call in it: `hfsyn generate --loop pipeline`
     ours             the stage `hfsyn generate` on a prepared run folder, in its shards of Parquet; --compile,
                      --channels-last and --attention are passed on to it
 
@@ -37,7 +36,6 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -57,8 +55,8 @@ from hfsyn.images.tuning import is_out_of_memory, release_memory
 from hfsyn.runs.options import WorkOptions
 from hfsyn.workers import describe_device
 
-ARMS = ("official-style", "plain", "pipeline", "ours")
-SPEED_AIMS = {"ours / official-style": 4.0, "ours / plain": 1.4, "ours / pipeline": 1.05}
+ARMS = ("official-style", "plain", "ours")
+SPEED_AIMS = {"ours / official-style": 4.0, "ours / plain": 1.4}
 LEAST_ROUNDS = 2
 """Turns in both orders, as far as the whole budget allows."""
 CEILING_AIM, BUSY_AIM, PSNR_AIM = 0.45, 0.97, 40.0
@@ -384,7 +382,6 @@ class Images:
             "official-style": (image_arms.OfficialStyle, "float16", {}),
             "plain": (image_arms.Plain, "float16", {"batch": options.batch}),
             "ours": (image_arms.Ours, options.dtype, {**mine, "options": work}),
-            "pipeline": (image_arms.OursByPipeline, options.dtype, {**mine, "options": replace(work, loop="pipeline")}),
         }
         for name, (kind, dtype, more) in kinds.items():
             if name in options.arms:

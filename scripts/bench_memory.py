@@ -11,7 +11,7 @@ half as many drawn images, of which each gives two. The last line is one JSON ob
 
 With --photos: the peak of one process that builds a dataset from photographs of 12 megapixels (drawn here) by the
 recipe shapes-cip with the models that come with hfsyn, and whether each photograph's caption is the one that it gets
-alone. The aim is 1.2 GB, of which the libraries themselves take a third.
+alone. The aim is 1.2 GB, of which the libraries and the small models take 1.0 where torch is built for CUDA.
 """
 
 from __future__ import annotations

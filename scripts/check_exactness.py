@@ -4,7 +4,6 @@
     python scripts/check_exactness.py
     python scripts/check_exactness.py --only schedulers --json
     python scripts/check_exactness.py --only captions --like paligemma
-    python scripts/check_exactness.py --loop pipeline --only schedulers
 
 Every scheduler of diffusers with its settings, every family of pipelines, images to start from at several strengths,
 LoRA weights in the formats of the tools that write them; every family of captioners with prompts, beams and kinds of
@@ -59,7 +58,7 @@ class Line:
 
 
 def check(
-    only: Iterable[str] = GROUPS, like: str = "", every: int = 1, say: Callable[[str], None] = print, loop: str = "own"
+    only: Iterable[str] = GROUPS, like: str = "", every: int = 1, say: Callable[[str], None] = print
 ) -> list[Line]:
     """Make the comparisons.
 
@@ -68,15 +67,12 @@ def check(
         like: only lines whose name holds this.
         every: one case of so many.
         say: told each line of the report as soon as it is known.
-        loop: as of `hfsyn generate --loop`.
     """
     import diffusers
-    import exactness_images
     import torch
     import transformers
 
     torch.set_num_threads(1)
-    exactness_images.loop = loop
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
@@ -124,13 +120,12 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=GROUPS, help="this group; may be given several times")
     parser.add_argument("--like", default="", metavar="WORDS", help="only lines whose name holds these words")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="one case of N: a quick look")
-    parser.add_argument("--loop", choices=("own", "pipeline"), default="own", help="as of `hfsyn generate` [own]")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the lines")
     options = parser.parse_args()
     started = time.monotonic()
     told = (lambda line: print(line, file=sys.stderr, flush=True)) if options.json else None
     say = told or (lambda line: print(line, flush=True))
-    lines = check(options.only or GROUPS, options.like, options.every, say, options.loop)
+    lines = check(options.only or GROUPS, options.like, options.every, say)
     wrong = sum(len(line.differ) for line in lines)
     seconds = round(time.monotonic() - started)
     if options.json:

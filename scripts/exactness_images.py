@@ -311,18 +311,13 @@ def plainly(pipe: Any, negative: str | None = None, **options: Any) -> Any:
     return np.stack([np.asarray(image) for image in made.images])
 
 
-loop = "own"
-"""As of `hfsyn generate --loop`."""
-
-
 def drawn(folder: Path, negative: str | None = None, images: Any = None, **fields: Any) -> Any:
     """The images of hfsyn: image x height x width x 3."""
     from hfsyn.images.generator import DiffusersGenerator
-    from hfsyn.images.tuning import Tuning
     from hfsyn.recipes.recipe import GeneratePart
 
     base = {"model": str(folder), "dtype": "float32", "batch_size": len(PROMPTS), "steps": STEPS}
-    generator = DiffusersGenerator(GeneratePart(**{**base, **fields}), negative, "cpu", tuning=Tuning(loop=loop))
+    generator = DiffusersGenerator(GeneratePart(**{**base, **fields}), negative, "cpu")
     return np.stack([image.pixels for image in generator.generate(PROMPTS, SEEDS, images)])
 
 

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweep_publishing import PUBLISHING, Place, PublishSweep
+from sweep_publishing import PUBLISHING, Place, PublishSweep, Reader
 
 SMALL = (
     "--set",
@@ -403,8 +403,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="sweep-") as temporary:
         for name in names:
             began, place = time.monotonic(), Path(temporary)
-            if name in PUBLISHING:
-                hub = hub or Place(place / "publishing")
+            if name in PUBLISHING and hub is None:
+                hub = Place(place / "publishing")
+                reader = Reader(hub.hub, hub.room / "runs", place)
             sweep = Sweep(name, place) if hub is None else PublishSweep(name, hub)
             points = range(given.first, len(sweep.operations) + 1, given.every)
             if given.only:
@@ -423,6 +424,9 @@ def main() -> None:
             took = time.monotonic() - began
             print(f"{name:12} {len(points):4} of {len(sweep.operations)} points, {wrong} bad, {took:.0f} s", flush=True)
         if hub is not None:
+            read = reader.close()
+            bad += read["neither"] + (not given.list and not (read["first"] and read["second"]))
+            print(f"a reader that streamed main meanwhile got: {dict(read)}", flush=True)
             hub.close()
     print(f"{total} points, {bad} bad")
     sys.exit(bad > 0)

@@ -4,16 +4,23 @@ Two versions are published one after the other, the second with another number o
 loopback: each in one commit (`publish`), each by a pull request of many commits (`publish-pull`), or from a run that is
 at work (`publish-watch`). After a kill the same commands run to their end. Then tags and main hold what an undisturbed
 publication leaves, no branch and no pull request is left, and every commit that main ever had is one version, whole.
+Another process streams main all the while, without naming a version: it must get the rows of one.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import signal
+import subprocess
 import sys
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 ROOT = Path(__file__).resolve().parent.parent
 REPO = "alice/shapes"
@@ -25,6 +32,22 @@ sys.path.insert(0, {scripts!r})
 from sweep_publishing import live
 live({name!r}, {folder!r}, {report!r}, {deadly!r})
 """
+
+
+READER = """
+import json
+import time
+from datasets import load_dataset
+while True:
+    try:
+        rows = load_dataset({repo!r}, split="train", streaming=True).select_columns({columns!r})
+        said = [[row[name] for name in {columns!r}] for row in rows]
+    except Exception as error:
+        said = type(error).__name__
+        time.sleep(0.05)
+    print(json.dumps(said), flush=True)
+"""
+COLUMNS = ["sample_id", "seed"]
 
 
 def live(name: str, folder: str, report: str, deadly: int | None) -> None:
@@ -77,19 +100,28 @@ class At:
         self._shards = [(layout.sidecar_of(shard), shard) for shard in shards]
         if not folder.exists():
             late = {path for pair in self._shards for path in pair} | {whole / layout.MANIFEST}
-            shutil.copytree(whole, folder, ignore=lambda at, names: [n for n in names if Path(at) / n in late])
+            half = folder.with_name(f"{folder.name}.half")
+            shutil.rmtree(half, ignore_errors=True)
+            shutil.copytree(whole, half, ignore=lambda at, names: [n for n in names if Path(at) / n in late])
+            half.rename(folder)
 
     def go_on(self, seconds: float) -> None:
         from builders.runs import layout
 
         for mark, shard in self._shards:
-            there = self.folder / mark.relative_to(self._whole)
-            if not there.exists():
-                shutil.copy(shard, self.folder / shard.relative_to(self._whole))
-                there.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(mark, there)
+            if not (self.folder / mark.relative_to(self._whole)).exists():
+                self._bring(shard)
+                self._bring(mark)
                 return
-        shutil.copy(self._whole / layout.MANIFEST, self.folder / layout.MANIFEST)
+        self._bring(self._whole / layout.MANIFEST)
+
+    def _bring(self, file: Path) -> None:
+        """A file of the whole run, at once, as a run at work writes it."""
+        there = self.folder / file.relative_to(self._whole)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        half = there.with_name(f".{there.name}.half")
+        shutil.copy(file, half)
+        half.rename(there)
 
 
 class Place:
@@ -114,6 +146,40 @@ class Place:
         """End both processes."""
         self.forks.close()
         self.hub.__exit__(None, None, None)
+
+
+class Reader:
+    """A process that streams main all the time, whatever happens there."""
+
+    def __init__(self, hub: Any, runs: Path, folder: Path) -> None:
+        self._versions = {self._digest(self._rows(runs / run)): run for run in ("first", "second")}
+        self._said = folder / "read"
+        with self._said.open("w") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", READER.format(repo=REPO, columns=COLUMNS)],
+                env=hub.env(home=folder / "reader") | {"PYTHONPATH": str(ROOT)},
+                stdout=said,
+                stderr=subprocess.DEVNULL,
+            )
+
+    @staticmethod
+    def _rows(run: Path) -> list[list[Any]]:
+        tables = [pq.read_table(shard, columns=COLUMNS) for shard in sorted((run / "data").glob("*.parquet"))]
+        return [[row[name] for name in COLUMNS] for table in tables for row in table.to_pylist()]
+
+    @staticmethod
+    def _digest(rows: list[list[Any]]) -> str:
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def close(self) -> Counter[str]:
+        """End it; how often it got each version, ``neither``, or an error, by its name."""
+        self._process.kill()
+        self._process.wait()
+        whole = [line for line in self._said.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        found = [json.loads(line) for line in whole]
+        return Counter(
+            one if isinstance(one, str) else self._versions.get(self._digest(one), "neither") for one in found
+        )
 
 
 class PublishSweep:

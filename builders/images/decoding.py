@@ -108,7 +108,7 @@ def decode_rgb(data: bytes) -> Image.Image:
 def decoded(data: bytes) -> Iterator[Image.Image]:
     """`decode_rgb` for several threads: waits while the pictures of the others use too much memory.
 
-    The picture is closed at the end of the block. Raises ImageRejected as `decode_rgb`.
+    The picture is closed at the end of the block, if `close` has not done so. Raises ImageRejected as `decode_rgb`.
     """
     try:
         header = _opened(data, _name(data))
@@ -121,9 +121,14 @@ def decoded(data: bytes) -> Iterator[Image.Image]:
         try:
             yield image
         finally:
-            image.close()
-            if need > _LARGE and _trim is not None:
-                _trim(0)
+            close(image)
+
+
+def close(image: Image.Image) -> None:
+    """Give the memory of a picture, and what was freed around it, back to the system."""
+    image.close()
+    if image.width * image.height * _BYTES_A_PIXEL > _LARGE and _trim is not None:
+        _trim(0)
 
 
 # glibc keeps freed blocks below 32 MB, which for photographs are hundreds of fragmented megabytes.

@@ -22,6 +22,7 @@ A run folder has the same layout on disk and on the Hub::
     ├── manifest.json                         the table of contents; its existence means that the run is finished
     ├── README.md                             the card
     ├── preview/                              contact sheets
+    ├── informativeness.json                  what `hfsyn informativeness RUN` measured; never published
     └── .locks/                               advisory locks of the running processes; never published
 
 A sidecar is written after its shard, so that its existence means that the shard is done; likewise the markers of the
@@ -54,12 +55,13 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 PREVIEW = "preview"
 SAMPLES = "samples.png"  # the contact sheet in `PREVIEW`
+INFORMATIVENESS = "informativeness.json"
 LOCKS = ".locks"
 
 DEFAULT_CONFIG = "default"  # the configuration at the root of a repository; others are in a folder of their name
 
 KNOWN = frozenset({RECIPE, STRATEGY, SOURCE, "source.json", CAPTIONS, PLAN, "plan.json"})
-KNOWN |= {DATA, SIDECARS, REJECTED, MANIFEST, CARD, PREVIEW, LOCKS}
+KNOWN |= {DATA, SIDECARS, REJECTED, MANIFEST, CARD, PREVIEW, INFORMATIVENESS, LOCKS}
 """All names at the top of a run folder."""
 
 FORMAT = 3

@@ -183,7 +183,7 @@ def facts_of(variant: Variant) -> dict[str, Any]:
         "title": variant.title,
         "classes": len(variant.classes),
         "splits": dict(variant.splits),
-        "images": variant.images,
+        "images": variant.images or None,
         "licence": variant.licence,
         "hub": hub.repo_id if hub else None,
         "config": hub.config if hub else None,

@@ -142,7 +142,7 @@ def _checked(definition: Mapping[str, Any], where: str) -> OwnVariant:
         name=f"{name}@{digest[:16]}",
         title=texts["title"] or name,
         splits=MappingProxyType({split: splits[split] or 0 for split in _SPLITS if split in splits}),
-        images=texts["images"] or "not stated",
+        images=texts["images"],
         licence=texts["licence"] or "not stated",
         hub=hub,
         homepage=texts["homepage"],

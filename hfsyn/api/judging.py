@@ -268,14 +268,9 @@ def evaluate(
 def _test_in_several(processes: int, device: str | None, out: str | Path | None, words: Sequence[str]) -> Evaluation:
     """Test in several processes, through accelerate, and read the result that they write."""
     from hfsyn.judging.measures.evaluate import Evaluation
-    from hfsyn.launching import launch, stopped
+    from hfsyn.launching import written_by
 
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        code = launch(["evaluate", *words, "--out", str(result)], processes, device=device)
-        if code or not result.is_file():
-            raise stopped("The processes stopped before the end.", "See the error above.", code)
-        text = result.read_text(encoding="utf-8")
+    text = written_by(["evaluate", *words], processes, device=device)
     if out is not None:
         atomic_text(Path(out), text)
     return Evaluation(json.loads(text))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from builders.files import atomic_text
+from builders.runs import layout
 from hfsyn.api.words import chosen, take, takes
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import Recipe
@@ -36,7 +40,8 @@ def plan(
 ) -> Forecast:
     """What a recipe would make: counts, first prompts, truncations, shards, disk, upload, time, cost. Loads no model.
 
-    With `probe` the models are loaded and tried; nothing of that is kept.
+    With `probe` the models are loaded and tried; nothing of that is kept. It is also measured on as many real images
+    whether the prompts tell the generator anything beyond the class name; see `informativeness`.
 
     Args:
         recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
@@ -51,6 +56,7 @@ def plan(
         HfsynError: as `forecast` and `probe`; or options of the probe without a probe.
     """
     from hfsyn.outlook.forecast import forecast
+    from hfsyn.outlook.informativeness import told_beforehand
     from hfsyn.outlook.probe import probe as measure
     from hfsyn.workers import check_device
 
@@ -62,34 +68,90 @@ def plan(
     if probe is None:
         return found
     check_device(options.device)
-    measured = measure(wanted, probe, options=options, say=say or (lambda line: None))
+    say = say or (lambda line: None)
+    measured = measure(wanted, probe, options=options, say=say)
     projection = measured.projected(found.real_images, found.images, num_processes or 1, price)
-    return replace(found, measured=measured, projection=projection)
+    say("probing: how much the prompts tell the generator")
+    told = told_beforehand(wanted, max(2, probe), replace(options, quiet=True))
+    return replace(found, measured=measured, projection=projection, informativeness=told)
 
 
-_SPEED = ("batch_size", "budget_hours", "channels_last", "compile", "attention", "loop", "num_processes", "shards")
+_SPEED = ("batch_size", "budget_hours", "channels_last", "compile", "attention", "num_processes", "shards")
 
 
 @takes(chosen, WorkOptions, but=(*_NO_WORDS, *_SPEED))
-def informativeness(recipe: str | Path | Recipe, *, images: int = 200, draws: int = 4, **words: Any) -> Informativeness:
+def informativeness(
+    recipe: str | Path | Recipe,
+    *,
+    images: int = 200,
+    draws: int = 4,
+    out: str | Path | None = None,
+    num_processes: int | None = None,
+    **words: Any,
+) -> Informativeness:
     """How much a recipe's captions tell its generator about real images beyond the class name.
 
-    It is measured by the generator's denoising loss, before anything is generated; nothing is kept.
+    It is measured by the generator's denoising loss, before anything is generated. Of a run folder its recipe and its
+    captions are measured, and the result is kept in it, for `report`; nothing else is kept.
 
     Args:
-        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        recipe: as for `build`, or a run folder.
         images: real images to measure on.
         draws: noises for each image and kind of prompt.
+        out: write the result as JSON to this file.
+        num_processes: processes on this machine; None is this one.
 
     Raises:
-        HfsynError: as `hfsyn.outlook.informativeness.informativeness`.
+        HfsynError: as `hfsyn.outlook.informativeness.measure`; or the recipe of a run is to be changed.
     """
-    from hfsyn.outlook.informativeness import measure
-    from hfsyn.workers import check_device
+    from hfsyn.outlook.informativeness import keep, measure
+    from hfsyn.workers import check_device, current_worker, is_launched
 
-    wanted = chosen(recipe, **take(words, chosen))
-    check_device(words.get("device"))
-    return measure(wanted, images, draws=draws, options=WorkOptions(**words))
+    given, options = take(words, chosen), WorkOptions(**words)
+    check_device(options.device)
+    run = _run_of(recipe, given)
+    wanted = chosen(recipe, **given) if run is None else run.recipe
+    if run is not None and run.recipe.caption is not None and options.captions is None:
+        options = replace(options, captions=str(run.folder))
+    if num_processes in (None, 1) or is_launched():
+        found = measure(wanted, images, draws=draws, options=options)
+    else:
+        found = _measured_in_several(wanted, num_processes, images, draws, options)
+    if current_worker().is_main:
+        if out is not None:
+            keep(found, Path(out))
+        if run is not None:
+            keep(found, run.folder / layout.INFORMATIVENESS)
+    return found
+
+
+def _run_of(recipe: str | Path | Recipe, changes: dict[str, Any]) -> Run | None:
+    """The run, where a run folder takes the place of a recipe; raises HfsynError if it is to be changed."""
+    from hfsyn.recipes.recipe import RECIPES
+    from hfsyn.runs.run import load_run
+
+    if isinstance(recipe, Recipe) or recipe in RECIPES.names() or not layout.is_run_folder(Path(recipe).expanduser()):
+        return None
+    run = load_run(recipe)
+    if changed := [name for name, value in changes.items() if value not in (None, (), [])]:
+        said = f"{recipe} is a run, whose recipe stays as it is, and {changed[0]} would change it."
+        raise HfsynError(said, f"Measure a changed recipe from its file: {run.folder / layout.RECIPE}")
+    return run
+
+
+def _measured_in_several(
+    recipe: Recipe, processes: int | None, images: int, draws: int, options: WorkOptions
+) -> Informativeness:
+    """Measure in several processes, through accelerate, and read the result that they write."""
+    from hfsyn.launching import written_by
+    from hfsyn.outlook.informativeness import Informativeness
+    from hfsyn.recipes.recipe import dump_recipe
+
+    with tempfile.TemporaryDirectory(prefix="hfsyn-") as folder:
+        stored = Path(folder) / layout.RECIPE
+        atomic_text(stored, dump_recipe(recipe))
+        words = ["informativeness", str(stored), "--images", str(images), "--draws", str(draws), *options.arguments()]
+        return Informativeness.from_dict(json.loads(written_by(words, processes or 1, device=options.device)))
 
 
 @takes(chosen, WorkOptions, but=_NO_WORDS)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from builders.images import decoding
 from builders.variants import ClassInfo
 from hfsyn.captions.texts import clean, filled, longest
 from hfsyn.captions.token_drawing import FEW, loaded, new_tokens, ready, room, taken, tried
@@ -23,6 +24,8 @@ from hfsyn.recipes.recipe import CaptionPart
 _INSTRUCTION = "Describe the image in one sentence."
 _FLORENCE_TASKS = ("<CAPTION>", "<DETAILED_CAPTION>", "<MORE_DETAILED_CAPTION>")
 """The tasks of Florence-2 whose answer is a caption, and not boxes."""
+_STRIP = 1 << 18
+"""Pixels of an image that are copied at once."""
 _Group = tuple[list[int], dict[str, Any], int]  # rows, their batch, and how many new tokens there is room for
 
 
@@ -58,6 +61,7 @@ class TransformersCaptioner:
         self._model.to(device).eval()
         self._info = longest(recipe.prompt, classes)
         self._check_prompt()
+        self._takes_pixels = self._inputs.same_of_pixels(self._info)
 
     def caption(
         self,
@@ -73,15 +77,20 @@ class TransformersCaptioner:
         known: Sequence[ClassInfo | None] = [None] * len(images) if classes is None else classes
         return self.ask([self.look(image, info) for image, info in zip(images, known, strict=True)], seeds)()
 
-    def look(self, image: Image.Image, info: ClassInfo | None = None) -> dict[str, Any]:
+    def look(self, image: Image.Image, info: ClassInfo | None = None, *, close: bool = False) -> dict[str, Any]:
         """What the model will see of one RGB image of any size: the tensors of a batch of one, on the CPU; in any
-        thread.
+        thread. With `close` the image is closed as soon as it is no longer needed: processors copy it several times.
 
         Raises an error of any kind if the processor does not take this image, and HfsynError if it no longer takes a
         small picture either.
         """
         try:
-            return self._inputs.of(image, info)
+            seen: Any = image
+            if self._takes_pixels:
+                seen = _pixels(image)
+                if close:
+                    decoding.close(image)
+            return self._inputs.of(seen, info)
         except Exception:
             self._tried(lambda: self._inputs.of(_picture(), self._info))
             raise
@@ -155,6 +164,23 @@ class TransformersCaptioner:
             raise HfsynError(said, "Set caption.prompt to null, or name a BLIP model.")
 
 
+def _pixels(image: Image.Image) -> Any:
+    """An RGB image as a tensor, uint8 (3, height, width), of which nothing else is in memory meanwhile.
+
+    Asked for all of its pixels at once, Pillow makes two copies more, one of them of small pieces, which the allocator
+    then keeps.
+    """
+    import numpy as np
+    import torch
+
+    pixels = torch.empty((3, image.height, image.width), dtype=torch.uint8)
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[:, top : top + rows] = torch.from_numpy(np.array(strip)).permute(2, 0, 1)
+    return pixels
+
+
 def _picture() -> Image.Image:
     """A small picture in which each row, column and colour differs."""
     grey = Image.linear_gradient("L")
@@ -211,8 +237,23 @@ class CaptionInputs:
         if tokenizer is not None and not model.config.is_encoder_decoder:
             tokenizer.padding_side = "left"
 
-    def of(self, image: Image.Image, info: ClassInfo | None) -> dict[str, Any]:
-        """The tensors of a batch of one, on the CPU; `Refused` if they are more tokens than the model takes."""
+    def same_of_pixels(self, info: ClassInfo | None) -> bool:
+        """Whether the processor makes exactly the same of an image and of its pixels in a tensor. Those of chat models,
+        which cut images into tiles by their size, are given images: one small picture proves nothing there.
+        """
+        if self._template:
+            return False
+        picture = _picture().resize((61, 40))
+        try:
+            one, other = self.of(picture, info), self.of(_pixels(picture), info)
+        except Exception:  # each processor has its own exception for what it does not take
+            return False
+        return one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+
+    def of(self, image: Any, info: ClassInfo | None) -> dict[str, Any]:
+        """The tensors of a batch of one, on the CPU, of an image or its `_pixels`; `Refused` if they are more tokens
+        than the model takes.
+        """
         prompt = self.prompt
         if prompt and info is not None:
             prompt = filled(prompt, info)
@@ -222,7 +263,7 @@ class CaptionInputs:
         room(self._model, self._part, _length(found))
         return found
 
-    def with_prompt(self, image: Image.Image, prompt: str | None) -> dict[str, Any]:
+    def with_prompt(self, image: Any, prompt: str | None) -> dict[str, Any]:
         """As `of`, with a prompt of any words and any length."""
         # A fast tokenizer must not be used by two threads at once.
         with self._lock if prompt else contextlib.nullcontext():
@@ -269,7 +310,7 @@ class CaptionInputs:
             found[name] = torch.cat(parts)
         return found
 
-    def _made(self, image: Image.Image, prompt: str | None) -> dict[str, Any]:
+    def _made(self, image: Any, prompt: str | None) -> dict[str, Any]:
         if self._template:
             content = [{"type": "image", "image": image}, {"type": "text", "text": prompt}]
             return dict(

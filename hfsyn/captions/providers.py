@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -49,8 +50,8 @@ class TextSource:
     """Prepares what asks the model, in any thread. The number is the batch's size, up to which a short batch is padded,
     so that rounding stays the same."""
     view: Callable[[Image.Image, ClassInfo], Any] = lambda image, info: None
-    """What the model sees of an image, which need not be kept any longer. An error, other than `HfsynError`, sets the
-    image aside."""
+    """What the model sees of an image, which need not be kept any longer and may then be closed. An error, other than
+    `HfsynError`, sets the image aside."""
     model: str = ""  # its name; empty if no model is asked
     unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Weights of the model that are not used: how many of each kind."""
@@ -93,7 +94,8 @@ def texts_of(run: Run, *, options: WorkOptions, captioner: Captioner | None = No
         writing = _padded(lambda batch: lambda: writer.write([classes[seen.wnid] for seen in batch], seeds(batch)))
         return TextSource(writing, model=part.model, unused_weights=writer.idle.counts()), device
     model = TransformersCaptioner(part, device, allow_pickle=pickles, classes=infos)
-    return replace(looking(model), unused_weights=model.idle.counts()), device
+    view = partial(model.look, close=True)
+    return replace(looking(model), view=view, unused_weights=model.idle.counts()), device
 
 
 def _at_once(text: Callable[[Seen], str | None]) -> TextSource:

@@ -150,8 +150,7 @@ def recorded_tuning(options: Mapping[str, str], device: str) -> Tuning:
     attention = options.get("attention", "auto")
     if attention not in ATTENTION or (attention != "math" and not device.startswith("cuda")):
         attention = "auto"
-    loop = "pipeline" if options.get("loop") == "pipeline" else "own"
-    return Tuning(options.get("channels_last") == "yes", options.get("compile") == "yes", attention, loop)
+    return Tuning(options.get("channels_last") == "yes", options.get("compile") == "yes", attention)
 
 
 def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Generated, Tuning]:

@@ -39,11 +39,13 @@ def variants_info(name: str, classes: bool, as_json: bool, quiet: bool) -> None:
     fields = sets.info(name, classes=classes)
     lines = []
     for key, value in fields.items():
+        if value is None or value == {}:
+            continue
         if isinstance(value, dict):
             lines += [f"{key}:", *(f"  {inner}: {text}" for inner, text in value.items())]
         elif isinstance(value, list):
             lines += [f"{key}: {len(value)}", *(f"  {c['wnid']}  {c['name']}: {c['definition']}" for c in value)]
-        elif value is not None:
+        else:
             lines.append(f"{key}: {value}")
     echo(fields, "\n".join(lines), as_json=as_json, quiet=quiet)
 
@@ -180,14 +182,19 @@ def recipes_ls(as_json: bool, quiet: bool) -> None:
 @click.argument("name")
 @answer_options
 def recipes_show(name: str, as_json: bool, quiet: bool) -> None:
-    """Print a recipe, what it extends filled in. NAME is one of `recipes ls`, a YAML file, or hf://..."""
+    """Print a recipe, what it extends filled in. NAME is one of `recipes ls`, a YAML file, or hf://...
+
+    Or NAME is a training recipe: shapes or tiny-imagenet-10, for `hfsyn train --config NAME` and for `hfsyn bench`.
+    """
     from hfsyn import load_recipe
     from hfsyn.recipes import show
+    from hfsyn.recipes.training_recipe import TRAINING_RECIPES
 
-    text = show(name)
-    echo(
-        load_recipe(name).model_dump(mode="json") if as_json else None, text.rstrip("\n"), as_json=as_json, quiet=False
-    )
+    text, fields = show(name).rstrip("\n"), None
+    if as_json:
+        training = name in TRAINING_RECIPES.names()
+        fields = TRAINING_RECIPES.fields(name)[0] if training else load_recipe(name).model_dump(mode="json")
+    echo(fields, text, as_json=as_json, quiet=False)
 
 
 @recipes.command("new")

@@ -69,7 +69,7 @@ _DATASETS = (_variants, _runs)
 SOURCES: dict[str, tuple[Source, ...]] = {
     "recipe": (_RECIPES,),
     "base": (_RECIPES,),
-    "recipes show name": (_RECIPES,),
+    "recipes show name": (_RECIPES, _shipped("training")),
     "captioner": (_shipped("captioners"),),
     "captioners show name": (_shipped("captioners"),),
     "generator": (_shipped("generators"),),

@@ -90,6 +90,7 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
     \b
     More axes: budgets (images per epoch), limits (different images per class) and
     mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
+    Without models, the network is the one that the training recipe names.
     What failed is kept in the table with its error; the exit code is then 4.
     """
     from hfsyn import bench

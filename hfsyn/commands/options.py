@@ -224,12 +224,6 @@ speed_options = together(
         type=click.Choice(["auto", "cudnn", "flash", "efficient", "math"]),
         help="Kernel of attention, where it fits a layer.  [default: auto]",
     ),
-    click.option(
-        "--loop",
-        type=click.Choice(["own", "pipeline"]),
-        default="own",
-        help="Draw with hfsyn's loop, or with diffusers' own call: the same images.  [default: own]",
-    ),
 )
 """Of a command that tries the stages out."""
 

@@ -17,6 +17,7 @@ from hfsyn.commands.options import (
     echo,
     number,
     pickle_option,
+    processes_option,
     recipe_options,
     speed_options,
 )
@@ -88,23 +89,32 @@ def plan(recipe: str, as_json: bool, quiet: bool, **words: Any) -> None:
 @recipe_options
 @captions_option
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps.  [default: the GPU, or else the CPU]")
+@processes_option("Processes on this machine, started by accelerate.  [default: this one]")
+@click.option("--out", metavar="FILE", help="Also write the result as JSON to this file.")
 @pickle_option
 @answer_options
 def informativeness(recipe: str, as_json: bool, quiet: bool, **words: Any) -> None:
     """Whether RECIPE's captions tell its generator more than the class name, before images are made from them.
 
     On real images with a known noise, the generator's denoising loss is compared under no prompt, the class name, the
-    image's own caption, and captions of other images of the same and of another class. If own captions do not lower it
-    clearly, images made from them can hardly be better than those made from class names.
+    image's own caption, and captions of other images of the same and of another class. This says what captions tell the
+    generator, not what a classifier gains from the images: wrong captions can still make a varied set.
+
+    In place of RECIPE a run folder: its recipe and captions are measured, and `hfsyn report` shows the result beside
+    the accuracies of what was trained on it.
 
     \b
     hfsyn informativeness shapes-cip --images 40
-    hfsyn informativeness imagenette-cip --captioner blip2
+    hfsyn informativeness imagenette-cip --captioner blip2 --num-processes 2
+    hfsyn informativeness runs/cip-0
     """
     from hfsyn import informativeness as measure
+    from hfsyn.workers import current_worker, is_child, leave_group
 
     found = measure(recipe, quiet=as_json or quiet, **words)
-    echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
+    if current_worker().is_main and not is_child():
+        echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
+    leave_group()
 
 
 @click.command(short_help="What could stop a run here: token, Hub, disk, devices.")

@@ -9,9 +9,8 @@ from typing import Any
 
 from builders.errors import brief
 from hfsyn.errors import HfsynError
-from hfsyn.images.conditioning import Conditioning, makes_embeddings
 from hfsyn.images.encoding import fitted
-from hfsyn.images.latents import conditions_of, scale_embedding
+from hfsyn.images.guidance import is_stable_diffusion
 from hfsyn.models.pipelines import load_pipeline, size_of
 from hfsyn.recipes.recipe import GeneratePart
 
@@ -19,23 +18,27 @@ Predict = Callable[[Any, float, Sequence[str]], Any]
 """``predict(noisy latents, share of noise, prompts)``: what the network predicts, of the latents' shape."""
 
 
+class OtherFamilyError(HfsynError):
+    """The denoising loss of the generator cannot be measured: it is of another family."""
+
+
 class DenoisingLoss:
     """Of a recipe's generator: Stable Diffusion 1, 2 and XL (noise or velocity), Stable Diffusion 3 and FLUX (flow).
 
-    Raises HfsynError if the model cannot be loaded, or is of another family.
+    Raises HfsynError if the model cannot be loaded, and OtherFamilyError if it is of another family.
     """
 
     def __init__(self, recipe: GeneratePart, device: str, *, allow_pickle: bool = False) -> None:
         pipe, _ = load_pipeline(recipe, None, allow_pickle=allow_pickle)
         families: dict[str, Callable[[], Predict]] = {"StableDiffusion3Pipeline": self._sd3, "FluxPipeline": self._flux}
         kind = type(pipe).__name__
-        if not makes_embeddings(pipe) and kind not in families:
+        if not is_stable_diffusion(pipe) and kind not in families:
             said = f"The denoising loss of {brief(recipe.model)}, a {kind}, cannot be measured."
-            raise HfsynError(said, "It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX.")
+            raise OtherFamilyError(said, "It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX.")
         self._size = size_of(pipe, recipe, whole=True)
         self._pipe, self._recipe, self.device = pipe.to(device), recipe, device
-        self._schedule = _training_schedule(pipe) if makes_embeddings(pipe) else None
-        self._predict = self._unet() if makes_embeddings(pipe) else families[kind]()
+        self._schedule = _training_schedule(pipe) if is_stable_diffusion(pipe) else None
+        self._predict = self._unet() if is_stable_diffusion(pipe) else families[kind]()
 
     def fit(self, image: Any) -> Any:
         """A real image (RGB, of any size) as `latents` takes it: cropped and resized as the recipe's images are."""
@@ -99,17 +102,29 @@ class DenoisingLoss:
 
     def _unet(self) -> Predict:
         pipe = self._pipe
-        conditioning = Conditioning(pipe, self._recipe, None, guided=False)
 
         def predict(noisy: Any, share: float, prompts: Sequence[str]) -> Any:
-            height, width = self._size["height"], self._size["width"]
-            embeddings, added = conditions_of(pipe, conditioning.of(prompts), height, width, guided=False)
+            import torch
+
+            embeddings, _, *pooled = pipe.encode_prompt(
+                list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            scale, channels, added = None, pipe.unet.config.time_cond_proj_dim, None
+            if channels is not None:  # the guidance scale is an input of a network that was distilled to take it
+                scales = torch.full((len(noisy),), self._recipe.guidance_scale - 1)
+                scale = pipe.get_guidance_scale_embedding(scales, embedding_dim=channels).to(noisy)
+            if pooled:  # SDXL is also told the size, as that of the original image, uncropped
+                size = self._size["height"], self._size["width"]
+                told = pipe._get_add_time_ids(
+                    size, (0, 0), size, embeddings.dtype, text_encoder_projection_dim=pooled[0].shape[-1]
+                )
+                added = {"text_embeds": pooled[0], "time_ids": told.to(noisy.device).repeat(len(noisy), 1)}
             return pipe.unet(
                 noisy,
                 self._step(share),
                 encoder_hidden_states=embeddings,
-                timestep_cond=scale_embedding(pipe, self._recipe, noisy),
-                added_cond_kwargs=added or None,
+                timestep_cond=scale,
+                added_cond_kwargs=added,
                 return_dict=False,
             )[0]
 

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
-from hfsyn.images.conditioning import Conditioning, makes_embeddings
 from hfsyn.images.encoding import fitted
-from hfsyn.images.latents import Levels, decode, denoise, fetch, guided_steps, is_guided
-from hfsyn.images.trial import PROMPT, OwnNoise, Sketch, idle, size_refused, try_out
+from hfsyn.images.guidance import guided_steps, is_guided, is_limited, is_stable_diffusion, limited_options
+from hfsyn.images.latents import Levels, fetch
+from hfsyn.images.tokens import TokenCounter
+from hfsyn.images.trial import PROMPT, OwnNoise, Sketch, size_refused, try_out
 from hfsyn.images.tuning import PLAIN, Tuning, kernels, tune
 from hfsyn.models.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.recipes.recipe import GeneratePart
@@ -89,48 +90,45 @@ class DiffusersGenerator:
         tuning: Tuning = PLAIN,
     ) -> None:
         pipe, self.left_out = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
-        self._encodes, guided = makes_embeddings(pipe) and tuning.loop == "own", is_guided(pipe, recipe)
         self._recipe, self._negative, self.device = recipe, negative, device
-        self._check_guidance(pipe, guided=guided)
+        self._checker = _own_checker(pipe, device)
+        self._image_pipe = starting_from_images(pipe, recipe) if recipe.init == "source" else None
+        self._check_guidance(pipe)
+        self._signed = _left_as_decoded(self._image_pipe or pipe)
         self._size = size_of(pipe, recipe, whole=recipe.init == "source")
         if recipe.dtype == "float32":
             import torch
 
             torch.backends.cudnn.allow_tf32 = False  # convolutions would take ten bits of the 23
         self._pipe = pipe.to(device)
-        self._image_pipe = starting_from_images(self._pipe, recipe) if recipe.init == "source" else None
-        self._conditioning = Conditioning(self._pipe, recipe, negative, guided=guided, encodes=self._encodes)
-        self._noise = None if self._encodes else OwnNoise(pipe)
+        self._tokens = TokenCounter(self._pipe, recipe)
+        self._noise = OwnNoise(pipe)
         self.tuning = PLAIN
         self._try()
         self.tuning = tuning
         tune(self._pipe, tuning)
-        if self._noise is not None:
-            self._noise.attach()
+        self._noise.attach()
 
-    def _check_guidance(self, pipe: Any, *, guided: bool) -> None:
+    def _check_guidance(self, pipe: Any) -> None:
         """Refuse limits of the guidance if there is none to limit, or no step lies within them."""
         recipe = self._recipe
-        start, stop = recipe.guidance_start, recipe.guidance_stop
-        if (start, stop) == (0, 1):
+        if not is_limited(recipe):
             return
-        why = ""
-        if not self._encodes and makes_embeddings(pipe):
-            said = "--loop pipeline: the guidance of diffusers' own call cannot be limited to some of the steps."
-            raise HfsynError(said, "Leave --loop out.")
-        if not self._encodes:
+        start, stop, why = recipe.guidance_start, recipe.guidance_stop, ""
+        if not is_stable_diffusion(pipe):
             why = f"{recipe.model} is a {type(pipe).__name__}, whose guidance cannot be limited to some of the steps"
-        elif not guided:
+        elif not is_guided(pipe, recipe):
             why = f"{recipe.model} has no guidance to limit at generate.guidance_scale {recipe.guidance_scale:g}"
-        elif not guided_steps(pipe, recipe):
+        elif not any(guided_steps(self._image_pipe or pipe, recipe)):
             why = f"none of the {recipe.steps} steps lies between generate.guidance_start {start:g} and stop {stop:g}"
         if why:
             raise HfsynError(f"{why}.", "Set generate.guidance_start to 0 and generate.guidance_stop to 1.")
 
     def _try(self) -> None:
         pipe = self._pipe
-        sketch = Sketch(self._recipe, self._negative, self._size)
-        if makes_embeddings(pipe):
+        # Whole, since none of its few steps may lie within the limits of the guidance.
+        whole = self._recipe.model_copy(update={"guidance_start": 0.0, "guidance_stop": 1.0})
+        if is_stable_diffusion(pipe):
             taken = pipe.unet.config.in_channels
             made = getattr(getattr(pipe.vae, "config", None), "latent_channels", taken)
             if taken != made:
@@ -140,46 +138,42 @@ class DiffusersGenerator:
                     "Name another generate.model.",
                 )
         # The safety checker may flag so small a picture, and paints what it flags black.
-        checker = getattr(pipe, "safety_checker", None)
-        if checker is not None:
-            pipe.safety_checker = None
-        if self._noise is not None:
-            self._noise.attach()
+        pipes: list[Any] = [pipe, self._image_pipe]
+        checking = [one for one in pipes if getattr(one, "safety_checker", None) is not None]
+        checkers = [one.safety_checker for one in checking]
+        for one in checking:
+            one.safety_checker = None
+        self._noise.attach()
         try:
-            try_out(pipe, sketch, self._sketched, vary=not self._encodes)
+            try_out(pipe, Sketch(whole, self._negative, self._size), self._sketched)
         finally:
-            if self._noise is not None:
-                self._noise.detach()
-            if checker is not None:
-                pipe.safety_checker = checker
-        self._conditioning.forget()
-        if self._encodes and self._negative is not None and not self._conditioning.heeds_negative():
-            raise idle(sketch, "prompt.negative", type(pipe).__name__)
+            self._noise.detach()
+            for one, checker in zip(checking, checkers, strict=True):
+                one.safety_checker = checker
 
     def _sketched(self, sketch: Sketch) -> tuple[Any, list[str | None]]:
         import torch
         from PIL import Image
 
-        self._conditioning.forget()  # a text encoder may draw noise, too
         prompts, starts = [PROMPT] * len(sketch.seeds), None
         if self._image_pipe is not None:
             grey = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")
             starts = [fitted(grey, sketch.size["width"], sketch.size["height"])] * len(prompts)
         with torch.inference_mode():
             drawn, flagged = self._draw(prompts, sketch.seeds, starts, sketch)
-            whole = torch.cat(drawn).float().cpu()
-            settled = self._settled(fetch(drawn, len(prompts), signed=flagged is None), flagged)
-        return whole * (127.5 if flagged is None else 255), [image.problem for image in settled]
+            images, levels = drawn.float().cpu(), fetch(drawn, len(prompts), signed=self._signed)()
+        return images * (127.5 if self._signed else 255), [image.problem for image in _judged(levels, flagged)]
 
     @property
     def max_tokens(self) -> int:
         """See `ImageGenerator`."""
-        return self._conditioning.max_tokens
+        return self._tokens.most
 
     @property
     def parameters(self) -> int:
         """Of all networks of the pipeline."""
-        networks = [part for part in self._pipe.components.values() if hasattr(part, "parameters")]
+        parts = [*self._pipe.components.values(), self._checker]
+        networks = [part for part in parts if hasattr(part, "parameters")]
         return sum(weights.numel() for network in networks for weights in network.parameters())
 
     @property
@@ -193,7 +187,7 @@ class DiffusersGenerator:
 
     def count_tokens(self, prompts: Sequence[str]) -> list[int]:
         """See `ImageGenerator`."""
-        return self._conditioning.count(prompts)
+        return self._tokens.count(prompts)
 
     def start(
         self, prompts: Sequence[str], seeds: Sequence[int], size: int, *, images: Sequence[Any] | None = None
@@ -214,16 +208,13 @@ class DiffusersGenerator:
                 drawn, flagged = self._draw(prompts, seeds, starts)
             except ValueError as error:
                 raise size_refused(self._recipe.model, error) from error
-            arrive = fetch(drawn, wanted, signed=flagged is None)
-        return lambda: self._settled(arrive, flagged)
+            arrive = fetch(drawn, wanted, signed=self._signed)
 
-    def _settled(self, arrive: Callable[[], Levels], flagged: list[bool] | None) -> list[Generated]:
-        levels = arrive()
-        hits = self._flagged(levels.pixels) if flagged is None else flagged
-        return [
-            Generated(pixels, problem_of(int(levels.span[i]), finite=bool(levels.finite[i]), flagged=hits[i]))
-            for i, pixels in enumerate(levels.pixels)
-        ]
+        def settle() -> list[Generated]:
+            levels = arrive()
+            return _judged(levels, flagged if self._checker is None else self._flagged(levels.pixels))
+
+        return settle
 
     def generate(
         self, prompts: Sequence[str], seeds: Sequence[int], images: Sequence[Any] | None = None
@@ -234,19 +225,13 @@ class DiffusersGenerator:
 
     def _draw(
         self, prompts: Sequence[str], seeds: Sequence[int], starts: Sequence[Any] | None, sketch: Sketch | None = None
-    ) -> tuple[list[Any], list[bool] | None]:
-        """Images on the device: of -1 to 1; or, from a pipeline's own call, of 0 to 1 with the checker's verdicts."""
+    ) -> tuple[Any, list[bool]]:
+        """Images on the device, batch x 3 x height x width (see `_left_as_decoded`), and a pipeline's own verdicts."""
         import torch
 
         wanted = sketch or Sketch(self._recipe, self._negative, self._size)
         recipe = wanted.recipe
         generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-        given = self._conditioning.of(prompts)
-        if self._noise is None:
-            start = None if starts is None else (self._image_pipe, starts)
-            latents = denoise(self._pipe, recipe, wanted.size, given, generators, start=start)
-            return decode(self._pipe, latents, generators), None
-        # The pipeline's own call.
         pipe: Any = self._pipe
         more: dict[str, Any] = dict(wanted.size)
         if sketch is not None and "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters:
@@ -259,34 +244,58 @@ class DiffusersGenerator:
         # Pipelines that decode by themselves (DeepFloyd IF) give tensors of another range, past their safety checker.
         form = "pt" if hasattr(pipe, "image_processor") else "np"
         with self._noise.of(generators):
-            out = pipe(
-                **given,
-                generator=generators,
-                num_inference_steps=recipe.steps,
-                output_type=form,
-                **call_options(pipe, recipe, wanted.negative, len(prompts)),
-                **more,
-            )
+            if is_limited(recipe):
+                given = limited_options(pipe, recipe, prompts, wanted.negative)
+            else:
+                given = {"prompt": list(prompts), **call_options(pipe, recipe, wanted.negative, len(prompts))}
+            out = pipe(**given, generator=generators, num_inference_steps=recipe.steps, output_type=form, **more)
         images = out.images if form == "pt" else torch.from_numpy(out.images).permute(0, 3, 1, 2)
         hits = getattr(out, "nsfw_content_detected", None) or getattr(out, "nsfw_detected", None)
-        return [images], [bool(hit) for hit in hits or [False] * len(prompts)]
+        return images, [bool(hit) for hit in hits or [False] * len(prompts)]
 
     def _flagged(self, pixels: npt.NDArray[np.uint8]) -> list[bool]:
-        """The safety checker's verdict on each image, outside the thread that feeds the device."""
+        """The own checker's verdict on each image, outside the thread that feeds the device."""
         import torch
         from PIL import Image
 
-        checker = getattr(self._pipe, "safety_checker", None)
-        if checker is None:
-            return [False] * len(pixels)
+        assert self._checker is not None
         with torch.inference_mode():
             looked_at = self._pipe.feature_extractor([Image.fromarray(image) for image in pixels], return_tensors="pt")
             # It paints over what it is given as images, which is why it gets none of ours.
-            _, hits = checker(
+            _, hits = self._checker(
                 images=np.zeros((len(pixels), 1, 1, 3)),
                 clip_input=looked_at.pixel_values.to(self.device, self._pipe.unet.dtype),
             )
         return [bool(hit) for hit in hits]
+
+
+def _own_checker(pipe: Any, device: str) -> Any:
+    """Stable Diffusion's safety checker, taken out of a pipeline, which would make the device wait for it."""
+    checker: Any = getattr(pipe, "safety_checker", None)
+    if type(checker).__name__ != "StableDiffusionSafetyChecker":
+        return None
+    pipe.safety_checker = None
+    return checker.to(device)
+
+
+def _left_as_decoded(pipe: Any) -> bool:
+    """Let a pipeline give what it decodes, of -1 to 1, and whether it does so; else its images are of 0 to 1.
+
+    It would clamp them, and so hide infinite ones, before the thread that feeds the device could go on.
+    """
+    processor: Any = getattr(pipe, "image_processor", None)
+    checked = getattr(pipe, "safety_checker", None) is not None  # which looks at finished images
+    if checked or type(processor).__name__ != "VaeImageProcessor" or not processor.config.do_normalize:
+        return False
+    processor.postprocess = lambda images, *args, **options: images
+    return True
+
+
+def _judged(levels: Levels, flagged: Sequence[bool]) -> list[Generated]:
+    return [
+        Generated(pixels, problem_of(int(levels.span[i]), finite=bool(levels.finite[i]), flagged=flagged[i]))
+        for i, pixels in enumerate(levels.pixels)
+    ]
 
 
 def problem_of(span: int, *, finite: bool, flagged: bool) -> str | None:

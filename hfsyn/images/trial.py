@@ -39,9 +39,9 @@ Draw = Callable[[Sketch], tuple[Any, list[str | None]]]
 """Gives the images (tensor, batch x 3 x height x width, on the CPU, of a range of 255) and what is wrong with each."""
 
 
-def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
-    """Draw a sketch twice, small and in few steps; if that fails, at the recipe's own size. With `vary`, see whether
-    the pipeline's own call uses guidance, negative prompt and the length of prompts.
+def try_out(pipe: Any, sketch: Sketch, draw: Draw) -> None:
+    """Draw a sketch twice, small and in few steps; if that fails, at the recipe's own size. Then see whether the
+    pipeline uses guidance, negative prompt and the length of prompts.
 
     Raises HfsynError if the model cannot draw, draws nothing, draws noise that is not the samples' own, or ignores a
     field that the recipe sets.
@@ -67,12 +67,12 @@ def try_out(pipe: Any, sketch: Sketch, draw: Draw, *, vary: bool) -> None:
             "the samples' own seeds.",
             f"Name another generate.{instead}.",
         )
-    for field, other in _variations(small).items() if vary else ():
+    for field, other in _variations(small).items():
         if torch.equal(draw(other)[0], first):
-            raise idle(sketch, field, type(pipe).__name__)
+            raise _idle(sketch, field, type(pipe).__name__)
 
 
-def idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
+def _idle(sketch: Sketch, field: str, pipeline: str) -> HfsynError:
     """The error of a field that a model ignores."""
     value = sketch.negative if field == "prompt.negative" else getattr(sketch.recipe, field.partition(".")[2])
     instead = {"generate.guidance_scale": "1"}.get(field, "null")
@@ -167,7 +167,7 @@ def _tiny(pipe: Any, sketch: Sketch) -> Sketch:
 
 
 def _variations(sketch: Sketch) -> dict[str, Sketch]:
-    """The same sketch except for one field that a pipeline's own call is given, by that field."""
+    """The same sketch except for one field that a pipeline is given, by that field."""
 
     def changed(**update: Any) -> Sketch:
         return replace(sketch, recipe=sketch.recipe.model_copy(update=update))
@@ -227,11 +227,16 @@ class OwnNoise:
     @contextmanager
     def of(self, generators: Sequence[Any]) -> Iterator[None]:
         """Draw a batch with these generators."""
+        vae = getattr(self._pipe, "vae", None)
+        before = getattr(vae, "dtype", None)
         self._generators = generators
         try:
             yield
         finally:
             self._generators = ()
+            # SDXL's is made float32 to decode; where memory runs out then, the next, smaller batch begins as this one.
+            if vae is not None and getattr(vae, "dtype", None) != before:
+                vae.to(dtype=before)
 
     def _given(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A scheduler's step with the generators, where its pipeline passes none."""

@@ -45,14 +45,12 @@ class Tuning:
     """Convolutions read their channels side by side, which tensor cores want; on a CPU it costs time."""
     compiled: bool = False  # through `torch.compile`: minutes once, then fewer and larger kernels
     attention: str = "auto"  # one of `ATTENTION`
-    loop: str = "own"  # or ``pipeline``: Stable Diffusion and SDXL by diffusers' own call, too
 
     def record(self) -> dict[str, str]:
         """What is not as on a CPU by default, for the sidecar."""
         found = {"channels_last": "yes"} if self.channels_last else {}
         found |= {"compile": "yes"} if self.compiled else {}
-        found |= {"attention": self.attention} if self.attention != "auto" else {}
-        return found | ({"loop": self.loop} if self.loop != "own" else {})
+        return found | ({"attention": self.attention} if self.attention != "auto" else {})
 
 
 PLAIN = Tuning()  # eager, contiguous, torch's own kernels
@@ -65,7 +63,7 @@ def tuning_of(options: WorkOptions, device: str) -> Tuning:
     if options.attention in ("cudnn", "flash", "efficient") and not cuda:
         said = f"--attention {options.attention} is a kernel of NVIDIA GPUs, and the device is {device}."
         raise HfsynError(said, "Leave it out, or use --attention math.")
-    return Tuning(channels_last, options.compile, options.attention or "auto", options.loop)
+    return Tuning(channels_last, options.compile, options.attention or "auto")
 
 
 def tune(pipe: Any, tuning: Tuning) -> None:

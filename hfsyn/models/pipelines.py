@@ -75,6 +75,7 @@ def load_pipeline(
     _check_call(pipe, recipe, negative)
     left_out |= fuse_lora(pipe, recipe)
     pipe.scheduler = _scheduler(recipe, pipe.scheduler)
+    _limit_tokens(pipe)
     return _quiet(pipe), left_out
 
 
@@ -84,6 +85,17 @@ def _text_to_image_class(index: Mapping[str, Any]) -> Any:
 
     name = index.get("_class_name")
     return getattr(diffusers, name if name in OWN_CLASS else "AutoPipelineForText2Image")
+
+
+def _limit_tokens(pipe: Any) -> None:
+    """A tokenizer that was not told of a limit states an absurd one, to which pipelines would pad: its text encoder has
+    only that many positions.
+    """
+    for name, tokenizer in pipe.components.items():
+        encoder = getattr(pipe, name.replace("tokenizer", "text_encoder"), None)
+        positions = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+        if "tokenizer" in name and tokenizer is not None and isinstance(positions, int):
+            tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
 
 
 def _quiet(pipe: Any) -> Any:

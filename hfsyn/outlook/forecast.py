@@ -20,6 +20,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import commits_for
 from hfsyn.models.token_limits import Limit, limits
 from hfsyn.outlook.costs import UTILISATION, Hours, hours, image_size
+from hfsyn.outlook.informativeness import Informativeness
 from hfsyn.outlook.probe import Probe, Projection
 from hfsyn.pages.html import facts
 from hfsyn.recipes.recipe import Recipe, difference, fingerprint
@@ -72,6 +73,7 @@ class Forecast:
     """Of the first images that get the captions of others: class and id, and the id of the other."""
     measured: Probe | None = None  # some images, made here
     projection: Projection | None = None  # the whole run at that pace
+    informativeness: Informativeness | str | None = None  # of the prompts, or why it cannot be measured
 
     @property
     def hours(self) -> dict[str, float]:
@@ -89,8 +91,11 @@ class Forecast:
         truncations = {"truncated": first and first.truncated, "max_tokens": first and first.max_tokens}
         computed = {"upload_bytes": self.disk_bytes, "hours": self.hours, "cost": self.cost}
         found = asdict(self) | truncations | computed | {"utilisation": UTILISATION}
-        measured, projection = found.pop("measured"), found.pop("projection")
-        return found if measured is None else found | {"probe": measured | projection}
+        measured, projection, told = (found.pop(name) for name in ("measured", "projection", "informativeness"))
+        if measured is None:
+            return found
+        told = self.informativeness.as_dict() if isinstance(self.informativeness, Informativeness) else told
+        return found | {"probe": measured | projection, "informativeness": told}
 
     def text(self) -> str:
         """For people."""
@@ -105,6 +110,7 @@ class Forecast:
         sent = f"{plural(self.upload_files, 'file')} in {plural(self.commits, 'commit')}"
         costs = ", ".join(f"{cost:,.2f} on {device}" for device, cost in self.cost.items())
         cost = f"USD at {self.price:g} per hour: {costs}" if costs else "not known"
+        told = self.informativeness
         real, missing = plural(self.real_images, "real image"), quoted(self.classes_without_images)
         return [
             ("recipe", f"{self.recipe}  {(self.fingerprint or '')[:12]}".rstrip()),
@@ -124,6 +130,7 @@ class Forecast:
             ("upload", f"about {size_text(self.disk_bytes)}: {sent}"),
             ("time", self._times()),
             ("cost", None if self.price is None else cost),
+            ("informative", told.verdict if isinstance(told, Informativeness) else told),
             ("measured", None if self.measured is None else self.measured.text()),
             ("projected", None if self.projection is None else self.projection.text()),
         ]

@@ -3,22 +3,29 @@
 On real images of the source, each with a known noise, the generator predicts that noise under several prompts: none,
 the class name, the image's own caption, the caption of another image of its class, and that of an image of another
 class with its class word replaced. Where the own caption lowers the loss below that of the class name, captions tell
-this generator something that the class name does not; where it does not, images made from them can hardly be better.
+this generator something that the class name does not. That is not yet what a classifier gains from the images:
+`scripts/check_informativeness.py` compares the two.
+
+Several processes share the images in batches on a fixed grid, caption and measure each its own, and put the captions
+and the losses together: the numbers do not depend on how many there are, but for the last digits.
 """
 
+import json
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from builders.errors import brief
+from builders.files import atomic_text
+from builders.runs import layout
 from builders.variants import ClassInfo
 from hfsyn.captions.caption_stage import caption
 from hfsyn.captions.captioner import Captioner
 from hfsyn.errors import HfsynError
-from hfsyn.images.denoising_loss import DenoisingLoss
+from hfsyn.images.denoising_loss import DenoisingLoss, OtherFamilyError
 from hfsyn.images.generate_stage import SourcePictures
 from hfsyn.outlook.probe import first_images, run_of
 from hfsyn.progress import Progress
@@ -29,12 +36,15 @@ from hfsyn.rules import order_of, sample_id_of, seed_of
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.pairing import Told
 from hfsyn.runs.run import Run
-from hfsyn.runs.specs import Caption, SampleSpec, plan
+from hfsyn.runs.specs import Caption, plan
 from hfsyn.runs.stage import read_captions
-from hfsyn.workers import pick_device
+from hfsyn.workers import current_worker, pick_device
 
+T = TypeVar("T")
 NONE, CLASS, OWN = "no prompt", "class name", "own caption"
 SAME, OTHER = "caption of the same class", "caption of another class"
+PROMPT = "own prompt"
+"""Of a recipe without texts whose prompt is not the class name's."""
 _ERRORS = 2.0  # standard errors by which a difference must exceed zero to be called one
 
 
@@ -69,32 +79,46 @@ class Informativeness:
     draws: int
     loss: float  # of the class name: mean squared error per value of the latents
     gains: dict[str, Gain]  # by kind of prompt
-    by_class: dict[str, Gain]  # of the own captions, by class name, the least informative first
+    by_class: dict[str, Gain]  # of the own captions or prompts, by class name, the least informative first
     examples: dict[str, str]  # by kind of prompt, for the first image
     pairing: str = "own"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "verdict": self.verdict}
+        """For JSON; see `from_dict`."""
+        return {**asdict(self), "gain": asdict(self.gain), "verdict": self.verdict}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "Informativeness":
+        """What `as_dict` gave; raises KeyError or TypeError if it is something else."""
+        fields = {name: stored[name] for name in cls.__slots__}
+        gains = {name: {kind: Gain(**gain) for kind, gain in fields[name].items()} for name in ("gains", "by_class")}
+        return cls(**fields | gains)
+
+    @property
+    def gain(self) -> Gain:
+        """Of the prompts from which the recipe's images are made, whosever captions they have; 0 for class names."""
+        kinds = (OTHER, OWN, PROMPT) if self.pairing != "own" else (OWN, PROMPT)
+        return next((self.gains[kind] for kind in kinds if kind in self.gains), Gain(0.0, 0.0, self.images))
 
     @property
     def verdict(self) -> str:
         """What follows, in words."""
-        if OWN not in self.gains:
+        own, same = self.gains.get(OWN) or self.gains.get(PROMPT), self.gains.get(SAME)
+        if own is None:
             return "The prompts of this recipe hold nothing about an image but its class: there is nothing to compare."
-        own, same = self.gains[OWN], self.gains.get(SAME)
+        these = "these captions" if OWN in self.gains else "these prompts"
         if own.sign < 0:
             return (
-                f"Uninformative: these captions mislead the generator. They raise its loss by {-own.mean:.4f} ± "
+                f"Uninformative: {these} mislead the generator. They raise its loss by {-own.mean:.4f} ± "
                 f"{own.error or 0:.4f} over that of the class name."
             )
         if own.sign == 0:
             return (
-                f"Uninformative, as far as {self.images} images show: these captions tell the generator nothing beyond "
+                f"Uninformative, as far as {self.images} images show: {these} tell the generator nothing beyond "
                 f"the class name ({own.text()}, which does not differ from 0 by two standard errors)."
             )
         said = (
-            f"Informative: these captions tell the generator more than the class name. They lower its loss by "
+            f"Informative: {these} tell the generator more than the class name. They lower its loss by "
             f"{own.mean:.4f} ± {own.error:.4f}, {100 * own.mean / self.loss:.1f} %."
         )
         if same is not None and same.mean >= own.mean:
@@ -133,9 +157,10 @@ def measure(
 ) -> Informativeness:
     """Measure how much each kind of prompt tells a recipe's generator about real images of its source.
 
-    Images are the first ones of the plan's order, spread over the classes; the noise of an image depends on the
-    recipe's seed and its id alone, and the timesteps lie evenly between image and noise, so that neither the batch size
-    nor the device changes more than the last digits.
+    Called in every process of a launch, which all return the same. Images are the first ones of the plan's order,
+    spread over the classes; the noise of an image depends on the recipe's seed and its id alone, and the timesteps lie
+    evenly between image and noise, so that neither the batch size, nor the device, nor the number of processes changes
+    more than the last digits.
 
     Args:
         recipe: its source, captioner, strategy and generator are used; its pairing is not.
@@ -150,20 +175,64 @@ def measure(
     """
     options = options or WorkOptions()
     own = recipe.with_fields("prompt", pairing="own", images_per_caption=1)
-    # Before the captions, which may take long.
+    # Before the captions, which may take long. Here the processes of a launch meet.
     loss = DenoisingLoss(recipe.generate, pick_device(options.device), allow_pickle=options.allow_pickle_weights)
+    batch = recipe.caption.batch_size if recipe.caption is not None else recipe.generate.batch_size
     with tempfile.TemporaryDirectory(prefix="hfsyn-probe-") as temporary:
         folder = Path(temporary)
         whole, chosen = first_images(own, images, folder)
-        run = run_of(folder / "captions", whole, max(1, len(chosen)), chosen)
+        run = run_of(folder / "captions", whole, batch, _mine(chosen, batch))
         caption(run, options=options, captioner=captioner)
-        captions = sorted(read_captions(run.caption_shards()), key=_order)
+        mine = sorted(read_captions(run.caption_shards()), key=_order)
+        captions = sorted(_of_all(mine), key=_order)
         if not captions:
             raise HfsynError(f"None of the {len(chosen)} images that were tried can be read.", "Check source.path.")
         told = prompts_of(run.recipe, captions, run.classes)
-        with Progress("measuring", len(captions), quiet=options.quiet) as progress:
-            found = _measured(loss, run, captions, told, draws, progress)
-    return _summed_up(recipe, captions, run.classes, told, found, draws)
+        quiet = options.quiet or not current_worker().is_main
+        with Progress("measuring", len(mine), quiet=quiet) as progress:
+            places = {of.source_id: place for place, of in enumerate(captions)}
+            asked = {kind: [prompts[places[of.source_id]] for of in mine] for kind, prompts in told.items()}
+            found = _measured(loss, run, mine, asked, draws, progress)
+    losses = dict(_of_all([*found.items()]))
+    by_kind = {kind: [losses[of.source_id][kind] for of in captions] for kind in told}
+    return _summed_up(recipe, captions, run.classes, told, by_kind, draws)
+
+
+def told_beforehand(recipe: Recipe, images: int, options: WorkOptions) -> Informativeness | str:
+    """As `measure`, with a sentence in place of the error where the generator is of another family."""
+    try:
+        return measure(recipe, images, options=options)
+    except OtherFamilyError as error:
+        return f"Not measured: {error.message}"
+
+
+def keep(found: Informativeness, file: Path) -> None:
+    """Write what was measured as JSON: of a run to the file of that name in its folder, where a report finds it."""
+    atomic_text(file, json.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n")
+
+
+def kept_in(run: Path) -> Informativeness | None:
+    """What was measured of a run and kept in its folder; None if there is nothing, or what there is cannot be read."""
+    try:
+        stored = json.loads((run / layout.INFORMATIVENESS).read_text(encoding="utf-8"))
+        return Informativeness.from_dict(stored)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _mine(lines: Sequence[T], batch: int) -> list[T]:
+    """This process's share of the images, in whole batches."""
+    worker = current_worker()
+    return [line for place, line in enumerate(lines) if place // batch % worker.world == worker.rank]
+
+
+def _of_all(items: list[T]) -> list[T]:
+    """The items of all processes of a launch."""
+    if current_worker().world == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    return list(gather_object(items))
 
 
 def _order(of: Caption) -> bytes:
@@ -179,12 +248,13 @@ def prompts_of(
     strategy, infos = strategy_of(recipe.prompt), [classes[of.wnid] for of in captions]
     texts = [of.text for of in captions]
 
+    def prompt(number: int, text: str | None) -> str:
+        sample, wnid = sample_id_of(captions[number].source_id, 0), captions[number].wnid
+        seed = seed_of(recipe.seed_for(wnid), sample, purpose="prompt")
+        return strategy.write(infos[number], text, random.Random(seed))
+
     def written(texts: Sequence[str | None]) -> list[str | None]:
-        found: list[str | None] = []
-        for one, info, text in zip(captions, infos, texts, strict=True):
-            seed = seed_of(recipe.seed_for(info.wnid), sample_id_of(one.source_id, 0), purpose="prompt")
-            found.append(strategy.write(info, text, random.Random(seed)) if text else None)
-        return found
+        return [prompt(number, text) if text else None for number, text in enumerate(texts)]
 
     found: dict[str, list[str | None]] = {
         NONE: [""] * len(captions),
@@ -201,7 +271,11 @@ def prompts_of(
             for of, (text, _, whose) in zip(captions, others, strict=True)
         ],
     }
-    return found | {kind: prompts for kind, texts in kinds.items() if any(prompts := written(texts))}
+    found |= {kind: prompts for kind, texts in kinds.items() if any(prompts := written(texts))}
+    if not any(texts):
+        own: list[str | None] = [prompt(number, None) for number in range(len(captions))]
+        found |= {PROMPT: own} if own != found[CLASS] else {}
+    return found
 
 
 def _next_of_class(captions: Sequence[Caption]) -> list[int | None]:
@@ -223,17 +297,19 @@ def _measured(
     told: Mapping[str, Sequence[str | None]],
     draws: int,
     progress: Progress,
-) -> dict[str, list[float | None]]:
-    """The mean loss over the draws of each kind of prompt, for each image."""
+) -> dict[str, dict[str, float | None]]:
+    """The mean loss over the draws under each kind of prompt, by the image's id; `told` are its prompts."""
     import torch
 
+    if not captions:  # more processes than batches
+        return {}
     pictures = SourcePictures(run, loss.fit)
     specs = {spec.source_id: spec for spec in plan(run.recipe, captions)}
-    found: dict[str, list[float | None]] = {kind: [] for kind in told}
+    found: dict[str, dict[str, float | None]] = {}
     batch = run.recipe.generate.batch_size
     for start in range(0, len(captions), batch):
         some = captions[start : start + batch]
-        latents = loss.latents(pictures(_specs(specs, some)))
+        latents = loss.latents(pictures([specs[of.source_id] for of in some]))
         sums = {kind: [0.0] * len(some) for kind in told}
         for draw in range(draws):
             seeds = [seed_of(run.recipe.seed, c.source_id, draw, purpose="informativeness") for c in some]
@@ -244,15 +320,12 @@ def _measured(
                 asked = [prompt or "" for prompt in prompts[start : start + batch]]
                 for place, value in enumerate(loss.losses(latents, noise, (draw + 0.5) / draws, asked)):
                     sums[kind][place] += value / draws
-        for kind, prompts in told.items():
-            there = prompts[start : start + batch]
-            found[kind] += [None if p is None else s for p, s in zip(there, sums[kind], strict=True)]
+        for place, of in enumerate(some):
+            found[of.source_id] = {
+                kind: None if prompts[start + place] is None else sums[kind][place] for kind, prompts in told.items()
+            }
         progress.add(len(some))
     return found
-
-
-def _specs(specs: Mapping[str, SampleSpec], captions: Sequence[Caption]) -> list[SampleSpec]:
-    return [specs[of.source_id] for of in captions]
 
 
 def _summed_up(
@@ -270,7 +343,8 @@ def _summed_up(
         if kind != CLASS
     }
     by_class: dict[str, list[float]] = {}
-    for one, a, b in zip(captions, base, found.get(OWN, [None] * len(base)), strict=True):
+    own = found.get(OWN) or found.get(PROMPT) or [None] * len(base)
+    for one, a, b in zip(captions, base, own, strict=True):
         if b is not None:
             by_class.setdefault(classes[one.wnid].name, []).append(a - b)
     sorted_gains = sorted(((name, _gain(values)) for name, values in by_class.items()), key=lambda item: item[1].mean)

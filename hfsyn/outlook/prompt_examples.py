@@ -22,7 +22,7 @@ class Examples:
     """Prompts of the first classes of a variant."""
 
     rows: tuple[dict[str, Any], ...]  # `wnid`, `class`, `tokens` and `prompt` of each
-    remarks: tuple[str, ...]  # which tokenizer counted, what the text stands for, what else belongs to the strategy
+    remarks: tuple[str, ...]  # which tokenizer, what the text stands for, what else the strategy needs, whose classes
 
 
 def examples(name: str, variant: str, text: str, *, domain: str | None = None, recipe: str) -> Examples:
@@ -56,7 +56,8 @@ def examples(name: str, variant: str, text: str, *, domain: str | None = None, r
         {"wnid": info.wnid, "class": info.name, "tokens": count, "prompt": prompt}
         for info, count, prompt in zip(classes, counts, prompts, strict=True)
     )
-    return Examples(rows, (f"tokens are counted by {whose}", *_remarks(name, given)))
+    of = f"the first {len(rows)} classes of {known.name}; of another variant or class map: --variant NAME"
+    return Examples(rows, (f"tokens are counted by {whose}", *_remarks(name, given), of))
 
 
 def _remarks(name: str, given: str | None) -> list[str]:

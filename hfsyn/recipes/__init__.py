@@ -22,16 +22,19 @@ def ls() -> list[dict[str, Any]]:
 
 
 def show(name: str) -> str:
-    """A recipe as YAML, what it extends filled in.
+    """A recipe as YAML, what it extends filled in; or a training recipe that comes with hfsyn.
 
     Args:
-        name: one of `ls`, a YAML file, or ``hf://datasets/REPO_ID@REVISION``.
+        name: one of `ls`, a shipped training recipe, a YAML file, or ``hf://datasets/REPO_ID@REVISION``.
 
     Raises:
         HfsynError: as `load_recipe`.
     """
     from hfsyn.recipes.recipe import dump_recipe, load_recipe, read_recipe
+    from hfsyn.recipes.training_recipe import TRAINING_RECIPES
 
+    if name in TRAINING_RECIPES.names():
+        return TRAINING_RECIPES.read(name)[0]
     recipe = load_recipe(name)
     text, _ = read_recipe(name)
     if "\nextends:" in f"\n{text}":

@@ -65,6 +65,23 @@ class Part(BaseModel):
 P = TypeVar("P", bound=Part)
 
 
+_TELLING = {
+    "recipe": (("extends", "source", "prompt", "generate"), "hfsyn build {}"),
+    "training recipe": (("model", "augment", "optimise"), "hfsyn train --config {}"),
+    "matrix": (("arms",), "hfsyn bench {}"),
+    "class map": (("classes",), "hfsyn build imagenette-cip --set source.variant={}"),
+}
+"""What people write -> keys that no other kind has, and the command that takes its file."""
+
+
+def refuse_other_kind(fields: Mapping[str, Any], where: str, what: str) -> None:
+    """Refuse the fields of a file that was taken for a `what`, if only the keys of another kind are among them."""
+    found = {kind: command for kind, (keys, command) in _TELLING.items() if any(key in fields for key in keys)}
+    if found and what in _TELLING and what not in found:
+        kind, command = next(iter(found.items()))
+        raise HfsynError(f"{where} is a {kind}, not a {what}.", f"What takes it: {command.format(where)}")
+
+
 @dataclass(frozen=True, slots=True)
 class Shelf:
     """The YAML files of one kind that are shipped under a name, and users' files of the same kind."""
@@ -90,7 +107,9 @@ class Shelf:
     def fields(self, name: str) -> tuple[dict[str, Any], str]:
         """The fields of a name or a file, and how to call it in a message."""
         text, where = self.read(name)
-        return load_mapping(text, where, self.what), where
+        fields = load_mapping(text, where, self.what)
+        refuse_other_kind(fields, where, self.what)
+        return fields, where
 
 
 @dataclass(frozen=True, slots=True)

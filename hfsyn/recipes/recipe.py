@@ -159,6 +159,7 @@ def read_recipe(name: str) -> tuple[str, str]:
 def _read(name: str) -> tuple[dict[str, Any], str]:
     text, where = read_recipe(name)
     fields = load_mapping(text, where, "recipe")
+    loading.refuse_other_kind(fields, where, "recipe")
     if where.startswith("hf://"):
         layout.check_format(fields.get("format"), where)
     return fields, where

@@ -31,8 +31,6 @@ class WorkOptions:
         channels_last: ``on`` or ``off``: the memory format of UNets and autoencoders; None is on for NVIDIA GPUs.
         compile: compile the generator with `torch.compile`.
         attention: the kernel of scaled dot product attention; None is torch's own choice.
-        loop: ``own`` or ``pipeline``: whether Stable Diffusion and SDXL are encoded, denoised and decoded here, or by
-            diffusers' own call; the images are the same.
         started: when the budget began, by `time.monotonic()`; not a flag.
     """
 
@@ -47,7 +45,6 @@ class WorkOptions:
     channels_last: str | None = None
     compile: bool = False
     attention: str | None = None
-    loop: str = "own"
     started: float = field(default_factory=time.monotonic, compare=False)
 
     def arguments(self) -> list[str]:

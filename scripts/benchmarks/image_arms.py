@@ -1,5 +1,4 @@
-"""Ways of drawing the same prompts with the same Stable Diffusion: as the official code does, plainly, and ours with
-diffusers' own call or with our loop in it.
+"""Three ways of drawing the same prompts with the same Stable Diffusion: as the official code does, plainly, and ours.
 
 `OfficialStyle` is written from a description of the paper's released script: one prompt a call, a new seed for each,
 half-precision weights under autocast, the checkpoint's own sampler, progress bar, each prompt printed, JPEG as Pillow
@@ -13,7 +12,7 @@ import os
 import random
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -255,11 +254,9 @@ class Ours:
         self._runs, self._done, self._turn = 0, 0, range(0)
         self._run: Run | None = None
         part = self.recipe(self.unit).generate
-        tuning = tuning_of(options, device)
-        if like is None:
-            self.generator = DiffusersGenerator(part, None, device, tuning=tuning)
-        else:
-            self.generator = DiffusersGenerator(part, None, device, tuning=replace(PLAIN, loop=tuning.loop))
+        tuning = tuning_of(options, device) if like is None else PLAIN
+        self.generator = DiffusersGenerator(part, None, device, tuning=tuning)
+        if like is not None:
             _adopt(self.generator, like.generator)
 
     def recipe(self, images: int, **generate: Any) -> Recipe:
@@ -337,22 +334,13 @@ class Ours:
         return {"psnr_db": _db(float(errors.mean())), "psnr_db_lowest": _db(lowest), "psnr_images": count}
 
 
-class OursByPipeline(Ours):
-    """As `Ours`, with diffusers' own call in it: `hfsyn generate --loop pipeline`."""
-
-    name = "pipeline"
-
-
 def _adopt(generator: DiffusersGenerator, first: DiffusersGenerator) -> None:
     """Take the networks of another generator, so that they are compiled once for both."""
-    pipe, noise = generator._pipe, generator._noise
-    if noise is not None:
-        noise.detach()
+    generator._noise.detach()
     for name in ("unet", "vae"):
-        setattr(pipe, name, getattr(first._pipe, name))
-    generator.tuning = replace(first.tuning, loop=generator.tuning.loop)
-    if noise is not None:
-        noise.attach()
+        setattr(generator._pipe, name, getattr(first._pipe, name))
+    generator.tuning = first.tuning
+    generator._noise.attach()
 
 
 def _drawn(generator: DiffusersGenerator, count: int, size: int) -> npt.NDArray[np.float64]:
@@ -380,7 +368,7 @@ def _db(error: float) -> float:
 def flops_per_image(model: Path, setting: Setting) -> tuple[float, float]:
     """FLOP of one image by this setting, counted on the true configuration without computing anything; UNet rows of it.
 
-    A multiplication and its addition are two. The empty prompt of guidance is encoded once for all images and left out.
+    A multiplication and its addition are two. The empty prompt of guidance, the same for all images, is left out.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

@@ -373,6 +373,16 @@ class Race:
         return -(-count // unit) * unit
 
 
+def compare(arms: Sequence[Arm], **how: Any) -> Comparison:
+    """A whole race, without a budget, and a close look at each arm; `how` as `Race` takes it."""
+    race = Race(arms, **how)
+    race.warm()
+    race.run(Budget(None))
+    for arm in arms:
+        race.look(arm.name)
+    return race.found
+
+
 def matmul_ceiling(device: str) -> tuple[float, str]:
     """FLOP/s of a large matrix product on random data (median), and what was multiplied."""
     cuda = device.startswith("cuda")

@@ -62,7 +62,7 @@ ROOMS = (
         "images",
         "hfsyn/images/* hfsyn/models/*",
         """
-        generator generator_* loras hub_models from_source production encode probing trust stages small_models
+        generator generator_* guidance loras hub_models from_source production encode probing trust stages small_models
         checkpoints_* exactness
         """,
     ),
@@ -83,8 +83,8 @@ ROOMS = (
         "judging",
         "hfsyn/judging/* hfsyn/recipes/training*",
         """
-        training evaluation metrics fidelity membership benchmarking pages references streaming judging_hub
-        train_script unreadable_images tables_people_bring names_people_give
+        training evaluation metrics fidelity membership benchmarking exchange verdict pages references streaming
+        judging_hub train_script unreadable_images tables_people_bring names_people_give
         """,
     ),
     (

@@ -229,6 +229,46 @@ def test_what_is_prepared_is_what_the_device_takes(folders: Folders, dtype: str)
             assert value.dtype == (one._model.dtype if name == "pixel_values" else torch.long), name
 
 
+@pytest.mark.parametrize("family", [*FAMILIES, "paligemma"])
+def test_what_a_model_sees_of_an_image_is_what_its_processor_makes_of_the_picture(
+    folders: Folders, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it gets the picture itself, or a tensor that was copied from it in strips."""
+    one = captioner(folders(family), prompt="caption en" if family == "paligemma" else None)
+    assert one._takes_pixels == (family not in CHATS)
+    monkeypatch.setattr("hfsyn.captions.captioner._STRIP", 1000)
+    chance = np.random.default_rng(0)
+    for height, width in ((57, 83), (90, 41), (3, 300), (200, 3), (64, 64), (50, 1)):
+        image = Image.fromarray(chance.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        try:
+            wanted = one._inputs.of(image, None)
+        except Exception:
+            with pytest.raises(Exception):  # noqa: B017, PT011 (each processor has its own)
+                one.look(image)
+            continue
+        seen = one.look(image)
+        assert seen.keys() == wanted.keys()
+        assert all(torch.equal(seen[name], wanted[name]) for name in wanted), (height, width)
+
+
+def test_an_image_is_closed_before_the_processor_copies_it_or_else_left_open(folders: Folders) -> None:
+    one, image = captioner(folders("blip")), images()[0]
+    wanted, opened = one.look(image), []
+    processor = one._inputs.processor
+
+    def processed(*given: Any, **how: Any) -> Any:
+        with contextlib.suppress(ValueError):  # of a closed image
+            opened.append(image.getpixel((0, 0)))
+        return processor(*given, **how)
+
+    one._inputs.processor = processed
+    one.look(image)
+    assert len(opened) == 1
+    seen = one.look(image, close=True)
+    assert len(opened) == 1
+    assert torch.equal(seen["pixel_values"], wanted["pixel_values"])
+
+
 def test_inputs_for_a_gpu_are_pinned_with_that_gpu_as_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of which each thread has its own."""
     current: list[str] = ["cuda:0"]

@@ -24,10 +24,10 @@ def test_images_and_texts_are_those_of_the_libraries_in_one_setting_of_many(grou
 
 
 def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hfsyn.images.latents
+    import hfsyn.images.generator
 
-    step_options = hfsyn.images.latents._step_options
-    monkeypatch.setattr(hfsyn.images.latents, "_step_options", lambda *given: {**step_options(*given), "eta": 1.0})
+    options = hfsyn.images.generator.call_options
+    monkeypatch.setattr(hfsyn.images.generator, "call_options", lambda *given: {**options(*given), "eta": 1.0})
     (line,) = check_exactness.check(["schedulers"], "DDIMParallelScheduler", every=2, say=lambda line: None)
     assert line.differ
     assert line.most > 3

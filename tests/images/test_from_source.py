@@ -131,7 +131,7 @@ def test_it_is_what_diffusers_draws(save: Callable[[Path], Path], scheduler: str
     }
     generator = DiffusersGenerator(GeneratePart.model_validate({"model": model, **fields}), None, "cpu")
     ours = generator.generate(["a cat", "a dog"], [1, 2], IMAGES)
-    pipe = generator._image_pipe
+    pipe = type(generator._image_pipe)(**generator._image_pipe.components)  # with diffusers' own way to the CPU
     out = pipe(
         ["a cat", "a dog"],
         image=[fitted(image, 16, 16) for image in IMAGES],

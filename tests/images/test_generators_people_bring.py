@@ -240,6 +240,16 @@ def test_a_word_that_stands_for_several_vectors_is_read_and_counted_whole(sd: Pa
     assert limit.truncated == 1  # 78 tokens and two markers; as words they would be 26
 
 
+def test_a_tokenizer_that_was_not_told_of_a_limit_has_that_of_its_text_encoder(sd: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(sd, tmp_path / "model")
+    config = json.loads((model / "tokenizer" / "tokenizer_config.json").read_text())
+    del config["model_max_length"]
+    (model / "tokenizer" / "tokenizer_config.json").write_text(json.dumps(config))
+    assert loaded(model).tokenizer.model_max_length > 10**6
+    assert equal(drawn(model, prompts=["x " * 99, "a"]), drawn(sd, prompts=["x " * 99, "a"]))
+    assert DiffusersGenerator(part(model), None, "cpu").max_tokens == 77
+
+
 # --- a field that decides nothing ---------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench.cells import _look, bench, failures
 from hfsyn.judging.bench.matrix import EXAMPLES, cell_config, cell_tests, cells, load_matrix
+from hfsyn.judging.bench.page import report
 from hfsyn.judging.bench.summaries import read_cells
 from hfsyn.judging.bench.task_pool import gpu_names, task_pool
 from hfsyn.judging.measures.metrics import wilson
@@ -417,14 +418,52 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, words)
     assert done.exception is None
     lines = done.stdout.splitlines()
-    assert lines[0].split() == ["arm", "model", "budget", "limit", "share", "seed", "state"]
+    assert lines[0].split() == ["arm", "model", "budget", "limit", "share", "seed", "images", "state"]
     assert len(lines) == 8
+    held = {arm: VARIANTS[name].splits["train"] for arm, name in (("real", "shapes"), ("copy", "shapes-context"))}
+    assert {tuple(line.split()[i] for i in (0, 6)) for line in lines[1:7]} == {(a, str(n)) for a, n in held.items()}
     assert lines[-1] == "6 cells: 6 to train"
     assert not (tmp_path / "out").exists()
     run(tmp_path / "out", {**MATRIX, "seeds": [0]})
     found = bench(MATRIX, tmp_path / "out", dry_run=True, device="cpu", quiet=True)
     assert [cell["state"] for cell in found["cells"]] == ["done", "done", *["to train"] * 4]
     assert CliRunner().invoke(cli, [*words, "-q"]).stdout == "6 cells: 2 done, 4 to train\n"
+
+
+def test_a_matrix_without_models_takes_the_network_that_its_training_recipes_name(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("model: {name: test_vit}\n")
+    (tmp_path / "other.yaml").write_text("model: {name: test_resnet}\n")
+    (tmp_path / "none.yaml").write_text("optimise: {epochs: 1}\n")
+    own, other, none = (str(tmp_path / f"{name}.yaml") for name in ("own", "other", "none"))
+    bare = {key: value for key, value in MATRIX.items() if key not in ("models", "config")}
+    for change, network in (
+        ({"config": "shapes"}, "test_resnet"),
+        ({"config": {"model": {"name": "test_vit"}}}, "test_vit"),
+        ({"config": own}, "test_vit"),
+        ({"recipes": ["shapes", other]}, "test_resnet"),
+        ({"config": own, "models": ["test_resnet"]}, "test_resnet"),
+    ):
+        matrix = load_matrix({**bare, **change})
+        assert {cell_config(matrix, cell).model.name for cell in cells(matrix)} == {network}
+        assert matrix.models == (network,)
+    for change, said in (
+        ({}, "Key 'models' is missing"),
+        ({"config": none}, "Key 'models' is missing"),
+        ({"recipes": ["shapes", none]}, "Key 'models' is missing"),
+        ({"recipes": ["shapes", own]}, "has no models, and its recipes name several: test_resnet, test_vit"),
+        ({"config": "shapse"}, "Unknown training recipe 'shapse'. Did you mean 'shapes'"),
+    ):
+        with pytest.raises(HfsynError, match=said):
+            load_matrix({**bare, **change})
+
+
+def test_a_report_of_a_mistyped_folder_names_the_one_that_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out/bench").mkdir(parents=True)
+    with pytest.raises(HfsynError, match=r"There is no bench in out/bnech\. Did you mean 'out/bench'\?"):
+        report("out/bnech")
 
 
 def test_nothing_is_said_of_the_others_if_all_failed(tmp_path: Path) -> None:

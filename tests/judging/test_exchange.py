@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
@@ -36,12 +39,14 @@ def accuracy(images: float) -> float:
     return 0.9 - 0.8 * math.exp(-images / 15)
 
 
-def made_up(rate: float | None, noise: float = 0.012) -> tuple[dict[int, Any], dict[tuple[int, int], Any]]:
+def made_up(
+    rate: float | None, noise: float = 0.012, first: int = 7, count: int = len(SEEDS)
+) -> tuple[dict[int, Any], dict[tuple[int, int], Any]]:
     """Accuracies of a world in which a real image is worth that many synthetic ones; None: they are worth nothing."""
-    draw = random.Random(7)
+    draw = random.Random(first)
 
     def seeds(images: float) -> dict[int, float]:
-        return {seed: accuracy(images) + draw.gauss(0, noise) for seed in SEEDS}
+        return {seed: accuracy(images) + draw.gauss(0, noise) for seed in range(count)}
 
     alone = {real: seeds(real) for real in REAL if real}
     mixed = {(r, s): seeds(r + (s / rate if rate else 0)) for r in REAL for s in SYNTHETIC if s}
@@ -56,6 +61,32 @@ def test_a_planted_rate_is_recovered_within_its_interval(rate: float) -> None:
     assert found["low"] <= found["rate"] <= found["high"]
     near = next(one for one in found["equal"] if (one["real"], one["synthetic"]) == (10, 20))
     assert near["is"] == pytest.approx(10 + 20 / rate, abs=2)
+
+
+def test_nineteen_of_twenty_intervals_from_three_seeds_hold_the_rate() -> None:
+    stated = [rate_of(*made_up(4.0, first=number, count=3), chance=0.1) for number in range(300)]
+    holding = sum(found["rate"] is not None and found["low"] <= 4.0 <= found["high"] for found in stated)
+    assert 280 <= holding <= 290
+    # Where seeds differ more than images are worth, most say nothing, and none a rate without bounds.
+    noisy = [rate_of(*made_up(40.0, noise=0.03, first=number, count=3), chance=0.1) for number in range(60)]
+    there = [found for found in noisy if found["rate"] is not None]
+    assert 0 < len(there) < 30
+    assert all(0 < found["low"] <= found["rate"] <= found["high"] for found in there)
+
+
+def test_what_images_with_wrong_labels_are_worth_is_recovered() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from check_exchange import SHARES, Edges, check_edges
+
+    lines = check_edges(Edges(pool=150, tested=400), matrices=4, seeds=(3,), of_reference=20)
+    planted = [line for line in lines if line.measured is not None]
+    assert [line.share for line in planted] == list(SHARES)
+    assert 1 < planted[0].measured < planted[1].measured < planted[2].measured
+    for line in planted:  # what was measured with other seeds is near what theory says of such labels
+        assert line.measured == pytest.approx(line.formula, rel=0.3)
+    assert sum(line.holding for line in planted) >= 10  # of 12 intervals at 95 %
+    worthless, flat = (line for line in lines if line.measured is None)
+    assert worthless.holding == flat.holding == 4  # not measurable
 
 
 def test_worthless_images_and_flat_curves_have_no_rate() -> None:
@@ -128,23 +159,25 @@ def test_limits_must_be_one_for_each_set() -> None:
         load_train_config({"data": {"train": ["shapes", "shapes-context"], "limits": [3]}})
 
 
+def made_up_train(config: Any, out: Path) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    limits = [*config.data.limits]
+    real = limits.pop(0) if config.data.train[0].startswith("shapes") else 0
+    (out / "worth").write_text(str(real + sum(limits) / 4))
+    return {"training": {}}
+
+
+def made_up_evaluate(model: Path, dataset: str, split: str | None) -> dict[str, Any]:
+    seed = int(model.parent.name.partition("-")[2])
+    top1 = accuracy(float((model / "worth").read_text())) + 0.001 * seed
+    value = {"value": top1, "low": top1, "high": top1}
+    metrics = {"top1": value, "top5": value, "ece": value, "classes": 10}
+    metrics["per_class"] = [{"wnid": "n1", "name": "star", "n": 10, "top1": value}]
+    return {"n": 100, "metrics": metrics, "dataset": {}, "device": "cpu"}
+
+
 def test_a_bench_ends_in_rates_and_a_page_with_lines_of_equal_accuracy(tmp_path: Path) -> None:
-    def train(config: Any, out: Path) -> dict[str, Any]:
-        out.mkdir(parents=True, exist_ok=True)
-        limits = [*config.data.limits]
-        real = limits.pop(0) if config.data.train[0].startswith("shapes") else 0
-        (out / "worth").write_text(str(real + sum(limits) / 4))
-        return {"training": {}}
-
-    def evaluate(model: Path, dataset: str, split: str | None) -> dict[str, Any]:
-        seed = int(model.parent.name.partition("-")[2])
-        top1 = accuracy(float((model / "worth").read_text())) + 0.001 * seed
-        value = {"value": top1, "low": top1, "high": top1}
-        metrics = {"top1": value, "top5": value, "ece": value, "classes": 10}
-        metrics["per_class"] = [{"wnid": "n1", "name": "star", "n": 10, "top1": value}]
-        return {"n": 100, "metrics": metrics, "dataset": {}, "device": "cpu"}
-
-    found = bench(MATRIX, tmp_path / "out", train=train, evaluate=evaluate, quiet=True)
+    found = bench(MATRIX, tmp_path / "out", train=made_up_train, evaluate=made_up_evaluate, quiet=True)
     assert not found["failed"]
     rates = {rate["arm"]: rate for rate in found["exchange"]}
     assert set(rates) == {"captions", "names"}
@@ -153,8 +186,27 @@ def test_a_bench_ends_in_rates_and_a_page_with_lines_of_equal_accuracy(tmp_path:
     page = report(tmp_path / "out").read_text()
     assert "are worth one more real image" in page
     assert "Lines of equal accuracy: names" in page
-    assert (tmp_path / "out" / "plots" / "exchange-exchange-captions.png").is_file()
+    names = {path.name for path in (tmp_path / "out" / "plots").glob("*.png")}
+    assert {f"exchange-exchange-{arm}{of}.png" for arm in rates for of in ("", "-curves")} < names
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["exchange"] == found["exchange"]
+    # The figure of an arm is its rate; accuracies stand in one table an arm, real images by synthetic ones.
+    assert re.search(r"<strong>captions</strong>\s*<span class=\"big\">4\.\d for one real image</span>", page)
+    assert page.count("synthetic</th></tr></thead>") == 2
+    (ten,) = re.findall(r"images of captions, .*?(<tr><th scope=\"row\">10 real.*?</tr>)", page, re.DOTALL)
+    assert [f"{100 * accuracy(10 + s / 4) + 0.05:.1f} [" in ten for s in (0, 10, 20)] == [True] * 3
+    (none,) = re.findall(r"images of captions, .*?(<tr><th scope=\"row\">0 real.*?</tr>)", page, re.DOTALL)
+    assert '<td data-label="0 synthetic">–</td>' in none
+
+
+def test_the_page_of_one_arm_shows_no_single_point_of_the_grid(tmp_path: Path) -> None:
+    arm = {"captions": MATRIX["arms"]["captions"]}
+    found = bench({**MATRIX, "arms": arm}, tmp_path, train=made_up_train, evaluate=made_up_evaluate, quiet=True)
+    assert found["verdict"] == [rate_sentence(found["exchange"][0])]
+    page = report(tmp_path).read_text()
+    assert "Accuracy by arm" not in page
+    assert "Accuracy by class" not in page
+    assert "Real images beside those of “captions”" in page
+    assert "tested on drawings, test_resnet, 50 images per epoch; both numbers" in page
 
 
 def test_the_example_is_a_matrix() -> None:

@@ -28,15 +28,27 @@ from hfsyn.judging.measures.fidelity import (
     neighbourhoods,
     pixel_hash,
 )
+from hfsyn.judging.sets import copies
+from hfsyn.judging.sets.copies import copies_between, copies_within, thumbnail
 
 
 def cloud(count: int, seed: int, centre: float = 0.0, width: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).normal(centre, 1, (count, width)).astype(np.float32)
 
 
-def features(values: np.ndarray, prefix: str = "a", hashes: list[str] | None = None) -> Features:
+def pictures(count: int, seed: int) -> np.ndarray:
+    """Thumbnails of pictures that have nothing in common: blotches of colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return np.stack([thumbnail(Image.fromarray(one).resize((32, 32), Image.Resampling.NEAREST)) for one in coarse])
+
+
+def features(
+    values: np.ndarray, prefix: str = "a", hashes: list[str] | None = None, thumbnails: np.ndarray | None = None
+) -> Features:
     ids = [f"{prefix}{i}" for i in range(len(values))]
-    return Features(values, hashes or ids, ids)
+    if thumbnails is None:
+        thumbnails = np.zeros((len(values), 32, 32, 3), dtype=np.uint8)  # nothing is a copy of what shows nothing
+    return Features(values, hashes or ids, ids, thumbnails)
 
 
 def test_the_frechet_distance_of_a_set_with_itself_is_nothing() -> None:
@@ -89,6 +101,7 @@ def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_does_not_grow_with_the_product_of_the_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fidelity, "_BLOCK", 100)
     monkeypatch.setattr(fidelity, "_COLUMNS", 100)
+    monkeypatch.setattr(copies, "_ROWS", 100)
     a, b = features(cloud(200, 1)), features(cloud(5000, 2), "b")
     tracemalloc.start()
     neighbourhoods(a.values, b.values[:2000])
@@ -100,21 +113,47 @@ def test_memory_does_not_grow_with_the_product_of_the_sets(monkeypatch: pytest.M
 
 
 def test_copies_are_found_within_a_set_and_between_sets() -> None:
-    values = np.eye(6, dtype=np.float32)
-    within = features(values[[0, 1, 2, 2, 3]], hashes=["p", "q", "r", "r", "s"])
-    assert duplicates_within(within) == {"exact": 1, "near": 2}
-    tilted = values[[4, 5, 0]] + 0.01
-    other = features(tilted, "b", hashes=["t", "u", "p"])
-    assert duplicates_between(within, other) == {"exact": 1, "near": 1}
+    values, shown = np.eye(6, dtype=np.float32), pictures(6, 1)
+    within = features(values[[0, 1, 2, 2, 3]], hashes=["p", "q", "r", "r", "s"], thumbnails=shown[[0, 1, 2, 2, 3]])
+    found = duplicates_within(within)
+    assert (found["exact"], found["near"]) == (1, 2)
+    assert found["pairs"] == [["a2", "a3", 1.0]]
+    brighter = np.clip(shown[3:4] * 1.2, 0, 255).astype(np.uint8)
+    theirs = np.concatenate([shown[4:5], brighter, shown[:1]])
+    other = features(values[[4, 5, 0]], "b", hashes=["t", "u", "p"], thumbnails=theirs)
+    found = duplicates_between(within, other)
+    assert (found["exact"], found["near"]) == (1, 2), "the first in pixels, and the last, which is brighter there"
+    assert [pair[:2] for pair in found["pairs"]] == [["a0", "b2"], ["a4", "b1"]]
     nearest = nearest_images(within, other)
     assert (nearest[0]["id"], nearest[0]["nearest"]) == ("a0", "b2")
     assert nearest[0]["cosine"] > 0.99
 
 
+@pytest.mark.parametrize("kind", ["mirrored", "cropped", "smaller", "brighter", "turned"])
+def test_a_changed_picture_is_a_copy_and_another_one_is_not(kind: str) -> None:
+    def large(seed: int) -> Image.Image:
+        coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return Image.fromarray(coarse).resize((128, 128), Image.Resampling.BICUBIC)
+
+    change = {
+        "mirrored": lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "cropped": lambda picture: picture.crop((20, 4, 122, 106)),
+        "smaller": lambda picture: picture.resize((40, 30)),
+        "brighter": lambda picture: picture.point(lambda value: int(value * 0.8 + 40)),
+        "turned": lambda picture: picture.rotate(3),
+    }[kind]
+    mine = np.stack([thumbnail(large(seed)) for seed in range(30)])
+    copy = thumbnail(change(large(7)))[None]
+    assert copies_between(copy, mine).pairs == [(0, 7)]
+    assert copies_between(mine, copy).pairs == [(7, 0)]
+    assert copies_within(np.concatenate([mine, copy])).pairs == [(7, 30)]
+    assert not copies_within(mine).pairs
+
+
 def test_a_copy_of_the_evaluation_set_is_counted() -> None:
     real, synthetic = features(cloud(60, 1), "r"), features(cloud(50, 2), "s")
     found = compare_sets(synthetic, real, features(synthetic.values[:9], "e", hashes=list(synthetic.ids[:9])))
-    assert found["duplicates"]["against_evaluation"] == {"exact": 9, "near": 9}
+    assert found["duplicates"]["against_evaluation"] == {"exact": 9, "near": 9, "pairs": []}
     assert found["duplicates"]["against_real"]["exact"] == 0
     assert found["frechet"]["floor"] >= 0
     with pytest.raises(HfsynError, match="3 images"):

@@ -15,6 +15,7 @@ from browser import in_chromium, needs_chromium
 from fakes import FakeCaptioner, FakeGenerator
 from PIL import Image
 
+from builders.runs import layout
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
@@ -22,6 +23,7 @@ from hfsyn.judging.bench.cells import bench
 from hfsyn.judging.bench.page import report
 from hfsyn.judging.bench.plots import class_plot
 from hfsyn.judging.measures.metrics import wilson
+from hfsyn.outlook.informativeness import OWN, Gain, Informativeness
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.runs.finish import finish
 from hfsyn.runs.prepare import prepare
@@ -63,6 +65,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         caption(run, captioner=NastyCaptioner() if name == "cip" else None, quiet=True)
         generate(run, generator=FakeGenerator(size=28), quiet=True)
         finish(run)
+        if name == "cip":
+            gains = {OWN: Gain(-0.1234, 0.0056, 20)}
+            told = Informativeness("cip", "builtin", "builtin", 20, 4, 0.4, gains, {}, {OWN: NASTY})
+            (run / layout.INFORMATIVENESS).write_text(json.dumps(told.as_dict()), encoding="utf-8")
     matrix = {
         "name": "drawn",
         "arms": {
@@ -178,6 +184,13 @@ def test_images_and_plots_have_a_text_in_place_of_them(page: Path) -> None:
     for row in (row for tag, row in elements if tag == "svg"):
         assert row["role"] == "img"
         assert "%" in (row["aria-label"] or "")
+
+
+def test_how_informative_the_prompts_were_stands_beside_the_accuracy(page: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert re.search(r"<strong>cip</strong>.*?told beforehand: −0\.1234 ± 0\.0056</span></li>", text, re.DOTALL)
+    assert text.count("told beforehand:") == 1  # of the others nothing was measured
+    assert "lower the generator’s denoising loss" in text
 
 
 def test_plots_follow_the_pages_colours(page: Path) -> None:

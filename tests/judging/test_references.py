@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import PHOTOGRAPHS, needs_photographs, run_folder
 from drawn_tables import NAMES, WNIDS, rows_of, write_table
+from PIL import Image
 
 from builders.errors import DataError
 from hfsyn.errors import HfsynError
@@ -129,8 +132,41 @@ def test_images_that_two_sets_share_are_counted_by_their_bytes(tmp_path: Path) -
     assert len(shared_images(open_images("shapes", "train", limit=2), open_images("shapes", "train", limit=5))) == 20
 
 
-def test_each_of_more_images_than_are_looked_at_first_is_compared(tmp_path: Path) -> None:
-    """Of 120 pairs a few dozen are compared first; one of the others is another picture."""
+def test_images_are_found_again_whatever_their_files_are_called(tmp_path: Path) -> None:
+    """In folders and tables, in other classes, under other names; of other bytes of equal length none is taken."""
+    noise = np.random.default_rng(2)
+    pictures = [noise.integers(0, 256, (20, 20, 3), dtype=np.uint8) for _ in range(30)]
+
+    def folders(name: str, numbers: Sequence[int], names: str, shift: int = 0) -> str:
+        for place, number in enumerate(numbers):
+            folder = tmp_path / name / "val" / ("n01440764", "n02102040", "n02979186")[(number + shift) % 3]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures[number]).save(folder / f"{names}{place}.bmp")  # all of one length
+        return f"imagenet-1k={tmp_path / name}"
+
+    mine = open_images(folders("mine", range(20), "a"))
+    renamed = open_images(folders("renamed", [3, 25, 7, 26], "other", shift=1))
+    shared = shared_images(mine, renamed)
+    assert sorted(renamed.images[number] for number in shared) == sorted(
+        data for number in range(20) if (data := mine.images[number]) in {renamed.images[n] for n in range(4)}
+    )
+    assert len(shared) == 2
+    rows = [(NAMES[0], renamed.images[number]) for number in range(4)]
+    table = open_images(str(write_table(tmp_path / "t.parquet", rows)))
+    assert len(shared_images(mine, table)) == 2
+    assert len(shared_images(table, mine)) == 2
+
+
+def test_drawings_are_compared_with_files_of_them(tmp_path: Path) -> None:
+    drawn = open_images("shapes", "train", limit=2)
+    files = open_images(
+        str(write_table(tmp_path / "t.parquet", [(NAMES[0], drawn.images[number]) for number in (1, 4)]))
+    )
+    assert shared_images(drawn, files) == {0, 1}
+    assert shared_images(files, drawn) == {1, 4}
+
+
+def test_each_image_of_large_sets_is_compared(tmp_path: Path) -> None:
     rows, other = rows_of(120), rows_of(120, split="test")
     trained = open_images(str(write_table(tmp_path / "a.parquet", rows)), default=TRAIN)
     assert len(shared_images(trained, open_images(str(write_table(tmp_path / "b.parquet", rows))))) == 120

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +13,33 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from command import command
+from conftest import ROOT
 from fakes import FakeCaptioner
 from PIL import Image
 from tiny_families import FAMILIES
 
 from builders.variants import get_variant
+from hfsyn import informativeness, plan
+from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
-from hfsyn.outlook.informativeness import CLASS, NONE, OTHER, OWN, SAME, Gain, Informativeness, measure, prompts_of
+from hfsyn.outlook.informativeness import (
+    CLASS,
+    NONE,
+    OTHER,
+    OWN,
+    PROMPT,
+    SAME,
+    Gain,
+    Informativeness,
+    kept_in,
+    measure,
+    prompts_of,
+)
 from hfsyn.recipes.recipe import GeneratePart, load_recipe
 from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.prepare import prepare
 from hfsyn.runs.specs import Caption
 
 QUIET = WorkOptions(device="cpu", quiet=True)
@@ -105,6 +124,10 @@ def test_own_captions_tell_most_and_those_of_others_mislead() -> None:
     for kind, gain in again.gains.items():  # neither the batch size nor the pairing matters
         assert gain.mean == pytest.approx(found.gains[kind].mean, abs=1e-5)
     assert "gives each image the caption of another class" in again.verdict
+    # What a recipe's images are made from counts: its captions as it pairs them.
+    assert found.gain == found.gains[OWN]
+    assert again.gain == again.gains[OTHER]
+    assert Informativeness.from_dict(json.loads(json.dumps(found.as_dict()))) == found
 
 
 def test_a_captioner_that_is_wrong_is_named_uninformative() -> None:
@@ -114,6 +137,91 @@ def test_a_captioner_that_is_wrong_is_named_uninformative() -> None:
 
     found = measure(load_recipe("shapes-cip"), 20, draws=1, options=QUIET, captioner=Wrong())
     assert found.verdict.startswith("Uninformative")
+
+
+def test_three_processes_measure_what_one_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Two batches of captions for three processes: one of them has nothing to do.
+    words = ("shapes-cip", "--images", 6, "--draws", 1, "--set", "caption.batch_size=4", "--device", "cpu")
+    alone = json.loads(command(capsys, "informativeness", *words, "--json").out)
+    file = tmp_path / "found.json"
+    several = command(capsys, "informativeness", *words, "--num-processes", 3, "--out", file, "-q")
+    assert several.code == 0
+    assert several.out.startswith("Informative")
+    found = json.loads(file.read_text())
+    assert found["images"] == 6
+    for kind, gain in alone["gains"].items():
+        assert found["gains"][kind] == pytest.approx(gain, abs=1e-5)
+    assert found["by_class"].keys() == alone["by_class"].keys()
+    assert found["examples"] == alone["examples"]
+
+
+def test_of_a_run_its_own_captions_are_measured_and_the_result_stays_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(FakeCaptioner):
+        def caption(self, images: Sequence[Any], *more: Any, **given: Any) -> list[str]:
+            return ["a red star on a plain black background" for _ in images]
+
+    run = prepare(load_recipe("shapes-cip", ["source.limit_per_class=2"]), tmp_path / "run")
+    caption(run, captioner=Wrong(), quiet=True)
+    found = informativeness(run.folder, images=20, draws=1, device="cpu", quiet=True)
+    assert "a red star on a plain black background" in found.examples[OWN]
+    assert found.verdict.startswith("Uninformative")
+    assert kept_in(run.folder) == found
+    refused = command(capsys, "informativeness", run.folder, "--seed", 3)
+    assert refused.code == 2 or refused.code == 1
+    assert "is a run, whose recipe stays as it is, and seed would change it" in refused.err
+    (run.folder / "informativeness.json").write_text('{"recipe": "damaged"}')
+    assert kept_in(run.folder) is None
+    # It is a file of the run: the folder may still be continued, or made again.
+    prepare(load_recipe("shapes-cip", ["source.limit_per_class=2", "seed=1"]), run.folder, overwrite=True)
+    assert not (run.folder / "informativeness.json").exists()
+
+
+def test_a_plan_that_probes_says_how_informative_the_prompts_are(tmp_path: Path) -> None:
+    small = ("generate.batch_size=4", "caption.batch_size=4", "generate.steps=2")
+    found = plan("shapes-cip", probe=4, overrides=small, device="cpu")
+    assert isinstance(found.informativeness, Informativeness)
+    assert found.informativeness.images == 4
+    assert f"informative   {found.informativeness.verdict}" in found.text()
+    assert found.as_dict()["informativeness"]["gain"]["mean"] == found.informativeness.gain.mean
+    assert plan("shapes-cip", overrides=small).informativeness is None
+    folder = FAMILIES["pixart-sigma"].save(tmp_path / "model")
+    fields = ["generate.batch_size=1", "generate.steps=2", "generate.dtype=float32", f"generate.model={folder}"]
+    other = plan("shapes-basic", probe=1, overrides=fields, device="cpu")
+    assert "informative   Not measured: The denoising loss of" in other.text()
+    assert str(other.as_dict()["informativeness"]).startswith("Not measured")
+
+
+def test_prompts_without_texts_are_measured_where_they_say_more_or_less_than_the_class_name(tmp_path: Path) -> None:
+    (tmp_path / "strategy.py").write_text('def nothing(c, caption, rng):\n    return "a photo"\n')
+    blind = measure(
+        load_recipe("shapes-basic", [f"prompt.strategy={tmp_path / 'strategy.py'}:nothing"]), 10, draws=1, options=QUIET
+    )
+    assert set(blind.gains) == {NONE, PROMPT}
+    assert blind.examples[PROMPT] == "a photo"
+    assert blind.gain == blind.gains[PROMPT]
+    assert blind.gain.sign == -1
+    assert blind.verdict.startswith("Uninformative: these prompts mislead")
+    assert len(blind.by_class) == 10
+    names = measure(load_recipe("shapes-basic"), 10, draws=1, options=QUIET)
+    assert set(names.gains) == {NONE}
+    assert names.gain == Gain(0.0, 0.0, 10)
+
+
+def test_the_rank_correlation_of_the_check_is_that_of_spearman() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    from check_informativeness import correlated, spearman
+
+    assert spearman([1, 2, 3, 4], [10, 20, 30, 40]) == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)
+    assert spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(0.9486833)  # as scipy.stats.spearmanr
+    assert spearman([1, 2, 3], [5, 5, 5]) == 0
+    lines = [{"gain": {"mean": float(n)}, "accuracies": [0.1 * n, 0.1 * n + 0.01]} for n in range(8)]
+    found = correlated(lines)
+    assert found["rank"] == pytest.approx(1)
+    assert 0.9 < found["low"] <= found["high"] <= 1.0 + 1e-9
+    assert correlated(lines[:4] + [{**line, "accuracies": [0.0, 0.0]} for line in lines[4:]])["low"] < 0
 
 
 def test_each_kind_of_prompt_is_of_the_image_that_it_says() -> None:

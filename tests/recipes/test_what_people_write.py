@@ -312,6 +312,44 @@ def test_an_absurd_word_of_a_command_is_refused_by_its_option(
     assert place in err
 
 
+KINDS = {
+    "class map": "name: mine\nsplits: {train: 1}\nclasses: [{id: cat, name: cat}]\n",
+    "matrix": "name: x\narms: {a: {train: [shapes]}}\nmodels: [test_resnet]\ntests: {t: {dataset: shapes}}\n",
+    "recipe": "source: {variant: shapes}\nprompt: {strategy: basic}\ngenerate: {model: builtin}\n",
+    "training recipe": "optimise: {epochs: 1}\nmodel: {name: test_resnet}\n",
+}
+TAKERS = {
+    "recipe": ("plan", "FILE", "--set", "generate.steps=3"),
+    "training recipe": (
+        *("train", "--config", "FILE", "--train-dataset", "shapes", "--model", "test_resnet"),
+        *("--out", "out"),
+    ),
+    "matrix": ("bench", "FILE", "--out", "out"),
+}
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(g, w) for g in KINDS for w in TAKERS if g != w])
+def test_a_file_of_another_kind_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, wanted: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(KINDS[given])
+    code, err = said(capsys, *("mine.yaml" if word == "FILE" else word for word in TAKERS[wanted]))
+    assert code == 2
+    assert err.startswith(f"Error: mine.yaml is a {given}, not a {wanted}. What takes it: hfsyn ")
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(("key", "wanted"), [("model", "recipe"), ("source", "training recipe"), ("prompt", "matrix")])
+def test_a_stray_key_of_another_kind_is_still_an_unknown_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, wanted: str
+) -> None:
+    file = written(tmp_path, f"{KINDS[wanted]}{key}: {{}}\n", "mine.yaml")
+    code, err = said(capsys, *(file if word == "FILE" else word for word in TAKERS[wanted]))
+    assert code == 2
+    assert f"Unknown key '{key}'" in err
+
+
 def test_empty_captions_are_refused_before_anything_is_looked_at(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

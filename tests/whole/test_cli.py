@@ -17,6 +17,8 @@ from hfsyn.captions.caption_stage import caption
 from hfsyn.cli import cli
 from hfsyn.cli import main as run_main
 from hfsyn.images.generate_stage import generate
+from hfsyn.recipes.recipe import RECIPES
+from hfsyn.recipes.training_recipe import TRAINING_RECIPES
 from hfsyn.runs.finish import finish
 
 COMMANDS = [
@@ -221,6 +223,7 @@ def test_strategies_show_prints_ten_real_prompts(capsys: pytest.CaptureFixture[s
     assert code == 0
     assert "a photo of tench, on a table" in out
     assert len(out.splitlines()) == 11
+    assert "the first 10 classes of imagenette; of another variant or class map: --variant NAME" in err
     assert "counted by the tokenizer of the small generator, as that of stable-diffusion-v1-5/" in err
     assert "'on a table' stands for what a captioner writes of each real image" in err
 
@@ -232,6 +235,26 @@ def test_recipes_show_takes_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert code == 0
     assert "steps: 7" in out
     assert "strategy: cip" in out
+
+
+def test_recipes_show_knows_the_training_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in TRAINING_RECIPES.names():
+        code, out, _ = main("recipes", "show", name, capsys=capsys)
+        assert (code, out) == (0, TRAINING_RECIPES.read(name)[0])
+        code, out, _ = main("recipes", "show", name, "--json", capsys=capsys)
+        assert json.loads(out) == TRAINING_RECIPES.fields(name)[0]
+    assert not {*TRAINING_RECIPES.names()} & {*RECIPES.names()}
+
+
+def test_variants_info_has_no_line_without_a_fact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("name: mine\nsplits: {train: 6}\nclasses: [{id: cat, name: cat}]\n")
+    code, out, _ = main("variants", "info", "mine.yaml", capsys=capsys)
+    assert code == 0
+    keys = [line.partition(":")[0] for line in out.splitlines()]
+    assert keys == ["name", "title", "classes", "splits", "  train", "licence", "access"]
 
 
 def test_recipes_new_writes_a_recipe_that_builds(

@@ -20,6 +20,7 @@ def test_the_demo_ends_with_a_page_a_picture_and_results(tmp_path: Path) -> None
     text = page.read_text(encoding="utf-8")
     found = json.loads((page.parent / "results.json").read_text())
     assert set(found) == {"tests", "settings"}
+    assert text.count("told beforehand: ") == 2  # captions, and captions across classes
     assert {test["dataset"] for test in found["tests"].values()} == {"shapes-context", "shapes"}
     for name, test in found["tests"].items():
         assert (test["n"], test["chance"]) == (2000, 0.1)

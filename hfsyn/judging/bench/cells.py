@@ -75,8 +75,8 @@ def bench(
         quiet: no progress and no table.
 
     Returns:
-        What summary.json holds, see `summarise`; with `dry_run` the ``cells``, each with its ``state``: to train, to
-        test, or done.
+        What summary.json holds, see `summarise`; with `dry_run` the ``cells``, each with the ``images`` of its training
+        sets (None where they are streams) and its ``state``: to train, to test, or done.
 
     Raises:
         HfsynError: see `load_matrix`; a set or network is not there; or a cell in `out` has other settings or images.
@@ -87,12 +87,12 @@ def bench(
     evaluate = evaluate or partial(_evaluate, device=device, workers=num_workers)
     wanted = list(cells(matrix))
     jobs = _missing(matrix, folder, wanted, images, (train, evaluate))
+    sizes: dict[str, int | None] = {}
     if not own:
         check_device(device)
-        _refuse_faults(jobs.values())
+        sizes = _refuse_faults(jobs.values())
     if dry_run:
-        states = {cell: "to train" if read_json(job[0] / RESULTS) is None else "to test" for cell, job in jobs.items()}
-        return {"cells": [{**cell.facts(), "state": states.get(cell, "done")} for cell in wanted]}
+        return {"cells": [_planned(cell, folder / cell.folder, jobs.get(cell), sizes) for cell in wanted]}
     atomic_text(folder / MATRIX, dump_part(matrix))
     if submit is not None:
         _run(submit, jobs, None if quiet else matrix.name)
@@ -120,6 +120,18 @@ def _missing(
         if found is None or missing:
             jobs[cell] = (place, configs[cell], settings, missing, *how)
     return jobs
+
+
+def _planned(cell: Cell, place: Path, job: Any, sizes: dict[str, int | None]) -> dict[str, Any]:
+    """What a dry run says of a cell and of what is left to do of it; `sizes` as of `_refuse_faults`."""
+    found = read_json(place / RESULTS)
+    if job is not None:
+        images = sizes.get(job[1].data.model_dump_json())
+    else:
+        sets = [facts.get("images") for facts in found["training"].get("training", {}).get("sets", [])] if found else []
+        images = sum(sets) if sets and None not in sets else None
+    state = "done" if job is None else "to train" if found is None else "to test"
+    return {**cell.facts(), "images": images, "state": state}
 
 
 def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
@@ -273,8 +285,9 @@ def _refuse_changed(folder: Path, config: Any, result: dict[str, Any], look: Loo
             )
 
 
-def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
-    """Open every set and look up every network and optimizer; report what is wrong, each fault once.
+def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> dict[str, int | None]:
+    """Open every set and look up every network and optimizer; report what is wrong, each fault once. Returned is how
+    many images there are to train on, by the data part of the training recipe.
 
     Raises:
         HfsynError: there are faults.
@@ -299,9 +312,9 @@ def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
                 faults[str(error)] = error
         return done[check, key]
 
-    def trained_on(config: Any) -> tuple[int, dict[str, str]]:
+    def trained_on(config: Any) -> tuple[int, dict[str, str], int | None]:
         feed = open_feed(config)
-        return feed.budget, {wnid: feed.names[wnid] for wnid in feed.classes}
+        return feed.budget, {wnid: feed.names[wnid] for wnid in feed.classes}, feed.images
 
     for _, config, _, tests, *_ in jobs:
         data, name, optimizer = config.data.model_dump_json(), config.model.name, config.optimise.optimizer
@@ -321,6 +334,7 @@ def _refuse_faults(jobs: Iterable[tuple[Any, ...]]) -> None:
     if faults:
         said = " ".join(f"({number}) {error.message}" for number, error in enumerate(faults.values(), 1))
         raise HfsynError(f"{len(faults)} faults, and nothing was trained: {said}", "Change the matrix.")
+    return {key: feed[2] for (check, key), feed in done.items() if check is trained_on}
 
 
 def _look(dataset: str, split: str | None, default: Sequence[str], limit: int | None) -> str | None:

@@ -1,24 +1,25 @@
 """The exchange rate: how many synthetic images per class are worth one more real image per class.
 
 Accuracy with r real images alone, averaged over seeds and made monotone, says which number of real images any mixture
-of r real and s synthetic ones is equal to. The gains in real images are fitted by s / rate. Its interval comes from
-resampling the seeds, and so does not hold what lies between the numbers that were tried (1 to 2 % of the rate in tests
-with a known one). If the curves do not cross, or the interval includes no gain at all, there is no rate.
+of r real and s synthetic ones is equal to. The gains in real images are fitted by s / rate. Its interval is Student's t
+from leaving out one seed at a time (the jackknife): resampled with replacement, three seeds gave intervals that held a
+known rate 7 times of 10 in place of 19 of 20. It does not hold what lies between the numbers that were tried (1 to 2 %
+of the rate in tests with a known one). If the curves do not cross, or the interval includes no gain at all, there is no
+rate.
 """
 
 from __future__ import annotations
 
-import random
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hfsyn.judging.bench.matrix import SETTING
-from hfsyn.judging.measures.metrics import paired_difference
+from hfsyn.judging.measures.metrics import paired_difference, student_quantile
 
-_RESAMPLES, _GRID = 1000, 1001
-_ENOUGH = 0.9  # share of the resamples that must give a rate
+_GRID = 1001
 Seeds = Mapping[int, float]
 """Accuracy by seed."""
 
@@ -78,13 +79,13 @@ def rate_of(alone: Mapping[int, Seeds], mixed: Mapping[tuple[int, int], Seeds], 
     worth = _worth(equal)
     if worth is None:
         return {**none, "why": f"no mixture is as good as some number of real images between {least} and {most}"}
-    draw = random.Random(0)
-    drawn = (_worth(_equal(alone, mixed, chance, draw.choices(seeds, k=len(seeds)))) for _ in range(_RESAMPLES))
-    worths = [one for one in drawn if one is not None]
-    low, high = np.quantile(worths, [0.025, 0.975]) if worths else (0.0, 0.0)
-    if low <= 0 or len(worths) < _ENOUGH * _RESAMPLES:
+    others = [_worth(_equal(alone, mixed, chance, [s for s in seeds if s != seed])) for seed in seeds]
+    known = [other for other in others if other is not None]
+    spread = sum((other - float(np.mean(known))) ** 2 for other in known) * (len(seeds) - 1) / len(seeds)
+    half = student_quantile(len(seeds) - 1) * math.sqrt(spread)
+    if len(known) < len(seeds) or worth <= half:
         return {**none, "why": "the interval of what synthetic images add includes nothing"}
-    return {**none, "rate": 1 / worth, "low": float(1 / high), "high": float(1 / low), "why": ""}
+    return {**none, "rate": 1 / worth, "low": 1 / (worth + half), "high": 1 / (worth - half), "why": ""}
 
 
 def _equal(

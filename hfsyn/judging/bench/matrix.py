@@ -23,8 +23,8 @@ from pydantic import Field, field_validator, model_validator
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.references import parse_dataset
-from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of
-from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
+from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of, refuse_other_kind
+from hfsyn.recipes.training_recipe import TRAINING_RECIPES, TrainConfig, load_train_config
 
 EXAMPLES = {
     name: resources.files("hfsyn.judging.bench.templates").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ class Matrix(Part):
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
     """Kinds of training sets."""
     models: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
-    """Networks of timm."""
+    """Networks of timm; left out where all training recipes name the same one, it is that."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, strict=False)] = (0, 1, 2)
     """Seeds; arms are compared seed by seed."""
     budgets: Annotated[tuple[Count | None, ...], Field(min_length=1, strict=False)] = (None,)
@@ -116,6 +116,21 @@ class Matrix(Part):
         if not isinstance(value, dict) and not (isinstance(value, str) and value):
             raise ValueError("expected a training recipe's name, its file, or its fields")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _network_of_its_recipes(cls, fields: Any) -> Any:
+        """Fill in `models`: results and reports must not need the training recipes' files again."""
+        if not isinstance(fields, dict) or fields.get("models") is not None:
+            return fields
+        recipes = fields.get("recipes") or [fields.get("config")]
+        named = [_network(recipe) for recipe in recipes] if isinstance(recipes, list) else [None]
+        if None in named:
+            return fields
+        if len(set(named)) > 1:
+            said = f"The matrix has no models, and its recipes name several: {', '.join(map(str, named))}."
+            raise HfsynError(said, f"Say which each of them trains: models: [{named[0]}]")
+        return {**fields, "models": named[:1]}
 
     @model_validator(mode="after")
     def _arms_exist(self) -> Matrix:
@@ -173,6 +188,14 @@ class Matrix(Part):
     def all_shares(self) -> tuple[float, ...]:
         """The shares of mixed images: 0 if there are none."""
         return self.mix.shares if self.mix else (0.0,)
+
+
+def _network(recipe: Any) -> str | None:
+    """The network that a training recipe names (its fields, its name or its file); None if it names none."""
+    fields = TRAINING_RECIPES.fields(recipe)[0] if isinstance(recipe, str) and recipe else recipe
+    model = fields.get("model") if isinstance(fields, dict) else None
+    name = model.get("name") if isinstance(model, dict) else None
+    return name if isinstance(name, str) else None
 
 
 @dataclass(frozen=True)
@@ -316,4 +339,5 @@ def load_matrix(matrix: str | Path | Mapping[str, Any] | Matrix) -> Matrix:
     if isinstance(matrix, Mapping):
         return checked(Matrix, fields_of(matrix, "matrix"), "the matrix")
     fields = load_file(matrix, "matrix", "It is a YAML file; `hfsyn bench --example` prints one.")
+    refuse_other_kind(fields, str(matrix), "matrix")
     return checked(Matrix, fields, str(matrix))

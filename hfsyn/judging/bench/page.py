@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from builders.errors import near_path
 from builders.files import atomic_text
 from builders.runs import layout, run_files
 from builders.variants import VARIANTS
@@ -24,6 +25,7 @@ from hfsyn.judging.bench.cells import MATRIX
 from hfsyn.judging.bench.matrix import SETTING, Matrix, load_matrix, place, safe_name
 from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
 from hfsyn.judging.sets.references import parse_dataset
+from hfsyn.outlook.informativeness import kept_in
 from hfsyn.pages.html import page, picture
 from hfsyn.recipes.recipe import published_recipe
 from hfsyn.recipes.strategies import get_strategy
@@ -48,7 +50,8 @@ def report(out: str | Path) -> Path:
     folder = Path(out).expanduser()
     found = [folder] if (folder / MATRIX).is_file() else sorted(p.parent for p in folder.glob(f"*/{MATRIX}"))
     if not found:
-        raise HfsynError(f"There is no bench in {folder}.", "`hfsyn bench MATRIX --out DIR` makes one.")
+        said = f"There is no bench in {folder}.{near_path(folder)}"
+        raise HfsynError(said, "`hfsyn bench MATRIX --out DIR` makes one.")
     # The names of plots begin with the bench's folder if there are several, else with the matrix's name.
     stems = _stems([bench.name for bench in found]) if len(found) > 1 else [None]
     sections = [_section(bench, folder, stem) for bench, stem in zip(found, stems, strict=True)]
@@ -93,20 +96,29 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
             }
         )
     described = {arm: _about(matrix, arm) for arm in arms}
+    told = _told_beforehand(matrix)
     main = next((group for group in reversed(groups) if group["headline"]), None)
-    figures = {row["arm"]: row for row in main["rows"]} if main else {}
+    figures = _figures(matrix, summary, main["rows"] if main else [])
     return {
         "name": matrix.name,
         "about": variant.title if variant else "",
         "verdict": summary["verdict"],
-        "where": main["where"] if main else "",
+        "where": _place_of(main["rows"][0]) if main else "",
         "chance": 1 / main["rows"][0]["classes"] if main else None,
         "arms": [
-            {"name": arm, "colour": plots.colour_of(arms, arm), "about": about, "row": figures.get(arm)}
+            {
+                "name": arm,
+                "colour": plots.colour_of(arms, arm),
+                "about": about,
+                "figure": figures.get(arm, ("no result", "")),
+                "told": told.get(arm),
+            }
             for arm, about in described.items()
         ],
+        "told": bool(told),
         "captioned": any("{c}" in about for about in described.values()),
         "groups": groups,
+        "grids": _grids(matrix, summary["rows"]),
         "exchange": summary.get("exchange", ()),
         "failed": summary["failed"],
         "cells": summary["cells"],
@@ -115,6 +127,45 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         "runs": _runs(matrix, root),
         "made": _made(matrix, outcomes, root),
     }
+
+
+def _place_of(row: dict[str, Any]) -> str:
+    """A row's test and setting in words, but for the numbers of images that a grid shows side by side."""
+    return setting_text({**row, "real": None})
+
+
+def _figures(matrix: Matrix, summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    """The figure of each arm and its interval: its exchange rate where that is the question, else its accuracy."""
+    if matrix.real is None:
+        return {row["arm"]: (f"{100 * row['mean']:.1f}\u00a0%", _ends(row, 100)) for row in rows}
+    headline = next(iter(matrix.tests))
+    rates = [rate for rate in summary["exchange"] if rate["test"] == headline]
+    return {
+        rate["arm"]: (f"{rate['rate']:.1f} for one real image" if rate["rate"] else "no exchange rate", _ends(rate, 1))
+        for rate in rates
+    }
+
+
+def _ends(row: dict[str, Any], scale: float) -> str:
+    return "" if row["low"] is None else f"{scale * row['low']:.1f} to {scale * row['high']:.1f}"
+
+
+def _grids(matrix: Matrix, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Accuracies over the numbers of real and of synthetic images: a table for each test, arm and other setting."""
+    found: list[dict[str, Any]] = []
+    if matrix.real is None:
+        return found
+    for where in dict.fromkeys(map(_place_of, rows)):
+        here = [row for row in rows if _place_of(row) == where]
+        for arm in matrix.arms:
+            cells = {(r["real"], r["synthetic"]): r for r in here if r["arm"] == arm or not r["synthetic"]}
+            lines = [
+                {"real": real, "cells": [cells.get((real, number)) for number in matrix.synthetic or ()]}
+                for real in matrix.real.numbers
+                if any(key[0] == real for key in cells)
+            ]
+            found.append({"where": where, "arm": arm, "synthetic": matrix.synthetic, "lines": lines})
+    return found
 
 
 def _about(matrix: Matrix, arm: str) -> str:
@@ -152,10 +203,12 @@ def _plots(
     def named(test: str) -> str:
         return "Accuracy by arm" + (f": {test}" if len(matrix.tests) > 1 else "")
 
-    found = [
-        plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png", named(headline)),
-        plots.class_plot(by_arm, arms, where, folder / f"{stem}-classes.png"),
-    ]
+    found = []
+    if matrix.real is None or len(last) > 1:  # one arm at one point of a grid says nothing
+        found = [
+            plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png", named(headline)),
+            plots.class_plot(by_arm, arms, where, folder / f"{stem}-classes.png"),
+        ]
     for number, test in enumerate(list(matrix.tests)[1:], start=2):
         others = [row for row in summary["rows"] if row["test"] == test and _setting(row) == setting]
         if len(others) > 1:
@@ -172,7 +225,9 @@ def _plots(
     for arm in arms if matrix.real else ():
         grid = [r for r in rows if r["arm"] == arm or not r["synthetic"]]
         if len({r["real"] for r in grid}) > 1 and len({r["synthetic"] for r in grid}) > 1:
-            found.append(plots.exchange_plot(grid, arm, headline, folder / f"{stem}-exchange-{safe_name(arm)}.png"))
+            name = f"{stem}-exchange-{safe_name(arm)}"
+            found.append(plots.mixture_plot(grid, arm, headline, folder / f"{name}-curves.png"))
+            found.append(plots.exchange_plot(grid, arm, headline, folder / f"{name}.png", plots.colour_of(arms, arm)))
     return found
 
 
@@ -186,6 +241,16 @@ def _run_folders(matrix: Matrix, seed: int) -> dict[str, Path]:
     return {
         name: path for name, path in places.items() if len(matrix.arms[name].train) == 1 and layout.is_run_folder(path)
     }
+
+
+def _told_beforehand(matrix: Matrix) -> dict[str, str]:
+    """How informative the prompts of an arm are, of those of whose runs it was measured: of the first such seed."""
+    found: dict[str, str] = {}
+    for seed in matrix.seeds:
+        for arm, path in _run_folders(matrix, seed).items():
+            if arm not in found and (kept := kept_in(path)) is not None:
+                found[arm] = kept.gain.text().replace("-", "−")
+    return found
 
 
 def _sheet(matrix: Matrix) -> dict[str, Any] | None:

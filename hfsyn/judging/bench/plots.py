@@ -116,16 +116,18 @@ def accuracy_plot(
     return _render(png, title, alt, 0.7 + 0.42 * len(shown), draw)
 
 
-def exchange_plot(rows: Sequence[Mapping[str, Any]], arm: str, test: str, png: Path) -> Plot:
+def exchange_plot(rows: Sequence[Mapping[str, Any]], arm: str, test: str, png: Path, colour: str) -> Plot:
     """Lines of equal accuracy over the numbers of real and synthetic images of an arm; dots are what was measured."""
     means = {(row["real"], row["synthetic"]): row["mean"] for row in rows}
     reals, synthetics = (sorted({key[i] for key in means}) for i in (0, 1))
     grid = np.array([[100 * means.get((real, number), np.nan) for real in reals] for number in synthetics])
 
     def draw(axes: Any, ink: str, line: str) -> None:
-        lines = axes.contour(reals, synthetics, np.ma.masked_invalid(grid), levels=6, cmap="viridis")
-        axes.clabel(lines, fmt=lambda value: f"{value:.0f} %", fontsize=8)
-        axes.plot(*zip(*means, strict=True), ".", color=ink, markersize=4)
+        lines = axes.contour(reals, synthetics, np.ma.masked_invalid(grid), levels=6, colors=[colour])
+        axes.clabel(lines, fmt=lambda value: f"{value:.0f} %", fontsize=8, colors=[ink])
+        axes.plot(*zip(*means, strict=True), ".", color=ink, markersize=5, clip_on=False)
+        axes.set_xticks(reals, [str(number) for number in reals])
+        axes.set_yticks(synthetics, [str(number) for number in synthetics])
         axes.set_xlabel("real images per class")
         axes.set_ylabel(f"images of “{arm}” per class")
 
@@ -133,6 +135,32 @@ def exchange_plot(rows: Sequence[Mapping[str, Any]], arm: str, test: str, png: P
     return _render(
         png, f"Lines of equal accuracy: {arm}", f"Accuracy on {test} by images per class: {told}.", 3.2, draw
     )
+
+
+def mixture_plot(rows: Sequence[Mapping[str, Any]], arm: str, test: str, png: Path) -> Plot:
+    """Accuracy against the number of real images, one line for each number of an arm's images, with intervals."""
+    numbers = sorted({row["synthetic"] for row in rows})
+    points = {n: sorted((row for row in rows if row["synthetic"] == n), key=lambda row: row["real"]) for n in numbers}
+    names = [f"with {n}" if n else f"without “{arm}”" for n in numbers]
+
+    def draw(axes: Any, ink: str, line: str) -> None:
+        for name, found in zip(names, points.values(), strict=True):
+            colour, x = colour_of(names, name), [row["real"] for row in found]
+            axes.plot(x, [100 * row["mean"] for row in found], "o-", color=colour, markersize=4, label=name)
+            _intervals(axes, x, found, colour)
+        ticks = sorted({row["real"] for row in rows})
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_xlabel("real images per class")
+        _accuracy_axis(axes, line)
+        _legend(axes, ink)
+
+    told = "; ".join(
+        f"{name}, {row['real']} real {100 * row['mean']:.1f} %"
+        for name, found in zip(names, points.values(), strict=True)
+        for row in found
+    )
+    title = f"Real images beside those of “{arm}”"
+    return _render(png, title, f"Accuracy on {test}: {told}. Bars are 95 % intervals.", 3.2, draw)
 
 
 def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence[str], where: str, png: Path) -> Plot:
@@ -179,15 +207,9 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str]
             x = [100 * row[axis] if axis == "share" else row[axis] for row in points[arm]]
             y, colour = [100 * row["mean"] for row in points[arm]], colour_of(arms, arm)
             axes.plot(x, y, "o-", color=colour, markersize=4, label=arm)
-            for place, row in zip(x, points[arm], strict=True):
-                if row["low"] is not None:
-                    ends = [100 * row["low"], 100 * row["high"]]
-                    axes.plot([place, place], ends, color=colour, linewidth=5, alpha=0.3)
+            _intervals(axes, x, points[arm], colour)
         axes.set_xlabel(label)
-        axes.set_ylabel("accuracy, %")
-        axes.grid(axis="y", color=line, linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.set_ylim(0, 100)
+        _accuracy_axis(axes, line)
         if axis != "share":
             axes.set_xscale("log")
             ticks = sorted({row[axis] for row in rows})
@@ -213,6 +235,19 @@ def mean_by_class(tests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def colour_of(arms: Sequence[str], arm: str) -> str:
     """An arm's colour, the same in every plot."""
     return COLOURS[list(arms).index(arm) % len(COLOURS)]
+
+
+def _intervals(axes: Any, x: Sequence[float], rows: Sequence[Mapping[str, Any]], colour: str) -> None:
+    for place, row in zip(x, rows, strict=True):
+        if row["low"] is not None:
+            axes.plot([place, place], [100 * row["low"], 100 * row["high"]], color=colour, linewidth=5, alpha=0.3)
+
+
+def _accuracy_axis(axes: Any, line: str) -> None:
+    axes.set_ylabel("accuracy, %")
+    axes.grid(axis="y", color=line, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_ylim(0, 100)
 
 
 def _percent_axis(axes: Any, line: str, lowest: float) -> None:

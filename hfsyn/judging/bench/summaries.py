@@ -15,7 +15,7 @@ from typing import Any
 from builders.files import atomic_text
 from hfsyn.judging.bench.exchange import exchange_rates, rate_sentence
 from hfsyn.judging.bench.matrix import SETTING, Cell, Matrix, cell_tests, cells
-from hfsyn.judging.bench.verdict import size_text, verdict
+from hfsyn.judging.bench.verdict import NOTHING_YET, size_text, verdict
 from hfsyn.judging.measures.metrics import mean_interval, paired_difference
 
 CSV, SUMMARY, RESULTS, ERROR = "results.csv", "summary.json", "results.json", "error.json"
@@ -125,7 +125,8 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     if matrix.real is None:
         return {**found, "verdict": verdict(found, matrix.compare)}
     rates = exchange_rates(rows)
-    return {**found, "exchange": rates, "verdict": [*map(rate_sentence, rates), *verdict(found, matrix.compare)]}
+    others = [said for said in verdict(found, matrix.compare) if not rates or said != NOTHING_YET]
+    return {**found, "exchange": rates, "verdict": [*map(rate_sentence, rates), *others]}
 
 
 def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from hfsyn.judging.bench.matrix import SETTING
 
 Row = Mapping[str, Any]
+NOTHING_YET = "There is no result yet."
 _NEAR = 2  # times chance: below, differences may say more about an early stop than about the images
 
 
@@ -37,7 +38,7 @@ def verdict(summary: Mapping[str, Any], compare: Sequence[tuple[str, str]] | Non
             here = [row for row in of_model if _setting(row) == setting]
             pairs = [d for d in summary["differences"] if d["test"] == test and _setting(d) == setting]
             (compared if len(here) > 1 else alone).extend(_sentences(place, here, pairs, compare))
-    return [*compared, *alone, *_missing(summary)] or ["There is no result yet."]
+    return [*compared, *alone, *_missing(summary)] or [NOTHING_YET]
 
 
 def _setting(row: Row) -> tuple[Any, ...]:
@@ -61,6 +62,8 @@ def _sentences(
 ) -> Iterator[str]:
     """About one test, network and setting."""
     if len(rows) == 1:
+        if rows[0].get("real") is not None:  # one point of many, about which the exchange rate speaks
+            return
         yield f"{place}, “{rows[0]['arm']}” gets {100 * rows[0]['mean']:.1f} % right; no other arm was tested there."
         return
     chance = _chance(rows[0])

@@ -67,6 +67,9 @@ class Evaluation(Result):
             row("top-5", interval(found["top5"], percent=True)),
             row("calibration error", interval(found["ece"], percent=True), "confidence against accuracy"),
         ]
+        if "overlap" in self:
+            known = "not checked" if self["overlap"] is None else str(self["overlap"])
+            rows.append(row("images it was trained on", known, "by their bytes; encoded again they count as others"))
         if whole := self["dataset"].get("part_of"):
             said = f"{self['dataset']['classes']} of the set's {whole['classes']} classes"
             rows.append(row("images", f"{self['n']} of {whole['images']}", said))
@@ -99,7 +102,7 @@ def evaluate(
 
     Returns:
         model, dataset, preprocessing, n, undecodable, metrics, seed, software, device; see the module's docstring. And
-        ``overlap``: how many of the images the classifier was trained on, None if that is not known.
+        ``overlap``: how many of the images the classifier was trained on, None if that was not checked.
     """
     if out is not None:
         _check_result_file(Path(out))

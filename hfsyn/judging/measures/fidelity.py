@@ -16,6 +16,7 @@ distances at once.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -27,14 +28,12 @@ from PIL import Image
 from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
 from hfsyn.judging.measures.results import Result, row
+from hfsyn.judging.sets.copies import COPY, Copies, copies_between, copies_within, thumbnail
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
 NEIGHBOURS = 5  # k of the balls, as Naeem et al. chose it
-NEAR = 0.98
-"""Cosine of two images' features from which they count as near duplicates. What that means depends on the network: the
-same count within the real set is given beside each result as a yardstick.
-"""
+_PAIRS = 100  # pairs of copies that a result names
 _BLOCK, _COLUMNS = 512, 8192  # rows and columns of a block of distances: 32 MB
 _BATCH = 64
 _RANDOM = "random:"
@@ -47,6 +46,7 @@ class Features:
     values: np.ndarray  # float32 (n, d)
     hashes: Sequence[str]  # SHA-256 of size and pixels of each image: equal for equal pixels, however they are stored
     ids: Sequence[str]
+    thumbnails: np.ndarray  # uint8 (n, 32, 32, 3); see `hfsyn.judging.sets.copies`
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -186,11 +186,13 @@ def extract(
     def prepared() -> Iterator[tuple[str, str, Any]]:
         for name, image in images:
             rgb = image.convert("RGB")
+            thumbnails.append(thumbnail(rgb))
             yield name, pixel_hash(rgb), transform(rgb)
 
     values: list[np.ndarray] = []
     hashes: list[str] = []
     ids: list[str] = []
+    thumbnails: list[np.ndarray] = []
     waiting = prepared()
     while batch := list(islice(waiting, _BATCH)):
         ids += [name for name, _, _ in batch]
@@ -200,7 +202,7 @@ def extract(
             values.append(network.forward_head(maps, pre_logits=True).float().cpu().numpy())
     if not ids:
         raise HfsynError("There is no image to look at.", "Check the dataset and its split.")
-    return Features(np.concatenate(values), hashes, ids)
+    return Features(np.concatenate(values), hashes, ids, np.stack(thumbnails))
 
 
 def pixel_hash(image: Image.Image) -> str:
@@ -223,7 +225,7 @@ def compare_sets(synthetic: Features, real: Features, evaluation: Features | Non
         "frechet": {"value": frechet_distance(synthetic.values, real.values), "floor": frechet_floor(real.values)},
         **neighbourhoods(synthetic.values, real.values),
         "duplicates": {
-            "threshold": NEAR,
+            "threshold": COPY,
             "within": duplicates_within(synthetic),
             "within_real": duplicates_within(real),
             "against_real": duplicates_between(synthetic, real),
@@ -315,28 +317,39 @@ def nearest_images(a: Features, b: Features) -> list[dict[str, Any]]:
     ]
 
 
-def duplicates_within(a: Features) -> dict[str, int]:
-    """Images of a set that have a copy in it: ``exact`` in pixels (all but the first of each group), ``near`` in
-    features (images with at least one neighbour at `NEAR` or above, exact ones included).
+def duplicates_within(a: Features) -> dict[str, Any]:
+    """Images of a set that have a copy in it: ``exact`` in pixels (all but the first of each group), ``near``
+    (see `hfsyn.judging.sets.copies`; exact ones included), and the most alike ``pairs``, by their ids.
     """
-    near = int((_nearest(a.values, a.values, itself=False)[1] >= NEAR).sum())
-    return {"exact": len(a) - len(set(a.hashes)), "near": near}
+    found = copies_within(a.thumbnails)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, pixels in enumerate(a.hashes):
+        groups[pixels].append(number)
+    same = {number for group in groups.values() if len(group) > 1 for number in group}
+    near = same | {number for pair in found.pairs for number in pair}
+    return {"exact": len(a) - len(groups), "near": len(near), "pairs": _named(found, a, a)}
 
 
-def duplicates_between(a: Features, b: Features) -> dict[str, int]:
-    """Images of `a` that are also in `b`: ``exact`` in pixels, ``near`` in features (exact ones included)."""
+def duplicates_between(a: Features, b: Features) -> dict[str, Any]:
+    """Images of `a` that are also in `b`: ``exact`` in pixels, ``near`` (exact ones included), and the ``pairs``."""
     known = set(b.hashes)
-    near = int((_nearest(a.values, b.values)[1] >= NEAR).sum())
-    return {"exact": sum(found in known for found in a.hashes), "near": near}
+    found = copies_between(a.thumbnails, b.thumbnails)
+    same = {number for number, pixels in enumerate(a.hashes) if pixels in known}
+    near = same | {number for number, _ in found.pairs}
+    return {"exact": len(same), "near": len(near), "pairs": _named(found, a, b)}
 
 
-def _nearest(a: np.ndarray, b: np.ndarray, *, itself: bool = True) -> tuple[np.ndarray, np.ndarray]:
+def _named(found: Copies, a: Features, b: Features) -> list[list[Any]]:
+    """The most alike pairs, by their ids, with their likeness."""
+    pairs = zip(found.pairs[:_PAIRS], found.likeness, strict=False)
+    return [[a.ids[first], b.ids[second], round(likeness, 4)] for (first, second), likeness in pairs]
+
+
+def _nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """For each row of `a` the first row of `b` with the highest cosine, and this cosine."""
     best, highest = np.zeros(len(a), dtype=np.int64), np.full(len(a), -np.inf)
     for rows, columns, part, other in _blocks(a, b):
         cosines = _unit(part) @ _unit(other).T
-        if not itself:
-            _skip_itself(rows, columns, cosines, -1)
         found = cosines.argmax(1)
         value = np.take_along_axis(cosines, found[:, None], 1)[:, 0]
         higher = value > highest[rows]

@@ -42,6 +42,10 @@ class Bytes(Protocol):
 
     def __getitem__(self, number: int, /) -> bytes: ...
 
+    def lengths(self, numbers: Sequence[int], /) -> list[int] | None:
+        """Bytes of these images, 0 for one that cannot be read; None where they are not known without reading all."""
+        ...
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -105,6 +109,14 @@ class ImageSet:
         wnids, ids = [self.wnids[n] for n in numbers], [self.ids[n] for n in numbers]
         return replace(self, wnids=wnids, ids=ids, images=_Some(self.images, numbers), complete=False)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether its images are drawn by this package, each decided by its id."""
+        images = self.images
+        while isinstance(images, _Some):
+            images = images.images
+        return isinstance(images, _Drawn)
+
     def picture(self, number: int) -> Image.Image:
         """An image, decoded; raises ImageRejected with the reason if that fails."""
         data = self.images[number]
@@ -155,6 +167,16 @@ class _Files:
         except OSError:  # deleted, or no permission: reported when it is decoded
             return b""
 
+    def lengths(self, numbers: Sequence[int]) -> list[int]:
+        """See `Bytes`."""
+        found = []
+        for number in numbers:
+            try:
+                found.append((self.root / as_path(self.entries[number].location)).stat().st_size)
+            except OSError:
+                found.append(0)
+        return found
+
 
 @dataclass(frozen=True)
 class _Drawn:
@@ -168,6 +190,10 @@ class _Drawn:
         if number not in self.kept:
             self.kept[number] = next(iter(self.source.read([self.entries[number]]))).image
         return self.kept[number]
+
+    def lengths(self, numbers: Sequence[int]) -> None:
+        """See `Bytes`."""
+        return
 
 
 @dataclass(frozen=True)
@@ -183,6 +209,20 @@ class _Stored:
         value = self.rows[row].column(labelled.image)[0].as_py()
         return stored_image(value, labelled.folders[number] if labelled.folders else None)[0]
 
+    def lengths(self, numbers: Sequence[int]) -> list[int] | None:
+        """See `Bytes`."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        column = self.rows[:].column(self.labelled.image)
+        if pa.types.is_struct(column.type):
+            column = pc.struct_field(column, "bytes")
+        if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)) or column.null_count:
+            return None  # files beside the table
+        every = pc.binary_length(column).to_numpy()
+        rows = self.labelled.rows
+        return [int(every[number if rows is None else rows[number]]) for number in numbers]
+
 
 @dataclass(frozen=True)
 class _Some:
@@ -191,6 +231,10 @@ class _Some:
 
     def __getitem__(self, number: int) -> bytes:
         return self.images[self.numbers[number]]
+
+    def lengths(self, numbers: Sequence[int]) -> list[int] | None:
+        """See `Bytes`."""
+        return self.images.lengths([self.numbers[number] for number in numbers])
 
 
 def open_images(

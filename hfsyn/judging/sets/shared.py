@@ -9,14 +9,17 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from builders.errors import quoted
 from builders.sources.rows import is_wnid, spelling
+from builders.variants import get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.judging.sets.image_set import ImageSet, open_images, spread
-
-_SAMPLED = 32  # pairs of images that are compared first
+from hfsyn.judging.sets.image_set import ImageSet, open_images
+from hfsyn.judging.sets.references import parse_dataset
+from hfsyn.progress import Progress
 
 
 def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:
@@ -90,36 +93,45 @@ def check_classes(classes: Mapping[str, str], images: ImageSet, whose: str) -> l
 
 
 def shared_images(a: ImageSet, b: ImageSet) -> set[int]:
-    """The numbers in `b` of the images that are also in `a`, with the same id, class and bytes.
+    """The numbers in `b` of the images that are also in `a`, whatever their files are called, by their bytes.
 
-    Ids are compared without their split. Ids of sets without file names are mere row numbers, so a sample of the
-    matching pairs is compared by bytes; only if these differ among themselves are all pairs compared. A re-encoded
-    image counts as another one.
+    Images of equal length are compared by SHA-256; those of other lengths are not read. Of two drawn sets the ids are
+    compared, which decide a drawing. An image that was encoded again counts as another one.
     """
-    there: dict[tuple[str, str], list[int]] = defaultdict(list)  # `b` is the test set, the smaller one
-    for number, key in enumerate(_keys(b)):
-        there[key].append(number)
-    pairs = [(first, second) for first, key in enumerate(_keys(a)) for second in there.get(key, ())]
+    if a.drawn and b.drawn:
+        there = set(_drawings(a))
+        return {number for number, drawing in enumerate(_drawings(b)) if drawing in there}
+    lengths = [found.images.lengths(range(len(found))) for found in (a, b)]
+    read = [range(len(found)) for found in (a, b)] if None in lengths else _of_equal_length(*lengths)  # type: ignore[arg-type]
+    mine: dict[bytes, list[int]] = defaultdict(list)  # `b` is the test set, the smaller one
+    with Progress("compare with the test set", len(read[0]) + len(read[1])) as progress:
+        for number in read[1]:
+            if data := b.images[number]:
+                mine[sha256(data).digest()].append(number)
+            progress.add(1)
+        found: set[int] = set()
+        for number in read[0] if mine else ():
+            found.update(mine.get(sha256(a.images[number]).digest(), ()))
+            progress.add(1)
+    return found
 
-    def same(first: int, second: int) -> bool:
-        return a.images[first] == b.images[second]
 
-    tried = [same(*pairs[place]) for place in spread(len(pairs), _SAMPLED)]
-    if not any(tried):
-        return set()
-    return {second for first, second in pairs if all(tried) or same(first, second)}
+def _of_equal_length(a: Sequence[int], b: Sequence[int]) -> list[list[int]]:
+    """The numbers of the images of `a`, and of `b`, of whose length there is one in the other."""
+    first, second = set(a), set(b)
+    return [[n for n, length in enumerate(a) if length in second], [n for n, length in enumerate(b) if length in first]]
 
 
-def _keys(images: ImageSet) -> Iterator[tuple[str, str]]:
-    """Id without the split, and class, of each image."""
-    prefix = f"{images.split}/"
-    return ((name.removeprefix(prefix), wnid) for name, wnid in zip(images.ids, images.wnids, strict=True))
+def _drawings(images: ImageSet) -> Iterator[tuple[str | None, str]]:
+    """World and id of each drawing."""
+    return ((images.variant, name) for name in images.ids)
 
 
 def shared_with_training(folder: Path, images: ImageSet) -> int | None:
-    """How many images of a set the classifier in a training's folder was trained on; None if that is not known.
+    """How many images of a set the classifier in a training's folder was trained on; None if that was not checked.
 
-    It is known if a training set is this very set, or can still be opened and is unchanged since.
+    It is known if a training set is this very set, or if all are on this machine and unchanged since; none is
+    downloaded for it.
     """
     try:
         found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -127,15 +139,28 @@ def shared_with_training(folder: Path, images: ImageSet) -> int | None:
         limits = data.get("limits") or [data["limit_per_class"]] * len(sets)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    shared: set[int] | None = None
+    shared, checked = set[int](), True
     for made, limit in zip(sets, limits, strict=False):
         if made.get("fingerprint") == images.fingerprint:
             return len(images)
-        if (made["reference"], made["split"]) == (images.reference, images.split) and not made.get("streaming"):
-            opened = open_images(images.reference, images.split, limit=limit)
-            if opened.fingerprint == made["fingerprint"]:
-                shared = (shared or set()) | shared_images(opened, images)
-    return None if shared is None else len(shared)
+        opened = None if made.get("streaming") else _here(made, limit)
+        if opened is None:
+            checked = False
+        else:
+            shared |= shared_images(opened, images)
+    return len(shared) if checked or shared else None
+
+
+def _here(made: Mapping[str, Any], limit: int | None) -> ImageSet | None:
+    """A training set as its facts name it, if it is on this machine and unchanged."""
+    try:
+        found = parse_dataset(made["reference"])
+        if found.kind == "hub" or (found.kind == "variant" and not get_variant(found.place).drawn):
+            return None
+        opened = open_images(found, made["split"], limit=limit)
+    except HfsynError:
+        return None
+    return opened if opened.fingerprint == made["fingerprint"] else None
 
 
 def tell_part(images: ImageSet) -> None:

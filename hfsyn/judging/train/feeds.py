@@ -45,6 +45,7 @@ class Feed:
         self.classes = same_classes([(one.reference, one.names) for one in sets])  # the wnid of each label, sorted
         self.names: Mapping[str, str] = {wnid: name for one in sets for wnid, name in one.names.items()}
         self.budget = config.data.budget or 0  # images of an epoch
+        self.images: int | None = None  # of all sets; None where they are streams
         self.unread: dict[str, str] = {}  # id -> reason of images that this process could not read so far
         self._config, self._all = config, sets
         self._shares: Sequence[float] = ()
@@ -85,6 +86,7 @@ class _MapFeed(Feed):
         ]
         super().__init__(config, sets)
         sizes = [len(opened) for opened in sets]
+        self.images = sum(sizes)
         if not self.budget and len(sizes) > 1:
             raise HfsynError(
                 f"{len(sizes)} training sets and no budget: how many images does an epoch show?",

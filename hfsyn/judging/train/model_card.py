@@ -131,6 +131,8 @@ def _tested(test: Mapping[str, Any] | None) -> str:
     if not test:
         return "It was not tested.\n"
     known = f", {test['overlap']} of which are among the training images too" if test.get("overlap") else ""
+    if test.get("overlap", 0) is None:
+        known = ", of which nobody checked whether any are among the training images"
     rows = [
         f"| {title} | {found['value']:.4f} | {found['low']:.4f} to {found['high']:.4f} |\n"
         for title, key in (("top-1 accuracy", "top1"), ("top-5 accuracy", "top5"), ("calibration error", "ece"))
