@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Which copies of photographs hfsyn finds, and how many pairs it takes for copies that are none.
+"""Which copies of photographs hfsyn finds, and how many pairs of different ones it takes for copies.
 
     python scripts/check_copies.py --data imagenette                    1,000 photographs of the validation set
     python scripts/check_copies.py --data imagenette --split train      those on which the threshold was chosen

@@ -328,8 +328,8 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "Each image is its own near duplicate.",
-        "hfsyn/judging/measures/fidelity.py",
-        "            _skip_itself(rows, columns, cosines, -1)\n",
+        "hfsyn/judging/sets/copies.py",
+        "            best[torch.arange(len(numbers)), numbers] = -2.0\n",
         "            pass\n",
         "fidelity",
     ),
@@ -341,10 +341,10 @@ BUGS: tuple[WrittenBug, ...] = (
         "membership",
     ),
     _bug(
-        "Images that two sets share are counted by the few that were compared first.",
+        "Images of equal length pass for the same image.",
         "hfsyn/judging/sets/shared.py",
-        "if all(tried) or same(first, second)",
-        "if any(tried) or same(first, second)",
+        "found.update(mine.get(sha256(a.images[number]).digest(), ()))",
+        "found.update(number for group in mine.values() for number in group)",
         "references",
     ),
 )

@@ -242,7 +242,11 @@ def test_a_test_on_what_was_trained_on_is_said_and_counted(tmp_path: Path, capsy
     assert evaluate(tmp_path / "out", table, limit_per_class=3, device="cpu")["overlap"] == 30
     assert "All 30 images" in capsys.readouterr().err
     assert evaluate(tmp_path / "out", table, split="train", device="cpu", quiet=True)["overlap"] == 30
-    assert evaluate(tmp_path / "out", "shapes", limit_per_class=1, device="cpu", quiet=True)["overlap"] is None
+    assert evaluate(tmp_path / "out", "shapes", limit_per_class=1, device="cpu", quiet=True)["overlap"] == 0
+    Path(table).unlink()
+    unknown = evaluate(tmp_path / "out", "shapes", limit_per_class=1, device="cpu", quiet=True)
+    assert unknown["overlap"] is None
+    assert "not checked" in unknown.text()
 
 
 def test_accumulated_parts_change_a_network_without_batch_norm_by_rounding_only(tmp_path: Path) -> None:

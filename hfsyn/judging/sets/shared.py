@@ -21,6 +21,8 @@ from hfsyn.judging.sets.image_set import ImageSet, open_images
 from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.progress import Progress
 
+_MANY = 20_000  # images whose reading takes seconds
+
 
 def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:
     """Refuse an id that is not WordNet's and has two names; each set is given as what to call it, and id -> name."""
@@ -104,16 +106,24 @@ def shared_images(a: ImageSet, b: ImageSet) -> set[int]:
     lengths = [found.images.lengths(range(len(found))) for found in (a, b)]
     read = [range(len(found)) for found in (a, b)] if None in lengths else _of_equal_length(*lengths)  # type: ignore[arg-type]
     mine: dict[bytes, list[int]] = defaultdict(list)  # `b` is the test set, the smaller one
-    with Progress("compare with the test set", len(read[0]) + len(read[1])) as progress:
-        for number in read[1]:
-            if data := b.images[number]:
-                mine[sha256(data).digest()].append(number)
-            progress.add(1)
-        found: set[int] = set()
-        for number in read[0] if mine else ():
-            found.update(mine.get(sha256(a.images[number]).digest(), ()))
-            progress.add(1)
+    for number in _told(read[1]):
+        if data := b.images[number]:
+            mine[sha256(data).digest()].append(number)
+    found: set[int] = set()
+    for number in _told(read[0]) if mine else ():
+        found.update(mine.get(sha256(a.images[number]).digest(), ()))
     return found
+
+
+def _told(numbers: Sequence[int]) -> Iterator[int]:
+    """The numbers, with progress where reading them takes long."""
+    if len(numbers) < _MANY:
+        yield from numbers
+        return
+    with Progress("compare with the test set", len(numbers)) as progress:
+        for number in numbers:
+            yield number
+            progress.add(1)
 
 
 def _of_equal_length(a: Sequence[int], b: Sequence[int]) -> list[list[int]]:
