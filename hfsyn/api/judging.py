@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from builders.files import atomic_text
 from hfsyn.api.words import take, takes
+from hfsyn.errors import HfsynError
 from hfsyn.judging.preprocessing import Overrides
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ FIELDS = {
     "streaming": "data.streaming",
     "model": "model.name",
     "pretrained": "model.pretrained",
+    "head_only": "model.head_only",
     "image_size": "model.image_size",
     "epochs": "optimise.epochs",
     "batch_size": "optimise.batch_size",
@@ -58,6 +60,7 @@ def training_recipe(
     overrides: str | Sequence[str] = (),
     model: str | None = None,
     pretrained: bool | None = None,
+    head_only: bool | None = None,
     image_size: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
@@ -79,8 +82,9 @@ def training_recipe(
         streaming: read the training sets as streams.
         config: a shipped training recipe, a YAML file, its fields, or a TrainConfig.
         overrides: ``key=value`` for any other field of it, such as ``augment.mixup=0.2``: the command's ``--set``.
-        model: a network of timm.
+        model: a network of timm; with `head_only` also ``clip:ORG/NAME[@REVISION]``.
         pretrained: start from timm's weights.
+        head_only: fit the last layer alone, to features that are computed once: a linear probe.
         image_size: the network's input, in pixels.
         epochs: how often `budget` images are shown.
         batch_size: images per step, over all processes.
@@ -156,6 +160,7 @@ def train(
             be published to.
     """
     own = locals()
+    from hfsyn.judging.classifier import ZERO_SHOT
     from hfsyn.judging.train import loop, model_card
     from hfsyn.workers import current_worker, is_launched, visible_gpus
 
@@ -163,6 +168,9 @@ def train(
     options = loop.RunOptions(accumulation=gradient_accumulation_steps, **{name: own[name] for name in _RUNNING})
     if push_to_hub is not None:
         model_card.check_push(push_to_hub)
+        if config.model.name.startswith(ZERO_SHOT):
+            said = f"{config.model.name} is not a network of timm, as which classifiers are published."
+            raise HfsynError(said, "timm has the towers of CLIP too: --model vit_base_patch32_clip_224.openai")
     processes = num_processes or visible_gpus() or 1
     several = processes > 1 and not is_launched()
     result = _train_in_several(config, Path(out), options, processes) if several else loop.train(config, out, options)

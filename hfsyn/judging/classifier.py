@@ -83,6 +83,11 @@ def create_network(
     """A network of timm; `classes` None is as many as its pretrained weights have."""
     import timm
 
+    if name.startswith(ZERO_SHOT):
+        from hfsyn.judging.zero_shot import probe_of
+
+        assert classes is not None
+        return probe_of(options, classes)
     check_model_name(name)
     kwargs = {**_fixed_size(name, image_size), **options, "num_classes": classes}
     try:
@@ -96,7 +101,7 @@ def check_model_name(name: str) -> None:
     """Refuse a network that timm does not know, with the nearest names."""
     import timm
 
-    if name.startswith(ELSEWHERE):
+    if name.startswith((*ELSEWHERE, ZERO_SHOT)):
         return
     known = timm.list_models()
     if name.partition(".")[0] not in known:
@@ -108,7 +113,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> str:
     """Write ``model.safetensors`` and ``model.json``; return the SHA-256 of the weights' file."""
     from safetensors.torch import save_file
 
-    weights = {key: value.detach().cpu().contiguous() for key, value in classifier.network.state_dict().items()}
+    state = classifier.network.state_dict()
+    # Of statistics that timm keeps for halves of a batch, those of the first are the plain network's.
+    weights = {key: value.detach().cpu().contiguous() for key, value in state.items() if ".aux_bn." not in key}
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / WEIGHTS, lambda path: save_file(weights, path))
     sha256 = sha256_of(folder / WEIGHTS)
@@ -355,8 +362,8 @@ def check_tracker(log_with: str | None) -> None:
         raise HfsynError(f"The tracker {log_with} is not installed.", hint, code=ExitCode.PREFLIGHT)
 
 
-def check_division(batch_size: int, accumulation: int, processes: int, *, pairs: bool = False) -> None:
-    """Refuse a batch that cannot be divided into equal parts, or with `pairs` not into even ones; name one that can."""
+def check_division(batch_size: int, accumulation: int, processes: int, *, of: int = 1, why: str = "") -> None:
+    """Refuse a batch that cannot be divided into equal parts, each a multiple of `of`; name one that can, and `why`."""
     parts = accumulation * processes
     if batch_size % parts:
         fits = max(1, round(batch_size / parts)) * parts
@@ -364,10 +371,10 @@ def check_division(batch_size: int, accumulation: int, processes: int, *, pairs:
             f"A batch of {batch_size} images cannot be divided into {processes} processes times {accumulation} parts.",
             f"The batch size is that of a whole step over all processes; {fits} can be: --batch-size {fits}.",
         )
-    if pairs and (each := batch_size // parts) % 2:
-        fits = max(1, round(batch_size / parts / 2)) * 2 * parts
-        said = f"Mixup pairs images, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each."
-        raise HfsynError(said, f"Make --batch-size even for it: {fits} can be.")
+    if (each := batch_size // parts) % of:
+        fits = max(1, round(batch_size / parts / of)) * of * parts
+        said = f"{why}, and a batch of {batch_size} in {parts} part{'s' * (parts > 1)} has {each} in each."
+        raise HfsynError(said, f"Make --batch-size a multiple of {of * parts} for it: {fits} can be.")
 
 
 def total(accelerator: Any, value: float) -> float:

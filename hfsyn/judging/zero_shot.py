@@ -161,3 +161,40 @@ def _embedded(
             found.append(by_class[:, 0] if len(templates) == 1 else _normalised(by_class.mean(1), model))
             progress.add(len(some))
     return torch.cat(found).clone()
+
+
+class Probe(Tower):
+    """The half that sees, with a last layer for classes."""
+
+    def __init__(self, model: torch.nn.Module, size: int, classes: int) -> None:
+        for part in ("text_model", "text_projection"):
+            if hasattr(model, part):
+                delattr(model, part)
+        super().__init__(model)
+        self.head = torch.nn.Linear(size, classes)
+
+    def get_classifier(self) -> torch.nn.Module:
+        """The last layer, by the name that timm's networks have for it."""
+        return self.head
+
+    def forward_head(self, features: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """See `Tower`."""
+        return features if pre_logits else self.head(features)
+
+
+def new_probe(model: str, classes: int) -> tuple[str, Probe, ByProcessor, dict[str, Any]]:
+    """A tower with a new last layer; its options are those that `probe_of` takes. Raises as `open_tower`."""
+    source, found, preparation, _ = open_tower(model)
+    side = preparation.extent
+    with torch.inference_mode():
+        size = _pooled(found.get_image_features(pixel_values=torch.zeros(1, 3, *side))).shape[-1]
+    options = {"config": json.loads(found.config.to_json_string()), "features": size}
+    return source, Probe(found, size, classes), preparation, options
+
+
+def probe_of(options: Mapping[str, Any], classes: int) -> Probe:
+    """A tower as a training's folder describes it; its weights are loaded afterwards."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.for_model(**options["config"])
+    return Probe(AutoModel.from_config(config, dtype=torch.float32), options["features"], classes)

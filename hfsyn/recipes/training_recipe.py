@@ -84,6 +84,22 @@ class ModelPart(Part):
     """A name of `timm.list_models()`."""
     pretrained: bool = False
     """Start from timm's weights instead of from scratch."""
+    init_from: Text | None = None
+    """Start from the weights of a training's folder, or of a file; the last layer is new if its classes are others."""
+    freeze: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Parameters that keep their values: names of modules (`layer1`), patterns (`blocks.[0-5].*`), or `backbone`, which
+    is all but the last layer. Batch statistics of a frozen module stay as they are, too.
+    """
+    head_only: bool = False
+    """Fit the last layer alone, to features that are computed once: a linear probe. It is logistic regression to the
+    end, so that epochs, optimiser and augmentation do not count.
+    """
+    head_l2: Annotated[float, Field(gt=0, le=1e9)] = 1.0
+    """Its penalty: 1 / C of scikit-learn's LogisticRegression, above 0."""
+    split_bn: bool = False
+    """Batch statistics of two training sets apart, as timm splits them: half of each batch is of either set. The ones
+    that are kept are those of the first.
+    """
     image_size: Annotated[Int, Field(ge=8, le=4096)] | None = None
     """Height and width of the input in pixels, 8 to 4096; null is the model's own."""
     drop_path: Below = 0.0
@@ -145,6 +161,8 @@ class OptimisePart(Part):
     """Not applied to biases and norms."""
     momentum: Below = 0.9
     """Of SGD, 0 up to but not 1."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learning rate of each layer as a share of the next one's, above 0 to 1: the first layers learn least."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup_epochs: Amount = 5
@@ -182,6 +200,21 @@ class TrainConfig(Part):
     augment: AugmentPart = AugmentPart()
     optimise: OptimisePart = OptimisePart()
     test: TestingPart = TestingPart()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "TrainConfig":
+        part, wrong = self.model, None
+        if part.init_from is not None and part.pretrained:
+            wrong = "model.init_from and model.pretrained both say where the weights are from", "Leave one out."
+        elif part.head_only and self.data.streaming:
+            wrong = "features of a stream cannot be kept for model.head_only", "Leave --streaming out."
+        elif part.head_only and (part.freeze or part.split_bn):
+            wrong = "model.head_only changes the last layer alone", "Leave model.freeze and model.split_bn out."
+        elif part.split_bn and (len(self.data.train) != 2 or self.data.streaming):
+            wrong = "model.split_bn is for two training sets that are not streams", "Name two: the real one first."
+        if wrong:
+            raise HfsynError(f"These do not go together: {wrong[0]}.", wrong[1])
+        return self
 
 
 def load_train_config(

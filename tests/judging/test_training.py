@@ -314,7 +314,7 @@ def test_it_learns(tmp_path: Path) -> None:
         ({"model.name": "resnet5O"}, "Did you mean 'resnet50'"),
         ({"model.options": {"depth": 3}}, "unexpected keyword argument 'depth'"),
         ({"optimise.optimizer": "adamv"}, "Did you mean 'adam"),
-        ({"optimise.batch_size": 9, "augment.mixup": 0.1}, "Make --batch-size even"),
+        ({"optimise.batch_size": 9, "augment.mixup": 0.1}, "Make --batch-size a multiple of 2"),
         ({"optimise.batch_size": 500}, "fewer than one batch"),
         ({"data.train": ["shapes", "shapes-context"]}, "--budget 80"),
         ({"data.streaming": True, "data.limit_per_class": None}, "no known size"),
@@ -511,9 +511,9 @@ def test_a_batch_that_cannot_be_divided_names_one_that_can() -> None:
     check_division(64, 2, 4)
     with pytest.raises(HfsynError, match="--batch-size 63"):
         check_division(64, 1, 3)
-    check_division(64, 2, 4, pairs=True)
+    check_division(64, 2, 4, of=2, why="Mixup pairs images")
     with pytest.raises(HfsynError, match=r"has 1 in each.*16 can be"):
-        check_division(8, 2, 4, pairs=True)
+        check_division(8, 2, 4, of=2, why="Mixup pairs images")
 
 
 def test_a_tracker_that_is_not_there_is_refused(tmp_path: Path) -> None:

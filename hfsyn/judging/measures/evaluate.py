@@ -262,7 +262,7 @@ def predict(
         batch_sampler=[list(range(start, min(start + batch_size, len(images)))) for start in starts],
         pin_memory=device.type == "cuda",
     )
-    logits, numbers = [torch.empty(0, len(classifier.wnids))], [torch.empty(0, dtype=torch.long)]
+    logits, numbers = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
     unread: dict[str, str] = {}
     quiet = quiet or not accelerator.is_main_process
     with Progress("test", len(images), quiet=quiet) as progress, torch.inference_mode(), accelerator.autocast():

@@ -63,6 +63,23 @@ class Order:
         return int(found[0]), int(found[1])
 
 
+@dataclass(frozen=True)
+class Halves(Order):
+    """Two sets in turn: even positions are of the first, odd ones of the second, each in an order of its own."""
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """Set and image at a position."""
+        place, number = divmod(position, 2)
+        done, image = divmod(place, self.sizes[number])
+        return number, int(_pass(self, number, done)[image])
+
+
+@lru_cache(maxsize=4)
+def _pass(order: Order, number: int, done: int) -> Any:
+    """The images of a set in the order of its pass `done`, an int64 array."""
+    return np.random.default_rng([order.seed, number, done]).permutation(order.sizes[number])
+
+
 @lru_cache(maxsize=4)  # a step may span two epochs, and workers run ahead
 def _epoch(order: Order, epoch: int) -> Any:
     """The ``(set, image)`` of every place of an epoch, an int64 array (budget, 2).
@@ -73,10 +90,9 @@ def _epoch(order: Order, epoch: int) -> Any:
     columns = []
     for number, (size, share) in enumerate(zip(order.sizes, order.shares, strict=True)):
         first, offset = divmod(epoch * share, size)
-        passes = [
-            np.random.default_rng([order.seed, number, p]).permutation(size)
-            for p in range(first, -(-(epoch + 1) * share // size))
-        ] or [np.empty(0, np.int64)]
+        passes = [_pass(order, number, p) for p in range(first, -(-(epoch + 1) * share // size))] or [
+            np.empty(0, np.int64)
+        ]
         images = np.concatenate(passes)[offset : offset + share]
         columns.append(np.stack([np.full(share, number), images], axis=1))
     rows = np.concatenate(columns)
@@ -94,7 +110,7 @@ class Augmented:
     def __init__(
         self, sets: Sequence[ImageSet], order: Order, labels: dict[str, int], transform: Transform, seed: int
     ) -> None:
-        self._sets, self._order, self._transform, self._seed = sets, order, transform, seed
+        self._sets, self.order, self._transform, self._seed = sets, order, transform, seed
         self._labels = [np.array([labels[wnid] for wnid in opened.wnids]) for opened in sets]
         self._bad: set[tuple[int, int]] = set()
 
@@ -107,7 +123,7 @@ class Augmented:
         return self.__getitems__([position])[0]
 
     def _item(self, position: int) -> tuple[Any, int, Unreadable] | HfsynError:
-        number, image = self._order[position]
+        number, image = self.order[position]
         opened, unread = self._sets[number], []
         label = int(self._labels[number][image])
         for candidate in self._candidates(number, image, label, position):
@@ -185,6 +201,12 @@ def local_positions(start: int, count: int, rank: int, world: int) -> list[int]:
     return [*front, *back]
 
 
+def local_halves(start: int, count: int, rank: int, world: int) -> list[int]:
+    """The same of `Halves`: first this process's positions of the first set, then as many of the second."""
+    local = range(start + rank * (count // world), start + (rank + 1) * (count // world))
+    return sorted(local, key=lambda position: position % 2)
+
+
 @dataclass(frozen=True)
 class Slice:
     """Which batches of a training a process wants: of the steps `first` up to `steps`."""
@@ -202,8 +224,9 @@ class Slice:
 def training_batches(dataset: Augmented, wanted: Slice) -> Iterator[tuple[Any, Any, Unreadable]]:
     """This process's batches ``(tensors, labels, unreadable)``, each of ``batch_size / parts / world`` images."""
     size = wanted.batch_size // wanted.parts
+    mine = local_halves if isinstance(dataset.order, Halves) else local_positions
     positions = (  # lazily: a long training has a hundred million of them
-        local_positions(step * wanted.batch_size + part * size, size, wanted.rank, wanted.world)
+        mine(step * wanted.batch_size + part * size, size, wanted.rank, wanted.world)
         for step in range(wanted.first, wanted.steps)
         for part in range(wanted.parts)
     )

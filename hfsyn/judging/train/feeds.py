@@ -63,6 +63,12 @@ class Feed:
         """How many images of a test set are trained on; None if that cannot be known."""
         raise NotImplementedError
 
+    def counted(self) -> list[tuple[ImageSet, float]]:
+        """The sets, each with how often one of its images is shown in an epoch; raises TypeError for streams."""
+        if not all(isinstance(one, ImageSet) for one in self._all):
+            raise TypeError("streams are not kept")
+        return [(one, share / len(one)) for one, share in zip(self._all, self._shares, strict=True)]  # type: ignore
+
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
         """This process's batches ``(tensors, labels)`` on the CPU, in order; `transform` makes the tensors."""
         raise NotImplementedError
@@ -94,7 +100,11 @@ class _MapFeed(Feed):
             )
         self.budget = self.budget or sizes[0]
         shares = loading.share_out(self.budget, [found.weight for found in references])
-        self._sets, self._shares, self._order = sets, shares, loading.Order(tuple(sizes), tuple(shares), config.seed)
+        if config.model.split_bn and shares[0] != shares[1]:
+            said = f"model.split_bn takes as many images of either set, and these are {shares[0]} and {shares[1]}."
+            raise HfsynError(said, "Give both the same weight, and an even --budget.")
+        order = loading.Halves if config.model.split_bn else loading.Order
+        self._sets, self._shares, self._order = sets, shares, order(tuple(sizes), tuple(shares), config.seed)
 
     def overlap(self, test: ImageSet) -> int | None:
         return len(set().union(*(shared_images(opened, test) for opened in self._sets)))

@@ -41,6 +41,7 @@ from hfsyn.judging.starting import new_classifier
 from hfsyn.judging.train import checkpoints, timm_parts
 from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place
 from hfsyn.judging.train.feeds import Feed, open_feed
+from hfsyn.judging.train.head import fit_head, try_head
 from hfsyn.progress import Progress
 from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig
@@ -100,7 +101,7 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     accelerator.wait_for_everyone()
     if options.log_with:
         accelerator.init_trackers("hfsyn")
-    return training.conclude(training.fit())
+    return training.conclude(*(training.fit_head() if config.model.head_only else (training.fit(), {})))
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,14 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     if the finished training in `folder` was on other images.
     """
     batch = config.optimise.batch_size
-    check_division(batch, options.accumulation, processes, pairs=config.augment.mixes)
     check_model_name(config.model.name)
-    timm_parts.check_optimizer(config.optimise.optimizer)
     feed = open_feed(config)
-    total_steps(config, feed.budget)
+    if not config.model.head_only:
+        halves, pairs = config.model.split_bn, config.augment.mixes
+        why = "Each set has half of a part" if halves else "Mixup pairs images"
+        check_division(batch, options.accumulation, processes, of=(1 + halves) * (1 + pairs), why=why)
+        timm_parts.check_optimizer(config.optimise.optimizer)
+        total_steps(config, feed.budget)
     test, overlap = None, None
     if config.test.dataset is not None:
         whole = open_images(config.test.dataset, config.test.split, limit=config.test.limit_per_class)
@@ -138,7 +142,10 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     classifier = None
     if done is None:
         classifier = new_classifier(config, feed.classes, feed.names)
-        timm_parts.try_training(classifier, config, batch // options.accumulation // processes)
+        if config.model.head_only:
+            try_head(classifier)
+        else:
+            timm_parts.try_training(classifier, config, batch // options.accumulation // processes)
     return Opened(feed, test, overlap, done, classifier)
 
 
@@ -165,8 +172,20 @@ class _Training:
 
     def __post_init__(self) -> None:
         self.started = time.monotonic(), time.process_time()
-        self.steps = total_steps(self.config, self.opened.feed.budget)
+        self.steps = 0 if self.config.model.head_only else total_steps(self.config, self.opened.feed.budget)
         self.talks = self.accelerator.is_main_process and not self.options.quiet
+
+    def fit_head(self) -> tuple[Classifier, dict[str, Any]]:
+        """Fit the last layer to features. Returns the classifier, and what a result says of the fit."""
+        classifier = self.opened.classifier
+        assert classifier is not None
+        classifier.network.to(self.accelerator.device)
+        sets, l2, quiet = self.opened.feed.counted(), self.config.model.head_l2, not self.talks
+        how: dict[str, Any] = {"num_workers": self.options.num_workers, "quiet": quiet}
+        fitted, facts, unread = fit_head(classifier, sets, l2, self.accelerator, **how)
+        self.opened.feed.unread.update(unread)
+        shown = sum(len(images) for images, _ in sets)  # by each step of the fit
+        return fitted, {"head": facts, "epochs": facts["steps"], "images_seen": facts["steps"] * shown}
 
     def fit(self) -> Classifier:
         """The training loop. Returns the classifier with the weights that are kept."""
@@ -180,7 +199,7 @@ class _Training:
 
         # The network, the average of its weights if asked for, and what updates them.
         layout = torch.channels_last if config.model.channels_last else torch.contiguous_format
-        network = classifier.network.to(device).to(memory_format=layout)
+        network = timm_parts.prepared(classifier.network, config).to(device).to(memory_format=layout)
         average = ModelEmaV3(network, config.model.ema_decay, use_warmup=True) if config.model.ema_decay else None
         optimizer = timm_parts.make_optimizer(network, config)
         schedule = timm_parts.make_schedule(optimizer, config, steps, feed.budget / batch)
@@ -204,6 +223,7 @@ class _Training:
             for step in range(first, steps):
                 schedule.step_update(step)
                 model.train()
+                timm_parts.keep_frozen(network)
                 for part in range(options.accumulation):
                     # Images and targets of this part, on the device. Seeded, so that dropout survives a restart.
                     tensors, labels = next(batches)
@@ -254,7 +274,7 @@ class _Training:
         steps = self.steps
         each_epoch = feed.budget / self.config.optimise.batch_size
         if done % 20 == 0 or done == steps:
-            values = {"loss": float(loss.detach()), "lr": optimizer.param_groups[0]["lr"]}
+            values = {"loss": float(loss.detach()), "lr": max(group["lr"] for group in optimizer.param_groups)}
             if math.isnan(values["loss"]):
                 said = f"The loss is NaN at step {done}."
                 raise HfsynError(said, "Lower the learning rate, or --mixed-precision no.")
@@ -284,8 +304,8 @@ class _Training:
         met = {**self.earlier.get("undecodable", {}), **union(self.accelerator, self.opened.feed.unread)}
         return {"undecodable": met, **{key: value + self.earlier.get(key, 0) for key, value in now.items()}}
 
-    def conclude(self, classifier: Classifier) -> dict[str, Any]:
-        """Keep the classifier, test it as it was kept, and write the result."""
+    def conclude(self, classifier: Classifier, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the classifier, test it as it was kept, and write the result, with `more` facts of the training."""
         config, accelerator, feed = self.config, self.accelerator, self.opened.feed
         if accelerator.is_main_process:
             save_classifier(classifier, self.folder)
@@ -306,6 +326,7 @@ class _Training:
                 "seconds": round(met["seconds"], 1),
                 "cpu_seconds": round(met["cpu_seconds"], 1),
                 "history": self.history,
+                **more,
             },
             "software": software(),
         }
@@ -321,7 +342,8 @@ class _Training:
     def test_again(self, done: dict[str, Any]) -> dict[str, Any]:
         """Test a finished training on something else, then replace its result."""
         kept = open_classifier(self.folder, device=str(self.accelerator.device))
-        kept = replace(kept, preprocessing=replace(kept.preprocessing, crop=self.config.test.crop))
+        if not self.config.model.head_only:  # which is prepared as its features were
+            kept = replace(kept, preprocessing=replace(kept.preprocessing, crop=self.config.test.crop))
         result = {**done, "config": self.config.model_dump(mode="json"), "test": self._test(kept)}
         if self.accelerator.is_main_process:
             save_classifier(kept, self.folder)  # the crop is a part of it

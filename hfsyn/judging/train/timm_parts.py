@@ -1,21 +1,24 @@
 """The parts of a training that timm makes: augmentation, optimizer, schedule, mixing of images, and the loss."""
 
 import copy
+import fnmatch
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from builders.errors import did_you_mean, first_line
+from builders.errors import did_you_mean, first_line, quoted
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import Classifier
 from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.batches import derive, seeded
+from hfsyn.judging.starting import heads_of
 from hfsyn.recipes.training_recipe import AugmentPart, TrainConfig
 
 Mix = Callable[[Any, Any, int, int], tuple[Any, Any]]
+BACKBONE = "backbone"
 _LEVELS = np.arange(256)
 
 
@@ -121,7 +124,12 @@ def make_optimizer(network: Any, config: TrainConfig) -> Any:
     part = config.optimise
     try:
         return create_optimizer_v2(
-            network, opt=part.optimizer, lr=part.lr, weight_decay=part.weight_decay, momentum=part.momentum
+            network,
+            opt=part.optimizer,
+            lr=part.lr,
+            weight_decay=part.weight_decay,
+            momentum=part.momentum,
+            layer_decay=part.layer_decay if part.layer_decay < 1 else None,
         )
     except (TypeError, ImportError, RuntimeError) as error:
         raise HfsynError(f"The optimizer {part.optimizer} cannot be created: {error}", "Try sgd or adamw.") from None
@@ -136,6 +144,55 @@ def tell_warmup(config: TrainConfig) -> None:
             f"Lower it: --set optimise.warmup_epochs={part.epochs // 5}, or train for longer: --epochs.",
             file=sys.stderr,
         )
+
+
+def prepared(network: Any, config: TrainConfig) -> Any:
+    """The network as it is trained: with batch statistics for each half of a batch if the recipe asks for it, the first
+    half's under the names of the plain network; and with what keeps its values frozen.
+
+    Raises HfsynError for a network without batch normalisation, or as `freeze`.
+    """
+    import torch
+    from timm.layers import convert_splitbn_model
+
+    if config.model.split_bn:
+        if not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules()):
+            said = f"{config.model.name} has no batch normalisation that model.split_bn could split."
+            raise HfsynError(said, "Leave it out.")
+        network = convert_splitbn_model(network)
+    freeze(network, config.model.freeze)
+    return network
+
+
+def freeze(network: Any, patterns: Sequence[str]) -> None:
+    """Let the parameters keep their values whose names the patterns match; see `ModelPart.freeze`.
+
+    Raises HfsynError for a pattern that matches none (with the nearest name), or if nothing is left to be trained.
+    """
+    heads = tuple(f"{layer}." for layer in heads_of(network))
+    parameters = dict(network.named_parameters())
+    for pattern in patterns:
+        if pattern == BACKBONE:
+            found = [name for name in parameters if not name.startswith(heads)]
+        else:
+            found = [n for n in parameters if fnmatch.fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")]
+        if not found:
+            there = [name for name, _ in network.named_modules() if name]
+            said = f"No parameter is called {pattern!r}.{did_you_mean(pattern, there)}"
+            parts = [name for name, _ in network.named_children()]
+            raise HfsynError(said, f"The network has {quoted(parts, 12)}; {BACKBONE} is all but the last layer.")
+        for name in found:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise HfsynError("model.freeze leaves nothing to be trained.", "Leave some part of the network out of it.")
+
+
+def keep_frozen(network: Any) -> None:
+    """Put the modules whose parameters are all frozen into the mode of evaluation: their batch statistics stay."""
+    for module in network.modules():
+        own = list(module.parameters())
+        if own and not any(parameter.requires_grad for parameter in own):
+            module.eval()
 
 
 def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: float) -> Any:
@@ -160,6 +217,7 @@ def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: f
 
 def make_loss(config: TrainConfig, classes: int) -> tuple[Mix, Callable[[Any, Any], Any]]:
     """``(mix, loss)``: mix makes mixed pixels and targets of a part's pixels and labels, the same on every restart."""
+    import torch
     from timm.data import Mixup
     from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
@@ -176,7 +234,11 @@ def make_loss(config: TrainConfig, classes: int) -> tuple[Mix, Callable[[Any, An
 
     def mix(pixels: Any, labels: Any, step: int, number: int) -> tuple[Any, Any]:
         with seeded(derive(config.seed, "mix", step, number)):  # the same in all processes: they share the pairs
-            return mixup(pixels, labels)
+            if not config.model.split_bn:
+                return mixup(pixels, labels)
+            # Each half is of one set, and stays so.
+            halves = [mixup(*half) for half in zip(pixels.chunk(2), labels.chunk(2), strict=True)]
+            return torch.cat([half[0] for half in halves]), torch.cat([half[1] for half in halves])
 
     return mix, SoftTargetCrossEntropy()
 
@@ -200,8 +262,9 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
                 f"timm cannot make the augmentation: {first_line(error)}.",
                 f"Look at augment.*: auto_augment is {config.augment.auto_augment!r}, such as rand-m7-n2-inc1.",
             ) from None
-    network = copy.deepcopy(classifier.network).train()
-    count = min(images, 2)  # two at most are enough; batch normalisation refuses one if its map is a single pixel
+    network = prepared(copy.deepcopy(classifier.network), config).train()
+    # Two are enough, of each half if there are two; batch normalisation refuses one if its map is a single pixel.
+    count = min(images, 4 if config.model.split_bn else 2)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             shape = tuple(network(torch.zeros(count, 3, height, width)).shape)
