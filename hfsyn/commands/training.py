@@ -46,9 +46,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         ),
         click.option("--model", metavar="NAME", help="A network of timm.  [default: resnet50]"),
         click.option("--pretrained/--from-scratch", default=None, help="Start from timm's weights, or not."),
-        click.option(
-            "--head-only/--whole", default=None, help="Fit the last layer alone: a linear probe."
-        ),
+        click.option("--head-only/--whole", default=None, help="Fit the last layer alone: a linear probe."),
         number("--image-size", least=8, most=4096, metavar="PIXELS", help="Input of the network.  [default: its own]"),
         number("--epochs", most=10**6, help="Times that --budget images are shown.  [default: 100]"),
         number("--batch-size", most=10**6, help="Images per step, over all processes.  [default: 256]"),

@@ -1,6 +1,7 @@
 """A network as it is before its training: new, or with weights that others trained."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,15 @@ def _begin(network: Any, place: Path, same_classes: bool) -> dict[str, str]:
         state = kept | {key: value for key, value in own.items() if key.startswith(heads)}
     load_into(network, state, file)
     return {"name": str(place), "sha256": sha256_of(file), "head": "kept" if same_classes else "new"}
+
+
+def tell_start(classifier: Classifier | None) -> None:
+    """Say on stderr from which weights of the user's a training starts."""
+    begun = {} if classifier is None else classifier.started_from
+    if "head" in begun:
+        why = "" if begun["head"] == "kept" else ", since its classes are others or not known"
+        said = f"its last layer is {begun['head']}{why}; SHA-256 {begun['sha256'][:16]}"
+        print(f"hfsyn: the training starts from {begun['name']}: {said}", file=sys.stderr)
 
 
 def heads_of(network: Any) -> tuple[str, ...]:

@@ -206,6 +206,11 @@ class TrainConfig(Part):
         part, wrong = self.model, None
         if part.init_from is not None and part.pretrained:
             wrong = "model.init_from and model.pretrained both say where the weights are from", "Leave one out."
+        elif part.head_only and not (part.pretrained or part.init_from or part.name.startswith("clip:")):
+            wrong = (
+                "model.head_only and the features of random weights",
+                "Add --pretrained, or --set model.init_from=DIR.",
+            )
         elif part.head_only and self.data.streaming:
             wrong = "features of a stream cannot be kept for model.head_only", "Leave --streaming out."
         elif part.head_only and (part.freeze or part.split_bn):

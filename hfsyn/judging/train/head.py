@@ -29,7 +29,7 @@ from hfsyn.judging.measures.evaluate import predict
 from hfsyn.judging.sets.image_set import ImageSet
 from hfsyn.progress import Progress
 
-PART = 4096  # images of a file of features
+PART = 1024  # images of a file of features
 MOST_STEPS = 2000  # of L-BFGS
 _TOLERANCE = 1e-6  # the largest slope at which the fit has converged, in coordinates of equal curvature
 _ROWS = 65_536  # features that are made float64 at once
@@ -130,7 +130,13 @@ def _place(classifier: Classifier, images: ImageSet) -> Path:
     from huggingface_hub.constants import HF_HOME
 
     weights = state_sha256(classifier.network, without=[last_layer(classifier.network)])
-    about = [weights, asdict(classifier.preprocessing), images.fingerprint, images.images.lengths(range(len(images)))]
+    about = [
+        PART,
+        weights,
+        asdict(classifier.preprocessing),
+        images.fingerprint,
+        images.images.lengths(range(len(images))),
+    ]
     return Path(HF_HOME) / "hfsyn" / "features" / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:32]
 
 

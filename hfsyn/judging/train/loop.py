@@ -37,7 +37,7 @@ from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.judging.sets.batches import Slice, derive
 from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import tell_overlap, tell_part, testable
-from hfsyn.judging.starting import new_classifier
+from hfsyn.judging.starting import new_classifier, tell_start
 from hfsyn.judging.train import checkpoints, timm_parts
 from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place
 from hfsyn.judging.train.feeds import Feed, open_feed
@@ -88,6 +88,7 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     if training.talks:
         for facts in (*opened.feed.facts(), *([opened.test.facts()] if opened.test else [])):
             tell_left_out(facts)
+        tell_start(opened.classifier)
         if opened.test is not None:
             tell_overlap(opened.overlap, opened.test)
             tell_part(opened.test)
