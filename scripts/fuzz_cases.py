@@ -56,7 +56,7 @@ RECIPE: dict[str, Any] = {
 }
 TRAINING: dict[str, Any] = {
     "seed": 1,
-    "data": {"train": ["shapes"], "budget": 100, "limit_per_class": 5, "streaming": False, "shuffle_buffer": 10},
+    "data": {"train": ["shapes"], "budget": 100, "limit_per_class": 5, "streaming": False, "shuffle_mb": 10},
     "model": {"name": "test_resnet", "image_size": 32, "drop_path": 0.1, "options": {"output_stride": 8}},
     "augment": {"scale": [0.3, 1.0], "ratio": [0.75, 1.3], "flip": 0.5, "mixup": 0.2, "label_smoothing": 0.1},
     "optimise": {

@@ -58,8 +58,8 @@ class DataPart(Part):
     """
     streaming: bool = False
     """Read the sets as streams, shuffled in a buffer, instead of having them on the disk."""
-    shuffle_buffer: Count = 1000
-    """Images in the buffer of a shuffled stream, >= 1."""
+    shuffle_mb: Annotated[Int, Field(ge=1, le=10**6)] = 512
+    """Megabytes of images in the buffer of a process from which those of a stream are drawn, 1 to a million."""
 
     @model_validator(mode="after")
     def _a_limit_for_each(self) -> "DataPart":

@@ -270,7 +270,7 @@ def test_a_stream_is_trained_on_and_resumes_where_it_was(tmp_path: Path, monkeyp
         data__limit_per_class=None,
         data__streaming=True,
         data__budget=60,
-        data__shuffle_buffer=16,
+        data__shuffle_mb=1,
     )
     result = train(recipe, tmp_path / "whole", QUIET)
     assert result["training"]["undecodable_seen"] > 0

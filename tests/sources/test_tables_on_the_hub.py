@@ -37,7 +37,7 @@ from builders.errors import DataError
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets.image_set import TRAIN, open_images
 from hfsyn.judging.sets.references import parse_dataset
-from hfsyn.judging.train.feeds import open_stream
+from hfsyn.judging.train.streams import open_stream
 name, split = {reference!r}, {split!r}
 try:
     found = {read}

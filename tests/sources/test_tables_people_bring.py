@@ -434,7 +434,7 @@ def test_a_table_without_images_does_not_hide_folders_of_images(tmp_path: Path) 
 
 def test_a_stream_finds_the_columns_that_every_command_finds(tmp_path: Path) -> None:
     from hfsyn.judging.sets.references import parse_dataset
-    from hfsyn.judging.train.feeds import open_stream
+    from hfsyn.judging.train.streams import open_stream
 
     def streamed(name: str, columns: Mapping[str, Any], names: Mapping[str, Sequence[str]]) -> Any:
         try:

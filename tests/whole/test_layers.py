@@ -54,7 +54,7 @@ ROOMS: dict[str, set[str]] = {
     "hfsyn.judging.classifier": set(),
     "hfsyn.judging.starting": set(),
     "hfsyn.judging.measures": {"PIL", "numpy"},
-    "hfsyn.judging.train": {"numpy"},
+    "hfsyn.judging.train": {"numpy", "torch"},
     "hfsyn.judging.bench": {"PIL", "numpy", "pydantic"},
     "hfsyn.showcase": set(),
     "hfsyn.api": set(),

@@ -50,6 +50,15 @@ class Parts:
         with self.filesystem.open(path, cache_type="none") if self.filesystem else Path(path).open("rb") as stream:
             return pq.read_schema(stream)
 
+    def group_bytes(self) -> int:
+        """Bytes of a row group of the first file, as it is in memory."""
+        import pyarrow.parquet as pq
+
+        path = self.paths[0]
+        with self.filesystem.open(path, cache_type="none") if self.filesystem else Path(path).open("rb") as stream:
+            found = pq.read_metadata(stream)
+        return int(found.row_group(0).total_byte_size) if found.num_row_groups else 0
+
     def columns(self, schema: Any, where: str) -> Columns:
         """The image and label columns of a file with this schema."""
         return find_columns(schema, where, choice=self.choice, names=self.tables.names)

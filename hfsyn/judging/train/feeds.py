@@ -1,6 +1,7 @@
 """Where the batches of a training come from: sets on the disk, or streams that are read while they are used.
 
-A stream is read in **passes**; each pass shuffles the files and the buffer again from the seed. What a process shows
+A stream is read in **passes**, at several places at once, through a buffer; each pass shuffles places and buffer again
+from the seed. What a process shows
 depends on the seed, its rank, and the numbers of processes and workers: with the same ones a killed training continues
 exactly where it was (it reads the current pass again up to there), with others the order is another. An image's
 augmentation depends on the seed, the pass and the image's own bytes. Of several sets the weights are probabilities, so
@@ -13,29 +14,23 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+import numpy as np
+
 from builders.images.decoding import ImageRejected, decode_rgb
-from builders.sources.columns import Columns, Label, find_columns, label_words, meanings, unknown_labels
-from builders.sources.parquet import in_parallel, stored_image
-from builders.sources.rows import spelling
-from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import batches as loading
-from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.batches import Slice, Transform, Unreadable
-from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables, open_images
-from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
+from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
+from hfsyn.judging.sets.references import Reference, parse_dataset
 from hfsyn.judging.sets.shared import same_classes, shared_images
+from hfsyn.judging.train.streams import DISAGREE, NO_CLASS, Stream, mixed, open_stream
 from hfsyn.recipes.training_recipe import TrainConfig
 
 _log = logging.getLogger(__name__)
-
-_NO_CLASS, _DISAGREE = -1, -2
-"""Instead of a label: one that is not a class of the stream; two columns that name different classes."""
+_WATCHED = 10  # batches of which the classes are counted
 
 
 class Feed:
@@ -131,6 +126,7 @@ class _StreamFeed(Feed):
         loading.check_weights(weights, self.budget)
         self._weights = [weight / sum(weights) for weight in weights]
         self._shares = [weight * self.budget for weight in self._weights]
+        self.classes_of_batches: list[int] = []  # classes that each of the first batches held
         self._pass, self._taken = 0, 0  # the pass that is being read, and how many of its batches were taken
 
     def overlap(self, test: ImageSet) -> int | None:
@@ -148,8 +144,10 @@ class _StreamFeed(Feed):
         """See `Feed`; without end, as the training loop stops by itself."""
         from datasets.distributed import split_dataset_by_node
 
-        seed, buffer = self._config.seed, self._config.data.shuffle_buffer
-        rows = _mixed(self._streams, self.classes, self._weights, seed, buffer)
+        from hfsyn.judging.train.shuffling import Shuffled
+
+        seed, room = self._config.seed, self._config.data.shuffle_mb * 10**6
+        rows = mixed(self._streams, self.classes, self._weights, seed, room)
         if wanted.world > 1:
             rows = split_dataset_by_node(rows, wanted.rank, wanted.world)
         size = wanted.batch_size // wanted.parts // wanted.world
@@ -157,12 +155,14 @@ class _StreamFeed(Feed):
             rows.set_epoch(self._pass)
             collate = partial(_decode, transform=transform, seed=seed, number=self._pass)
             workers = min(wanted.workers, rows.num_shards)
-            loader = loading.loader(rows, workers, collate, batch_size=size, drop_last=True, pin_memory=wanted.pin)
+            shuffled = Shuffled(rows, room // max(1, workers), (seed, self._pass, wanted.rank))
+            loader = loading.loader(shuffled, workers, collate, batch_size=size, drop_last=True, pin_memory=wanted.pin)
             # A training that continues has taken the first batches of this pass already.
             skip, got = self._taken, 0
             for got, batch in enumerate(self._whole(loader, size), start=1):
                 if got > skip:
                     self._taken = got
+                    self._watch(batch[1], wanted.rank == 0)
                     yield batch
             if got == 0:
                 unread = f", of which {len(self.unread)} could not be read" if self.unread else ""
@@ -170,6 +170,25 @@ class _StreamFeed(Feed):
                 said = f"A pass through the streams gives a process fewer than one batch of {size} images{unread}."
                 raise HfsynError(said, "Look at the files." if unread else hint)
             self._pass, self._taken = self._pass + 1, 0
+
+    def _watch(self, labels: Any, talks: bool) -> None:
+        """Warn once if the first batches hold far fewer classes than of shuffled rows they would."""
+        if len(self.classes_of_batches) >= _WATCHED:
+            return
+        self.classes_of_batches.append(len(set(labels.tolist())))
+        if len(self.classes_of_batches) == _WATCHED and talks:
+            found, count, size = np.mean(self.classes_of_batches), len(self.classes), len(labels)
+            expected = count * (1 - (1 - 1 / count) ** size)
+            if found < expected / 2:
+                _log.warning(
+                    "Batches of %d images hold %.0f of %d classes, of which shuffled ones hold %.0f: the stream is "
+                    "sorted by class. Raise data.shuffle_mb (%d), or leave --streaming out.",
+                    *(size, found, count, expected, self._config.data.shuffle_mb),
+                )
+
+    def facts(self) -> list[dict[str, Any]]:
+        """See `Feed`; and how many classes each of the first batches held."""
+        return [{**one, "classes_of_batches": self.classes_of_batches} for one in super().facts()]
 
     def _whole(self, loader: Any, size: int) -> Iterator[tuple[Any, Any]]:
         """Batches of the right size: those of the loader are shorter if images could not be read."""
@@ -194,183 +213,6 @@ def open_feed(config: TrainConfig) -> Feed:
     return _StreamFeed(config, references) if config.data.streaming else _MapFeed(config, references)
 
 
-@dataclass(frozen=True)
-class Stream:
-    """One set as a stream."""
-
-    reference: str
-    split: str
-    revision: str | None
-    rows: Any  # a `datasets.IterableDataset` that decodes nothing
-    image: str
-    labels: tuple[Label, ...]  # the column that declares the classes, then others that could be the label too
-    wnids: Mapping[int, str]  # label number -> wnid
-    variant: Variant  # whose words the other columns are
-    folder: Path | None = None  # what paths in a table are relative to; None for a table from elsewhere
-    hub: str | None = None  # the repository on the Hub that it is read from
-
-    @cached_property
-    def names(self) -> Mapping[str, str]:
-        """Class name of each wnid that is declared, sorted by wnid."""
-        return tables.class_names(set(self.wnids.values()), self.variant.name)
-
-    @property
-    def fingerprint(self) -> str:
-        """All that is known before the stream is read: its name and revision."""
-        return f"{self.reference} {self.split} {self.revision}"
-
-    def facts(self) -> dict[str, Any]:
-        """What a result says about the stream."""
-        facts = {"reference": self.reference, "split": self.split, "revision": self.revision, "hub": self.hub}
-        return {**facts, "classes": len(self.names), "streaming": True}
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The wnids that are declared, sorted: which of them occur is not known before everything is read."""
-        return tuple(self.names)
-
-
-def open_stream(found: Reference, split: str | None) -> Stream:
-    """Open one split of a dataset as a stream.
-
-    Raises HfsynError as `open_images`, for a folder of image files, and for a label column that declares no names.
-    """
-    from datasets import Image
-
-    rows, split, revision = _find_rows(found, split)
-    parts = rows if isinstance(rows, tables.Parts) else None
-    columns = None
-    if parts:
-        columns, rows = _common_columns(parts, str(found)), tables.stream_tables(parts.paths)
-    if rows.features is None:
-        rows = rows._resolve_features()
-    columns = columns or find_columns(rows.features.arrow_schema, str(found))
-    labels = sorted(columns.labels, key=lambda label: label.names is None)  # declared names before any others
-    first, names = labels[0], labels[0].names
-    if names is None:
-        raise HfsynError(
-            f"The label column {first.column!r} of {found} declares no class names, so that a stream cannot tell "
-            "its classes.",
-            "Leave --streaming out, or give the column a ClassLabel feature.",
-        )
-    if isinstance(rows.features[columns.image], Image):
-        rows = rows.cast_column(columns.image, Image(decode=False))
-    rows = rows.select_columns([columns.image, *(label.column for label in labels)])
-
-    def declared(variant: Variant) -> tuple[Variant, dict[int, str]]:
-        trusted = parts.trusted if parts else False
-        meant, _ = meanings(first, range(len(names)), variant, trusted=trusted, where=columns.where)
-        if unmatched := [first.spoken(number) for number, wnid in meant.items() if wnid is None]:
-            raise unknown_labels(variant, unmatched, columns.where)
-        return variant, {number: str(wnid) for number, wnid in meant.items()}
-
-    variant, wnids = tables.of_some_variant(declared, found.variant, str(found))
-    hub = parts.hub if parts else found.place if found.kind == "hub" else None
-    folder = Path(parts.root) if parts and not parts.hub else None
-    return Stream(str(found), split, revision, rows, columns.image, tuple(labels), wnids, variant, folder, hub)
-
-
-def _find_rows(found: Reference, split: str | None) -> tuple[Any, str, str | None]:
-    """The rows of a dataset (or its `Parts`), their split and revision."""
-    if found.kind == "hub":
-        return tables.find_rows(found, split, TRAIN, streaming=True)
-    if found.kind == "local":
-        parts = local_tables(found, split, TRAIN)
-        if parts is None:
-            said = f"{found.place} is a folder of image files."
-            raise HfsynError(said, "They need no stream: leave --streaming out.")
-        return parts, parts.split, parts.revision
-    variant = get_variant(found.place)
-    split = pick_split(list(variant.splits), split, TRAIN, f"The variant {variant.name!r}")
-    if variant.drawn:
-        from builders.shapes import Shapes
-
-        return Shapes(config_name=variant.name).as_streaming_dataset(split), split, None
-    parts = tables.find_variant_rows(variant, split, found.revision)
-    return parts, split, parts.revision
-
-
-def _common_columns(parts: tables.Parts, where: str) -> Columns:
-    """The columns of all files. Refuses files that number their classes differently: a stream has one numbering."""
-    first: Columns | None = None
-    every = in_parallel(lambda path: parts.columns(parts.schema(path), where), parts.paths)
-    for path, other in zip(parts.paths, every, strict=True):
-        first = first or other
-        if (other.image, other.labels) != (first.image, first.labels):
-            raise HfsynError(
-                f"The files of {where} have other columns or label names than one another, such as "
-                f"{path.rsplit('/', 1)[-1]}.",
-                "They can be read, but not as a stream: leave --streaming out.",
-            )
-    assert first is not None  # a split has a file
-    return first
-
-
-def _mixed(
-    streams: Sequence[Stream], classes: Sequence[str], weights: Sequence[float], seed: int, shuffle_buffer: int
-) -> Any:
-    """All streams as one `datasets.IterableDataset` of ``{"image", "label"}``, whose labels are numbers of `classes`.
-
-    `weights` are the probabilities of the streams; they add up to 1.
-    """
-    from datasets import Features, Image, Value, interleave_datasets
-
-    column = {wnid: number for number, wnid in enumerate(classes)}
-    features = Features({"image": Image(decode=False), "label": Value("int64")})
-    relabelled = []
-    for stream in streams:
-        names = [label.column for label in stream.labels]
-        relabel = _Relabel(stream, {value: column[wnid] for value, wnid in stream.wnids.items()})
-        old = [name for name in (stream.image, *names) if name not in features]
-        labelled = stream.rows.filter(partial(_has_label, column=names[0], warned=[]))
-        relabelled.append(labelled.map(relabel, features=features, remove_columns=old))
-    rows = relabelled[0]
-    if len(relabelled) > 1:
-        rows = interleave_datasets(
-            relabelled, probabilities=list(weights), seed=seed, stopping_strategy="all_exhausted"
-        )
-    return rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
-
-
-def _has_label(row: Mapping[str, Any], column: str, warned: list[bool]) -> bool:
-    """Whether a row has a label; warns once of rows that have none."""
-    value = row[column]
-    there = value is not None and value != -1 and value == value
-    if not there and not warned:
-        warned.append(True)
-        _log.warning("Rows of a stream have no label (column '%s'): they are skipped.", column)
-    return there
-
-
-class _Relabel:
-    """Rows of any set to ``{"image", "label"}``."""
-
-    def __init__(self, stream: Stream, targets: Mapping[int, int]) -> None:
-        self._image, self._labels, self._variant = stream.image, stream.labels, stream.variant
-        self._wnids, self._folder, self._targets = stream.wnids, stream.folder, targets
-        self._known: dict[Any, bool] = {}  # answers of `_disagrees`: few labels, many rows
-
-    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        value = row[self._labels[0].column]
-        label = self._targets.get(value, _NO_CLASS)
-        if label != _NO_CLASS and any(self._disagrees(other, row, self._wnids[value]) for other in self._labels[1:]):
-            label = _DISAGREE
-        data, _ = stored_image(row[self._image], self._folder)
-        return {"image": {"bytes": data, "path": None}, "label": label}
-
-    def _disagrees(self, other: Label, row: Mapping[str, Any], wnid: str) -> bool:
-        """Whether another column of a row names another class than `wnid`."""
-        value = row[other.column]
-        if value is None or value == -1 or value == "":
-            return False
-        key = (other.column, value, wnid)
-        if key not in self._known:
-            meant = meanings(other, [value], self._variant)[0][value]
-            words = label_words(self._variant, wnid)
-            self._known[key] = meant not in (None, wnid) and spelling(other.spoken(value)) not in words
-        return self._known[key]
-
-
 @loading.generators_kept()
 def _decode(
     rows: Sequence[Mapping[str, Any]], *, transform: Transform, seed: int, number: int
@@ -380,12 +222,12 @@ def _decode(
     `number` is that of the pass. An error is returned as a value: see `hfsyn.judging.sets.loading.Augmented`.
     """
     labels = {row["label"] for row in rows}
-    if _DISAGREE in labels:
+    if DISAGREE in labels:
         return HfsynError(
             "Two columns of the stream could be the label, and they disagree.",
             "Name one: `hfsyn variants new NAME --from PLACE --label-column COLUMN`, then NAME.yaml=PLACE.",
         )
-    if _NO_CLASS in labels:
+    if NO_CLASS in labels:
         return HfsynError("A row of the stream has a label that is not one of its classes.", "Leave it out.")
     items: list[tuple[Any, int, Unreadable]] = []
     unread = []
