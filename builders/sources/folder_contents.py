@@ -6,7 +6,7 @@ import stat
 import tarfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Part:
     """Label -> file names, where labels come from a list or the names; None is every image of the folders."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Reason -> number of things that are not read, apart from those in class folders."""
+    passed_over: Collection[str] = ()  # folders beside those of the classes that `left_out` tells of already
 
 
 def contents(folder: Path) -> Contents:

@@ -18,7 +18,7 @@ import errno
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -81,6 +81,7 @@ def beside(part: Part) -> tuple[list[str], dict[str, int], dict[str, int]]:
         return [], {}, dict(part.left_out)
     there = contents(part.folder)
     read = {place.relative_to(part.folder).parts[0] for places in part.labels.values() for place in places}
+    read |= set(part.passed_over)
     below = {name: images_below(part.folder / name) for name in sorted(there.folders) if name not in read}
     deeper = {str(place.relative_to(part.folder)): count for found in below.values() for place, count in found.items()}
     left = dict(part.left_out)
@@ -190,8 +191,10 @@ def _splits(variant: Variant, split: str) -> list[str]:
 
 def layout_of(top: Path, variant: Variant) -> Layout:
     """The layout of a folder of images, given a variant; see `builders.sources.folder_layouts`."""
-    inner = top / variant.archive_folder  # the folder of the variant's original archive
-    root = inner if variant.archive_folder and inner.is_dir() and folder_layout(inner).parts else top
+    root = top
+    for folder in (variant.archive_folder, Path(variant.archive_folder).name):  # of the variant's original archive
+        if folder and root == top and (top / folder).is_dir() and folder_layout(top / folder).parts:
+            root = top / folder
     found = folder_layout(root, lambda label: label_map(variant, [label])[label] is not None)
     # ImageNetV2's three archives differ only in their names.
     others = (v.name for v in VARIANTS.values() if v.archive_folder and v.archive_folder == found.root.name)
@@ -241,6 +244,11 @@ def _folder_source(variant: Variant, layout: Layout, part: Part, limit: int | No
     if part.names is None:
         check_numbers(variant, part.labels, where)
     wnids = label_map(variant, part.labels)
+    if variant.has_more and (more := part.labels.keys() - variant.label_ids.keys()):
+        known = {label: places for label, places in part.labels.items() if label not in more}
+        reason = named(f"class folder that is not one of {variant.name}'s", sorted(more))
+        part = replace(part, labels=known, left_out={**part.left_out, reason: len(more)}, passed_over=more)
+        wnids = {label: wnids[label] for label in known}
     if unmatched := [label for label, wnid in wnids.items() if wnid is None]:
         raise refuse(variant, unmatched, f"the folders of {where}" if part.names is None else where)
     labels = {str(label): str(wnid) for label, wnid in wnids.items()}

@@ -98,6 +98,12 @@ class Variant:
     label_ids: Mapping[str, str] = field(default_factory=dict)
     """Of a class map: label, exactly as the source has it -> wnid."""
     tables: Choice = field(default_factory=Choice)  # of a class map: the configuration and columns of local tables
+    groups: tuple[str, ...] = ()
+    """Folders, each with a version of all images, if a test is one of several versions: "gaussian_noise/3"."""
+    border: int = 0  # pixels on each side of an image that are no part of it
+    also_right: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """wnid -> other classes of ImageNet that are as right an answer for an image of this class."""
+    has_more: bool = False  # whether the original folders hold other classes too, which are left out
 
     @property
     def classes(self) -> tuple[ClassInfo, ...]:
@@ -158,6 +164,9 @@ def data(name: str) -> Any:
 
 def _subset(name: str) -> dict[str, Any] | None:
     """The entry of a class list in subsets.json, None for the thousand classes."""
+    if name == "objectnet":
+        wnids = sorted(wnids[0] for wnids in data("objectnet.json")["folders"].values())
+        return {"hub_label_wnids": wnids, "hub_label_names": None}
     return None if name == "imagenet-1k" else dict(data("subsets.json")["subsets"][name])
 
 
@@ -243,7 +252,13 @@ def _table() -> dict[str, Variant]:
     for row in data("variants.json")["variants"]:
         base = rows.get(row.get("like"), {})
         nested = {key: {**base.get(key, {}), **(row.get(key) or {})} or None for key in ("hub", "facts")}
-        rows[row["name"]] = {**base, **row, **nested}
+        rows[row["name"]] = {**base, **row, **nested, "groups": tuple(row.get("groups", ()))}
+    folders = data("objectnet.json")["folders"]
+    rows["objectnet"] |= {
+        "label_ids": {folder: wnids[0] for folder, wnids in folders.items()},
+        "also_right": {wnids[0]: tuple(wnids[1:]) for wnids in folders.values() if len(wnids) > 1},
+        "has_more": True,
+    }
     return {
         name: Variant(
             hub=row["hub"] and HubSource(**row["hub"]),

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import hfsyn
+from builders.errors import HfsynError
 from builders.variants import get_variant
 
 NETWORK = "two_answers"
@@ -76,8 +77,12 @@ def pictures(folder: Path, variant: str, trained_on: str) -> tuple[str, int, int
     return f"{variant}={folder}", len(both), len(both) + 3, 4 * len(both) + 6
 
 
-@pytest.mark.parametrize("trained_on", ["imagenette", "imagenet-100"])
-@pytest.mark.parametrize("variant", list(SETS))
+PAIRS = [(trained_on, variant) for trained_on in ("imagenette", "imagenet-100") for variant in SETS]
+ONE = ("imagenette", "imagenet-r")
+"""Of Imagenette's ten classes ImageNet-R has the parachute alone; of Imagewoof's it has three."""
+
+
+@pytest.mark.parametrize(("trained_on", "variant"), [*(pair for pair in PAIRS if pair != ONE), ("imagewoof", ONE[1])])
 def test_the_numbers_on_each_set_are_those_known_beforehand(tmp_path: Path, trained_on: str, variant: str) -> None:
     count = len(get_variant(trained_on).classes)
     save_file(TwoAnswers(count).state_dict(), tmp_path / "w.safetensors")
@@ -104,3 +109,10 @@ def test_the_numbers_on_each_set_are_those_known_beforehand(tmp_path: Path, trai
     assert metrics["masked"]["classes"] == both
     assert metrics["masked"]["top1"]["value"] == 0.75
     assert both >= 2
+
+
+def test_a_set_that_has_one_of_its_classes_gives_no_number(tmp_path: Path) -> None:
+    save_file(TwoAnswers(10).state_dict(), tmp_path / "w.safetensors")
+    data = pictures(tmp_path / "data", ONE[1], ONE[0])[0]
+    with pytest.raises(HfsynError, match=r"parachute is the only one of the 4 classes .* no answer is wrong"):
+        hfsyn.evaluate(NETWORK, data, limit=4, checkpoint=tmp_path / "w.safetensors", classes=ONE[0], device="cpu")

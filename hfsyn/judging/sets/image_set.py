@@ -9,42 +9,33 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
 from builders.errors import DataError, quoted
-from builders.files import as_path, disk_error
+from builders.files import disk_error
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout, run_files
 from builders.sources import open_source
 from builders.sources.cards import Tables
 from builders.sources.columns import find_columns
 from builders.sources.folders import FolderSource, local_splits
-from builders.sources.parquet import stored_image
-from builders.sources.rows import IndexEntry, Source
+from builders.sources.rows import Source
 from builders.sources.tables import local_choice, tables_of
-from builders.variants import VARIANTS, Choice, get_variant
+from builders.variants import VARIANTS, Choice, Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
+from hfsyn.judging.sets.stored_bytes import Bytes, Drawn, Files, Joined, Some, Stored
 from hfsyn.judging.sets.tables import Labelled, Parts
 
 TRAIN, TEST = ("train",), ("validation", "test")
 """Splits to look for, in this order, if none is named: to train on, and to test on."""
 _SAMPLED = 8  # images that go into a fingerprint
 _NAMED = 20  # unreadable images that a result names
-
-
-class Bytes(Protocol):
-    """The encoded images of a set by their number; empty if one cannot be read."""
-
-    def __getitem__(self, number: int, /) -> bytes: ...
-
-    def lengths(self, numbers: Sequence[int], /) -> list[int] | None:
-        """Bytes of these images, 0 for one that cannot be read; None where they are not known without reading all."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +56,8 @@ class ImageSet:
     hub: str | None = None  # the repository on the Hub that it was read from
     named_split: bool = True  # whether the data itself names the split; otherwise it is named after its use
     left_out: Mapping[str, int] = field(default_factory=dict)  # what is in the split but not in the set, by reason
+    groups: Sequence[str] | None = None
+    """The version of the test that each image belongs to, if there are several: "gaussian_noise/3"."""
     part_of: tuple[int, int] | None = None
     """Classes and images of the whole set, where this is the part of it whose classes a classifier has."""
 
@@ -107,22 +100,25 @@ class ImageSet:
     def only(self, numbers: Sequence[int]) -> "ImageSet":
         """Some of the images, by number."""
         wnids, ids = [self.wnids[n] for n in numbers], [self.ids[n] for n in numbers]
-        return replace(self, wnids=wnids, ids=ids, images=_Some(self.images, numbers), complete=False)
+        groups = None if self.groups is None else [self.groups[n] for n in numbers]
+        return replace(self, wnids=wnids, ids=ids, groups=groups, images=Some(self.images, numbers), complete=False)
 
     @property
     def drawn(self) -> bool:
         """Whether its images are drawn by this package, each decided by its id."""
         images = self.images
-        while isinstance(images, _Some):
+        while isinstance(images, Some):
             images = images.images
-        return isinstance(images, _Drawn)
+        return isinstance(images, Drawn)
 
     def picture(self, number: int) -> Image.Image:
         """An image, decoded; raises ImageRejected with the reason if that fails."""
         data = self.images[number]
         if not data:
             raise ImageRejected("empty, or cannot be opened")
-        return decode_rgb(data)
+        picture = decode_rgb(data)
+        border = get_variant(self.variant).border if self.variant else 0
+        return picture.crop((border, border, picture.width - border, picture.height - border)) if border else picture
 
 
 def spread(size: int, count: int) -> list[int]:
@@ -156,87 +152,6 @@ def tell_left_out(facts: Mapping[str, Any]) -> None:
         print(f"Not read in {facts['reference']} ({facts['split']}): {reasons}.", file=sys.stderr)
 
 
-@dataclass(frozen=True)
-class _Files:
-    root: Path
-    entries: Sequence[IndexEntry]
-
-    def __getitem__(self, number: int) -> bytes:
-        try:
-            return (self.root / as_path(self.entries[number].location)).read_bytes()
-        except OSError:  # deleted, or no permission: reported when it is decoded
-            return b""
-
-    def lengths(self, numbers: Sequence[int]) -> list[int]:
-        """See `Bytes`."""
-        found = []
-        for number in numbers:
-            try:
-                found.append((self.root / as_path(self.entries[number].location)).stat().st_size)
-            except OSError:
-                found.append(0)
-        return found
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Drawings, drawn on first use and then kept: they are small and slow to draw."""
-
-    source: Source
-    entries: Sequence[IndexEntry]
-    kept: dict[int, bytes] = field(default_factory=dict)
-
-    def __getitem__(self, number: int) -> bytes:
-        if number not in self.kept:
-            self.kept[number] = next(iter(self.source.read([self.entries[number]]))).image
-        return self.kept[number]
-
-    def lengths(self, numbers: Sequence[int]) -> None:
-        """See `Bytes`."""
-        return
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The image column of a `datasets.Dataset` in Arrow format: memory-mapped, read without its decoder."""
-
-    rows: Any
-    labelled: Labelled
-
-    def __getitem__(self, number: int) -> bytes:
-        labelled = self.labelled
-        row = int(number) if labelled.rows is None else labelled.rows[number]
-        value = self.rows[row].column(labelled.image)[0].as_py()
-        return stored_image(value, labelled.folders[number] if labelled.folders else None)[0]
-
-    def lengths(self, numbers: Sequence[int]) -> list[int] | None:
-        """See `Bytes`."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        column = self.rows[:].column(self.labelled.image)
-        if pa.types.is_struct(column.type):
-            column = pc.struct_field(column, "bytes")
-        if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)) or column.null_count:
-            return None  # files beside the table
-        every = pc.binary_length(column).to_numpy()
-        rows = self.labelled.rows
-        return [int(every[number if rows is None else rows[number]]) for number in numbers]
-
-
-@dataclass(frozen=True)
-class _Some:
-    images: Bytes
-    numbers: Sequence[int]
-
-    def __getitem__(self, number: int) -> bytes:
-        return self.images[self.numbers[number]]
-
-    def lengths(self, numbers: Sequence[int]) -> list[int] | None:
-        """See `Bytes`."""
-        return self.images.lengths([self.numbers[number] for number in numbers])
-
-
 def open_images(
     reference: str | Reference, split: str | None = None, *, default: Sequence[str] = TEST, limit: int | None = None
 ) -> ImageSet:
@@ -255,11 +170,12 @@ def open_images(
     opener = {"hub": _open_hub, "local": _open_local, "variant": _open_variant}[found.kind]
     opened = opener(found, split, default)
     if limit is not None:
-        seen: Counter[str] = Counter()
+        seen: Counter[tuple[str, str]] = Counter()
         keep = []
         for number, wnid in enumerate(opened.wnids):
-            seen[wnid] += 1
-            if seen[wnid] <= limit:
+            kind = (wnid, opened.groups[number] if opened.groups else "")
+            seen[kind] += 1
+            if seen[kind] <= limit:
                 keep.append(number)
         opened = opened.only(keep)
     if not len(opened):
@@ -282,12 +198,49 @@ def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> 
         return replace(_from_files(parts, found), named_split=parts.tables.named)
     # Class folders named by wnid need no variant: ImageNet-1k has every wnid.
     path, variant = Path(found.place).expanduser(), found.variant or "imagenet-1k"
+    if get_variant(variant).groups:
+        return _open_groups(get_variant(variant), path, found)
     try:
         split = pick_split(local_splits(get_variant(variant), path), split, default, found.place)
         return _from_source(open_source(variant, split, path=path), str(found), split, variant)
     except DataError as error:
         hint = f"{error.hint} A variant is stated as VARIANT={found.place}." if found.variant is None else error.hint
         raise DataError(error.message, hint, error.code) from None
+
+
+def _open_groups(variant: Variant, path: Path, found: Reference) -> ImageSet:
+    """The versions of a test that are in a folder, one after another, or the one that is named as configuration."""
+    wanted = (found.config,) if found.config else variant.groups
+    # Each of the original archives holds some of the versions: they may lie in a folder for each archive.
+    places = {
+        group: [place for place in (path / group, *path.glob(f"*/{group}")) if place.is_dir()] for group in wanted
+    }
+    missing = [group for group in wanted if not places[group]]
+    if len(missing) == len(wanted):
+        said = f"{path} has no folder {wanted[0]}{'' if found.config else ' or any other of ' + variant.name}."
+        raise HfsynError(said, "Its folders are CORRUPTION/SEVERITY/WNID, as its archives unpack.")
+    (split,) = variant.splits
+    sets = {
+        group: _from_source(open_source(variant.name, split, path=here[0]), str(found), split, variant.name)
+        for group, here in places.items()
+        if here
+    }
+    starts = [0, *accumulate(map(len, sets.values()))][:-1]
+    left_out = Counter({f"version that is not there: {quoted(missing, 3)}": len(missing)} if missing else {})
+    for one in sets.values():
+        left_out.update(one.left_out)
+    return ImageSet(
+        str(found),
+        split,
+        [wnid for one in sets.values() for wnid in one.wnids],
+        {wnid: name for one in sets.values() for wnid, name in one.names.items()},
+        Joined([one.images for one in sets.values()], starts),
+        [f"{group}/{name}" for group, one in sets.items() for name in one.ids],
+        complete=not missing and not found.config,
+        variant=variant.name,
+        groups=[group for group, one in sets.items() for _ in range(len(one))],
+        left_out=left_out,
+    )
 
 
 def _open_hub(found: Reference, split: str | None, default: Sequence[str]) -> ImageSet:
@@ -344,7 +297,7 @@ def _run_tables(path: Path, found: Reference, split: str | None, default: Sequen
 
 def _from_source(source: Source, reference: str, split: str, variant: str) -> ImageSet:
     entries = list(source.index())
-    images: Bytes = _Files(source.root, entries) if isinstance(source, FolderSource) else _Drawn(source, entries)
+    images: Bytes = Files(source.root, entries) if isinstance(source, FolderSource) else Drawn(source, entries)
     wnids, ids = [entry.wnid for entry in entries], [entry.source_id for entry in entries]
     names = {info.wnid: info.name for info in source.classes}
     complete = _has_all_classes(variant, names)
@@ -375,7 +328,7 @@ def _from_files(parts: Parts, found: Reference) -> ImageSet:
 def _labelled_set(labelled: Labelled, rows: Any, found: Reference, split: str, revision: str | None) -> ImageSet:
     variant, wnids = found.variant, labelled.wnids
     names = labelled.names or tables.class_names(set(wnids), variant)
-    images = _Stored(rows.select_columns([labelled.image]).with_format("arrow"), labelled)
+    images = Stored(rows.select_columns([labelled.image]).with_format("arrow"), labelled)
     complete = variant is not None and _has_all_classes(variant, names)
     opened = ImageSet(str(found), split, wnids, names, images, labelled.ids, revision, complete, variant)
     return replace(opened, left_out=labelled.left_out)
