@@ -100,7 +100,7 @@ class Variant:
     tables: Choice = field(default_factory=Choice)  # of a class map: the configuration and columns of local tables
     groups: tuple[str, ...] = ()
     """Folders, each with a version of all images, if a test is one of several versions: "gaussian_noise/3"."""
-    border: int = 0  # pixels on each side of an image that are no part of it
+    border: int = 0  # pixels on each side of an image that do not belong to it
     also_right: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """wnid -> other classes of ImageNet that are as right an answer for an image of this class."""
     has_more: bool = False  # whether the original folders hold other classes too, which are left out

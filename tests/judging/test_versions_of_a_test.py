@@ -48,7 +48,7 @@ WNIDS = [info.wnid for info in THOUSAND[:4]]
 
 
 def corrupted(folder: Path, rights: dict[str, int]) -> str:
-    """In each version four images of four classes, of which so many are answered rightly."""
+    """In each version four images of four classes, of which `rights` says how many are answered rightly."""
     for group, right in rights.items():
         for number, wnid in enumerate(WNIDS):
             answer = wnid if number < right else THOUSAND[500].wnid

@@ -170,10 +170,10 @@ def _forgiven(
     for wnid, others in also.items():
         if wnid not in place:
             continue
-        right = [place[one] for one in (wnid, *others) if one in place]
+        right = np.array([place[one] for one in (wnid, *others) if one in place])
         mine = np.flatnonzero(found.labels == right[0])
-        labels[mine] = np.array(right)[found.logits[np.ix_(mine, right)].argmax(1)]
-        columns = sorted({*columns, *(right if len(mine) else ())})
+        labels[mine] = right[found.logits[np.ix_(mine, right)].argmax(1)]
+        columns = sorted({*columns, *(right.tolist() if len(mine) else ())})
     return replace(found, labels=labels), columns
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def kept_features(
                 folder.mkdir(parents=True, exist_ok=True)
                 held = {"features": found.logits, "numbers": found.numbers + start}
                 unread = {"unread": json.dumps(found.undecodable)}
-                atomic_write(file, lambda path, held=held, unread=unread: save_file(held, path, metadata=unread))
+                atomic_write(file, partial(save_file, held, metadata=unread))
             progress.add(len(part))
     accelerator.wait_for_everyone()
     parts = [load_file(file) for file in files]

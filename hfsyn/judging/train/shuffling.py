@@ -9,7 +9,7 @@ import torch
 _ROW = 200  # bytes that a row takes beside its image
 
 
-class Shuffled(torch.utils.data.IterableDataset):
+class Shuffled(torch.utils.data.IterableDataset[Any]):
     """Rows of a `datasets.IterableDataset`, each drawn from those of the buffer, which are `room` bytes.
 
     The order depends on the seed and, where a loader has several workers, on the worker.
