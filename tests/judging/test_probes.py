@@ -178,6 +178,9 @@ def test_a_clip_is_not_trained_as_a_whole_nor_published(tmp_path: Path, monkeypa
     with pytest.raises(HfsynError, match="only a last layer can be fitted"):
         hfsyn.train(tmp_path / "out", model="clip:openai/clip-vit-base-patch32", batch_size=4, **words)
     monkeypatch.setattr("hfsyn.judging.train.model_card.check_push", lambda name: None)
+    clip = tiny_models.clip(tmp_path / "clip")
+    with pytest.raises(HfsynError, match="--image-size is for networks of timm"):
+        hfsyn.train(tmp_path / "out", model=f"clip:{clip}", head_only=True, image_size=32, **words)
     with pytest.raises(HfsynError, match="not a network of timm, as which classifiers are published") as refused:
         hfsyn.train(tmp_path / "out", model="clip:a/b", head_only=True, push_to_hub="alice/probe", **words)
     assert "vit_base_patch32_clip_224.openai" in refused.value.hint

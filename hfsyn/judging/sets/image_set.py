@@ -199,7 +199,7 @@ def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> 
     # Class folders named by wnid need no variant: ImageNet-1k has every wnid.
     path, variant = Path(found.place).expanduser(), found.variant or "imagenet-1k"
     if get_variant(variant).groups:
-        return _open_groups(get_variant(variant), path, found)
+        return _open_groups(get_variant(variant), path, found, split)
     try:
         split = pick_split(local_splits(get_variant(variant), path), split, default, found.place)
         return _from_source(open_source(variant, split, path=path), str(found), split, variant)
@@ -208,7 +208,7 @@ def _open_local(found: Reference, split: str | None, default: Sequence[str]) -> 
         raise DataError(error.message, hint, error.code) from None
 
 
-def _open_groups(variant: Variant, path: Path, found: Reference) -> ImageSet:
+def _open_groups(variant: Variant, path: Path, found: Reference, split: str | None) -> ImageSet:
     """The versions of a test that are in a folder, one after another, or the one that is named as configuration."""
     wanted = (found.config,) if found.config else variant.groups
     # Each of the original archives holds some of the versions: they may lie in a folder for each archive.
@@ -219,7 +219,7 @@ def _open_groups(variant: Variant, path: Path, found: Reference) -> ImageSet:
     if len(missing) == len(wanted):
         said = f"{path} has no folder {wanted[0]}{'' if found.config else ' or any other of ' + variant.name}."
         raise HfsynError(said, "Its folders are CORRUPTION/SEVERITY/WNID, as its archives unpack.")
-    (split,) = variant.splits
+    split = variant.split(split or next(iter(variant.splits)))
     sets = {
         group: _from_source(open_source(variant.name, split, path=here[0]), str(found), split, variant.name)
         for group, here in places.items()

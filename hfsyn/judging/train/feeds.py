@@ -146,7 +146,7 @@ class _StreamFeed(Feed):
 
         from hfsyn.judging.train.shuffling import Shuffled
 
-        seed, room = self._config.seed, self._config.data.shuffle_mb * 10**6
+        seed, room = self._config.seed, self._config.data.shuffle_mb * 10**6 // max(1, wanted.workers)
         rows = mixed(self._streams, self.classes, self._weights, seed, room)
         if wanted.world > 1:
             rows = split_dataset_by_node(rows, wanted.rank, wanted.world)
@@ -155,7 +155,7 @@ class _StreamFeed(Feed):
             rows.set_epoch(self._pass)
             collate = partial(_decode, transform=transform, seed=seed, number=self._pass)
             workers = min(wanted.workers, rows.num_shards)
-            shuffled = Shuffled(rows, room // max(1, workers), (seed, self._pass, wanted.rank))
+            shuffled = Shuffled(rows, room, (seed, self._pass, wanted.rank))
             loader = loading.loader(shuffled, workers, collate, batch_size=size, drop_last=True, pin_memory=wanted.pin)
             # A training that continues has taken the first batches of this pass already.
             skip, got = self._taken, 0

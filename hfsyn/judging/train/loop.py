@@ -151,8 +151,13 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
 
 
 def total_steps(config: TrainConfig, budget: int) -> int:
-    """Steps of a training, at least one: the whole batches in `epochs` times `budget` images, across epochs."""
+    """Steps of a training, at least one: the whole batches in `epochs` times `budget` images, across epochs.
+
+    They are 0 if only the last layer is fitted, which takes as many as it needs.
+    """
     part = config.optimise
+    if config.model.head_only:
+        return 0
     steps = part.epochs * budget // part.batch_size
     if steps == 0:
         said = f"{part.epochs} epochs of {budget} images are fewer than one batch of {part.batch_size}."
@@ -173,7 +178,7 @@ class _Training:
 
     def __post_init__(self) -> None:
         self.started = time.monotonic(), time.process_time()
-        self.steps = 0 if self.config.model.head_only else total_steps(self.config, self.opened.feed.budget)
+        self.steps = total_steps(self.config, self.opened.feed.budget)
         self.talks = self.accelerator.is_main_process and not self.options.quiet
 
     def fit_head(self) -> tuple[Classifier, dict[str, Any]]:
