@@ -64,7 +64,7 @@ class Recorder:
         return [place for place in self.places if place <= done and not self._file(place).is_file()]
 
     def take(self, done: int, classifier: Classifier, accelerator: Any) -> None:
-        """Record all images after so many steps; called in every process. The network's mode is left as it was."""
+        """Record all images after that many steps; called in every process. The network's mode is left as it was."""
         arrays: dict[str, np.ndarray] = {}
         validation = self._gradient(classifier, accelerator) if self.against is not None else None
         for number, images in enumerate(self.sets):
