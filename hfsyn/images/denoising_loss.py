@@ -100,7 +100,7 @@ class DenoisingLoss:
             return self._encode(prompts)
 
     def errors(self, latents: Any, noise: Any, shares: Any, conditions: Conditions) -> Any:
-        """The mean squared error of each image, float32 (n,), with gradients where they are asked for.
+        """The mean squared error of each image, (n,), with gradients where they are asked for.
 
         Args:
             latents: of `latents`.
@@ -108,6 +108,8 @@ class DenoisingLoss:
             shares: float64 (n,) on the CPU: of the way from each image to pure noise, from 0 to below 1.
             conditions: of `encode`, one prompt for each image.
         """
+        import torch
+
         if self._schedule is None:
             share = shares.to(latents).view(-1, 1, 1, 1)
             noisy, target = (1 - share) * latents + share * noise, noise - latents
@@ -117,7 +119,8 @@ class DenoisingLoss:
             kind = self._schedule.config.prediction_type
             target = {"epsilon": noise, "sample": latents}.get(kind)
             target = self._schedule.get_velocity(latents, noise, steps) if target is None else target
-        error = (self._predict(noisy, shares, conditions).float() - target.float()) ** 2
+        wide = torch.promote_types(latents.dtype, torch.float32)
+        error = (self._predict(noisy, shares, conditions).to(wide) - target.to(wide)) ** 2
         return error.flatten(1).mean(1)
 
     @property
@@ -134,6 +137,14 @@ class DenoisingLoss:
     def pipe(self) -> Any:
         """The whole pipeline."""
         return self._pipe
+
+    def rest_to(self, device: str) -> None:
+        """Move all networks of the pipeline but the one that predicts."""
+        import torch
+
+        for part in self._pipe.components.values():
+            if isinstance(part, torch.nn.Module) and part is not self.network:
+                part.to(device)
 
     def steps(self, shares: Any) -> Any:
         """The timesteps of the model's own schedule at these shares of noise, int64 (n,)."""
