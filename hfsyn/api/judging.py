@@ -25,7 +25,6 @@ R = TypeVar("R", bound=dict[str, Any])
 Precision = Literal["no", "fp16", "bf16"]
 FIELDS = {
     "train_dataset": "data.train",
-    "train_split": "data.train_split",
     "eval_dataset": "test.dataset",
     "eval_split": "test.split",
     "budget": "data.budget",
@@ -39,18 +38,16 @@ FIELDS = {
     "batch_size": "optimise.batch_size",
     "opt": "optimise.optimizer",
     "lr": "optimise.lr",
-    "weight_decay": "optimise.weight_decay",
     "mixed_precision": "optimise.mixed_precision",
     "seed": "seed",
 }
 """Words of `train` -> fields of the training recipe."""
-_RUNNING = ("device", "num_workers", "checkpoint_steps", "log_with", "overwrite", "quiet")
+_RUNNING = ("device", "num_workers", "checkpoint_steps", "log_with", "record", "overwrite", "quiet")
 
 
 def training_recipe(
     *,
     train_dataset: str | Sequence[str] = (),
-    train_split: str | None = None,
     eval_dataset: str | None = None,
     eval_split: str | None = None,
     budget: int | None = None,
@@ -66,7 +63,6 @@ def training_recipe(
     batch_size: int | None = None,
     opt: str | None = None,
     lr: float | None = None,
-    weight_decay: float | None = None,
     mixed_precision: Precision | None = None,
     seed: int | None = None,
 ) -> TrainConfig:
@@ -74,7 +70,6 @@ def training_recipe(
 
     Args:
         train_dataset: what to train on, one or several, mixed by weight; see `hfsyn.judging.sets.references`.
-        train_split: None is ``train``, or the only one.
         eval_dataset: what to test on.
         eval_split: None is ``validation``, else ``test``, else the only one.
         budget: images that an epoch shows.
@@ -90,7 +85,6 @@ def training_recipe(
         batch_size: images per step, over all processes.
         opt: an optimizer of timm.
         lr: the peak learning rate.
-        weight_decay: of the optimizer.
         mixed_precision: no, fp16 or bf16. None is the recipe's, or else that given to ``accelerate launch``.
         seed: of weights, order and augmentation.
     """
@@ -128,6 +122,7 @@ def train(
     num_workers: int | None = None,
     gradient_accumulation_steps: int = 1,
     checkpoint_steps: int | None = None,
+    record: bool = False,
     log_with: str | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -146,6 +141,7 @@ def train(
         num_workers: decoding processes beside each process; None divides the cores among the GPUs, and is 0 on a CPU.
         gradient_accumulation_steps: parts in which each step is computed.
         checkpoint_steps: steps between checkpoints; None is at the ends of epochs, about 20 in all; 0 is never.
+        record: keep what the training shows of each image, see `hfsyn.judging.train.recording`.
         log_with: tensorboard, trackio or wandb.
         push_to_hub: publish the classifier as this model, with a card.
         private: only you can see it there.

@@ -49,7 +49,7 @@ def drawn(classes: int, rows: int = 240, size: int = 24) -> tuple[np.ndarray, np
     rng = np.random.default_rng(classes)
     labels = rng.integers(0, classes, rows)
     means = rng.normal(size=(classes, size)) * 0.5
-    values = (means[labels] + rng.normal(size=(rows, size))) * np.exp(rng.normal(size=size)) + 3
+    values = (means[labels] + rng.normal(size=(rows, size))) * np.exp(0.5 * rng.normal(size=size)) + 3
     return values.astype(np.float32), labels
 
 

@@ -41,6 +41,7 @@ class Feed:
         self.names: Mapping[str, str] = {wnid: name for one in sets for wnid, name in one.names.items()}
         self.budget = config.data.budget or 0  # images of an epoch
         self.images: int | None = None  # of all sets; None where they are streams
+        self.sets: Sequence[ImageSet] | None = None  # opened; None where they are streams
         self.unread: dict[str, str] = {}  # id -> reason of images that this process could not read so far
         self._config, self._all = config, sets
         self._shares: Sequence[float] = ()
@@ -59,10 +60,8 @@ class Feed:
         raise NotImplementedError
 
     def counted(self) -> list[tuple[ImageSet, float]]:
-        """The sets, each with how often one of its images is shown in an epoch; raises TypeError for streams."""
-        if not all(isinstance(one, ImageSet) for one in self._all):
-            raise TypeError("streams are not kept")
-        return [(one, share / len(one)) for one, share in zip(self._all, self._shares, strict=True)]  # type: ignore
+        """The sets, each with how often one of its images is shown in an epoch; none where they are streams."""
+        return [(one, share / len(one)) for one, share in zip(self.sets or (), self._shares, strict=True)]
 
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
         """This process's batches ``(tensors, labels)`` on the CPU, in order; `transform` makes the tensors."""
@@ -99,14 +98,14 @@ class _MapFeed(Feed):
             said = f"model.split_bn takes as many images of either set, and these are {shares[0]} and {shares[1]}."
             raise HfsynError(said, "Give both the same weight, and an even --budget.")
         order = loading.Halves if config.model.split_bn else loading.Order
-        self._sets, self._shares, self._order = sets, shares, order(tuple(sizes), tuple(shares), config.seed)
+        self.sets, self._shares, self._order = sets, shares, order(tuple(sizes), tuple(shares), config.seed)
 
     def overlap(self, test: ImageSet) -> int | None:
-        return len(set().union(*(shared_images(opened, test) for opened in self._sets)))
+        return len(set().union(*(shared_images(opened, test) for opened in self.sets or ())))
 
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
         labels = {wnid: number for number, wnid in enumerate(self.classes)}
-        dataset = loading.Augmented(self._sets, self._order, labels, transform, self._config.seed)
+        dataset = loading.Augmented(self.sets or (), self._order, labels, transform, self._config.seed)
         for pixels, targets, unread in loading.training_batches(dataset, wanted):
             self.unread.update(unread)
             yield pixels, targets
