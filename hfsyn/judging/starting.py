@@ -66,7 +66,7 @@ def _new_probe(part: ModelPart, wnids: tuple[str, ...], classes: tuple[str, ...]
         said = f"{part.name} is a model of images and texts, of which only a last layer can be fitted."
         raise HfsynError(said, "Add --head-only.")
     source, network, preprocessing, options = new_probe(part.name.removeprefix(ZERO_SHOT), len(wnids))
-    preprocessing = Overrides(image_size=part.image_size).applied(preprocessing)
+    Overrides(image_size=part.image_size).applied(preprocessing)  # which leaves nothing to be said
     started = {"name": f"{ZERO_SHOT}{source}", "sha256": state_sha256(network, without=("head",))}
     return Classifier(
         part.name, network, wnids, classes, preprocessing, options, part.name, seed=seed, started_from=started
