@@ -387,7 +387,7 @@ def test_a_mistyped_path_that_looks_like_a_repository_is_both(
 
 
 RESULTS = [
-    (["variants", "ls"], 15, "imagenette"),
+    (["variants", "ls"], 17, "imagenette"),
     (["strategies", "ls"], len(STRATEGIES), "classname"),
     (["captioners", "ls"], len(fragments("captioner")), "blip-base"),
     (["recipes", "ls"], len(RECIPES.names()), "imagenet-100-basic"),

@@ -200,42 +200,11 @@ def logistic_regression(
     import torch
 
     began = time.monotonic()
-    x, y = torch.from_numpy(values).to(device), torch.from_numpy(labels).to(device)
-    count = torch.ones(len(y), dtype=torch.float64) if counts is None else torch.from_numpy(counts).double()
-    count, total = count.to(device), float(count.sum())
-    penalty = l2 * (2 if classes == 2 else 1) / total
-    parts = [slice(start, start + _ROWS) for start in range(0, len(y), _ROWS)]
-
-    # L-BFGS works in coordinates in which the objective curves alike in all directions where it starts: shifted by the
-    # mean (the bias is free), turned to the features' main axes and stretched. The optimum stays where it is.
-    centre = sum((x[some].double() * count[some, None]).sum(0) for some in parts) / total
-    spread = sum((rows := x[some].double() - centre).T @ (rows * count[some, None]) for some in parts) / total
-    along, axes = torch.linalg.eigh(spread)
-    axes = axes / (along.clamp(min=0) * (classes - 1) / classes**2 + penalty).sqrt()
-    kept = [x[some].double() - centre for some in parts] if x.numel() <= _KEPT else None
-    theta = torch.zeros(classes, values.shape[1] + 1, dtype=torch.float64, device=device, requires_grad=True)
-    state = {"loss": 0.0, "slope": np.inf}
-
-    def objective() -> float:
-        weight, bias = theta.detach()[:, :-1] @ axes.T, theta.detach()[:, -1]
-        slope, loss = torch.zeros_like(weight), 0.0
-        theta.grad = torch.zeros_like(theta)
-        for number, some in enumerate(parts):
-            rows = x[some].double() - centre if kept is None else kept[number]
-            likely = torch.log_softmax(rows @ weight.T + bias, 1)
-            loss -= float((likely.gather(1, y[some, None])[:, 0] * count[some]).sum()) / total
-            error = likely.exp_()
-            error[torch.arange(len(rows), device=device), y[some]] -= 1
-            error *= count[some, None] / total
-            slope += error.T @ rows
-            theta.grad[:, -1] += error.sum(0)
-        slope += penalty * weight
-        theta.grad[:, :-1] = slope @ axes
-        state.update(loss=loss, slope=float(slope.abs().max()))
-        return loss + penalty / 2 * float(weight.pow(2).sum())
-
+    count = np.ones(len(labels)) if counts is None else counts
+    given = (torch.from_numpy(array).to(device) for array in (values, labels, count.astype(np.float64)))
+    objective = _Objective(*given, classes, l2)
     optimizer = torch.optim.LBFGS(
-        [theta],
+        [objective.theta],
         max_iter=MOST_STEPS,
         max_eval=2 * MOST_STEPS,
         tolerance_grad=_TOLERANCE,
@@ -245,12 +214,61 @@ def logistic_regression(
     )
     optimizer.step(objective)
     objective()
-    steps, rest = int(optimizer.state[theta]["n_iter"]), float(theta.grad.abs().max())  # type: ignore[union-attr]
+    steps, rest = int(optimizer.state[objective.theta]["n_iter"]), float(objective.theta.grad.abs().max())
     converged = rest <= 10 * _TOLERANCE
     if not converged and not quiet:
-        said = f"the last layer has not converged: its largest slope is {state['slope']:.1e} after {steps} steps"
+        said = f"the last layer has not converged: its largest slope is {objective.slope:.1e} after {steps} steps"
         print(f"Warning: {said}. A larger model.head_l2 makes it easier.", file=sys.stderr)
-    weight = theta.detach()[:, :-1] @ axes.T
-    bias = theta.detach()[:, -1] - weight @ centre
-    facts = {"steps": steps, **state, "converged": converged, "seconds": round(time.monotonic() - began, 1)}
-    return weight.cpu().numpy(), bias.cpu().numpy(), facts
+    found = {"steps": steps, "loss": objective.loss, "slope": objective.slope, "converged": converged}
+    weight, bias = objective.solution()
+    return weight.cpu().numpy(), bias.cpu().numpy(), {**found, "seconds": round(time.monotonic() - began, 1)}
+
+
+class _Objective:
+    """The mean objective of logistic regression, which leaves its gradient in `theta`; see `logistic_regression`.
+
+    L-BFGS works in coordinates in which it curves alike in all directions where it starts: shifted by the mean (the
+    bias is free), turned to the features' main axes and stretched. The optimum stays where it is.
+    """
+
+    def __init__(self, x: Any, y: Any, count: Any, classes: int, l2: float) -> None:
+        import torch
+
+        self._x, self._y, self._count, self._total = x, y, count, float(count.sum())
+        self._penalty = l2 * (2 if classes == 2 else 1) / self._total
+        self._parts = [slice(start, start + _ROWS) for start in range(0, len(y), _ROWS)]
+        self._centre = sum((x[some].double() * count[some, None]).sum(0) for some in self._parts) / self._total
+        self._kept = [self._rows(some) for some in self._parts] if x.numel() <= _KEPT else None
+        spread = sum((rows := self._rows(some)).T @ (rows * count[some, None]) for some in self._parts) / self._total
+        along, axes = torch.linalg.eigh(spread)
+        self._axes = axes / (along.clamp(min=0) * (classes - 1) / classes**2 + self._penalty).sqrt()
+        self.theta: Any = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, device=x.device, requires_grad=True)
+        self.loss, self.slope = 0.0, float("inf")
+
+    def _rows(self, some: slice) -> Any:
+        return self._x[some].double() - self._centre
+
+    def __call__(self) -> float:
+        import torch
+
+        weight, bias = self.theta.detach()[:, :-1] @ self._axes.T, self.theta.detach()[:, -1]
+        slope, loss = torch.zeros_like(weight), 0.0
+        self.theta.grad = torch.zeros_like(self.theta)
+        for number, some in enumerate(self._parts):
+            rows, y, count = self._kept[number] if self._kept else self._rows(some), self._y[some], self._count[some]
+            likely = torch.log_softmax(rows @ weight.T + bias, 1)
+            loss -= float((likely.gather(1, y[:, None])[:, 0] * count).sum()) / self._total
+            error = likely.exp_()
+            error[torch.arange(len(rows), device=y.device), y] -= 1
+            error *= count[:, None] / self._total
+            slope += error.T @ rows
+            self.theta.grad[:, -1] += error.sum(0)
+        slope += self._penalty * weight
+        self.theta.grad[:, :-1] = slope @ self._axes
+        self.loss, self.slope = loss, float(slope.abs().max())
+        return loss + self._penalty / 2 * float(weight.pow(2).sum())
+
+    def solution(self) -> tuple[Any, Any]:
+        """Weights and bias for the features as they are."""
+        weight = self.theta.detach()[:, :-1] @ self._axes.T
+        return weight, self.theta.detach()[:, -1] - weight @ self._centre
