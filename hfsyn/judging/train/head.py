@@ -201,8 +201,8 @@ def logistic_regression(
 
     began = time.monotonic()
     count = np.ones(len(labels)) if counts is None else counts
-    given = (torch.from_numpy(array).to(device) for array in (values, labels, count.astype(np.float64)))
-    objective = _Objective(*given, classes, l2)
+    x, y, each = (torch.from_numpy(array).to(device) for array in (values, labels, count.astype(np.float64)))
+    objective = _Objective(x, y, each, classes, l2)
     optimizer = torch.optim.LBFGS(
         [objective.theta],
         max_iter=MOST_STEPS,
