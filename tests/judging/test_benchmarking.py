@@ -17,10 +17,11 @@ from drawn_tables import rows_of, write_table
 from builders.variants import VARIANTS
 from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.judging.bench.cells import _look, bench, failures
+from hfsyn.judging.bench.cells import bench, failures
 from hfsyn.judging.bench.matrix import EXAMPLES, cell_config, cell_tests, cells, load_matrix
+from hfsyn.judging.bench.outcomes import read_cells
 from hfsyn.judging.bench.page import report
-from hfsyn.judging.bench.summaries import read_cells
+from hfsyn.judging.bench.preflight import look_at
 from hfsyn.judging.bench.task_pool import gpu_names, task_pool
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.sets.image_set import TRAIN, open_images
@@ -215,14 +216,14 @@ def test_a_finished_cell_is_refused_once_its_images_are_others(tmp_path: Path, c
         "limits": [2],
         "tests": {"file": {"dataset": str(tmp_path / "test.parquet")}},
     }
-    bench(matrix, tmp_path / "out", train=train, evaluate=evaluate, look=_look, quiet=True)
-    again = bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)
+    bench(matrix, tmp_path / "out", train=train, evaluate=evaluate, look=look_at, quiet=True)
+    again = bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=look_at, quiet=True)
     assert again["failed"] == []
     write_table(tmp_path / changed, rows_of(12))
     with pytest.raises(HfsynError, match=rf"{changed} have changed since .*\(10 images then\)"):
-        bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)
+        bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=look_at, quiet=True)
     (tmp_path / changed).unlink()  # nobody can compare: the numbers stand
-    assert bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)["failed"] == []
+    assert bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=look_at, quiet=True)["failed"] == []
 
 
 def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

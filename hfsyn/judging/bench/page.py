@@ -23,7 +23,9 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.bench import plots
 from hfsyn.judging.bench.cells import MATRIX
 from hfsyn.judging.bench.matrix import SETTING, Matrix, load_matrix, place, safe_name
-from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
+from hfsyn.judging.bench.outcomes import Outcome, chosen, read_cells
+from hfsyn.judging.bench.summaries import interval_text, setting_text, summarise
+from hfsyn.judging.bench.table import csv_text, latex_text, text_of, where_text
 from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.outlook.informativeness import kept_in
 from hfsyn.pages.html import page, picture
@@ -34,12 +36,14 @@ from hfsyn.runs.shards import image_of
 from hfsyn.runs.sheets import shared_samples
 
 PAGE, PLOTS = "report.html", "plots"
+CSV_TABLE, TEX_TABLE = "table.csv", "table.tex"
 _SAMPLES = 3  # real images per class
 _CLASSES = 12  # classes on a contact sheet
 
 
 def report(out: str | Path) -> Path:
-    """Write ``report.html`` and ``plots/*.png`` into the folder of a bench, or of several; return the page.
+    """Write ``report.html``, ``table.csv``, ``table.tex`` and ``plots/*.png`` into the folder of a bench, or of several
+    (there the names of tables and plots begin with those of the benches); return the page.
 
     Args:
         out: the folder of a bench, or one with several beside each other.
@@ -80,8 +84,9 @@ def _stems(names: Sequence[str]) -> list[str | None]:
 def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
     """All that the page says about one bench."""
     matrix = load_matrix(bench / MATRIX)
-    outcomes = read_cells(matrix, bench)
-    summary = summarise(matrix, outcomes)
+    every = read_cells(matrix, bench)
+    summary = summarise(matrix, every, bench)
+    outcomes, _ = chosen(matrix, every)
     headline, arms = next(iter(matrix.tests)), list(matrix.arms)
     variant = VARIANTS.get(matrix.tests[headline].dataset)
     groups = []
@@ -97,20 +102,23 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         )
     described = {arm: _about(matrix, arm) for arm in arms}
     told = _told_beforehand(matrix)
-    main = next((group for group in reversed(groups) if group["headline"]), None)
-    figures = _figures(matrix, summary, main["rows"] if main else [])
+    mains = _main_groups(groups)
+    figures = [_figures(matrix, summary, one["rows"] if one else []) for one in mains or [None]]
     return {
         "name": matrix.name,
         "about": variant.title if variant else "",
         "verdict": summary["verdict"],
-        "where": _place_of(main["rows"][0]) if main else "",
-        "chance": 1 / main["rows"][0]["classes"] if main else None,
+        "wheres": [_place_of(one["rows"][0]) for one in mains],
+        "chances": [1 / one["rows"][0]["classes"] for one in mains],
+        "chosen": summary["chosen"],
+        "table": _table(summary["table"], arms),
+        "files": _table_files(matrix.name, summary, root, stem),
         "arms": [
             {
                 "name": arm,
                 "colour": plots.colour_of(arms, arm),
                 "about": about,
-                "figure": figures.get(arm, ("no result", "")),
+                "figures": [some.get(arm, ("no result", "")) for some in figures],
                 "told": told.get(arm),
             }
             for arm, about in described.items()
@@ -121,12 +129,42 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         "grids": _grids(matrix, summary["rows"]),
         "exchange": summary.get("exchange", ()),
         "failed": summary["failed"],
+        "failed_sets": summary["failed_sets"],
         "cells": summary["cells"],
         "plots": _plots(matrix, outcomes, summary, root / PLOTS, stem or safe_name(matrix.name)),
         "sheet": _sheet(matrix),
         "runs": _runs(matrix, root),
         "made": _made(matrix, outcomes, root),
     }
+
+
+def _main_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last group of the headline of each variant: the largest setting of a scaling curve."""
+    found = {group["rows"][0]["variant"]: group for group in groups if group["headline"]}
+    return list(found.values())
+
+
+def _table_files(name: str, summary: dict[str, Any], root: Path, stem: str | None) -> tuple[str, str]:
+    """Write the table as CSV and as LaTeX; return the files' names."""
+    prefix = "" if stem is None else f"{stem}-"
+    comma, tex = f"{prefix}{CSV_TABLE}", f"{prefix}{TEX_TABLE}"
+    atomic_text(root / comma, csv_text(summary["table"], summary["rows"]))
+    atomic_text(root / tex, latex_text(name, summary["table"]))
+    return comma, tex
+
+
+def _table(found: dict[str, Any], arms: Sequence[str]) -> dict[str, Any]:
+    """The table as the page shows it: blocks of rows, one for each setting."""
+    blocks: dict[str, list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        cells = [
+            {"head": head["name"], "note": cell["note"] or "", "shown": text_of(head, cell)}
+            for head in found["columns"]
+            for cell in [row["cells"][head["name"]]]
+        ]
+        line = {"arm": row["arm"], "colour": plots.colour_of(arms, row["arm"]), "chosen": row["chosen"], "cells": cells}
+        blocks.setdefault(where_text(row), []).append(line)
+    return {"heads": found["columns"], "blocks": [{"where": w, "rows": rows} for w, rows in blocks.items()]}
 
 
 def _place_of(row: dict[str, Any]) -> str:

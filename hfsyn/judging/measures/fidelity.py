@@ -108,6 +108,7 @@ def measure_fidelity(
     real: str,
     *,
     features: str = DEFAULT_FEATURES,
+    split: str | None = None,
     evaluation: str | None = None,
     limit_per_class: int | None = None,
     overrides: Any = None,
@@ -115,8 +116,8 @@ def measure_fidelity(
 ) -> Fidelity:
     """Compare a synthetic dataset with the real one behind it.
 
-    The arguments are those of `hfsyn.api.judging.fidelity`, as is the HfsynError that it raises. Features of
-    ``random:NAME`` see little more than colours, and are named so in the result.
+    The arguments are those of `hfsyn.api.judging.fidelity`, as is the HfsynError that it raises; `split` is the
+    synthetic set's. Features of ``random:NAME`` see little more than colours, and are named so in the result.
 
     Returns:
         What `compare_sets` returns, with ``features`` (name, weights, sha256, dimension), ``sets`` and ``undecodable``.
@@ -128,7 +129,7 @@ def measure_fidelity(
     classifier = _open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
     opened = {
-        "synthetic": open_images(synthetic, default=TRAIN, limit=limit_per_class),
+        "synthetic": open_images(synthetic, split, default=TRAIN, limit=limit_per_class),
         "real": open_images(real, default=TRAIN, limit=limit_per_class),
     }
     if evaluation is not None:
