@@ -95,6 +95,7 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
     """
     from hfsyn import bench
     from hfsyn.judging.bench.cells import failures
+    from hfsyn.judging.bench.costs import costs_text
     from hfsyn.judging.bench.summaries import CSV
 
     found = bench(matrix, out, dry_run=dry_run, quiet=quiet or as_json, **words)
@@ -102,6 +103,7 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
         states = [cell["state"] for cell in found["cells"]]
         if not (as_json or quiet):
             echo_table(found["cells"], as_json=False, quiet=False)
+            click.echo("\n".join(["", *costs_text(found["costs"])]))
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         echo(found, f"{plural(len(states), 'cell')}: {counts}", as_json=as_json, quiet=quiet)
         return
@@ -110,14 +112,24 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
         raise error
 
 
-@click.command("report", short_help="One HTML page of a bench, or of several.")
+@click.command("report", short_help="One HTML page of a bench, or of several, and its table.")
 @click.argument("out")
+@click.option("--push-to-hub", metavar="USER/SPACE", help="Show the page as this static Space.")
+@click.option("--private", is_flag=True, help="Make the Space for yourself only.")
 @answer_options
-def report_command(out: str, as_json: bool, quiet: bool) -> None:
-    """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
+def report_command(as_json: bool, **words: Any) -> None:
+    """One self-contained HTML page of a bench's folder OUT (or of several beside each other). Prints its path.
+
+    Beside it are the table as CSV, with the names of timm's tables, and as LaTeX, and the plots. On a Space there are
+    no photographs of the source and no paths of this machine; the command then prints its address.
+
+    \b
+    hfsyn report out/paper
+    hfsyn report out/paper --push-to-hub alice/what-captions-are-worth
+    """
     from hfsyn import report
 
-    echo_path("page", report(out), as_json)
+    echo_path("page", report(**words), as_json)
 
 
 def _measured(found: Any, as_json: bool, quiet: bool) -> None:

@@ -20,7 +20,7 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench.cells import bench, failures
 from hfsyn.judging.bench.matrix import EXAMPLES, cell_config, cell_tests, cells, load_matrix
 from hfsyn.judging.bench.outcomes import read_cells
-from hfsyn.judging.bench.page import report
+from hfsyn.judging.bench.page import write_page
 from hfsyn.judging.bench.preflight import look_at
 from hfsyn.judging.bench.task_pool import gpu_names, task_pool
 from hfsyn.judging.measures.metrics import wilson
@@ -464,7 +464,7 @@ def test_a_report_of_a_mistyped_folder_names_the_one_that_is_near(
     monkeypatch.chdir(tmp_path)
     Path("out/bench").mkdir(parents=True)
     with pytest.raises(HfsynError, match=r"There is no bench in out/bnech\. Did you mean 'out/bench'\?"):
-        report("out/bnech")
+        write_page("out/bnech")
 
 
 def test_nothing_is_said_of_the_others_if_all_failed(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def bench(
     wanted = list(cells(matrix))
     jobs = _missing(matrix, folder, wanted, images, how)
     sets = missing_comparisons(matrix, folder, images)
-    sizes: dict[str, int | None] = {}
+    sizes: dict[Any, int | None] = {}
     if not own:
         check_device(device)
         sizes = refuse_faults(matrix, jobs, sets, unbuilt=dry_run)
@@ -159,7 +159,7 @@ def _missing(matrix: Matrix, folder: Path, wanted: Sequence[Cell], images: Look 
     return jobs
 
 
-def _planned(cell: Cell, place: Path, job: Job | None, sizes: dict[str, int | None]) -> dict[str, Any]:
+def _planned(cell: Cell, place: Path, job: Job | None, sizes: dict[Any, int | None]) -> dict[str, Any]:
     """What a dry run says of a cell and of what is left to do of it; `sizes` as of `refuse_faults`."""
     found = read_json(place / RESULTS)
     if job is not None:

@@ -40,7 +40,7 @@ class Column:
     name: str  # its head
     of: str  # the test, mean or other column of the matrix that it belongs to
     measure: str
-    kind: str  # `percent`, `number` or `share`
+    kind: str  # `number`; or of 0 to 1: `unit`, `percent`, or `share`, which is counted and shown as percent
     about: str  # what the number means
     better: int = 1  # 1: higher is better; -1: lower; 0: neither
 
@@ -54,15 +54,15 @@ class Column:
 
 _MEMBERSHIP = (
     ("balanced accuracy", "loss.balanced_accuracy.value", "percent", "attack by the loss; 50 is guessing"),
-    ("AUC", "loss.auc.value", "number", "attack by the loss; 0.5 is guessing"),
+    ("AUC", "loss.auc.value", "unit", "attack by the loss; 0.5 is guessing"),
     ("TPR at 1 % FPR", "loss.tpr_at_1_percent_fpr.value", "percent", "attack by the loss; 1 is guessing"),
 )
 _FIDELITY = (
     ("Fréchet distance", "frechet.value", "number", "lower is nearer", -1),
-    ("precision", "precision", "number", "share of the images that are near a real one", 1),
-    ("recall", "recall", "number", "share of real images that are near one of these", 1),
+    ("precision", "precision", "unit", "share of the images that are near a real one", 1),
+    ("recall", "recall", "unit", "share of real images that are near one of these", 1),
     ("density", "density", "number", "real neighbourhoods around an image, about 1 if alike", 1),
-    ("coverage", "coverage", "number", "share of real neighbourhoods with one of these images", 1),
+    ("coverage", "coverage", "unit", "share of real neighbourhoods with one of these images", 1),
     ("copies within", "duplicates.within.near", "share", "images that have a copy in the set", -1),
     ("copies of real", "duplicates.against_real.near", "share", "images that are copies of real ones", -1),
     ("copies of test", "duplicates.against_evaluation.near", "share", "images that are copies of test images", -1),

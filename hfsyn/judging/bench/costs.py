@@ -64,7 +64,7 @@ def costs(matrix: Matrix, jobs: Mapping[Cell, Any], sizes: Mapping[Any, int | No
     Args:
         matrix: the matrix.
         jobs: what is left to do of each cell.
-        sizes: images to train on by the data part of the training recipe, and of each test by its set and split.
+        sizes: as of `hfsyn.judging.bench.preflight.refuse_faults`.
 
     Returns:
         ``runs`` (each with ``place``, ``command``, ``images``, ``disk_bytes``, ``hours``), ``trainings`` (``count``,
@@ -78,7 +78,8 @@ def costs(matrix: Matrix, jobs: Mapping[Cell, Any], sizes: Mapping[Any, int | No
     disk = sum(run["disk_bytes"] or 0 for run in runs)
     for job in jobs.values():
         network = network_cost(job.config.model.name, job.config.model.image_size)
-        tested = [sizes.get(test) or 0 for test in job.tests.values()]
+        data = job.config.data.model_dump_json()
+        tested = [sizes.get((data, test)) or sizes.get(test) or 0 for test in job.tests.values()]
         tested += [sizes.get((words[w], words[f"{w}_split"])) or 0 for words in job.attacks.values() for w in _SIDES]
         if network is None:
             unknown.append(job.config.model.name)

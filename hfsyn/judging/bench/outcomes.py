@@ -10,6 +10,7 @@ from typing import Any
 
 from hfsyn.judging.bench.columns import cell_attacks
 from hfsyn.judging.bench.matrix import CHOOSING, CHOSEN, Cell, Matrix, cell_tests, cells
+from hfsyn.judging.train.model_card import without_paths
 
 RESULTS, ERROR = "results.json", "error.json"
 NOT_RUN = "not run"
@@ -40,7 +41,10 @@ def read_cells(matrix: Matrix, folder: Path) -> list[Outcome]:
     found = []
     for cell in cells(matrix):
         result, error = (read_json(folder / cell.folder / name) for name in (RESULTS, ERROR))
-        wanted = {"tests": cell_tests(matrix, cell), "membership": cell_attacks(matrix, cell)}
+        wanted: dict[str, Mapping[str, Any]] = {
+            "tests": cell_tests(matrix, cell),
+            "membership": cell_attacks(matrix, cell),
+        }
         failed, named = (error or {}).get("error", NOT_RUN), (error or {}).get("columns", {})
         if result is not None and (other := _difference_of(cell, wanted, result)):
             result, failed, named = None, f"what is in its folder is another cell's: {other}", {}
@@ -127,7 +131,7 @@ class Choice:
 
     def text(self) -> str:
         """What was chosen, and on what."""
-        parts = [self.recipe or "", f"learning rate {self.lr:g}" if self.lr else ""]
+        parts = [Path(self.recipe or "").stem, f"learning rate {self.lr:g}" if self.lr else ""]
         return f"{', '.join(filter(None, parts))} (of {self.among}, on {self.on})"
 
 
@@ -156,7 +160,7 @@ def chosen(matrix: Matrix, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], 
         best = max(means, key=lambda pick: means[pick])
         named = dict(setting)
         dataset, split = cell_tests(matrix, candidates[best][0].cell)[CHOOSING]
-        on = dataset + (f" {split}" if split else "")
+        on = without_paths(dataset) + (f" {split}" if split else "")
         lr, recipe = best
         choices.append(Choice(named.pop("arm"), named, lr, recipe, means[best], tuple(seeds), len(candidates), on))
         kept += [replace(one, cell=replace(one.cell, lr=None, recipe=None)) for one in candidates[best]]

@@ -105,9 +105,10 @@ class _Faults:
 
 def refuse_faults(
     matrix: Matrix, jobs: Mapping[Cell, Any], sets: Sequence[Comparison], *, unbuilt: bool = False
-) -> dict[str, int | None]:
+) -> dict[Any, int | None]:
     """Open every set and look up every network and optimizer; report what is wrong, each fault once. Returned is how
-    many images there are to train on, by the data part of the training recipe.
+    many images there are to train on, by the data part of the training recipe, and to test on, by that and the test, or
+    by dataset and split.
 
     Args:
         matrix: the matrix.
@@ -117,7 +118,7 @@ def refuse_faults(
     Raises:
         HfsynError: there are faults.
     """
-    faults, found = _Faults(), dict[str, int | None]()
+    faults, found = _Faults(), dict[Any, int | None]()
     absent = to_build(matrix, jobs)
     if absent and not unbuilt:
         first = absent[0]
@@ -146,7 +147,7 @@ def _sets_of(one: Comparison) -> Iterator[tuple[str, str | None, Sequence[str]]]
         yield words["evaluation"], None, TEST
 
 
-def _check_cell(job: Any, faults: _Faults, absent: set[str], found: dict[str, int | None]) -> None:
+def _check_cell(job: Any, faults: _Faults, absent: set[str], found: dict[Any, int | None]) -> None:
     from hfsyn.judging.classifier import check_model_name
     from hfsyn.judging.measures.evaluate import check_counts
     from hfsyn.judging.sets.shared import testable
@@ -161,8 +162,9 @@ def _check_cell(job: Any, faults: _Faults, absent: set[str], found: dict[str, in
     for words in job.attacks.values():
         for whose, default in (("members", TRAIN), ("others", TEST)):
             asked = (words[whose], words[f"{whose}_split"], default)
-            if asked[0] not in absent:
-                tried(_opened, asked, *asked)
+            if asked[0] not in absent and (opened := tried(_opened, asked, *asked)) is not None:
+                found[asked[:2]] = min(len(opened), len(opened.classes) * (words["limit"] or len(opened)))
+    found |= {test: len(images) for test, images in tested.items() if images is not None}
     if absent & set(map(without_weight, config.data.train)):
         return
     feed = tried(_trained_on, data, config)
@@ -173,7 +175,8 @@ def _check_cell(job: Any, faults: _Faults, absent: set[str], found: dict[str, in
     for test, images in tested.items():
         if images is not None:
             tried(check_counts, test, images)
-            tried(testable, (data, test), classes, images, "the training set")
+            part = tried(testable, (data, test), classes, images, "the training set")
+            found[data, test] = None if part is None else len(part)
 
 
 def _opened(dataset: str, split: str | None, default: Sequence[str]) -> Any:

@@ -77,7 +77,7 @@ def _cell(matrix: Matrix, column: Column, outcomes: Sequence[Outcome], folder: P
                 told = NOT_RUN if why == NOT_RUN else f"failed: {why}"
                 _take(column, found, told, outcome.cell.seed, values, notes)
     spread = mean_interval(values)
-    if column.kind in ("percent", "share") and spread["low"] is not None:  # Student's t may reach beyond 0 and 1
+    if column.kind != "number" and spread["low"] is not None:  # Student's t may reach beyond 0 and 1
         spread |= {"low": max(0.0, spread["low"]), "high": min(1.0, spread["high"])}
     note = "; ".join(notes) if not values else "; ".join(f"{why} (seed {_list(of)})" for why, of in notes.items())
     return {**spread, "values": values, "note": note or (None if values else NOT_ASKED)}
@@ -105,7 +105,7 @@ def _value(column: Column, found: Mapping[str, Any]) -> float | None:
 
 def _timm(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """What timm's tables say of a network beside its accuracy, from any test of it."""
-    test = next((test for one in outcomes for test in (one.result or {}).get("tests", {}).values()), {})
+    test: dict[str, Any] = next((test for one in outcomes for test in (one.result or {}).get("tests", {}).values()), {})
     prepared, model = test.get("preprocessing", {}), test.get("model", {})
     count = model.get("parameters")
     return {

@@ -8,6 +8,7 @@ zero; one seed has no interval, and that is said. If no arm is better than guess
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hfsyn.judging.bench.matrix import SETTING
@@ -54,7 +55,7 @@ def size_text(row: Row) -> str:
     if row.get("real") is not None:
         parts.append(f"{row['real']} real and {row['synthetic']} synthetic images per class")
     parts += [f"learning rate {row['lr']:g}"] if row.get("lr") else []
-    parts += [f"training recipe {row['recipe']}"] if row.get("recipe") else []
+    parts += [f"training recipe {Path(row['recipe']).stem}"] if row.get("recipe") else []
     return ", ".join(parts)
 
 

@@ -254,11 +254,11 @@ def open_images(
     """
     found = parse_dataset(reference) if isinstance(reference, str) else reference
     opener = {"hub": _open_hub, "local": _open_local, "variant": _open_variant}[found.kind]
-    split, within = part_of(whole := split)
+    split, part, within = part_of(split)
     opened = opener(found, split, default)
     if within is not None:
         chosen = opened.only([number for number, name in enumerate(opened.ids) if within(name)])
-        opened = replace(chosen, split=str(whole))
+        opened = replace(chosen, split=f"{opened.split}{part}")
     if limit is not None:
         seen: Counter[str] = Counter()
         keep = []

@@ -153,17 +153,18 @@ def kept(split: str, share: float) -> str:
     return f"{split}[kept {100 - 100 * share:g}%]"
 
 
-def part_of(split: str | None) -> tuple[str | None, Callable[[str], bool] | None]:
-    """A split without its part, and whether an image of an id is in the part; None if all are.
+def part_of(split: str | None) -> tuple[str | None, str, Callable[[str], bool] | None]:
+    """A split without its part, the part as it is written, and whether an image of an id is in it; None if all are.
 
     Raises HfsynError if there are brackets that say something else.
     """
     if split is None or not ({"[", "]"} & set(split)):
-        return split, None
+        return split, "", None
     found = _PART.fullmatch(split)
     percent = Decimal(found["percent"]) if found else Decimal(0)
     if found is None or not percent:
         raise HfsynError(f"{split!r} is not a split.", "A part of one is train[held 10%] or train[kept 90%].")
     held = percent if found["which"] == "held" else 100 - percent
     limit = float(held) / 100
-    return found["split"] or None, lambda name: (share_of(name) < limit) == (found["which"] == "held")
+    base, is_held = found["split"], found["which"] == "held"
+    return base or None, split[len(base) :], lambda name: (share_of(name) < limit) == is_held
