@@ -59,18 +59,19 @@ def _print_example(context: click.Context, option: click.Parameter, name: str | 
 @processes_option("Trainings at once, each with one thread or one GPU. Default: one per GPU, or one per CPU core.")
 @number("--num-workers", least=0, most=1024, default=0, help="Decoders per training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
-@click.option("--dry-run", is_flag=True, help="Open all sets, look up all networks, list the cells; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Open all sets, look up all networks, tell hours and disk.")
 @answer_options
 @click.option(
     "--example",
-    type=click.Choice(["small", "captions", "exchange"]),
+    type=click.Choice(["small", "captions", "exchange", "paper", "generators"]),
     is_flag=False,
     flag_value="small",
     metavar="[NAME]",
     is_eager=True,
     expose_value=False,
     callback=_print_example,
-    help="Print a MATRIX that runs offline: small, captions (what they are worth), exchange (what a real image is).",
+    help="Print a MATRIX: small, captions (what they are worth) and exchange (what a real image is) run offline; paper "
+    "(the method's own table) and generators (by year) need ImageNet sets and a GPU.",
 )
 def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bool, **words: Any) -> None:
     """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.
@@ -88,10 +89,14 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
       real: {dataset: imagenette}
 
     \b
-    More axes: budgets (images per epoch), limits (different images per class) and
-    mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
+    More axes: variants, recipes, lrs, budgets (images per epoch), limits (different images per class) and
+    mix: {dataset: imagenette, shares: [0, 0.5]}. More columns: membership, fidelity and copies, means of tests; and
+    select_on, on which each arm's recipe is chosen. `hfsyn bench --example paper > paper.yaml` writes all of it.
     Without models, the network is the one that the training recipe names.
     What failed is kept in the table with its error; the exit code is then 4.
+
+    \b
+    hfsyn bench paper.yaml --out out/paper --dry-run     what it would cost, and the commands that make the sets
     """
     from hfsyn import bench
     from hfsyn.judging.bench.cells import failures
@@ -152,6 +157,7 @@ def _measured(found: Any, as_json: bool, quiet: bool) -> None:
 )
 @_limit
 @preparation_options
+@click.option("--sheet", metavar="FILE", help="Draw the pairs that are most alike side by side, as a PNG file.")
 @_device
 @_out
 @answer_options
@@ -160,6 +166,7 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
 
     \b
     hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
+    hfsyn fidelity runs/cip imagenette --sheet copies.png     the copies that it found, beside what they are copies of
     """
     from hfsyn import fidelity
 

@@ -132,10 +132,10 @@ def bench(
         return {"cells": planned, "costs": costs(matrix, jobs, sizes)}
     atomic_text(folder / MATRIX, dump_part(matrix))
     if submit is not None:
-        _run(submit, jobs, sets, folder, None if quiet else matrix.name)
+        _run(submit, jobs, sets, how.compare, folder, None if quiet else matrix.name)
     elif jobs or sets:
         with task_pool(num_processes or (1 if own else None), device=device) as pool:
-            _run(pool, jobs, sets, folder, None if quiet else matrix.name)
+            _run(pool, jobs, sets, how.compare, folder, None if quiet else matrix.name)
     return sum_up(matrix, folder, quiet=quiet)
 
 
@@ -187,13 +187,14 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
     )
 
 
-def _run(submit: Submit, jobs: dict[Cell, Job], sets: Sequence[Comparison], folder: Path, name: str | None) -> None:
+def _run(
+    submit: Submit, jobs: dict[Cell, Job], sets: Sequence[Comparison], compare: Comparer, folder: Path, name: str | None
+) -> None:
     """Run the jobs; progress is reported under the matrix's `name`, or not at all if None."""
     started = time.monotonic()
     tasks: list[tuple[str, Path | None, Future[Any]]] = [
         (f"{one.column} of {one.arm}", None, _submitted(submit, columns.run_comparison, folder, one, compare))
         for one in sets
-        for compare in [next(iter(jobs.values())).how.compare if jobs else columns.compare]
     ]
     tasks += [
         (" ".join(cell.folder.parts[1:]), job.folder, _submitted(submit, run_cell, job)) for cell, job in jobs.items()

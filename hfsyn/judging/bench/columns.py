@@ -2,6 +2,7 @@
 one. The former are of a cell and lie in its results; the latter are of a set, which many cells may share:
 
 OUT/sets/COLUMN-ARM-HASH.json          what a comparison found
+OUT/sets/COLUMN-ARM-HASH.png           the copies that it found, beside what they are copies of
 OUT/sets/COLUMN-ARM-HASH.error.json    why it failed; the next run tries it again
 """
 
@@ -30,7 +31,7 @@ ITSELF = "the real set itself"
 Attacker = Callable[..., dict[str, Any]]
 """``attack(model, members, others, members_split=..., others_split=..., limit=...)``, as `measure_membership`."""
 Comparer = Callable[..., dict[str, Any]]
-"""``compare(synthetic, real, split=..., features=..., evaluation=..., limit=...)``, as `measure_fidelity`."""
+"""``compare(synthetic, real, split=, features=, evaluation=, limit=, sheet=)``, as `measure_fidelity`."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def run_comparison(folder: Path, one: Comparison, compare: Comparer) -> str:
     place_of = folder / SETS / one.file
     failed = place_of.with_name(f"{one.file}.error.json")
     try:
-        found = compare(**one.words)
+        found = compare(**one.words, sheet=place_of.with_name(f"{one.file}.png"))
     except HfsynError as error:
         atomic_text(failed, _error(error.message, error.hint))
         return f"failed: {error.message}"
