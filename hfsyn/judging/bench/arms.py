@@ -75,7 +75,7 @@ def sheet(matrix: Matrix, public: bool) -> dict[str, Any] | None:
     classes = []
     for info, samples in found:
         lines: list[dict[str, Any]] = []
-        if not public or get_variant(runs[0].recipe.source.variant).drawn:
+        if not public or _is_ours(runs[0]):
             real = [_picture(sample.real, f"real {info.name}", "a real image") for sample in samples]
             lines.append({"arm": "real", "images": real})
         for number, arm in enumerate(arms):
@@ -87,6 +87,11 @@ def sheet(matrix: Matrix, public: bool) -> dict[str, Any] | None:
             lines.append({"arm": arm, "images": made})
         classes.append({"name": info.name, "lines": lines})
     return {"classes": classes, "seed": matrix.seeds[0]} if classes else None
+
+
+def _is_ours(run: Run) -> bool:
+    """Whether the real images of a run are our own drawings, which have no licence of others."""
+    return get_variant(run.recipe.source.variant).drawn
 
 
 def _picture(image: Image.Image, alt: str, title: str) -> dict[str, Any]:
