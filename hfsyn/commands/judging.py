@@ -125,8 +125,8 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
 def report_command(as_json: bool, **words: Any) -> None:
     """One self-contained HTML page of a bench's folder OUT (or of several beside each other). Prints its path.
 
-    Beside it are the table as CSV, with the names of timm's tables, and as LaTeX, and the plots. On a Space there are
-    no photographs of the source and no paths of this machine; the command then prints its address.
+    Beside it are the table as CSV, with the names of timm's tables, and as LaTeX, and the plots. A Space shows
+    neither photographs of the source nor paths of this machine; the command then prints its address.
 
     \b
     hfsyn report out/paper

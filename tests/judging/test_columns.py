@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from conftest import finished_run
 
 from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
@@ -20,6 +21,7 @@ from hfsyn.judging.bench.matrix import EXAMPLES, cells, load_matrix
 from hfsyn.judging.bench.page import write_page
 from hfsyn.judging.bench.table import latex_escaped
 from hfsyn.judging.measures.metrics import wilson
+from hfsyn.judging.sets.image_set import TRAIN, open_images
 
 MATRIX: dict[str, Any] = {
     "name": "columns",
@@ -181,6 +183,19 @@ def test_what_failed_where_rates_are_chosen_is_not_chosen(tmp_path: Path) -> Non
     assert cell(summary, "real", "a")["note"] == "failed: It diverged. (seed 0)"
 
 
+def test_an_arm_without_anything_to_choose_by_has_no_number_but_the_reason(tmp_path: Path) -> None:
+    def fails(model: Path, dataset: str, split: str | None) -> dict[str, Any]:
+        if "shapes-context" in (model / "config.json").read_text() and split and "held" in split:
+            raise HfsynError("It is empty.")
+        return evaluate(model, dataset, split)
+
+    summary = run(tmp_path, CHOICE, evaluate=fails)
+    assert cell(summary, "other", "a")["note"] == "failed: nothing to choose by: It is empty."
+    assert cell(summary, "other", "MIA: AUC")["mean"] is None
+    assert {row["arm"] for row in summary["rows"]} == {"real"}
+    assert len(summary["chosen"]) == 1
+
+
 def test_members_are_without_what_is_held_out() -> None:
     matrix = load_matrix(CHOICE)
     assert cell_attacks(matrix, next(cells(matrix)))["MIA"]["members_split"] == "[kept 90%]"
@@ -303,3 +318,22 @@ def test_latex_shows_every_character_of_a_name(tmp_path: Path) -> None:
     columns = len(re.search(r"\\begin\{tabular\}\{l(r+)\}", tex)[1])  # type: ignore[index]
     rows = [line for line in body.splitlines() if line.endswith(r"\\") and "\\multicolumn" not in line]
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {columns}
+
+
+def test_what_was_made_from_a_held_out_image_is_held_out_with_it(tmp_path: Path) -> None:
+    run_of = finished_run(tmp_path)
+    real = open_images("shapes", "train", default=TRAIN, limit=3)
+    parts = {part: open_images(str(run_of), f"train[{part}]") for part in ("held 30%", "kept 70%")}
+    held = set(open_images("shapes", "train[held 30%]").ids)
+    sources = {part: {name.partition("#")[0] for name in one.ids} for part, one in parts.items()}
+    assert sources["held 30%"] | sources["kept 70%"] == set(real.ids)
+    assert sources["held 30%"] == set(real.ids) & held
+    assert not sources["kept 70%"] & held
+    assert len(sources["held 30%"]) in range(3, 16)
+    assert parts["held 30%"].facts()["split"] == "train[held 30%]"
+
+
+@pytest.mark.parametrize("split", ["train[held 10]", "train[hold 10%]", "train[held 0%]", "train[", "train[held 100%]"])
+def test_a_part_of_a_split_that_says_nothing_is_refused(split: str) -> None:
+    with pytest.raises(HfsynError, match=re.escape("is not a split")):
+        open_images("shapes", split)

@@ -169,6 +169,10 @@ def test_an_arm_that_fails_has_its_reason_in_each_cell_of_the_table(whole: Path)
     assert ["CLIP of cip 3" in one["cell"] for one in summary["failed_sets"]] == [True]
     lines = list(csv.DictReader((whole / "results.csv").open()))
     assert {line["arm"] for line in lines if line["status"] == "failed"} == {"cip 3"}
+    notes = {name: cell["note"] for name, cell in table_of(whole)["cip 3"]["cells"].items()}
+    assert all(note.startswith("failed: ") for note in notes.values())
+    assert "can be decoded" in notes["V2"]
+    assert "failed" in (whole / "table.tex").read_text()
 
 
 def test_recipes_are_chosen_on_what_is_held_out_and_the_table_says_which_and_on_what(whole: Path) -> None:

@@ -114,9 +114,7 @@ def runs(matrix: Matrix, root: Path | None) -> list[dict[str, Any]]:
                     "seed": seed,
                     "manifest": manifest.raw,
                     "fingerprint": run.fingerprint[:12],
-                    "recipe": dump_part(published_recipe(run.recipe))
-                    if root is None
-                    else (path / layout.RECIPE).read_text(encoding="utf-8"),
+                    "recipe": _recipe_text(run, root),
                     "link": None if root is None else relpath(path / layout.RECIPE, root),
                     "generator": f"{made.model}, {made.steps} steps, guidance {made.guidance_scale:g}",
                 }

@@ -93,11 +93,9 @@ def bench(
     Args:
         matrix: a YAML file, its fields, or a Matrix.
         out: the folder; it must not hold another matrix's cells.
-        train, evaluate, attack, compare, look: replace `hfsyn.judging.train.loop.train`, `evaluate`,
-            `measure_membership` and `measure_fidelity` of `hfsyn.judging.measures`, and the fingerprint of
-            `hfsyn.judging.sets.image_set.open_images`. With a custom `train` and no `look`, fingerprints are not
-            compared.
-        num_processes: cells at once, each with one torch thread or GPU; None is one per GPU or core, or with `train` 1.
+        train, evaluate, attack, compare, look: replace what trains, tests, measures membership and fidelity, and the
+            fingerprint of `open_images`. With a custom `train` and no `look`, fingerprints are not compared.
+        num_processes: cells at once, each with one thread or GPU; None is one per GPU or core, or with `train` 1.
         num_workers: decoding processes for each of those.
         device: torch device for all.
         submit: an open task pool, used instead of `num_processes`.
@@ -106,37 +104,40 @@ def bench(
 
     Returns:
         What summary.json holds, see `summarise`; with `dry_run` the ``cells``, each with the ``images`` of its training
-        sets (None where they are streams) and its ``state``: to train, to test, or done; and the ``costs``, see
-        `hfsyn.judging.bench.costs.costs`.
+        sets (None where they are streams) and its ``state``: to train, to test, or done; and the ``costs``.
 
     Raises:
         HfsynError: see `load_matrix`; a set or network is not there; or a cell in `out` has other settings or images.
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
     own, images = train is not None, look or (cache(look_at) if train is None else None)
-    how = How(
-        train or partial(_train, device=device, workers=num_workers),
-        evaluate or partial(_evaluate, device=device, workers=num_workers),
-        attack or partial(columns.attack, device=device),
-        compare or partial(columns.compare, device=device),
-    )
+    how = _how(train, evaluate, attack, compare, device, num_workers)
     wanted = list(cells(matrix))
     jobs = _missing(matrix, folder, wanted, images, how)
     sets = missing_comparisons(matrix, folder, images)
-    sizes: dict[Any, int | None] = {}
     if not own:
         check_device(device)
-        sizes = refuse_faults(matrix, jobs, sets, unbuilt=dry_run)
+    sizes = {} if own else refuse_faults(matrix, jobs, sets, unbuilt=dry_run)
     if dry_run:
         planned = [_planned(cell, folder / cell.folder, jobs.get(cell), sizes) for cell in wanted]
         return {"cells": planned, "costs": costs(matrix, jobs, sizes)}
     atomic_text(folder / MATRIX, dump_part(matrix))
+    run = partial(_run, jobs=jobs, sets=sets, compare=how.compare, folder=folder, name=None if quiet else matrix.name)
     if submit is not None:
-        _run(submit, jobs, sets, how.compare, folder, None if quiet else matrix.name)
+        run(submit)
     elif jobs or sets:
         with task_pool(num_processes or (1 if own else None), device=device) as pool:
-            _run(pool, jobs, sets, how.compare, folder, None if quiet else matrix.name)
+            run(pool)
     return sum_up(matrix, folder, quiet=quiet)
+
+
+def _how(train: Any, evaluate: Any, attack: Any, compare: Any, device: str | None, workers: int) -> How:
+    return How(
+        train or partial(_train, device=device, workers=workers),
+        evaluate or partial(_evaluate, device=device, workers=workers),
+        attack or partial(columns.attack, device=device),
+        compare or partial(columns.compare, device=device),
+    )
 
 
 def _missing(matrix: Matrix, folder: Path, wanted: Sequence[Cell], images: Look | None, how: How) -> dict[Cell, Job]:
@@ -177,7 +178,7 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
     if not (failed or sets):
         return None
     first = (failed or sets)[0]
-    what = f"{len(failed)} of {summary['cells']} cells failed" if failed else ""
+    what = f"{len(failed)} of {summary['cells']} cells failed or lack a column" if failed else ""
     what += f"{' and ' * bool(failed)}{plural(len(sets), 'comparison')} of sets failed" if sets else ""
     others = "The others are done. " if len(failed) < summary["cells"] else ""
     return HfsynError(

@@ -184,11 +184,11 @@ def costs_text(found: Mapping[str, Any]) -> list[str]:
 
     lines = []
     for run in found["runs"]:
-        lines.append(f"to build: {run['images']} images, {size_text(run['disk_bytes'])}; {times(run['hours'])}")
+        lines.append(f"to build: {run['images']:,} images, {size_text(run['disk_bytes'])}; {times(run['hours'])}")
         lines.append(f"  {run['command']}")
     for what, noun in (("trainings", "training"), ("tests", "test")):
         if (part := found[what])["count"]:
-            lines.append(f"{plural(part['count'], noun)} of {part['images']} images: {times(part['hours'])}")
+            lines.append(f"{plural(part['count'], noun)} of {part['images']:,} images: {times(part['hours'])}")
     lines.append(f"all: {times(found['hours'])} ({found['assumption']}); disk: about {size_text(found['disk_bytes'])}")
     if found["unknown"]:
         lines.append(f"not counted, since their cost is not known: {', '.join(found['unknown'])}")

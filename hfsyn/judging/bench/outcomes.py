@@ -156,6 +156,7 @@ def chosen(matrix: Matrix, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], 
         seeds = sorted(set.intersection(*map(set, scores.values()))) if scores else []
         means = {pick: sum(found[seed] for seed in seeds) / len(seeds) for pick, found in scores.items() if seeds}
         if not means:
+            kept += map(_unchosen, next(iter(candidates.values())))
             continue
         best = max(means, key=lambda pick: means[pick])
         named = dict(setting)
@@ -165,6 +166,15 @@ def chosen(matrix: Matrix, outcomes: Sequence[Outcome]) -> tuple[list[Outcome], 
         choices.append(Choice(named.pop("arm"), named, lr, recipe, means[best], tuple(seeds), len(candidates), on))
         kept += [replace(one, cell=replace(one.cell, lr=None, recipe=None)) for one in candidates[best]]
     return kept, choices
+
+
+def _unchosen(outcome: Outcome) -> Outcome:
+    """A cell of an arm of which nothing could be chosen: only why is reported."""
+    why, result = outcome.missing.get(CHOOSING, NOT_RUN), outcome.result or {}
+    told = why if why == NOT_RUN else f"nothing to choose by: {why}"
+    there = {name: told for kind in ("tests", "membership") for name in result.get(kind, {})}
+    cell = replace(outcome.cell, lr=None, recipe=None)
+    return replace(outcome, cell=cell, result=None, missing={**outcome.missing, **there})
 
 
 def _scores(outcomes: Sequence[Outcome]) -> dict[int, float]:

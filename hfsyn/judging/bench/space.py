@@ -25,8 +25,8 @@ def report(
 
     Args:
         out: the folder of a bench, or one with several beside each other.
-        push_to_hub: show the page as this static Space, ``USER/NAME``; what is there already is not sent again. On it
-            are no photographs of the source, which may have a licence of their own, and no paths of this machine.
+        push_to_hub: show the page as this static Space, ``USER/NAME``; what is there already is not sent again. It
+            shows neither photographs of the source, which may have a licence of their own, nor paths of this machine.
         private: only you can see it there, if it is made now.
         quiet: no progress.
 
