@@ -14,16 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import yaml
 from click.testing import CliRunner
 from conftest import processes
 from PIL import Image
+from timm.models import save_for_hf
 
 from builders.variants import get_variant
 from builders.variants.real_labels import real_labels
 from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench.matrix import CHOOSING, EXAMPLES
+
+pytestmark = pytest.mark.timeout(900)  # twenty seconds where nobody else is at work
 
 TINY = {
     "model": {"name": "test_resnet", "image_size": 16, "channels_last": False},
@@ -87,8 +91,11 @@ def miniature(folder: Path, *, variants: list[str], arms: list[str], seeds: list
             matrix["tests"][name]["variants"] = [v for v in matrix["tests"][name]["variants"] if v in variants]
     real = f"{folder}/real/{{variant}}"
     matrix["membership"]["MIA"] |= {"members": real, "others": real}
-    matrix["fidelity"]["CLIP"] |= {"real": real, "evaluation": real, "features": "random:test_resnet"}
+    matrix["fidelity"]["CLIP"] |= {"real": real, "evaluation": real, "features": "random:test_resnet", "limit": 3}
     matrix["select_on"] |= {"dataset": real, "share": 0.3}
+    published = folder / "published"
+    save_for_hf(timm.create_model("test_resnet", num_classes=1000), str(published), safe_serialization=True)
+    matrix["baselines"] = [f"local-dir:{published}"]
     return matrix
 
 
@@ -115,7 +122,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "m.yaml").write_text(yaml.safe_dump(matrix, sort_keys=False))
     for image in (folder / "runs" / "imagenet-100-cip-g3").rglob("*.JPEG"):
         image.write_bytes(NOT_AN_IMAGE)
-    real = next((folder / "real" / "imagenet-100" / "train").glob("*/*.JPEG"))
+    real = min((folder / "real" / "imagenet-100" / "train").glob("*/*.JPEG"))  # among the first three of its class
     copied = folder / "runs" / "imagenet-100-basic" / "train" / real.parent.name
     shutil.copy(real, copied / "copied.JPEG")
 
@@ -137,6 +144,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert (first / "results.json").read_bytes() == (folder / "before.json").read_bytes()  # it was not done again
     assert invoke("report", folder / "out").exit_code == 0
     return folder / "out"
+
+
+def test_published_weights_are_tested_on_the_same_sets(whole: Path) -> None:
+    (name,) = [arm for arm in table_of(whole) if arm.startswith("local-dir:")]
+    cells = table_of(whole)[name]["cells"]
+    tested = {name for name in MEASURES if ":" not in name}
+    assert {name for name, cell in cells.items() if cell["mean"] is not None} == tested
+    assert {cells[name]["note"] for name in MEASURES - tested} == {"not asked"}
 
 
 def table_of(out: Path) -> dict[str, dict[str, Any]]:

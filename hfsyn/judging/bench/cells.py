@@ -5,6 +5,7 @@ OUT/cells/ARM/MODEL/SETTING/seed-S/training/       the classifier
 OUT/cells/ARM/MODEL/SETTING/seed-S/results.json    written last: the cell is done, for the tests it lists
 OUT/cells/ARM/MODEL/SETTING/seed-S/error.json      why it or a column of it failed; the next run retries that
 OUT/sets/                                          comparisons of the arms' sets, see `hfsyn.judging.bench.columns`
+OUT/baselines/                                     tests of published weights, see `hfsyn.judging.bench.baselines`
 OUT/results.csv                                    a line per cell and test
 OUT/summary.json                                   means, intervals, paired differences
 """
@@ -23,10 +24,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from builders.errors import plural
 from builders.files import atomic_text, disk_error
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench import columns
+from hfsyn.judging.bench.baselines import Baseline, missing_baselines, run_baseline
 from hfsyn.judging.bench.columns import Attacker, Comparer, Comparison, cell_attacks, missing_comparisons
 from hfsyn.judging.bench.costs import costs
 from hfsyn.judging.bench.matrix import Cell, Matrix, cell_config, cell_tests, cells, load_matrix
@@ -43,8 +44,8 @@ _EMPTY: dict[str, Any] = {"cell": {}, "training": {}, "tests": {}, "seconds": 0.
 
 Trainer = Callable[[Any, Path], dict[str, Any]]
 """``train(config, out)``: trains by a TrainConfig in a folder; returns the result."""
-Evaluator = Callable[[Path, str, str | None], dict[str, Any]]
-"""``evaluate(model, dataset, split)``: the result of a test."""
+Evaluator = Callable[[Any, str, str | None], dict[str, Any]]
+"""``evaluate(model, dataset, split)``: the result of a test of a training's folder, or of a network of timm."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def bench(
     how = _how(train, evaluate, attack, compare, device, num_workers)
     wanted = list(cells(matrix))
     jobs = _missing(matrix, folder, wanted, images, how)
-    sets = missing_comparisons(matrix, folder, images)
+    sets, published = missing_comparisons(matrix, folder, images), missing_baselines(matrix, folder)
     if not own:
         check_device(device)
     sizes = {} if own else refuse_faults(matrix, jobs, sets, unbuilt=dry_run)
@@ -122,10 +123,10 @@ def bench(
         planned = [_planned(cell, folder / cell.folder, jobs.get(cell), sizes) for cell in wanted]
         return {"cells": planned, "costs": costs(matrix, jobs, sizes)}
     atomic_text(folder / MATRIX, dump_part(matrix))
-    run = partial(_run, jobs=jobs, sets=sets, compare=how.compare, folder=folder, name=None if quiet else matrix.name)
+    run = partial(_run, jobs, sets, published, how, folder, None if quiet else matrix.name)
     if submit is not None:
         run(submit)
-    elif jobs or sets:
+    elif jobs or sets or published:
         with task_pool(num_processes or (1 if own else None), device=device) as pool:
             run(pool)
     return sum_up(matrix, folder, quiet=quiet)
@@ -179,7 +180,7 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
         return None
     first = (failed or sets)[0]
     what = f"{len(failed)} of {summary['cells']} cells failed or lack a column" if failed else ""
-    what += f"{' and ' * bool(failed)}{plural(len(sets), 'comparison')} of sets failed" if sets else ""
+    what += f"{' and ' * bool(failed)}{len(sets)} of sets or published networks" if sets else ""
     others = "The others are done. " if len(failed) < summary["cells"] else ""
     return HfsynError(
         f"{what}, the first ({first['cell']}) with: {first['error']}",
@@ -189,13 +190,23 @@ def failures(summary: dict[str, Any], out: str | Path) -> HfsynError | None:
 
 
 def _run(
-    submit: Submit, jobs: dict[Cell, Job], sets: Sequence[Comparison], compare: Comparer, folder: Path, name: str | None
+    jobs: dict[Cell, Job],
+    sets: Sequence[Comparison],
+    published: Sequence[Baseline],
+    how: How,
+    folder: Path,
+    name: str | None,
+    submit: Submit,
 ) -> None:
     """Run the jobs; progress is reported under the matrix's `name`, or not at all if None."""
     started = time.monotonic()
     tasks: list[tuple[str, Path | None, Future[Any]]] = [
-        (f"{one.column} of {one.arm}", None, _submitted(submit, columns.run_comparison, folder, one, compare))
+        (f"{one.column} of {one.arm}", None, _submitted(submit, columns.run_comparison, folder, one, how.compare))
         for one in sets
+    ]
+    tasks += [
+        (f"{one.model} on {one.dataset}", None, _submitted(submit, run_baseline, folder, one, how.evaluate))
+        for one in published
     ]
     tasks += [
         (" ".join(cell.folder.parts[1:]), job.folder, _submitted(submit, run_cell, job)) for cell, job in jobs.items()
@@ -299,7 +310,9 @@ def _train(config: Any, out: Path, *, device: str | None, workers: int) -> dict[
     return train(config, out, RunOptions(device=device, num_workers=workers, quiet=True))
 
 
-def _evaluate(model: Path, dataset: str, split: str | None, *, device: str | None, workers: int) -> dict[str, Any]:
+def _evaluate(
+    model: Path | str, dataset: str, split: str | None, *, device: str | None, workers: int
+) -> dict[str, Any]:
     from hfsyn.judging.measures.evaluate import evaluate
 
     return evaluate(model, dataset, split=split, device=device, num_workers=workers, quiet=True)

@@ -125,7 +125,7 @@ class Comparison:
 def comparison(matrix: Matrix, name: str, cell: Cell) -> Comparison | None:
     """The comparison of a column that a cell's set belongs to; None if it is not asked of it."""
     asked: Fidelity = matrix.fidelity[name]
-    if not asked.of(cell.arm, cell.variant):
+    if cell.arm not in matrix.arms or not asked.of(cell.arm, cell.variant):
         return None
     train = [place(text, cell.seed, cell.variant) for text in matrix.arms[cell.arm].train]
     words = {
@@ -157,10 +157,14 @@ def read_comparison(folder: Path, one: Comparison) -> tuple[dict[str, Any] | Non
         return None, one.problem
     if one.is_real:
         return None, ITSELF
-    made, failed = (_read(folder / SETS / f"{one.file}{end}") for end in (".json", ".error.json"))
-    if made is not None:
-        return made, None
-    return None, f"failed: {failed['error']}" if failed else "not run"
+    found, why = made_in(folder / SETS / one.file)
+    return found, why if found is None else None
+
+
+def made_in(place: Path) -> tuple[dict[str, Any] | None, str]:
+    """What `make` wrote at a path, and else why there is nothing."""
+    found, failed = (_read(place.with_name(f"{place.name}{end}")) for end in (".json", ".error.json"))
+    return found, f"failed: {failed['error']}" if failed else "not run"
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -189,23 +193,31 @@ def _changed(one: Comparison, made: dict[str, Any], look: Callable[..., str | No
 def run_comparison(folder: Path, one: Comparison, compare: Comparer) -> str:
     """Make a comparison, and write what it found or why it failed; return a one-line summary."""
     place_of = folder / SETS / one.file
-    failed = place_of.with_name(f"{one.file}.error.json")
+    found, why = make(place_of, compare, **one.words, sheet=place_of.with_name(f"{one.file}.png"))
+    if found is None:
+        return why
+    copies = found["duplicates"]["against_real"]["near"]
+    return f"Fréchet distance {found['frechet']['value']:.4g}, {copies} copies of real images"
+
+
+def make(place: Path, work: Callable[..., dict[str, Any]], *arguments: Any, **words: Any) -> Any:
+    """What the work returns, written to a path with ``.json``; or None and why it failed, written beside it."""
+    failed = place.with_name(f"{place.name}.error.json")
     try:
-        found = compare(**one.words, sheet=place_of.with_name(f"{one.file}.png"))
+        found = work(*arguments, **words)
     except HfsynError as error:
         atomic_text(failed, _error(error.message, error.hint))
-        return f"failed: {error.message}"
+        return None, f"failed: {error.message}"
     except Exception as error:  # as of cells: the others go on
         if disk_error(error) is not None:
             raise
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         atomic_text(failed, _error(said, trace=traceback.format_exc()))
-        return f"failed: {said}"
+        return None, f"failed: {said}"
     found = {name: value for name, value in found.items() if name != "nearest_real"}
-    atomic_text(place_of.with_name(f"{one.file}.json"), dump_result(found))
+    atomic_text(place.with_name(f"{place.name}.json"), dump_result(found))
     failed.unlink(missing_ok=True)
-    copies = found["duplicates"]["against_real"]["near"]
-    return f"Fréchet distance {found['frechet']['value']:.4g}, {copies} copies of real images"
+    return found, ""
 
 
 def _error(message: str, hint: str = "", trace: str = "") -> str:

@@ -78,6 +78,8 @@ class Matrix(Part):
     """Training recipes, by name or file; null is `config`."""
     tests: Annotated[dict[Name, Test], Field(min_length=1)]
     """Evaluation sets; the first one is the headline."""
+    baselines: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Networks with published weights that are tested, too, such as resnet50.a1_in1k: rows of the table."""
     means: dict[Name, Annotated[tuple[Name, ...], Field(min_length=2, strict=False)]] = Field(default_factory=dict)
     """Means of some of the tests, as tests of their own: {V2: [V2 matched, V2 threshold, V2 top]}."""
     membership: dict[Name, Membership] = Field(default_factory=dict)

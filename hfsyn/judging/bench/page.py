@@ -27,6 +27,7 @@ from hfsyn.judging.train.model_card import without_paths
 from hfsyn.pages.html import page
 
 PAGE, PLOTS = "report.html", "plots"
+_GREY = "#888888"  # of networks with published weights
 CSV_TABLE, TEX_TABLE = "table.csv", "table.tex"
 
 
@@ -141,7 +142,7 @@ def _table_files(name: str, summary: dict[str, Any], root: Path, stem: str | Non
     """Write the table as CSV and as LaTeX; return the files' names."""
     prefix = "" if stem is None else f"{stem}-"
     comma, tex = f"{prefix}{CSV_TABLE}", f"{prefix}{TEX_TABLE}"
-    atomic_text(root / comma, csv_text(summary["table"], summary["rows"]))
+    atomic_text(root / comma, csv_text(summary["table"], [*summary["rows"], *summary["baselines"]]))
     atomic_text(root / tex, latex_text(name, summary["table"]))
     return comma, tex
 
@@ -155,7 +156,8 @@ def _table(found: dict[str, Any], arms: Sequence[str]) -> dict[str, Any]:
             for head in found["columns"]
             for cell in [row["cells"][head["name"]]]
         ]
-        line = {"arm": row["arm"], "colour": plots.colour_of(arms, row["arm"]), "chosen": row["chosen"], "cells": cells}
+        colour = plots.colour_of(arms, row["arm"]) if row["arm"] in arms else _GREY
+        line = {"arm": row["arm"], "colour": colour, "chosen": row["chosen"], "cells": cells}
         blocks.setdefault(where_text(row), []).append(line)
     return {"heads": found["columns"], "blocks": [{"where": w, "rows": rows} for w, rows in blocks.items()]}
 

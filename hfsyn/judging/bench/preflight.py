@@ -130,11 +130,13 @@ def refuse_faults(
     places = {one.place for one in absent}
     for job in jobs.values():
         _check_cell(job, faults, places, found)
+    for name in matrix.baselines:
+        _check_name(name, faults)
     for one in sets:
         for text, split, default in _sets_of(one):
             if text not in places:
                 faults.tried(_opened, (text, split, default), text, split, default)
-        faults.tried(_features, one.words["features"], one.words["features"])
+        _check_name(one.words["features"], faults)
     faults.refuse()
     return found
 
@@ -192,8 +194,8 @@ def _trained_on(config: Any) -> tuple[int, dict[str, str], int | None]:
     return feed.budget, {wnid: feed.names[wnid] for wnid in feed.classes}, feed.images
 
 
-def _features(name: str) -> None:
+def _check_name(name: str, faults: _Faults) -> None:
     from hfsyn.judging.classifier import check_model_name
 
     if not Path(name).exists():  # else the folder of a training
-        check_model_name(name.removeprefix("random:"))
+        faults.tried(check_model_name, name, name.removeprefix("random:"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text
+from hfsyn.judging.bench.baselines import baseline_outcomes
 from hfsyn.judging.bench.columns import comparisons, read_comparison
 from hfsyn.judging.bench.exchange import exchange_rates, rate_sentence
 from hfsyn.judging.bench.matrix import SETTING, Cell, Matrix
@@ -41,10 +42,11 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome], folder: Path) -> dict
 
     Returns:
         ``name``, ``verdict`` (sentences), ``cells``, ``failed`` (``cell``, ``error``), ``failed_sets`` (likewise, of
-        comparisons of sets), ``chosen`` (sentences: which learning rates and training recipes, and on what), ``table``,
-        see `hfsyn.judging.bench.table`; ``rows``: one for each test or mean of some, setting and arm, with ``seeds``,
-        ``values`` and ``mean``, ``low``, ``high`` of top-1, ``n`` (test images), ``classes``, ``top5``, ``ece`` (means)
-        and ``all_classes`` (mean top-1 over all outputs, if the set has fewer classes);
+        comparisons of sets and of published networks), ``chosen`` (sentences: which learning rates and training
+        recipes, and on what), ``table``, see `hfsyn.judging.bench.table`, ``baselines`` (rows of published networks);
+        ``rows``: one for each test or mean of some, setting and arm, with ``seeds``, ``values`` and ``mean``, ``low``,
+        ``high`` of top-1, ``n`` (test images), ``classes``, ``top5``, ``ece`` (means) and ``all_classes`` (mean top-1
+        over all outputs, if the set has fewer classes);
         ``differences``: one for each test, setting and pair of arms, ``a`` minus ``b`` over the seeds that both have;
         of two arms ``a`` is the one that comes later in the matrix; with the axes `real` and `synthetic` also
         ``exchange``, see `exchange_rates`. Where `select_on` chooses, all but ``failed`` is of what was chosen.
@@ -53,6 +55,7 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome], folder: Path) -> dict
     count = len(outcomes)
     some, choices = chosen(matrix, outcomes)
     outcomes = with_means(matrix, some)
+    published = with_means(matrix, baseline_outcomes(matrix, folder))
     rows, differences = [], []
     settings = list(dict.fromkeys(outcome.cell.setting for outcome in outcomes))
     tests = [*matrix.tests, *matrix.means]
@@ -74,9 +77,14 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome], folder: Path) -> dict
         "name": matrix.name,
         "cells": count,
         "failed": failed,
-        "failed_sets": _failed_sets(matrix, folder),
+        "failed_sets": [*_failed_sets(matrix, folder), *_failed_baselines(published)],
         "chosen": [_choice_text(choice) for choice in choices],
-        "table": table(matrix, outcomes, folder, choices),
+        "table": table(matrix, [*outcomes, *published], folder, choices),
+        "baselines": [
+            {"test": name, **dict(zip(SETTING, one.cell.setting, strict=True)), "arm": one.cell.arm, **_row({0: test})}
+            for one in published
+            for name, test in (one.result or {"tests": {}})["tests"].items()
+        ],
         "tests": tests,
         "arms": list(matrix.arms),
         "rows": rows,
@@ -101,6 +109,10 @@ def _failed_sets(matrix: Matrix, folder: Path) -> list[dict[str, str]]:
         if made is None:
             found.append({"cell": f"{one.column} of {one.arm} ({name})", "error": str(why).removeprefix("failed: ")})
     return found
+
+
+def _failed_baselines(published: Sequence[Outcome]) -> list[dict[str, str]]:
+    return [{"cell": f"published {one.cell.arm}", "error": one.error} for one in published if one.error is not None]
 
 
 def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
