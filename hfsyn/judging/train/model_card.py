@@ -4,6 +4,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,10 @@ def _eval_files(test: Mapping[str, Any] | None, repo_id: str, repo: HubRepo) -> 
     if not test or not test["dataset"]["hub"]:
         return {}
     data = test["dataset"]
-    there = HubRepo(data["hub"], token=repo.token, say=repo.say)
+    there, tasks = HubRepo(data["hub"], token=repo.token, say=repo.say), None
     config = parse_dataset(data["reference"]).config
-    tasks = there.text(EVAL, data["revision"]) if EVAL in there.tree(data["revision"]) else None
+    with suppress(HfsynError):  # the set may be closed to this token: then nobody knows its tasks here
+        tasks = there.text(EVAL, data["revision"]) if EVAL in there.tree(data["revision"]) else None
     name = f"{data['hub'].replace('/', '_')}{f'_{config}' if config else ''}_{data['split']}"
     text = eval_results_text(test, task_of(tasks, config, data["split"]), repo_id)
     return {f".eval_results/{name}.yaml": LocalFile.made(text)}
