@@ -227,6 +227,18 @@ def test_an_arm_without_anything_to_choose_by_has_no_number_but_the_reason(tmp_p
     assert len(summary["chosen"]) == 1
 
 
+def test_no_arm_is_trained_on_what_is_held_out(tmp_path: Path) -> None:
+    splits: list[Any] = []
+
+    def noted(config: Any, out: Path) -> dict[str, Any]:
+        splits.append(config.data.train_split)
+        return train(config, out)
+
+    named = {"real": {"train": ["shapes"], "split": "train"}, "other": {"train": ["shapes-context"]}}
+    run(tmp_path, {**CHOICE, "arms": named, "seeds": [0]}, train=noted)
+    assert splits == ["train[kept 90%]", "[kept 90%]"] * 2
+
+
 def test_members_are_without_what_is_held_out() -> None:
     matrix = load_matrix(CHOICE)
     assert cell_attacks(matrix, next(cells(matrix)))["MIA"]["members_split"] == "[kept 90%]"
