@@ -12,6 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from conftest import finished_run
+from drawn_tables import rows_of, write_table
 
 from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
@@ -22,6 +23,8 @@ from hfsyn.judging.bench.page import write_page
 from hfsyn.judging.bench.table import latex_escaped
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.sets.image_set import TRAIN, open_images
+from hfsyn.judging.train.feeds import open_feed
+from hfsyn.recipes.training_recipe import load_train_config
 
 MATRIX: dict[str, Any] = {
     "name": "columns",
@@ -374,6 +377,13 @@ def test_what_was_made_from_a_held_out_image_is_held_out_with_it(tmp_path: Path)
     assert not sources["kept 70%"] & held
     assert len(sources["held 30%"]) in range(3, 16)
     assert parts["held 30%"].facts()["split"] == "train[held 30%]"
+
+
+def test_a_stream_has_no_parts(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "train.parquet", rows_of(10))
+    data = {"train": [str(table)], "train_split": "train[kept 90%]", "streaming": True, "budget": 8}
+    with pytest.raises(HfsynError, match=re.escape("is read as a stream, of which there is no part train[kept 90%]")):
+        open_feed(load_train_config({"data": data}))
 
 
 @pytest.mark.parametrize("split", ["train[held 10]", "train[hold 10%]", "train[held 0%]", "train[", "train[held 100%]"])

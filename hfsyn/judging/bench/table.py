@@ -192,6 +192,7 @@ def latex_text(name: str, found: Mapping[str, Any]) -> str:
     lines = [
         "% \\usepackage{booktabs}",
         "\\begin{table}",
+        "\\footnotesize\\setlength{\\tabcolsep}{3pt}",
         f"\\caption{{{latex_escaped(name)}: means over seeds with 95\\,\\% intervals (Student's t); accuracies in"
         " percent.}",
         "\\begin{tabular}{l" + "r" * len(heads) + "}",

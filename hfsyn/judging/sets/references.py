@@ -128,6 +128,9 @@ def _placed(rest: str, variant: str | None, text: str) -> Reference:
 
 def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], where: str) -> str:
     """The split that is meant: `split`, else the first of `default` that exists, else the only one, else an error."""
+    if split and "[" in split:  # `open_images` has taken the part off
+        said = f"{where} is read as a stream, of which there is no part {split}."
+        raise HfsynError(said, "Leave --streaming out, or name a whole split.")
     names = [split] if split else default
     ways = [name for name in names if name in there]  # an exact name goes before a synonym
     ways += [name for wanted in names for name in there if usual_split(name) == usual_split(wanted)]
