@@ -58,6 +58,7 @@ def _print_example(context: click.Context, option: click.Parameter, name: str | 
 @click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it does what is missing.")
 @processes_option("Trainings at once, each with one thread or one GPU. Default: one per GPU, or one per CPU core.")
 @number("--num-workers", least=0, most=1024, default=0, help="Decoders per training.")
+@number("--gradient-accumulation-steps", default=1, help="Parts in which a step is computed: less memory.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
 @click.option("--dry-run", is_flag=True, help="Open all sets, look up all networks, tell hours and disk.")
 @answer_options

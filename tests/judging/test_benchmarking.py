@@ -231,6 +231,7 @@ def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch
 
     def train(config: Any, out: Path, options: Any) -> dict[str, Any]:
         asked.append(options.num_workers)
+        assert options.accumulation == 2
         return FakeTrainer()(config, out)
 
     def evaluate(model: Path, dataset: str, *, split: str | None, num_workers: int, **_: Any) -> dict[str, Any]:
@@ -240,7 +241,7 @@ def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch
     monkeypatch.setattr("hfsyn.judging.train.loop.train", train)
     monkeypatch.setattr("hfsyn.judging.measures.evaluate.evaluate", evaluate)
     (tmp_path / "m.json").write_text(json.dumps({**MATRIX, "seeds": [0]}))
-    arguments = ["--num-workers", "3", "--num-processes", "1", "-q"]
+    arguments = ["--num-workers", "3", "--gradient-accumulation-steps", "2", "--num-processes", "1", "-q"]
     done = CliRunner().invoke(cli, ["bench", str(tmp_path / "m.json"), "--out", str(tmp_path / "out"), *arguments])
     assert done.exception is None
     assert asked == [3] * 4

@@ -81,6 +81,7 @@ def bench(
     look: Look | None = None,
     num_processes: int | None = None,
     num_workers: int = 0,
+    gradient_accumulation_steps: int = 1,
     device: str | None = None,
     submit: Submit | None = None,
     dry_run: bool = False,
@@ -98,6 +99,7 @@ def bench(
             fingerprint of `open_images`. With a custom `train` and no `look`, fingerprints are not compared.
         num_processes: cells at once, each with one thread or GPU; None is one per GPU or core, or with `train` 1.
         num_workers: decoding processes for each of those.
+        gradient_accumulation_steps: parts in which each step is computed.
         device: torch device for all.
         submit: an open task pool, used instead of `num_processes`.
         dry_run: open everything, and train nothing.
@@ -112,6 +114,7 @@ def bench(
     """
     matrix, folder = load_matrix(matrix), Path(out).expanduser()
     own, images = train is not None, look or (cache(look_at) if train is None else None)
+    train = train or partial(_train, device=device, workers=num_workers, accumulation=gradient_accumulation_steps)
     how = _how(train, evaluate, attack, compare, device, num_workers)
     wanted = list(cells(matrix))
     jobs = _missing(matrix, folder, wanted, images, how)
@@ -124,17 +127,22 @@ def bench(
         return {"cells": planned, "costs": costs(matrix, jobs, sizes)}
     atomic_text(folder / MATRIX, dump_part(matrix))
     run = partial(_run, jobs, sets, published, how, folder, None if quiet else matrix.name)
+    if jobs or sets or published:
+        _in_pool(run, submit, num_processes or (1 if own else None), device)
+    return sum_up(matrix, folder, quiet=quiet)
+
+
+def _in_pool(run: Callable[[Submit], None], submit: Submit | None, processes: int | None, device: str | None) -> None:
     if submit is not None:
         run(submit)
-    elif jobs or sets or published:
-        with task_pool(num_processes or (1 if own else None), device=device) as pool:
-            run(pool)
-    return sum_up(matrix, folder, quiet=quiet)
+        return
+    with task_pool(processes, device=device) as pool:
+        run(pool)
 
 
 def _how(train: Any, evaluate: Any, attack: Any, compare: Any, device: str | None, workers: int) -> How:
     return How(
-        train or partial(_train, device=device, workers=workers),
+        train,
         evaluate or partial(_evaluate, device=device, workers=workers),
         attack or partial(columns.attack, device=device),
         compare or partial(columns.compare, device=device),
@@ -304,10 +312,10 @@ class Faults:
         _write_error(self._folder, first.message, first.hint, self._trace, named)
 
 
-def _train(config: Any, out: Path, *, device: str | None, workers: int) -> dict[str, Any]:
+def _train(config: Any, out: Path, *, device: str | None, workers: int, accumulation: int) -> dict[str, Any]:
     from hfsyn.judging.train.loop import RunOptions, train
 
-    return train(config, out, RunOptions(device=device, num_workers=workers, quiet=True))
+    return train(config, out, RunOptions(device=device, num_workers=workers, accumulation=accumulation, quiet=True))
 
 
 def _evaluate(
