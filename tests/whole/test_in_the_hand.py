@@ -264,7 +264,7 @@ PYTHON_ONLY = {
     "generate": {"generator"},
     "demo": {"seeds"},
     "reproduce": {"generator"},
-    "bench": {"train", "evaluate", "look", "submit"},
+    "bench": {"train", "evaluate", "attack", "compare", "look", "submit"},
 }
 """Words that stand for objects and functions, which no command line has."""
 TERMINAL_ONLY = {"as_json", "quiet", "example"}
