@@ -53,6 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "hfsyn.judging.classifier": set(),
     "hfsyn.judging.measures": {"PIL", "numpy"},
     "hfsyn.judging.train": {"numpy"},
+    "hfsyn.judging.scores": {"PIL", "numpy"},
     "hfsyn.judging.bench": {"PIL", "numpy", "pydantic"},
     "hfsyn.showcase": set(),
     "hfsyn.api": set(),

@@ -1,0 +1,316 @@
+"""Scores: what judges say of each row of a set, keyed by its sample id, and the stage that writes them down.
+
+A judge writes shards of its own beside those of the set, with the rows of the data shard of the same name, through the
+same loop as captions and images. ``scores.parquet`` joins what all judges say; its marker ``scores.json`` names them. A
+column has the judge's own name for it, and where two judges have one of the same name, the judge's name before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from builders.files import atomic_text, digest_of, sha256_of
+from builders.runs import layout
+from hfsyn.errors import HfsynError
+from hfsyn.runs.claims import Mark, lock
+from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.shards import is_done, pending, write_groups
+from hfsyn.runs.stage import Stage
+
+if TYPE_CHECKING:
+    from builders.published import Published, RunFolder
+
+ID = "sample_id"
+KINDS = {"number": pa.float64(), "whole": pa.int64(), "truth": pa.bool_(), "text": pa.string()}
+_DIGITS = 6
+"""Decimal places of a number: fewer than a last bit moves, which depends on how many images are looked at together."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_TAKEN = frozenset({"rows", layout.DATA, layout.CAPTIONS})
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What says something of each row. Whatever yields rows can be one: a network, a function, a file."""
+
+    name: str
+    """Of its folder; in a rule it stands before its columns."""
+    columns: Mapping[str, str]
+    """Column -> one of `KINDS`."""
+    facts: Mapping[str, str]
+    """What decides the bytes of its scores: which judge, the hash of its weights, its settings."""
+    of: Callable[[Sequence[Mapping[str, Any]]], Iterable[Mapping[str, Any] | str]]
+    """Of all rows of a shard, with their images: the columns of each in order, or why it has none."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.columns):
+            if not _NAME.fullmatch(name) or self.name in _TAKEN:
+                hint = "Letters, digits and underscores can, beginning with a letter: --judge NAME=JUDGE."
+                raise HfsynError(f"{name!r} cannot be the name of a judge or of one of its columns.", hint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what decides the bytes."""
+        return _hash({"facts": dict(self.facts), "columns": dict(self.columns)})
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of its shards."""
+        return pa.schema([(ID, pa.string()), *((name, KINDS[kind]) for name, kind in self.columns.items())])
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A finished set whose rows are scored, and the folder that the scores go to: a run's own, or another."""
+
+    side: Published | RunFolder
+    folder: Path
+    mark: Mark | None = None
+
+    @cached_property
+    def entries(self) -> Sequence[layout.ShardEntry]:
+        """The shards of the set."""
+        manifest = self.side.manifest()
+        if manifest.raw.get("what", "data") != "data":
+            raise HfsynError(f"{self.side.label} holds captions, and no images.", "Name a configuration with images.")
+        return manifest.shards
+
+    @cached_property
+    def starts(self) -> dict[str, tuple[int, layout.ShardEntry]]:
+        """Name of each shard -> the number of its first row, and its entry."""
+        found, start = {}, 0
+        for entry in self.entries:
+            found[entry.file.rpartition("/")[2]] = (start, entry)
+            start += entry.rows
+        return found
+
+    def shards(self, judge: str) -> list[Path]:
+        """Paths of a judge's shards, made or not."""
+        return [self.folder / layout.SCORES / judge / name for name in self.starts]
+
+    def rows(self, name: str, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows of a data shard by its name, with their images unless columns are named."""
+        from builders.runs.rows import Shard
+
+        entry = self.starts[name][1]
+        with self.side.open(entry.file) as handle:
+            return list(Shard(handle, entry, self.side.label).rows(columns))
+
+    def current(self, shard: Path) -> layout.Sidecar | None:
+        """The sidecar of a finished shard of scores; None if there is none, or its rows are no longer those."""
+        if not is_done(shard):
+            return None
+        found = layout.load_sidecar(layout.sidecar_of(shard))
+        return found if found.options.get("data") == self.starts[shard.name][1].sha256 else None
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """What a stage of scores works on; see `hfsyn.runs.stage.Workplace`."""
+
+    scored: Scored
+    judge: Judge
+
+    @property
+    def folder(self) -> Path:
+        return self.scored.folder
+
+    @property
+    def mark(self) -> Mark | None:
+        return self.scored.mark
+
+    @property
+    def fingerprint(self) -> str:
+        return self.judge.fingerprint
+
+    def span(self, shard: Path) -> tuple[int, int]:
+        start, entry = self.scored.starts[shard.name]
+        return start, start + entry.rows
+
+    def lines(self, shard: Path) -> list[dict[str, Any]]:
+        return self.scored.rows(shard.name)
+
+
+def check_judge(scored: Scored, judge: Judge, *, overwrite: bool = False) -> None:
+    """Make room for a judge's scores: those of rows that are no longer there go, and with `overwrite` all of its own.
+
+    Raises HfsynError if its name has the scores of another judge.
+    """
+    folder = scored.folder / layout.SCORES / judge.name
+    marks = scored.folder / layout.SIDECARS / layout.SCORES / judge.name
+    with lock(scored.folder, "score"):
+        for shard in layout.finished_shards(folder):
+            found = layout.load_sidecar(layout.sidecar_of(shard))
+            if shard.name not in scored.starts or scored.current(shard) is None:
+                layout.sidecar_of(shard).unlink()
+            elif found.fingerprint != judge.fingerprint and not overwrite:
+                raise HfsynError(
+                    f"{folder} has the scores of another judge: {_difference(found.options, judge.facts)}.",
+                    "Give this one another name (--judge NAME=JUDGE), or delete those scores with --overwrite.",
+                )
+            elif found.fingerprint != judge.fingerprint:
+                for path in (marks, folder):
+                    shutil.rmtree(path)
+                return
+
+
+def _difference(there: Mapping[str, str], here: Mapping[str, str]) -> str:
+    names = [name for name in {**there, **here} if name != "data" and there.get(name) != here.get(name)]
+    parts = [f"{name} is {there.get(name, 'not said')} there, {here.get(name, 'not said')} here" for name in names[:2]]
+    return "; ".join(parts) or "it has other columns"
+
+
+def score_by(scored: Scored, judge: Judge, options: WorkOptions) -> bool:
+    """Let a judge look at every row, with any number of other processes; whether all of its shards are there then."""
+    paths = scored.shards(judge.name)
+    work = _Scoring(scored, judge)
+    stage = Stage(work, f"score-{judge.name}", options, paths, judge.schema, judge.device)
+    with stage.at_work(f"scoring: {judge.name}") as progress:
+        for shard in stage.shards(stage.mine()):
+            try:
+                rows, rejected = [], []
+                for line, said in zip(shard.lines, judge.of(shard.lines), strict=True):
+                    if isinstance(said, str):
+                        rejected.append({"id": line[ID], "wnid": line["wnid"], "reason": said})
+                    else:
+                        rows.append({ID: line[ID], **{name: _rounded(said[name]) for name in judge.columns}})
+                    progress.add(1)
+                entry = scored.starts[shard.claim.path.name][1]
+                facts = {**judge.facts, "judge": judge.name, "data": entry.sha256}
+                stage.write(shard, rows, rejected, (), time.monotonic() - shard.started, options=facts)
+            finally:
+                shard.claim.release()
+    return not pending(paths)
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, _DIGITS) + 0.0 if math.isfinite(value) else None  # and no minus zero
+    return value
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What ``scores.json`` says of ``scores.parquet``."""
+
+    rows: int
+    sha256: str
+    bytes: int
+    data: str
+    """Of the shards that were scored, all together."""
+    judges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name -> ``facts``, ``fingerprint``, ``columns`` (column of the table -> of the judge), ``rejected`` rows."""
+
+    @property
+    def columns(self) -> list[str]:
+        """Of the table, without the id."""
+        return [column for judge in self.judges.values() for column in judge["columns"]]
+
+
+def scores_of(folder: Path) -> Scores | None:
+    """What the marker in a folder says of its scores; None if it has none. Raises HfsynError if it is damaged."""
+    table = folder / layout.SCORES_TABLE
+    mark = layout.sidecar_of(table)
+    if not mark.exists() or not table.exists():
+        return None
+    try:
+        found = Scores(**json.loads(mark.read_text(encoding="utf-8")))
+        layout.check_kinds(found, int, "rows", "bytes")
+        layout.check_kinds(found, str, "sha256", "data")
+        for judge in found.judges.values():
+            if not all(isinstance(judge[key], dict) for key in ("facts", "columns")):
+                raise TypeError("a judge is of the wrong kind")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        said = f"{mark} is not the marker of {table.name} ({error})."
+        raise HfsynError(said, "Delete it, and let any judge score the set again: it is written again.") from None
+    return found
+
+
+def gather(scored: Scored) -> Scores:
+    """Write ``scores.parquet`` from the shards of all judges that have seen every row, and its marker."""
+    with lock(scored.folder, "score"):
+        there = sorted(path.name for path in (scored.folder / layout.SCORES).iterdir() if path.is_dir())
+        whole = {name: scored.shards(name) for name in there}
+        whole = {name: paths for name, paths in whole.items() if all(map(scored.current, paths))}
+        columns = _table_columns({name: pq.read_schema(paths[0]).remove(0) for name, paths in whole.items()})
+        fields = [pa.field(column, kind) for owned in columns.values() for column, (_, kind) in owned.items()]
+        schema = pa.schema([pa.field(ID, pa.string()), *fields])
+        target = scored.folder / layout.SCORES_TABLE
+        rows = write_groups(target, _joined(scored, whole, columns), schema)
+        judges = {}
+        for name, paths in whole.items():
+            marks = [layout.load_sidecar(layout.sidecar_of(path)) for path in paths]
+            facts = {key: value for key, value in marks[0].options.items() if key not in ("data", "judge")}
+            judges[name] = {
+                "facts": facts,
+                "fingerprint": marks[0].fingerprint,
+                "columns": {column: own for column, (own, _) in columns[name].items()},
+                "rejected": sum(len(mark.rejected) for mark in marks),
+            }
+        found = Scores(rows, sha256_of(target), target.stat().st_size, data_digest(scored.entries), judges)
+        text = json.dumps(vars(found), indent=1, ensure_ascii=False) + "\n"
+        atomic_text(layout.sidecar_of(target), text)
+    return found
+
+
+def data_digest(entries: Sequence[layout.ShardEntry]) -> str:
+    """SHA-256 over those of all shards of a set."""
+    return _hash([entry.sha256 for entry in entries])
+
+
+def _table_columns(schemas: Mapping[str, pa.Schema]) -> dict[str, dict[str, tuple[str, pa.DataType]]]:
+    """Judge -> column of the table -> the judge's own name for it, and its type."""
+    often = Counter(name for schema in schemas.values() for name in schema.names)
+    return {
+        judge: {(f.name if often[f.name] == 1 else f"{judge}_{f.name}"): (f.name, f.type) for f in schema}
+        for judge, schema in schemas.items()
+    }
+
+
+def _joined(
+    scored: Scored, whole: Mapping[str, Sequence[Path]], columns: Mapping[str, Mapping[str, tuple[str, pa.DataType]]]
+) -> Iterable[Mapping[str, Sequence[Any]]]:
+    """A row group for each data shard: all of its ids, and what each judge says of them."""
+    for number, name in enumerate(scored.starts):
+        ids = [row[ID] for row in scored.rows(name, [ID])]
+        if not ids:
+            continue
+        group: dict[str, Sequence[Any]] = {ID: ids}
+        for judge, paths in whole.items():
+            said = {row[ID]: row for row in pq.read_table(paths[number]).to_pylist()}
+            for column, (own, _) in columns[judge].items():
+                group[column] = [said[i][own] if i in said else None for i in ids]
+        yield group
+
+
+def read_scores(folder: Path, entries: Sequence[layout.ShardEntry], label: str) -> tuple[Scores, pa.Table]:
+    """The scores in a folder and what they say, checked against the shards of the set. Raises HfsynError if there are
+    none, they were changed, or they are of other rows.
+    """
+    again = f"Score it: hfsyn score {label} --judge JUDGE"
+    found, table = scores_of(folder), folder / layout.SCORES_TABLE
+    if found is None:
+        raise HfsynError(f"{folder} has no scores.", again)
+    if digest_of(table) != found.sha256:
+        raise HfsynError(f"{table} is not as it was written.", "Delete it, and score again: it is written again.")
+    if found.data != data_digest(entries):
+        raise HfsynError(f"The scores in {folder} are of other rows than {label} has now.", again)
+    return found, pq.read_table(table)
