@@ -253,6 +253,11 @@ def config_prefix(config_name: str) -> str:
     return "" if config_name == DEFAULT_CONFIG else f"{config_name}/"
 
 
+def scores_config(config_name: str) -> str:
+    """The configuration that has the scores of another one."""
+    return SCORES if config_name == DEFAULT_CONFIG else f"{config_name}-{SCORES}"
+
+
 def shard_name(split: str, number: int, count: int) -> str:
     """``train-00003-of-00010.parquet``, as the Hub's own tools name a shard."""
     return f"{split}-{number:05d}-of-{count:05d}.parquet"

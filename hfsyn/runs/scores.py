@@ -38,6 +38,7 @@ ID = "sample_id"
 KINDS = {"number": pa.float64(), "whole": pa.int64(), "truth": pa.bool_(), "text": pa.string()}
 _DIGITS = 6
 """Decimal places of a number: fewer than a last bit moves, which depends on how many images are looked at together."""
+_LIBRARIES = ("hfsyn", "timm", "torch", "transformers")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _TAKEN = frozenset({"rows", layout.DATA, layout.CAPTIONS})
 
@@ -217,7 +218,7 @@ class Scores:
     data: str
     """Of the shards that were scored, all together."""
     judges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Name -> ``facts``, ``fingerprint``, ``columns`` (column of the table -> of the judge), ``rejected`` rows."""
+    """Name -> ``facts``, ``fingerprint``, ``versions``, ``columns`` (of the table -> of the judge), ``rejected`` rows."""
 
     @property
     def columns(self) -> list[str]:
@@ -262,6 +263,7 @@ def gather(scored: Scored) -> Scores:
             judges[name] = {
                 "facts": facts,
                 "fingerprint": marks[0].fingerprint,
+                "versions": _versions(marks),
                 "columns": {column: own for column, (own, _) in columns[name].items()},
                 "rejected": sum(len(mark.rejected) for mark in marks),
             }
@@ -269,6 +271,12 @@ def gather(scored: Scored) -> Scores:
         text = json.dumps(vars(found), indent=1, ensure_ascii=False) + "\n"
         atomic_text(layout.sidecar_of(target), text)
     return found
+
+
+def _versions(marks: Sequence[layout.Sidecar]) -> str:
+    """Of the libraries that a judge computed with, each one that made a shard."""
+    found = sorted({(name, mark.software[name]) for mark in marks for name in _LIBRARIES if name in mark.software})
+    return ", ".join(f"{name} {version}" for name, version in found)
 
 
 def data_digest(entries: Sequence[layout.ShardEntry]) -> str:

@@ -31,7 +31,7 @@ def classifier_judge(name: str, model: str, classes: Mapping[str, str], label: s
         "model": classifier.name,
         "weights": classifier.sha256,
         "prepared": str(asdict(classifier.preprocessing)),
-        "among": " ".join(wnids),
+        "classes": str(len(wnids)),
     }
 
     def of(rows: Sequence[Row]) -> Any:
