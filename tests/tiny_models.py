@@ -813,3 +813,45 @@ def paligemma(folder: Path, seed: int = 0, *, cache: str | None = None) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def clip(folder: Path, seed: int = 0) -> Path:
+    """A model of images and texts, as CLIP's authors made it."""
+    from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+
+    tokenizer = _clip_tokenizer()
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=_vision(hidden_size=32), projection_dim=16))
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    CLIPProcessor(_clip_images(), tokenizer).save_pretrained(folder)
+    return folder
+
+
+def siglip(folder: Path, seed: int = 0) -> Path:
+    """Its successor with a sigmoid and a bias; the tokenizer is CLIP's, whose letters serve as well."""
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    tokenizer = _clip_tokenizer(64)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=_vision()))
+    _randomise(model, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    SiglipImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    return folder

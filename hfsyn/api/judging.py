@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from builders.files import atomic_text
-from hfsyn.api.words import takes
+from hfsyn.api.words import take, takes
 from hfsyn.judging.preprocessing import Overrides
 
 if TYPE_CHECKING:
@@ -205,15 +205,34 @@ def _train_in_several(config: TrainConfig, out: Path, options: RunOptions, proce
     return found
 
 
-@takes(Overrides)
+def weights(
+    *,
+    checkpoint: str | Path | None = None,
+    classes: str | None = None,
+    templates: str | None = None,
+    allow_pickle_weights: bool = False,
+) -> dict[str, Any]:
+    """What `open_classifier` is told by the words of a command.
+
+    Args:
+        checkpoint: a file of weights (safetensors, or of torch.save) for the network `model`, in place of timm's.
+        classes: what its outputs mean: a variant, ``timm:SET``, or a file with a wnid a line. None is what the weights
+            say, or ImageNet-1k's classes for 1,000 outputs; for a zero-shot classifier those of the dataset.
+        templates: the texts of a zero-shot classifier: ``imagenet`` (the 80 of CLIP's authors, which is what None is),
+            ``"a photo of a {c}"``, or a file with a text a line.
+        allow_pickle_weights: read a zero-shot classifier that has no safetensors; a pickle can run code.
+    """
+    said = {"checkpoint": checkpoint, "classes": classes, "templates": templates, "allow_pickle": allow_pickle_weights}
+    return {name: value for name, value in said.items() if value}
+
+
+@takes(Overrides, weights)
 def evaluate(
     model: str | Path,
     dataset: str,
     *,
     split: str | None = None,
     limit: int | None = None,
-    checkpoint: str | Path | None = None,
-    classes: str | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     num_processes: int | None = None,
@@ -226,14 +245,12 @@ def evaluate(
     """Test a classifier on a dataset: top-1, top-5 and calibration, each with its 95 % interval.
 
     Args:
-        model: the folder of a training, a timm folder, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
+        model: the folder of a training, a timm folder, a name of timm's pretrained networks, ``hf_hub:USER/NAME``, or a
+            zero-shot classifier: ``clip:ORG/NAME[@REVISION]``, ``clip:FOLDER``.
         dataset: see `hfsyn.judging.sets.references`. Of a set with more classes than the classifier has, those that
             both have are tested.
         split: None is ``validation``, else ``test``, else the only one.
         limit: at most this many images per class.
-        checkpoint: a file of weights (safetensors, or of torch.save) for the network `model`, in place of timm's.
-        classes: what its outputs mean: a variant, ``timm:SET``, or a file with a wnid a line. None is what the weights
-            say, or ImageNet-1k's classes for 1,000 outputs.
         out: write the result as JSON to this file.
         device: cpu or cuda; None is each process's own GPU, or the CPU.
         num_processes: processes on this machine; None is this one.
@@ -255,13 +272,12 @@ def evaluate(
     check_device(device)
     how: dict[str, Any] = {"split": split, "device": device, "num_workers": num_workers, "batch_size": batch_size}
     how |= {"mixed_precision": mixed_precision, "quiet": quiet}
-    whose: dict[str, Any] = {"checkpoint": checkpoint, "classes": classes}
-    overrides = Overrides(**words)
+    flags = _flags({"limit": limit, **how, **words})
+    said = {"overrides": Overrides(**take(words, Overrides)), **weights(**words)}
     if num_processes is None or num_processes == 1 or is_launched():
-        return measures.evaluate(model, dataset, limit_per_class=limit, out=out, overrides=overrides, **whose, **how)
+        return measures.evaluate(model, dataset, limit_per_class=limit, out=out, **said, **how)
     # What is wrong is reported once, and not by every process.
-    measures.check_test(model, dataset, split=split, limit_per_class=limit, out=out, overrides=overrides, **whose)
-    flags = _flags({"limit": limit, **whose, **how, **words})
+    measures.check_test(model, dataset, split=split, limit_per_class=limit, out=out, **said)
     return _test_in_several(num_processes, device, out, [str(model), dataset, *flags])
 
 
@@ -328,7 +344,7 @@ def fidelity(
     return _kept(measure_fidelity(synthetic, real, **how), out)
 
 
-@takes(Overrides)
+@takes(Overrides, weights)
 def membership(
     model: str | Path,
     members: str,
@@ -337,8 +353,6 @@ def membership(
     members_split: str | None = None,
     others_split: str | None = None,
     limit: int | None = None,
-    checkpoint: str | Path | None = None,
-    classes: str | None = None,
     device: str | None = None,
     out: str | Path | None = None,
     **words: Any,
@@ -346,14 +360,12 @@ def membership(
     """Whether a classifier tells members (which stand behind its training) from others (which it never saw).
 
     Args:
-        model: the folder of a training, a name of timm's pretrained networks, or ``hf_hub:USER/NAME``.
+        model: as of `hfsyn.evaluate`.
         members: the dataset that it was trained on, or the real dataset behind that.
         others: images of the same kind that it never saw.
         members_split: None is ``train``, or the only one.
         others_split: None is ``validation``, else ``test``, else the only one.
         limit: at most this many images per class of each set.
-        checkpoint: a file of weights for the network `model`; see `hfsyn.evaluate`.
-        classes: what its outputs mean; see `hfsyn.evaluate`.
         device: cpu or cuda; None is the GPU, or else the CPU.
         out: write the result as JSON to this file.
 
@@ -366,7 +378,7 @@ def membership(
     from hfsyn.judging.measures.membership import measure_membership
 
     how: dict[str, Any] = {"members_split": members_split, "others_split": others_split}
-    how |= {"checkpoint": checkpoint, "classes": classes, "overrides": Overrides(**words)}
+    how |= {"overrides": Overrides(**take(words, Overrides)), **weights(**words)}
     found = measure_membership(model, members, others, limit_per_class=limit, device=device, **how)
     return _kept(found, out)
 

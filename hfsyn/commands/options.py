@@ -179,9 +179,18 @@ def _channels(context: click.Context, option: click.Parameter, value: str | None
         raise click.BadParameter(f"{value!r} is not three numbers with commas between, such as .5,.5,.5.") from None
 
 
+pickle_option = click.option(
+    "--allow-pickle-weights",
+    is_flag=True,
+    help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
+)
 weights_options = together(
     click.option("--checkpoint", metavar="FILE", help="Weights for the network MODEL: .safetensors, .pth, .pt."),
     click.option("--classes", metavar="VARIANT|FILE", help="What its outputs mean, in their order: a wnid a line."),
+    click.option(
+        "--templates", metavar="TEXT|FILE", help="Of a zero-shot MODEL: 'a photo of a {c}'.  [default: imagenet's 80]"
+    ),
+    pickle_option,
 )
 """Of a command that opens a classifier."""
 
@@ -196,11 +205,6 @@ preparation_options = together(
 )
 """How images are prepared for a network."""
 
-pickle_option = click.option(
-    "--allow-pickle-weights",
-    is_flag=True,
-    help="Read models that have no safetensors too. A pickle can run code: only for models that you trust.",
-)
 speed_options = together(
     click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: each process's own GPU, or the CPU."),
     pickle_option,

@@ -145,13 +145,15 @@ def evaluate_command(as_json: bool, **words: Any) -> None:
     """Test MODEL on DATASET. Prints top-1, top-5 and calibration, each with its 95 % interval.
 
     MODEL is the folder of a training, a name of timm's pretrained networks, or hf_hub:USER/NAME; with --checkpoint a
-    network of timm. Images are prepared as timm's validate.py does it for the weights. Of a set with more classes than
-    MODEL has, those that both have are tested.
+    network of timm; or clip:ORG/NAME, a model of images and texts that is told DATASET's classes by their names. Images
+    are prepared as timm's validate.py does it for the weights, or as the model's own image processor. Of a set with
+    more classes than MODEL has, those that both have are tested.
 
     \b
     hfsyn evaluate out/cip imagenette
     hfsyn evaluate resnet50.a1_in1k runs/cip --split train --out fidelity.json
     hfsyn evaluate resnet50 imagenette --checkpoint mine.pth --classes imagenette --image-size 128
+    hfsyn evaluate clip:openai/clip-vit-large-patch14 imagenette
     """
     from hfsyn import evaluate
     from hfsyn.judging.measures.evaluate import summary

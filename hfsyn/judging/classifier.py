@@ -21,16 +21,16 @@ from builders.hub import Patience, page_of, patiently
 from builders.sources.rows import label_map
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.judging.preprocessing import Overrides, Preprocessing, of_training, of_weights
+from hfsyn.judging.preprocessing import Overrides, Preprocessing, of_weights
 from hfsyn.judging.weights import classes_for, load_into, outputs_of, read_classes, read_weights
-from hfsyn.recipes.training_recipe import TrainConfig
 from hfsyn.workers import alone, cores, current_worker, pick_device
 
 WEIGHTS = "model.safetensors"
 FACTS = "model.json"
 _ON_HUB = ("hf_hub:", "hf-hub:")
-_FOLDER = "local-dir:"
-_ELSEWHERE = (*_ON_HUB, _FOLDER)
+FOLDER = "local-dir:"
+ELSEWHERE = (*_ON_HUB, FOLDER)
+ZERO_SHOT = "clip:"
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
@@ -69,48 +69,6 @@ class Classifier:
         }
 
 
-def new_classifier(config: TrainConfig, wnids: Sequence[str], names: Mapping[str, str]) -> Classifier:
-    """A network to be trained, its weights decided by the seed (or timm's own if pretrained ones are asked for).
-
-    Raises HfsynError for an unknown network (with the nearest name), or options that it does not take.
-    """
-    import torch
-
-    part = config.model
-    torch.manual_seed(config.seed)
-    wanted = {**part.options, "drop_rate": part.dropout or None, "drop_path_rate": part.drop_path or None}
-    options = {key: value for key, value in wanted.items() if value is not None}
-    network = _create(part.name, len(wnids), options, part.image_size, pretrained=part.pretrained)
-    preprocessing = of_training(network, part.image_size, config.test.crop, config.augment.interpolation)
-    name, started = part.name, {}
-    if part.pretrained:
-        started = {"name": part.name, "sha256": _hash_of_start(part.name, network)}
-    if part.name.startswith(_ELSEWHERE):
-        # The trained classifier stands alone: where it began may be gone by the time when it is opened.
-        name = str(network.pretrained_cfg["architecture"])
-        options = {**_options_of(network), **options}
-    classes = tuple(names[wnid] for wnid in wnids)
-    return Classifier(
-        name, network, tuple(wnids), classes, preprocessing, options, part.name, seed=config.seed, started_from=started
-    )
-
-
-def _hash_of_start(name: str, network: Any) -> str:
-    """SHA-256 of the weights' file in a folder; or of the tensors, without the new last layer's."""
-    file = Path(name.removeprefix(_FOLDER)).expanduser() / WEIGHTS
-    if name.startswith(_FOLDER) and file.is_file():
-        return sha256_of(file)
-    heads = network.pretrained_cfg.get("classifier") or ()
-    return state_sha256(network, without=(heads,) if isinstance(heads, str) else tuple(heads))
-
-
-def _options_of(network: Any) -> dict[str, Any]:
-    """What a folder's or repository's configuration says beside the architecture."""
-    given = getattr(network, "_model_args", {})
-    kept = {key: value for key, value in given.items() if key not in ("num_classes", "img_size", "drop_rate")}
-    return {key: value for key, value in kept.items() if isinstance(value, str | int | float | bool | list | tuple)}
-
-
 def _fixed_size(name: str, image_size: int | None) -> dict[str, int]:
     """What a network is created with for inputs of another size, if it is made for one size, as transformers are."""
     import timm
@@ -119,7 +77,7 @@ def _fixed_size(name: str, image_size: int | None) -> dict[str, int]:
     return {"img_size": image_size} if image_size is not None and known is not None and known.fixed_input_size else {}
 
 
-def _create(
+def create_network(
     name: str, classes: int | None, options: Mapping[str, Any], image_size: int | None, *, pretrained: bool = False
 ) -> Any:
     """A network of timm; `classes` None is as many as its pretrained weights have."""
@@ -138,7 +96,7 @@ def check_model_name(name: str) -> None:
     """Refuse a network that timm does not know, with the nearest names."""
     import timm
 
-    if name.startswith(_ELSEWHERE):
+    if name.startswith(ELSEWHERE):
         return
     known = timm.list_models()
     if name.partition(".")[0] not in known:
@@ -175,27 +133,42 @@ def open_classifier(
     checkpoint: str | Path | None = None,
     classes: str | None = None,
     overrides: Overrides | None = None,
+    templates: str | None = None,
+    allow_pickle: bool = False,
+    among: Mapping[str, str] | None = None,
 ) -> Classifier:
     """Open a trained classifier for evaluation.
 
     Args:
-        model: the folder of a training, or of timm's ``push_to_hf_hub``; a name of timm's pretrained networks; or
-            ``hf_hub:USER/NAME[@REVISION]``.
+        model: the folder of a training, or of timm's ``push_to_hf_hub``; a name of timm's pretrained networks;
+            ``hf_hub:USER/NAME[@REVISION]``; or a zero-shot classifier, ``clip:ORG/NAME[@REVISION]`` or ``clip:FOLDER``.
         device: a torch device.
         checkpoint: weights for the network `model`, in place of timm's; see `hfsyn.judging.weights`.
         classes: what the outputs mean; see `read_classes`. None is what the weights say, or else ImageNet-1k's.
         overrides: of the preprocessing.
+        templates: the texts of a zero-shot classifier; see `hfsyn.judging.zero_shot.templates_of`.
+        allow_pickle: whether its weights may be pickles, which run code as they are read.
+        among: id -> name of the classes that it tells apart if `classes` does not say.
 
     Raises:
         HfsynError: there is none, the weights do not fit, or its classes are not known, or known to be others.
     """
     folder, overrides = Path(model).expanduser(), overrides or Overrides()
+    if str(model).startswith(ZERO_SHOT):
+        if checkpoint is not None:
+            raise HfsynError(f"{model} has weights of its own.", "--checkpoint is for a network of timm.")
+        found = _open_zero_shot(str(model), classes, among, templates or "imagenet", device, allow_pickle)
+        return replace(found, preprocessing=overrides.applied(found.preprocessing))
+    if templates is not None or allow_pickle:
+        flag = "--allow-pickle-weights" if templates is None else "--templates"
+        hint = f"Name one: {ZERO_SHOT}ORG/NAME, or leave it out."
+        raise HfsynError(f"{flag} is for zero-shot classifiers, which {model} is not.", hint)
     if checkpoint is not None:
         found = _open_checkpoint(str(model), Path(checkpoint).expanduser(), classes, overrides)
     elif folder.is_dir() and (folder / FACTS).is_file():
         found = _open_folder(folder, overrides)
     elif folder.is_dir() and (folder / "config.json").is_file():
-        found = _open_pretrained(f"{_FOLDER}{folder}", classes, overrides)
+        found = _open_pretrained(f"{FOLDER}{folder}", classes, overrides)
     else:
         found = _open_folder(folder, overrides) if folder.is_dir() else _open_pretrained(str(model), classes, overrides)
     if classes is not None:
@@ -217,6 +190,24 @@ def _check_order(found: Classifier, classes: str) -> None:
             )
 
 
+def _open_zero_shot(
+    model: str, classes: str | None, among: Mapping[str, str] | None, templates: str, device: str, allow_pickle: bool
+) -> Classifier:
+    from hfsyn.judging.zero_shot import open_zero_shot
+
+    if classes is not None:
+        wnids, names = read_classes(classes)
+    elif among:
+        wnids, names = tuple(sorted(among)), tuple(among[wnid] for wnid in sorted(among))
+    else:
+        raise HfsynError(f"{model} must be told which classes there are.", "Say so: --classes VARIANT, or a file.")
+    place = model.removeprefix(ZERO_SHOT)
+    source, network, preprocessing = open_zero_shot(place, names, templates, device, allow_pickle=allow_pickle)
+    name, options = Path(source.partition("@")[0]).name, {"templates": templates}
+    sha256 = state_sha256(network.model)
+    return Classifier(name, network, wnids, names, preprocessing, options, f"{ZERO_SHOT}{source}", sha256)
+
+
 def _open_folder(folder: Path, overrides: Overrides) -> Classifier:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -233,7 +224,7 @@ def _open_folder(folder: Path, overrides: Overrides) -> Classifier:
     except (ValueError, KeyError, TypeError) as error:
         raise HfsynError(f"{folder / FACTS} does not describe a classifier ({error}).", "Train it again.") from None
     options = facts.get("options", {})
-    network = _create(name, len(wnids), options, overrides.image_size or preprocessing.extent[0])
+    network = create_network(name, len(wnids), options, overrides.image_size or preprocessing.extent[0])
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:
@@ -247,11 +238,11 @@ def _open_checkpoint(name: str, file: Path, classes: str | None, overrides: Over
     """Weights of the user's for a network of timm."""
     state, told = read_weights(file)
     options: dict[str, Any] = {}
-    network = _create(name, None, options, overrides.image_size)
+    network = create_network(name, None, options, overrides.image_size)
     outputs = outputs_of(network, state) or network.num_classes
     wnids, names = classes_for(outputs, classes, str(file))
     if outputs != network.num_classes:
-        network = _create(name, outputs, options, overrides.image_size)
+        network = create_network(name, outputs, options, overrides.image_size)
     told += load_into(network, state, file)
     for line in told:
         print(f"hfsyn: {file}: {line}", file=sys.stderr)
@@ -262,7 +253,7 @@ def _open_checkpoint(name: str, file: Path, classes: str | None, overrides: Over
 def _open_pretrained(name: str, classes: str | None, overrides: Overrides) -> Classifier:
     import timm
 
-    if "/" in name and not name.startswith(_ELSEWHERE):
+    if "/" in name and not name.startswith(ELSEWHERE):
         said = f"There is no folder {name}.{near_path(name)}"
         raise HfsynError(said, "A classifier is a training's folder, a timm name, or hf_hub:USER/NAME.")
     check_model_name(name)

@@ -1,7 +1,8 @@
 """How an image is prepared for a network: as timm's ``validate.py`` does it, unless the user says something else."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hfsyn.errors import HfsynError
@@ -32,7 +33,33 @@ class Preprocessing:
     def read(cls, facts: Mapping[str, Any]) -> "Preprocessing":
         """From its JSON; raises TypeError if it is something else."""
         tuples = {name: tuple(value) for name, value in facts.items() if isinstance(value, list | tuple)}
-        return cls(**{**facts, **tuples})
+        return (ByProcessor if "processor" in facts else cls)(**{**facts, **tuples})
+
+
+@dataclass(frozen=True)
+class ByProcessor(Preprocessing):
+    """What an image processor of transformers does; the other fields only tell of it."""
+
+    processor: Mapping[str, Any] = field(default_factory=dict)
+    """Its settings, as its ``preprocessor_config.json`` has them."""
+
+    @classmethod
+    def of(cls, processor: Any) -> "ByProcessor":
+        """That of an image processor."""
+        from PIL import Image
+
+        settings = json.loads(processor.to_json_string())
+        height, width = processor(images=Image.new("RGB", (64, 64)), return_tensors="pt")["pixel_values"].shape[-2:]
+        mean, std = (tuple(getattr(processor, name) or ()) for name in ("image_mean", "image_std"))
+        size = height if height == width else (height, width)
+        return cls(size, mean, std, f"resample {settings.get('resample')}", 1.0, processor=settings)
+
+    def transform(self) -> Any:
+        """A function from a PIL image to the pixels (3, h, w) that the processor makes of it."""
+        import transformers
+
+        made = getattr(transformers, self.processor["image_processor_type"])(**self.processor)
+        return lambda picture: made(images=picture, return_tensors="pt")["pixel_values"][0]
 
 
 def of_weights(network: Any) -> Preprocessing:
@@ -101,7 +128,12 @@ class Overrides:
             raise HfsynError(f"{wrong} is out of range.", allowed)
 
     def applied(self, to: Preprocessing) -> Preprocessing:
-        """The preprocessing with what is said."""
+        """The preprocessing with what is said. Raises HfsynError if an image processor leaves nothing to be said."""
+        if isinstance(to, ByProcessor):
+            if said := [name for name in asdict(self) if getattr(self, name) is not None]:
+                flag = f"--{said[0].replace('_', '-')}"
+                raise HfsynError(f"{flag} is for networks of timm.", "A CLIP has an image processor of its own.")
+            return to
         return Preprocessing(
             to.image_size if self.image_size is None else self.image_size,
             to.mean if self.mean is None else tuple(self.mean),
@@ -113,7 +145,9 @@ class Overrides:
 
 
 def plain_transform(preprocessing: Preprocessing) -> Any:
-    """timm's evaluation transform: resize, crop, normalise; no randomness."""
+    """timm's evaluation transform, or transformers' own: resize, crop, normalise; no randomness."""
+    if isinstance(preprocessing, ByProcessor):
+        return preprocessing.transform()
     from timm.data import create_transform
 
     return create_transform(

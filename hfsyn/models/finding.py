@@ -21,20 +21,28 @@ from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 
-Kind = Literal["captioner", "generator", "language model"]
-FIELD: Mapping[str, str] = {"captioner": "caption", "generator": "generate", "language model": "caption"}
+Kind = Literal["captioner", "generator", "language model", "zero-shot classifier"]
+FIELD: Mapping[str, str] = {
+    "captioner": "caption",
+    "generator": "generate",
+    "language model": "caption",
+    "zero-shot classifier": "model",
+}
 """The part of a recipe that names a model of that kind."""
-_MARKER = {"captioner": "config.json", "generator": "model_index.json", "language model": "config.json"}
+_SHIPPED = ("captioner", "generator")  # hfsyn comes with one of its own
+_MARKER = dict.fromkeys(FIELD, "config.json") | {"generator": "model_index.json"}
 """The file without which a folder is not a model of that kind."""
 _KINDS = {
     "captioner": "a captioning model of transformers (BLIP, BLIP-2, GIT, ViT-GPT2, Florence-2 or an instruction VLM)",
     "generator": "a text-to-image pipeline of diffusers (Stable Diffusion, SDXL, ...)",
     "language model": "a causal language model of transformers, or an encoder-decoder such as T5",
+    "zero-shot classifier": "a model of images and texts of transformers (CLIP, SigLIP)",
 }
 _EXAMPLE = {
     "captioner": "Salesforce/blip-image-captioning-base",
     "generator": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "language model": "Qwen/Qwen2.5-1.5B-Instruct",
+    "zero-shot classifier": "openai/clip-vit-large-patch14",
 }
 _SHA = re.compile(r"[0-9a-f]{40}")
 # As diffusers and transformers write them: the variant comes before the number of the shard or, in old ones, after it.
@@ -46,10 +54,10 @@ _WEIGHTS = re.compile(
 
 def locate(model: str, kind: Kind) -> str:
     """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched. Raises HfsynError for anything else."""
-    otherwise = f"a Hub id such as {_EXAMPLE[kind]}" + ("" if kind == "language model" else ", or builtin")
+    otherwise = f"a Hub id such as {_EXAMPLE[kind]}" + (", or builtin" if kind in _SHIPPED else "")
     if model == BUILTIN:
-        if kind == "language model":
-            raise HfsynError("hfsyn comes with no language model.", f"Name a folder, {otherwise}.")
+        if kind not in _SHIPPED:
+            raise HfsynError(f"hfsyn comes with no {kind}.", f"Name a folder, {otherwise}.")
         return str(Path(__file__).parent / kind)
     folder = Path(model).expanduser()
     if model and folder.is_dir():
@@ -101,7 +109,7 @@ def pin(model: str, revision: str | None, kind: Kind) -> str:
         raise HfsynError(said, f"Name that folder: --set {field}.model=FOLDER")
     from huggingface_hub import HfApi
 
-    hint = "." if kind == "language model" else f", or --set {field}.model=builtin."
+    hint = f", or --set {field}.model=builtin." if kind in _SHIPPED else "."
     return commit_of(
         model,
         revision,

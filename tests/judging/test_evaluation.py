@@ -25,13 +25,13 @@ from hfsyn.judging.classifier import (
     Classifier,
     Preprocessing,
     default_workers,
-    new_classifier,
     open_classifier,
     save_classifier,
     start_accelerator,
 )
 from hfsyn.judging.measures.evaluate import Predictions, check_counts, evaluate, measure, predict, summary
 from hfsyn.judging.sets.image_set import ImageSet, open_images, variant_of_repository
+from hfsyn.judging.starting import new_classifier
 from hfsyn.judging.train.loop import RunOptions, train
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.workers import pick_device

@@ -100,7 +100,8 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
 
 def test_an_untrained_classifier_on_disk_tells_nothing(tmp_path: Path) -> None:
     from builders.variants import get_variant
-    from hfsyn.judging.classifier import new_classifier, save_classifier
+    from hfsyn.judging.classifier import save_classifier
+    from hfsyn.judging.starting import new_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     recipe = load_train_config(None, ["data.train=[shapes]", "model.name=test_resnet", "model.image_size=32"])

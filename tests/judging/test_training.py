@@ -15,11 +15,12 @@ from drawn_tables import NAMES, WNIDS, rows_of, write_table
 from safetensors.torch import load_file
 
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier import new_classifier, state_sha256
+from hfsyn.judging.classifier import state_sha256
 from hfsyn.judging.measures.evaluate import evaluate
 from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.batches import Augmented, Order, derive, local_positions, seeded, share_out
 from hfsyn.judging.sets.image_set import open_images
+from hfsyn.judging.starting import new_classifier
 from hfsyn.judging.train.checkpoints import found_checkpoints
 from hfsyn.judging.train.feeds import open_feed
 from hfsyn.judging.train.loop import RunOptions, train
@@ -94,7 +95,7 @@ def test_processes_divide_a_step_and_keep_the_pairs_that_mixup_makes(world: int)
 
 
 def test_an_augmentation_belongs_to_the_position_and_leaves_the_global_generators_alone() -> None:
-    from hfsyn.judging.classifier import new_classifier
+    from hfsyn.judging.starting import new_classifier
     from hfsyn.judging.train.timm_parts import Augmentation
 
     recipe = config(augment__auto_augment="rand-m5-n2-inc1", augment__random_erasing=0.5)

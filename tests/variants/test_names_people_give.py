@@ -153,7 +153,8 @@ def test_training_on_two_sets_whose_ids_mean_other_things_is_refused(
 def test_a_classifier_is_not_tested_on_a_set_whose_ids_mean_other_things(
     tmp_path: Path, crossed: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hfsyn.judging.classifier import new_classifier, save_classifier
+    from hfsyn.judging.classifier import save_classifier
+    from hfsyn.judging.starting import new_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
     config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": "test_vit", "image_size": 16}})

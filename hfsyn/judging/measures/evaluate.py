@@ -26,7 +26,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import Classifier, default_workers, open_classifier, start_accelerator, union
 from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.preprocessing import Overrides, plain_transform
+from hfsyn.judging.preprocessing import plain_transform
 from hfsyn.judging.sets.batches import loader
 from hfsyn.judging.sets.image_set import ImageSet, Unread, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import check_classes, shared_with_training, tell_overlap, tell_part, testable
@@ -86,19 +86,18 @@ def evaluate(
     *,
     split: str | None = None,
     limit_per_class: int | None = None,
-    checkpoint: str | Path | None = None,
-    classes: str | None = None,
-    overrides: Overrides | None = None,
     out: str | Path | None = None,
     device: str | None = None,
     mixed_precision: str = "no",
     batch_size: int = BATCH,
     num_workers: int | None = None,
     quiet: bool = False,
+    **said: Any,
 ) -> Evaluation:
     """Test a classifier on a dataset; called in every process of a launch.
 
-    The arguments are those of `hfsyn.api.judging.evaluate`, as is the HfsynError that it raises.
+    The arguments are those of `hfsyn.api.judging.evaluate`, as is the HfsynError that it raises; `said` goes to
+    `open_classifier`.
 
     Returns:
         model, dataset, preprocessing, n, undecodable, metrics, seed, software, device; see the module's docstring. And
@@ -109,8 +108,7 @@ def evaluate(
     accelerator = start_accelerator(device, mixed_precision)
     with accelerator.main_process_first():  # one process fills the caches
         images = open_images(dataset, split, limit=limit_per_class)
-        said: dict[str, Any] = {"checkpoint": checkpoint, "classes": classes, "overrides": overrides}
-        classifier = open_classifier(model, device=str(accelerator.device), **said)
+        classifier = open_classifier(model, device=str(accelerator.device), among=images.names, **said)
         images = _test_set(classifier, images)
         overlap = shared_with_training(Path(model).expanduser(), images)
     if accelerator.is_main_process and not quiet:
@@ -171,7 +169,7 @@ def check_test(
     if out is not None:
         _check_result_file(Path(out))
     images = open_images(dataset, split, limit=limit_per_class)
-    _test_set(open_classifier(model, **said), images)
+    _test_set(open_classifier(model, among=images.names, **said), images)
 
 
 def _check_result_file(out: Path) -> None:

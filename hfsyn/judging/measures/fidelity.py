@@ -157,13 +157,17 @@ def measure_fidelity(
 
 
 def _open_network(features: str, device: str, overrides: Any) -> Any:
-    from hfsyn.judging.classifier import new_classifier, open_classifier
+    from hfsyn.judging.classifier import ZERO_SHOT, open_classifier
+    from hfsyn.judging.starting import new_classifier
     from hfsyn.recipes.training_recipe import load_train_config
 
+    nothing = {"n00000000": "none"}
+    if features.startswith(ZERO_SHOT):  # features need no classes
+        return open_classifier(features, device=device, overrides=overrides, among=nothing, templates="{c}")
     if not features.startswith(_RANDOM):
         return open_classifier(features, device=device, overrides=overrides)
     config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix(_RANDOM)}})
-    classifier = new_classifier(config, ["n00000000"], {"n00000000": "none"})
+    classifier = new_classifier(config, list(nothing), nothing)
     classifier.network.to(device).eval()
     given = classifier.preprocessing
     return classifier if overrides is None else replace(classifier, preprocessing=overrides.applied(given))

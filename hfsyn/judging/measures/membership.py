@@ -57,16 +57,14 @@ def measure_membership(
     members_split: str | None = None,
     others_split: str | None = None,
     limit_per_class: int | None = None,
-    checkpoint: str | Path | None = None,
-    classes: str | None = None,
-    overrides: Any = None,
     device: str | None = None,
     seed: int = 0,
+    **said: Any,
 ) -> Membership:
     """Attack a trained classifier.
 
     The arguments are those of `hfsyn.api.judging.membership`, as is the HfsynError that it raises; without a limit the
-    training's own holds, if it had one. For `seed` see `membership_inference`.
+    training's own holds, if it had one. For `seed` see `membership_inference`; `said` goes to `open_classifier`.
 
     Returns:
         What `membership_inference` returns, with ``model``, the two ``sets``, their ``overlap`` (images in both), and
@@ -78,10 +76,9 @@ def measure_membership(
     from hfsyn.judging.sets.shared import shared_images, testable
 
     accelerator = start_accelerator(device, "no")
-    said: dict[str, Any] = {"checkpoint": checkpoint, "classes": classes, "overrides": overrides}
-    classifier = open_classifier(model, device=str(accelerator.device), **said)
     inside = open_images(members, members_split, default=TRAIN, limit=limit_per_class)
     outside = open_images(others, others_split, default=TEST, limit=limit_per_class)
+    classifier = open_classifier(model, device=str(accelerator.device), among=inside.names, **said)
     overlap = len(shared_images(inside, outside))
     if overlap == len(outside):
         raise HfsynError(

@@ -26,7 +26,6 @@ from hfsyn.judging.classifier import (
     check_division,
     check_model_name,
     default_workers,
-    new_classifier,
     open_classifier,
     save_classifier,
     start_accelerator,
@@ -38,6 +37,7 @@ from hfsyn.judging.measures.metrics import dump_result
 from hfsyn.judging.sets.batches import Slice, derive
 from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import tell_overlap, tell_part, testable
+from hfsyn.judging.starting import new_classifier
 from hfsyn.judging.train import checkpoints, timm_parts
 from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place
 from hfsyn.judging.train.feeds import Feed, open_feed
