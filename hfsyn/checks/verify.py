@@ -1,8 +1,8 @@
 """Whether a finished run or a published version is what its recipe says: files, schema, counts, prompts and seeds.
 
 Everything that follows from the recipe and the captions is computed again, and of a selection its rule, except for the
-pixels, which are for `hfsyn.checks.reproduce`. Of a published version the hashes are those of the Hub; only footers, captions and the columns
-beside the image are downloaded.
+pixels, which are for `hfsyn.checks.reproduce`. Of a published version the hashes are those of the Hub; only footers,
+captions and the columns beside the image are downloaded.
 """
 
 import hashlib

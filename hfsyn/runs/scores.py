@@ -218,7 +218,7 @@ class Scores:
     data: str
     """Of the shards that were scored, all together."""
     judges: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Name -> ``facts``, ``fingerprint``, ``versions``, ``columns`` (of the table -> of the judge), ``rejected`` rows."""
+    """Name -> ``facts``, ``fingerprint``, ``versions``, ``columns`` (of the table -> its own), ``rejected`` rows."""
 
     @property
     def columns(self) -> list[str]:

@@ -23,7 +23,7 @@ def classifier_judge(name: str, model: str, classes: Mapping[str, str], label: s
 
     Raises HfsynError if there is no such classifier, or it does not have all of these classes.
     """
-    classifier = open_classifier(model, device=device)
+    classifier = open_classifier(model, device=device, among=classes)
     columns = check_set(classifier, classes, label)
     wnids = [classifier.wnids[column] for column in columns]
     facts = {

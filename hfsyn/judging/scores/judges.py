@@ -3,18 +3,24 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from hfsyn.errors import HfsynError
 from hfsyn.judging.scores.classifiers import classifier_judge
+from hfsyn.judging.scores.crossfit import crossfit_judge
+from hfsyn.judging.scores.functions import function_judge
+from hfsyn.judging.scores.safety import safety_judge
 from hfsyn.runs.scores import Judge, Scored
 
-GRAMMAR = "A judge is [NAME=]MODEL, a classifier of `hfsyn evaluate`."
+GRAMMAR = (
+    "A judge is [NAME=]JUDGE: a classifier of `hfsyn evaluate`, file.py:FUNCTION, crossfit:DIR, copies[:DATASET], "
+    "vlm:CAPTIONER, or safety:MODEL."
+)
+_KIND = re.compile(r"(copies|vlm|safety|crossfit)(?::(.*))?$")
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed ``[NAME=]KIND:ARGUMENT``."""
+    """A parsed ``[NAME=]JUDGE``."""
 
     name: str
     kind: str
@@ -28,14 +34,23 @@ def parse_judge(text: str) -> Spec:
         stated, rest = "", text.strip()
     if not rest:
         raise HfsynError(f"{text!r} names no judge.", GRAMMAR)
+    if found := _KIND.match(rest):
+        kind, argument = found[1], found[2] or ""
+        if not argument and kind != "copies":
+            raise HfsynError(f"{text!r} does not say which {kind}.", f"{kind}:MODEL. {GRAMMAR}")
+        return Spec(
+            stated or "_".join(filter(None, (kind, _slug(argument) if kind == "copies" else ""))), kind, argument
+        )
+    if ".py:" in rest:
+        return Spec(stated or rest.rpartition(":")[2], "function", rest)
     return Spec(stated or _slug(rest), "classifier", rest)
 
 
 def _slug(text: str) -> str:
-    """A name from a model's: its last part, in letters, digits and underscores."""
-    last = text.rstrip("/").rpartition("/")[2].partition("@")[0]
-    found = re.sub(r"\W+", "_", last.removesuffix(".onnx"), flags=re.ASCII).strip("_").lower()
-    return found if re.match(r"[a-z_]", found) else f"judge_{found}"
+    """A name from a model's or a set's: its last part, in letters, digits and underscores."""
+    last = text.rstrip("/").rpartition("/")[2].partition("@")[0].rpartition(":")[2]
+    found = re.sub(r"\W+", "_", last, flags=re.ASCII).strip("_").lower()
+    return found if not found or re.match(r"[a-z_]", found) else f"judge_{found}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,8 @@ class Place:
     scored: Scored
     classes: Mapping[str, str]
     device: str
-    token: str | bool | None = None
+    reference: str
+    """By which `hfsyn train` takes the set."""
 
 
 def open_judge(spec: Spec, place: Place) -> Judge:
@@ -57,4 +73,24 @@ def _classifier(spec: Spec, place: Place) -> Judge:
     return classifier_judge(spec.name, spec.argument, place.classes, place.scored.side.label, place.device)
 
 
-_KINDS: dict[str, Callable[[Spec, Any], Judge]] = {"classifier": _classifier}
+def _crossfit(spec: Spec, place: Place) -> Judge:
+    return crossfit_judge(spec.name, spec.argument, place.reference, place.classes, place.device)
+
+
+def _function(spec: Spec, place: Place) -> Judge:
+    first = next((rows[0] for name in place.scored.starts if (rows := place.scored.rows(name))), None)
+    if first is None:
+        raise HfsynError(f"{place.scored.side.label} has no row.", "Score another set.")
+    return function_judge(spec.name, spec.argument, first)
+
+
+def _safety(spec: Spec, place: Place) -> Judge:
+    return safety_judge(spec.name, spec.argument, place.device)
+
+
+_KINDS: dict[str, Callable[[Spec, Place], Judge]] = {
+    "classifier": _classifier,
+    "crossfit": _crossfit,
+    "function": _function,
+    "safety": _safety,
+}

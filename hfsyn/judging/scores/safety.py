@@ -1,7 +1,6 @@
 """A safety classifier as a judge: the probability of each of its labels, from transformers or from an ONNX file."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 

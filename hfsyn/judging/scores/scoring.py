@@ -66,7 +66,7 @@ def score_set(
     if twice := sorted({one.name for one in specs if [s.name for s in specs].count(one.name) > 1}):
         raise HfsynError(f"Two judges are called {quoted(twice)}.", "Name one of them: --judge NAME=JUDGE.")
     scored = opened(what, out, config_name, token)
-    opened_here = _opened(specs, scored, options, token, overwrite=overwrite)
+    opened_here = _opened(specs, scored, options, overwrite=overwrite)
     left = [judge for judge in opened_here if not all(map(scored.current, scored.shards(judge.name)))]
     processes = options.num_processes or min(default_processes(), max(1, len(scored.starts)))
     if left and processes > 1 and not is_launched():
@@ -105,12 +105,12 @@ def opened(what: str, out: str | Path | None, config_name: str | None, token: st
     return Scored(side, folder)
 
 
-def _opened(
-    specs: Sequence[Spec], scored: Scored, options: WorkOptions, token: str | bool | None, *, overwrite: bool
-) -> list[Judge]:
+def _opened(specs: Sequence[Spec], scored: Scored, options: WorkOptions, *, overwrite: bool) -> list[Judge]:
     """The judges, opened before any of them looks at an image, and room for their scores."""
     classes = {entry["wnid"]: entry["name"] for entry in scored.side.manifest().raw.get("classes", ())}
-    place = Place(scored, classes, pick_device(options.device), token)
+    side = scored.side
+    named = str(side.folder) if isinstance(side, RunFolder) else f"{side.repo_id}@{side.sha}#{side.config_name}"
+    place = Place(scored, classes, pick_device(options.device), named)
     found = [open_judge(spec, place) for spec in specs]
     for judge in found:
         check_judge(scored, judge, overwrite=overwrite)

@@ -30,6 +30,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
 from hfsyn.judging.sets.tables import Labelled, Parts
+from hfsyn.rules import fold_of
 
 TRAIN, TEST = ("train",), ("validation", "test")
 """Splits to look for, in this order, if none is named: to train on, and to test on."""
@@ -108,6 +109,12 @@ class ImageSet:
         """Some of the images, by number."""
         wnids, ids = [self.wnids[n] for n in numbers], [self.ids[n] for n in numbers]
         return replace(self, wnids=wnids, ids=ids, images=_Some(self.images, numbers), complete=False)
+
+    def without_fold(self, fold: tuple[int, int] | None) -> "ImageSet":
+        """All but the K-th of N parts, by the rule of folds; all where it is None."""
+        if fold is None:
+            return self
+        return self.only([number for number, name in enumerate(self.ids) if fold_of(name, fold[1]) != fold[0]])
 
     @property
     def drawn(self) -> bool:

@@ -81,7 +81,7 @@ class _MapFeed(Feed):
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
         part = config.data
         sets = [
-            open_images(found, part.train_split, default=TRAIN, limit=limit)
+            open_images(found, part.train_split, default=TRAIN, limit=limit).without_fold(part.fold_of)
             for found, limit in zip(references, part.limit_of_each, strict=True)
         ]
         super().__init__(config, sets)
