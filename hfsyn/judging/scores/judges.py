@@ -4,11 +4,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from builders.variants import get_variant
+from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import HfsynError
+from hfsyn.judging.scores.alike import copies_of_judge, copies_within_judge
 from hfsyn.judging.scores.classifiers import classifier_judge
 from hfsyn.judging.scores.crossfit import crossfit_judge
 from hfsyn.judging.scores.functions import function_judge
+from hfsyn.judging.scores.questions import question_judge
 from hfsyn.judging.scores.safety import safety_judge
+from hfsyn.judging.sets.image_set import open_images
 from hfsyn.runs.scores import Judge, Scored
 
 GRAMMAR = (
@@ -73,6 +78,22 @@ def _classifier(spec: Spec, place: Place) -> Judge:
     return classifier_judge(spec.name, spec.argument, place.classes, place.scored.side.label, place.device)
 
 
+def _copies(spec: Spec, place: Place) -> Judge:
+    if not spec.argument:
+        return copies_within_judge(spec.name, place.scored)
+    if spec.argument != "source":
+        return copies_of_judge(spec.name, open_images(spec.argument))
+    part = recipe_of(place.scored.side).source
+    where = f"{part.variant}={part.path}" if part.path else part.variant
+    at = f"@{part.revision}" if part.revision and not part.path and not get_variant(part.variant).drawn else ""
+    return copies_of_judge(spec.name, open_images(f"{where}{at}", part.split))
+
+
+def _question(spec: Spec, place: Place) -> Judge:
+    known = get_variant(recipe_of(place.scored.side).source.variant).by_wnid
+    return question_judge(spec.name, spec.argument, {wnid: known[wnid] for wnid in place.classes}, place.device)
+
+
 def _crossfit(spec: Spec, place: Place) -> Judge:
     return crossfit_judge(spec.name, spec.argument, place.reference, place.classes, place.device)
 
@@ -90,7 +111,9 @@ def _safety(spec: Spec, place: Place) -> Judge:
 
 _KINDS: dict[str, Callable[[Spec, Place], Judge]] = {
     "classifier": _classifier,
+    "copies": _copies,
     "crossfit": _crossfit,
     "function": _function,
     "safety": _safety,
+    "vlm": _question,
 }
