@@ -282,7 +282,7 @@ class _Checker:
             ids = [str(name) for name in table["sample_id"].to_pylist()]
             lines = [json.loads(line) for line in self.side.text(layout.REJECTED).splitlines()]
             said = {line["id"]: line["reason"] for line in lines if line["stage"] == "select"}
-        except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException, DataError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException, HfsynError) as error:
             self._note_unreadable(error, f"the selection cannot be checked: {brief(error)}")
             return
         for name, reason in zip(ids, reasons, strict=True):
@@ -359,7 +359,7 @@ def _image_problems(shard: Shard, *, look: bool) -> Iterator[str]:
     if "image.bytes" not in names:
         return
     column = names.index("image.bytes")
-    for group in shard.groups():
+    for group in (group for group in shard.groups() if shard.footer.row_group(group).num_rows):
         statistics = shard.footer.row_group(group).column(column).statistics
         if statistics is not None and statistics.null_count:
             yield f"has {statistics.null_count} rows without an image"

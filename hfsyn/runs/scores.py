@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ ID = "sample_id"
 KINDS = {"number": pa.float64(), "whole": pa.int64(), "truth": pa.bool_(), "text": pa.string()}
 _DIGITS = 6
 """Decimal places of a number: fewer than a last bit moves, which depends on how many images are looked at together."""
+_GROUP = 100_000  # rows of a row group of the table
 _LIBRARIES = ("hfsyn", "timm", "torch", "transformers")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _TAKEN = frozenset({"rows", layout.DATA, layout.CAPTIONS})
@@ -246,30 +247,56 @@ def scores_of(folder: Path) -> Scores | None:
 
 
 def gather(scored: Scored) -> Scores:
-    """Write ``scores.parquet`` from the shards of all judges that have seen every row, and its marker."""
+    """Write ``scores.parquet`` from the shards of all judges that have seen every row, and its marker.
+
+    A selection has the scores of its parent's judges in the table alone: they stay.
+    """
     with lock(scored.folder, "score"):
-        there = sorted(path.name for path in (scored.folder / layout.SCORES).iterdir() if path.is_dir())
-        whole = {name: scored.shards(name) for name in there}
-        whole = {name: paths for name, paths in whole.items() if all(map(scored.current, paths))}
-        columns = _table_columns({name: pq.read_schema(paths[0]).remove(0) for name, paths in whole.items()})
-        fields = [pa.field(column, kind) for owned in columns.values() for column, (_, kind) in owned.items()]
-        schema = pa.schema([pa.field(ID, pa.string()), *fields])
-        target = scored.folder / layout.SCORES_TABLE
-        rows = write_groups(target, _joined(scored, whole, columns), schema)
-        judges = {}
-        for name, paths in whole.items():
-            marks = [layout.load_sidecar(layout.sidecar_of(path)) for path in paths]
-            facts = {key: value for key, value in marks[0].options.items() if key not in ("data", "judge")}
-            judges[name] = {
-                "facts": facts,
-                "fingerprint": marks[0].fingerprint,
-                "versions": _versions(marks),
-                "columns": {column: own for column, (own, _) in columns[name].items()},
-                "rejected": sum(len(mark.rejected) for mark in marks),
-            }
-        found = Scores(rows, sha256_of(target), target.stat().st_size, data_digest(scored.entries), judges)
-        text = json.dumps(vars(found), indent=1, ensure_ascii=False) + "\n"
-        atomic_text(layout.sidecar_of(target), text)
+        parts = dict(_inherited(scored))
+        for folder in sorted((scored.folder / layout.SCORES).iterdir()):
+            paths = scored.shards(folder.name) if folder.is_dir() else []
+            if paths and all(map(scored.current, paths)):
+                parts[folder.name] = _of_shards(paths)
+        often = Counter(name for table, _ in parts.values() for name in table.column_names)
+        ids = [row[ID] for name in scored.starts for row in scored.rows(name, [ID])]
+        columns, judges = {ID: pa.array(ids, pa.string())}, {}
+        for judge, (table, about) in sorted(parts.items()):
+            names = {(c if often[c] == 1 else f"{judge}_{c}"): c for c in table.column_names if c != ID}
+            place = {name: number for number, name in enumerate(table[ID].to_pylist())}
+            of_row = pa.array([place.get(name) for name in ids], pa.int64())
+            columns |= {name: table[own].combine_chunks().take(of_row) for name, own in names.items()}
+            judges[judge] = {**about, "columns": names}
+        return write_table(scored.folder, pa.table(columns), data_digest(scored.entries), judges)
+
+
+def _of_shards(paths: Sequence[Path]) -> tuple[pa.Table, dict[str, Any]]:
+    """What a judge says, and what its sidecars say of it."""
+    marks = [layout.load_sidecar(layout.sidecar_of(path)) for path in paths]
+    facts = {key: value for key, value in marks[0].options.items() if key not in ("data", "judge")}
+    about = {"facts": facts, "fingerprint": marks[0].fingerprint, "versions": _versions(marks)}
+    about["rejected"] = sum(len(mark.rejected) for mark in marks)
+    return pa.concat_tables(map(pq.read_table, paths)), about
+
+
+def _inherited(scored: Scored) -> Iterator[tuple[str, tuple[pa.Table, dict[str, Any]]]]:
+    """The judges that are in the table, and have no shards here."""
+    found = scores_of(scored.folder)
+    if found is None or found.data != data_digest(scored.entries):
+        return
+    table = pq.read_table(scored.folder / layout.SCORES_TABLE)
+    for name, about in found.judges.items():
+        if not (scored.folder / layout.SCORES / name).is_dir():
+            names = about["columns"]
+            yield name, (table.select([ID, *names]).rename_columns([ID, *names.values()]), dict(about))
+
+
+def write_table(folder: Path, table: pa.Table, data: str, judges: Mapping[str, Mapping[str, Any]]) -> Scores:
+    """Write the table of the scores and its marker; `data` is the `data_digest` of the set."""
+    target = folder / layout.SCORES_TABLE
+    groups = (table.slice(at, _GROUP).to_pydict() for at in range(0, table.num_rows, _GROUP))
+    write_groups(target, groups, table.schema)
+    found = Scores(table.num_rows, sha256_of(target), target.stat().st_size, data, judges)
+    atomic_text(layout.sidecar_of(target), json.dumps(vars(found), indent=1, ensure_ascii=False) + "\n")
     return found
 
 
@@ -282,31 +309,6 @@ def _versions(marks: Sequence[layout.Sidecar]) -> str:
 def data_digest(entries: Sequence[layout.ShardEntry]) -> str:
     """SHA-256 over those of all shards of a set."""
     return _hash([entry.sha256 for entry in entries])
-
-
-def _table_columns(schemas: Mapping[str, pa.Schema]) -> dict[str, dict[str, tuple[str, pa.DataType]]]:
-    """Judge -> column of the table -> the judge's own name for it, and its type."""
-    often = Counter(name for schema in schemas.values() for name in schema.names)
-    return {
-        judge: {(f.name if often[f.name] == 1 else f"{judge}_{f.name}"): (f.name, f.type) for f in schema}
-        for judge, schema in schemas.items()
-    }
-
-
-def _joined(
-    scored: Scored, whole: Mapping[str, Sequence[Path]], columns: Mapping[str, Mapping[str, tuple[str, pa.DataType]]]
-) -> Iterable[Mapping[str, Sequence[Any]]]:
-    """A row group for each data shard: all of its ids, and what each judge says of them."""
-    for number, name in enumerate(scored.starts):
-        ids = [row[ID] for row in scored.rows(name, [ID])]
-        if not ids:
-            continue
-        group: dict[str, Sequence[Any]] = {ID: ids}
-        for judge, paths in whole.items():
-            said = {row[ID]: row for row in pq.read_table(paths[number]).to_pylist()}
-            for column, (own, _) in columns[judge].items():
-                group[column] = [said[i][own] if i in said else None for i in ids]
-        yield group
 
 
 def read_scores(folder: Path, entries: Sequence[layout.ShardEntry], label: str) -> tuple[Scores, pa.Table]:

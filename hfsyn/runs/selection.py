@@ -31,7 +31,7 @@ from hfsyn.rules import order_of
 from hfsyn.runs.claims import lock
 from hfsyn.runs.finish import finish
 from hfsyn.runs.prepare import lock_new
-from hfsyn.runs.scores import ID, Scored, Scores, data_digest, read_scores, scores_of
+from hfsyn.runs.scores import ID, Scored, Scores, data_digest, read_scores, scores_of, write_table
 from hfsyn.runs.selection_rule import IDS, Kept, Rule, apply, by_class, selection_of
 from hfsyn.runs.shards import flags_of, is_done, write_groups, write_shard
 
@@ -281,20 +281,10 @@ class _Writer:
 
     def _filter_scores(self) -> None:
         """The scores of the rows that stay."""
-        target = self.folder / layout.SCORES_TABLE
         if self.known is None or self.given is None or scores_of(self.folder) is not None:
             return
         stays = {i for i, reason in zip(self.rows[ID].to_pylist(), self.kept.reasons, strict=True) if reason is None}
         kept = self.given.filter(pa.array([i in stays for i in self.given[ID].to_pylist()]))
-        groups = (kept.slice(at, _GROUP).to_pydict() for at in range(0, kept.num_rows, _GROUP))
-        write_groups(target, groups, kept.schema)
         marks = [layout.load_sidecar(layout.sidecar_of(self.folder / entry.file)) for entry in self.scored.entries]
         entries = [layout.ShardEntry("", mark.rows, mark.bytes, mark.sha256) for mark in marks]
-        stated = replace(
-            self.known,
-            rows=kept.num_rows,
-            sha256=sha256_of(target),
-            bytes=target.stat().st_size,
-            data=data_digest(entries),
-        )
-        atomic_text(layout.sidecar_of(target), json.dumps(vars(stated), indent=1, ensure_ascii=False) + "\n")
+        write_table(self.folder, kept, data_digest(entries), self.known.judges)

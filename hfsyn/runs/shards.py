@@ -40,7 +40,8 @@ def write_parquet(
     """
     table = _table(columns, schema)
     rows = group_rows or max(1, min(table.num_rows, table.num_rows * layout.ROW_GROUP_BYTES // max(1, table.nbytes)))
-    _write(path, [(table, rows)], schema)
+    # A row group without rows would be read in portions of none, which `datasets` cannot.
+    _write(path, [(table, rows)] if table.num_rows else [], schema)
 
 
 def _table(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Table:
