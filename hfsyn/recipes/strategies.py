@@ -311,7 +311,7 @@ def loaded_function(path: Path, name: str, sha256: str, arguments: int, form: st
         inspect.signature(found).bind(*[None] * arguments)
     except TypeError as error:
         raise HfsynError(f"{path}:{name} cannot be called with {_COUNT[arguments]} arguments: {error}.", form) from None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _module(path: Path, sha256: str) -> Any:

@@ -98,7 +98,7 @@ def _evaluated(where: str, rows: pa.Table) -> pa.Table:
     parts = [_as_sql(connection, part) for part in _joined_by_and(tree)]
     one_by_one = ", ".join(f"({part}) AS part{number}" for number, part in enumerate(parts))
     try:
-        found = connection.execute(f"SELECT {one_by_one} FROM rows").to_arrow_table()  # noqa: S608  # checked above
+        found: pa.Table = connection.execute(f"SELECT {one_by_one} FROM rows").to_arrow_table()  # noqa: S608  # checked above
     except duckdb.Error as error:
         said = brief(str(error).partition("LINE 1")[0].partition("\n\n")[0], 200).rstrip(".!")
         raise HfsynError(f"The condition {_shown(where)} cannot be evaluated: {said}.", _FORM) from None
@@ -129,7 +129,13 @@ def _parsed(connection: Any, where: str) -> dict[str, Any]:
         said = "it is more than an expression" if "SELECT" in said else said
         raise HfsynError(f"{_shown(where)} is not a condition: {said}.", _FORM)
     nodes = [statement["node"] for statement in found["statements"]]
-    plain = {"type": "SELECT_NODE", "modifiers": [], "cte_map": {"map": []}, "group_expressions": [], "group_sets": []}
+    plain: dict[str, Any] = {
+        "type": "SELECT_NODE",
+        "modifiers": [],
+        "cte_map": {"map": []},
+        "group_expressions": [],
+        "group_sets": [],
+    }
     plain |= {"having": None, "sample": None, "qualify": None}
     if len(nodes) != 1 or any(nodes[0].get(key) != value for key, value in plain.items()):
         raise HfsynError(f"{_shown(where)} is not a condition: it is more than an expression.", _FORM)

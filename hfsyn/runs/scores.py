@@ -324,3 +324,16 @@ def read_scores(folder: Path, entries: Sequence[layout.ShardEntry], label: str) 
     if found.data != data_digest(entries):
         raise HfsynError(f"The scores in {folder} are of other rows than {label} has now.", again)
     return found, pq.read_table(table)
+
+
+def scores_beside(scored: Scored, elsewhere: str | Path | None = None) -> tuple[Scores | None, pa.Table | None]:
+    """The scores of a set and what they say: in its folder, published with it, or in a folder `elsewhere`; None where
+    there are none. Raises HfsynError as `read_scores`.
+    """
+    side = scored.side
+    if elsewhere is not None:
+        return read_scores(Path(elsewhere).expanduser(), scored.entries, side.label)
+    if layout.SCORES_TABLE not in side.manifest().raw["files"]:
+        return None, None
+    files = [side.fetch(name) for name in (layout.SCORES_TABLE, layout.sidecar_name(layout.SCORES_TABLE))]
+    return read_scores(files[0].parent, scored.entries, side.label)

@@ -31,7 +31,7 @@ from hfsyn.rules import order_of
 from hfsyn.runs.claims import lock
 from hfsyn.runs.finish import finish
 from hfsyn.runs.prepare import lock_new
-from hfsyn.runs.scores import ID, Scored, Scores, data_digest, read_scores, scores_of, write_table
+from hfsyn.runs.scores import ID, Scored, Scores, data_digest, scores_beside, scores_of, write_table
 from hfsyn.runs.selection_rule import IDS, Kept, Rule, apply, by_class, selection_of
 from hfsyn.runs.shards import flags_of, is_done, write_groups, write_shard
 
@@ -94,7 +94,7 @@ def select_rows(
         said = f"The run {what} is not finished: its images are not all there."
         raise HfsynError(said, f"`hfsyn status {what}` shows what is missing.")
     scored = Scored(side, Path(out))
-    known, given = _scores(side, scored, scores)
+    known, given = scores_beside(scored, scores)
     rows = _rows(scored, given)
     kept = apply(rule, rows)
     names = {entry["wnid"]: entry["name"] for entry in side.manifest().raw["classes"]}
@@ -114,19 +114,6 @@ def select_rows(
     writer = _Writer(side, scored, Path(out).expanduser(), rule, rows, kept, known, given)
     linked = writer.write(quiet=quiet)
     return replace(found, run=str(writer.folder), linked=linked, shards=len(scored.entries))
-
-
-def _scores(
-    side: Published | RunFolder, scored: Scored, scores: str | Path | None
-) -> tuple[Scores | None, pa.Table | None]:
-    """The scores of a set and what they say: in its folder, in another one, or published with it; None without any."""
-    if scores is not None:
-        return read_scores(Path(scores).expanduser(), scored.entries, side.label)
-    if layout.SCORES_TABLE not in side.manifest().raw["files"]:
-        return None, None
-    for name in (layout.sidecar_name(layout.SCORES_TABLE), layout.SCORES_TABLE):
-        folder = side.fetch(name).parent
-    return read_scores(folder, scored.entries, side.label)
 
 
 def _rows(scored: Scored, given: pa.Table | None) -> pa.Table:

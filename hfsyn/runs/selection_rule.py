@@ -90,18 +90,24 @@ def apply(rule: Rule, rows: pa.Table) -> Kept:
     return Kept(reasons, [bool(rank) for rank in spare], columns)
 
 
+def check_number(column: str, rows: pa.Table, option: str) -> None:
+    """Refuse a column that is not there, or holds no numbers, which `option` has named."""
+    if column not in rows.column_names:
+        raise HfsynError(
+            f"There is no column {column[:80]!r}.{did_you_mean(column, rows.column_names)}",
+            f"There are: {quoted(rows.column_names, 40)}.",
+        )
+    kind = rows.schema.field(column).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        said = f"{column} is not a number, and cannot put images in an order."
+        raise HfsynError(said, f"Name another column: {option} COLUMN")
+
+
 def _values(rule: Rule, rows: pa.Table) -> Sequence[tuple[bool, float]]:
     """What rows are sorted by: those without a value last."""
     if rule.column is None:
         return [(False, 0.0)] * rows.num_rows
-    if rule.column not in rows.column_names:
-        raise HfsynError(
-            f"There is no column {rule.column[:80]!r}.{did_you_mean(rule.column, rows.column_names)}",
-            f"There are: {quoted(rows.column_names, 40)}.",
-        )
-    kind = rows.schema.field(rule.column).type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-        raise HfsynError(f"{rule.column} is not a number, and cannot put images in an order.", "Name another --by.")
+    check_number(rule.column, rows, "--by")
     sign = 1 if str(rule.by).startswith("-") else -1
     return [(value is None, 0.0 if value is None else sign * value) for value in rows[rule.column].to_pylist()]
 
