@@ -89,9 +89,9 @@ def drawn(label: int, seed: int, wrong: float) -> int:
     return (label + rng.randrange(1, len(_SHAPES))) % len(_SHAPES) if rng.random() < wrong else label
 
 
-def make_run(folder: Path, seed: int, wrong: float) -> Path:
+def make_run(folder: Path, seed: int, wrong: float, per_class: int = PER_CLASS) -> Path:
     """A finished run of drawings."""
-    recipe = load_recipe("shapes-basic", [f"source.limit_per_class={PER_CLASS}", f"seed={seed}"])
+    recipe = load_recipe("shapes-basic", [f"source.limit_per_class={per_class}", f"seed={seed}"])
     run = prepare(recipe, folder)
     if not (folder / layout.MANIFEST).exists():
         hfsyn.caption(run.folder, quiet=True)
