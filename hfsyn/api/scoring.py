@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hfsyn.judging.scores.scoring import Scoring
@@ -50,7 +50,13 @@ def score(
 
     judges = [judge] if isinstance(judge, str) else list(judge)
     options = WorkOptions(device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet)
-    how = {"out": out, "config_name": config_name, "overwrite": overwrite, "token": token, "options": options}
+    how: dict[str, Any] = {
+        "out": out,
+        "config_name": config_name,
+        "overwrite": overwrite,
+        "token": token,
+        "options": options,
+    }
     return score_set(str(run), judges, **how)
 
 
@@ -98,5 +104,5 @@ def select(
 
     if out is None and not dry_run:
         raise HfsynError("Nothing says where the rows go.", "Say it: --out RUN; or --dry-run to write nothing.")
-    how = {"scores": scores, "config_name": config_name, "token": token, "dry_run": dry_run}
+    how: dict[str, Any] = {"scores": scores, "config_name": config_name, "token": token, "dry_run": dry_run}
     return select_rows(str(run), Rule(where, per_class, by), out or ".", **how, tell=tell, quiet=quiet)

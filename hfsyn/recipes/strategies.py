@@ -298,8 +298,8 @@ def _untrusted_place(path: Path) -> str:
 
 @lru_cache(maxsize=8)
 def loaded_function(path: Path, name: str, sha256: str, arguments: int, form: str) -> Callable[..., Any]:
-    """A function of the user's that takes so many arguments; `sha256` is part of the cache key, so that an edited file
-    is loaded again.
+    """A function of the user's with a number of arguments; `sha256` is part of the cache key, so that an edited file is
+    loaded again.
     """
     module = _module(path, sha256)
     found = getattr(module, name, None)

@@ -273,7 +273,7 @@ def _of_shards(paths: Sequence[Path]) -> tuple[pa.Table, dict[str, Any]]:
     """What a judge says, and what its sidecars say of it."""
     marks = [layout.load_sidecar(layout.sidecar_of(path)) for path in paths]
     facts = {key: value for key, value in marks[0].options.items() if key not in ("data", "judge")}
-    about = {"facts": facts, "fingerprint": marks[0].fingerprint, "versions": _versions(marks)}
+    about: dict[str, Any] = {"facts": facts, "fingerprint": marks[0].fingerprint, "versions": _versions(marks)}
     about["rejected"] = sum(len(mark.rejected) for mark in marks)
     return pa.concat_tables(map(pq.read_table, paths)), about
 

@@ -79,7 +79,7 @@ def _judge(name: str, against: str, ids: Sequence[str], small: Sequence[np.ndarr
             if number in reasons:
                 yield reasons[number]
                 continue
-            likeness, other = nearest.get(number, (None, None))
-            yield {"copy": number in copied, "likeness": likeness, "nearest": None if other is None else ids[other]}
+            best, which = nearest.get(number, (None, None))
+            yield {"copy": number in copied, "likeness": best, "nearest": None if which is None else ids[which]}
 
     return Judge(name, COLUMNS, facts, of)

@@ -54,4 +54,4 @@ def _part(model: str) -> CaptionPart:
         "temperature": None,
     }
     part: Any = check_part("caption", fields, model)
-    return part.model_copy(update={"revision": pin(part.model, part.revision, "captioner")})  # type: ignore[no-any-return]
+    return part.model_copy(update={"revision": pin(part.model, part.revision, "captioner")})

