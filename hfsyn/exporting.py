@@ -84,7 +84,7 @@ def _note(run: Run, width: int, height: int) -> str:
         "split": run.split,
         "width": width,
         "height": height,
-        "store": run.recipe.store.model_dump(),
+        "store": run.recipe.store.model_dump(exclude={"mark"}),  # real images carry none
     }
     return json.dumps(fields, indent=1) + "\n"
 

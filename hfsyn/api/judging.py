@@ -24,7 +24,6 @@ R = TypeVar("R", bound=dict[str, Any])
 Precision = Literal["no", "fp16", "bf16"]
 FIELDS = {
     "train_dataset": "data.train",
-    "train_split": "data.train_split",
     "eval_dataset": "test.dataset",
     "eval_split": "test.split",
     "budget": "data.budget",
@@ -42,13 +41,12 @@ FIELDS = {
     "seed": "seed",
 }
 """Words of `train` -> fields of the training recipe."""
-_RUNNING = ("device", "num_workers", "checkpoint_steps", "log_with", "overwrite", "quiet")
+_RUNNING = ("device", "num_workers", "checkpoint_steps", "log_with", "record", "overwrite", "quiet")
 
 
 def training_recipe(
     *,
     train_dataset: str | Sequence[str] = (),
-    train_split: str | None = None,
     eval_dataset: str | None = None,
     eval_split: str | None = None,
     budget: int | None = None,
@@ -71,7 +69,6 @@ def training_recipe(
 
     Args:
         train_dataset: what to train on, one or several, mixed by weight; see `hfsyn.judging.sets.references`.
-        train_split: None is ``train``, or the only one.
         eval_dataset: what to test on.
         eval_split: None is ``validation``, else ``test``, else the only one.
         budget: images that an epoch shows.
@@ -124,6 +121,7 @@ def train(
     num_workers: int | None = None,
     gradient_accumulation_steps: int = 1,
     checkpoint_steps: int | None = None,
+    record: bool = False,
     log_with: str | None = None,
     push_to_hub: str | None = None,
     private: bool = False,
@@ -142,6 +140,7 @@ def train(
         num_workers: decoding processes beside each process; None divides the cores among the GPUs, and is 0 on a CPU.
         gradient_accumulation_steps: parts in which each step is computed.
         checkpoint_steps: steps between checkpoints; None is at the ends of epochs, about 20 in all; 0 is never.
+        record: keep what the training shows of each image, see `hfsyn.judging.train.recording`.
         log_with: tensorboard, trackio or wandb.
         push_to_hub: publish the classifier as this model, with a card.
         private: only you can see it there.

@@ -21,6 +21,7 @@ from hfsyn.checks.diff import readable, recipe_of
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode
 from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
+from hfsyn.images.marking import stored_mark
 from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
 from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
 from hfsyn.rules import order_of
@@ -113,7 +114,7 @@ def reproduce(
         return _drawn(by, row, size, real)
 
     made, tuning = as_recorded(draw, PLAIN if generator is not None else recorded_tuning(sidecar.options, where))
-    mine = encode(made.pixels, recipe.store)
+    mine = encode(made.pixels, recipe.store, stored_mark(stored, recipe))
     verdict, largest, mean = judge(stored, mine)
     return Reproduction(
         label=side.label,

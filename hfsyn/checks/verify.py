@@ -28,6 +28,7 @@ from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
+from hfsyn.images.marking import mark_problem
 from hfsyn.pages.html import facts
 from hfsyn.recipes.parts import strategy_of
 from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_recipe
@@ -54,7 +55,7 @@ class Verification:
     problems: list[str] = field(default_factory=list)  # the first ones of each kind
     more: Counter[str] = field(default_factory=Counter)  # all problems by kind
     commit: str | None = None
-    unchecked: str = ""  # what could not be checked
+    unchecked: list[str] = field(default_factory=list)  # what was not checked, and why
 
     def note(self, kind: str, problem: str) -> None:
         """Note a problem; of each kind the first few are kept in full."""
@@ -73,7 +74,7 @@ class Verification:
         """For people, in lines."""
         lines = [f"differs: {problem}" for problem in self.problems]
         lines += [f"differs: {n - _SHOWN} more of this kind: {kind}" for kind, n in self.more.items() if n > _SHOWN]
-        lines += [f"not checked: {self.unchecked}"] if self.unchecked else []
+        lines += [f"not checked: {what}" for what in self.unchecked]
         verdict = f"{sum(self.more.values())} differences" if self.problems else "verified"
         at = f" (commit {self.commit[:12]})" if self.commit else ""
         counts = f"{plural(self.files, 'file')}, {plural(self.captions, 'caption')}, {plural(self.rows, 'row')}"
@@ -81,12 +82,19 @@ class Verification:
 
 
 def verify(
-    what: str, *, config_name: str | None = None, token: str | bool | None = None, quiet: bool = False
+    what: str,
+    *,
+    images: bool | None = None,
+    config_name: str | None = None,
+    token: str | bool | None = None,
+    quiet: bool = False,
 ) -> Verification:
     """Check a finished run folder, or ``USER/NAME[@REVISION]``, and return what differs.
 
     Args:
         what: the run folder or the dataset.
+        images: read every image, for the mark that it must carry; None does so for a run folder, and of a published
+            version, whose images would all be downloaded, not.
         config_name: a configuration's name; None is the default one.
         token: as everywhere in huggingface_hub.
         quiet: no progress on the error stream.
@@ -98,9 +106,11 @@ def verify(
     found = Verification(side.label)
     if isinstance(side, Published):
         found.commit = side.sha
-    checker = _Checker(found, side, side.manifest(), recipe_of(side))
+    checker = _Checker(found, side, side.manifest(), recipe_of(side), images)
     if checker.has_own_strategy:
-        found.unchecked = f"prompts, which a function of the author's wrote ({checker.recipe.prompt.strategy})"
+        found.unchecked.append(f"prompts, which a function of the author's wrote ({checker.recipe.prompt.strategy})")
+    if not checker.looks and not checker.is_captions:
+        found.unchecked.append("the marks in the images, all of which --images downloads")
     checker.check_recipe()
     checker.check_small_files()
     checker.check_shards()
@@ -119,6 +129,7 @@ class _Checker:
     side: Published | RunFolder
     manifest: layout.Manifest
     recipe: Recipe
+    images: bool | None = None  # see `verify`
 
     def __post_init__(self) -> None:
         self.ids: set[str] = set()  # of a selection's rows
@@ -128,6 +139,9 @@ class _Checker:
         # What such a function would write cannot be known without running it.
         self.is_paired = self.recipe.prompt.pairing != "own" and not self.is_captions
         self.has_own_strategy = is_user_strategy(self.recipe.prompt.strategy)
+        local = isinstance(self.side, RunFolder)
+        # A recipe without marks was made so, or before there were any: nothing needs to be read for it.
+        self.looks = not self.recipe.store.mark or (local if self.images is None else self.images)
 
     def check_recipe(self) -> None:
         mine, stated = fingerprint(self.recipe), self.manifest.fingerprint
@@ -243,7 +257,9 @@ class _Checker:
         features = synthetic_features(self.names, paired=self.is_paired)
         counts: Counter[str] = Counter()
         before = b""
-        for row in self._table(manifest.shards, features, [name for name in features if name != "image"]):
+        marked = self.recipe.store.mark and self.looks
+        columns = [name for name in features if marked or name != "image"]
+        for row in self._table(manifest.shards, features, columns):
             found.rows += 1
             counts[row["wnid"]] += 1
             if "selection" in manifest.raw:
@@ -257,6 +273,8 @@ class _Checker:
             before = order
             for problem in self._row_problems(row, captions):
                 found.note("rows", f"{row['sample_id']}: {problem}")
+            if marked and (wrong := mark_problem(bytes((row["image"] or {}).get("bytes") or b""), self.recipe)):
+                found.note("marks", f"{row['sample_id']}: {wrong}")
             if not quiet and found.rows % 50_000 == 0:
                 print(f"verified {found.rows} of {manifest.rows} rows", file=sys.stderr, flush=True)
         if found.rows != manifest.rows:

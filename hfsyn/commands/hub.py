@@ -70,11 +70,16 @@ def publish(as_json: bool, **words: Any) -> None:
 
 @click.command(short_help="Check a run or a version, to every prompt and seed.")
 @click.argument("what", metavar="RUN|REPO_ID[@REVISION]")
+@click.option(
+    "--images/--no-images",
+    default=None,
+    help="Check the mark of every image.  [default: in a run folder; of a version this downloads them]",
+)
 @_config
 @token_option
 @answer_options
 def verify(as_json: bool, quiet: bool, **words: Any) -> None:
-    """Check a finished run or a published version: files, schema, counts, every prompt and every seed.
+    """Check a finished run or a published version: files, schema, counts, every prompt, every seed, every mark.
 
     Prints what differs; exit code 1 when anything does.
     """

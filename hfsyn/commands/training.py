@@ -30,7 +30,6 @@ GROUPS: dict[str, tuple[Any, ...]] = {
             metavar="DATASET[:WEIGHT]",
             help="What to train on; several are mixed by weight.",
         ),
-        click.option("--train-split", metavar="SPLIT", help="Split to train on.  [default: train, or the only one]"),
         click.option("--eval-dataset", metavar="DATASET", help="What to test on."),
         click.option(
             "--eval-split", metavar="SPLIT", help="Split to test on.  [default: validation, test, or the only one]"
@@ -64,6 +63,7 @@ GROUPS: dict[str, tuple[Any, ...]] = {
         _workers,
         number("--gradient-accumulation-steps", default=1, help="Parts in which a step is computed."),
         number("--checkpoint-steps", least=0, help="Steps between checkpoints, 0 for none.  [default: an epoch]"),
+        click.option("--record", is_flag=True, help="Keep what it shows of each image, for `hfsyn score --from`."),
         click.option("--log-with", metavar="TRACKER", help="tensorboard, trackio or wandb."),
     ),
     "Publishing": (

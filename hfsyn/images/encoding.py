@@ -10,6 +10,7 @@ import os
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from hfsyn.recipes.recipe import StorePart
 
@@ -38,9 +39,9 @@ def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + across, top + down))
 
 
-def encode(image: Pixels | Image.Image, store: StorePart) -> bytes:
+def encode(image: Pixels | Image.Image, store: StorePart, mark: bytes | None = None) -> bytes:
     """The bytes of RGB pixels or an RGB image in the recipe's format; the same pixels give the same bytes. `store.size`
-    resizes the short side (Lanczos) first.
+    resizes the short side (Lanczos) first. `mark` is an XMP packet to go with it, see `hfsyn.images.marking`.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if picture.info:  # Pillow writes comments and profiles of the file that it was read from into the new one
@@ -52,14 +53,24 @@ def encode(image: Pixels | Image.Image, store: StorePart) -> bytes:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     # Pillow's JPEG encoder lets other threads run (without the GIL) only while it writes to a real file. With a file in
     # memory several threads encode at once, and the thread that keeps the device busy is not held up.
+    xmp = {} if mark is None else {"xmp": mark}
     in_file = store.format == "jpeg" and hasattr(os, "memfd_create")  # of Linux
     with os.fdopen(os.memfd_create("jpeg"), "w+b") if in_file else io.BytesIO() as out:
         if store.format == "jpeg":
-            picture.save(out, "JPEG", quality=store.quality, subsampling=store.subsampling)
+            picture.save(out, "JPEG", quality=store.quality, subsampling=store.subsampling, **xmp)
         elif store.format == "png":
             # Level 1: a third of the default's time for a few per cent more bytes.
-            picture.save(out, "PNG", compress_level=1)
+            picture.save(out, "PNG", compress_level=1, pnginfo=_chunks(mark))
         else:
-            picture.save(out, "WEBP", lossless=True, method=0)
+            picture.save(out, "WEBP", lossless=True, method=0, **xmp)
         out.seek(0)
         return out.read()
+
+
+def _chunks(mark: bytes | None) -> PngInfo | None:
+    """Where PNG has its XMP packet."""
+    if mark is None:
+        return None
+    chunks = PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", mark.decode())
+    return chunks

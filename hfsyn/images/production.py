@@ -18,6 +18,7 @@ from typing import Any
 
 from hfsyn.images.encoding import encode, stored_name
 from hfsyn.images.generator import Generated, ImageGenerator, Pending
+from hfsyn.images.marking import mark_of
 from hfsyn.images.tuning import BatchSize
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.rules import seed_of
@@ -100,7 +101,7 @@ class Production:
         pictures: Callable[[Sequence[SampleSpec]], Sequence[Any]] | None = None,
     ) -> None:
         self._generator, self._recipe, self._size, self._write, self._tick = generator, recipe, size, write, tick
-        self._pictures = pictures
+        self._pictures, self._mark = pictures, mark_of(recipe)
         threads = pool_threads()
         self._encoders = ThreadPoolExecutor(threads, "encode")
         device = str(getattr(generator, "device", "cpu"))
@@ -190,7 +191,7 @@ class Production:
 
     def _encoded(self, image: Generated) -> Future[bytes]:
         self._room.acquire()
-        future = self._encoders.submit(encode, image.pixels, self._recipe.store)
+        future = self._encoders.submit(encode, image.pixels, self._recipe.store, self._mark)
         future.add_done_callback(lambda done: self._room.release())
         return future
 

@@ -190,6 +190,8 @@ class StorePart(Part):
     """Short side in pixels to which images are resized for storage; null keeps them as generated."""
     shard_rows: Annotated[Int, Field(ge=1, le=100_000)] = 1000
     """Rows per shard, 1 to 100,000."""
+    mark: bool = False
+    """Whether each image says in its metadata that a model made it, and which: XMP, by IPTC's standard."""
 
 
 def strategy_of(part: PromptPart) -> Strategy:

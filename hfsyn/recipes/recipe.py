@@ -298,6 +298,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["source"]["definition"]
     if recipe.prompt.pairing == "own":
         del fields["prompt"]["pairing"]
+    if not recipe.store.mark:
+        del fields["store"]["mark"]
     return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
 
 
@@ -317,6 +319,8 @@ def fingerprint(recipe: Recipe) -> str:
     prompt = fields["prompt"]
     if recipe.prompt.pairing == "own":
         del prompt["pairing"]
+    if not recipe.store.mark:
+        del fields["store"]["mark"]
     if prompt["strategy_sha256"] is not None:
         prompt["strategy"] = prompt["strategy"].rpartition(":")[2]
     if prompt["captions_revision"] is not None:

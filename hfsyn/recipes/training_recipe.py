@@ -187,6 +187,11 @@ class TestingPart(Part):
     """Side of the central crop, as a share of the resized image, 0.1 to 1."""
     every_epochs: Annotated[Int, Field(ge=0, le=10**6)] = 0
     """Also test whenever that many epochs are done; 0 tests the final weights only."""
+    record_points: Annotated[Int, Field(ge=2, le=1000)] = 10
+    """With --record: how many times all training images are looked at, evenly spread over the steps, 2 to 1000."""
+    record_against: Text | None = None
+    """With --record: the real images that tell which training images help, written as for training; null is `dataset`,
+    on which scores that come from it cannot be reported any more."""
 
 
 class TrainConfig(Part):

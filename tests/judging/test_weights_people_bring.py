@@ -363,6 +363,7 @@ def test_a_part_of_a_test_set_is_tested_on_where_the_limit_of_the_test_says_so(t
 PHOTOGRAPHS = os.environ.get("HFSYN_PHOTOGRAPHS")
 
 
+@pytest.mark.timeout(4000)
 def test_real_weights_of_a_port_score_what_an_independent_loop_scores() -> None:
     """EfficientNet-Lite0 of the package registry on ImageNette's validation photographs, exactly, class by class."""
     ported = pytest.importorskip(

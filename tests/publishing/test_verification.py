@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import run_folder
 from fakes import FakeCaptioner, FakeGenerator
+from PIL import Image
 
 from builders.errors import DataError
 from builders.files import sha256_of
@@ -70,6 +72,12 @@ def swap(rows: Rows, *columns: str) -> None:
         a[name], b[name] = b[name], a[name]
 
 
+def unmark(row: dict[str, Any]) -> None:
+    out = io.BytesIO()
+    Image.open(io.BytesIO(row["image"]["bytes"])).save(out, "PNG")
+    row["image"]["bytes"] = out.getvalue()
+
+
 def test_a_finished_run_verifies_with_its_retries_and_what_was_set_aside(run: Path) -> None:
     found = verify(str(run))
     assert (found.problems, found.captions, found.files) == ([], 30, 11)
@@ -93,6 +101,7 @@ def test_a_finished_run_verifies_with_its_retries_and_what_was_set_aside(run: Pa
         (lambda rows: rows.insert(0, rows.pop()), "out of order", 1),
         (lambda rows: rows.append(rows[-1]), "out of order, or twice", 1),
         (lambda rows: rows.pop(), "images were planned", 1),
+        (lambda rows: unmark(rows[2]), "is not marked as made by a model", 1),
     ],
 )
 def test_forged_rows_are_found_although_every_hash_fits(

@@ -231,7 +231,7 @@ def test_a_published_recipe_with_such_a_function_is_checked_as_far_as_it_goes(tm
     folder = finished_run(tmp_path, f"prompt.strategy={path}:looks")
     found = verify(str(folder), quiet=True)
     assert not found.problems
-    assert "mine.py:looks" in found.unchecked
+    assert "mine.py:looks" in found.unchecked[0]
     assert "not checked: prompts" in found.text()
     assert json.loads(json.dumps(found.as_dict()))["unchecked"]
     path.unlink()

@@ -9,7 +9,7 @@ named in `undecodable`.
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,30 @@ def predict(
     """
     import torch
 
+    logits, numbers = [], []
+    unread: dict[str, str] = {}
+    quiet = quiet or not accelerator.is_main_process
+    with Progress("test", len(images), quiet=quiet) as progress:
+        for wanted, reasons, out in answers(classifier, images, accelerator, batch_size, num_workers):
+            unread |= {images.ids[n]: reason for n, reason in zip(wanted.tolist(), reasons, strict=True) if reason}
+            good = torch.tensor([not reason for reason in reasons])
+            logits.append(out[good])
+            numbers.append(wanted[good])
+            progress.add(min(len(wanted) * accelerator.num_processes, len(images)))
+    all_logits, all_numbers = in_order(accelerator, logits, numbers, width=len(classifier.wnids))
+    column = {wnid: number for number, wnid in enumerate(classifier.wnids)}
+    labels = np.array([column[images.wnids[number]] for number in all_numbers], dtype=np.int64)
+    return Predictions(all_logits, labels, all_numbers, union(accelerator, unread))
+
+
+def answers(
+    classifier: Classifier, images: ImageSet, accelerator: Any, batch_size: int = BATCH, num_workers: int | None = None
+) -> Iterator[tuple[Any, Sequence[str], Any]]:
+    """This process's batches of a set: the images' numbers, why each cannot be decoded or "", and its logits, float32
+    on the CPU. One that cannot be decoded keeps its place in the batch, so that the others' logits do not move.
+    """
+    import torch
+
     network, device = classifier.network, accelerator.device
     was_training = network.training
     network.eval()
@@ -262,32 +286,22 @@ def predict(
         batch_sampler=[list(range(start, min(start + batch_size, len(images)))) for start in starts],
         pin_memory=device.type == "cuda",
     )
-    logits, numbers = [torch.empty(0, len(classifier.wnids))], [torch.empty(0, dtype=torch.long)]
-    unread: dict[str, str] = {}
-    quiet = quiet or not accelerator.is_main_process
-    with Progress("test", len(images), quiet=quiet) as progress, torch.inference_mode(), accelerator.autocast():
+    try:
         for wanted, reasons, pixels in batches:
-            unread |= {images.ids[n]: reason for n, reason in zip(wanted.tolist(), reasons, strict=True) if reason}
-            good = torch.tensor([not reason for reason in reasons])
-            if good.any():
+            with torch.inference_mode(), accelerator.autocast():
                 out = network(pixels.to(device, non_blocking=True)).float().cpu()
-                # An undecodable image keeps its place in the batch, so that the others' logits do not move.
-                logits.append(out[good])
-                numbers.append(wanted[good])
-            progress.add(min(len(wanted) * accelerator.num_processes, len(images)))
-    network.train(was_training)
-
-    all_logits, all_numbers = _gather(accelerator, torch.cat(logits), torch.cat(numbers))
-    column = {wnid: number for number, wnid in enumerate(classifier.wnids)}
-    labels = np.array([column[images.wnids[number]] for number in all_numbers], dtype=np.int64)
-    return Predictions(all_logits, labels, all_numbers, union(accelerator, unread))
+            yield wanted, reasons, out
+    finally:
+        network.train(was_training)
 
 
-def _gather(accelerator: Any, logits: Any, numbers: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of all processes in the order of the images' numbers, and these numbers."""
+def in_order(accelerator: Any, rows: Sequence[Any], of: Sequence[Any], *, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of all processes, tensors (n, width), in the order of the images' numbers `of`; and these numbers."""
     import torch
     from accelerate.utils import gather_object
 
+    logits = torch.cat([torch.empty(0, width), *rows])
+    numbers = torch.cat([torch.empty(0, dtype=torch.long), *of])
     if accelerator.num_processes > 1:  # each has another number of images: as objects
         logits, numbers = torch.cat(gather_object([logits])), torch.cat(gather_object([numbers]))
     order = torch.argsort(numbers)

@@ -127,5 +127,7 @@ def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], 
     ways += there if split is None and len(there) == 1 else []
     if not ways:
         said = f"{where} has no split {' or '.join(map(repr, names))}."
-        raise HfsynError(said, f"It has: {', '.join(there) or 'none'}. Name one with --train-split or --eval-split.")
+        raise HfsynError(
+            said, f"It has: {', '.join(there) or 'none'}. Name one: --eval-split, or --set data.train_split="
+        )
     return ways[0]

@@ -1,6 +1,6 @@
 """The folder of a training: what may be in it, whether it is of this training, and its checkpoints.
 
-OUT/config.yaml  model.safetensors  model.json  results.json  logs/
+OUT/config.yaml  model.safetensors  model.json  results.json  logs/  record/  record.parquet
 OUT/checkpoints/step-00000120/
     model.safetensors  optimizer.bin  custom_checkpoint_0.pkl  random_states_0.pkl     as accelerate writes them
     checkpoint.json                                          the step, the recipe, the images; written last
@@ -22,7 +22,8 @@ from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig, config_difference, load_train_config
 
 CONFIG, RESULTS, CHECKPOINTS, LOGS = "config.yaml", "results.json", "checkpoints", "logs"
-_OURS = (CONFIG, RESULTS, CHECKPOINTS, LOGS, WEIGHTS, FACTS)
+RECORD, RECORDED = "record", "record.parquet"
+_OURS = (CONFIG, RESULTS, CHECKPOINTS, LOGS, WEIGHTS, FACTS, RECORD, RECORDED)
 _MARKER = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{8})")
 

@@ -46,6 +46,7 @@ class Feed:
         self.names: Mapping[str, str] = {wnid: name for one in sets for wnid, name in one.names.items()}
         self.budget = config.data.budget or 0  # images of an epoch
         self.images: int | None = None  # of all sets; None where they are streams
+        self.sets: Sequence[ImageSet] | None = None  # opened; None where they are streams
         self.unread: dict[str, str] = {}  # id -> reason of images that this process could not read so far
         self._config, self._all = config, sets
         self._shares: Sequence[float] = ()
@@ -94,14 +95,14 @@ class _MapFeed(Feed):
             )
         self.budget = self.budget or sizes[0]
         shares = loading.share_out(self.budget, [found.weight for found in references])
-        self._sets, self._shares, self._order = sets, shares, loading.Order(tuple(sizes), tuple(shares), config.seed)
+        self.sets, self._shares, self._order = sets, shares, loading.Order(tuple(sizes), tuple(shares), config.seed)
 
     def overlap(self, test: ImageSet) -> int | None:
-        return len(set().union(*(shared_images(opened, test) for opened in self._sets)))
+        return len(set().union(*(shared_images(opened, test) for opened in self.sets or ())))
 
     def batches(self, transform: Transform, wanted: Slice) -> Iterator[tuple[Any, Any]]:
         labels = {wnid: number for number, wnid in enumerate(self.classes)}
-        dataset = loading.Augmented(self._sets, self._order, labels, transform, self._config.seed)
+        dataset = loading.Augmented(self.sets or (), self._order, labels, transform, self._config.seed)
         for pixels, targets, unread in loading.training_batches(dataset, wanted):
             self.unread.update(unread)
             yield pixels, targets

@@ -39,8 +39,9 @@ from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_l
 from hfsyn.judging.sets.shared import tell_overlap, tell_part, testable
 from hfsyn.judging.starting import new_classifier
 from hfsyn.judging.train import checkpoints, timm_parts
-from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RESULTS, Place
+from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RECORDED, RESULTS, Place
 from hfsyn.judging.train.feeds import Feed, open_feed
+from hfsyn.judging.train.recording import Recorder, last_layer, open_recorder
 from hfsyn.progress import Progress
 from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig
@@ -61,6 +62,7 @@ class RunOptions:
     """Steps between checkpoints; None is at the ends of epochs, about 20 in all; 0 is never."""
     keep_checkpoints: int = 2
     log_with: str | None = None  # a tracker of accelerate's: tensorboard, trackio, wandb
+    record: bool = False  # whether to record what the training shows of each image, see `recording`
     overwrite: bool = False
     quiet: bool = False
 
@@ -112,6 +114,7 @@ class Opened:
     overlap: int | None  # how many images of the test are trained on
     done: dict[str, Any] | None  # the result in the folder if this training is finished, perhaps with another test
     classifier: Classifier | None  # as it is before the training; None if that is finished
+    recorder: Recorder | None = None  # if the training is to be recorded
 
 
 def open_training(config: TrainConfig, folder: Path, options: RunOptions, processes: int) -> Opened:
@@ -126,7 +129,7 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     check_model_name(config.model.name)
     timm_parts.check_optimizer(config.optimise.optimizer)
     feed = open_feed(config)
-    total_steps(config, feed.budget)
+    steps = total_steps(config, feed.budget)
     test, overlap = None, None
     if config.test.dataset is not None:
         whole = open_images(config.test.dataset, config.test.split, limit=config.test.limit_per_class)
@@ -139,7 +142,13 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     if done is None:
         classifier = new_classifier(config, feed.classes, feed.names)
         timm_parts.try_training(classifier, config, batch // options.accumulation // processes)
-    return Opened(feed, test, overlap, done, classifier)
+    recorder = open_recorder(config, folder, options.num_workers, feed, test, steps) if options.record else None
+    if recorder is not None and classifier is not None:
+        last_layer(classifier.network)
+    elif recorder is not None and not (folder / RECORDED).is_file():
+        said = f"{folder} was trained without --record."
+        raise HfsynError(said, "Train in another --out, or from the start with --overwrite.")
+    return Opened(feed, test, overlap, done, classifier, recorder)
 
 
 def total_steps(config: TrainConfig, budget: int) -> int:
@@ -221,7 +230,7 @@ class _Training:
                         optimizer.step()
                         optimizer.zero_grad()
 
-                # After the step: average the weights, log, test, save.
+                # After the step: average the weights, log, record, test, save.
                 if average is not None:
                     average.update(network, step=step + 1)
                 progress.add(batch)
@@ -235,6 +244,9 @@ class _Training:
         if self.accelerator.is_main_process:  # a kill may have come between writing the newest and deleting the oldest
             checkpoints.remove_old(folder, self.options.keep_checkpoints)
         self.earlier, self.history = place.tally, list(place.history)
+        if self.opened.recorder is not None and (missing := self.opened.recorder.missing(place.step)):
+            said = f"{self.folder} is at step {place.step}, and nothing was recorded after step {missing[0]}."
+            raise HfsynError(said, "Leave --record out, or begin from the start with --overwrite.")
         if place.feed:
             self.opened.feed.load_state(place.feed)
         if place.step:
@@ -249,7 +261,7 @@ class _Training:
         return {"config": config, "images": feed.fingerprints, "classes": list(feed.classes)}
 
     def _after_step(self, done: int, kept: Classifier, loss: Any, optimizer: Any) -> None:
-        """Log every 20 steps; test and save as often as asked for, but not after the last step."""
+        """Log every 20 steps, record; test and save as often as asked for, but not after the last step."""
         options, accelerator, feed, test = self.options, self.accelerator, self.opened.feed, self.opened.test
         steps = self.steps
         each_epoch = feed.budget / self.config.optimise.batch_size
@@ -260,6 +272,9 @@ class _Training:
                 raise HfsynError(said, "Lower the learning rate, or --mixed-precision no.")
             if options.log_with:
                 accelerator.log(values, step=done)
+        recorder, trained = self.opened.recorder, self.opened.classifier
+        if recorder is not None and trained is not None and done in recorder.places:
+            recorder.take(done, trained, accelerator)
         if done == steps:
             return
         every = self.config.test.every_epochs
@@ -289,6 +304,8 @@ class _Training:
         config, accelerator, feed = self.config, self.accelerator, self.opened.feed
         if accelerator.is_main_process:
             save_classifier(classifier, self.folder)
+        if self.opened.recorder is not None and accelerator.is_main_process:
+            self.opened.recorder.sum_up()
         accelerator.wait_for_everyone()
         met = self._tally()
         result: dict[str, Any] = {
@@ -306,6 +323,7 @@ class _Training:
                 "seconds": round(met["seconds"], 1),
                 "cpu_seconds": round(met["cpu_seconds"], 1),
                 "history": self.history,
+                **({"record": self.opened.recorder.facts()} if self.opened.recorder is not None else {}),
             },
             "software": software(),
         }
