@@ -68,6 +68,7 @@ def select(
     per_class: int | None = None,
     by: str | None = None,
     scores: str | Path | None = None,
+    columns: bool = False,
     dry_run: bool = False,
     config_name: str | None = None,
     token: str | bool | None = None,
@@ -85,6 +86,7 @@ def select(
         by: the column whose largest values go first; with a minus before it, the smallest. None takes them in the
             order of the set, which is random.
         scores: the folder of the scores of a published set, as ``score --out`` wrote it.
+        columns: give each row its scores as columns; then no shard can be linked, and all are written again.
         dry_run: write nothing.
         config_name: a configuration of a published set; None is the default one.
         token: of the Hub; None is the stored one.
@@ -104,5 +106,11 @@ def select(
 
     if out is None and not dry_run:
         raise HfsynError("Nothing says where the rows go.", "Say it: --out RUN; or --dry-run to write nothing.")
-    how: dict[str, Any] = {"scores": scores, "config_name": config_name, "token": token, "dry_run": dry_run}
+    how: dict[str, Any] = {
+        "scores": scores,
+        "columns": columns,
+        "config_name": config_name,
+        "token": token,
+        "dry_run": dry_run,
+    }
     return select_rows(str(run), Rule(where, per_class, by), out or ".", **how, tell=tell, quiet=quiet)

@@ -253,7 +253,9 @@ def _info(facts: CardFacts) -> dict[str, Any]:
 
     names = [info.name for info in facts.variant.classes]
     paired = facts.recipe.prompt.pairing != "own"
-    features = captioned_features(names) if facts.what == "captions" else synthetic_features(names, paired=paired)
+    scores = (facts.manifest.get("selection") or {}).get("columns")
+    made = synthetic_features(names, paired=paired, scores=scores)
+    features = captioned_features(names) if facts.what == "captions" else made
     if facts.in_progress:
         return json.loads(json.dumps({"features": features._to_yaml_list()}))
     size = facts.download_bytes

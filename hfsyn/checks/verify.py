@@ -23,7 +23,7 @@ from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
-from builders.runs.rows import Shard, captioned_features, synthetic_features
+from builders.runs.rows import SCORES, Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
@@ -254,7 +254,7 @@ class _Checker:
     def check_rows(self, captions: Captions, *, quiet: bool) -> None:
         """Every row follows from its caption, in the plan's order; the counts are those of the manifest."""
         found, manifest = self.found, self.manifest
-        features = synthetic_features(self.names, paired=self.is_paired)
+        features = synthetic_features(self.names, paired=self.is_paired, scores=self._score_columns())
         counts: Counter[str] = Counter()
         before = b""
         marked = self.recipe.store.mark and self.looks
@@ -288,6 +288,13 @@ class _Checker:
         planned = len(captions) * self.recipe.prompt.images_per_caption
         if found.rows + aside != planned:
             found.note("counts", f"{planned} images were planned: {found.rows} are there and {aside} were set aside")
+
+    def _score_columns(self) -> dict[str, str]:
+        """The columns of scores that the rows of a selection have, and their kinds."""
+        stated = self.manifest.raw.get("selection")
+        columns = stated.get("columns") if isinstance(stated, dict) else None
+        known = columns.items() if isinstance(columns, dict) else ()
+        return {str(name): kind for name, kind in known if kind in SCORES}
 
     def check_selection(self) -> None:
         """The rows of a selection are those of its parent that its rule keeps, and it says of each other one why."""

@@ -44,6 +44,7 @@ def score_command(as_json: bool, quiet: bool, **words: Any) -> None:
 @number("--per-class", help="Of these at most N of each class.")
 @click.option("--by", metavar="COLUMN", help="Whose largest values go first; with - before it, the smallest.")
 @click.option("--scores", metavar="DIR", help="Where `hfsyn score --out` put the scores of a published set.")
+@click.option("--columns", is_flag=True, help="Give each row its scores as columns; every shard is written again.")
 @click.option("--dry-run", is_flag=True, help="Say what would stay; write nothing.")
 @click.option("--config-name", metavar="NAME", help="A configuration of a published set.")
 @answer_options

@@ -12,9 +12,9 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from hfsyn.rules import order_of
 from hfsyn.runs.claims import lock
 from hfsyn.runs.finish import finish
 from hfsyn.runs.prepare import lock_new
-from hfsyn.runs.scores import ID, Scored, Scores, data_digest, scores_beside, scores_of, write_table
+from hfsyn.runs.scores import ID, KINDS, Scored, Scores, data_digest, scores_beside, scores_of, write_table
 from hfsyn.runs.selection_rule import IDS, Kept, Rule, apply, by_class, selection_of
 from hfsyn.runs.shards import flags_of, is_done, write_groups, write_shard
 
@@ -80,6 +80,7 @@ def select_rows(
     scores: str | Path | None = None,
     config_name: str | None = None,
     token: str | bool | None = None,
+    columns: bool = False,
     dry_run: bool = False,
     tell: Any = None,
     quiet: bool = True,
@@ -107,13 +108,24 @@ def select_rows(
         dict(sorted(Counter(reason for reason in kept.reasons if reason is not None).items())),
     )
     _check(found)
+    extra = _score_columns(side, given) if columns else {}
+    writer = _Writer(side, scored, Path(out).expanduser(), rule, rows, kept, known, given, extra)
+    if not dry_run:
+        writer.check_folder()
     if tell is not None:
         tell(found)
     if dry_run:
         return found
-    writer = _Writer(side, scored, Path(out).expanduser(), rule, rows, kept, known, given)
     linked = writer.write(quiet=quiet)
     return replace(found, run=str(writer.folder), linked=linked, shards=len(scored.entries))
+
+
+def _score_columns(side: Published | RunFolder, given: pa.Table | None) -> dict[str, str]:
+    """The columns of the scores, and their kinds."""
+    if given is None:
+        raise HfsynError(f"{side.label} has no scores to be columns.", f"hfsyn score {side.label} --judge JUDGE")
+    kinds = {kind: name for name, kind in KINDS.items()}
+    return {field.name: kinds[field.type] for field in given.schema if field.name != ID}
 
 
 def _rows(scored: Scored, given: pa.Table | None) -> pa.Table:
@@ -158,12 +170,13 @@ class _Writer:
     kept: Kept
     known: Scores | None
     given: pa.Table | None
-    linked: int = field(default=0)
+    extra: Mapping[str, str]
+    """Columns of scores that the rows get, and their kinds."""
+    linked: int = 0
 
     def write(self, *, quiet: bool) -> int:
         """Write the run folder, or continue one; returns how many data shards were taken whole."""
-        marker = self._marker()
-        self._claim(marker)
+        self._claim()
         manifest = self.side.manifest()
         with lock(self.folder, "select"):
             tables = [name for table in (layout.SOURCE, layout.PLAN) for name in (table, layout.sidecar_name(table))]
@@ -192,13 +205,14 @@ class _Writer:
                 "manifest": manifest.raw["sha256"],
             },
             "rule": asdict(self.rule),
+            "columns": dict(self.extra),
             "scores": None if self.known is None else self.known.sha256,
             "judges": {name: judge["fingerprint"] for name, judge in judges.items()},
         }
 
-    def _claim(self, marker: dict[str, Any]) -> None:
-        """Make the folder this selection's, or find that it is."""
-        table, again = self.folder / layout.SELECTION, "Name another --out."
+    def check_folder(self) -> None:
+        """Refuse a folder that holds something else than this selection."""
+        marker, again = self._marker(), "Name another --out."
         if self.folder.exists() and not self.folder.is_dir():
             raise HfsynError(f"--out {self.folder} is a file.", again)
         if alien := layout.strangers(self.folder):
@@ -208,14 +222,18 @@ class _Writer:
             raise HfsynError(f"--out {self.folder} holds another run.", again)
         if there is not None and {key: there.get(key) for key in marker} != marker:
             raise HfsynError(f"--out {self.folder} holds another selection: {Rule(**there['rule']).text()}.", again)
-        if there is not None:
+
+    def _claim(self) -> None:
+        """Make the folder this selection's, if it is not yet."""
+        table = self.folder / layout.SELECTION
+        if selection_of(self.folder) is not None:
             return
         with lock_new(self.folder):
             columns = list(dict.fromkeys([*IDS, *self.kept.columns]))
             chosen = self.rows.select(columns)
             groups = (chosen.slice(at, _GROUP).to_pydict() for at in range(0, chosen.num_rows, _GROUP))
             write_groups(table, groups, chosen.schema)
-            stated = {**marker, "table": sha256_of(table)}
+            stated = {**self._marker(), "table": sha256_of(table)}
             atomic_text(layout.sidecar_of(table), json.dumps(stated, indent=1, ensure_ascii=False) + "\n")
 
     def _take(self, name: str) -> None:
@@ -233,7 +251,7 @@ class _Writer:
     def _shard(self, name: str, reasons: Sequence[str | None]) -> None:
         entry = self.scored.starts[name][1]
         target = self.folder / entry.file
-        if not any(reasons):
+        if not any(reasons) and not self.extra:
             self._take(entry.file)
             self._take(layout.sidecar_name(entry.file))
             self.linked += 1
@@ -242,10 +260,21 @@ class _Writer:
             return
         mark = layout.sidecar_name(entry.file)
         old = layout.parse_sidecar(self.side.text(mark), mark)
+        from datasets import Features, Value
+
+        from builders.runs.rows import SCORES
+
         with self.side.open(entry.file) as handle:
             whole = pq.read_table(handle)
+        start, schema = self.scored.starts[name][0], whole.schema
+        if self.extra:
+            features = Features.from_arrow_schema(schema)
+            schema = Features(features | {c: Value(SCORES[kind]) for c, kind in self.extra.items()}).arrow_schema
+            for column in self.extra:
+                values = self.rows[column].slice(start, whole.num_rows).combine_chunks()
+                whole = whole.append_column(column, values)
         rows = whole.filter(pa.array([reason is None for reason in reasons])).to_pylist()
-        columns = {field.name: [row[field.name] for row in rows] for field in whole.schema}
+        columns = {name: [row[name] for row in rows] for name in schema.names}
         gone = [
             {"id": i, "wnid": wnid, "reason": reason, "stage": "select"}
             for i, wnid, reason in zip(whole[ID].to_pylist(), whole["wnid"].to_pylist(), reasons, strict=True)
@@ -264,7 +293,7 @@ class _Writer:
                 flags=dict(sorted(Counter(flag for row in rows for flag in flags_of(row)).items())),
             )
 
-        write_shard(target, columns, whole.schema, sidecar)
+        write_shard(target, columns, schema, sidecar)
 
     def _filter_scores(self) -> None:
         """The scores of the rows that stay."""

@@ -154,6 +154,9 @@ def checked_selection(found: Any) -> dict[str, Any]:
         raise TypeError("its rule is of the wrong kind")
     if rule.per_class is not None and (type(rule.per_class) is not int or rule.per_class < 1):
         raise TypeError("its number per class is of the wrong kind")
+    columns = found.get("columns", {})
+    if not isinstance(columns, dict) or not all(isinstance(kind, str) for kind in columns.values()):
+        raise TypeError("its columns are of the wrong kind")
     if not isinstance(found["table"], str) or not isinstance(found["parent"], dict):
         raise TypeError("its table or parent is of the wrong kind")
     return dict(found)

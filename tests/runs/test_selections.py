@@ -112,6 +112,8 @@ def test_the_same_command_continues_and_another_selection_is_refused(run: Path, 
     before = parquet_bytes(tmp_path / "kept")
     for name in (layout.MANIFEST, layout.SCORES_TABLE, "sidecars/data/train-00001-of-00008.json"):
         (tmp_path / "kept" / name).unlink()
+    with pytest.raises(HfsynError, match="is a selection from shapes-cip, and is no longer whole"):
+        hfsyn.build(tmp_path / "kept" / layout.RECIPE, tmp_path / "kept", num_processes=1, quiet=True)
     hfsyn.select(run, tmp_path / "kept", where="first", quiet=True)
     assert parquet_bytes(tmp_path / "kept") == before
     assert not hfsyn.verify(str(tmp_path / "kept"), quiet=True).problems
@@ -208,3 +210,15 @@ def test_a_selection_can_be_scored_and_selected_from(run: Path, tmp_path: Path) 
     hfsyn.select(tmp_path / "kept", tmp_path / "fewer", where="length > 0", per_class=1, by="number", quiet=True)
     assert len(ids(tmp_path / "fewer")) == 10  # in eight shards, some of which are left with none
     assert not hfsyn.verify(str(tmp_path / "fewer"), quiet=True).problems
+
+
+def test_rows_can_have_their_scores_as_columns(run: Path, tmp_path: Path) -> None:
+    hfsyn.select(run, tmp_path / "kept", where="first", columns=True, quiet=True)
+    rows = hfsyn.load_run(tmp_path / "kept").dataset()
+    assert rows.column_names[-2:] == ["number", "first"]
+    said = pq.read_table(tmp_path / "kept" / layout.SCORES_TABLE)
+    assert rows["number"] == said["number"].to_pylist()
+    assert all(rows["first"])
+    assert not hfsyn.verify(str(tmp_path / "kept"), quiet=True).problems
+    card = (tmp_path / "kept" / layout.CARD).read_text()
+    assert "| `number` | what the judge odd says: its number |" in card
