@@ -222,3 +222,26 @@ def test_rows_can_have_their_scores_as_columns(run: Path, tmp_path: Path) -> Non
     assert not hfsyn.verify(str(tmp_path / "kept"), quiet=True).problems
     card = (tmp_path / "kept" / layout.CARD).read_text()
     assert "| `number` | what the judge odd says: its number |" in card
+
+
+def test_a_training_keeps_a_share_of_each_class_by_score_or_at_random(run: Path) -> None:
+    from hfsyn.judging.train.feeds import open_feed
+    from hfsyn.recipes.training_recipe import load_train_config
+
+    def kept(keep: str, seed: int = 0) -> Any:
+        config = load_train_config("shapes", [f"data.keep={keep}", f"seed={seed}"], {"data.train": [str(run)]})
+        return open_feed(config)._sets[0]  # type: ignore[attr-defined]
+
+    largest, smallest, chance = kept("number:0.5"), kept("-number:0.5"), kept("random:0.5")
+    number = {row["sample_id"]: row["number"] for row in pq.read_table(run / layout.SCORES_TABLE).to_pylist()}
+    for some in (largest, smallest, chance):
+        assert {wnid: some.wnids.count(wnid) for wnid in some.classes} == dict.fromkeys(some.classes, 3)
+    for wnid in largest.classes:
+        sizes = [
+            [number[i] for i, w in zip(some.ids, some.wnids, strict=True) if w == wnid] for some in (largest, smallest)
+        ]
+        assert min(sizes[0]) >= max(sizes[1])
+    assert set(chance.ids) == set(kept("random:0.5").ids) != set(kept("random:0.5", seed=1).ids)
+    for keep, words in (("numbre:0.5", "Did you mean 'number'"), ("number:0", "keeps nothing")):
+        with pytest.raises(HfsynError, match=words):
+            kept(keep)

@@ -28,6 +28,7 @@ from hfsyn.judging.sets import batches as loading
 from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.batches import Slice, Transform, Unreadable
 from hfsyn.judging.sets.image_set import TRAIN, ImageSet, local_tables, open_images
+from hfsyn.judging.sets.kept import kept_part
 from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
 from hfsyn.judging.sets.shared import same_classes, shared_images
 from hfsyn.recipes.training_recipe import TrainConfig
@@ -82,7 +83,9 @@ class _MapFeed(Feed):
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
         part = config.data
         sets = [
-            open_images(found, part.train_split, default=TRAIN, limit=limit).without_fold(part.fold_of)
+            kept_part(
+                open_images(found, part.train_split, default=TRAIN, limit=limit), found, part.keep, config.seed
+            ).without_fold(part.fold_of)
             for found, limit in zip(references, part.limit_of_each, strict=True)
         ]
         super().__init__(config, sets)
