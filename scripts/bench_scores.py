@@ -7,8 +7,8 @@ these are killed.
 
 It prints seconds, images per second and the processor time of all processes, starting them included. The aim is three
 minutes for the 10,000 on two cores; exit code 1 where they are missed, or where any byte differs. A kill is SIGKILL to
-the whole process group of `hfsyn score --num-processes 2` at a random moment after the first
-shard; the same command then continues.
+the whole process group of `hfsyn score --num-processes 2` at a random moment after
+the first shard; the same command then continues.
 """
 
 from __future__ import annotations

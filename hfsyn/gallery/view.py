@@ -106,7 +106,9 @@ def look(
     recipe = recipe_of(side)
     choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
     if by is not None:
-        choice = best_and_worst(side, choice, by, choice.per_class or _PER_CLASS)
+        each = choice.per_class or _PER_CLASS
+        choice = best_and_worst(side, choice, by, each)
+        remarks.append(f"of each class {each} images with the largest {by} and {each} with the smallest")
     seen, cut = chosen_rows(side, choice)
     if not seen:
         raise _nothing(side, classes or (), flag, words)

@@ -245,3 +245,25 @@ def test_a_training_keeps_a_share_of_each_class_by_score_or_at_random(run: Path)
     for keep, words in (("numbre:0.5", "Did you mean 'number'"), ("number:0", "keeps nothing")):
         with pytest.raises(HfsynError, match=words):
             kept(keep)
+
+
+def test_look_shows_the_best_and_the_worst_of_each_class(run: Path, tmp_path: Path) -> None:
+    number = {row["sample_id"]: row["number"] for row in pq.read_table(run / layout.SCORES_TABLE).to_pylist()}
+    found = hfsyn.look(run, out=tmp_path / "a.png", by="number", per_class=2, classes="star,heart", quiet=True)
+    for name in ("star", "heart"):
+        shown = [number[row["sample_id"]] for row in found.rows if row["class_name"] == name]
+        every = sorted((number[row["sample_id"]] for row in stored(run) if row["class_name"] == name), reverse=True)
+        assert shown == every[:2] + every[-2:]
+    assert found.rows[0]["score"] == f"number {number[found.rows[0]['sample_id']]:.3g}"
+    for by, words in (("numbre", "Did you mean 'number'"), ("nothing", "There is no column 'nothing'")):
+        with pytest.raises(HfsynError, match=words):
+            hfsyn.look(run, out=tmp_path / "a.png", by=by, quiet=True)
+
+
+def test_status_knows_the_scores_and_the_rule(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hfsyn.select(run, tmp_path / "kept", where="first", quiet=True)
+    assert [(one.stage, one.shards_done, one.rows) for one in hfsyn.status(run).scores] == [("odd", 8, 60)]
+    said = command(capsys, "status", tmp_path / "kept").out
+    assert "scores of odd: 8/8 shards, 30 rows" in said
+    assert "selected: first" in said
+    assert "set aside" not in said
