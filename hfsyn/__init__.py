@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hfsyn.api import captioners, generators, strategies, variants
     from hfsyn.api.hub import publish
     from hfsyn.api.judging import evaluate, fidelity, membership, train
-    from hfsyn.api.making import build, caption, doctor, generate, informativeness, plan
+    from hfsyn.api.making import build, caption, doctor, generate, informativeness, plan, tune
     from hfsyn.api.scoring import score, select
     from hfsyn.checks.diff import Comparison, diff
     from hfsyn.checks.reproduce import Reproduction, reproduce
@@ -52,7 +52,7 @@ _HOME = {
     "builders.synthetic": "Synthetic",
     "hfsyn.api.hub": "publish",
     "hfsyn.api.judging": "evaluate fidelity membership train",
-    "hfsyn.api.making": "build caption doctor generate informativeness plan",
+    "hfsyn.api.making": "build caption doctor generate informativeness plan tune",
     "hfsyn.api.scoring": "score select",
     "hfsyn.checks.diff": "Comparison diff",
     "hfsyn.checks.reproduce": "Reproduction reproduce",
@@ -94,7 +94,7 @@ __all__ += [
     "strategies",
     "train",
 ]
-__all__ += ["variants", "verify"]
+__all__ += ["tune", "variants", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -125,6 +125,87 @@ def informativeness(
     return found
 
 
+@takes(chosen, WorkOptions, but=(*_NO_WORDS, *_SPEED))
+def tune(
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    gradient_accumulation_steps: int = 1,
+    gradient_checkpointing: bool = False,
+    checkpoint_steps: int | None = None,
+    samples: int = 4,
+    num_processes: int | None = None,
+    **words: Any,
+) -> dict[str, Any]:
+    """Tune a recipe's generator to captioned real images, as its part `tune` says. Running it again continues.
+
+    What comes out is LoRA weights that diffusers loads as they are and ``generate.lora`` takes, or with ``tune.full`` a
+    whole checkpoint for ``generate.model``.
+
+    Args:
+        recipe: as for `build`, or a run folder, whose captions are taken; of a run only fields of `tune` can be set.
+        out: the folder in which everything is kept.
+        gradient_accumulation_steps: parts in which each process computes its images of a step.
+        gradient_checkpointing: compute activations again instead of keeping them: less memory, more time.
+        checkpoint_steps: steps between checkpoints, at which samples are drawn; None is a tenth of all.
+        samples: images that are drawn at each checkpoint.
+        num_processes: processes on this machine; None is one per GPU, or one.
+
+    Returns:
+        What ``tuning.json`` holds: ``weights``, ``loss``, ``images``, ``steps`` and what else is known.
+
+    Raises:
+        HfsynError: as `hfsyn.tuning.tune.tune`.
+    """
+    from hfsyn.tuning import tune as tuning
+    from hfsyn.workers import check_device, is_launched, visible_gpus
+
+    given, options = take(words, chosen), WorkOptions(**words)
+    check_device(options.device)
+    run = _run_to_tune(recipe, given)
+    wanted = chosen(run.recipe if run is not None else recipe, **given)
+    how = tuning.TuneOptions(options, gradient_accumulation_steps, gradient_checkpointing, checkpoint_steps, samples)
+    processes = num_processes or visible_gpus() or 1
+    if processes == 1 or is_launched():
+        return tuning.tune(wanted, out, run, how)
+    return _tuned_in_several(wanted, Path(out), run, how, processes)
+
+
+def _run_to_tune(recipe: str | Path | Recipe, changes: dict[str, Any]) -> Run | None:
+    """The run, where a run folder takes the place of a recipe; of its recipe only how it is tuned may be changed."""
+    said = changes.get("overrides") or ()
+    others = [word for word in ([said] if isinstance(said, str) else said) if not word.startswith("tune.")]
+    return _run_of(recipe, {**changes, "overrides": others})
+
+
+def _tuned_in_several(wanted: Recipe, out: Path, run: Run | None, how: Any, processes: int) -> dict[str, Any]:
+    """Tune in several processes through accelerate; the recipe travels as it was resolved."""
+    from hfsyn.launching import launch, stopped
+    from hfsyn.recipes.recipe import dump_recipe
+    from hfsyn.tuning.tune import RESULT
+
+    with tempfile.TemporaryDirectory(prefix="hfsyn-tune-") as folder:
+        recipe = Path(folder) / "recipe.yaml"
+        recipe.write_text(dump_recipe(wanted), encoding="utf-8")
+        tuned = [word for key, value in (wanted.tune or {}) for word in ("--set", f"tune.{key}={json.dumps(value)}")]
+        what = [str(recipe)] if run is None else [str(run.folder), *tuned]
+        numbers = {
+            "--gradient-accumulation-steps": how.accumulation,
+            "--checkpoint-steps": how.checkpoint_steps,
+            "--samples": how.samples,
+        }
+        flags = [word for flag, value in numbers.items() if value is not None for word in (flag, str(value))]
+        flags += ["--gradient-checkpointing"] if how.checkpointing else []
+        code = launch(
+            ["tune", *what, "--out", str(out), *flags, *how.work.arguments()], processes, device=how.work.device
+        )
+    if code or not (out / RESULT).is_file():
+        said = "The tuning processes stopped before the end; the same command continues from the last checkpoint."
+        raise stopped(said, "See the error above.", code)
+    found: dict[str, Any] = json.loads((out / RESULT).read_text(encoding="utf-8"))
+    return found
+
+
 def _run_of(recipe: str | Path | Recipe, changes: dict[str, Any]) -> Run | None:
     """The run, where a run folder takes the place of a recipe; raises HfsynError if it is to be changed."""
     from hfsyn.recipes.recipe import RECIPES

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from builders.errors import plural
-from hfsyn.commands.options import answer_options, captions_option, echo, echo_json, recipe_options, stage_options
+from hfsyn.commands.options import (
+    answer_options,
+    captions_option,
+    echo,
+    echo_json,
+    number,
+    pickle_option,
+    processes_option,
+    recipe_options,
+    stage_options,
+)
 
 if TYPE_CHECKING:
     from hfsyn.recipes.recipe import Recipe
@@ -168,4 +178,40 @@ def finish(run: str, as_json: bool, quiet: bool) -> None:
     _finished(run_finish(run), as_json, quiet)
 
 
-MAKING = (build, caption, generate, work_on, finish)
+@click.command(short_help="Tune the generator of RECIPE to captioned real images.")
+@click.argument("recipe", metavar="RECIPE|RUN")
+@click.option("--out", required=True, metavar="DIR", help="Where it all goes; run again, it continues.")
+@recipe_options
+@captions_option
+@processes_option("Processes on this machine, started by accelerate.  [default: one per GPU, or one]")
+@number("--gradient-accumulation-steps", default=1, help="Parts in which each process computes a step.")
+@click.option("--gradient-checkpointing", is_flag=True, help="Compute activations again: less memory, more time.")
+@number("--checkpoint-steps", help="Steps between checkpoints.  [default: a tenth of all]")
+@number("--samples", least=0, most=64, default=4, show_default=True, help="Images to draw at each checkpoint.")
+@click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: each process's own GPU, or the CPU]")
+@pickle_option
+@answer_options
+def tune(recipe: str, out: str, as_json: bool, quiet: bool, **words: Any) -> None:
+    """Tune the generator of RECIPE, or of a RUN's recipe, to captioned real images. Prints the folder of the weights.
+
+    How is a part of the recipe: rank, steps, learning rate, ... (`hfsyn recipes fields`), for instance --set
+    tune.steps=500. What comes out is LoRA weights for any program that reads those of diffusers.
+
+    \b
+    hfsyn tune runs/cip --set tune.steps=2000 --out tuned/cip
+    hfsyn build imagenette-cip --set generate.lora=tuned/cip --out runs/tuned
+    """
+    from hfsyn import tune as run_tune
+    from hfsyn.workers import current_worker, is_child, leave_group
+
+    found = run_tune(recipe, out, quiet=quiet, **words)
+    if current_worker().is_main and not is_child():
+        if not (as_json or quiet):
+            first, last = found["loss"]["first"], found["loss"]["last"]
+            said = f"{found['steps']} steps on {plural(found['images'], 'image')}: loss {first:.4f} -> {last:.4f}"
+            click.echo(f"{said}\nsamples: {Path(out) / 'samples.png'}", err=True)
+        echo(found, out, as_json=as_json, quiet=quiet)
+    leave_group()
+
+
+MAKING = (build, caption, generate, work_on, finish, tune)

@@ -1,10 +1,11 @@
 """The denoising loss of a text-to-image model: how badly it predicts the noise on a real image, told a prompt.
 
 What the model was trained to lower: the mean squared error of its prediction (noise, velocity or flow) on a latent to
-which a known noise was added. With the same noise, a prompt that tells more about the image gives a lower loss.
+which a known noise was added. With the same noise, a prompt that tells more about the image gives a lower loss. Its
+parts are those of a training step, too: `hfsyn.tuning` puts them together again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from builders.errors import brief
@@ -14,8 +15,11 @@ from hfsyn.images.guidance import is_stable_diffusion
 from hfsyn.models.pipelines import load_pipeline, size_of
 from hfsyn.recipes.recipe import GeneratePart
 
-Predict = Callable[[Any, float, Sequence[str]], Any]
-"""``predict(noisy latents, share of noise, prompts)``: what the network predicts, of the latents' shape."""
+Conditions = Mapping[str, Any]
+"""What a network is told of some prompts: tensors whose first dimension is the prompts."""
+Encode = Callable[[Sequence[str]], Conditions]
+Predict = Callable[[Any, Any, Conditions], Any]
+"""``predict(noisy latents, shares of noise, conditions)``: what the network predicts, of the latents' shape."""
 
 
 class OtherFamilyError(HfsynError):
@@ -30,7 +34,10 @@ class DenoisingLoss:
 
     def __init__(self, recipe: GeneratePart, device: str, *, allow_pickle: bool = False) -> None:
         pipe, _ = load_pipeline(recipe, None, allow_pickle=allow_pickle)
-        families: dict[str, Callable[[], Predict]] = {"StableDiffusion3Pipeline": self._sd3, "FluxPipeline": self._flux}
+        families: dict[str, Callable[[], tuple[Encode, Predict]]] = {
+            "StableDiffusion3Pipeline": self._sd3,
+            "FluxPipeline": self._flux,
+        }
         kind = type(pipe).__name__
         if not is_stable_diffusion(pipe) and kind not in families:
             said = f"The denoising loss of {brief(recipe.model)}, a {kind}, cannot be measured."
@@ -38,7 +45,7 @@ class DenoisingLoss:
         self._size = size_of(pipe, recipe, whole=True)
         self._pipe, self._recipe, self.device = pipe.to(device), recipe, device
         self._schedule = _training_schedule(pipe) if is_stable_diffusion(pipe) else None
-        self._predict = self._unet() if is_stable_diffusion(pipe) else families[kind]()
+        self._encode, self._predict = self._unet() if is_stable_diffusion(pipe) else families[kind]()
 
     def fit(self, image: Any) -> Any:
         """A real image (RGB, of any size) as `latents` takes it: cropped and resized as the recipe's images are."""
@@ -52,7 +59,7 @@ class DenoisingLoss:
         import torch
         from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img import retrieve_latents
 
-        vae, dtype = self._pipe.vae, self._network().dtype
+        vae, dtype = self._pipe.vae, self.network.dtype
         pixels = self._pipe.image_processor.preprocess(list(images))
         before, config = vae.dtype, vae.config
         with torch.inference_mode():
@@ -81,98 +88,151 @@ class DenoisingLoss:
         import torch
 
         with torch.inference_mode():
-            noise = noise.to(latents)
-            if self._schedule is None:
-                noisy, target = (1 - share) * latents + share * noise, noise - latents
-            else:
-                step = torch.full((len(latents),), self._step(share), device=latents.device)
-                noisy = self._schedule.add_noise(latents, noise, step)
-                kind = self._schedule.config.prediction_type
-                target = {"epsilon": noise, "sample": latents}.get(kind)
-                target = self._schedule.get_velocity(latents, noise, step) if target is None else target
-            error = (self._predict(noisy, share, prompts).float() - target.float()) ** 2
-            return [float(value) for value in error.flatten(1).mean(1).cpu()]
+            shares = torch.full((len(latents),), share, dtype=torch.float64)
+            error = self.errors(latents, noise.to(latents), shares, self.encode(prompts))
+            return [float(value) for value in error.cpu()]
 
-    def _network(self) -> Any:
-        return self._pipe.unet if self._schedule is not None else self._pipe.transformer
+    def encode(self, prompts: Sequence[str]) -> Conditions:
+        """What the network is told of these prompts; a row depends on its own prompt alone, but for rounding."""
+        import torch
 
-    def _step(self, share: float) -> int:
+        with torch.no_grad():
+            return self._encode(prompts)
+
+    def errors(self, latents: Any, noise: Any, shares: Any, conditions: Conditions) -> Any:
+        """The mean squared error of each image, (n,), with gradients where they are asked for.
+
+        Args:
+            latents: of `latents`.
+            noise: standard normal, of the same shape, dtype and device.
+            shares: float64 (n,) on the CPU: of the way from each image to pure noise, from 0 to below 1.
+            conditions: of `encode`, one prompt for each image.
+        """
+        import torch
+
+        if self._schedule is None:
+            share = shares.to(latents).view(-1, 1, 1, 1)
+            noisy, target = (1 - share) * latents + share * noise, noise - latents
+        else:
+            steps = self.steps(shares).to(latents.device)
+            noisy = self._schedule.add_noise(latents, noise, steps)
+            kind = self._schedule.config.prediction_type
+            target = {"epsilon": noise, "sample": latents}.get(kind)
+            target = self._schedule.get_velocity(latents, noise, steps) if target is None else target
+        wide = torch.promote_types(latents.dtype, torch.float32)
+        error = (self._predict(noisy, shares, conditions).to(wide) - target.to(wide)) ** 2
+        return error.flatten(1).mean(1)
+
+    @property
+    def schedule(self) -> Any:
+        """The schedule of noise that the model was trained with, a `DDPMScheduler`; None for flow matching."""
+        return self._schedule
+
+    @property
+    def network(self) -> Any:
+        """The network that predicts: a UNet, or a transformer."""
+        return self._pipe.unet if is_stable_diffusion(self._pipe) else self._pipe.transformer
+
+    @property
+    def pipe(self) -> Any:
+        """The whole pipeline."""
+        return self._pipe
+
+    def rest_to(self, device: str) -> None:
+        """Move all networks of the pipeline but the one that predicts."""
+        import torch
+
+        for part in self._pipe.components.values():
+            if isinstance(part, torch.nn.Module) and part is not self.network:
+                part.to(device)
+
+    def steps(self, shares: Any) -> Any:
+        """The timesteps of the model's own schedule at these shares of noise, int64 (n,)."""
         assert self._schedule is not None
-        return int(share * self._schedule.config.num_train_timesteps)
+        return (shares * self._schedule.config.num_train_timesteps).long()
 
-    def _unet(self) -> Predict:
+    def _unet(self) -> tuple[Encode, Predict]:
         pipe = self._pipe
 
-        def predict(noisy: Any, share: float, prompts: Sequence[str]) -> Any:
-            import torch
-
+        def encode(prompts: Sequence[str]) -> Conditions:
             embeddings, _, *pooled = pipe.encode_prompt(
                 list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
             )
+            return {"embeddings": embeddings, **({"pooled": pooled[0]} if pooled else {})}
+
+        def predict(noisy: Any, shares: Any, conditions: Conditions) -> Any:
+            import torch
+
+            embeddings, pooled = conditions["embeddings"], conditions.get("pooled")
             scale, channels, added = None, pipe.unet.config.time_cond_proj_dim, None
             if channels is not None:  # the guidance scale is an input of a network that was distilled to take it
                 scales = torch.full((len(noisy),), self._recipe.guidance_scale - 1)
                 scale = pipe.get_guidance_scale_embedding(scales, embedding_dim=channels).to(noisy)
-            if pooled:  # SDXL is also told the size, as that of the original image, uncropped
+            if pooled is not None:  # SDXL is also told the size, as that of the original image, uncropped
                 size = self._size["height"], self._size["width"]
                 told = pipe._get_add_time_ids(
-                    size, (0, 0), size, embeddings.dtype, text_encoder_projection_dim=pooled[0].shape[-1]
+                    size, (0, 0), size, embeddings.dtype, text_encoder_projection_dim=pooled.shape[-1]
                 )
-                added = {"text_embeds": pooled[0], "time_ids": told.to(noisy.device).repeat(len(noisy), 1)}
+                added = {"text_embeds": pooled, "time_ids": told.to(noisy.device).repeat(len(noisy), 1)}
             return pipe.unet(
                 noisy,
-                self._step(share),
+                self.steps(shares).to(noisy.device),
                 encoder_hidden_states=embeddings,
                 timestep_cond=scale,
                 added_cond_kwargs=added,
                 return_dict=False,
             )[0]
 
-        return predict
+        return encode, predict
 
-    def _sd3(self) -> Predict:
+    def _sd3(self) -> tuple[Encode, Predict]:
         pipe = self._pipe
 
-        def predict(noisy: Any, share: float, prompts: Sequence[str]) -> Any:
-            import torch
-
+        def encode(prompts: Sequence[str]) -> Conditions:
             embeddings, _, pooled, _ = pipe.encode_prompt(
                 list(prompts), None, None, device=self.device, do_classifier_free_guidance=False, **self._tokens()
             )
+            return {"embeddings": embeddings, "pooled": pooled}
+
+        def predict(noisy: Any, shares: Any, conditions: Conditions) -> Any:
             return pipe.transformer(
                 hidden_states=noisy,
-                timestep=torch.full((len(noisy),), 1000 * share, device=noisy.device),
-                encoder_hidden_states=embeddings,
-                pooled_projections=pooled,
+                timestep=(1000 * shares).float().to(noisy.device),
+                encoder_hidden_states=conditions["embeddings"],
+                pooled_projections=conditions["pooled"],
                 return_dict=False,
             )[0]
 
-        return predict
+        return encode, predict
 
-    def _flux(self) -> Predict:
+    def _flux(self) -> tuple[Encode, Predict]:
         pipe = self._pipe
 
-        def predict(noisy: Any, share: float, prompts: Sequence[str]) -> Any:
+        def encode(prompts: Sequence[str]) -> Conditions:
+            embeddings, pooled, _ = pipe.encode_prompt(list(prompts), device=self.device, **self._tokens())
+            return {"embeddings": embeddings, "pooled": pooled}
+
+        def predict(noisy: Any, shares: Any, conditions: Conditions) -> Any:
             import torch
 
             rows, channels, height, width = noisy.shape
-            embeddings, pooled, text_ids = pipe.encode_prompt(list(prompts), device=self.device, **self._tokens())
+            embeddings = conditions["embeddings"]
             guidance = None
             if pipe.transformer.config.guidance_embeds:
                 guidance = torch.full((rows,), self._recipe.guidance_scale, device=noisy.device)
             packed = pipe.transformer(
                 hidden_states=pipe._pack_latents(noisy, rows, channels, height, width),
-                timestep=torch.full((rows,), share, device=noisy.device, dtype=noisy.dtype),
+                timestep=shares.to(noisy),
                 guidance=guidance,
-                pooled_projections=pooled,
+                pooled_projections=conditions["pooled"],
                 encoder_hidden_states=embeddings,
-                txt_ids=text_ids,
+                txt_ids=torch.zeros(embeddings.shape[1], 3).to(embeddings),  # as the pipeline numbers them
                 img_ids=pipe._prepare_latent_image_ids(rows, height // 2, width // 2, noisy.device, noisy.dtype),
                 return_dict=False,
             )[0]
             return pipe._unpack_latents(packed, self._size["height"], self._size["width"], pipe.vae_scale_factor)
 
-        return predict
+        return encode, predict
 
     def _tokens(self) -> dict[str, int]:
         limit = self._recipe.max_sequence_length

@@ -311,7 +311,9 @@ def _explained(error: ValidationError, where: str, top: type[Part]) -> HfsynErro
         known = {name: [*loc[:-1], name] for name in model.model_fields}
         if len(loc) == 1:  # the part may have been left out
             parts = {part: field_at([part, ""], top)[0].model_fields for part in model.model_fields}
-            known = {name: [part, name] for part, names in parts.items() for name in names} | known
+            # Of parts that share a name, one that every recipe has is meant.
+            order = sorted(parts, key=lambda part: model.model_fields[part].default is not None)
+            known = {name: [part, name] for part in order for name in parts[part]} | known
         guess = did_you_mean(loc[-1], known, whole={name: ".".join(way) for name, way in known.items()})
         return HfsynError(f"Unknown key {key!r} in {where}.{guess}{more}", allowed(loc, top))
     problem = _KINDS.get(kind) or fault["msg"].removeprefix("Value error, ")

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from builders.sources.rows import Source
 from builders.variants.class_maps import own_variant
 from hfsyn.errors import HfsynError
-from hfsyn.recipes.loading import Count, Int, Part, Text, Words
+from hfsyn.recipes.loading import Amount, Count, Int, Part, Share, Text, Words
 from hfsyn.recipes.strategies import Strategy, domain_of, get_strategy, is_user_strategy, user_function
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -192,6 +192,41 @@ class StorePart(Part):
     """Rows per shard, 1 to 100,000."""
     mark: bool = False
     """Whether each image says in its metadata that a model made it, and which: XMP, by IPTC's standard."""
+
+
+class TunePart(Part):
+    """How `hfsyn tune` teaches the generator captioned real images. No part of a dataset's fingerprint: that has the
+    content of the LoRA that comes out. Defaults are those of diffusers' training scripts, or have another source here.
+    """
+
+    full: bool = False
+    """Train all weights of the network that draws, and keep a whole checkpoint, instead of a LoRA."""
+    rank: Annotated[Int, Field(ge=1, le=1024)] = 16
+    """Of the LoRA, 1 to 1024; its alpha is the same. 16 as in DataDream (arXiv 2407.10910)."""
+    targets: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)] | None = None
+    """Ends of the names of the layers that get a LoRA; null is the attention's projections."""
+    steps: Count = 1000
+    """Steps of the optimizer, >= 1."""
+    batch_size: Annotated[Int, Field(ge=1, le=10**6)] = 16
+    """Images of a step, over all processes and accumulated parts."""
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-4
+    """Learning rate of AdamW, above 0 to 10."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    warmup_steps: Annotated[Int, Field(ge=0, le=10**9)] = 0
+    """Steps of linear warm-up from zero."""
+    weight_decay: Amount = 1e-2
+    """Of AdamW, on all weights that are trained."""
+    clip_grad: Amount = 1.0
+    """Largest norm of the gradient; 0 is no limit."""
+    caption_dropout: Share = 0.1
+    """Chance that an image is shown with the empty prompt, which guidance needs (arXiv 2207.12598)."""
+    min_snr: Annotated[float, Field(gt=0, le=1000)] | None = 5.0
+    """Gamma of Min-SNR weighting (arXiv 2303.09556), above 0; null, as flow matching, weighs all timesteps alike."""
+    flip: bool = True
+    """Mirror half of the images."""
+    shots: Count | None = None
+    """At most this many images of each class, the first in the plan's order; null takes all that are captioned."""
 
 
 def strategy_of(part: PromptPart) -> Strategy:

@@ -31,12 +31,20 @@ from hfsyn.recipes.parts import (
     PromptPart,
     SourcePart,
     StorePart,
+    TunePart,
     check_prompt,
     refuse_idle,
 )
 from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
 
-__all__ = ["BUILTIN", "CaptionPart", "GeneratePart", "SourcePart", "StorePart"]  # besides what is defined here
+__all__ = [
+    "BUILTIN",
+    "CaptionPart",
+    "GeneratePart",
+    "SourcePart",
+    "StorePart",
+    "TunePart",
+]  # besides what is defined here
 
 RECIPES = loading.Shelf("recipe", otherwise="A file is named with its .yaml; `hfsyn recipes new NAME` writes one.")
 """The shipped recipes."""
@@ -57,6 +65,7 @@ class Recipe(loading.Part):
     prompt: PromptPart
     generate: GeneratePart
     store: StorePart = StorePart()
+    tune: TunePart | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -300,6 +309,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["prompt"]["pairing"]
     if not recipe.store.mark:
         del fields["store"]["mark"]
+    if recipe.tune is None:
+        del fields["tune"]
     return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
 
 
@@ -307,10 +318,11 @@ def fingerprint(recipe: Recipe) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON of the format and of all fields that decide the bytes.
 
     Two recipes with one fingerprint make the same dataset from the same real images; a run folder accepts only its own.
-    Left out are the name; a class map, since its content is in the variant's name; and where things lie on this machine
-    whose content is named: the real images, models, LoRA weights, a user's function, a captions file.
+    Left out are the name; a class map, since its content is in the variant's name; how the generator is tuned, since
+    the LoRA's content is in it; and where things lie on this machine whose content is named: the real images, models,
+    LoRA weights, a user's function, a captions file.
     """
-    fields = recipe.model_dump(exclude={"name": True, "source": {"path", "definition"}})
+    fields = recipe.model_dump(exclude={"name": True, "tune": True, "source": {"path", "definition"}})
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
@@ -360,6 +372,6 @@ def _is_local(part: CaptionPart | GeneratePart) -> bool:
 
 def difference(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """``(field, value in a, value in b)`` for each field that differs, dotted, in the recipe's order, except for the
-    name and a class map, whose content is in the variant's name.
+    name, the tuning, and a class map, whose content is in the variant's name.
     """
-    return loading.differing(a, b, {"name": True, "source": {"definition"}})
+    return loading.differing(a, b, {"name": True, "tune": True, "source": {"definition"}})

@@ -47,6 +47,7 @@ ROOMS: dict[str, set[str]] = {
     "hfsyn.gallery": {"PIL"},
     "hfsyn.publishing": {"pyarrow"},
     "hfsyn.building": set(),
+    "hfsyn.tuning": set(),
     "hfsyn.judging.sets": {"PIL", "numpy"},
     "hfsyn.judging.preprocessing": set(),
     "hfsyn.judging.weights": set(),

@@ -1,0 +1,1 @@
+"""Tuning: LoRA weights, or a whole network, from captioned real images."""
