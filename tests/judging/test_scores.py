@@ -17,6 +17,7 @@ from builders.errors import HfsynError
 from builders.files import sha256_of
 from builders.published import RunFolder
 from builders.runs import layout
+from builders.variants import get_variant
 from hfsyn.judging.scores.classifiers import answers
 from hfsyn.rules import fold_of
 from hfsyn.runs.options import WorkOptions
@@ -241,3 +242,71 @@ def test_a_part_that_is_not_one_is_refused(fold: str, run: Path) -> None:
 
     with pytest.raises(HfsynError, match=r"data\.fold"):
         load_train_config("shapes", [f"data.fold={fold}"], {"data.train": [str(run)]})
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small networks with random weights, as trainings leave them."""
+    from hfsyn.judging.classifier import save_classifier
+    from hfsyn.judging.starting import new_classifier
+    from hfsyn.recipes.training_recipe import load_train_config
+
+    folder = tmp_path_factory.mktemp("networks")
+    names = get_variant("shapes").classes
+    classes = {info.wnid: info.name for info in names}
+    for part in (0, 1):
+        config = load_train_config("shapes", [f"seed={part}"], {"data.train": ["shapes"]})
+        save_classifier(new_classifier(config, sorted(classes), classes), folder / str(part))
+    return folder
+
+
+def _as_trained(folder: Path, run: Path, parts: int = 2) -> None:
+    from hfsyn.judging.sets.image_set import open_images
+
+    whole = open_images(str(run), default=("train",))
+    for part in range(parts):
+        images = [whole.without_fold((part, parts)).fingerprint]
+        told = {"config": {"data": {"fold": f"{part}/{parts}"}}, "training": {"images": images}}
+        (folder / str(part) / "results.json").write_text(json.dumps(told))
+
+
+def test_a_network_judges_only_what_it_was_trained_without(run: Path, networks: Path) -> None:
+    _as_trained(networks, run)
+    scored(run, f"crossfit:{networks}", f"zero={networks}/0", f"one={networks}/1")
+    rows = rows_of(run)
+    assert all(row["zero_p_label"] != row["one_p_label"] for row in rows)
+    for row in rows:
+        judge = "zero" if fold_of(row["sample_id"], 2) == 0 else "one"
+        assert row["crossfit_p_label"] == pytest.approx(row[f"{judge}_p_label"], abs=2e-6)
+
+
+def test_a_network_that_may_have_seen_the_images_or_a_missing_part_is_refused(run: Path, networks: Path) -> None:
+    _as_trained(networks, run)
+    told = networks / "1" / "results.json"
+    told.write_text(told.read_text().replace('"images": ["', '"images": ["0'))
+    with pytest.raises(HfsynError, match=r"trained on other images than those of .* without the part 1/2"):
+        scored(run, f"crossfit:{networks}")
+    told.unlink()
+    with pytest.raises(HfsynError, match="no finished training without the part 1/2"):
+        scored(run, f"crossfit:{networks}")
+
+
+def test_a_classifier_without_a_class_of_the_set_is_refused(run: Path, networks: Path, tmp_path: Path) -> None:
+    facts = networks / "0" / "model.json"
+    other = Path(shutil.copytree(networks / "0", tmp_path / "other"))
+    (other / "model.json").write_text(facts.read_text().replace("n13873502", "n01440764"))
+    with pytest.raises(HfsynError, match=r"1 of the 10 classes of .* are not among the 10"):
+        scored(run, str(other))
+
+
+@pytest.mark.slow
+def test_scores_are_the_same_bytes_in_one_two_and_three_processes(run: Path, networks: Path, tmp_path: Path) -> None:
+    """`scripts/bench_scores.py --kills 20` does the same with kills."""
+    from conftest import command
+
+    copies = {n: Path(shutil.copytree(run, tmp_path / f"run-{n}")) for n in (1, 2, 3)}
+    for processes, copy in copies.items():
+        words = ("score", copy, "--judge", networks / "0", "--num-processes", str(processes), "--device", "cpu")
+        done = command(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert parquet_bytes(copies[2]) == parquet_bytes(copies[3]) == parquet_bytes(copies[1]) != parquet_bytes(run)

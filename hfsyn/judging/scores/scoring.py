@@ -66,15 +66,17 @@ def score_set(
     if twice := sorted({one.name for one in specs if [s.name for s in specs].count(one.name) > 1}):
         raise HfsynError(f"Two judges are called {quoted(twice)}.", "Name one of them: --judge NAME=JUDGE.")
     scored = opened(what, out, config_name, token)
-    opened_here = _opened(specs, scored, options, overwrite=overwrite)
-    left = [judge for judge in opened_here if not all(map(scored.current, scored.shards(judge.name)))]
     processes = options.num_processes or min(default_processes(), max(1, len(scored.starts)))
-    if left and processes > 1 and not is_launched():
+    several = processes > 1 and not is_launched()
+    # Where others will work, this process only looks whether they can, and leaves the GPUs to them.
+    opened_here = _opened(specs, scored, "cpu" if several else pick_device(options.device), overwrite=overwrite)
+    left = [judge for judge in opened_here if not all(map(scored.current, scored.shards(judge.name)))]
+    if left and several:
         _in_several(what, judges, out, config_name, options, processes, scored, left)
     else:
-        for judge in left:
-            if not score_by(scored, judge, options):
-                raise _out_of_time(scored, judge, options)
+        short = [judge for judge in left if not score_by(scored, judge, options)]
+        if short and not is_child() and current_worker().is_main:
+            raise _out_of_time(scored, short[0], options)
     leave_group()
     if is_child() or not current_worker().is_main:
         return None
@@ -105,12 +107,12 @@ def opened(what: str, out: str | Path | None, config_name: str | None, token: st
     return Scored(side, folder)
 
 
-def _opened(specs: Sequence[Spec], scored: Scored, options: WorkOptions, *, overwrite: bool) -> list[Judge]:
+def _opened(specs: Sequence[Spec], scored: Scored, device: str, *, overwrite: bool) -> list[Judge]:
     """The judges, opened before any of them looks at an image, and room for their scores."""
     classes = {entry["wnid"]: entry["name"] for entry in scored.side.manifest().raw.get("classes", ())}
     side = scored.side
     named = str(side.folder) if isinstance(side, RunFolder) else f"{side.repo_id}@{side.sha}#{side.config_name}"
-    place = Place(scored, classes, pick_device(options.device), named)
+    place = Place(scored, classes, device, named)
     found = [open_judge(spec, place) for spec in specs]
     for judge in found:
         check_judge(scored, judge, overwrite=overwrite)
