@@ -21,7 +21,6 @@ def score(
     device: str | None = None,
     num_processes: int | None = None,
     budget_hours: float | None = None,
-    token: str | bool | None = None,
     quiet: bool = False,
 ) -> Scoring | None:
     """Let judges say something of each image of a set, and keep that by sample id. Running it again continues.
@@ -35,7 +34,6 @@ def score(
         device: cpu or cuda; None is each process's own GPU, or the CPU.
         num_processes: processes on this machine; None is one per GPU or CPU core, but no more than there are shards.
         budget_hours: hours after which no other shard is begun; None is no limit.
-        token: of the Hub; None is the stored one.
         quiet: no progress.
 
     Returns:
@@ -50,13 +48,7 @@ def score(
 
     judges = [judge] if isinstance(judge, str) else list(judge)
     options = WorkOptions(device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet)
-    how: dict[str, Any] = {
-        "out": out,
-        "config_name": config_name,
-        "overwrite": overwrite,
-        "token": token,
-        "options": options,
-    }
+    how: dict[str, Any] = {"out": out, "config_name": config_name, "overwrite": overwrite, "options": options}
     return score_set(str(run), judges, **how)
 
 

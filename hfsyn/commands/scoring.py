@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from hfsyn.commands.hub import token_option
 from hfsyn.commands.options import answer_options, echo, number, processes_option, table_text
 
 
@@ -47,6 +48,7 @@ def score_command(as_json: bool, quiet: bool, **words: Any) -> None:
 @click.option("--columns", is_flag=True, help="Give each row its scores as columns; every shard is written again.")
 @click.option("--dry-run", is_flag=True, help="Say what would stay; write nothing.")
 @click.option("--config-name", metavar="NAME", help="A configuration of a published set.")
+@token_option
 @answer_options
 def select_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """Keep those rows of RUN, or of USER/NAME@VERSION, that a rule keeps. Prints the new run folder.

@@ -112,18 +112,11 @@ def look(
     seen, cut = chosen_rows(side, choice)
     if not seen:
         raise _nothing(side, classes or (), flag, words)
-    by_wnid = {wnid: place for place, wnid in enumerate(choice.wnids)}
-    values = choice.values or {}
-    # Stable: within a class in the order of the set, or from the largest value to the smallest.
-    seen.sort(key=lambda one: (by_wnid[one.row["wnid"]], -(values.get(one.row["sample_id"]) or 0.0)))
+    _sort(seen, choice, _reproducing(side, config_name), by)
     if html and (cut or len(seen) == MOST_ROWS):
         remarks += _share(len(seen), None if flag or words else rows_in_all(side, choice.wnids), choice.per_class)
     if problem := add_real_images(seen, side, recipe, source, token):
         remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
-    command = _reproducing(side, config_name)
-    for one in seen:
-        one.row["score"] = None if by is None else f"{by} {values[one.row['sample_id']]:.3g}"
-        one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
     home = side.folder / layout.PREVIEW if isinstance(side, RunFolder) else Path()
     stem = "look" if isinstance(side, RunFolder) else f"{side.repo_id.rpartition('/')[2]}-look"
     png = save_png(_sheet(recipe, seen, side.label), _path(out or home / f"{stem}.png")) if out or not html else None
@@ -136,6 +129,17 @@ def look(
         print("\n".join(remarks), file=sys.stderr)
     at_png, at_page = (None if path is None else str(path) for path in (png, written))
     return View(side.label, at_png, at_page, remarks, [one.row for one in seen], seen)
+
+
+def _sort(seen: list[Seen], choice: Choice, command: str, by: str | None) -> None:
+    """Put rows in the order of the classes, within each of them in the order of the set or from the largest value to the
+    smallest; and say of each its score, and the command that makes it again.
+    """
+    by_wnid, values = {wnid: place for place, wnid in enumerate(choice.wnids)}, choice.values or {}
+    seen.sort(key=lambda one: (by_wnid[one.row["wnid"]], -(values.get(one.row["sample_id"]) or 0.0)))
+    for one in seen:
+        one.row["score"] = None if by is None else f"{by} {values[one.row['sample_id']]:.3g}"
+        one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
 
 
 def _reproducing(side: Published | RunFolder, config_name: str | None) -> str:

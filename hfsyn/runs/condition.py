@@ -61,7 +61,8 @@ def judged(where: str, rows: pa.Table) -> Judged:
     with pa.ipc.new_stream(sent, rows.schema.with_metadata({"where": where})) as stream:
         stream.write_table(rows.replace_schema_metadata({"where": where}))
     alone = dict(os.environ) | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    program = f"import sys; sys.path[:] = {sys.path!r}; from hfsyn.runs.condition import answer; sys.exit(answer())"
+    where_it_is = f"from {answer.__module__} import {answer.__name__} as answer"
+    program = f"import sys; sys.path[:] = {sys.path!r}; {where_it_is}; sys.exit(answer())"
     command = [sys.executable, "-c", program]
     try:
         done = subprocess.run(command, input=sent.getvalue(), capture_output=True, timeout=SECONDS, env=alone)

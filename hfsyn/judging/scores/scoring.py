@@ -56,7 +56,6 @@ def score_set(
     out: str | Path | None,
     config_name: str | None,
     overwrite: bool,
-    token: str | bool | None,
     options: WorkOptions,
 ) -> Scoring | None:
     """See `hfsyn.api.scoring.score`, whose arguments and errors these are; None in all but one process."""
@@ -65,7 +64,7 @@ def score_set(
     specs = [parse_judge(text) for text in judges]
     if twice := sorted({one.name for one in specs if [s.name for s in specs].count(one.name) > 1}):
         raise HfsynError(f"Two judges are called {quoted(twice)}.", "Name one of them: --judge NAME=JUDGE.")
-    scored = opened(what, out, config_name, token)
+    scored = opened(what, out, config_name)
     processes = options.num_processes or min(default_processes(), max(1, len(scored.starts)))
     several = processes > 1 and not is_launched()
     # Where others will work, this process only looks whether they can, and leaves the GPUs to them.
@@ -83,9 +82,9 @@ def score_set(
     return Scoring(scored.side.label, str(scored.folder / layout.SCORES_TABLE), finish_scores(scored))
 
 
-def opened(what: str, out: str | Path | None, config_name: str | None, token: str | bool | None) -> Scored:
+def opened(what: str, out: str | Path | None, config_name: str | None) -> Scored:
     """A finished set, and the folder for its scores. Raises HfsynError if there is none, or nowhere to write to."""
-    side = open_reference(what, config_name, token=token)
+    side = open_reference(what, config_name)
     if isinstance(side, RunFolder):
         if out is not None:
             raise HfsynError(f"{what} is a run folder, which keeps its scores itself.", "Leave --out out.")
