@@ -106,9 +106,7 @@ def look(
     recipe = recipe_of(side)
     choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
     if by is not None:
-        each = choice.per_class or _PER_CLASS
-        choice = best_and_worst(side, choice, by, each)
-        remarks.append(f"of each class {each} images with the largest {by} and {each} with the smallest")
+        choice = _by_score(side, choice, by, remarks)
     seen, cut = chosen_rows(side, choice)
     if not seen:
         raise _nothing(side, classes or (), flag, words)
@@ -132,8 +130,8 @@ def look(
 
 
 def _sort(seen: list[Seen], choice: Choice, command: str, by: str | None) -> None:
-    """Put rows in the order of the classes, within each of them in the order of the set or from the largest value to the
-    smallest; and say of each its score, and the command that makes it again.
+    """Put rows in the order of the classes, each in the order of the set or from the largest value to the smallest; and
+    say of each row its score, and the command that makes it again.
     """
     by_wnid, values = {wnid: place for place, wnid in enumerate(choice.wnids)}, choice.values or {}
     seen.sort(key=lambda one: (by_wnid[one.row["wnid"]], -(values.get(one.row["sample_id"]) or 0.0)))
@@ -170,6 +168,13 @@ def _choice(
         remarks.append(f"{_WIDEST} images of each class, which is the most in a picture; --html shows more")
     number = min(per_class or _PER_CLASS, _WIDEST) if picture else per_class
     return Choice(wnids, flag, tuple((words or "").lower().split()), number, MOST_ROWS), remarks
+
+
+def _by_score(side: Published | RunFolder, choice: Choice, by: str, remarks: list[str]) -> Choice:
+    """The choice of the best and the worst of each class."""
+    each = choice.per_class or _PER_CLASS
+    remarks.append(f"of each class {each} images with the largest {by} and {each} with the smallest")
+    return best_and_worst(side, choice, by, each)
 
 
 def _nothing(side: Any, classes: str | Sequence[str], flag: str | None, words: str | None) -> HfsynError:
