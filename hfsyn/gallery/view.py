@@ -105,8 +105,7 @@ def look(
     side = open_reference(str(what), config_name, token=token)
     recipe = recipe_of(side)
     choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
-    if by is not None:
-        choice = _by_score(side, choice, by, remarks)
+    choice = choice if by is None else _by_score(side, choice, by, remarks)
     seen, cut = chosen_rows(side, choice)
     if not seen:
         raise _nothing(side, classes or (), flag, words)
