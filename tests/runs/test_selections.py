@@ -230,7 +230,7 @@ def test_a_training_keeps_a_share_of_each_class_by_score_or_at_random(run: Path)
 
     def kept(keep: str, seed: int = 0) -> Any:
         config = load_train_config("shapes", [f"data.keep={keep}", f"seed={seed}"], {"data.train": [str(run)]})
-        return open_feed(config)._sets[0]  # type: ignore[attr-defined]
+        return open_feed(config).sets[0]
 
     largest, smallest, chance = kept("number:0.5"), kept("-number:0.5"), kept("random:0.5")
     number = {row["sample_id"]: row["number"] for row in pq.read_table(run / layout.SCORES_TABLE).to_pylist()}
@@ -242,7 +242,7 @@ def test_a_training_keeps_a_share_of_each_class_by_score_or_at_random(run: Path)
         ]
         assert min(sizes[0]) >= max(sizes[1])
     assert set(chance.ids) == set(kept("random:0.5").ids) != set(kept("random:0.5", seed=1).ids)
-    for keep, words in (("numbre:0.5", "Did you mean 'number'"), ("number:0", "keeps nothing")):
+    for keep, words in (("numbre:0.5", "Did you mean 'number'"), ("number:0.0", "keeps nothing")):
         with pytest.raises(HfsynError, match=words):
             kept(keep)
 
