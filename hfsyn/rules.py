@@ -20,6 +20,9 @@ the first) whose image and text are both of other classes, if there is one.
 SHA-256. Of the part ``[held 10%]`` of a split are the images for which the first 8 bytes, read big-endian, are below a
 tenth of 2^64, and those that were made from them.
 
+*Folds.* An image is in the part f of N parts, f the first 8 bytes (big-endian) of the SHA-256 of ``hfsyn-fold-v1``, a
+newline, its id and a newline, modulo N.
+
 *Order.* Samples are sorted by the SHA-256 of their id, so that each shard, and each prefix of an interrupted run, is a
 fair sample of all classes, and a stream of the result is not sorted by class.
 """
@@ -36,6 +39,11 @@ def seed_of(recipe_seed: int, sample_id: str, attempt: int = 0, *, purpose: str 
     """The seed of a sample; 0 <= seed < 2^63. `purpose` is the middle of the text's first line."""
     text = f"hfsyn-{purpose}-v1\n{recipe_seed}\n{sample_id}\n" + (f"{attempt}\n" if attempt else "")
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def fold_of(image_id: str, parts: int) -> int:
+    """The part of an image, 0 <= part < parts."""
+    return int.from_bytes(hashlib.sha256(f"hfsyn-fold-v1\n{image_id}\n".encode()).digest()[:8], "big") % parts
 
 
 def order_of(sample_id: str) -> bytes:

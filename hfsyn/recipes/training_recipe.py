@@ -57,6 +57,14 @@ class DataPart(Part):
     """Images that an epoch shows, drawn from the sets in proportion to their weights; null is the size of the one set.
     Budget times epochs is what training costs, whatever the sets' sizes, so that arms can be compared.
     """
+    fold: Annotated[str, Field(pattern=r"^[0-9]{1,3}/[0-9]{1,3}$")] | None = None
+    """`K/N` leaves out the images of the K-th of N parts, 0 to N-1, by their ids: N such trainings are the judge
+    `crossfit:` of `hfsyn score`, in which no network judges an image that it has seen.
+    """
+    keep: Annotated[str, Field(pattern=r"^-?[A-Za-z_]\w{0,100}:(0?\.\d{1,6}|1(\.0)?)$")] | None = None
+    """`COLUMN:SHARE` trains on the share of each class with the largest scores in a column, `-COLUMN:SHARE` with the
+    smallest, and `random:SHARE` on as many images at random; above 0 to 1.
+    """
     streaming: bool = False
     """Read the sets as streams, shuffled in a buffer, instead of having them on the disk."""
     shuffle_mb: Annotated[Int, Field(ge=1, le=10**6)] = 512
@@ -71,6 +79,21 @@ class DataPart(Part):
                 "Give one number for each set of data.train and no limit_per_class, or limit_per_class alone.",
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_fold_of_several(self) -> "DataPart":
+        if (found := self.fold_of) is not None and not (found[0] < found[1] and found[1] > 1):
+            raise HfsynError(f"data.fold is {self.fold!r}.", "K/N is one of N > 1 parts, with K from 0 to N-1: 0/5.")
+        if (self.fold is not None or self.keep is not None) and self.streaming:
+            raise HfsynError("A stream cannot leave images out.", "Leave data.fold, data.keep or streaming out.")
+        if self.keep is not None and not float(self.keep.rpartition(":")[2]):
+            raise HfsynError(f"data.keep is {self.keep!r}, which keeps nothing.", "The share is above 0: margin:0.7.")
+        return self
+
+    @property
+    def fold_of(self) -> tuple[int, int] | None:
+        """K and N of `fold`."""
+        return None if self.fold is None else (int(self.fold.partition("/")[0]), int(self.fold.partition("/")[2]))
 
     @property
     def limit_of_each(self) -> tuple[int | None, ...]:

@@ -264,6 +264,7 @@ PYTHON_ONLY = {
     "generate": {"generator"},
     "demo": {"seeds"},
     "reproduce": {"generator"},
+    "select": {"tell"},
     "bench": {"train", "evaluate", "attack", "compare", "look", "submit"},
 }
 """Words that stand for objects and functions, which no command line has."""

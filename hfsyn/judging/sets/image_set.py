@@ -31,6 +31,7 @@ from hfsyn.judging.sets import tables
 from hfsyn.judging.sets.references import Reference, parse_dataset, part_of, pick_split
 from hfsyn.judging.sets.stored_bytes import Bytes, Drawn, Files, Joined, Some, Stored
 from hfsyn.judging.sets.tables import Labelled, Parts
+from hfsyn.rules import fold_of
 
 TRAIN, TEST = ("train",), ("validation", "test")
 """Splits to look for, in this order, if none is named: to train on, and to test on."""
@@ -102,6 +103,12 @@ class ImageSet:
         wnids, ids = [self.wnids[n] for n in numbers], [self.ids[n] for n in numbers]
         groups = None if self.groups is None else [self.groups[n] for n in numbers]
         return replace(self, wnids=wnids, ids=ids, groups=groups, images=Some(self.images, numbers), complete=False)
+
+    def without_fold(self, fold: tuple[int, int] | None) -> "ImageSet":
+        """All but the K-th of N parts, by the rule of folds; all where it is None."""
+        if fold is None:
+            return self
+        return self.only([number for number, name in enumerate(self.ids) if fold_of(name, fold[1]) != fold[0]])
 
     @property
     def drawn(self) -> bool:
