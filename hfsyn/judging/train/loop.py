@@ -237,8 +237,7 @@ class _Training:
         # Continue after the newest checkpoint, with the batches that come next.
         first = self._resume()
         augmentation = timm_parts.Augmentation(classifier.preprocessing, config.augment)
-        workers = options.num_workers
-        if workers is None:
+        if (workers := options.num_workers) is None:
             workers = 0 if config.data.streaming else default_workers(accelerator)
         processes, on_gpu = accelerator.num_processes, device.type == "cuda"
         wanted = Slice(first, steps, batch, options.accumulation, rank, processes, workers, on_gpu)
@@ -310,7 +309,7 @@ class _Training:
                 accelerator.log(values, step=done)
         recorder, trained = self.opened.recorder, self.opened.classifier
         if recorder is not None and trained is not None and done in recorder.places:
-            recorder.take(done, trained, accelerator)
+            recorder.take(done, replace(kept, network=trained.network), accelerator)
         if done == steps:
             return
         every = self.config.test.every_epochs
