@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hfsyn.judging.classifier import open_classifier, start_accelerator
-from hfsyn.judging.measures.evaluate import predict
+from hfsyn.judging.measures.answers import predict
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.train.loop import RunOptions, train
 from hfsyn.recipes.training_recipe import load_train_config

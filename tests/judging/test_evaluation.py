@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,8 @@ from hfsyn.judging.classifier import (
     save_classifier,
     start_accelerator,
 )
-from hfsyn.judging.measures.evaluate import Predictions, check_counts, evaluate, measure, predict, summary
+from hfsyn.judging.measures.answers import Predictions, predict
+from hfsyn.judging.measures.evaluate import check_counts, evaluate, measure, summary
 from hfsyn.judging.sets.image_set import ImageSet, open_images, variant_of_repository
 from hfsyn.judging.starting import new_classifier
 from hfsyn.judging.train.loop import RunOptions, train
@@ -151,6 +153,18 @@ def test_four_classes_have_no_top_5_and_are_summed_up_without_it(tmp_path: Path,
     said = summary(measure(fake(WNIDS[:4]), open_images(str(table)), alone))
     assert "top-1 1.0000" in said
     assert "top-5" not in said
+
+
+def test_a_network_that_answers_with_nan_is_refused(tmp_path: Path, alone: Any) -> None:
+    class Diverged(Brightness):
+        def forward(self, pixels: Any) -> Any:
+            found = super().forward(pixels)
+            found[-1] = float("nan")
+            return found
+
+    table = write_table(tmp_path / "a.parquet", grey_rows([0, 1, 2, 3] * 2))
+    with pytest.raises(HfsynError, match="answers with NaN or infinity"):
+        measure(replace(fake(WNIDS), network=Diverged(len(WNIDS))), open_images(str(table)), alone)
 
 
 def test_workers_decode_what_the_process_itself_would(tmp_path: Path, alone: Any) -> None:

@@ -14,7 +14,7 @@ from drawn_tables import rows_of, write_table
 import hfsyn
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import open_classifier, start_accelerator
-from hfsyn.judging.measures.evaluate import predict
+from hfsyn.judging.measures.answers import predict
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.judging.train import head
 from hfsyn.judging.train.head import kept_features, logistic_regression

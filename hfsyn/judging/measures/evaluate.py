@@ -9,8 +9,8 @@ named in `undecodable`.
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +18,18 @@ import numpy as np
 
 from builders.errors import quoted
 from builders.files import atomic_text
-from builders.images.decoding import ImageRejected
 from builders.variants import get_variant
 from builders.variants.class_maps import OwnVariant
 from builders.variants.real_labels import real_labels, validation_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.classifier import Classifier, default_workers, open_classifier, start_accelerator, union
-from hfsyn.judging.measures.metrics import classification_metrics, dump_result, wilson
+from hfsyn.judging.classifier import Classifier, open_classifier, start_accelerator, union
+from hfsyn.judging.measures.answers import BATCH, answers, in_order
+from hfsyn.judging.measures.metrics import Decisions, check_finite, decide, dump_result, metrics_of, wilson
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.preprocessing import plain_transform
-from hfsyn.judging.sets.batches import loader
 from hfsyn.judging.sets.image_set import ImageSet, Unread, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import check_classes, shared_with_training, tell_overlap, tell_part, testable
 from hfsyn.progress import Progress
 from hfsyn.workers import software
-
-BATCH = 64
-"""Images of a batch. Batches start at fixed places of the set, so that a logit does not depend on the processes."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """A classifier's answers for the images of a set that can be decoded, in the set's order.
-
-    `logits` are float32 (n, classes of the classifier); `labels` and `numbers` int64 (n,): the column of the right
-    class, and the image's number in the set.
-    """
-
-    logits: np.ndarray
-    labels: np.ndarray
-    numbers: np.ndarray
-    undecodable: Unread
 
 
 class Evaluation(Result):
@@ -131,28 +112,27 @@ def measure(
     """Test an open classifier on an open set, in all processes of an Accelerator; see `evaluate` and `predict`."""
     columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
     started = time.monotonic()
-    found = predict(classifier, images, accelerator, quiet=quiet, **loading)
-    if not len(found.labels):
+    columns, right = _right_columns(classifier.wnids, images, columns)
+    mask = np.array(columns) if len(columns) < len(classifier.wnids) else None
+    found = _answered(classifier, images, accelerator, right, mask, quiet=quiet, **loading)
+    if not len(found.numbers):
         said = f"No image of {images.reference} can be decoded ({quoted(sorted(set(found.undecodable.values())), 3)})."
         raise HfsynError(said, "Look at the files.")
     if accelerator.is_main_process and not quiet:
         tell_unread(found.undecodable, f"{images.reference} ({images.split})")
     wnids, names = classifier.wnids, classifier.names
-    also = {} if images.variant is None else get_variant(images.variant).also_right
-    found, columns = _forgiven(found, columns, wnids, also)
-    mask = columns if len(columns) < len(classifier.wnids) else None
-    answers = [wnids[column] for column in found.logits.argmax(1)]
+    named = [wnids[column] for column in found.whole.answers]
     return Evaluation(
         {
             "model": classifier.facts(),
             "dataset": images.facts(),
             "preprocessing": asdict(classifier.preprocessing),
             "timm_preprocessing": None if classifier.timm is None else asdict(classifier.timm),
-            "n": len(found.labels),
+            "n": len(found.numbers),
             "undecodable": facts_of(found.undecodable),
-            "metrics": classification_metrics(found.logits, found.labels, wnids=wnids, names=names, mask=mask),
+            "metrics": metrics_of(found.whole, wnids, names, mask, found.masked),
             "groups": _by_group(found, images),
-            "real": real_accuracy([images.ids[number] for number in found.numbers], answers, images),
+            "real": real_accuracy([images.ids[number] for number in found.numbers], named, images),
             "seed": classifier.seed,
             "software": software(),
             "device": _device_text(accelerator),
@@ -161,27 +141,79 @@ def measure(
     )
 
 
-def _forgiven(
-    found: Predictions, columns: list[int], wnids: Sequence[str], also: Mapping[str, Sequence[str]]
-) -> tuple[Predictions, list[int]]:
-    """The predictions and the set's columns, where several classes are right for an image: the likeliest is."""
+@dataclass(frozen=True)
+class _Answered:
+    """Decisions on the images of a set that can be decoded, in its order; `numbers` are theirs in the set."""
+
+    numbers: np.ndarray
+    whole: Decisions
+    masked: Decisions | None
+    undecodable: Unread
+
+
+def _right_columns(
+    wnids: Sequence[str], images: ImageSet, columns: list[int]
+) -> tuple[list[int], dict[int, np.ndarray]]:
+    """The set's columns, and which are right for a class of which several are, by the class's own column."""
+    also = {} if images.variant is None else get_variant(images.variant).also_right
     place = {wnid: column for column, wnid in enumerate(wnids)}
-    labels = found.labels.copy()
+    right: dict[int, np.ndarray] = {}
     for wnid, others in also.items():
-        if wnid not in place:
-            continue
-        right = np.array([place[one] for one in (wnid, *others) if one in place])
-        mine = np.flatnonzero(found.labels == right[0])
-        labels[mine] = right[found.logits[np.ix_(mine, right)].argmax(1)]
-        columns = sorted({*columns, *(right.tolist() if len(mine) else ())})
-    return replace(found, labels=labels), columns
+        if wnid in place and wnid in images.names:
+            right[place[wnid]] = np.array([place[one] for one in (wnid, *others) if one in place])
+    return sorted({*columns, *(int(column) for some in right.values() for column in some)}), right
 
 
-def _by_group(found: Predictions, images: ImageSet) -> dict[str, Any] | None:
+def _answered(
+    classifier: Classifier,
+    images: ImageSet,
+    accelerator: Any,
+    right: Mapping[int, np.ndarray],
+    mask: np.ndarray | None,
+    *,
+    batch_size: int = BATCH,
+    num_workers: int | None = None,
+    quiet: bool = True,
+) -> _Answered:
+    """Test a set, in all processes. Of a batch's logits only the decisions are kept: those of 1.3 million images and a
+    thousand classes would be 5 GB.
+    """
+    import torch
+
+    place = {wnid: column for column, wnid in enumerate(classifier.wnids)}
+    rows, numbers = [], []
+    unread: dict[str, str] = {}
+    with Progress("test", len(images), quiet=quiet or not accelerator.is_main_process) as progress:
+        for wanted, reasons, out in answers(classifier, images, accelerator, batch_size, num_workers):
+            unread |= {images.ids[n]: reason for n, reason in zip(wanted.tolist(), reasons, strict=True) if reason}
+            good = torch.tensor([not reason for reason in reasons])
+            logits, numbered = out[good].numpy(), wanted[good]
+            labels = np.array([place[images.wnids[number]] for number in numbered], dtype=np.int64)
+            for own, some in right.items():  # of several right classes the likeliest is the label
+                mine = np.flatnonzero(labels == own)
+                labels[mine] = some[logits[np.ix_(mine, some)].argmax(1)]
+            finite = np.isfinite(logits).all(1)
+            each = [decide(np.where(finite[:, None], logits, 0), labels, chosen) for chosen in (None, mask)]
+            fields = [field for one in each for field in (one.labels, one.answers, one.ranks, one.confidence)]
+            rows.append(torch.from_numpy(np.column_stack([finite, *fields]).astype(np.float64)))
+            numbers.append(numbered)
+            progress.add(min(len(wanted) * accelerator.num_processes, len(images)))
+    table, order = in_order(accelerator, rows, numbers, width=9)
+    check_finite(np.where(table[:, 0], 0.0, np.nan))  # here all processes know of it
+    decided = [_decisions(table[:, first : first + 4]) for first in (1, 5)]
+    return _Answered(order, decided[0], None if mask is None else decided[1], union(accelerator, unread))
+
+
+def _decisions(table: np.ndarray) -> Decisions:
+    labels, answered, ranks = (table[:, column].astype(np.int64) for column in range(3))
+    return Decisions(labels, answered, ranks, table[:, 3])
+
+
+def _by_group(found: _Answered, images: ImageSet) -> dict[str, Any] | None:
     """Top-1 of each version of a test that there are several of, and ``mean``, in which each counts alike."""
     if images.groups is None:
         return None
-    right = found.logits.argmax(1) == found.labels
+    right = found.whole.ranks == 0
     group = np.array([images.groups[number] for number in found.numbers])
     top1 = {name: wilson(int(right[group == name].sum()), int((group == name).sum())) for name in dict.fromkeys(group)}
     return {"mean": float(np.mean([one["value"] for one in top1.values()])), "top1": top1}
@@ -264,102 +296,6 @@ def real_accuracy(ids: Sequence[str], answers: Sequence[str], images: ImageSet) 
     known = real_labels()
     right = [answer in known[str(file)] for file, answer in zip(files, answers, strict=True) if known[str(file)]]
     return {"n": len(right), "without_label": len(files) - len(right), "top1": wilson(sum(right), len(right))}
-
-
-def predict(
-    classifier: Classifier,
-    images: ImageSet,
-    accelerator: Any,
-    *,
-    batch_size: int = BATCH,
-    num_workers: int | None = None,
-    quiet: bool = True,
-) -> Predictions:
-    """The logits of a set, complete in every process.
-
-    Batches start at fixed places of the set and are dealt out to the processes; their answers are put together by the
-    images' numbers, so that no image is counted twice or missed, whatever the number of processes.
-    """
-    import torch
-
-    logits, numbers = [], []
-    unread: dict[str, str] = {}
-    quiet = quiet or not accelerator.is_main_process
-    with Progress("test", len(images), quiet=quiet) as progress:
-        for wanted, reasons, out in answers(classifier, images, accelerator, batch_size, num_workers):
-            unread |= {images.ids[n]: reason for n, reason in zip(wanted.tolist(), reasons, strict=True) if reason}
-            good = torch.tensor([not reason for reason in reasons])
-            logits.append(out[good])
-            numbers.append(wanted[good])
-            progress.add(min(len(wanted) * accelerator.num_processes, len(images)))
-    all_logits, all_numbers = in_order(accelerator, logits, numbers, width=len(classifier.wnids))
-    column = {wnid: number for number, wnid in enumerate(classifier.wnids)}
-    labels = np.array([column[images.wnids[number]] for number in all_numbers], dtype=np.int64)
-    return Predictions(all_logits, labels, all_numbers, union(accelerator, unread))
-
-
-def answers(
-    classifier: Classifier, images: ImageSet, accelerator: Any, batch_size: int = BATCH, num_workers: int | None = None
-) -> Iterator[tuple[Any, Sequence[str], Any]]:
-    """This process's batches of a set: the images' numbers, why each cannot be decoded or "", and its logits, float32
-    on the CPU. One that cannot be decoded keeps its place in the batch, so that the others' logits do not move.
-    """
-    import torch
-
-    network, device = classifier.network, accelerator.device
-    was_training = network.training
-    network.eval()
-    starts = range(accelerator.process_index * batch_size, len(images), accelerator.num_processes * batch_size)
-    batches = loader(
-        _Prepared(classifier, images),
-        default_workers(accelerator) if num_workers is None else num_workers,
-        _collate,
-        batch_sampler=[list(range(start, min(start + batch_size, len(images)))) for start in starts],
-        pin_memory=device.type == "cuda",
-    )
-    try:
-        for wanted, reasons, pixels in batches:
-            with torch.inference_mode(), accelerator.autocast():
-                out = network(pixels.to(device, non_blocking=True)).float().cpu()
-            yield wanted, reasons, out
-    finally:
-        network.train(was_training)
-
-
-def in_order(accelerator: Any, rows: Sequence[Any], of: Sequence[Any], *, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of all processes, tensors (n, width), in the order of the images' numbers `of`; and these numbers."""
-    import torch
-    from accelerate.utils import gather_object
-
-    logits = torch.cat([torch.empty(0), *rows])  # a vector of nothing goes with rows of any width
-    numbers = torch.cat([torch.empty(0, dtype=torch.long), *of])
-    if accelerator.num_processes > 1:  # each has another number of images: as objects
-        logits, numbers = torch.cat(gather_object([logits])), torch.cat(gather_object([numbers]))
-    order = torch.argsort(numbers)
-    return (logits[order] if len(order) else logits.view(0, width)).numpy(), numbers[order].numpy()
-
-
-class _Prepared:
-    """A map-style dataset: ``(number, why it cannot be decoded or "", pixels)``."""
-
-    def __init__(self, classifier: Classifier, images: ImageSet) -> None:
-        self._images, self._transform = images, plain_transform(classifier.preprocessing)
-        self._extent = classifier.preprocessing.extent
-
-    def __getitem__(self, number: int) -> tuple[int, str, Any]:
-        import torch
-
-        try:
-            return number, "", self._transform(self._images.picture(number))
-        except ImageRejected as problem:
-            return number, problem.reason, torch.zeros(3, *self._extent)
-
-
-def _collate(items: Sequence[tuple[int, str, Any]]) -> tuple[Any, tuple[str, ...], Any]:
-    import torch
-
-    numbers, reasons, pixels = zip(*items, strict=True)
-    return torch.tensor(numbers), reasons, torch.stack(pixels)
 
 
 def _device_text(accelerator: Any) -> str:

@@ -71,7 +71,7 @@ def measure_membership(
         what is ``undecodable`` in each.
     """
     from hfsyn.judging.classifier import open_classifier, start_accelerator
-    from hfsyn.judging.measures.evaluate import predict
+    from hfsyn.judging.measures.answers import predict
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import shared_images, testable
 

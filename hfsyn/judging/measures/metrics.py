@@ -16,6 +16,7 @@ Everything here is a pure function of numbers. Formulas:
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -48,57 +49,62 @@ def _json(value: Any, margin: str) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def classification_metrics(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    *,
+@dataclass(frozen=True)
+class Decisions:
+    """What a classifier decides about n images, among all of its c columns or some: all that its measures need.
+
+    `labels` and `answers` are int64 (n,), numbers among these columns; `ranks` int64 (n,), how many columns come before
+    the true one (of equal logits the first column wins, as in argmax); `confidence` float64 (n,), the softmax of the
+    answer.
+    """
+
+    labels: np.ndarray
+    answers: np.ndarray
+    ranks: np.ndarray
+    confidence: np.ndarray
+
+
+def decide(logits: np.ndarray, labels: np.ndarray, columns: np.ndarray | None = None) -> Decisions:
+    """Decide among all columns of logits (n, c), or among `columns` (sorted); `labels` are columns, int (n,)."""
+    labels = np.asarray(labels, dtype=np.int64)
+    if columns is not None:
+        labels = np.searchsorted(columns, labels)
+    answers, ranks, confidence = np.empty_like(labels), np.empty_like(labels), np.empty(len(labels))
+    for rows, part in _blocks(logits, columns):
+        own = np.take_along_axis(part, labels[rows, None], 1)
+        earlier = np.arange(part.shape[1])[None] < labels[rows, None]
+        ranks[rows] = (part > own).sum(1) + ((part == own) & earlier).sum(1)
+        answers[rows] = part.argmax(1)
+        confidence[rows] = softmax(part).max(1)
+    return Decisions(labels, answers, ranks, confidence)
+
+
+def metrics_of(
+    whole: Decisions,
     wnids: Sequence[str],
     names: Sequence[str],
-    mask: Sequence[int] | None = None,
+    columns: np.ndarray | None = None,
+    masked: Decisions | None = None,
 ) -> dict[str, Any]:
-    """Compare the logits of a classifier with the true classes.
+    """The measures of decisions.
 
     Args:
-        logits: float (n, c), one row per image, one column per class of the model; n is at least 1.
-        labels: int (n,), the true column of each image.
-        wnids, names: of the c columns.
-        mask: columns that the evaluation set has, if it has fewer classes than the model (ImageNet-R and -A have 200
-            of 1,000). Every label must be among them.
+        whole: among all c columns.
+        wnids, names: of these columns.
+        columns, masked: some of the columns, sorted, and the decisions among these.
 
     Returns:
         ``n``, ``classes``, ``top1``, ``top5``, ``ece`` (intervals), ``ece_bins``, ``per_class`` (``wnid``, ``name``,
         ``n``, ``top1``) and ``confusion`` (c rows of c counts: true class, then answer), all c-way; ``masked`` holds
         ``classes``, ``top1``, ``top5``, ``ece`` and ``per_class`` of the k-way decision among the mask's columns, and
-        is None without a mask. Of equal logits the first column wins, as in argmax.
-
-    Raises:
-        HfsynError: shapes or labels that do not fit, logits that are not finite, or a mask without a label's column.
+        is None without a mask.
     """
-    logits, labels = np.asarray(logits), np.asarray(labels, dtype=np.int64)
-    c = logits.shape[-1] if logits.ndim == 2 else -1
-    in_range = labels.shape == logits.shape[:1] and len(labels) and labels.min() >= 0 and labels.max() < c
-    if not in_range or not len(wnids) == len(names) == c:
-        raise HfsynError(
-            f"Logits of shape {logits.shape}, labels of shape {labels.shape}, {len(wnids)} wnids and {len(names)} "
-            "names do not fit.",
-            "They are (n, c), (n,) from 0 to c - 1, c and c, with n at least 1.",
-        )
-    for _, part in _blocks(logits):
-        check_finite(part)
-    found = _decision(logits, labels, wnids, names)
-    answers = np.concatenate([part.argmax(1) for _, part in _blocks(logits)])
-    confusion = np.bincount(labels * c + answers, minlength=c**2)
-    found["confusion"] = confusion.reshape(c, -1).tolist()
-    found["masked"] = None
-    if mask is not None:
-        columns = np.unique(np.asarray(mask, dtype=np.int64))
-        if not np.isin(labels, columns).all() or columns[0] < 0 or columns[-1] >= c:
-            said = "The mask leaves out classes that the evaluation set has."
-            raise HfsynError(said, "It must hold the column of every class of that set.")
-        found["masked"] = _decision(
-            logits, np.searchsorted(columns, labels), [wnids[c] for c in columns], [names[c] for c in columns], columns
-        )
-    return {"n": len(labels), **found}
+    c = len(wnids)
+    confusion = np.bincount(whole.labels * c + whole.answers, minlength=c**2)
+    found = {"n": len(whole.labels), **_summary(whole, wnids, names), "confusion": confusion.reshape(c, -1).tolist()}
+    if masked is None or columns is None:
+        return {**found, "masked": None}
+    return {**found, "masked": _summary(masked, [wnids[c] for c in columns], [names[c] for c in columns])}
 
 
 def check_finite(logits: np.ndarray) -> None:
@@ -115,30 +121,18 @@ def _blocks(logits: np.ndarray, columns: np.ndarray | None = None) -> Iterator[t
         yield rows, np.ascontiguousarray(part, dtype=np.float64)
 
 
-def _decision(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    wnids: Sequence[str],
-    names: Sequence[str],
-    columns: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """The numbers of one decision, among all columns or the given ones; labels are numbers among these."""
-    n, c = len(labels), len(wnids)
-    rank = np.empty(n, dtype=np.int64)  # how many classes come before the true one; ties go to the earlier column
-    for rows, part in _blocks(logits, columns):
-        own = np.take_along_axis(part, labels[rows, None], 1)
-        earlier = np.arange(c)[None] < labels[rows, None]
-        rank[rows] = (part > own).sum(1) + ((part == own) & earlier).sum(1)
-    hits = rank == 0
-    totals, right = np.bincount(labels, minlength=c), np.bincount(labels[hits], minlength=c)
-    top5 = wilson(int((rank < 5).sum()), n)
+def _summary(decided: Decisions, wnids: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """The numbers of one decision among these classes."""
+    n, c, hits = len(decided.labels), len(wnids), decided.ranks == 0
+    totals, right = np.bincount(decided.labels, minlength=c), np.bincount(decided.labels[hits], minlength=c)
+    top5 = wilson(int((decided.ranks < 5).sum()), n)
     if c < 5:
         top5 = {"value": None, "low": None, "high": None, "note": f"there are only {c} classes"}
     return {
         "classes": c,
         "top1": wilson(int(hits.sum()), n),
         "top5": top5,
-        "ece": expected_calibration_error(logits, labels, columns),
+        "ece": expected_calibration_error(decided.confidence, hits),
         "ece_bins": ECE_BINS,
         "per_class": [
             {"wnid": wnid, "name": name, "n": int(total), "top1": wilson(int(hit), int(total))}
@@ -165,25 +159,20 @@ def wilson(hits: int, n: int) -> Interval:
     return {"value": p, "low": min(p, max(0.0, middle - half)), "high": max(p, min(1.0, middle + half))}
 
 
-def expected_calibration_error(logits: np.ndarray, labels: np.ndarray, columns: np.ndarray | None = None) -> Interval:
-    """The mean distance between confidence and accuracy over equal-width bins, weighted by their images.
-
-    With `columns` the decision is among these alone, and labels are numbers among them.
+def expected_calibration_error(confidence: np.ndarray, hits: np.ndarray) -> Interval:
+    """The mean distance between confidence, float (n,), and accuracy over equal-width bins, weighted by their images;
+    `hits` says which answers are right, bool (n,).
     """
-    confidence, gap = np.empty(len(labels)), np.empty(len(labels))
-    for rows, part in _blocks(logits, columns):
-        probabilities = softmax(part)
-        confidence[rows] = probabilities.max(1)
-        gap[rows] = (probabilities.argmax(1) == labels[rows]) - confidence[rows]
     bins = np.clip(np.ceil(confidence * ECE_BINS).astype(np.int64) - 1, 0, ECE_BINS - 1)
+    gap = hits - confidence
 
     def error(chosen: np.ndarray) -> float:
         return float(np.abs(np.bincount(bins[chosen], weights=gap[chosen], minlength=ECE_BINS)).sum() / len(chosen))
 
     rng = np.random.default_rng(_BOOTSTRAP_SEED)
-    resampled = [error(rng.integers(0, len(labels), len(labels))) for _ in range(RESAMPLES)]
+    resampled = [error(rng.integers(0, len(hits), len(hits))) for _ in range(RESAMPLES)]
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return {"value": error(np.arange(len(labels))), "low": float(low), "high": float(high)}
+    return {"value": error(np.arange(len(hits))), "low": float(low), "high": float(high)}
 
 
 def mean_interval(values: Sequence[float]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from builders.errors import first_line
 from builders.files import atomic_write
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import Classifier, state_sha256
-from hfsyn.judging.measures.evaluate import predict
+from hfsyn.judging.measures.answers import predict
 from hfsyn.judging.sets.image_set import ImageSet
 from hfsyn.progress import Progress
 

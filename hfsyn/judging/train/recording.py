@@ -26,7 +26,7 @@ import numpy as np
 from builders.files import atomic_write
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import Classifier
-from hfsyn.judging.measures.evaluate import answers, in_order
+from hfsyn.judging.measures.answers import answers, in_order
 from hfsyn.judging.sets.image_set import TEST, ImageSet, open_images
 from hfsyn.judging.sets.shared import testable
 from hfsyn.judging.train.checkpoints import RECORD, RECORDED
