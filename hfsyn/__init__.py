@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hfsyn.api.hub import publish
     from hfsyn.api.judging import evaluate, fidelity, membership, train
     from hfsyn.api.making import build, caption, doctor, generate, informativeness, plan, tune
+    from hfsyn.api.scoring import score, select
     from hfsyn.checks.diff import Comparison, diff
     from hfsyn.checks.reproduce import Reproduction, reproduce
     from hfsyn.checks.verify import Verification, verify
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from hfsyn.exporting import export_real
     from hfsyn.gallery.view import look
     from hfsyn.judging.bench.cells import bench
-    from hfsyn.judging.bench.page import report
+    from hfsyn.judging.bench.space import report
     from hfsyn.outlook.environment import env
     from hfsyn.publishing.job import Publication
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
@@ -52,6 +53,7 @@ _HOME = {
     "hfsyn.api.hub": "publish",
     "hfsyn.api.judging": "evaluate fidelity membership train",
     "hfsyn.api.making": "build caption doctor generate informativeness plan tune",
+    "hfsyn.api.scoring": "score select",
     "hfsyn.checks.diff": "Comparison diff",
     "hfsyn.checks.reproduce": "Reproduction reproduce",
     "hfsyn.checks.verify": "Verification verify",
@@ -59,7 +61,7 @@ _HOME = {
     "hfsyn.exporting": "export_real",
     "hfsyn.gallery.view": "look",
     "hfsyn.judging.bench.cells": "bench",
-    "hfsyn.judging.bench.page": "report",
+    "hfsyn.judging.bench.space": "report",
     "hfsyn.outlook.environment": "env",
     "hfsyn.publishing.job": "Publication",
     "hfsyn.recipes.recipe": "Recipe difference fingerprint load_recipe",
@@ -85,7 +87,9 @@ __all__ += [
     "recipes",
     "report",
     "reproduce",
+    "score",
     "seed_of",
+    "select",
     "status",
     "strategies",
     "train",

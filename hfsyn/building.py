@@ -22,6 +22,7 @@ from hfsyn.runs.finish import finish, is_whole
 from hfsyn.runs.options import WorkOptions, select
 from hfsyn.runs.prepare import prepare
 from hfsyn.runs.run import Run
+from hfsyn.runs.selection_rule import selection_of
 from hfsyn.runs.shards import pending, sidecars
 from hfsyn.workers import (
     check_device,
@@ -72,6 +73,7 @@ def build(
     run = _prepared(load_recipe(recipe, overrides), out, options.device, overwrite=overwrite)
     with publishing(run, push_to_hub, version, quiet=options.quiet):
         if not is_whole(run):
+            _refuse_selection(run)
             with working_in(run.folder, run.mark):
                 _unmark_short(run)
                 work(run, ("caption", "generate"), options)
@@ -79,6 +81,13 @@ def build(
                     finish(run)
     leave_group()
     return run
+
+
+def _refuse_selection(run: Run) -> None:
+    """Refuse to make the missing shards of a selection, which would get the rows that it has removed."""
+    if (chosen := selection_of(run.folder)) is not None:
+        said = f"{run.folder} is a selection from {chosen['parent'].get('name')}, and is no longer whole."
+        raise HfsynError(said, "Run the same `hfsyn select` again: it writes what is missing.")
 
 
 def _prepared(recipe: Recipe, out: str | Path, device: str | None, *, overwrite: bool) -> Run:

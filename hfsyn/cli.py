@@ -24,6 +24,7 @@ from hfsyn.commands.making import MAKING
 from hfsyn.commands.menu import menu
 from hfsyn.commands.options import strict
 from hfsyn.commands.outlook import LOOKING
+from hfsyn.commands.scoring import SCORING
 from hfsyn.commands.training import evaluate_command, train_command
 from hfsyn.errors import ExitCode, HfsynError, begin_command, leave_at_once
 
@@ -102,6 +103,7 @@ def cli() -> None:
     """
 
 
-for _group in (*MAKING, *LOOKING, *CATALOGUE, train_command, evaluate_command, look_command, *EXHIBITS, *HUB_COMMANDS):
+_TRAINING = (train_command, evaluate_command)
+for _group in (*MAKING, *LOOKING, *CATALOGUE, *_TRAINING, look_command, *SCORING, *EXHIBITS, *HUB_COMMANDS):
     cli.add_command(_group)
 strict(cli)

@@ -65,9 +65,9 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     ):
         for shard in shards:
             path = folder / layout.DATA / shard.name
-            start, stop, lines = run.shard_lines(shard, layout.SOURCE, run.source_rows)
+            start, stop = run.span(shard)
             if not path.exists():  # it gets its name when it is whole
-                rows = list(_rows(run, shard, lines, size, pool))
+                rows = list(_rows(run, shard, run.lines(shard), size, pool))
                 write_parquet(path, {field.name: [row[field.name] for row in rows] for field in schema}, schema)
             progress.add(stop - start)
     atomic_text(folder / NOTE, note)

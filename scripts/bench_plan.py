@@ -159,7 +159,7 @@ def make_captions(run: Run) -> None:
     schema = captioned_features(run.class_names).arrow_schema
     words = WORDS.split()
     for path in run.caption_shards():
-        start, stop, lines = run.shard_lines(path, "source.parquet", run.source_rows)
+        (start, stop), lines = run.span(path), run.lines(path)
         chance = random.Random(start)
         rows: list[dict[str, Any]] = [
             {
@@ -185,7 +185,7 @@ def make_sidecars(run: Run) -> None:
     from builders.runs.layout import sidecar_of
 
     for path in run.data_shards():
-        start, stop, _ = run.shard_lines(path, "plan.parquet", run.planned_rows or 0)
+        start, stop = run.span(path)
         path.parent.mkdir(exist_ok=True)
         path.touch()
         atomic_text(sidecar_of(path), sidecar(run, "generate", (start, stop), 10**8).dump())

@@ -16,8 +16,18 @@ A run folder has the same layout on disk and on the Hub::
     ├── sidecars/
     │   ├── captions/
     │   │   └── train-00000-of-00010.json     facts about the shard of the same name in captions/
-    │   └── data/
-    │       └── train-00000-of-00010.json     and about that in data/
+    │   ├── data/
+    │   │   └── train-00000-of-00010.json     and about that in data/
+    │   └── scores/
+    │       └── JUDGE/
+    │           └── train-00000-of-00010.json and about that in scores/JUDGE/
+    ├── scores/
+    │   └── JUDGE/
+    │       └── train-00000-of-00010.parquet  what a judge says of the rows of the data shard of the same name
+    ├── scores.parquet                        what all judges say, by sample id; published as a configuration of its own
+    ├── scores.json                           its marker, which names the judges
+    ├── selection.parquet                     of a selection: every row of its parent, with what the rule looks at
+    ├── selection.json                        its marker: the parent, the rule, the hashes of the scores
     ├── rejected.jsonl                        every image that was set aside, with its reason
     ├── manifest.json                         the table of contents; its existence means that the run is finished
     ├── README.md                             the card
@@ -49,6 +59,9 @@ SOURCE = "source.parquet"
 CAPTIONS = "captions"
 PLAN = "plan.parquet"
 DATA = "data"
+SCORES = "scores"
+SCORES_TABLE = "scores.parquet"
+SELECTION = "selection.parquet"
 SIDECARS = "sidecars"
 REJECTED = "rejected.jsonl"
 MANIFEST = "manifest.json"
@@ -62,6 +75,7 @@ DEFAULT_CONFIG = "default"  # the configuration at the root of a repository; oth
 
 KNOWN = frozenset({RECIPE, STRATEGY, SOURCE, "source.json", CAPTIONS, PLAN, "plan.json"})
 KNOWN |= {DATA, SIDECARS, REJECTED, MANIFEST, CARD, PREVIEW, INFORMATIVENESS, LOCKS}
+KNOWN |= {SCORES, SCORES_TABLE, "scores.json", SELECTION, "selection.json"}
 """All names at the top of a run folder."""
 
 FORMAT = 3
@@ -79,15 +93,15 @@ _SHARD = re.compile(r"(?P<split>[A-Za-z0-9_.]+)-(?P<number>\d{5})-of-(?P<count>\
 class Sidecar:
     """Facts about one finished shard."""
 
-    stage: str  # ``caption`` or ``generate``
+    stage: str  # ``caption``, ``generate`` or ``score``
     shard: int
     of: int
-    start: int  # first line of the source index (caption) or of the plan (generate)
+    start: int  # first line of the source index (caption) or of the plan (generate), first row of the set (score)
     stop: int  # one past the last line
     rows: int  # rows in the file: ``stop - start`` minus the rejected ones
     sha256: str
     bytes: int
-    fingerprint: str
+    fingerprint: str  # of the recipe; of scores that of the judge
     rejected: tuple[Mapping[str, str], ...] = ()  # one ``{"id", "reason"}`` for each line without a row
     counts: Mapping[str, int] = field(default_factory=dict)  # rows of each wnid
     flags: Mapping[str, int] = field(default_factory=dict)
@@ -102,7 +116,9 @@ class Sidecar:
     all had the size in the recipe.
     """
     options: Mapping[str, str] = field(default_factory=dict)
-    """Everything else that may affect the last bits: memory format, compilation, attention kernel."""
+    """Everything else that may affect the last bits: memory format, compilation, attention kernel. Of scores what is
+    known of the judge, and the SHA-256 of the data shard that it has seen.
+    """
     unused_weights: Mapping[str, int] = field(default_factory=dict)
     """Kind of weights that the model has and does not use -> number."""
 
@@ -237,6 +253,11 @@ def config_prefix(config_name: str) -> str:
     return "" if config_name == DEFAULT_CONFIG else f"{config_name}/"
 
 
+def scores_config(config_name: str) -> str:
+    """The configuration that has the scores of another one."""
+    return SCORES if config_name == DEFAULT_CONFIG else f"{config_name}-{SCORES}"
+
+
 def shard_name(split: str, number: int, count: int) -> str:
     """``train-00003-of-00010.parquet``, as the Hub's own tools name a shard."""
     return f"{split}-{number:05d}-of-{count:05d}.parquet"
@@ -250,8 +271,16 @@ def shard_number(path: Path) -> tuple[str, int, int] | None:
 
 def sidecar_of(path: Path) -> Path:
     """The path of a shard's sidecar, or of a table's marker beside the table."""
-    run = path.parent.parent if _SHARD.fullmatch(path.name) else path.parent
+    run = run_of(path)
     return run / sidecar_name(path.relative_to(run).as_posix())
+
+
+def run_of(path: Path) -> Path:
+    """The run folder of a shard, or of a table at its top."""
+    if not _SHARD.fullmatch(path.name):
+        return path.parent
+    above = path.parent.parent
+    return above.parent if above.name == SCORES and path.parent.name not in (DATA, CAPTIONS) else above
 
 
 def sidecar_name(name: str) -> str:
@@ -272,7 +301,7 @@ def shard_range(number: int, rows: int, shard_rows: int) -> tuple[int, int]:
 
 def finished_shards(folder: Path) -> Iterator[Path]:
     """The shards in `folder` that have a sidecar, in order; none in a missing folder."""
-    for sidecar in sorted((folder.parent / SIDECARS / folder.name).glob("*.json")):
+    for sidecar in sorted(sidecar_of(folder / shard_name("train", 0, 1)).parent.glob("*.json")):
         shard = folder / f"{sidecar.stem}.parquet"
         if shard_number(shard) and shard.exists():
             yield shard
@@ -304,8 +333,10 @@ def strangers(folder: Path) -> list[str]:
     if not folder.exists():
         return []
     found = [p for p in _visible(folder) if p.name not in KNOWN]
-    found += [p for p in _visible(folder / SIDECARS) if p.name not in (DATA, CAPTIONS) or not p.is_dir()]
-    for name in (DATA, CAPTIONS):
+    found += [p for p in _visible(folder / SIDECARS) if p.name not in (DATA, CAPTIONS, SCORES) or not p.is_dir()]
+    found += [p for top in (SCORES, f"{SIDECARS}/{SCORES}") for p in _visible(folder / top) if not p.is_dir()]
+    judges = [f"{SCORES}/{path.name}" for path in _visible(folder / SCORES) if path.is_dir()]
+    for name in (DATA, CAPTIONS, *judges):
         # Up to format 2 sidecars lay beside the shards, and --overwrite must work on older runs.
         found += [p for p in _visible(folder / name) if p.is_dir() or not _is_of_shard(p.name, ".parquet", ".json")]
         sidecars = _visible(folder / SIDECARS / name)

@@ -6,7 +6,7 @@ texts are measured while they are still references, and rows are read in portion
 order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -54,17 +54,24 @@ def captioned_features(names: Sequence[str]) -> Features:
     return _columns("source_id wnid label class_name caption caption_flags source_sha256 width height", names)
 
 
-def synthetic_features(names: Sequence[str], *, paired: bool = False) -> Features:
+SCORES = {"number": "float64", "whole": "int64", "truth": "bool", "text": "string"}
+"""Kind of a score -> type of its column."""
+
+
+def synthetic_features(
+    names: Sequence[str], *, paired: bool = False, scores: Mapping[str, str] | None = None
+) -> Features:
     """Columns of a synthetic image, as published.
 
     `caption` is null if the recipe has none; if images got the captions of others (`paired`), it is the caption as it
     was put into the prompt, and `caption_source_id` is the real image that it describes; `prompt_tokens` is the number
     of the text encoder's tokens before truncation; `safety` is whether a safety checker flagged an attempt; `retries`
-    is the number of discarded attempts.
+    is the number of discarded attempts. `scores` are more columns, of a selection, each with its kind.
     """
     columns = "image label wnid class_name prompt caption seed sample_id source_id prompt_tokens truncated safety"
     more = "retries caption_flags" + (" caption_source_id" if paired else "")
-    return _columns(f"{columns} {more}", names)
+    found = _columns(f"{columns} {more}", names)
+    return Features(found | {name: Value(SCORES[kind]) for name, kind in (scores or {}).items()})
 
 
 class Shard:

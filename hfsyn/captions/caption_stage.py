@@ -54,7 +54,7 @@ def caption(
         counts = ", ".join(f"{count} {kind}" for kind, count in texts.unused_weights.items())
         teller(options.quiet)(f"hfsyn: weights of {texts.model} that are not used: {counts}")
     with stage.at_work("reading source" if run.recipe.caption is None else "captioning"):
-        work = _Work(stage, texts)
+        work = _Work(run, stage, texts)
         left = [path for path in work.over(stage.mine()) if not is_done(path)]
         if left and work.tally.doubtful:
             raise work.tally.broken()
@@ -63,9 +63,9 @@ def caption(
 
 
 class _Work:
-    def __init__(self, stage: Stage, texts: TextSource) -> None:
-        part = stage.run.recipe.caption
-        self._stage, self._run, self._texts = stage, stage.run, texts
+    def __init__(self, run: Run, stage: Stage, texts: TextSource) -> None:
+        part = run.recipe.caption
+        self._stage, self._run, self._texts = stage, run, texts
         self._size = BatchSize(part.batch_size if part else 64)
         shards = self._run.caption_shards()
         self.tally = Tally(texts.model, lambda: any(sidecar.rows for sidecar in sidecars(shards)))

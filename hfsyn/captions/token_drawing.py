@@ -112,11 +112,18 @@ def taken(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def new_tokens(
-    model: Any, inputs: dict[str, Any], part: CaptionPart, seeds: Sequence[int] | None, most: int, **options: Any
+    model: Any,
+    inputs: dict[str, Any],
+    part: CaptionPart,
+    seeds: Sequence[int] | None,
+    most: int,
+    *,
+    watches: Sequence[Any] = (),
+    **options: Any,
 ) -> Any:
     """What a model of transformers says after its inputs (all but tensors are left out): a tensor, rows x at most
     `most` new tokens; see `room`. `options` are for ``generate``. There is a seed for each row, which is only needed if
-    the recipe draws tokens.
+    the recipe draws tokens. `watches` are logits processors that see the scores of every step.
 
     Raises Refused if the model computed values that are not finite.
     """
@@ -128,7 +135,7 @@ def new_tokens(
         for name, value in ready(model, inputs, pin=False).items()
     }
     watch = _Watch()
-    steps: list[Any] = [watch]
+    steps: list[Any] = [watch, *watches]
     if part.draws:
         if seeds is None:
             raise ValueError("a recipe that draws tokens needs a seed for each row")

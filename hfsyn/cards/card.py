@@ -178,11 +178,15 @@ def _config(facts: CardFacts, digest: Mapping[str, Any]) -> dict[str, Any]:
         "variant": variant,
         "strategy": facts.strategy,
         "manifest": manifest,
+        "judges": manifest.get("judges", {}),
+        "selection": manifest.get("selection"),
+        "scores": layout.scores_config(facts.config_name),
         "builtin": BUILTIN,
         "place": f"{facts.folder}/" if facts.folder else "",
         "preview": f"{layout.PREVIEW}/{layout.SAMPLES}",
         "columns": COLUMNS[facts.what]
         | _paired_columns(facts)
+        | _score_columns(manifest)
         | ({"wnid": _OWN_ID} if facts.recipe.source.definition else {}),
         "flags": FLAGS,
         "rejected": [(*reason.partition(": ")[::2], count) for reason, count in manifest["rejected"].items()],
@@ -202,6 +206,14 @@ def _paired_columns(facts: CardFacts) -> dict[str, str]:
         return {}
     told = "the caption in the prompt: of a real image of another class, the words for that class replaced"
     return {"caption": told, "caption_source_id": "identity of the real image that the caption was written for"}
+
+
+def _score_columns(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """What the columns of scores mean that the rows of a selection have."""
+    wanted = (manifest.get("selection") or {}).get("columns", {})
+    every = manifest.get("judges", {}).items()
+    told = {c: f"what the judge {name} says: its {own}" for name, judge in every for c, own in judge["columns"].items()}
+    return {column: told.get(column, "a score") for column in wanted}
 
 
 def _captioned(digest: Mapping[str, Any]) -> bool:

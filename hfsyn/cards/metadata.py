@@ -144,6 +144,25 @@ def _configs(old: Mapping[str, Any], before: Digests, after: Digests, name: str)
             entry["data_files"] = [*files, *_splits_of_others(entry.get("data_files"), mine)]
         if isinstance(number, str) and re.fullmatch(r"\d+\.\d+\.\d+", number):
             entry["version"] = number
+    return _with_scores(entries, before, after)
+
+
+def _with_scores(entries: list[dict[str, Any]], before: Digests, after: Digests) -> list[dict[str, Any]]:
+    """The entries with those of scores, which go when there are none any more."""
+    for other, digest in after.items():
+        name = layout.scores_config(other)
+        there = next((entry for entry in entries if entry["config_name"] == name), None)
+        had = bool(before.get(other, {}).get("scores"))
+        if there is not None and not had and digest.get("scores"):
+            said = f"The dataset has a configuration {name!r}, which is where the scores of {other} would go."
+            raise HfsynError(said, "Publish under another configuration name, or rename that one in its README.md.")
+        if there is not None and had:
+            entries = [entry for entry in entries if entry is not there]
+        if digest.get("scores"):
+            prefix = f"{digest['folder']}/" if digest["folder"] else ""
+            files = [{"split": digest["split"], "path": f"{prefix}{layout.SCORES_TABLE}"}]
+            number = {"version": digest["version"]} if digest.get("version") else {}
+            entries = [*entries, {"config_name": name, "data_files": files, **number}]
     return entries
 
 
@@ -234,7 +253,9 @@ def _info(facts: CardFacts) -> dict[str, Any]:
 
     names = [info.name for info in facts.variant.classes]
     paired = facts.recipe.prompt.pairing != "own"
-    features = captioned_features(names) if facts.what == "captions" else synthetic_features(names, paired=paired)
+    scores = (facts.manifest.get("selection") or {}).get("columns")
+    made = synthetic_features(names, paired=paired, scores=scores)
+    features = captioned_features(names) if facts.what == "captions" else made
     if facts.in_progress:
         return json.loads(json.dumps({"features": features._to_yaml_list()}))
     size = facts.download_bytes

@@ -6,6 +6,7 @@ the same content on both sides are not read.
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,6 +48,8 @@ class Comparison:
     columns: Counter[str] = field(default_factory=Counter)
     """Changed rows by the column that differs; a row counts once for each."""
     examples: list[str] = field(default_factory=list)  # ids of the first changed, added or removed rows
+    why: dict[str, str] = field(default_factory=dict)
+    """Id of each row that a selection of one of the sides has removed -> the part of its rule that it fails."""
 
     @property
     def is_equal(self) -> bool:
@@ -69,11 +72,17 @@ class Comparison:
         if not parts:
             same = self.shards_equal == self.shards_a == self.shards_b
             parts = ["No row changed" + ("" if same else ", the files did")]
+        if self.why:
+            parts.append(f"selected by: {', '.join(f'{reason} ({count})' for reason, count in self._reasons())}")
         if self.recipe:
             fields = ", ".join(f"{key} from {_short(a)} to {_short(b)}" for key, a, b in self.recipe[:4])
             more = f" and {len(self.recipe) - 4} more fields" if self.recipe[4:] else ""
             parts.append(f"recipe: {fields}{more}")
         return "; ".join(parts) + "."
+
+    def _reasons(self) -> list[tuple[str, int]]:
+        """Why rows went -> how many."""
+        return sorted(Counter(self.why.values()).items())
 
     def _repr_html_(self) -> str:
         return facts((line[:9], line[9:]) for line in self.text().splitlines())
@@ -90,7 +99,8 @@ class Comparison:
             lines.append(f"{what:8} {plural(sum(counts.values()), 'row')}")
             lines += [f"           {name}: {count}" for name, count in sorted(counts.items())]
         lines += [f"column   {name}: {plural(count, 'row')}" for name, count in sorted(self.columns.items())]
-        lines += [f"example  {name}" for name in self.examples]
+        lines += [f"rule     {reason}: {plural(count, 'row')}" for reason, count in self._reasons()]
+        lines += [f"example  {name}{f' ({self.why[name]})' if name in self.why else ''}" for name in self.examples]
         return "\n".join([*lines, self.sentence()])
 
 
@@ -127,6 +137,7 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         shards_b=len(right.shards),
     )
     key = "source_id" if left.raw.get("what") == "captions" else "sample_id"
+    gone = {**_selected_out(a, left), **_selected_out(b, right)}
     # Images that are not read count as changed if the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     for old, new in _paired(_rows(a, left, equal, images=images), _rows(b, right, equal, images=images), key):
@@ -135,6 +146,8 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         kind = found.added if old is None else found.removed if new is None else found.changed
         row = new or old or {}
         kind[str(row["class_name"])] += 1
+        if (old is None or new is None) and str(row[key]) in gone:
+            found.why[str(row[key])] = gone[str(row[key])]
         if old is not None and new is not None:
             names = {name for name in {**old, **new} if old.get(name) != new.get(name)}
             if remade or (not images and names & {"seed", "prompt"}):
@@ -143,6 +156,18 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
         if len(found.examples) < _SHOWN:
             found.examples.append(str(row[key]))
     return found
+
+
+def _selected_out(side: Published | RunFolder, manifest: layout.Manifest) -> dict[str, str]:
+    """Id of each row that a selection has removed -> why; empty for what is not a selection."""
+    if "selection" not in manifest.raw:
+        return {}
+    try:
+        lines = [json.loads(line) for line in side.text(layout.REJECTED).splitlines()]
+        return {str(line["id"]): str(line["reason"]) for line in lines if line["stage"] == "select"}
+    except (ValueError, TypeError, KeyError) as error:
+        said = f"{layout.REJECTED} of {side.label} cannot be read: {brief(error)}"
+        raise HfsynError(said, f"See: hfsyn verify {side.label}") from None
 
 
 def recipe_of(side: Published | RunFolder) -> Recipe:

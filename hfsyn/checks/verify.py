@@ -1,11 +1,12 @@
 """Whether a finished run or a published version is what its recipe says: files, schema, counts, prompts and seeds.
 
-Everything that follows from the recipe and the captions is computed again, except for the pixels, which are for
-`hfsyn.checks.reproduce`. Of a published version the hashes are those of the Hub; only footers, captions and the columns
-beside the image are downloaded.
+Everything that follows from the recipe and the captions is computed again, and of a selection its rule, except for the
+pixels, which are for `hfsyn.checks.reproduce`. Of a published version the hashes are those of the Hub; only footers,
+captions and the columns beside the image are downloaded.
 """
 
 import hashlib
+import json
 import random
 import re
 import sys
@@ -14,12 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from builders.errors import DataError, plural
+import pyarrow as pa
+
+from builders.errors import DataError, brief, plural
 from builders.files import sha256_of
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
-from builders.runs.rows import Shard, captioned_features, synthetic_features
+from builders.runs.rows import SCORES, Shard, captioned_features, synthetic_features
 from builders.variants import get_variant
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import ExitCode, HfsynError
@@ -31,6 +34,8 @@ from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_rec
 from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.rules import order_of, sample_id_of, seed_of
 from hfsyn.runs.pairing import Told
+from hfsyn.runs.scores import guarded_table
+from hfsyn.runs.selection_rule import Rule, apply, checked_selection
 
 _SHOWN = 20
 _LONGEST = 400
@@ -112,6 +117,7 @@ def verify(
     captions = checker.captions()
     if not checker.is_captions:
         checker.check_rows(captions, quiet=quiet)
+        checker.check_selection()
     return found
 
 
@@ -126,6 +132,7 @@ class _Checker:
     images: bool | None = None  # see `verify`
 
     def __post_init__(self) -> None:
+        self.ids: set[str] = set()  # of a selection's rows
         self.variant = get_variant(self.recipe.source.variant)
         self.names = [info.name for info in self.variant.classes]
         self.is_captions = self.manifest.raw.get("what", "data") == "captions"
@@ -156,7 +163,8 @@ class _Checker:
         recipe = dump_recipe(published_recipe(self.recipe)).encode()
         if stated.get(layout.RECIPE) != hashlib.sha256(recipe).hexdigest():
             self.found.note("recipe", f"{layout.RECIPE} is not as the manifest states it")
-        for name in () if self.is_captions else (layout.SOURCE, layout.PLAN, layout.REJECTED):
+        names = () if self.is_captions else (layout.SOURCE, layout.PLAN, layout.REJECTED)
+        for name in (*names, *(more for more in (layout.SCORES_TABLE, layout.SELECTION) if more in stated)):
             self.found.files += 1
             try:
                 if sha256_of(self.side.fetch(name)) != stated.get(name):
@@ -246,7 +254,7 @@ class _Checker:
     def check_rows(self, captions: Captions, *, quiet: bool) -> None:
         """Every row follows from its caption, in the plan's order; the counts are those of the manifest."""
         found, manifest = self.found, self.manifest
-        features = synthetic_features(self.names, paired=self.is_paired)
+        features = synthetic_features(self.names, paired=self.is_paired, scores=self._score_columns())
         counts: Counter[str] = Counter()
         before = b""
         marked = self.recipe.store.mark and self.looks
@@ -254,6 +262,8 @@ class _Checker:
         for row in self._table(manifest.shards, features, columns):
             found.rows += 1
             counts[row["wnid"]] += 1
+            if "selection" in manifest.raw:
+                self.ids.add(str(row["sample_id"]))
             if missing := [name for name in _NEVER_NULL if row[name] is None]:
                 found.note("rows", f"row {found.rows} has no {', '.join(missing)}")
                 continue
@@ -274,10 +284,41 @@ class _Checker:
             if (rows := stated.get(wnid, 0)) != counts[wnid]:
                 found.note("counts", f"class {wnid} has {counts[wnid]} rows, and the manifest states {rows}")
         rejected = manifest.raw.get("rejected", {})
-        aside = sum(count for reason, count in rejected.items() if reason.startswith("generate: "))
+        aside = sum(count for reason, count in rejected.items() if reason.startswith(("generate: ", "select: ")))
         planned = len(captions) * self.recipe.prompt.images_per_caption
         if found.rows + aside != planned:
             found.note("counts", f"{planned} images were planned: {found.rows} are there and {aside} were set aside")
+
+    def _score_columns(self) -> dict[str, str]:
+        """The columns of scores that the rows of a selection have, and their kinds."""
+        stated = self.manifest.raw.get("selection")
+        columns = stated.get("columns") if isinstance(stated, dict) else None
+        known = columns.items() if isinstance(columns, dict) else ()
+        return {str(name): kind for name, kind in known if kind in SCORES}
+
+    def check_selection(self) -> None:
+        """The rows of a selection are those of its parent that its rule keeps, and it says of each other one why."""
+        if (stated := self.manifest.raw.get("selection")) is None:
+            return
+        try:
+            rule = Rule(**checked_selection(stated)["rule"])
+            rows = stated["parent"]["rows"]
+            table = guarded_table(self.side.fetch(layout.SELECTION), rows, self.side.label)
+            reasons = apply(rule, table).reasons
+            ids = [str(name) for name in table["sample_id"].to_pylist()]
+            lines = [json.loads(line) for line in self.side.text(layout.REJECTED).splitlines()]
+            said = {line["id"]: line["reason"] for line in lines if line["stage"] == "select"}
+        except (ValueError, TypeError, KeyError, AttributeError, pa.ArrowException, HfsynError) as error:
+            self._note_unreadable(error, f"the selection cannot be checked: {brief(error)}")
+            return
+        for name, reason in zip(ids, reasons, strict=True):
+            if (reason is None) != (name in self.ids):
+                how = "keeps it, and it is not there" if reason is None else f"does not keep it ({reason})"
+                self.found.note("selection", f"{name}: the rule {how}")
+            elif reason != said.get(name):
+                self.found.note("selection", f"{name}: it went as {said.get(name)}, and the rule says {reason}")
+        for name in sorted(self.ids - set(ids)):
+            self.found.note("selection", f"{name} is not a row of the parent")
 
     def _row_problems(self, row: Mapping[str, Any], captions: Captions) -> Iterator[str]:
         """What differs in a synthetic row from its recipe and its caption, by the rules of `hfsyn.rules`."""
@@ -344,7 +385,7 @@ def _image_problems(shard: Shard, *, look: bool) -> Iterator[str]:
     if "image.bytes" not in names:
         return
     column = names.index("image.bytes")
-    for group in shard.groups():
+    for group in (group for group in shard.groups() if shard.footer.row_group(group).num_rows):
         statistics = shard.footer.row_group(group).column(column).statistics
         if statistics is not None and statistics.null_count:
             yield f"has {statistics.null_count} rows without an image"

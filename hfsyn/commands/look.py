@@ -24,6 +24,7 @@ from hfsyn.commands.options import answer_options, echo, number
 @number("-n", "--per-class", help="Images per class.  [default: 3 in the picture]")
 @click.option("--flag", metavar="FLAG", help="Only rows with this flag, such as truncated.")
 @click.option("--words", metavar="WORDS", help="Only rows with all of these words in their prompt or caption.")
+@click.option("--by", metavar="COLUMN", help="The best and the worst of each class by this column of the scores.")
 @click.option("--source", metavar="DIR", help="Where the real images are now, if not where the recipe says.")
 @click.option("--config-name", metavar="NAME", help="A configuration.  [default: the card's own]")
 @token_option
@@ -36,6 +37,7 @@ def look_command(as_json: bool, **words: Any) -> None:
     \b
     hfsyn look runs/cip
     hfsyn look runs/cip --html --classes tench,church --words "red fish"
+    hfsyn look runs/cip --by margin
     """
     from hfsyn import look
 

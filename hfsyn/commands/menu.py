@@ -12,6 +12,7 @@ from builders.errors import did_you_mean
 _PAPER = "https://arxiv.org/abs/2307.08526"
 SECTIONS: Mapping[str, str] = {
     "Make a dataset": "plan informativeness tune build caption generate finish status look export-real",
+    "Judge each image": "score select",
     "Choose": "variants strategies captioners generators recipes",
     "Publish and check": "publish verify diff reproduce",
     "Train and compare": "train evaluate fidelity membership bench report demo",
@@ -35,7 +36,7 @@ _HINTS = {
     _NEW: "new init config configure",
     _TRAIN: "fit",
     "`hfsyn tune RECIPE` tunes the generator, `hfsyn train` trains a classifier": "finetune fine-tune lora dreambooth",
-    _TEST: "test eval validate predict score",
+    _TEST: "test eval validate predict",
     _CAPTION: "caption-images captions annotate label describe",
     _DRAW: "sample draw text2image txt2img synthesize synthesise",
     "`hf auth login` logs in": "login logout auth whoami",

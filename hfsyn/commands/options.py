@@ -270,12 +270,17 @@ def echo_path(name: str, path: Any, as_json: bool) -> None:
 
 def echo_table(rows: Sequence[Mapping[str, Any]], *, as_json: bool, quiet: bool) -> None:
     """Print rows as an aligned table with a heading, as a JSON list of objects, or of each row only the first cell."""
-    lines = [[*rows[0]], *(["-" if cell is None else str(cell) for cell in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     if as_json:
         echo_json(list(rows))
     elif quiet:
-        click.echo("\n".join(line[0] for line in lines[1:]))
+        click.echo("\n".join(str(next(iter(row.values()))) for row in rows))
     else:
-        for line in lines:
-            click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        click.echo(table_text(rows))
+
+
+def table_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as an aligned table with a heading."""
+    lines = [[*rows[0]], *(["-" if cell is None else str(cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join("  ".join(line).rstrip() for line in cells)

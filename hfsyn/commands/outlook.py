@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
@@ -33,7 +33,7 @@ def status(run: str, as_json: bool, quiet: bool) -> None:
 
     found = run_status(run)
     lines = [f"{found.name}  {found.fingerprint[:12]}  {plural(found.source_rows, 'real image')}"]
-    for stage in found.stages:
+    for stage in (*found.stages, *(replace(judge, stage=f"scores of {judge.stage}:") for judge in found.scores)):
         shards = "?" if stage.shards is None else stage.shards
         aside = f", {stage.rejected} set aside" if stage.rejected else ""
         rate = f", {stage.rows / stage.seconds:.1f} images/s per process" if stage.seconds else ""
@@ -41,6 +41,7 @@ def status(run: str, as_json: bool, quiet: bool) -> None:
     lines += left_out(found.left_out, found.unreadable_classes)
     for name, counts in found.unused_weights.items():
         lines.append(f"weights of the model ({name}): {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
+    lines += [f"selected: {found.selection}"] if found.selection else []
     lines += [f"not finished: {what}; `hfsyn build` makes it again" for what in found.lost]
     lines.append("finished" if found.finished else "unfinished")
     echo(asdict(found), "\n".join(lines), as_json=as_json, quiet=quiet)

@@ -1,10 +1,11 @@
-"""Which rows are looked at: chosen by class, flag and words, read a portion at a time, each with its real image."""
+"""Which rows are looked at: by class, flag, words and score, read a portion at a time, each with its real image."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -23,6 +24,8 @@ from hfsyn.checks.diff import readable
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.runs.run import load_run
+from hfsyn.runs.scores import ID, Scored, scores_beside
+from hfsyn.runs.selection_rule import check_number
 from hfsyn.runs.shards import flags_of
 from hfsyn.runs.sheets import entries_of, real_images
 
@@ -42,12 +45,15 @@ class Choice:
     """In small letters; each is in the prompt or in the caption."""
     per_class: int | None = None
     most: int = 500
+    values: Mapping[str, float | None] | None = None
+    """Id -> score of those rows that alone are wanted, whatever their number in a class."""
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether a row is one of them, whatever their number."""
         text = f"{row['prompt']}\n{row['caption'] or ''}".lower()
         flagged = self.flag is None or self.flag in flags_of(row)
-        return row["wnid"] in self.wnids and flagged and all(word in text for word in self.words)
+        wanted = self.values is None or row["sample_id"] in self.values
+        return wanted and row["wnid"] in self.wnids and flagged and all(word in text for word in self.words)
 
 
 @dataclass
@@ -106,6 +112,30 @@ def chosen_rows(side: Published | RunFolder, choice: Choice) -> tuple[list[Seen]
                         wanted[number] = row
                 found += _with_images(shard, group, wanted)
     return found, False
+
+
+def best_and_worst(side: Published | RunFolder, choice: Choice, column: str, each: int) -> Choice:
+    """The choice of those rows of each class that have the largest and the smallest values of a column of the scores,
+    `each` of both, among all that fit.
+
+    Raises HfsynError if there are no scores, or no such column of numbers.
+    """
+    scored = Scored(side, Path())
+    known, table = scores_beside(scored)
+    if known is None or table is None:
+        raise HfsynError(f"{side.label} has no scores.", f"Score it: hfsyn score {side.label} --judge JUDGE")
+    check_number(column, table, "--by")
+    value = dict(zip(table[ID].to_pylist(), table[column].to_pylist(), strict=True))
+    of_class: dict[str, list[tuple[float, str]]] = {}
+    for name in scored.starts:
+        for row in scored.rows(name, [*_TEXTS, *_FLAGS]):
+            if choice.fits(row) and value.get(row["sample_id"]) is not None:
+                of_class.setdefault(row["wnid"], []).append((float(value[row["sample_id"]]), row["sample_id"]))
+    found: dict[str, float | None] = {}
+    for pairs in of_class.values():
+        pairs.sort(reverse=True)
+        found |= {name: score for score, name in [*pairs[:each], *pairs[each:][-each:]]}
+    return replace(choice, values=found, per_class=None)
 
 
 def _shards(side: Published | RunFolder) -> Iterator[tuple[ShardEntry, str]]:

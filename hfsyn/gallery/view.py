@@ -15,7 +15,16 @@ from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from hfsyn.checks.diff import recipe_of
 from hfsyn.errors import HfsynError
-from hfsyn.gallery.rows import Choice, Seen, add_real_images, check_flag, chosen_classes, chosen_rows, rows_in_all
+from hfsyn.gallery.rows import (
+    Choice,
+    Seen,
+    add_real_images,
+    best_and_worst,
+    check_flag,
+    chosen_classes,
+    chosen_rows,
+    rows_in_all,
+)
 from hfsyn.pages.html import page, picture, table, tag_of
 from hfsyn.recipes.recipe import Recipe
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png, told
@@ -35,8 +44,8 @@ class View:
     remarks: list[str]
     """What is not shown, and why."""
     rows: list[dict[str, Any]]
-    """Of what is shown: ``class_name``, ``prompt``, ``caption``, ``seed``, ids, ``flags``, and the ``command`` that
-    makes the image again."""
+    """Of what is shown: ``class_name``, ``prompt``, ``caption``, ``seed``, ids, ``flags``, ``score``, and the
+    ``command`` that makes the image again."""
     seen: list[Seen] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
@@ -66,6 +75,7 @@ def look(
     per_class: int | None = None,
     flag: str | None = None,
     words: str | None = None,
+    by: str | None = None,
     source: str | None = None,
     config_name: str | None = None,
     token: str | bool | None = None,
@@ -82,6 +92,8 @@ def look(
         per_class: images of each class; None is 3 in the picture, and any number on the page, which has at most 500.
         flag: only rows with it, such as ``truncated``.
         words: only rows with all of these in their prompt or caption.
+        by: a column of the scores: of each class `per_class` (or 3) images with the largest and as many with the
+            smallest values, from the largest to the smallest.
         source: where the real images are now, if not where the recipe says.
         config_name: a configuration of a published set; None is the default one.
         token: of the Hub; None is the stored one.
@@ -93,18 +105,15 @@ def look(
     side = open_reference(str(what), config_name, token=token)
     recipe = recipe_of(side)
     choice, remarks = _choice(recipe, classes or (), per_class, flag, words, picture=not html)
+    choice = choice if by is None else _by_score(side, choice, by, remarks)
     seen, cut = chosen_rows(side, choice)
     if not seen:
         raise _nothing(side, classes or (), flag, words)
-    by_wnid = {wnid: place for place, wnid in enumerate(choice.wnids)}
-    seen.sort(key=lambda one: by_wnid[one.row["wnid"]])  # stable: within a class in the order of the set
+    _sort(seen, choice, _reproducing(side, config_name), by)
     if html and (cut or len(seen) == MOST_ROWS):
         remarks += _share(len(seen), None if flag or words else rows_in_all(side, choice.wnids), choice.per_class)
     if problem := add_real_images(seen, side, recipe, source, token):
         remarks.append(f"without real images: {problem}" if all(one.real is None for one in seen) else problem)
-    command = _reproducing(side, config_name)
-    for one in seen:
-        one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
     home = side.folder / layout.PREVIEW if isinstance(side, RunFolder) else Path()
     stem = "look" if isinstance(side, RunFolder) else f"{side.repo_id.rpartition('/')[2]}-look"
     png = save_png(_sheet(recipe, seen, side.label), _path(out or home / f"{stem}.png")) if out or not html else None
@@ -117,6 +126,17 @@ def look(
         print("\n".join(remarks), file=sys.stderr)
     at_png, at_page = (None if path is None else str(path) for path in (png, written))
     return View(side.label, at_png, at_page, remarks, [one.row for one in seen], seen)
+
+
+def _sort(seen: list[Seen], choice: Choice, command: str, by: str | None) -> None:
+    """Put rows in the order of the classes, each in the order of the set or from the largest value to the smallest; and
+    say of each row its score, and the command that makes it again.
+    """
+    by_wnid, values = {wnid: place for place, wnid in enumerate(choice.wnids)}, choice.values or {}
+    seen.sort(key=lambda one: (by_wnid[one.row["wnid"]], -(values.get(one.row["sample_id"]) or 0.0)))
+    for one in seen:
+        one.row["score"] = None if by is None else f"{by} {values[one.row['sample_id']]:.3g}"
+        one.row["command"] = f"{command} {shlex.quote(one.row['sample_id'])}"
 
 
 def _reproducing(side: Published | RunFolder, config_name: str | None) -> str:
@@ -147,6 +167,13 @@ def _choice(
         remarks.append(f"{_WIDEST} images of each class, which is the most in a picture; --html shows more")
     number = min(per_class or _PER_CLASS, _WIDEST) if picture else per_class
     return Choice(wnids, flag, tuple((words or "").lower().split()), number, MOST_ROWS), remarks
+
+
+def _by_score(side: Published | RunFolder, choice: Choice, by: str, remarks: list[str]) -> Choice:
+    """The choice of the best and the worst of each class."""
+    each = choice.per_class or _PER_CLASS
+    remarks.append(f"of each class {each} images with the largest {by} and {each} with the smallest")
+    return best_and_worst(side, choice, by, each)
 
 
 def _nothing(side: Any, classes: str | Sequence[str], flag: str | None, words: str | None) -> HfsynError:
@@ -181,7 +208,7 @@ def _sheet(recipe: Recipe, seen: Sequence[Seen], label: str) -> Any:
     lines = []
     for name, some in by_class.items():
         real = [Tile(one.real or one.made.resize((1, 1))) for one in some] if with_real else []
-        made = [Tile(one.made, told(one.row, recipe)) for one in some]
+        made = [Tile(one.made, one.row["score"] or told(one.row, recipe)) for one in some]
         lines.append(Row(name, [real, made] if with_real else [made]))
     heads = ["real images", "synthetic"] if with_real else ["synthetic"]
     return contact_sheet(f"{recipe.name} ({label})", heads, lines)

@@ -21,12 +21,13 @@ from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 
-Kind = Literal["captioner", "generator", "language model", "zero-shot classifier"]
+Kind = Literal["captioner", "generator", "language model", "zero-shot classifier", "safety classifier"]
 FIELD: Mapping[str, str] = {
     "captioner": "caption",
     "generator": "generate",
     "language model": "caption",
     "zero-shot classifier": "model",
+    "safety classifier": "model",
 }
 """The part of a recipe that names a model of that kind."""
 _SHIPPED = ("captioner", "generator")  # hfsyn comes with one of its own
@@ -37,12 +38,14 @@ _KINDS = {
     "generator": "a text-to-image pipeline of diffusers (Stable Diffusion, SDXL, ...)",
     "language model": "a causal language model of transformers, or an encoder-decoder such as T5",
     "zero-shot classifier": "a model of images and texts of transformers (CLIP, SigLIP)",
+    "safety classifier": "a model of transformers for image classification",
 }
 _EXAMPLE = {
     "captioner": "Salesforce/blip-image-captioning-base",
     "generator": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "language model": "Qwen/Qwen2.5-1.5B-Instruct",
     "zero-shot classifier": "openai/clip-vit-large-patch14",
+    "safety classifier": "Falconsai/nsfw_image_detection",
 }
 _SHA = re.compile(r"[0-9a-f]{40}")
 # As diffusers and transformers write them: the variant comes before the number of the shard or, in old ones, after it.

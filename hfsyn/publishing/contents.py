@@ -20,7 +20,8 @@ from hfsyn.runs.shards import faults, is_done
 _SOON_READ = 500 * 2**20  # bytes; progress is not shown for less, which takes a second or so to hash
 
 _TABLES = (layout.SOURCE, layout.sidecar_name(layout.SOURCE), layout.PLAN, layout.sidecar_name(layout.PLAN))
-_TOP = (*_TABLES, layout.REJECTED, layout.MANIFEST, f"{layout.PREVIEW}/{layout.SAMPLES}")
+_MORE = tuple(file for table in (layout.SCORES_TABLE, layout.SELECTION) for file in (table, layout.sidecar_name(table)))
+_TOP = (*_TABLES, *_MORE, layout.REJECTED, layout.MANIFEST, f"{layout.PREVIEW}/{layout.SAMPLES}")
 
 
 def contents(run: Run, config_name: str, what: What = "data", *, quiet: bool = True) -> dict[str, LocalFile]:

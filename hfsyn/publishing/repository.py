@@ -181,13 +181,15 @@ def no_longer_reached(before: RepoState, after: RepoState, owned: set[str]) -> I
         configs: list[str | None] = list(before.card.configs)
     except DataError:
         return  # `unlike_manifests` reports it
+    scores = {layout.scores_config(name) for name in before.published}
     for config in configs:
         manifest = before.published.get(config or "")
         now = after.loaded(config)
         for split, names in before.loaded(config).items():
             there = now.get(split, [])
             lost = [name for name in names if name in before.tree and name not in owned and name not in there]
-            if manifest is None or split != manifest.split:  # not ours, though it may list our files
+            # Not ours, though it may list our files; but for scores, which a later version need not have.
+            if (manifest is None or split != manifest.split) and not (config in scores and owned >= set(names)):
                 lost += [name for name in there or names if name in before.tree and name not in after.tree]
             if lost:
                 yield (

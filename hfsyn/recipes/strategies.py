@@ -206,6 +206,7 @@ def check_words(classes: Iterable[ClassInfo], strategy: Strategy) -> None:
 # --- functions of the user's ------------------------------------------------------------------------------------------
 
 _FORM = "A strategy is a function (class_info, caption, rng) -> str: `hfsyn strategies ls` shows the built-in ones."
+_COUNT = {2: "two", 3: "three"}
 _PLAIN = frozenset({layout.RECIPE, layout.CARD, layout.DATA, layout.CAPTIONS, layout.PREVIEW})
 """Names in a run folder that a user's own folder may well contain too."""
 _TRIED = ("a person standing next to it in a field", "", None)
@@ -219,18 +220,23 @@ def user_function(name: str, sha256: str | None) -> PromptFunction:
     with a dataset, or its content is not `sha256` (None takes any).
     """
     path, function = _split(name)
-    if where := _untrusted_place(path):
-        said = f"The strategy {name!r} {where}, and hfsyn runs no code that comes with a dataset."
-        raise HfsynError(said, "Name a file of yours: --strategy path/to/file.py:function")
+    check_place(path, f"The strategy {name!r}", "--strategy path/to/file.py:function")
     found = content_of(name)
     from hfsyn.recipes.loading import check_content  # here, so that completion loads no pydantic
 
     check_content(found, sha256, f"{path} is not the file", "prompt.strategy_sha256")
-    return _function(path, function, found)
+    return _guarded(loaded_function(path, function, found, 3, _FORM), f"{path.name}:{function}")
+
+
+def check_place(path: Path, what: str, option: str) -> None:
+    """Refuse code that came with a dataset."""
+    if where := _untrusted_place(path):
+        said = f"{what} {where}, and hfsyn runs no code that comes with a dataset."
+        raise HfsynError(said, f"Name a file of yours: {option}")
 
 
 def content_of(name: str) -> str:
-    """SHA-256 of a strategy's file, 64 hex digits; raises HfsynError if it cannot be read."""
+    """SHA-256 of a function's file, 64 hex digits; raises HfsynError if it cannot be read."""
     path, _ = _split(name)
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -291,19 +297,21 @@ def _untrusted_place(path: Path) -> str:
 
 
 @lru_cache(maxsize=8)
-def _function(path: Path, name: str, sha256: str) -> PromptFunction:
-    """The checked function; `sha256` is part of the cache key, so that an edited file is loaded again."""
+def loaded_function(path: Path, name: str, sha256: str, arguments: int, form: str) -> Callable[..., Any]:
+    """A function of the user's with a number of arguments; `sha256` is part of the cache key, so that an edited file is
+    loaded again.
+    """
     module = _module(path, sha256)
     found = getattr(module, name, None)
     if not callable(found):
         some = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
-        hint = f"It has: {', '.join(some)}." if some else f"It has no function. {_FORM}"
+        hint = f"It has: {', '.join(some)}." if some else f"It has no function. {form}"
         raise HfsynError(f"{path} has no function {name!r}.", hint)
     try:
-        inspect.signature(found).bind(None, None, None)
+        inspect.signature(found).bind(*[None] * arguments)
     except TypeError as error:
-        raise HfsynError(f"{path}:{name} cannot be called with three arguments: {error}.", _FORM) from None
-    return _guarded(found, f"{path.name}:{name}")
+        raise HfsynError(f"{path}:{name} cannot be called with {_COUNT[arguments]} arguments: {error}.", form) from None
+    return found
 
 
 def _module(path: Path, sha256: str) -> Any:

@@ -22,6 +22,7 @@ from hfsyn.recipes.loading import (
     Text,
     checked,
     differing,
+    extended,
     fields_of,
     put,
     set_field,
@@ -56,6 +57,14 @@ class DataPart(Part):
     """Images that an epoch shows, drawn from the sets in proportion to their weights; null is the size of the one set.
     Budget times epochs is what training costs, whatever the sets' sizes, so that arms can be compared.
     """
+    fold: Annotated[str, Field(pattern=r"^[0-9]{1,3}/[0-9]{1,3}$")] | None = None
+    """`K/N` leaves out the images of the K-th of N parts, 0 to N-1, by their ids: N such trainings are the judge
+    `crossfit:` of `hfsyn score`, in which no network judges an image that it has seen.
+    """
+    keep: Annotated[str, Field(pattern=r"^-?[A-Za-z_]\w{0,100}:(0?\.\d{1,6}|1(\.0)?)$")] | None = None
+    """`COLUMN:SHARE` trains on the share of each class with the largest scores in a column, `-COLUMN:SHARE` with the
+    smallest, and `random:SHARE` on as many images at random; above 0 to 1.
+    """
     streaming: bool = False
     """Read the sets as streams, shuffled in a buffer, instead of having them on the disk."""
     shuffle_mb: Annotated[Int, Field(ge=1, le=10**6)] = 512
@@ -70,6 +79,21 @@ class DataPart(Part):
                 "Give one number for each set of data.train and no limit_per_class, or limit_per_class alone.",
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_fold_of_several(self) -> "DataPart":
+        if (found := self.fold_of) is not None and not (found[0] < found[1] and found[1] > 1):
+            raise HfsynError(f"data.fold is {self.fold!r}.", "K/N is one of N > 1 parts, with K from 0 to N-1: 0/5.")
+        if (self.fold is not None or self.keep is not None) and self.streaming:
+            raise HfsynError("A stream cannot leave images out.", "Leave data.fold, data.keep or streaming out.")
+        if self.keep is not None and not float(self.keep.rpartition(":")[2]):
+            raise HfsynError(f"data.keep is {self.keep!r}, which keeps nothing.", "The share is above 0: margin:0.7.")
+        return self
+
+    @property
+    def fold_of(self) -> tuple[int, int] | None:
+        """K and N of `fold`."""
+        return None if self.fold is None else (int(self.fold.partition("/")[0]), int(self.fold.partition("/")[2]))
 
     @property
     def limit_of_each(self) -> tuple[int | None, ...]:
@@ -163,8 +187,16 @@ class OptimisePart(Part):
     """Of SGD, 0 up to but not 1."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learning rate of each layer as a share of the next one's, above 0 to 1: the first layers learn least."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
+    decay_epochs: Count = 30
+    """With schedule step: epochs after which the learning rate falls, again and again, >= 1."""
+    decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """With schedule step: what it is multiplied by then, between 0 and 1."""
+    loss: Literal["cross-entropy", "bce"] = "cross-entropy"
+    """Of the classes together, or of each class by itself: binary cross-entropy."""
+    bce_threshold: Below = 0.0
+    """With loss bce: a share of a target above which it counts as whole, 0 up to but not 1; 0 keeps the shares."""
     warmup_epochs: Amount = 5
     """Epochs of linear warm-up from zero."""
     min_lr: Amount = 0.0
@@ -184,6 +216,8 @@ class TestingPart(Part):
     """Split to test on; null is `validation`, else `test`, else the only one."""
     limit_per_class: Count | None = None
     """At most that many images of each class of it, the first ones; null is all."""
+    image_size: Annotated[Int, Field(ge=8, le=4096)] | None = None
+    """Height and width of the test's input in pixels, 8 to 4096; null is that of the training."""
     crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Side of the central crop, as a share of the resized image, 0.1 to 1."""
     every_epochs: Annotated[Int, Field(ge=0, le=10**6)] = 0
@@ -248,7 +282,7 @@ def load_train_config(
         given = config.model_dump() if isinstance(config, TrainConfig) else config
         fields, where = fields_of(given, "training recipe"), "the training recipe"
     else:
-        fields, where = TRAINING_RECIPES.fields(str(config))
+        fields, where = training_fields(str(config))
     for override in overrides:
         set_field(fields, override, TrainConfig)
     for key, value in (values or {}).items():
@@ -258,6 +292,12 @@ def load_train_config(
     if isinstance(data, dict) and not data.get("train"):
         raise HfsynError("There is nothing to train on.", "Name a dataset: --train-dataset shapes")
     return checked(TrainConfig, fields, where)
+
+
+def training_fields(name: str) -> tuple[dict[str, Any], str]:
+    """The fields of a training recipe by name or file, with those of the one that it extends; and what to call it."""
+    fields, where = TRAINING_RECIPES.fields(name)
+    return extended(fields, where, TRAINING_RECIPES.fields), where
 
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:

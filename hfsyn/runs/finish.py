@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError, and_more
-from builders.files import atomic_text, remove_abandoned
+from builders.files import atomic_text, digest_of, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
@@ -20,6 +20,8 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.claims import lock, working_in
 from hfsyn.runs.run import REFUSES, Run, check_complete, load_run, rejected_lines, unreadable_classes, unused_weights
+from hfsyn.runs.scores import scores_of
+from hfsyn.runs.selection_rule import selection_of
 from hfsyn.runs.shards import faults, sidecars
 from hfsyn.runs.sheets import sample_sheet, save_png
 from hfsyn.runs.stage import write_plan
@@ -53,12 +55,23 @@ def finish(run: Run | str | Path) -> Run:
         remove_abandoned(run.folder.rglob(".*.tmp"))  # of processes that were killed
         atomic_text(run.folder / layout.REJECTED, rejected_text(run))
         save_png(sample_sheet(run), run.folder / layout.PREVIEW / layout.SAMPLES)
-        manifest = manifest_of(run)
-        software = software_of(run)
-        card = render_card(facts(manifest, software, rows=example_rows(run.folder)))
-        atomic_text(run.folder / layout.CARD, card)
-        atomic_text(run.folder / layout.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        _seal(run)
     return run
+
+
+def _seal(run: Run) -> None:
+    """Write the card and, last, the manifest."""
+    manifest = manifest_of(run)
+    card = render_card(facts(manifest, software_of(run), rows=example_rows(run.folder)))
+    atomic_text(run.folder / layout.CARD, card)
+    atomic_text(run.folder / layout.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def reseal(folder: Path) -> None:
+    """Write the card and the manifest of a finished run again, after something was added to it that they state."""
+    run = load_run(folder)
+    with lock(run.folder, "finish"):
+        _seal(run)
 
 
 def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
@@ -97,7 +110,13 @@ def manifest_of(run: Run, what: str = "data") -> dict[str, Any]:
         "unreadable_classes": unreadable_classes(run, rejected_lines(run, ("caption",))),
         "files": _hashes(run, what),
     }
-    return layout.sealed(fields)
+    return layout.sealed(fields | (_of_scores(run) if what == "data" else {}))
+
+
+def _of_scores(run: Run) -> dict[str, Any]:
+    """What a manifest says of scores and of the selection by them, if there are any."""
+    scores, selection = scores_of(run.folder), selection_of(run.folder)
+    return ({"judges": scores.judges} if scores else {}) | ({"selection": selection} if selection else {})
 
 
 def _kind(line: dict[str, str]) -> str:
@@ -112,6 +131,8 @@ def _hashes(run: Run, what: str) -> dict[str, str]:
     if what == "data":
         found |= {name: run.table(name).sha256 for name in (layout.SOURCE, layout.PLAN)}
         found[layout.REJECTED] = hashlib.sha256(rejected_text(run).encode()).hexdigest()
+        there = {layout.SCORES_TABLE: scores_of(run.folder), layout.SELECTION: selection_of(run.folder)}
+        found |= {name: digest_of(run.folder / name) for name, marker in there.items() if marker}
     return found
 
 

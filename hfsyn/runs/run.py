@@ -133,21 +133,25 @@ class Run:
         shown = ({"image": tag_of(row["image"]), **{key: row[key] for key in keys}} for row in rows)
         return table(shown, f"{self.recipe.name}: {self.folder}{'' if rows else ', no finished shard yet'}")
 
-    def shard_lines(self, shard: Path, name: str, total: int) -> tuple[int, int, list[dict[str, Any]]]:
-        """First line, one past the last, and the lines of source.parquet or plan.parquet that a shard covers. Only the
-        row groups that hold them are read.
-        """
+    def span(self, shard: Path) -> tuple[int, int]:
+        """First line, and one past the last, of source.parquet (a shard of captions) or plan.parquet that it covers."""
+        total = self.source_rows if shard.parent.name == layout.CAPTIONS else self.planned_rows or 0
         _, number, _ = layout.shard_number(shard) or ("", 0, 0)
-        start, stop = layout.shard_range(number, total, self.recipe.store.shard_rows)
+        return layout.shard_range(number, total, self.recipe.store.shard_rows)
+
+    def lines(self, shard: Path) -> list[dict[str, Any]]:
+        """The lines that a shard covers. Only the row groups that hold them are read."""
+        start, stop = self.span(shard)
         rows: list[dict[str, Any]] = []
         first = 0
+        name = layout.SOURCE if shard.parent.name == layout.CAPTIONS else layout.PLAN
         with pq.ParquetFile(self.checked(name)) as file:
             for group in range(file.num_row_groups):
                 last = first + file.metadata.row_group(group).num_rows
                 if first < stop and start < last:
                     rows += file.read_row_group(group)[max(0, start - first) : stop - first].to_pylist()
                 first = last
-        return start, stop, rows
+        return rows
 
 
 def load_run(folder: str | Path) -> Run:

@@ -40,7 +40,8 @@ def write_parquet(
     """
     table = _table(columns, schema)
     rows = group_rows or max(1, min(table.num_rows, table.num_rows * layout.ROW_GROUP_BYTES // max(1, table.nbytes)))
-    _write(path, [(table, rows)], schema)
+    # A row group without rows would be read in portions of none, which `datasets` cannot.
+    _write(path, [(table, rows)] if table.num_rows else [], schema)
 
 
 def _table(columns: Mapping[str, Sequence[Any]], schema: pa.Schema) -> pa.Table:
@@ -91,8 +92,10 @@ def write_shard(
     """Write a shard, as `write_parquet`, then its sidecar, made from the shard's SHA-256 and its size in bytes."""
     mark = layout.sidecar_of(path)
     # But not the run folder above them, which may have been removed meanwhile.
-    for folder in (path.parent, mark.parent.parent, mark.parent):
-        folder.mkdir(exist_ok=True)
+    run = layout.run_of(path)
+    for folder in (*reversed(path.relative_to(run).parents), *reversed(mark.relative_to(run).parents)):
+        if folder != Path():
+            (run / folder).mkdir(exist_ok=True)
     write_parquet(path, columns, schema)
     made = sidecar(sha256_of(path), path.stat().st_size)
     atomic_text(mark, made.dump())
@@ -139,7 +142,7 @@ def image_of(row: Mapping[str, Any]) -> "Image.Image":
 def flags_of(row: Mapping[str, Any]) -> list[str]:
     """What is flagged in a row: ``truncated``, ``safety``, ``retried``, and the flags of its caption."""
     columns = (("truncated", "truncated"), ("safety", "safety"), ("retried", "retries"))
-    return [flag for flag, column in columns if row.get(column)] + list(row["caption_flags"])
+    return [flag for flag, column in columns if row.get(column)] + list(row.get("caption_flags", ()))
 
 
 def write_groups(path: Path, groups: Iterable[Mapping[str, Sequence[Any]]], schema: pa.Schema) -> int:

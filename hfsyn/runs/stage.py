@@ -1,6 +1,7 @@
-"""The loop of the two costly stages: claim a shard, look at the budget, make it, write it with its sidecar.
+"""The loop of the costly stages: claim a shard, look at the budget, make it, write it with its sidecar.
 
-Between them the plan is written, once, from the finished captions.
+Captions and images are made by it, and scores. Between the first two the plan is written, once, from the finished
+captions.
 
 Any number of processes may run a stage at once, each in its own time: they share shards by claims (see
 `hfsyn.runs.claims`), and what one of them makes does not depend on the others. Running a stage again continues it.
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +23,7 @@ from builders.runs import layout
 from builders.runs.run_files import has_table, marker_of, write_marker
 from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
-from hfsyn.runs.claims import Claim, Claims, lock, working_in
+from hfsyn.runs.claims import Claim, Claims, Mark, lock, working_in
 from hfsyn.runs.options import Budget, WorkOptions
 from hfsyn.runs.run import Run, check_complete
 from hfsyn.runs.shards import flags_of, is_done, write_groups, write_shard
@@ -93,12 +94,39 @@ class Shard:
     started: float = field(default_factory=time.monotonic)
 
 
+class Workplace(Protocol):
+    """Where a stage works, and on what: a run, or a set that is scored."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that holds the shards and the locks."""
+        ...
+
+    @property
+    def mark(self) -> Mark | None:
+        """Tells the run in the folder from another one that is put in its place."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what decides the bytes."""
+        ...
+
+    def span(self, shard: Path) -> tuple[int, int]:
+        """First and one-past-last line of a shard."""
+        ...
+
+    def lines(self, shard: Path) -> list[dict[str, Any]]:
+        """What a shard is made from."""
+        ...
+
+
 @dataclass
 class Stage:
     """What one process does in a stage."""
 
-    run: Run
-    name: str  # ``caption`` or ``generate``
+    run: Workplace
+    name: str  # ``caption``, ``generate``, or ``score-JUDGE``
     options: WorkOptions
     paths: Sequence[Path]  # of the shards that are asked for
     schema: pa.Schema
@@ -106,17 +134,12 @@ class Stage:
     tuning: Mapping[str, str] = field(default_factory=dict)  # how the device computes, for the sidecars
     unused_weights: Mapping[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        captioning = self.name == "caption"
-        self._table = layout.SOURCE if captioning else layout.PLAN
-        self._total = self.run.source_rows if captioning else self.run.planned_rows or 0
-
     @contextmanager
     def at_work(self, what: str) -> Iterator[Progress]:
         """Be at work in the run folder, and show how far the stage is, what other processes finish included."""
         rows = {}
         for path in self.paths:
-            start, stop = layout.shard_range(_number(path)[0], self._total, self.run.recipe.store.shard_rows)
+            start, stop = self.run.span(path)
             rows[path] = stop - start
 
         def finished() -> int:
@@ -144,7 +167,7 @@ class Stage:
             if not budget.allows_another():
                 claim.release()
                 return
-            yield Shard(claim, *self.run.shard_lines(claim.path, self._table, self._total))
+            yield Shard(claim, *self.run.span(claim.path), self.run.lines(claim.path))
 
     def write(
         self,
@@ -153,8 +176,12 @@ class Stage:
         rejected: Sequence[dict[str, str]],
         grid: Sequence[tuple[int, int, int]],
         seconds: float,
+        options: Mapping[str, str] | None = None,
     ) -> None:
-        """Write a shard, with a row or a rejection for each line, and its sidecar; count its rows as finished."""
+        """Write a shard, with a row or a rejection for each line, and its sidecar; count its rows as finished.
+
+        `options` are those of this shard, in place of how the device computes.
+        """
         path, lines = shard.claim.path, shard.stop - shard.start
         if len(rows) + len(rejected) != lines:
             raise RuntimeError(f"{path.name}: {len(rows)} rows and {len(rejected)} rejected of {lines} lines")
@@ -164,7 +191,7 @@ class Stage:
 
         def sidecar(sha256: str, size: int) -> layout.Sidecar:
             return layout.Sidecar(
-                stage=self.name,
+                stage=self.name.partition("-")[0],
                 shard=number,
                 of=count,
                 start=shard.start,
@@ -174,14 +201,14 @@ class Stage:
                 bytes=size,
                 fingerprint=self.run.fingerprint,
                 rejected=tuple(rejected),
-                counts=dict(sorted(Counter(row["wnid"] for row in rows).items())),
+                counts=dict(sorted(Counter(row["wnid"] for row in rows if "wnid" in row).items())),
                 flags=dict(sorted(flags.items())),
                 seconds=round(seconds, 3),
                 device=describe_device(self.device),
                 worker=f"{worker.rank} of {worker.world}",
                 software=software(),
                 grid=tuple(grid),
-                options=dict(self.tuning),
+                options=dict(self.tuning if options is None else options),
                 unused_weights=dict(self.unused_weights),
             )
 

@@ -1,6 +1,6 @@
 """How far a run is, read from its sidecars alone, while any number of processes are at work in it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,8 @@ from builders.runs import layout
 from builders.runs.run_files import lost, manifest_in
 from hfsyn.pages.html import table
 from hfsyn.runs.run import Run, load_run, unreadable_classes, unused_weights
+from hfsyn.runs.scores import scores_of
+from hfsyn.runs.selection_rule import Rule, selection_of
 from hfsyn.runs.shards import sidecars
 
 
@@ -40,6 +42,10 @@ class RunStatus:
     """The classes of which no image could be read; see `hfsyn.runs.run.unreadable_classes`."""
     unused_weights: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Weights of the models that are not used: how many by stage and kind."""
+    scores: tuple[StageStatus, ...] = ()
+    """Of each judge, by its name."""
+    selection: str | None = None
+    """The rule that has chosen the rows of a selection."""
     lost: tuple[str, ...] = ()  # what the run had when it was finished and has no longer, each in a few words
 
     def _repr_html_(self) -> str:
@@ -85,10 +91,23 @@ def status(run: Run | str | Path) -> RunStatus:
         opened.left_out,
         tuple(unread),
         unused_weights([*read, *made]),
+        tuple(_of_judges(opened, data_shards or [])),
+        None if (chosen := selection_of(opened.folder)) is None else Rule(**chosen["rule"]).text(),
         gone,
     )
 
 
+def _of_judges(run: Run, data: Sequence[Path]) -> Iterator[StageStatus]:
+    """How far each judge is; of those whose scores a selection has taken over, what its table says."""
+    scores, known = run.folder / layout.SCORES, scores_of(run.folder)
+    there = sorted(path.name for path in scores.iterdir() if path.is_dir()) if scores.is_dir() else []
+    for name in there:
+        yield _stage_status(name, sidecars([scores / name / shard.name for shard in data]), len(data))
+    for name in sorted(set(known.judges if known else ()) - set(there)):
+        yield StageStatus(name, len(data), len(data), known.rows if known else 0, 0, 0.0)
+
+
 def _stage_status(stage: str, done: Sequence[layout.Sidecar], shards: int | None) -> StageStatus:
     rows, rejected = sum(sidecar.rows for sidecar in done), sum(len(sidecar.rejected) for sidecar in done)
+    rejected -= sum(line.get("stage") == "select" for sidecar in done for line in sidecar.rejected)
     return StageStatus(stage, len(done), shards, rows, rejected, round(sum(sidecar.seconds for sidecar in done), 3))

@@ -6,6 +6,7 @@ import io
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ from hfsyn.judging.measures.fidelity import (
     neighbourhoods,
     pixel_hash,
 )
+from hfsyn.judging.measures.pairs import pairs_sheet
 from hfsyn.judging.sets import copies
 from hfsyn.judging.sets.copies import copies_between, copies_within, thumbnail
+from hfsyn.judging.sets.image_set import open_images
 
 
 def cloud(count: int, seed: int, centre: float = 0.0, width: int = 8) -> np.ndarray:
@@ -215,3 +218,36 @@ def test_enough_images_are_not_warned_of() -> None:
     assert found.remarks() == []
     found["features"] = about | {"dimension": 20}
     assert len(found.remarks()) == 2
+
+
+def test_the_pairs_that_are_most_alike_are_drawn_side_by_side(tmp_path: Path) -> None:
+    sheet = tmp_path / "copies.png"
+    words = ["fidelity", "shapes", "shapes", "--limit", "1", "--features", "random:test_resnet", "--device", "cpu"]
+    done = CliRunner().invoke(cli, [*words, "--sheet", str(sheet), "--json"])
+    assert done.exception is None
+    pairs = json.loads(done.stdout)["duplicates"]["against_real"]["pairs"]
+    assert len(pairs) == 10  # the set itself
+    with Image.open(sheet) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    tiles = [pixels[90:202, left : left + 112] for left in (110, 246)]
+    assert tiles[0].std() > 10
+    assert np.array_equal(*tiles)
+    assert pixels.shape[0] > 10 * 112
+    done = CliRunner().invoke(cli, [*words, "--sheet", str(tmp_path / "copies.jpg")])
+    assert isinstance(done.exception, HfsynError)
+    assert "not the name of a PNG file" in done.exception.message
+
+
+def test_a_sheet_holds_the_first_pairs_and_says_of_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = {name: open_images("shapes", "train", limit=1) for name in ("synthetic", "real")}
+    first, second = opened["real"].ids[:2]
+    pairs = [[first, second, 0.9]] * 50
+    found = {"duplicates": {"threshold": 0.64, "against_real": {"pairs": pairs[:30]}, "within": {"pairs": pairs[30:]}}}
+    shown: list[Any] = []
+    monkeypatch.setattr("hfsyn.judging.measures.pairs.contact_sheet", lambda *words: shown.append(words))
+    pairs_sheet(found, opened)
+    ((title, _, rows),) = shown
+    assert title.startswith("Most alike pairs: 40 of 50")
+    titles = ["copy of a real image, likeness 0.90"] * 30 + ["twice in the set, likeness 0.90"] * 10
+    assert [row.title for row in rows] == titles
+    assert "".join(rows[0].groups[1][0].text.split()) == f"real:{second}"

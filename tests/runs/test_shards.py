@@ -145,3 +145,11 @@ def test_a_schema_with_nested_lists_writes(tmp_path: Path) -> None:
     schema = pa.schema([("x", pa.list_(pa.struct([("y", pa.string())])))])
     write_parquet(tmp_path / "n.parquet", {"x": [[{"y": "a"}], []]}, schema)
     assert pq.read_table(tmp_path / "n.parquet").to_pylist() == [{"x": [{"y": "a"}]}, {"x": []}]
+
+
+def test_a_shard_without_rows_has_no_row_group(tmp_path: Path) -> None:
+    """`datasets` would read one without rows in portions of none, and fail."""
+    schema = pa.schema([("sample_id", pa.string())])
+    write_parquet(tmp_path / "a.parquet", {"sample_id": []}, schema)
+    assert pq.read_metadata(tmp_path / "a.parquet").num_row_groups == 0
+    assert pq.read_table(tmp_path / "a.parquet").schema == schema

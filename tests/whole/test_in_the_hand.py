@@ -264,7 +264,8 @@ PYTHON_ONLY = {
     "generate": {"generator"},
     "demo": {"seeds"},
     "reproduce": {"generator"},
-    "bench": {"train", "evaluate", "look", "submit"},
+    "select": {"tell"},
+    "bench": {"train", "evaluate", "attack", "compare", "look", "submit"},
 }
 """Words that stand for objects and functions, which no command line has."""
 TERMINAL_ONLY = {"as_json", "quiet", "example"}

@@ -56,6 +56,7 @@ ROOMS: dict[str, set[str]] = {
     "hfsyn.judging.starting": set(),
     "hfsyn.judging.measures": {"PIL", "numpy"},
     "hfsyn.judging.train": {"numpy", "torch"},
+    "hfsyn.judging.scores": {"PIL", "numpy"},
     "hfsyn.judging.bench": {"PIL", "numpy", "pydantic"},
     "hfsyn.showcase": set(),
     "hfsyn.api": set(),

@@ -28,9 +28,10 @@ from builders.sources.tables import local_choice, tables_of
 from builders.variants import VARIANTS, Choice, Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables
-from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
+from hfsyn.judging.sets.references import Reference, parse_dataset, part_of, pick_split
 from hfsyn.judging.sets.stored_bytes import Bytes, Drawn, Files, Joined, Some, Stored
 from hfsyn.judging.sets.tables import Labelled, Parts
+from hfsyn.rules import fold_of
 
 TRAIN, TEST = ("train",), ("validation", "test")
 """Splits to look for, in this order, if none is named: to train on, and to test on."""
@@ -103,6 +104,12 @@ class ImageSet:
         groups = None if self.groups is None else [self.groups[n] for n in numbers]
         return replace(self, wnids=wnids, ids=ids, groups=groups, images=Some(self.images, numbers), complete=False)
 
+    def without_fold(self, fold: tuple[int, int] | None) -> "ImageSet":
+        """All but the K-th of N parts, by the rule of folds; all where it is None."""
+        if fold is None:
+            return self
+        return self.only([number for number, name in enumerate(self.ids) if fold_of(name, fold[1]) != fold[0]])
+
     @property
     def drawn(self) -> bool:
         """Whether its images are drawn by this package, each decided by its id."""
@@ -159,7 +166,8 @@ def open_images(
 
     Args:
         reference: see `hfsyn.judging.sets.references`.
-        split: None takes the first of `default` (`TRAIN` or `TEST`) that exists, or the only split.
+        split: None takes the first of `default` (`TRAIN` or `TEST`) that exists, or the only split; it may be a part of
+            a split.
         limit: at most that many images per class, the first ones.
 
     Raises:
@@ -168,7 +176,11 @@ def open_images(
     """
     found = parse_dataset(reference) if isinstance(reference, str) else reference
     opener = {"hub": _open_hub, "local": _open_local, "variant": _open_variant}[found.kind]
+    split, part, within = part_of(split)
     opened = opener(found, split, default)
+    if within is not None:
+        chosen = opened.only([number for number, name in enumerate(opened.ids) if within(name)])
+        opened = replace(chosen, split=f"{opened.split}{part}")
     if limit is not None:
         seen: Counter[tuple[str, str]] = Counter()
         keep = []

@@ -24,6 +24,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import batches as loading
 from hfsyn.judging.sets.batches import Slice, Transform, Unreadable
 from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
+from hfsyn.judging.sets.kept import kept_part
 from hfsyn.judging.sets.references import Reference, parse_dataset
 from hfsyn.judging.sets.shared import same_classes, shared_images
 from hfsyn.judging.train.streams import DISAGREE, NO_CLASS, Stream, mixed, open_stream
@@ -81,7 +82,9 @@ class _MapFeed(Feed):
     def __init__(self, config: TrainConfig, references: Sequence[Reference]) -> None:
         part = config.data
         sets = [
-            open_images(found, part.train_split, default=TRAIN, limit=limit)
+            kept_part(
+                open_images(found, part.train_split, default=TRAIN, limit=limit), found, part.keep, config.seed
+            ).without_fold(part.fold_of)
             for found, limit in zip(references, part.limit_of_each, strict=True)
         ]
         super().__init__(config, sets)

@@ -34,6 +34,7 @@ from hfsyn.judging.classifier import (
 )
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
+from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.batches import Slice, derive
 from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import tell_overlap, tell_part, testable
@@ -161,6 +162,12 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     return Opened(feed, test, overlap, done, classifier, recorder)
 
 
+def _for_tests(classifier: Classifier, config: TrainConfig) -> Preprocessing:
+    """How images are prepared for the tests of a classifier."""
+    size = config.test.image_size or config.model.image_size or classifier.preprocessing.image_size
+    return replace(classifier.preprocessing, image_size=size, crop=config.test.crop)
+
+
 def total_steps(config: TrainConfig, budget: int) -> int:
     """Steps of a training, at least one: the whole batches in `epochs` times `budget` images, across epochs.
 
@@ -224,13 +231,13 @@ class _Training:
         model, optimizer = accelerator.prepare(network, optimizer)
         if average is not None:
             accelerator.register_for_checkpointing(average)
-        kept = replace(classifier, network=average.module if average is not None else network)
+        prepared = _for_tests(classifier, config)
+        kept = replace(classifier, network=average.module if average is not None else network, preprocessing=prepared)
 
         # Continue after the newest checkpoint, with the batches that come next.
         first = self._resume()
         augmentation = timm_parts.Augmentation(classifier.preprocessing, config.augment)
-        workers = options.num_workers
-        if workers is None:
+        if (workers := options.num_workers) is None:
             workers = 0 if config.data.streaming else default_workers(accelerator)
         processes, on_gpu = accelerator.num_processes, device.type == "cuda"
         wanted = Slice(first, steps, batch, options.accumulation, rank, processes, workers, on_gpu)
@@ -302,7 +309,7 @@ class _Training:
                 accelerator.log(values, step=done)
         recorder, trained = self.opened.recorder, self.opened.classifier
         if recorder is not None and trained is not None and done in recorder.places:
-            recorder.take(done, trained, accelerator)
+            recorder.take(done, replace(kept, network=trained.network), accelerator)
         if done == steps:
             return
         every = self.config.test.every_epochs
@@ -369,7 +376,7 @@ class _Training:
         """Test a finished training on something else, then replace its result."""
         kept = open_classifier(self.folder, device=str(self.accelerator.device))
         if not self.config.model.head_only:  # which is prepared as its features were
-            kept = replace(kept, preprocessing=replace(kept.preprocessing, crop=self.config.test.crop))
+            kept = replace(kept, preprocessing=_for_tests(kept, self.config))
         result = {**done, "config": self.config.model_dump(mode="json"), "test": self._test(kept)}
         if self.accelerator.is_main_process:
             save_classifier(kept, self.folder)  # the crop is a part of it

@@ -1,0 +1,84 @@
+"""The commands that say what each image is worth, and keep the better ones: score, select."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hfsyn.commands.hub import token_option
+from hfsyn.commands.options import answer_options, echo, number, processes_option, table_text
+
+
+@click.command("score", short_help="Let judges say something of each image of RUN.")
+@click.argument("run")
+@click.option("--judge", multiple=True, required=True, metavar="[NAME=]JUDGE", help="Who says something; repeatable.")
+@click.option("--out", metavar="DIR", help="Folder for the scores of a published set.")
+@click.option("--config-name", metavar="NAME", help="A configuration of a published set.")
+@click.option("--overwrite", is_flag=True, help="Delete the scores that a judge of this name has left.")
+@processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
+@click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
+@click.option(
+    "--budget-hours", type=click.FloatRange(0, min_open=True), metavar="H", help="Begin no shard after this long."
+)
+@answer_options
+def score_command(as_json: bool, quiet: bool, **words: Any) -> None:
+    """Let judges say something of each image of RUN, or of USER/NAME@VERSION. Prints the path of the scores.
+
+    \b
+    hfsyn score runs/cip --judge out/real                     a classifier: p_label, margin, entropy, predicted
+    hfsyn score runs/cip --judge crossfit:out/parts           the same by networks that have not seen the image
+    hfsyn score runs/cip --judge copies --judge copies:source copies within the set, and of the real images
+    hfsyn score runs/cip --judge vlm:smolvlm                  does this show a CLASS? answer, p_yes
+    hfsyn score runs/cip --judge safety:opennsfw              p_sfw, p_nsfw
+    hfsyn score runs/cip --judge mine.py:sharpness            a function (image, row) of your own
+
+    \b
+    The same command continues. `hfsyn look RUN --by COLUMN` shows the best and the worst, `hfsyn select` keeps some.
+    """
+    from hfsyn import score
+
+    found = score(**words, quiet=quiet or as_json)
+    if found is None:
+        return
+    if not (as_json or quiet):
+        click.echo("\n".join(found.lines()), err=True)
+    echo(found.as_dict(), found.table, as_json=as_json, quiet=quiet)
+
+
+@click.command("select", short_help="Keep those rows of RUN that a rule keeps.")
+@click.argument("run")
+@click.option("--out", metavar="DIR", help="The new run folder.")
+@click.option("--where", metavar="CONDITION", help="True for the rows to keep, as after SQL's WHERE.")
+@number("--per-class", help="Of these at most N of each class.")
+@click.option("--by", metavar="COLUMN", help="Whose largest values go first; with - before it, the smallest.")
+@click.option("--scores", metavar="DIR", help="Where `hfsyn score --out` put the scores of a published set.")
+@click.option("--columns", is_flag=True, help="Give each row its scores as columns; every shard is written again.")
+@click.option("--dry-run", is_flag=True, help="Say what would stay; write nothing.")
+@click.option("--config-name", metavar="NAME", help="A configuration of a published set.")
+@token_option
+@answer_options
+def select_command(as_json: bool, quiet: bool, **words: Any) -> None:
+    """Keep those rows of RUN, or of USER/NAME@VERSION, that a rule keeps. Prints the new run folder.
+
+    \b
+    hfsyn select runs/cip --where "p_label >= 0.5 and not copy" --out runs/cip-kept
+    hfsyn select runs/cip --per-class 100 --by margin --out runs/cip-100
+    hfsyn select runs/cip --where "not truncated" --dry-run
+
+    What would stay of each class is printed before anything is written. The condition may name columns of the set and
+    of its scores; the result is a run that can be verified, published and scored again.
+    """
+    from hfsyn import select
+
+    def tell(found: Any) -> None:
+        if not (as_json or quiet):
+            click.echo(table_text(found.classes), err=True)
+            click.echo("\n".join(found.lines()), err=True)
+
+    found = select(**words, quiet=quiet or as_json, tell=tell)
+    text = found.lines()[-1] if found.run is None else found.run
+    echo(found.as_dict(), text, as_json=as_json, quiet=quiet)
+
+
+SCORING = (score_command, select_command)

@@ -1,0 +1,1 @@
+"""Judges of single images, whose scores `hfsyn.runs.scores` keeps."""
