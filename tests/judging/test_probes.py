@@ -65,7 +65,7 @@ def test_the_fit_is_that_of_scikit_learn(classes: int, l2: float) -> None:
     expected = theirs.decision_function(values.astype(np.float64))
     ours = logits[:, 1] - logits[:, 0] if classes == 2 else logits - logits.mean(1, keepdims=True)
     assert facts["converged"]
-    assert np.allclose(ours, expected if classes == 2 else expected - expected.mean(1, keepdims=True), atol=5e-3)
+    assert np.allclose(ours, expected if classes == 2 else expected - expected.mean(1, keepdims=True), atol=2e-2)
     assert (logits.argmax(1) == theirs.predict(values.astype(np.float64))).mean() > 0.995
     assert 0.3 < (logits.argmax(1) == labels).mean() < 1
 
