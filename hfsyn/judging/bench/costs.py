@@ -88,7 +88,9 @@ def costs(matrix: Matrix, jobs: Mapping[Cell, Any], sizes: Mapping[Any, int | No
         tests.add(sum(tested), network.tflop, "float32", len(tested))
         if not (job.folder / "training" / "results.json").is_file():
             each = _images(job.config, sizes, made)
-            trainings.add(each * job.config.optimise.epochs, network.tflop * BACKWARD, dtype)
+            passes = 1 if job.config.model.head_only else BACKWARD  # features are computed once
+            epochs = 1 if job.config.model.head_only else job.config.optimise.epochs
+            trainings.add(each * epochs, network.tflop * passes, dtype)
             disk += _COPIES * network.bytes
     parts = [*(run["hours"] for run in runs), trainings.hours, tests.hours]
     known = [found for found in parts if found]

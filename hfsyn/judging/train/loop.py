@@ -34,7 +34,6 @@ from hfsyn.judging.classifier import (
 )
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
-from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.batches import Slice, derive
 from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import tell_overlap, tell_part, testable
@@ -162,10 +161,10 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     return Opened(feed, test, overlap, done, classifier, recorder)
 
 
-def _for_tests(classifier: Classifier, config: TrainConfig) -> Preprocessing:
-    """How images are prepared for the tests of a classifier."""
+def _for_tests(classifier: Classifier, config: TrainConfig) -> Classifier:
+    """A classifier whose images are prepared as its tests say."""
     size = config.test.image_size or config.model.image_size or classifier.preprocessing.image_size
-    return replace(classifier.preprocessing, image_size=size, crop=config.test.crop)
+    return replace(classifier, preprocessing=replace(classifier.preprocessing, image_size=size, crop=config.test.crop))
 
 
 def total_steps(config: TrainConfig, budget: int) -> int:
@@ -231,8 +230,7 @@ class _Training:
         model, optimizer = accelerator.prepare(network, optimizer)
         if average is not None:
             accelerator.register_for_checkpointing(average)
-        prepared = _for_tests(classifier, config)
-        kept = replace(classifier, network=average.module if average is not None else network, preprocessing=prepared)
+        kept = _for_tests(replace(classifier, network=average.module if average is not None else network), config)
 
         # Continue after the newest checkpoint, with the batches that come next.
         first = self._resume()
@@ -376,7 +374,7 @@ class _Training:
         """Test a finished training on something else, then replace its result."""
         kept = open_classifier(self.folder, device=str(self.accelerator.device))
         if not self.config.model.head_only:  # which is prepared as its features were
-            kept = replace(kept, preprocessing=_for_tests(kept, self.config))
+            kept = _for_tests(kept, self.config)
         result = {**done, "config": self.config.model_dump(mode="json"), "test": self._test(kept)}
         if self.accelerator.is_main_process:
             save_classifier(kept, self.folder)  # the crop is a part of it
