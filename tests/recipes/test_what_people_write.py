@@ -231,7 +231,7 @@ def test_no_number_of_a_recipe_or_training_recipe_may_be_infinite_or_out_of_prop
         for key in recipes:
             part, _, name = key.rpartition(".")
             base = load_recipe("shapes-cip").model_dump()
-            base = {**base, part: {**base[part], name: value}} if part else {**base, name: value}
+            base = {**base, part: {**(base[part] or {}), name: value}} if part else {**base, name: value}
             taken += [(key, value)] if isinstance(answer(lambda base=base: load_recipe(base)), Recipe) else []
         for key in trainings:
             part, _, name = key.rpartition(".")

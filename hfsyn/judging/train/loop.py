@@ -41,8 +41,8 @@ from hfsyn.judging.starting import new_classifier, tell_start
 from hfsyn.judging.train import checkpoints, timm_parts
 from hfsyn.judging.train.checkpoints import CHECKPOINTS, CONFIG, LOGS, RECORDED, RESULTS, Place
 from hfsyn.judging.train.feeds import Feed, open_feed
-from hfsyn.judging.train.head import fit_head, try_head
-from hfsyn.judging.train.recording import Recorder, last_layer, open_recorder
+from hfsyn.judging.train.head import fit_head, last_layer, try_head
+from hfsyn.judging.train.recording import Recorder, open_recorder
 from hfsyn.progress import Progress
 from hfsyn.recipes.loading import dump_part
 from hfsyn.recipes.training_recipe import TrainConfig

@@ -31,6 +31,7 @@ from hfsyn.judging.sets.image_set import TEST, ImageSet, open_images
 from hfsyn.judging.sets.shared import testable
 from hfsyn.judging.train.checkpoints import RECORD, RECORDED
 from hfsyn.judging.train.feeds import Feed
+from hfsyn.judging.train.head import last_layer
 from hfsyn.recipes.training_recipe import TrainConfig
 from hfsyn.runs.shards import write_parquet
 
@@ -115,7 +116,7 @@ class Recorder:
         import torch
 
         seen: list[Any] = []
-        head = last_layer(classifier.network)
+        head = classifier.network.get_submodule(last_layer(classifier.network))
         hook = head.register_forward_pre_hook(lambda module, given: seen.append(given[0].float().cpu()))
         try:
             for numbers, reasons, logits in answers(classifier, images, accelerator, num_workers=self.workers):
@@ -172,17 +173,6 @@ def open_recorder(
         whole = open_images(part.record_against, default=TEST)
         against = testable({wnid: feed.names[wnid] for wnid in feed.classes}, whole, "the training set")
     return Recorder(folder, feed.sets, against, feed.classes, steps, part.record_points, workers)
-
-
-def last_layer(network: Any) -> Any:
-    """The linear layer that makes the logits; raises HfsynError if the network ends in something else."""
-    import torch
-
-    head = network.get_classifier() if hasattr(network, "get_classifier") else None
-    if not isinstance(head, torch.nn.Linear):
-        said = f"--record compares gradients in a linear last layer, and this network ends in {type(head).__name__}."
-        raise HfsynError(said, "Train another network, or leave --record out.")
-    return head
 
 
 def _schema() -> Any:
