@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hfsyn.errors import HfsynError
+
 if TYPE_CHECKING:
     from hfsyn.judging.scores.scoring import Scoring
     from hfsyn.runs.selection import Selection
@@ -13,8 +15,9 @@ if TYPE_CHECKING:
 
 def score(
     run: str | Path,
-    judge: str | Sequence[str],
+    judge: str | Sequence[str] = (),
     *,
+    training: str | Path | None = None,
     out: str | Path | None = None,
     config_name: str | None = None,
     overwrite: bool = False,
@@ -28,6 +31,8 @@ def score(
     Args:
         run: a finished run folder, or ``USER/NAME@VERSION``.
         judge: one or several, ``[NAME=]JUDGE``; see `hfsyn.judging.scores.judges`.
+        training: the folder of a recorded training on this set, which says what it has shown of each image: the judge
+            ``record:TRAINING``, called ``worth``.
         out: the folder for the scores of a published set; those of a run are in its folder.
         config_name: a configuration of a published set; None is the default one.
         overwrite: delete the scores that a judge of this name has left.
@@ -47,6 +52,9 @@ def score(
     from hfsyn.runs.options import WorkOptions
 
     judges = [judge] if isinstance(judge, str) else list(judge)
+    judges += [] if training is None else [f"worth=record:{training}"]
+    if not judges:
+        raise HfsynError("Nobody judges.", "--judge JUDGE, or --from TRAINING of a recorded training.")
     options = WorkOptions(device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet)
     how: dict[str, Any] = {"out": out, "config_name": config_name, "overwrite": overwrite, "options": options}
     return score_set(str(run), judges, **how)

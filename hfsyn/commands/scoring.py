@@ -12,7 +12,8 @@ from hfsyn.commands.options import answer_options, echo, number, processes_optio
 
 @click.command("score", short_help="Let judges say something of each image of RUN.")
 @click.argument("run")
-@click.option("--judge", multiple=True, required=True, metavar="[NAME=]JUDGE", help="Who says something; repeatable.")
+@click.option("--judge", multiple=True, metavar="[NAME=]JUDGE", help="Who says something; repeatable.")
+@click.option("--from", "training", metavar="TRAINING", help="What this training has shown, with `train --record`.")
 @click.option("--out", metavar="DIR", help="Folder for the scores of a published set.")
 @click.option("--config-name", metavar="NAME", help="A configuration of a published set.")
 @click.option("--overwrite", is_flag=True, help="Delete the scores that a judge of this name has left.")
@@ -32,6 +33,7 @@ def score_command(as_json: bool, quiet: bool, **words: Any) -> None:
     hfsyn score runs/cip --judge vlm:smolvlm                  does this show a CLASS? answer, p_yes
     hfsyn score runs/cip --judge safety:opennsfw              p_sfw, p_nsfw
     hfsyn score runs/cip --judge mine.py:sharpness            a function (image, row) of your own
+    hfsyn score runs/cip --from out/cip                       early_loss, margin, forgotten, likeness, influence
 
     \b
     The same command continues. `hfsyn look RUN --by COLUMN` shows the best and the worst, `hfsyn select` keeps some.

@@ -47,6 +47,8 @@ class Choice:
     most: int = 500
     values: Mapping[str, float | None] | None = None
     """Id -> score of those rows that alone are wanted, whatever their number in a class."""
+    every: Sequence[float] = ()
+    """The scores of all rows that fit, whether wanted or not."""
 
     def fits(self, row: Mapping[str, Any]) -> bool:
         """Whether a row is one of them, whatever their number."""
@@ -135,7 +137,8 @@ def best_and_worst(side: Published | RunFolder, choice: Choice, column: str, eac
     for pairs in of_class.values():
         pairs.sort(reverse=True)
         found |= {name: score for score, name in [*pairs[:each], *pairs[each:][-each:]]}
-    return replace(choice, values=found, per_class=None)
+    every = [score for pairs in of_class.values() for score, _ in pairs]
+    return replace(choice, values=found, per_class=None, every=every)
 
 
 def _shards(side: Published | RunFolder) -> Iterator[tuple[ShardEntry, str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from builders.errors import size_text
+from builders.errors import plural, size_text
 from builders.files import atomic_text
 from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
@@ -31,6 +32,7 @@ from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png, told
 
 MOST_ROWS = 500
 """On a page: about 5 MB of pictures."""
+_BARS = 40  # of a histogram
 _CLASSES, _PER_CLASS, _WIDEST = 20, 3, 12  # of the picture: classes, and images of each
 
 
@@ -120,7 +122,7 @@ def look(
     written = None
     if html:
         written = _path(home / f"{stem}.html" if html is True else html)
-        atomic_text(written, _page(recipe, seen, side.label, remarks))
+        atomic_text(written, _page(recipe, seen, side.label, remarks, by, choice.every))
         remarks.append(f"a page of {size_text(written.stat().st_size)}")
     if remarks and not quiet:
         print("\n".join(remarks), file=sys.stderr)
@@ -214,7 +216,22 @@ def _sheet(recipe: Recipe, seen: Sequence[Seen], label: str) -> Any:
     return contact_sheet(f"{recipe.name} ({label})", heads, lines)
 
 
-def _page(recipe: Recipe, seen: Sequence[Seen], label: str, remarks: Sequence[str]) -> str:
+def _bars(values: Sequence[float]) -> list[tuple[float, str]]:
+    """A histogram: height of each bar in per cent of the highest, and what it stands for."""
+    low, high = min(values), max(values)
+    width = (high - low) / _BARS or 1.0
+    counts = Counter(min(int((value - low) / width), _BARS - 1) for value in values)
+    most = max(counts.values())
+    ends = [(low + place * width, low + (place + 1) * width) for place in range(_BARS)]
+    return [
+        (100 * counts[place] / most, f"{plural(counts[place], 'row')} from {start:.3g} to {stop:.3g}")
+        for place, (start, stop) in enumerate(ends)
+    ]
+
+
+def _page(
+    recipe: Recipe, seen: Sequence[Seen], label: str, remarks: Sequence[str], by: str | None, every: Sequence[float]
+) -> str:
     cards = [
         {**one.row, "made": picture(one.made, max(one.made.size)), "real": one.real and picture(one.real)}
         for one in seen
@@ -227,4 +244,7 @@ def _page(recipe: Recipe, seen: Sequence[Seen], label: str, remarks: Sequence[st
         cards=cards,
         classes=list(dict.fromkeys(one.row["class_name"] for one in seen)),
         flags=sorted({flag for one in seen for flag in one.row["flags"]}),
+        by=by,
+        bars=_bars(every) if every else [],
+        ends=(min(every), max(every), len(every)) if every else None,
     )

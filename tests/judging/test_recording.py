@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import finished_run
 from PIL import Image
 
 import hfsyn
@@ -148,3 +150,31 @@ def test_without_real_images_there_is_no_likeness_and_a_file_that_cannot_be_read
     (broken,) = [row for row in rows if row["margin"] is None]
     assert broken["id"].endswith("9.png")
     assert broken["forgotten"] is broken["early_loss"] is None
+
+
+def test_a_record_becomes_scores_of_the_set_that_was_trained_on_and_of_no_other(tmp_path: Path) -> None:
+    run, other = finished_run(tmp_path), finished_run(tmp_path, "seed=1", name="other")
+    out = tmp_path / "out"
+    words = {**SMALL, "limit": 4, "device": "cpu", "quiet": True}
+    hfsyn.train(out, train_dataset=[f"{run}:1", "shapes:1"], budget=40, record=True, **words, **TESTED)
+    scoring = hfsyn.score(run, training=out, num_processes=1, quiet=True)
+    assert scoring is not None
+    scores = {row.pop("sample_id"): row for row in pq.read_table(scoring.table).to_pylist()}
+    mine = {row["id"]: row for row in table(out) if row["reference"] == str(run)}
+    assert len(scores) == len(mine) == 30
+    for name, row in mine.items():
+        assert scores[name]["forgotten"] == row["forgotten"]
+        assert scores[name]["influence"] == pytest.approx(row["influence"], abs=1e-6)
+
+    page = hfsyn.look(run, by="early_loss", html=True, per_class=1, quiet=True)
+    shown = Path(str(page.page)).read_text()
+    values = sorted(row["early_loss"] for row in mine.values())
+    assert f"early_loss of 30 rows, from {values[0]:.3g} to {values[-1]:.3g}" in shown
+    assert sum(int(count) for count in re.findall(r'title="(\d+) rows? from', shown)) == 30
+
+    with pytest.raises(HfsynError, match="was trained on other images than those of"):
+        hfsyn.score(other, training=out, num_processes=1, quiet=True)
+    with pytest.raises(HfsynError, match=r"holds no record of a training"):
+        hfsyn.score(run, training=tmp_path / "nowhere", num_processes=1, quiet=True)
+    with pytest.raises(HfsynError, match=r"Nobody judges"):
+        hfsyn.score(run, quiet=True)

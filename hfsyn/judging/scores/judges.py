@@ -12,15 +12,16 @@ from hfsyn.judging.scores.classifiers import classifier_judge
 from hfsyn.judging.scores.crossfit import crossfit_judge
 from hfsyn.judging.scores.functions import function_judge
 from hfsyn.judging.scores.questions import question_judge
+from hfsyn.judging.scores.recorded import recorded_judge
 from hfsyn.judging.scores.safety import safety_judge
 from hfsyn.judging.sets.image_set import open_images
 from hfsyn.runs.scores import Judge, Scored
 
 GRAMMAR = (
     "A judge is [NAME=]JUDGE: a classifier of `hfsyn evaluate`, file.py:FUNCTION, crossfit:DIR, copies[:DATASET], "
-    "vlm:CAPTIONER, or safety:MODEL."
+    "record:TRAINING, vlm:CAPTIONER, or safety:MODEL."
 )
-_KIND = re.compile(r"(copies|vlm|safety|crossfit)(?::(.*))?$")
+_KIND = re.compile(r"(copies|vlm|safety|crossfit|record)(?::(.*))?$")
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ def _crossfit(spec: Spec, place: Place) -> Judge:
     return crossfit_judge(spec.name, spec.argument, place.reference, place.classes, place.device)
 
 
+def _record(spec: Spec, place: Place) -> Judge:
+    return recorded_judge(spec.name, spec.argument, place.reference)
+
+
 def _function(spec: Spec, place: Place) -> Judge:
     first = next((rows[0] for name in place.scored.starts if (rows := place.scored.rows(name))), None)
     if first is None:
@@ -114,6 +119,7 @@ _KINDS: dict[str, Callable[[Spec, Place], Judge]] = {
     "copies": _copies,
     "crossfit": _crossfit,
     "function": _function,
+    "record": _record,
     "safety": _safety,
     "vlm": _question,
 }
