@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 ROWS, CLASSES, SIDE = 1_281_167, 1000, 24
-CHANGED = 20  # one class in so many is drawn with another seed in the second version
+CHANGED = 20  # one class in that many is drawn with another seed in the second version
 REPO = "alice/rehearsal"
 AIM_GB, AIM_MINUTES, AIM_SHARE = 2.0, 60, 0.07
 FEATURES = 50_000  # images that are compared by their features
