@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hfsyn.exporting import export_real
     from hfsyn.gallery.view import look
     from hfsyn.judging.bench.cells import bench
-    from hfsyn.judging.bench.page import report
+    from hfsyn.judging.bench.space import report
     from hfsyn.outlook.environment import env
     from hfsyn.publishing.job import Publication
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
@@ -61,7 +61,7 @@ _HOME = {
     "hfsyn.exporting": "export_real",
     "hfsyn.gallery.view": "look",
     "hfsyn.judging.bench.cells": "bench",
-    "hfsyn.judging.bench.page": "report",
+    "hfsyn.judging.bench.space": "report",
     "hfsyn.outlook.environment": "env",
     "hfsyn.publishing.job": "Publication",
     "hfsyn.recipes.recipe": "Recipe difference fingerprint load_recipe",

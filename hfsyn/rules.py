@@ -19,6 +19,10 @@ the first) whose image and text are both of other classes, if there is one.
 *Folds.* An image is in the part f of N parts, f the first 8 bytes (big-endian) of the SHA-256 of ``hfsyn-fold-v1``, a
 newline, its id and a newline, modulo N.
 
+*Holding out.* The UTF-8 text ``hfsyn-held-out-v1`` and the source id, each followed by a newline, is hashed with
+SHA-256. Of the part ``[held 10%]`` of a split are the images for which the first 8 bytes, read big-endian, are below a
+tenth of 2^64, and those that were made from them.
+
 *Order.* Samples are sorted by the SHA-256 of their id, so that each shard, and each prefix of an interrupted run, is a
 fair sample of all classes, and a stream of the result is not sorted by class.
 """
@@ -45,3 +49,12 @@ def fold_of(image_id: str, parts: int) -> int:
 def order_of(sample_id: str) -> bytes:
     """The sort key of a sample in the plan."""
     return hashlib.sha256(sample_id.encode()).digest()
+
+
+def share_of(image_id: str) -> float:
+    """Where an image stands among those that may be held out, 0 up to but not 1: by the id of a real image, or by that
+    of the real one that a synthetic one was made from.
+    """
+    source, sign, k = image_id.rpartition("#")
+    text = f"hfsyn-held-out-v1\n{source if sign and k.isdigit() else image_id}\n"
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11) / 2**53

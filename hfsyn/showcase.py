@@ -41,7 +41,7 @@ from builders.variants import get_variant
 from hfsyn.building import build
 from hfsyn.judging.bench.cells import bench, failures
 from hfsyn.judging.bench.matrix import CELLS
-from hfsyn.judging.bench.page import report
+from hfsyn.judging.bench.page import write_page
 from hfsyn.judging.bench.task_pool import Submit, task_pool
 from hfsyn.outlook.informativeness import keep, kept_in, measure
 from hfsyn.runs.options import WorkOptions
@@ -122,7 +122,7 @@ def demo(
         summary = bench(_matrix(folder, limits, seeds), folder, submit=submit, device=device, quiet=quiet)
     atomic_text(folder / "results.json", json.dumps(_results(summary, limits, seeds), indent=1) + "\n")
     _sheet(folder, seeds[0])
-    page = report(folder)
+    page = write_page(folder)
     if not quiet:
         print(f"{time.monotonic() - started:.0f} s in all", file=sys.stderr)
     if error := failures(summary, folder):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import mimetypes
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -714,7 +715,21 @@ def resolve(hub: Hub, request: Request, repo: Repo, revision: str, path: str) ->
     return Response(206, headers=headers, path=hub.store.blob(file.sha256), span=span)
 
 
-@route("GET", r"/(?!api/)(?:(datasets|spaces)/)?([^/]+/[^/]+)(?:/tree/([^/]+))?", "see")
+@route("GET", r"/static/(spaces)/([^/]+/[^/]+)/(.*)", "see")
+def static_space(hub: Hub, request: Request, repo: Repo, path: str) -> Response:
+    """A file of a static Space as a browser gets it, which on the Hub has a host of its own: the front matter of the
+    README says that it is static, and which page is the first.
+    """
+    files = repo.commits[repo.resolve("main")].files
+    about = front_matter(hub.store.read(files["README.md"]).decode()) or {}
+    path = path or about.get("app_file", "index.html")
+    if about.get("sdk") != "static" or path not in files:
+        raise Refused(404, "Not a file of a static Space", "EntryNotFound")
+    kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    return Response(body=hub.store.read(files[path]), headers={"Content-Type": kind})
+
+
+@route("GET", r"/(?!api/|static/)(?:(datasets|spaces)/)?([^/]+/[^/]+)(?:/tree/([^/]+))?", "see")
 def web_page(hub: Hub, request: Request, repo: Repo, revision: str | None) -> Response:
     """What is at the address that a client prints: not the Hub's page, but enough for a person to see what happened."""
     files = repo.commits[repo.resolve(revision or "main")].files

@@ -24,6 +24,7 @@ def publish(
     into: bool = False,
     set_default: bool = False,
     license: str | None = None,  # noqa: A002  # as in a card, and as the command's option
+    benchmark: bool = False,
     watch: bool = False,
     dry_run: bool = False,
     token: str | bool | None = None,
@@ -44,6 +45,7 @@ def publish(
         set_default: let ``load_dataset(repo_id)`` take this configuration; the first published one is the default
             until then.
         license: the dataset's licence, by the Hub's name for it; None is what is known of the source's.
+        benchmark: offer the configuration as a task of the repository's ``eval.yaml``, on which classifiers are tested.
         watch: publish finished shards while the run is at work, then the rest.
         dry_run: look at everything that can be wrong, and send nothing.
         token: as everywhere in huggingface_hub; None takes HF_TOKEN or the stored one.
@@ -56,7 +58,7 @@ def publish(
     from hfsyn.publishing import publication, watching
 
     how = {"config_name": config_name, "what": what, "private": private, "into": into, "token": token, "quiet": quiet}
-    how |= {"make_default": set_default, "licence": license}
+    how |= {"make_default": set_default, "licence": license, "benchmark": benchmark}
     if not watch:
         return publication.publish(run, repo_id, version, dry_run=dry_run, **how)  # type: ignore[arg-type]
     if dry_run:

@@ -309,6 +309,7 @@ def fidelity(
     eval_dataset: str | None = None,
     features: str = "resnet18.a1_in1k",
     limit: int | None = None,
+    sheet: str | Path | None = None,
     device: str | None = None,
     out: str | Path | None = None,
     **words: Any,
@@ -321,6 +322,8 @@ def fidelity(
         eval_dataset: what classifiers are tested on: are there copies of it?
         features: the network that computes them: the folder of a training, a timm name, or ``random:NAME``.
         limit: at most this many images per class of each set.
+        sheet: draw the pairs that are most alike side by side into this PNG file, with their ids and likeness. It holds
+            photographs of the real set: mind their licence before you show it to others.
         device: cpu or cuda; None is the GPU, or else the CPU.
         out: write the result as JSON to this file.
 
@@ -339,6 +342,7 @@ def fidelity(
         "limit_per_class": limit,
         "overrides": Overrides(**words),
         "device": pick_device(device),
+        "sheet": sheet,
     }
     return _kept(measure_fidelity(synthetic, real, **how), out)
 

@@ -41,6 +41,7 @@ _config = click.option("--config-name", metavar="NAME", help="A configuration.  
 @click.option("--into", is_flag=True, help="Publish beside what a repository of other origin holds.")
 @click.option("--set-default", is_flag=True, help="Let load_dataset(REPO_ID) take this configuration.")
 @click.option("--license", metavar="NAME", help="The dataset's licence, by the Hub's name for it.")
+@click.option("--benchmark", is_flag=True, help="Offer the configuration to test classifiers on, in eval.yaml.")
 @click.option("--watch", is_flag=True, help="Publish finished shards while the run is at work, then the rest.")
 @click.option("--dry-run", is_flag=True, help="Look at everything that can be wrong, and send nothing.")
 @token_option

@@ -59,18 +59,19 @@ def _print_example(context: click.Context, option: click.Parameter, name: str | 
 @processes_option("Trainings at once, each with one thread or one GPU. Default: one per GPU, or one per CPU core.")
 @number("--num-workers", least=0, most=1024, default=0, help="Decoders per training.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
-@click.option("--dry-run", is_flag=True, help="Open all sets, look up all networks, list the cells; train nothing.")
+@click.option("--dry-run", is_flag=True, help="Open all sets, look up all networks, tell hours and disk.")
 @answer_options
 @click.option(
     "--example",
-    type=click.Choice(["small", "captions", "exchange"]),
+    type=click.Choice(["small", "captions", "exchange", "paper", "generators"]),
     is_flag=False,
     flag_value="small",
     metavar="[NAME]",
     is_eager=True,
     expose_value=False,
     callback=_print_example,
-    help="Print a MATRIX that runs offline: small, captions (what they are worth), exchange (what a real image is).",
+    help="Print a MATRIX: small, captions (what they are worth) and exchange (what a real image is) run offline; paper "
+    "(the method's own table) and generators (by year) need ImageNet sets and a GPU.",
 )
 def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bool, **words: Any) -> None:
     """Train and test every combination in MATRIX, a YAML file, and sum up. Prints the path of results.csv.
@@ -88,13 +89,18 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
       real: {dataset: imagenette}
 
     \b
-    More axes: budgets (images per epoch), limits (different images per class) and
-    mix: {dataset: imagenette, shares: [0, 0.5]}. `hfsyn bench --example > matrix.yaml` writes one to start from.
+    More axes: variants, recipes, lrs, budgets (images per epoch), limits (different images per class) and
+    mix: {dataset: imagenette, shares: [0, 0.5]}. More columns: membership, fidelity and copies, means of tests; and
+    select_on, on which each arm's recipe is chosen. `hfsyn bench --example paper > paper.yaml` writes all of it.
     Without models, the network is the one that the training recipe names.
     What failed is kept in the table with its error; the exit code is then 4.
+
+    \b
+    hfsyn bench paper.yaml --out out/paper --dry-run     what it would cost, and the commands that make the sets
     """
     from hfsyn import bench
     from hfsyn.judging.bench.cells import failures
+    from hfsyn.judging.bench.costs import costs_text
     from hfsyn.judging.bench.summaries import CSV
 
     found = bench(matrix, out, dry_run=dry_run, quiet=quiet or as_json, **words)
@@ -102,6 +108,7 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
         states = [cell["state"] for cell in found["cells"]]
         if not (as_json or quiet):
             echo_table(found["cells"], as_json=False, quiet=False)
+            click.echo("\n".join(["", *costs_text(found["costs"])]))
         counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         echo(found, f"{plural(len(states), 'cell')}: {counts}", as_json=as_json, quiet=quiet)
         return
@@ -110,14 +117,24 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
         raise error
 
 
-@click.command("report", short_help="One HTML page of a bench, or of several.")
+@click.command("report", short_help="One HTML page of a bench, or of several, and its table.")
 @click.argument("out")
+@click.option("--push-to-hub", metavar="USER/SPACE", help="Show the page as this static Space.")
+@click.option("--private", is_flag=True, help="Make the Space for yourself only.")
 @answer_options
-def report_command(out: str, as_json: bool, quiet: bool) -> None:
-    """One self-contained HTML page of a bench's folder (or of several beside each other). Prints its path."""
+def report_command(as_json: bool, **words: Any) -> None:
+    """One self-contained HTML page of a bench's folder OUT (or of several beside each other). Prints its path.
+
+    Beside it are the table as CSV, with the names of timm's tables, and as LaTeX, and the plots. A Space shows
+    neither photographs of the source nor paths of this machine; the command then prints its address.
+
+    \b
+    hfsyn report out/paper
+    hfsyn report out/paper --push-to-hub alice/what-captions-are-worth
+    """
     from hfsyn import report
 
-    echo_path("page", report(out), as_json)
+    echo_path("page", report(**words), as_json)
 
 
 def _measured(found: Any, as_json: bool, quiet: bool) -> None:
@@ -140,6 +157,7 @@ def _measured(found: Any, as_json: bool, quiet: bool) -> None:
 )
 @_limit
 @preparation_options
+@click.option("--sheet", metavar="FILE", help="Draw the pairs that are most alike side by side, as a PNG file.")
 @_device
 @_out
 @answer_options
@@ -148,6 +166,7 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
 
     \b
     hfsyn fidelity runs/cip imagenette --eval-dataset imagenette --features out/real
+    hfsyn fidelity runs/cip imagenette --sheet copies.png     the copies that it found, beside what they are copies of
     """
     from hfsyn import fidelity
 

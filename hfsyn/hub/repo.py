@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ LARGEST_SHARD = 500 * 2**20  # bytes; the most that the Hub's own tools write an
 FILES_A_COMMIT = 1000  # the most the Hub's own client puts in one commit (the Hub accepts 25,000, within a minute)
 
 CALL_TIMEOUT = 60.0  # seconds of silence before a connection counts as lost. By default the client waits forever
+_ROUNDS = 5  # how often a commit is tried if the branch moves meanwhile
 _SENT_AT_ONCE, _BYTES_AT_ONCE = 100, 256 * 2**20
 """Maximum files and bytes per request; progress is shown between requests."""
 
@@ -76,7 +78,7 @@ class LocalFile:
 
 
 class HubRepo:
-    """One repository, ``USER/NAME``, of type ``dataset`` or ``model``; `say` is called with a line for each pause."""
+    """One repository, ``USER/NAME``, of type ``dataset``, ``model`` or ``space``; `say` gets a line for each pause."""
 
     def __init__(
         self,
@@ -213,10 +215,11 @@ class HubRepo:
         self.call(what, attempt)
 
     def create(self, *, private: bool | None) -> None:
-        """Create the repository if it is missing."""
+        """Create the repository if it is missing; a Space is one of static files."""
+        sdk = {"space_sdk": "static"} if self.repo_type == "space" else {}
         self.do(
             f"create {self.repo_id}",
-            lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private),
+            lambda: self.api.create_repo(self.repo_id, repo_type=self.repo_type, private=private, **sdk),
             lambda status: status == 409 and self.head() is not None,  # it exists, rather than being created
         )
 
@@ -274,6 +277,24 @@ class HubRepo:
         for key in keys:
             del self._waiting[key]
         return commit
+
+    def bring(self, files: Mapping[str, LocalFile], message: str, *, folders: Sequence[str] = ()) -> str:
+        """The commit of main that has the files; those that are there are not sent. `folders`, with a slash at the end,
+        have no others then. Raises HfsynError if others keep committing (exit code 4).
+        """
+        for _ in range(_ROUNDS):
+            head = self.head()
+            if head is None:
+                break
+            there = self.tree(head)
+            missing = {name: file for name, file in files.items() if not file.is_at(there.get(name))}
+            gone = [name for name in there if name.startswith(tuple(folders)) and name not in files] if folders else []
+            if not (missing or gone):
+                return head
+            with suppress(HeadMovedError):  # another commit came first: look again
+                return self.commit(missing, gone, parent=head, message=message)
+        said = f"{self.repo_id} was removed, or others kept committing to it."
+        raise HfsynError(said, "Run the same command again.", code=ExitCode.PARTIAL)
 
     def branch(self, name: str, start: str) -> None:
         """Create a branch at a commit, unless it exists."""

@@ -64,6 +64,7 @@ class Classifier:
             "source": self.source,
             "sha256": self.sha256,
             "classes": len(self.wnids),
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
             "options": dict(self.options),
             **({"started_from": dict(self.started_from)} if self.started_from else {}),
         }

@@ -13,6 +13,7 @@ from hfsyn.cards.facts import What
 from hfsyn.hub.repo import HubRepo, LocalFile, commits_for
 from hfsyn.hub.versions import Version
 from hfsyn.outlook.doctor import Check
+from hfsyn.publishing.benchmark import EVAL, eval_text
 from hfsyn.publishing.repository import RepoState, look_at
 from hfsyn.runs.run import Run
 
@@ -88,6 +89,7 @@ class Job:
     today: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).date().isoformat())
     sentences: dict[tuple[str, ...], str] = field(default_factory=dict)
     """The changelog's sentence by the existing tags: each costs a comparison with the version before."""
+    benchmark: bool = False  # whether the repository's eval.yaml offers the configuration
     is_late: bool = False
     """Whether others committed since the preflight, so that flags can no longer answer what that changed."""
 
@@ -104,7 +106,12 @@ class Job:
 
     def missing(self, state: RepoState) -> dict[str, LocalFile]:
         """Files that the repository lacks, or has with other contents."""
-        return {path: file for path, file in self.files.items() if not file.is_at(state.tree.get(path))}
+        files = {**self.files, EVAL: self._eval_file(state)} if self.benchmark else self.files
+        return {path: file for path, file in files.items() if not file.is_at(state.tree.get(path))}
+
+    def _eval_file(self, state: RepoState) -> LocalFile:
+        existing = state.read(EVAL) if EVAL in state.tree else None
+        return LocalFile.made(eval_text(existing, self.repo.repo_id, self.config_name, self.manifest.split))
 
     def gone(self, state: RepoState) -> list[str]:
         """Files that hfsyn wrote for this configuration and that the run does not have."""

@@ -13,13 +13,14 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES, HubRepo, LocalFile, rights_of
 from hfsyn.hub.versions import Version, versions_among
 from hfsyn.outlook.doctor import Check
+from hfsyn.publishing.benchmark import EVAL
 from hfsyn.publishing.job import Job
 from hfsyn.publishing.repository import RepoState
 from hfsyn.publishing.working import work_on
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
 from hfsyn.runs.run import Run
 
-_COMMON = frozenset({".gitattributes", ".gitignore", layout.CARD})
+_COMMON = frozenset({".gitattributes", ".gitignore", EVAL, layout.CARD})
 _UNASKED = "this server does not know /auth-check"
 
 

@@ -62,6 +62,7 @@ def publish(
     into: bool = False,
     make_default: bool = False,
     licence: str | None = None,
+    benchmark: bool = False,
     dry_run: bool = False,
     token: str | bool | None = None,
     quiet: bool = False,
@@ -78,7 +79,7 @@ def publish(
     repo = HubRepo(repo_id, token=token, say=teller(quiet))
     repo.need_token()
     repo.complete_id()
-    job = Job(run, repo, asked, config_name, what, files, make_default, licence, private, into)
+    job = Job(run, repo, asked, config_name, what, files, make_default, licence, private, into, benchmark=benchmark)
     return _published(job, dry_run=dry_run, quiet=quiet)
 
 

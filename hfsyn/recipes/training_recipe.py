@@ -22,6 +22,7 @@ from hfsyn.recipes.loading import (
     Text,
     checked,
     differing,
+    extended,
     fields_of,
     put,
     set_field,
@@ -168,8 +169,16 @@ class OptimisePart(Part):
     """Not applied to biases and norms."""
     momentum: Below = 0.9
     """Of SGD, 0 up to but not 1."""
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
+    decay_epochs: Count = 30
+    """With schedule step: epochs after which the learning rate falls, again and again, >= 1."""
+    decay_rate: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """With schedule step: what it is multiplied by then, between 0 and 1."""
+    loss: Literal["cross-entropy", "bce"] = "cross-entropy"
+    """Of the classes together, or of each class by itself: binary cross-entropy."""
+    bce_threshold: Below = 0.0
+    """With loss bce: a share of a target above which it counts as whole, 0 up to but not 1; 0 keeps the shares."""
     warmup_epochs: Amount = 5
     """Epochs of linear warm-up from zero."""
     min_lr: Amount = 0.0
@@ -189,6 +198,8 @@ class TestingPart(Part):
     """Split to test on; null is `validation`, else `test`, else the only one."""
     limit_per_class: Count | None = None
     """At most that many images of each class of it, the first ones; null is all."""
+    image_size: Annotated[Int, Field(ge=8, le=4096)] | None = None
+    """Height and width of the test's input in pixels, 8 to 4096; null is that of the training."""
     crop: Annotated[float, Field(ge=0.1, le=1)] = 0.875
     """Side of the central crop, as a share of the resized image, 0.1 to 1."""
     every_epochs: Annotated[Int, Field(ge=0, le=10**6)] = 0
@@ -233,7 +244,7 @@ def load_train_config(
         given = config.model_dump() if isinstance(config, TrainConfig) else config
         fields, where = fields_of(given, "training recipe"), "the training recipe"
     else:
-        fields, where = TRAINING_RECIPES.fields(str(config))
+        fields, where = training_fields(str(config))
     for override in overrides:
         set_field(fields, override, TrainConfig)
     for key, value in (values or {}).items():
@@ -243,6 +254,12 @@ def load_train_config(
     if isinstance(data, dict) and not data.get("train"):
         raise HfsynError("There is nothing to train on.", "Name a dataset: --train-dataset shapes")
     return checked(TrainConfig, fields, where)
+
+
+def training_fields(name: str) -> tuple[dict[str, Any], str]:
+    """The fields of a training recipe by name or file, with those of the one that it extends; and what to call it."""
+    fields, where = TRAINING_RECIPES.fields(name)
+    return extended(fields, where, TRAINING_RECIPES.fields), where
 
 
 def config_difference(a: TrainConfig, b: TrainConfig) -> list[tuple[str, Any, Any]]:

@@ -17,10 +17,11 @@ from drawn_tables import rows_of, write_table
 from builders.variants import VARIANTS
 from hfsyn.cli import cli
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.judging.bench.cells import _look, bench, failures
+from hfsyn.judging.bench.cells import bench, failures
 from hfsyn.judging.bench.matrix import EXAMPLES, cell_config, cell_tests, cells, load_matrix
-from hfsyn.judging.bench.page import report
-from hfsyn.judging.bench.summaries import read_cells
+from hfsyn.judging.bench.outcomes import read_cells
+from hfsyn.judging.bench.page import write_page
+from hfsyn.judging.bench.preflight import look_at
 from hfsyn.judging.bench.task_pool import gpu_names, task_pool
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.judging.sets.image_set import TRAIN, open_images
@@ -215,14 +216,14 @@ def test_a_finished_cell_is_refused_once_its_images_are_others(tmp_path: Path, c
         "limits": [2],
         "tests": {"file": {"dataset": str(tmp_path / "test.parquet")}},
     }
-    bench(matrix, tmp_path / "out", train=train, evaluate=evaluate, look=_look, quiet=True)
-    again = bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)
+    bench(matrix, tmp_path / "out", train=train, evaluate=evaluate, look=look_at, quiet=True)
+    again = bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=look_at, quiet=True)
     assert again["failed"] == []
     write_table(tmp_path / changed, rows_of(12))
     with pytest.raises(HfsynError, match=rf"{changed} have changed since .*\(10 images then\)"):
-        bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)
+        bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=look_at, quiet=True)
     (tmp_path / changed).unlink()  # nobody can compare: the numbers stand
-    assert bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=_look, quiet=True)["failed"] == []
+    assert bench(matrix, tmp_path / "out", train=die, evaluate=evaluate, look=look_at, quiet=True)["failed"] == []
 
 
 def test_workers_go_to_the_training_and_to_its_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -419,7 +420,7 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path: Path) -> None:
     assert done.exception is None
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["arm", "model", "budget", "limit", "share", "seed", "images", "state"]
-    assert len(lines) == 8
+    assert "6 trainings of 60,000 images: " in done.stdout  # two epochs of 5,000
     held = {arm: VARIANTS[name].splits["train"] for arm, name in (("real", "shapes"), ("copy", "shapes-context"))}
     assert {tuple(line.split()[i] for i in (0, 6)) for line in lines[1:7]} == {(a, str(n)) for a, n in held.items()}
     assert lines[-1] == "6 cells: 6 to train"
@@ -463,7 +464,7 @@ def test_a_report_of_a_mistyped_folder_names_the_one_that_is_near(
     monkeypatch.chdir(tmp_path)
     Path("out/bench").mkdir(parents=True)
     with pytest.raises(HfsynError, match=r"There is no bench in out/bnech\. Did you mean 'out/bench'\?"):
-        report("out/bnech")
+        write_page("out/bnech")
 
 
 def test_nothing_is_said_of_the_others_if_all_failed(tmp_path: Path) -> None:

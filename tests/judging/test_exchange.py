@@ -19,7 +19,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.bench.cells import bench
 from hfsyn.judging.bench.exchange import exchange_rates, rate_of, rate_sentence
 from hfsyn.judging.bench.matrix import EXAMPLES, cell_config, cells, load_matrix
-from hfsyn.judging.bench.page import report
+from hfsyn.judging.bench.page import write_page
 
 REAL, SYNTHETIC, SEEDS = (0, 5, 10, 20, 40), (0, 20, 40, 80), range(5)
 MATRIX: dict[str, Any] = {
@@ -183,7 +183,7 @@ def test_a_bench_ends_in_rates_and_a_page_with_lines_of_equal_accuracy(tmp_path:
     assert set(rates) == {"captions", "names"}
     assert rates["captions"]["rate"] == pytest.approx(4, rel=0.1)
     assert found["verdict"][0] == rate_sentence(found["exchange"][0])
-    page = report(tmp_path / "out").read_text()
+    page = write_page(tmp_path / "out").read_text()
     assert "are worth one more real image" in page
     assert "Lines of equal accuracy: names" in page
     names = {path.name for path in (tmp_path / "out" / "plots").glob("*.png")}
@@ -202,7 +202,7 @@ def test_the_page_of_one_arm_shows_no_single_point_of_the_grid(tmp_path: Path) -
     arm = {"captions": MATRIX["arms"]["captions"]}
     found = bench({**MATRIX, "arms": arm}, tmp_path, train=made_up_train, evaluate=made_up_evaluate, quiet=True)
     assert found["verdict"] == [rate_sentence(found["exchange"][0])]
-    page = report(tmp_path).read_text()
+    page = write_page(tmp_path).read_text()
     assert "Accuracy by arm" not in page
     assert "Accuracy by class" not in page
     assert "Real images beside those of “captions”" in page

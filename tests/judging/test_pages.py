@@ -20,7 +20,7 @@ from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import HfsynError
 from hfsyn.images.generate_stage import generate
 from hfsyn.judging.bench.cells import bench
-from hfsyn.judging.bench.page import report
+from hfsyn.judging.bench.page import write_page
 from hfsyn.judging.bench.plots import class_plot
 from hfsyn.judging.measures.metrics import wilson
 from hfsyn.outlook.informativeness import OWN, Gain, Informativeness
@@ -89,7 +89,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return train(config, out)
 
     bench(matrix, folder, train=fail, evaluate=measured, quiet=True)
-    return report(folder)
+    return write_page(folder)
 
 
 class Elements(HTMLParser):
@@ -121,7 +121,7 @@ def test_the_page_says_what_was_measured(page: Path) -> None:
     elements = Elements(text).found
     assert "77.5" in text  # real, two images a class, mean of seeds 0 and 1
     assert "cip − basic" in text
-    assert text.count("No such set") == 4
+    assert text.count("No such set") == 8  # in the list of failures, and in the table
     assert "shapes-cip" in text
     assert "guidance 2.5" in text
     assert "torch 9.9" in text
@@ -204,12 +204,12 @@ def test_plots_follow_the_pages_colours(page: Path) -> None:
 
 def test_the_same_bench_gives_the_same_page(page: Path) -> None:
     before = page.read_bytes()
-    assert report(page.parent).read_bytes() == before
+    assert write_page(page.parent).read_bytes() == before
 
 
 def test_a_folder_without_a_bench_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HfsynError, match="no bench"):
-        report(tmp_path)
+        write_page(tmp_path)
 
 
 def test_a_bench_whose_images_have_gone_still_has_its_numbers(page: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_bench_whose_images_have_gone_still_has_its_numbers(page: Path, tmp_pa
         (shutil.copytree if place.is_dir() else shutil.copy)(place, tmp_path / name)
     text = (tmp_path / "matrix.yaml").read_text().replace(str(page.parent), "/gone")
     (tmp_path / "matrix.yaml").write_text(text)
-    text = report(tmp_path).read_text(encoding="utf-8")
+    text = write_page(tmp_path).read_text(encoding="utf-8")
     assert "77.5" in text
     assert "<img" not in text
 
@@ -231,7 +231,7 @@ def test_benches_of_one_name_have_plots_of_their_own(page: Path, tmp_path: Path)
     matrix = yaml.safe_load((page.parent / "matrix.yaml").read_text())
     del matrix["arms"]["gone"]
     (tmp_path / "one" / "matrix.yaml").write_text(yaml.safe_dump(matrix, sort_keys=False))
-    text = report(tmp_path).read_text(encoding="utf-8")
+    text = write_page(tmp_path).read_text(encoding="utf-8")
     plots = [row["href"] for tag, row in Elements(text).found if tag == "a" and str(row["href"]).endswith(".png")]
     assert len(set(plots)) == len(plots) == 9
     assert {"plots/one-accuracy.png", "plots/a-b-accuracy.png", "plots/a-b-2-accuracy.png"} <= set(plots)

@@ -24,7 +24,7 @@ from hfsyn.judging.starting import new_classifier
 from hfsyn.judging.train.checkpoints import found_checkpoints
 from hfsyn.judging.train.feeds import open_feed
 from hfsyn.judging.train.loop import RunOptions, train
-from hfsyn.judging.train.timm_parts import try_training
+from hfsyn.judging.train.timm_parts import make_loss, make_schedule, try_training
 from hfsyn.progress import Progress
 from hfsyn.recipes.training_recipe import TRAINING_RECIPES, load_train_config
 
@@ -383,6 +383,60 @@ def test_every_shipped_training_recipe_loads_and_needs_only_images() -> None:
             load_train_config(name)
     with pytest.raises(HfsynError, match="Did you mean 'tiny-imagenet-10'"):
         load_train_config("tiny-imagenet10")
+
+
+def test_a_recipe_may_be_that_of_another_but_for_what_it_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: rsb-a3-imagenet-1k\noptimise: {batch_size: 64}\n")
+    mine, theirs = (
+        load_train_config(name, ["data.train=[shapes]"]) for name in (str(tmp_path / "mine.yaml"), "rsb-a3-imagenet-1k")
+    )
+    assert (mine.optimise.batch_size, theirs.optimise.batch_size) == (64, 2048)
+    assert mine.augment == theirs.augment
+    assert (mine.optimise.loss, mine.optimise.lr, mine.test.image_size) == ("bce", 0.008, 224)
+
+
+def test_the_rate_falls_in_steps_of_epochs() -> None:
+    steps = config(
+        optimise__epochs=6,
+        optimise__schedule="step",
+        optimise__decay_epochs=2,
+        optimise__decay_rate=0.2,
+        optimise__warmup_epochs=0,
+    )
+    network = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=steps.optimise.lr)
+    schedule = make_schedule(optimizer, steps, 30, 5)
+    rates = []
+    for step in range(30):
+        schedule.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1] * 10 + [0.02] * 10 + [0.004] * 10)
+
+
+@pytest.mark.parametrize("mixes", [False, True])
+def test_binary_cross_entropy_takes_each_class_by_itself(mixes: bool) -> None:
+    changes: dict[str, Any] = {"optimise.loss": "bce", "augment.label_smoothing": 0.0, "optimise.bce_threshold": 0.2}
+    mix, loss = make_loss(config(changes, augment__mixup=1.0 if mixes else 0.0), 3)
+    logits, labels = torch.tensor([[2.0, -1.0, 0.0], [0.0, 1.0, -3.0]]), torch.tensor([0, 1])
+    _, targets = mix(torch.zeros(2, 3, 4, 4), labels, 0, 0)
+    wanted = torch.nn.functional.one_hot(labels, 3).float()
+    if mixes:
+        assert 0.2 < float(targets.max()) < 1  # mixed, of which more than a fifth counts as whole
+        wanted = (targets > 0.2).float()
+    found = loss(logits, targets)
+    assert float(found) == pytest.approx(float(torch.nn.functional.binary_cross_entropy_with_logits(logits, wanted)))
+
+
+def test_a_network_may_be_tested_at_another_size_than_it_is_trained_at(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = train(config(test__dataset="shapes", test__limit_per_class=2, test__image_size=48), out, QUIET)
+    assert found["test"]["preprocessing"]["image_size"] == 48
+    assert evaluate(out, "shapes", limit_per_class=2, quiet=True)["preprocessing"]["image_size"] == 48
+    assert found["config"]["model"]["image_size"] == 32
+    fixed = {"model.name": "test_vit", "model.image_size": None, "test.image_size": 8}
+    with pytest.raises(HfsynError, match=r"cannot be trained on .* of 8 pixels"):
+        train(config(fixed), tmp_path / "fixed", QUIET)
+    assert not (tmp_path / "fixed" / "checkpoints").exists()
 
 
 def test_sets_of_different_classes_are_not_mixed(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ PYTHON_ONLY = {
     "demo": {"seeds"},
     "reproduce": {"generator"},
     "select": {"tell"},
-    "bench": {"train", "evaluate", "look", "submit"},
+    "bench": {"train", "evaluate", "attack", "compare", "look", "submit"},
 }
 """Words that stand for objects and functions, which no command line has."""
 TERMINAL_ONLY = {"as_json", "quiet", "example"}

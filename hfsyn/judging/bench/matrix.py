@@ -6,6 +6,9 @@ Every combination is a cell: one training and its tests. Fields that the small e
     compare: [[cip, basic], [cip, real]]              # the pairs of arms that the verdict is about
     tests:                                            # the other direction, of some arms only:
       images of cip: {dataset: "runs/imagenette-cip-{seed}", split: train, arms: [real]}
+    select_on: {dataset: imagenette, share: 0.1}      # of several lrs or recipes, each arm's best one there is reported
+
+`hfsyn bench --example paper` shows the others.
 """
 
 from __future__ import annotations
@@ -22,61 +25,27 @@ from pydantic import Field, field_validator, model_validator
 
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.sets.references import parse_dataset
+from hfsyn.judging.bench.parts import Arm, Fidelity, Membership, Mix, Name, Numbers, Real, SelectOn, Test
+from hfsyn.judging.sets.image_set import TRAIN
+from hfsyn.judging.sets.references import held_out, kept, parse_dataset
 from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of, refuse_other_kind
-from hfsyn.recipes.training_recipe import TRAINING_RECIPES, TrainConfig, load_train_config
+from hfsyn.recipes.training_recipe import TrainConfig, load_train_config, training_fields
 
 EXAMPLES = {
     name: resources.files("hfsyn.judging.bench.templates").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    for name in ("small", "captions", "exchange")
+    for name in ("small", "captions", "exchange", "paper", "generators")
 }
-"""The matrices that `hfsyn bench --example` prints, all of drawn variants."""
-SETTING = ("model", "budget", "limit", "share", "real", "synthetic", "lr", "recipe")
+"""The matrices that `hfsyn bench --example` prints."""
+SETTING = ("variant", "model", "budget", "limit", "share", "real", "synthetic", "lr", "recipe")
 """The axes in which arms must agree to be compared."""
+CHOSEN = ("lr", "recipe")
+"""The axes of which `select_on` chooses a value for each arm."""
+CHOOSING = "select_on"
+"""The name of the test on which it chooses."""
 CELLS = "cells"
 """The folder of all cells, within the matrix's."""
-Name = Annotated[str, Field(pattern=r"^[\w][\w .,+-]{0,60}$")]
 MOST_CELLS = 100_000
-Numbers = Annotated[tuple[Annotated[int, Field(ge=0, le=10**9)], ...], Field(min_length=1, strict=False)]
 _Rate = Annotated[float, Field(gt=0, le=1e4)]
-
-
-class Arm(Part):
-    """One kind of training set."""
-
-    train: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
-    """Datasets, each `[VARIANT=]PLACE[@REVISION][#CONFIG][:WEIGHT]`; {seed} stands for the seed."""
-    split: Text | None = None
-    """Split to train on; null is `train`, or the only one."""
-
-
-class Mix(Part):
-    """Images that are mixed into every arm."""
-
-    dataset: Text
-    """Usually the real set."""
-    shares: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1, strict=False)]
-    """Share of these images in an epoch, 0 up to but not 1; each value is a point of the mixing curve."""
-
-
-class Real(Part):
-    """Real images that are trained on beside those of an arm, in several numbers."""
-
-    dataset: Text
-    """The real set; {seed} stands for the seed."""
-    numbers: Numbers
-    """Images per class; 0 leaves them out."""
-
-
-class Test(Part):
-    """One evaluation set."""
-
-    dataset: Text
-    """One dataset, written as for training; {seed} stands for the seed."""
-    split: Text | None = None
-    """Split to test on; null is `validation`, else `test`, else the only one."""
-    arms: Annotated[tuple[Text, ...], Field(strict=False)] | None = None
-    """Only the classifiers of these arms are tested on it; null is all."""
 
 
 class Matrix(Part):
@@ -85,6 +54,8 @@ class Matrix(Part):
     name: Name
     config: Any = Field(default_factory=dict)
     """The training recipe that all cells share; the axes below win over it."""
+    variants: Annotated[tuple[Text | None, ...], Field(min_length=1, strict=False)] = (None,)
+    """What {variant} stands for in names of datasets and of training recipes; each is a table of its own."""
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
     """Kinds of training sets."""
     models: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)]
@@ -107,6 +78,16 @@ class Matrix(Part):
     """Training recipes, by name or file; null is `config`."""
     tests: Annotated[dict[Name, Test], Field(min_length=1)]
     """Evaluation sets; the first one is the headline."""
+    baselines: Annotated[tuple[Text, ...], Field(strict=False)] = ()
+    """Networks with published weights that are tested, too, such as resnet50.a1_in1k: rows of the table."""
+    means: dict[Name, Annotated[tuple[Name, ...], Field(min_length=2, strict=False)]] = Field(default_factory=dict)
+    """Means of some of the tests, as tests of their own: {V2: [V2 matched, V2 threshold, V2 top]}."""
+    membership: dict[Name, Membership] = Field(default_factory=dict)
+    """Attacks on each classifier, as columns of the table."""
+    fidelity: dict[Name, Fidelity] = Field(default_factory=dict)
+    """Comparisons of each arm's set with the real one, as columns of the table."""
+    select_on: SelectOn | None = None
+    """Where there are several lrs or recipes: the images on which each arm's best one is chosen; null reports all."""
     compare: Annotated[tuple[Annotated[tuple[Name, Name], Field(strict=False)], ...], Field(strict=False)] | None = None
     """Pairs of arms that the verdict is about, the most important first; null is the last arm with every other."""
 
@@ -123,8 +104,10 @@ class Matrix(Part):
         """Fill in `models`: results and reports must not need the training recipes' files again."""
         if not isinstance(fields, dict) or fields.get("models") is not None:
             return fields
-        recipes = fields.get("recipes") or [fields.get("config")]
-        named = [_network(recipe) for recipe in recipes] if isinstance(recipes, list) else [None]
+        recipes, variants = fields.get("recipes") or [fields.get("config")], fields.get("variants") or [None]
+        if not isinstance(recipes, list) or not isinstance(variants, list):
+            return fields
+        named = [_network(place(r, 0, v) if isinstance(r, str) else r) for r in recipes for v in variants]
         if None in named:
             return fields
         if len(set(named)) > 1:
@@ -134,12 +117,30 @@ class Matrix(Part):
 
     @model_validator(mode="after")
     def _arms_exist(self) -> Matrix:
-        for name, test in self.tests.items():
-            self._check_arms(f"tests.{name}.arms", test.arms or ())
+        for kind in ("tests", "membership", "fidelity"):
+            for name, asked in getattr(self, kind).items():
+                self._check_arms(f"{kind}.{name}.arms", asked.arms or ())
+                if unknown := sorted(set(asked.variants or ()) - set(self.variants)):
+                    said = f"{kind}.{name}.variants names what is not a variant of the matrix: {', '.join(unknown)}."
+                    raise HfsynError(said, f"There are: {', '.join(map(str, self.variants))}.")
         for pair in self.compare or ():
             self._check_arms("compare", pair)
             if len(set(pair)) == 1:
                 raise HfsynError(f"compare has a pair of one arm, {pair[0]!r}.", "Name two arms, as [ARM, OTHER].")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_have_names_of_their_own(self) -> Matrix:
+        named = [*self.tests, *self.means, *self.membership, *self.fidelity]
+        if twice := next((name for name in named if named.count(name) > 1 or name == CHOOSING), None):
+            said = "is taken: it is the test that chooses" if twice == CHOOSING else "stands twice"
+            raise HfsynError(f"The column {twice!r} {said}.", "Give each test, mean and other column another name.")
+        for name, parts in self.means.items():
+            if unknown := [part for part in parts if part not in self.tests]:
+                said = f"means.{name} names what is not a test: {', '.join(unknown)[:200]}."
+                raise HfsynError(said, f"There are: {', '.join(self.tests)}.")
+        if self.variants == (None,) and "{variant}" in self.model_dump_json():
+            raise HfsynError("The matrix says {variant} and has no variants.", "Name them: variants: [imagenette]")
         return self
 
     @model_validator(mode="after")
@@ -192,7 +193,7 @@ class Matrix(Part):
 
 def _network(recipe: Any) -> str | None:
     """The network that a training recipe names (its fields, its name or its file); None if it names none."""
-    fields = TRAINING_RECIPES.fields(recipe)[0] if isinstance(recipe, str) and recipe else recipe
+    fields = training_fields(recipe)[0] if isinstance(recipe, str) and recipe else recipe
     model = fields.get("model") if isinstance(fields, dict) else None
     name = model.get("name") if isinstance(model, dict) else None
     return name if isinstance(name, str) else None
@@ -212,6 +213,7 @@ class Cell:
     synthetic: int | None = None
     lr: float | None = None
     recipe: str | None = None
+    variant: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -225,11 +227,12 @@ class Cell:
             f"recipe-{safe_name(Path(self.recipe).stem)}" if self.recipe else "",
         ]
         setting = "_".join(filter(None, parts)) or "all"
-        return Path(CELLS, safe_name(self.arm), safe_name(self.model), setting, f"seed-{self.seed}")
+        above = [safe_name(Path(self.variant).stem)] if self.variant else []
+        return Path(CELLS, *above, safe_name(self.arm), safe_name(self.model), setting, f"seed-{self.seed}")
 
     def facts(self) -> dict[str, Any]:
         """The values of the usual axes, and of the others that the matrix has."""
-        rare = ("real", "synthetic", "lr", "recipe")
+        rare = ("real", "synthetic", "lr", "recipe", "variant")
         return {name: value for name, value in asdict(self).items() if name not in rare or value is not None}
 
     @property
@@ -247,7 +250,7 @@ def _axes(matrix: Matrix) -> tuple[Sequence[Any], ...]:
     """All but the arms: the axes of `SETTING`, and the seeds."""
     real = matrix.real.numbers if matrix.real else (None,)
     some = (matrix.models, matrix.budgets, matrix.limits, matrix.all_shares, real, matrix.synthetic or (None,))
-    return (*some, matrix.lrs, matrix.recipes, matrix.seeds)
+    return (matrix.variants, *some, matrix.lrs, matrix.recipes, matrix.seeds)
 
 
 def cells(matrix: Matrix) -> Iterator[Cell]:
@@ -256,37 +259,48 @@ def cells(matrix: Matrix) -> Iterator[Cell]:
     Without synthetic images all arms are alike: the first one stands for them. No cell has no images at all.
     """
     first = next(iter(matrix.arms))
-    for model, budget, limit, share, real, synthetic, lr, recipe, seed in itertools.product(*_axes(matrix)):
+    for variant, model, budget, limit, share, real, synthetic, lr, recipe, seed in itertools.product(*_axes(matrix)):
+        named = None if recipe is None else place(recipe, seed, variant)
         for arm in matrix.arms:
             if synthetic == 0 and (not real or arm != first):
                 continue
-            yield Cell(arm, model, budget, limit, share, seed, real, synthetic, lr, recipe)
+            yield Cell(arm, model, budget, limit, share, seed, real, synthetic, lr, named, variant)
 
 
 def cell_tests(matrix: Matrix, cell: Cell) -> dict[str, tuple[str, str | None]]:
-    """The cell's tests by name: dataset and split of each."""
-    return {
-        name: (place(test.dataset, cell.seed), test.split)
+    """The cell's tests by name: dataset and split of each; with that on which recipes are chosen, if there is one."""
+    found = {
+        name: (place(test.dataset, cell.seed, cell.variant), test.split)
         for name, test in matrix.tests.items()
-        if test.arms is None or cell.arm in test.arms
+        if test.of(cell.arm, cell.variant)
     }
+    if (choice := matrix.select_on) is not None:
+        split = choice.split if choice.share is None else held_out(choice.split or TRAIN[0], choice.share)
+        found[CHOOSING] = (place(choice.dataset, cell.seed, cell.variant), split)
+    return found
+
+
+def train_split(matrix: Matrix, arm: str) -> str | None:
+    """The split that an arm is trained on: without what is held out for choosing."""
+    split, choice = matrix.arms[arm].split, matrix.select_on
+    return split if choice is None or choice.share is None else kept(split or "", choice.share)
 
 
 def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
     """The training recipe of a cell. It tests nothing itself: the tests are the bench's."""
     arm = matrix.arms[cell.arm]
-    train = [place(text, cell.seed) for text in arm.train]
+    train = [place(text, cell.seed, cell.variant) for text in arm.train]
     limits = None
     if cell.real is not None and matrix.real is not None:
-        train, limits = _numbered(train, place(matrix.real.dataset, cell.seed), cell)
+        train, limits = _numbered(train, place(matrix.real.dataset, cell.seed, cell.variant), cell)
     if cell.share and matrix.mix is not None:
         try:
-            train = _mixed(train, place(matrix.mix.dataset, cell.seed), cell.share)
+            train = _mixed(train, place(matrix.mix.dataset, cell.seed, cell.variant), cell.share)
         except HfsynError as error:
             raise HfsynError(f"arms.{cell.arm}.train or mix.dataset: {error.message}", error.hint, error.code) from None
     values = {
         "data.train": train,
-        "data.train_split": arm.split,
+        "data.train_split": train_split(matrix, cell.arm),
         "data.budget": cell.budget,
         "data.limit_per_class": cell.limit,
         "data.limits": limits,
@@ -305,9 +319,9 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
     return config.model_copy(update={"test": config.test.model_copy(update={"dataset": None, "every_epochs": 0})})
 
 
-def place(text: str, seed: int) -> str:
-    """A dataset's name with the seed put in."""
-    return text.replace("{seed}", str(seed))
+def place(text: str, seed: int, variant: str | None = None) -> str:
+    """A name with the seed and the variant put in."""
+    return text.replace("{seed}", str(seed)).replace("{variant}", variant or "{variant}")
 
 
 def _mixed(train: Sequence[str], other: str, share: float) -> list[str]:

@@ -8,41 +8,37 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from os.path import relpath
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from builders.errors import near_path
 from builders.files import atomic_text
-from builders.runs import layout, run_files
 from builders.variants import VARIANTS
 from builders.yaml import dump
 from hfsyn.errors import HfsynError
+from hfsyn.judging.bench import arms as trained_on
 from hfsyn.judging.bench import plots
 from hfsyn.judging.bench.cells import MATRIX
-from hfsyn.judging.bench.matrix import SETTING, Matrix, load_matrix, place, safe_name
-from hfsyn.judging.bench.summaries import Outcome, interval_text, read_cells, setting_text, summarise
-from hfsyn.judging.sets.references import parse_dataset
-from hfsyn.outlook.informativeness import kept_in
-from hfsyn.pages.html import page, picture
-from hfsyn.recipes.recipe import published_recipe
-from hfsyn.recipes.strategies import get_strategy
-from hfsyn.runs.run import load_run
-from hfsyn.runs.shards import image_of
-from hfsyn.runs.sheets import shared_samples
+from hfsyn.judging.bench.matrix import SETTING, Matrix, load_matrix, safe_name
+from hfsyn.judging.bench.outcomes import Outcome, chosen, read_cells
+from hfsyn.judging.bench.summaries import interval_text, setting_text, summarise
+from hfsyn.judging.bench.table import csv_text, latex_text, text_of, where_text
+from hfsyn.judging.train.model_card import without_paths
+from hfsyn.pages.html import page
 
 PAGE, PLOTS = "report.html", "plots"
-_SAMPLES = 3  # real images per class
-_CLASSES = 12  # classes on a contact sheet
+_GREY = "#888888"  # of networks with published weights
+CSV_TABLE, TEX_TABLE = "table.csv", "table.tex"
 
 
-def report(out: str | Path) -> Path:
-    """Write ``report.html`` and ``plots/*.png`` into the folder of a bench, or of several; return the page.
+def write_page(out: str | Path, into: Path | None = None) -> Path:
+    """Write ``report.html``, ``table.csv``, ``table.tex`` and ``plots/*.png`` of a bench, or of several (whose tables
+    and plots have names that begin with those of the benches); return the page.
 
     Args:
         out: the folder of a bench, or one with several beside each other.
+        into: a folder for what others may see: without photographs that are not ours, and without paths of this
+            machine. None is `out`, with both.
 
     Raises:
         HfsynError: there is no bench.
@@ -54,9 +50,10 @@ def report(out: str | Path) -> Path:
         raise HfsynError(said, "`hfsyn bench MATRIX --out DIR` makes one.")
     # The names of plots begin with the bench's folder if there are several, else with the matrix's name.
     stems = _stems([bench.name for bench in found]) if len(found) > 1 else [None]
-    sections = [_section(bench, folder, stem) for bench, stem in zip(found, stems, strict=True)]
-    atomic_text(folder / PAGE, _render(sections))
-    return folder / PAGE
+    root, public = into or folder, into is not None
+    sections = [_section(bench, root, stem, public) for bench, stem in zip(found, stems, strict=True)]
+    atomic_text(root / PAGE, _render(sections))
+    return root / PAGE
 
 
 def _render(sections: Sequence[dict[str, Any]]) -> str:
@@ -77,11 +74,13 @@ def _stems(names: Sequence[str]) -> list[str | None]:
     return stems
 
 
-def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
-    """All that the page says about one bench."""
+def _section(bench: Path, root: Path, stem: str | None, public: bool) -> dict[str, Any]:
+    """All that the page says about one bench; see `write_page`."""
     matrix = load_matrix(bench / MATRIX)
-    outcomes = read_cells(matrix, bench)
-    summary = summarise(matrix, outcomes)
+    every = read_cells(matrix, bench)
+    summary = summarise(matrix, every, bench)
+    summary = without_paths(summary) if public else summary
+    outcomes, _ = chosen(matrix, every)
     headline, arms = next(iter(matrix.tests)), list(matrix.arms)
     variant = VARIANTS.get(matrix.tests[headline].dataset)
     groups = []
@@ -95,22 +94,25 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
                 "differences": [row for row in summary["differences"] if setting_text(row) == where],
             }
         )
-    described = {arm: _about(matrix, arm) for arm in arms}
-    told = _told_beforehand(matrix)
-    main = next((group for group in reversed(groups) if group["headline"]), None)
-    figures = _figures(matrix, summary, main["rows"] if main else [])
+    described = {arm: trained_on.about(matrix, arm) for arm in arms}
+    told = trained_on.told_beforehand(matrix)
+    mains = _main_groups(groups)
+    figures = [_figures(matrix, summary, rows) for rows in [one["rows"] for one in mains] or [[]]]
     return {
         "name": matrix.name,
         "about": variant.title if variant else "",
         "verdict": summary["verdict"],
-        "where": _place_of(main["rows"][0]) if main else "",
-        "chance": 1 / main["rows"][0]["classes"] if main else None,
+        "wheres": [_place_of(one["rows"][0]) for one in mains],
+        "chances": [1 / one["rows"][0]["classes"] for one in mains],
+        "chosen": summary["chosen"],
+        "table": _table(summary["table"], arms),
+        "files": _table_files(matrix.name, summary, root, stem),
         "arms": [
             {
                 "name": arm,
                 "colour": plots.colour_of(arms, arm),
                 "about": about,
-                "figure": figures.get(arm, ("no result", "")),
+                "figures": [some.get(arm, ("no result", "")) for some in figures],
                 "told": told.get(arm),
             }
             for arm, about in described.items()
@@ -121,12 +123,43 @@ def _section(bench: Path, root: Path, stem: str | None) -> dict[str, Any]:
         "grids": _grids(matrix, summary["rows"]),
         "exchange": summary.get("exchange", ()),
         "failed": summary["failed"],
+        "failed_sets": summary["failed_sets"],
         "cells": summary["cells"],
         "plots": _plots(matrix, outcomes, summary, root / PLOTS, stem or safe_name(matrix.name)),
-        "sheet": _sheet(matrix),
-        "runs": _runs(matrix, root),
-        "made": _made(matrix, outcomes, root),
+        "sheet": trained_on.sheet(matrix, public),
+        "runs": trained_on.runs(matrix, None if public else root),
+        "made": _made(matrix, outcomes, bench, public),
     }
+
+
+def _main_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last group of the headline of each variant: the largest setting of a scaling curve."""
+    found = {group["rows"][0]["variant"]: group for group in groups if group["headline"]}
+    return list(found.values())
+
+
+def _table_files(name: str, summary: dict[str, Any], root: Path, stem: str | None) -> tuple[str, str]:
+    """Write the table as CSV and as LaTeX; return the files' names."""
+    prefix = "" if stem is None else f"{stem}-"
+    comma, tex = f"{prefix}{CSV_TABLE}", f"{prefix}{TEX_TABLE}"
+    atomic_text(root / comma, csv_text(summary["table"], [*summary["rows"], *summary["baselines"]]))
+    atomic_text(root / tex, latex_text(name, summary["table"]))
+    return comma, tex
+
+
+def _table(found: dict[str, Any], arms: Sequence[str]) -> dict[str, Any]:
+    """The table as the page shows it: blocks of rows, one for each setting."""
+    blocks: dict[str, list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        cells = [
+            {"head": head["name"], "note": cell["note"] or "", "shown": text_of(head, cell)}
+            for head in found["columns"]
+            for cell in [row["cells"][head["name"]]]
+        ]
+        colour = plots.colour_of(arms, row["arm"]) if row["arm"] in arms else _GREY
+        line = {"arm": row["arm"], "colour": colour, "chosen": row["chosen"], "cells": cells}
+        blocks.setdefault(where_text(row), []).append(line)
+    return {"heads": found["columns"], "blocks": [{"where": w, "rows": rows} for w, rows in blocks.items()]}
 
 
 def _place_of(row: dict[str, Any]) -> str:
@@ -168,21 +201,6 @@ def _grids(matrix: Matrix, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
     return found
 
 
-def _about(matrix: Matrix, arm: str) -> str:
-    """What an arm is trained on, in a few words."""
-    found = []
-    for text in matrix.arms[arm].train:
-        named = place(text, matrix.seeds[0])
-        try:
-            named = parse_dataset(named).place
-            prompt = published_recipe(load_run(named).recipe).prompt
-            across = "" if prompt.pairing == "own" else " with captions of other classes"
-            found.append(f"synthetic images from the prompt “{get_strategy(prompt.strategy).template}”{across}")
-        except (HfsynError, OSError):
-            found.append(f"the real images of {named}" if named in VARIANTS else f"images of {Path(named).name}")
-    return " and ".join(found)
-
-
 def _plots(
     matrix: Matrix, outcomes: Sequence[Outcome], summary: dict[str, Any], folder: Path, stem: str
 ) -> list[plots.Plot]:
@@ -200,8 +218,8 @@ def _plots(
             tests[outcome.cell.arm].append(outcome.result["tests"][headline])
     by_arm = {arm: plots.mean_by_class(found) for arm, found in tests.items() if found}
 
-    def named(test: str) -> str:
-        return "Accuracy by arm" + (f": {test}" if len(matrix.tests) > 1 else "")
+    def named(test: str, variant: str | None = last[0]["variant"]) -> str:
+        return "Accuracy by arm" + (f": {test}" if len(matrix.tests) > 1 else "") + (f", {variant}" if variant else "")
 
     found = []
     if matrix.real is None or len(last) > 1:  # one arm at one point of a grid says nothing
@@ -209,6 +227,11 @@ def _plots(
             plots.accuracy_plot(last, arms, where, folder / f"{stem}-accuracy.png", named(headline)),
             plots.class_plot(by_arm, arms, where, folder / f"{stem}-classes.png"),
         ]
+    for variant in list(dict.fromkeys(row["variant"] for row in rows))[:-1]:
+        others = [row for row in rows if row["variant"] == variant]
+        others = [row for row in others if _setting(row) == _setting(others[-1])]
+        png = folder / f"{stem}-accuracy-{safe_name(variant)}.png"
+        found.append(plots.accuracy_plot(others, arms, _place_of(others[0]), png, named(headline, variant)))
     for number, test in enumerate(list(matrix.tests)[1:], start=2):
         others = [row for row in summary["rows"] if row["test"] == test and _setting(row) == setting]
         if len(others) > 1:
@@ -235,76 +258,7 @@ def _setting(row: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(row[key] for key in SETTING)
 
 
-def _run_folders(matrix: Matrix, seed: int) -> dict[str, Path]:
-    """The run folder of each arm that was trained on exactly one, which is here."""
-    places = {name: Path(place(arm.train[0], seed)).expanduser() for name, arm in matrix.arms.items()}
-    return {
-        name: path for name, path in places.items() if len(matrix.arms[name].train) == 1 and layout.is_run_folder(path)
-    }
-
-
-def _told_beforehand(matrix: Matrix) -> dict[str, str]:
-    """How informative the prompts of an arm are, of those of whose runs it was measured: of the first such seed."""
-    found: dict[str, str] = {}
-    for seed in matrix.seeds:
-        for arm, path in _run_folders(matrix, seed).items():
-            if arm not in found and (kept := kept_in(path)) is not None:
-                found[arm] = kept.gain.text().replace("-", "−")
-    return found
-
-
-def _sheet(matrix: Matrix) -> dict[str, Any] | None:
-    """Real images with what each run of the first seed made of them; None if there is nothing to show."""
-    arms = _run_folders(matrix, matrix.seeds[0])
-    try:
-        runs = [load_run(path) for path in arms.values()]
-        found = shared_samples(runs, per_class=_SAMPLES, max_classes=_CLASSES) if runs else []
-    except (HfsynError, OSError):
-        return None  # the source has moved, or the runs are over other images: the page needs no pictures
-    classes = []
-    for info, samples in found:
-        real = [_picture(sample.real, f"real {info.name}", "a real image") for sample in samples]
-        lines: list[dict[str, Any]] = [{"arm": "real", "images": real}]
-        for number, arm in enumerate(arms):
-            rows = [sample.rows[number] for sample in samples]
-            made = [
-                _picture(image_of(row), f"{arm}: {info.name}, made from: {row['prompt']}", row["prompt"])
-                for row in rows
-            ]
-            lines.append({"arm": arm, "images": made})
-        classes.append({"name": info.name, "lines": lines})
-    return {"classes": classes, "seed": matrix.seeds[0]} if classes else None
-
-
-def _picture(image: Image.Image, alt: str, title: str) -> dict[str, Any]:
-    return {**picture(image), "alt": alt, "title": title}
-
-
-def _runs(matrix: Matrix, root: Path) -> list[dict[str, Any]]:
-    """The manifest and the recipe of every finished run that an arm was trained on."""
-    found = []
-    for seed in matrix.seeds:
-        for arm, path in _run_folders(matrix, seed).items():
-            manifest = run_files.finished(path)
-            if manifest is None:
-                continue
-            run = load_run(path)
-            made = run.recipe.generate
-            found.append(
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "manifest": manifest.raw,
-                    "fingerprint": run.fingerprint[:12],
-                    "recipe": (path / layout.RECIPE).read_text(encoding="utf-8"),
-                    "link": relpath(path / layout.RECIPE, root),
-                    "generator": f"{made.model}, {made.steps} steps, guidance {made.guidance_scale:g}",
-                }
-            )
-    return found
-
-
-def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path) -> dict[str, Any]:
+def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path, public: bool) -> dict[str, Any]:
     """How the numbers were obtained: software, devices, seeds, the training recipe."""
     results = [o.result for o in outcomes if o.result is not None]
     tests = [test for result in results for test in result["tests"].values()]
@@ -312,6 +266,8 @@ def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path) -> dict[str, 
     recipe = results[0]["cell"]["config"] if results else {}
     images = {name: test["n"] for result in reversed(results) for name, test in result["tests"].items()}
     here = f"{root.resolve()}/"  # a page may be sent to others, who need not see where it was made
+    recipe = without_paths(recipe) if public else recipe
+    named = {name: without_paths(test.dataset) if public else test.dataset for name, test in matrix.tests.items()}
     return {
         "software": ", ".join(f"{name} {version}" for name, version in software.items()),
         "devices": sorted({test["device"] for test in tests if "device" in test}),
@@ -321,7 +277,7 @@ def _made(matrix: Matrix, outcomes: Sequence[Outcome], root: Path) -> dict[str, 
         "trainings": len(results),
         "recipe": dump(recipe).replace(here, ""),
         "tests": [
-            {"name": name, "dataset": test.dataset.replace(here, ""), "split": test.split or "", "n": images.get(name)}
+            {"name": name, "dataset": named[name].replace(here, ""), "split": test.split or "", "n": images.get(name)}
             for name, test in matrix.tests.items()
         ],
     }

@@ -8,97 +8,58 @@ import itertools
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text
+from hfsyn.judging.bench.baselines import baseline_outcomes
+from hfsyn.judging.bench.columns import comparisons, read_comparison
 from hfsyn.judging.bench.exchange import exchange_rates, rate_sentence
-from hfsyn.judging.bench.matrix import SETTING, Cell, Matrix, cell_tests, cells
+from hfsyn.judging.bench.matrix import SETTING, Cell, Matrix
+from hfsyn.judging.bench.outcomes import NOT_RUN, Choice, Outcome, chosen, own_metrics, read_cells, with_means
+from hfsyn.judging.bench.table import table
 from hfsyn.judging.bench.verdict import NOTHING_YET, size_text, verdict
 from hfsyn.judging.measures.metrics import mean_interval, paired_difference
 
-CSV, SUMMARY, RESULTS, ERROR = "results.csv", "summary.json", "results.json", "error.json"
-_NOT_RUN = "not run"  # the error of a cell that was not tried yet
+CSV, SUMMARY = "results.csv", "summary.json"
 _TEST_COLUMNS = ("test", "n", "classes", "top1", "top1_low", "top1_high", "top5", "ece", "top1_all_classes")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A cell and what became of it."""
-
-    cell: Cell
-    result: dict[str, Any] | None
-    """Its results.json with those of its tests that the matrix asks for; None if it is not trained."""
-    error: str | None
-    """Why it failed, as a whole or in a test; None if it did not."""
-    missing: tuple[str, ...] = ()
-    """Tests that are asked for and not there."""
 
 
 def sum_up(matrix: Matrix, folder: Path, *, quiet: bool) -> dict[str, Any]:
     """Write ``results.csv`` and ``summary.json`` into a matrix's folder; return what the latter holds."""
     outcomes = read_cells(matrix, folder)
-    summary = summarise(matrix, outcomes)
-    atomic_text(folder / CSV, _csv_text(outcomes))
+    summary = summarise(matrix, outcomes, folder)
+    atomic_text(folder / CSV, _csv_text(with_means(matrix, outcomes)))
     atomic_text(folder / SUMMARY, json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     if not quiet:
         print(_table_text(summary), file=sys.stderr)
     return summary
 
 
-def read_cells(matrix: Matrix, folder: Path) -> list[Outcome]:
-    """Every cell of the matrix with what its folder holds."""
-    found = []
-    for cell in cells(matrix):
-        result, error = (read_json(folder / cell.folder / name) for name in (RESULTS, ERROR))
-        wanted = cell_tests(matrix, cell)
-        failed = (error or {}).get("error", _NOT_RUN)
-        if result is not None and (other := _difference_of(cell, wanted, result)):
-            result, failed = None, f"what is in its folder is another cell's: {other}"
-        tests = {name: test for name, test in (result or {}).get("tests", {}).items() if name in wanted}
-        missing = tuple(name for name in wanted if name not in tests)
-        failure = failed if missing or result is None else None
-        found.append(Outcome(cell, result and {**result, "tests": tests}, failure, missing))
-    return found
-
-
-def _difference_of(cell: Cell, tests: dict[str, tuple[str, str | None]], result: dict[str, Any]) -> str:
-    """How the cell that a result names differs from this one; empty if it does not."""
-    there = result.get("cell", {})
-    differing = [f"{key} {there.get(key)!r}" for key, value in asdict(cell).items() if there.get(key) != value]
-    known = there.get("tests", {})
-    differing += [f"{name} {known[name]}" for name, test in tests.items() if name in known and known[name] != [*test]]
-    return ", ".join(differing)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file; None if there is none."""
-    found: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return found
-
-
-def _own_metrics(test: dict[str, Any]) -> dict[str, Any]:
-    """The metrics of a test: over the set's own classes if the classifier has more, as is usual for such sets."""
-    found: dict[str, Any] = test["metrics"].get("masked") or test["metrics"]
-    return found
-
-
-def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Sum up.
+def summarise(matrix: Matrix, outcomes: Sequence[Outcome], folder: Path) -> dict[str, Any]:
+    """Sum up the outcomes of a matrix in its folder.
 
     Returns:
-        ``name``, ``verdict`` (sentences), ``cells``, ``failed`` (``cell``, ``error``), ``rows``: one for each test,
-        setting and arm, with ``seeds``, ``values`` and ``mean``, ``low``, ``high`` of top-1, ``n`` (test images),
-        ``classes``, ``top5``, ``ece`` (means) and ``all_classes`` (mean top-1 over all outputs, if the set has fewer
-        classes);
+        ``name``, ``verdict`` (sentences), ``cells``, ``failed`` (``cell``, ``error``), ``failed_sets`` (likewise, of
+        comparisons of sets and of published networks), ``chosen`` (sentences: which learning rates and training
+        recipes, and on what), ``table``, see `hfsyn.judging.bench.table`, ``baselines`` (rows of published networks);
+        ``rows``: one for each test or mean of some, setting and arm, with ``seeds``, ``values`` and ``mean``, ``low``,
+        ``high`` of top-1, ``n`` (test images), ``classes``, ``top5``, ``ece`` (means) and ``all_classes`` (mean top-1
+        over all outputs, if the set has fewer classes);
         ``differences``: one for each test, setting and pair of arms, ``a`` minus ``b`` over the seeds that both have;
         of two arms ``a`` is the one that comes later in the matrix; with the axes `real` and `synthetic` also
-        ``exchange``, see `exchange_rates`.
+        ``exchange``, see `exchange_rates`. Where `select_on` chooses, all but ``failed`` is of what was chosen.
     """
+    failed = [{"cell": "/".join(o.cell.folder.parts[1:]), "error": o.error} for o in outcomes if o.error is not None]
+    count = len(outcomes)
+    some, choices = chosen(matrix, outcomes)
+    outcomes = with_means(matrix, some)
+    published = with_means(matrix, baseline_outcomes(matrix, folder))
     rows, differences = [], []
     settings = list(dict.fromkeys(outcome.cell.setting for outcome in outcomes))
-    for name, setting in itertools.product(matrix.tests, settings):
+    tests = [*matrix.tests, *matrix.means]
+    for name, setting in itertools.product(tests, settings):
         # In the matrix's order, whichever cells are there: a difference must not change its sign because one failed.
         by_arm: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in matrix.arms}
         for outcome in outcomes:
@@ -112,12 +73,19 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
             for b, a in itertools.combinations(by_arm, 2)
             if set(by_arm[a]) & set(by_arm[b])
         ]
-    failed = [{"cell": "/".join(o.cell.folder.parts[1:]), "error": o.error} for o in outcomes if o.error is not None]
     found = {
         "name": matrix.name,
-        "cells": len(outcomes),
+        "cells": count,
         "failed": failed,
-        "tests": list(matrix.tests),
+        "failed_sets": [*_failed_sets(matrix, folder), *_failed_baselines(published)],
+        "chosen": [_choice_text(choice) for choice in choices],
+        "table": table(matrix, [*outcomes, *published], folder, choices),
+        "baselines": [
+            {"test": name, **dict(zip(SETTING, one.cell.setting, strict=True)), "arm": one.cell.arm, **_row({0: test})}
+            for one in published
+            for name, test in (one.result or {"tests": {}})["tests"].items()
+        ],
+        "tests": tests,
         "arms": list(matrix.arms),
         "rows": rows,
         "differences": differences,
@@ -129,8 +97,26 @@ def summarise(matrix: Matrix, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {**found, "exchange": rates, "verdict": [*map(rate_sentence, rates), *others]}
 
 
+def _choice_text(choice: Choice) -> str:
+    where = ", ".join(filter(None, (choice.setting["variant"] or "", choice.setting["model"])))
+    return f"{choice.arm} ({where}): {choice.text()}, {100 * choice.mean:.1f} % right there"
+
+
+def _failed_sets(matrix: Matrix, folder: Path) -> list[dict[str, str]]:
+    found = []
+    for name, one in comparisons(matrix).items():
+        made, why = read_comparison(folder, one)
+        if made is None:
+            found.append({"cell": f"{one.column} of {one.arm} ({name})", "error": str(why).removeprefix("failed: ")})
+    return found
+
+
+def _failed_baselines(published: Sequence[Outcome]) -> list[dict[str, str]]:
+    return [{"cell": f"published {one.cell.arm}", "error": one.error} for one in published if one.error is not None]
+
+
 def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    own = [_own_metrics(test) for test in tests.values()]
+    own = [own_metrics(test) for test in tests.values()]
     means = {
         measure: mean_interval([found[measure]["value"] for found in own if found[measure]["value"] is not None])
         for measure in ("top1", "top5", "ece")
@@ -155,7 +141,7 @@ def _row(tests: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 def _difference(a: dict[int, dict[str, Any]], b: dict[int, dict[str, Any]]) -> dict[str, Any]:
     seeds = [seed for seed in a if seed in b]
-    found = paired_difference(*([_own_metrics(tests[seed])["top1"]["value"] for seed in seeds] for tests in (a, b)))
+    found = paired_difference(*([own_metrics(tests[seed])["top1"]["value"] for seed in seeds] for tests in (a, b)))
     return {"seeds": seeds, **{key: value for key, value in found.items() if key != "n"}}
 
 
@@ -168,19 +154,22 @@ def _csv_text(outcomes: Sequence[Outcome]) -> str:
     writer.writeheader()
     for outcome in outcomes:
         start = {**asdict(outcome.cell), "folder": outcome.cell.folder.as_posix()}
-        failed = {**start, "status": "missing" if outcome.error == _NOT_RUN else "failed", "error": outcome.error}
         if outcome.result is None:
-            writer.writerow(failed)
+            writer.writerow({**start, **_status(str(outcome.error))})
             continue
-        writer.writerows({**failed, "test": name} for name in outcome.missing)
+        writer.writerows({**start, "test": name, **_status(why)} for name, why in outcome.missing.items())
         for name, test in outcome.result["tests"].items():
-            own = _own_metrics(test)
+            own = own_metrics(test)
             top1, top5, ece = own["top1"], own["top5"]["value"], own["ece"]["value"]
             all_classes = test["metrics"]["top1"]["value"]
             values = (name, test["n"], own["classes"], top1["value"], top1["low"], top1["high"], top5, ece, all_classes)
             tested = dict(zip(_TEST_COLUMNS, values, strict=True))
             writer.writerow({**start, **tested, "seconds": outcome.result["seconds"], "status": "done"})
     return out.getvalue()
+
+
+def _status(why: str) -> dict[str, str]:
+    return {"status": "missing" if why == NOT_RUN else "failed", "error": why}
 
 
 def _table_text(summary: dict[str, Any]) -> str:
@@ -201,7 +190,7 @@ def _table_text(summary: dict[str, Any]) -> str:
 
 def setting_text(row: dict[str, Any]) -> str:
     """A row's test and setting in words."""
-    return ", ".join(filter(None, (f"tested on {row['test']}", row["model"], size_text(row))))
+    return ", ".join(filter(None, (f"tested on {row['test']}", row["variant"] or "", row["model"], size_text(row))))
 
 
 def interval_text(row: dict[str, Any], *, sign: str = "") -> str:

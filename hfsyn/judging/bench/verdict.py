@@ -1,13 +1,14 @@
 """What a comparison found, in words: sentences that follow from the numbers by fixed rules.
 
-For each test and network the pairs of arms that the matrix names are compared (else the last arm with every other), in
-the largest setting of a scaling curve. A difference is called one only if its 95 % interval does not include zero; one
-seed has no interval, and that is said. If no arm is better than guessing, differences mean nothing.
+For each test, network and variant the pairs of arms that the matrix names are compared (else the last arm with every
+other), in the largest setting of a scaling curve. A difference is called one only if its 95 % interval does not include
+zero; one seed has no interval, and that is said. If no arm is better than guessing, differences mean nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hfsyn.judging.bench.matrix import SETTING
@@ -29,11 +30,12 @@ def verdict(summary: Mapping[str, Any], compare: Sequence[tuple[str, str]] | Non
     alone: list[str] = []
     for test in summary["tests"]:
         rows = [row for row in summary["rows"] if row["test"] == test]
-        models = list(dict.fromkeys(row["model"] for row in rows))
-        for model in models:
-            of_model = [row for row in rows if row["model"] == model]
+        parts = list(dict.fromkeys((row["model"], row.get("variant")) for row in rows))
+        for model, variant in parts:
+            of_model = [row for row in rows if (row["model"], row.get("variant")) == (model, variant)]
             setting = _setting(of_model[-1])
-            place = f"On “{test}”" + (f", with {model}" if len(models) > 1 else "")
+            place = f"On “{test}”" + (f", trained on {variant}" if len({part[1] for part in parts}) > 1 else "")
+            place += f", with {model}" if len({part[0] for part in parts}) > 1 else ""
             place += f", {told}" if len({*map(_setting, of_model)}) > 1 and (told := size_text(of_model[-1])) else ""
             here = [row for row in of_model if _setting(row) == setting]
             pairs = [d for d in summary["differences"] if d["test"] == test and _setting(d) == setting]
@@ -53,7 +55,7 @@ def size_text(row: Row) -> str:
     if row.get("real") is not None:
         parts.append(f"{row['real']} real and {row['synthetic']} synthetic images per class")
     parts += [f"learning rate {row['lr']:g}"] if row.get("lr") else []
-    parts += [f"training recipe {row['recipe']}"] if row.get("recipe") else []
+    parts += [f"training recipe {Path(row['recipe']).stem}"] if row.get("recipe") else []
     return ", ".join(parts)
 
 

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,10 @@ from PIL import Image
 
 from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
+from hfsyn.judging.measures.pairs import pairs_sheet
 from hfsyn.judging.measures.results import Result, row
 from hfsyn.judging.sets.copies import COPY, Copies, copies_between, copies_within, thumbnail
+from hfsyn.runs.sheets import save_png
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
@@ -108,15 +111,17 @@ def measure_fidelity(
     real: str,
     *,
     features: str = DEFAULT_FEATURES,
+    split: str | None = None,
     evaluation: str | None = None,
     limit_per_class: int | None = None,
     overrides: Any = None,
     device: str = "cpu",
+    sheet: str | Path | None = None,
 ) -> Fidelity:
     """Compare a synthetic dataset with the real one behind it.
 
-    The arguments are those of `hfsyn.api.judging.fidelity`, as is the HfsynError that it raises. Features of
-    ``random:NAME`` see little more than colours, and are named so in the result.
+    The arguments are those of `hfsyn.api.judging.fidelity`, as is the HfsynError that it raises; `split` is the
+    synthetic set's. Features of ``random:NAME`` see little more than colours, and are named so in the result.
 
     Returns:
         What `compare_sets` returns, with ``features`` (name, weights, sha256, dimension), ``sets`` and ``undecodable``.
@@ -125,10 +130,12 @@ def measure_fidelity(
     from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
     from hfsyn.judging.sets.shared import same_names
 
+    if sheet is not None and (Path(sheet).suffix.lower() != ".png" or Path(sheet).is_dir()):
+        raise HfsynError(f"--sheet {sheet} is not the name of a PNG file.", "Name one: --sheet copies.png")
     classifier = _open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
     opened = {
-        "synthetic": open_images(synthetic, default=TRAIN, limit=limit_per_class),
+        "synthetic": open_images(synthetic, split, default=TRAIN, limit=limit_per_class),
         "real": open_images(real, default=TRAIN, limit=limit_per_class),
     }
     if evaluation is not None:
@@ -153,7 +160,10 @@ def measure_fidelity(
         "sets": sets,
         "undecodable": undecodable,
     }
-    return Fidelity(about | compare_sets(found["synthetic"], found["real"], found.get("evaluation")))
+    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], found.get("evaluation")))
+    if sheet is not None:
+        save_png(pairs_sheet(result, opened), Path(sheet).expanduser())
+    return result
 
 
 def _open_network(features: str, device: str, overrides: Any) -> Any:

@@ -28,7 +28,7 @@ from builders.sources.tables import local_choice, tables_of
 from builders.variants import VARIANTS, Choice, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.sets import tables
-from hfsyn.judging.sets.references import Reference, parse_dataset, pick_split
+from hfsyn.judging.sets.references import Reference, parse_dataset, part_of, pick_split
 from hfsyn.judging.sets.tables import Labelled, Parts
 from hfsyn.rules import fold_of
 
@@ -251,7 +251,8 @@ def open_images(
 
     Args:
         reference: see `hfsyn.judging.sets.references`.
-        split: None takes the first of `default` (`TRAIN` or `TEST`) that exists, or the only split.
+        split: None takes the first of `default` (`TRAIN` or `TEST`) that exists, or the only split; it may be a part of
+            a split.
         limit: at most that many images per class, the first ones.
 
     Raises:
@@ -260,7 +261,11 @@ def open_images(
     """
     found = parse_dataset(reference) if isinstance(reference, str) else reference
     opener = {"hub": _open_hub, "local": _open_local, "variant": _open_variant}[found.kind]
+    split, part, within = part_of(split)
     opened = opener(found, split, default)
+    if within is not None:
+        chosen = opened.only([number for number, name in enumerate(opened.ids) if within(name)])
+        opened = replace(chosen, split=f"{opened.split}{part}")
     if limit is not None:
         seen: Counter[str] = Counter()
         keep = []

@@ -14,11 +14,16 @@
 
 A Hub name and a relative folder look alike: a path that exists wins; ``hf://datasets/user/name`` always means the Hub.
 WEIGHT is for training on several sets: their shares of the images are proportional to the weights.
+
+A split may be a part of one: ``train[held 10%]``, and all but that, ``train[kept 90%]``. Which images are held is
+decided by the hash of their ids (`hfsyn.rules`), and of what was made from a real image by the id of that one: nothing
+that is held is in what is kept, nor is an image that was made from it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +32,14 @@ from builders.variants import VARIANTS, usual_split
 from builders.variants.class_maps import find_variant, read_variant
 from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
+from hfsyn.rules import share_of
 
 GRAMMAR = "A dataset is [VARIANT=]PLACE[@REVISION][#CONFIG][:WEIGHT], PLACE a variant, a folder or USER/NAME."
 
 _WEIGHT = re.compile(r":(?P<weight>[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)$")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _URL = "hf://datasets/"
+_PART = re.compile(r"(?P<split>[^\[\]]*)\[(?P<which>held|kept) (?P<percent>[0-9]{1,2}(?:\.[0-9]+)?)%\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,3 +138,35 @@ def pick_split(there: Sequence[str], split: str | None, default: Sequence[str], 
             said, f"It has: {', '.join(there) or 'none'}. Name one: --eval-split, or --set data.train_split="
         )
     return ways[0]
+
+
+def without_weight(text: str) -> str:
+    """A dataset's name without its weight; it need not be there."""
+    return _WEIGHT.sub("", text.strip())
+
+
+def held_out(split: str, share: float) -> str:
+    """The part of a split that is held out; see the module."""
+    return f"{split}[held {100 * share:g}%]"
+
+
+def kept(split: str, share: float) -> str:
+    """What is left of a split if a share is held out."""
+    return f"{split}[kept {100 - 100 * share:g}%]"
+
+
+def part_of(split: str | None) -> tuple[str | None, str, Callable[[str], bool] | None]:
+    """A split without its part, the part as it is written, and whether an image of an id is in it; None if all are.
+
+    Raises HfsynError if there are brackets that say something else.
+    """
+    if split is None or not ({"[", "]"} & set(split)):
+        return split, "", None
+    found = _PART.fullmatch(split)
+    percent = Decimal(found["percent"]) if found else Decimal(0)
+    if found is None or not percent:
+        raise HfsynError(f"{split!r} is not a split.", "A part of one is train[held 10%] or train[kept 90%].")
+    held = percent if found["which"] == "held" else 100 - percent
+    limit = float(held) / 100
+    base, is_held = found["split"], found["which"] == "held"
+    return base or None, split[len(base) :], lambda name: (share_of(name) < limit) == is_held

@@ -34,6 +34,7 @@ from hfsyn.judging.classifier import (
 )
 from hfsyn.judging.measures.evaluate import check_counts, measure
 from hfsyn.judging.measures.metrics import dump_result
+from hfsyn.judging.preprocessing import Preprocessing
 from hfsyn.judging.sets.batches import Slice, derive
 from hfsyn.judging.sets.image_set import ImageSet, facts_of, open_images, tell_left_out, tell_unread
 from hfsyn.judging.sets.shared import tell_overlap, tell_part, testable
@@ -151,6 +152,12 @@ def open_training(config: TrainConfig, folder: Path, options: RunOptions, proces
     return Opened(feed, test, overlap, done, classifier, recorder)
 
 
+def _for_tests(classifier: Classifier, config: TrainConfig) -> Preprocessing:
+    """How images are prepared for the tests of a classifier."""
+    size = config.test.image_size or config.model.image_size or classifier.preprocessing.image_size
+    return replace(classifier.preprocessing, image_size=size, crop=config.test.crop)
+
+
 def total_steps(config: TrainConfig, budget: int) -> int:
     """Steps of a training, at least one: the whole batches in `epochs` times `budget` images, across epochs."""
     part = config.optimise
@@ -197,7 +204,8 @@ class _Training:
         model, optimizer = accelerator.prepare(network, optimizer)
         if average is not None:
             accelerator.register_for_checkpointing(average)
-        kept = replace(classifier, network=average.module if average is not None else network)
+        prepared = _for_tests(classifier, config)
+        kept = replace(classifier, network=average.module if average is not None else network, preprocessing=prepared)
 
         # Continue after the newest checkpoint, with the batches that come next.
         first = self._resume()
@@ -339,7 +347,7 @@ class _Training:
     def test_again(self, done: dict[str, Any]) -> dict[str, Any]:
         """Test a finished training on something else, then replace its result."""
         kept = open_classifier(self.folder, device=str(self.accelerator.device))
-        kept = replace(kept, preprocessing=replace(kept.preprocessing, crop=self.config.test.crop))
+        kept = replace(kept, preprocessing=_for_tests(kept, self.config))
         result = {**done, "config": self.config.model_dump(mode="json"), "test": self._test(kept)}
         if self.accelerator.is_main_process:
             save_classifier(kept, self.folder)  # the crop is a part of it

@@ -4,20 +4,20 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from builders.files import sha256_of
-from builders.hub import HeadMovedError, page_of
-from hfsyn.errors import ExitCode, HfsynError
+from builders.hub import page_of
+from builders.yaml import dump
+from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo, LocalFile
 from hfsyn.judging.classifier import Classifier, open_classifier
-from hfsyn.judging.sets.references import parse_hub_id
+from hfsyn.judging.sets.references import parse_dataset, parse_hub_id
 from hfsyn.progress import teller
+from hfsyn.publishing.benchmark import EVAL, task_of
 
 RESULTS = "results.json"
-_ROUNDS = 5  # how often a commit is tried if the branch moves meanwhile
 
 
 def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
@@ -27,7 +27,7 @@ def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, 
     folder holds no finished training, the name is not valid, the Hub refuses (exit code 3) or does not answer in time
     (exit code 4).
     """
-    repo = HubRepo(_check_repo_id(repo_id), repo_type="model", say=teller(quiet))
+    repo = HubRepo(check_repo_id(repo_id), repo_type="model", say=teller(quiet))
     path = Path(folder)
     if not (path / RESULTS).is_file():
         raise HfsynError(f"{folder} holds no finished training.", "Run its `hfsyn train` command to the end first.")
@@ -38,32 +38,18 @@ def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, 
         files = {file.name: LocalFile(file, sha256_of(file)) for file in sorted(Path(temporary).iterdir())}
         files["README.md"] = LocalFile.made(card_text(classifier, result, repo_id))
         files[RESULTS] = LocalFile.made(json.dumps(without_paths(result), indent=1))
+        files |= _eval_files(result["test"], repo_id, repo)
         repo.create(private=private)
-        return f"{page_of(repo_id, 'model')}/commit/{_sent(repo, files)}"
-
-
-def _sent(repo: HubRepo, files: Mapping[str, LocalFile]) -> str:
-    """The commit that has the files; those that the repository already has are not sent."""
-    for _ in range(_ROUNDS):
-        head = repo.head()
-        if head is None:
-            break
-        there = repo.tree(head)
-        missing = {name: file for name, file in files.items() if not file.is_at(there.get(name))}
-        if not missing:
-            return head
-        with suppress(HeadMovedError):  # another commit came first: look again
-            return repo.commit(missing, [], parent=head, message="Add classifier")
-    said = f"{repo.repo_id} was removed, or others kept committing to it."
-    raise HfsynError(said, "Run the same command again.", code=ExitCode.PARTIAL)
+        return f"{page_of(repo_id, 'model')}/commit/{repo.bring(files, 'Add classifier')}"
 
 
 def check_push(repo_id: str) -> None:
     """Refuse a name that is not USER/NAME, and a missing token (exit code 3), before any work is done."""
-    HubRepo(_check_repo_id(repo_id), repo_type="model").need_token()
+    HubRepo(check_repo_id(repo_id), repo_type="model").need_token()
 
 
-def _check_repo_id(repo_id: str) -> str:
+def check_repo_id(repo_id: str) -> str:
+    """Refuse a name that is not USER/NAME."""
     if parse_hub_id(repo_id) is None:
         raise HfsynError(f"{repo_id!r} is not a name on the Hub.", "One looks like USER/NAME.")
     return repo_id
@@ -163,6 +149,7 @@ def _eval_results(test: Mapping[str, Any]) -> list[Any]:
             task_type="image-classification",
             dataset_type=repository or data.get("variant") or "local",
             dataset_name=_without_path(data["reference"]),
+            dataset_config=parse_dataset(data["reference"]).config if repository else None,
             dataset_split=data["split"],
             dataset_revision=data["revision"] if repository else None,
             metric_type="accuracy",
@@ -172,6 +159,36 @@ def _eval_results(test: Mapping[str, Any]) -> list[Any]:
         for title, key in (("Top 1 accuracy", "top1"), ("Top 5 accuracy", "top5"))
         if test["metrics"][key]["value"] is not None
     ]
+
+
+def _eval_files(test: Mapping[str, Any] | None, repo_id: str, repo: HubRepo) -> dict[str, LocalFile]:
+    """The result of the test where leaderboards look, ``.eval_results/DATASET.yaml``; of sets on the Hub alone."""
+    if not test or not test["dataset"]["hub"]:
+        return {}
+    data = test["dataset"]
+    there = HubRepo(data["hub"], token=repo.token, say=repo.say)
+    config = parse_dataset(data["reference"]).config
+    tasks = there.text(EVAL, data["revision"]) if EVAL in there.tree(data["revision"]) else None
+    name = f"{data['hub'].replace('/', '_')}{f'_{config}' if config else ''}_{data['split']}"
+    text = eval_results_text(test, task_of(tasks, config, data["split"]), repo_id)
+    return {f".eval_results/{name}.yaml": LocalFile.made(text)}
+
+
+def eval_results_text(test: Mapping[str, Any], task: str, repo_id: str) -> str:
+    """The top-1 accuracy of a test on a set of the Hub, as `huggingface_hub.parse_eval_result_entries` reads it."""
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    data, found = test["dataset"], test["metrics"]["masked"] or test["metrics"]
+    entry = EvalResultEntry(
+        dataset_id=data["hub"],
+        task_id=task,
+        value=round(found["top1"]["value"], 6),
+        dataset_revision=data["revision"],
+        source_url=f"{page_of(repo_id, 'model')}/blob/main/{RESULTS}",
+        source_name="results of hfsyn",
+        notes=f"top-1 accuracy, {data['split']}, {test['n']} images, among {found['classes']} classes",
+    )
+    return dump(eval_result_entries_to_yaml([entry]))
 
 
 def without_paths(value: Any) -> Any:

@@ -149,6 +149,8 @@ def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: f
         sched=part.schedule,
         num_epochs=steps - warmup,
         min_lr=part.min_lr,
+        decay_epochs=max(1, round(part.decay_epochs * each_epoch)),
+        decay_rate=part.decay_rate,
         warmup_epochs=warmup,
         warmup_lr=part.lr / (warmup + 1),
         warmup_prefix=True,
@@ -161,11 +163,15 @@ def make_schedule(optimizer: Any, config: TrainConfig, steps: int, each_epoch: f
 def make_loss(config: TrainConfig, classes: int) -> tuple[Mix, Callable[[Any, Any], Any]]:
     """``(mix, loss)``: mix makes mixed pixels and targets of a part's pixels and labels, the same on every restart."""
     from timm.data import Mixup
-    from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+    from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
     part = config.augment
+    binary = None
+    if config.optimise.loss == "bce":
+        binary = BinaryCrossEntropy(part.label_smoothing, target_threshold=config.optimise.bce_threshold or None)
     if not part.mixes:
-        return lambda pixels, labels, step, number: (pixels, labels), LabelSmoothingCrossEntropy(part.label_smoothing)
+        plain = binary or LabelSmoothingCrossEntropy(part.label_smoothing)
+        return lambda pixels, labels, step, number: (pixels, labels), plain
     mixup = Mixup(
         mixup_alpha=part.mixup,
         cutmix_alpha=part.cutmix,
@@ -178,7 +184,7 @@ def make_loss(config: TrainConfig, classes: int) -> tuple[Mix, Callable[[Any, An
         with seeded(derive(config.seed, "mix", step, number)):  # the same in all processes: they share the pairs
             return mixup(pixels, labels)
 
-    return mix, SoftTargetCrossEntropy()
+    return mix, binary or SoftTargetCrossEntropy()
 
 
 def try_training(classifier: Classifier, config: TrainConfig, images: int) -> None:
@@ -205,6 +211,9 @@ def try_training(classifier: Classifier, config: TrainConfig, images: int) -> No
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             shape = tuple(network(torch.zeros(count, 3, height, width)).shape)
+            if (side := config.test.image_size) is not None:
+                size = side
+                network.eval()(torch.zeros(1, 3, side, side))
         except Exception as error:
             raise HfsynError(
                 f"{classifier.name} cannot be trained on {images} colour image{'s' * (images > 1)} of {size} pixels "
