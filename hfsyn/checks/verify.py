@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from builders.errors import DataError, brief, plural
 from builders.files import sha256_of
@@ -35,6 +34,7 @@ from hfsyn.recipes.recipe import Recipe, dump_recipe, fingerprint, published_rec
 from hfsyn.recipes.strategies import is_user_strategy
 from hfsyn.rules import order_of, sample_id_of, seed_of
 from hfsyn.runs.pairing import Told
+from hfsyn.runs.scores import guarded_table
 from hfsyn.runs.selection_rule import Rule, apply, checked_selection
 
 _SHOWN = 20
@@ -302,7 +302,8 @@ class _Checker:
             return
         try:
             rule = Rule(**checked_selection(stated)["rule"])
-            table = pq.read_table(self.side.fetch(layout.SELECTION))
+            rows = stated["parent"]["rows"]
+            table = guarded_table(self.side.fetch(layout.SELECTION), rows, self.side.label)
             reasons = apply(rule, table).reasons
             ids = [str(name) for name in table["sample_id"].to_pylist()]
             lines = [json.loads(line) for line in self.side.text(layout.REJECTED).splitlines()]

@@ -93,7 +93,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "device": (_devices,),
 }
 """What completes a parameter, by its name, or where that differs by its command and its name."""
-_FILES = ("matrix", "model", "features", "path", "source", "out")
+_FILES = ("matrix", "model", "features", "path", "source", "out", "judge", "scores")
 """Parameters that are completed with files alone."""
 
 

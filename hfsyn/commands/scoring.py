@@ -26,7 +26,15 @@ def score_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """Let judges say something of each image of RUN, or of USER/NAME@VERSION. Prints the path of the scores.
 
     \b
-    hfsyn score runs/cip --judge out/real                       p_label, margin, entropy, predicted
+    hfsyn score runs/cip --judge out/real                     a classifier: p_label, margin, entropy, predicted
+    hfsyn score runs/cip --judge crossfit:out/parts           the same by networks that have not seen the image
+    hfsyn score runs/cip --judge copies --judge copies:source copies within the set, and of the real images
+    hfsyn score runs/cip --judge vlm:smolvlm                  does this show a CLASS? answer, p_yes
+    hfsyn score runs/cip --judge safety:opennsfw              p_sfw, p_nsfw
+    hfsyn score runs/cip --judge mine.py:sharpness            a function (image, row) of your own
+
+    \b
+    The same command continues. `hfsyn look RUN --by COLUMN` shows the best and the worst, `hfsyn select` keeps some.
     """
     from hfsyn import score
 

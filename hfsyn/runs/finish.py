@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import DataError, and_more
-from builders.files import atomic_text, remove_abandoned
+from builders.files import atomic_text, digest_of, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
@@ -131,10 +131,8 @@ def _hashes(run: Run, what: str) -> dict[str, str]:
     if what == "data":
         found |= {name: run.table(name).sha256 for name in (layout.SOURCE, layout.PLAN)}
         found[layout.REJECTED] = hashlib.sha256(rejected_text(run).encode()).hexdigest()
-        if scores := scores_of(run.folder):
-            found[layout.SCORES_TABLE] = scores.sha256
-        if selection := selection_of(run.folder):
-            found[layout.SELECTION] = selection["table"]
+        there = {layout.SCORES_TABLE: scores_of(run.folder), layout.SELECTION: selection_of(run.folder)}
+        found |= {name: digest_of(run.folder / name) for name, marker in there.items() if marker}
     return found
 
 

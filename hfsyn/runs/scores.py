@@ -323,7 +323,18 @@ def read_scores(folder: Path, entries: Sequence[layout.ShardEntry], label: str) 
         raise HfsynError(f"{table} is not as it was written.", "Delete it, and score again: it is written again.")
     if found.data != data_digest(entries):
         raise HfsynError(f"The scores in {folder} are of other rows than {label} has now.", again)
-    return found, pq.read_table(table)
+    return found, guarded_table(table, found.rows, label)
+
+
+def guarded_table(path: Path, rows: int, label: str) -> pa.Table:
+    """A small table of `rows` rows, which may be a stranger's. Raises DataError if it has others, or would unpack to
+    more than such a table can hold.
+    """
+    from builders.runs.rows import Shard
+
+    with path.open("rb") as handle:
+        shard = Shard(handle, layout.ShardEntry(path.name, rows, path.stat().st_size, ""), label)
+        return pa.Table.from_batches(shard.portions(), shard.schema).combine_chunks()
 
 
 def scores_beside(scored: Scored, elsewhere: str | Path | None = None) -> tuple[Scores | None, pa.Table | None]:

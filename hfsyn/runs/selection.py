@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from builders.errors import plural, quoted
 from builders.files import atomic_text, atomic_write, sha256_of
-from builders.published import Published, RunFolder, open_reference
+from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
 from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
@@ -130,13 +130,16 @@ def _score_columns(side: Published | RunFolder, given: pa.Table | None) -> dict[
 
 def _rows(scored: Scored, given: pa.Table | None) -> pa.Table:
     """Every row of a set in order, without its image, and its scores."""
+    from builders.runs.rows import Shard
+
     parts = []
     for name in scored.starts:
         entry = scored.starts[name][1]
         with scored.side.open(entry.file) as handle:
-            file = pq.ParquetFile(handle)
-            columns = [column for column in file.schema_arrow.names if column != "image"]
-            parts.append(file.read(columns=columns).replace_schema_metadata(None))
+            shard = Shard(handle, entry, scored.side.label)
+            schema = pa.schema([field for field in shard.schema if field.name != "image"])
+            batches = (batch.replace_schema_metadata(None) for batch in shard.portions(schema.names))
+            parts.append(pa.Table.from_batches(batches, schema))
     rows = pa.concat_tables(parts).combine_chunks()
     if given is None:
         return rows
@@ -177,6 +180,7 @@ class _Writer:
     def write(self, *, quiet: bool) -> int:
         """Write the run folder, or continue one; returns how many data shards were taken whole."""
         self._claim()
+        fetch_sidecars(self.side)
         manifest = self.side.manifest()
         with lock(self.folder, "select"):
             tables = [name for table in (layout.SOURCE, layout.PLAN) for name in (table, layout.sidecar_name(table))]

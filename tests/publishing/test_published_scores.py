@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,11 @@ def test_a_later_version_without_scores_has_no_configuration_of_them(made: Path,
     code = "import datasets; result = datasets.get_dataset_config_names('alice/less', revision='v{}')"
     assert alice.python(code.format("1.0.0")) == ["default", "scores"]
     assert alice.python(code.format("1.1.0")) == ["default"]
+
+
+def test_scores_that_were_changed_are_not_published(made: Path, alice: Any, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    (run / layout.SCORES_TABLE).write_bytes(b"PAR1 of someone else")
+    done = alice.hfsyn("publish", run, "alice/changed", "--version", "1.0.0", "--dry-run")
+    assert done.code == 3
+    assert f"{layout.SCORES_TABLE} is not as {layout.MANIFEST} states it" in done.err

@@ -86,6 +86,8 @@ def test_a_condition_gets_no_more_memory_than_it_is_given() -> None:
 
 
 def test_a_class_takes_the_best_of_each_real_image_before_second_ones() -> None:
+    two = apply(Rule(None, 2, "p_label"), ROWS).reasons
+    assert [number for number, reason in enumerate(two) if reason is None] == [1, 2, 5, 7]  # and not 6, the second best
     found = apply(Rule(None, 3, "p_label"), ROWS)
     kept = [number for number, reason in enumerate(found.reasons) if reason is None]
     # Of n2: the best of a/3 (.8) and of a/2 (.6), then the better one of the others; n1 likewise, without a value last.

@@ -107,20 +107,24 @@ def test_classes_are_refilled_with_second_images_of_the_same_real_one(run: Path,
     assert {entry["kept"] for entry in found.classes} == {4}
 
 
-def test_the_same_command_continues_and_another_selection_is_refused(run: Path, tmp_path: Path) -> None:
+def test_the_same_command_continues(run: Path, tmp_path: Path) -> None:
     hfsyn.select(run, tmp_path / "kept", where="first", quiet=True)
     before = parquet_bytes(tmp_path / "kept")
     for name in (layout.MANIFEST, layout.SCORES_TABLE, "sidecars/data/train-00001-of-00008.json"):
         (tmp_path / "kept" / name).unlink()
-    with pytest.raises(HfsynError, match="is a selection from shapes-cip, and is no longer whole"):
-        hfsyn.build(tmp_path / "kept" / layout.RECIPE, tmp_path / "kept", num_processes=1, quiet=True)
     hfsyn.select(run, tmp_path / "kept", where="first", quiet=True)
     assert parquet_bytes(tmp_path / "kept") == before
-    assert not hfsyn.verify(str(tmp_path / "kept"), quiet=True).problems
-    with pytest.raises(HfsynError, match="holds another selection: first"):
-        hfsyn.select(run, tmp_path / "kept", where="not first", quiet=True)
-    with pytest.raises(HfsynError, match="holds another run"):
-        hfsyn.select(run, run, where="first", quiet=True)
+
+
+def test_a_folder_of_something_else_is_refused_and_a_selection_is_not_built(run: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    hfsyn.select(run, kept, where="first", quiet=True)
+    for out, said in ((kept, "holds another selection: first"), (run, "holds another run")):
+        with pytest.raises(HfsynError, match=said):
+            hfsyn.select(run, out, per_class=3, quiet=True)
+    layout.sidecar_of(kept / "data/train-00001-of-00008.parquet").unlink()
+    with pytest.raises(HfsynError, match="is a selection from shapes-cip, and is no longer whole"):
+        hfsyn.build(kept / layout.RECIPE, kept, num_processes=1, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def test_a_training_keeps_a_share_of_each_class_by_score_or_at_random(run: Path)
 
     def kept(keep: str, seed: int = 0) -> Any:
         config = load_train_config("shapes", [f"data.keep={keep}", f"seed={seed}"], {"data.train": [str(run)]})
-        return open_feed(config)._sets[0]  # type: ignore[attr-defined]
+        return open_feed(config).sets[0]
 
     largest, smallest, chance = kept("number:0.5"), kept("-number:0.5"), kept("random:0.5")
     number = {row["sample_id"]: row["number"] for row in pq.read_table(run / layout.SCORES_TABLE).to_pylist()}
@@ -242,7 +246,7 @@ def test_a_training_keeps_a_share_of_each_class_by_score_or_at_random(run: Path)
         ]
         assert min(sizes[0]) >= max(sizes[1])
     assert set(chance.ids) == set(kept("random:0.5").ids) != set(kept("random:0.5", seed=1).ids)
-    for keep, words in (("numbre:0.5", "Did you mean 'number'"), ("number:0", "keeps nothing")):
+    for keep, words in (("numbre:0.5", "Did you mean 'number'"), ("number:0.0", "keeps nothing")):
         with pytest.raises(HfsynError, match=words):
             kept(keep)
 
