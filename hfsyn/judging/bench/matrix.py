@@ -25,8 +25,9 @@ from pydantic import Field, field_validator, model_validator
 
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
-from hfsyn.judging.bench.parts import Arm, Fidelity, Membership, Mix, Name, Numbers, Real, SelectOn, Test
+from hfsyn.judging.bench.parts import Arm, Fidelity, Keep, Membership, Mix, Name, Numbers, Real, SelectOn, Test
 from hfsyn.judging.sets.image_set import TRAIN
+from hfsyn.judging.sets.kept import RANDOM
 from hfsyn.judging.sets.references import held_out, kept, parse_dataset
 from hfsyn.recipes.loading import Count, Part, Seed, Text, checked, fields_of, refuse_other_kind
 from hfsyn.recipes.training_recipe import TrainConfig, load_train_config, training_fields
@@ -36,7 +37,7 @@ EXAMPLES = {
     for name in ("small", "captions", "exchange", "paper", "generators")
 }
 """The matrices that `hfsyn bench --example` prints."""
-SETTING = ("variant", "model", "budget", "limit", "share", "real", "synthetic", "lr", "recipe")
+SETTING = ("variant", "model", "budget", "limit", "share", "real", "synthetic", "lr", "recipe", "keep")
 """The axes in which arms must agree to be compared."""
 CHOSEN = ("lr", "recipe")
 """The axes of which `select_on` chooses a value for each arm."""
@@ -68,6 +69,8 @@ class Matrix(Part):
     """At most that many different images per class; null takes all."""
     mix: Mix | None = None
     """Images mixed into every arm; null mixes nothing."""
+    keep: Keep | None = None
+    """Each arm becomes two, which keep the same share of their images: the best by a score, or any at random."""
     real: Real | None = None
     """With `synthetic`: every number of real images is trained on together with every number of an arm's."""
     synthetic: Numbers | None = None
@@ -97,6 +100,22 @@ class Matrix(Part):
         if not isinstance(value, dict) and not (isinstance(value, str) and value):
             raise ValueError("expected a training recipe's name, its file, or its fields")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_arms_of_each(cls, fields: Any) -> Any:
+        """With the axis `keep`, an arm becomes one that keeps images at random, and one that keeps the best."""
+        keep, arms = (fields.get("keep"), fields.get("arms")) if isinstance(fields, dict) else (None, None)
+        by = keep.get("by") if isinstance(keep, dict) else None
+        if not isinstance(by, str) or not isinstance(arms, dict):
+            return fields
+        found: dict[Any, Any] = {}
+        for name, arm in arms.items():
+            if not isinstance(arm, dict) or arm.get("order") is not None:  # of a matrix that was read before
+                found[name] = arm
+                continue
+            found |= {f"{name} {how}": {**arm, "order": o} for o, how in ((RANDOM, "at random"), (by, f"by {by}"))}
+        return {**fields, "arms": found}
 
     @model_validator(mode="before")
     @classmethod
@@ -214,6 +233,7 @@ class Cell:
     lr: float | None = None
     recipe: str | None = None
     variant: str | None = None
+    keep: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -225,6 +245,7 @@ class Cell:
             "" if self.real is None else f"real-{self.real}_synthetic-{self.synthetic}",
             f"lr-{self.lr:g}" if self.lr else "",
             f"recipe-{safe_name(Path(self.recipe).stem)}" if self.recipe else "",
+            f"kept-{self.keep:g}" if self.keep else "",
         ]
         setting = "_".join(filter(None, parts)) or "all"
         above = [safe_name(Path(self.variant).stem)] if self.variant else []
@@ -232,7 +253,7 @@ class Cell:
 
     def facts(self) -> dict[str, Any]:
         """The values of the usual axes, and of the others that the matrix has."""
-        rare = ("real", "synthetic", "lr", "recipe", "variant")
+        rare = ("real", "synthetic", "lr", "recipe", "variant", "keep")
         return {name: value for name, value in asdict(self).items() if name not in rare or value is not None}
 
     @property
@@ -250,7 +271,8 @@ def _axes(matrix: Matrix) -> tuple[Sequence[Any], ...]:
     """All but the arms: the axes of `SETTING`, and the seeds."""
     real = matrix.real.numbers if matrix.real else (None,)
     some = (matrix.models, matrix.budgets, matrix.limits, matrix.all_shares, real, matrix.synthetic or (None,))
-    return (matrix.variants, *some, matrix.lrs, matrix.recipes, matrix.seeds)
+    keep = matrix.keep.shares if matrix.keep else (None,)
+    return (matrix.variants, *some, matrix.lrs, matrix.recipes, keep, matrix.seeds)
 
 
 def cells(matrix: Matrix) -> Iterator[Cell]:
@@ -259,12 +281,14 @@ def cells(matrix: Matrix) -> Iterator[Cell]:
     Without synthetic images all arms are alike: the first one stands for them. No cell has no images at all.
     """
     first = next(iter(matrix.arms))
-    for variant, model, budget, limit, share, real, synthetic, lr, recipe, seed in itertools.product(*_axes(matrix)):
+    for variant, model, budget, limit, share, real, synthetic, lr, recipe, keep, seed in itertools.product(
+        *_axes(matrix)
+    ):
         named = None if recipe is None else place(recipe, seed, variant)
         for arm in matrix.arms:
             if synthetic == 0 and (not real or arm != first):
                 continue
-            yield Cell(arm, model, budget, limit, share, seed, real, synthetic, lr, named, variant)
+            yield Cell(arm, model, budget, limit, share, seed, real, synthetic, lr, named, variant, keep)
 
 
 def cell_tests(matrix: Matrix, cell: Cell) -> dict[str, tuple[str, str | None]]:
@@ -307,6 +331,7 @@ def cell_config(matrix: Matrix, cell: Cell) -> TrainConfig:
         "model.name": cell.model,
         "seed": cell.seed,
         **({} if cell.lr is None else {"optimise.lr": cell.lr}),
+        **({} if cell.keep is None else {"data.keep": f"{arm.order}:{cell.keep:g}"}),
     }
     fields: Any = matrix.config if cell.recipe is None else cell.recipe
     if isinstance(fields, dict):

@@ -240,10 +240,13 @@ def _plots(
                 folder / f"{stem}-accuracy-test-{number}.png",
             )
             found.insert(number - 1, plots.accuracy_plot(others, arms, there, png, named(test)))
-    for axis, values in (("limit", matrix.limits), ("budget", matrix.budgets), ("share", matrix.all_shares)):
+    shares = (("share", matrix.all_shares), ("keep", matrix.keep.shares if matrix.keep else ()))
+    for axis, values in (("limit", matrix.limits), ("budget", matrix.budgets), *shares):
         if len([value for value in values if value is not None]) > 1:
             others = [key for key in SETTING if key != axis]
-            curve = [row for row in rows if row[axis] is not None and all(row[key] == last[0][key] for key in others)]
+            curve = [
+                row for row in rows if row.get(axis) is not None and all(row[key] == last[0][key] for key in others)
+            ]
             found.append(plots.curve_plot(curve, axis, arms, headline, folder / f"{stem}-{axis}.png"))
     for arm in arms if matrix.real else ():
         grid = [r for r in rows if r["arm"] == arm or not r["synthetic"]]

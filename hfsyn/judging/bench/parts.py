@@ -28,6 +28,8 @@ class Arm(Part):
     """The recipe that makes its run folders: `--dry-run` says what those cost that are not there yet."""
     generator: Text | None = None
     """The generator that goes with that recipe; null is the recipe's own."""
+    order: Text | None = None
+    """Filled in by the axis `keep`: the column by which its images are kept, or `random`."""
 
 
 class Mix(Part):
@@ -37,6 +39,15 @@ class Mix(Part):
     """Usually the real set."""
     shares: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1, strict=False)]
     """Share of these images in an epoch, 0 up to but not 1; each value is a point of the mixing curve."""
+
+
+class Keep(Part):
+    """Shares of the images of every arm, which must have scores: those with the largest, and as many at random."""
+
+    by: Annotated[str, Field(pattern=r"^-?[A-Za-z_]\w{0,60}$")]
+    """A column of the scores; with a minus before it, the smallest values are kept."""
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1, strict=False)]
+    """Of each class, above 0 to 1; each value is a point of the curve."""
 
 
 class Real(Part):

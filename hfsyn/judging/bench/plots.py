@@ -194,23 +194,24 @@ def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence
 
 
 def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str], where: str, png: Path) -> Plot:
-    """Accuracy against `axis` (``budget``, ``limit`` or ``share``), one line an arm, with intervals."""
+    """Accuracy against `axis` (``budget``, ``limit``, ``share`` or ``keep``), one line an arm, with intervals."""
     label, title = {
         "budget": ("images per epoch", "With more images per epoch"),
         "limit": ("different images per class", "With more images per class"),
         "share": ("real images mixed in, %", "With real images mixed in"),
+        "keep": ("images kept, %", "With a part of the images"),
     }[axis]
     points = {arm: sorted((row for row in rows if row["arm"] == arm), key=lambda row: row[axis]) for arm in arms}
 
     def draw(axes: Any, ink: str, line: str) -> None:
         for arm in arms:
-            x = [100 * row[axis] if axis == "share" else row[axis] for row in points[arm]]
+            x = [100 * row[axis] if axis in ("share", "keep") else row[axis] for row in points[arm]]
             y, colour = [100 * row["mean"] for row in points[arm]], colour_of(arms, arm)
             axes.plot(x, y, "o-", color=colour, markersize=4, label=arm)
             _intervals(axes, x, points[arm], colour)
         axes.set_xlabel(label)
         _accuracy_axis(axes, line)
-        if axis != "share":
+        if axis not in ("share", "keep"):
             axes.set_xscale("log")
             ticks = sorted({row[axis] for row in rows})
             axes.set_xticks(ticks, [str(tick) for tick in ticks])

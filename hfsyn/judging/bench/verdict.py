@@ -54,6 +54,7 @@ def size_text(row: Row) -> str:
     parts += [f"{100 * row['share']:.0f} % mixed in"] if row["share"] else []
     if row.get("real") is not None:
         parts.append(f"{row['real']} real and {row['synthetic']} synthetic images per class")
+    parts += [f"{100 * row['keep']:.0f} % of the images kept"] if row.get("keep") else []
     parts += [f"learning rate {row['lr']:g}"] if row.get("lr") else []
     parts += [f"training recipe {Path(row['recipe']).stem}"] if row.get("recipe") else []
     return ", ".join(parts)
