@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from builders.errors import near_path
 from builders.files import sha256_of
 from hfsyn.errors import HfsynError
@@ -23,6 +21,8 @@ def recorded_judge(name: str, place: str, reference: str) -> Judge:
     Its columns are those of `hfsyn.judging.train.recording`. Raises HfsynError if the training left no record, or was
     on other images.
     """
+    import pyarrow.parquet as pq
+
     folder = Path(place).expanduser()
     if not (folder / RECORDED).is_file():
         said = f"{folder} holds no record of a training.{near_path(folder) if not folder.exists() else ''}"
