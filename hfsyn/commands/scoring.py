@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hfsyn.commands.hub import token_option
-from hfsyn.commands.options import answer_options, echo, number, processes_option, table_text
+from hfsyn.commands.options import Finite, answer_options, echo, number, processes_option, table_text
 
 
 @click.command("score", short_help="Let judges say something of each image of RUN.")
@@ -19,9 +19,7 @@ from hfsyn.commands.options import answer_options, echo, number, processes_optio
 @click.option("--overwrite", is_flag=True, help="Delete the scores that a judge of this name has left.")
 @processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
-@click.option(
-    "--budget-hours", type=click.FloatRange(0, min_open=True), metavar="H", help="Begin no shard after this long."
-)
+@click.option("--budget-hours", type=Finite(0, 1e6, min_open=True), metavar="H", help="Begin no shard after this long.")
 @answer_options
 def score_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """Let judges say something of each image of RUN, or of USER/NAME@VERSION. Prints the path of the scores.

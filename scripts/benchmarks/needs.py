@@ -31,13 +31,17 @@ IMAGE = frozenset(
 """What such an image has, each with all that it needs itself in the image's own version."""
 
 
+APART = frozenset({"duckdb"})
+"""What only other commands load, `hfsyn select` in this case: 20 MB that no benchmark needs."""
+
+
 def missing(package: str = "hfsyn") -> dict[str, Distribution]:
     """What a package needs and the image lacks, by canonical name; of what is installed here."""
     found: dict[str, Distribution] = {}
     waiting = list(_needed(distribution(package)))
     while waiting:
         name = waiting.pop()
-        if name in IMAGE or name in found:
+        if name in IMAGE | APART or name in found:
             continue
         try:
             found[name] = distribution(name)

@@ -38,7 +38,7 @@ ROOMS = (
         """,
         """
         layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
-        source_going_away unreadable_images file_traces from_source production
+        source_going_away unreadable_images file_traces from_source production selections conditions scores
         """,
     ),
     (
@@ -62,8 +62,8 @@ ROOMS = (
         "images",
         "hfsyn/images/* hfsyn/models/*",
         """
-        generator generator_* guidance loras hub_models from_source production encode probing trust stages small_models
-        checkpoints_* exactness
+        generator generator_* guidance marking loras hub_models from_source production encode probing trust stages
+        small_models checkpoints_* exactness
         """,
     ),
     (
@@ -84,9 +84,12 @@ ROOMS = (
         "hfsyn/judging/* hfsyn/recipes/training*",
         """
         training evaluation metrics fidelity membership benchmarking exchange verdict pages references streaming
-        judging_hub train_script unreadable_images tables_people_bring names_people_give
+        judging_hub train_script unreadable_images tables_people_bring names_people_give recording scores keeping probes
+        starting streams few_classes versions_of_a_test columns the_table zero_shot weights_people_bring
+        where_people_look judging_by_command published_scores
         """,
     ),
+    ("tuning", "hfsyn/tuning/*", "tuning informativeness"),
     (
         "commands",
         "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/api/* hfsyn/errors.py",

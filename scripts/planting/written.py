@@ -301,15 +301,15 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "A set with some of the classes is judged among all of them alone.",
         "hfsyn/judging/measures/evaluate.py",
-        "mask = columns if len(columns) < len(classifier.wnids) else None",
+        "mask = np.array(columns) if len(columns) < len(classifier.wnids) else None",
         "mask = None",
         "evaluation",
     ),
     _bug(
         "The calibration among a set's classes is that among all classes.",
         "hfsyn/judging/measures/metrics.py",
-        '"ece": expected_calibration_error(logits, labels, columns),',
-        '"ece": expected_calibration_error(logits, labels if columns is None else columns[labels]),',
+        "confidence[rows] = softmax(part).max(1)",
+        "confidence[rows] = softmax(logits[rows]).max(1)",
         "metrics",
     ),
     _bug(

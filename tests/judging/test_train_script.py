@@ -282,7 +282,7 @@ TWO = ("--num-processes", "2", "--device", "cpu")
     ("arguments", "said"),
     [
         (["train", *SMALL, *TWO, "--batch-size", "9", "--out", "out"], "cannot be divided into 2 processes"),
-        (["train", *SMALL, *TWO, "--batch-size", "10", "--set", "augment.mixup=0.1", "--out", "out"], "even"),
+        (["train", *SMALL, *TWO, "--batch-size", "10", "--set", "augment.mixup=0.1", "--out", "out"], "multiple of 4"),
         (["train", *SMALL, *TWO, "--set", "model.options.output_stride=7", "--out", "out"], "cannot be created"),
         (["train", *SMALL, *TWO, "--log-with", "pen", "--out", "out"], "Unknown tracker"),
         (["train", *SMALL, "--config", "latin.yaml", "--out", "out"], "latin.yaml is not UTF-8"),
