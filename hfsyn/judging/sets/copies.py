@@ -100,33 +100,31 @@ def _candidates(mine: np.ndarray, others: np.ndarray, *, itself: bool) -> Iterat
     """
     import torch
 
-    (rough, rough_parts), (fine, fine_parts) = (_views(mine, others, fields) for fields in (_COARSE // 2, _COARSE))
+    rough, fine = ([_coarse(others, crop, fields) for crop in _CROPS] for fields in (_COARSE // 2, _COARSE))
     for start in range(0, len(mine), _ROWS):
         rows = slice(start, min(start + _ROWS, len(mine)))
         numbers = torch.arange(rows.start, rows.stop)
         best = torch.full((len(numbers), len(others)), -2.0)
-        for view, part in _compared(rough, rough_parts):
-            best = torch.maximum(best, view[rows] @ part.T)
+        for view, part in _compared(mine[rows], rough, _COARSE // 2):
+            torch.maximum(best, view @ part.T, out=best)
         if itself:
             best[torch.arange(len(numbers)), numbers] = -2.0
         some = best.topk(min(_ROUGHLY, len(others) - itself)).indices
         likeness = torch.full(some.shape, -2.0)
-        for view, part in _compared(fine, fine_parts):
-            likeness = torch.maximum(likeness, torch.einsum("nd,nkd->nk", view[rows], part[some]))
+        for view, part in _compared(mine[rows], fine, _COARSE):
+            likeness = torch.maximum(likeness, torch.einsum("nd,nkd->nk", view, part[some]))
         top = some.gather(1, likeness.topk(min(_CANDIDATES, some.shape[1])).indices)
         yield rows, torch.stack([numbers[:, None].expand_as(top).flatten(), top.flatten()], 1)
 
 
-def _views(mine: np.ndarray, others: np.ndarray, fields: int) -> tuple[list[Any], list[Any]]:
-    """Coarse colours of the crops of `mine`, mirrored ones after them, and of those of `others`."""
-    views = [_coarse(mine[:, :, ::flip], crop, fields) for flip in (1, -1) for crop in _CROPS]
-    return views, [_coarse(others, crop, fields) for crop in _CROPS]
-
-
-def _compared(views: list[Any], parts: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """What is held against what: crops of one side against the whole of the other, which may be the copy."""
-    yield from ((view, parts[0]) for view in views)
-    yield from ((plain, part) for plain in (views[0], views[len(_CROPS)]) for part in parts[1:])
+def _compared(mine: np.ndarray, parts: list[Any], fields: int) -> Iterator[tuple[Any, Any]]:
+    """Colours of `mine` and what they are held against: crops of one side and the whole of the other, which may be the
+    copy; mirrored ones too.
+    """
+    for flip in (1, -1):
+        whole, *crops = (_coarse(mine[:, :, ::flip], crop, fields) for crop in _CROPS)
+        yield from ((whole, part) for part in parts)
+        yield from ((crop, parts[0]) for crop in crops)
 
 
 def _coarse(thumbnails: np.ndarray, crop: tuple[float, float, float], fields: int) -> Any:
