@@ -14,9 +14,10 @@ which the images of one class in twenty are drawn with another seed, diff, loadi
 images made again, scores of all rows by a function in two processes, a selection by them, an epoch of the training
 loader, the test of a classifier on all rows, the comparison of the features of 50,000 real and synthetic images.
 
-For each stage: seconds, CPU seconds of its processes (the Hub's not counted), the largest resident set of any of them,
-files in the run folders, and what went over the wire: requests, commits, bytes. Aims on two cores: no process above 2 GB, the whole within an hour, the second
-version within 7 % of the bytes of the first. The last line is one JSON object.
+For each stage: seconds, CPU seconds of its processes (the Hub's not counted), the largest resident set of any of
+them, files in the run folders, and what went over the wire: requests, commits, bytes. Aims on two cores: no process
+above 2 GB, the whole within an hour, the second version within 7 % of the bytes of the first. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
