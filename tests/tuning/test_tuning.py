@@ -318,6 +318,23 @@ def test_what_cannot_be_tuned_is_refused_in_a_line(tmp_path: Path, overrides: li
         hfsyn.tune(run, tmp_path / "out", overrides=["tune.batch_size=2", *overrides], **QUIET)
 
 
+def test_a_model_without_a_network_that_draws_and_a_lora_of_another_base_are_refused(tmp_path: Path) -> None:
+    run = captioned(tmp_path, *small("sd-1.5", tmp_path))
+    hfsyn.tune(run, tmp_path / "lora", overrides=["tune.steps=1", "tune.batch_size=2"], **QUIET)
+    other = load_recipe(load_run(run).recipe, [*small("sdxl", tmp_path), f"generate.lora={tmp_path / 'lora'}"])
+    with pytest.raises(HfsynError, match=r"The LoRA .* cannot be put into .*|holds no LoRA weights for") as refused:
+        DenoisingLoss(other.generate, "cpu")
+    assert "\n" not in refused.value.message
+    index = tmp_path / "sd-1.5" / "model_index.json"
+    parts = json.loads(index.read_text())
+    del parts["unet"]
+    index.write_text(json.dumps(parts))
+    part = load_run(run).recipe.generate.model_copy(update={"revision": None})
+    with pytest.raises(HfsynError, match="cannot be loaded as a generator: .*unet") as refused:
+        DenoisingLoss(part, "cpu")
+    assert "\n" not in refused.value.message
+
+
 def test_a_model_of_another_family_and_a_lora_on_a_lora_are_refused(tmp_path: Path) -> None:
     run = captioned(tmp_path, *small("pixart", tmp_path))
     with pytest.raises(HfsynError, match="It can for Stable Diffusion 1, 2 and 3, SDXL and FLUX"):
