@@ -36,12 +36,11 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
         return part
     revision = part.lora_revision
     if (local := _local(part)) is not None:
-        if local.name == BY_CLASS:
-            part = part.model_copy(update={"lora_file": BY_CLASS})
         content = f"sha256:{sha256_of(local)}"
         check_content(content, revision, f"{local} is not the LoRA", "generate.lora_revision")
         known = part.lora_tuned_on or _tuned_on(local.parent / TUNING)
-        return part.model_copy(update={"lora_revision": content, "lora_tuned_on": known})
+        file = BY_CLASS if local.name == BY_CLASS else part.lora_file
+        return part.model_copy(update={"lora_file": file, "lora_revision": content, "lora_tuned_on": known})
     if is_content_hash(revision):
         said = f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file."
         raise HfsynError(said, "Name that file: --set generate.lora=FILE")

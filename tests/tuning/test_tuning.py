@@ -330,7 +330,7 @@ def test_a_model_without_a_network_that_draws_and_a_lora_of_another_base_are_ref
     del parts["unet"]
     index.write_text(json.dumps(parts))
     part = load_run(run).recipe.generate.model_copy(update={"revision": None})
-    with pytest.raises(HfsynError, match="cannot be loaded as a generator: .*unet") as refused:
+    with pytest.raises(HfsynError, match=r"cannot be loaded as a generator: .*unet") as refused:
         DenoisingLoss(part, "cpu")
     assert "\n" not in refused.value.message
 
