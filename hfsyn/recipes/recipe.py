@@ -307,6 +307,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["source"]["definition"]
     if recipe.prompt.pairing == "own":
         del fields["prompt"]["pairing"]
+    if recipe.generate.lora_tuned_on is None:
+        del fields["generate"]["lora_tuned_on"]
     if not recipe.store.mark:
         del fields["store"]["mark"]
     if recipe.tune is None:
@@ -326,6 +328,7 @@ def fingerprint(recipe: Recipe) -> str:
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
+    del fields["generate"]["lora_tuned_on"]  # which the LoRA's content decides
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
     prompt = fields["prompt"]
@@ -360,6 +363,8 @@ def published_recipe(recipe: Recipe) -> Recipe:
         ("generate", "lora"): is_content_hash(generate.lora_revision),
     }
     public = recipe.with_fields("source", path=None)
+    if (tune := recipe.tune) is not None and tune.dataset is not None and tune.dataset_revision is None:
+        public = public.with_fields("tune", dataset=f"./{Path(tune.dataset).name}")
     for (part, key), hidden in local.items():
         if hidden:
             public = public.with_fields(part, **{key: f"./{Path(str(getattr(getattr(recipe, part), key))).name}"})

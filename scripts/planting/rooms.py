@@ -89,7 +89,7 @@ ROOMS = (
         where_people_look judging_by_command published_scores
         """,
     ),
-    ("tuning", "hfsyn/tuning/*", "tuning informativeness"),
+    ("tuning", "hfsyn/tuning/*", "tuning tuned_on informativeness"),
     (
         "commands",
         "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/api/* hfsyn/errors.py",

@@ -92,6 +92,8 @@ class Fidelity(Result):
         ]
         if found := copies.get("against_evaluation"):
             rows.append(row("copies of test images", _copies(found), "a classifier must not train on these"))
+        if found := copies.get("against_tuned_on"):
+            rows.append(row("copies of tuning images", _copies(found), f"its LoRA was tuned on {self['tuned_on']}"))
         return rows
 
     def remarks(self) -> list[str]:
@@ -102,6 +104,14 @@ class Fidelity(Result):
             for name, count in self._counts()
             if count <= size
         ]
+        if (seen := self.get("tuned_on")) and "tuned_on" not in self["sets"]:
+            real = self["sets"]["real"]
+            same = seen == real.get("variant")
+            found.append(
+                f"its LoRA was tuned on {seen}: copies of real images are copies of these"
+                if same
+                else f"its LoRA was tuned on {seen}, which is not here: compare with these images too"
+            )
         if self["features"]["weights"] == "random":
             found.append("the network has random weights and sees little more than colours")
         return found
@@ -146,6 +156,9 @@ def measure_fidelity(
     }
     if evaluation is not None:
         opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit_per_class)
+    tuned_on = _tuned_on(opened["synthetic"], synthetic)
+    if tuned_on is not None and tuned_on != opened["real"].variant and (seen := _opened(tuned_on, limit_per_class)):
+        opened["tuned_on"] = seen
     same_names([(images.reference, images.names) for images in opened.values()])
     sets, found, undecodable = {}, {}, {}
     for name, images in opened.items():
@@ -166,11 +179,40 @@ def measure_fidelity(
         },
         "sets": sets,
         "undecodable": undecodable,
+        **({"tuned_on": tuned_on} if tuned_on else {}),
     }
-    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], found.get("evaluation"), quiet=quiet))
+    more = {name: found[name] for name in ("evaluation", "tuned_on") if name in found}
+    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more, quiet=quiet))
     if sheet is not None:
         save_png(pairs_sheet(result, opened), Path(sheet).expanduser())
     return result
+
+
+def _tuned_on(images: Any, reference: str) -> str | None:
+    """What the LoRA was tuned on that a run or a published dataset was drawn with; None if there was none."""
+    from builders.runs import layout
+    from hfsyn.judging.sets.references import without_weight
+    from hfsyn.recipes.recipe import load_recipe, stored_recipe
+
+    folder = Path(without_weight(reference)).expanduser()
+    try:
+        if layout.is_run_folder(folder):
+            return stored_recipe(folder).generate.lora_tuned_on
+        if images.hub is not None and images.revision is not None:
+            return load_recipe(f"hf://datasets/{images.hub}@{images.revision}").generate.lora_tuned_on
+    except HfsynError:  # not a dataset of ours
+        pass
+    return None
+
+
+def _opened(tuned_on: str, limit: int | None) -> Any:
+    """The images that a LoRA was tuned on; None if they are not here, which `remarks` says."""
+    from hfsyn.judging.sets.image_set import TRAIN, open_images
+
+    try:
+        return open_images(tuned_on, default=TRAIN, limit=limit)
+    except HfsynError:
+        return None
 
 
 def _open_network(features: str, device: str, overrides: Any) -> Any:
@@ -240,12 +282,18 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def compare_sets(
-    synthetic: Features, real: Features, evaluation: Features | None = None, *, quiet: bool = True
+    synthetic: Features,
+    real: Features,
+    evaluation: Features | None = None,
+    tuned_on: Features | None = None,
+    *,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Every measure of this module for one synthetic set and the real images behind it.
 
-    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless. Raises
-    HfsynError for fewer than ``NEIGHBOURS + 1`` images in a set.
+    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless; those of
+    `tuned_on`, which a LoRA has seen, would give these away. Raises HfsynError for fewer than ``NEIGHBOURS + 1`` images
+    in a set.
     """
     for name, found in (("synthetic", synthetic), ("real", real)):
         if len(found) <= NEIGHBOURS:
@@ -263,9 +311,10 @@ def compare_sets(
         "within_real": duplicates_within(real, quiet=quiet),
         "against_real": duplicates_between(synthetic, real, quiet=quiet),
     }
-    if evaluation is not None and len(evaluation):
-        result["images"]["evaluation"] = len(evaluation)
-        result["duplicates"]["against_evaluation"] = duplicates_between(synthetic, evaluation, quiet=quiet)
+    for name, others in (("evaluation", evaluation), ("tuned_on", tuned_on)):
+        if others is not None and len(others):
+            result["images"][name] = len(others)
+            result["duplicates"][f"against_{name}"] = duplicates_between(synthetic, others, quiet=quiet)
     return result
 
 
