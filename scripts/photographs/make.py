@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""ImageNette from photographs to table, stage by stage; a stage that was stopped goes on where it was.
+
+    python scripts/photographs/make.py --data DIR --out OUT --stage features
+
+DIR holds `imagenette-128` and `flickr8k-128`; see scripts/photographs/README.md, which tells what comes out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.photographs import features, photographs, train_captioner
+
+
+def flickr_features(data: Path, out: Path) -> None:
+    """EfficientNet-Lite0's features of Flickr8k's photographs and their mirror images: six minutes."""
+    features.make(photographs.flickr(data), out / "features" / "flickr", mirrored=True)
+
+
+def imagenette_features(data: Path, out: Path) -> None:
+    """EfficientNet-Lite0's features of ImageNette's training photographs: four minutes."""
+    features.make(photographs.imagenette(data, "train"), out / "features" / "imagenette", mirrored=False)
+
+
+def captioner(data: Path, out: Path) -> None:
+    """Train the captioner: an hour of one core."""
+    train_captioner.train(data, out)
+
+
+STAGES: dict[str, Callable[[Path, Path], None]] = {
+    "flickr-features": flickr_features,
+    "imagenette-features": imagenette_features,
+    "captioner": captioner,
+}
+
+
+def main() -> None:
+    """Run the stages that are asked for, or all in their order."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", action="append", choices=[*STAGES], help="this one; may be given several times")
+    words = parser.parse_args()
+    for name in words.stage or STAGES:
+        print(f"--- {name}", file=sys.stderr, flush=True)
+        STAGES[name](words.data.resolve(), words.out.resolve())
+
+
+if __name__ == "__main__":
+    main()
