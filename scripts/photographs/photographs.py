@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -83,7 +82,7 @@ def folders(data: Path, out: Path) -> tuple[Path, Path]:
             link = folder / "train" / one.name
             if not link.is_symlink():
                 link.parent.mkdir(parents=True, exist_ok=True)
-                os.symlink((data / IMAGENETTE / "train" / one.name).resolve(), link)
+                link.symlink_to((data / IMAGENETTE / "train" / one.name).resolve())
     return found
 
 

@@ -44,33 +44,41 @@ class Lessons:
         place = {name: number for number, name in enumerate(names)}
         self.rows = np.array([place[one.name] for one in photographs])
         number = {word: n for n, word in enumerate(words)}
-        self.tokens = [
-            [
-                [BOS, *(number.get(word, UNKNOWN) for word in text.split()[: settings.LONGEST]), EOS]
-                for text in one.captions
-            ]
-            for one in photographs
+        self.texts = [
+            (row, [BOS, *(number.get(word, UNKNOWN) for word in text.split()[: settings.LONGEST]), EOS])
+            for row, one in zip(self.rows, photographs, strict=True)
+            for text in one.captions
         ]
 
-    def batch(self, chosen: Any, mirrored: Any) -> tuple[Any, Any, Any, Any]:
-        """Features of the chosen photographs, the tokens of all of their captions, and whose each caption is."""
+    def order(self, draw: Any) -> list[Any]:
+        """The numbers of the captions of each step of an epoch."""
+        import numpy as np
+
+        size, numbers = settings.CAPTIONS_A_STEP, draw.permutation(len(self.texts))
+        steps = []
+        for start in range(0, len(numbers), size * settings.ALIKE):
+            some = sorted(numbers[start : start + size * settings.ALIKE], key=lambda n: len(self.texts[n][1]))
+            steps += [np.array(some[first : first + size]) for first in range(0, len(some), size)]
+        return [steps[n] for n in draw.permutation(len(steps))]
+
+    def batch(self, chosen: Any, mirrored: Any) -> tuple[Any, Any, Any]:
+        """Features and tokens of the chosen captions."""
         import torch
 
-        rows = self.rows[chosen]
+        texts = [self.texts[n] for n in chosen]
+        rows = [row for row, _ in texts]
         grid, pooled = (torch.from_numpy(part[rows, mirrored]) for part in (self.grid, self.pooled))
-        texts = [(n, text) for n, one in enumerate(chosen) for text in self.tokens[one]]
         longest = max(len(text) for _, text in texts)
-        tokens = torch.tensor([text + [PAD] * (longest - len(text)) for _, text in texts])
-        return grid, pooled, tokens, torch.tensor([n for n, _ in texts])
+        return grid, pooled, torch.tensor([text + [PAD] * (longest - len(text)) for _, text in texts])
 
 
-def loss_of(network: Network, batch: tuple[Any, Any, Any, Any], smoothing: float) -> Any:
+def loss_of(network: Network, batch: tuple[Any, Any, Any], smoothing: float) -> Any:
     """Mean cross-entropy of the next words, in nats."""
     import torch
 
-    grid, pooled, tokens, whose = batch
+    grid, pooled, tokens = batch
     with torch.autocast("cpu", torch.bfloat16):
-        memory = network.look(grid, pooled)[whose]
+        memory = network.look(grid, pooled)
         said = network.decoder(
             input_ids=tokens[:, :-1], attention_mask=(tokens[:, :-1] != PAD).long(), encoder_hidden_states=memory
         ).logits
@@ -106,7 +114,7 @@ def train(data: Path, out: Path, *, epochs: int = settings.EPOCHS) -> dict[str, 
         betas=(0.9, 0.98),
     )
     averaged = {name: value.clone() for name, value in network.state_dict().items()}
-    a_epoch = len(learnt) // settings.IMAGES_A_STEP
+    an_epoch = len(lessons.order(np.random.default_rng(0)))
     log: list[dict[str, float]] = []
     spent = {"cpu_minutes": 0.0, "minutes": 0.0}
     if (folder / "checkpoint.pt").is_file():
@@ -119,13 +127,10 @@ def train(data: Path, out: Path, *, epochs: int = settings.EPOCHS) -> dict[str, 
         draw = np.random.default_rng(epoch)
         torch.manual_seed(1000 + epoch)
         cpu, wall = time.process_time(), time.monotonic()
-        order = draw.permutation(len(learnt))
         network.train()
         total = 0.0
-        for step in range(a_epoch):
-            chosen = order[step * settings.IMAGES_A_STEP : (step + 1) * settings.IMAGES_A_STEP]
-            done = (epoch * a_epoch + step) / (epochs * a_epoch)
-            warm = min(1.0, (epoch * a_epoch + step + 1) / settings.WARMUP)
+        for step, chosen in enumerate(lessons.order(draw), start=epoch * an_epoch):
+            done, warm = step / (epochs * an_epoch), min(1.0, (step + 1) / settings.WARMUP)
             for group in optimizer.param_groups:
                 group["lr"] = settings.CAPTIONER_LR * warm * 0.5 * (1 + math.cos(math.pi * done))
             loss = loss_of(network, lessons.batch(chosen, draw.integers(0, 2, len(chosen))), settings.SMOOTHING)
@@ -134,7 +139,7 @@ def train(data: Path, out: Path, *, epochs: int = settings.EPOCHS) -> dict[str, 
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             total += float(loss)
-            share = min(settings.AVERAGING, (1 + epoch * a_epoch + step) / (10 + epoch * a_epoch + step))
+            share = min(settings.AVERAGING, (1 + step) / (10 + step))
             with torch.no_grad():
                 for name, value in network.state_dict().items():
                     averaged[name].lerp_(value, 1 - share)
@@ -145,7 +150,7 @@ def train(data: Path, out: Path, *, epochs: int = settings.EPOCHS) -> dict[str, 
         network.load_state_dict(averaged)
         watched_loss = watched_loss_of(network, watch)
         network.load_state_dict(kept)
-        log.append({"loss": total / a_epoch, "watched": watched_loss})
+        log.append({"loss": total / an_epoch, "watched": watched_loss})
         print(f"epoch {epoch + 1}: {log[-1]}, {spent}", flush=True)
         state = {"network": kept, "optimizer": optimizer.state_dict(), "averaged": averaged, "log": log, "spent": spent}
         atomic_write(folder / "checkpoint.pt", lambda path, state=state: torch.save(state, path))
@@ -161,7 +166,7 @@ def watched_loss_of(network: Network, watch: Lessons) -> float:
     with torch.inference_mode():
         losses = [
             float(loss_of(network, watch.batch(chosen, np.zeros(len(chosen), dtype=int)), 0.0))
-            for chosen in np.array_split(np.arange(len(watch.tokens)), 10)
+            for chosen in np.array_split(np.arange(len(watch.texts)), 20)
         ]
     return sum(losses) / len(losses)
 
