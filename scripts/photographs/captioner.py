@@ -18,7 +18,7 @@ WEIGHTS_SHA256 = ""
 SEEN, CELLS = 160, 25
 """Pixels to which a photograph is enlarged, and the cells of the network's last map of features then."""
 BLOCKS, GRID, POOLED = (2, 3, 4), 40 + 112 + 320, 1280
-"""Stages of the network, averaged to the cells of the last one; values of each cell, and those that classes are told by."""
+"""Stages of the network, averaged to the cells of the last; values of each cell, and those that classes are told by."""
 PAD, BOS, EOS, UNKNOWN = range(4)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.photographs import features, photographs, train_captioner
+from scripts.photographs import features, photographs, quality, train_captioner
 
 
 def flickr_features(data: Path, out: Path) -> None:
@@ -33,10 +33,16 @@ def captioner(data: Path, out: Path) -> None:
     train_captioner.train(data, out)
 
 
+def captions_quality(data: Path, out: Path) -> None:
+    """Measure the captions on 1,000 photographs of Flickr8k, and by nouns on ImageNette's last third."""
+    quality.measure(data, out)
+
+
 STAGES: dict[str, Callable[[Path, Path], None]] = {
     "flickr-features": flickr_features,
     "imagenette-features": imagenette_features,
     "captioner": captioner,
+    "quality": captions_quality,
 }
 
 

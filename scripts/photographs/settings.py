@@ -19,3 +19,22 @@ CAPTIONER_LR, CAPTIONER_DECAY, WARMUP, SMOOTHING, AVERAGING = 6e-4, 0.05, 200, 0
 BEAMS, NEW_WORDS = 3, 20
 """How captions are said when their quality is measured; also measured is each of these temperatures, drawing words."""
 TEMPERATURES = (0.5, 0.7, 1.0)
+
+# --- what is true of a class ------------------------------------------------------------------------------------------
+
+NOUNS = {
+    "n01440764": ("tench", ("tench", "fish", "fishes", "carp", "catch")),
+    "n02102040": ("English springer", ("dog", "dogs", "puppy", "puppies", "spaniel", "springer")),
+    "n02979186": (
+        "cassette player",
+        ("cassette", "player", "radio", "stereo", "recorder", "tape", "machine", "device"),
+    ),
+    "n03000684": ("chain saw", ("saw", "chainsaw", "chain")),
+    "n03028079": ("church", ("church", "cathedral", "chapel", "building", "buildings", "tower", "steeple")),
+    "n03394916": ("French horn", ("horn", "horns", "trumpet", "tuba", "trombone", "instrument", "instruments")),
+    "n03417042": ("garbage truck", ("truck", "trucks", "vehicle", "garbage", "trash")),
+    "n03425413": ("gas pump", ("pump", "pumps", "gas", "station")),
+    "n03445777": ("golf ball", ("ball", "balls", "golf")),
+    "n03888257": ("parachute", ("parachute", "parachutes", "parachuting", "parachutist", "parasail", "glider")),
+}
+"""The words any of which is true of a photograph of a class; written down before the captioner was trained."""
