@@ -38,3 +38,13 @@ NOUNS = {
     "n03888257": ("parachute", ("parachute", "parachutes", "parachuting", "parachutist", "parasail", "glider")),
 }
 """The words any of which is true of a photograph of a class; written down before the captioner was trained."""
+
+# --- the generator ----------------------------------------------------------------------------------------------------
+
+PIXELS = 32
+LATENT_CHANNELS, LATENT_SCALE = 16, 4.0
+"""Principal components of a patch of 4 x 4 pixels; they are stored a fourth as large as the network sees them, because
+the decoder of an `AutoencoderTiny` bounds them at 3.
+"""
+DECODER_WIDTH, DECODER_BLOCKS = 32, (3, 2, 1)
+DECODER_STEPS, DECODER_BATCH, DECODER_LR, LATENT_NOISE = 1000, 32, 2e-3, 0.08
