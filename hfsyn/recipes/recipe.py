@@ -364,6 +364,8 @@ def published_recipe(recipe: Recipe) -> Recipe:
         ("generate", "lora"): is_content_hash(generate.lora_revision),
     }
     public = recipe.with_fields("source", path=None)
+    if (tune := recipe.tune) is not None and tune.dataset is not None and tune.dataset_revision is None:
+        public = public.with_fields("tune", dataset=f"./{Path(tune.dataset).name}")
     for (part, key), hidden in local.items():
         if hidden:
             public = public.with_fields(part, **{key: f"./{Path(str(getattr(getattr(recipe, part), key))).name}"})

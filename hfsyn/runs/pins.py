@@ -90,7 +90,7 @@ def _pin_models(recipe: Recipe, *, everything: bool) -> Recipe:
     """The recipe with its models, LoRA weights and source pinned: all of them, or those that a branch or tag names."""
     # Imported here, so that asking for the status of a run does not load the Hub's client.
     from builders.sources import resolve_revision
-    from hfsyn.models.finding import found_variant, pin
+    from hfsyn.models.finding import pin
     from hfsyn.models.loras import pin_lora
 
     def is_open(revision: str | None) -> bool:
@@ -104,15 +104,24 @@ def _pin_models(recipe: Recipe, *, everything: bool) -> Recipe:
         recipe = recipe.with_fields("caption", model=caption.model, revision=revision)
     draw, source = recipe.generate, recipe.source
     if is_open(draw.revision):
-        revision = pin(draw.model, draw.revision, "generator")
-        recipe = recipe.with_fields(
-            "generate", revision=revision, variant=draw.variant or found_variant(draw.model, revision)
-        )
+        recipe = pin_generator(recipe)
     if is_open(draw.lora_revision):
         recipe = recipe.model_copy(update={"generate": pin_lora(recipe.generate)})
     if is_open(source.revision) and source.path is None and get_variant(source.variant).hub is not None:
         recipe = recipe.with_fields("source", revision=resolve_revision(source.variant, source.revision))
     return recipe
+
+
+def pin_generator(recipe: Recipe) -> Recipe:
+    """The recipe with the revision of its generator pinned, and the variant of its weights. Raises HfsynError as
+    `pinned`.
+    """
+    from hfsyn.models.finding import found_variant, pin
+
+    draw = recipe.generate
+    revision = pin(draw.model, draw.revision, "generator")
+    variant = draw.variant or found_variant(draw.model, revision)
+    return recipe.with_fields("generate", revision=revision, variant=variant)
 
 
 def _is_exact(revision: str | None) -> bool:
