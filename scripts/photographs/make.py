@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.photographs import features, photographs, quality, train_captioner
+from scripts.photographs import features, generator, photographs, quality, train_captioner
 
 
 def flickr_features(data: Path, out: Path) -> None:
@@ -38,11 +38,23 @@ def captions_quality(data: Path, out: Path) -> None:
     quality.measure(data, out)
 
 
+def autoencoder(data: Path, out: Path) -> None:
+    """Make the generator's autoencoder, and train its decoder: three minutes."""
+    generator.autoencoder(data, out)
+
+
+def fresh(data: Path, out: Path) -> None:
+    """Pre-train the generator's text encoder, and write the pipeline with a random UNet: ten minutes."""
+    generator.fresh(data, out)
+
+
 STAGES: dict[str, Callable[[Path, Path], None]] = {
     "flickr-features": flickr_features,
     "imagenette-features": imagenette_features,
+    "autoencoder": autoencoder,
     "captioner": captioner,
     "quality": captions_quality,
+    "fresh": fresh,
 }
 
 
