@@ -1,6 +1,6 @@
 """The generator before it is trained: a folder that diffusers loads, whose UNet is random.
 
-Its text encoder is pre-trained: it tells which of many photographs a caption of Flickr8k, or a class name of ImageNette,
+Its text encoder is pre-trained: it tells which of many photographs a caption of Flickr8k, or a class of ImageNette,
 is of, by EfficientNet-Lite0's features and the colours of 4 x 4 cells. `hfsyn tune` trains it on with the UNet.
 """
 
