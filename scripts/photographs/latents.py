@@ -87,12 +87,12 @@ def new_autoencoder(images: Any) -> Any:
     return vae
 
 
-def train_decoder(vae: Any, images: Any, held_out: Any, *, steps: int = settings.DECODER_STEPS) -> dict[str, float]:
+def train_decoder(vae: Any, images: Any, held_out: Any) -> dict[str, float]:
     """Train the decoder on slightly noisy latents, as the generator's will be; returns decibels on others."""
     import torch
 
     torch.manual_seed(0)
-    draw = np.random.default_rng(0)
+    draw, steps = np.random.default_rng(0), settings.DECODER_STEPS
     decoder = vae.decoder.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=settings.DECODER_LR, weight_decay=1e-4)
     average = Average(decoder, 0.998)

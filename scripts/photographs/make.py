@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.photographs import features, generator, photographs, quality, train_captioner
+from scripts.photographs import features, generator, photographs, quality, settings, table, teaching, train_captioner
 
 
 def flickr_features(data: Path, out: Path) -> None:
@@ -48,14 +48,28 @@ def fresh(data: Path, out: Path) -> None:
     generator.fresh(data, out)
 
 
-STAGES: dict[str, Callable[[Path, Path], None]] = {
+def teach(data: Path, out: Path) -> None:
+    """Caption what the generator learns, in several wordings, and write it down as a data set: ten minutes."""
+    teaching.teach(data, out)
+    teaching.shrink(data, out)
+
+
+STAGES: dict[str, Callable[[Path, Path], object]] = {
     "flickr-features": flickr_features,
     "imagenette-features": imagenette_features,
-    "autoencoder": autoencoder,
     "captioner": captioner,
     "quality": captions_quality,
+    "autoencoder": autoencoder,
     "fresh": fresh,
+    "teach": teach,
+    "generators": table.generators,
+    "told": table.told,
+    "sets": table.sets,
+    "readings": table.readings,
+    "classifiers": table.classifiers,
+    "table": table.table,
 }
+"""In their order: what each does is said by its function."""
 
 
 def main() -> None:
@@ -64,7 +78,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", action="append", choices=[*STAGES], help="this one; may be given several times")
+    parser.add_argument("--rehearse", action="store_true", help="everything tiny; what comes out means nothing")
     words = parser.parse_args()
+    if words.rehearse:
+        settings.rehearse()
     for name in words.stage or STAGES:
         print(f"--- {name}", file=sys.stderr, flush=True)
         STAGES[name](words.data.resolve(), words.out.resolve())

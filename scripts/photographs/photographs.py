@@ -11,6 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from scripts.photographs import settings
+
 IMAGENETTE, FLICKR = "imagenette-128", "flickr8k-128/all.parquet"
 
 
@@ -34,7 +36,8 @@ class Photograph:
 
 def imagenette(data: Path, split: str) -> list[Photograph]:
     """The photographs of ``train`` or ``val``, class by class, in the order of their names."""
-    files = sorted((data / IMAGENETTE / split).glob("*/*"))
+    classes = sorted((data / IMAGENETTE / split).glob("*"))
+    files = [file for folder in classes for file in sorted(folder.glob("*"))[: settings.LIMIT]]
     if not files:
         raise SystemExit(f"There are no photographs in {data / IMAGENETTE / split}.")
     return [Photograph(f"{file.parent.name}/{file.name}", file.read_bytes) for file in files]
@@ -66,7 +69,8 @@ def flickr(data: Path) -> list[Photograph]:
         )
         for row in table
     ]
-    return sorted(found, key=lambda one: hashlib.sha256(one.name.encode()).digest())
+    most = None if settings.LIMIT is None else 30 * settings.LIMIT
+    return sorted(found, key=lambda one: hashlib.sha256(one.name.encode()).digest())[:most]
 
 
 def words(text: str) -> str:

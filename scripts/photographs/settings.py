@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+LIMIT: int | None = None
+"""Photographs of each class of ImageNette, and thirtieth part of those of Flickr8k; None is all."""
+TUNING: tuple[str, ...] = ()
+"""Fields of the recipe's part `tune` that are set otherwise than in photographs.yaml."""
+
 # --- the captioner ----------------------------------------------------------------------------------------------------
 
 TESTED, TUNED_ON = 1000, 500
@@ -57,3 +62,32 @@ WORDINGS, HEAT = 5, 0.5
 """Captions drawn for each photograph that the generator learns, and their temperature; beside them stands the likeliest
 caption, twice, and three times the name of the class alone.
 """
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+GENERATORS, GENERATION_SEEDS, CLASSIFIER_SEEDS = (0, 1), (0, 1), (0, 1, 2)
+CHECKPOINT_STEPS = 500
+IMAGES = 150  # of each class, in every arm
+CLASSIFIER = "test_resnet"
+CLASSIFIER_EPOCHS: int | None = None  # in place of those of classifier.yaml
+
+
+def rehearse() -> None:
+    """Make everything so small that all stages together take a few minutes; what comes out means nothing."""
+    small = {
+        "LIMIT": 12,
+        "TUNING": ("tune.steps=20", "tune.batch_size=8", "tune.warmup_steps=2"),
+        "TESTED": 60,
+        "TUNED_ON": 60,
+        "CAPTIONER": {"width": 32, "layers": 1, "heads": 2, "dropout": 0.1},
+        "EPOCHS": 1,
+        "DECODER_STEPS": 10,
+        "TEXT_STEPS": 10,
+        "PAIRS_A_STEP": 32,
+        "VIEWS": 2,
+        "WORDINGS": 1,
+        "CHECKPOINT_STEPS": 10,
+        "IMAGES": 3,
+        "CLASSIFIER_EPOCHS": 2,
+    }
+    globals().update(small)

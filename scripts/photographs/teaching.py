@@ -87,15 +87,14 @@ def png(image: Any) -> bytes:
 
 
 def shrink(data: Path, out: Path) -> None:
-    """Write the photographs at 32 pixels as folders in ImageNette's layout, OUT/small/{first,last,val}."""
+    """Write the photographs at 32 pixels as folders in ImageNette's layout: OUT/small/first and OUT/small/val."""
     from PIL import Image
 
     from scripts.photographs.latents import small
     from scripts.photographs.photographs import imagenette
 
-    first, last = thirds(data)
     images = small(data, out)
-    for name, some in (("first", first), ("last", last), ("val", imagenette(data, "val"))):
+    for name, some in (("first", thirds(data)[0]), ("val", imagenette(data, "val"))):
         for one, pixels in zip(some, images[name], strict=True):
             split = "val" if name == "val" else "train"
             path = (out / "small" / name / split / one.name).with_suffix(".png")

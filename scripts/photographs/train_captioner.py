@@ -87,12 +87,12 @@ def loss_of(network: Network, batch: tuple[Any, Any, Any], smoothing: float) -> 
     )
 
 
-def train(data: Path, out: Path, *, epochs: int = settings.EPOCHS) -> dict[str, Any]:
+def train(data: Path, out: Path) -> dict[str, Any]:
     """Train, or go on, and return what ``training.json`` holds."""
     import numpy as np
     import torch
 
-    folder = out / "captioner"
+    folder, epochs = out / "captioner", settings.EPOCHS
     if (folder / "training.json").is_file():
         return dict(json.loads((folder / "training.json").read_text(encoding="utf-8")))
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def train(data: Path, out: Path, *, epochs: int = settings.EPOCHS) -> dict[str, 
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            total += float(loss)
+            total += loss.item()
             share = min(settings.AVERAGING, (1 + step) / (10 + step))
             with torch.no_grad():
                 for name, value in network.state_dict().items():
