@@ -6,6 +6,7 @@ A request may have succeeded even if its response was lost; `builders.hub` says 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
 
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MOST_FILES = 100_000  # in a repository; the Hub's recommendation
 MOST_ENTRIES = 10_000  # in a folder; a hard limit of the Hub
 LARGEST_FILE = 20 * 10**9  # bytes; the Hub's recommendation (50 GB is its hard limit)
@@ -320,6 +322,18 @@ class HubRepo:
 
         what = f"tag {self.repo_id} as {name}"
         self.do(what, lambda: self.api.create_tag(self.repo_id, tag_message=message, **where), is_done)
+
+
+def check_repo_id(repo_id: str) -> str:
+    """Refuse a name that is not USER/NAME."""
+    if not REPO_ID.fullmatch(repo_id):
+        raise HfsynError(f"{repo_id!r} is not a name on the Hub.", "One looks like USER/NAME.")
+    return repo_id
+
+
+def check_push(repo_id: str) -> None:
+    """Refuse a name that is not USER/NAME, and a missing token (exit code 3), before any work is done."""
+    HubRepo(check_repo_id(repo_id), repo_type="model").need_token()
 
 
 def _limit_silence() -> None:

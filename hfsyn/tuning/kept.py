@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text, atomic_write, sha256_of
+from builders.hub import page_of
+from hfsyn.hub.repo import HubRepo, LocalFile, check_repo_id
 from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.models.loras import FILE
+from hfsyn.progress import teller
 from hfsyn.recipes.recipe import BUILTIN, Recipe, TunePart, dump_recipe, published_recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
@@ -16,7 +19,9 @@ from hfsyn.tuning.weights import lora_layers
 from hfsyn.workers import software
 
 PIPELINE, CARD, SAMPLES, SHEET, CURVE = "pipeline", "README.md", "samples", "samples.png", "loss.png"
+RESULT = "tuning.json"
 FILES = (FILE, PIPELINE, CARD, SAMPLES, SHEET, CURVE)
+_HERE = "PATH/TO/THIS/FOLDER"  # in a card, until it is published
 _TITLE = 40  # characters of a prompt that stand for its row in a sheet
 
 
@@ -86,6 +91,22 @@ def keep(
     return result
 
 
+def push_tuned(folder: Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
+    """Publish what a tuning left behind as a model; return the address of its commit. Running it again continues.
+
+    Raises HfsynError if the name is not valid, the Hub refuses (exit code 3) or does not answer in time (exit code 4).
+    """
+    repo = HubRepo(check_repo_id(repo_id), repo_type="model", say=teller(quiet))
+    paths = {path: folder / path for path in (FILE, SHEET, CURVE, RESULT)}
+    whole = folder / PIPELINE  # at the root of the repository, where `from_pretrained` looks for it
+    paths |= {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
+    files = {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.is_file()}
+    card = (folder / CARD).read_text(encoding="utf-8")
+    files[CARD] = LocalFile.made(card.replace(f"{_HERE}/{PIPELINE}", repo_id).replace(_HERE, repo_id))
+    repo.create(private=private)
+    return f"{page_of(repo_id, 'model')}/commit/{repo.bring(files, 'Add tuned weights')}"
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -129,10 +150,10 @@ def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str
     name = f"base_model: {base.model}\n" if base.model != BUILTIN and not base.model.startswith("./") else ""
     tags = ["text-to-image", "diffusers", "hfsyn", *([] if part.full else ["lora"])]
     what = "A whole checkpoint" if part.full else f"LoRA weights of rank {part.rank}"
-    where = PIPELINE if part.full else "PATH/TO/HFSYN'S/MODEL" if base.model == BUILTIN else base.model
+    where = f"{_HERE}/{PIPELINE}" if part.full else "HFSYN/MODELS/GENERATOR" if base.model == BUILTIN else base.model
     use = f'pipe = DiffusionPipeline.from_pretrained("{where}")'
-    use += "" if part.full else '\npipe.load_lora_weights("PATH/TO/THIS/FOLDER")'
-    set_it = f"generate.model=PATH/TO/THIS/FOLDER/{PIPELINE}" if part.full else "generate.lora=PATH/TO/THIS/FOLDER"
+    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}")'
+    set_it = f"generate.model={_HERE}/{PIPELINE}" if part.full else f"generate.lora={_HERE}"
     source = f"[{examples.title}]({examples.page})" if examples.page else examples.title
     at = f" at `{base.revision}`" if base.revision else ""
     of = f"{result['classes']:,} classes of {examples.title}" if result["classes"] else examples.title

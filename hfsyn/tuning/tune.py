@@ -23,10 +23,11 @@ from hfsyn.runs.run import Run
 from hfsyn.tuning import kept
 from hfsyn.tuning.cache import Cache
 from hfsyn.tuning.examples import Examples, of_dataset, of_run, pinned_dataset, prior
+from hfsyn.tuning.kept import RESULT
 from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic
 from hfsyn.workers import current_worker, pick_device
 
-RECIPE, RUN, CACHE, INPUTS, RESULT = "tuning.yaml", "run", "cache", "inputs.json", "tuning.json"
+RECIPE, RUN, CACHE, INPUTS = "tuning.yaml", "run", "cache", "inputs.json"
 PRIOR = "prior"  # below the cache
 _OURS = {RECIPE, RUN, CACHE, INPUTS, RESULT, CHECKPOINTS, *kept.FILES}
 _ABOUT = 10  # checkpoints and sheets of a tuning, if nothing else is said

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import diffusers
@@ -28,8 +30,9 @@ from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.recipes.recipe import TunePart, fingerprint, load_recipe
 from hfsyn.runs.run import load_run
 from hfsyn.tuning.cache import Cache
-from hfsyn.tuning.examples import of_run
+from hfsyn.tuning.examples import of_dataset, of_run
 from hfsyn.tuning.loop import Deck, Tuner
+from hfsyn.workers import Worker
 
 FILE = "pytorch_lora_weights.safetensors"
 QUIET: dict[str, Any] = {"device": "cpu", "quiet": True, "samples": 0}
@@ -289,3 +292,168 @@ def test_a_model_of_another_family_and_a_lora_on_a_lora_are_refused(tmp_path: Pa
     hfsyn.tune("shapes-cip", tmp_path / "a", limit=1, overrides=["tune.steps=1", "tune.batch_size=2"], **QUIET)
     with pytest.raises(HfsynError, match=r"what is tuned is the model itself"):
         hfsyn.tune("shapes-cip", tmp_path / "b", limit=1, overrides=[f"generate.lora={tmp_path / 'a'}"], **QUIET)
+
+
+@pytest.mark.slow
+def test_two_processes_and_parts_of_a_step_change_the_weights_by_rounding_alone(tmp_path: Path) -> None:
+    run = captioned(tmp_path, *small("sd-1.5", tmp_path))
+    words = {"overrides": ["tune.steps=5", "tune.batch_size=4", "tune.lr=0.001"], **QUIET}
+    ways: dict[str, dict[str, Any]] = {
+        "one": {"num_processes": 1},
+        "two": {"num_processes": 2},
+        "parts": {"num_processes": 1, "gradient_accumulation_steps": 2},
+    }
+    results = {name: hfsyn.tune(run, tmp_path / name, **words, **way) for name, way in ways.items()}
+    one, two, parts = (load_file(tmp_path / name / FILE) for name in ways)
+    assert results["one"]["loss"]["last"] == pytest.approx(results["two"]["loss"]["last"], rel=1e-5)
+    # What a LoRA begins with is zero on one side: this side is what the steps have made. Adam's first steps divide a
+    # gradient by itself, so that a weight whose gradient is all but zero goes either way.
+    grown = [name for name in one if "lora_B" in name or "lora.up" in name]
+    size = sum(float(one[name].square().sum()) for name in grown) ** 0.5
+    assert size > 1e-2
+    for other in (two, parts):
+        assert sum(float((one[name] - other[name]).square().sum()) for name in one) ** 0.5 < size / 50
+
+
+def test_two_processes_take_the_same_steps_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, where rounding does not grow; the processes are threads, which meet where accelerate adds up."""
+    run = captioned(tmp_path)
+    barrier, held = threading.Barrier(2), dict[str, torch.Tensor]()
+
+    def reduce(tensor: torch.Tensor, how: str) -> torch.Tensor:
+        assert how == "sum"
+        held[threading.current_thread().name] = tensor.clone()
+        barrier.wait()
+        added = sum(held.values(), torch.zeros_like(tensor))
+        barrier.wait()
+        return added
+
+    monkeypatch.setattr("accelerate.utils.reduce", reduce)
+    tuners = []
+    for rank, world in ((0, 1), (0, 2), (1, 2)):
+        monkeypatch.setattr("hfsyn.tuning.loop.current_worker", lambda place=(rank, world): Worker(*place))
+        tuner, loss = tuner_of(run, tmp_path / "out", "tune.rank=4", "generate.dtype=float32")
+        loss.network.double()
+        tuners.append(tuner)
+    alone, *both = tuners
+    start = {name: weight.detach().clone() for name, weight in alone.weights.items()}
+    losses = [alone.step() for _ in range(3)]
+    threads = [Thread(target=lambda one=one: [one.step() for _ in range(3)], name=str(n)) for n, one in enumerate(both)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in both:
+        assert one.losses == pytest.approx(losses, rel=1e-6)  # which are added up in float32
+        moved = max(float((weight.detach() - start[name]).abs().max()) for name, weight in alone.weights.items())
+        apart = max(float((weight - one.weights[name]).detach().abs().max()) for name, weight in alone.weights.items())
+        assert moved > 1e-4
+        assert apart < moved / 10**6
+
+
+def test_the_images_of_a_step_are_shared_out_among_processes_without_changing_how_they_are_shown(
+    tmp_path: Path,
+) -> None:
+    tuner, _ = tuner_of(captioned(tmp_path), tmp_path / "out")
+
+    def told(shown: list[Any]) -> list[Any]:
+        return [(one.number, one.share, one.mirrored, one.prompt, one.noise.sum().item()) for one in shown]
+
+    whole = told(tuner.shown(3))
+    assert [whole[0::2], whole[1::2]] == [told(tuner.shown(3, rank, 2)) for rank in (0, 1)]
+    assert whole != told(tuner.shown(4))
+    seen = Counter(one.number for step in range(15) for one in tuner.shown(step))
+    assert set(seen.values()) == {2}  # thirty images, two epochs in fifteen steps of four
+
+
+def photographs(folder: Path, texts: list[Any], *, size: int = 32, column: str = "text") -> Path:
+    """A folder of images with texts, as somebody would bring it."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number, told in enumerate(texts):
+        pixels = np.random.default_rng(number).integers(0, 255, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", column: told}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_any_dataset_with_images_and_texts_can_be_tuned_on(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "cats", [["a cat", "", "a red cat"], [], ["a dog"], ["a bird"]])
+    (folder / "3.png").write_bytes(b"no image")
+    how = ["tune.steps=2", "tune.batch_size=2", "tune.caption_dropout=0", "generate.dtype=float32"]
+    found = hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), overrides=how, **QUIET)
+    assert (found["images"], found["classes"]) == (2, 0)
+    assert found["left_out"] == {"row without a text": 1, "image that cannot be read": 1}
+    assert not (tmp_path / "out" / "run").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "on 2 real images of\ncats, with their texts" in card
+    assert "Left out: 1 (image that cannot be read)." in card
+    assert str(tmp_path) not in card
+    part = TunePart(dataset=str(folder))
+    assert [one.prompts for one in of_dataset(part).rows] == [("a cat", "", "a red cat"), ("a dog",), ("a bird",)]
+    # Each text is drawn as often, by the image and the step.
+    recipe = load_recipe("shapes-cip", [*how, f"tune.dataset={folder}"])
+    loss = DenoisingLoss(recipe.generate, "cpu")
+    cache = Cache(tmp_path / "cache", of_dataset(part))
+    cache.fill(loss, quiet=True)
+    tuner = Tuner(recipe, loss, [Deck(cache, [0], recipe.seed)], tmp_path / "one")
+    shown = Counter(one.prompt for step in range(150) for one in tuner.shown(step))
+    assert shown.keys() == {"a cat", "", "a red cat"}
+    assert min(shown.values()) > 70
+
+
+@pytest.mark.parametrize(
+    ("texts", "words", "said"),
+    [
+        ([1, 2], {}, r"has no column of texts that is called '?prompt"),
+        ([[], []], {"text_column": "text"}, r"has no column 'text' of texts|No row of .* has a text"),
+        (["", " "], {}, r"No row of .* has a text in its column 'text'"),
+        (["a cat", "a dog"], {"text_column": "words"}, r"has no column 'words' of texts; its columns are"),
+        (["a cat", "a dog"], {"image_column": "text"}, r"has no column 'text' of images"),
+        (["a cat"], {"overrides": ["tune.split=test"]}, r"has no split 'test'"),
+        (["a cat"], {"overrides": ["generate.width=64", "generate.height=64"]}, r"None of the images of cats is shown"),
+        (["a cat"], {"overrides": ["tune.prior_images=2"]}, r"cats has no classes to draw"),
+        (["a cat"], {"overrides": ["tune.from_config=true"]}, r"tune\.from_config is true, and tune\.full is not"),
+    ],
+)
+def test_what_a_dataset_lacks_is_said_in_a_line_and_nothing_is_lost(
+    tmp_path: Path, texts: list[Any], words: dict[str, Any], said: str
+) -> None:
+    folder = photographs(tmp_path / "cats", texts)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    how = ["tune.steps=1", "tune.batch_size=1", *words.pop("overrides", [])]
+    with pytest.raises(HfsynError, match=said) as refused:
+        hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), overrides=how, **words, **QUIET)
+    assert "\n" not in refused.value.message
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_smaller_images_are_enlarged_if_that_is_asked_for(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog"], size=24)
+    how = ["tune.steps=1", "tune.batch_size=1", "tune.enlarge=true"]
+    assert hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), overrides=how, **QUIET)["images"] == 2
+    missing = r"There is no dataset '\./nowhere' here, and it is not USER/NAME"
+    with pytest.raises(HfsynError, match=missing):
+        hfsyn.tune("shapes-cip", tmp_path / "no", dataset="./nowhere", **QUIET)
+
+
+def test_a_network_begins_with_random_weights_of_the_seed_if_only_its_configuration_is_taken(tmp_path: Path) -> None:
+    model = FAMILIES["sd-1.5"].save(tmp_path / "model")
+    for weights in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        (model / weights).unlink()
+    part = load_recipe("shapes-cip", [f"generate.model={model}", "generate.dtype=float32"]).generate
+    part = part.model_copy(update={"safety_checker": False})
+    first, again, other = (DenoisingLoss(part, "cpu", fresh={"unet": s, "text_encoder": 0}) for s in (1, 1, 2))
+    weights = [one.network.conv_in.weight for one in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    with pytest.raises(HfsynError, match="no loadable weights of its text_encoder"):
+        DenoisingLoss(part, "cpu", fresh={"unet": 1})
+    folder = photographs(tmp_path / "cats", ["a cat", "a dog"])
+    how = ["tune.full=true", "tune.from_config=true", "tune.text_encoder=true", "tune.ema=0.9", "tune.uniform=0.3"]
+    how += ["tune.steps=2", "tune.batch_size=2", f"generate.model={model}", "generate.safety_checker=false"]
+    found = hfsyn.tune("shapes-cip", tmp_path / "out", dataset=str(folder), overrides=how, **QUIET)
+    made: Any = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline", safety_checker=None)
+    sizes = [weight.numel() for network in (made.unet, made.text_encoder) for weight in network.parameters()]
+    assert sum(sizes) == found["trained"]
