@@ -19,7 +19,7 @@ LONGEST = 24
 """Words of a caption that are learnt."""
 CAPTIONER = {"width": 256, "layers": 4, "heads": 8, "dropout": 0.3}
 EPOCHS, CAPTIONS_A_STEP, ALIKE = 8, 160, 20
-"""Captions of a step are about as long as each other: so many steps are drawn together, and sorted by length. There
+"""Captions of a step are about as long as each other: those of 20 steps are drawn together and sorted by length. There
 were 12 epochs until the fourth was done; they were lowered for want of time, when nothing was known but the loss.
 """
 CAPTIONER_LR, CAPTIONER_DECAY, WARMUP, SMOOTHING, AVERAGING = 6e-4, 0.05, 200, 0.1, 0.998

@@ -28,7 +28,7 @@ def parts(data: Path) -> tuple[list[Photograph], list[Photograph], list[Photogra
 
 
 def vocabulary(photographs: list[Photograph]) -> list[str]:
-    """Words by number: four that are no words, then the commonest first."""
+    """Words by number: four that stand for something else, then the commonest first."""
     counts = Counter(word for one in photographs for text in one.captions for word in text.split())
     kept = [word for word, count in counts.items() if count >= settings.FEWEST]
     return ["<pad>", "<begin>", "<end>", "<unknown>", *sorted(kept, key=lambda word: (-counts[word], word))]

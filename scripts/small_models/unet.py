@@ -33,7 +33,7 @@ SAMPLING_STEPS, GUIDANCE = 12, 2.5
 
 
 def new_unet(channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
-    """The denoiser of latents with so many channels, 3.6 M parameters; random weights.
+    """The denoiser of latents with that many channels, 3.6 M parameters; random weights.
 
     Attention only at 4 x 4, where it is cheap. The prompt also reaches every residual block as a pooled vector
     (`addition_embed_type`, applied as scale and shift): a class then is learned about as fast as in a class-conditional
