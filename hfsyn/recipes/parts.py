@@ -59,7 +59,7 @@ class CaptionPart(Part):
     """How a real image is captioned; or, for a strategy with texts of a language model, how that model writes them."""
 
     model: Text
-    """A Hub id, a local folder, or `builtin`."""
+    """A Hub id, a local folder, `builtin`, or a Python class of your own: `path/to/file.py:Class`."""
     revision: Text | None = None
     """Hub revision; null is resolved to a commit sha when the run starts."""
     max_new_tokens: Annotated[Int, Field(ge=1, le=1024)] = 30

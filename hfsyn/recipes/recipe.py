@@ -190,6 +190,10 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
                 "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
             )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
+    captioner = str(value("caption", "model"))
+    if is_user_strategy(captioner) and "caption.model" not in overridden:
+        said = f"{where} has its captions from its author's class {captioner!r}, and hfsyn runs no code of others."
+        raise HfsynError(said, "If you have it and trust it: --set caption.model=path/to/file.py:Class; or --captions.")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
         said = f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others."
         raise HfsynError(said, "If you have the file and trust it: --strategy path/to/file.py:function")

@@ -101,8 +101,10 @@ def _pin_models(recipe: Recipe, *, everything: bool) -> Recipe:
 
     if (caption := recipe.caption) is not None and is_open(caption.revision):
         of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
+        if is_user_strategy(caption.model):
+            caption = caption.model_copy(update={"model": absolute(caption.model, "captioner")})
         revision = pin(caption.model, caption.revision, "language model" if of_class else "captioner")
-        recipe = recipe.with_fields("caption", revision=revision)
+        recipe = recipe.with_fields("caption", model=caption.model, revision=revision)
     draw, source = recipe.generate, recipe.source
     if is_open(draw.revision):
         recipe = pin_generator(recipe)

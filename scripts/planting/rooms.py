@@ -57,7 +57,11 @@ ROOMS = (
         recipe recipe_grid specs pairing prompts fragments pins user_strategies captions_file what_people_write stages
         """,
     ),
-    ("captions", "hfsyn/captions/*", "captioner text_writer reading captions_file known_captions stages fragments"),
+    (
+        "captions",
+        "hfsyn/captions/*",
+        "captioner own_captioner text_writer reading captions_file known_captions stages fragments",
+    ),
     (
         "images",
         "hfsyn/images/* hfsyn/models/*",
