@@ -11,6 +11,7 @@ from builders.errors import DataError
 from builders.published import open_reference
 from builders.runs.layout import SIDECARS, shard_count, sidecar_of
 from builders.runs.run_files import manifest_in
+from builders.stores.copies import remove
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.generate_stage import generate, tried_generator
@@ -112,7 +113,7 @@ def _unmark_short(run: Run) -> None:
     for entry in (*manifest.captions, *manifest.shards) if manifest else ():
         shard = run.folder / entry.file
         if shard.exists() and shard.stat().st_size != entry.bytes:
-            sidecar_of(shard).unlink(missing_ok=True)
+            remove(sidecar_of(shard))
 
 
 def work(run: Run, stages: Sequence[str], options: WorkOptions) -> None:
@@ -140,7 +141,7 @@ def work(run: Run, stages: Sequence[str], options: WorkOptions) -> None:
         _work_here(run, chosen, options)
         return
     code = launch(
-        ["work-on", str(run.folder), "--stages", ",".join(stages), *options.arguments()],
+        ["work-on", f"{run.folder}", "--stages", ",".join(stages), *options.arguments()],
         processes,
         device=options.device,
         progress=lambda: len(list((run.folder / SIDECARS).glob("*/*.json"))),

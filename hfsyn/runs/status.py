@@ -82,7 +82,7 @@ def status(run: Run | str | Path) -> RunStatus:
     unread = unreadable_classes(opened, (line for sidecar in read for line in sidecar.rejected))
     gone = () if manifest is None else tuple(lost(opened.folder, manifest))
     return RunStatus(
-        str(opened.folder),
+        f"{opened.folder}",
         opened.recipe.name,
         opened.fingerprint,
         manifest is not None and not gone,

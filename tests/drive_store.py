@@ -1,0 +1,144 @@
+"""Jobs that share a run in an object store, with fakes in place of the models, and are killed at any moment.
+
+``python tests/drive_store.py --rounds 20 --kills 20`` compares what two of them leave behind with a run on the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from conftest import finished_run, parquet_bytes
+from drive_fakes import SlowCaptioner, SlowGenerator
+from object_store import Settings
+
+from builders.stores import copies, store
+from hfsyn.captions.caption_stage import caption
+from hfsyn.images.generate_stage import generate
+from hfsyn.recipes.recipe import load_recipe
+from hfsyn.runs import leases
+from hfsyn.runs.finish import finish
+from hfsyn.runs.prepare import prepare
+
+SMALL = ("source.limit_per_class=4", "store.shard_rows=4", "generate.batch_size=4")
+
+
+def hasten() -> None:
+    """What takes minutes, so that a busy network is not taken for a dead process, takes a moment here."""
+    leases.LEASE, leases.RENEW, leases.PAUSE = 1.5, 0.3, 0.1
+    store.FIRST_PAUSE, store.SETTLE = 0.01, 0.05
+
+
+def job(address: str) -> None:
+    """What one job does, from the beginning to the end."""
+    run = prepare(load_recipe("shapes-cip", SMALL), address)
+    caption(run, captioner=SlowCaptioner(), quiet=True)
+    generate(run, generator=SlowGenerator(), quiet=True)
+    finish(run)
+
+
+def begin(address: str, scratch: Path) -> int:
+    """Start a job on a machine whose disk is `scratch`, and return its process."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        os.environ[copies.SCRATCH] = str(scratch)
+        random.seed()
+        job(address)
+        code = 0
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(code)
+
+
+def kill_and_restart(address: str, folder: Path, *, kills: int, jobs: int = 2, pause: float = 0.4) -> int:
+    """Run jobs until all have ended, killing one of them every now and then; return the number of processes."""
+    machines = {begin(address, folder / f"machine-{number}"): folder / f"machine-{number}" for number in range(jobs)}
+    begun, killed = jobs, 0
+    while machines:
+        time.sleep(random.uniform(0, 2 * pause) if killed < kills else 0.05)
+        if killed < kills:
+            victim = random.choice(list(machines))
+            os.kill(victim, signal.SIGKILL)
+            killed += 1
+        while machines and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            scratch = machines.pop(ended[0])
+            if os.waitstatus_to_exitcode(ended[1]) != 0:
+                begun += 1  # on the same machine, or on another one
+                scratch = scratch if random.random() < 0.5 else folder / f"machine-{begun}"
+                machines[begin(address, scratch)] = scratch
+        if begun > 10 * (kills + jobs):
+            raise RuntimeError("the jobs do not end")
+    return begun
+
+
+def of_run(settings: Settings, bucket: str, run: str) -> dict[str, bytes]:
+    """What a store has of a run, but for what says how it was made."""
+    found = {}
+    for place in sorted((Path(settings.root) / bucket).iterdir()):
+        name = place.name.replace("|", "/").removeprefix(f"{run}/")
+        if not name.startswith((".", "sidecars/")):
+            found[name] = place.read_bytes()
+    return found
+
+
+def on_disk(folder: Path) -> dict[str, bytes]:
+    """The same of a run folder."""
+    names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    return {name: (folder / name).read_bytes() for name in names if not name.startswith((".", "sidecars/"))}
+
+
+def made_again(settings: Settings) -> tuple[int, int]:
+    """How many shards were made more often than once, in all; and how many of them were finished more often."""
+    shards = {(name, process) for name, process in settings.made() if "train-" in name and name.endswith(".parquet")}
+    marks = {(name, process) for name, process in settings.made() if "/sidecars/" in name}
+    return tuple(sum(Counter(name for name, _ in found).values()) - len({n for n, _ in found}) for found in (shards, marks))
+
+
+def round_of(kind: str, alone: dict[str, bytes], *, kills: int, fails: float = 0.03) -> tuple[int, int, int]:
+    """Two jobs in a new store; returns processes, shards made again, and shards finished again."""
+    with tempfile.TemporaryDirectory(prefix="hfsyn-store-") as name:
+        folder = Path(name)
+        (folder / "store" / "bucket").mkdir(parents=True)
+        settings = Settings(str(folder / "store"), fails=fails, late=0.5).use()
+        processes = kill_and_restart(f"{kind}://bucket/run", folder, kills=kills)
+        there = of_run(settings, "bucket", "run")
+        different = [name for name in there.keys() | alone.keys() if there.get(name) != alone.get(name)]
+        assert not different, f"not as on the disk: {different}"
+        again, finished = made_again(settings)
+        if kind == "exact":
+            assert again <= processes, f"{again} shards made again by {processes} processes"
+        return processes, again, finished
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kind", choices=["exact", "plain"], nargs="*", default=["exact", "plain"])
+    asked = parser.parse_args(words)
+    hasten()
+    with tempfile.TemporaryDirectory(prefix="hfsyn-disk-") as name:
+        alone = on_disk(finished_run(Path(name), *SMALL))
+    for kind in asked.kind:
+        for number in range(asked.rounds):
+            begun = time.monotonic()
+            processes, again, finished = round_of(kind, alone, kills=asked.kills)
+            took = time.monotonic() - begun
+            said = f"{processes} processes, {again} shards made again, {finished} finished again, {took:.0f} s"
+            print(f"{kind} {number + 1}/{asked.rounds}: the same bytes; {said}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
