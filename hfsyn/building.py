@@ -11,7 +11,7 @@ from builders.errors import DataError
 from builders.published import open_reference
 from builders.runs.layout import SIDECARS, shard_count, sidecar_of
 from builders.runs.run_files import manifest_in
-from builders.stores.copies import remove
+from builders.stores.copies import is_address, remove
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.generate_stage import generate, tried_generator
@@ -69,6 +69,9 @@ def build(
     check_device(options.device)
     check_target(push_to_hub, version)
     check_launcher()
+    if push_to_hub is not None and is_address(out):
+        said = f"--push-to-hub sends the shards of a run on a disk, and {out} is in object storage."
+        raise HfsynError(said, f"Publish it when it is finished: hfsyn publish {out} {push_to_hub}")
     if options.captions is not None:
         open_reference(options.captions, None)  # before anything is written
     run = _prepared(load_recipe(recipe, overrides), out, options.device, overwrite=overwrite)

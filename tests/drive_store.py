@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from conftest import finished_run, parquet_bytes
+from conftest import finished_run
 from drive_fakes import SlowCaptioner, SlowGenerator
 from object_store import Settings
 
@@ -28,7 +28,7 @@ from hfsyn.runs import leases
 from hfsyn.runs.finish import finish
 from hfsyn.runs.prepare import prepare
 
-SMALL = ("source.limit_per_class=4", "store.shard_rows=4", "generate.batch_size=4")
+SMALL = ("source.limit_per_class=12", "store.shard_rows=4", "generate.batch_size=4")
 
 
 def hasten() -> None:
@@ -62,8 +62,10 @@ def begin(address: str, scratch: Path) -> int:
         os._exit(code)
 
 
-def kill_and_restart(address: str, folder: Path, *, kills: int, jobs: int = 2, pause: float = 0.4) -> int:
-    """Run jobs until all have ended, killing one of them every now and then; return the number of processes."""
+def kill_and_restart(address: str, folder: Path, *, kills: int, jobs: int = 2, pause: float = 0.3) -> tuple[int, int]:
+    """Run jobs until all have ended, killing one of them every now and then; return the numbers of processes and of
+    those that were killed.
+    """
     machines = {begin(address, folder / f"machine-{number}"): folder / f"machine-{number}" for number in range(jobs)}
     begun, killed = jobs, 0
     while machines:
@@ -71,16 +73,16 @@ def kill_and_restart(address: str, folder: Path, *, kills: int, jobs: int = 2, p
         if killed < kills:
             victim = random.choice(list(machines))
             os.kill(victim, signal.SIGKILL)
-            killed += 1
         while machines and (ended := os.waitpid(-1, os.WNOHANG))[0]:
             scratch = machines.pop(ended[0])
+            killed += os.waitstatus_to_exitcode(ended[1]) == -signal.SIGKILL
             if os.waitstatus_to_exitcode(ended[1]) != 0:
                 begun += 1  # on the same machine, or on another one
                 scratch = scratch if random.random() < 0.5 else folder / f"machine-{begun}"
                 machines[begin(address, scratch)] = scratch
         if begun > 10 * (kills + jobs):
             raise RuntimeError("the jobs do not end")
-    return begun
+    return begun, killed
 
 
 def of_run(settings: Settings, bucket: str, run: str) -> dict[str, bytes]:
@@ -103,23 +105,26 @@ def made_again(settings: Settings) -> tuple[int, int]:
     """How many shards were made more often than once, in all; and how many of them were finished more often."""
     shards = {(name, process) for name, process in settings.made() if "train-" in name and name.endswith(".parquet")}
     marks = {(name, process) for name, process in settings.made() if "/sidecars/" in name}
-    return tuple(sum(Counter(name for name, _ in found).values()) - len({n for n, _ in found}) for found in (shards, marks))
+    return tuple(
+        sum(Counter(name for name, _ in found).values()) - len({n for n, _ in found}) for found in (shards, marks)
+    )
 
 
-def round_of(kind: str, alone: dict[str, bytes], *, kills: int, fails: float = 0.03) -> tuple[int, int, int]:
-    """Two jobs in a new store; returns processes, shards made again, and shards finished again."""
+def round_of(kind: str, alone: dict[str, bytes], *, kills: int, fails: float = 0.03) -> dict[str, int]:
+    """Two jobs in a new store, and what is counted of them."""
     with tempfile.TemporaryDirectory(prefix="hfsyn-store-") as name:
         folder = Path(name)
         (folder / "store" / "bucket").mkdir(parents=True)
         settings = Settings(str(folder / "store"), fails=fails, late=0.5).use()
-        processes = kill_and_restart(f"{kind}://bucket/run", folder, kills=kills)
+        processes, killed = kill_and_restart(f"{kind}://bucket/run", folder, kills=kills)
         there = of_run(settings, "bucket", "run")
         different = [name for name in there.keys() | alone.keys() if there.get(name) != alone.get(name)]
         assert not different, f"not as on the disk: {different}"
         again, finished = made_again(settings)
         if kind == "exact":
-            assert again <= processes, f"{again} shards made again by {processes} processes"
-        return processes, again, finished
+            assert again <= killed, f"{again} shards were made again, and {killed} processes were killed"
+        counted = {"processes": processes, "killed": killed, "shards made again": again}
+        return {**counted, "shards finished again": finished}
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -134,10 +139,9 @@ def main(words: Sequence[str] | None = None) -> None:
     for kind in asked.kind:
         for number in range(asked.rounds):
             begun = time.monotonic()
-            processes, again, finished = round_of(kind, alone, kills=asked.kills)
-            took = time.monotonic() - begun
-            said = f"{processes} processes, {again} shards made again, {finished} finished again, {took:.0f} s"
-            print(f"{kind} {number + 1}/{asked.rounds}: the same bytes; {said}", flush=True)
+            counted = round_of(kind, alone, kills=asked.kills)
+            said = ", ".join(f"{count} {what}" for what, count in counted.items())
+            print(f"{kind} {number + 1}: the same bytes; {said}; {time.monotonic() - begun:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class Plain(AbstractFileSystem):
             draft = Path(settings.root) / f"draft-{uuid.uuid4().hex}"
             draft.write_bytes(data)
             try:
-                os.link(draft, place) if only_new else os.rename(draft, place)
+                place.hardlink_to(draft) if only_new else draft.rename(place)
             finally:
                 draft.unlink(missing_ok=True)
             with (Path(settings.root) / "log").open("a") as log:

@@ -1,9 +1,9 @@
 """Run folders in object storage: an address in place of a folder, and a local copy of all in it that is small.
 
-``s3://bucket/run``, ``hf://buckets/ME/run`` or any other address of fsspec. Everything works on a local folder, the
-*copy*, in which shards of images are stand-ins: files of the right size that take no room, whose bytes are in the store
-alone. What `builders.files` writes into a copy goes to the store before it gets its name here, in the order in which it
-is written, so that a marker is last in the store too.
+``s3://bucket/run``, ``hf://buckets/ME/runs/cip`` or any other address of fsspec. Everything works on a local folder,
+the *copy*, in which shards of images are stand-ins: files of the right size that take no room, whose bytes are in the
+store alone. What `builders.files` writes into a copy goes to the store before it gets its name here, in the order in
+which it is written, so that a marker is last in the store too.
 """
 
 import contextlib
@@ -17,22 +17,23 @@ from typing import Any
 
 from builders import files
 from builders.errors import DataError, brief, did_you_mean
-from builders.files import make_folder
-from builders.stores.store import Store, stand_in
+from builders.files import make_folder, sha256_of
+from builders.stores.store import Store, replacing, stand_in
 
 SCRATCH = "HFSYN_SCRATCH"
 """The environment variable that names the folder for copies; by default ``~/.cache/hfsyn``."""
-AGAIN = ".again"  # in a store: an object for each shard that was made twice
 _BUFFER = 1 << 20  # bytes read ahead in a shard of which a few rows are read
 _EMPTY = b"\0\0\0\0"  # how a stand-in begins; a Parquet file begins with PAR1
+_stores: dict[str, Store] = {}
+"""By the path of its copy."""
 
 
 class Copy(PosixPath):
-    """A path in a local copy of a run in object storage; in a message it is written as its address."""
+    """A path in a copy; in a message it is written as its address."""
 
     def __format__(self, spec: str) -> str:
         store = store_of(self)
-        return format(str(self) if store is None else store.address_of(self), spec)
+        return format(str(self) if store is None else f"{store.address}/{store.name_of(self)}".removesuffix("/."), spec)
 
 
 def is_address(place: object) -> bool:
@@ -45,46 +46,33 @@ def local(place: str | Path) -> Path:
 
     Raises DataError for an address that cannot be used.
     """
-    if not is_address(place):
-        folder = (place if isinstance(place, Path) else Path(place)).expanduser()
-        # pyarrow takes a relative path that begins with `s3:` for an address.
-        return folder.absolute() if folder.parts and ":" in folder.parts[0] else folder
-    store = _opened(str(place))
-    store.refresh()
-    return store.copy
+    if is_address(place):
+        store = _opened(str(place).rstrip("/"))
+        store.refresh()
+        return store.copy
+    folder = (place if isinstance(place, Path) else Path(place)).expanduser()
+    # pyarrow takes a relative path that begins with `s3:` for an address.
+    return folder.absolute() if folder.parts and ":" in folder.parts[0] else folder
 
 
 def store_of(path: Path) -> Store | None:
     """The store whose copy a path lies in; None for a path on the disk."""
-    if not _stores:
-        return None
-    return next((_stores[str(above)] for above in (path, *path.parents) if str(above) in _stores), None)
-
-
-_stores: dict[str, Store] = {}
-"""By the path of its copy."""
-
-
-def check_address(place: object) -> None:
-    """Raise DataError for an address that cannot be one; it does not quote a password."""
-    if is_address(place) and (said := _refused(str(place))):
-        raise DataError(*said)
+    return next((_stores[str(up)] for up in (path, *path.parents) if str(up) in _stores), None) if _stores else None
 
 
 def _opened(address: str) -> Store:
-    address = address.rstrip("/")
     check_address(address)
     import fsspec
 
     protocol = address.partition("://")[0]
+    options = {"auto_mkdir": True} if protocol in ("file", "local") else {}
     try:
-        fs, root = fsspec.core.url_to_fs(address, use_listings_cache=False, skip_instance_cache=protocol != "memory")
+        fs, root = fsspec.core.url_to_fs(address, use_listings_cache=False, **options)
     except ImportError as error:
         raise DataError(f"{protocol}:// needs a package that is not here: {brief(error)}.", "pip install it.") from None
     except ValueError as error:
-        near = did_you_mean(protocol, fsspec.available_protocols())
-        said = f"{address} is not an address that fsspec reads: {brief(error)}.{near}"
-        raise DataError(said, f"For a folder of that name on the disk: ./{address}") from None
+        said = f"{address} is not an address: {brief(error)}.{did_you_mean(protocol, fsspec.available_protocols())}"
+        raise DataError(said, f"A folder of that name on the disk is ./{address}") from None
     scratch = Path(os.environ.get(SCRATCH) or "~/.cache/hfsyn").expanduser().absolute()
     name = re.sub(r"[^\w.-]", "_", address.rpartition("/")[2])
     copy = Copy(scratch / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}")
@@ -95,90 +83,83 @@ def _opened(address: str) -> Store:
     return _stores[str(copy)]
 
 
-def _refused(address: str) -> tuple[str, str] | None:
-    """What is wrong with an address, and what to do; never the part that may be a password."""
-    protocol, _, rest = address.partition("://")
-    if "@" in rest and ":" in rest.partition("@")[0]:
-        said = f"The address {protocol}://*** has a password in it, which would end up in logs."
-        return said, "Give it by the environment or fsspec's configuration (~/.config/fsspec), and leave it out here."
-    if "?" in rest or "::" in protocol:
-        return f"{address.partition('?')[0]} is not a plain address.", "It looks like s3://BUCKET/RUN."
-    if protocol == "hf" and not re.match(r"buckets/[^/]+/[^/]+", rest):
-        said = f"{address} is not in a bucket of the Hub, and each file of a repository would be a commit of its own."
-        return said, "Name one: hf://buckets/USER/BUCKET/RUN. A finished run becomes a dataset by `hfsyn publish`."
-    if not rest.strip("/"):
-        return f"{address} names no place.", "It looks like s3://BUCKET/RUN."
-    return None
+def check_address(place: object) -> None:
+    """Raise DataError for an address that cannot be one; a password in it is not repeated."""
+    if not is_address(place):
+        return
+    protocol, _, rest = str(place).partition("://")
+    looks = "It looks like s3://BUCKET/RUN or hf://buckets/USER/BUCKET/RUN."
+    if ":" in rest.partition("@")[0] and "@" in rest:
+        said = f"The address {protocol}://*** holds a password, which would end up in logs."
+        raise DataError(said, "Give it by the environment or in ~/.config/fsspec, and leave it out here.")
+    if "?" in rest or "::" in protocol or not rest.strip("/"):
+        raise DataError(f"{str(place).partition('?')[0]} is not the address of a folder.", looks)
+    if protocol == "hf" and not re.match(r"buckets/[^/]+/[^/]", rest):
+        said = f"{place} is not in a bucket of the Hub, and in a repository each file would be a commit of its own."
+        raise DataError(said, f"{looks} A finished run becomes a dataset by `hfsyn publish`.")
 
 
 def _send(temporary: Path, path: Path) -> None:
     """Send a file that is about to get its name in a copy."""
-    store = store_of(path)
-    if store is not None and not store.name_of(path).startswith("."):
+    if (store := store_of(path)) is not None and not store.name_of(path).startswith("."):
         store.put(temporary, store.name_of(path))
 
 
 def is_away(path: Path) -> bool:
     """Whether a file is a stand-in, whose bytes are in the store alone."""
-    if store_of(path) is None:
+    if store_of(path) is None or not path.exists():
         return False
-    try:
-        with path.open("rb") as handle:
-            return handle.read(len(_EMPTY)) == _EMPTY
-    except OSError:
-        return False
+    with path.open("rb") as handle:
+        return handle.read(len(_EMPTY)) == _EMPTY
 
 
 def present(path: Path) -> Path:
-    """The path, with its bytes in the copy; nothing is done for one on the disk."""
-    store = store_of(path)
-    if store is not None and is_away(path):
-        store.fetch(path)
+    """The path, with its bytes here. Like what follows, it does nothing for a path on the disk."""
+    if is_away(path) and (store := store_of(path)) is not None:
+        with replacing(path) as temporary:
+            store.get(store.name_of(path), temporary)
     return path
 
 
 @contextlib.contextmanager
-def borrowed(path: Path) -> Iterator[Path]:
-    """As `present`, only while it is needed."""
+def borrowed(path: Path, sha256: str = "") -> Iterator[Path]:
+    """As `present`, only while it is needed. Raises DataError if what was fetched has another hash (exit code 3)."""
     away = is_away(path)
     try:
-        yield present(path)
+        present(path)
+        if away and sha256 not in ("", sha256_of(path)):
+            hint = "Delete its sidecar and manifest.json there, and run the same `hfsyn build` again."
+            raise DataError(f"{path} has other bytes than its sidecar states.", hint, 3)
+        yield path
     finally:
         if away:
             let_go(path)
 
 
 def let_go(path: Path) -> None:
-    """Put a stand-in in the place of a file that the store has; nothing is done for one on the disk."""
-    if store_of(path) is not None and path.exists():
+    """Put a stand-in in the place of a file that the store has."""
+    if store_of(path) is not None:
         stand_in(path, path.stat().st_size)
 
 
 def readable(path: Path) -> Any:
-    """What reads a Parquet file: the path, or of a stand-in a file whose reads are requests."""
-    store = store_of(path)
-    return path if store is None or not is_away(path) else io.BufferedReader(_Remote(store, path), _BUFFER)
+    """What pyarrow reads: the path, or of a stand-in a file whose reads are requests."""
+    if is_away(path) and (store := store_of(path)) is not None:
+        return io.BufferedReader(_Remote(store, path), _BUFFER)
+    return path
 
 
 def arrived(path: Path) -> bool:
     """Whether a small file is there: asks the store by name, and fetches it."""
-    store = store_of(path)
-    if store is not None and not path.exists():
+    if not path.exists() and (store := store_of(path)) is not None:
         store.bring(store.name_of(path))
     return path.exists()
 
 
-def note_again(path: Path) -> None:
-    """Note in the store that a shard was made here although another job had made it meanwhile."""
-    if (store := store_of(path)) is not None:
-        store.write(f"{AGAIN}/{path.parent.name}-{path.stem}-{store.token[:8]}", b"")
-
-
 def remove(path: Path) -> None:
     """Remove a file, if it is there; from a store, too."""
-    store = store_of(path)
-    if store is not None:
-        store.delete([store.name_of(path)])
+    if (store := store_of(path)) is not None:
+        store.delete(store.name_of(path))
     path.unlink(missing_ok=True)
 
 
@@ -202,7 +183,7 @@ class _Remote(io.RawIOBase):
         stop = min(self._at + len(buffer), self._size)
         data = self._store.read(self._name, self._at, stop) if stop > self._at else b""
         if data is None:
-            raise self._store.error(f"has lost {self._name}", "Find what else: hfsyn status", code=4)
+            raise self._store.error(f"has lost {self._name}", "Find what else: hfsyn status", 4)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

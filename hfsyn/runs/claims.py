@@ -54,45 +54,26 @@ def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) ->
     with contextlib.ExitStack() as stack:
         held = True
         try:
-            stack.enter_context(contextlib.closing(_locked(folder, name, wait=wait, shared=shared)))
+            stack.enter_context(_locked(folder, name, wait=wait, shared=shared))
         except BlockingIOError:
             held = False
-        if held and (store := store_of(folder)) is not None and not shared:
+        if held and not shared and (store := store_of(folder)) is not None:
             store.refresh()  # whoever had it may have written something
         yield held
 
 
-class _Held:
-    """A lock of this process: on the disk, and for a run in object storage there, too."""
-
-    def __init__(self, handle: IO[str] | None, lease: leases.Lease | None) -> None:
-        self._handle, self._lease = handle, lease
-
-    def close(self) -> None:
-        """Let go of it. May be called twice, and from any thread."""
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            lease.release()
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            handle.close()
-
-
-def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> _Held:
-    """A lock of a run folder. BlockingIOError if it is held elsewhere."""
+def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> contextlib.ExitStack:
+    """A lock, on the disk and of a run in object storage there, too. BlockingIOError if it is held elsewhere."""
     handle = _flocked(folder, name, wait=wait, shared=shared)
-    found = None if shared else leases.of(folder)
-    if found is None:
-        return _Held(handle, None)
-    try:
-        while (lease := found.take(name, alone=handle is not None)) is None:
-            if not wait:
-                raise BlockingIOError(name)
-            time.sleep(leases.PAUSE)
-    except BaseException:
-        _Held(handle, None).close()
-        raise
-    return _Held(handle, lease)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(handle or contextlib.nullcontext())
+        if not shared and (there := leases.leases_of(folder)) is not None:
+            while (release := there.take(name, alone=handle is not None)) is None:
+                if not wait:
+                    raise BlockingIOError(name)
+                time.sleep(leases.PAUSE)
+            stack.callback(release)
+        return stack.pop_all()
 
 
 def _flocked(folder: Path, name: str, *, wait: bool, shared: bool) -> IO[str] | None:
@@ -120,8 +101,8 @@ def _flocked(folder: Path, name: str, *, wait: bool, shared: bool) -> IO[str] | 
 
 def _holder(folder: Path, name: str) -> str:
     """The last process to hold a lock, from its file: ``process 17 on HOST``; empty if it does not say."""
-    if (found := leases.of(folder)) is not None and (there := found.holder(name)):
-        return there
+    if (there := leases.leases_of(folder)) is not None and (who := there.holder(name)):
+        return who
     try:
         return (folder / layout.LOCKS / f"{name}.lock").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -131,7 +112,7 @@ def _holder(folder: Path, name: str) -> str:
 class Claim:
     """A shard that this process makes; released when it is written, or given up."""
 
-    def __init__(self, path: Path, held: _Held) -> None:
+    def __init__(self, path: Path, held: contextlib.ExitStack) -> None:
         self.path = path
         self._held = held
 
@@ -151,8 +132,8 @@ class Claims:
         self._run, self._stage = run, stage
         self._left = deque(paths)
         self._store = store_of(run)
-        if self._store is not None:
-            self._left.rotate(random.randrange(len(paths) or 1))  # two jobs begin at different places
+        if self._store is not None and paths:
+            self._left.rotate(random.randrange(len(paths)))  # so that two jobs begin at different places
 
     def take(self) -> Claim | None:
         """The next free shard, claimed; None if other processes hold all that are left. What is taken and then
@@ -199,11 +180,9 @@ class Claims:
                     shown = ", ".join(holders[:3]) + and_more(len(holders), 3)
                     print(f"hfsyn: still waiting for {shown}", file=sys.stderr, flush=True)
                 said = holders
-            if self._store is None:
-                time.sleep(PAUSE)
-                continue
-            time.sleep(leases.PAUSE)
-            self._store.refresh(layout.sidecar_of(held[0]).parent.relative_to(self._run).as_posix())
+            time.sleep(PAUSE if self._store is None else leases.PAUSE)
+            if self._store is not None:
+                self._store.refresh(layout.sidecar_of(held[0]).parent.relative_to(self._run).as_posix())
 
     def _name(self, path: Path) -> str:
         return f"{self._stage}-{path.stem}"
@@ -212,7 +191,7 @@ class Claims:
 def mark_of(folder: Path) -> Mark | None:
     """What tells the run in a folder from another one that is put in its place; None if there is none."""
     try:
-        if store_of(folder) is not None:  # whose copy gets new files with the same bytes
+        if store_of(folder) is not None:  # its copy of the recipe may be replaced by the same bytes
             return 0, zlib.crc32((folder / layout.RECIPE).read_bytes())
         found = (folder / layout.RECIPE).stat()
     except OSError:

@@ -1,8 +1,8 @@
 """Claims in an object store, which has no locks: who has claimed something renews it, and what stays silent is free.
 
-A claim is an object ``.locks/NAME.0``. It belongs to who could create it. Whoever sees that it has not been renewed for
+A claim is an object ``.locks/NAME.0``, and belongs to who could create it. Whoever sees that it was not renewed for
 `LEASE` seconds, by their own clock, creates ``NAME.1``, and so on: only one of many can. In a store without conditional
-writes two may believe that they have it; they make the same bytes, and the second to finish says so.
+writes two may believe that they have it; they make the same bytes, and the second to finish notes it.
 """
 
 import json
@@ -10,38 +10,41 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from builders.runs import layout
 from builders.stores.copies import store_of
 from builders.stores.store import Store
 
 LEASE, RENEW = 120.0, 20.0
-"""Seconds without a renewal after which a claim is free, and between two renewals. A process that was killed is noticed
+"""Seconds without a renewal after which a claim is free, and between two renewals. That a process was killed is noticed
 at once on its own machine.
 """
 PAUSE = 5.0  # seconds between two looks at what others hold
-
-
+AGAIN = ".again"  # a folder with an object for each shard that was made although another job had made it
 _leases: dict[str, "Leases"] = {}
 
 
-def of(folder: Path) -> "Leases | None":
+def leases_of(folder: Path) -> "Leases | None":
     """This process's claims in the store of a run folder; None for a run on the disk."""
     store = store_of(folder)
     return None if store is None else _leases.setdefault(store.address, Leases(store))
 
 
-class Lease:
-    """A claim that this process has."""
+def note_again(shard: Path) -> None:
+    """Note that a shard was made here although another job had made it meanwhile."""
+    if (store := store_of(shard)) is not None:
+        store.write(f"{AGAIN}/{shard.parent.name}-{shard.stem}-{store.token[:8]}", b"1")
 
-    def __init__(self, leases: "Leases", key: str) -> None:
-        self._leases, self.key = leases, key
 
-    def release(self) -> None:
-        """Let others have it."""
-        self._leases.end(self)
+def made_again(folder: Path) -> int:
+    """How many shards were made although another job had made them meanwhile."""
+    store = store_of(folder)
+    return 0 if store is None else len(store.listed(AGAIN))
 
 
 class Leases:
@@ -49,46 +52,43 @@ class Leases:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._held: dict[str, Lease] = {}
+        self._held: set[str] = set()
         self._beats = 0
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def take(self, name: str, *, alone: bool) -> Lease | None:
-        """Claim something; None if another process has it. `alone` says that no other process that shares this copy
-        can have it.
+    def take(self, name: str, *, alone: bool) -> Callable[[], None] | None:
+        """Claim something and return what releases it; None if another process has it. `alone` says that no other
+        process that shares this copy can have it.
         """
         number = 0
-        while True:
-            key = self._key(name, number)
-            if self._store.create(key, self._record()):
-                return self._begin(key)
-            data = self._store.read(key)
-            if data is None:  # it was cleared away meanwhile: look again later
-                return None
+        while not self._store.create(key := f"{layout.LOCKS}/{name}.{number}", self._record()):
+            data = self._store.read(key) or b"{}"
             told = _parsed(data)
-            gone = alone and told.get("copy") == self._store.machine
-            if not (gone or told.get("free") or self._is_silent(key, data)):
-                # A later one may have taken its place.
-                if self._store.read(self._key(name, number + 1)) is None:
-                    return None
+            gone = told.get("free") or (alone and told.get("copy") == self._store.machine)
+            # A later claim may have taken the place of one that is not renewed.
+            later = f"{layout.LOCKS}/{name}.{number + 1}"
+            if not gone and not self._is_silent(key, data) and self._store.read(later) is None:
+                return None
             number += 1
+        with self._mutex:
+            self._held.add(key)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
+                self._thread.start()
+        return partial(self._release, key)
 
     def holder(self, name: str) -> str:
         """Who has claimed something, as far as this process has seen: ``process 17 on HOST``; empty if it has not."""
-        keys = [key for key in self._seen if key.rpartition(".")[0] == self._key(name, 0).rpartition(".")[0]]
-        return str(_parsed(self._seen[keys[-1]][0]).get("who", "")) if keys else ""
+        seen = [data for key, (data, _) in self._seen.items() if key.startswith(f"{layout.LOCKS}/{name}.")]
+        return str(_parsed(seen[-1]).get("who", "")) if seen else ""
 
-    def end(self, lease: Lease) -> None:
-        """Mark a claim as free."""
-        with self._mutex:
-            if self._held.pop(lease.key, None) is not None:
-                with suppress(Exception):  # whoever wants it waits for the end of the lease
-                    self._store.write(lease.key, self._record(free=True))
-
-    def _key(self, name: str, number: int) -> str:
-        return f"{layout.LOCKS}/{name}.{number}"
+    def _release(self, key: str) -> None:
+        with self._mutex, suppress(Exception):  # if it fails, whoever wants it waits for the end of the lease
+            if key in self._held:
+                self._held.remove(key)
+                self._store.write(key, self._record(free=True))
 
     def _record(self, **more: bool) -> bytes:
         who = f"process {os.getpid()} on {socket.gethostname()}"
@@ -102,14 +102,6 @@ class Leases:
         self._seen[key] = (data, since if known == data else now)
         return known == data and now - since > LEASE
 
-    def _begin(self, key: str) -> Lease:
-        with self._mutex:
-            lease = self._held[key] = Lease(self, key)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
-                self._thread.start()
-        return lease
-
     def _renew(self) -> None:
         while True:
             time.sleep(RENEW)
@@ -120,7 +112,7 @@ class Leases:
                         self._store.write(key, self._record())
 
 
-def _parsed(data: bytes) -> dict[str, object]:
+def _parsed(data: bytes) -> dict[str, Any]:
     try:
         found = json.loads(data)
     except ValueError:

@@ -20,6 +20,7 @@ from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
 from builders.stores import copies
 from builders.stores.store import stand_in
+from hfsyn.runs.leases import note_again
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,7 +95,7 @@ def write_shard(
     """Write a shard, as `write_parquet`, then its sidecar, made from the shard's SHA-256 and its size in bytes."""
     mark = layout.sidecar_of(path)
     if arrived(path) and copies.store_of(path) is not None:
-        copies.note_again(path)
+        note_again(path)
         return layout.load_sidecar(mark)
     # But not the run folder above them, which may have been removed meanwhile.
     run = layout.run_of(path)
@@ -132,14 +133,18 @@ def sidecars(paths: Sequence[Path]) -> list[layout.Sidecar]:
     return [layout.load_sidecar(layout.sidecar_of(path)) for path in paths if is_done(path)]
 
 
-def faults(path: Path, fingerprint: str) -> list[str]:
-    """What is wrong with a finished shard, one line each; empty if it is as its sidecar says."""
+def faults(path: Path, fingerprint: str, *, here: bool = False) -> list[str]:
+    """What is wrong with a finished shard, one line each; empty if it is as its sidecar says. With `here` the bytes of
+    one in object storage are not fetched: they are compared when they are sent on.
+    """
     if not is_done(path):
         return [f"{path.name} is missing"]
     sidecar = layout.load_sidecar(layout.sidecar_of(path))
     found = []
     if sidecar.fingerprint != fingerprint:
         found.append(f"{path.name} was made by another recipe ({sidecar.fingerprint[:12]}, not {fingerprint[:12]})")
+    if here and copies.is_away(path):
+        return found if path.stat().st_size == sidecar.bytes else [*found, f"{path.name} is cut short"]
     with copies.borrowed(path):
         if path.stat().st_size != sidecar.bytes or sha256_of(path) != sidecar.sha256:
             found.append(f"{path.name} has other bytes than its sidecar states")
