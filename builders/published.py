@@ -36,7 +36,7 @@ from builders.hub import Patience, not_cached, patiently, resolve, said_plainly
 from builders.runs import layout
 from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
-from builders.stores.copies import is_away, readable
+from builders.stores.copies import is_address, is_away, readable
 
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
 """Tags, branches and commits, but nothing that could leave the folder of the cache."""
@@ -183,6 +183,8 @@ def open_reference(
 
     Raises DataError if it is neither, or as `open_published`.
     """
+    if is_address(reference) and not reference.startswith("hf://datasets/"):
+        layout.run_folder(reference)  # which refuses it
     folder = Path(reference).expanduser()
     if folder.is_dir():
         folder = folder / config if config not in (None, layout.DEFAULT_CONFIG) else folder

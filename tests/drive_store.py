@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from conftest import finished_run
@@ -85,20 +85,15 @@ def kill_and_restart(address: str, folder: Path, *, kills: int, jobs: int = 2, p
     return begun, killed
 
 
-def of_run(settings: Settings, bucket: str, run: str) -> dict[str, bytes]:
-    """What a store has of a run, but for what says how it was made."""
-    found = {}
-    for place in sorted((Path(settings.root) / bucket).iterdir()):
-        name = place.name.replace("|", "/").removeprefix(f"{run}/")
-        if not name.startswith((".", "sidecars/")):
-            found[name] = place.read_bytes()
-    return found
+def as_published(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Of the files of a run those that do not say how it was made."""
+    return {name: data for name, data in files.items() if not name.startswith((".", "sidecars/"))}
 
 
 def on_disk(folder: Path) -> dict[str, bytes]:
-    """The same of a run folder."""
+    """Those of a run folder."""
     names = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
-    return {name: (folder / name).read_bytes() for name in names if not name.startswith((".", "sidecars/"))}
+    return as_published({name: (folder / name).read_bytes() for name in names})
 
 
 def made_again(settings: Settings) -> tuple[int, int]:
@@ -114,10 +109,9 @@ def round_of(kind: str, alone: dict[str, bytes], *, kills: int, fails: float = 0
     """Two jobs in a new store, and what is counted of them."""
     with tempfile.TemporaryDirectory(prefix="hfsyn-store-") as name:
         folder = Path(name)
-        (folder / "store" / "bucket").mkdir(parents=True)
-        settings = Settings(str(folder / "store"), fails=fails, late=0.5).use()
+        settings = Settings(str(folder / "store"), fails=fails, late=0.5).bucket().use()
         processes, killed = kill_and_restart(f"{kind}://bucket/run", folder, kills=kills)
-        there = of_run(settings, "bucket", "run")
+        there = as_published(settings.files())
         different = [name for name in there.keys() | alone.keys() if there.get(name) != alone.get(name)]
         assert not different, f"not as on the disk: {different}"
         again, finished = made_again(settings)

@@ -23,6 +23,8 @@ import fsspec
 from fsspec.spec import AbstractFileSystem
 
 VARIABLE = "EMULATED_STORE"
+READ: list[tuple[str, int]] = []
+"""Name and size of each file that this process has opened, or read a part of."""
 
 
 @dataclass
@@ -41,6 +43,18 @@ class Settings:
         for kind in (Plain, Exact):
             fsspec.register_implementation(kind.protocol, kind, clobber=True)
         return self
+
+    def bucket(self, name: str = "bucket") -> Settings:
+        """Create a bucket, which the tool does not."""
+        (Path(self.root) / name).mkdir(parents=True, exist_ok=True)
+        return self
+
+    def files(self, run: str = "bucket/run") -> dict[str, bytes]:
+        """What it holds of a run, by name."""
+        bucket, _, prefix = run.partition("/")
+        places = sorted((Path(self.root) / bucket).iterdir())
+        found = {place.name.replace("|", "/"): place.read_bytes() for place in places}
+        return {name.removeprefix(f"{prefix}/"): data for name, data in found.items() if name.startswith(f"{prefix}/")}
 
     def made(self) -> list[tuple[str, str]]:
         """Every file that was written, in order, with the process that wrote it."""
@@ -101,6 +115,7 @@ class Plain(AbstractFileSystem):
             return _Upload(self, path)
         for _ in self.request():
             data = self.place(path).read_bytes()
+            READ.append((self.place(path).name.rpartition("|")[2], len(data)))
         return io.BytesIO(data)
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _opened(address: str) -> Store:
         raise DataError(said, f"A folder of that name on the disk is ./{address}") from None
     scratch = Path(os.environ.get(SCRATCH) or "~/.cache/hfsyn").expanduser().absolute()
     name = re.sub(r"[^\w.-]", "_", address.rpartition("/")[2])
-    copy = Copy(scratch / f"{name}-{hashlib.sha256(address.encode()).hexdigest()[:12]}")
+    copy = Copy(scratch / f"{name}-{hashlib.sha256(f'{protocol}://{root}'.encode()).hexdigest()[:12]}")
     if str(copy) not in _stores:
         make_folder(copy)
         _stores[str(copy)] = Store(address, fs, str(root).rstrip("/"), copy)

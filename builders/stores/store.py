@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ Info = Mapping[str, Any]
 ATTEMPTS = 8  # of one request, in a row
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; each pause doubles the one before
 SETTLE = 1.0  # seconds after which a store without conditional writes shows who wrote last
-_READERS = 16  # small files that are read at once: the time goes into waiting for answers
+_READERS = 16  # small files that are read at once
 _MOST_FILES = 200_000  # under one address; a run of a million images has some 5,000
 _VERSION = ("ETag", "etag", "md5Hash", "content_md5", "xet_hash", "mtime", "LastModified", "last_modified", "created")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -199,31 +199,35 @@ class Store:
         With `under`, a folder of the run, only what is new there is brought.
         """
         there = {name: info for name, info in self.listed(under).items() if not name.startswith(".")}
-        with ThreadPoolExecutor(_READERS, "store") as pool:
-            if not under:
-                kept = (self.name_of(path) for path in self.copy.rglob("*") if path.is_file())
-                late = [name for name in kept if name not in there and not name.startswith(".") and "/." not in name]
-                for name, info in zip(late, pool.map(self._info, late), strict=True):
-                    if info is None:
-                        (self.copy / name).unlink(missing_ok=True)
-                    else:
-                        there[name] = info
-            for _ in pool.map(self._bring, there, there.values()):
-                pass
+        if not under:
+            kept = (self.name_of(path) for path in self.copy.rglob("*") if path.is_file())
+            late = [name for name in kept if name not in there and not name.startswith(".") and "/." not in name]
+            for name, info in zip(late, self._each(self._info, late), strict=True):
+                if info is None:
+                    (self.copy / name).unlink(missing_ok=True)
+                else:
+                    there[name] = info
+        new = {name: _version(info) for name, info in there.items() if not self._has(name, info)}
+        self._each(lambda name: self.bring(name, new[name]), list(new))
+
+    def _each(self, ask: Callable[[str], T], names: Sequence[str]) -> list[T]:
+        """Ask for each of these files, several at once: the time goes into waiting for answers."""
+        with ThreadPoolExecutor(max(1, min(_READERS, len(names))), "store") as pool:
+            return list(pool.map(ask, names))
 
     def _info(self, name: str) -> Info | None:
         found: Info | None = self._call(f"look at {name}", partial(self.fs.info, self._key(name)), absent=True)
         return found
 
-    def _bring(self, name: str, info: Info) -> None:
-        """Bring one file of the copy to what the store says of it."""
+    def _has(self, name: str, info: Info) -> bool:
+        """Whether the copy has what the store says of a file; of a Parquet file it has a stand-in then."""
         place, size = self.copy / name, int(info["size"])
         known = place.stat() if place.exists() else None
         if name.endswith(".parquet"):
             if known is None or known.st_size != size:
                 stand_in(place, size)
-        elif known is None or (known.st_size, known.st_mtime_ns) != (size, _version(info)):
-            self.bring(name, _version(info))
+            return True
+        return known is not None and (known.st_size, known.st_mtime_ns) == (size, _version(info))
 
     def bring(self, name: str, version: int | None = None) -> None:
         """Fetch a small file, if the store has it."""

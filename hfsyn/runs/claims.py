@@ -68,11 +68,11 @@ def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> con
     with contextlib.ExitStack() as stack:
         stack.enter_context(handle or contextlib.nullcontext())
         if not shared and (there := leases.leases_of(folder)) is not None:
-            while (release := there.take(name, alone=handle is not None)) is None:
+            while (lease := there.take(name, alone=handle is not None)) is None:
                 if not wait:
                     raise BlockingIOError(name)
                 time.sleep(leases.PAUSE)
-            stack.callback(release)
+            stack.callback(lease.release)
         return stack.pop_all()
 
 

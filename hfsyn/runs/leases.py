@@ -10,9 +10,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+import weakref
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,13 @@ at once on its own machine.
 """
 PAUSE = 5.0  # seconds between two looks at what others hold
 AGAIN = ".again"  # a folder with an object for each shard that was made although another job had made it
-_leases: dict[str, "Leases"] = {}
+_leases: dict[str, "Leases"] = {}  # by the copy of a run
 
 
 def leases_of(folder: Path) -> "Leases | None":
     """This process's claims in the store of a run folder; None for a run on the disk."""
     store = store_of(folder)
-    return None if store is None else _leases.setdefault(store.address, Leases(store))
+    return None if store is None else _leases.setdefault(str(store.copy), Leases(store))
 
 
 def note_again(shard: Path) -> None:
@@ -47,21 +46,30 @@ def made_again(folder: Path) -> int:
     return 0 if store is None else len(store.listed(AGAIN))
 
 
+class Lease:
+    """A claim of this process: renewed until it is released, or nothing holds this object any more."""
+
+    def __init__(self, leases: "Leases", key: str) -> None:
+        self._leases, self.key = leases, key
+
+    def release(self) -> None:
+        """Let others have it at once."""
+        self._leases.end(self)
+
+
 class Leases:
     """The claims of this process in one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._held: set[str] = set()
+        self._held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
         self._beats = 0
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def take(self, name: str, *, alone: bool) -> Callable[[], None] | None:
-        """Claim something and return what releases it; None if another process has it. `alone` says that no other
-        process that shares this copy can have it.
-        """
+    def take(self, name: str, *, alone: bool) -> Lease | None:
+        """Claim something; None if another process has it. `alone` says that no other process with this copy can."""
         number = 0
         while not self._store.create(key := f"{layout.LOCKS}/{name}.{number}", self._record()):
             data = self._store.read(key) or b"{}"
@@ -73,22 +81,22 @@ class Leases:
                 return None
             number += 1
         with self._mutex:
-            self._held.add(key)
+            lease = self._held[key] = Lease(self, key)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
                 self._thread.start()
-        return partial(self._release, key)
+        return lease
 
     def holder(self, name: str) -> str:
         """Who has claimed something, as far as this process has seen: ``process 17 on HOST``; empty if it has not."""
         seen = [data for key, (data, _) in self._seen.items() if key.startswith(f"{layout.LOCKS}/{name}.")]
         return str(_parsed(seen[-1]).get("who", "")) if seen else ""
 
-    def _release(self, key: str) -> None:
+    def end(self, lease: Lease) -> None:
+        """Mark a claim as free."""
         with self._mutex, suppress(Exception):  # if it fails, whoever wants it waits for the end of the lease
-            if key in self._held:
-                self._held.remove(key)
-                self._store.write(key, self._record(free=True))
+            if self._held.pop(lease.key, None) is not None:
+                self._store.write(lease.key, self._record(free=True))
 
     def _record(self, **more: bool) -> bytes:
         who = f"process {os.getpid()} on {socket.gethostname()}"
