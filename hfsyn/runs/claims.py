@@ -58,7 +58,7 @@ def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) ->
         except BlockingIOError:
             held = False
         if held and not shared and (store := store_of(folder)) is not None:
-            store.refresh()  # whoever had it may have written something
+            store.refresh()  # another process may have written something
         yield held
 
 

@@ -1,7 +1,7 @@
-"""Claims in an object store, which has no locks: who has claimed something renews it, and what stays silent is free.
+"""Claims in an object store, which has no locks: a process renews what it has claimed, and what is not renewed is free.
 
-A claim is an object ``.locks/NAME.0``, and belongs to who could create it. Whoever sees that it was not renewed for
-`LEASE` seconds, by their own clock, creates ``NAME.1``, and so on: only one of many can. In a store without conditional
+A claim is an object ``.locks/NAME.0``, and belongs to the process that created it. Another that sees no renewal for
+`LEASE` seconds, by its own clock, creates ``NAME.1``, and so on: only one of many can. In a store without conditional
 writes two may believe that they have it; they make the same bytes, and the second to finish notes it.
 """
 
@@ -94,7 +94,7 @@ class Leases:
 
     def end(self, lease: Lease) -> None:
         """Mark a claim as free."""
-        with self._mutex, suppress(Exception):  # if it fails, whoever wants it waits for the end of the lease
+        with self._mutex, suppress(Exception):  # if it fails, others wait until the lease has run out
             if self._held.pop(lease.key, None) is not None:
                 self._store.write(lease.key, self._record(free=True))
 
