@@ -111,7 +111,11 @@ class Store:
     def _create(self, name: str, data: bytes) -> bool:
         def ask() -> bool:
             try:
-                self.fs.pipe_file(self._key(name), data, mode="create")
+                if self._is_local:
+                    with self.fs.open(self._key(name), "xb") as handle:
+                        handle.write(data)
+                else:
+                    self.fs.pipe_file(self._key(name), data, mode="create")
             except OSError:
                 # It is there; or it was written, and the answer was lost; or the store failed.
                 if (found := self.read(name)) is None:
@@ -121,15 +125,21 @@ class Store:
 
         return bool(self._call(f"write {name}", ask))
 
+    @property
+    def _is_local(self) -> bool:
+        return "file" in self.fs.protocol
+
     @cached_property
     def exact(self) -> bool:
         """Whether the store refuses to write what is there already: its client can ask for it, and it does."""
         from fsspec.asyn import AsyncFileSystem
         from fsspec.spec import AbstractFileSystem
 
-        kind, probe = type(self.fs), f".locks/probe-{self.token}"
-        if getattr(kind, "_pipe_file", kind.pipe_file) in (AbstractFileSystem.pipe_file, AsyncFileSystem._pipe_file):
+        kind = type(self.fs)
+        asks = getattr(kind, "_pipe_file", kind.pipe_file)
+        if asks in (AbstractFileSystem.pipe_file, AsyncFileSystem._pipe_file) and not self._is_local:
             return False  # fsspec's own looks first, and then writes
+        probe = f".locks/probe-{self.token}"
         found = self._create(probe, b"1") and not self._create(probe, b"2")
         self.delete(probe)
         return found

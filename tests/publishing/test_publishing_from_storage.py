@@ -70,6 +70,7 @@ def test_a_damaged_shard_in_a_store_is_not_published(hub: Hub, client: Client, t
     assert "refs/tags/v1.0.0" not in hub.refs("dataset", "alice/damaged")
 
 
+@pytest.mark.slow  # a bucket has no conditional writes, and each claim waits a second
 def test_a_bucket_of_the_hub_holds_a_run(hub: Hub, client: Client, alone: Path, tmp_path: Path) -> None:
     hub_buckets.add_bucket(hub, "alice/runs")
     address, scratch = "hf://buckets/alice/runs/shapes", str(tmp_path / "scratch")

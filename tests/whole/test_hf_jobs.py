@@ -129,14 +129,17 @@ def test_a_job_on_a_new_machine_continues_what_an_earlier_one_sent(hub: Hub, cli
     assert {name: published[name] for name in parquet_bytes(alone)} == parquet_bytes(alone)
 
 
+@pytest.mark.slow
 def test_jobs_that_share_a_bucket_go_on_where_others_stopped_and_one_publishes(tmp_path: Path) -> None:
     with Hub(tmp_path / "hub", xet=True) as hub, Client(hub, tmp_path / "client") as client:
         hub_buckets.add_bucket(hub, "alice/runs")
         words = ["shapes-cip", "alice/shared", "--version", "1.0.0", *settings(), "--bucket", "alice/runs/cip"]
         ended, _, err = run_script(client, *words, "--hours", "1e-9", scratch=tmp_path / "first")
         assert ended == 4, err
+        part = ("hf://buckets/alice/runs/cip", "--shards", "0:2", "--num-processes", "1", "--quiet")
+        assert client.hfsyn("caption", *part, HFSYN_SCRATCH=str(tmp_path / "first")).code == 0
         there = hub_buckets.files_of(hub, "alice/runs")
-        assert len([name for name in there if name.startswith("cip/sidecars/captions/")]) == 1
+        assert len([name for name in there if name.startswith("cip/sidecars/captions/")]) == 2
         assert "cip/manifest.json" not in there
         ended, out, err = run_script(client, *words, scratch=tmp_path / "second")
         assert (ended, out.splitlines()[-1]) == (0, "alice/shared@v1.0.0"), err
