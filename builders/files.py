@@ -27,6 +27,9 @@ _ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 _in_hand: set[str] = set()
 """Temporary names that this process uses; an earlier one may have had the same process id, as in containers."""
 
+before_rename: Callable[[Path, Path], None] | None = None
+"""Called with each file that `atomic_write` has filled, and its place: `builders.stores` sends it."""
+
 _ESCAPE = "(?:25|7F|[01][0-9A-F]|[89A-F][0-9A-F])"
 _TO_ESCAPE = re.compile(f"[{ODD}]|%(?={_ESCAPE})")
 _ESCAPED = re.compile(f"%({_ESCAPE[3:-1]})".encode())
@@ -150,6 +153,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
+        if before_rename is not None:
+            before_rename(temporary, path)
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the folder may be gone

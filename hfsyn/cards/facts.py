@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from builders.errors import DataError
 from builders.runs import layout
+from builders.stores.copies import readable
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import Recipe, fingerprint
@@ -196,7 +197,7 @@ def example_rows(folder: Path) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     images, captions = (layout.finished_shards(folder / name) for name in (layout.DATA, layout.CAPTIONS))
     for shard in list(images) or captions:
-        with pq.ParquetFile(shard) as parquet:
+        with pq.ParquetFile(readable(shard)) as parquet:
             columns = [name for name in _EXAMPLE if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(columns=columns):
                 for row in batch.to_pylist():

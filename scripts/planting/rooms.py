@@ -34,10 +34,12 @@ ROOMS = (
     (
         "runs",
         """
-        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py hfsyn/exporting.py
+        builders/runs/* builders/stores/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py
+        hfsyn/exporting.py
         """,
         """
-        layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
+        object_storage layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows
+        stages budget
         source_going_away unreadable_images file_traces from_source production selections conditions scores
         """,
     ),
