@@ -69,6 +69,7 @@ _TELLING = {
     "recipe": (("extends", "source", "prompt", "generate"), "hfsyn build {}"),
     "training recipe": (("model", "augment", "optimise"), "hfsyn train --config {}"),
     "matrix": (("arms",), "hfsyn bench {}"),
+    "factor file": (("factors",), "hfsyn audit MODEL --factors {}"),
     "class map": (("classes",), "hfsyn build imagenette-cip --set source.variant={}"),
 }
 """What people write -> keys that no other kind has, and the command that takes its file."""
