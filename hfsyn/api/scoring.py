@@ -176,7 +176,5 @@ def audit(
     how: dict[str, Any] = {"recipe": recipe, "images": images, "repair": repair, "reader": reader, "seed": seed}
     how |= {"classes": [name.strip() for name in names if name.strip()], "generator": generator}
     how |= {"overrides": [overrides] if isinstance(overrides, str) else overrides}
-    how["options"] = WorkOptions(
-        device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet
-    )
+    how["options"] = WorkOptions(device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet)
     return audited(str(model), str(factors), out, **how)

@@ -18,8 +18,8 @@ from hfsyn.recipes.strategies import with_article
 
 FACTORS = Shelf("factor file", "factors", otherwise="A file is named with its .yaml.")
 """The shipped ones."""
-CLASS = "c"
-"""The class among the factors: its placeholder, and its name in `Factors.never`."""
+CLASS, _C = "class", "c"
+"""The class among the factors, and its placeholder."""
 _PLACE = re.compile(r"\{(\w*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,40}")
 _ARTICLE = re.compile(r"\ba (\w+)")
@@ -48,12 +48,12 @@ class Factors(Part):
     factors: Annotated[dict[str, _Levels], Field(min_length=1)]
     """NAME -> its levels: a list of words, or level -> its words, which may be empty."""
     never: Annotated[tuple[dict[str, _Some], ...], Field(strict=False)] = ()
-    """Levels that no image shows together, such as `{colour: white, background: [white, yellow]}`; `c` is the class, by
-    its name or wnid.
+    """Levels that no image shows together, such as `{colour: white, background: [white, yellow]}`; `class` is a factor
+    here too, its levels names or wnids.
     """
     reads: Text | None = None
     """How a caption says what it sees, with the same placeholders; null looks for the words of the level anywhere."""
-    said: dict[str, dict[str, _Some]] = {}
+    said: dict[str, dict[str, _Some]] = Field(default_factory=dict)
     """NAME -> level -> other words for it in captions, any of which says that the image shows it."""
     recipe: Text | None = None
     """The recipe that draws, if no other is named."""
@@ -61,9 +61,11 @@ class Factors(Part):
     @model_validator(mode="after")
     def _consistent(self) -> Factors:
         for name, levels in self.factors.items():
-            if not _NAME.fullmatch(name) or name == CLASS:
+            if not _NAME.fullmatch(name) or name in (CLASS, _C):
                 said = f"A factor is called {name[:60]!r}."
-                raise HfsynError(said, f"Letters, digits and underscores, beginning with a letter; not {CLASS!r}.")
+                raise HfsynError(
+                    said, f"Letters, digits and underscores, beginning with a letter; not {_C} or {CLASS}."
+                )
             if len(levels) < 2:
                 said = f"The factor {name!r} has {len(levels)} level{'s' * (not levels)}: there is nothing to compare."
                 raise HfsynError(said, "Give it a second one, or write its words into the prompt.")
@@ -81,7 +83,7 @@ class Factors(Part):
         return self
 
     def _check_places(self, field: str, text: str) -> None:
-        places, known = _PLACE.findall(text), [CLASS, *self.factors]
+        places, known = _PLACE.findall(text), [_C, *self.factors]
         if unknown := [place for place in places if place not in known]:
             said = f"{field} has {{{unknown[0]}}}, which is not a factor.{did_you_mean(unknown[0], known)}"
             raise HfsynError(said, f"Its placeholders: {', '.join(f'{{{name}}}' for name in known)}.")
@@ -102,7 +104,7 @@ class Factors(Part):
 
     def prompt_of(self, info: ClassInfo, levels: Mapping[str, str]) -> str:
         """The prompt of a class with a level of each factor."""
-        words = {CLASS: info.name, **{name: self.factors[name][level] for name, level in levels.items()}}
+        words = {_C: info.name, **{name: self.factors[name][level] for name, level in levels.items()}}
         # In one pass, so that braces in the words stay what they are.
         parts = (_PLACE.sub(lambda found: words[found[1]], part) for part in self.prompt.split(","))
         text = ", ".join(line for part in parts if (line := " ".join(part.split())))
@@ -113,8 +115,13 @@ class Factors(Part):
         fields = self.model_dump()
         for name, levels in dropped.items():
             fields["factors"][name] = {k: v for k, v in fields["factors"][name].items() if k not in levels}
-            fields["said"] = {**fields["said"], name: {k: v for k, v in self.said.get(name, {}).items() if k not in levels}}
-        kept = [{n: [v for v in some if v not in dropped.get(n, ())] for n, some in pair.items()} for pair in self.never]
+            fields["said"] = {
+                **fields["said"],
+                name: {k: v for k, v in self.said.get(name, {}).items() if k not in levels},
+            }
+        kept = [
+            {n: [v for v in some if v not in dropped.get(n, ())] for n, some in pair.items()} for pair in self.never
+        ]
         fields["never"] = [pair for pair in kept if all(pair.values())]
         return checked(Factors, fields, "the factor file")
 
@@ -167,7 +174,7 @@ class Reader:
     """Says of a caption which levels it names, and compares them with those that were asked for."""
 
     def __init__(self, factors: Factors, classes: Sequence[ClassInfo]) -> None:
-        self._factors, self._known = factors, {CLASS: [info.name for info in classes]}
+        self._factors, self._known = factors, {_C: [info.name for info in classes]}
         self._known |= {name: list(levels.values()) for name, levels in factors.factors.items()}
         self._pattern = None if factors.reads is None else self._compiled(factors.reads)
 
@@ -196,7 +203,9 @@ class Reader:
                 found[name] = any(has_words(text, one) for one in words) if asked[name] else None
             return found
         hit, places = self._pattern.search(text), self._pattern.groupindex
-        return {
-            name: (hit is not None and hit[name].casefold() == words.casefold()) if name in places and words else None
-            for name, words in asked.items()
-        }
+        found = {}
+        for name, words in asked.items():
+            place = _C if name == CLASS else name
+            known = place in places and words
+            found[name] = (hit is not None and hit[place].casefold() == words.casefold()) if known else None
+        return found

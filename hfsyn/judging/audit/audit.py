@@ -1,14 +1,13 @@
 """Audit a classifier: images of all classes with all levels of some factors, and where it is wrong more than elsewhere.
 
-    audit.yaml        what was asked for          prompts.parquet   what the images should show
-    run/              the images, a run folder     audit.json        all that was found
-    audit.html        the same with images         repair.yaml       the recipe of images for what was found
+audit.yaml        what was asked for          prompts.parquet   what the images should show
+run/              the images, a run folder     audit.json        all that was found
+audit.html        the same with images         repair.yaml       the recipe of images for what was found
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -32,19 +31,10 @@ from hfsyn.judging.audit.prompts import Axes, cells, recipe_for, repairing, writ
 from hfsyn.judging.classifier import open_classifier
 from hfsyn.judging.measures.metrics import dump_result, wilson
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.scores.factors import SAID, SHOWS, reader_part
+from hfsyn.judging.scores.factors import SHOWS, reader_part
 from hfsyn.judging.scores.scoring import score_set
 from hfsyn.judging.sets.shared import same_names
-from hfsyn.recipes.factor_file import (
-    ASKED,
-    CLASS,
-    PROMPTS,
-    Asked,
-    Factors,
-    load_factors,
-    naming_classes,
-    read_asked,
-)
+from hfsyn.recipes.factor_file import ASKED, CLASS, PROMPTS, Asked, Factors, load_factors, naming_classes, read_asked
 from hfsyn.recipes.recipe import BUILTIN, Recipe, dump_recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
 from hfsyn.runs.scores import ID
@@ -108,11 +98,11 @@ def audit(
     how: dict[str, Any] = {"out": None, "config_name": None, "overwrite": True, "options": options}
     if score_set(str(run.folder), judges, **how) is None:
         return None
-    found = _found(folder, model, order)
-    _repair(folder, order, found, repair)
-    atomic_text(folder / RESULT, dump_result({k: v for k, v in found.items() if k != "found"}))
-    write_page(folder / PAGE, found, folder / RUN)
-    del found["found"]
+    judged = _judged(folder, order.axes)
+    found, named = _found(folder, model, order, judged)
+    found["repair"] = _repair(folder, order, named, repair)
+    atomic_text(folder / RESULT, dump_result(found))
+    write_page(folder / PAGE, found, _shown(judged), [(one.mine, one.beside) for one in named], folder / RUN)
     return found
 
 
@@ -124,13 +114,7 @@ def _base(recipe: Any, factors: Factors, overrides: Sequence[str], generator: st
 
 
 def ordered(
-    model: str,
-    factors: Factors,
-    recipe: Recipe,
-    images: int,
-    classes: Sequence[str],
-    reader: str | None,
-    seed: int,
+    model: str, factors: Factors, recipe: Recipe, images: int, classes: Sequence[str], reader: str | None, seed: int
 ) -> Order:
     """Check what is asked for, and say what of it is left out. Raises HfsynError if that cannot be done."""
     infos, remarks = _known(model, recipe, list(chosen_classes(recipe, classes).values()))
@@ -151,7 +135,11 @@ def ordered(
             f"{images} images are fewer than {FEWEST} for each pair of levels: some pairs will not be looked at"
         )
     asked = Asked(
-        factors=factors, classes=tuple(one.wnid for one in infos), images=images, seed=seed, reader=_reader(reader, recipe)
+        factors=factors,
+        classes=tuple(one.wnid for one in infos),
+        images=images,
+        seed=seed,
+        reader=_reader(reader, recipe),
     )
     return Order(asked, axes, recipe, remarks)
 
@@ -189,7 +177,9 @@ def _begin(folder: Path, order: Order) -> None:
     try:
         make_folder(folder)
     except OSError as error:
-        raise HfsynError(f"--out {folder} cannot be created: {error.strerror}.", "Name another.", ExitCode.PREFLIGHT) from None
+        raise HfsynError(
+            f"--out {folder} cannot be created: {error.strerror}.", "Name another.", ExitCode.PREFLIGHT
+        ) from None
     fields = json.loads(order.asked.model_dump_json())
     if (folder / ASKED).exists():
         there = json.loads(read_asked(folder).model_dump_json())
@@ -198,7 +188,9 @@ def _begin(folder: Path, order: Order) -> None:
             what = f"other {key}" if isinstance(fields[key], dict | list) else f"{key} {there[key]}, not {fields[key]}"
             raise HfsynError(f"{folder} holds an audit with {what}.", "Name another --out.")
     elif strangers := [path.name for path in folder.iterdir() if path.name not in (PROMPTS, RUN)]:
-        raise HfsynError(f"{folder} holds files that are not of an audit: {quoted(strangers, 3)}.", "Name another --out.")
+        raise HfsynError(
+            f"{folder} holds files that are not of an audit: {quoted(strangers, 3)}.", "Name another --out."
+        )
     rows = order.axes.rows(cells(order.axes, order.asked.images, order.asked.seed), "audit")
     if not (folder / PROMPTS).exists():
         write_prompts(folder / PROMPTS, rows)
@@ -216,46 +208,68 @@ class Judged:
     table: np.ndarray
     right: np.ndarray
     shows: np.ndarray  # int8 (n, columns): 1 yes, 0 no, -1 not read
-    predicted: list[str]
-    said: list[str | None]
+    called: list[str]
+    """What each was called, by name."""
+
+    @property
+    def obeyed(self) -> np.ndarray:
+        """Which show all that they were asked to, as far as that was read; bool (n,)."""
+        return np.asarray((self.shows != 0).all(1))
 
 
 def _judged(folder: Path, axes: Axes) -> Judged:
     run = folder / RUN
-    of_prompt = {line["source_id"]: line for line in pq.read_table(folder / PROMPTS, columns=["source_id", "wnid", *axes.names[1:]]).to_pylist()}
+    columns = ["source_id", "wnid", *axes.names[1:]]
+    prompts = pq.read_table(folder / PROMPTS, columns=columns).to_pylist()
+    of_prompt = {line["source_id"]: line for line in prompts}
     scores = pq.read_table(run / layout.SCORES_TABLE).to_pylist()
     sources = dict(zip(*StoredRows(run).table([ID, "source_id"]).to_pydict().values(), strict=True))
     places = [{level: number for number, level in enumerate(levels)} for levels in axes.levels]
     by_wnid = {info.wnid: number for number, info in enumerate(axes.classes)}
     kept = [one for one in scores if one["predicted"] is not None]
     lines = [of_prompt[sources[one[ID]]] for one in kept]
-    table = [[by_wnid[line["wnid"]], *(places[c][line[axes.names[c]]] for c in range(1, len(places)))] for line in lines]
+    table = [
+        [by_wnid[line["wnid"]], *(places[c][line[axes.names[c]]] for c in range(1, len(places)))] for line in lines
+    ]
     shows = [[-1 if (v := one.get(f"{SHOWS}{name}")) is None else int(v) for name in axes.names] for one in kept]
     return Judged(
         [one[ID] for one in kept],
         np.array(table, np.int64).reshape(len(kept), len(places)),
         np.array([one["predicted"] == line["wnid"] for one, line in zip(kept, lines, strict=True)], bool),
         np.array(shows, np.int8).reshape(len(kept), len(places)),
-        [one["predicted"] for one in kept],
-        [one.get(SAID) for one in kept],
+        [axes.classes[by_wnid[one["predicted"]]].name for one in kept],
     )
 
 
-def _found(folder: Path, model: str, order: Order) -> Audit:
-    axes, judged = order.axes, _judged(folder, order.axes)
+def _shown(judged: Judged) -> Judged:
+    """Those images that count."""
+    kept = judged.obeyed
+    ids, called = ([one for one, good in zip(some, kept, strict=True) if good] for some in (judged.ids, judged.called))
+    return Judged(ids, judged.table[kept], judged.right[kept], judged.shows[kept], called)
+
+
+def _found(folder: Path, model: str, order: Order, judged: Judged) -> tuple[Audit, list[Found]]:
+    axes, obeyed = order.axes, judged.obeyed
     barred = _disobeyed(axes, judged)
-    obeyed = (judged.shows != 0).all(1)
     table, right = judged.table[obeyed], judged.right[obeyed]
     explained = effects(table, right, axes.sizes, seed=order.asked.seed)
     found = findings(table, right, axes.sizes, explained, frozenset(barred))
     remarks = list(order.remarks)
     if count := int((~obeyed).sum()):
-        remarks.append(f"{plural(count, 'image')} of {len(obeyed)} do not show what they were asked to, and do not count")
+        remarks.append(
+            f"{plural(count, 'image')} of {len(obeyed)} do not show what they were asked to, and do not count"
+        )
     if barred:
         remarks.append(f"the generator does not obey: {quoted([_cell_text(axes, cell) for cell in barred], 20)}")
-    names = {number: name for number, name in enumerate(axes.names)}
+    names = dict(enumerate(axes.names))
+
+    def named(*columns: int) -> list[dict[str, Any]]:
+        lines = cell_table(table, right, axes.sizes, columns)
+        levels = ([axes.levels[c][k] for c, k in zip(columns, line["levels"], strict=True)] for line in lines)
+        return [{**line, "levels": some} for line, some in zip(lines, levels, strict=True)]
+
     pairs = list(combinations(range(len(axes.names)), 2))
-    return Audit(
+    result = Audit(
         {
             "model": model,
             "images": order.asked.images,
@@ -273,17 +287,14 @@ def _found(folder: Path, model: str, order: Order) -> Audit:
                 {"factors": [names[c] for c in one.columns], "share": one.share, "p": one.p, "q": one.q}
                 for one in explained
             ],
-            "levels": {name: _named(axes, cell_table(table, right, axes.sizes, (c,)), (c,)) for c, name in names.items()},
-            "pairs": {
-                f"{names[a]} x {names[b]}": _named(axes, cell_table(table, right, axes.sizes, (a, b)), (a, b))
-                for a, b in pairs
-            },
+            "levels": {name: named(c) for c, name in names.items()},
+            "pairs": {f"{names[a]} x {names[b]}": named(a, b) for a, b in pairs},
             "remarks": remarks,
             "repair": None,
             "page": str(folder / PAGE),
-            "found": (axes, judged, obeyed, found),
         }
     )
+    return result, found
 
 
 def _disobeyed(axes: Axes, judged: Judged) -> list[Cell]:
@@ -322,12 +333,13 @@ def words_of(axes: Axes, columns: Sequence[int], levels: Sequence[Sequence[int]]
 
 def _told(axes: Axes, one: Found) -> dict[str, Any]:
     what = words_of(axes, one.columns, one.levels)
-    where = f"{axes.levels[0][one.levels[0][0]]} elsewhere" if one.columns[0] == 0 and len(one.columns) == 2 and len(one.levels[0]) == 1 else "elsewhere"
-    sentence = (
-        f"{what}: {interval(one.here, percent=True)} right, {where} {interval(one.elsewhere, percent=True)}"
-    )
+    one_class = one.columns[0] == 0 and len(one.columns) == 2 and len(one.levels[0]) == 1
+    beside = f"{axes.levels[0][one.levels[0][0]]} elsewhere" if one_class else "elsewhere"
+    here, there = (interval(some, percent=True) for some in (one.here, one.elsewhere))
     return {
-        "sentence": sentence,
+        "sentence": f"{what}: {here} right, {beside} {there}",
+        "what": what,
+        "beside": beside,
         "cost": one.cost,
         "n": one.n,
         "levels": {
@@ -339,21 +351,12 @@ def _told(axes: Axes, one: Found) -> dict[str, Any]:
     }
 
 
-def _named(axes: Axes, lines: list[dict[str, Any]], columns: tuple[int, ...]) -> list[dict[str, Any]]:
-    return [
-        {**line, "levels": [axes.levels[c][level] for c, level in zip(columns, line["levels"], strict=True)]}
-        for line in lines
-    ]
-
-
-def _repair(folder: Path, order: Order, found: Audit, images: int) -> None:
-    """Write the recipe of images in the cells of the findings; without findings there is none."""
+def _repair(folder: Path, order: Order, found: Sequence[Found], images: int) -> str | None:
+    """Write the recipe of images in the cells of the findings, and return its path; without findings there is none."""
     recipe, prompts = folder / REPAIR, (folder / "repair.parquet").resolve()
     recipe.unlink(missing_ok=True)
-    some = found["found"][3]
-    if not some or not images:
-        return
-    write_prompts(prompts, repairing(order.axes, some, images, order.asked.seed + 1))
+    if not found or not images:
+        return None
+    write_prompts(prompts, repairing(order.axes, found, images, order.asked.seed + 1))
     atomic_text(recipe, dump_recipe(recipe_for(order.recipe, prompts, "repair")))
-    found["repair"] = str(recipe)
-    print(f"Images for what was found: hfsyn build {recipe} --out RUN", file=sys.stderr)
+    return str(recipe)

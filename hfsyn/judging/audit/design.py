@@ -29,7 +29,7 @@ def design(sizes: Sequence[int], rows: int, *, allowed: Allowed | None = None, s
 
     The levels of the first column (the classes) take turns. The same arguments give the same design.
 
-    Raises HfsynError if a level of some column fits no level of another one.
+    Raises HfsynError if some row is left with a pair that may not occur.
     """
     return _Design(sizes, rows, dict(allowed or {}), seed).made()
 
@@ -59,8 +59,8 @@ class _Design:
             if not self._improved(columns):
                 break
         if any(np.isinf(self._barred[a, b][self._table[:, a], self._table[:, b]]).any() for a, b in self._barred):
-            said = "Some level fits no level of another factor: `never` bars every pair of them."
-            raise HfsynError(said, "Leave that level out, or bar fewer pairs.")
+            said = "No design without the pairs that `never` bars was found."
+            raise HfsynError(said, "Bar fewer pairs.")
         return self._table
 
     def _improved(self, columns: Sequence[int]) -> bool:
@@ -87,7 +87,9 @@ class _Design:
         cost = _EVEN * self._sizes[column] * self._single[column]
         for other in others:
             weight = self._sizes[column] * self._sizes[other]
-            cost = cost + weight * self._pairs[column, other][:, row[other]] + self._barred[column, other][:, row[other]]
+            cost = (
+                cost + weight * self._pairs[column, other][:, row[other]] + self._barred[column, other][:, row[other]]
+            )
         return np.asarray(cost)
 
     def _count(self, row: np.ndarray, by: int) -> None:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Effect:
         return self.q <= FALSE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """Images that are wrong more often: those with one of some levels in each of one or two columns."""
 
@@ -67,9 +68,12 @@ class Found:
     n: int
     cost: float
     """What it costs of the accuracy over all images, in shares of 1."""
+    mine: np.ndarray
+    beside: np.ndarray
+    """Which images have it, and which it is compared with; bool (n,)."""
 
 
-def cell_table(table: np.ndarray, right: np.ndarray, sizes: Sequence[int], columns: Columns) -> list[dict[str, object]]:
+def cell_table(table: np.ndarray, right: np.ndarray, sizes: Sequence[int], columns: Columns) -> list[dict[str, Any]]:
     """``levels``, ``n`` and the accuracy (``value``, ``low``, ``high``) of each level, or pair of levels."""
     code, cells = _coded(table, sizes, columns)
     totals, hits = np.bincount(code, minlength=cells), np.bincount(code[right], minlength=cells)
@@ -213,7 +217,7 @@ def _told(taken: dict[Cell, np.ndarray], table: np.ndarray, right: np.ndarray, c
         beside = beside if beside.any() else (~named if not named.all() else ~mine)
         here, there = (wilson(int(right[rows].sum()), int(rows.sum())) for rows in (mine, beside))
         lost = (there["value"] or 0.0) - here["value"]
-        found.append(Found(where, levels, here, there, int(mine.sum()), lost * float(mine.mean())))
+        found.append(Found(where, levels, here, there, int(mine.sum()), lost * float(mine.mean()), mine, beside))
     return sorted(found, key=lambda one: (-one.cost, one.columns, one.levels))
 
 
@@ -228,9 +232,7 @@ def _together(cells: Sequence[Cell], columns: int) -> list[list[Cell]]:
                     continue
                 place = cell[0].index(column)
                 same = [
-                    one
-                    for one in left
-                    if one[0] == cell[0] and (len(cell[0]) == 1 or one[1][place] == cell[1][place])
+                    one for one in left if one[0] == cell[0] and (len(cell[0]) == 1 or one[1][place] == cell[1][place])
                 ]
                 best = same if len(same) > len(best) else best
         groups.append(best)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from builders.files import atomic_write
 from builders.variants import ClassInfo, get_variant
+from hfsyn.errors import HfsynError
 from hfsyn.judging.audit.design import Allowed, design
 from hfsyn.judging.audit.effects import Found
 from hfsyn.recipes.factor_file import CLASS, Factors
@@ -37,12 +38,20 @@ class Axes:
         return [len(levels) for levels in self.levels]
 
     def allowed(self) -> dict[tuple[int, int], np.ndarray]:
-        """Which pairs of levels may occur, of the columns of which some may not."""
+        """Which pairs of levels may occur, of the columns of which some may not. Raises HfsynError if a level may not
+        occur at all.
+        """
         found: dict[tuple[int, int], np.ndarray] = {}
         for pair in self.factors.never:
             (a, mine), (b, theirs) = sorted((self.names.index(name), levels) for name, levels in pair.items())
             barred = found.setdefault((a, b), np.ones((self.sizes[a], self.sizes[b]), bool))
             barred[np.ix_(self._places(a, mine), self._places(b, theirs))] = False
+        for (a, b), pairs in found.items():
+            for column, other, free in ((a, b, pairs.any(1)), (b, a, pairs.any(0))):
+                if not free.all():
+                    level = self.levels[column][int(free.argmin())]
+                    said = f"{self.names[column]} {level} fits no {self.names[other]}: `never` bars every pair of them."
+                    raise HfsynError(said, "Leave that level out, or bar fewer pairs.")
         return found
 
     def _places(self, column: int, levels: Sequence[str]) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from builders.variants import ClassInfo
+from builders.yaml import is_yaml_name
 from hfsyn.captions.captioner import TransformersCaptioner
 from hfsyn.captions.questions import Questioner
 from hfsyn.judging.scores.pictures import Row, in_batches
@@ -50,7 +51,8 @@ def reader_part(reader: str) -> CaptionPart:
     """The caption part of a reader, its model pinned. Raises HfsynError if there is no such captioner."""
     if reader.startswith(ASKS):
         return asking(reader.removeprefix(ASKS))
-    fields = load_fragment("captioner", reader).part if reader in fragments("captioner") or reader.endswith(".yaml") else {"model": reader}
+    known = reader in fragments("captioner") or is_yaml_name(reader)
+    fields = load_fragment("captioner", reader).part if known else {"model": reader}
     part: Any = check_part("caption", fields, reader)
     return part.model_copy(update={"revision": pin(part.model, part.revision, "captioner")})
 
