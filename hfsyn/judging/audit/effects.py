@@ -25,8 +25,8 @@ import numpy as np
 
 from hfsyn.judging.measures.metrics import Interval, wilson
 
-LEAST = 0.05
-"""A finding is only named if its error rate is surely above that elsewhere by this."""
+LEAST = 0.03
+"""A finding is only named if its error rate is above that elsewhere by more than this, and not by chance."""
 FALSE = 0.05
 """The bound on false discoveries."""
 FEWEST = 5  # images of a cell that is looked at
