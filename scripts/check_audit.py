@@ -6,18 +6,21 @@
     python scripts/check_audit.py --only plants       # or repair
     python scripts/check_audit.py --explore --pairs 1 # other seeds than those that are reported
 
-**Plants.** Ten pairs of classifiers, trained by the shipped recipe `shapes` on `IMAGES` drawings of the variant
-`shapes` each, the same number of each class. One of a pair has a plant: two colours never occur with one class. The
-plants are of three kinds (`KINDS`): `missing` is that alone; of `taken` two thirds of the images of another class show
-these colours, and of `crowded` two thirds of those of all other classes. Class and colours are drawn from the pair's
-seed. The other classifier of the pair is trained on as many drawings without a plant. Both are audited with the shipped
-factors `shapes` and `AUDIT` images of the built-in generator, made for the pair.
+**Plants.** Classifiers are trained by the shipped recipe `shapes` on `IMAGES` drawings of the variant `shapes`, the
+same number of each class. In a plant two colours never occur with one class. There are three kinds (`KINDS`): `missing`
+is that alone; of `rare` half of the images of another class show these two colours, and few of all remaining ones; of
+`alone` most images of that other class do. Kind, classes and colours are drawn from the seed. Not every plant does
+harm: a shape that is easy to tell is known in any colour. So the first `PAIRS` seeds, from 0 on, are taken whose
+classifier is at least `HARM` worse on drawings of what it was never shown than on others of that class (`GROUP` test
+drawings each); how many were passed over is said. To each belongs a classifier that is trained on as many drawings
+without a plant. Both are audited with the shipped factors `shapes` and `AUDIT` images of the built-in generator, made
+for the pair.
 
 The audit should name the plant (its class, and at least one of its two colours) among its first two findings in ten of
 ten, in at most four minutes of two cores each, which are eight minutes of processor time since the machine may be
 shared; and name anything in at most one of the ten classifiers without a plant.
 
-**Repair.** Five further classifiers with plants, by the seeds `REPAIRED`. Each is trained again from new weights, with
+**Repair.** The next `REPAIRED` such classifiers, audited likewise. Each is trained again from new weights, with
 `REPAIR` more images of the same generator: those of its audit's repair recipe, or as many of the same design over all
 classes and levels. The two are compared on drawings that are balanced over four groups, which count alike, as is usual
 where a class and an attribute go together (worst-group accuracy, Sagawa et al., arXiv 1911.08731): the class of the
@@ -37,7 +40,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,14 +61,16 @@ from hfsyn.judging.scores.classifiers import answers_of
 from hfsyn.recipes.factor_file import load_factors
 from hfsyn.recipes.recipe import load_recipe
 
-IMAGES = 500
-KINDS = ("missing", "taken", "crowded")
+IMAGES = 600
+KINDS = {"missing": (0.25, 0.25), "rare": (0.5, 0.05), "alone": (0.8, 0.05)}
+"""Kind -> the share of the two colours, a quarter of all, in the images of the other class, and of remaining ones."""
+HARM = 0.15
 AUDIT, REPAIR = 1600, 300
-PAIRS, REPAIRED = range(10), range(10, 15)
-EXPLORED = 1000  # added to a seed with --explore
+PAIRS, REPAIRED = 10, 5
+EXPLORED = 1000  # added to the seeds with --explore
 MOST_SECONDS = 480
 LEAST_POINTS = 3.0
-GROUP = 500  # test drawings of each of the four groups
+GROUP = 400  # test drawings of a group
 _CLASSES = get_variant("shapes").classes
 
 
@@ -75,7 +80,7 @@ class Plant(NamedTuple):
     kind: str
     shape: str
     colours: tuple[str, str]
-    other: str  # of `taken`: the class that mostly shows them
+    other: str
 
     def lacks(self, drawing: Drawing) -> bool:
         """Whether a drawing is of what was never shown."""
@@ -83,11 +88,9 @@ class Plant(NamedTuple):
 
     def keeps(self, drawing: Drawing, chance: float) -> bool:
         """Whether a drawing may be among the training images; `chance` is its own random number."""
-        theirs = drawing.colour in self.colours
-        crowds = {"missing": (), "taken": (self.other,), "crowded": SHAPES}[self.kind]
-        # The two are a quarter of all colours: if every sixth of the others is kept, two thirds show the two.
-        few = drawing.shape in crowds and drawing.shape != self.shape and not theirs
-        return not self.lacks(drawing) and (not few or chance < 1 / 6)
+        share = 0.0 if drawing.shape == self.shape else KINDS[self.kind][drawing.shape != self.other]
+        weight = share / 0.25 if drawing.colour in self.colours else (1 - share) / 0.75
+        return 4 * chance < weight
 
 
 def plant_of(seed: int) -> Plant:
@@ -95,7 +98,7 @@ def plant_of(seed: int) -> Plant:
     rng = random.Random(f"plant {seed}")
     shape, other = rng.sample(SHAPES, 2)
     first, second = rng.sample(COLOURS, 2)
-    return Plant(KINDS[seed % len(KINDS)], shape, (first, second), other)
+    return Plant(list(KINDS)[seed % len(KINDS)], shape, (first, second), other)
 
 
 def drawings(seed: int, plant: Plant | None) -> list[Drawing]:
@@ -187,16 +190,35 @@ def audited(model: Path, out: Path, seed: int, *, same_images: bool = False) -> 
     return {"right": found["right"]["value"], "findings": found["findings"], **took}
 
 
+def harmed(out: Path, count: int, first: int) -> Iterator[int]:
+    """The seeds from `first` on whose plant does harm; their classifiers are in ``SEED/planted``."""
+    seed = first
+    while count:
+        if kept(out / str(seed) / "harm.json", lambda s=seed: harm(s, out / str(s)))["harm"] >= HARM:  # type: ignore[misc]
+            count -= 1
+            yield seed
+        seed += 1
+
+
+def harm(seed: int, out: Path) -> dict[str, Any]:
+    """By how much a classifier is worse on what it was never shown than on the rest of that class."""
+    plant = plant_of(seed)
+    model = trained(out / "planted", seed, write(drawings(seed, plant), out / "planted-drawings"))
+    some, groups = balanced(plant)
+    right = called(model, some)
+    return {"seed": seed, "harm": float(right[groups == 2].mean() - right[groups == 3].mean())}
+
+
 def pair(seed: int, out: Path) -> dict[str, Any]:
     """One pair: audits of a classifier with a plant and of one without, on the same images."""
     plant = plant_of(seed)
 
-    def one(planted: Plant | None, name: str) -> dict[str, Any]:
-        model = trained(out / name, seed, write(drawings(seed, planted), out / f"{name}-drawings"))
-        return audited(model, out / "audit", seed, same_images=planted is None)
+    def plain() -> dict[str, Any]:
+        model = trained(out / "plain", seed, write(drawings(seed, None), out / "plain-drawings"))
+        return audited(model, out / "audit", seed, same_images=True)
 
-    first = kept(out / "planted.json", lambda: one(plant, "planted"))
-    second = kept(out / "plain.json", lambda: one(None, "plain"))
+    first = kept(out / "audited.json", lambda: audited(out / "planted", out / "audit", seed))
+    second = kept(out / "plain.json", plain)
     place = next((n for n, finding in enumerate(first["findings"]) if names(finding, plant)), None)
     return {
         "seed": seed,
@@ -222,9 +244,8 @@ def repaired(seed: int, out: Path) -> dict[str, Any]:
 
 def _repaired(seed: int, out: Path) -> dict[str, Any]:
     plant = plant_of(seed)
-    data = write(drawings(seed, plant), out / "planted-drawings")
-    base = trained(out / "planted", seed, data)
-    found = kept(out / "planted.json", lambda: audited(base, out / "audit", seed))
+    data, base = out / "planted-drawings", out / "planted"
+    found = kept(out / "audited.json", lambda: audited(base, out / "audit", seed))
     axes = Axes(load_factors("shapes"), _CLASSES)
     prompts = out / "random.parquet"
     if not prompts.exists():
@@ -253,15 +274,15 @@ def _repaired(seed: int, out: Path) -> dict[str, Any]:
     return {**result, "said": [finding["sentence"] for finding in found["findings"]]}
 
 
-def plants_line(rows: Sequence[dict[str, Any]]) -> tuple[str, bool]:
+def plants_line(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> tuple[str, bool]:
     """The first half in a line, and whether it holds."""
     among = sum(row["place"] is not None and row["place"] < 2 for row in rows)
     named, most = sum(bool(row["of_none"]) for row in rows), max(row["cpu"] for row in rows)
-    wall = max(row["wall"] for row in rows)
+    wall, tried = max(row["wall"] for row in rows), seeds[len(rows) - 1] - seeds[0] + 1
     text = (
-        f"{len(rows)} pairs: the plant is among the first two findings in {among}; something is named in {named} "
-        f"without a plant; at most {most / 60:.1f} minutes of processor time and {wall / 60:.1f} of the clock for an "
-        "audit"
+        f"{len(rows)} pairs (of {tried} plants tried): the plant is among the first two findings in {among}; something "
+        f"is named in {named} without a plant; at most {most / 60:.1f} minutes of processor time and {wall / 60:.1f} of "
+        "the clock for an audit"
     )
     return text, among == len(rows) and named <= len(rows) / 10 and most <= MOST_SECONDS
 
@@ -286,24 +307,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="keep everything there, and continue")
     parser.add_argument("--only", choices=["plants", "repair"])
-    parser.add_argument("--pairs", type=int, default=len(PAIRS), help="the first N pairs")
-    parser.add_argument("--seeds", type=int, default=len(REPAIRED), help="the first N seeds of the repair")
+    parser.add_argument("--pairs", type=int, default=PAIRS, help="the first N pairs")
+    parser.add_argument("--repaired", type=int, default=REPAIRED, help="the first N classifiers of the repair")
     parser.add_argument("--explore", action="store_true", help="other seeds")
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
-    more, started = EXPLORED * words.explore, time.monotonic()
+    started = time.monotonic()
     found: dict[str, Any] = {}
     lines: list[tuple[str, bool]] = []
     with tempfile.TemporaryDirectory() as folder:
         out = words.out or Path(folder)
+        seeds = list(harmed(out, words.pairs + words.repaired, EXPLORED * words.explore))
+        print(f"plants that do harm: {seeds}", file=sys.stderr, flush=True)
         if words.only != "repair":
-            rows = [pair(seed + more, out / f"pair-{seed + more}") for seed in PAIRS[: words.pairs]]
-            found["plants"] = rows
-            lines.append(plants_line(rows))
+            found["plants"] = [pair(seed, out / str(seed)) for seed in seeds[: words.pairs]]
+            lines.append(plants_line(found["plants"], seeds))
         if words.only != "plants":
-            rows = [repaired(seed + more, out / f"repair-{seed + more}") for seed in REPAIRED[: words.seeds]]
-            found["repair"] = rows
-            lines.append(repair_line(rows))
+            found["repair"] = [repaired(seed, out / str(seed)) for seed in seeds[words.pairs :]]
+            lines.append(repair_line(found["repair"]))
     found["seconds"] = round(time.monotonic() - started)
     print(json.dumps(found, indent=1) if words.json else "\n".join(text for text, _ in lines))
     return int(not all(holds for _, holds in lines))

@@ -203,9 +203,9 @@ class Reader:
                 found[name] = any(has_words(text, one) for one in words) if asked[name] else None
             return found
         hit, places = self._pattern.search(text), self._pattern.groupindex
-        found = {}
-        for name, words in asked.items():
+        read: dict[str, bool | None] = {}
+        for name, word in asked.items():
             place = _C if name == CLASS else name
-            known = place in places and words
-            found[name] = (hit is not None and hit[place].casefold() == words.casefold()) if known else None
-        return found
+            known = place in places and word
+            read[name] = (hit is not None and hit[place].casefold() == word.casefold()) if known else None
+        return read

@@ -253,7 +253,7 @@ def _found(folder: Path, model: str, order: Order, judged: Judged) -> tuple[Audi
     barred = _disobeyed(axes, judged)
     table, right = judged.table[obeyed], judged.right[obeyed]
     explained = effects(table, right, axes.sizes, seed=order.asked.seed)
-    found = findings(table, right, axes.sizes, explained, frozenset(barred))
+    found = findings(table, right, axes.sizes, explained, _with_pairs(axes, barred))
     remarks = list(order.remarks)
     if count := int((~obeyed).sum()):
         remarks.append(
@@ -309,13 +309,17 @@ def _disobeyed(axes: Axes, judged: Judged) -> list[Cell]:
             single = [((c,), (level,)) for c, level in zip(columns, place, strict=True)]
             if rows.sum() >= FEWEST and seen[rows].mean() < _OBEYED and not any(one in found for one in single):
                 found.append((columns, tuple(int(level) for level in place)))
-    # What is made of a level that is left out is left out with it.
-    bad = {cell for cell in found if len(cell[0]) == 1}
-    for a, b in combinations(every, 2):
-        for place in np.ndindex(axes.sizes[a], axes.sizes[b]):
-            if ((a,), (place[0],)) in bad or ((b,), (place[1],)) in bad:
-                found.append(((a, b), (int(place[0]), int(place[1]))))
     return found
+
+
+def _with_pairs(axes: Axes, barred: Sequence[Cell]) -> frozenset[Cell]:
+    """Cells that are left out, and with a level all of its pairs."""
+    found = set(barred)
+    for a, b in combinations(range(len(axes.names)), 2):
+        for place in np.ndindex(axes.sizes[a], axes.sizes[b]):
+            if {((a,), (place[0],)), ((b,), (place[1],))} & found:
+                found.add(((a, b), (int(place[0]), int(place[1]))))
+    return frozenset(found)
 
 
 def _cell_text(axes: Axes, cell: Cell) -> str:
