@@ -281,8 +281,8 @@ def plants_line(rows: Sequence[dict[str, Any]], seeds: Sequence[int]) -> tuple[s
     wall, tried = max(row["wall"] for row in rows), seeds[len(rows) - 1] - seeds[0] + 1
     text = (
         f"{len(rows)} pairs (of {tried} plants tried): the plant is among the first two findings in {among}; something "
-        f"is named in {named} without a plant; at most {most / 60:.1f} minutes of processor time and {wall / 60:.1f} of "
-        "the clock for an audit"
+        f"is named in {named} without a plant; an audit took at most {most / 60:.1f} minutes of processor time and "
+        f"{wall / 60:.1f} of the clock"
     )
     return text, among == len(rows) and named <= len(rows) / 10 and most <= MOST_SECONDS
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from builders.errors import plural, quoted
+from builders.errors import did_you_mean, plural, quoted
 from builders.files import atomic_text, make_folder
 from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
@@ -118,6 +118,7 @@ def ordered(
 ) -> Order:
     """Check what is asked for, and say what of it is left out. Raises HfsynError if that cannot be done."""
     infos, remarks = _known(model, recipe, list(chosen_classes(recipe, classes).values()))
+    _check_never(factors, recipe)
     dropped = naming_classes(factors, infos)
     for name, levels in dropped.items():
         told = "; ".join(f"{level} (the class {word})" for level, word in levels.items())
@@ -142,6 +143,16 @@ def ordered(
         reader=_reader(reader, recipe),
     )
     return Order(asked, axes, recipe, remarks)
+
+
+def _check_never(factors: Factors, recipe: Recipe) -> None:
+    """Refuse a class in `never` that the recipe's variant does not have."""
+    variant = get_variant(recipe.source.variant)
+    words = {word for info in variant.classes for word in (info.name, info.wnid)}
+    for wrong in (name for pair in factors.never for name in pair.get(CLASS, ()) if name not in words):
+        near = did_you_mean(wrong, [info.name for info in variant.classes])
+        said = f"never names the class {wrong[:60]!r}, which {variant.name.partition('@')[0]} does not have.{near}"
+        raise HfsynError(said, f"Its classes: {quoted(info.name for info in variant.classes)}.")
 
 
 def _known(model: str, recipe: Recipe, infos: list[ClassInfo]) -> tuple[list[ClassInfo], list[str]]:
