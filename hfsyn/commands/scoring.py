@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -120,4 +121,52 @@ def audit_command(as_json: bool, quiet: bool, **words: Any) -> None:
     echo(found.as_dict(), found["page"], as_json=as_json, quiet=quiet)
 
 
-SCORING = (score_command, select_command, audit_command)
+_EXAMPLE = """\
+recipe: shapes-basic        # who draws
+factors: shapes             # what can be drawn: classes, and levels of factors
+train: shapes               # the training recipe
+start: []                   # sets that every classifier is trained on, too
+policy: audit               # uniform, hard-classes, audit, or path/to/file.py:function
+images: 200                 # of a round
+rounds: 3
+steer: {dataset: shapes, split: "train[held 5%]"}      # what a policy may know
+test: {dataset: shapes, split: test}
+weights: new                # or last: go on from those of the last round
+"""
+
+
+def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(_EXAMPLE, nl=False)
+        context.exit()
+
+
+@click.command("loop", short_help="Draw what the last classifier lacks, train again, round by round.")
+@click.argument("file", metavar="LOOP.yaml")
+@click.option("--out", required=True, metavar="LOOP", help="Folder of the loop; run again, it continues.")
+@processes_option("Processes that draw and judge. Default: one per GPU, or one per CPU core.")
+@click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
+@click.option(
+    "--example", is_flag=True, is_eager=True, expose_value=False, callback=_print_example, help="Print a LOOP.yaml."
+)
+@answer_options
+def loop_command(as_json: bool, quiet: bool, **words: Any) -> None:
+    """Draw what the last classifier lacks, train again, and so on; `uniform` runs beside. Prints the path of the curve.
+
+    Each round has images as its policy plans them, from what is known of the last classifier on real images that are
+    not the test: `hard-classes` by the error of each class, `audit` by what `hfsyn audit` finds, a function of your
+    own by whatever it likes. Rounds are ordinary run and training folders.
+
+    \b
+    hfsyn loop --example > loop.yaml
+    hfsyn loop loop.yaml --out out/loop
+    """
+    from hfsyn import loop
+
+    found = loop(**words, quiet=quiet or as_json)
+    if not (as_json or quiet):
+        click.echo(found.text(), err=True)
+    echo(found.as_dict(), str(Path(found["out"]) / "curve.json"), as_json=as_json, quiet=quiet)
+
+
+SCORING = (score_command, select_command, audit_command, loop_command)

@@ -89,6 +89,7 @@ ROOMS = (
         where_people_look judging_by_command published_scores audit
         """,
     ),
+    ("looping", "hfsyn/looping/*", "loop audit"),
     ("tuning", "hfsyn/tuning/*", "tuning informativeness"),
     (
         "commands",

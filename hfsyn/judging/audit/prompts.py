@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from builders.files import atomic_write
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
-from hfsyn.judging.audit.design import Allowed, design
+from hfsyn.judging.audit.design import design
 from hfsyn.judging.audit.effects import Found
 from hfsyn.recipes.factor_file import CLASS, Factors
 from hfsyn.recipes.recipe import Recipe
@@ -78,21 +78,32 @@ def cells(axes: Axes, images: int, seed: int) -> np.ndarray:
 
 
 def repairing(axes: Axes, found: Sequence[Found], images: int, seed: int) -> list[dict[str, Any]]:
-    """The prompts of a repair: images in the cells of the findings, each finding's number by what it costs, with all
-    that is not in the finding as even as in the audit.
-    """
+    """The prompts of a repair: images in the cells of the findings, each finding's number by what it costs."""
     costs = np.array([max(one.cost, 1e-9) for one in found])
     ends = np.rint(np.cumsum(costs) / costs.sum() * images).astype(int)
     rows: list[dict[str, Any]] = []
-    for one, first, last in zip(found, [0, *ends[:-1]], ends, strict=True):
-        kept = [list(range(size)) for size in axes.sizes]
-        for column, levels in zip(one.columns, one.levels, strict=True):
-            kept[column] = list(levels)
-        allowed: Allowed = {(a, b): pairs[np.ix_(kept[a], kept[b])] for (a, b), pairs in axes.allowed().items()}
-        if last > first:
-            table = design([len(levels) for levels in kept], last - first, allowed=allowed, seed=seed)
-            rows += axes.rows(np.column_stack([np.array(k)[table[:, c]] for c, k in enumerate(kept)]), "repair", first)
+    for one, last in zip(found, ends, strict=True):
+        named = zip(one.columns, one.levels, strict=True)
+        levels = {axes.names[column]: [axes.levels[column][level] for level in some] for column, some in named}
+        rows += within(axes, levels, int(last) - len(rows), seed, "repair", len(rows))
     return rows
+
+
+def within(
+    axes: Axes, levels: Mapping[str, Sequence[str]], images: int, seed: int, kind: str, start: int = 0
+) -> list[dict[str, Any]]:
+    """Prompts of images that have some levels of some factors, with all that is not named as even as can be; `kind` and
+    the number from `start` on make their ids.
+    """
+    if images < 1:
+        return []
+    kept = [
+        [place for place, level in enumerate(known) if level in levels.get(name, known)]
+        for name, known in zip(axes.names, axes.levels, strict=True)
+    ]
+    allowed = {(a, b): pairs[np.ix_(kept[a], kept[b])] for (a, b), pairs in axes.allowed().items()}
+    table = design([len(some) for some in kept], images, allowed=allowed, seed=seed)
+    return axes.rows(np.column_stack([np.array(some)[table[:, c]] for c, some in enumerate(kept)]), kind, start)
 
 
 def write_prompts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
