@@ -137,7 +137,8 @@ def _round(opened: Looping, policy: str, number: int) -> dict[str, Any]:
         return found
     make_folder(folder)
     parts = _plan(opened, policy, number, folder)
-    prompts, rows, seed = (folder / "prompts.parquet").resolve(), [], _seed(opened, "design", number)
+    prompts, seed = (folder / "prompts.parquet").resolve(), _seed(opened, "design", number)
+    rows: list[dict[str, Any]] = []
     for one in parts:
         rows += within(opened.axes, one["levels"], one["images"], seed, f"round-{number}", len(rows))
     if not prompts.exists():

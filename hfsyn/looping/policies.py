@@ -115,8 +115,8 @@ def planned(policy: Policy, label: str, known: Known, images: int, seed: int) ->
 
 def _asked(policy: Policy, label: str, known: Known, images: int, seed: int) -> list[dict[str, Any]]:
     try:
-        said = policy(known, images, random.Random(seed))
-        parts = [{"images": part["images"], "levels": {k: list(v) for k, v in part["levels"].items()}} for part in said]
+        plan = policy(known, images, random.Random(seed))
+        parts = [{"images": part["images"], "levels": {k: list(v) for k, v in part["levels"].items()}} for part in plan]
         if any(type(part["images"]) is not int or part["images"] < 0 for part in parts):
             raise TypeError("images is not a whole number of 0 or more")
     except HfsynError:
