@@ -7,25 +7,26 @@
     python scripts/check_audit.py --explore --pairs 1 # other seeds than those that are reported
 
 **Plants.** Classifiers are trained by the shipped recipe `shapes` on `IMAGES` drawings of the variant `shapes`, the
-same number of each class. In a plant two colours never occur with one class. There are three kinds (`KINDS`): `missing`
-is that alone; of `rare` half of the images of another class show these two colours, and few of all remaining ones; of
-`alone` most images of that other class do. Kind, classes and colours are drawn from the seed. Not every plant does
-harm: a shape that is easy to tell is known in any colour. So the first `PAIRS` seeds, from 0 on, are taken whose
-classifier is at least `HARM` worse on drawings of what it was never shown than on others of that class (`GROUP` test
-drawings each); how many were passed over is said. To each belongs a classifier that is trained on as many drawings
-without a plant. Both are audited with the shipped factors `shapes` and `AUDIT` images of the built-in generator, made
-for the pair.
+same number of each class. In a plant two colours never occur with one class: the classes take turns, one colour is
+green, the other is drawn from the seed. There are three kinds (`KINDS`): `missing` is that alone; of `taken` more than
+half of the images of another class show the two colours; of `rare` that other class shows them more often than all
+remaining ones, which seldom do. Not every plant does harm: such a network mostly knows a shape in a colour that it
+never saw it in, in green least. So the first `PAIRS` seeds, from 0 on, are taken whose classifier is at least `HARM`
+worse on drawings of what it was never shown than on others of that class (`GROUP` test drawings each); how many were
+tried is said. To each belongs a classifier that is trained on as many drawings without a plant. Both are audited with
+the shipped factors `shapes` and `AUDIT` images of the built-in generator, made for the pair.
 
 The audit should name the plant (its class, and at least one of its two colours) among its first two findings in ten of
-ten, in at most four minutes of two cores each, which are eight minutes of processor time since the machine may be
+ten, in at most four minutes of two cores each, which are eight minutes of processor time, since the machine may be
 shared; and name anything in at most one of the ten classifiers without a plant.
 
 **Repair.** The next `REPAIRED` such classifiers, audited likewise. Each is trained again from new weights, with
 `REPAIR` more images of the same generator: those of its audit's repair recipe, or as many of the same design over all
-classes and levels. The two are compared on drawings that are balanced over four groups, which count alike, as is usual
-where a class and an attribute go together (worst-group accuracy, Sagawa et al., arXiv 1911.08731): the class of the
-plant or another one, in its two colours or in another. The repair should gain at least three points more, with a 95 %
-interval (Student's t over the seeds) above zero. The accuracy on drawings of all kinds alike is stated too.
+classes and levels. The two are compared by balanced accuracy, as is usual where a class and an attribute go together (Nam et al., arXiv
+2007.02561): what was never shown counts as much as all else, which is the mean of three groups: the class in other
+colours, other classes in the two colours, other classes in other colours. The repair should gain at least three points
+more, with a 95 % interval (Student's t over the seeds) above zero. Stated are, too, the accuracy on what was never shown
+alone, and on drawings of all kinds alike, of which that is one in forty.
 
 Exit code 1 where it falls short. All settings were committed before the first run with the seeds that are reported.
 """
@@ -62,7 +63,7 @@ from hfsyn.recipes.factor_file import load_factors
 from hfsyn.recipes.recipe import load_recipe
 
 IMAGES = 600
-KINDS = {"missing": (0.25, 0.25), "rare": (0.5, 0.05), "alone": (0.8, 0.05)}
+KINDS = {"missing": (0.25, 0.25), "taken": (0.6, 0.25), "rare": (0.4, 0.15)}
 """Kind -> the share of the two colours, a quarter of all, in the images of the other class, and of remaining ones."""
 HARM = 0.15
 AUDIT, REPAIR = 1600, 300
@@ -96,9 +97,10 @@ class Plant(NamedTuple):
 def plant_of(seed: int) -> Plant:
     """The plant of a seed."""
     rng = random.Random(f"plant {seed}")
-    shape, other = rng.sample(SHAPES, 2)
-    first, second = rng.sample(COLOURS, 2)
-    return Plant(list(KINDS)[seed % len(KINDS)], shape, (first, second), other)
+    shape = SHAPES[seed % len(SHAPES)]
+    other = rng.choice([one for one in SHAPES if one != shape])
+    second = rng.choice([one for one in COLOURS if one != "green"])
+    return Plant(list(KINDS)[seed % len(KINDS)], shape, ("green", second), other)
 
 
 def drawings(seed: int, plant: Plant | None) -> list[Drawing]:
@@ -260,7 +262,7 @@ def _repaired(seed: int, out: Path) -> dict[str, Any]:
         right = called(model, some)
         by_group = [float(right[groups == group].mean()) for group in range(4)]
         return {
-            "balanced": float(np.mean(by_group)),
+            "balanced": (by_group[3] + float(np.mean(by_group[:3]))) / 2,
             "lacking": by_group[3],
             "alike": float(called(model, alike).mean()),
         }
