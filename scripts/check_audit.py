@@ -22,11 +22,11 @@ shared; and name anything in at most one of the ten classifiers without a plant.
 
 **Repair.** The next `REPAIRED` such classifiers, audited likewise. Each is trained again from new weights, with
 `REPAIR` more images of the same generator: those of its audit's repair recipe, or as many of the same design over all
-classes and levels. The two are compared by balanced accuracy, as is usual where a class and an attribute go together (Nam et al., arXiv
-2007.02561): what was never shown counts as much as all else, which is the mean of three groups: the class in other
-colours, other classes in the two colours, other classes in other colours. The repair should gain at least three points
-more, with a 95 % interval (Student's t over the seeds) above zero. Stated are, too, the accuracy on what was never shown
-alone, and on drawings of all kinds alike, of which that is one in forty.
+classes and levels. The two are compared by balanced accuracy, as is usual where a class and an attribute go together
+(Nam et al., arXiv 2007.02561): what was never shown counts as much as all else, which is the mean of three groups: the
+class in other colours, other classes in the two colours, other classes in other colours. The repair should gain at
+least three points more, with a 95 % interval (Student's t over the seeds) above zero. Stated are, too, the accuracy on
+what was never shown alone, and on drawings of all kinds alike, of which that is one in forty.
 
 Exit code 1 where it falls short. All settings were committed before the first run with the seeds that are reported.
 """
