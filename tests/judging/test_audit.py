@@ -141,7 +141,7 @@ def test_the_rate_of_false_discoveries_and_the_binomial_tail_are_scipys() -> Non
     stats = pytest.importorskip("scipy.stats")
     ps = [0.001, 0.2, 0.03, 0.031, 0.9, 0.0005]
     assert adjusted(ps) == pytest.approx(stats.false_discovery_control(ps))
-    for count, n, p in ((3, 20, 0.05), (20, 25, 0.3), (0, 5, 0.1), (1, 400, 0.001)):
+    for count, n, p in ((3, 20, 0.05), (20, 25, 0.3), (25, 25, 0.01), (2, 400, 0.001), (300, 5000, 0.04)):
         assert tail(count, n, p) == pytest.approx(stats.binom.sf(count - 1, n, p), rel=1e-9)
 
 

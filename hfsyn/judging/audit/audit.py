@@ -25,7 +25,7 @@ from builders.yaml import dump
 from hfsyn.building import build
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.gallery.rows import chosen_classes
-from hfsyn.judging.audit.effects import FEWEST, Cell, Found, cell_table, effects, findings
+from hfsyn.judging.audit.effects import FEWEST, Cell, Found, cell_table, effects, findings, rows_by_cell
 from hfsyn.judging.audit.page import write_page
 from hfsyn.judging.audit.prompts import Axes, cells, recipe_for, repairing, write_prompts
 from hfsyn.judging.classifier import open_classifier
@@ -90,8 +90,8 @@ def audit(
 ) -> Audit | None:
     """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process."""
     folder = Path(out).expanduser()
-    base = _base(recipe, load_factors(factors), overrides, generator)
-    order = ordered(model, load_factors(factors), base, images, classes, reader, seed)
+    loaded = load_factors(factors)
+    order = ordered(model, loaded, _base(recipe, loaded, overrides, generator), images, classes, reader, seed)
     _begin(folder, order)
     run = build(recipe_for(order.recipe, (folder / PROMPTS).resolve(), "audit"), folder / RUN, options=options)
     judges = [f"model={model}", *([] if order.asked.reader == NO_READER else [f"factors=factors:{folder}"])]
@@ -310,17 +310,16 @@ def _found(folder: Path, model: str, order: Order, judged: Judged) -> tuple[Audi
 
 def _disobeyed(axes: Axes, judged: Judged) -> list[Cell]:
     """Levels that fewer than half of their images show, and pairs that are so though their levels are not."""
-    found: list[Cell] = []
+    found: dict[Cell, None] = {}
     every = range(len(axes.names))
     for columns in [*((c,) for c in every), *combinations(every, 2)]:
         read = (judged.shows[:, columns] >= 0).all(1)
-        seen = (judged.shows[:, columns] == 1).all(1)
-        for place in np.ndindex(*(axes.sizes[c] for c in columns)):
-            rows = read & (judged.table[:, columns] == place).all(1)
-            single = [((c,), (level,)) for c, level in zip(columns, place, strict=True)]
-            if rows.sum() >= FEWEST and seen[rows].mean() < _OBEYED and not any(one in found for one in single):
-                found.append((columns, tuple(int(level) for level in place)))
-    return found
+        seen = (judged.shows[read][:, columns] == 1).all(1)
+        for cell, rows in rows_by_cell(judged.table[read], axes.sizes, columns).items():
+            single = [((c,), (level,)) for c, level in zip(*cell, strict=True)]
+            if len(rows) >= FEWEST and seen[rows].mean() < _OBEYED and not any(one in found for one in single):
+                found[cell] = None
+    return list(found)
 
 
 def _with_pairs(axes: Axes, barred: Sequence[Cell]) -> frozenset[Cell]:

@@ -16,7 +16,7 @@ Everything here is a pure function of numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -161,24 +161,33 @@ def findings(
     """What to name, the most costly first; only of effects that hold, and without the cells that are left out."""
     cells: dict[Cell, np.ndarray] = {}
     for effect in holding:
-        if not effect.holds:
-            continue
-        code, _ = _coded(table, sizes, effect.columns)
-        for number in np.unique(code):
-            place = np.unravel_index(int(number), [sizes[c] for c in effect.columns])
-            cell = effect.columns, tuple(int(level) for level in place)
-            if (rows := code == number).sum() >= FEWEST and cell not in left_out:
-                cells[cell] = rows
+        if effect.holds:
+            cells |= {
+                cell: rows
+                for cell, rows in rows_by_cell(table, sizes, effect.columns).items()
+                if len(rows) >= FEWEST and cell not in left_out
+            }
     return _told(_taken(cells, ~right), table, right, len(sizes))
 
 
+def rows_by_cell(table: np.ndarray, sizes: Sequence[int], columns: Columns) -> dict[Cell, np.ndarray]:
+    """The numbers of the rows in each cell that has any."""
+    code, _ = _coded(table, sizes, columns)
+    order = np.argsort(code, kind="stable")
+    numbers, starts = np.unique(code[order], return_index=True)
+    places = np.array(np.unravel_index(numbers, [sizes[c] for c in columns])).T.tolist()
+    parts = np.split(order, starts[1:])[: len(places)]  # of no rows there is one part, too
+    return {(columns, tuple(place)): rows for place, rows in zip(places, parts, strict=True)}
+
+
 def _taken(cells: dict[Cell, np.ndarray], wrong: np.ndarray) -> dict[Cell, np.ndarray]:
+    """The cells that are named, in turn, and their rows."""
     taken: dict[Cell, np.ndarray] = {}
     expected = np.full(len(wrong), wrong.mean() if len(wrong) else 0.0)
     named = np.zeros(len(wrong), bool)
     while len(taken) < len(cells):
         ps = {
-            cell: tail(int(wrong[rows].sum()), int(rows.sum()), float(expected[rows].mean()) + LEAST)
+            cell: tail(int(wrong[rows].sum()), len(rows), float(expected[rows].mean()) + LEAST)
             for cell, rows in cells.items()
             if cell not in taken
         }
@@ -186,7 +195,7 @@ def _taken(cells: dict[Cell, np.ndarray], wrong: np.ndarray) -> dict[Cell, np.nd
         if ps[best] > FALSE * (len(taken) + 1) / len(cells):
             break
         taken[best] = cells[best]
-        named |= cells[best]
+        named[cells[best]] = True
         if not named.all():
             expected[~named] = wrong[~named].mean()
         expected[cells[best]] = wrong[cells[best]].mean()
@@ -194,22 +203,32 @@ def _taken(cells: dict[Cell, np.ndarray], wrong: np.ndarray) -> dict[Cell, np.nd
 
 
 def tail(count: int, n: int, p: float) -> float:
-    """The probability of `count` or more of `n` if each has probability `p`."""
-    if count <= 0 or p >= 1:
+    """The probability of `count` or more of `n` if each has probability `p`; 1 if that is no more than is expected."""
+    if count <= n * p or p >= 1:
         return 1.0
-    ks = range(count, n + 1)
-    logs = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) + k * math.log(p) for k in ks]
-    return min(1.0, math.fsum(math.exp(log + (n - k) * math.log1p(-p)) for k, log in zip(ks, logs, strict=True)))
+    choose = math.lgamma(n + 1) - math.lgamma(count + 1) - math.lgamma(n - count + 1)
+    term = math.exp(choose + count * math.log(p) + (n - count) * math.log1p(-p))
+    total = 0.0
+    for k in range(count, n + 1):
+        total += term
+        term *= (n - k) / (k + 1) * p / (1 - p)
+        if term < total * 1e-17:
+            break
+    return min(1.0, total)
 
 
 def _told(taken: dict[Cell, np.ndarray], table: np.ndarray, right: np.ndarray, columns: int) -> list[Found]:
     """The cells that were taken, those that share a level put together."""
-    named = np.zeros(len(right), bool)
-    for rows in taken.values():
-        named |= rows
-    found = []
+
+    def having(cells: Iterable[Cell]) -> np.ndarray:
+        found = np.zeros(len(right), bool)
+        for cell in cells:
+            found[taken[cell]] = True
+        return found
+
+    found, named = [], having(taken)
     for cells in _together(list(taken), columns):
-        mine = np.any([taken[cell] for cell in cells], axis=0)
+        mine = having(cells)
         where = cells[0][0]
         levels = tuple(tuple(sorted({cell[1][place] for cell in cells})) for place in range(len(where)))
         beside = ~named & (np.isin(table[:, where[0]], levels[0]) if len(where) == 2 else True)
