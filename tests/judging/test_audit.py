@@ -295,6 +295,8 @@ def test_an_audit_names_what_the_classifier_lacks_and_what_the_generator_does_no
     assert all("a green star" in prompt for prompt in rows["prompt"])
     assert set(rows["class_name"]) == {"star"}
     assert not hfsyn.verify(str(run.folder), quiet=True).problems
+    # No blank picture is shown as a real one.
+    assert hfsyn.look(run.folder, quiet=True).remarks == ["without real images: its prompts are of no real image"]
 
 
 @pytest.mark.usefixtures("fakes")
