@@ -21,10 +21,12 @@ from builders.runs import layout
 from builders.sources.drawing import BACKGROUNDS, COLOURS, Drawing, contrasts, draw_array, parse_caption
 from builders.variants import get_variant
 from builders.variants.class_maps import own_variant
+from hfsyn.captions.questions import Answer
 from hfsyn.judging.audit import audit as auditing
 from hfsyn.judging.audit.design import design
 from hfsyn.judging.audit.effects import adjusted, cell_table, effects, findings, tail
 from hfsyn.judging.audit.prompts import Axes, cells, repairing
+from hfsyn.judging.scores import factors as factors_judging
 from hfsyn.judging.scores import judges
 from hfsyn.recipes.factor_file import CLASS, Factors, Reader, load_factors
 from hfsyn.runs.scores import Judge
@@ -149,9 +151,10 @@ def test_a_repair_has_its_images_in_the_cells_of_the_findings_and_all_else_even(
     found, _, named = answered(red_hearts)
     rows = repairing(found, named, 60, seed=5)
     assert len(rows) == len({row["source_id"] for row in rows}) == 60
-    assert {(row["class_name"], row["colour"]) for row in rows} == {("heart", "red")}
-    assert len({row["texture"] for row in rows}) == 5
-    assert all(contrasts(row["colour"], row["background"]) for row in rows)
+    levels = [row["levels"] for row in rows]
+    assert {(row["class_name"], row["levels"]["colour"]) for row in rows} == {("heart", "red")}
+    assert len({one["texture"] for one in levels}) == 5
+    assert all(contrasts(one["colour"], one["background"]) for one in levels)
 
 
 # --- factor files -----------------------------------------------------------------------------------------------------
@@ -374,3 +377,25 @@ def test_a_class_of_another_name_is_refused_and_only_what_both_have_is_audited(m
     known(dog="hound", cat="cat")
     with pytest.raises(HfsynError, match="The class dog is 'hound' in fake and 'dog' in pets"):
         auditing.ordered("fake", factors, hfsyn.load_recipe(recipe), **ordered)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_model_that_is_asked_reads_each_level_and_factors_may_be_called_like_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked:
+        def __init__(self, part: Any, device: str, classes: Any) -> None:
+            assert "{c}" in part.prompt
+
+        def answers(self, pictures: Sequence[Any], infos: Sequence[Any]) -> list[Answer]:
+            return [Answer("", 0.1 if info.name == "red" else 0.9) for info in infos]
+
+    monkeypatch.setattr(factors_judging, "Questioner", Asked)
+    file = tmp_path / "mine.yaml"
+    factors = {"prompt": ["red", "blue"], "wnid": {"plain": "plain", "stripes": "striped"}}
+    file.write_text(json.dumps({"prompt": "a {prompt} {c} on a {wnid} black background", "factors": factors}))
+    words = {"recipe": "shapes-basic", "classes": "heart,star", "images": 40, "reader": "vlm:builtin"}
+    found = audited(tmp_path / "audit", factors=str(file), **words)
+    assert found["left_out"] == ["prompt red"]
+    assert found["judged"] == 20
+    assert found["shown"] == {"class": 1.0, "prompt": 0.5, "wnid": 1.0}

@@ -230,8 +230,7 @@ class Judged:
 
 def _judged(folder: Path, axes: Axes) -> Judged:
     run = folder / RUN
-    columns = ["source_id", "wnid", *axes.names[1:]]
-    prompts = pq.read_table(folder / PROMPTS, columns=columns).to_pylist()
+    prompts = pq.read_table(folder / PROMPTS, columns=["source_id", "wnid", "levels"]).to_pylist()
     of_prompt = {line["source_id"]: line for line in prompts}
     scores = pq.read_table(run / layout.SCORES_TABLE).to_pylist()
     sources = dict(zip(*StoredRows(run).table([ID, "source_id"]).to_pydict().values(), strict=True))
@@ -239,9 +238,8 @@ def _judged(folder: Path, axes: Axes) -> Judged:
     by_wnid = {info.wnid: number for number, info in enumerate(axes.classes)}
     kept = [one for one in scores if one["predicted"] is not None]
     lines = [of_prompt[sources[one[ID]]] for one in kept]
-    table = [
-        [by_wnid[line["wnid"]], *(places[c][line[axes.names[c]]] for c in range(1, len(places)))] for line in lines
-    ]
+    factors = list(zip(axes.names, places, strict=True))[1:]
+    table = [[by_wnid[line["wnid"]], *(place[line["levels"][name]] for name, place in factors)] for line in lines]
     shows = [[-1 if (v := one.get(f"{SHOWS}{name}")) is None else int(v) for name in axes.names] for one in kept]
     return Judged(
         [one[ID] for one in kept],

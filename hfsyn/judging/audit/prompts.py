@@ -62,13 +62,13 @@ class Axes:
         return [known[level] for level in levels if level in known]
 
     def rows(self, table: np.ndarray, kind: str, start: int = 0) -> list[dict[str, Any]]:
-        """The rows of a design as prompts: ``source_id``, ``wnid``, ``prompt``, and the level of each factor."""
+        """The rows of a design as prompts: ``source_id``, ``wnid``, ``prompt``, and of each factor the ``levels``."""
         found = []
         for number, row in enumerate(table.tolist(), start):
             info = self.classes[row[0]]
             levels = {name: self.levels[c][row[c]] for c, name in enumerate(self.names) if c}
             one = {"source_id": f"{info.wnid}/{kind}_{number:06d}", "wnid": info.wnid, "class_name": info.name}
-            found.append({**one, "prompt": self.factors.prompt_of(info, levels), **levels})
+            found.append({**one, "prompt": self.factors.prompt_of(info, levels), "levels": levels})
         return found
 
 

@@ -34,8 +34,8 @@ def factors_judge(name: str, folder: str, classes: Mapping[str, ClassInfo], devi
     asked = read_asked(Path(folder))
     factors, infos = asked.factors, [classes[wnid] for wnid in asked.classes]
     names = (CLASS, *factors.factors)
-    table = pq.read_table(Path(folder) / PROMPTS, columns=["source_id", *factors.factors]).to_pylist()
-    levels = {row.pop("source_id"): row for row in table}
+    table = pq.read_table(Path(folder) / PROMPTS, columns=["source_id", "levels"]).to_pylist()
+    levels = {row["source_id"]: row["levels"] for row in table}
     part = reader_part(asked.reader)
     say = _asking(part, device, factors, classes, levels) if asked.reader.startswith(ASKS) else None
     say = say or _captioning(part, device, Reader(factors, infos), classes, levels)

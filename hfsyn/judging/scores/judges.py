@@ -106,7 +106,7 @@ def _record(spec: Spec, place: Place) -> Judge:
 
 def _factors(spec: Spec, place: Place) -> Judge:
     known = get_variant(recipe_of(place.scored.side).source.variant).by_wnid
-    return factors_judge(spec.name, spec.argument, {wnid: known[wnid] for wnid in place.classes}, place.device)
+    return factors_judge(spec.name, spec.argument, known, place.device)
 
 
 def _function(spec: Spec, place: Place) -> Judge:
