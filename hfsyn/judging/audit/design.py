@@ -1,10 +1,9 @@
 """Which images an audit makes: a fractional factorial design over the classes and the factors.
 
-Of all combinations of levels some are chosen such that each level occurs equally often, and each pair of levels of two
-factors as equally as the pairs that are never drawn allow. The design begins row by row with the levels that occurred
-least, and is improved by coordinate exchange (Meyer & Nachtsheim, "The coordinate-exchange algorithm for constructing
-exact optimal experimental designs", Technometrics 37, 1995): one level of one row is changed at a time, as long as
-that makes the counts more even.
+Of all combinations of levels some are chosen such that each level occurs about equally often, and so does each pair of
+levels of two factors that may occur. The rows are made one after the other, and in each a factor gets the level that
+occurred least so far, alone and together with the levels that the row has already: as tests of pairs are chosen (Cohen
+et al., "The AETG system", IEEE Transactions on Software Engineering 23, 1997), but for equal counts.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 
 from hfsyn.errors import HfsynError
 
-_PASSES, _SLOW = 8, 20_000  # passes of the exchange; designs of more rows get one
+_TRIES = 50  # orders in which the factors of a row are gone through, if pairs that may not occur leave no level
 _EVEN = 4.0
 """How much more the counts of single levels weigh than those of pairs."""
 
@@ -29,71 +28,51 @@ def design(sizes: Sequence[int], rows: int, *, allowed: Allowed | None = None, s
 
     The levels of the first column (the classes) take turns. The same arguments give the same design.
 
-    Raises HfsynError if some row is left with a pair that may not occur.
+    Raises HfsynError if no row without a pair that may not occur is found.
     """
-    return _Design(sizes, rows, dict(allowed or {}), seed).made()
+    rng, columns = np.random.default_rng(seed), range(len(sizes))
+    single = [np.zeros(size) for size in sizes]
+    pairs, barred = _tables(sizes, allowed or {})
 
-
-class _Design:
-    def __init__(self, sizes: Sequence[int], rows: int, allowed: dict[tuple[int, int], np.ndarray], seed: int) -> None:
-        self._sizes, self._rng = sizes, np.random.default_rng(seed)
-        self._table = np.zeros((rows, len(sizes)), np.int64)
-        self._table[:, 0] = np.arange(rows) % sizes[0]
-        self._single = [np.zeros(size) for size in sizes]
-        # Both orders of two columns share one table of counts, seen from either side.
-        self._pairs: dict[tuple[int, int], np.ndarray] = {}
-        self._barred: dict[tuple[int, int], np.ndarray] = {}
-        for a, b in combinations(range(len(sizes)), 2):
-            counts = np.zeros((sizes[a], sizes[b]))
-            barred = np.where(allowed[a, b], 0.0, np.inf) if (a, b) in allowed else np.zeros_like(counts)
-            self._pairs |= {(a, b): counts, (b, a): counts.T}
-            self._barred |= {(a, b): barred, (b, a): barred.T}
-
-    def made(self) -> np.ndarray:
-        columns = range(1, len(self._sizes))
-        for row in self._table:
-            for column in columns:
-                row[column] = self._best(row, column, range(column))
-            self._count(row, 1)
-        for _ in range(_PASSES if len(self._table) <= _SLOW else 1):
-            if not self._improved(columns):
-                break
-        if any(np.isinf(self._barred[a, b][self._table[:, a], self._table[:, b]]).any() for a, b in self._barred):
-            said = "No design without the pairs that `never` bars was found."
-            raise HfsynError(said, "Bar fewer pairs.")
-        return self._table
-
-    def _improved(self, columns: Sequence[int]) -> bool:
-        changed = False
-        for number in self._rng.permutation(len(self._table)):
-            row = self._table[number]
-            for column in columns:
-                self._count(row, -1)
-                others = [one for one in range(len(row)) if one != column]
-                cost = self._cost(row, column, others)
-                best = int(cost.argmin())
-                if cost[best] < cost[row[column]] - 1e-9:
-                    row[column], changed = best, True
-                self._count(row, 1)
-        return changed
-
-    def _best(self, row: np.ndarray, column: int, others: Sequence[int]) -> int:
-        cost = self._cost(row, column, others)
+    def level_of(column: int, row: Mapping[int, int]) -> int | None:
+        """The level of a column that makes the counts most even, given the levels of others; None if there is none."""
+        cost = _EVEN * sizes[column] * single[column]
+        for other, level in row.items():
+            weight = sizes[column] * sizes[other]
+            cost = cost + weight * pairs[column, other][:, level] + barred[column, other][:, level]
         # Of equally good levels any: always the first would tie the columns together.
-        return int(self._rng.choice(np.flatnonzero(cost <= cost.min() + 1e-9)))
+        best = np.flatnonzero(cost <= cost.min() + 1e-9)
+        return None if np.isinf(cost.min()) else int(rng.choice(best))
 
-    def _cost(self, row: np.ndarray, column: int, others: Sequence[int]) -> np.ndarray:
-        """By how much the sum of squared counts, each over its expected value, grows with each level of a column."""
-        cost = _EVEN * self._sizes[column] * self._single[column]
-        for other in others:
-            weight = self._sizes[column] * self._sizes[other]
-            cost = (
-                cost + weight * self._pairs[column, other][:, row[other]] + self._barred[column, other][:, row[other]]
-            )
-        return np.asarray(cost)
+    table = np.zeros((rows, len(sizes)), np.int64)
+    for number in range(rows):
+        for attempt in range(_TRIES):
+            order = list(columns[1:]) if attempt == 0 else rng.permutation(columns[1:]).tolist()
+            row = {0: number % sizes[0]}
+            while order and (level := level_of(order[0], row)) is not None:
+                row[order.pop(0)] = level
+            if not order:
+                break
+        else:
+            raise HfsynError("No design without the pairs that `never` bars was found.", "Bar fewer pairs.")
+        for column, level in row.items():
+            table[number, column] = level
+            single[column][level] += 1
+        for a, b in combinations(columns, 2):
+            pairs[a, b][row[a], row[b]] += 1
+    return table
 
-    def _count(self, row: np.ndarray, by: int) -> None:
-        for column, level in enumerate(row):
-            self._single[column][level] += by
-        for a, b in combinations(range(len(row)), 2):
-            self._pairs[a, b][row[a], row[b]] += by
+
+_Tables = dict[tuple[int, int], np.ndarray]
+
+
+def _tables(sizes: Sequence[int], allowed: Allowed) -> tuple[_Tables, _Tables]:
+    """How often each pair of levels has occurred, and infinity for those that may not; seen from either column."""
+    pairs: _Tables = {}
+    barred: _Tables = {}
+    for a, b in combinations(range(len(sizes)), 2):
+        counts = np.zeros((sizes[a], sizes[b]))
+        never = np.where(allowed[a, b], 0.0, np.inf) if (a, b) in allowed else np.zeros_like(counts)
+        pairs |= {(a, b): counts, (b, a): counts.T}
+        barred |= {(a, b): never, (b, a): never.T}
+    return pairs, barred
