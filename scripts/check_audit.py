@@ -315,18 +315,18 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     words = parser.parse_args()
     started = time.monotonic()
-    found: dict[str, Any] = {}
-    lines: list[tuple[str, bool]] = []
     with tempfile.TemporaryDirectory() as folder:
         out = words.out or Path(folder)
-        seeds = list(harmed(out, words.pairs + words.repaired, EXPLORED * words.explore))
-        print(f"plants that do harm: {seeds}", file=sys.stderr, flush=True)
-        if words.only != "repair":
-            found["plants"] = [pair(seed, out / str(seed)) for seed in seeds[: words.pairs]]
-            lines.append(plants_line(found["plants"], seeds))
-        if words.only != "plants":
-            found["repair"] = [repaired(seed, out / str(seed)) for seed in seeds[words.pairs :]]
-            lines.append(repair_line(found["repair"]))
+        seeds, pairs, repairs = [], [], []
+        for number, seed in enumerate(harmed(out, words.pairs + words.repaired, EXPLORED * words.explore)):
+            seeds.append(seed)
+            if number < words.pairs and words.only != "repair":
+                pairs.append(pair(seed, out / str(seed)))
+            elif number >= words.pairs and words.only != "plants":
+                repairs.append(repaired(seed, out / str(seed)))
+    lines = [plants_line(pairs, seeds)] if pairs else []
+    lines += [repair_line(repairs)] if repairs else []
+    found: dict[str, Any] = {"plants": pairs, "repair": repairs}
     found["seconds"] = round(time.monotonic() - started)
     print(json.dumps(found, indent=1) if words.json else "\n".join(text for text, _ in lines))
     return int(not all(holds for _, holds in lines))
