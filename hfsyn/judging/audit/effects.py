@@ -104,19 +104,19 @@ def effects(table: np.ndarray, right: np.ndarray, sizes: Sequence[int], *, seed:
     total = float(((answers - answers.mean()) ** 2).sum()) if len(answers) else 0.0
     if not total:
         return [Effect(term, 0.0, 1.0, 1.0) for term in terms]
-    rng = np.random.default_rng(seed)
-    order = [rng.permutation(len(table)) for _ in range(_PERMUTATIONS)]
-    shares, ps = [], []
+    parts = []
     for term in terms:
         others = [column for column in columns if len(term) == 2 or column not in term]
-        rest = _residuals(answers, table, sizes, others)
         code, cells = _coded(table, sizes, term)
         counts = np.maximum(np.bincount(code, minlength=cells), 1)
-        mine = _explained(rest, code, counts)
-        beaten = sum(_explained(rest[some], code, counts) >= mine - 1e-9 for some in order)
-        shares.append(mine / total)
-        ps.append((1 + beaten) / (1 + _PERMUTATIONS))
-    found = [Effect(*one) for one in zip(terms, shares, ps, adjusted(ps), strict=True)]
+        parts.append((_residuals(answers, table, sizes, others), code, counts))
+    explained = np.array([_explained(*part) for part in parts])
+    beaten, rng = np.zeros(len(terms)), np.random.default_rng(seed)
+    for _ in range(_PERMUTATIONS):
+        some = rng.permutation(len(table))
+        beaten += np.array([_explained(rest[some], code, counts) for rest, code, counts in parts]) >= explained - 1e-9
+    ps = ((1 + beaten) / (1 + _PERMUTATIONS)).tolist()
+    found = [Effect(*one) for one in zip(terms, (explained / total).tolist(), ps, adjusted(ps), strict=True)]
     return sorted(found, key=lambda effect: (effect.q, -effect.share))
 
 
