@@ -86,6 +86,11 @@ class Recipe(loading.Part):
         """The seed from which the seeds of a class's samples are derived."""
         return self.class_seeds.get(wnid, self.seed)
 
+    @property
+    def of_prompts(self) -> bool:
+        """Whether its source is a table of prompts, which has blank pictures in place of real images."""
+        return self.source.path is not None and self.source.path == self.prompt.captions_file
+
     def with_fields(self, part: str, **fields: Any) -> Recipe:
         """A copy with some fields of a part changed, unchecked."""
         return self.model_copy(update={part: getattr(self, part).model_copy(update=fields)})

@@ -87,14 +87,15 @@ ROOMS = (
     ),
     (
         "judging",
-        "hfsyn/judging/* hfsyn/recipes/training*",
+        "hfsyn/judging/* hfsyn/recipes/training* hfsyn/recipes/factor*",
         """
         training evaluation metrics fidelity membership benchmarking exchange verdict pages references streaming
         judging_hub train_script unreadable_images tables_people_bring names_people_give recording scores keeping probes
         starting streams few_classes versions_of_a_test columns the_table zero_shot weights_people_bring
-        where_people_look judging_by_command published_scores
+        where_people_look judging_by_command published_scores audit
         """,
     ),
+    ("looping", "hfsyn/looping/*", "loop audit"),
     ("tuning", "hfsyn/tuning/*", "tuning tuned_on informativeness"),
     (
         "commands",
