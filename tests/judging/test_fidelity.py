@@ -15,7 +15,7 @@ from PIL import Image
 
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
-from hfsyn.judging.measures import distances
+from hfsyn.judging.measures import distances, fidelity
 from hfsyn.judging.measures.distances import frechet_distance, neighbourhoods
 from hfsyn.judging.measures.fidelity import (
     Features,
@@ -182,7 +182,7 @@ def test_features_come_in_the_order_of_the_images_whatever_the_batch(monkeypatch
             return x
 
     images = [(str(i), Image.new("RGB", (4, 4), (i, 0, 0))) for i in range(7)]
-    monkeypatch.setattr(distances, "_BATCH", 3)
+    monkeypatch.setattr(fidelity, "_BATCH", 3)
     found = extract(images, Mean(), lambda image: torch.tensor(np.asarray(image)).permute(2, 0, 1).float())
     assert found.values[:, 0].tolist() == list(range(7))
     assert found.ids == [str(i) for i in range(7)]
