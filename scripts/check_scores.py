@@ -10,13 +10,15 @@ than its label with a chance of 30 %, any of the nine others alike; that is a ge
 judge is `crossfit:` with three networks, trained on the same wrong labels by the shipped recipe `shapes`. It aims at an
 area under the ROC curve of p_label, right against wrong labels, of at least .97 in the mean of the seeds. Then a rule
 selects, and networks are trained for the same number of steps (2,000 images an epoch): on the set as it is, on the
-selection, and on the same drawings without a wrong one. All are tested on the drawings of the variant's test split. The
-selection should regain at least 80 % of the accuracy that the wrong labels cost: of the mean over the seeds.
+selection, and on the same drawings without a wrong one. All are tested on 4,000 other drawings. The selection should
+regain at least 80 % of the accuracy that the wrong labels cost: of the mean over the seeds.
 
-Two rules are tried. `p_label >= 0.5` was written down before the first run. Its first seed kept 54 % of the images: a
-network that has learnt from 30 % wrong labels, with smoothed ones, gives a right label seldom more than .6. So
-`margin > 0` (the label is the likeliest class) was added then, and the seeds from 1 on are new to it; the exit code is
-that of the better one, and both are printed.
+The rule is `margin > 0`: the label is the likeliest class. `p_label >= 0.5` was the rule of the first runs, of the
+seeds 0 to 4, written down before them. A network that has learnt from 30 % wrong labels, with smoothed ones, seldom
+gives a right label more than .6, so that this rule threw away a quarter of the right ones; it regained 80.0 % (74 % in
+the mean of the seeds' own shares), and `margin > 0`, added after seed 0, 94 %. Those were tested on 400 drawings, of
+which the wrong labels cost three to nine. Seeds 5 to 9, the larger test and the rule were fixed before any of these
+seeds was run. Both rules are printed; the exit code is that of `margin > 0`.
 
 **Photographs.** 5 % of the labels of ImageNette's validation photographs (DIR has val/<wnid>/*) are replaced by another
 of the ten classes, and MODEL, any classifier of `hfsyn evaluate` that has these classes, judges all of them. Ranked by
@@ -58,8 +60,10 @@ from hfsyn.runs.shards import StoredRows
 
 WRONG, PER_CLASS = 0.3, 200
 PARTS = 3
-RULES = {"kept": "p_label >= 0.5", "agreed": "margin > 0"}
-SEEDS = range(5)
+RULES = {"agreed": "margin > 0", "kept": "p_label >= 0.5"}
+DECIDES = "agreed"
+SEEDS = range(5, 10)
+TEST_SEEDS, TEST_EACH = 1000, 2  # what is added to a seed for the test's drawings; how many there are of each caption
 LEAST_AREA, LEAST_REGAINED = 0.97, 0.8
 SWAPPED, RECALL, LEAST_PRECISION = 0.05, 0.9, 0.9
 _SHAPES = get_variant("shapes").classes
@@ -93,9 +97,10 @@ def drawn(label: int, seed: int, wrong: float) -> int:
     return (label + rng.randrange(1, len(_SHAPES))) % len(_SHAPES) if rng.random() < wrong else label
 
 
-def make_run(folder: Path, seed: int, wrong: float, per_class: int = PER_CLASS) -> Path:
-    """A finished run of drawings."""
-    recipe = load_recipe("shapes-basic", [f"source.limit_per_class={per_class}", f"seed={seed}"])
+def make_run(folder: Path, seed: int, wrong: float, per_class: int = PER_CLASS, each: int = 1) -> Path:
+    """A finished run of drawings, `per_class` x `each` of each class."""
+    changes = [f"source.limit_per_class={per_class}", f"prompt.images_per_caption={each}", f"seed={seed}"]
+    recipe = load_recipe("shapes-basic", changes)
     run = prepare(recipe, folder)
     if not (folder / layout.MANIFEST).exists():
         hfsyn.caption(run.folder, quiet=True)
@@ -114,6 +119,7 @@ def area(scores: Sequence[float], wrong: Sequence[bool]) -> float:
 def drawings(seed: int, out: Path) -> dict[str, Any]:
     """One seed: the area, and accuracies of the three trainings."""
     noisy, clean = make_run(out / "noisy", seed, WRONG), make_run(out / "clean", seed, 0.0)
+    test = make_run(out / "test", TEST_SEEDS + seed, 0.0, each=TEST_EACH)
     how: dict[str, Any] = {"config": "shapes", "seed": seed, "device": "cpu", "num_processes": 1, "quiet": True}
     for part in range(PARTS):
         fold = f"data.fold={part}/{PARTS}"
@@ -137,7 +143,7 @@ def drawings(seed: int, out: Path) -> dict[str, Any]:
         )
     for name, run in {"noisy": noisy, "clean": clean, **{name: out / name for name in RULES}}.items():
         budget = PER_CLASS * len(_SHAPES)
-        words = {"train_dataset": str(run), "budget": budget, "eval_dataset": "shapes", "eval_split": "test"}
+        words = {"train_dataset": str(run), "budget": budget, "eval_dataset": str(test), "eval_split": "train"}
         result = hfsyn.train(out / f"trained-{name}", **words, **how)
         found[name] = result["test"]["metrics"]["top1"]["value"]
     return found
@@ -206,10 +212,10 @@ def main() -> int:
             rows = [_told(drawings(seed, out / f"seed-{seed}")) for seed in SEEDS[: words.seeds]]
         mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key != "seed"}
         lost = mean["clean"] - mean["noisy"]
-        regained = {rule: (mean[name] - mean["noisy"]) / lost for name, rule in RULES.items()}
+        regained = {name: (mean[name] - mean["noisy"]) / lost for name in RULES}
         found = {"seeds": rows, "mean": mean, "regained": regained}
-        fails = mean["area"] < LEAST_AREA or max(regained.values()) < LEAST_REGAINED
-        told = [(name, rule, regained[rule]) for name, rule in RULES.items()]
+        fails = mean["area"] < LEAST_AREA or regained[DECIDES] < LEAST_REGAINED
+        told = [(name, rule, regained[name]) for name, rule in RULES.items()]
         text = (
             f"{len(rows)} seeds: area {mean['area']:.4f}; accuracy {mean['noisy']:.4f} with wrong labels, "
             f"{mean['clean']:.4f} without any; regained: "

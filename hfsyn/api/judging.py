@@ -318,6 +318,7 @@ def fidelity(
     sheet: str | Path | None = None,
     device: str | None = None,
     out: str | Path | None = None,
+    quiet: bool = False,
     **words: Any,
 ) -> Fidelity:
     """How near synthetic images come to real ones: Fréchet distance, precision, recall, density, coverage, copies.
@@ -332,6 +333,7 @@ def fidelity(
             photographs of the real set: mind their licence before you show it to others.
         device: cpu or cuda; None is the GPU, or else the CPU.
         out: write the result as JSON to this file.
+        quiet: no progress.
 
     Returns:
         As `hfsyn.judging.measures.fidelity.measure_fidelity`.
@@ -349,6 +351,7 @@ def fidelity(
         "overrides": Overrides(**words),
         "device": pick_device(device),
         "sheet": sheet,
+        "quiet": quiet,
     }
     return _kept(measure_fidelity(synthetic, real, **how), out)
 

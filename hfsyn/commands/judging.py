@@ -171,7 +171,7 @@ def fidelity_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """
     from hfsyn import fidelity
 
-    _measured(fidelity(**words), as_json, quiet)
+    _measured(fidelity(**words, quiet=quiet or as_json), as_json, quiet)
 
 
 @click.command("membership", short_help="Whether MODEL gives away what it was trained on.")

@@ -344,8 +344,8 @@ class Race:
             self._count[name] = warm(arm, self._seconds / self._rounds, self._device)
             self._say(f"{name}: ready after {time.perf_counter() - began:.0f} s, {self._count[name]} images a turn")
         for name, arm in self._arms.items():
-            turns = self._rounds * (2 if name == self._judged else 1)
-            arm.prepare(self._count[name] * turns + self._looked_at(name))
+            # Twice for all: the judged one has two turns a round, and a larger run folder costs more a turn.
+            arm.prepare(self._count[name] * self._rounds * 2 + self._looked_at(name))
 
     def run(self, budget: Budget, least: int = 1) -> None:
         """Rounds while the budget has time for another one, but at least so many."""

@@ -238,4 +238,4 @@ def compare(synthetic: str, real: str, *, device: str | None = None, **words: An
     from hfsyn.workers import pick_device
 
     limit = words.pop("limit")
-    return measure_fidelity(synthetic, real, limit_per_class=limit, device=pick_device(device), **words)
+    return measure_fidelity(synthetic, real, limit_per_class=limit, device=pick_device(device), quiet=True, **words)

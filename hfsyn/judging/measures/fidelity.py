@@ -17,7 +17,7 @@ distances at once.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.measures.pairs import pairs_sheet
 from hfsyn.judging.measures.results import Result, row
 from hfsyn.judging.sets.copies import COPY, Copies, copies_between, copies_within, thumbnail
+from hfsyn.progress import Progress
 from hfsyn.runs.sheets import save_png
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
@@ -40,6 +41,10 @@ _PAIRS = 100  # pairs of copies that a result names
 _BLOCK, _COLUMNS = 512, 8192  # rows and columns of a block of distances: 32 MB
 _BATCH = 64
 _RANDOM = "random:"
+
+
+def _nobody(images: int) -> None:
+    """Hears how many images are done."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ def measure_fidelity(
     overrides: Any = None,
     device: str = "cpu",
     sheet: str | Path | None = None,
+    quiet: bool = False,
 ) -> Fidelity:
     """Compare a synthetic dataset with the real one behind it.
 
@@ -157,7 +163,8 @@ def measure_fidelity(
     sets, found, undecodable = {}, {}, {}
     for name, images in opened.items():
         bad: dict[str, str] = {}
-        found[name] = extract(_decoded(images, bad), classifier.network, transform, device=device)
+        with Progress(f"features of {images.reference}", len(images), quiet=quiet) as progress:
+            found[name] = extract(_decoded(images, bad), classifier.network, transform, device, progress.add)
         sets[name], undecodable[name] = images.facts(), facts_of(bad)
         tell_unread(bad, f"{images.reference} ({images.split})")
     about = {
@@ -175,7 +182,7 @@ def measure_fidelity(
         **({"tuned_on": tuned_on} if tuned_on else {}),
     }
     more = {name: found[name] for name in ("evaluation", "tuned_on") if name in found}
-    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more))
+    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more, quiet=quiet))
     if sheet is not None:
         save_png(pairs_sheet(result, opened), Path(sheet).expanduser())
     return result
@@ -234,9 +241,15 @@ def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Imag
 
 
 def extract(
-    images: Iterable[tuple[str, Image.Image]], network: Any, transform: Any, *, device: str = "cpu"
+    images: Iterable[tuple[str, Image.Image]],
+    network: Any,
+    transform: Any,
+    device: str = "cpu",
+    told: Callable[[int], None] = _nobody,
 ) -> Features:
-    """Features of images, ``(id, image)`` pairs, a batch at a time; `transform` makes float tensors (3, h, w)."""
+    """Features of images, ``(id, image)`` pairs, a batch at a time; `transform` makes float tensors (3, h, w), and
+    `told` hears how many images are done.
+    """
     import torch
 
     def prepared() -> Iterator[tuple[str, str, Any]]:
@@ -256,6 +269,7 @@ def extract(
         with torch.inference_mode():
             maps = network.forward_features(torch.stack([pixels for _, _, pixels in batch]).to(device))
             values.append(network.forward_head(maps, pre_logits=True).float().cpu().numpy())
+        told(len(batch))
     if not ids:
         raise HfsynError("There is no image to look at.", "Check the dataset and its split.")
     return Features(np.concatenate(values), hashes, ids, np.stack(thumbnails))
@@ -268,7 +282,12 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def compare_sets(
-    synthetic: Features, real: Features, evaluation: Features | None = None, tuned_on: Features | None = None
+    synthetic: Features,
+    real: Features,
+    evaluation: Features | None = None,
+    tuned_on: Features | None = None,
+    *,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Every measure of this module for one synthetic set and the real images behind it.
 
@@ -279,22 +298,23 @@ def compare_sets(
     for name, found in (("synthetic", synthetic), ("real", real)):
         if len(found) <= NEIGHBOURS:
             raise HfsynError(f"The {name} set has {len(found)} images.", f"At least {NEIGHBOURS + 1} are needed.")
-    result: dict[str, Any] = {
-        "images": {"synthetic": len(synthetic), "real": len(real)},
-        "frechet": {"value": frechet_distance(synthetic.values, real.values), "floor": frechet_floor(real.values)},
-        **neighbourhoods(synthetic.values, real.values),
-        "duplicates": {
-            "threshold": COPY,
-            "within": duplicates_within(synthetic),
-            "within_real": duplicates_within(real),
-            "against_real": duplicates_between(synthetic, real),
-        },
-        "nearest_real": nearest_images(synthetic, real),
+    with Progress("compare features", len(real) + 3 * len(synthetic), quiet=quiet) as progress:
+        result: dict[str, Any] = {
+            "images": {"synthetic": len(synthetic), "real": len(real)},
+            "frechet": {"value": frechet_distance(synthetic.values, real.values), "floor": frechet_floor(real.values)},
+            **neighbourhoods(synthetic.values, real.values, progress.add),
+            "nearest_real": nearest_images(synthetic, real, progress.add),
+        }
+    result["duplicates"] = {
+        "threshold": COPY,
+        "within": duplicates_within(synthetic, quiet=quiet),
+        "within_real": duplicates_within(real, quiet=quiet),
+        "against_real": duplicates_between(synthetic, real, quiet=quiet),
     }
     for name, others in (("evaluation", evaluation), ("tuned_on", tuned_on)):
         if others is not None and len(others):
             result["images"][name] = len(others)
-            result["duplicates"][f"against_{name}"] = duplicates_between(synthetic, others)
+            result["duplicates"][f"against_{name}"] = duplicates_between(synthetic, others, quiet=quiet)
     return result
 
 
@@ -318,12 +338,12 @@ def frechet_floor(real: np.ndarray) -> float | None:
     return frechet_distance(real[first], real[second])
 
 
-def neighbourhoods(synthetic: np.ndarray, real: np.ndarray) -> dict[str, float]:
+def neighbourhoods(synthetic: np.ndarray, real: np.ndarray, told: Callable[[int], None] = _nobody) -> dict[str, float]:
     """``precision``, ``recall``, ``density`` and ``coverage`` of (n, d) synthetic against (m, d) real features."""
-    real_reach, synthetic_reach = _reach(real), _reach(synthetic)
+    real_reach, synthetic_reach = _reach(real, told), _reach(synthetic, told)
     inside = np.zeros(len(synthetic), dtype=np.int64)
     nearest, recalled = np.full(len(real), np.inf), np.zeros(len(real), dtype=bool)
-    for rows, columns, distances in _distances(synthetic, real):
+    for rows, columns, distances in _distances(synthetic, real, told):
         inside[rows] += (distances <= real_reach[None, columns]).sum(1)
         nearest[columns] = np.minimum(nearest[columns], distances.min(0))
         recalled[columns] |= (distances <= synthetic_reach[rows, None]).any(0)
@@ -335,24 +355,26 @@ def neighbourhoods(synthetic: np.ndarray, real: np.ndarray) -> dict[str, float]:
     }
 
 
-def _reach(features: np.ndarray) -> np.ndarray:
+def _reach(features: np.ndarray, told: Callable[[int], None]) -> np.ndarray:
     """Squared distance of each image to its k-th nearest neighbour in its own set, float64 (n,)."""
     found = np.full((len(features), NEIGHBOURS), np.inf)
-    for rows, columns, distances in _distances(features, features):
+    for rows, columns, distances in _distances(features, features, told):
         _skip_itself(rows, columns, distances, np.inf)
         candidates = np.concatenate([found[rows], distances], axis=1)
         found[rows] = np.partition(candidates, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
     return found.max(1)
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray]]:
+def _distances(a: np.ndarray, b: np.ndarray, told: Callable[[int], None]) -> Iterator[tuple[slice, slice, np.ndarray]]:
     """Rows of `a`, rows of `b`, and the squared distances between them, block by block."""
-    for rows, columns, part, other in _blocks(a, b):
+    for rows, columns, part, other in _blocks(a, b, told):
         distances = (part * part).sum(1)[:, None] + (other * other).sum(1)[None] - 2 * part @ other.T
         yield rows, columns, np.maximum(distances, 0, out=distances)
 
 
-def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
+def _blocks(
+    a: np.ndarray, b: np.ndarray, told: Callable[[int], None]
+) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
     """Rows of `a`, rows of `b`, and their features as float64."""
     for start in range(0, len(a), _BLOCK):
         rows = slice(start, min(start + _BLOCK, len(a)))
@@ -360,6 +382,7 @@ def _blocks(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[slice, slice, np.nda
         for left in range(0, len(b), _COLUMNS):
             columns = slice(left, min(left + _COLUMNS, len(b)))
             yield rows, columns, part, np.asarray(b[columns], dtype=np.float64)
+        told(len(part))
 
 
 def _skip_itself(rows: slice, columns: slice, values: np.ndarray, value: float) -> None:
@@ -368,20 +391,20 @@ def _skip_itself(rows: slice, columns: slice, values: np.ndarray, value: float) 
     values[same - rows.start, same - columns.start] = value
 
 
-def nearest_images(a: Features, b: Features) -> list[dict[str, Any]]:
+def nearest_images(a: Features, b: Features, told: Callable[[int], None] = _nobody) -> list[dict[str, Any]]:
     """For each image of `a` the one of `b` whose features have the highest cosine: ``id``, ``nearest``, ``cosine``."""
-    best, cosines = _nearest(a.values, b.values)
+    best, cosines = _nearest(a.values, b.values, told)
     return [
         {"id": name, "nearest": b.ids[j], "cosine": round(float(cosine), 6)}
         for name, j, cosine in zip(a.ids, best, cosines, strict=True)
     ]
 
 
-def duplicates_within(a: Features) -> dict[str, Any]:
+def duplicates_within(a: Features, *, quiet: bool = True) -> dict[str, Any]:
     """Images of a set that have a copy in it: ``exact`` in pixels (all but the first of each group), ``near``
     (see `hfsyn.judging.sets.copies`; exact ones included), and the most alike ``pairs``, by their ids.
     """
-    found = copies_within(a.thumbnails)
+    found = copies_within(a.thumbnails, quiet=quiet)
     groups: dict[str, list[int]] = defaultdict(list)
     for number, pixels in enumerate(a.hashes):
         groups[pixels].append(number)
@@ -390,10 +413,10 @@ def duplicates_within(a: Features) -> dict[str, Any]:
     return {"exact": len(a) - len(groups), "near": len(near), "pairs": _named(found, a, a)}
 
 
-def duplicates_between(a: Features, b: Features) -> dict[str, Any]:
+def duplicates_between(a: Features, b: Features, *, quiet: bool = True) -> dict[str, Any]:
     """Images of `a` that are also in `b`: ``exact`` in pixels, ``near`` (exact ones included), and the ``pairs``."""
     known = set(b.hashes)
-    found = copies_between(a.thumbnails, b.thumbnails)
+    found = copies_between(a.thumbnails, b.thumbnails, quiet=quiet)
     same = {number for number, pixels in enumerate(a.hashes) if pixels in known}
     near = same | {number for number, _ in found.pairs}
     return {"exact": len(same), "near": len(near), "pairs": _named(found, a, b)}
@@ -405,10 +428,10 @@ def _named(found: Copies, a: Features, b: Features) -> list[list[Any]]:
     return [[a.ids[first], b.ids[second], round(likeness, 4)] for (first, second), likeness in pairs]
 
 
-def _nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _nearest(a: np.ndarray, b: np.ndarray, told: Callable[[int], None] = _nobody) -> tuple[np.ndarray, np.ndarray]:
     """For each row of `a` the first row of `b` with the highest cosine, and this cosine."""
     best, highest = np.zeros(len(a), dtype=np.int64), np.full(len(a), -np.inf)
-    for rows, columns, part, other in _blocks(a, b):
+    for rows, columns, part, other in _blocks(a, b, told):
         cosines = _unit(part) @ _unit(other).T
         found = cosines.argmax(1)
         value = np.take_along_axis(cosines, found[:, None], 1)[:, 0]

@@ -9,10 +9,13 @@ perceptual hashes lose crops, and those for local features need a corner to hold
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from hfsyn.progress import Progress
 
 SIDE = 32
 """Pixels of a thumbnail's side: as few as still tell photographs of one scene apart."""
@@ -20,13 +23,14 @@ COPY = 0.64
 """Correlation from which two pictures count as copies; `scripts/check_copies.py` says what it finds and what not."""
 _COARSE = 8
 _CANDIDATES = 8  # pictures that are laid over each one
-_SCALES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # sides of a crop, as shares of the whole
+_SIDES = [round(SIDE * share) for share in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)]  # of a crop
 _CROPS = ((0, 0, 1), (0.1, 0.1, 0.8), (0, 0, 0.8), (0.2, 0, 0.8), (0, 0.2, 0.8), (0.2, 0.2, 0.8))  # left, top, side
 _ANGLES = (-3.0, 3.0)
 _INNER = 26 / 32  # side of the middle of a turned picture that has no empty corner; even, so that pixels meet pixels
 _FAINT = 8.0  # grey levels of local contrast below which details fade out: the noise of an encoder
 _FLAT = 2.0  # grey levels of deviation below which a picture shows nothing that could be a copy
-_ROWS = 512  # pictures of a block of likenesses, and pairs that are laid over each other at once
+_ROWS = 512  # pictures of a block of likenesses
+_PAIRS = 1024  # pairs that are laid over each other at once
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,9 @@ def thumbnail(picture: Image.Image) -> np.ndarray:
     return np.asarray(small, dtype=np.uint8)
 
 
-def copies_within(thumbnails: np.ndarray, *, least: float = COPY) -> Copies:
+def copies_within(thumbnails: np.ndarray, *, least: float = COPY, quiet: bool = True) -> Copies:
     """The copies among pictures, uint8 (n, 32, 32, 3); each pair once, the smaller number first."""
-    found = _copies(thumbnails, thumbnails, least, itself=True)
+    found = _copies(thumbnails, thumbnails, least, itself=True, quiet=quiet)
     once: dict[tuple[int, int], float] = {}
     for (a, b), likeness in found.items():
         pair = (min(a, b), max(a, b))
@@ -53,9 +57,9 @@ def copies_within(thumbnails: np.ndarray, *, least: float = COPY) -> Copies:
     return _sorted(once)
 
 
-def copies_between(mine: np.ndarray, others: np.ndarray, *, least: float = COPY) -> Copies:
+def copies_between(mine: np.ndarray, others: np.ndarray, *, least: float = COPY, quiet: bool = True) -> Copies:
     """The copies among the pairs of one of `mine` and one of `others`, uint8 (n, 32, 32, 3) each."""
-    return _sorted(_copies(mine, others, least, itself=False))
+    return _sorted(_copies(mine, others, least, itself=False, quiet=quiet))
 
 
 def _sorted(found: dict[tuple[int, int], float]) -> Copies:
@@ -63,46 +67,57 @@ def _sorted(found: dict[tuple[int, int], float]) -> Copies:
     return Copies(order, [found[pair] for pair in order])
 
 
-def _copies(mine: np.ndarray, others: np.ndarray, least: float, *, itself: bool) -> dict[tuple[int, int], float]:
+def _copies(
+    mine: np.ndarray, others: np.ndarray, least: float, *, itself: bool, quiet: bool
+) -> dict[tuple[int, int], float]:
     """Likeness of the pairs that reach `least`."""
     import torch
 
-    if not len(mine) or not len(others):
-        return {}
-    pairs = torch.cat(list(_candidates(mine, others, itself=itself)))
-    telling = [torch.tensor([one.std() >= _FLAT for one in some]) for some in (mine, others)]
-    pairs = pairs[telling[0][pairs[:, 0]] & telling[1][pairs[:, 1]]]
     found: dict[tuple[int, int], float] = {}
-    for start in range(0, len(pairs), _ROWS):
-        some = pairs[start : start + _ROWS]
-        sides = [x[some[:, side].numpy()] for side, x in enumerate((mine, others))]
-        a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).float() for x in sides)
-        for pair, likeness in zip(some.tolist(), overlaid(a, b).tolist(), strict=True):
-            if likeness >= least:
-                found[pair[0], pair[1]] = min(likeness, 1.0)
+    if not len(mine) or not len(others):
+        return found
+    telling = [torch.tensor([one.std() >= _FLAT for one in some]) for some in (mine, others)]
+    with Progress("look for copies", len(mine), quiet=quiet) as progress:
+        for rows, pairs in _candidates(mine, others, itself=itself):
+            pairs = pairs[telling[0][pairs[:, 0]] & telling[1][pairs[:, 1]]]
+            # A picture is transformed once for all of its pairs in a block: by far the most of the work.
+            ours = _Prepared(mine[rows])
+            for some in pairs[pairs[:, 1].argsort(stable=True)].split(_PAIRS) if len(pairs) else ():
+                numbers, places = some[:, 1].unique(return_inverse=True)
+                theirs = _Prepared(others[numbers.numpy()])
+                likeness = overlaid(ours, some[:, 0] - rows.start, theirs, places)
+                for pair, value in zip(some.tolist(), likeness.tolist(), strict=True):
+                    if value >= least:
+                        found[pair[0], pair[1]] = min(value, 1.0)
+            progress.add(rows.stop - rows.start)
     return found
 
 
-def _candidates(mine: np.ndarray, others: np.ndarray, *, itself: bool) -> Iterator[Any]:
-    """Pairs of numbers, int64 (m, 2), a block of `mine` at a time: those that are most alike in coarse colours."""
+def _candidates(mine: np.ndarray, others: np.ndarray, *, itself: bool) -> Iterator[tuple[slice, Any]]:
+    """Blocks of `mine`, and pairs of numbers, int64 (m, 2): those that are most alike in coarse colours."""
     import torch
 
-    whole = _coarse(others, _CROPS[0])
-    views = [_coarse(mine[:, :, ::flip], crop) for flip in (1, -1) for crop in _CROPS]
-    parts = [whole.T] + [_coarse(others, crop).T for crop in _CROPS[1:]]
+    parts = [_coarse(others, crop) for crop in _CROPS]
     for start in range(0, len(mine), _ROWS):
         rows = slice(start, min(start + _ROWS, len(mine)))
         numbers = torch.arange(rows.start, rows.stop)
         best = torch.full((len(numbers), len(others)), -2.0)
-        for view in views:  # a crop of mine against the whole of the others: the other may be the copy
-            best = torch.maximum(best, view[rows] @ parts[0])
-        for plain in (views[0], views[len(_CROPS)]):
-            for part in parts[1:]:
-                best = torch.maximum(best, plain[rows] @ part)
+        for view, part in _compared(mine[rows], parts):
+            torch.maximum(best, view @ part.T, out=best)
         if itself:
             best[torch.arange(len(numbers)), numbers] = -2.0
-        top = best.topk(min(_CANDIDATES, len(others) - itself)).indices if len(others) > itself else best[:, :0].long()
-        yield torch.stack([numbers[:, None].expand_as(top).flatten(), top.flatten()], 1)
+        top = best.topk(min(_CANDIDATES, len(others) - itself)).indices
+        yield rows, torch.stack([numbers[:, None].expand_as(top).flatten(), top.flatten()], 1)
+
+
+def _compared(mine: np.ndarray, parts: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Colours of `mine` and what they are held against: crops of one side and the whole of the other, which may be the
+    copy; mirrored ones too.
+    """
+    for flip in (1, -1):
+        whole, *crops = (_coarse(mine[:, :, ::flip], crop) for crop in _CROPS)
+        yield from ((whole, part) for part in parts)
+        yield from ((crop, parts[0]) for crop in crops)
 
 
 def _coarse(thumbnails: np.ndarray, crop: tuple[float, float, float]) -> Any:
@@ -114,37 +129,69 @@ def _coarse(thumbnails: np.ndarray, crop: tuple[float, float, float]) -> Any:
     found = []
     for start in range(0, len(thumbnails), _ROWS):
         part = np.array(thumbnails[start : start + _ROWS, top : top + side, left : left + side])
-        fields = F.adaptive_avg_pool2d(torch.from_numpy(part).permute(0, 3, 1, 2).float(), _COARSE).flatten(1)
-        found.append(F.normalize(fields - fields.mean(1, keepdim=True), dim=1))
+        pooled = F.adaptive_avg_pool2d(torch.from_numpy(part).permute(0, 3, 1, 2).float(), _COARSE).flatten(1)
+        found.append(F.normalize(pooled - pooled.mean(1, keepdim=True), dim=1))
     return torch.cat(found)
 
 
-def overlaid(a: Any, b: Any) -> Any:
-    """The best correlation of each picture of `a` with that of `b`, float32 (n, 3, 32, 32) both: -1 to 1, float32 (n,).
+class _Prepared:
+    """Pictures, uint8 (n, 32, 32, 3), as a place for others to lie on and as what is laid on others."""
 
-    One may be the mirrored other, or a crop of it of 70 % or more of its side.
+    def __init__(self, thumbnails: np.ndarray) -> None:
+        import torch
+        import torch.nn.functional as F  # noqa: N812
+
+        pictures = torch.from_numpy(np.array(thumbnails)).permute(0, 3, 1, 2).float()
+        fine = _fine(pictures)
+        smaller = [_fine(F.interpolate(pictures, (side, side), mode="area")) for side in _SIDES[1:]]
+        self.templates = {_sides(one): _Template(one) for one in (fine, *smaller)}
+        self.turned = [_Template(_fine(_turned(pictures, angle))) for angle in _ANGLES]
+        self.ground, self.mirrored = _Ground(fine), _Ground(fine.flip(3))
+
+
+class _Template:
+    """What is laid over a picture: the conjugate spectrum, complex64 (n, 3, 32, 17), and its length, (n,)."""
+
+    def __init__(self, fine: Any) -> None:
+        import torch
+
+        template = fine - fine.mean((1, 2, 3), keepdim=True)
+        self.side = _sides(fine)
+        self.spectrum = torch.fft.rfft2(template, s=(SIDE, SIDE)).conj()
+        self.length = template.flatten(1).norm(dim=1).clamp(min=1e-6)
+
+
+class _Ground:
+    """What others are laid on: its spectrum, and the length of its windows by their side, (n, places, places)."""
+
+    def __init__(self, fine: Any) -> None:
+        import torch
+
+        self.spectrum = torch.fft.rfft2(fine)
+        sums, squares = (_integral(values.sum(1)) for values in (fine, fine**2))
+        self.lengths = {}
+        for side in {*_SIDES, round(SIDE * _INNER)}:
+            count = fine.shape[1] * side * side
+            variance = _windows(squares, side) - _windows(sums, side) ** 2 / count
+            self.lengths[side] = variance.clamp(min=1e-3 * count).sqrt().float()
+
+
+def overlaid(ours: _Prepared, mine: Any, theirs: _Prepared, others: Any) -> Any:
+    """The best correlation of each of our pictures with one of theirs, by their numbers: -1 to 1, float32 (n,).
+
+    One may be the mirrored other, or a crop of it of 70 % or more of its side, or our picture may be turned a little.
     """
     import torch
-    import torch.nn.functional as F  # noqa: N812
 
-    best = torch.full((len(a),), -1.0)
-    for scale in _SCALES:
-        side = round(SIDE * scale)
-        for small, large in ((a, b), (b, a)) if side < SIDE else ((a, b),):
-            part = small if side == SIDE else F.interpolate(small, (side, side), mode="area")
-            best = torch.maximum(best, _mirrored(part, large))
-    for angle in _ANGLES:
-        best = torch.maximum(best, _mirrored(_turned(a, angle), b))
+    best = torch.full((len(mine),), -1.0)
+    # A mirrored template on a ground is the template on the mirrored ground.
+    for ground in (ours.ground, ours.mirrored):
+        for template in theirs.templates.values():
+            best = torch.maximum(best, _correlation(template, others, ground, mine))
+    for ground in (theirs.ground, theirs.mirrored):
+        for template in (*(one for one in ours.templates.values() if one.side < SIDE), *ours.turned):
+            best = torch.maximum(best, _correlation(template, mine, ground, others))
     return best
-
-
-def _mirrored(small: Any, large: Any) -> Any:
-    """The better correlation of pictures and of their mirror images with larger ones, float32 (n,)."""
-    import torch
-
-    small, large = _fine(small), _fine(large)
-    spectrum, deviation = torch.fft.rfft2(large), _deviation(large, small.shape[-1])
-    return torch.maximum(*(_correlation(template, spectrum, deviation) for template in (small, small.flip(3))))
 
 
 def _fine(pictures: Any) -> Any:
@@ -161,8 +208,8 @@ def _blurred(pictures: Any) -> Any:
     import torch.nn.functional as F  # noqa: N812
 
     wide, side = F.pad(pictures, (2, 2, 2, 2), mode="reflect"), pictures.shape[-1]
-    rows = torch.stack([wide[:, :, shift : shift + side] for shift in range(5)]).sum(0)
-    return torch.stack([rows[..., shift : shift + side] for shift in range(5)]).sum(0) / 25
+    rows = reduce(torch.add, (wide[:, :, shift : shift + side] for shift in range(5)))
+    return reduce(torch.add, (rows[..., shift : shift + side] for shift in range(5))) / 25
 
 
 def _turned(pictures: Any, angle: float) -> Any:
@@ -179,32 +226,30 @@ def _turned(pictures: Any, angle: float) -> Any:
     return F.grid_sample(pictures, places, mode="bilinear", align_corners=False)
 
 
-def _deviation(large: Any, side: int) -> Any:
-    """Length of each window of a side, its mean taken out: float32 (n, places, places)."""
-    count = large.shape[1] * side * side
-    sums, squares = _windows(large.sum(1), side), _windows((large**2).sum(1), side)
-    return (squares - sums**2 / count).clamp(min=1e-3 * count).sqrt()
-
-
-def _windows(values: Any, side: int) -> Any:
-    """The sum of each window of a side, from the sums of all above and to the left of a place."""
+def _integral(values: Any) -> Any:
+    """The sum of all above and to the left of each place, float64 (n, side + 1, side + 1)."""
     import torch.nn.functional as F  # noqa: N812
 
-    total = F.pad(values.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
-    corners = total[:, side:, side:] - total[:, :-side, side:] - total[:, side:, :-side] + total[:, :-side, :-side]
-    return corners.float()
+    return F.pad(values.double().cumsum(1).cumsum(2), (1, 0, 1, 0))
 
 
-def _correlation(small: Any, spectrum: Any, deviation: Any) -> Any:
-    """The best normalised cross-correlation of each small picture over all places in its large one, float32 (n,).
+def _windows(total: Any, side: int) -> Any:
+    """The sum of each window of a side, float64 (n, places, places)."""
+    return total[:, side:, side:] - total[:, :-side, side:] - total[:, side:, :-side] + total[:, :-side, :-side]
 
-    By Fourier transform of the large one's own size: at a place where the small one lies within, nothing wraps around.
+
+def _correlation(template: _Template, above: Any, ground: _Ground, below: Any) -> Any:
+    """The best normalised cross-correlation over all places of the templates `above` on the grounds `below`, (n,).
+
+    By Fourier transform of the ground's own size: at a place where the template lies within, nothing wraps around.
     """
     import torch
 
-    template = small - small.mean((1, 2, 3), keepdim=True)
-    product = (spectrum * torch.fft.rfft2(template, s=(SIDE, SIDE)).conj()).sum(1)
-    places = deviation.shape[-1]
-    dots = torch.fft.irfft2(product, s=(SIDE, SIDE))[:, :places, :places]
-    norm = template.flatten(1).norm(dim=1).clamp(min=1e-6)
-    return (dots / (deviation * norm[:, None, None])).flatten(1).amax(1)
+    lengths = ground.lengths[template.side][below]
+    product = (ground.spectrum[below] * template.spectrum[above]).sum(1)
+    dots = torch.fft.irfft2(product, s=(SIDE, SIDE))[:, : lengths.shape[-1], : lengths.shape[-1]]
+    return (dots / (lengths * template.length[above][:, None, None])).flatten(1).amax(1)
+
+
+def _sides(pictures: Any) -> int:
+    return int(pictures.shape[-1])
