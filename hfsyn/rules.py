@@ -46,9 +46,10 @@ def fold_of(image_id: str, parts: int) -> int:
     return int.from_bytes(hashlib.sha256(f"hfsyn-fold-v1\n{image_id}\n".encode()).digest()[:8], "big") % parts
 
 
-def order_of(sample_id: str) -> bytes:
-    """The sort key of a sample in the plan."""
-    return hashlib.sha256(sample_id.encode()).digest()
+def order_of(sample_id: str, *, by_class: bool = False) -> bytes:
+    """The sort key of a sample in the plan; `by_class` puts those of a class, with which an id begins, together."""
+    key = hashlib.sha256(sample_id.encode()).digest()
+    return sample_id.partition("/")[0].encode() + b"\0" + key if by_class else key
 
 
 def share_of(image_id: str) -> float:

@@ -140,7 +140,9 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
     gone = {**_selected_out(a, left), **_selected_out(b, right)}
     # Images that are not read count as changed if the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
-    for old, new in _paired(_rows(a, left, equal, images=images), _rows(b, right, equal, images=images), key):
+    ordered = key == "sample_id" and not any(recipe_of(side).generate.lora_by_class for side in (a, b))
+    rows = (_rows(side, manifest, equal, images=images) for side, manifest in ((a, left), (b, right)))
+    for old, new in _paired(*rows, key, ordered=ordered):
         if old == new and not remade:
             continue
         kind = found.added if old is None else found.removed if new is None else found.changed
@@ -219,10 +221,10 @@ def readable(side: Published | RunFolder, entry: layout.ShardEntry) -> Iterator[
 
 
 def _paired(
-    left: Iterator[dict[str, Any]], right: Iterator[dict[str, Any]], key: str
+    left: Iterator[dict[str, Any]], right: Iterator[dict[str, Any]], key: str, *, ordered: bool
 ) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
     """Rows of one id side by side; None if one side lacks it."""
-    if key != "sample_id":  # captions are in the order of the source, whatever that is: they are held in memory
+    if not ordered:  # captions are in the order of the source, whatever that is: they are held in memory
         known = {row[key]: row for row in left}
         for row in right:
             yield known.pop(row[key], None), row

@@ -220,7 +220,9 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
                     name = layout.sidecar_name(entry.file)
                     sidecar = layout.parse_sidecar(side.text(name), name)
                     # Lines that were set aside have no row, but had their place in a batch.
-                    aside = sum(order_of(line["id"]) < order_of(sample_id) for line in sidecar.rejected)
+                    by_class = recipe_of(side).generate.lora_by_class
+                    place = order_of(sample_id, by_class=by_class)
+                    aside = sum(order_of(line["id"], by_class=by_class) < place for line in sidecar.rejected)
                     return row, sidecar, before + ids.index(sample_id) + aside
                 before += len(ids)
     raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")

@@ -267,7 +267,7 @@ class _Checker:
             if missing := [name for name in _NEVER_NULL if row[name] is None]:
                 found.note("rows", f"row {found.rows} has no {', '.join(missing)}")
                 continue
-            order = order_of(row["sample_id"])
+            order = order_of(row["sample_id"], by_class=self.recipe.generate.lora_by_class)
             if order <= before:
                 found.note("order", f"{row['sample_id']} is out of order, or twice")
             before = order
