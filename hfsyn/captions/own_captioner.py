@@ -41,7 +41,7 @@ def own_captioner(part: CaptionPart, device: str) -> Any:
     label = f"{path.name}:{name}"
     if not callable(getattr(found, "caption", None)):
         raise HfsynError(f"{label} has no method caption.", FORM)
-    checked = {"caption": lambda images: _texts(found.caption(images), len(images), label)}
+    checked: dict[str, Any] = {"caption": lambda images: _texts(found.caption(images), len(images), label)}
     if hasattr(found, "look") and hasattr(found, "ask"):
 
         def ask(views: Sequence[Any], seeds: Sequence[int] | None = None) -> Callable[[], list[str]]:

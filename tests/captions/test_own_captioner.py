@@ -71,6 +71,14 @@ def test_a_run_pins_the_file_and_refuses_another(tmp_path: Path) -> None:
         hfsyn.caption(run, quiet=True)
 
 
+def test_it_is_named_by_its_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own.py").write_text(PLAIN)
+    monkeypatch.chdir(tmp_path)
+    run = prepare(load_recipe("shapes-cip", ["caption.model=own.py:Sizes", "source.limit_per_class=1"]), tmp_path / "a")
+    assert run.recipe.caption is not None
+    assert run.recipe.caption.model == f"{tmp_path / 'own.py'}:Sizes"
+
+
 def test_its_path_is_not_published_and_a_published_one_is_not_run(tmp_path: Path) -> None:
     captioned(tmp_path, PLAIN, "Sizes")
     public = published_recipe(load_run(tmp_path / "run").recipe)
