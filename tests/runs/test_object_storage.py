@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import object_store
 import pytest
@@ -151,6 +152,23 @@ def test_only_a_store_that_refuses_to_overwrite_has_exact_claims(settings: Setti
     found = [store.Store("x://bucket", kind(), "bucket", Path("copy")).exact for kind in (Exact, Plain, Deaf)]
     assert found == [True, False, False]
     assert settings.files("bucket/") == {}
+
+
+def test_what_was_created_is_ours_although_the_answer_got_lost(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = Exact.pipe_file
+
+    def cut_off(self: Exact, *asked: Any, **how: Any) -> None:
+        monkeypatch.setattr(Exact, "pipe_file", created)
+        created(self, *asked, **how)
+        raise ConnectionResetError("the answer got lost")
+
+    found = store.Store("exact://bucket", Exact(), "bucket", Path("copy"))
+    assert found.exact
+    monkeypatch.setattr(Exact, "pipe_file", cut_off)
+    assert found.create("claim", b"mine")
+    assert not found.create("claim", b"another's")
 
 
 def other_machine(kind: str, folder: Path) -> Leases:
