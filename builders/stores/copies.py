@@ -150,7 +150,7 @@ def readable(path: Path) -> Any:
 
 
 def arrived(path: Path) -> bool:
-    """Whether a small file is there: asks the store by name, and fetches it."""
+    """Whether a file is there: asks the store by name; a small one is fetched, a Parquet file gets a stand-in."""
     if not path.exists() and (store := store_of(path)) is not None:
         store.bring(store.name_of(path))
     return path.exists()

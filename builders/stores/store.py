@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from builders.errors import DataError
+from builders.errors import DataError, plural
 from builders.files import make_folder, owned_name, settle
 
 T = TypeVar("T")
@@ -196,8 +196,8 @@ class Store:
         if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or status == 404:
             hint = "Check the address; a bucket is not created here."
             raise self.error(f"is not there, or no longer ({short})", hint) from error
-        if attempt == ATTEMPTS:
-            raise self.error(f"does not answer ({short}; {attempt} attempts)", again, 4) from error
+        if attempt == ATTEMPTS or type(error).__name__ == "OfflineModeIsEnabled":
+            raise self.error(f"does not answer ({short}; {plural(attempt, 'attempt')})", again, 4) from error
         if attempt == ATTEMPTS // 2:
             print(f"hfsyn: {self.address}: {short}; trying again", file=sys.stderr, flush=True)
 
@@ -240,7 +240,11 @@ class Store:
         return known is not None and (known.st_size, known.st_mtime_ns) == (size, _version(info))
 
     def bring(self, name: str, version: int | None = None) -> None:
-        """Fetch a small file, if the store has it."""
+        """Fetch a small file, or have a stand-in for a Parquet file, if the store has it."""
+        if name.endswith(".parquet"):
+            if (info := self._info(name)) is not None:
+                stand_in(self.copy / name, int(info["size"]))
+            return
         if (data := self.read(name)) is None:
             return
         with replacing(self.copy / name) as temporary:

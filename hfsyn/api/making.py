@@ -276,7 +276,7 @@ def build(
 
     Args:
         recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
-        out: the run folder; created, or continued.
+        out: the run folder; created, or continued. An address of fsspec is a place in object storage.
         overwrite: delete the run that `out` holds first.
         push_to_hub: send finished shards to this dataset on the Hub while the others are made.
         version: of the finished dataset there.

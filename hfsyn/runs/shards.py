@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
 from builders.stores import copies
-from builders.stores.store import stand_in
 from hfsyn.runs.leases import note_again
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def write_shard(
 ) -> layout.Sidecar:
     """Write a shard, as `write_parquet`, then its sidecar, made from the shard's SHA-256 and its size in bytes."""
     mark = layout.sidecar_of(path)
-    if arrived(path) and copies.store_of(path) is not None:
+    if copies.store_of(path) is not None and arrived(path):
         note_again(path)
         return layout.load_sidecar(mark)
     # But not the run folder above them, which may have been removed meanwhile.
@@ -112,10 +111,7 @@ def write_shard(
 
 def arrived(path: Path) -> bool:
     """As `is_done`; asks the store of a run in object storage whether another job has finished the shard."""
-    mark = layout.sidecar_of(path)
-    if copies.arrived(mark) and not path.exists():
-        stand_in(path, layout.load_sidecar(mark).bytes)
-    return is_done(path)
+    return copies.arrived(layout.sidecar_of(path)) and copies.arrived(path)
 
 
 def is_done(path: Path) -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import object_store
 import pytest
@@ -153,6 +154,23 @@ def test_only_a_store_that_refuses_to_overwrite_has_exact_claims(settings: Setti
     assert settings.files("bucket/") == {}
 
 
+def test_what_was_created_is_ours_although_the_answer_got_lost(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created = Exact.pipe_file
+
+    def cut_off(self: Exact, *asked: Any, **how: Any) -> None:
+        monkeypatch.setattr(Exact, "pipe_file", created)
+        created(self, *asked, **how)
+        raise ConnectionResetError("the answer got lost")
+
+    found = store.Store("exact://bucket", Exact(), "bucket", Path("copy"))
+    assert found.exact
+    monkeypatch.setattr(Exact, "pipe_file", cut_off)
+    assert found.create("claim", b"mine")
+    assert not found.create("claim", b"another's")
+
+
 def other_machine(kind: str, folder: Path) -> Leases:
     return Leases(store.Store(f"{kind}://bucket/run", {"exact": Exact, "plain": Plain}[kind](), "bucket/run", folder))
 
@@ -247,15 +265,15 @@ def test_status_reads_small_files_alone(settings: Settings, monkeypatch: pytest.
 
 def test_the_copy_follows_what_is_deleted_and_made_again_in_the_store(settings: Settings) -> None:
     run = made("exact://bucket/run")
-    mark = layout.sidecar_of(run.data_shards()[1])
-    for name in (mark.relative_to(run.folder).as_posix(), layout.MANIFEST):
-        run_store = copies.store_of(run.folder)
-        assert run_store is not None
-        run_store.delete(name)
-    assert status("exact://bucket/run").stages[1].shards_done == 4
+    whole = settings.files()
+    mark, other = layout.sidecar_of(run.data_shards()[1]), run.data_shards()[3]
+    for path in (mark, other, run.folder / layout.MANIFEST):
+        (Path(settings.root) / "bucket" / f"run/{path.relative_to(run.folder)}".replace("/", "|")).unlink()
+    assert status("exact://bucket/run").stages[1].shards_done == 3
     assert not mark.exists()
     made("exact://bucket/run")
     assert status("exact://bucket/run").finished
+    assert as_published(settings.files()) == as_published(whole)
 
 
 def test_a_few_rows_of_a_shard_are_read_without_fetching_it(settings: Settings, tmp_path: Path) -> None:
