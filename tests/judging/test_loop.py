@@ -132,6 +132,7 @@ def drawer(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, lambda run, options: Obedient())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawer")
 def test_a_loop_continues_to_the_same_bytes_and_its_rounds_follow_what_was_measured(tmp_path: Path) -> None:
     file, out = written(tmp_path, policy="hard-classes"), tmp_path / "loop"
