@@ -34,10 +34,12 @@ ROOMS = (
     (
         "runs",
         """
-        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py hfsyn/exporting.py
+        builders/runs/* builders/stores/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py
+        hfsyn/exporting.py
         """,
         """
-        layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
+        object_storage layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows
+        stages budget
         source_going_away unreadable_images file_traces from_source production selections conditions scores
         """,
     ),
@@ -57,7 +59,11 @@ ROOMS = (
         recipe recipe_grid specs pairing prompts fragments pins user_strategies captions_file what_people_write stages
         """,
     ),
-    ("captions", "hfsyn/captions/*", "captioner text_writer reading captions_file known_captions stages fragments"),
+    (
+        "captions",
+        "hfsyn/captions/*",
+        "captioner own_captioner text_writer reading captions_file known_captions stages fragments",
+    ),
     (
         "images",
         "hfsyn/images/* hfsyn/models/*",
@@ -90,7 +96,7 @@ ROOMS = (
         """,
     ),
     ("looping", "hfsyn/looping/*", "loop audit"),
-    ("tuning", "hfsyn/tuning/*", "tuning informativeness"),
+    ("tuning", "hfsyn/tuning/*", "tuning tuned_on informativeness"),
     (
         "commands",
         "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/api/* hfsyn/errors.py",

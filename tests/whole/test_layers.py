@@ -19,6 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "builders.files": set(),
     "builders.yaml": set(),
     "builders.hub": {"huggingface_hub"},
+    "builders.stores": set(),
     "builders.variants": set(),
     "builders.images": {"PIL", "numpy"},
     "builders.runs": {"datasets", "fsspec", "pyarrow"},
