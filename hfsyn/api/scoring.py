@@ -150,7 +150,7 @@ def audit(
         repair: images of the repair recipe; 0 writes none.
         classes: names or wnids, as a list or separated by commas; None is all that the classifier has.
         reader: who reads back whether an image shows what it should: a captioner of `captioners.ls`, ``vlm:`` and one
-            that is asked, or ``none``. None is the small captioner where the small generator draws.
+            that is asked, or ``none``. None is the recipe's captioner, or the small one where the small one draws.
         seed: of the design.
         device: cpu or cuda; None is each process's own GPU, or the CPU.
         num_processes: processes on this machine; None is one per GPU or CPU core, but no more than there are shards.

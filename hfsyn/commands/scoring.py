@@ -92,7 +92,7 @@ def select_command(as_json: bool, quiet: bool, **words: Any) -> None:
 @number("--images", default=2000, show_default=True, help="Images in all.")
 @number("--repair", least=0, default=300, show_default=True, help="Images of the repair recipe; 0 writes none.")
 @click.option("--classes", metavar="NAMES", help="Of these classes alone, with commas between.")
-@click.option("--reader", metavar="NAME", help="Who reads back what an image shows: a captioner, vlm:NAME, or none.")
+@click.option("--reader", metavar="NAME", help="Reads back what images show: a captioner, vlm:NAME, none.")
 @number("--seed", least=0, most=2**31 - 1, default=0, show_default=True, help="Of the design.")
 @processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")

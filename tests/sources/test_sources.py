@@ -622,7 +622,8 @@ def test_what_is_not_there_is_refused_saying_what_is(tmp_path):
     assert "no split 'test'" in refusal("imagenette", "test", path=tmp_path)
     assert "Did you mean 'imagenette'" in refusal("imagenete", "train", path=tmp_path)
     assert "limit of images per class is 0" in refusal("imagenette", "train", path=tmp_path, limit_per_class=0)
-    assert "is drawn" in refusal("shapes", "train", path=tmp_path)
+    assert "is drawn and has no revision" in refusal("shapes", "train", revision="main")
+    assert "the folder is empty" in refusal("shapes", "train", path=tmp_path / "empty")
 
 
 def test_the_hub_is_not_asked_when_the_network_is_switched_off(monkeypatch):

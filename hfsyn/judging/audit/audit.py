@@ -173,7 +173,9 @@ def _known(model: str, recipe: Recipe, infos: list[ClassInfo]) -> tuple[list[Cla
 
 
 def _reader(reader: str | None, recipe: Recipe) -> str:
-    if reader is None and recipe.generate.model == BUILTIN:
+    if reader is None and recipe.caption is not None:
+        reader = recipe.caption.model
+    elif reader is None and recipe.generate.model == BUILTIN:
         reader = BUILTIN
     if reader is None:
         said = "Nobody reads back whether the images show what they were asked to."
