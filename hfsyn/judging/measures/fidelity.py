@@ -158,11 +158,7 @@ def measure_fidelity(
     if evaluation is not None:
         opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit_per_class)
     tuned_on = named_by(opened["synthetic"], synthetic)
-    if (
-        tuned_on is not None
-        and tuned_on != opened["real"].variant
-        and (seen := opened_if_here(tuned_on, limit_per_class))
-    ):
+    if tuned_on not in (None, opened["real"].variant) and (seen := opened_if_here(str(tuned_on), limit_per_class)):
         opened["tuned_on"] = seen
     same_names([(images.reference, images.names) for images in opened.values()])
     sets, found, undecodable = {}, {}, {}
