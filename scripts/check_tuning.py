@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Whether `hfsyn tune` teaches the built-in generator a shape that it has never seen, from ten drawings.
 
-    python scripts/check_tuning.py                 # about twenty CPU minutes
+    python scripts/check_tuning.py                 # about fifteen CPU minutes
     python scripts/check_tuning.py --out DIR       # keeps everything; run again, it continues
     python scripts/check_tuning.py --json
 

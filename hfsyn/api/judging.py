@@ -156,7 +156,7 @@ def train(
             be published to.
     """
     own = locals()
-    from hfsyn.hub.repo import check_push
+    from hfsyn.hub.repo import HubRepo, check_repo_id
     from hfsyn.judging.classifier import ZERO_SHOT
     from hfsyn.judging.train import loop, model_card
     from hfsyn.workers import current_worker, is_launched, visible_gpus
@@ -164,7 +164,7 @@ def train(
     config = training_recipe(**words)
     options = loop.RunOptions(accumulation=gradient_accumulation_steps, **{name: own[name] for name in _RUNNING})
     if push_to_hub is not None:
-        check_push(push_to_hub)
+        HubRepo(check_repo_id(push_to_hub), repo_type="model").need_token()
         if config.model.name.startswith(ZERO_SHOT):
             said = f"{config.model.name} is not a network of timm, as which classifiers are published."
             raise HfsynError(said, "timm has the towers of CLIP too: --model vit_base_patch32_clip_224.openai")

@@ -169,7 +169,7 @@ def tune(
     Raises:
         HfsynError: as `hfsyn.tuning.tune.tune`; or `push_to_hub` cannot be published to.
     """
-    from hfsyn.hub.repo import check_push
+    from hfsyn.hub.repo import HubRepo, check_repo_id
     from hfsyn.tuning import tune as tuning
     from hfsyn.tuning.kept import push_tuned
     from hfsyn.workers import check_device, current_worker, is_launched, visible_gpus
@@ -180,7 +180,7 @@ def tune(
     asked = [f"tune.{key}={json.dumps(value)}" for key, value in data.items() if value is not None]
     given["overrides"] = [*([said] if isinstance(said, str) else said), *asked]
     if push_to_hub is not None:
-        check_push(push_to_hub)
+        HubRepo(check_repo_id(push_to_hub), repo_type="model").need_token()
     check_device(options.device)
     run = _run_to_tune(recipe, given)
     wanted = chosen(run.recipe if run is not None else recipe, **given)

@@ -141,8 +141,8 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
     # Images that are not read count as changed if the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     ordered = key == "sample_id" and not any(recipe_of(side).generate.lora_by_class for side in (a, b))
-    rows = (_rows(side, manifest, equal, images=images) for side, manifest in ((a, left), (b, right)))
-    for old, new in _paired(*rows, key, ordered=ordered):
+    rows_a, rows_b = _rows(a, left, equal, images=images), _rows(b, right, equal, images=images)
+    for old, new in _paired(rows_a, rows_b, key, ordered=ordered):
         if old == new and not remade:
             continue
         kind = found.added if old is None else found.removed if new is None else found.changed

@@ -20,7 +20,7 @@ from builders.sources import open_source
 from hfsyn.checks.diff import readable, recipe_of
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode
-from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting
+from hfsyn.images.generator import DiffusersGenerator, Generated, ImageGenerator, fitting, for_class
 from hfsyn.images.marking import stored_mark
 from hfsyn.images.tuning import ATTENTION, PLAIN, Tuning
 from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
@@ -142,7 +142,7 @@ def _stored_image(row: Mapping[str, Any], what: str) -> bytes:
 
 def _drawn(by: ImageGenerator, row: Mapping[str, Any], batch_size: int, real: Image.Image | None) -> Generated:
     images = {} if real is None else {"images": [fitting(by)(real)]}
-    getattr(by, "for_class", lambda wnid: None)(row["wnid"])
+    for_class(by, row["wnid"])
     (made,) = by.start([row["prompt"]], [row["seed"]], batch_size, **images)()
     return made
 

@@ -336,11 +336,6 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
-def check_push(repo_id: str) -> None:
-    """Refuse a name that is not USER/NAME, and a missing token (exit code 3), before any work is done."""
-    HubRepo(check_repo_id(repo_id), repo_type="model").need_token()
-
-
 def _limit_silence() -> None:
     """Make the client's connections time out: by default they wait forever for a silent Hub."""
     from huggingface_hub import set_client_factory

@@ -68,6 +68,12 @@ def fitting(generator: ImageGenerator) -> Callable[[Any], Any]:
     return getattr(generator, "fit", lambda image: image.copy())
 
 
+def for_class(generator: ImageGenerator, wnid: str) -> None:
+    """Let a generator draw its next batches for a class, if it has a LoRA for each."""
+    if isinstance(generator, DiffusersGenerator):
+        generator.take_class(wnid)
+
+
 class DiffusersGenerator:
     """Any text-to-image pipeline that ``AutoPipelineForText2Image`` loads.
 
@@ -111,7 +117,7 @@ class DiffusersGenerator:
         self._noise.attach()
         self._loras = ClassLoras(self._pipe, recipe) if recipe.lora_by_class else None
 
-    def for_class(self, wnid: str) -> None:
+    def take_class(self, wnid: str) -> None:
         """Draw the next batches for a class, if each has a LoRA of its own."""
         if self._loras is not None:
             self._loras.take(wnid)

@@ -18,7 +18,7 @@ from itertools import takewhile
 from typing import Any
 
 from hfsyn.images.encoding import encode, stored_name
-from hfsyn.images.generator import Generated, ImageGenerator, Pending
+from hfsyn.images.generator import Generated, ImageGenerator, Pending, for_class
 from hfsyn.images.marking import mark_of
 from hfsyn.images.tuning import BatchSize
 from hfsyn.recipes.recipe import Recipe
@@ -184,7 +184,7 @@ class Production:
             seeds = [seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) for spec in batch]
         more = {} if self._pictures is None else {"images": self._pictures(batch)}
         if self._recipe.generate.lora_by_class:
-            getattr(self._generator, "for_class", lambda wnid: None)(batch[0].wnid)
+            for_class(self._generator, batch[0].wnid)
         return batch, seeds, self._generator.start([spec.prompt for spec in batch], seeds, size, **more)
 
     def _settle(self, work: Work, batch: Sequence[SampleSpec], seeds: Sequence[int], pending: Pending) -> None:

@@ -283,8 +283,8 @@ class TunePart(Part):
     flip: bool = True
     """Mirror half of the images."""
     prior_images: Annotated[Int, Field(ge=0, le=10**6)] = 0
-    """Images that the generator draws as it is, before it is tuned; each step shows as many of them as real ones, so that
-    it keeps what it knew (the prior preservation of DreamBooth, arXiv 2208.12242). 0 is none.
+    """Images that the generator draws as it is, before it is tuned; each step shows as many of them as real ones, so
+    that it keeps what it knew (the prior preservation of DreamBooth, arXiv 2208.12242). 0 is none.
     """
     prior_prompts: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)] | None = None
     """What those images are drawn from, in turn; null is the names of the classes: `a photo of {class}`."""

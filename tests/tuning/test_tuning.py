@@ -289,9 +289,9 @@ def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_b
     assert again.fingerprint == run.fingerprint
     (tmp_path / "out" / listed[row["wnid"]]["file"]).write_bytes(b"")
     with pytest.raises(HfsynError, match="is not the file that its list names"):
-        DiffusersGenerator(part, None, "cpu").for_class(row["wnid"])
+        DiffusersGenerator(part, None, "cpu").take_class(row["wnid"])
     with pytest.raises(HfsynError, match="has no LoRA for the class n0"):
-        DiffusersGenerator(part, None, "cpu").for_class("n0")
+        DiffusersGenerator(part, None, "cpu").take_class("n0")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ formulas.
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from hfsyn.judging.measures.distances import (
     neighbourhoods,
     nobody,
 )
+from hfsyn.judging.measures.feature_network import network_facts, open_network
 from hfsyn.judging.measures.pairs import pairs_sheet
 from hfsyn.judging.measures.results import Result, row
+from hfsyn.judging.measures.tuned_on import named_by, opened_if_here
 from hfsyn.judging.sets.copies import COPY, Copies, copies_between, copies_within, thumbnail
 from hfsyn.progress import Progress
 from hfsyn.runs.sheets import save_png
@@ -36,7 +38,6 @@ DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
 _PAIRS = 100  # pairs of copies that a result names
 _BATCH = 64
-_RANDOM = "random:"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def measure_fidelity(
 
     if sheet is not None and (Path(sheet).suffix.lower() != ".png" or Path(sheet).is_dir()):
         raise HfsynError(f"--sheet {sheet} is not the name of a PNG file.", "Name one: --sheet copies.png")
-    classifier = _open_network(features, device, overrides)
+    classifier = open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
     tuned_on, opened = _sets(synthetic, real, evaluation, split, limit_per_class)
     sets, found, undecodable = {}, {}, {}
@@ -150,15 +151,7 @@ def measure_fidelity(
         sets[name], undecodable[name] = images.facts(), facts_of(bad)
         tell_unread(bad, f"{images.reference} ({images.split})")
     about = {
-        "features": {
-            "name": classifier.name,
-            "source": classifier.source,
-            "weights": "random" if features.startswith(_RANDOM) else "trained",
-            "sha256": classifier.sha256,
-            "dimension": found["real"].values.shape[1],
-            "preprocessing": asdict(classifier.preprocessing),
-            "timm_preprocessing": None if classifier.timm is None else asdict(classifier.timm),
-        },
+        "features": network_facts(classifier, features, found["real"].values.shape[1]),
         "sets": sets,
         "undecodable": undecodable,
         **({"tuned_on": tuned_on} if tuned_on else {}),
@@ -183,55 +176,11 @@ def _sets(
     }
     if evaluation is not None:
         opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit)
-    tuned_on = _tuned_on(opened["synthetic"], synthetic)
-    if tuned_on is not None and tuned_on != opened["real"].variant and (seen := _opened(tuned_on, limit)):
+    tuned_on = named_by(opened["synthetic"], synthetic)
+    if tuned_on not in (None, opened["real"].variant) and (seen := opened_if_here(str(tuned_on), limit)):
         opened["tuned_on"] = seen
     same_names([(images.reference, images.names) for images in opened.values()])
     return tuned_on, opened
-
-
-def _tuned_on(images: Any, reference: str) -> str | None:
-    """What the LoRA was tuned on that a run or a published dataset was drawn with; None if there was none."""
-    from builders.runs import layout
-    from hfsyn.judging.sets.references import without_weight
-    from hfsyn.recipes.recipe import load_recipe, stored_recipe
-
-    folder = Path(without_weight(reference)).expanduser()
-    try:
-        if layout.is_run_folder(folder):
-            return stored_recipe(folder).generate.lora_tuned_on
-        if images.hub is not None and images.revision is not None:
-            return load_recipe(f"hf://datasets/{images.hub}@{images.revision}").generate.lora_tuned_on
-    except HfsynError:  # not a dataset of ours
-        pass
-    return None
-
-
-def _opened(tuned_on: str, limit: int | None) -> Any:
-    """The images that a LoRA was tuned on; None if they are not here, which `remarks` says."""
-    from hfsyn.judging.sets.image_set import TRAIN, open_images
-
-    try:
-        return open_images(tuned_on, default=TRAIN, limit=limit)
-    except HfsynError:
-        return None
-
-
-def _open_network(features: str, device: str, overrides: Any) -> Any:
-    from hfsyn.judging.classifier import ZERO_SHOT, open_classifier
-    from hfsyn.judging.starting import new_classifier
-    from hfsyn.recipes.training_recipe import load_train_config
-
-    nothing = {"n00000000": "none"}
-    if features.startswith(ZERO_SHOT):  # features need no classes
-        return open_classifier(features, device=device, overrides=overrides, among=nothing, templates="{c}")
-    if not features.startswith(_RANDOM):
-        return open_classifier(features, device=device, overrides=overrides)
-    config = load_train_config({"data": {"train": ["shapes"]}, "model": {"name": features.removeprefix(_RANDOM)}})
-    classifier = new_classifier(config, list(nothing), nothing)
-    classifier.network.to(device).eval()
-    given = classifier.preprocessing
-    return classifier if overrides is None else replace(classifier, preprocessing=overrides.applied(given))
 
 
 def _decoded(images: Any, bad: dict[str, str]) -> Iterator[tuple[str, Image.Image]]:
