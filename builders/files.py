@@ -13,12 +13,12 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
 
-from builders.errors import ODD, HfsynError, percent_encoded
+from builders.errors import ODD, HfsynError, and_more, percent_encoded
 
 ABANDONED_AFTER = 86_400.0  # seconds after which temporary files of other machines count as abandoned
 
@@ -117,6 +117,19 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def check_own_folder(folder: Path, ours: Collection[str], what: str) -> None:
+    """Refuse a place where a folder of these names cannot be, or that holds other things; hidden files do not count.
+    `what` needs the folder, in messages: "a training".
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise HfsynError(f"{path} is a file, and {what} needs a folder.", "Choose another: --out DIR.")
+    strangers = sorted(path.name for path in folder.glob("*") if path.name not in ours and path.name[0] != ".")
+    if strangers:
+        said = f"{folder} holds other things ({', '.join(strangers[:3])}{and_more(len(strangers), 3)})."
+        raise HfsynError(said, "Choose an empty or new folder: --out DIR.")
 
 
 def make_folder(folder: Path) -> None:

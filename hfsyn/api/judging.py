@@ -156,6 +156,7 @@ def train(
             be published to.
     """
     own = locals()
+    from hfsyn.hub.repo import check_push
     from hfsyn.judging.classifier import ZERO_SHOT
     from hfsyn.judging.train import loop, model_card
     from hfsyn.workers import current_worker, is_launched, visible_gpus
@@ -163,7 +164,7 @@ def train(
     config = training_recipe(**words)
     options = loop.RunOptions(accumulation=gradient_accumulation_steps, **{name: own[name] for name in _RUNNING})
     if push_to_hub is not None:
-        model_card.check_push(push_to_hub)
+        check_push(push_to_hub)
         if config.model.name.startswith(ZERO_SHOT):
             said = f"{config.model.name} is not a network of timm, as which classifiers are published."
             raise HfsynError(said, "timm has the towers of CLIP too: --model vit_base_patch32_clip_224.openai")
@@ -343,15 +344,8 @@ def fidelity(
     from hfsyn.judging.measures.fidelity import measure_fidelity
     from hfsyn.workers import pick_device
 
-    how: dict[str, Any] = {
-        "features": features,
-        "evaluation": eval_dataset,
-        "limit_per_class": limit,
-        "overrides": Overrides(**words),
-        "device": pick_device(device),
-        "sheet": sheet,
-        "quiet": quiet,
-    }
+    how: dict[str, Any] = {"features": features, "evaluation": eval_dataset, "limit_per_class": limit, "sheet": sheet}
+    how |= {"overrides": Overrides(**words), "device": pick_device(device), "quiet": quiet}
     return _kept(measure_fidelity(synthetic, real, **how), out)
 
 

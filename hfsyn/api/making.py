@@ -130,10 +130,15 @@ def tune(
     recipe: str | Path | Recipe,
     out: str | Path,
     *,
+    dataset: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
     gradient_accumulation_steps: int = 1,
     gradient_checkpointing: bool = False,
     checkpoint_steps: int | None = None,
     samples: int = 4,
+    push_to_hub: str | None = None,
+    private: bool = False,
     num_processes: int | None = None,
     **words: Any,
 ) -> dict[str, Any]:
@@ -145,30 +150,50 @@ def tune(
     Args:
         recipe: as for `build`, or a run folder, whose captions are taken; of a run only fields of `tune` can be set.
         out: the folder in which everything is kept.
+        dataset: images and texts in place of the recipe's, anything that `datasets.load_dataset` reads: a folder, a
+            file, or ``USER/NAME[@REVISION]``.
+        image_column: its images; None finds them.
+        text_column: its texts, or lists of texts; None finds them.
         gradient_accumulation_steps: parts in which each process computes its images of a step.
         gradient_checkpointing: compute activations again instead of keeping them: less memory, more time.
         checkpoint_steps: steps between checkpoints, at which samples are drawn; None is a tenth of all.
         samples: images that are drawn at each checkpoint.
+        push_to_hub: publish the weights as this model, with their card.
+        private: only you can see it there.
         num_processes: processes on this machine; None is one per GPU, or one.
 
     Returns:
-        What ``tuning.json`` holds: ``weights``, ``loss``, ``images``, ``steps`` and what else is known.
+        What ``tuning.json`` holds: ``weights``, ``loss``, ``images``, ``steps`` and what else is known; with
+        `push_to_hub` also ``published``, the address of the commit.
 
     Raises:
-        HfsynError: as `hfsyn.tuning.tune.tune`.
+        HfsynError: as `hfsyn.tuning.tune.tune`; or `push_to_hub` cannot be published to.
     """
+    from hfsyn.hub.repo import check_push
     from hfsyn.tuning import tune as tuning
-    from hfsyn.workers import check_device, is_launched, visible_gpus
+    from hfsyn.tuning.kept import push_tuned
+    from hfsyn.workers import check_device, current_worker, is_launched, visible_gpus
 
     given, options = take(words, chosen), WorkOptions(**words)
+    data = {"dataset": dataset, "image_column": image_column, "text_column": text_column}
+    said = given.get("overrides") or ()
+    asked = [f"tune.{key}={json.dumps(value)}" for key, value in data.items() if value is not None]
+    given["overrides"] = [*([said] if isinstance(said, str) else said), *asked]
+    if push_to_hub is not None:
+        check_push(push_to_hub)
     check_device(options.device)
     run = _run_to_tune(recipe, given)
     wanted = chosen(run.recipe if run is not None else recipe, **given)
     how = tuning.TuneOptions(options, gradient_accumulation_steps, gradient_checkpointing, checkpoint_steps, samples)
     processes = num_processes or visible_gpus() or 1
     if processes == 1 or is_launched():
-        return tuning.tune(wanted, out, run, how)
-    return _tuned_in_several(wanted, Path(out), run, how, processes)
+        found = tuning.tune(wanted, out, run, how)
+    else:
+        found = _tuned_in_several(wanted, Path(out), run, how, processes)
+    if push_to_hub is not None and current_worker().is_main:
+        address = push_tuned(Path(out).expanduser(), push_to_hub, private=private, quiet=options.quiet)
+        found = {**found, "published": address}
+    return found
 
 
 def _run_to_tune(recipe: str | Path | Recipe, changes: dict[str, Any]) -> Run | None:
@@ -182,7 +207,7 @@ def _tuned_in_several(wanted: Recipe, out: Path, run: Run | None, how: Any, proc
     """Tune in several processes through accelerate; the recipe travels as it was resolved."""
     from hfsyn.launching import launch, stopped
     from hfsyn.recipes.recipe import dump_recipe
-    from hfsyn.tuning.tune import RESULT
+    from hfsyn.tuning.kept import RESULT
 
     with tempfile.TemporaryDirectory(prefix="hfsyn-tune-") as folder:
         recipe = Path(folder) / "recipe.yaml"

@@ -13,6 +13,7 @@ from builders.runs.layout import ShardEntry, parse_sidecar, sidecar_name
 from builders.runs.rows import Shard
 from builders.variants import ClassInfo
 from hfsyn.captions.captioner import Captioner, TransformersCaptioner
+from hfsyn.captions.own_captioner import is_own_captioner, own_captioner
 from hfsyn.captions.text_writer import TextWriter
 from hfsyn.captions.token_drawing import Refused
 from hfsyn.errors import HfsynError
@@ -82,12 +83,13 @@ def texts_of(run: Run, *, options: WorkOptions, captioner: Captioner | None = No
         asking = _padded(lambda batch: found.ask([seen.view for seen in batch], seeds(batch)))
         return TextSource(asking, found.look, part.model)
 
-    if captioner is not None:
-        if hasattr(captioner, "look"):
-            return looking(captioner), "cpu"
-        asking = _padded(lambda batch: lambda: captioner.caption([seen.view for seen in batch]))
-        return TextSource(asking, lambda image, info: image.copy(), part.model), "cpu"
-    device, classes = pick_device(options.device), run.classes
+    device, classes = "cpu" if captioner is not None else pick_device(options.device), run.classes
+    given: Any = own_captioner(part, device) if captioner is None and is_own_captioner(part.model) else captioner
+    if given is not None:
+        if hasattr(given, "look"):
+            return looking(given), device
+        asking = _padded(lambda batch: lambda: given.caption([seen.view for seen in batch]))
+        return TextSource(asking, lambda image, info: image.copy(), part.model), device
     infos, pickles = list(classes.values()), options.allow_pickle_weights
     if get_strategy(prompt.strategy).text_from == "class":
         writer = TextWriter(part, prompt.strategy, device, allow_pickle=pickles, classes=infos)

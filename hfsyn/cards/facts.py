@@ -92,10 +92,11 @@ class CardFacts:
             "starts_from": "source" if draw.init == "source" and of_images else None,
             "lora": draw.lora if of_images else None,
             "lora_revision": draw.lora_revision if of_images else None,
+            "lora_tuned_on": draw.lora_tuned_on if of_images else None,
             "scores": bool(self.manifest.get("judges")) and of_images,
             "in_progress": self.in_progress,
         }
-        optional = ("scores", "shards", "source", "starts_from", "lora", "lora_revision")
+        optional = ("scores", "shards", "source", "starts_from", "lora", "lora_revision", "lora_tuned_on")
         return {key: value for key, value in found.items() if value or key not in optional}
 
 

@@ -196,10 +196,15 @@ def finish(run: str, as_json: bool, quiet: bool) -> None:
 @recipe_options
 @captions_option
 @processes_option("Processes on this machine, started by accelerate.  [default: one per GPU, or one]")
+@click.option("--dataset", metavar="DATASET", help="Images and texts in place of the recipe's: a folder, or USER/NAME.")
+@click.option("--image-column", metavar="COLUMN", help="Its images.  [default: finds them]")
+@click.option("--text-column", metavar="COLUMN", help="Its texts, or lists of texts.  [default: finds them]")
 @number("--gradient-accumulation-steps", default=1, help="Parts in which each process computes a step.")
 @click.option("--gradient-checkpointing", is_flag=True, help="Compute activations again: less memory, more time.")
 @number("--checkpoint-steps", help="Steps between checkpoints.  [default: a tenth of all]")
 @number("--samples", least=0, most=64, default=4, show_default=True, help="Images to draw at each checkpoint.")
+@click.option("--push-to-hub", metavar="USER/NAME", help="Publish the weights with their card.")
+@click.option("--private", is_flag=True, help="Publish them for yourself only.")
 @click.option("--device", metavar="DEVICE", help="cpu or cuda.  [default: each process's own GPU, or the CPU]")
 @pickle_option
 @answer_options
@@ -212,6 +217,7 @@ def tune(recipe: str, out: str, as_json: bool, quiet: bool, **words: Any) -> Non
     \b
     hfsyn tune runs/cip --set tune.steps=2000 --out tuned/cip
     hfsyn build imagenette-cip --set generate.lora=tuned/cip --out runs/tuned
+    hfsyn tune imagenette-cip --dataset photographs/ --text-column caption --out tuned/photographs
     """
     from hfsyn import tune as run_tune
     from hfsyn.workers import current_worker, is_child, leave_group
@@ -222,6 +228,8 @@ def tune(recipe: str, out: str, as_json: bool, quiet: bool, **words: Any) -> Non
             first, last = found["loss"]["first"], found["loss"]["last"]
             said = f"{found['steps']} steps on {plural(found['images'], 'image')}: loss {first:.4f} -> {last:.4f}"
             click.echo(f"{said}\nsamples: {Path(out) / 'samples.png'}", err=True)
+            if "published" in found:
+                click.echo(f"published: {found['published']}", err=True)
         echo(found, out, as_json=as_json, quiet=quiet)
     leave_group()
 

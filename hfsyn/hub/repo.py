@@ -6,6 +6,7 @@ A request may have succeeded even if its response was lost; `builders.hub` says 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -20,6 +21,7 @@ from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
 
+REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 MOST_FILES = 100_000  # in a repository; the Hub's recommendation
 MOST_ENTRIES = 10_000  # in a folder; a hard limit of the Hub
 LARGEST_FILE = 20 * 10**9  # bytes; the Hub's recommendation (50 GB is its hard limit)
@@ -327,6 +329,18 @@ class HubRepo:
         self.do(what, lambda: self.api.create_tag(self.repo_id, tag_message=message, **where), is_done)
 
 
+def check_repo_id(repo_id: str) -> str:
+    """Refuse a name that is not USER/NAME."""
+    if not REPO_ID.fullmatch(repo_id):
+        raise HfsynError(f"{repo_id!r} is not a name on the Hub.", "One looks like USER/NAME.")
+    return repo_id
+
+
+def check_push(repo_id: str) -> None:
+    """Refuse a name that is not USER/NAME, and a missing token (exit code 3), before any work is done."""
+    HubRepo(check_repo_id(repo_id), repo_type="model").need_token()
+
+
 def _limit_silence() -> None:
     """Make the client's connections time out: by default they wait forever for a silent Hub."""
     from huggingface_hub import set_client_factory
@@ -362,33 +376,3 @@ def portions(
         total += size
     if portion:
         yield portion
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a token may do, as `whoami` says."""
-
-    role: str  # `read`, `write`, `fineGrained` or what else the Hub says
-    write: bool  # whether it may write to the owner's repositories
-    more: tuple[str, ...] = ()  # rights beyond reading and writing repositories of that owner
-    pulls: bool = True  # whether it may open and merge pull requests there
-
-
-def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
-    """Rights of the token that `whoami` describes, for repositories of an owner."""
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    role = str(token.get("role") or "unknown")
-    if role != "fineGrained":
-        # A plain write token can write everywhere that its user can.
-        everywhere = (f"everything of {who.get('name')} and their organisations",) if role == "write" else ()
-        return Rights(role, role in ("write", "admin", "unknown"), everywhere)
-    fine = token.get("fineGrained") or {}
-    write, pulls, more = False, False, [str(right) for right in fine.get("global") or ()]
-    for scope in fine.get("scoped") or ():
-        name = str((scope.get("entity") or {}).get("name") or "")
-        permissions = [str(permission) for permission in scope.get("permissions") or ()]
-        mine = name == owner or name.startswith(f"{owner}/")
-        write |= mine and "repo.write" in permissions
-        pulls |= mine and "discussion.write" in permissions
-        more += [f"{right} of {name}" for right in permissions if not mine or not right.startswith("repo.")]
-    return Rights(role, write, tuple(more), pulls)

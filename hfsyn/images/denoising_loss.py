@@ -29,11 +29,14 @@ class OtherFamilyError(HfsynError):
 class DenoisingLoss:
     """Of a recipe's generator: Stable Diffusion 1, 2 and XL (noise or velocity), Stable Diffusion 3 and FLUX (flow).
 
-    Raises HfsynError if the model cannot be loaded, and OtherFamilyError if it is of another family.
+    `fresh` names parts that begin with random weights, as in `load_pipeline`. Raises HfsynError if the model cannot be
+    loaded, and OtherFamilyError if it is of another family.
     """
 
-    def __init__(self, recipe: GeneratePart, device: str, *, allow_pickle: bool = False) -> None:
-        pipe, _ = load_pipeline(recipe, None, allow_pickle=allow_pickle)
+    def __init__(
+        self, recipe: GeneratePart, device: str, *, allow_pickle: bool = False, fresh: Mapping[str, int] | None = None
+    ) -> None:
+        pipe, _ = load_pipeline(recipe, None, allow_pickle=allow_pickle, fresh=fresh)
         families: dict[str, Callable[[], tuple[Encode, Predict]]] = {
             "StableDiffusion3Pipeline": self._sd3,
             "FluxPipeline": self._flux,
@@ -92,11 +95,11 @@ class DenoisingLoss:
             error = self.errors(latents, noise.to(latents), shares, self.encode(prompts))
             return [float(value) for value in error.cpu()]
 
-    def encode(self, prompts: Sequence[str]) -> Conditions:
+    def encode(self, prompts: Sequence[str], *, gradients: bool = False) -> Conditions:
         """What the network is told of these prompts; a row depends on its own prompt alone, but for rounding."""
         import torch
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients):
             return self._encode(prompts)
 
     def errors(self, latents: Any, noise: Any, shares: Any, conditions: Conditions) -> Any:
@@ -138,13 +141,24 @@ class DenoisingLoss:
         """The whole pipeline."""
         return self._pipe
 
-    def rest_to(self, device: str) -> None:
-        """Move all networks of the pipeline but the one that predicts."""
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """CLIP's text encoders in the pipeline, by name; not T5."""
+        parts = self._pipe.components.items()
+        return {name: part for name, part in parts if type(part).__name__.startswith("CLIPText")}
+
+    def rest_to(self, device: str, staying: Sequence[Any] = ()) -> None:
+        """Move all networks of the pipeline but the one that predicts, and those that are `staying`."""
         import torch
 
         for part in self._pipe.components.values():
-            if isinstance(part, torch.nn.Module) and part is not self.network:
+            if isinstance(part, torch.nn.Module) and not any(part is one for one in (self.network, *staying)):
                 part.to(device)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of its images, in pixels."""
+        return self._size["width"], self._size["height"]
 
     def steps(self, shares: Any) -> Any:
         """The timesteps of the model's own schedule at these shares of noise, int64 (n,)."""

@@ -111,7 +111,7 @@ class SourcePictures:
     was captioned. Keeps about 200 bytes for each real image in memory.
     """
 
-    def __init__(self, run: Run, fit: Callable[[Image.Image], Image.Image]) -> None:
+    def __init__(self, run: Run, fit: Callable[[Image.Image], Any]) -> None:
         self._fit = fit
         self._source = run.open_source()
         self._index = pq.read_table(run.checked(layout.SOURCE))
@@ -123,14 +123,14 @@ class SourcePictures:
         self._sha256 = captions.combine_chunks()
         self._pool = ThreadPoolExecutor(_THREADS, "decode")
 
-    def __call__(self, specs: Sequence[SampleSpec]) -> list[Image.Image]:
-        """The images."""
+    def __call__(self, specs: Sequence[SampleSpec]) -> list[Any]:
+        """The images, or what `fit` gives."""
         ids = pa.array(list(dict.fromkeys(spec.source_id for spec in specs)))
         lines = self._index.take(pc.index_in(ids, value_set=self._index["source_id"])).to_pylist()
         known = self._sha256.take(pc.index_in(ids, value_set=self._sha256["source_id"]))["source_sha256"].to_pylist()
         # Neighbours in the source are read together.
         order = sorted(range(len(lines)), key=lambda i: (lines[i]["location"], lines[i]["row"]))
-        begun: list[Future[Image.Image]] = []
+        begun: list[Future[Any]] = []
         for i, row in zip(order, self._source.read(index_entries([lines[i] for i in order])), strict=True):
             begun.append(self._pool.submit(self._decoded, row, known[i]))
             if len(begun) > 2 * _THREADS:  # files are not read faster than they are decoded
@@ -138,7 +138,7 @@ class SourcePictures:
         images = {lines[i]["source_id"]: future.result() for i, future in zip(order, begun, strict=True)}
         return [images[spec.source_id] for spec in specs]
 
-    def _decoded(self, row: SourceRow, sha256: str) -> Image.Image:
+    def _decoded(self, row: SourceRow, sha256: str) -> Any:
         check_captioned(row, sha256)
         with decoded(row.image) as image:
             return self._fit(image)

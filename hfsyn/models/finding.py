@@ -20,6 +20,7 @@ from builders.hub import ATTEMPTS, Patience, UnreachableError, page_of, patientl
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.loading import check_content
 from hfsyn.recipes.recipe import BUILTIN, is_content_hash
+from hfsyn.recipes.strategies import check_place, content_of, is_user_strategy, split_name
 
 Kind = Literal["captioner", "generator", "language model", "zero-shot classifier", "safety classifier"]
 FIELD: Mapping[str, str] = {
@@ -57,6 +58,11 @@ _WEIGHTS = re.compile(
 
 def locate(model: str, kind: Kind) -> str:
     """A folder or Hub id for ``from_pretrained``; nothing is loaded or fetched. Raises HfsynError for anything else."""
+    if kind == "captioner" and is_user_strategy(model):
+        path, _ = split_name(model, kind)
+        if not path.is_file():
+            raise HfsynError(f"There is no file {path}, and caption.model is {model!r}.", "Name a file of yours.")
+        return str(path.resolve())
     otherwise = f"a Hub id such as {_EXAMPLE[kind]}" + (", or builtin" if kind in _SHIPPED else "")
     if model == BUILTIN:
         if kind not in _SHIPPED:
@@ -99,6 +105,12 @@ def pin(model: str, revision: str | None, kind: Kind) -> str:
     cached.
     """
     field = FIELD[kind]
+    if kind == "captioner" and is_user_strategy(model):
+        path = Path(locate(model, kind))
+        check_place(path, f"The captioner {model!r}", "--set caption.model=path/to/file.py:Class")
+        content = f"sha256:{content_of(model)}"
+        check_content(content, revision, f"{path} is not the file", "caption.revision")
+        return content
     if model == BUILTIN or (model and Path(model).expanduser().is_dir()):
         content = content_hash(Path(locate(model, kind)))
         if revision is not None and not is_content_hash(revision):

@@ -17,6 +17,8 @@ from hfsyn.recipes.recipe import GeneratePart
 
 _TREES = ("DPMSolverSDEScheduler", "CosineDPMSolverMultistepScheduler")
 """Schedulers whose noise comes from one Brownian tree for a whole batch, and not from each sample's generator."""
+NETWORKS = ("unet", "transformer")
+"""Names of the part of a pipeline that draws."""
 OWN_CLASS = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 """Pipelines that `AutoPipelineForText2Image` would choose for themselves, after it has imported all that there are."""
 _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -33,13 +35,14 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def load_pipeline(
-    recipe: GeneratePart, negative: str | None, *, allow_pickle: bool = False
+    recipe: GeneratePart, negative: str | None, *, allow_pickle: bool = False, fresh: Mapping[str, int] | None = None
 ) -> tuple[Any, dict[str, int]]:
     """The recipe's pipeline on the CPU, in the recipe's dtype, with its LoRA and its scheduler; quiet, and without a
     watermark. And how many weights of the checkpoint and the LoRA were left out, by what they belong to.
 
-    Raises HfsynError if the model cannot be loaded, or does not support the scheduler, the steps or the negative
-    prompt.
+    Parts that `fresh` names begin with random weights, from that seed, in float32: the network that draws in any case,
+    another one if the model has no weights for it. Raises HfsynError if the model cannot be loaded, or does not support
+    the scheduler, the steps or the negative prompt.
     """
     import diffusers
     import torch
@@ -58,8 +61,13 @@ def load_pipeline(
             options |= {"feature_extractor": None} if "feature_extractor" in index else {}
         parts = {name: tuple(of) for name, of in index.items() if isinstance(of, list) and name not in options}
         _check_classes(recipe, index, parts)
-        variant = recipe.variant
-        if files := files_of(recipe.model, recipe.revision, "generator"):
+        variant, files = recipe.variant, files_of(recipe.model, recipe.revision, "generator")
+        options |= {
+            name: _random(parts.pop(name), where, name, options.get("revision"), seed)
+            for name, seed in (fresh or {}).items()
+            if name in parts and (name in NETWORKS or not _has_weights(files, name))
+        }
+        if files:
             variant = checked_variant(recipe.model, "generator", files, list(parts), variant, allow_pickle=allow_pickle)
         options |= {} if variant is None else {"variant": variant}
         with _scheduler_instead(recipe, parts), _reports() as reports:
@@ -77,6 +85,24 @@ def load_pipeline(
     pipe.scheduler = _scheduler(recipe, pipe.scheduler)
     _limit_tokens(pipe)
     return _quiet(pipe), left_out
+
+
+def _has_weights(files: Sequence[str], part: str) -> bool:
+    return any(name.startswith(f"{part}/") and name.endswith((".safetensors", ".bin")) for name in files)
+
+
+def _random(kind: Sequence[Any], where: str, part: str, revision: str | None, seed: int) -> Any:
+    """A network of a pipeline with random weights, float32, as its configuration describes it."""
+    import diffusers
+    import torch
+    import transformers
+
+    library, name = kind
+    made = getattr(diffusers if library == "diffusers" else transformers, name)
+    torch.manual_seed(seed)
+    if library == "diffusers":
+        return made.from_config(made.load_config(where, subfolder=part, revision=revision))
+    return made(made.config_class.from_pretrained(where, subfolder=part, revision=revision))
 
 
 def _text_to_image_class(index: Mapping[str, Any]) -> Any:

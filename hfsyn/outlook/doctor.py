@@ -19,7 +19,8 @@ from builders.sources import open_source
 from builders.stores.copies import is_address, local
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub.repo import HubRepo, rights_of
+from hfsyn.hub.repo import HubRepo
+from hfsyn.hub.rights import rights_of
 from hfsyn.models.finding import local_file, locate
 from hfsyn.models.loras import FILE
 from hfsyn.outlook.costs import memory_needed

@@ -18,6 +18,8 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Scheduler = Literal[
     "default", "ddim", "pndm", "euler", "euler-trailing", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"
 ]
+BY_CLASS = "lora_by_class.json"
+"""Lists the LoRA of each class where a tuning has made one for each; named as ``lora_file``."""
 BUILTIN = "builtin"  # the model name of the small trained models that come with hfsyn
 HUB = "hf://datasets/"  # how a dataset on the Hub is named in place of a file
 
@@ -57,7 +59,7 @@ class CaptionPart(Part):
     """How a real image is captioned; or, for a strategy with texts of a language model, how that model writes them."""
 
     model: Text
-    """A Hub id, a local folder, or `builtin`."""
+    """A Hub id, a local folder, `builtin`, or a Python class of your own: `path/to/file.py:Class`."""
     revision: Text | None = None
     """Hub revision; null is resolved to a commit sha when the run starts."""
     max_new_tokens: Annotated[Int, Field(ge=1, le=1024)] = 30
@@ -144,9 +146,13 @@ class GeneratePart(Part):
     lora: Text | None = None
     """LoRA weights to add to the model: a Hub id, a local folder or a file. Safetensors only."""
     lora_file: Text | None = None
-    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`."""
+    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`, or `lora_by_class.json` if the
+    folder has one, from `tune.per_class`: then each class is drawn with its own.
+    """
     lora_revision: Text | None = None
     """Hub revision of the LoRA; null is resolved to a commit sha, or to the file's content, when the run starts."""
+    lora_tuned_on: Text | None = None
+    """The real images that the LoRA was tuned on, as its `tuning.json` says; filled in when the run starts."""
     lora_scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
     """Factor of the LoRA, -10 to 10."""
     init: Literal["none", "source"] = "none"
@@ -164,10 +170,16 @@ class GeneratePart(Part):
     max_retries: Annotated[Int, Field(ge=0, le=100)] = 3
     """Times that a flagged, NaN or flat image is made again with a new seed before it is set aside, 0 to 100."""
 
+    @property
+    def lora_by_class(self) -> bool:
+        """Whether each class is drawn with a LoRA of its own, in batches of that class."""
+        return self.lora is not None and self.lora_file == BY_CLASS
+
     @model_validator(mode="after")
     def _consistent(self) -> GeneratePart:
-        if self.lora is None and (self.lora_file is not None or self.lora_revision is not None):
-            raise HfsynError("generate.lora_file or lora_revision is set, and no generate.lora.", "Leave both out.")
+        if self.lora is None and any((self.lora_file, self.lora_revision, self.lora_tuned_on)):
+            said = "generate.lora_file, lora_revision or lora_tuned_on is set, and no generate.lora."
+            raise HfsynError(said, "Leave it out.")
         what = f"generate.strength {self.strength:g}"
         if self.init == "source" and int(self.steps * self.strength) < 1:
             raise HfsynError(f"{what} of {self.steps} steps is less than one step.", "Raise either.")
@@ -199,8 +211,35 @@ class TunePart(Part):
     content of the LoRA that comes out. Defaults are those of diffusers' training scripts, or have another source here.
     """
 
+    dataset: Text | None = None
+    """Images and texts in place of the recipe's: a folder, a file or USER/NAME[@REVISION][#CONFIG], as `load_dataset`
+    reads it; a folder of image files has its texts in `metadata.jsonl`.
+    """
+    dataset_revision: Text | None = None
+    """Commit of that dataset on the Hub; null is filled in when the tuning starts."""
+    split: Text = "train"
+    """Of the dataset."""
+    image_column: Text | None = None
+    """Of the dataset; null finds it."""
+    text_column: Text | None = None
+    """Of the dataset; null finds it. It may hold lists of texts: one is drawn each time the image is shown, so that a
+    text that is in the list twice is shown twice as often.
+    """
+    enlarge: bool = False
+    """Show images that are smaller than the resolution enlarged, instead of leaving them out."""
+    per_class: bool = False
+    """Make a LoRA for each class, of its images alone, as DataDream does; with `generate.lora` each class gets its own.
+    """
+    shots: Count | None = None
+    """At most this many images of each class, the first in the plan's order; null takes all that are captioned."""
     full: bool = False
     """Train all weights of the network that draws, and keep a whole checkpoint, instead of a LoRA."""
+    from_config: bool = False
+    """With `full`: begin with random weights, by the seed. Of the network that draws, only the configuration is read;
+    a text encoder that is trained and has no weights begins so, too.
+    """
+    text_encoder: bool = False
+    """Train the CLIP text encoders as well: all of their weights, or with a LoRA of their attention."""
     rank: Annotated[Int, Field(ge=1, le=1024)] = 16
     """Of the LoRA, 1 to 1024; its alpha is the same. 16 as in DataDream (arXiv 2407.10910)."""
     targets: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)] | None = None
@@ -213,20 +252,63 @@ class TunePart(Part):
     """Learning rate of AdamW, above 0 to 10."""
     schedule: Literal["constant", "cosine"] = "constant"
     """Course of the learning rate after the warm-up."""
+    decay_from: Share = 0.0
+    """With `cosine`: the share of the steps after which the learning rate falls, 0 to 1."""
     warmup_steps: Annotated[Int, Field(ge=0, le=10**9)] = 0
     """Steps of linear warm-up from zero."""
     weight_decay: Amount = 1e-2
     """Of AdamW, on all weights that are trained."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Of AdamW: how slowly its squared gradients are forgotten, 0 to below 1."""
     clip_grad: Amount = 1.0
     """Largest norm of the gradient; 0 is no limit."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an average of the weights over the steps, which forgets as slowly as this, above 0 and below 1 (0.999), and
+    fast at the beginning; samples are drawn with it. null keeps the last weights.
+    """
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the steps; null is bfloat16 if generate.dtype has 16 bits. Trained weights are float32 anyway."""
     caption_dropout: Share = 0.1
     """Chance that an image is shown with the empty prompt, which guidance needs (arXiv 2207.12598)."""
+    uniform: Share | None = None
+    """Share of the timesteps that is drawn evenly; the others are from a logit-normal distribution (arXiv 2403.03206).
+    null is 1, and 0 for flow matching.
+    """
+    logit_mean: Annotated[float, Field(ge=-10, le=10)] = 0.0
+    """Of that distribution, -10 to 10: below 0 there is less noise."""
+    logit_std: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Of that distribution, above 0 to 10."""
     min_snr: Annotated[float, Field(gt=0, le=1000)] | None = 5.0
     """Gamma of Min-SNR weighting (arXiv 2303.09556), above 0; null, as flow matching, weighs all timesteps alike."""
     flip: bool = True
     """Mirror half of the images."""
-    shots: Count | None = None
-    """At most this many images of each class, the first in the plan's order; null takes all that are captioned."""
+    prior_images: Annotated[Int, Field(ge=0, le=10**6)] = 0
+    """Draw that many images with the generator as it is, and show as many of them in each step as real ones, so that it
+    keeps what it knew (the prior preservation of DreamBooth, arXiv 2208.12242).
+    """
+    prior_prompts: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)] | None = None
+    """What those images are drawn from, in turn; null is the names of the classes: `a photo of {class}`."""
+    prior_weight: Amount = 1.0
+    """Weight of their loss."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TunePart:
+        if self.from_config and not self.full:
+            raise HfsynError("tune.from_config is true, and tune.full is not.", "A LoRA needs weights: set both.")
+        if self.dataset is None and any((self.dataset_revision, self.image_column, self.text_column)):
+            said = "tune.dataset_revision, image_column or text_column is set, and there is no tune.dataset."
+            raise HfsynError(said, "Leave it out.")
+        if self.per_class and (self.full or self.dataset is not None):
+            what = "tune.full" if self.full else "tune.dataset"
+            said = f"tune.per_class is true, and {what} is set."
+            raise HfsynError(said, "A LoRA for each class is made of a recipe's classes: leave one of the two out.")
+        if self.dataset is not None and self.shots is not None:
+            said = f"tune.shots is {self.shots} images of each class, and tune.dataset has no classes."
+            raise HfsynError(said, "Leave it out.")
+        if self.from_config and self.prior_images:
+            said = f"tune.prior_images is {self.prior_images}, and tune.from_config begins with random weights."
+            raise HfsynError(said, "There is nothing to keep: leave tune.prior_images out.")
+        return self
 
 
 def strategy_of(part: PromptPart) -> Strategy:

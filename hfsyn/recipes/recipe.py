@@ -86,6 +86,11 @@ class Recipe(loading.Part):
         """The seed from which the seeds of a class's samples are derived."""
         return self.class_seeds.get(wnid, self.seed)
 
+    @property
+    def of_prompts(self) -> bool:
+        """Whether its source is a table of prompts, which has blank pictures in place of real images."""
+        return self.source.path is not None and self.source.path == self.prompt.captions_file
+
     def with_fields(self, part: str, **fields: Any) -> Recipe:
         """A copy with some fields of a part changed, unchecked."""
         return self.model_copy(update={part: getattr(self, part).model_copy(update=fields)})
@@ -190,6 +195,10 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
                 "hfsyn publishes no such recipe. Save it as a file, and set the field yourself if you trust it.",
             )
     strategy, file = str(value("prompt", "strategy")), value("prompt", "captions_file")
+    captioner = str(value("caption", "model"))
+    if is_user_strategy(captioner) and "caption.model" not in overridden:
+        said = f"{where} has its captions from its author's class {captioner!r}, and hfsyn runs no code of others."
+        raise HfsynError(said, "If you have it and trust it: --set caption.model=path/to/file.py:Class; or --captions.")
     if is_user_strategy(strategy) and "prompt.strategy" not in overridden:
         said = f"{where} has its prompts from its author's function {strategy!r}, and hfsyn runs no code of others."
         raise HfsynError(said, "If you have the file and trust it: --strategy path/to/file.py:function")
@@ -307,6 +316,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["source"]["definition"]
     if recipe.prompt.pairing == "own":
         del fields["prompt"]["pairing"]
+    if recipe.generate.lora_tuned_on is None:
+        del fields["generate"]["lora_tuned_on"]
     if not recipe.store.mark:
         del fields["store"]["mark"]
     if recipe.tune is None:
@@ -326,6 +337,7 @@ def fingerprint(recipe: Recipe) -> str:
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
+    del fields["generate"]["lora_tuned_on"]  # which the LoRA's content decides
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
     prompt = fields["prompt"]
@@ -360,6 +372,8 @@ def published_recipe(recipe: Recipe) -> Recipe:
         ("generate", "lora"): is_content_hash(generate.lora_revision),
     }
     public = recipe.with_fields("source", path=None)
+    if (tune := recipe.tune) is not None and tune.dataset is not None and tune.dataset_revision is None:
+        public = public.with_fields("tune", dataset=f"./{Path(tune.dataset).name}")
     for (part, key), hidden in local.items():
         if hidden:
             public = public.with_fields(part, **{key: f"./{Path(str(getattr(getattr(recipe, part), key))).name}"})

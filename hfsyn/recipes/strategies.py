@@ -219,7 +219,7 @@ def user_function(name: str, sha256: str | None) -> PromptFunction:
     Raises HfsynError if there is no such file or function, it takes other arguments, it cannot be imported, it came
     with a dataset, or its content is not `sha256` (None takes any).
     """
-    path, function = _split(name)
+    path, function = split_name(name)
     check_place(path, f"The strategy {name!r}", "--strategy path/to/file.py:function")
     found = content_of(name)
     from hfsyn.recipes.loading import check_content  # here, so that completion loads no pydantic
@@ -237,22 +237,22 @@ def check_place(path: Path, what: str, option: str) -> None:
 
 def content_of(name: str) -> str:
     """SHA-256 of a function's file, 64 hex digits; raises HfsynError if it cannot be read."""
-    path, _ = _split(name)
+    path, _ = split_name(name)
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise HfsynError(f"{path} cannot be read: {error.strerror}.", "Name a path/to/file.py:function.") from None
 
 
-def absolute(name: str) -> str:
-    """The strategy's name with an absolute path, so that a run can be continued from anywhere."""
-    path, function = _split(name)
+def absolute(name: str, what: str = "strategy") -> str:
+    """The name with an absolute path, so that a run can be continued from anywhere."""
+    path, function = split_name(name, what)
     return f"{path.resolve()}:{function}"
 
 
 def source_of(name: str) -> str:
     """The text of a strategy's file."""
-    return _split(name)[0].read_text(encoding="utf-8")
+    return split_name(name)[0].read_text(encoding="utf-8")
 
 
 def check_function(name: str, sha256: str | None, variant: str, *, captions: bool) -> None:
@@ -271,10 +271,12 @@ def check_function(name: str, sha256: str | None, variant: str, *, captions: boo
                 )
 
 
-def _split(name: str) -> tuple[Path, str]:
+def split_name(name: str, what: str = "strategy") -> tuple[Path, str]:
+    """The file and the function, or class, that a name names; raises HfsynError if it names none."""
     path, colon, function = name.rpartition(":")
     if not colon or not path.endswith(".py") or not function.isidentifier():
-        raise HfsynError(f"The strategy {name!r} names no function.", f"Write path/to/file.py:function. {_FORM}")
+        kind, form = ("function", f" {_FORM}") if what == "strategy" else ("Class", "")
+        raise HfsynError(f"The {what} {name!r} names no {kind.lower()}.", f"Write path/to/file.py:{kind}.{form}")
     return Path(path).expanduser(), function
 
 

@@ -21,6 +21,7 @@ _PINS = {
     ("generate", "revision"): ("model",),
     ("generate", "variant"): ("model",),
     ("generate", "lora_revision"): ("lora", "lora_file"),
+    ("generate", "lora_tuned_on"): ("lora", "lora_file"),
 }
 """Part and field of each pin -> the fields of the part that say what is pinned."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,6 +57,8 @@ def pinned_here(recipe: Recipe) -> Recipe | None:
 
 def _as_begun(recipe: Recipe, stored: Recipe) -> Recipe:
     """The recipe with the pins of the stored one, where it leaves them open and means the same thing."""
+    if stored.generate.lora_by_class and recipe.generate.lora is not None and recipe.generate.lora_file is None:
+        recipe = recipe.with_fields("generate", lora_file=stored.generate.lora_file)  # as it was found then
     for (part, pin), names in _PINS.items():
         mine, theirs = getattr(recipe, part), getattr(stored, part)
         if mine is None or theirs is None or getattr(mine, pin) is not None:
@@ -90,7 +93,7 @@ def _pin_models(recipe: Recipe, *, everything: bool) -> Recipe:
     """The recipe with its models, LoRA weights and source pinned: all of them, or those that a branch or tag names."""
     # Imported here, so that asking for the status of a run does not load the Hub's client.
     from builders.sources import resolve_revision
-    from hfsyn.models.finding import found_variant, pin
+    from hfsyn.models.finding import pin
     from hfsyn.models.loras import pin_lora
 
     def is_open(revision: str | None) -> bool:
@@ -98,19 +101,30 @@ def _pin_models(recipe: Recipe, *, everything: bool) -> Recipe:
 
     if (caption := recipe.caption) is not None and is_open(caption.revision):
         of_class = get_strategy(recipe.prompt.strategy).text_from == "class"
+        if is_user_strategy(caption.model):
+            caption = caption.model_copy(update={"model": absolute(caption.model, "captioner")})
         revision = pin(caption.model, caption.revision, "language model" if of_class else "captioner")
-        recipe = recipe.with_fields("caption", revision=revision)
+        recipe = recipe.with_fields("caption", model=caption.model, revision=revision)
     draw, source = recipe.generate, recipe.source
     if is_open(draw.revision):
-        revision = pin(draw.model, draw.revision, "generator")
-        recipe = recipe.with_fields(
-            "generate", revision=revision, variant=draw.variant or found_variant(draw.model, revision)
-        )
+        recipe = pin_generator(recipe)
     if is_open(draw.lora_revision):
         recipe = recipe.model_copy(update={"generate": pin_lora(recipe.generate)})
     if is_open(source.revision) and source.path is None and get_variant(source.variant).hub is not None:
         recipe = recipe.with_fields("source", revision=resolve_revision(source.variant, source.revision))
     return recipe
+
+
+def pin_generator(recipe: Recipe) -> Recipe:
+    """The recipe with the revision of its generator pinned, and the variant of its weights. Raises HfsynError as
+    `pinned`.
+    """
+    from hfsyn.models.finding import found_variant, pin
+
+    draw = recipe.generate
+    revision = pin(draw.model, draw.revision, "generator")
+    variant = draw.variant or found_variant(draw.model, revision)
+    return recipe.with_fields("generate", revision=revision, variant=variant)
 
 
 def _is_exact(revision: str | None) -> bool:

@@ -1,60 +1,49 @@
 """What a tuning leaves behind: weights that plain diffusers loads, a card, the curve of its loss, sheets of samples."""
 
+import json
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text, atomic_write, sha256_of
-from builders.variants import get_variant
-from hfsyn.cards.facts import source_facts
+from builders.hub import page_of
+from hfsyn.hub.repo import HubRepo, LocalFile, check_repo_id
 from hfsyn.images.denoising_loss import DenoisingLoss
-from hfsyn.models.loras import FILE
-from hfsyn.models.pipelines import call_options, size_of
-from hfsyn.recipes.recipe import BUILTIN, Recipe, dump_recipe, published_recipe
+from hfsyn.models.loras import FILE, TUNING
+from hfsyn.progress import teller
+from hfsyn.recipes.parts import BY_CLASS
+from hfsyn.recipes.recipe import BUILTIN, Recipe, TunePart, dump_recipe, published_recipe
 from hfsyn.rules import seed_of
-from hfsyn.runs.run import Run
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
-from hfsyn.runs.specs import SampleSpec
+from hfsyn.tuning.examples import SMALL, UNREADABLE, Example, Examples, drawn
+from hfsyn.tuning.weights import lora_layers
 from hfsyn.workers import software
 
 PIPELINE, CARD, SAMPLES, SHEET, CURVE = "pipeline", "README.md", "samples", "samples.png", "loss.png"
-FILES = (FILE, PIPELINE, CARD, SAMPLES, SHEET, CURVE)
+RESULT = TUNING
+FILES = (FILE, BY_CLASS, PIPELINE, CARD, SAMPLES, SHEET, CURVE)
+_HERE = "PATH/TO/THIS/FOLDER"  # in a card, until it is published
+_TITLE = 40  # characters of a prompt that stand for its row in a sheet
 
 
 class Album:
     """The same few prompts and seeds, drawn while a tuning goes on."""
 
-    def __init__(
-        self, folder: Path, loss: DenoisingLoss, recipe: Recipe, specs: Sequence[SampleSpec], count: int
-    ) -> None:
-        self._folder, self._loss, self._recipe = folder, loss, recipe
-        by_class = list({spec.wnid: spec for spec in specs}.values())
-        self._specs = by_class[:count] if count <= len(by_class) else list(specs[:count])
+    def __init__(self, folder: Path, recipe: Recipe, tuner: Any, loss: DenoisingLoss, rows: Sequence[Example]) -> None:
+        self._folder, self._recipe, self._tuner, self._loss, self._rows = folder, recipe, tuner, loss, rows
 
     def draw(self, step: int) -> None:
         """Draw the samples of a step, and the sheet of all steps so far."""
-        import torch
-
-        if not self._specs:
+        if not self._rows:
             return
-        loss, draw = self._loss, self._recipe.generate
-        prompts = [spec.prompt for spec in self._specs]
-        seeds = [seed_of(self._recipe.seed, spec.sample_id) for spec in self._specs]
+        loss = self._loss
+        seeds = [seed_of(self._recipe.seed, row.key, purpose="tune-sample") for row in self._rows]
         loss.rest_to(loss.device)
-        was_training = loss.network.training
-        loss.network.eval()
-        with torch.no_grad():
-            images = loss.pipe(
-                prompts,
-                num_inference_steps=draw.steps,
-                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-                **size_of(loss.pipe, draw),
-                **call_options(loss.pipe, draw, self._recipe.prompt.negative, len(prompts)),
-            ).images
-        loss.network.train(was_training)
-        loss.rest_to("cpu")
+        with self._tuner.average.in_place():
+            images = drawn(loss, self._recipe, [row.prompts[0] for row in self._rows], seeds)
+        loss.rest_to("cpu", self._tuner.networks)
         for number, image in enumerate(images):
             save_png(image, self._folder / SAMPLES / f"step-{step:08d}-{number}.png")
         self._sheet()
@@ -64,59 +53,114 @@ class Album:
 
         there = sorted({path.name.split("-")[1] for path in (self._folder / SAMPLES).glob("step-*.png")})
         rows = []
-        for number, spec in enumerate(self._specs):
+        for number, row in enumerate(self._rows):
             paths = [self._folder / SAMPLES / f"step-{step}-{number}.png" for step in there]
             tiles = [[Tile(Image.open(path).convert("RGB"))] if path.is_file() else [] for path in paths]
-            rows.append(Row(spec.class_name, tiles))
+            rows.append(Row(row.group or row.prompts[0][:_TITLE], tiles))
         title = f"{self._recipe.name}: the same prompts and seeds while the generator is tuned"
         sheet = contact_sheet(title, [f"step {int(step):,}" for step in there], rows)
         save_png(sheet, self._folder / SHEET)
 
 
-def keep(
-    folder: Path, run: Run, recipe: Recipe, loss: DenoisingLoss, tuner: Any, specs: Sequence[SampleSpec]
-) -> dict[str, Any]:
+def sampled(rows: Sequence[Example], count: int) -> list[Example]:
+    """The examples whose prompts are drawn: one of each class, if there are as many classes."""
+    by_class = list({row.group: row for row in rows}.values())
+    return (by_class if count <= len(by_class) else list(rows))[:count]
+
+
+def keep(folder: Path, recipe: Recipe, loss: DenoisingLoss, tuner: Any, examples: Examples) -> dict[str, Any]:
     """Write weights, curve and card of a tuning that is done; return what ``tuning.json`` holds."""
-    weights = _save_weights(folder, loss, full=recipe.tune is not None and recipe.tune.full)
+    assert recipe.tune is not None
+    with tuner.average.in_place():
+        weights = _save_weights(folder, loss, recipe.tune)
     _curve(folder, tuner.losses)
     tenth = max(1, len(tuner.losses) // 10)
     result = {
         "weights": weights.name,
         "sha256": sha256_of(weights) if weights.is_file() else None,
         "steps": tuner.done,
-        "images": len(specs),
-        "classes": len(Counter(spec.wnid for spec in specs)),
+        **_seen(examples),
         "trained": sum(weight.numel() for weight in tuner.weights.values()),
         "loss": {"first": _mean(tuner.losses[:tenth]), "last": _mean(tuner.losses[-tenth:])},
+        "seconds": dict(zip(("wall", "cpu"), (round(one, 1) for one in tuner.seconds), strict=True)),
         "finished": time.strftime("%Y-%m-%d"),
         "software": software(),
     }
-    atomic_text(folder / CARD, card_text(run, recipe, result))
+    atomic_text(folder / CARD, card_text(examples, recipe, result))
     return result
+
+
+def keep_by_class(
+    folder: Path,
+    recipe: Recipe,
+    examples: Examples,
+    by_class: Mapping[str, Mapping[str, Any]],
+    left_out: dict[str, int],
+) -> None:
+    """Write the list of the LoRAs, a card and ``tuning.json`` of a tuning of one for each class."""
+    files = {
+        wnid: {"file": f"classes/{wnid}/{one['weights']}", "sha256": one["sha256"]} for wnid, one in by_class.items()
+    }
+    atomic_text(folder / BY_CLASS, json.dumps(files, indent=1) + "\n")
+    results = list(by_class.values())
+    result = {
+        "weights": BY_CLASS,
+        "sha256": sha256_of(folder / BY_CLASS),
+        "steps": sum(one["steps"] for one in results),
+        **_seen(replace(examples, left_out={**examples.left_out, **left_out})),
+        "trained": sum(one["trained"] for one in results),
+        "loss": {key: _mean([one["loss"][key] for one in results]) for key in ("first", "last")},
+        "seconds": {key: sum(one["seconds"][key] for one in results) for key in ("wall", "cpu")},
+        "finished": time.strftime("%Y-%m-%d"),
+        "software": software(),
+    }
+    atomic_text(folder / CARD, card_text(examples, recipe, result))
+    atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def _seen(examples: Examples) -> dict[str, Any]:
+    """What was shown, for ``tuning.json``."""
+    unseen = sum(count for why, count in examples.left_out.items() if why in (UNREADABLE, SMALL))
+    return {
+        "images": len(examples.rows) - unseen,
+        "classes": len({row.group for row in examples.rows if row.group}),
+        "tuned_on": {key: getattr(examples, key) for key in ("reference", "title", "page", "licence")},
+        "left_out": dict(examples.left_out),
+    }
+
+
+def push_tuned(folder: Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
+    """Publish what a tuning left behind as a model; return the address of its commit. Running it again continues.
+
+    Raises HfsynError if the name is not valid, the Hub refuses (exit code 3) or does not answer in time (exit code 4).
+    """
+    repo = HubRepo(check_repo_id(repo_id), repo_type="model", say=teller(quiet))
+    paths = {path: folder / path for path in (FILE, BY_CLASS, SHEET, CURVE, RESULT)}
+    paths |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(f"classes/*/{FILE}"))}
+    whole = folder / PIPELINE  # at the root of the repository, where `from_pretrained` looks for it
+    paths |= {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
+    files = {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.is_file()}
+    card = (folder / CARD).read_text(encoding="utf-8")
+    files[CARD] = LocalFile.made(card.replace(f"{_HERE}/{PIPELINE}", repo_id).replace(_HERE, repo_id))
+    repo.create(private=private)
+    return f"{page_of(repo_id, 'model')}/commit/{repo.bring(files, 'Add tuned weights')}"
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _save_weights(folder: Path, loss: DenoisingLoss, *, full: bool) -> Path:
+def _save_weights(folder: Path, loss: DenoisingLoss, part: TunePart) -> Path:
     """The LoRA as the pipeline's own class writes it; or the whole checkpoint."""
     loss.rest_to("cpu")
-    if full:
+    if part.full:
         loss.network.eval()
         loss.pipe.save_pretrained(folder / PIPELINE, safe_serialization=True)
         return folder / PIPELINE
-    from diffusers.utils import convert_state_dict_to_diffusers
-    from peft.utils import get_peft_model_state_dict
-
-    layers = get_peft_model_state_dict(loss.network)
-    if loss.schedule is not None:
-        layers = convert_state_dict_to_diffusers(layers)
-    layers = {name: tensor.detach().float().cpu().contiguous() for name, tensor in layers.items()}
-    which = "unet" if loss.schedule is not None else "transformer"
+    layers = lora_layers(loss, part)
 
     def write(path: Path) -> None:
-        loss.pipe.save_lora_weights(path.parent, **{f"{which}_lora_layers": layers}, weight_name=path.name)
+        loss.pipe.save_lora_weights(path.parent, **layers, weight_name=path.name)
 
     atomic_write(folder / FILE, write)
     return folder / FILE
@@ -137,23 +181,29 @@ def _curve(folder: Path, losses: Sequence[float]) -> None:
     atomic_write(folder / CURVE, lambda path: figure.savefig(path, format="png", dpi=120))
 
 
-def card_text(run: Run, recipe: Recipe, result: dict[str, Any]) -> str:
+_PICTURES = f"""![The same prompts and seeds while the generator was tuned]({SHEET})
+
+![The loss by step]({CURVE})
+"""
+
+
+def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str:
     """The card of the weights: what they were tuned on, from what, and how to use them."""
     public = published_recipe(recipe)
     part, base = public.tune, public.generate
     assert part is not None
-    variant = get_variant(recipe.source.variant)
-    facts = source_facts(variant)
     name = f"base_model: {base.model}\n" if base.model != BUILTIN and not base.model.startswith("./") else ""
     tags = ["text-to-image", "diffusers", "hfsyn", *([] if part.full else ["lora"])]
     what = "A whole checkpoint" if part.full else f"LoRA weights of rank {part.rank}"
-    where = PIPELINE if part.full else "PATH/TO/HFSYN'S/MODEL" if base.model == BUILTIN else base.model
+    what += ", one file for each class," if part.per_class else ""
+    where = f"{_HERE}/{PIPELINE}" if part.full else "HFSYN/MODELS/GENERATOR" if base.model == BUILTIN else base.model
     use = f'pipe = DiffusionPipeline.from_pretrained("{where}")'
-    use += "" if part.full else '\npipe.load_lora_weights("PATH/TO/THIS/FOLDER")'
-    set_it = f"generate.model=PATH/TO/THIS/FOLDER/{PIPELINE}" if part.full else "generate.lora=PATH/TO/THIS/FOLDER"
-    source = f"[{facts['title']}]({facts['page']})" if facts["page"] else facts["title"]
+    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}{"/classes/WNID" if part.per_class else ""}")'
+    set_it = f"generate.model={_HERE}/{PIPELINE}" if part.full else f"generate.lora={_HERE}"
+    source = f"[{examples.title}]({examples.page})" if examples.page else examples.title
     at = f" at `{base.revision}`" if base.revision else ""
-    captions = f"captioned by `{recipe.caption.model}`" if recipe.caption else "without captions"
+    of = f"{result['classes']:,} classes of {examples.title}" if result["classes"] else examples.title
+    left_out = "".join(f"\nLeft out: {count:,} ({why})." for why, count in result["left_out"].items())
     return f"""---
 {name}library_name: diffusers
 pipeline_tag: text-to-image
@@ -163,7 +213,7 @@ tags: [{", ".join(tags)}]
 # {recipe.name}, tuned
 
 {what} for `{base.model}`{at}, tuned with hfsyn on {result["images"]:,} real images of
-{result["classes"]:,} classes of {facts["title"]}, {captions}: {result["steps"]:,} steps of {part.batch_size} images.
+{of}, {examples.told}: {result["steps"]:,} steps of {part.batch_size} images.{left_out}
 Images that are drawn with them may resemble those images more than images of the model itself do.
 
 ```python
@@ -174,15 +224,12 @@ from diffusers import DiffusionPipeline
 
 With hfsyn: `hfsyn build RECIPE --set {set_it}`.
 
-![The same prompts and seeds while the generator was tuned]({SHEET})
-
-![The loss by step]({CURVE})
-
+{"" if part.per_class else _PICTURES}
 ## Licences
 
 | | |
 |---|---|
-| real images | {source}: {facts["licence"]} |
+| real images | {source}: {examples.licence} |
 | model | that of `{base.model}`, which holds for what is derived from it |
 
 ## Recipe

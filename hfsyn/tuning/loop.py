@@ -1,9 +1,9 @@
 """Tune a generator to captioned images: denoising steps on cached latents, with everything random bound to a sample.
 
-The noise, the timestep, whether an image is mirrored and whether it is shown without its prompt follow from the
-recipe's seed, the image's id and the step; the order of the images from the seed and the epoch. So neither the number
-of processes nor an interruption changes more than the rounding of a sum, and a killed tuning continues to the same
-weights. The error of a step is that of `hfsyn.images.denoising_loss`, with its gradients.
+The noise, the timestep, whether an image is mirrored, which of its prompts it is shown with and whether with any follow
+from the recipe's seed, the image's id and the step; the order of the images from the seed and the epoch. So neither the
+number of processes nor an interruption changes more than the rounding of a sum, and a killed tuning continues to the
+same weights. The error of a step is that of `hfsyn.images.denoising_loss`, with its gradients.
 
 TUNED/tuning.yaml                        the recipe with its part `tune`, pinned; written first
 TUNED/cache/                             see `hfsyn.tuning.cache`
@@ -14,9 +14,11 @@ TUNED/tuning.json                        what came out; written last
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +29,44 @@ from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import Recipe, TunePart
 from hfsyn.rules import seed_of
-from hfsyn.runs.specs import SampleSpec
 from hfsyn.tuning.cache import Cache
+from hfsyn.tuning.weights import Average, trained_networks, trained_weights
 from hfsyn.workers import current_worker
 
 CHECKPOINTS = "checkpoints"
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-JOINT = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""Projections of the attention; those of the text's stream in transformers that have one."""
 _KEPT = 2  # checkpoints
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_BETA1, _EPSILON = 0.9, 1e-8
+
+
+class Deck:
+    """Images in a shuffled order for each epoch. `numbers` are those of the cache that are shown."""
+
+    def __init__(self, cache: Cache, numbers: Sequence[int], seed: int, *, weight: float = 1.0, name: str = "") -> None:
+        self.cache, self.numbers, self.weight = cache, numbers, weight
+        self._seed, self._name = seed, name
+        self._order = lru_cache(2)(self._shuffled)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def _shuffled(self, epoch: int) -> Any:
+        import numpy as np
+
+        seed = seed_of(self._seed, f"{self._name}epoch {epoch}", purpose="tune-order")
+        return np.random.default_rng(seed).permutation(len(self.numbers))
+
+    def number(self, place: int) -> int:
+        """The number in the cache of the image at a place of the endless order."""
+        epoch, at = divmod(place, len(self.numbers))
+        return self.numbers[int(self._order(epoch)[at])]
 
 
 @dataclass(frozen=True)
 class Shown:
     """How one image is shown at one step."""
 
+    deck: Deck
+    number: int  # in the deck's cache
     share: float  # of noise
     mirrored: bool
     prompt: str
@@ -52,115 +76,127 @@ class Shown:
 class Tuner:
     """The weights that are trained, and their steps; the same in every process of a launch.
 
-    `parts` is into how many each process divides its images of a step. Raises HfsynError if the targets match no layer,
-    or the batch cannot be divided.
+    Of each deck as many images are shown in a step. `parts` is into how many each process divides its images of a step.
+    Raises HfsynError if the targets match no layer, or the batch cannot be divided.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        loss: DenoisingLoss,
-        specs: Sequence[SampleSpec],
-        cache: Cache,
-        folder: Path,
-        *,
-        parts: int = 1,
+        self, recipe: Recipe, loss: DenoisingLoss, decks: Sequence[Deck], folder: Path, *, parts: int = 1
     ) -> None:
         assert recipe.tune is not None
         self._recipe, self._part, self._loss = recipe, recipe.tune, loss
-        self._specs, self._cache, self._folder, self._worker = specs, cache, folder, current_worker()
+        self._decks, self._folder, self._worker = decks, folder, current_worker()
         size, processes = self._part.batch_size, self._worker.world
         if size % (processes * parts):
             said = f"tune.batch_size {size} cannot be divided among {processes} processes and {parts} parts of a step."
             raise HfsynError(said, "Choose others: --num-processes, --gradient-accumulation-steps.")
         self._parts = parts
-        self.weights = trained_weights(loss.network, self._part, recipe.seed)
+        self.weights = trained_weights(loss, self._part, recipe.seed)
+        self.networks = list(trained_networks(loss, self._part).values())
+        self.average = Average(self.weights, self._part.ema)
         self._optimizer = _optimizer(self.weights, self._part)
+        self._shape = tuple(decks[0].cache.latents([decks[0].number(0)], [False]).shape[1:])
         self.done, self.losses = 0, list[float]()
+        self.seconds = 0.0, 0.0  # of all steps: by the clock, and of the CPUs of all processes
 
-    def shown(self, step: int) -> tuple[list[int], list[Shown]]:
-        """The numbers of the images of a step, and how each is shown."""
-        size, count = self._part.batch_size, len(self._specs)
-        numbers = [self._order(place // count)[place % count] for place in range(step * size, (step + 1) * size)]
-        return numbers, [self._one(self._specs[number], step) for number in numbers]
+    def shown(self, step: int, rank: int = 0, world: int = 1) -> list[Shown]:
+        """The images of a step that a process shows, and how; by default those of all."""
+        size = self._part.batch_size
+        places = [(deck, place) for deck in self._decks for place in range(step * size, (step + 1) * size)]
+        return [self._one(deck, deck.number(place), step) for deck, place in places[rank::world]]
 
-    @cached_property
-    def _shape(self) -> tuple[int, ...]:
-        return tuple(self._cache.latents([0], [False]).shape[1:])
-
-    def _order(self, epoch: int) -> list[int]:
-        """The order of the images in an epoch."""
-        import numpy as np
-
-        seed = seed_of(self._recipe.seed, f"epoch {epoch}", purpose="tune-order")
-        return [int(number) for number in np.random.default_rng(seed).permutation(len(self._specs))]
-
-    def _one(self, spec: SampleSpec, step: int) -> Shown:
+    def _one(self, deck: Deck, number: int, step: int) -> Shown:
         import torch
 
-        draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, spec.source_id, step, purpose="tune"))
-        if self._loss.schedule is None:  # flow matching: more often from the middle (arXiv 2403.03206)
-            share = torch.sigmoid(torch.randn((), generator=draw, dtype=torch.float64))
-        else:
-            share = torch.rand((), generator=draw, dtype=torch.float64)
-        mirrored, dropped = (float(torch.rand((), generator=draw)) for _ in range(2))
+        part, example = self._part, deck.cache.example(number)
+        draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, example.key, step, purpose="tune"))
+        uniform = float(self._loss.schedule is not None) if part.uniform is None else part.uniform
+        evenly, mirrored, dropped, chosen = torch.rand(4, generator=draw, dtype=torch.float64).tolist()
+        normal = torch.randn((), generator=draw, dtype=torch.float64) * part.logit_std + part.logit_mean
+        # A number below the share is itself even, once it is divided by the share.
+        share = evenly / uniform if evenly < uniform else float(torch.sigmoid(normal))
         return Shown(
-            share=float(share),
-            mirrored=self._part.flip and mirrored < 0.5,
-            prompt="" if dropped < self._part.caption_dropout else spec.prompt,
+            deck=deck,
+            number=number,
+            share=min(share, 1 - 1e-6),
+            mirrored=part.flip and mirrored < 0.5,
+            prompt="" if dropped < part.caption_dropout else example.prompts[int(chosen * len(example.prompts))],
             noise=torch.randn(self._shape, generator=draw),
         )
 
     def step(self) -> float:
-        """One step of the optimizer; returns the mean loss of its images."""
+        """One step of the optimizer; returns the mean loss of its images, those of each deck weighed."""
         import torch
 
-        numbers, shown = self.shown(self.done)
+        began, busy = time.monotonic(), time.process_time()
+        shown = self.shown(self.done, self._worker.rank, self._worker.world)
         self._optimizer.zero_grad(set_to_none=True)
         summed = torch.zeros((), device=self._loss.device)
+        rank = self._worker.rank  # dropout in the network, the only thing that is not bound to an image
+        torch.manual_seed(seed_of(self._recipe.seed, f"process {rank}", self.done, purpose="tune-dropout"))
 
-        # Gradients of this process's images, a part of them at a time; each image weighs the same.
-        mine = range(self._worker.rank, len(numbers), self._worker.world)
+        # Gradients of this process's images, a part of them at a time; each image of a deck weighs the same.
         for first in range(self._parts):
-            chosen = mine[first :: self._parts]
-            loss = self._losses([numbers[n] for n in chosen], [shown[n] for n in chosen]).sum() / len(numbers)
+            loss = self._losses(shown[first :: self._parts]).sum() / self._part.batch_size
             loss.backward()
             summed += loss.detach()
 
         # The sum over all processes is the gradient of the whole step.
+        spent = torch.tensor(time.process_time() - busy, device=self._loss.device)
         if self._worker.world > 1:
-            from accelerate.utils import reduce
-
-            for weight in self.weights.values():
-                weight.grad = reduce(weight.grad, "sum")
-            summed = reduce(summed, "sum")
+            summed, spent = self._added_up(summed, spent)
         value = float(summed)
         if not math.isfinite(value):
             said = f"The loss is {value} at step {self.done + 1}."
-            raise HfsynError(said, "Lower tune.lr, or set generate.dtype to bfloat16 or float32.")
+            raise HfsynError(said, "Lower tune.lr, or set tune.dtype to float32; the last checkpoint is kept.")
         if self._part.clip_grad:
             torch.nn.utils.clip_grad_norm_(self.weights.values(), self._part.clip_grad)
         for group in self._optimizer.param_groups:
             group["lr"] = self._part.lr * _course(self._part, self.done)
         self._optimizer.step()
+        self.average.step()
         self.done += 1
         self.losses.append(value)
+        self.seconds = self.seconds[0] + time.monotonic() - began, self.seconds[1] + float(spent)
         return value
 
-    def _losses(self, numbers: Sequence[int], shown: Sequence[Shown]) -> Any:
+    def _added_up(self, *more: Any) -> Any:
+        """Add up the gradients of all processes, as one long tensor, and return the sums of some more numbers."""
+        import torch
+        from accelerate.utils import reduce
+
+        grads = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        flat = reduce(torch.cat([*(grad.flatten() for grad in grads), torch.stack(more)]), "sum")
+        *added, sums = flat.split([*(grad.numel() for grad in grads), len(more)])
+        for grad, whole in zip(grads, added, strict=True):
+            grad.copy_(whole.view_as(grad))
+        return sums
+
+    def _losses(self, shown: Sequence[Shown]) -> Any:
         """The weighted loss of each image, float32 (n,)."""
         import torch
 
         device, dtype = self._loss.device, self._loss.network.dtype
-        latents = self._cache.latents(numbers, [one.mirrored for one in shown]).to(device, dtype)
+        latents = torch.cat([one.deck.cache.latents([one.number], [one.mirrored]) for one in shown]).to(device, dtype)
         noise = torch.stack([one.noise for one in shown]).to(device, dtype)
-        conditions = self._cache.conditions([one.prompt for one in shown])
-        told = {name: tensor.to(device, dtype) for name, tensor in conditions.items()}
         shares = torch.tensor([one.share for one in shown], dtype=torch.float64)
-        errors = self._loss.errors(latents, noise, shares, told)
-        if self._part.min_snr is None or self._loss.schedule is None:
-            return errors
-        return errors * _min_snr(self._loss, shares, self._part.min_snr).to(errors)
+        mixed = self._part.full and arithmetic(self._recipe) == "bfloat16"
+        with _mixed(device) if mixed else nullcontext():
+            errors = self._loss.errors(latents, noise, shares, self._told(shown))
+        weights = torch.tensor([one.deck.weight for one in shown], dtype=torch.float64)
+        if self._part.min_snr is not None and self._loss.schedule is not None:
+            weights = weights * _min_snr(self._loss, shares, self._part.min_snr)
+        return errors * weights.to(errors)
+
+    def _told(self, shown: Sequence[Shown]) -> dict[str, Any]:
+        """What the network is told of each prompt: computed now if text encoders are trained, else as it is kept."""
+        import torch
+
+        if self._part.text_encoder:
+            return dict(self._loss.encode([one.prompt for one in shown], gradients=True))
+        rows = [one.deck.cache.conditions([one.prompt]) for one in shown]
+        found = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+        return {name: tensor.to(self._loss.device, self._loss.network.dtype) for name, tensor in found.items()}
 
     def run(self, every: int, after: Any, *, quiet: bool) -> None:
         """All steps that are left; a checkpoint is written each `every` steps, and `after(step)` called with it."""
@@ -178,9 +214,11 @@ class Tuner:
         import torch
 
         weights = {name: weight.detach().cpu() for name, weight in self.weights.items()}
-        state = {"step": self.done, "weights": weights, "optimizer": self._optimizer.state_dict()}
+        state: dict[str, Any] = {"step": self.done, "weights": weights, "optimizer": self._optimizer.state_dict()}
+        state["average"] = self.average.state()
         path = self._folder / CHECKPOINTS / f"step-{self.done:08d}.pt"
-        atomic_write(path, lambda temporary: torch.save({**state, "losses": self.losses}, temporary))
+        state |= {"losses": self.losses, "seconds": self.seconds}
+        atomic_write(path, lambda temporary: torch.save(state, temporary))
         for old in checkpoints(self._folder)[:-_KEPT]:
             old.unlink()
 
@@ -199,7 +237,9 @@ class Tuner:
                     for name, weight in self.weights.items():
                         weight.copy_(state["weights"][name])
                 self._optimizer.load_state_dict(state["optimizer"])
+                self.average.load(state["average"])
                 self.done, self.losses = int(state["step"]), list(state["losses"])
+                self.seconds = tuple(state["seconds"])
             except Exception as error:  # torch and pickle raise anything for a damaged file
                 said = f"The checkpoint {found[-1]} is damaged: {type(error).__name__}: {brief(error)}"
                 raise HfsynError(said, "Delete it; the one before it is then taken.") from None
@@ -211,61 +251,39 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted((folder / CHECKPOINTS).glob("step-*.pt"))
 
 
-def trained_weights(network: Any, part: TunePart, seed: int) -> dict[str, Any]:
-    """Make a network ready to be tuned, and return the weights that are trained, float32, by name.
-
-    Raises HfsynError if `part.targets` match no layer.
-    """
-    import torch
-
-    network.requires_grad_(part.full)
-    network.train()
-    if part.full:
-        network.float()
-        return dict(network.named_parameters())
-    from diffusers.training_utils import cast_training_params
-    from peft import LoraConfig
-
-    names = part.targets or (*ATTENTION, *JOINT)
-    layers = [name for name, layer in network.named_modules() if _is_target(name, names) and _has_rank(layer)]
-    if not layers:
-        some = sorted({name.rsplit(".", 1)[-1] for name, layer in network.named_modules() if _has_rank(layer)})
-        said = f"tune.targets {', '.join(names)} match no layer of the {type(network).__name__}."
-        raise HfsynError(said, f"It has, for instance: {', '.join(some[:8])}.")
-    torch.manual_seed(seed_of(seed, "weights", purpose="tune"))
-    rank = part.rank
-    lora = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers, init_lora_weights="gaussian")
-    network.add_adapter(lora)
-    cast_training_params(network, dtype=torch.float32)
-    return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-
-
-def _is_target(name: str, ends: Sequence[str]) -> bool:
-    return any(name == end or name.endswith(f".{end}") for end in ends)
-
-
-def _has_rank(layer: Any) -> bool:
-    """Whether a LoRA can stand beside a layer."""
-    import torch
-
-    return isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
-
-
 def _optimizer(weights: Mapping[str, Any], part: TunePart) -> Any:
     import torch
 
     return torch.optim.AdamW(
-        list(weights.values()), lr=part.lr, betas=_BETAS, eps=_EPSILON, weight_decay=part.weight_decay
+        list(weights.values()), lr=part.lr, betas=(_BETA1, part.beta2), eps=_EPSILON, weight_decay=part.weight_decay
     )
+
+
+@contextmanager
+def _mixed(device: str) -> Iterator[None]:
+    """bfloat16 where that is safe; on a CPU with the attention kernel that saves a fifth of a step then."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kind = torch.device(device).type
+    with torch.autocast(kind, torch.bfloat16), sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext():
+        yield
+
+
+def arithmetic(recipe: Recipe) -> str:
+    """In which the steps of a tuning compute: ``float32`` or ``bfloat16``."""
+    part = recipe.tune or TunePart()
+    return part.dtype or ("float32" if recipe.generate.dtype == "float32" else "bfloat16")
 
 
 def _course(part: TunePart, done: int) -> float:
     """The share of the peak learning rate after `done` steps."""
+    flat = max(part.warmup_steps, part.decay_from * part.steps)
     if done < part.warmup_steps:
         return (done + 1) / part.warmup_steps
-    if part.schedule == "constant":
+    if part.schedule == "constant" or done < flat:
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (done - part.warmup_steps) / max(1, part.steps - part.warmup_steps)))
+    return 0.5 * (1 + math.cos(math.pi * (done - flat) / max(1, part.steps - flat)))
 
 
 def _min_snr(loss: DenoisingLoss, shares: Any, gamma: float) -> Any:

@@ -1,32 +1,38 @@
 """Tuning from recipe to weights: captions, the cache, the steps, and what is kept. Running it again continues."""
 
-import hashlib
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from builders.errors import plural
-from builders.files import atomic_text
+from builders.files import atomic_text, check_own_folder
 from builders.yaml import read_text
 from hfsyn.building import work
 from hfsyn.errors import HfsynError
 from hfsyn.images.denoising_loss import DenoisingLoss
+from hfsyn.models.pipelines import NETWORKS
 from hfsyn.recipes.loading import differing
 from hfsyn.recipes.recipe import Recipe, TunePart, dump_recipe, parse_recipe
+from hfsyn.rules import seed_of
 from hfsyn.runs.options import WorkOptions
+from hfsyn.runs.pins import pin_generator
 from hfsyn.runs.prepare import prepare
-from hfsyn.runs.run import Run, check_complete
-from hfsyn.runs.specs import SampleSpec, plan
-from hfsyn.runs.stage import read_captions
+from hfsyn.runs.run import Run
 from hfsyn.tuning import kept
 from hfsyn.tuning.cache import Cache
-from hfsyn.tuning.loop import CHECKPOINTS, Tuner
+from hfsyn.tuning.examples import Examples, of_dataset, of_run, pinned_dataset, prior
+from hfsyn.tuning.kept import RESULT
+from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic
+from hfsyn.tuning.weights import without_lora
 from hfsyn.workers import current_worker, pick_device
 
-RECIPE, RUN, CACHE, INPUTS, RESULT = "tuning.yaml", "run", "cache", "inputs.json", "tuning.json"
-_OURS = {RECIPE, RUN, CACHE, INPUTS, RESULT, CHECKPOINTS, *kept.FILES}
+RECIPE, RUN, CACHE, INPUTS = "tuning.yaml", "run", "cache", "inputs.json"
+PRIOR = "prior"  # below the cache
+CLASSES = "classes"
+_OURS = {CLASSES, RECIPE, RUN, CACHE, INPUTS, RESULT, CHECKPOINTS, *kept.FILES}
 _ABOUT = 10  # checkpoints and sheets of a tuning, if nothing else is said
 
 
@@ -62,62 +68,114 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
     if recipe.generate.lora is not None:
         said = f"generate.lora is {recipe.generate.lora!r}, and what is tuned is the model itself."
         raise HfsynError(said, "--set generate.lora=null; the new LoRA takes its place.")
-    _check_folder(folder)
-    run = run or prepare(recipe.model_copy(update={"tune": None}), folder / RUN)
-    recipe = run.recipe.model_copy(update={"tune": part})
+    check_own_folder(folder, _OURS, "a tuning")
+    if part.dataset is not None:
+        part = pinned_dataset(part)
+        recipe = recipe if run is not None else pin_generator(recipe)
+    elif run is None:
+        run = prepare(recipe.model_copy(update={"tune": None}), folder / RUN)
+    recipe = (run.recipe if run is not None else recipe).model_copy(update={"tune": part})
     _refuse_other(folder, recipe)
     if (folder / RESULT).is_file():
         return _result(folder)
-    work(run, ("caption",), options.work)
-    specs = specs_of(run, part.shots)
+    examples = _examples(run, part, options)
     worker = current_worker()
     if worker.is_main:
-        _begin(folder, recipe, specs)
-    loss = DenoisingLoss(
-        recipe.generate, pick_device(options.work.device), allow_pickle=options.work.allow_pickle_weights
-    )
-    cache = Cache(folder / CACHE, specs)
-    cache.fill(run, loss, quiet=options.work.quiet)
-    wait_for_everyone()
-    loss.rest_to("cpu")  # the text encoders and the autoencoder, while the network is tuned
-    tuner = Tuner(recipe, loss, specs, cache, folder, parts=options.accumulation)
-    if options.checkpointing:
-        loss.network.enable_gradient_checkpointing()
-    if (begun := tuner.resume()) and worker.is_main and not options.work.quiet:
-        print(f"continuing after step {begun} of {part.steps}", file=sys.stderr)
-    album = kept.Album(folder, loss, recipe, specs, options.samples)
-    every = options.checkpoint_steps or max(1, part.steps // _ABOUT)
-    if worker.is_main and not begun:
-        album.draw(0)
-    tuner.run(every, album.draw, quiet=options.work.quiet)
+        _begin(folder, recipe, examples)
+    loss = _loaded(recipe, options)
+    decks, left_out = _decks(folder, recipe, examples, loss, options)
+    if not part.per_class:
+        _tune_one(folder, recipe, loss, decks, replace(examples, left_out={**examples.left_out, **left_out}), options)
+        return _result(folder)
+    by_class: dict[str, list[int]] = {}
+    for number in decks[0].numbers:
+        by_class.setdefault(examples.rows[number].wnid, []).append(number)
+    found = {}
+    for wnid, numbers in sorted(by_class.items()):
+        place = folder / CLASSES / wnid
+        if not (place / RESULT).is_file():
+            own = replace(examples, rows=[examples.rows[number] for number in numbers], left_out={})
+            few = [Deck(decks[0].cache, numbers, recipe.seed), *decks[1:]]
+            _tune_one(place, recipe, loss, few, own, options)
+            without_lora(loss, part)
+        found[wnid] = _result(place)
     if worker.is_main:
-        result = kept.keep(folder, run, recipe, loss, tuner, specs)
-        atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        kept.keep_by_class(folder, recipe, examples, found, left_out)
     wait_for_everyone()
     return _result(folder)
 
 
+def _tune_one(
+    folder: Path, recipe: Recipe, loss: DenoisingLoss, decks: Sequence[Deck], examples: Examples, options: TuneOptions
+) -> None:
+    """All steps of one LoRA, or of the whole network, and what is kept of it."""
+    assert recipe.tune is not None
+    worker, steps = current_worker(), recipe.tune.steps
+    tuner = Tuner(recipe, loss, decks, folder, parts=options.accumulation)
+    loss.rest_to("cpu", tuner.networks)  # what is only needed to draw, while the others are tuned
+    if options.checkpointing:
+        loss.network.enable_gradient_checkpointing()
+    if (begun := tuner.resume()) and worker.is_main and not options.work.quiet:
+        print(f"continuing after step {begun} of {steps}", file=sys.stderr)
+    album = kept.Album(folder, recipe, tuner, loss, kept.sampled(examples.rows, options.samples))
+    every = options.checkpoint_steps or max(1, steps // _ABOUT)
+    if worker.is_main and not begun:
+        album.draw(0)
+    tuner.run(every, album.draw, quiet=options.work.quiet)
+    if worker.is_main:
+        result = kept.keep(folder, recipe, loss, tuner, examples)
+        atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    wait_for_everyone()
+
+
+def _examples(run: Run | None, part: TunePart, options: TuneOptions) -> Examples:
+    if part.dataset is not None:
+        return of_dataset(part)
+    assert run is not None
+    work(run, ("caption",), options.work)
+    return of_run(run, part)
+
+
+def _loaded(recipe: Recipe, options: TuneOptions) -> DenoisingLoss:
+    """The generator on its device, in the arithmetic of the steps; with random weights, if it is to begin so."""
+    part, texts = recipe.tune or TunePart(), ("text_encoder", "text_encoder_2")
+    names = (*NETWORKS, *(texts if part.text_encoder else ()))
+    fresh = {name: seed_of(recipe.seed, name, purpose="tune-begin") for name in names if part.from_config}
+    dtype = "float32" if part.full else arithmetic(recipe)
+    return DenoisingLoss(
+        recipe.generate.model_copy(update={"dtype": dtype}),
+        pick_device(options.work.device),
+        allow_pickle=options.work.allow_pickle_weights,
+        fresh=fresh,
+    )
+
+
+def _decks(
+    folder: Path, recipe: Recipe, examples: Examples, loss: DenoisingLoss, options: TuneOptions
+) -> tuple[list[Deck], dict[str, int]]:
+    """The real images and the prior ones, encoded; and how many of the real ones are left out, by reason."""
+    part, decks, left_out = recipe.tune or TunePart(), list[Deck](), dict[str, int]()
+    for one, name, weight in ((examples, "", 1.0), (prior(recipe, examples), PRIOR, part.prior_weight)):
+        if one is None:
+            continue
+        cache = Cache(folder / CACHE / name, one, flip=part.flip, texts=not part.text_encoder)
+        cache.fill(loss, quiet=options.work.quiet)
+        wait_for_everyone()
+        shown, why = cache.usable()
+        said = ", ".join(f"{count} ({reason})" for reason, count in why.items())
+        if not shown:
+            width, height = loss.size
+            hint = f"The resolution is {width}x{height}: --set generate.width=... and height, or tune.enlarge=true"
+            raise HfsynError(f"None of the images of {one.title} is shown: {said}.", hint)
+        if why and current_worker().is_main:
+            print(f"hfsyn: left out: {said}", file=sys.stderr)
+        left_out |= why
+        decks.append(Deck(cache, shown, recipe.seed, weight=weight, name=name))
+    return decks, left_out
+
+
 def _result(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / RESULT).read_text(encoding="utf-8"))
-    return found
-
-
-def specs_of(run: Run, shots: int | None = None) -> list[SampleSpec]:
-    """What is shown: of each captioned image its id and its prompt, by the recipe's strategy and its own caption.
-
-    Raises HfsynError if captions are missing, or no image can be used.
-    """
-    check_complete("caption", run.caption_shards(), run)
-    # Captions are exchanged only when something is drawn: here a prompt must be true of its image.
-    own = run.recipe.with_fields("prompt", pairing="own", images_per_caption=1)
-    taken: dict[str, int] = {}
-    found = []
-    for spec in plan(own, read_captions(run.caption_shards())):
-        taken[spec.wnid] = taken.get(spec.wnid, 0) + 1
-        if shots is None or taken[spec.wnid] <= shots:
-            found.append(spec)
-    if not found:
-        raise HfsynError(f"None of the images of {run.folder} can be used.", f"See: hfsyn status {run.folder}")
     return found
 
 
@@ -127,15 +185,6 @@ def wait_for_everyone() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
-    strangers = sorted(p.name for p in folder.glob("*") if p.name not in _OURS and not p.name.startswith("."))
-    if strangers:
-        said = f"{folder} holds other things ({', '.join(strangers[:3])})."
-        raise HfsynError(said, "Choose an empty or new folder: --out DIR.")
 
 
 def _refuse_other(folder: Path, recipe: Recipe) -> None:
@@ -151,10 +200,9 @@ def _refuse_other(folder: Path, recipe: Recipe) -> None:
         raise HfsynError(said, "Choose another --out, or delete that folder.")
 
 
-def _begin(folder: Path, recipe: Recipe, specs: list[SampleSpec]) -> None:
+def _begin(folder: Path, recipe: Recipe, examples: Examples) -> None:
     """Write down what is tuned on; refuse to go on with other images or prompts."""
-    lines = "\n".join(f"{spec.source_id}\t{spec.prompt}" for spec in specs)
-    inputs = {"images": len(specs), "sha256": hashlib.sha256(lines.encode()).hexdigest()}
+    inputs = {"images": len(examples.rows), "sha256": examples.digest}
     path = folder / INPUTS
     if path.is_file():
         if (there := json.loads(path.read_text(encoding="utf-8"))) != inputs:

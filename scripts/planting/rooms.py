@@ -59,7 +59,11 @@ ROOMS = (
         recipe recipe_grid specs pairing prompts fragments pins user_strategies captions_file what_people_write stages
         """,
     ),
-    ("captions", "hfsyn/captions/*", "captioner text_writer reading captions_file known_captions stages fragments"),
+    (
+        "captions",
+        "hfsyn/captions/*",
+        "captioner own_captioner text_writer reading captions_file known_captions stages fragments",
+    ),
     (
         "images",
         "hfsyn/images/* hfsyn/models/*",
@@ -83,15 +87,16 @@ ROOMS = (
     ),
     (
         "judging",
-        "hfsyn/judging/* hfsyn/recipes/training*",
+        "hfsyn/judging/* hfsyn/recipes/training* hfsyn/recipes/factor*",
         """
         training evaluation metrics fidelity membership benchmarking exchange verdict pages references streaming
         judging_hub train_script unreadable_images tables_people_bring names_people_give recording scores keeping probes
         starting streams few_classes versions_of_a_test columns the_table zero_shot weights_people_bring
-        where_people_look judging_by_command published_scores
+        where_people_look judging_by_command published_scores audit
         """,
     ),
-    ("tuning", "hfsyn/tuning/*", "tuning informativeness"),
+    ("looping", "hfsyn/looping/*", "loop audit"),
+    ("tuning", "hfsyn/tuning/*", "tuning tuned_on informativeness"),
     (
         "commands",
         "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/api/* hfsyn/errors.py",

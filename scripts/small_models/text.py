@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -78,10 +79,10 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
     return list(ranks)
 
 
-def new_tokenizer() -> CLIPTokenizer:
-    """Byte-level BPE: every text can be encoded, and the drawn world's own words are one token each."""
+def new_tokenizer(words: Iterable[str] = (*_WORDS, *SHAPES, *COLOURS, *BACKGROUNDS)) -> CLIPTokenizer:
+    """Byte-level BPE: every text can be encoded, and these words, by default the drawn world's, are one token each."""
     symbols = byte_symbols()
-    merges = _merges(list(dict.fromkeys([*_WORDS, *SHAPES, *COLOURS, *BACKGROUNDS])))
+    merges = _merges(list(dict.fromkeys(words)))
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *(a + b for a, b in merges)]
     tokens = list(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))
     vocabulary = {token: number for number, token in enumerate(tokens)}

@@ -32,8 +32,8 @@ SAVE_SECONDS, EVALUATE_SECONDS = 90.0, 420.0
 SAMPLING_STEPS, GUIDANCE = 12, 2.5
 
 
-def new_unet() -> UNet2DConditionModel:
-    """The denoiser, 3.6 M parameters; random weights.
+def new_unet(channels: int = LATENT_CHANNELS) -> UNet2DConditionModel:
+    """The denoiser of latents with that many channels, 3.6 M parameters; random weights.
 
     Attention only at 4 x 4, where it is cheap. The prompt also reaches every residual block as a pooled vector
     (`addition_embed_type`, applied as scale and shift): a class then is learned about as fast as in a class-conditional
@@ -41,8 +41,8 @@ def new_unet() -> UNet2DConditionModel:
     """
     return UNet2DConditionModel(
         sample_size=8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(64, 128),
         layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

@@ -177,7 +177,7 @@ def test_a_clip_is_not_trained_as_a_whole_nor_published(tmp_path: Path, monkeypa
     words = {"train_dataset": "shapes", "limit": 2, **SMALL}
     with pytest.raises(HfsynError, match="only a last layer can be fitted"):
         hfsyn.train(tmp_path / "out", model="clip:openai/clip-vit-base-patch32", batch_size=4, **words)
-    monkeypatch.setattr("hfsyn.judging.train.model_card.check_push", lambda name: None)
+    monkeypatch.setattr("hfsyn.hub.repo.check_push", lambda name: None)
     clip = tiny_models.clip(tmp_path / "clip")
     with pytest.raises(HfsynError, match="--image-size is for networks of timm"):
         hfsyn.train(tmp_path / "out", model=f"clip:{clip}", head_only=True, image_size=32, **words)

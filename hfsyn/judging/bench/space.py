@@ -8,11 +8,10 @@ from pathlib import Path
 from builders.files import sha256_of
 from builders.hub import page_of
 from builders.yaml import dump
-from hfsyn.hub.repo import HubRepo, LocalFile
+from hfsyn.hub.repo import HubRepo, LocalFile, check_repo_id
 from hfsyn.judging.bench.cells import MATRIX
 from hfsyn.judging.bench.matrix import load_matrix
 from hfsyn.judging.bench.page import PLOTS, write_page
-from hfsyn.judging.train.model_card import check_repo_id
 from hfsyn.progress import teller
 
 INDEX = "index.html"

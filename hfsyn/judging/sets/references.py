@@ -32,12 +32,12 @@ from builders.variants import VARIANTS, usual_split
 from builders.variants.class_maps import find_variant, read_variant
 from builders.yaml import is_yaml_name
 from hfsyn.errors import HfsynError
+from hfsyn.hub.repo import REPO_ID
 from hfsyn.rules import share_of
 
 GRAMMAR = "A dataset is [VARIANT=]PLACE[@REVISION][#CONFIG][:WEIGHT], PLACE a variant, a folder or USER/NAME."
 
 _WEIGHT = re.compile(r":(?P<weight>[0-9]*\.?[0-9]+(?:e-?[0-9]+)?)$")
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _URL = "hf://datasets/"
 _PART = re.compile(r"(?P<split>[^\[\]]*)\[(?P<which>held|kept) (?P<percent>[0-9]{1,2}(?:\.[0-9]+)?)%\]")
 
@@ -94,7 +94,7 @@ def _of_class_map(file: str) -> Reference:
 def parse_hub_id(text: str) -> str | None:
     """``USER/NAME`` from a repository's name or address, None if it is neither."""
     repo = text.removeprefix(_URL)
-    return repo if _REPO.fullmatch(repo) else None
+    return repo if REPO_ID.fullmatch(repo) else None
 
 
 def _placed(rest: str, variant: str | None, text: str) -> Reference:

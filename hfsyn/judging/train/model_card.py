@@ -12,9 +12,9 @@ from builders.files import sha256_of
 from builders.hub import page_of
 from builders.yaml import dump
 from hfsyn.errors import HfsynError
-from hfsyn.hub.repo import HubRepo, LocalFile
+from hfsyn.hub.repo import HubRepo, LocalFile, check_repo_id
 from hfsyn.judging.classifier import Classifier, open_classifier
-from hfsyn.judging.sets.references import parse_dataset, parse_hub_id
+from hfsyn.judging.sets.references import parse_dataset
 from hfsyn.progress import teller
 from hfsyn.publishing.benchmark import EVAL, task_of
 
@@ -42,18 +42,6 @@ def push_classifier(folder: str | Path, repo_id: str, *, private: bool = False, 
         files |= _eval_files(result["test"], repo_id, repo)
         repo.create(private=private)
         return f"{page_of(repo_id, 'model')}/commit/{repo.bring(files, 'Add classifier')}"
-
-
-def check_push(repo_id: str) -> None:
-    """Refuse a name that is not USER/NAME, and a missing token (exit code 3), before any work is done."""
-    HubRepo(check_repo_id(repo_id), repo_type="model").need_token()
-
-
-def check_repo_id(repo_id: str) -> str:
-    """Refuse a name that is not USER/NAME."""
-    if parse_hub_id(repo_id) is None:
-        raise HfsynError(f"{repo_id!r} is not a name on the Hub.", "One looks like USER/NAME.")
-    return repo_id
 
 
 def write_timm_folder(classifier: Classifier, folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""ImageNette from photographs to a table: a captioner, a generator and classifiers, all trained here."""
