@@ -108,9 +108,8 @@ def _finished(run: Any, as_json: bool, quiet: bool) -> None:
         flags = manifest["flags"].items()
         lines += [f"flagged {flag}: {plural(count, 'row')} ({FLAGS.get(flag, '')})" for flag, count in flags]
         lines += [f"pictures: {pictures}"] if pictures.is_file() else []
-        place = (
-            f'"{run.folder.as_posix()}"' if store_of(run.folder) is None else f'"parquet", data_dir="{run.folder}/data"'
-        )
+        stored = store_of(run.folder) is not None
+        place = f'"parquet", data_files="{run.folder}/data/*.parquet"' if stored else f'"{run.folder.as_posix()}"'
         lines += [f'in Python: datasets.load_dataset({place}, split="{run.split}")']
         click.echo("\n".join(lines), err=True)
     click.echo(f"{run.folder}")

@@ -302,6 +302,19 @@ def test_damage_in_the_store_is_found_by_finish(settings: Settings) -> None:
     assert "exact://bucket/run/sidecars" in str(raised.value)
 
 
+def test_the_line_that_loads_a_run_from_a_store_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import datasets
+
+    address = f"file://{tmp_path}/bucket/run"
+    made(address)
+    with pytest.raises(SystemExit):
+        main(["finish", address])
+    said = capsys.readouterr()
+    (line,) = [line for line in said.err.splitlines() if line.startswith("in Python: ")]
+    rows = eval(line.removeprefix("in Python: "), {"datasets": datasets})
+    assert (said.out, rows.num_rows) == (f"{address}\n", 20)
+
+
 BAD = [
     ("gss://bucket/run", "gss://bucket/run is not an address: Protocol not known: gss. Did you mean 'gs'?"),
     ("sftp://me:hush@host/run", "The address sftp://*** holds a password, which would end up in logs."),
