@@ -13,12 +13,12 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
 
-from builders.errors import ODD, HfsynError, percent_encoded
+from builders.errors import ODD, HfsynError, and_more, percent_encoded
 
 ABANDONED_AFTER = 86_400.0  # seconds after which temporary files of other machines count as abandoned
 
@@ -26,6 +26,9 @@ _OWNED = re.compile(r"(?P<whose>\..+)\.(?P<pid>\d+)\.[0-9a-f]{8}(\.tmp)?")
 _ERRNO = re.compile(r"\[errno (\d+)\]|\(os error (\d+)\)", re.IGNORECASE)
 _in_hand: set[str] = set()
 """Temporary names that this process uses; an earlier one may have had the same process id, as in containers."""
+
+before_rename: Callable[[Path, Path], None] | None = None
+"""Called with each file that `atomic_write` has filled, and its place: `builders.stores` sends it."""
 
 _ESCAPE = "(?:25|7F|[01][0-9A-F]|[89A-F][0-9A-F])"
 _TO_ESCAPE = re.compile(f"[{ODD}]|%(?={_ESCAPE})")
@@ -116,6 +119,19 @@ def remove_abandoned(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
+def check_own_folder(folder: Path, ours: Collection[str], what: str) -> None:
+    """Refuse a place where a folder of these names cannot be, or that holds other things; hidden files do not count.
+    `what` needs the folder, in messages: "a training".
+    """
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise HfsynError(f"{path} is a file, and {what} needs a folder.", "Choose another: --out DIR.")
+    strangers = sorted(path.name for path in folder.glob("*") if path.name not in ours and path.name[0] != ".")
+    if strangers:
+        said = f"{folder} holds other things ({', '.join(strangers[:3])}{and_more(len(strangers), 3)})."
+        raise HfsynError(said, "Choose an empty or new folder: --out DIR.")
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents; raises OSError if that fails."""
     try:
@@ -137,6 +153,8 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
+        if before_rename is not None:
+            before_rename(temporary, path)
         temporary.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the folder may be gone

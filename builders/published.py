@@ -36,6 +36,7 @@ from builders.hub import Patience, not_cached, patiently, resolve, said_plainly
 from builders.runs import layout
 from builders.runs.run_files import manifest_in
 from builders.sources.cards import Card, read_card
+from builders.stores.copies import is_address, is_away, readable
 
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}){0,4}")
 """Tags, branches and commits, but nothing that could leave the folder of the cache."""
@@ -144,7 +145,7 @@ class RunFolder:
     @property
     def label(self) -> str:
         """Its name in messages."""
-        return str(self.folder)
+        return f"{self.folder}"
 
     def fetch(self, name: str) -> Path:
         """The path of a file. Raises DataError if there is no such file."""
@@ -164,7 +165,8 @@ class RunFolder:
 
     def open(self, name: str) -> IO[bytes]:
         """Open a file for reading."""
-        return self.fetch(name).open("rb")
+        path = self.fetch(name)
+        return readable(path) if is_away(path) else path.open("rb")
 
 
 def _text(path: Path, what: str) -> str:
@@ -181,6 +183,8 @@ def open_reference(
 
     Raises DataError if it is neither, or as `open_published`.
     """
+    if is_address(reference) and not reference.startswith("hf://datasets/"):
+        layout.run_folder(reference)  # which refuses it
     folder = Path(reference).expanduser()
     if folder.is_dir():
         folder = folder / config if config not in (None, layout.DEFAULT_CONFIG) else folder

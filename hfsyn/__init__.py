@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from hfsyn.api import captioners, generators, strategies, variants
     from hfsyn.api.hub import publish
     from hfsyn.api.judging import evaluate, fidelity, membership, train
+    from hfsyn.api.looping import loop
     from hfsyn.api.making import build, caption, doctor, generate, informativeness, plan, tune
-    from hfsyn.api.scoring import score, select
+    from hfsyn.api.scoring import audit, score, select
     from hfsyn.checks.diff import Comparison, diff
     from hfsyn.checks.reproduce import Reproduction, reproduce
     from hfsyn.checks.verify import Verification, verify
@@ -52,8 +53,9 @@ _HOME = {
     "builders.synthetic": "Synthetic",
     "hfsyn.api.hub": "publish",
     "hfsyn.api.judging": "evaluate fidelity membership train",
+    "hfsyn.api.looping": "loop",
     "hfsyn.api.making": "build caption doctor generate informativeness plan tune",
-    "hfsyn.api.scoring": "score select",
+    "hfsyn.api.scoring": "audit score select",
     "hfsyn.checks.diff": "Comparison diff",
     "hfsyn.checks.reproduce": "Reproduction reproduce",
     "hfsyn.checks.verify": "Verification verify",
@@ -77,9 +79,18 @@ _MODULES = {name: f"hfsyn.api.{name}" for name in ("captioners", "generators", "
 _MODULES["recipes"] = "hfsyn.recipes"
 """Groups of commands, which are modules."""
 __all__ = ["Captioned", "Comparison", "HfsynError", "ImageNet", "Publication", "Recipe", "Reproduction", "Run"]
-__all__ += ["Shapes", "Synthetic", "Verification", "bench", "build", "caption", "captioners", "demo", "diff"]
+__all__ += ["Shapes", "Synthetic", "Verification", "audit", "bench", "build", "caption", "captioners", "demo", "diff"]
 __all__ += ["difference", "doctor", "env", "evaluate", "export_real", "fidelity", "fingerprint", "finish", "generate"]
-__all__ += ["generators", "informativeness", "load_recipe", "load_run", "load_train_config", "load_version", "look"]
+__all__ += [
+    "generators",
+    "informativeness",
+    "load_recipe",
+    "load_run",
+    "load_train_config",
+    "load_version",
+    "look",
+    "loop",
+]
 __all__ += [
     "membership",
     "plan",

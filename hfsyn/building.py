@@ -11,6 +11,7 @@ from builders.errors import DataError
 from builders.published import open_reference
 from builders.runs.layout import SIDECARS, shard_count, sidecar_of
 from builders.runs.run_files import manifest_in
+from builders.stores.copies import is_address, remove
 from hfsyn.captions.caption_stage import caption
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.images.generate_stage import generate, tried_generator
@@ -68,6 +69,9 @@ def build(
     check_device(options.device)
     check_target(push_to_hub, version)
     check_launcher()
+    if push_to_hub is not None and is_address(out):
+        said = f"--push-to-hub sends the shards of a run on a disk, and {out} is in object storage."
+        raise HfsynError(said, f"Publish it when it is finished: hfsyn publish {out} {push_to_hub}")
     if options.captions is not None:
         open_reference(options.captions, None)  # before anything is written
     run = _prepared(load_recipe(recipe, overrides), out, options.device, overwrite=overwrite)
@@ -112,7 +116,7 @@ def _unmark_short(run: Run) -> None:
     for entry in (*manifest.captions, *manifest.shards) if manifest else ():
         shard = run.folder / entry.file
         if shard.exists() and shard.stat().st_size != entry.bytes:
-            sidecar_of(shard).unlink(missing_ok=True)
+            remove(sidecar_of(shard))
 
 
 def work(run: Run, stages: Sequence[str], options: WorkOptions) -> None:
@@ -140,7 +144,7 @@ def work(run: Run, stages: Sequence[str], options: WorkOptions) -> None:
         _work_here(run, chosen, options)
         return
     code = launch(
-        ["work-on", str(run.folder), "--stages", ",".join(stages), *options.arguments()],
+        ["work-on", f"{run.folder}", "--stages", ",".join(stages), *options.arguments()],
         processes,
         device=options.device,
         progress=lambda: len(list((run.folder / SIDECARS).glob("*/*.json"))),

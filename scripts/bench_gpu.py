@@ -5,6 +5,7 @@
     python scripts/bench_gpu.py --minutes 4 --out gpu.json   the most telling figures first, and an end after 4 minutes
     python scripts/bench_gpu.py --needs                      what must be carried to a machine without a registry
     python scripts/bench_gpu.py --steps 50 --parts images    some of it
+    python scripts/bench_gpu.py --parts tune                 steps a second and memory of LoRA tuning (`hfsyn tune`)
     python scripts/bench_gpu.py --tiny                       the same code on tiny models, also without a GPU
 
 The models have the true configurations of Stable Diffusion 1.5 (512 px) and BLIP-base, and random weights, so that
@@ -43,7 +44,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from benchmarks import caption_arms, image_arms, needs
+from benchmarks import caption_arms, image_arms, needs, tune_arms
 from benchmarks.budget import Budget
 from benchmarks.measuring import Arm, Race, matmul_ceiling, roomy
 from full_size_models import Size, save_blip, save_stable_diffusion
@@ -64,7 +65,14 @@ FEW_STEPS_BUSY_AIM = 0.95
 """Four steps without guidance take so little time that what is beside them shows most."""
 CAPTIONS_AIM = 3.0
 PSNR = "PSNR, dB"
-SIZES = {"batch": (24, 4), "caption_batch": (64, 4), "rounds": (5, 2), "seconds": (40.0, 2.0), "window": (20.0, 1.0)}
+SIZES = {
+    "batch": (24, 4),
+    "caption_batch": (64, 4),
+    "tune_batch": (8, 2),
+    "rounds": (5, 2),
+    "seconds": (40.0, 2.0),
+    "window": (20.0, 1.0),
+}
 """What options are by default, and with --tiny."""
 
 
@@ -118,10 +126,11 @@ def finish(bench: Bench, folder: Path | None) -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", type=arms_of, default=ARMS, help=f"of the images [{','.join(ARMS)}]")
-    parser.add_argument("--parts", type=parts_of, default=("images", "captions"), help="[images,captions]")
+    parser.add_argument("--parts", type=parts_of, default=("images", "captions"), help="of images,captions,tune")
     parser.add_argument("--steps", type=numbers, default=(50, 20, 4), help="[50,20,4]; below 5 without guidance")
     parser.add_argument("--batch", type=int, help="images a batch of plain and ours [24]")
     parser.add_argument("--caption-batch", type=int, help="images a batch of both captioning arms [64]")
+    parser.add_argument("--tune-batch", type=int, help="images a step of tuning [8]")
     parser.add_argument("--minutes", type=float, help="end after so many, with what was measured by then [no limit]")
     parser.add_argument("--needs", action="store_true", help="only say which packages a common CUDA image lacks")
     parser.add_argument("--rounds", type=int, help="turns of each arm [5]")
@@ -143,7 +152,8 @@ def parse_options() -> argparse.Namespace:
             setattr(options, name, tiny if options.tiny else full)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if min(*(getattr(options, name) for name in SIZES), *options.steps, options.minutes or 1) <= 0:
-        parser.error("--minutes, --steps, --batch, --caption-batch, --rounds, --seconds and --window are above 0")
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in SIZES)
+        parser.error(f"--minutes, --steps, {names} are above 0")
     return options
 
 
@@ -167,7 +177,7 @@ def arms_of(text: str) -> tuple[str, ...]:
 
 
 def parts_of(text: str) -> tuple[str, ...]:
-    return _of(text, ("images", "captions"))
+    return _of(text, ("images", "captions", "tune"))
 
 
 def _of(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -192,6 +202,7 @@ class Bench:
         self._size: Size = "tiny" if options.tiny else "full"
         self._images: dict[int, Images] = {}
         self._captions: Captions | None = None
+        self._tuned: dict[str, Any] | None = None
         self._like: dict[str, Arm] = {}
         self._head: dict[str, Any] = {}
         self._left_out: list[str] = []
@@ -250,6 +261,8 @@ class Bench:
                         plan.append((f"PSNR at {steps} steps", 1.0, partial(psnr, steps)))
         if names[1]:
             plan.append(("device busy at captions", 1.0, self._look_at_captions))
+        if "tune" in self._options.parts:
+            plan.append(("tuning", 1.0, self._tune))
         return plan
 
     def figures(self) -> dict[str, Any]:
@@ -259,6 +272,7 @@ class Bench:
             **self._head,
             "images": [part for part in images if part["arms"]],
             "captions": self._captions.figures() if self._captions is not None else None,
+            **({"tune": self._tuned} if self._tuned else {}),
             "left_out": list(self._left_out),
         }
         aims = [aim for part in (*found["images"], found["captions"] or {}) for aim in part.get("aims", ())]
@@ -285,6 +299,14 @@ class Bench:
                 say(f"{what}: left out, as it failed\n{traceback.format_exc()}")
         release_memory()  # here, where no error holds the models any more
         return done
+
+    def _tune(self, budget: Budget) -> bool:
+        model = self._folder / "stable-diffusion"
+        if not (model / "model_index.json").exists():
+            save_stable_diffusion(model, self._size, device=self._options.device)
+        arms = tune_arms.measured(model, self._work / "tune", self._options, budget)
+        self._tuned = {"batch": self._options.tune_batch, "arms": arms}
+        return len(arms) == len(tune_arms.ARMS)
 
     def _race(self, steps: int, ceiling: float, budget: Budget) -> bool:
         """The turns of one number of steps."""
@@ -493,6 +515,12 @@ def table(figures: dict[str, Any]) -> str:
                 f"| {title} | {name} | {arm['images_per_second']:.2f} | {share} | {busy} "
                 f"| {arm['cpu_seconds_per_image']:.3f} |"
             )
+    for name, arm in figures.get("tune", {}).get("arms", {}).items():
+        lines += [
+            "",
+            f"tuning a LoRA, {name}: {arm['steps_per_second']:.3f} steps/s of {figures['tune']['batch']} images,",
+        ]
+        lines[-1] += f" {arm['peak_gb']:.1f} GB"
     for title, part in parts:
         lines.append("")
         lines += [

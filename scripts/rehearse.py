@@ -1,21 +1,23 @@
 #!/usr/bin/env python
 """A dataset of ImageNet-1K's size from the source to the second version, with everything real but the two models.
 
-    python scripts/rehearse.py --rows 1281167              about an hour of two cores, 20 GB of disk
-    python scripts/rehearse.py --rows 20000                a few minutes
-    python scripts/rehearse.py --rows 20000 --only verify --folder DIR    one stage again, of a rehearsal that was kept
+    python scripts/rehearse.py                                the whole: about an hour of two cores, 20 GB of disk
+    python scripts/rehearse.py --rows 20000                   a few minutes
+    python scripts/rehearse.py --folder DIR                   kept there; run again, it goes on with the next stage
+    python scripts/rehearse.py --folder DIR --only verify     one stage again, of a rehearsal that was kept
 
 The source is Parquet files with as many small true JPEG files of ImageNet-1K's thousand classes. In place of the
 captioner and the generator stand two stubs that answer at once: ten words, and 24 x 24 pixels from prompt and seed.
 All else is what a user runs: the index, captions and images in two processes (one is killed by SIGKILL in the middle
 and started again), finish, status, publication to the Hub of the tests on this machine, verify, a second version in
 which the images of one class in twenty are drawn with another seed, diff, loading by tag, whole and as a stream, ten
-images made again, an epoch of the training loader, the test of a classifier on all rows, the comparison of real and
-synthetic features.
+images made again, scores of all rows by a function in two processes, a selection by them, an epoch of the training
+loader, the test of a classifier on all rows, the comparison of the features of 50,000 real and synthetic images.
 
-For each stage: seconds, the largest resident set of any of its processes, files in the run folder, and what went over
-the wire: requests, commits, bytes. Aims on two cores: no process above 2 GB, the whole within an hour, the second
-version within 7 % of the bytes of the first. The last line is one JSON object.
+For each stage: seconds, CPU seconds of its processes (the Hub's not counted), the largest resident set of any of
+them, files in the run folders, and what went over the wire: requests, commits, bytes. Aims on two cores: no process
+above 2 GB, the whole within an hour, the second version within 7 % of the bytes of the first. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def make_source(folder: Path, rows: int) -> None:
     from builders.variants import get_variant
 
     wnids = [info.wnid for info in get_variant("imagenet-1k").classes]
-    (folder / "source").mkdir(parents=True)
+    (folder / "source").mkdir(parents=True, exist_ok=True)
     files = max(1, min(294, rows // 1000))
     for number in range(files):
         images, labels = [], []
@@ -115,6 +117,24 @@ def recipe_of(folder: Path, version: int) -> Any:
     seeds = [info.wnid for info in get_variant("imagenet-1k").classes][::CHANGED] if version == 2 else []
     recipe = load_recipe("imagenet-1k-cip", [*words, "name=rehearsal"])
     return recipe.model_copy(update={"class_seeds": dict.fromkeys(seeds, 1)})
+
+
+def score(folder: Path, rows: int) -> None:
+    """Each row by a function of the user's, in two processes."""
+    import hfsyn
+
+    function = folder / "brightness.py"
+    function.write_text("def brightness(image, row):\n    return sum(image.resize((1, 1)).getpixel((0, 0))) / 765\n")
+    hfsyn.score(folder / "run1", f"{function}:brightness", device="cpu", num_processes=2, quiet=True)
+
+
+def select(folder: Path, rows: int) -> None:
+    """The brighter half of each class."""
+    import hfsyn
+
+    each = max(1, rows // CLASSES // 2)
+    chosen = hfsyn.select(folder / "run1", folder / "selection", per_class=each, by="brightness", quiet=True)
+    assert (chosen.rows, chosen.kept) == (rows, each * CLASSES), (chosen.rows, chosen.kept)
 
 
 def index(folder: Path, rows: int, version: int = 1) -> None:
@@ -248,10 +268,25 @@ STAGES: dict[str, Any] = {
     "load whole": load_whole,
     "load as a stream": load_streamed,
     "reproduce ten": reproduce,
+    "score": score,
+    "select": select,
     "an epoch of the loader": epoch,
     "evaluate": evaluate,
     "fidelity": fidelity,
 }
+
+
+_ALONE = (
+    "load whole",
+    "load as a stream",
+    "reproduce ten",
+    "score",
+    "select",
+    "an epoch of the loader",
+    "evaluate",
+    "fidelity",
+)
+"""Stages that come last, each one process to start with."""
 
 
 # --- the rehearsal ----------------------------------------------------------------------------------------------------
@@ -280,7 +315,7 @@ class Rehearsal:
         import psutil
 
         self.hub.reset()
-        began, peak = time.monotonic(), 0
+        began, peak, used = time.monotonic(), 0, _cpu_of_children()
         log = (self.folder / "log.txt").open("a")
         print(f"== {name}", file=log, flush=True)
         running = [self._start(command, log) for command in commands]
@@ -301,6 +336,7 @@ class Rehearsal:
         entry = {
             "stage": name,
             "seconds": round(time.monotonic() - began, 1),
+            "cpu_seconds": round(_cpu_of_children() - used, 1),
             "peak_gb": round(peak / 1e9, 2),
             "files": sum(1 for run in ("run1", "run2") for _ in (self.folder / run).rglob("*")),
             "requests": len(self.hub.log),
@@ -315,6 +351,12 @@ class Rehearsal:
 
     def _half(self, folder: Path) -> int:
         return max(1, -(-self.rows // 1000) // 2)
+
+
+def _cpu_of_children() -> float:
+    """Seconds that all processes used that were started here, or by these, and have ended."""
+    spent = os.times()
+    return spent.children_user + spent.children_system
 
 
 def _largest(process: Any) -> int:
@@ -334,7 +376,8 @@ def _largest(process: Any) -> int:
 def line(entry: dict[str, Any]) -> str:
     """A stage in a line."""
     wire = f"{entry['requests']:6,} requests {entry['commits']:3} commits {entry['sent_mb']:8,.1f} MB sent"
-    return f"{entry['stage']:26} {entry['seconds']:8.1f} s {entry['peak_gb']:6.2f} GB {entry['files']:6,} files {wire}"
+    took = f"{entry['seconds']:8.1f} s {entry['cpu_seconds']:8.1f} s of CPU"
+    return f"{entry['stage']:26} {took} {entry['peak_gb']:6.2f} GB {entry['files']:6,} files {wire}"
 
 
 def rehearse(folder: Path, rows: int, only: str | None) -> dict[str, Any]:
@@ -362,13 +405,18 @@ def rehearse(folder: Path, rows: int, only: str | None) -> dict[str, Any]:
             "second: publish": lambda: run.command("second: publish", "publish", two, REPO, "--version", "1.1.0", "-q"),
             "diff": lambda: run.command("diff", "diff", published, f"{REPO}@v1.1.0", "-q", expected=(0, 1)),
         }
-        loading = ("load whole", "load as a stream", "reproduce ten", "an epoch of the loader", "evaluate", "fidelity")
-        steps |= {name: lambda name=name: run.stage(name) for name in loading}  # type: ignore[misc]
+        steps |= {name: lambda name=name: run.stage(name) for name in _ALONE}  # type: ignore[misc]
+        kept = folder / "stages.json"
+        done = json.loads(kept.read_text()) if kept.exists() else {}
+        if done.setdefault("rows", rows) != rows:
+            sys.exit(f"{folder} is a rehearsal of {done['rows']} rows: say --rows {done['rows']}, or another --folder.")
         for name, step in steps.items():
-            if only is None or name == only:
+            if name == only or (only is None and name not in done):
                 step()
-                run.found[-1]["stage"] = name
-    return summed_up(run.found, rows)
+                done[name] = run.found[-1] | {"stage": name}
+                kept.write_text(json.dumps(done))
+        found = [done[name] for name in steps if name in done]
+    return summed_up(found, rows)
 
 
 def summed_up(found: list[dict[str, Any]], rows: int) -> dict[str, Any]:

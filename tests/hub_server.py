@@ -35,6 +35,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import hub_buckets  # noqa: F401  # its routes
 from hub_routes import CHUNK, ROUTES, Request, Response, route
 from hub_store import Commit, Gated, Refused, RepoType, Store
 from hub_xet import Xet

@@ -32,7 +32,9 @@ def text_of(raw: bytes) -> str:
 
 
 def read_shard(data: bytes) -> Iterator[tuple[str, Content]]:
-    """Every file that a shard lists, by SHA-256: a header, its runs, as many checksums, and the SHA-256."""
+    """Every file that a shard lists, by its Xet hash and, where it is there, by SHA-256: a header, its runs, as many
+    checksums, and the SHA-256.
+    """
     place = RECORD
     while data[place : place + 32] != b"\xff" * 32:
         flags, count = struct.unpack_from("<II", data, place + 32)
@@ -44,6 +46,7 @@ def read_shard(data: bytes) -> Iterator[tuple[str, Content]]:
             content.runs.append((text_of(data[run : run + 32]), first, end))
             content.size += size
         place += count * RECORD * (2 if flags & HAS_VERIFICATION else 1)
+        yield content.xet_hash, content
         if flags & HAS_METADATA:
             yield text_of(data[place : place + 32]), content
             place += RECORD

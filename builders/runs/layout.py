@@ -51,6 +51,7 @@ from typing import Any
 
 from builders.errors import DataError, near_path
 from builders.files import is_litter, is_owned_name
+from builders.stores.copies import is_address
 from builders.yaml import load_mapping
 
 RECIPE = "recipe.yaml"
@@ -314,7 +315,10 @@ def is_run_folder(folder: Path) -> bool:
 
 def run_folder(path: str | Path, hint: str = "`hfsyn build RECIPE --out RUN` creates one.") -> Path:
     """The run folder of that path; ``~`` is the home folder. Raises DataError, with `hint`, if it is not one."""
-    folder = Path(path).expanduser()
+    if is_address(path):
+        said = f"{path} is in object storage, and this command reads a run folder on a disk."
+        raise DataError(said, "Copy it first: hf buckets sync, aws s3 sync, ... Or publish it, and name the dataset.")
+    folder = (path if isinstance(path, Path) else Path(path)).expanduser()
     if not is_run_folder(folder):
         raise DataError(f"{folder} is not a run folder: there is no {RECIPE} in it.{near_path(folder)}", hint)
     return folder

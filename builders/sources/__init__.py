@@ -32,7 +32,8 @@ def open_source(
     `path` is a local folder or Parquet file (class folders by wnid or class name, the original layouts of Tiny ImageNet
     and of the evaluation sets, Parquet); without it the variant's Hub repository is streamed at `revision` (a branch,
     tag or commit; default: the one that the variant was checked against, else the newest). A repository that holds an
-    archive cannot be streamed. Drawn variants take neither. `limit_per_class` keeps the first images of each class in
+    archive cannot be streamed. A drawn variant has no
+    revision; without a path it is drawn. `limit_per_class` keeps the first images of each class in
     index order. `token` is passed to huggingface_hub.
 
     Raises DataError if there is no such variant, split, folder or access, or if labels cannot be mapped to wnids.
@@ -41,10 +42,10 @@ def open_source(
     split = found.split(split)
     if limit_per_class is not None and limit_per_class < 1:
         raise DataError(f"The limit of images per class is {limit_per_class}.", "It must be at least 1.")
-    if found.drawn:
-        if path is not None or revision is not None:
-            said = f"The variant '{variant}' is drawn and has neither a path nor a revision."
-            raise DataError(said, "Leave source.path and source.revision empty.")
+    if found.drawn and path is None:
+        if revision is not None:
+            said = f"The variant '{variant}' is drawn and has no revision."
+            raise DataError(said, "Leave source.revision empty.")
         from builders.sources.drawing import ShapesSource
 
         return ShapesSource(variant=found.name, split=split, limit_per_class=limit_per_class)

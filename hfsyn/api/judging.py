@@ -344,15 +344,8 @@ def fidelity(
     from hfsyn.judging.measures.fidelity import measure_fidelity
     from hfsyn.workers import pick_device
 
-    how: dict[str, Any] = {
-        "features": features,
-        "evaluation": eval_dataset,
-        "limit_per_class": limit,
-        "overrides": Overrides(**words),
-        "device": pick_device(device),
-        "sheet": sheet,
-        "quiet": quiet,
-    }
+    how: dict[str, Any] = {"features": features, "evaluation": eval_dataset, "limit_per_class": limit, "sheet": sheet}
+    how |= {"overrides": Overrides(**words), "device": pick_device(device), "quiet": quiet}
     return _kept(measure_fidelity(synthetic, real, **how), out)
 
 

@@ -207,7 +207,7 @@ def _tuned_in_several(wanted: Recipe, out: Path, run: Run | None, how: Any, proc
     """Tune in several processes through accelerate; the recipe travels as it was resolved."""
     from hfsyn.launching import launch, stopped
     from hfsyn.recipes.recipe import dump_recipe
-    from hfsyn.tuning.tune import RESULT
+    from hfsyn.tuning.kept import RESULT
 
     with tempfile.TemporaryDirectory(prefix="hfsyn-tune-") as folder:
         recipe = Path(folder) / "recipe.yaml"

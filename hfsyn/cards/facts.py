@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from builders.errors import DataError
 from builders.runs import layout
+from builders.stores.copies import readable
 from builders.variants import Variant, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import Recipe, fingerprint
@@ -91,10 +92,11 @@ class CardFacts:
             "starts_from": "source" if draw.init == "source" and of_images else None,
             "lora": draw.lora if of_images else None,
             "lora_revision": draw.lora_revision if of_images else None,
+            "lora_tuned_on": draw.lora_tuned_on if of_images else None,
             "scores": bool(self.manifest.get("judges")) and of_images,
             "in_progress": self.in_progress,
         }
-        optional = ("scores", "shards", "source", "starts_from", "lora", "lora_revision")
+        optional = ("scores", "shards", "source", "starts_from", "lora", "lora_revision", "lora_tuned_on")
         return {key: value for key, value in found.items() if value or key not in optional}
 
 
@@ -195,7 +197,7 @@ def example_rows(folder: Path) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     images, captions = (layout.finished_shards(folder / name) for name in (layout.DATA, layout.CAPTIONS))
     for shard in list(images) or captions:
-        with pq.ParquetFile(shard) as parquet:
+        with pq.ParquetFile(readable(shard)) as parquet:
             columns = [name for name in _EXAMPLE if name in parquet.schema_arrow.names]
             for batch in parquet.iter_batches(columns=columns):
                 for row in batch.to_pylist():

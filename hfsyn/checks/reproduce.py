@@ -142,6 +142,7 @@ def _stored_image(row: Mapping[str, Any], what: str) -> bytes:
 
 def _drawn(by: ImageGenerator, row: Mapping[str, Any], batch_size: int, real: Image.Image | None) -> Generated:
     images = {} if real is None else {"images": [fitting(by)(real)]}
+    getattr(by, "for_class", lambda wnid: None)(row["wnid"])
     (made,) = by.start([row["prompt"]], [row["seed"]], batch_size, **images)()
     return made
 

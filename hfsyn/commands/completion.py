@@ -74,6 +74,8 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "captioners show name": (_shipped("captioners"),),
     "generator": (_shipped("generators"),),
     "generators show name": (_shipped("generators"),),
+    "audit factors": (_shipped("factors"),),
+    "audit reader": (_shipped("captioners"),),
     "train config": (_shipped("training"),),
     "strategy": (_strategies,),
     "strategies show name": (_strategies,),

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Make the dataset of RECIPE: caption, generate, finish.")
 @click.argument("recipe")
-@click.option("--out", required=True, metavar="RUN", help="The run folder; created, or continued where it was left.")
+@click.option(
+    "--out",
+    required=True,
+    metavar="RUN",
+    help="The run folder, on the disk or in object storage; created, or continued.",
+)
 @recipe_options
 @click.option("--overwrite", is_flag=True, help="Delete the run that RUN holds first.")
 @captions_option
@@ -44,11 +49,14 @@ def build(recipe: str, out: str, as_json: bool, **words: Any) -> None:
     \b
     hfsyn build shapes-cip --limit 20 --out runs/shapes
     hfsyn build imagenette-cip --out runs/cip --num-processes 8
+    hfsyn build imagenette-cip --out hf://buckets/alice/runs/cip
     accelerate launch --num_processes 8 -m hfsyn build imagenette-cip --out runs/cip
     """
+    from builders.stores.copies import check_address
     from hfsyn.api.words import chosen, take
     from hfsyn.workers import current_worker
 
+    check_address(out)  # before it is printed: it may hold a password
     wanted = chosen(recipe, **take(words, chosen))
     talks = current_worker().is_main
     if talks and not words["quiet"]:
@@ -80,6 +88,7 @@ def _finished(run: Any, as_json: bool, quiet: bool) -> None:
     """Print a finished run: what came out, its pictures, and how to load it; last the folder."""
     from builders.published import RunFolder
     from builders.runs import layout
+    from builders.stores.copies import store_of
     from hfsyn.cards.card import FLAGS
 
     manifest = RunFolder(run.folder).manifest().raw
@@ -87,7 +96,8 @@ def _finished(run: Any, as_json: bool, quiet: bool) -> None:
     if as_json:
         keys = ("rows", "fingerprint", "rejected", "left_out", "unreadable_classes", "flags")
         kept = {key: manifest[key] for key in keys}
-        echo_json({"run": str(run.folder), "classes": len(manifest["classes"]), "pictures": str(pictures), **kept})
+        places = {"run": f"{run.folder}", "classes": len(manifest["classes"]), "pictures": f"{pictures}"}
+        echo_json({**places, **kept})
         return
     if not quiet:
         count = f"{plural(manifest['rows'], 'image')} of {plural(len(manifest['classes']), 'class')}"
@@ -98,9 +108,12 @@ def _finished(run: Any, as_json: bool, quiet: bool) -> None:
         flags = manifest["flags"].items()
         lines += [f"flagged {flag}: {plural(count, 'row')} ({FLAGS.get(flag, '')})" for flag, count in flags]
         lines += [f"pictures: {pictures}"] if pictures.is_file() else []
-        lines += [f'in Python: datasets.load_dataset("{Path(run.folder).as_posix()}", split="{run.split}")']
+        place = (
+            f'"{run.folder.as_posix()}"' if store_of(run.folder) is None else f'"parquet", data_dir="{run.folder}/data"'
+        )
+        lines += [f'in Python: datasets.load_dataset({place}, split="{run.split}")']
         click.echo("\n".join(lines), err=True)
-    click.echo(run.folder)
+    click.echo(f"{run.folder}")
 
 
 def left_out(counts: Mapping[str, int], classes: Iterable[Mapping[str, Any]]) -> list[str]:

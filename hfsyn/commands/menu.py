@@ -15,7 +15,7 @@ SECTIONS: Mapping[str, str] = {
     "Judge each image": "score select",
     "Choose": "variants strategies captioners generators recipes",
     "Publish and check": "publish verify diff reproduce",
-    "Train and compare": "train evaluate fidelity membership bench report demo",
+    "Train and compare": "train evaluate audit loop fidelity membership bench report demo",
     "Help": "doctor env",
 }
 """The commands of the root by heading, in the order of the help."""

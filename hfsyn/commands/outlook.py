@@ -42,6 +42,8 @@ def status(run: str, as_json: bool, quiet: bool) -> None:
     for name, counts in found.unused_weights.items():
         lines.append(f"weights of the model ({name}): {', '.join(f'{n} {kind}' for kind, n in counts.items())}")
     lines += [f"selected: {found.selection}"] if found.selection else []
+    if found.made_again:
+        lines.append(f"made twice: {plural(found.made_again, 'shard')}, by jobs that did not see each other")
     lines += [f"not finished: {what}; `hfsyn build` makes it again" for what in found.lost]
     lines.append("finished" if found.finished else "unfinished")
     echo(asdict(found), "\n".join(lines), as_json=as_json, quiet=quiet)

@@ -1,7 +1,8 @@
-"""The commands that say what each image is worth, and keep the better ones: score, select."""
+"""The commands that say what each image is worth, keep the better ones, and find what is missing."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -81,4 +82,91 @@ def select_command(as_json: bool, quiet: bool, **words: Any) -> None:
     echo(found.as_dict(), text, as_json=as_json, quiet=quiet)
 
 
-SCORING = (score_command, select_command)
+@click.command("audit", short_help="Say what MODEL lacks, in words, and write a recipe for it.")
+@click.argument("model")
+@click.option("--factors", required=True, metavar="NAME|FILE", help="What varies: shapes, photo-basics, or a file.")
+@click.option("--out", required=True, metavar="AUDIT", help="Folder of the audit; run again, it continues.")
+@click.option("--recipe", metavar="RECIPE", help="Who draws, and which classes.  [default: the factor file's]")
+@click.option("--generator", metavar="NAME", help="Generate with this model of `hfsyn generators ls`, or a file.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a field of the recipe.")
+@number("--images", default=2000, show_default=True, help="Images in all.")
+@number("--repair", least=0, default=300, show_default=True, help="Images of the repair recipe; 0 writes none.")
+@click.option("--classes", metavar="NAMES", help="Of these classes alone, with commas between.")
+@click.option("--reader", metavar="NAME", help="Who reads back what an image shows: a captioner, vlm:NAME, or none.")
+@number("--seed", least=0, most=2**31 - 1, default=0, show_default=True, help="Of the design.")
+@processes_option("Processes on this machine. Default: one per GPU, or one per CPU core.")
+@click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
+@click.option("--budget-hours", type=Finite(0, 1e6, min_open=True), metavar="H", help="Begin no shard after this long.")
+@answer_options
+def audit_command(as_json: bool, quiet: bool, **words: Any) -> None:
+    """Say what MODEL lacks: where it is wrong more often than elsewhere, the most costly first.
+
+    Images of all classes with all levels of some factors (colour, background, weather, ...) are made, those that do not
+    show what they should are left out, and MODEL, any classifier of `hfsyn evaluate`, judges the others. Prints the
+    path of a page with all of it; AUDIT/repair.yaml is a recipe of images for what was found.
+
+    \b
+    hfsyn audit out/real --factors shapes --out out/audit
+    hfsyn audit resnet50.a1_in1k --factors photo-basics --recipe imagenette-basic --reader blip-base --out out/audit
+    hfsyn build out/audit/repair.yaml --out runs/repair
+    hfsyn train --train-dataset imagenette --train-dataset runs/repair --out out/repaired
+    """
+    from hfsyn import audit
+
+    found = audit(**words, quiet=quiet or as_json)
+    if found is None:
+        return
+    if not (as_json or quiet):
+        click.echo(found.text())
+    echo(found.as_dict(), found["page"], as_json=as_json, quiet=quiet)
+
+
+_EXAMPLE = """\
+recipe: shapes-basic        # who draws
+factors: shapes             # what can be drawn: classes, and levels of factors
+train: shapes               # the training recipe
+start: []                   # sets that every classifier is trained on, too
+policy: audit               # uniform, hard-classes, audit, or path/to/file.py:function
+images: 200                 # of a round
+rounds: 3
+steer: {dataset: shapes, split: "train[held 5%]"}      # what a policy may know
+test: {dataset: shapes, split: test}
+weights: new                # or last: go on from those of the last round
+"""
+
+
+def _print_example(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        click.echo(_EXAMPLE, nl=False)
+        context.exit()
+
+
+@click.command("loop", short_help="Draw what the last classifier lacks, train again, round by round.")
+@click.argument("file", metavar="LOOP.yaml")
+@click.option("--out", required=True, metavar="LOOP", help="Folder of the loop; run again, it continues.")
+@processes_option("Processes that draw and judge. Default: one per GPU, or one per CPU core.")
+@click.option("--device", metavar="DEVICE", help="cpu or cuda. Default: each process's own GPU, or the CPU.")
+@click.option(
+    "--example", is_flag=True, is_eager=True, expose_value=False, callback=_print_example, help="Print a LOOP.yaml."
+)
+@answer_options
+def loop_command(as_json: bool, quiet: bool, **words: Any) -> None:
+    """Draw what the last classifier lacks, train again, and so on; `uniform` runs beside. Prints the path of the curve.
+
+    Each round has images as its policy plans them, from what is known of the last classifier on real images that are
+    not the test: `hard-classes` by the error of each class, `audit` by what `hfsyn audit` finds, a function of your
+    own by whatever it likes. Rounds are ordinary run and training folders.
+
+    \b
+    hfsyn loop --example > loop.yaml
+    hfsyn loop loop.yaml --out out/loop
+    """
+    from hfsyn import loop
+
+    found = loop(**words, quiet=quiet or as_json)
+    if not (as_json or quiet):
+        click.echo(found.text(), err=True)
+    echo(found.as_dict(), str(Path(found["out"]) / "curve.json"), as_json=as_json, quiet=quiet)
+
+
+SCORING = (score_command, select_command, audit_command, loop_command)

@@ -201,6 +201,8 @@ def add_real_images(
     seen: Sequence[Seen], side: Published | RunFolder, recipe: Recipe, path: str | None, token: str | bool | None
 ) -> str | None:
     """Give each row its real image, by source id. Returns why there are none, in one line; None if all were found."""
+    if recipe.of_prompts:
+        return "its prompts are of no real image"
     ids = {one.row["source_id"] for one in seen}
     part = recipe.source
     try:

@@ -9,13 +9,14 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from builders.hub import HeadMovedError, Patience, asked, check_token, is_offline, page_of, patiently, status_of
+from builders.stores.copies import borrowed, present
 from hfsyn.errors import ExitCode, HfsynError
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ class LocalFile:
 
     def read(self) -> bytes:
         """The whole content."""
-        return self.content if isinstance(self.content, bytes) else self.content.read_bytes()
+        return self.content if isinstance(self.content, bytes) else present(self.content).read_bytes()
 
     @property
     def size(self) -> int:
@@ -233,15 +234,19 @@ class HubRepo:
         from huggingface_hub import CommitOperationAdd
 
         for portion in portions(files, _SENT_AT_ONCE, _BYTES_AT_ONCE):
-            for name, file in portion.items():
-                if (name, file.sha256) not in self._waiting:
-                    content = file.content if isinstance(file.content, bytes) else str(file.content)
-                    added = CommitOperationAdd(name, content)
-                    added.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: saves the client a second read
-                    self._waiting[name, file.sha256] = added
-            # The operation itself marks what has arrived, so neither the commit nor a retry sends it again.
-            operations = [self._waiting[name, file.sha256] for name, file in portion.items()]
-            self.ask(f"send files to {self.repo_id}", "preupload_lfs_files", operations, free_memory=False)
+            with ExitStack() as here:
+                for name, file in portion.items():
+                    key = name, file.sha256
+                    if isinstance(file.content, Path) and not getattr(self._waiting.get(key), "_is_uploaded", False):
+                        here.enter_context(borrowed(file.content, file.sha256))
+                    if key not in self._waiting:
+                        content = file.content if isinstance(file.content, bytes) else str(file.content)
+                        added = CommitOperationAdd(name, content)
+                        added.upload_info.sha256 = bytes.fromhex(file.sha256)  # known: saves the client a second read
+                        self._waiting[key] = added
+                # The operation itself marks what has arrived, so neither the commit nor a retry sends it again.
+                operations = [self._waiting[name, file.sha256] for name, file in portion.items()]
+                self.ask(f"send files to {self.repo_id}", "preupload_lfs_files", operations, free_memory=False)
             sent(sum(file.size for file in portion.values()))
 
     def commit(
@@ -371,33 +376,3 @@ def portions(
         total += size
     if portion:
         yield portion
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a token may do, as `whoami` says."""
-
-    role: str  # `read`, `write`, `fineGrained` or what else the Hub says
-    write: bool  # whether it may write to the owner's repositories
-    more: tuple[str, ...] = ()  # rights beyond reading and writing repositories of that owner
-    pulls: bool = True  # whether it may open and merge pull requests there
-
-
-def rights_of(who: Mapping[str, Any], owner: str) -> Rights:
-    """Rights of the token that `whoami` describes, for repositories of an owner."""
-    token = (who.get("auth") or {}).get("accessToken") or {}
-    role = str(token.get("role") or "unknown")
-    if role != "fineGrained":
-        # A plain write token can write everywhere that its user can.
-        everywhere = (f"everything of {who.get('name')} and their organisations",) if role == "write" else ()
-        return Rights(role, role in ("write", "admin", "unknown"), everywhere)
-    fine = token.get("fineGrained") or {}
-    write, pulls, more = False, False, [str(right) for right in fine.get("global") or ()]
-    for scope in fine.get("scoped") or ():
-        name = str((scope.get("entity") or {}).get("name") or "")
-        permissions = [str(permission) for permission in scope.get("permissions") or ()]
-        mine = name == owner or name.startswith(f"{owner}/")
-        write |= mine and "repo.write" in permissions
-        pulls |= mine and "discussion.write" in permissions
-        more += [f"{right} of {name}" for right in permissions if not mine or not right.startswith("repo.")]
-    return Rights(role, write, tuple(more), pulls)

@@ -143,7 +143,7 @@ class DenoisingLoss:
 
     @property
     def text_encoders(self) -> dict[str, Any]:
-        """CLIP's text encoders in the pipeline, by name; T5 is none of them."""
+        """CLIP's text encoders in the pipeline, by name; not T5."""
         parts = self._pipe.components.items()
         return {name: part for name, part in parts if type(part).__name__.startswith("CLIPText")}
 

@@ -17,6 +17,7 @@ from builders.images.decoding import decoded
 from builders.runs import layout
 from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
+from builders.stores.copies import present
 from hfsyn.errors import HfsynError
 from hfsyn.images.generator import DiffusersGenerator, ImageGenerator, fitting
 from hfsyn.images.production import Production, Work
@@ -116,7 +117,8 @@ class SourcePictures:
         self._index = pq.read_table(run.checked(layout.SOURCE))
         columns = ["source_id", "source_sha256"]
         captions = pa.concat_tables(
-            [pq.read_table(shard, columns=columns) for shard in run.caption_shards()], promote_options="permissive"
+            [pq.read_table(present(shard), columns=columns) for shard in run.caption_shards()],
+            promote_options="permissive",
         )
         self._sha256 = captions.combine_chunks()
         self._pool = ThreadPoolExecutor(_THREADS, "decode")

@@ -19,6 +19,7 @@ from hfsyn.images.latents import Levels, fetch
 from hfsyn.images.tokens import TokenCounter
 from hfsyn.images.trial import PROMPT, OwnNoise, Sketch, size_refused, try_out
 from hfsyn.images.tuning import PLAIN, Tuning, kernels, tune
+from hfsyn.models.loras import ClassLoras
 from hfsyn.models.pipelines import call_options, load_pipeline, size_of, starting_from_images
 from hfsyn.recipes.recipe import GeneratePart
 
@@ -108,6 +109,12 @@ class DiffusersGenerator:
         self.tuning = tuning
         tune(self._pipe, tuning)
         self._noise.attach()
+        self._loras = ClassLoras(self._pipe, recipe) if recipe.lora_by_class else None
+
+    def for_class(self, wnid: str) -> None:
+        """Draw the next batches for a class, if each has a LoRA of its own."""
+        if self._loras is not None:
+            self._loras.take(wnid)
 
     def _check_guidance(self, pipe: Any) -> None:
         """Refuse limits of the guidance if there is none to limit, or no step lies within them."""

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from hfsyn.images.encoding import encode, stored_name
@@ -150,7 +151,7 @@ class Production:
         first = 0
         while first < len(specs):
             outcome = self._size.run(
-                lambda size, first=first: self._start(work, specs[first : first + size], size),  # type: ignore[misc]
+                lambda size, first=first: self._start(work, self._batch(specs, first, size), size),  # type: ignore[misc]
                 settle=lambda: _wait(self._ahead),
             )
             if outcome is None:
@@ -167,6 +168,13 @@ class Production:
             self._advance_open()
         work.drawing = False
 
+    def _batch(self, specs: Sequence[SampleSpec], first: int, size: int) -> Sequence[SampleSpec]:
+        """The next specs that are drawn together: all of one class, if each class is drawn with a LoRA of its own."""
+        some = specs[first : first + size]
+        if not self._recipe.generate.lora_by_class:
+            return some
+        return list(takewhile(lambda spec: spec.wnid == some[0].wnid, some))
+
     def _start(
         self, work: Work, batch: Sequence[SampleSpec], size: int
     ) -> tuple[Sequence[SampleSpec], list[int], Pending]:
@@ -175,6 +183,8 @@ class Production:
         if attempt:
             seeds = [seed_of(self._recipe.seed_for(spec.wnid), spec.sample_id, attempt) for spec in batch]
         more = {} if self._pictures is None else {"images": self._pictures(batch)}
+        if self._recipe.generate.lora_by_class:
+            getattr(self._generator, "for_class", lambda wnid: None)(batch[0].wnid)
         return batch, seeds, self._generator.start([spec.prompt for spec in batch], seeds, size, **more)
 
     def _settle(self, work: Work, batch: Sequence[SampleSpec], seeds: Sequence[int], pending: Pending) -> None:

@@ -1,23 +1,28 @@
 """LoRA weights: found, pinned like a model, and fused into a pipeline before its first image.
 
 A recipe names them with ``generate.lora`` (a Hub id, a local folder or a file), ``lora_file``, ``lora_revision`` and
-``lora_scale``. Only safetensors are read.
+``lora_scale``. Only safetensors are read. A LoRA for each class is a folder with a list of them,
+``{wnid: {"file": ..., "sha256": ...}}``: they stand beside the weights instead, one after another.
 """
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from builders.errors import brief
+from builders.errors import brief, one_line
 from builders.files import sha256_of
 from hfsyn.errors import HfsynError
 from hfsyn.models.finding import commit_of
 from hfsyn.recipes.loading import check_content
+from hfsyn.recipes.parts import BY_CLASS
 from hfsyn.recipes.recipe import GeneratePart, is_content_hash
 
 FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls LoRA weights, where a recipe names no file
+TUNING = "tuning.json"  # what `hfsyn tune` says about them
 _ADAPTER = "recipe"
 
 
@@ -33,12 +38,14 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
     if (local := _local(part)) is not None:
         content = f"sha256:{sha256_of(local)}"
         check_content(content, revision, f"{local} is not the LoRA", "generate.lora_revision")
-        return part.model_copy(update={"lora_revision": content})
+        known = part.lora_tuned_on or _tuned_on(local.parent / TUNING)
+        file = BY_CLASS if local.name == BY_CLASS else part.lora_file
+        return part.model_copy(update={"lora_file": file, "lora_revision": content, "lora_tuned_on": known})
     if is_content_hash(revision):
         said = f"generate.lora is {part.lora!r}, and generate.lora_revision is the content of a local file."
         raise HfsynError(said, "Name that file: --set generate.lora=FILE")
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
     repo, file = part.lora, part.lora_file or FILE
 
@@ -52,7 +59,20 @@ def pin_lora(part: GeneratePart) -> GeneratePart:
             raise HfsynError(said, "Name it: --set generate.lora_file=FILE.safetensors") from None
 
     hint = f"Fetch it with a network (`hf download {repo} {file}`), or name a local file."
-    return part.model_copy(update={"lora_revision": commit_of(repo, revision, file, ask, what="LoRA", hint=hint)})
+    commit = commit_of(repo, revision, file, ask, what="LoRA", hint=hint)
+    known = part.lora_tuned_on
+    with suppress(HfHubHTTPError, OSError, ValueError):  # most repositories have no such file
+        known = known or _tuned_on(Path(hf_hub_download(repo, TUNING, revision=commit)))
+    return part.model_copy(update={"lora_revision": commit, "lora_tuned_on": known})
+
+
+def _tuned_on(path: Path) -> str | None:
+    """What a LoRA was tuned on, from the ``tuning.json`` beside it; None if that does not say."""
+    try:
+        named = json.loads(path.read_text(encoding="utf-8"))["tuned_on"]["reference"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return one_line(named) if isinstance(named, str) and 0 < len(named) < 200 else None
 
 
 def _local(part: GeneratePart) -> Path | None:
@@ -62,8 +82,9 @@ def _local(part: GeneratePart) -> Path | None:
         if str(part.lora).startswith(("/", ".", "~")):
             raise HfsynError(f"There is no LoRA at {part.lora}.", "Name a file, a folder, or a Hub id.")
         return None
-    found = path / (part.lora_file or FILE) if path.is_dir() else path
-    if not found.is_file() or found.suffix != ".safetensors":
+    usual = BY_CLASS if (path / BY_CLASS).is_file() else FILE
+    found = path / (part.lora_file or usual) if path.is_dir() else path
+    if not found.is_file() or (found.suffix != ".safetensors" and found.name != BY_CLASS):
         files = sorted(file.name for file in path.glob("*.safetensors")) if path.is_dir() else []
         raise HfsynError(
             f"{found} is not a file of LoRA weights (safetensors).",
@@ -74,7 +95,7 @@ def _local(part: GeneratePart) -> Path | None:
 
 def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
     """Add the LoRA to the weights of a pipeline, in the pipeline's dtype, and count its weights that fit nothing."""
-    if part.lora is None:
+    if part.lora is None or part.lora_by_class:
         return {}
     if not hasattr(pipe, "load_lora_weights"):
         raise HfsynError(f"{part.model} is a {type(pipe).__name__}, which takes no LoRA.", "Set generate.lora to null.")
@@ -105,6 +126,51 @@ def fuse_lora(pipe: Any, part: GeneratePart) -> dict[str, int]:
         )
     left = whole - fitting
     return {f"weight of the LoRA that fits nothing in the model, of {whole}": left} if left else {}
+
+
+class ClassLoras:
+    """The LoRA of each class, of which a pipeline has one at a time.
+
+    They are not fused, so that a change leaves nothing behind. Raises HfsynError if the list cannot be read.
+    """
+
+    def __init__(self, pipe: Any, part: GeneratePart) -> None:
+        from huggingface_hub import hf_hub_download
+
+        self._pipe, self._part, self._now = pipe, part, ""
+        if (local := _local(part)) is not None:
+            pin_lora(part)
+            self._fetch: Callable[[str], Path] = lambda name: local.parent / name
+        else:
+            self._fetch = lambda name: Path(hf_hub_download(str(part.lora), name, revision=part.lora_revision))
+        try:
+            files = json.loads(self._fetch(BY_CLASS).read_text(encoding="utf-8"))
+            self._files = {wnid: (str(one["file"]), str(one["sha256"])) for wnid, one in files.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            said = f"The list of LoRAs of {part.lora} cannot be read: {type(error).__name__}: {brief(error)}"
+            raise HfsynError(said, "Tune again with tune.per_class.") from None
+
+    def take(self, wnid: str) -> None:
+        """Draw with the LoRA of a class from now on. Raises HfsynError if it has none, or another than is listed."""
+        if wnid == self._now:
+            return
+        if wnid not in self._files:
+            said = f"{self._part.lora} has no LoRA for the class {wnid}."
+            raise HfsynError(said, "Tune for that class too, or name one LoRA for all.")
+        name, content = self._files[wnid]
+        path = self._fetch(name)
+        if not path.is_file() or sha256_of(path) != content:
+            said = f"{name} of {self._part.lora} is not the file that its list names."
+            raise HfsynError(said, "Put it back as it was, or tune again.")
+        if self._now:
+            self._pipe.unload_lora_weights()
+        try:
+            self._pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=_ADAPTER)
+            self._pipe.set_adapters([_ADAPTER], [self._part.lora_scale])
+        except Exception as error:  # diffusers, peft and the Hub's client each have their own exceptions
+            said = f"The LoRA {name} cannot be put into {self._part.model}: {type(error).__name__}: {brief(error)}"
+            raise HfsynError(said, "It must be made for this model, and stored as safetensors.") from error
+        self._now = wnid
 
 
 def _used(pipe: Any, adapted: Sequence[str], where: str, options: Mapping[str, Any]) -> tuple[Counter[str], int]:

@@ -16,9 +16,11 @@ from typing import Literal, NamedTuple
 from builders.errors import DataError, and_more, plural, size_text
 from builders.hub import is_offline, page_of
 from builders.sources import open_source
+from builders.stores.copies import is_address, local
 from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub.repo import HubRepo, rights_of
+from hfsyn.hub.repo import HubRepo
+from hfsyn.hub.rights import rights_of
 from hfsyn.models.finding import local_file, locate
 from hfsyn.models.loras import FILE
 from hfsyn.outlook.costs import memory_needed
@@ -175,7 +177,7 @@ def _models_of(recipe: Recipe) -> list[_Model]:
 def _recipe(recipe: Recipe, out: str | Path | None, token: Token) -> Iterator[Check]:
     """What could stop a run of this recipe in `out`, or in this folder where that is None."""
     if out is not None:
-        check, run = _folder(recipe, Path(out).expanduser())
+        check, run = _folder(recipe, out)
         yield check
         recipe = recipe if run is None else run.recipe  # with what that run has pinned
     yield _source(recipe, token)
@@ -186,9 +188,10 @@ def _recipe(recipe: Recipe, out: str | Path | None, token: Token) -> Iterator[Ch
     yield from _memory(recipe)
 
 
-def _folder(recipe: Recipe, folder: Path) -> tuple[Check, Run | None]:
+def _folder(recipe: Recipe, out: str | Path) -> tuple[Check, Run | None]:
     """Whether the run can be written to the folder, and the run that would be continued there."""
     try:
+        folder = local(out)
         run = run_in(recipe, folder)
     except HfsynError as error:
         return _failed(error), None
@@ -300,10 +303,11 @@ def _room(recipe: Recipe, out: str | Path | None, fetched: int) -> Iterator[Chec
     """Whether images and models fit on the disks that they go to."""
     from huggingface_hub import constants
 
-    target = existing(Path(out).expanduser() if out is not None else Path.cwd())
+    # Of a run in object storage hardly more than a shard is here at a time.
+    target = existing(local(out) if out is not None else Path.cwd())
     cache = existing(Path(constants.HF_HUB_CACHE))
     try:
-        images = disk_needed(recipe, out)
+        images = 0 if is_address(out) else disk_needed(recipe, out)
     except HfsynError as error:
         yield Check("warning", f"It is not known how much disk space the run takes: {error.message}", error.hint)
         images = 0

@@ -15,6 +15,7 @@ from typing import Any
 from builders.errors import hours_text, plural, quoted, size_text
 from builders.runs import layout
 from builders.runs.layout import shard_count
+from builders.stores.copies import local
 from builders.variants import get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import commits_for
@@ -232,7 +233,7 @@ def _pairs(made: Plan | None) -> tuple[tuple[str, str], ...]:
 
 def _run_at(folder: str | Path | None) -> Run | None:
     """The run in a folder, if there is one whose source is indexed."""
-    path = None if folder is None else Path(folder).expanduser()
+    path = None if folder is None else local(folder)
     there = path is not None and layout.is_run_folder(path) and (path / layout.SOURCE).exists()
     return load_run(path) if path is not None and there else None
 

@@ -8,6 +8,7 @@ from builders.errors import and_more
 from builders.files import sha256_of
 from builders.runs import layout
 from builders.runs.run_files import finished
+from builders.stores.copies import present
 from hfsyn.cards.facts import What
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import LocalFile
@@ -70,7 +71,7 @@ def _faults(run: Run, shards: list[Path], *, quiet: bool) -> list[str]:
     found = []
     with Progress("checking", size, quiet=quiet or size < _SOON_READ, unit="bytes") as bar:
         for shard in shards:
-            found += faults(shard, run.fingerprint)
+            found += faults(shard, run.fingerprint, here=True)
             bar.add(shard.stat().st_size if shard.exists() else 0)
     return found
 
@@ -101,7 +102,7 @@ def _shard_files(run: Run, shards: list[Path], prefix: str) -> dict[str, LocalFi
 def _small_files(run: Run, names: Iterable[str], prefix: str) -> dict[str, LocalFile]:
     """Those of the files that exist, hashed here."""
     paths = {f"{prefix}{name}": run.folder / name for name in names}
-    return {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.exists()}
+    return {name: LocalFile(path, sha256_of(present(path))) for name, path in paths.items() if path.exists()}
 
 
 def files_of(manifest: layout.Manifest, config_name: str) -> set[str]:

@@ -10,7 +10,8 @@ from builders.variants import get_variant
 from hfsyn.cards.card import MODEL_LICENCES
 from hfsyn.cards.facts import CONFIG_NAME, What
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES, HubRepo, LocalFile, rights_of
+from hfsyn.hub.repo import LARGEST_FILE, LARGEST_SHARD, MOST_ENTRIES, MOST_FILES, HubRepo, LocalFile
+from hfsyn.hub.rights import rights_of
 from hfsyn.hub.versions import Version, versions_among
 from hfsyn.outlook.doctor import Check
 from hfsyn.publishing.benchmark import EVAL

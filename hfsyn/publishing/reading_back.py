@@ -14,6 +14,7 @@ from builders.errors import brief
 from builders.hub import without_token
 from builders.published import Published
 from builders.runs.layout import Manifest, ShardEntry
+from builders.stores.copies import readable
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 
@@ -58,7 +59,7 @@ def compare_row(repo: HubRepo, commit: str, config_name: str, manifest: Manifest
     if not manifest.rows:
         return
     first = next(entry for entry in manifest.shards if entry.rows)
-    with pq.ParquetFile(folder / first.file) as parquet:
+    with pq.ParquetFile(readable(folder / first.file)) as parquet:
         mine: dict[str, Any] = next(parquet.iter_batches(1)).to_pylist()[0]
     try:
         theirs = repo.call(f"load {repo.repo_id} back", lambda: _first_row(repo, commit, config_name, manifest.split))

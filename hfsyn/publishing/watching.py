@@ -16,6 +16,7 @@ from typing import Any
 from builders.errors import plural
 from builders.hub import HeadMovedError
 from builders.runs import layout
+from builders.stores.copies import store_of
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import Progress, example_rows, facts_in_progress
 from hfsyn.errors import ExitCode, HfsynError
@@ -73,6 +74,9 @@ def watch(
     if what != "data":
         raise HfsynError("Captions are finished before images are made.", "Publish them without --watch.")
     run = run if isinstance(run, Run) else load_run(run)
+    if store_of(run.folder) is not None:
+        said = f"--watch follows a run on a disk, and {run.folder} is in object storage."
+        raise HfsynError(said, "Publish it without --watch when it is finished.")
     repo = HubRepo(repo_id, token=token, say=teller(quiet))
     place: dict[str, Any] = {"private": private, "into": into, "make_default": make_default}
     if not (run.folder / layout.MANIFEST).exists():

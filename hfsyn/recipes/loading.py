@@ -69,6 +69,8 @@ _TELLING = {
     "recipe": (("extends", "source", "prompt", "generate"), "hfsyn build {}"),
     "training recipe": (("model", "augment", "optimise"), "hfsyn train --config {}"),
     "matrix": (("arms",), "hfsyn bench {}"),
+    "factor file": (("factors", "never"), "hfsyn audit MODEL --factors {}"),
+    "loop file": (("policy", "steer", "factors"), "hfsyn loop {}"),
     "class map": (("classes",), "hfsyn build imagenette-cip --set source.variant={}"),
 }
 """What people write -> keys that no other kind has, and the command that takes its file."""

@@ -18,6 +18,8 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Scheduler = Literal[
     "default", "ddim", "pndm", "euler", "euler-trailing", "euler-ancestral", "dpm++", "dpm++-karras", "unipc", "lcm"
 ]
+BY_CLASS = "lora_by_class.json"
+"""Lists the LoRA of each class where a tuning has made one for each; named as ``lora_file``."""
 BUILTIN = "builtin"  # the model name of the small trained models that come with hfsyn
 HUB = "hf://datasets/"  # how a dataset on the Hub is named in place of a file
 
@@ -144,9 +146,13 @@ class GeneratePart(Part):
     lora: Text | None = None
     """LoRA weights to add to the model: a Hub id, a local folder or a file. Safetensors only."""
     lora_file: Text | None = None
-    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`."""
+    """The file in that repository or folder; null is `pytorch_lora_weights.safetensors`, or `lora_by_class.json` if the
+    folder has one, from `tune.per_class`: then each class is drawn with its own.
+    """
     lora_revision: Text | None = None
     """Hub revision of the LoRA; null is resolved to a commit sha, or to the file's content, when the run starts."""
+    lora_tuned_on: Text | None = None
+    """The real images that the LoRA was tuned on, as its `tuning.json` says; filled in when the run starts."""
     lora_scale: Annotated[float, Field(ge=-10, le=10)] = 1.0
     """Factor of the LoRA, -10 to 10."""
     init: Literal["none", "source"] = "none"
@@ -164,10 +170,16 @@ class GeneratePart(Part):
     max_retries: Annotated[Int, Field(ge=0, le=100)] = 3
     """Times that a flagged, NaN or flat image is made again with a new seed before it is set aside, 0 to 100."""
 
+    @property
+    def lora_by_class(self) -> bool:
+        """Whether each class is drawn with a LoRA of its own, in batches of that class."""
+        return self.lora is not None and self.lora_file == BY_CLASS
+
     @model_validator(mode="after")
     def _consistent(self) -> GeneratePart:
-        if self.lora is None and (self.lora_file is not None or self.lora_revision is not None):
-            raise HfsynError("generate.lora_file or lora_revision is set, and no generate.lora.", "Leave both out.")
+        if self.lora is None and any((self.lora_file, self.lora_revision, self.lora_tuned_on)):
+            said = "generate.lora_file, lora_revision or lora_tuned_on is set, and no generate.lora."
+            raise HfsynError(said, "Leave it out.")
         what = f"generate.strength {self.strength:g}"
         if self.init == "source" and int(self.steps * self.strength) < 1:
             raise HfsynError(f"{what} of {self.steps} steps is less than one step.", "Raise either.")
@@ -215,6 +227,9 @@ class TunePart(Part):
     """
     enlarge: bool = False
     """Show images that are smaller than the resolution enlarged, instead of leaving them out."""
+    per_class: bool = False
+    """Make a LoRA for each class, of its images alone, as DataDream does; with `generate.lora` each class gets its own.
+    """
     shots: Count | None = None
     """At most this many images of each class, the first in the plan's order; null takes all that are captioned."""
     full: bool = False
@@ -268,7 +283,7 @@ class TunePart(Part):
     flip: bool = True
     """Mirror half of the images."""
     prior_images: Annotated[Int, Field(ge=0, le=10**6)] = 0
-    """Draw so many images with the generator as it is, and show as many of them in each step as real ones, so that it
+    """Draw that many images with the generator as it is, and show as many of them in each step as real ones, so that it
     keeps what it knew (the prior preservation of DreamBooth, arXiv 2208.12242).
     """
     prior_prompts: Annotated[tuple[Text, ...], Field(min_length=1, strict=False)] | None = None
@@ -282,6 +297,13 @@ class TunePart(Part):
             raise HfsynError("tune.from_config is true, and tune.full is not.", "A LoRA needs weights: set both.")
         if self.dataset is None and any((self.dataset_revision, self.image_column, self.text_column)):
             said = "tune.dataset_revision, image_column or text_column is set, and there is no tune.dataset."
+            raise HfsynError(said, "Leave it out.")
+        if self.per_class and (self.full or self.dataset is not None):
+            what = "tune.full" if self.full else "tune.dataset"
+            said = f"tune.per_class is true, and {what} is set."
+            raise HfsynError(said, "A LoRA for each class is made of a recipe's classes: leave one of the two out.")
+        if self.dataset is not None and self.shots is not None:
+            said = f"tune.shots is {self.shots} images of each class, and tune.dataset has no classes."
             raise HfsynError(said, "Leave it out.")
         if self.from_config and self.prior_images:
             said = f"tune.prior_images is {self.prior_images}, and tune.from_config begins with random weights."

@@ -86,6 +86,11 @@ class Recipe(loading.Part):
         """The seed from which the seeds of a class's samples are derived."""
         return self.class_seeds.get(wnid, self.seed)
 
+    @property
+    def of_prompts(self) -> bool:
+        """Whether its source is a table of prompts, which has blank pictures in place of real images."""
+        return self.source.path is not None and self.source.path == self.prompt.captions_file
+
     def with_fields(self, part: str, **fields: Any) -> Recipe:
         """A copy with some fields of a part changed, unchecked."""
         return self.model_copy(update={part: getattr(self, part).model_copy(update=fields)})
@@ -311,6 +316,8 @@ def dump_recipe(recipe: Recipe) -> str:
         del fields["source"]["definition"]
     if recipe.prompt.pairing == "own":
         del fields["prompt"]["pairing"]
+    if recipe.generate.lora_tuned_on is None:
+        del fields["generate"]["lora_tuned_on"]
     if not recipe.store.mark:
         del fields["store"]["mark"]
     if recipe.tune is None:
@@ -330,6 +337,7 @@ def fingerprint(recipe: Recipe) -> str:
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
+    del fields["generate"]["lora_tuned_on"]  # which the LoRA's content decides
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
     prompt = fields["prompt"]

@@ -2,7 +2,8 @@
 
 Processes do not talk to each other. Each claims a shard by an advisory lock (``flock``) that the kernel drops when the
 process dies, on any machine that mounts the run folder. Where a file system has no such locks, two processes may make
-the same shard; they write the same bytes, so that only time is lost.
+the same shard; they write the same bytes, so that only time is lost. A run in object storage is claimed there, too; see
+`hfsyn.runs.leases`.
 
 A run is overwritten only while no process works in it. It gets another, hidden name before a byte of it is deleted;
 if it cannot be renamed (a link, a mount point, the current folder) its files move into a hidden folder inside, the
@@ -14,10 +15,12 @@ import contextlib
 import errno
 import fcntl
 import os
+import random
 import shutil
 import socket
 import sys
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,8 +29,10 @@ from typing import IO
 from builders.errors import and_more
 from builders.files import is_abandoned, owned_name, remove_abandoned, settle
 from builders.runs import layout
+from builders.stores.copies import store_of
 from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.runs.shards import is_done
+from hfsyn.runs import leases
+from hfsyn.runs.shards import arrived, is_done
 
 WORK = "work"
 """The lock that every process at work in a run folder shares, and that a process holds alone to delete the run."""
@@ -49,13 +54,29 @@ def lock(folder: Path, name: str, *, wait: bool = True, shared: bool = False) ->
     with contextlib.ExitStack() as stack:
         held = True
         try:
-            stack.enter_context(_locked(folder, name, wait=wait, shared=shared) or contextlib.nullcontext())
+            stack.enter_context(_locked(folder, name, wait=wait, shared=shared))
         except BlockingIOError:
             held = False
+        if held and not shared and (store := store_of(folder)) is not None:
+            store.refresh()  # another process may have written something
         yield held
 
 
-def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[str] | None:
+def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> contextlib.ExitStack:
+    """A lock, on the disk and of a run in object storage there, too. BlockingIOError if it is held elsewhere."""
+    handle = _flocked(folder, name, wait=wait, shared=shared)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(handle or contextlib.nullcontext())
+        if not shared and (there := leases.leases_of(folder)) is not None:
+            while (lease := there.take(name, alone=handle is not None)) is None:
+                if not wait:
+                    raise BlockingIOError(name)
+                time.sleep(leases.PAUSE)
+            stack.callback(lease.release)
+        return stack.pop_all()
+
+
+def _flocked(folder: Path, name: str, *, wait: bool, shared: bool) -> IO[str] | None:
     """The open lock file, with this process's name in it; None if the file system has no locks. BlockingIOError
     if it is held elsewhere.
     """
@@ -80,6 +101,8 @@ def _locked(folder: Path, name: str, *, wait: bool, shared: bool = False) -> IO[
 
 def _holder(folder: Path, name: str) -> str:
     """The last process to hold a lock, from its file: ``process 17 on HOST``; empty if it does not say."""
+    if (there := leases.leases_of(folder)) is not None and (who := there.holder(name)):
+        return who
     try:
         return (folder / layout.LOCKS / f"{name}.lock").read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
@@ -89,15 +112,13 @@ def _holder(folder: Path, name: str) -> str:
 class Claim:
     """A shard that this process makes; released when it is written, or given up."""
 
-    def __init__(self, path: Path, handle: IO[str] | None) -> None:
+    def __init__(self, path: Path, held: contextlib.ExitStack) -> None:
         self.path = path
-        self._handle = handle
+        self._held = held
 
     def release(self) -> None:
         """Let others have the shard, if it is not finished. May be called twice, and from any thread."""
-        if self._handle is not None:
-            self._handle.close()
-            self._handle = None
+        self._held.close()
 
 
 class Claims:
@@ -110,6 +131,9 @@ class Claims:
     def __init__(self, run: Path, paths: Sequence[Path], *, stage: str) -> None:
         self._run, self._stage = run, stage
         self._left = deque(paths)
+        self._store = store_of(run)
+        if self._store is not None and paths:
+            self._left.rotate(random.randrange(len(paths)))  # so that two jobs begin at different places
 
     def take(self) -> Claim | None:
         """The next free shard, claimed; None if other processes hold all that are left. What is taken and then
@@ -125,7 +149,7 @@ class Claims:
                 self._left.append(path)
                 continue
             # It may have been finished between the look and the lock.
-            if not is_done(path):
+            if not arrived(path):
                 return claim
             claim.release()
         return None
@@ -156,7 +180,9 @@ class Claims:
                     shown = ", ".join(holders[:3]) + and_more(len(holders), 3)
                     print(f"hfsyn: still waiting for {shown}", file=sys.stderr, flush=True)
                 said = holders
-            time.sleep(PAUSE)
+            time.sleep(PAUSE if self._store is None else leases.PAUSE)
+            if self._store is not None:
+                self._store.refresh(layout.sidecar_of(held[0]).parent.relative_to(self._run).as_posix())
 
     def _name(self, path: Path) -> str:
         return f"{self._stage}-{path.stem}"
@@ -165,6 +191,8 @@ class Claims:
 def mark_of(folder: Path) -> Mark | None:
     """What tells the run in a folder from another one that is put in its place; None if there is none."""
     try:
+        if store_of(folder) is not None:  # its copy of the recipe may be replaced by the same bytes
+            return 0, zlib.crc32((folder / layout.RECIPE).read_bytes())
         found = (folder / layout.RECIPE).stat()
     except OSError:
         return None

@@ -14,6 +14,7 @@ from builders.files import atomic_text, digest_of, remove_abandoned
 from builders.runs import layout
 from builders.runs.layout import load_sidecar, sidecar_of
 from builders.runs.run_files import finished
+from builders.stores.copies import present
 from hfsyn.cards.card import render_card
 from hfsyn.cards.facts import example_rows, facts
 from hfsyn.errors import ExitCode, HfsynError
@@ -132,7 +133,7 @@ def _hashes(run: Run, what: str) -> dict[str, str]:
         found |= {name: run.table(name).sha256 for name in (layout.SOURCE, layout.PLAN)}
         found[layout.REJECTED] = hashlib.sha256(rejected_text(run).encode()).hexdigest()
         there = {layout.SCORES_TABLE: scores_of(run.folder), layout.SELECTION: selection_of(run.folder)}
-        found |= {name: digest_of(run.folder / name) for name, marker in there.items() if marker}
+        found |= {name: digest_of(present(run.folder / name)) for name, marker in there.items() if marker}
     return found
 
 

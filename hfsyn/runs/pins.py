@@ -21,6 +21,7 @@ _PINS = {
     ("generate", "revision"): ("model",),
     ("generate", "variant"): ("model",),
     ("generate", "lora_revision"): ("lora", "lora_file"),
+    ("generate", "lora_tuned_on"): ("lora", "lora_file"),
 }
 """Part and field of each pin -> the fields of the part that say what is pinned."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -56,6 +57,8 @@ def pinned_here(recipe: Recipe) -> Recipe | None:
 
 def _as_begun(recipe: Recipe, stored: Recipe) -> Recipe:
     """The recipe with the pins of the stored one, where it leaves them open and means the same thing."""
+    if stored.generate.lora_by_class and recipe.generate.lora is not None and recipe.generate.lora_file is None:
+        recipe = recipe.with_fields("generate", lora_file=stored.generate.lora_file)  # as it was found then
     for (part, pin), names in _PINS.items():
         mine, theirs = getattr(recipe, part), getattr(stored, part)
         if mine is None or theirs is None or getattr(mine, pin) is not None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from builders.errors import and_more
 from builders.files import atomic_text, make_folder
 from builders.runs import layout, run_files
+from builders.stores.copies import local, present, readable, store_of
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe
 from hfsyn.runs.claims import clear_remains, lock, put_away, removable, replaced
@@ -34,7 +35,10 @@ def prepare(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Run:
     are not ours; the source is missing or empty; a model is not there; with `overwrite`, another process works in the
     folder, or has put another run there meanwhile.
     """
-    folder = Path(out).expanduser()
+    folder = local(out)
+    if overwrite and store_of(folder) is not None:
+        said = f"--overwrite deletes runs on a disk, and {folder} is in object storage."
+        raise HfsynError(said, "Delete it with that store's own tool, or name another --out.")
     clear_remains(folder)
     old = removable(folder) if overwrite else None
     if old is None and (found := run_in(recipe, folder)) is not None:
@@ -93,7 +97,7 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
     found = [name for name in parts if (folder / name).exists()]
     if index.exists():
         try:
-            names = pq.read_schema(index).names
+            names = pq.read_schema(readable(index)).names
         except pa.ArrowException:
             names = []
         found += [layout.SOURCE] if names != SOURCE_SCHEMA.names else []
@@ -140,7 +144,7 @@ def _write_index(run: Run, index: dict[str, list[Any]], left_out: Mapping[str, i
         if sidecar.fingerprint != run.fingerprint:
             said = f"{run.folder} holds captions of another recipe, or of an hfsyn with another format."
             raise HfsynError(said, "Name another --out, or --overwrite to delete that run.")
-        known = pq.read_table(shard, columns=["source_id"])["source_id"].to_pylist()
+        known = pq.read_table(present(shard), columns=["source_id"])["source_id"].to_pylist()
         aside = {entry["id"] for entry in sidecar.rejected}
         if [i for i in index["source_id"][sidecar.start : sidecar.stop] if i not in aside] != known:
             raise HfsynError(

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from builders.runs import layout, run_files
 from builders.runs.run_files import Marker
 from builders.sources import IndexEntry, Source
+from builders.stores.copies import local, present, readable
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.pages.html import table, tag_of
@@ -76,6 +77,7 @@ class Run:
 
     def checked(self, name: str) -> Path:
         """The path of source.parquet or plan.parquet, which is as it was written."""
+        present(self.folder / name)
         self.table(name)
         return self.folder / name
 
@@ -156,7 +158,7 @@ class Run:
 
 def load_run(folder: str | Path) -> Run:
     """Open a prepared run folder. Raises HfsynError if it is not one."""
-    path = layout.run_folder(folder)
+    path = layout.run_folder(local(folder))
     mark = mark_of(path)  # before the recipe is read, so that another run that is put there meanwhile is noticed
     found = Run(path, stored_recipe(path), mark)
     if layout.sidecar_of(path / layout.SOURCE).exists():
@@ -199,7 +201,7 @@ def unreadable_classes(run: Run, rejected: Iterable[Mapping[str, str]]) -> list[
         return []
     aside = Counter(line["wnid"] for line in lines)
     refused = Counter(line["wnid"] for line in lines if line["reason"].startswith(REFUSES))
-    counted = pq.read_table(run.folder / layout.SOURCE, columns=["wnid"])["wnid"].value_counts().to_pylist()
+    counted = pq.read_table(readable(run.folder / layout.SOURCE), columns=["wnid"])["wnid"].value_counts().to_pylist()
     there = {count["values"]: count["counts"] for count in counted}
     return [
         {"wnid": wnid, "name": run.classes[wnid].name, "images": images}

@@ -18,6 +18,9 @@ import pyarrow.parquet as pq
 
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.runs import layout
+from builders.stores import copies
+from builders.stores.store import stand_in
+from hfsyn.runs.leases import note_again
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -91,6 +94,9 @@ def write_shard(
 ) -> layout.Sidecar:
     """Write a shard, as `write_parquet`, then its sidecar, made from the shard's SHA-256 and its size in bytes."""
     mark = layout.sidecar_of(path)
+    if arrived(path) and copies.store_of(path) is not None:
+        note_again(path)
+        return layout.load_sidecar(mark)
     # But not the run folder above them, which may have been removed meanwhile.
     run = layout.run_of(path)
     for folder in (*reversed(path.relative_to(run).parents), *reversed(mark.relative_to(run).parents)):
@@ -99,7 +105,17 @@ def write_shard(
     write_parquet(path, columns, schema)
     made = sidecar(sha256_of(path), path.stat().st_size)
     atomic_text(mark, made.dump())
+    if path.parent.name == layout.DATA:
+        copies.let_go(path)
     return made
+
+
+def arrived(path: Path) -> bool:
+    """As `is_done`; asks the store of a run in object storage whether another job has finished the shard."""
+    mark = layout.sidecar_of(path)
+    if copies.arrived(mark) and not path.exists():
+        stand_in(path, layout.load_sidecar(mark).bytes)
+    return is_done(path)
 
 
 def is_done(path: Path) -> bool:
@@ -117,18 +133,23 @@ def sidecars(paths: Sequence[Path]) -> list[layout.Sidecar]:
     return [layout.load_sidecar(layout.sidecar_of(path)) for path in paths if is_done(path)]
 
 
-def faults(path: Path, fingerprint: str) -> list[str]:
-    """What is wrong with a finished shard, one line each; empty if it is as its sidecar says."""
+def faults(path: Path, fingerprint: str, *, here: bool = False) -> list[str]:
+    """What is wrong with a finished shard, one line each; empty if it is as its sidecar says. With `here` the bytes of
+    one in object storage are not fetched: they are compared when they are sent on.
+    """
     if not is_done(path):
         return [f"{path.name} is missing"]
     sidecar = layout.load_sidecar(layout.sidecar_of(path))
     found = []
     if sidecar.fingerprint != fingerprint:
         found.append(f"{path.name} was made by another recipe ({sidecar.fingerprint[:12]}, not {fingerprint[:12]})")
-    if path.stat().st_size != sidecar.bytes or sha256_of(path) != sidecar.sha256:
-        found.append(f"{path.name} has other bytes than its sidecar states")
-    elif pq.read_metadata(path).num_rows != sidecar.rows:
-        found.append(f"{path.name} has other rows than its sidecar states")
+    if here and copies.is_away(path):
+        return found if path.stat().st_size == sidecar.bytes else [*found, f"{path.name} is cut short"]
+    with copies.borrowed(path):
+        if path.stat().st_size != sidecar.bytes or sha256_of(path) != sidecar.sha256:
+            found.append(f"{path.name} has other bytes than its sidecar states")
+        elif pq.read_metadata(path).num_rows != sidecar.rows:
+            found.append(f"{path.name} has other rows than its sidecar states")
     return found
 
 
@@ -159,7 +180,7 @@ class StoredRows:
 
     def __init__(self, folder: Path) -> None:
         self._shards = list(layout.finished_shards(folder / layout.DATA))
-        lengths = [pq.read_metadata(shard).num_rows for shard in self._shards]
+        lengths = [_rows(shard) for shard in self._shards]
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
     def __len__(self) -> int:
@@ -169,7 +190,7 @@ class StoredRows:
         """Small text columns of all rows, in order."""
         if not self._shards:
             return pa.table({name: pa.array([], pa.string()) for name in columns})
-        return pa.concat_tables(pq.read_table(shard, columns=list(columns)) for shard in self._shards)
+        return pa.concat_tables(pq.read_table(copies.readable(shard), columns=list(columns)) for shard in self._shards)
 
     def read(self, numbers: Sequence[int], columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows with these numbers, in their order, with all columns or these; only a few more are in memory.
@@ -190,10 +211,17 @@ class StoredRows:
         return [found[number] for number in numbers]
 
 
+def _rows(shard: Path) -> int:
+    """The number of rows of a finished shard."""
+    if copies.is_away(shard):
+        return layout.load_sidecar(layout.sidecar_of(shard)).rows
+    return int(pq.read_metadata(shard).num_rows)
+
+
 def _read(shard: Path, rows: set[int], columns: Sequence[str] | None) -> dict[int, dict[str, Any]]:
     """Rows of one shard by their number in it; only row groups that hold one are read."""
     found: dict[int, dict[str, Any]] = {}
-    with pq.ParquetFile(shard, buffer_size=_BUFFER) as file:
+    with pq.ParquetFile(copies.readable(shard), buffer_size=_BUFFER) as file:
         stop = 0
         for group in range(file.num_row_groups):
             start, stop = stop, stop + file.metadata.row_group(group).num_rows

@@ -174,7 +174,7 @@ def sample_sheet(run: Run) -> Image.Image:
     stored = StoredRows(run.folder)
     column = stored.table(["wnid"])["wnid"]
     wnids = sorted(column.unique().to_pylist(), key=lambda wnid: run.classes[wnid].index)[:_WIDE]
-    drawn = get_variant(run.recipe.source.variant).drawn
+    drawn = get_variant(run.recipe.source.variant).drawn and run.recipe.source.path is None
     made = [
         stored.read(
             pc.indices_nonzero(pc.equal(column, wnid))[: 1 if drawn else 2].to_pylist(), [*_COLUMNS, "source_id"]

@@ -172,8 +172,12 @@ class Plan(Sequence[SampleSpec]):
         keys = np.fromiter(map(order_of, sample_ids), dtype=f"S{len(order_of(''))}", count=len(self._ids) * self._each)
         order = np.argsort(keys, kind="stable")
         ranked = keys[order]
+        if self._recipe.generate.lora_by_class:  # all of a class together, so that its LoRA is loaded once
+            wnids = np.array([info.wnid for info in self._classes])
+            order = order[np.argsort(wnids[order // self._each], kind="stable")]
         if len(same := np.flatnonzero(ranked[1:] == ranked[:-1])):
-            raise ValueError(f"source id {self._ids[order[same[0]] // self._each]!r} occurs twice")
+            number = int(np.flatnonzero(keys == ranked[same[0]])[0]) // self._each
+            raise ValueError(f"source id {self._ids[number]!r} occurs twice")
         return order
 
 

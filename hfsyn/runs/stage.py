@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from builders.files import digest_of
 from builders.runs import layout
 from builders.runs.run_files import has_table, marker_of, write_marker
+from builders.stores.copies import present, remove
 from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
 from hfsyn.runs.claims import Claim, Claims, Mark, lock, working_in
@@ -58,7 +59,7 @@ def write_plan(run: Run) -> None:
         paired = run.recipe.prompt.pairing != "own"
         write_lines(target, lines, run.recipe.store.shard_rows, PAIRED_SCHEMA if paired else PLAN_SCHEMA)
         if before is not None and digest_of(target) != before.sha256:
-            target.unlink()
+            remove(target)
             said = f"The captions of {run.folder} are not those that its plan was made from."
             raise HfsynError(said, f"Find what has changed: hfsyn verify {run.folder}")
         write_marker(target, len(lines), run.fingerprint)
@@ -78,7 +79,7 @@ def write_lines(target: Path, lines: Sequence[SampleSpec], rows: int, schema: pa
 def read_captions(shards: Sequence[Path]) -> Iterator[Caption]:
     """What finished caption shards say, shard by shard."""
     for shard in shards:
-        columns = pq.read_table(shard, columns=["source_id", "wnid", "caption", "caption_flags"]).to_pydict()
+        columns = pq.read_table(present(shard), columns=["source_id", "wnid", "caption", "caption_flags"]).to_pydict()
         for source_id, wnid, text, flags in zip(*columns.values(), strict=True):
             yield Caption(source_id, wnid, text, tuple(flags))
 

@@ -8,6 +8,7 @@ from typing import Any
 from builders.runs import layout
 from builders.runs.run_files import lost, manifest_in
 from hfsyn.pages.html import table
+from hfsyn.runs.leases import made_again
 from hfsyn.runs.run import Run, load_run, unreadable_classes, unused_weights
 from hfsyn.runs.scores import scores_of
 from hfsyn.runs.selection_rule import Rule, selection_of
@@ -46,6 +47,8 @@ class RunStatus:
     """Of each judge, by its name."""
     selection: str | None = None
     """The rule that has chosen the rows of a selection."""
+    made_again: int = 0
+    """Shards in object storage that two jobs have made, with the same bytes."""
     lost: tuple[str, ...] = ()  # what the run had when it was finished and has no longer, each in a few words
 
     def _repr_html_(self) -> str:
@@ -82,7 +85,7 @@ def status(run: Run | str | Path) -> RunStatus:
     unread = unreadable_classes(opened, (line for sidecar in read for line in sidecar.rejected))
     gone = () if manifest is None else tuple(lost(opened.folder, manifest))
     return RunStatus(
-        str(opened.folder),
+        f"{opened.folder}",
         opened.recipe.name,
         opened.fingerprint,
         manifest is not None and not gone,
@@ -93,6 +96,7 @@ def status(run: Run | str | Path) -> RunStatus:
         unused_weights([*read, *made]),
         tuple(_of_judges(opened, data_shards or [])),
         None if (chosen := selection_of(opened.folder)) is None else Rule(**chosen["rule"]).text(),
+        made_again(opened.folder),
         gone,
     )
 

@@ -44,6 +44,7 @@ class Example:
     key: str  # unique: what is random about it follows from this and from the step
     prompts: tuple[str, ...]  # one of them is drawn each time
     group: str = ""  # the name of its class, if it has one
+    wnid: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Examples:
     rows: Sequence[Example]
     open: Callable[[DenoisingLoss], Pictures]
     title: str
+    reference: str  # how they are named where datasets are, as far as others may know
     page: str | None = None
     licence: str = "unknown"
     told: str = "with their texts"  # whose texts these are
@@ -101,8 +103,8 @@ def of_run(run: Run, part: TunePart) -> Examples:
     facts = source_facts(get_variant(own.source.variant))
     told = f"captioned by `{own.caption.model}`" if own.caption else "without captions"
     told = "with the texts of a file" if own.prompt.captions_file else told
-    rows = [Example(spec.source_id, (spec.prompt,), spec.class_name) for spec in specs]
-    return Examples(rows, opened, facts["title"], facts["page"], facts["licence"], told)
+    rows = [Example(spec.source_id, (spec.prompt,), spec.class_name, spec.wnid) for spec in specs]
+    return Examples(rows, opened, facts["title"], own.source.variant, facts["page"], facts["licence"], told)
 
 
 def of_dataset(part: TunePart) -> Examples:
@@ -134,7 +136,8 @@ def of_dataset(part: TunePart) -> Examples:
     left_out = {"row without a text": without} if without else {}
     title = repo or Path(part.dataset).expanduser().resolve().name
     page = f"https://huggingface.co/datasets/{repo}/tree/{part.dataset_revision}" if repo else None
-    return Examples(rows, opened, title, page, licence, content=seen, left_out=left_out)
+    named = f"{repo}@{part.dataset_revision}" if repo else title
+    return Examples(rows, opened, title, named, page, licence, content=seen, left_out=left_out)
 
 
 def _texts(told: Any) -> tuple[str, ...]:
@@ -286,7 +289,7 @@ def prior(recipe: Recipe, examples: Examples) -> Examples | None:
 
         return pictures
 
-    return Examples(rows, opened, "images that the model drew itself")
+    return Examples(rows, opened, "images that the model drew itself", "")
 
 
 def drawn(loss: DenoisingLoss, recipe: Recipe, prompts: Sequence[str], seeds: Sequence[int]) -> list[Any]:

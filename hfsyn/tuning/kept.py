@@ -1,7 +1,9 @@
 """What a tuning leaves behind: weights that plain diffusers loads, a card, the curve of its loss, sheets of samples."""
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +11,19 @@ from builders.files import atomic_text, atomic_write, sha256_of
 from builders.hub import page_of
 from hfsyn.hub.repo import HubRepo, LocalFile, check_repo_id
 from hfsyn.images.denoising_loss import DenoisingLoss
-from hfsyn.models.loras import FILE
+from hfsyn.models.loras import FILE, TUNING
 from hfsyn.progress import teller
+from hfsyn.recipes.parts import BY_CLASS
 from hfsyn.recipes.recipe import BUILTIN, Recipe, TunePart, dump_recipe, published_recipe
 from hfsyn.rules import seed_of
 from hfsyn.runs.sheets import Row, Tile, contact_sheet, save_png
-from hfsyn.tuning.examples import Example, Examples, drawn
+from hfsyn.tuning.examples import SMALL, UNREADABLE, Example, Examples, drawn
 from hfsyn.tuning.weights import lora_layers
 from hfsyn.workers import software
 
 PIPELINE, CARD, SAMPLES, SHEET, CURVE = "pipeline", "README.md", "samples", "samples.png", "loss.png"
-RESULT = "tuning.json"
-FILES = (FILE, PIPELINE, CARD, SAMPLES, SHEET, CURVE)
+RESULT = TUNING
+FILES = (FILE, BY_CLASS, PIPELINE, CARD, SAMPLES, SHEET, CURVE)
 _HERE = "PATH/TO/THIS/FOLDER"  # in a card, until it is published
 _TITLE = 40  # characters of a prompt that stand for its row in a sheet
 
@@ -65,9 +68,7 @@ def sampled(rows: Sequence[Example], count: int) -> list[Example]:
     return (by_class if count <= len(by_class) else list(rows))[:count]
 
 
-def keep(
-    folder: Path, recipe: Recipe, loss: DenoisingLoss, tuner: Any, examples: Examples, left_out: Mapping[str, int]
-) -> dict[str, Any]:
+def keep(folder: Path, recipe: Recipe, loss: DenoisingLoss, tuner: Any, examples: Examples) -> dict[str, Any]:
     """Write weights, curve and card of a tuning that is done; return what ``tuning.json`` holds."""
     assert recipe.tune is not None
     with tuner.average.in_place():
@@ -78,9 +79,7 @@ def keep(
         "weights": weights.name,
         "sha256": sha256_of(weights) if weights.is_file() else None,
         "steps": tuner.done,
-        "images": len(examples.rows) - sum(left_out.values()),
-        "classes": len({row.group for row in examples.rows if row.group}),
-        "left_out": {**examples.left_out, **left_out},
+        **_seen(examples),
         "trained": sum(weight.numel() for weight in tuner.weights.values()),
         "loss": {"first": _mean(tuner.losses[:tenth]), "last": _mean(tuner.losses[-tenth:])},
         "seconds": dict(zip(("wall", "cpu"), (round(one, 1) for one in tuner.seconds), strict=True)),
@@ -91,13 +90,53 @@ def keep(
     return result
 
 
+def keep_by_class(
+    folder: Path,
+    recipe: Recipe,
+    examples: Examples,
+    by_class: Mapping[str, Mapping[str, Any]],
+    left_out: dict[str, int],
+) -> None:
+    """Write the list of the LoRAs, a card and ``tuning.json`` of a tuning of one for each class."""
+    files = {
+        wnid: {"file": f"classes/{wnid}/{one['weights']}", "sha256": one["sha256"]} for wnid, one in by_class.items()
+    }
+    atomic_text(folder / BY_CLASS, json.dumps(files, indent=1) + "\n")
+    results = list(by_class.values())
+    result = {
+        "weights": BY_CLASS,
+        "sha256": sha256_of(folder / BY_CLASS),
+        "steps": sum(one["steps"] for one in results),
+        **_seen(replace(examples, left_out={**examples.left_out, **left_out})),
+        "trained": sum(one["trained"] for one in results),
+        "loss": {key: _mean([one["loss"][key] for one in results]) for key in ("first", "last")},
+        "seconds": {key: sum(one["seconds"][key] for one in results) for key in ("wall", "cpu")},
+        "finished": time.strftime("%Y-%m-%d"),
+        "software": software(),
+    }
+    atomic_text(folder / CARD, card_text(examples, recipe, result))
+    atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def _seen(examples: Examples) -> dict[str, Any]:
+    """What was shown, for ``tuning.json``."""
+    unseen = sum(count for why, count in examples.left_out.items() if why in (UNREADABLE, SMALL))
+    return {
+        "images": len(examples.rows) - unseen,
+        "classes": len({row.group for row in examples.rows if row.group}),
+        "tuned_on": {key: getattr(examples, key) for key in ("reference", "title", "page", "licence")},
+        "left_out": dict(examples.left_out),
+    }
+
+
 def push_tuned(folder: Path, repo_id: str, *, private: bool = False, quiet: bool = False) -> str:
     """Publish what a tuning left behind as a model; return the address of its commit. Running it again continues.
 
     Raises HfsynError if the name is not valid, the Hub refuses (exit code 3) or does not answer in time (exit code 4).
     """
     repo = HubRepo(check_repo_id(repo_id), repo_type="model", say=teller(quiet))
-    paths = {path: folder / path for path in (FILE, SHEET, CURVE, RESULT)}
+    paths = {path: folder / path for path in (FILE, BY_CLASS, SHEET, CURVE, RESULT)}
+    paths |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.glob(f"classes/*/{FILE}"))}
     whole = folder / PIPELINE  # at the root of the repository, where `from_pretrained` looks for it
     paths |= {path.relative_to(whole).as_posix(): path for path in sorted(whole.rglob("*")) if path.is_file()}
     files = {name: LocalFile(path, sha256_of(path)) for name, path in paths.items() if path.is_file()}
@@ -142,6 +181,12 @@ def _curve(folder: Path, losses: Sequence[float]) -> None:
     atomic_write(folder / CURVE, lambda path: figure.savefig(path, format="png", dpi=120))
 
 
+_PICTURES = f"""![The same prompts and seeds while the generator was tuned]({SHEET})
+
+![The loss by step]({CURVE})
+"""
+
+
 def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str:
     """The card of the weights: what they were tuned on, from what, and how to use them."""
     public = published_recipe(recipe)
@@ -150,9 +195,10 @@ def card_text(examples: Examples, recipe: Recipe, result: dict[str, Any]) -> str
     name = f"base_model: {base.model}\n" if base.model != BUILTIN and not base.model.startswith("./") else ""
     tags = ["text-to-image", "diffusers", "hfsyn", *([] if part.full else ["lora"])]
     what = "A whole checkpoint" if part.full else f"LoRA weights of rank {part.rank}"
+    what += ", one file for each class," if part.per_class else ""
     where = f"{_HERE}/{PIPELINE}" if part.full else "HFSYN/MODELS/GENERATOR" if base.model == BUILTIN else base.model
     use = f'pipe = DiffusionPipeline.from_pretrained("{where}")'
-    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}")'
+    use += "" if part.full else f'\npipe.load_lora_weights("{_HERE}{"/classes/WNID" if part.per_class else ""}")'
     set_it = f"generate.model={_HERE}/{PIPELINE}" if part.full else f"generate.lora={_HERE}"
     source = f"[{examples.title}]({examples.page})" if examples.page else examples.title
     at = f" at `{base.revision}`" if base.revision else ""
@@ -178,10 +224,7 @@ from diffusers import DiffusionPipeline
 
 With hfsyn: `hfsyn build RECIPE --set {set_it}`.
 
-![The same prompts and seeds while the generator was tuned]({SHEET})
-
-![The loss by step]({CURVE})
-
+{"" if part.per_class else _PICTURES}
 ## Licences
 
 | | |

@@ -42,23 +42,23 @@ class Deck:
     """Images in a shuffled order for each epoch. `numbers` are those of the cache that are shown."""
 
     def __init__(self, cache: Cache, numbers: Sequence[int], seed: int, *, weight: float = 1.0, name: str = "") -> None:
-        self.cache, self.weight = cache, weight
-        self._numbers, self._seed, self._name = numbers, seed, name
+        self.cache, self.numbers, self.weight = cache, numbers, weight
+        self._seed, self._name = seed, name
         self._order = lru_cache(2)(self._shuffled)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
 
     def _shuffled(self, epoch: int) -> Any:
         import numpy as np
 
         seed = seed_of(self._seed, f"{self._name}epoch {epoch}", purpose="tune-order")
-        return np.random.default_rng(seed).permutation(len(self._numbers))
+        return np.random.default_rng(seed).permutation(len(self.numbers))
 
     def number(self, place: int) -> int:
         """The number in the cache of the image at a place of the endless order."""
-        epoch, at = divmod(place, len(self._numbers))
-        return self._numbers[int(self._order(epoch)[at])]
+        epoch, at = divmod(place, len(self.numbers))
+        return self.numbers[int(self._order(epoch)[at])]
 
 
 @dataclass(frozen=True)

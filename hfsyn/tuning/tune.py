@@ -2,12 +2,13 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from builders.errors import plural
-from builders.files import atomic_text
+from builders.files import atomic_text, check_own_folder
 from builders.yaml import read_text
 from hfsyn.building import work
 from hfsyn.errors import HfsynError
@@ -25,11 +26,13 @@ from hfsyn.tuning.cache import Cache
 from hfsyn.tuning.examples import Examples, of_dataset, of_run, pinned_dataset, prior
 from hfsyn.tuning.kept import RESULT
 from hfsyn.tuning.loop import CHECKPOINTS, Deck, Tuner, arithmetic
+from hfsyn.tuning.weights import without_lora
 from hfsyn.workers import current_worker, pick_device
 
 RECIPE, RUN, CACHE, INPUTS = "tuning.yaml", "run", "cache", "inputs.json"
 PRIOR = "prior"  # below the cache
-_OURS = {RECIPE, RUN, CACHE, INPUTS, RESULT, CHECKPOINTS, *kept.FILES}
+CLASSES = "classes"
+_OURS = {CLASSES, RECIPE, RUN, CACHE, INPUTS, RESULT, CHECKPOINTS, *kept.FILES}
 _ABOUT = 10  # checkpoints and sheets of a tuning, if nothing else is said
 
 
@@ -65,7 +68,7 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
     if recipe.generate.lora is not None:
         said = f"generate.lora is {recipe.generate.lora!r}, and what is tuned is the model itself."
         raise HfsynError(said, "--set generate.lora=null; the new LoRA takes its place.")
-    _check_folder(folder)
+    check_own_folder(folder, _OURS, "a tuning")
     if part.dataset is not None:
         part = pinned_dataset(part)
         recipe = recipe if run is not None else pin_generator(recipe)
@@ -81,22 +84,48 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
         _begin(folder, recipe, examples)
     loss = _loaded(recipe, options)
     decks, left_out = _decks(folder, recipe, examples, loss, options)
+    if not part.per_class:
+        _tune_one(folder, recipe, loss, decks, replace(examples, left_out={**examples.left_out, **left_out}), options)
+        return _result(folder)
+    by_class: dict[str, list[int]] = {}
+    for number in decks[0].numbers:
+        by_class.setdefault(examples.rows[number].wnid, []).append(number)
+    found = {}
+    for wnid, numbers in sorted(by_class.items()):
+        place = folder / CLASSES / wnid
+        if not (place / RESULT).is_file():
+            own = replace(examples, rows=[examples.rows[number] for number in numbers], left_out={})
+            few = [Deck(decks[0].cache, numbers, recipe.seed), *decks[1:]]
+            _tune_one(place, recipe, loss, few, own, options)
+            without_lora(loss, part)
+        found[wnid] = _result(place)
+    if worker.is_main:
+        kept.keep_by_class(folder, recipe, examples, found, left_out)
+    wait_for_everyone()
+    return _result(folder)
+
+
+def _tune_one(
+    folder: Path, recipe: Recipe, loss: DenoisingLoss, decks: Sequence[Deck], examples: Examples, options: TuneOptions
+) -> None:
+    """All steps of one LoRA, or of the whole network, and what is kept of it."""
+    assert recipe.tune is not None
+    worker, steps = current_worker(), recipe.tune.steps
     tuner = Tuner(recipe, loss, decks, folder, parts=options.accumulation)
     loss.rest_to("cpu", tuner.networks)  # what is only needed to draw, while the others are tuned
     if options.checkpointing:
         loss.network.enable_gradient_checkpointing()
     if (begun := tuner.resume()) and worker.is_main and not options.work.quiet:
-        print(f"continuing after step {begun} of {part.steps}", file=sys.stderr)
+        print(f"continuing after step {begun} of {steps}", file=sys.stderr)
     album = kept.Album(folder, recipe, tuner, loss, kept.sampled(examples.rows, options.samples))
-    every = options.checkpoint_steps or max(1, part.steps // _ABOUT)
+    every = options.checkpoint_steps or max(1, steps // _ABOUT)
     if worker.is_main and not begun:
         album.draw(0)
     tuner.run(every, album.draw, quiet=options.work.quiet)
     if worker.is_main:
-        result = kept.keep(folder, recipe, loss, tuner, examples, left_out)
+        result = kept.keep(folder, recipe, loss, tuner, examples)
         atomic_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     wait_for_everyone()
-    return _result(folder)
 
 
 def _examples(run: Run | None, part: TunePart, options: TuneOptions) -> Examples:
@@ -156,15 +185,6 @@ def wait_for_everyone() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise HfsynError(f"{folder} is a file.", "Name a folder for --out.")
-    strangers = sorted(p.name for p in folder.glob("*") if p.name not in _OURS and not p.name.startswith("."))
-    if strangers:
-        said = f"{folder} holds other things ({', '.join(strangers[:3])})."
-        raise HfsynError(said, "Choose an empty or new folder: --out DIR.")
 
 
 def _refuse_other(folder: Path, recipe: Recipe) -> None:

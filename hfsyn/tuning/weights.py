@@ -74,6 +74,16 @@ def _has_rank(layer: Any) -> bool:
     return isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)
 
 
+def without_lora(loss: DenoisingLoss, part: TunePart) -> None:
+    """Take the LoRA off again, so that the networks are as they were."""
+    from diffusers.utils import recurse_remove_peft_layers
+
+    for network in trained_networks(loss, part).values():
+        recurse_remove_peft_layers(network)
+        del network.peft_config
+        network._hf_peft_config_loaded = False
+
+
 def lora_layers(loss: DenoisingLoss, part: TunePart) -> dict[str, dict[str, Any]]:
     """The LoRA's weights as arguments of the pipeline's own `save_lora_weights`: float32 tensors on the CPU."""
     from diffusers.utils import convert_state_dict_to_diffusers
@@ -83,7 +93,9 @@ def lora_layers(loss: DenoisingLoss, part: TunePart) -> dict[str, dict[str, Any]
     for prefix, network in trained_networks(loss, part).items():
         layers = get_peft_model_state_dict(network)
         if prefix or loss.schedule is not None:
-            layers = convert_state_dict_to_diffusers(layers)
+            named = convert_state_dict_to_diffusers(layers)
+            # It knows the attention alone, and of a file in both spellings diffusers reads only one.
+            layers = layers if any(".lora_A." in name for name in named) else named
         which = prefix.rstrip(".") or ("unet" if loss.schedule is not None else "transformer")
         found[f"{which}_lora_layers"] = {
             name: tensor.detach().float().cpu().contiguous() for name, tensor in layers.items()

@@ -34,10 +34,12 @@ ROOMS = (
     (
         "runs",
         """
-        builders/runs/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py hfsyn/exporting.py
+        builders/runs/* builders/stores/* builders/files.py builders/errors.py hfsyn/runs/* hfsyn/building.py
+        hfsyn/exporting.py
         """,
         """
-        layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows stages budget
+        object_storage layout shards claims overwriting damaged_runs disk_errors kills_* status tables stored_rows
+        stages budget
         source_going_away unreadable_images file_traces from_source production selections conditions scores
         """,
     ),
@@ -85,15 +87,16 @@ ROOMS = (
     ),
     (
         "judging",
-        "hfsyn/judging/* hfsyn/recipes/training*",
+        "hfsyn/judging/* hfsyn/recipes/training* hfsyn/recipes/factor*",
         """
         training evaluation metrics fidelity membership benchmarking exchange verdict pages references streaming
         judging_hub train_script unreadable_images tables_people_bring names_people_give recording scores keeping probes
         starting streams few_classes versions_of_a_test columns the_table zero_shot weights_people_bring
-        where_people_look judging_by_command published_scores
+        where_people_look judging_by_command published_scores audit
         """,
     ),
-    ("tuning", "hfsyn/tuning/*", "tuning informativeness"),
+    ("looping", "hfsyn/looping/*", "loop audit"),
+    ("tuning", "hfsyn/tuning/*", "tuning tuned_on informativeness"),
     (
         "commands",
         "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/api/* hfsyn/errors.py",

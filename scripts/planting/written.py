@@ -109,7 +109,7 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "A shard that was finished between the look and the lock is made again.",
         "hfsyn/runs/claims.py",
-        "            if not is_done(path):\n                return claim",
+        "            if not arrived(path):\n                return claim",
         "            if claim is not None:\n                return claim",
         "claims",
     ),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hfsyn.hub.repo import rights_of
+from hfsyn.hub.rights import rights_of
 
 
 def fine_grained(*scoped: tuple[str, list[str]], everywhere: tuple[str, ...] = ()) -> dict[str, Any]:

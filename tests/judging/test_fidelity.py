@@ -15,7 +15,8 @@ from PIL import Image
 
 from hfsyn.cli import cli
 from hfsyn.errors import HfsynError
-from hfsyn.judging.measures import fidelity
+from hfsyn.judging.measures import distances, fidelity
+from hfsyn.judging.measures.distances import frechet_distance, neighbourhoods
 from hfsyn.judging.measures.fidelity import (
     Features,
     Fidelity,
@@ -23,10 +24,8 @@ from hfsyn.judging.measures.fidelity import (
     duplicates_between,
     duplicates_within,
     extract,
-    frechet_distance,
     measure_fidelity,
     nearest_images,
-    neighbourhoods,
     pixel_hash,
 )
 from hfsyn.judging.measures.pairs import pairs_sheet
@@ -96,14 +95,14 @@ def test_images_of_another_world_are_neither_precise_nor_cover_anything() -> Non
 def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = features(cloud(90, 1)), features(cloud(70, 2), "b")
     whole = compare_sets(a, b)
-    monkeypatch.setattr(fidelity, "_BLOCK", 7)
-    monkeypatch.setattr(fidelity, "_COLUMNS", 11)
+    monkeypatch.setattr(distances, "_BLOCK", 7)
+    monkeypatch.setattr(distances, "_COLUMNS", 11)
     assert compare_sets(a, b) == whole
 
 
 def test_memory_does_not_grow_with_the_product_of_the_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fidelity, "_BLOCK", 100)
-    monkeypatch.setattr(fidelity, "_COLUMNS", 100)
+    monkeypatch.setattr(distances, "_BLOCK", 100)
+    monkeypatch.setattr(distances, "_COLUMNS", 100)
     monkeypatch.setattr(copies, "_ROWS", 100)
     a, b = features(cloud(200, 1)), features(cloud(5000, 2), "b")
     tracemalloc.start()

@@ -206,7 +206,9 @@ def test_a_killed_tuning_ends_in_the_same_file(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize("family", ["sd-1.5", "sd-2.1", "sdxl", "sd-3-medium", "flux-schnell"])
 def test_the_file_draws_the_same_images_in_plain_diffusers(tmp_path: Path, family: str) -> None:
     run = captioned(tmp_path, *small(family, tmp_path))
-    how = ["tune.steps=3", "tune.batch_size=4", "tune.lr=0.01", "tune.text_encoder=true"]
+    beyond = '"conv1"' if family.startswith("sd-1") or family == "sdxl" else '"proj_out"'
+    targets = f'tune.targets=["to_q", "to_k", "to_v", "to_out.0", {beyond}]'
+    how = ["tune.steps=3", "tune.batch_size=4", "tune.lr=0.01", "tune.text_encoder=true", targets]
     hfsyn.tune(run, tmp_path / "whole", overrides=how, **QUIET)
     pipe: Any = diffusers.AutoPipelineForText2Image.from_pretrained(tmp_path / family)
     width, height = FAMILIES[family].size
@@ -261,6 +263,37 @@ def test_a_recipe_is_captioned_and_tuned_in_one_command_and_its_lora_is_pinned_b
     assert load_run(run).recipe.generate.lora_revision == f"sha256:{found['sha256']}"
 
 
+def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_batches(tmp_path: Path) -> None:
+    from hfsyn.images.generator import DiffusersGenerator
+
+    how = ["tune.per_class=true", "tune.steps=3", "tune.batch_size=2", "tune.lr=0.05", "generate.steps=2"]
+    found = hfsyn.tune("shapes-cip", tmp_path / "out", limit=2, overrides=how, **QUIET)
+    listed = json.loads((tmp_path / "out" / "lora_by_class.json").read_text())
+    assert (found["classes"], found["images"], len(listed)) == (10, 20, 10)
+    assert len({one["sha256"] for one in listed.values()}) == 10
+    drawing = [f"generate.lora={tmp_path / 'out'}", "generate.steps=2", "generate.batch_size=4"]
+    run = hfsyn.build("shapes-cip", tmp_path / "run", limit=3, overrides=drawing, num_processes=1, quiet=True)
+    rows = run.dataset()
+    assert run.recipe.generate.lora_revision == f"sha256:{found['sha256']}"
+    assert rows["wnid"] == sorted(rows["wnid"])  # a class after the other: its LoRA is loaded once
+    assert hfsyn.verify(tmp_path / "run").problems == []
+    # An image is what plain diffusers draws with the LoRA of its class.
+    row = rows[4]
+    part = run.recipe.generate
+    pipe: Any = DiffusersGenerator(part.model_copy(update={"lora": None, "lora_file": None}), None, "cpu")._pipe
+    pipe.load_lora_weights(tmp_path / "out" / "classes" / row["wnid"])
+    draw = [torch.Generator().manual_seed(row["seed"]) for _ in range(4)]
+    (image, *_) = pipe([row["prompt"]] * 4, generator=draw, num_inference_steps=2, guidance_scale=2.5).images
+    assert np.abs(np.asarray(image, dtype=int) - np.asarray(row["image"], dtype=int)).max() <= 1
+    again = hfsyn.build("shapes-cip", tmp_path / "run", limit=3, overrides=drawing, num_processes=1, quiet=True)
+    assert again.fingerprint == run.fingerprint
+    (tmp_path / "out" / listed[row["wnid"]]["file"]).write_bytes(b"")
+    with pytest.raises(HfsynError, match="is not the file that its list names"):
+        DiffusersGenerator(part, None, "cpu").for_class(row["wnid"])
+    with pytest.raises(HfsynError, match="has no LoRA for the class n0"):
+        DiffusersGenerator(part, None, "cpu").for_class("n0")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -283,6 +316,23 @@ def test_what_cannot_be_tuned_is_refused_in_a_line(tmp_path: Path, overrides: li
         hfsyn.tune(run, tmp_path / "out", overrides=["tune.steps=2", "tune.batch_size=2"], **QUIET)
     with pytest.raises(HfsynError, match=said):
         hfsyn.tune(run, tmp_path / "out", overrides=["tune.batch_size=2", *overrides], **QUIET)
+
+
+def test_a_model_without_a_network_that_draws_and_a_lora_of_another_base_are_refused(tmp_path: Path) -> None:
+    run = captioned(tmp_path, *small("sd-1.5", tmp_path))
+    hfsyn.tune(run, tmp_path / "lora", overrides=["tune.steps=1", "tune.batch_size=2"], **QUIET)
+    other = load_recipe(load_run(run).recipe, [*small("sdxl", tmp_path), f"generate.lora={tmp_path / 'lora'}"])
+    with pytest.raises(HfsynError, match=r"The LoRA .* cannot be put into .*|holds no LoRA weights for") as refused:
+        DenoisingLoss(other.generate, "cpu")
+    assert "\n" not in refused.value.message
+    index = tmp_path / "sd-1.5" / "model_index.json"
+    parts = json.loads(index.read_text())
+    del parts["unet"]
+    index.write_text(json.dumps(parts))
+    part = load_run(run).recipe.generate.model_copy(update={"revision": None})
+    with pytest.raises(HfsynError, match=r"cannot be loaded as a generator: .*unet") as refused:
+        DenoisingLoss(part, "cpu")
+    assert "\n" not in refused.value.message
 
 
 def test_a_model_of_another_family_and_a_lora_on_a_lora_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import hub_buckets
 import pytest
 from conftest import ROOT, parquet_bytes
 from hub_client import Client
@@ -78,7 +79,7 @@ def client(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clien
         yield found
 
 
-def run_script(client: Client, *words: str) -> tuple[int, str, str]:
+def run_script(client: Client, *words: str, scratch: Path | str = "") -> tuple[int, str, str]:
     """Exit code, output and error output of the script."""
     code, out, err = client.python(
         f"""
@@ -89,7 +90,8 @@ try:
     runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 except SystemExit as stop:
     result = [stop.code, sys.stdout.getvalue(), sys.stderr.getvalue()]
-"""
+""",
+        HFSYN_SCRATCH=str(scratch),
     )
     return code, out, err
 
@@ -125,6 +127,29 @@ def test_a_job_on_a_new_machine_continues_what_an_earlier_one_sent(hub: Hub, cli
     assert parquet_bytes(second) == parquet_bytes(alone)
     published = hub.files("dataset", REPO, "v1.0.0")
     assert {name: published[name] for name in parquet_bytes(alone)} == parquet_bytes(alone)
+
+
+@pytest.mark.slow
+def test_jobs_that_share_a_bucket_go_on_where_others_stopped_and_one_publishes(tmp_path: Path) -> None:
+    with Hub(tmp_path / "hub", xet=True) as hub, Client(hub, tmp_path / "client") as client:
+        hub_buckets.add_bucket(hub, "alice/runs")
+        words = ["shapes-cip", "alice/shared", "--version", "1.0.0", *settings(), "--bucket", "alice/runs/cip"]
+        ended, _, err = run_script(client, *words, "--hours", "1e-9", scratch=tmp_path / "first")
+        assert ended == 4, err
+        part = ("hf://buckets/alice/runs/cip", "--shards", "0:2", "--num-processes", "1", "--quiet")
+        assert client.hfsyn("caption", *part, HFSYN_SCRATCH=str(tmp_path / "first")).code == 0
+        there = hub_buckets.files_of(hub, "alice/runs")
+        assert len([name for name in there if name.startswith("cip/sidecars/captions/")]) == 2
+        assert "cip/manifest.json" not in there
+        ended, out, err = run_script(client, *words, scratch=tmp_path / "second")
+        assert (ended, out.splitlines()[-1]) == (0, "alice/shared@v1.0.0"), err
+        after = hub_buckets.files_of(hub, "alice/runs")
+        assert {name: after[name] for name in there if name.endswith(".parquet")}.items() <= there.items()
+        published = hub.files("dataset", "alice/shared", "v1.0.0")
+        shards = [name for name in after if name.endswith(".parquet")]
+        root = hub.store.root / "buckets" / "alice" / "runs"
+        for name in shards:
+            assert published[name.removeprefix("cip/")] == (root / after[name]["xetHash"]).read_bytes()
 
 
 def test_shards_of_another_recipe_and_damaged_ones_are_made_anew(hub: Hub, client: Client, tmp_path: Path) -> None:

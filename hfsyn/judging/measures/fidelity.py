@@ -1,18 +1,8 @@
 """How near synthetic images are to real ones, how much of them they cover, and whether any is a copy.
 
 Everything is measured on features: the output of a timm network before its last layer. The numbers depend on the
-network, so a result always names it; compare only numbers of one network. Sources of the formulas:
-
-- Fréchet distance of two Gaussians: Dowson and Landau (1982), for images Heusel et al. (2017). It falls with the number
-  of images, so that only sets of one size compare; `floor` is the distance between two random halves of the real set.
-- Precision and recall: Kynkäänniemi et al. (2019): the share of synthetic images within the ball of a real image, and
-  the reverse, where a ball reaches to the k-th nearest neighbour in its own set.
-- Density and coverage: Naeem et al. (2020): in how many real balls a synthetic image lies, over k, and the share of
-  real balls that hold a synthetic image.
-
-Distances are computed in blocks along both sets: memory grows with the number of images, not with its square. The
-formulas are written out here since no library has them all: torchmetrics lacks density and coverage, prdc holds all
-distances at once.
+network, so a result always names it; compare only numbers of one network. `hfsyn.judging.measures.distances` has the
+formulas.
 """
 
 import hashlib
@@ -28,6 +18,14 @@ from PIL import Image
 
 from builders.images.decoding import ImageRejected
 from hfsyn.errors import HfsynError
+from hfsyn.judging.measures.distances import (
+    NEIGHBOURS,
+    frechet_distance,
+    frechet_floor,
+    nearest,
+    neighbourhoods,
+    nobody,
+)
 from hfsyn.judging.measures.pairs import pairs_sheet
 from hfsyn.judging.measures.results import Result, row
 from hfsyn.judging.sets.copies import COPY, Copies, copies_between, copies_within, thumbnail
@@ -36,15 +34,9 @@ from hfsyn.runs.sheets import save_png
 
 DEFAULT_FEATURES = "resnet18.a1_in1k"
 """A small network with timm's ImageNet weights, 512 features; downloaded on first use."""
-NEIGHBOURS = 5  # k of the balls, as Naeem et al. chose it
 _PAIRS = 100  # pairs of copies that a result names
-_BLOCK, _COLUMNS = 512, 8192  # rows and columns of a block of distances: 32 MB
 _BATCH = 64
 _RANDOM = "random:"
-
-
-def _nobody(images: int) -> None:
-    """Hears how many images are done."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +84,8 @@ class Fidelity(Result):
         ]
         if found := copies.get("against_evaluation"):
             rows.append(row("copies of test images", _copies(found), "a classifier must not train on these"))
+        if found := copies.get("against_tuned_on"):
+            rows.append(row("copies of tuning images", _copies(found), f"its LoRA was tuned on {self['tuned_on']}"))
         return rows
 
     def remarks(self) -> list[str]:
@@ -102,6 +96,14 @@ class Fidelity(Result):
             for name, count in self._counts()
             if count <= size
         ]
+        if (seen := self.get("tuned_on")) and "tuned_on" not in self["sets"]:
+            real = self["sets"]["real"]
+            same = seen == real.get("variant")
+            found.append(
+                f"its LoRA was tuned on {seen}: copies of real images are copies of these"
+                if same
+                else f"its LoRA was tuned on {seen}, which is not here: compare with these images too"
+            )
         if self["features"]["weights"] == "random":
             found.append("the network has random weights and sees little more than colours")
         return found
@@ -133,20 +135,13 @@ def measure_fidelity(
         What `compare_sets` returns, with ``features`` (name, weights, sha256, dimension), ``sets`` and ``undecodable``.
     """
     from hfsyn.judging.preprocessing import plain_transform
-    from hfsyn.judging.sets.image_set import TEST, TRAIN, facts_of, open_images, tell_unread
-    from hfsyn.judging.sets.shared import same_names
+    from hfsyn.judging.sets.image_set import facts_of, tell_unread
 
     if sheet is not None and (Path(sheet).suffix.lower() != ".png" or Path(sheet).is_dir()):
         raise HfsynError(f"--sheet {sheet} is not the name of a PNG file.", "Name one: --sheet copies.png")
     classifier = _open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
-    opened = {
-        "synthetic": open_images(synthetic, split, default=TRAIN, limit=limit_per_class),
-        "real": open_images(real, default=TRAIN, limit=limit_per_class),
-    }
-    if evaluation is not None:
-        opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit_per_class)
-    same_names([(images.reference, images.names) for images in opened.values()])
+    tuned_on, opened = _sets(synthetic, real, evaluation, split, limit_per_class)
     sets, found, undecodable = {}, {}, {}
     for name, images in opened.items():
         bad: dict[str, str] = {}
@@ -166,11 +161,60 @@ def measure_fidelity(
         },
         "sets": sets,
         "undecodable": undecodable,
+        **({"tuned_on": tuned_on} if tuned_on else {}),
     }
-    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], found.get("evaluation"), quiet=quiet))
+    more = {name: found[name] for name in ("evaluation", "tuned_on") if name in found}
+    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more, quiet=quiet))
     if sheet is not None:
         save_png(pairs_sheet(result, opened), Path(sheet).expanduser())
     return result
+
+
+def _sets(
+    synthetic: str, real: str, evaluation: str | None, split: str | None, limit: int | None
+) -> tuple[str | None, dict[str, Any]]:
+    """What the synthetic set's generator was tuned on, if it is known, and all sets, opened."""
+    from hfsyn.judging.sets.image_set import TEST, TRAIN, open_images
+    from hfsyn.judging.sets.shared import same_names
+
+    opened = {
+        "synthetic": open_images(synthetic, split, default=TRAIN, limit=limit),
+        "real": open_images(real, default=TRAIN, limit=limit),
+    }
+    if evaluation is not None:
+        opened["evaluation"] = open_images(evaluation, default=TEST, limit=limit)
+    tuned_on = _tuned_on(opened["synthetic"], synthetic)
+    if tuned_on is not None and tuned_on != opened["real"].variant and (seen := _opened(tuned_on, limit)):
+        opened["tuned_on"] = seen
+    same_names([(images.reference, images.names) for images in opened.values()])
+    return tuned_on, opened
+
+
+def _tuned_on(images: Any, reference: str) -> str | None:
+    """What the LoRA was tuned on that a run or a published dataset was drawn with; None if there was none."""
+    from builders.runs import layout
+    from hfsyn.judging.sets.references import without_weight
+    from hfsyn.recipes.recipe import load_recipe, stored_recipe
+
+    folder = Path(without_weight(reference)).expanduser()
+    try:
+        if layout.is_run_folder(folder):
+            return stored_recipe(folder).generate.lora_tuned_on
+        if images.hub is not None and images.revision is not None:
+            return load_recipe(f"hf://datasets/{images.hub}@{images.revision}").generate.lora_tuned_on
+    except HfsynError:  # not a dataset of ours
+        pass
+    return None
+
+
+def _opened(tuned_on: str, limit: int | None) -> Any:
+    """The images that a LoRA was tuned on; None if they are not here, which `remarks` says."""
+    from hfsyn.judging.sets.image_set import TRAIN, open_images
+
+    try:
+        return open_images(tuned_on, default=TRAIN, limit=limit)
+    except HfsynError:
+        return None
 
 
 def _open_network(features: str, device: str, overrides: Any) -> Any:
@@ -203,7 +247,7 @@ def extract(
     network: Any,
     transform: Any,
     device: str = "cpu",
-    told: Callable[[int], None] = _nobody,
+    told: Callable[[int], None] = nobody,
 ) -> Features:
     """Features of images, ``(id, image)`` pairs, a batch at a time; `transform` makes float tensors (3, h, w), and
     `told` hears how many images are done.
@@ -240,12 +284,18 @@ def pixel_hash(image: Image.Image) -> str:
 
 
 def compare_sets(
-    synthetic: Features, real: Features, evaluation: Features | None = None, *, quiet: bool = True
+    synthetic: Features,
+    real: Features,
+    evaluation: Features | None = None,
+    tuned_on: Features | None = None,
+    *,
+    quiet: bool = True,
 ) -> dict[str, Any]:
     """Every measure of this module for one synthetic set and the real images behind it.
 
-    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless. Raises
-    HfsynError for fewer than ``NEIGHBOURS + 1`` images in a set.
+    Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless; those of
+    `tuned_on`, which a LoRA has seen, would give these away. Raises HfsynError for fewer than ``NEIGHBOURS + 1`` images
+    in a set.
     """
     for name, found in (("synthetic", synthetic), ("real", real)):
         if len(found) <= NEIGHBOURS:
@@ -263,88 +313,16 @@ def compare_sets(
         "within_real": duplicates_within(real, quiet=quiet),
         "against_real": duplicates_between(synthetic, real, quiet=quiet),
     }
-    if evaluation is not None and len(evaluation):
-        result["images"]["evaluation"] = len(evaluation)
-        result["duplicates"]["against_evaluation"] = duplicates_between(synthetic, evaluation, quiet=quiet)
+    for name, others in (("evaluation", evaluation), ("tuned_on", tuned_on)):
+        if others is not None and len(others):
+            result["images"][name] = len(others)
+            result["duplicates"][f"against_{name}"] = duplicates_between(synthetic, others, quiet=quiet)
     return result
 
 
-def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """``|mean a - mean b|^2 + trace(A + B - 2 (A B)^(1/2))`` with the covariances A and B of (n, d) features."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    left, right = np.atleast_2d(np.cov(a, rowvar=False)), np.atleast_2d(np.cov(b, rowvar=False))
-    # The eigenvalues of A B are those of A^(1/2) B A^(1/2), which is symmetric, so that rounding makes none complex.
-    values, vectors = np.linalg.eigh(left)
-    root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.sqrt(np.clip(np.linalg.eigvalsh(root @ right @ root), 0, None)).sum()
-    distance = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(left) + np.trace(right) - 2 * cross
-    return float(max(distance, 0.0))
-
-
-def frechet_floor(real: np.ndarray) -> float | None:
-    """The distance between two random halves of a set, which half as many real images would reach; None below four."""
-    if len(real) < 4:
-        return None
-    first, second = np.array_split(np.random.default_rng(0).permutation(len(real)), 2)
-    return frechet_distance(real[first], real[second])
-
-
-def neighbourhoods(synthetic: np.ndarray, real: np.ndarray, told: Callable[[int], None] = _nobody) -> dict[str, float]:
-    """``precision``, ``recall``, ``density`` and ``coverage`` of (n, d) synthetic against (m, d) real features."""
-    real_reach, synthetic_reach = _reach(real, told), _reach(synthetic, told)
-    inside = np.zeros(len(synthetic), dtype=np.int64)
-    nearest, recalled = np.full(len(real), np.inf), np.zeros(len(real), dtype=bool)
-    for rows, columns, distances in _distances(synthetic, real, told):
-        inside[rows] += (distances <= real_reach[None, columns]).sum(1)
-        nearest[columns] = np.minimum(nearest[columns], distances.min(0))
-        recalled[columns] |= (distances <= synthetic_reach[rows, None]).any(0)
-    return {
-        "precision": float((inside > 0).mean()),
-        "recall": float(recalled.mean()),
-        "density": float(inside.mean() / NEIGHBOURS),
-        "coverage": float((nearest <= real_reach).mean()),
-    }
-
-
-def _reach(features: np.ndarray, told: Callable[[int], None]) -> np.ndarray:
-    """Squared distance of each image to its k-th nearest neighbour in its own set, float64 (n,)."""
-    found = np.full((len(features), NEIGHBOURS), np.inf)
-    for rows, columns, distances in _distances(features, features, told):
-        _skip_itself(rows, columns, distances, np.inf)
-        candidates = np.concatenate([found[rows], distances], axis=1)
-        found[rows] = np.partition(candidates, NEIGHBOURS - 1, axis=1)[:, :NEIGHBOURS]
-    return found.max(1)
-
-
-def _distances(a: np.ndarray, b: np.ndarray, told: Callable[[int], None]) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Rows of `a`, rows of `b`, and the squared distances between them, block by block."""
-    for rows, columns, part, other in _blocks(a, b, told):
-        distances = (part * part).sum(1)[:, None] + (other * other).sum(1)[None] - 2 * part @ other.T
-        yield rows, columns, np.maximum(distances, 0, out=distances)
-
-
-def _blocks(
-    a: np.ndarray, b: np.ndarray, told: Callable[[int], None]
-) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
-    """Rows of `a`, rows of `b`, and their features as float64."""
-    for start in range(0, len(a), _BLOCK):
-        rows = slice(start, min(start + _BLOCK, len(a)))
-        part = np.asarray(a[rows], dtype=np.float64)
-        for left in range(0, len(b), _COLUMNS):
-            columns = slice(left, min(left + _COLUMNS, len(b)))
-            yield rows, columns, part, np.asarray(b[columns], dtype=np.float64)
-        told(len(part))
-
-
-def _skip_itself(rows: slice, columns: slice, values: np.ndarray, value: float) -> None:
-    """Write `value` where a block of a set against itself compares an image with itself."""
-    same = np.arange(max(rows.start, columns.start), min(rows.stop, columns.stop))
-    values[same - rows.start, same - columns.start] = value
-
-
-def nearest_images(a: Features, b: Features, told: Callable[[int], None] = _nobody) -> list[dict[str, Any]]:
+def nearest_images(a: Features, b: Features, told: Callable[[int], None] = nobody) -> list[dict[str, Any]]:
     """For each image of `a` the one of `b` whose features have the highest cosine: ``id``, ``nearest``, ``cosine``."""
-    best, cosines = _nearest(a.values, b.values, told)
+    best, cosines = nearest(a.values, b.values, told)
     return [
         {"id": name, "nearest": b.ids[j], "cosine": round(float(cosine), 6)}
         for name, j, cosine in zip(a.ids, best, cosines, strict=True)
@@ -377,21 +355,3 @@ def _named(found: Copies, a: Features, b: Features) -> list[list[Any]]:
     """The most alike pairs, by their ids, with their likeness."""
     pairs = zip(found.pairs[:_PAIRS], found.likeness, strict=False)
     return [[a.ids[first], b.ids[second], round(likeness, 4)] for (first, second), likeness in pairs]
-
-
-def _nearest(a: np.ndarray, b: np.ndarray, told: Callable[[int], None] = _nobody) -> tuple[np.ndarray, np.ndarray]:
-    """For each row of `a` the first row of `b` with the highest cosine, and this cosine."""
-    best, highest = np.zeros(len(a), dtype=np.int64), np.full(len(a), -np.inf)
-    for rows, columns, part, other in _blocks(a, b, told):
-        cosines = _unit(part) @ _unit(other).T
-        found = cosines.argmax(1)
-        value = np.take_along_axis(cosines, found[:, None], 1)[:, 0]
-        higher = value > highest[rows]
-        best[rows] = np.where(higher, found + columns.start, best[rows])
-        highest[rows] = np.where(higher, value, highest[rows])
-    return best, highest
-
-
-def _unit(a: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-12)
-    return unit

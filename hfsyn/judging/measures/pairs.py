@@ -18,6 +18,7 @@ _WIDE = 16  # letters on a line below an image
 _KINDS = (
     ("against_real", "synthetic", "real", "copy of a real image"),
     ("against_evaluation", "synthetic", "evaluation", "copy of a test image"),
+    ("against_tuned_on", "synthetic", "tuned_on", "copy of a tuning image"),
     ("within", "synthetic", "synthetic", "twice in the set"),
     ("within_real", "real", "real", "twice in the real set"),
 )

@@ -10,6 +10,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.scores.alike import copies_of_judge, copies_within_judge
 from hfsyn.judging.scores.classifiers import classifier_judge
 from hfsyn.judging.scores.crossfit import crossfit_judge
+from hfsyn.judging.scores.factors import factors_judge
 from hfsyn.judging.scores.functions import function_judge
 from hfsyn.judging.scores.questions import question_judge
 from hfsyn.judging.scores.recorded import recorded_judge
@@ -19,9 +20,9 @@ from hfsyn.runs.scores import Judge, Scored
 
 GRAMMAR = (
     "A judge is [NAME=]JUDGE: a classifier of `hfsyn evaluate`, file.py:FUNCTION, crossfit:DIR, copies[:DATASET], "
-    "record:TRAINING, vlm:CAPTIONER, or safety:MODEL."
+    "record:TRAINING, factors:AUDIT, vlm:CAPTIONER, or safety:MODEL."
 )
-_KIND = re.compile(r"(copies|vlm|safety|crossfit|record)(?::(.*))?$")
+_KIND = re.compile(r"(copies|vlm|safety|crossfit|record|factors)(?::(.*))?$")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ def _record(spec: Spec, place: Place) -> Judge:
     return recorded_judge(spec.name, spec.argument, place.reference)
 
 
+def _factors(spec: Spec, place: Place) -> Judge:
+    known = get_variant(recipe_of(place.scored.side).source.variant).by_wnid
+    return factors_judge(spec.name, spec.argument, known, place.device)
+
+
 def _function(spec: Spec, place: Place) -> Judge:
     first = next((rows[0] for name in place.scored.starts if (rows := place.scored.rows(name))), None)
     if first is None:
@@ -118,6 +124,7 @@ _KINDS: dict[str, Callable[[Spec, Place], Judge]] = {
     "classifier": _classifier,
     "copies": _copies,
     "crossfit": _crossfit,
+    "factors": _factors,
     "function": _function,
     "record": _record,
     "safety": _safety,

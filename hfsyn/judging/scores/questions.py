@@ -24,7 +24,7 @@ def question_judge(name: str, model: str, classes: Mapping[str, ClassInfo], devi
 
     Raises HfsynError if there is none, or as `Questioner`.
     """
-    part = _part(model)
+    part = asking(model)
     asker = Questioner(part, device, classes=list(classes.values()))
     facts = {"kind": "question", "question": str(part.prompt), "dtype": part.dtype}
     facts |= {"model": BUILTIN if part.model == BUILTIN else Path(part.model).name, "weights": str(part.revision)}
@@ -39,7 +39,7 @@ def question_judge(name: str, model: str, classes: Mapping[str, ClassInfo], devi
     return Judge(name, COLUMNS, facts, of, device)
 
 
-def _part(model: str) -> CaptionPart:
+def asking(model: str) -> CaptionPart:
     """The caption part of a recipe that asks the question, its model pinned."""
     known = model in fragments("captioner") or is_yaml_name(model)
     given = load_fragment("captioner", model).part if known else {"model": model}

@@ -22,7 +22,7 @@ SIDE = 32
 COPY = 0.64
 """Correlation from which two pictures count as copies; `scripts/check_copies.py` says what it finds and what not."""
 _COARSE = 8
-_ROUGHLY, _CANDIDATES = 64, 8  # pictures that are compared by 8 x 8 colours, and that are laid over each one
+_CANDIDATES = 8  # pictures that are laid over each one
 _SIDES = [round(SIDE * share) for share in (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)]  # of a crop
 _CROPS = ((0, 0, 1), (0.1, 0.1, 0.8), (0, 0, 0.8), (0.2, 0, 0.8), (0, 0.2, 0.8), (0.2, 0.2, 0.8))  # left, top, side
 _ANGLES = (-3.0, 3.0)
@@ -94,43 +94,34 @@ def _copies(
 
 
 def _candidates(mine: np.ndarray, others: np.ndarray, *, itself: bool) -> Iterator[tuple[slice, Any]]:
-    """Blocks of `mine`, and pairs of numbers, int64 (m, 2): those that are most alike in coarse colours.
-
-    By 4 x 4 fields a few dozen are found, and the best of them by 8 x 8: a quarter of the time of 8 x 8 for all.
-    """
+    """Blocks of `mine`, and pairs of numbers, int64 (m, 2): those that are most alike in coarse colours."""
     import torch
 
-    (rough, rough_parts), (fine, fine_parts) = (_views(mine, others, fields) for fields in (_COARSE // 2, _COARSE))
+    parts = [_coarse(others, crop) for crop in _CROPS]
     for start in range(0, len(mine), _ROWS):
         rows = slice(start, min(start + _ROWS, len(mine)))
         numbers = torch.arange(rows.start, rows.stop)
         best = torch.full((len(numbers), len(others)), -2.0)
-        for view, part in _compared(rough, rough_parts):
-            best = torch.maximum(best, view[rows] @ part.T)
+        for view, part in _compared(mine[rows], parts):
+            torch.maximum(best, view @ part.T, out=best)
         if itself:
             best[torch.arange(len(numbers)), numbers] = -2.0
-        some = best.topk(min(_ROUGHLY, len(others) - itself)).indices
-        likeness = torch.full(some.shape, -2.0)
-        for view, part in _compared(fine, fine_parts):
-            likeness = torch.maximum(likeness, torch.einsum("nd,nkd->nk", view[rows], part[some]))
-        top = some.gather(1, likeness.topk(min(_CANDIDATES, some.shape[1])).indices)
+        top = best.topk(min(_CANDIDATES, len(others) - itself)).indices
         yield rows, torch.stack([numbers[:, None].expand_as(top).flatten(), top.flatten()], 1)
 
 
-def _views(mine: np.ndarray, others: np.ndarray, fields: int) -> tuple[list[Any], list[Any]]:
-    """Coarse colours of the crops of `mine`, mirrored ones after them, and of those of `others`."""
-    views = [_coarse(mine[:, :, ::flip], crop, fields) for flip in (1, -1) for crop in _CROPS]
-    return views, [_coarse(others, crop, fields) for crop in _CROPS]
+def _compared(mine: np.ndarray, parts: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Colours of `mine` and what they are held against: crops of one side and the whole of the other, which may be the
+    copy; mirrored ones too.
+    """
+    for flip in (1, -1):
+        whole, *crops = (_coarse(mine[:, :, ::flip], crop) for crop in _CROPS)
+        yield from ((whole, part) for part in parts)
+        yield from ((crop, parts[0]) for crop in crops)
 
 
-def _compared(views: list[Any], parts: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """What is held against what: crops of one side against the whole of the other, which may be the copy."""
-    yield from ((view, parts[0]) for view in views)
-    yield from ((plain, part) for plain in (views[0], views[len(_CROPS)]) for part in parts[1:])
-
-
-def _coarse(thumbnails: np.ndarray, crop: tuple[float, float, float], fields: int) -> Any:
-    """Colours of some fields of a crop across and down, without mean and contrast: float32 (n, d) of length 1."""
+def _coarse(thumbnails: np.ndarray, crop: tuple[float, float, float]) -> Any:
+    """Colours of 8 x 8 fields of a crop, without mean and contrast: float32 (n, 192) of length 1."""
     import torch
     import torch.nn.functional as F  # noqa: N812 (its usual name)
 
@@ -138,7 +129,7 @@ def _coarse(thumbnails: np.ndarray, crop: tuple[float, float, float], fields: in
     found = []
     for start in range(0, len(thumbnails), _ROWS):
         part = np.array(thumbnails[start : start + _ROWS, top : top + side, left : left + side])
-        pooled = F.adaptive_avg_pool2d(torch.from_numpy(part).permute(0, 3, 1, 2).float(), fields).flatten(1)
+        pooled = F.adaptive_avg_pool2d(torch.from_numpy(part).permute(0, 3, 1, 2).float(), _COARSE).flatten(1)
         found.append(F.normalize(pooled - pooled.mean(1, keepdim=True), dim=1))
     return torch.cat(found)
 

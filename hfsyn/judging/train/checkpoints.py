@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import first_line
-from builders.files import atomic_text, remove_abandoned
+from builders.files import atomic_text, check_own_folder, remove_abandoned
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import FACTS, WEIGHTS
 from hfsyn.recipes.loading import dump_part
@@ -30,13 +30,7 @@ _NAME = re.compile(r"step-(\d{8})")
 
 def check_folder(folder: Path, config: TrainConfig, overwrite: bool) -> None:
     """Refuse a folder that holds another training with something to lose, or anything that is not a training's."""
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise HfsynError(f"{path} is a file, and a training needs a folder.", "Choose another: --out DIR.")
-    strangers = sorted(p.name for p in folder.glob("*") if p.name not in _OURS and not p.name.startswith("."))
-    if strangers:
-        said = f"{folder} holds other things ({', '.join(strangers[:3])})."
-        raise HfsynError(said, "Choose an empty or new folder: --out DIR.")
+    check_own_folder(folder, _OURS, "a training")
     begun = (folder / RESULTS).is_file() or found_checkpoints(folder / CHECKPOINTS)
     if begun and (folder / CONFIG).is_file() and not overwrite:
         _check_same_config(load_train_config(folder / CONFIG), config, folder)

@@ -1,0 +1,1 @@
+"""The closed loop: rounds of plan, generate, train, measure."""
