@@ -37,7 +37,8 @@ class Photograph:
 def imagenette(data: Path, split: str) -> list[Photograph]:
     """The photographs of ``train`` or ``val``, class by class, in the order of their names."""
     classes = sorted((data / IMAGENETTE / split).glob("*"))
-    files = [file for folder in classes for file in sorted(folder.glob("*"))[: settings.LIMIT]]
+    most = settings.LIMIT if split == "train" else None
+    files = [file for folder in classes for file in sorted(folder.glob("*"))[:most]]
     if not files:
         raise SystemExit(f"There are no photographs in {data / IMAGENETTE / split}.")
     return [Photograph(f"{file.parent.name}/{file.name}", file.read_bytes) for file in files]
@@ -60,6 +61,8 @@ def flickr(data: Path) -> list[Photograph]:
     """The photographs of Flickr8k in the order of SHA-256 of their names, with the words of their captions."""
     import pyarrow.parquet as pq
 
+    if not (data / FLICKR).is_file():
+        raise SystemExit(f"There is no {data / FLICKR}.")
     table = pq.read_table(data / FLICKR).to_pylist()
     found = [
         Photograph(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 LIMIT: int | None = None
-"""Photographs of each class of ImageNette, and thirtieth part of those of Flickr8k; None is all."""
+"""Training photographs of each class of ImageNette, and a thirtieth of Flickr8k's photographs; None is all."""
 TUNING: tuple[str, ...] = ()
 """Fields of the recipe's part `tune` that are set otherwise than in photographs.yaml."""
 
@@ -71,7 +71,8 @@ GENERATORS, GENERATION_SEEDS, CLASSIFIER_SEEDS = (0, 1), (0, 1), (0, 1, 2)
 CHECKPOINT_STEPS = 500
 IMAGES = 150  # of each class, in every arm
 CLASSIFIER = "test_resnet"
-CLASSIFIER_EPOCHS: int | None = None  # in place of those of classifier.yaml
+OPTIMISE: dict[str, int] = {}
+"""Fields of the part `optimise` that are set otherwise than in classifier.yaml."""
 
 
 def rehearse() -> None:
@@ -88,8 +89,11 @@ def rehearse() -> None:
         "PAIRS_A_STEP": 32,
         "VIEWS": 2,
         "WORDINGS": 1,
+        "GENERATORS": (0,),
+        "GENERATION_SEEDS": (0,),
+        "CLASSIFIER_SEEDS": (0, 1),
         "CHECKPOINT_STEPS": 10,
         "IMAGES": 3,
-        "CLASSIFIER_EPOCHS": 2,
+        "OPTIMISE": {"epochs": 2, "batch_size": 8, "warmup_epochs": 0},
     }
     globals().update(small)

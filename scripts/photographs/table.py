@@ -23,7 +23,11 @@ ARMS: dict[str, list[str]] = {
 }
 """Of each arm what its command has beside the recipe."""
 REAL = "real photographs"
-SETS = [(generator, seed) for generator in settings.GENERATORS for seed in settings.GENERATION_SEEDS]
+
+
+def pairs() -> list[tuple[int, int]]:
+    """Generators and seeds of the noise, of which each arm has a set."""
+    return [(generator, seed) for generator in settings.GENERATORS for seed in settings.GENERATION_SEEDS]
 
 
 def generators(data: Path, out: Path) -> None:
@@ -60,9 +64,9 @@ def run_of(out: Path, arm: str, generator: int, seed: int) -> Path:
 
 def sets(data: Path, out: Path) -> None:
     """Draw the sets of all arms; captions are made once."""
-    for generator, seed in SETS:
+    for generator, seed in pairs():
         for arm, changes in ARMS.items():
-            run, first = run_of(out, arm, generator, seed), run_of(out, "captions", *SETS[0])
+            run, first = run_of(out, arm, generator, seed), run_of(out, "captions", *pairs()[0])
             known = ["--captions", first] if arm != "class names" and run != first else []
             hfsyn(
                 out,
@@ -74,7 +78,7 @@ def sets(data: Path, out: Path) -> None:
                 *known,
                 *("--out", run),
             )
-    hfsyn(out, "drawing", "export-real", run_of(out, "captions", *SETS[0]), "--out", out / "real")
+    hfsyn(out, "drawing", "export-real", run_of(out, "captions", *pairs()[0]), "--out", out / "real")
 
 
 def judge(data: Path, out: Path) -> Path:
@@ -101,7 +105,7 @@ def readings(data: Path, out: Path) -> None:
     """What EfficientNet-Lite0 reads in each set, how far it is from photographs, and copies of what was learnt."""
     features = judge(data, out)
     learnt = f"imagenette={out / 'small' / 'first'}"
-    places = {f"{arm} {g}-{s}": str(run_of(out, arm, g, s)) for g, s in SETS for arm in ARMS}
+    places = {f"{arm} {g}-{s}": str(run_of(out, arm, g, s)) for g, s in pairs() for arm in ARMS}
     for name, place in {REAL: str(out / "real"), **places}.items():
         folder = out / "readings" / name.replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,10 +124,9 @@ def readings(data: Path, out: Path) -> None:
 def matrix(data: Path, out: Path) -> dict[str, Any]:
     """The matrix of `hfsyn bench`: each set an arm, three seeds each."""
     config = dict(load_file(HERE / "classifier.yaml", "training recipe", "It lies beside this file."))
-    if settings.CLASSIFIER_EPOCHS is not None:
-        config["optimise"]["epochs"] = settings.CLASSIFIER_EPOCHS
+    config["optimise"] |= settings.OPTIMISE
     arms = {REAL: {"train": [str(out / "real")]}}
-    arms |= {f"{arm} {g}-{s}": {"train": [str(run_of(out, arm, g, s))]} for arm in ARMS for g, s in SETS}
+    arms |= {f"{arm} {g}-{s}": {"train": [str(run_of(out, arm, g, s))]} for arm in ARMS for g, s in pairs()}
     return {
         "name": "photographs",
         "config": config,
@@ -180,7 +183,7 @@ def table(data: Path, out: Path) -> None:
     rows = {row["arm"]: row["values"] for row in read(out / "bench" / "summary.json")["rows"]}
     found = summed_up(rows)
     for name in (REAL, *ARMS):
-        places = [REAL] if name == REAL else [f"{name} {g}-{s}" for g, s in SETS]
+        places = [REAL] if name == REAL else [f"{name} {g}-{s}" for g, s in pairs()]
         held = [out / "readings" / place.replace(" ", "-") for place in places]
         found[name]["lite0"] = float(
             np.mean([read(f / "read.json")["metrics"]["masked"]["top1"]["value"] for f in held])

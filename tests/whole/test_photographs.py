@@ -103,7 +103,7 @@ def test_errors_of_the_table_are_those_of_the_generators_where_these_differ() ->
 
 
 def test_an_arm_is_compared_with_class_names_run_by_run() -> None:
-    names = {f"class names {g}-{s}": [0.5 + 0.1 * g, 0.52, 0.54] for g, s in table.SETS}
+    names = {f"class names {g}-{s}": [0.5 + 0.1 * g, 0.52, 0.54] for g, s in table.pairs()}
     more = {name.replace("class names", "captions"): [value + 0.01 for value in some] for name, some in names.items()}
     across = {name.replace("class names", "captions across classes"): some for name, some in names.items()}
     found = table.summed_up({table.REAL: [0.6, 0.62, 0.64], **names, **more, **across})
