@@ -175,10 +175,7 @@ def tune(
     from hfsyn.workers import check_device, current_worker, is_launched, visible_gpus
 
     given, options = take(words, chosen), WorkOptions(**words)
-    data = {"dataset": dataset, "image_column": image_column, "text_column": text_column}
-    said = given.get("overrides") or ()
-    asked = [f"tune.{key}={json.dumps(value)}" for key, value in data.items() if value is not None]
-    given["overrides"] = [*([said] if isinstance(said, str) else said), *asked]
+    given["overrides"] = _overrides_with(given, dataset=dataset, image_column=image_column, text_column=text_column)
     if push_to_hub is not None:
         HubRepo(check_repo_id(push_to_hub), repo_type="model").need_token()
     check_device(options.device)
@@ -194,6 +191,13 @@ def tune(
         address = push_tuned(Path(out).expanduser(), push_to_hub, private=private, quiet=options.quiet)
         found = {**found, "published": address}
     return found
+
+
+def _overrides_with(given: dict[str, Any], **data: str | None) -> list[str]:
+    """The overrides that were given, and a dataset as fields of `tune`."""
+    said = given.get("overrides") or ()
+    asked = [f"tune.{key}={json.dumps(value)}" for key, value in data.items() if value is not None]
+    return [*([said] if isinstance(said, str) else said), *asked]
 
 
 def _run_to_tune(recipe: str | Path | Recipe, changes: dict[str, Any]) -> Run | None:
