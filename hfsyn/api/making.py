@@ -150,10 +150,8 @@ def tune(
     Args:
         recipe: as for `build`, or a run folder, whose captions are taken; of a run only fields of `tune` can be set.
         out: the folder in which everything is kept.
-        dataset: images and texts in place of the recipe's, anything that `datasets.load_dataset` reads: a folder, a
-            file, or ``USER/NAME[@REVISION]``.
-        image_column: its images; None finds them.
-        text_column: its texts, or lists of texts; None finds them.
+        dataset: images and texts in place of the recipe's; what `datasets.load_dataset` reads, or ``USER/NAME@REVISION``.
+        image_column, text_column: its images, and its texts or lists of texts; None finds them.
         gradient_accumulation_steps: parts in which each process computes its images of a step.
         gradient_checkpointing: compute activations again instead of keeping them: less memory, more time.
         checkpoint_steps: steps between checkpoints, at which samples are drawn; None is a tenth of all.
@@ -183,10 +181,8 @@ def tune(
     wanted = chosen(run.recipe if run is not None else recipe, **given)
     how = tuning.TuneOptions(options, gradient_accumulation_steps, gradient_checkpointing, checkpoint_steps, samples)
     processes = num_processes or visible_gpus() or 1
-    if processes == 1 or is_launched():
-        found = tuning.tune(wanted, out, run, how)
-    else:
-        found = _tuned_in_several(wanted, Path(out), run, how, processes)
+    alone = processes == 1 or is_launched()
+    found = tuning.tune(wanted, out, run, how) if alone else _tuned_in_several(wanted, Path(out), run, how, processes)
     if push_to_hub is not None and current_worker().is_main:
         address = push_tuned(Path(out).expanduser(), push_to_hub, private=private, quiet=options.quiet)
         found = {**found, "published": address}
