@@ -144,13 +144,12 @@ def tune(
 ) -> dict[str, Any]:
     """Tune a recipe's generator to captioned real images, as its part `tune` says. Running it again continues.
 
-    What comes out is LoRA weights that diffusers loads as they are and ``generate.lora`` takes, or with ``tune.full`` a
-    whole checkpoint for ``generate.model``.
+    What comes out is LoRA weights for diffusers and ``generate.lora``, or with ``tune.full`` a checkpoint.
 
     Args:
         recipe: as for `build`, or a run folder, whose captions are taken; of a run only fields of `tune` can be set.
         out: the folder in which everything is kept.
-        dataset: images and texts in place of the recipe's; what `datasets.load_dataset` reads, or ``USER/NAME@REVISION``.
+        dataset: images and texts in place of the recipe's: what `datasets.load_dataset` reads, or ``NAME@REVISION``.
         image_column, text_column: its images, and its texts or lists of texts; None finds them.
         gradient_accumulation_steps: parts in which each process computes its images of a step.
         gradient_checkpointing: compute activations again instead of keeping them: less memory, more time.
@@ -183,10 +182,10 @@ def tune(
     processes = num_processes or visible_gpus() or 1
     alone = processes == 1 or is_launched()
     found = tuning.tune(wanted, out, run, how) if alone else _tuned_in_several(wanted, Path(out), run, how, processes)
-    if push_to_hub is not None and current_worker().is_main:
-        address = push_tuned(Path(out).expanduser(), push_to_hub, private=private, quiet=options.quiet)
-        found = {**found, "published": address}
-    return found
+    if push_to_hub is None or not current_worker().is_main:
+        return found
+    address = push_tuned(Path(out).expanduser(), push_to_hub, private=private, quiet=options.quiet)
+    return {**found, "published": address}
 
 
 def _overrides_with(given: dict[str, Any], **data: str | None) -> list[str]:
