@@ -171,10 +171,9 @@ def train(
     processes = num_processes or visible_gpus() or 1
     several = processes > 1 and not is_launched()
     result = _train_in_several(config, Path(out), options, processes) if several else loop.train(config, out, options)
-    if push_to_hub is not None and current_worker().is_main:
-        address = model_card.push_classifier(out, push_to_hub, private=private, quiet=quiet)
-        result = {**result, "published": address}
-    return result
+    if push_to_hub is None or not current_worker().is_main:
+        return result
+    return {**result, "published": model_card.push_classifier(out, push_to_hub, private=private, quiet=quiet)}
 
 
 def _train_in_several(config: TrainConfig, out: Path, options: RunOptions, processes: int) -> dict[str, Any]:
