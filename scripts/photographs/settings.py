@@ -54,7 +54,8 @@ LATENT_CHANNELS, LATENT_SCALE = 16, 4.0
 the decoder of an `AutoencoderTiny` bounds them at 3.
 """
 DECODER_WIDTH, DECODER_BLOCKS = 32, (3, 2, 1)
-DECODER_STEPS, DECODER_BATCH, DECODER_LR, LATENT_NOISE = 1500, 32, 2e-3, 0.08
+DECODER_STEPS, DECODER_BATCH, DECODER_LR, LATENT_NOISE = 6000, 32, 2e-3, 0.08
+"""With 1,500 steps the autoencoder had 29.0 dB, below the 30.8 of the components alone; nothing had been drawn yet."""
 TEXT_STEPS, PAIRS_A_STEP, TEXT_LR = 1200, 192, 1e-3
 VIEWS, CROP = 8, (0.72, 1.0)
 """Views of each of ImageNette's photographs that the generator learns: two whole, the others crops of such an area. So
