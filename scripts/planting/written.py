@@ -243,7 +243,7 @@ BUGS: tuple[WrittenBug, ...] = (
     ),
     _bug(
         "A fine-grained token that may write to somebody else's repository passes for one that may write here.",
-        "hfsyn/hub/repo.py",
+        "hfsyn/hub/rights.py",
         'write |= mine and "repo.write" in permissions',
         'write |= "repo.write" in permissions',
         "rights",
