@@ -9,49 +9,62 @@ DIR holds `imagenette-128` and `flickr8k-128`; see scripts/photographs/README.md
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.photographs import features, generator, photographs, quality, settings, table, teaching, train_captioner
+from scripts.photographs import settings
+
+
+def _part(name: str) -> Any:
+    """A module beside this one, loaded when it is needed: torch and timm take seconds."""
+    return importlib.import_module(f"scripts.photographs.{name}")
 
 
 def flickr_features(data: Path, out: Path) -> None:
     """EfficientNet-Lite0's features of Flickr8k's photographs and their mirror images: six minutes."""
-    features.make(photographs.flickr(data), out / "features" / "flickr", mirrored=True)
+    _part("features").make(_part("photographs").flickr(data), out / "features" / "flickr", mirrored=True)
 
 
 def imagenette_features(data: Path, out: Path) -> None:
     """EfficientNet-Lite0's features of ImageNette's training photographs: four minutes."""
-    features.make(photographs.imagenette(data, "train"), out / "features" / "imagenette", mirrored=False)
+    _part("features").make(
+        _part("photographs").imagenette(data, "train"), out / "features" / "imagenette", mirrored=False
+    )
 
 
 def captioner(data: Path, out: Path) -> None:
     """Train the captioner: an hour of one core."""
-    train_captioner.train(data, out)
+    _part("train_captioner").train(data, out)
 
 
 def captions_quality(data: Path, out: Path) -> None:
     """Measure the captions on 1,000 photographs of Flickr8k, and by nouns on ImageNette's last third."""
-    quality.measure(data, out)
+    _part("quality").measure(data, out)
 
 
 def autoencoder(data: Path, out: Path) -> None:
     """Make the generator's autoencoder, and train its decoder: three minutes."""
-    generator.autoencoder(data, out)
+    _part("generator").autoencoder(data, out)
 
 
 def fresh(data: Path, out: Path) -> None:
     """Pre-train the generator's text encoder, and write the pipeline with a random UNet: ten minutes."""
-    generator.fresh(data, out)
+    _part("generator").fresh(data, out)
 
 
 def teach(data: Path, out: Path) -> None:
     """Caption what the generator learns, in several wordings, and write it down as a data set: ten minutes."""
-    teaching.teach(data, out)
-    teaching.shrink(data, out)
+    _part("teaching").teach(data, out)
+    _part("teaching").shrink(data, out)
+
+
+def _of_table(name: str) -> Callable[[Path, Path], object]:
+    return lambda data, out: getattr(_part("table"), name)(data, out)
 
 
 STAGES: dict[str, Callable[[Path, Path], object]] = {
@@ -62,14 +75,14 @@ STAGES: dict[str, Callable[[Path, Path], object]] = {
     "autoencoder": autoencoder,
     "fresh": fresh,
     "teach": teach,
-    "generators": table.generators,
-    "told": table.told,
-    "sets": table.sets,
-    "readings": table.readings,
-    "classifiers": table.classifiers,
-    "table": table.table,
+    "generators": _of_table("generators"),
+    "told": _of_table("told"),
+    "sets": _of_table("sets"),
+    "readings": _of_table("readings"),
+    "classifiers": _of_table("classifiers"),
+    "table": _of_table("table"),
 }
-"""In their order: what each does is said by its function."""
+"""In their order: what each does is said by its function, of the last six in `table`."""
 
 
 def main() -> None:

@@ -295,7 +295,9 @@ def test_rounds_end_where_the_budget_has_no_time_for_another_one(monkeypatch: py
     assert len(told) == 4
 
 
-@pytest.mark.parametrize("after", ["the first turn", "the second", "a look"])
+@pytest.mark.parametrize(
+    "after", ["the first turn", *(pytest.param(one, marks=pytest.mark.slow) for one in ("the second", "a look"))]
+)
 def test_what_a_killed_run_leaves_behind_is_whole(tmp_path: Path, after: str) -> None:
     """Killed by SIGKILL as soon as the figures say so much; they are one whole JSON object."""
     wanted = {"the first turn": '"images_per_second"', "the second": '"plain"', "a look": '"busy"'}[after]
