@@ -91,6 +91,8 @@ class Xet:
         self._seen: set[str] = set()
 
     def find(self, sha256: str) -> Content | None:
+        if sha256 in self._known:
+            return self._known[sha256]
         for path in sorted((self._folder / "shards").glob("*.mdb")):
             if path.name not in self._seen:
                 self._known.update(read_shard(path.read_bytes()))
