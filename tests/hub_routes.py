@@ -602,11 +602,10 @@ def take_from_xet(hub: Hub, repo: Repo, operations: list[tuple[str, dict[str, An
     """Contents that a commit names and that came by way of Xet, which the commit is the first to say."""
     if hub.xet is None:
         return
-    named = [value["oid"] for key, value in operations if key == "lfsFile"]
-    new = ((oid, hub.xet.find(oid)) for oid in named if not hub.store.has_large(repo, oid))
-    # Those that share a xorb, one after the other: a xorb of 64 MB is unpacked once.
-    for oid, found in sorted(((oid, found) for oid, found in new if found), key=lambda pair: pair[1].runs):
-        hub.count(lfs_bytes=hub.store.receive(repo, oid, found.size, hub.xet.read(found)), lfs_files=1)
+    for key, value in operations:
+        if key == "lfsFile" and not hub.store.has_large(repo, value["oid"]) and (found := hub.xet.find(value["oid"])):
+            size = hub.store.receive(repo, value["oid"], found.size, hub.xet.read(found))
+            hub.count(lfs_bytes=size, lfs_files=1)
 
 
 # Cards
