@@ -51,10 +51,11 @@ from typing import Any
 
 from builders.errors import DataError, near_path
 from builders.files import is_litter, is_owned_name
+from builders.stores import store
 from builders.stores.copies import is_address
 from builders.yaml import load_mapping
 
-RECIPE = "recipe.yaml"
+RECIPE = store.RECIPE
 STRATEGY = "strategy.txt"
 SOURCE = "source.parquet"
 CAPTIONS = "captions"

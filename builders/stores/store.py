@@ -25,6 +25,7 @@ Info = Mapping[str, Any]
 ATTEMPTS = 8  # of one request, in a row
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; each pause doubles the one before
 SETTLE = 1.0  # seconds after which a store without conditional writes shows who wrote last
+RECIPE = "recipe.yaml"  # what makes a folder a run, so that it is asked for by name
 _READERS = 16  # small files that are read at once
 _MOST_FILES = 200_000  # under one address; a run of a million images has some 5,000
 _VERSION = ("ETag", "etag", "md5Hash", "content_md5", "xet_hash", "mtime", "LastModified", "last_modified", "created")
@@ -215,6 +216,8 @@ class Store:
         """
         there = {name: info for name, info in self.listed(under).items() if not name.startswith(".")}
         if not under:
+            if RECIPE not in there and (found := self._info(RECIPE)) is not None:
+                there[RECIPE] = found
             kept = (self.name_of(path) for path in self.copy.rglob("*") if path.is_file())
             late = [name for name in kept if name not in there and not name.startswith(".") and "/." not in name]
             for name, info in zip(late, self._each(self._info, late), strict=True):

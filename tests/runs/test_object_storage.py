@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -487,3 +487,17 @@ def test_what_an_error_leaves_claimed_is_free_when_the_process_ends(
     here = leases.leases_of(local(f"file://{bucket}/run"))
     assert here is not None
     assert here.take("shard", alone=False) is not None
+
+
+def test_the_recipe_of_a_run_is_asked_for_by_name(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepared("exact://bucket/run")
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    monkeypatch.setattr(Exact, "find", without_recipe(Exact.find))
+    assert on_another_machine("exact://bucket/run", tmp_path / "other", monkeypatch).fingerprint == run.fingerprint
+
+
+def without_recipe(find: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A listing that does not have it yet."""
+    return lambda *words, **more: {name: info for name, info in find(*words, **more).items() if "recipe" not in name}
