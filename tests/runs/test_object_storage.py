@@ -496,6 +496,7 @@ def test_the_recipe_of_a_run_is_asked_for_by_name(
     caption(run, captioner=FakeCaptioner(), quiet=True)
     monkeypatch.setattr(Exact, "find", without_recipe(Exact.find))
     assert on_another_machine("exact://bucket/run", tmp_path / "other", monkeypatch).fingerprint == run.fingerprint
+    assert [name for name, _ in settings.made() if name.endswith("recipe.yaml")] == ["run/recipe.yaml"]
 
 
 def without_recipe(find: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
