@@ -51,11 +51,10 @@ from typing import Any
 
 from builders.errors import DataError, near_path
 from builders.files import is_litter, is_owned_name
-from builders.stores import store
 from builders.stores.copies import is_address
 from builders.yaml import load_mapping
 
-RECIPE = store.RECIPE
+RECIPE = "recipe.yaml"
 STRATEGY = "strategy.txt"
 SOURCE = "source.parquet"
 CAPTIONS = "captions"

@@ -25,7 +25,8 @@ Info = Mapping[str, Any]
 ATTEMPTS = 8  # of one request, in a row
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; each pause doubles the one before
 SETTLE = 1.0  # seconds after which a store without conditional writes shows who wrote last
-RECIPE = "recipe.yaml"  # what makes a folder a run, so that it is asked for by name
+BEGUN = ("recipe.yaml", "source.parquet", "source.json", "strategy.txt")
+"""The files with which a run begins, in `builders.runs.layout`: they are asked for by name if they are not listed."""
 _READERS = 16  # small files that are read at once
 _MOST_FILES = 200_000  # under one address; a run of a million images has some 5,000
 _VERSION = ("ETag", "etag", "md5Hash", "content_md5", "xet_hash", "mtime", "LastModified", "last_modified", "created")
@@ -216,10 +217,9 @@ class Store:
         """
         there = {name: info for name, info in self.listed(under).items() if not name.startswith(".")}
         if not under:
-            if RECIPE not in there and (found := self._info(RECIPE)) is not None:
-                there[RECIPE] = found
             kept = (self.name_of(path) for path in self.copy.rglob("*") if path.is_file())
             late = [name for name in kept if name not in there and not name.startswith(".") and "/." not in name]
+            late += [name for name in BEGUN if name not in there and name not in late]
             for name, info in zip(late, self._each(self._info, late), strict=True):
                 if info is None:
                     (self.copy / name).unlink(missing_ok=True)

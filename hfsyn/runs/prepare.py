@@ -12,6 +12,7 @@ from builders.errors import and_more
 from builders.files import atomic_text, make_folder
 from builders.runs import layout, run_files
 from builders.stores.copies import local, present, readable, store_of
+from builders.stores.store import BEGUN
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe
 from hfsyn.runs.claims import clear_remains, lock, put_away, removable, replaced
@@ -92,8 +93,8 @@ def run_in(recipe: Recipe, folder: Path) -> Run | None:
 
 def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
     """Refuse a folder that holds parts of a run without its recipe, unless its index was made for this recipe."""
-    index, begun = folder / layout.SOURCE, (layout.SOURCE, "source.json", layout.STRATEGY)  # before there is a recipe
-    parts = [name for name in sorted(layout.KNOWN) if name not in begun and not name.startswith(".")]
+    index = folder / layout.SOURCE
+    parts = [name for name in sorted(layout.KNOWN) if name not in BEGUN and not name.startswith(".")]
     found = [name for name in parts if (folder / name).exists()]
     if index.exists():
         try:

@@ -181,6 +181,7 @@ def test_a_claim_is_left_to_its_holder_until_that_is_silent_or_lets_go(
     kind: str, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "RENEW", 1000)
+    monkeypatch.setattr(leases, "LEASE", 1000.0)
     one, two, three = (other_machine(kind, tmp_path / name) for name in "abc")
     first = one.take("shard", alone=True)
     assert first is not None
@@ -191,9 +192,8 @@ def test_a_claim_is_left_to_its_holder_until_that_is_silent_or_lets_go(
     assert second is not None
     assert one.take("shard", alone=True) is None
     # It dies: nothing is renewed, and after the lease one of the others has it, and only one.
-    monkeypatch.setattr(leases, "LEASE", 0.05)
     assert (one.take("shard", alone=True), three.take("shard", alone=True)) == (None, None)
-    threading.Event().wait(0.1)
+    monkeypatch.setattr(leases, "LEASE", 0.0)
     takes = [one.take("shard", alone=True), three.take("shard", alone=True)]
     assert [taken is None for taken in takes] == [False, True]
 
@@ -489,16 +489,16 @@ def test_what_an_error_leaves_claimed_is_free_when_the_process_ends(
     assert here.take("shard", alone=False) is not None
 
 
-def test_the_recipe_of_a_run_is_asked_for_by_name(
+def test_the_files_that_a_run_begins_with_are_asked_for_by_name(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = prepared("exact://bucket/run")
     caption(run, captioner=FakeCaptioner(), quiet=True)
-    monkeypatch.setattr(Exact, "find", without_recipe(Exact.find))
+    monkeypatch.setattr(Exact, "find", without(Exact.find, *store.BEGUN))
     assert on_another_machine("exact://bucket/run", tmp_path / "other", monkeypatch).fingerprint == run.fingerprint
-    assert [name for name, _ in settings.made() if name.endswith("recipe.yaml")] == ["run/recipe.yaml"]
+    assert len([name for name, _ in settings.made() if name.endswith(store.BEGUN)]) == 3
 
 
-def without_recipe(find: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A listing that does not have it yet."""
-    return lambda *words, **more: {name: info for name, info in find(*words, **more).items() if "recipe" not in name}
+def without(find: Callable[..., dict[str, Any]], *new: str) -> Callable[..., dict[str, Any]]:
+    """A listing that does not have them yet."""
+    return lambda *words, **more: {name: info for name, info in find(*words, **more).items() if not name.endswith(new)}
