@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -126,7 +127,26 @@ def recipes() -> Rows:
     ]
 
 
+def rehearsal() -> Rows:
+    """What `rehearse.py` measured: a line for each stage."""
+    found = json.loads((ROOT / "scripts" / "figures" / "rehearsal.json").read_text(encoding="utf-8"))
+    return [
+        {
+            f"{found['rows']:,} rows": one["stage"],
+            "seconds": f"{one['seconds']:,.0f}",
+            "CPU seconds": f"{one['cpu_seconds']:,.0f}",
+            "largest process": f"{one['peak_gb']:.2f} GB",
+            "files": f"{one['files']:,}" if one["files"] else "",
+            "requests": f"{one['requests']:,}" if one["requests"] else "",
+            "commits": one["commits"] or "",
+            "sent": f"{one['sent_mb']:,.0f} MB" if one["sent_mb"] else "",
+        }
+        for one in found["stages"]
+    ]
+
+
 TABLES: dict[str, Callable[[], Rows]] = {
+    "rehearsal": rehearsal,
     "gpu": gpu_figures.speed,
     "gpu-memory": gpu_figures.memory,
     "variants": variants,

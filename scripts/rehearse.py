@@ -5,19 +5,20 @@
     python scripts/rehearse.py --rows 20000                   a few minutes
     python scripts/rehearse.py --folder DIR                   kept there; run again, it goes on with the next stage
     python scripts/rehearse.py --folder DIR --only verify     one stage again, of a rehearsal that was kept
+    python scripts/rehearse.py --rows 4000 --side 512 --until "second: publish"      images as large as true ones
 
 The source is Parquet files with as many small true JPEG files of ImageNet-1K's thousand classes. In place of the
-captioner and the generator stand two stubs that answer at once: ten words, and 24 x 24 pixels from prompt and seed.
+captioner and the generator stand two stubs that answer at once: ten words, and 24 x 24 pixels (`--side`) from the seed.
 All else is what a user runs: the index, captions and images in two processes (one is killed by SIGKILL in the middle
 and started again), finish, status, publication to the Hub of the tests on this machine, verify, a second version in
 which the images of one class in twenty are drawn with another seed, diff, loading by tag, whole and as a stream, ten
 images made again, scores of all rows by a function in two processes, a selection by them, an epoch of the training
 loader, the test of a classifier on all rows, the comparison of the features of 50,000 real and synthetic images.
 
-For each stage: seconds, CPU seconds of its processes (the Hub's not counted), the largest resident set of any of
-them, files in the run folders, and what was sent: requests, commits, bytes. Aims on two cores: no process
-above 2 GB, the whole within an hour, the second version within 7 % of the bytes of the first. The last line is one
-JSON object.
+For each stage: seconds, CPU seconds of its processes (the Hub's not counted), the most memory that any of them had for
+itself (mapped files not counted), files in the run folders, and what was sent: requests, commits, bytes. Aims on two
+cores: no process above 2 GB, the whole within an hour, the second version within 7 % of the bytes of the first. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-ROWS, CLASSES, SIDE = 1_281_167, 1000, 24
+ROWS, CLASSES, SIDE, BLOCK = 1_281_167, 1000, 24, 12
+SIDE_OF = "HFSYN_REHEARSAL_SIDE"  # by which the processes are told another side
 CHANGED = 20  # one class in that many is drawn with another seed in the second version
 REPO = "alice/rehearsal"
 AIM_GB, AIM_MINUTES, AIM_SHARE = 2.0, 60, 0.07
@@ -78,10 +80,18 @@ class Generator:
         from hfsyn.images.generator import Generated
 
         images = []
+        side = side_of()
         for seed in seeds:
-            coarse = np.frombuffer(random.Random(seed).randbytes(12 * 12 * 3), dtype=np.uint8).reshape(12, 12, 3)
-            images.append(Generated(coarse.repeat(SIDE // 12, 0).repeat(SIDE // 12, 1), None))
+            many = -(-side // BLOCK)
+            coarse = np.frombuffer(random.Random(seed).randbytes(many * many * 3), dtype=np.uint8)
+            blocks = coarse.reshape(many, many, 3).repeat(BLOCK, 0).repeat(BLOCK, 1)
+            images.append(Generated(np.ascontiguousarray(blocks[:side, :side]), None))
         return lambda: images
+
+
+def side_of() -> int:
+    """The side of an image, in pixels."""
+    return int(os.environ.get(SIDE_OF, SIDE))
 
 
 def make_source(folder: Path, rows: int) -> None:
@@ -170,7 +180,7 @@ def load_whole(folder: Path, rows: int) -> None:
     found = load_dataset(REPO, split="train", revision="v1.0.0")
     assert len(found) == rows, len(found)
     for number in range(0, rows, max(1, rows // 20)):
-        assert found[number]["image"].size == (SIDE, SIDE)
+        assert found[number]["image"].size == (side_of(), side_of())
 
 
 def load_streamed(folder: Path, rows: int) -> None:
@@ -303,7 +313,8 @@ class Rehearsal:
     def stage(self, name: str, *more: str, processes: int = 1, kill: Path | None = None) -> None:
         """A stage of this file, in some processes; with `kill` one of them dies as soon as that folder is half full."""
         what = [str(Path(__file__).resolve()), "--folder", str(self.folder), "--rows", str(self.rows), "--stage", name]
-        self.measure(name, [[*what, *more]] * processes, kill=kill)
+        label = f"second: {name}" if more else name
+        self.measure(label, [[*what, *more]] * processes, kill=kill)
 
     def command(self, name: str, *arguments: str, expected: Sequence[int] = (0,)) -> None:
         """A command of hfsyn."""
@@ -366,7 +377,10 @@ def _cpu_of_children() -> float:
 
 
 def _largest(process: Any) -> int:
-    """The largest resident set of a process and those that it started."""
+    """The largest memory of its own of a process and those that it started, in bytes.
+
+    Pages of files that are mapped into memory do not count: the kernel drops them whenever somebody needs the room.
+    """
     import contextlib
 
     import psutil
@@ -375,7 +389,8 @@ def _largest(process: Any) -> int:
     with contextlib.suppress(psutil.Error):
         for one in (process, *process.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                found = max(found, one.memory_info().rss)
+                memory = one.memory_info()
+                found = max(found, memory.rss - getattr(memory, "shared", 0))
     return found
 
 
@@ -386,7 +401,7 @@ def line(entry: dict[str, Any]) -> str:
     return f"{entry['stage']:26} {took} {entry['peak_gb']:6.2f} GB {entry['files']:6,} files {wire}"
 
 
-def rehearse(folder: Path, rows: int, only: str | None) -> dict[str, Any]:
+def rehearse(folder: Path, rows: int, only: str | None, until: str | None) -> dict[str, Any]:
     """All stages; see the module."""
     from hub_server import Hub
 
@@ -405,7 +420,7 @@ def rehearse(folder: Path, rows: int, only: str | None) -> dict[str, Any]:
             "verify the run": lambda: run.command("verify the run", "verify", one, "-q"),
             "verify": lambda: run.command("verify", "verify", published, "-q"),
             "second: index": lambda: run.stage("index", "--version", "2"),
-            "second: captions": lambda: run.stage("caption", "--version", "2"),
+            "second: caption": lambda: run.stage("caption", "--version", "2"),
             "second: generate": lambda: run.stage("generate", "--version", "2", processes=2),
             "second: finish": lambda: run.stage("finish", "--version", "2"),
             "second: publish": lambda: run.command("second: publish", "publish", two, REPO, "--version", "1.1.0", "-q"),
@@ -419,8 +434,10 @@ def rehearse(folder: Path, rows: int, only: str | None) -> dict[str, Any]:
         for name, step in steps.items():
             if name == only or (only is None and name not in done):
                 step()
-                done[name] = run.found[-1] | {"stage": name}
+                done[name] = run.found[-1]
                 kept.write_text(json.dumps(done))
+            if name == until:
+                break
         found = [done[name] for name in steps if name in done]
     return summed_up(found, rows)
 
@@ -451,6 +468,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="images [1281167]")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where to keep everything [a temporary folder]")
     parser.add_argument("--only", metavar="STAGE", help="one stage alone, of a rehearsal that was kept")
+    parser.add_argument("--until", metavar="STAGE", help="the last stage")
+    parser.add_argument("--side", type=int, default=SIDE, metavar="PX", help=f"of the images that are made [{SIDE}]")
     parser.add_argument("--stage", choices=sorted(STAGES), help=argparse.SUPPRESS)
     parser.add_argument("--version", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -460,12 +479,14 @@ def main() -> None:
         return
     folder = (given.folder or Path(tempfile.mkdtemp(prefix="hfsyn-rehearsal-"))).resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    need, free = given.rows * BYTES_PER_ROW / 1e9, shutil.disk_usage(folder).free / 1e9
+    os.environ[SIDE_OF] = str(given.side)
+    bytes_per_row = BYTES_PER_ROW + 5 * given.side**2 // 2
+    need, free = given.rows * bytes_per_row / 1e9, shutil.disk_usage(folder).free / 1e9
     print(f"{given.rows:,} rows in {folder}: about {need:.1f} GB of disk, {free:.0f} GB are free", file=sys.stderr)
     if need > free:
         sys.exit("That is not enough: --rows for fewer, or --folder on another disk.")
     try:
-        found = rehearse(folder, given.rows, given.only)
+        found = rehearse(folder, given.rows, given.only, given.until)
     finally:
         if given.folder is None:
             shutil.rmtree(folder)

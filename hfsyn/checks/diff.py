@@ -23,6 +23,7 @@ from hfsyn.errors import HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.versions import Version
 from hfsyn.pages.html import facts
+from hfsyn.progress import Progress
 from hfsyn.recipes.recipe import Recipe, difference, parse_recipe, published_recipe
 from hfsyn.rules import order_of
 from hfsyn.runs.run import Run
@@ -104,21 +105,27 @@ class Comparison:
         return "\n".join([*lines, self.sentence()])
 
 
-def diff(a: str, b: str, *, config_name: str | None = None, token: str | bool | None = None) -> Comparison:
+def diff(
+    a: str, b: str, *, config_name: str | None = None, token: str | bool | None = None, quiet: bool = False
+) -> Comparison:
     """Compare two versions, row by row.
 
     Args:
         a, b: run folders, or ``USER/NAME@VERSION``.
         config_name: a configuration's name; None is the default one of each.
         token: as everywhere in huggingface_hub.
+        quiet: no progress on the error stream.
 
     Raises:
         DataError: one of them is not there, or not finished.
     """
-    return compare(open_reference(a, config_name, token=token), open_reference(b, config_name, token=token))
+    left, right = (open_reference(side, config_name, token=token) for side in (a, b))
+    return compare(left, right, quiet=quiet)
 
 
-def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool = True) -> Comparison:
+def compare(
+    a: Published | RunFolder, b: Published | RunFolder, *, images: bool = True, quiet: bool = True
+) -> Comparison:
     """Compare two opened versions; without `images` the images are not read."""
     left, right = a.manifest(), b.manifest()
     if left.raw.get("what", "data") != right.raw.get("what", "data"):
@@ -141,8 +148,25 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
     # Images that are not read count as changed if the recipe makes them in another way.
     remade = not images and any(_makes_images(key) for key, _, _ in found.recipe)
     ordered = key == "sample_id" and not any(recipe_of(side).generate.lora_by_class for side in (a, b))
-    rows_a, rows_b = _rows(a, left, equal, images=images), _rows(b, right, equal, images=images)
-    for old, new in _paired(rows_a, rows_b, key, ordered=ordered):
+    total = sum(entry.rows for entry in right.shards if (entry.file, entry.sha256) not in equal)
+    with Progress("compare", total, quiet=quiet, unit="rows") as progress:
+        rows_a = _rows(a, left, equal, images=images)
+        rows_b = _rows(b, right, equal, images=images, progress=progress)
+        _compare_rows(found, _paired(rows_a, rows_b, key, ordered=ordered), key, gone, remade=remade, images=images)
+    return found
+
+
+def _compare_rows(
+    found: Comparison,
+    pairs: Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]],
+    key: str,
+    gone: Mapping[str, str],
+    *,
+    remade: bool,
+    images: bool,
+) -> None:
+    """Count what pairs of rows differ in."""
+    for old, new in pairs:
         if old == new and not remade:
             continue
         kind = found.added if old is None else found.removed if new is None else found.changed
@@ -157,7 +181,6 @@ def compare(a: Published | RunFolder, b: Published | RunFolder, *, images: bool 
             found.columns.update(names)
         if len(found.examples) < _SHOWN:
             found.examples.append(str(row[key]))
-    return found
 
 
 def _selected_out(side: Published | RunFolder, manifest: layout.Manifest) -> dict[str, str]:
@@ -196,7 +219,12 @@ def change_sentence(repo: HubRepo, commit: str, version: Version, run: Run, conf
 
 
 def _rows(
-    side: Published | RunFolder, manifest: layout.Manifest, skip: set[tuple[str, str]], *, images: bool
+    side: Published | RunFolder,
+    manifest: layout.Manifest,
+    skip: set[tuple[str, str]],
+    *,
+    images: bool,
+    progress: Progress | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the shards that are not to be skipped, with the hash of each image in its place."""
     for entry in manifest.shards:
@@ -208,6 +236,8 @@ def _rows(
                 if isinstance(row.get("image"), Mapping):
                     row["image"] = hashlib.sha256(row["image"].get("bytes") or b"").hexdigest()
                 yield row
+        if progress is not None:
+            progress.add(entry.rows)
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 import hashlib
 import io
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,28 +208,51 @@ def find_row(side: Published | RunFolder, sample_id: str) -> tuple[dict[str, Any
 
     Raises HfsynError if there is no such sample; the message names some that exist.
     """
-    manifest = side.manifest()
-    some: list[str] = []
-    for entry in manifest.shards:
-        with readable(side, entry), side.open(entry.file) as handle:
-            shard = Shard(handle, entry, side.label)
-            if "sample_id" not in shard.schema.names:
-                raise HfsynError(f"{side.label} holds captions, and no images.", "Name a configuration with images.")
-            before = 0
-            for group in shard.groups():
-                ids = [row["sample_id"] for row in shard.rows(["sample_id"], groups=[group])]
-                some += ids[: 3 - len(some)]
-                if sample_id in ids:
-                    row = next(row for row in shard.rows(groups=[group]) if row["sample_id"] == sample_id)
-                    name = layout.sidecar_name(entry.file)
-                    sidecar = layout.parse_sidecar(side.text(name), name)
-                    # Lines that were set aside have no row, but had their place in a batch.
-                    by_class = recipe_of(side).generate.lora_by_class
-                    place = order_of(sample_id, by_class=by_class)
-                    aside = sum(order_of(line["id"], by_class=by_class) < place for line in sidecar.rejected)
-                    return row, sidecar, before + ids.index(sample_id) + aside
-                before += len(ids)
-    raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(some)}.")
+    order = partial(order_of, by_class=recipe_of(side).generate.lora_by_class)
+    entry, ids = _shard_of(side, sample_id, order)
+    if sample_id not in ids:
+        raise HfsynError(f"{side.label} has no sample {sample_id!r}.", f"It has, for instance: {', '.join(ids[:3])}.")
+    name = layout.sidecar_name(entry.file)
+    sidecar = layout.parse_sidecar(side.text(name), name)
+    # Lines that were set aside have no row, but had their place in a batch.
+    aside = sum(order(line["id"]) < order(sample_id) for line in sidecar.rejected)
+    with _opened(side, entry) as shard:
+        for group in shard.groups():
+            if sample_id in _ids(shard, [group]):
+                row = next(row for row in shard.rows(groups=[group]) if row["sample_id"] == sample_id)
+                return row, sidecar, ids.index(sample_id) + aside
+    raise AssertionError(f"{sample_id} was in {entry.file}")
+
+
+def _shard_of(
+    side: Published | RunFolder, sample_id: str, order: Callable[[str], bytes]
+) -> tuple[layout.ShardEntry, list[str]]:
+    """The only shard that can hold a sample, and the ids in it: the rows of a version are in `order`."""
+    entries = [entry for entry in side.manifest().shards if entry.rows]
+    first, last = 0, len(entries) - 1
+    while first < last:
+        middle = (first + last + 1) // 2
+        with _opened(side, entries[middle]) as shard:
+            is_before = any(order(begins) > order(sample_id) for begins in _ids(shard, [0])[:1])
+        first, last = (first, middle - 1) if is_before else (middle, last)
+    if not entries:
+        raise HfsynError(f"{side.label} has no rows.", "Name another one.")
+    with _opened(side, entries[first]) as shard:
+        return entries[first], _ids(shard, None)
+
+
+@contextmanager
+def _opened(side: Published | RunFolder, entry: layout.ShardEntry) -> Iterator[Shard]:
+    with readable(side, entry), side.open(entry.file) as handle:
+        shard = Shard(handle, entry, side.label)
+        if "sample_id" not in shard.schema.names:
+            raise HfsynError(f"{side.label} holds captions, and no images.", "Name a configuration with images.")
+        yield shard
+
+
+def _ids(shard: Shard, groups: Sequence[int] | None) -> list[str]:
+    """The ids of the rows in some row groups; None is all."""
+    return [row["sample_id"] for row in shard.rows(["sample_id"], groups=groups)]
 
 
 def batch_size_of(sidecar: layout.Sidecar, attempt: int, position: int, recipe_size: int) -> int:

@@ -132,7 +132,7 @@ def diff(as_json: bool, quiet: bool, **words: Any) -> None:
     """
     from hfsyn import diff as run_diff
 
-    found = run_diff(**words)
+    found = run_diff(quiet=quiet or as_json, **words)
     echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import run_folder
+from conftest import finished_run, run_folder
 from fakes import FakeCaptioner, FakeGenerator
 
-from builders.published import open_reference
+from builders.published import RunFolder, open_reference
 from builders.runs import layout
 from hfsyn.captions.caption_stage import caption
 from hfsyn.checks import reproduce as reproduction
@@ -118,3 +118,23 @@ def test_a_samples_place_in_its_shard_counts_the_lines_that_were_set_aside(tmp_p
     assert 10 < len(places) < len(lines) - 3
     side = open_reference(str(run))
     assert {sample: find_row(side, sample)[2] for sample in places} == places
+
+
+def test_a_row_is_found_by_looking_into_few_of_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = finished_run(tmp_path / "run", "source.limit_per_class=7", "store.shard_rows=2")
+    side = open_reference(str(run))
+    entries = side.manifest().shards
+    ids = [
+        row["sample_id"] for shard in sorted((run / layout.DATA).iterdir()) for row in pq.read_table(shard).to_pylist()
+    ]
+    looked_at: list[str] = []
+    plain = RunFolder.open
+    monkeypatch.setattr(RunFolder, "open", lambda self, name: (looked_at.append(name), plain(self, name))[1])
+    assert len(entries) == 35
+    for number, sample_id in list(enumerate(ids))[::9]:
+        looked_at.clear()
+        row, _, place = find_row(side, sample_id)
+        assert (row["sample_id"], place) == (sample_id, number % 2)
+        assert len(looked_at) <= 8
+    with pytest.raises(HfsynError, match="has no sample 'n0/no-such'"):
+        find_row(side, "n0/no-such")
