@@ -40,7 +40,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-ROWS, CLASSES, SIDE, BLOCK = 1_281_167, 1000, 24, 12
+ROWS, CLASSES, SIDE = 1_281_167, 1000, 24
 SIDE_OF = "HFSYN_REHEARSAL_SIDE"  # by which the processes are told another side
 CHANGED = 20  # one class in that many is drawn with another seed in the second version
 REPO = "alice/rehearsal"
@@ -81,10 +81,11 @@ class Generator:
 
         images = []
         side = side_of()
+        block = max(2, side // 42)  # pixels of one colour: of 512 x 512 a JPEG has some 100 KB, as a photograph
         for seed in seeds:
-            many = -(-side // BLOCK)
+            many = -(-side // block)
             coarse = np.frombuffer(random.Random(seed).randbytes(many * many * 3), dtype=np.uint8)
-            blocks = coarse.reshape(many, many, 3).repeat(BLOCK, 0).repeat(BLOCK, 1)
+            blocks = coarse.reshape(many, many, 3).repeat(block, 0).repeat(block, 1)
             images.append(Generated(np.ascontiguousarray(blocks[:side, :side]), None))
         return lambda: images
 
@@ -266,7 +267,7 @@ def fidelity(folder: Path, rows: int) -> None:
         save_for_hf(timm.create_model("test_resnet", num_classes=CLASSES), network, model_args=None, **size)
     limit = max(1, FEATURES // CLASSES)
     real = f"imagenet-1k={folder / 'source'}"
-    measure(str(folder / "run1"), real, features=f"local-dir:{network}", limit=limit)
+    measure(str(folder / "run1"), real, features=f"local-dir:{network}", limit=limit, copies=False)
 
 
 STAGES: dict[str, Any] = {

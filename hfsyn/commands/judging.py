@@ -158,6 +158,7 @@ def _measured(found: Any, as_json: bool, quiet: bool) -> None:
 )
 @_limit
 @preparation_options
+@click.option("--copies/--no-copies", default=True, help="Look for copies too: a minute of a core for 3,000 images.")
 @click.option("--sheet", metavar="FILE", help="Draw the pairs that are most alike side by side, as a PNG file.")
 @_device
 @_out

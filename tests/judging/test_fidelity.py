@@ -250,3 +250,17 @@ def test_a_sheet_holds_the_first_pairs_and_says_of_how_many(monkeypatch: pytest.
     titles = ["copy of a real image, likeness 0.90"] * 30 + ["twice in the set, likeness 0.90"] * 10
     assert [row.title for row in rows] == titles
     assert "".join(rows[0].groups[1][0].text.split()) == f"real:{second}"
+
+
+def test_copies_are_not_looked_for_if_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("looked for copies")
+
+    monkeypatch.setattr(fidelity, "duplicates_within", refuse)
+    monkeypatch.setattr(fidelity, "duplicates_between", refuse)
+    how: dict[str, Any] = {"features": "random:test_resnet", "copies": False, "quiet": True}
+    found = measure_fidelity("shapes", "shapes", **how, limit_per_class=1)
+    assert found["duplicates"] is None
+    assert [row["measure"] for row in found.rows()][-1] == "coverage"
+    with pytest.raises(HfsynError, match="--sheet shows copies, and --no-copies looks for none"):
+        measure_fidelity("shapes", "shapes", **how, sheet="x.png")

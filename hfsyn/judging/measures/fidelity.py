@@ -74,13 +74,17 @@ class Fidelity(Result):
         """The measures, each with its yardstick."""
         frechet, copies = self["frechet"], self["duplicates"]
         floor = "" if frechet["floor"] is None else f"; two halves of the real set: {frechet['floor']:.4g}"
-        within = f"within the real set: {_copies(copies['within_real'])}"
         rows = [
             row("Fréchet distance", f"{frechet['value']:.4g}", f"lower is nearer{floor}"),
             row("precision", f"{self['precision']:.3f}", "share of synthetic images that are near a real one"),
             row("recall", f"{self['recall']:.3f}", "share of real images that are near a synthetic one"),
             row("density", f"{self['density']:.3f}", "real neighbourhoods around a synthetic image, about 1 if alike"),
             row("coverage", f"{self['coverage']:.3f}", "share of real neighbourhoods with a synthetic image"),
+        ]
+        if copies is None:
+            return rows
+        within = f"within the real set: {_copies(copies['within_real'])}"
+        rows += [
             row("copies within the set", _copies(copies["within"]), within),
             row("copies of real images", _copies(copies["against_real"]), within),
         ]
@@ -125,6 +129,7 @@ def measure_fidelity(
     limit_per_class: int | None = None,
     overrides: Any = None,
     device: str = "cpu",
+    copies: bool = True,
     sheet: str | Path | None = None,
     quiet: bool = False,
 ) -> Fidelity:
@@ -141,6 +146,8 @@ def measure_fidelity(
 
     if sheet is not None and (on_disk(sheet, "--sheet").suffix.lower() != ".png" or Path(sheet).is_dir()):
         raise HfsynError(f"--sheet {sheet} is not the name of a PNG file.", "Name one: --sheet copies.png")
+    if sheet is not None and not copies:
+        raise HfsynError("--sheet shows copies, and --no-copies looks for none.", "Leave out one of them.")
     classifier = open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
     tuned_on, opened = _sets(synthetic, real, evaluation, split, limit_per_class)
@@ -158,7 +165,7 @@ def measure_fidelity(
         **({"tuned_on": tuned_on} if tuned_on else {}),
     }
     more = {name: found[name] for name in ("evaluation", "tuned_on") if name in found}
-    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more, quiet=quiet))
+    result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more, copies=copies, quiet=quiet))
     if sheet is not None:
         save_png(pairs_sheet(result, opened), on_disk(sheet))
     return result
@@ -239,9 +246,11 @@ def compare_sets(
     evaluation: Features | None = None,
     tuned_on: Features | None = None,
     *,
+    copies: bool = True,
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Every measure of this module for one synthetic set and the real images behind it.
+    """Every measure of this module for one synthetic set and the real images behind it; ``duplicates`` is None without
+    `copies`.
 
     Synthetic copies of `evaluation`, images on which classifiers are tested, would make a test worthless; those of
     `tuned_on`, which a LoRA has seen, would give these away. Raises HfsynError for fewer than ``NEIGHBOURS + 1`` images
@@ -257,6 +266,9 @@ def compare_sets(
             **neighbourhoods(synthetic.values, real.values, progress.add),
             "nearest_real": nearest_images(synthetic, real, progress.add),
         }
+    result["duplicates"] = None
+    if not copies:
+        return result
     result["duplicates"] = {
         "threshold": COPY,
         "within": duplicates_within(synthetic, quiet=quiet),
