@@ -63,12 +63,14 @@ from hfsyn.recipes.factor_file import load_factors
 from hfsyn.recipes.recipe import load_recipe
 
 IMAGES = 600
-KINDS = {"missing": (0.25, 0.25), "taken": (0.6, 0.25), "rare": (0.4, 0.15)}
-"""Kind -> the share of the two colours, a quarter of all, in the images of the other class, and of remaining ones."""
-HARM = 0.15
-AUDIT, REPAIR = 1600, 300
+KINDS = {"missing": 0, "taken": 1, "shared": 3}
+"""Kind -> how many other classes show the two colours in `TAKEN` of their images instead of in a quarter."""
+TAKEN = 0.6
+HARM = 0.25
+AUDIT, CONFIRM, REPAIR = 1600, 800, 300
 PAIRS, REPAIRED = 10, 5
-EXPLORED = 1000  # added to the seeds with --explore
+FIRST, EXPLORED = 20, 1000
+"""The first seed, and that of --explore."""
 MOST_SECONDS = 480
 LEAST_POINTS = 3.0
 GROUP = 400  # test drawings of a group
@@ -81,7 +83,7 @@ class Plant(NamedTuple):
     kind: str
     shape: str
     colours: tuple[str, str]
-    other: str
+    others: tuple[str, ...]
 
     def lacks(self, drawing: Drawing) -> bool:
         """Whether a drawing is of what was never shown."""
@@ -89,7 +91,7 @@ class Plant(NamedTuple):
 
     def keeps(self, drawing: Drawing, chance: float) -> bool:
         """Whether a drawing may be among the training images; `chance` is its own random number."""
-        share = 0.0 if drawing.shape == self.shape else KINDS[self.kind][drawing.shape != self.other]
+        share = 0.0 if drawing.shape == self.shape else TAKEN if drawing.shape in self.others else 0.25
         weight = share / 0.25 if drawing.colour in self.colours else (1 - share) / 0.75
         return 4 * chance < weight
 
@@ -98,9 +100,10 @@ def plant_of(seed: int) -> Plant:
     """The plant of a seed."""
     rng = random.Random(f"plant {seed}")
     shape = SHAPES[seed % len(SHAPES)]
-    other = rng.choice([one for one in SHAPES if one != shape])
+    kind = list(KINDS)[seed % len(KINDS)]
+    others = rng.sample([one for one in SHAPES if one != shape], KINDS[kind])
     second = rng.choice([one for one in COLOURS if one != "green"])
-    return Plant(list(KINDS)[seed % len(KINDS)], shape, ("green", second), other)
+    return Plant(kind, shape, ("green", second), tuple(others))
 
 
 def drawings(seed: int, plant: Plant | None) -> list[Drawing]:
@@ -185,7 +188,7 @@ def audited(model: Path, out: Path, seed: int, *, same_images: bool = False) -> 
     if not same_images:
         shutil.rmtree(out, ignore_errors=True)  # of one that was stopped, whose time would be too short
     before, started = cpu(), time.monotonic()
-    words: dict[str, Any] = {"images": AUDIT, "seed": seed, "repair": REPAIR, "device": "cpu", "num_processes": 1}
+    words: dict[str, Any] = {"images": AUDIT, "confirm": CONFIRM, "seed": seed, "repair": REPAIR, "device": "cpu", "num_processes": 1}
     found = hfsyn.audit(model, "shapes", out, overrides=f"seed={seed}", quiet=True, **words)
     assert found is not None
     took = {"cpu": round(cpu() - before), "wall": round(time.monotonic() - started)}
@@ -318,7 +321,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = words.out or Path(folder)
         seeds, pairs, repairs = [], [], []
-        for number, seed in enumerate(harmed(out, words.pairs + words.repaired, EXPLORED * words.explore)):
+        for number, seed in enumerate(harmed(out, words.pairs + words.repaired, EXPLORED if words.explore else FIRST)):
             seeds.append(seed)
             if number < words.pairs and words.only != "repair":
                 pairs.append(pair(seed, out / str(seed)))

@@ -126,7 +126,8 @@ def audit(
     recipe: str | Path | Recipe | None = None,
     generator: str | None = None,
     overrides: str | Sequence[str] = (),
-    images: int = 2000,
+    images: int = 1600,
+    confirm: int | None = None,
     repair: int = 300,
     classes: str | Sequence[str] | None = None,
     reader: str | None = None,
@@ -146,7 +147,9 @@ def audit(
         recipe: who draws, and of which classes: as for `hfsyn.build`. None is the one that the factor file names.
         generator: generate with this model of `generators.ls`, or the YAML file of one.
         overrides: ``key=value`` for a field of the recipe, such as ``generate.steps=20``.
-        images: images in all.
+        images: images of the design, in which each level and each pair of levels occurs about equally often.
+        confirm: at most so many new images of what seems wrong in those, by which alone it is judged; None is half as
+            many. With 0, or if they are fewer than 50, the same images have to do for both, which finds less.
         repair: images of the repair recipe; 0 writes none.
         classes: names or wnids, as a list or separated by commas; None is all that the classifier has.
         reader: who reads back whether an image shows what it should: a captioner of `captioners.ls`, ``vlm:`` and one
@@ -159,10 +162,11 @@ def audit(
 
     Returns:
         ``findings``, the most costly first, each with its ``sentence``, ``cost`` (of the accuracy over all images, 0 to
-        1), ``levels`` and the accuracies ``here`` and ``elsewhere``; ``right``, the accuracy; ``effects`` with the
-        ``share`` of the variance that each explains and ``q``, the rate of false discoveries; ``levels`` and ``pairs``
-        with their accuracies; ``left_out`` and ``remarks``; ``repair`` and ``page``, the paths of the recipe and the
-        page. None in the other processes of a launch.
+        1), ``levels`` and the accuracies ``here`` and ``elsewhere``; ``suspects``, what was looked at again, with its
+        accuracies the ``first`` time and ``again``, and whether it is ``named``; ``right``, the accuracy; ``effects``
+        with the ``share`` of the variance that each explains and ``q``, the rate of false discoveries; ``levels`` and
+        ``pairs`` with their accuracies; ``left_out`` and ``remarks``; ``repair`` and ``page``, the paths of the recipe
+        and the page. None in the other processes of a launch.
 
     Raises:
         HfsynError: there is no such classifier, factor file, recipe, class or reader; the classifier has fewer than two
@@ -174,7 +178,7 @@ def audit(
 
     names = classes.split(",") if isinstance(classes, str) else classes or ()
     how: dict[str, Any] = {"recipe": recipe, "images": images, "repair": repair, "reader": reader, "seed": seed}
-    how |= {"classes": [name.strip() for name in names if name.strip()], "generator": generator}
+    how |= {"confirm": confirm, "classes": [name.strip() for name in names if name.strip()], "generator": generator}
     how |= {"overrides": [overrides] if isinstance(overrides, str) else overrides}
     how["options"] = WorkOptions(device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet)
     return audited(str(model), str(factors), out, **how)
