@@ -87,13 +87,16 @@ def audit(
     generator: str | None,
     seed: int,
     options: WorkOptions,
+    kind: str = "audit",
 ) -> Audit | None:
-    """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process."""
+    """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process. `kind` is in
+    the ids of the images.
+    """
     folder = Path(out).expanduser()
     loaded = load_factors(factors)
     order = ordered(model, loaded, _base(recipe, loaded, overrides, generator), images, classes, reader, seed)
     _begin(folder, order)
-    rows = order.axes.rows(cells(order.axes, images, seed), "audit")
+    rows = order.axes.rows(cells(order.axes, images, seed), kind)
     how = Answering(model, order.asked.reader, order.recipe, order.axes, options)
     if (first := how.answers(folder, rows)) is None:
         return None
