@@ -426,6 +426,8 @@ def test_suspects_that_new_images_do_not_reach_for_are_counted(tmp_path: Path, m
     found = audited(tmp_path / "audit", **words)
     assert [one["what"] for one in found["suspects"]] == ["circle"]
     assert "2 suspects more were not looked at again: --confirm 150 would do" in found["remarks"]
+    every = audited(tmp_path / "audit", **words, confirm=160)["suspects"]
+    assert [(one["what"], one["again"]["n"]) for one in every] == [("circle", 53), ("star", 53), ("heart", 53)]
     assert [one["again"] for one in audited(tmp_path / "audit", **words, confirm=0)["suspects"]] == [None] * 3
 
 
