@@ -174,6 +174,16 @@ def test_a_pair_that_is_worse_than_its_level_is_named_beside_it() -> None:
     assert said(named) == ["colour red", "heart with colour red"]
 
 
+def test_a_level_is_not_named_for_what_one_of_its_pairs_does() -> None:
+    design = np.array([(a, b) for a in range(4) for b in range(2)] * 10)
+    pair, level = np.tile([[0, 0]], (50, 1)), np.array([(a, 0) for a in range(4)] * 15)
+    table = np.concatenate([design, pair, level])
+    drawn = np.repeat([-1, 0, 1], [80, 50, 60])
+    suspected: list[Cell] = [((0, 1), (0, 0)), ((1,), (0,))]
+    named = findings(table, ~((table == 0).all(1)), [4, 2], suspected, drawn=drawn)
+    assert [one.columns for one in named] == [(0, 1)]
+
+
 def test_where_nothing_differs_nothing_is_named() -> None:
     for look in (answered, looked_at_again):
         named = [look(lambda t: np.full(len(t), 0.03), 500, seed=seed)[1] for seed in range(4)]
@@ -232,7 +242,7 @@ def test_the_rate_of_false_discoveries_and_the_binomial_tail_are_scipys() -> Non
         assert tail(count, n, p) == pytest.approx(stats.binom.sf(count - 1, n, p), rel=1e-9)
 
 
-def test_a_repair_has_its_images_in_the_cells_of_the_findings_and_all_else_even() -> None:
+def test_a_repair_has_its_images_in_the_suspectedof_the_findings_and_all_else_even() -> None:
     rows = repairing(axes(), answered(red_hearts)[1], 60, seed=5)
     assert len(rows) == len({row["source_id"] for row in rows}) == 60
     levels = [row["levels"] for row in rows]

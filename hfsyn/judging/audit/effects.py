@@ -204,12 +204,11 @@ def findings(
         looked_at: how many cells there were, of which these are suspected.
     """
     design = np.ones(len(table), bool) if drawn is None else drawn < 0
-    of_design = {cell: rows_by_cell(table, sizes, cell[0]).get(cell, np.zeros(0, np.int64)) for cell in suspected}
-    if drawn is None:
-        cells, number = of_design, looked_at
-    else:
+    every = {cell: rows_by_cell(table, sizes, cell[0])[cell] for cell in suspected}
+    of_design = {cell: rows[design[rows]] for cell, rows in every.items()}
+    cells, number = of_design, looked_at
+    if drawn is not None:
         cells, number = {cell: np.flatnonzero(drawn == k) for k, cell in enumerate(suspected)}, len(suspected)
-        of_design = {cell: rows[design[rows]] for cell, rows in of_design.items()}
     trusted = design.copy()
     trusted[_joined(of_design.values())] = False
     base = float((~right)[trusted if trusted.any() else design].mean()) if len(right) else 0.0
@@ -219,6 +218,7 @@ def findings(
         lambda named: FALSE * (named + 1) / max(number, 1),
         least=LEAST,
         base=base,
+        every=every,
     )
     return _told(taken, of_design, table, right, design)
 
@@ -251,11 +251,13 @@ def _taken(
     least: float = 0.0,
     base: float | None = None,
     first: Sequence[Cell] = (),
+    every: Mapping[Cell, np.ndarray] | None = None,
 ) -> dict[Cell, np.ndarray]:
     """The cells that are taken, in turn, and their rows; pairs first, since what a level does is seen without them.
 
     `line` is the largest p by how many were taken before; `base` the error rate that is expected, None what all images
-    without a name have. Those of `first` are taken before all others.
+    without a name have. Those of `first` are taken before all others. `every` has all rows with the levels of a cell,
+    also those that do not count for it.
     """
     taken: dict[Cell, np.ndarray] = {}
     known = base if base is not None else wrong.mean() if len(wrong) else 0.0
@@ -266,7 +268,7 @@ def _taken(
         named[cells[cell]] = True
         if base is None and not named.all():
             expected[~named] = wrong[~named].mean()
-        expected[cells[cell]] = wrong[cells[cell]].mean()
+        expected[(every or cells)[cell]] = wrong[cells[cell]].mean()
 
     for cell in first:
         take(cell)
