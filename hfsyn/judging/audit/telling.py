@@ -39,8 +39,8 @@ def words_of(axes: Axes, columns: Sequence[int], levels: Sequence[Sequence[int]]
 def told(axes: Axes, one: Found) -> dict[str, Any]:
     """A finding as a sentence, and its numbers."""
     what = words_of(axes, one.columns, one.levels)
-    one_class = one.columns[0] == 0 and len(one.columns) == 2 and len(one.levels[0]) == 1
-    beside = f"{axes.levels[0][one.levels[0][0]]} elsewhere" if one_class else "elsewhere"
+    one_level = len(one.columns) == 2 and len(one.levels[0]) == 1
+    beside = f"{words_of(axes, one.columns[:1], one.levels[:1])} elsewhere" if one_level else "elsewhere"
     here, there = (interval(some, percent=True) for some in (one.here, one.elsewhere))
     return {
         "sentence": f"{what}: {here} right, {beside} {there}",
