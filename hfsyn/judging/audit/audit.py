@@ -251,7 +251,7 @@ def _looked(folder: Path, how: Answering, order: Order, first: Judged, images: i
 def _again(
     folder: Path, how: Answering, order: Order, suspected: Sequence[Cell], images: int
 ) -> tuple[Judged, np.ndarray] | None:
-    """So many new images of each suspect, and for which suspect each was made; None in all but one process.
+    """That many new images of each suspect, and for which suspect each was made; None in all but one process.
 
     Another classifier has other suspects, and so its images have a folder of their own.
     """
