@@ -54,11 +54,6 @@ class Effect:
     q: float
     """p, adjusted for the number of effects."""
 
-    @property
-    def holds(self) -> bool:
-        """Whether it is a discovery."""
-        return self.q <= FALSE
-
 
 @dataclass(frozen=True, eq=False)
 class Found:
