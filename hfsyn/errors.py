@@ -5,11 +5,13 @@ import gc
 import os
 import sys
 from enum import IntEnum
+from pathlib import Path
 from typing import NoReturn
 
 from builders.errors import HfsynError
+from builders.files import make_folder
 
-__all__ = ["ExitCode", "HfsynError", "begin_command", "begin_work", "leave_at_once"]
+__all__ = ["ExitCode", "HfsynError", "begin_command", "begin_work", "leave_at_once", "make_out"]
 _UNTIL_WORK = 10**6
 """New objects before Python looks for garbage, until the work begins. Its own 700 are for programs with few imports:
 torch and what stands on it make half a million objects that stay, and looking through them takes a fifth of the start.
@@ -27,6 +29,15 @@ class ExitCode(IntEnum):
     PARTIAL = 4
     INTERRUPTED = 130
     TERMINATED = 143
+
+
+def make_out(folder: Path) -> None:
+    """Make the folder that --out names, and its parents. Raises HfsynError, with exit code 3, if that fails."""
+    try:
+        make_folder(folder)
+    except OSError as error:
+        said = f"The folder {folder} cannot be created: {error.strerror}."
+        raise HfsynError(said, "Name another --out.", ExitCode.PREFLIGHT) from None
 
 
 def begin_command() -> None:

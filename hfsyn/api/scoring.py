@@ -126,7 +126,8 @@ def audit(
     recipe: str | Path | Recipe | None = None,
     generator: str | None = None,
     overrides: str | Sequence[str] = (),
-    images: int = 2000,
+    images: int = 1600,
+    confirm: int | None = None,
     repair: int = 300,
     classes: str | Sequence[str] | None = None,
     reader: str | None = None,
@@ -136,45 +137,44 @@ def audit(
     budget_hours: float | None = None,
     quiet: bool = False,
 ) -> Audit | None:
-    """Say what a classifier lacks, in words: make images of all classes with all levels of some factors, and find those
-    that it is wrong on more often than on others. Running it again continues.
+    """Say in words what a classifier lacks, by images of all classes with all levels of some factors.
 
     Args:
         model: any classifier of `hfsyn.evaluate`, by its name or folder.
         factors: what varies: a shipped factor file (``shapes``, ``photo-basics``), or a YAML file.
-        out: the folder of the audit; its images are a run folder in it.
+        out: the folder of the audit, where the same call continues; its images are run folders in it.
         recipe: who draws, and of which classes: as for `hfsyn.build`. None is the one that the factor file names.
         generator: generate with this model of `generators.ls`, or the YAML file of one.
         overrides: ``key=value`` for a field of the recipe, such as ``generate.steps=20``.
-        images: images in all.
+        images: images in which each level and each pair of levels occurs about equally often.
+        confirm: at most that many new images of what seems wrong in those, which alone decide; None is half as many.
         repair: images of the repair recipe; 0 writes none.
         classes: names or wnids, as a list or separated by commas; None is all that the classifier has.
-        reader: who reads back whether an image shows what it should: a captioner of `captioners.ls`, ``vlm:`` and one
-            that is asked, or ``none``. None is the recipe's captioner, or the small one where the small one draws.
+        reader: reads back what an image shows: a captioner of `captioners.ls`, ``vlm:`` and one that is asked, or
+            ``none``. None is the recipe's captioner, or the small one where the small one draws.
         seed: of the design.
         device: cpu or cuda; None is each process's own GPU, or the CPU.
         num_processes: processes on this machine; None is one per GPU or CPU core, but no more than there are shards.
-        budget_hours: hours after which no other shard is begun; None is no limit.
-        quiet: no progress.
+        budget_hours, quiet: hours after which no other shard is begun, None is no limit; no progress.
 
     Returns:
         ``findings``, the most costly first, each with its ``sentence``, ``cost`` (of the accuracy over all images, 0 to
-        1), ``levels`` and the accuracies ``here`` and ``elsewhere``; ``right``, the accuracy; ``effects`` with the
-        ``share`` of the variance that each explains and ``q``, the rate of false discoveries; ``levels`` and ``pairs``
-        with their accuracies; ``left_out`` and ``remarks``; ``repair`` and ``page``, the paths of the recipe and the
-        page. None in the other processes of a launch.
+        1), ``levels`` and the accuracies ``here`` and ``elsewhere``; ``suspects`` with theirs ``first`` and ``again``;
+        ``right``, the accuracy; ``effects`` with the ``share`` of the variance that each explains and ``q``, the rate
+        of false discoveries; ``levels`` and ``pairs`` with their accuracies; ``left_out`` and ``remarks``; ``repair``
+        and ``page``, the paths of the recipe and the page. None in the other processes of a launch.
 
     Raises:
         HfsynError: there is no such classifier, factor file, recipe, class or reader; the classifier has fewer than two
-            of the classes; there are fewer images than levels; `out` holds another audit, or something else; with exit
-            code 4, some images are still missing.
+            of the classes; there are fewer images than levels; `out` holds something else; with exit code 4, some
+            images are still missing.
     """
     from hfsyn.judging.audit.audit import audit as audited
     from hfsyn.runs.options import WorkOptions
 
     names = classes.split(",") if isinstance(classes, str) else classes or ()
-    how: dict[str, Any] = {"recipe": recipe, "images": images, "repair": repair, "reader": reader, "seed": seed}
-    how |= {"classes": [name.strip() for name in names if name.strip()], "generator": generator}
+    how: dict[str, Any] = {"recipe": recipe, "images": images, "confirm": confirm, "repair": repair, "reader": reader}
+    how |= {"seed": seed, "classes": [name.strip() for name in names if name.strip()], "generator": generator}
     how |= {"overrides": [overrides] if isinstance(overrides, str) else overrides}
-    how["options"] = WorkOptions(device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet)
-    return audited(str(model), str(factors), out, **how)
+    options = WorkOptions(device=device, num_processes=num_processes, budget_hours=budget_hours, quiet=quiet)
+    return audited(str(model), str(factors), out, options=options, **how)

@@ -104,11 +104,15 @@ class Factors(Part):
 
     def prompt_of(self, info: ClassInfo, levels: Mapping[str, str]) -> str:
         """The prompt of a class with a level of each factor."""
-        words = {_C: info.name, **{name: self.factors[name][level] for name, level in levels.items()}}
+        words = {_C: info.name, **self.asked(info, levels)}
         # In one pass, so that braces in the words stay what they are.
         parts = (_PLACE.sub(lambda found: words[found[1]], part) for part in self.prompt.split(","))
         text = ", ".join(line for part in parts if (line := " ".join(part.split())))
         return _ARTICLE.sub(lambda found: with_article(found[1]), text)
+
+    def asked(self, info: ClassInfo, levels: Mapping[str, str]) -> dict[str, str]:
+        """Factor (and `CLASS`) -> the words of what an image should show."""
+        return {CLASS: info.name, **{name: self.factors[name][level] for name, level in levels.items()}}
 
     def without(self, dropped: Mapping[str, Sequence[str]]) -> Factors:
         """Without some levels, wherever they are named. Raises HfsynError if a factor is left with one."""
@@ -193,7 +197,7 @@ class Reader:
 
     def shown(self, caption: str, info: ClassInfo, levels: Mapping[str, str]) -> dict[str, bool | None]:
         """Factor (and `CLASS`) -> whether the caption says the level that was asked for; None if it cannot tell."""
-        asked = {CLASS: info.name, **{name: self._factors.factors[name][level] for name, level in levels.items()}}
+        asked = self._factors.asked(info, levels)
         text = " ".join(caption.split())
         if self._pattern is None:
             said = self._factors.said

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from builders.errors import and_more
-from builders.files import atomic_text, make_folder
+from builders.files import atomic_text
 from builders.runs import layout, run_files
 from builders.stores.copies import local, present, readable, store_of
 from builders.stores.store import BEGUN
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import HfsynError, make_out
 from hfsyn.recipes.recipe import Recipe, difference, dump_recipe
 from hfsyn.runs.claims import clear_remains, lock, put_away, removable, replaced
 from hfsyn.runs.inputs import check_order, check_texts, strategy_source
@@ -110,11 +110,7 @@ def _refuse_remains(folder: Path, fingerprint: str | None) -> None:
 
 def lock_new(folder: Path) -> Any:
     """The lock under which a run folder is created, with its parents."""
-    try:
-        make_folder(folder)
-    except OSError as error:
-        said = f"The folder {folder} cannot be created: {error.strerror}."
-        raise HfsynError(said, "Name another --out.", code=ExitCode.PREFLIGHT) from None
+    make_out(folder)
     return lock(folder, "prepare")
 
 

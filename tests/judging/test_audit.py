@@ -24,8 +24,19 @@ from builders.variants.class_maps import own_variant
 from hfsyn.captions.questions import Answer
 from hfsyn.judging.audit import audit as auditing
 from hfsyn.judging.audit.design import design
-from hfsyn.judging.audit.effects import adjusted, cell_table, effects, findings, tail
+from hfsyn.judging.audit.effects import (
+    Cell,
+    Found,
+    adjusted,
+    cell_table,
+    effects,
+    findings,
+    rows_by_cell,
+    suspects,
+    tail,
+)
 from hfsyn.judging.audit.prompts import Axes, cells, repairing
+from hfsyn.judging.audit.telling import cell_text, words_of
 from hfsyn.judging.scores import factors as factors_judging
 from hfsyn.judging.scores import judges
 from hfsyn.recipes.factor_file import CLASS, Factors, Reader, load_factors
@@ -83,13 +94,47 @@ def test_a_level_that_fits_nothing_is_refused() -> None:
 # --- effects and findings ---------------------------------------------------------------------------------------------
 
 
-def answered(wrong: Callable[[np.ndarray], np.ndarray], images: int = 1600, seed: int = 0) -> tuple[Any, ...]:
-    """The design of some images, and answers that are wrong with the chance that `wrong` gives each row."""
+Wrong = Callable[[np.ndarray], np.ndarray]
+
+
+def answers(table: np.ndarray, wrong: Wrong, seed: int) -> np.ndarray:
+    """Whether each is right, wrong with the chance that `wrong` gives each row."""
+    return np.random.default_rng(seed).random(len(table)) >= wrong(table)
+
+
+def answered(
+    wrong: Wrong, images: int = 1600, seed: int = 0, left_out: frozenset[Cell] = frozenset()
+) -> tuple[list[str], list[Found]]:
+    """What is suspected in the design of some images, in words, and what is found by those same images."""
     found = axes()
     table = cells(found, images, seed=0)
-    right = np.random.default_rng(seed).random(images) >= wrong(table)
-    explained = effects(table, right, found.sizes)
-    return found, explained, findings(table, right, found.sizes, explained)
+    right = answers(table, wrong, seed)
+    suspected, number = suspects(table, right, found.sizes, left_out)
+    named = findings(table, right, found.sizes, suspected, looked_at=number)
+    return [cell_text(found, cell) for cell in suspected], named
+
+
+def looked_at_again(
+    wrong: Wrong, images: int = 1600, each: int = 80, seed: int = 0, then: Wrong | None = None
+) -> tuple[list[str], list[Found]]:
+    """The same, found by new images of each suspect, which `then` answers."""
+    found = axes()
+    table = cells(found, images, seed=0)
+    right = answers(table, wrong, seed)
+    suspected, _ = suspects(table, right, found.sizes)
+    more, drawn = [table], [np.full(images, -1)]
+    for number, cell in enumerate(suspected):
+        rows = rows_by_cell(table, found.sizes, cell[0])[cell]
+        more.append(np.resize(table[rows], (each, 4)))
+        drawn.append(np.full(each, number))
+    every = np.concatenate(more)
+    new = answers(every[images:], then or wrong, seed + 1)
+    named = findings(every, np.concatenate([right, new]), found.sizes, suspected, drawn=np.concatenate(drawn))
+    return [cell_text(found, cell) for cell in suspected], named
+
+
+def said(named: Sequence[Found]) -> list[str]:
+    return [words_of(axes(), one.columns, one.levels) for one in named]
 
 
 def red_hearts(table: np.ndarray) -> np.ndarray:
@@ -97,46 +142,96 @@ def red_hearts(table: np.ndarray) -> np.ndarray:
 
 
 def test_a_pair_that_is_wrong_is_named_as_the_pair_and_not_as_its_class_or_its_colour() -> None:
-    found, explained, named = answered(red_hearts)
-    assert explained[0].columns == (0, 1)
-    (one,) = named
-    assert auditing.words_of(found, one.columns, one.levels) == "heart with colour red"
-    assert one.here["value"] < 0.5 < 0.9 < one.elsewhere["value"]
-    assert one.cost == pytest.approx((one.elsewhere["value"] - one.here["value"]) * one.n / 1600)
+    for look in (answered, looked_at_again):
+        suspected, named = look(red_hearts)
+        assert "heart with colour red" in suspected
+        assert said(named) == ["heart with colour red"]
+        (one,) = named
+        assert one.here["value"] < 0.5 < 0.9 < one.elsewhere["value"]
+        # Of the design a pair of class and colour has one image in eighty, however many new ones there are.
+        assert one.cost == pytest.approx((one.elsewhere["value"] - one.here["value"]) / 80, rel=0.06)
 
 
-def test_two_levels_of_one_class_are_one_finding() -> None:
+def test_two_levels_of_one_class_are_one_finding_and_two_classes_with_one_level_are_two() -> None:
     two = {RED, COLOURS.index("blue")}
-    found, _, named = answered(lambda t: np.where((t[:, 0] == HEART) & np.isin(t[:, 1], list(two)), 0.8, 0.02))
-    assert [auditing.words_of(found, one.columns, one.levels) for one in named] == ["heart with colour red or blue"]
+    _, named = answered(lambda t: np.where((t[:, 0] == HEART) & np.isin(t[:, 1], list(two)), 0.8, 0.02))
+    assert said(named) == ["heart with colour red or blue"]
+    stars = NAMES.index("star")
+    _, named = answered(lambda t: np.where((t[:, 1] == RED), (t[:, 0] == HEART) * 0.9 + (t[:, 0] == stars) * 0.7, 0.02))
+    assert said(named) == ["heart with colour red", "star with colour red"]
 
 
 def test_a_level_that_is_wrong_everywhere_is_named_alone_and_a_costlier_finding_comes_first() -> None:
-    def wrong(t: np.ndarray) -> np.ndarray:
-        return np.where(t[:, 3] == 2, 0.4, red_hearts(t))
+    for look in (answered, looked_at_again):
+        suspected, named = look(lambda t: np.where(t[:, 3] == 2, 0.4, red_hearts(t)))
+        assert suspected[0] == "texture stripes", "its pairs are not suspected for what it does"
+        assert said(named) == ["texture stripes", "heart with colour red"]
+        assert named[0].cost > named[1].cost
 
-    found, _, named = answered(wrong)
-    said = [auditing.words_of(found, one.columns, one.levels) for one in named]
-    assert said == ["texture stripes", "heart with colour red"]
-    assert named[0].cost > named[1].cost
+
+def test_a_pair_that_is_worse_than_its_level_is_named_beside_it() -> None:
+    _, named = looked_at_again(lambda t: np.where(t[:, 1] == RED, np.where(t[:, 0] == HEART, 1.0, 0.3), 0.02))
+    assert said(named) == ["colour red", "heart with colour red"]
+
+
+def test_a_level_is_not_named_for_what_one_of_its_pairs_does() -> None:
+    design = np.array([(a, b) for a in range(4) for b in range(2)] * 10)
+    pair, level = np.tile([[0, 0]], (50, 1)), np.array([(a, 0) for a in range(4)] * 15)
+    table = np.concatenate([design, pair, level])
+    drawn = np.repeat([-1, 0, 1], [80, 50, 60])
+    suspected: list[Cell] = [((0, 1), (0, 0)), ((1,), (0,))]
+    named = findings(table, ~((table == 0).all(1)), [4, 2], suspected, drawn=drawn)
+    assert [one.columns for one in named] == [(0, 1)]
 
 
 def test_where_nothing_differs_nothing_is_named() -> None:
-    named = [answered(lambda t: np.full(len(t), 0.03), 500, seed)[2] for seed in range(4)]
-    assert sum(map(bool, named)) == 0
+    for look in (answered, looked_at_again):
+        named = [look(lambda t: np.full(len(t), 0.03), 500, seed=seed)[1] for seed in range(4)]
+        assert sum(map(bool, named)) == 0
+
+
+def test_what_is_a_little_worse_is_suspected_and_not_named() -> None:
+    suspected, named = looked_at_again(lambda t: np.where(t[:, 1] == RED, 0.1, 0.02))
+    assert any("colour red" in one for one in suspected)
+    assert named == []
+
+
+def test_only_new_images_say_whether_a_suspect_is_worse() -> None:
+    suspected, named = looked_at_again(red_hearts, then=lambda t: np.full(len(t), 0.02))
+    assert "heart with colour red" in suspected
+    assert named == []
+    suspected, named = looked_at_again(red_hearts, then=lambda t: np.ones(len(t)))
+    assert len(named) == len(suspected)
+    assert {one.here["value"] for one in named} == {0.0}
+
+
+def test_a_second_look_finds_what_the_first_alone_would_not() -> None:
+    def wrong(t: np.ndarray) -> np.ndarray:
+        return np.where((t[:, 0] == HEART) & (t[:, 1] == RED), 0.4, 0.01)
+
+    once, twice = ([said(look(wrong, seed=seed)[1]) for seed in range(4)] for look in (answered, looked_at_again))
+    assert sum(one == ["heart with colour red"] for one in twice) == 4
+    assert sum(map(bool, once)) <= 2
 
 
 def test_all_right_and_all_wrong_name_nothing() -> None:
     for chance in (0.0, 1.0):
-        assert answered(lambda t, chance=chance: np.full(len(t), chance), 200)[2] == []  # type: ignore[misc]
+        assert answered(lambda t, chance=chance: np.full(len(t), chance), 200)[1] == []  # type: ignore[misc]
 
 
 def test_a_cell_that_is_left_out_is_not_named() -> None:
+    suspected, named = answered(red_hearts, left_out=frozenset({((0, 1), (HEART, RED))}))
+    assert "heart with colour red" not in suspected
+    assert "heart with colour red" not in said(named)
+
+
+def test_an_effect_is_told_from_chance_by_permutations() -> None:
     found = axes()
-    table = cells(found, 1600, seed=0)
-    right = np.random.default_rng(0).random(1600) >= red_hearts(table)
-    left_out = frozenset({((0, 1), (HEART, RED))})
-    assert findings(table, right, found.sizes, effects(table, right, found.sizes), left_out) == []
+    table = cells(found, 800, seed=0)
+    first = effects(table, answers(table, red_hearts, 0), found.sizes)[0]
+    assert (first.columns, first.q <= 0.05) == ((0, 1), True)
+    nothing = effects(table, answers(table, lambda t: np.full(len(t), 0.03), 1), found.sizes)
+    assert min(one.q for one in nothing) > 0.05
 
 
 def test_the_rate_of_false_discoveries_and_the_binomial_tail_are_scipys() -> None:
@@ -147,9 +242,8 @@ def test_the_rate_of_false_discoveries_and_the_binomial_tail_are_scipys() -> Non
         assert tail(count, n, p) == pytest.approx(stats.binom.sf(count - 1, n, p), rel=1e-9)
 
 
-def test_a_repair_has_its_images_in_the_cells_of_the_findings_and_all_else_even() -> None:
-    found, _, named = answered(red_hearts)
-    rows = repairing(found, named, 60, seed=5)
+def test_a_repair_has_its_images_in_the_suspectedof_the_findings_and_all_else_even() -> None:
+    rows = repairing(axes(), answered(red_hearts)[1], 60, seed=5)
     assert len(rows) == len({row["source_id"] for row in rows}) == 60
     levels = [row["levels"] for row in rows]
     assert {(row["class_name"], row["levels"]["colour"]) for row in rows} == {("heart", "red")}
@@ -265,8 +359,9 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def audited(out: Path, **words: Any) -> dict[str, Any]:
     given = {
-        "images": 450,
-        "repair": 40,
+        "images": 360,
+        "confirm": 50,
+        "repair": 20,
         "factors": "shapes",
         "num_processes": 1,
         "device": "cpu",
@@ -280,13 +375,19 @@ def audited(out: Path, **words: Any) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("fakes")
 def test_an_audit_names_what_the_classifier_lacks_and_what_the_generator_does_not_obey(tmp_path: Path) -> None:
-    found = audited(tmp_path / "audit")
+    found = audited(tmp_path / "audit", images=160, classes="circle,heart,star,ring")
     assert [one["levels"] for one in found["findings"]] == [{"class": ["star"], "colour": ["green"]}]
     assert found["findings"][0]["sentence"].startswith("star with colour green: 0.0 % [")
     assert found["left_out"] == ["colour white"]
     assert any("'colour white'" in remark for remark in found["remarks"])
     assert any("'ring'" in remark for remark in found["remarks"]), "the class that the classifier does not have"
-    assert found["judged"] == pytest.approx(450 * 7 / 8, abs=20)
+    assert found["judged"] == pytest.approx(160 * 7 / 8, abs=10)
+    (suspect,) = found["suspects"]
+    assert (suspect["what"], suspect["again"]["n"], suspect["named"]) == ("star with colour green", 50, True)
+    assert found["findings"][0]["n"] == 50, "only new images count"
+    (again,) = (tmp_path / "audit" / "again").iterdir()
+    prompts = pq.read_table(again / "prompts.parquet")["prompt"].to_pylist()
+    assert all("a green star" in prompt for prompt in prompts)
     assert not any(line["levels"] == ["ring"] for line in found["levels"]["class"])
     page = (tmp_path / "audit" / "audit.html").read_text()
     assert "star with colour green" in page
@@ -294,7 +395,7 @@ def test_an_audit_names_what_the_classifier_lacks_and_what_the_generator_does_no
     # The repair is a recipe that builds, and all that it draws is what was lacking.
     run = hfsyn.build(found["repair"], tmp_path / "repair", num_processes=1, device="cpu", quiet=True)
     rows = run.dataset()
-    assert len(rows) == 40
+    assert len(rows) == 20
     assert all("a green star" in prompt for prompt in rows["prompt"])
     assert set(rows["class_name"]) == {"star"}
     assert not hfsyn.verify(str(run.folder), quiet=True).problems
@@ -319,6 +420,25 @@ def test_the_same_command_continues_and_another_one_is_refused(tmp_path: Path) -
         audited(out, **{**words, "classes": "heart,star"})
     shutil.rmtree(out / "run")
     assert audited(out, **words)["findings"] == first["findings"]
+    # Moved in the middle, it goes on where it is.
+    shards = sorted((out / "run" / layout.DATA).glob("*.parquet"))
+    layout.sidecar_of(shards[0]).unlink()
+    moved = out.rename(tmp_path / "elsewhere")
+    assert audited(moved, **words) == {**first, "page": str(moved / "audit.html")}
+    assert str(out) not in (moved / "run" / layout.RECIPE).read_text()
+    assert not hfsyn.verify(str(moved / "run"), quiet=True).problems
+
+
+@pytest.mark.usefixtures("fakes")
+def test_suspects_that_new_images_do_not_reach_for_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auditing, "suspects", lambda table, *rest: ([((0,), (k,)) for k in range(3)], 40))
+    words = {"images": 60, "reader": "none", "classes": "heart,star,circle"}
+    found = audited(tmp_path / "audit", **words)
+    assert [one["what"] for one in found["suspects"]] == ["circle"]
+    assert "2 suspects more were not looked at again: --confirm 150 would do" in found["remarks"]
+    every = audited(tmp_path / "audit", **words, confirm=160)["suspects"]
+    assert [(one["what"], one["again"]["n"]) for one in every] == [("circle", 53), ("star", 53), ("heart", 53)]
+    assert [one["again"] for one in audited(tmp_path / "audit", **words, confirm=0)["suspects"]] == [None] * 3
 
 
 @pytest.mark.usefixtures("fakes")

@@ -1,12 +1,14 @@
 """Audit a classifier: images of all classes with all levels of some factors, and where it is wrong more than elsewhere.
 
 audit.yaml        what was asked for          prompts.parquet   what the images should show
-run/              the images, a run folder     audit.json        all that was found
-audit.html        the same with images         repair.yaml       the recipe of images for what was found
+run/              the images, a run folder     again/            images of what was suspected: such a folder each
+audit.json        all that was found           audit.html        the same with images
+repair.yaml       the recipe of images for what was found
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,35 +17,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from builders.errors import did_you_mean, plural, quoted
-from builders.files import atomic_text, make_folder
-from builders.runs import layout
+from builders.files import atomic_text
 from builders.variants import ClassInfo, get_variant
 from builders.yaml import dump
-from hfsyn.building import build
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import HfsynError, make_out
 from hfsyn.gallery.rows import chosen_classes
-from hfsyn.judging.audit.effects import FEWEST, Cell, Found, cell_table, effects, findings, rows_by_cell
+from hfsyn.judging.audit.answers import NO_READER, RUN, Answering, Judged
+from hfsyn.judging.audit.effects import FEWEST, Cell, Found, effects, findings, rows_by_cell, suspects
 from hfsyn.judging.audit.page import write_page
-from hfsyn.judging.audit.prompts import Axes, cells, recipe_for, repairing, write_prompts
+from hfsyn.judging.audit.prompts import Axes, cells, recipe_for, repairing, within, write_prompts
+from hfsyn.judging.audit.telling import NOTHING, cell_text, table_of, told
 from hfsyn.judging.classifier import open_classifier
 from hfsyn.judging.measures.metrics import dump_result, wilson
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.scores.factors import SHOWS, reader_part
-from hfsyn.judging.scores.scoring import score_set
+from hfsyn.judging.scores.factors import reader_part
 from hfsyn.judging.sets.shared import same_names
 from hfsyn.recipes.factor_file import ASKED, CLASS, PROMPTS, Asked, Factors, load_factors, naming_classes, read_asked
 from hfsyn.recipes.recipe import BUILTIN, Recipe, dump_recipe, load_recipe
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.scores import ID
-from hfsyn.runs.shards import StoredRows
 
-RUN, RESULT, PAGE, REPAIR = "run", "audit.json", "audit.html", "repair.yaml"
-NO_READER = "none"
+AGAIN, RESULT, PAGE, REPAIR = "again", "audit.json", "audit.html", "repair.yaml"
 _OBEYED = 0.5
 """A level, or a pair of levels, is left out if the reader sees it in fewer of its images."""
+_FEWEST_AGAIN, _MOST_AGAIN = 50, 100
+"""New images of a suspect: rather fewer suspects, the likeliest ones, than fewer images of each."""
 
 
 class Audit(Result):
@@ -52,7 +51,7 @@ class Audit(Result):
     def rows(self) -> list[dict[str, str]]:
         """The findings, and what the factors explain."""
         found = [row(f"{100 * one['cost']:.1f} points", "", one["sentence"]) for one in self["findings"]]
-        return found or [row("no finding", "", "nothing is wrong more often than elsewhere by more than chance")]
+        return found or [row("no finding", "", NOTHING)]
 
     def title(self) -> str:
         """Of what."""
@@ -80,6 +79,7 @@ def audit(
     *,
     recipe: str | Path | Recipe | None,
     images: int,
+    confirm: int | None = 0,
     repair: int,
     classes: Sequence[str],
     reader: str | None,
@@ -87,22 +87,26 @@ def audit(
     generator: str | None,
     seed: int,
     options: WorkOptions,
+    kind: str = "audit",
 ) -> Audit | None:
-    """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process."""
+    """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process. `kind` is in
+    the ids of the images.
+    """
     folder = Path(out).expanduser()
     loaded = load_factors(factors)
     order = ordered(model, loaded, _base(recipe, loaded, overrides, generator), images, classes, reader, seed)
     _begin(folder, order)
-    run = build(recipe_for(order.recipe, (folder / PROMPTS).resolve(), "audit"), folder / RUN, options=options)
-    judges = [f"model={model}", *([] if order.asked.reader == NO_READER else [f"factors=factors:{folder}"])]
-    how: dict[str, Any] = {"out": None, "config_name": None, "overwrite": True, "options": options}
-    if score_set(str(run.folder), judges, **how) is None:
+    rows = order.axes.rows(cells(order.axes, images, seed), kind)
+    how = Answering(model, order.asked.reader, order.recipe, order.axes, options)
+    if (first := how.answers(folder, rows)) is None:
         return None
-    judged = _judged(folder, order.axes)
-    found, named = _found(folder, model, order, judged)
-    found["repair"] = _repair(folder, order, named, repair)
+    looked = _looked(folder, how, order, first, images // 2 if confirm is None else confirm)
+    if looked is None:
+        return None
+    found = _result(folder, model, order, looked)
+    found["repair"] = _repair(folder, order, looked.findings, repair)
     atomic_text(folder / RESULT, dump_result(found))
-    write_page(folder / PAGE, found, _shown(judged), [(one.mine, one.beside) for one in named], folder / RUN)
+    write_page(folder / PAGE, found, looked.every, [(one.mine, one.beside) for one in looked.findings])
     return found
 
 
@@ -187,12 +191,7 @@ def _reader(reader: str | None, recipe: Recipe) -> str:
 
 def _begin(folder: Path, order: Order) -> None:
     """Write what was asked for, or compare it with what is there."""
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise HfsynError(
-            f"--out {folder} cannot be created: {error.strerror}.", "Name another.", ExitCode.PREFLIGHT
-        ) from None
+    make_out(folder)
     fields = json.loads(order.asked.model_dump_json())
     if (folder / ASKED).exists():
         there = json.loads(read_asked(folder).model_dump_json())
@@ -204,9 +203,6 @@ def _begin(folder: Path, order: Order) -> None:
         raise HfsynError(
             f"{folder} holds files that are not of an audit: {quoted(strangers, 3)}.", "Name another --out."
         )
-    rows = order.axes.rows(cells(order.axes, order.asked.images, order.asked.seed), "audit")
-    if not (folder / PROMPTS).exists():
-        write_prompts(folder / PROMPTS, rows)
     atomic_text(folder / ASKED, dump(fields))
 
 
@@ -214,73 +210,84 @@ def _begin(folder: Path, order: Order) -> None:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The images that were judged: their levels, whether they were right, and whether they show each level."""
+class Looked:
+    """What was looked at, and what it shows."""
 
-    ids: list[str]
-    table: np.ndarray
-    right: np.ndarray
-    shows: np.ndarray  # int8 (n, columns): 1 yes, 0 no, -1 not read
-    called: list[str]
-    """What each was called, by name."""
-
-    @property
-    def obeyed(self) -> np.ndarray:
-        """Which show all that they were asked to, as far as that was read; bool (n,)."""
-        return np.asarray((self.shows != 0).all(1))
-
-
-def _judged(folder: Path, axes: Axes) -> Judged:
-    run = folder / RUN
-    prompts = pq.read_table(folder / PROMPTS, columns=["source_id", "wnid", "levels"]).to_pylist()
-    of_prompt = {line["source_id"]: line for line in prompts}
-    scores = pq.read_table(run / layout.SCORES_TABLE).to_pylist()
-    sources = dict(zip(*StoredRows(run).table([ID, "source_id"]).to_pydict().values(), strict=True))
-    places = [{level: number for number, level in enumerate(levels)} for levels in axes.levels]
-    by_wnid = {info.wnid: number for number, info in enumerate(axes.classes)}
-    kept = [one for one in scores if one["predicted"] is not None]
-    lines = [of_prompt[sources[one[ID]]] for one in kept]
-    factors = list(zip(axes.names, places, strict=True))[1:]
-    table = [[by_wnid[line["wnid"]], *(place[line["levels"][name]] for name, place in factors)] for line in lines]
-    shows = [[-1 if (v := one.get(f"{SHOWS}{name}")) is None else int(v) for name in axes.names] for one in kept]
-    return Judged(
-        [one[ID] for one in kept],
-        np.array(table, np.int64).reshape(len(kept), len(places)),
-        np.array([one["predicted"] == line["wnid"] for one, line in zip(kept, lines, strict=True)], bool),
-        np.array(shows, np.int8).reshape(len(kept), len(places)),
-        [axes.classes[by_wnid[one["predicted"]]].name for one in kept],
-    )
+    first: Judged
+    """The images of the design, also those that do not show what they should."""
+    barred: list[Cell]
+    every: Judged
+    """The images that count: those of the design, and then those of the second look."""
+    suspected: list[Cell]
+    unsettled: int
+    """Suspects beyond those, which were not looked at again."""
+    drawn: np.ndarray | None
+    """Of each image that counts the number of the suspect for which it was made; -1 for those of the design. None if
+    there was no second look.
+    """
+    findings: list[Found]
 
 
-def _shown(judged: Judged) -> Judged:
-    """Those images that count."""
-    kept = judged.obeyed
-    ids, called = ([one for one, good in zip(some, kept, strict=True) if good] for some in (judged.ids, judged.called))
-    return Judged(ids, judged.table[kept], judged.right[kept], judged.shows[kept], called)
+def _looked(folder: Path, how: Answering, order: Order, first: Judged, images: int) -> Looked | None:
+    """Look at the images of the design, and at as many new ones, or fewer, of what is suspected; None in all but one
+    process.
+    """
+    axes, shown, drawn = order.axes, first.shown(), None
+    barred = _disobeyed(axes, first)
+    suspected, looked_at = suspects(shown.table, shown.right, axes.sizes, _with_pairs(axes, barred))
+    unsettled = 0
+    if suspected and (most := images // _FEWEST_AGAIN):
+        suspected, unsettled = suspected[:most], max(0, len(suspected) - most)
+        each = min(images // len(suspected), _MOST_AGAIN)
+        if (second := _again(folder, how, order, suspected, each)) is None:
+            return None
+        more, whose = second
+        drawn = np.concatenate([np.full(len(shown.right), -1), whose])
+        shown = shown.with_more(more)
+    named = findings(shown.table, shown.right, axes.sizes, suspected, drawn=drawn, looked_at=looked_at)
+    return Looked(first, barred, shown, suspected, unsettled, drawn, named)
 
 
-def _found(folder: Path, model: str, order: Order, judged: Judged) -> tuple[Audit, list[Found]]:
-    axes, obeyed = order.axes, judged.obeyed
-    barred = _disobeyed(axes, judged)
-    table, right = judged.table[obeyed], judged.right[obeyed]
-    explained = effects(table, right, axes.sizes, seed=order.asked.seed)
-    found = findings(table, right, axes.sizes, explained, _with_pairs(axes, barred))
+def _again(
+    folder: Path, how: Answering, order: Order, suspected: Sequence[Cell], images: int
+) -> tuple[Judged, np.ndarray] | None:
+    """That many new images of each suspect, and for which suspect each was made; None in all but one process.
+
+    Another classifier has other suspects, and so its images have a folder of their own.
+    """
+    axes, rows, whose = order.axes, list[dict[str, Any]](), list[int]()
+    for number, cell in enumerate(suspected):
+        levels = {axes.names[column]: [axes.levels[column][level]] for column, level in zip(*cell, strict=True)}
+        rows += within(axes, levels, images, order.asked.seed + number, "again", len(rows))
+        whose += [number] * images
+    again = folder / AGAIN / hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:12]
+    make_out(again)
+    atomic_text(again / ASKED, (folder / ASKED).read_text(encoding="utf-8"))
+    if (judged := how.answers(again, rows)) is None:
+        return None
+    shown = judged.shown()
+    return shown, np.array(whose)[shown.rows]
+
+
+def _result(folder: Path, model: str, order: Order, looked: Looked) -> Audit:
+    axes, obeyed, names = order.axes, looked.first.obeyed, dict(enumerate(order.axes.names))
+    table, right, shows = looked.first.table[obeyed], looked.first.right[obeyed], looked.first.shows
     remarks = list(order.remarks)
     if count := int((~obeyed).sum()):
         remarks.append(
             f"{plural(count, 'image')} of {len(obeyed)} do not show what they were asked to, and do not count"
         )
-    if barred:
-        remarks.append(f"the generator does not obey: {quoted([_cell_text(axes, cell) for cell in barred], 20)}")
-    names = dict(enumerate(axes.names))
+    if looked.barred:
+        remarks.append(f"the generator does not obey: {quoted([cell_text(axes, cell) for cell in looked.barred], 20)}")
 
-    def named(*columns: int) -> list[dict[str, Any]]:
-        lines = cell_table(table, right, axes.sizes, columns)
-        levels = ([axes.levels[c][k] for c, k in zip(columns, line["levels"], strict=True)] for line in lines)
-        return [{**line, "levels": some} for line, some in zip(lines, levels, strict=True)]
-
+    if looked.unsettled:
+        enough = _FEWEST_AGAIN * (len(looked.suspected) + looked.unsettled)
+        remarks.append(
+            f"{plural(looked.unsettled, 'suspect')} more were not looked at again: --confirm {enough} would do"
+        )
+    explained = effects(table, right, axes.sizes, seed=order.asked.seed)
     pairs = list(combinations(range(len(axes.names)), 2))
-    result = Audit(
+    return Audit(
         {
             "model": model,
             "images": order.asked.images,
@@ -288,24 +295,43 @@ def _found(folder: Path, model: str, order: Order, judged: Judged) -> tuple[Audi
             "right": wilson(int(right.sum()), len(right)),
             "reader": order.asked.reader,
             "shown": {
-                name: float((judged.shows[:, c] == 1).sum() / max(1, (judged.shows[:, c] >= 0).sum()))
+                name: float((shows[:, c] == 1).sum() / max(1, (shows[:, c] >= 0).sum()))
                 for c, name in names.items()
-                if (judged.shows[:, c] >= 0).any()
+                if (shows[:, c] >= 0).any()
             },
-            "left_out": [_cell_text(axes, cell) for cell in barred],
-            "findings": [_told(axes, one) for one in found],
+            "left_out": [cell_text(axes, cell) for cell in looked.barred],
+            "findings": [told(axes, one) for one in looked.findings],
+            "suspects": _suspects(axes, looked),
             "effects": [
                 {"factors": [names[c] for c in one.columns], "share": one.share, "p": one.p, "q": one.q}
                 for one in explained
             ],
-            "levels": {name: named(c) for c, name in names.items()},
-            "pairs": {f"{names[a]} x {names[b]}": named(a, b) for a, b in pairs},
+            "levels": {name: table_of(axes, table, right, c) for c, name in names.items()},
+            "pairs": {f"{names[a]} x {names[b]}": table_of(axes, table, right, a, b) for a, b in pairs},
             "remarks": remarks,
             "repair": None,
             "page": str(folder / PAGE),
         }
     )
-    return result, found
+
+
+def _suspects(axes: Axes, looked: Looked) -> list[dict[str, Any]]:
+    """The suspects as they were at first and, of new images, the second time."""
+
+    def right(rows: np.ndarray) -> dict[str, Any]:
+        return {"n": len(rows), **wilson(int(looked.every.right[rows].sum()), len(rows))}
+
+    found = []
+    for number, cell in enumerate(looked.suspected):
+        rows = rows_by_cell(looked.every.table, axes.sizes, cell[0])[cell]
+        first = rows if looked.drawn is None else rows[looked.drawn[rows] < 0]
+        again = None if looked.drawn is None else right(np.flatnonzero(looked.drawn == number))
+        named = any(
+            one.columns == cell[0] and all(level in some for level, some in zip(cell[1], one.levels, strict=True))
+            for one in looked.findings
+        )
+        found.append({"what": cell_text(axes, cell), "first": right(first), "again": again, "named": named})
+    return found
 
 
 def _disobeyed(axes: Axes, judged: Judged) -> list[Cell]:
@@ -330,39 +356,6 @@ def _with_pairs(axes: Axes, barred: Sequence[Cell]) -> frozenset[Cell]:
             if {((a,), (place[0],)), ((b,), (place[1],))} & found:
                 found.add(((a, b), (int(place[0]), int(place[1]))))
     return frozenset(found)
-
-
-def _cell_text(axes: Axes, cell: Cell) -> str:
-    return words_of(axes, cell[0], tuple((level,) for level in cell[1]))
-
-
-def words_of(axes: Axes, columns: Sequence[int], levels: Sequence[Sequence[int]]) -> str:
-    """``heart with colour red or blue``, ``texture striped``: what some images have in common."""
-    parts = []
-    for column, some in zip(columns, levels, strict=True):
-        named = " or ".join(axes.levels[column][level] for level in some)
-        parts.append(named if axes.names[column] == CLASS else f"{axes.names[column]} {named}")
-    return " with ".join(parts)
-
-
-def _told(axes: Axes, one: Found) -> dict[str, Any]:
-    what = words_of(axes, one.columns, one.levels)
-    one_class = one.columns[0] == 0 and len(one.columns) == 2 and len(one.levels[0]) == 1
-    beside = f"{axes.levels[0][one.levels[0][0]]} elsewhere" if one_class else "elsewhere"
-    here, there = (interval(some, percent=True) for some in (one.here, one.elsewhere))
-    return {
-        "sentence": f"{what}: {here} right, {beside} {there}",
-        "what": what,
-        "beside": beside,
-        "cost": one.cost,
-        "n": one.n,
-        "levels": {
-            axes.names[c]: [axes.levels[c][level] for level in some]
-            for c, some in zip(one.columns, one.levels, strict=True)
-        },
-        "here": one.here,
-        "elsewhere": one.elsewhere,
-    }
 
 
 def _repair(folder: Path, order: Order, found: Sequence[Found], images: int) -> str | None:

@@ -7,16 +7,20 @@ Everything here is a pure function of numbers.
   explains. Answers are 0 or 1, so no normal distribution is assumed: p is the share of permutations of the residuals
   of the model without the effect that explain as much (Freedman & Lane, "A nonstochastic interpretation of reported
   significance levels", 1983). Over all effects the false discovery rate is bounded (Benjamini & Hochberg, 1995).
-- **Findings**: levels and pairs of levels, of effects that hold, whose images are wrong more often than the images
-  elsewhere by more than `LEAST`. The one that chance explains least (binomial tail) is taken; its images are expected
-  to be as wrong as they are from then on; and so on until the next one is above Benjamini and Hochberg's line. So
-  *heart* is not named for what *red hearts* do, nor ten pairs for what one level does.
+- **Suspects**: pairs of levels, and then levels, whose images are wrong more often than is expected. The one that
+  chance explains least (binomial tail) is taken; its images are expected to be as wrong as they are from then on; and
+  so on while chance explains less than `SCREEN`. So *heart* is not suspected for what *red hearts* do, nor ten pairs
+  for what one does. A level most of whose pairs with one other factor were taken is taken before all pairs.
+- **Findings**: suspects that are wrong more often than all that is not suspected by more than `LEAST`, taken in the
+  same way until the next one is above Benjamini and Hochberg's line. Where each suspect has new images of its own, only
+  these count. They are independent of why it was suspected, so the line counts the suspects alone, and the accuracy
+  that is stated is not the worst of many. Otherwise the line counts all cells that were looked at.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -25,10 +29,12 @@ import numpy as np
 
 from hfsyn.judging.measures.metrics import Interval, wilson
 
-LEAST = 0.03
+LEAST = 0.1
 """A finding is only named if its error rate is above that elsewhere by more than this, and not by chance."""
 FALSE = 0.05
 """The bound on false discoveries."""
+SCREEN = 0.02
+"""A cell is suspected if chance explains it with a smaller probability."""
 FEWEST = 5  # images of a cell that is looked at
 _PERMUTATIONS = 999
 _SWEEPS = 30  # of the fit, whose factors are nearly orthogonal
@@ -47,11 +53,6 @@ class Effect:
     p: float
     q: float
     """p, adjusted for the number of effects."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether it is a discovery."""
-        return self.q <= FALSE
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,28 +147,85 @@ def adjusted(ps: Sequence[float]) -> list[float]:
     return [float(q) for q in found]
 
 
-# --- findings ---------------------------------------------------------------------------------------------------------
+# --- suspects and findings --------------------------------------------------------------------------------------------
 
 Cell = tuple[Columns, tuple[int, ...]]
+
+
+def suspects(
+    table: np.ndarray, right: np.ndarray, sizes: Sequence[int], left_out: frozenset[Cell] = frozenset()
+) -> tuple[list[Cell], int]:
+    """The cells that are wrong more often than is expected, the least likely by chance first, and of how many; without
+    those that are left out.
+    """
+    columns = range(len(sizes))
+    cells = {
+        cell: rows
+        for term in [*((c,) for c in columns), *combinations(columns, 2)]
+        for cell, rows in rows_by_cell(table, sizes, term).items()
+        if len(rows) >= FEWEST and cell not in left_out
+    }
+    taken = _taken(cells, ~right, lambda number: SCREEN)
+    if wide := [level for level in cells if len(level[0]) == 1 and _covered(level, len(cells[level]), taken)]:
+        taken = _taken(cells, ~right, lambda number: SCREEN, first=wide)
+    return list(taken), len(cells)
+
+
+def _covered(level: Cell, images: int, taken: Mapping[Cell, np.ndarray]) -> bool:
+    """Whether most images of a level are in pairs with the levels of one other factor that were taken."""
+    of_level = [cell for cell in taken if len(cell[0]) == 2 and set(_levels(level)) < set(_levels(cell))]
+    counts = [sum(len(taken[cell]) for cell in of_level if cell[0] == term) for term in {cell[0] for cell in of_level}]
+    return max(counts, default=0) > images / 2
 
 
 def findings(
     table: np.ndarray,
     right: np.ndarray,
     sizes: Sequence[int],
-    holding: Sequence[Effect],
-    left_out: frozenset[Cell] = frozenset(),
+    suspected: Sequence[Cell],
+    *,
+    drawn: np.ndarray | None = None,
+    looked_at: int = 0,
 ) -> list[Found]:
-    """What to name, the most costly first; only of effects that hold, and without the cells that are left out."""
-    cells: dict[Cell, np.ndarray] = {}
-    for effect in holding:
-        if effect.holds:
-            cells |= {
-                cell: rows
-                for cell, rows in rows_by_cell(table, sizes, effect.columns).items()
-                if len(rows) >= FEWEST and cell not in left_out
-            }
-    return _told(_taken(cells, ~right), table, right, len(sizes))
+    """Those of the suspects that are worse indeed, the most costly first.
+
+    Args:
+        table: the levels of each image, int (n, columns).
+        right: whether it was right, bool (n,).
+        sizes: how many levels each column has.
+        suspected: see `suspects`.
+        drawn: of each image the number of the suspect for which it was made, int (n,); -1 for those of the design. None
+            if there are no others: then the suspects are judged by the images that made them suspicious.
+        looked_at: how many cells there were, of which these are suspected.
+    """
+    design = np.ones(len(table), bool) if drawn is None else drawn < 0
+    every = {cell: rows_by_cell(table, sizes, cell[0])[cell] for cell in suspected}
+    of_design = {cell: rows[design[rows]] for cell, rows in every.items()}
+    cells, number = of_design, looked_at
+    if drawn is not None:
+        cells, number = {cell: np.flatnonzero(drawn == k) for k, cell in enumerate(suspected)}, len(suspected)
+    trusted = design.copy()
+    trusted[_joined(of_design.values())] = False
+    base = float((~right)[trusted if trusted.any() else design].mean()) if len(right) else 0.0
+    taken = _taken(
+        {cell: rows for cell, rows in cells.items() if len(rows)},
+        ~right,
+        lambda named: FALSE * (named + 1) / max(number, 1),
+        least=LEAST,
+        base=base,
+        every=every,
+    )
+    return _told(taken, of_design, table, right, design)
+
+
+def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """All row numbers of some cells."""
+    return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _levels(cell: Cell) -> list[tuple[int, int]]:
+    """Column and level of a cell, one or two."""
+    return list(zip(*cell, strict=True))
 
 
 def rows_by_cell(table: np.ndarray, sizes: Sequence[int], columns: Columns) -> dict[Cell, np.ndarray]:
@@ -180,25 +238,45 @@ def rows_by_cell(table: np.ndarray, sizes: Sequence[int], columns: Columns) -> d
     return {(columns, tuple(place)): rows for place, rows in zip(places, parts, strict=True)}
 
 
-def _taken(cells: dict[Cell, np.ndarray], wrong: np.ndarray) -> dict[Cell, np.ndarray]:
-    """The cells that are named, in turn, and their rows."""
+def _taken(
+    cells: Mapping[Cell, np.ndarray],
+    wrong: np.ndarray,
+    line: Callable[[int], float],
+    *,
+    least: float = 0.0,
+    base: float | None = None,
+    first: Sequence[Cell] = (),
+    every: Mapping[Cell, np.ndarray] | None = None,
+) -> dict[Cell, np.ndarray]:
+    """The cells that are taken, in turn, and their rows; pairs first, since what a level does is seen without them.
+
+    `line` is the largest p by how many were taken before; `base` the error rate that is expected, None what all images
+    without a name have. Those of `first` are taken before all others. `every` has all rows with the levels of a cell,
+    also those that do not count for it.
+    """
     taken: dict[Cell, np.ndarray] = {}
-    expected = np.full(len(wrong), wrong.mean() if len(wrong) else 0.0)
-    named = np.zeros(len(wrong), bool)
-    while len(taken) < len(cells):
-        ps = {
-            cell: tail(int(wrong[rows].sum()), len(rows), float(expected[rows].mean()) + LEAST)
-            for cell, rows in cells.items()
-            if cell not in taken
-        }
-        best = min(ps, key=lambda cell: (ps[cell], cell))
-        if ps[best] > FALSE * (len(taken) + 1) / len(cells):
-            break
-        taken[best] = cells[best]
-        named[cells[best]] = True
-        if not named.all():
+    known = base if base is not None else wrong.mean() if len(wrong) else 0.0
+    expected, named = np.full(len(wrong), known), np.zeros(len(wrong), bool)
+
+    def take(cell: Cell) -> None:
+        taken[cell] = cells[cell]
+        named[cells[cell]] = True
+        if base is None and not named.all():
             expected[~named] = wrong[~named].mean()
-        expected[cells[best]] = wrong[cells[best]].mean()
+        expected[(every or cells)[cell]] = wrong[cells[cell]].mean()
+
+    for cell in first:
+        take(cell)
+    for columns in (2, 1):
+        while left := {cell: rows for cell, rows in cells.items() if len(cell[0]) == columns and cell not in taken}:
+            ps = {
+                cell: tail(int(wrong[rows].sum()), len(rows), float(expected[rows].mean()) + least)
+                for cell, rows in left.items()
+            }
+            best = min(ps, key=lambda cell: (ps[cell], cell))
+            if ps[best] > line(len(taken)):
+                break
+            take(best)
     return taken
 
 
@@ -217,37 +295,43 @@ def tail(count: int, n: int, p: float) -> float:
     return min(1.0, total)
 
 
-def _told(taken: dict[Cell, np.ndarray], table: np.ndarray, right: np.ndarray, columns: int) -> list[Found]:
+def _told(
+    taken: Mapping[Cell, np.ndarray],
+    of_design: Mapping[Cell, np.ndarray],
+    table: np.ndarray,
+    right: np.ndarray,
+    design: np.ndarray,
+) -> list[Found]:
     """The cells that were taken, those that share a level put together."""
 
-    def having(cells: Iterable[Cell]) -> np.ndarray:
+    def having(rows: Mapping[Cell, np.ndarray], cells: Iterable[Cell]) -> np.ndarray:
         found = np.zeros(len(right), bool)
-        for cell in cells:
-            found[taken[cell]] = True
+        found[_joined(rows[cell] for cell in cells)] = True
         return found
 
-    found, named = [], having(taken)
-    for cells in _together(list(taken), columns):
-        mine = having(cells)
+    found, named = [], having(of_design, taken)
+    for cells in _together(list(taken), table.shape[1]):
+        mine = having(taken, cells)
         where = cells[0][0]
         levels = tuple(tuple(sorted({cell[1][place] for cell in cells})) for place in range(len(where)))
-        beside = ~named & (np.isin(table[:, where[0]], levels[0]) if len(where) == 2 else True)
+        beside = design & ~named & (np.isin(table[:, where[0]], levels[0]) if len(where) == 2 else True)
         # If everything beside it has a name of its own, it is compared with all that has none.
-        beside = beside if beside.any() else (~named if not named.all() else ~mine)
+        beside = beside if beside.any() else design & (~named if (design & ~named).any() else ~mine)
         here, there = (wilson(int(right[rows].sum()), int(rows.sum())) for rows in (mine, beside))
+        share = having(of_design, cells).sum() / max(1, design.sum())
         lost = (there["value"] or 0.0) - here["value"]
-        found.append(Found(where, levels, here, there, int(mine.sum()), lost * float(mine.mean()), mine, beside))
+        found.append(Found(where, levels, here, there, int(mine.sum()), float(lost * share), mine, beside))
     return sorted(found, key=lambda one: (-one.cost, one.columns, one.levels))
 
 
 def _together(cells: Sequence[Cell], columns: int) -> list[list[Cell]]:
-    """Pairs that share a level of one column (the class first), and single levels of one column."""
+    """Pairs of one class, other pairs that share a level of one column, and single levels of one column."""
     left, groups = sorted(cells), []
     while left:
         best: list[Cell] = []
         for column in range(columns):
             for cell in left:
-                if column not in cell[0]:
+                if column not in cell[0] or (len(cell[0]) == 2 and cell[0][0] == 0 and column):
                     continue
                 place = cell[0].index(column)
                 same = [

@@ -10,6 +10,8 @@ import numpy as np
 
 from builders.files import atomic_text
 from builders.images.decoding import decode_rgb
+from hfsyn.judging.audit.answers import Judged
+from hfsyn.judging.audit.telling import NOTHING
 from hfsyn.judging.measures.results import interval
 from hfsyn.pages.html import page, picture
 from hfsyn.runs.scores import ID
@@ -21,22 +23,29 @@ _WORST = 25
 
 
 def write_page(
-    path: Path, found: Mapping[str, Any], judged: Any, masks: Sequence[tuple[np.ndarray, np.ndarray]], run: Path
+    path: Path, found: Mapping[str, Any], judged: Judged, masks: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> None:
     """Write the page of an audit.
 
     Args:
         path: of the page.
         found: the result.
-        judged: the images: their ``ids``, whether they are ``right``, and as what each was ``called``.
+        judged: the images that count.
         masks: of each finding its images, and those that it is compared with.
-        run: the run folder that holds the images.
     """
-    rows = StoredRows(run)
-    place = {one: number for number, one in enumerate(rows.table([ID])[ID].to_pylist())}
+    stored = {run: StoredRows(run) for run, _ in dict.fromkeys(judged.places)}
+    number_of = {
+        (run, one): number
+        for run, rows in stored.items()
+        for number, one in enumerate(rows.table([ID])[ID].to_pylist())
+    }
+
+    def line_of(number: int) -> dict[str, Any]:
+        place = judged.places[number]
+        return stored[place[0]].read([number_of[place]], ["image", "prompt", ID])[0]
 
     def shown(numbers: np.ndarray) -> list[dict[str, Any]]:
-        lines = rows.read([place[judged.ids[number]] for number in numbers], ["image", "prompt", ID])
+        lines = map(line_of, numbers)
         return [
             {"image": picture(decode_rgb(line["image"]["bytes"])), "prompt": line["prompt"], "called": judged.called[n]}
             for n, line in zip(numbers, lines, strict=True)
@@ -52,7 +61,9 @@ def write_page(
     ]
     filters = {"percent": lambda value: "–" if value is None else f"{100 * value:.0f}", "interval": _interval}
     tables = [_table(name, lines) for name, lines in found["pairs"].items()]
-    atomic_text(path, page("hfsyn.judging.audit", filters, found=dict(found), cards=cards, tables=tables))
+    atomic_text(
+        path, page("hfsyn.judging.audit", filters, found=dict(found), cards=cards, tables=tables, nothing=NOTHING)
+    )
 
 
 def _interval(one: Mapping[str, Any]) -> str:

@@ -15,13 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from builders.files import atomic_write
+from builders.files import atomic_text, atomic_write
+from builders.runs import layout
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.judging.audit.design import design
 from hfsyn.judging.audit.effects import Found
 from hfsyn.recipes.factor_file import CLASS, Factors
-from hfsyn.recipes.recipe import Recipe
+from hfsyn.recipes.recipe import Recipe, dump_recipe, stored_recipe
 
 
 class Axes:
@@ -115,6 +116,13 @@ def write_prompts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     table = pa.table({**columns, "image": pa.array([blank.getvalue()] * len(rows), pa.binary())})
     atomic_write(path, lambda place: pq.write_table(table, place))
+
+
+def at_home(run: Path, prompts: Path) -> None:
+    """Let a run that is there, and was moved together with its prompts, find them where they are now."""
+    if layout.is_run_folder(run) and (recipe := stored_recipe(run)).source.path != str(prompts):
+        moved = recipe.with_fields("source", path=str(prompts)).with_fields("prompt", captions_file=str(prompts))
+        atomic_text(run / layout.RECIPE, dump_recipe(moved))
 
 
 def recipe_for(base: Recipe, prompts: Path, purpose: str) -> Recipe:

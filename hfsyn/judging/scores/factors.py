@@ -80,12 +80,10 @@ def _asking(
 
     def say(pictures: Sequence[Any], rows: Sequence[Row]) -> list[Row]:
         infos = [classes[row["wnid"]] for row in rows]
+        asked = [factors.asked(info, levels[row["source_id"]]) for info, row in zip(infos, rows, strict=True)]
         found: list[dict[str, bool | None]] = [{} for _ in rows]
         for name in (CLASS, *factors.factors):
-            words = [
-                info.name if name == CLASS else factors.factors[name][levels[row["source_id"]][name]]
-                for info, row in zip(infos, rows, strict=True)
-            ]
+            words = [one[name] for one in asked]
             named = [replace(info, name=word or info.name) for info, word in zip(infos, words, strict=True)]
             for one, word, answer in zip(found, words, asker.answers(pictures, named), strict=True):
                 one[name] = answer.yes > 0.5 if word else None

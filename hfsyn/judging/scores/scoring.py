@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from builders.errors import plural, quoted
-from builders.files import make_folder
 from builders.published import RunFolder, open_reference
 from builders.runs import layout, run_files
-from hfsyn.errors import ExitCode, HfsynError
+from hfsyn.errors import ExitCode, HfsynError, make_out
 from hfsyn.judging.scores.judges import Place, Spec, open_judge, parse_judge
 from hfsyn.launching import launch, stopped
 from hfsyn.runs.claims import mark_of, working_in
@@ -97,12 +96,7 @@ def opened(what: str, out: str | Path | None, config_name: str | None) -> Scored
     folder = Path(out).expanduser()
     if layout.is_run_folder(folder):
         raise HfsynError(f"--out {out} is a run folder, which keeps its own scores.", "Name another --out.")
-    try:
-        make_folder(folder)
-    except OSError as error:
-        raise HfsynError(
-            f"--out {out} cannot be created: {error.strerror}.", "Name another.", ExitCode.PREFLIGHT
-        ) from None
+    make_out(folder)
     return Scored(side, folder)
 
 
