@@ -31,11 +31,11 @@ from hfsyn.recipes.parts import (
     PromptPart,
     SourcePart,
     StorePart,
-    TunePart,
     check_prompt,
     refuse_idle,
 )
 from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
+from hfsyn.recipes.tune_part import TunePart
 
 __all__ = [
     "BUILTIN",
