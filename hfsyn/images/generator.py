@@ -100,7 +100,9 @@ class DiffusersGenerator:
         variant: str = "",
     ) -> None:
         if recipe.entropy_weight and tuning.compiled:
-            raise HfsynError("--compile cannot compile entropy guidance, which takes gradients.", "Leave --compile out.")
+            raise HfsynError(
+                "--compile cannot compile entropy guidance, which takes gradients.", "Leave --compile out."
+            )
         pipe, self.left_out = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
         self._recipe, self._negative, self.device = recipe, negative, device
         self._checker = _own_checker(pipe, device)

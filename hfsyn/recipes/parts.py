@@ -194,6 +194,15 @@ class GeneratePart(Part):
         if self.lora is None and any((self.lora_file, self.lora_revision, self.lora_tuned_on)):
             said = "generate.lora_file, lora_revision or lora_tuned_on is set, and no generate.lora."
             raise HfsynError(said, "Leave it out.")
+        if self.entropy_weight and self.entropy_classifier is None:
+            said = f"generate.entropy_weight is {self.entropy_weight:g}, and there is no generate.entropy_classifier."
+            raise HfsynError(said, "Name one, such as --set generate.entropy_classifier=FOLDER of a training.")
+        if self.entropy_revision is not None and self.entropy_classifier is None:
+            said = "generate.entropy_revision is set, and no generate.entropy_classifier."
+            raise HfsynError(said, "Leave it out.")
+        if self.entropy_start >= self.entropy_stop:
+            said = f"generate.entropy_start is {self.entropy_start:g} and its stop {self.entropy_stop:g}, "
+            raise HfsynError(f"{said}which leaves no step.", "Start before the stop.")
         what = f"generate.strength {self.strength:g}"
         if self.init == "source" and int(self.steps * self.strength) < 1:
             raise HfsynError(f"{what} of {self.steps} steps is less than one step.", "Raise either.")
@@ -281,7 +290,9 @@ def refuse_idle(parts: Any, written: Callable[[str], bool]) -> None:
     lossless = f"store.format is {store.format!r}, which is lossless" if store.format != "jpeg" else ""
     scale = generate.guidance_scale
     unguided = f"generate.guidance_scale is {scale:g}, which turns guidance off" if scale <= 1 else ""
+    plain = "" if generate.entropy_weight else "generate.entropy_weight is 0"
     idle = {
+        **{f"generate.entropy_{name}": plain for name in ("classifier", "start", "stop", "every")},
         "prompt.negative": unguided,
         "generate.guidance_start": unguided,
         "generate.guidance_stop": unguided,
