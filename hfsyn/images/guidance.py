@@ -7,8 +7,8 @@ from hfsyn.recipes.recipe import GeneratePart
 
 
 def is_stable_diffusion(pipe: Any) -> bool:
-    """Whether a pipeline is that of Stable Diffusion 1, 2 or XL."""
-    return type(pipe).__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    """Whether a pipeline is that of Stable Diffusion 1, 2 or XL, from noise or from an image."""
+    return type(pipe).__name__.replace("Img2Img", "") in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
