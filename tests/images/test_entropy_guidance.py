@@ -201,7 +201,7 @@ def test_company_and_place_in_a_batch_change_no_bit(
 ) -> None:
     monkeypatch.setattr(entropy, "_AT_ONCE", 2)
     monkeypatch.setattr(entropy, "_PIXELS", (tiny_models.SIDE // 2) ** 2)  # so that four images are two times two
-    one = DiffusersGenerator(part(folders(family), critic, batch_size=4), None, "cpu", variant="shapes")
+    one = DiffusersGenerator(part(folders(family), critic, batch_size=4, steps=2), None, "cpu", variant="shapes")
     prompts, seeds = [*PROMPTS, "a boat", "a dog"], [7, 9, 11, 13]
     together = [image.pixels for image in one.generate(prompts, seeds)]
     turned = [image.pixels for image in one.generate(prompts[::-1], seeds[::-1])][::-1]
