@@ -324,7 +324,8 @@ class Bench:
             save_stable_diffusion(model, self._size, device=options.device)
         critic = entropy_arms.untrained(self._work / "critic", "test_resnet" if options.tiny else "resnet50")
         setting = image_arms.setting_of(options.steps[0])
-        fields = {"model": str(model), "scheduler": setting.scheduler, "steps": setting.steps, "dtype": "bfloat16"}
+        fields = {"model": str(model), "scheduler": setting.scheduler, "steps": setting.steps}
+        fields |= {"dtype": "bfloat16" if options.device.startswith("cuda") else "float32"}
         fields |= {"guidance_scale": setting.guidance, "batch_size": options.batch, "safety_checker": False}
         part = GeneratePart(**fields, entropy_weight=1.0, entropy_classifier=critic)
         arms = entropy_arms.measured(part, options.device, options.seconds, budget)
