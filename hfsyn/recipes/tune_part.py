@@ -84,6 +84,10 @@ class TunePart(Part):
     """Of that distribution, above 0 to 10."""
     min_snr: Annotated[float, Field(gt=0, le=1000)] | None = 5.0
     """Gamma of Min-SNR weighting (arXiv 2303.09556), above 0; null, as flow matching, weighs all timesteps alike."""
+    crops: Annotated[Int, Field(ge=1, le=100)] = 1
+    """Crops of each image that is not of the resolution's shape, at equal distances along its longer side, 1 to 100:
+    one is drawn each time the image is shown, and each takes its place in the cache. 1 is the middle alone.
+    """
     flip: bool = True
     """Mirror half of the images."""
     prior_images: Annotated[Int, Field(ge=0, le=10**6)] = 0

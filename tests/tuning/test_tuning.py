@@ -168,7 +168,7 @@ def test_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path, family: str) -> 
         told = cache.conditions([one.prompt for one in shown])
         if step == 0:  # what is cached is what plain calls give
             for row, one in enumerate(shown):
-                (picture,) = pictures([one.number])
+                ((picture,),) = pictures([one.number])
                 assert torch.allclose(latents[row], plain.latent(picture, one.mirrored)[0], atol=1e-5)
                 for name, tensor in plain.told(one.prompt).items():
                     assert torch.allclose(told[name][row], tensor[0], atol=1e-4), name
