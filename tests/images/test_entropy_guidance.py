@@ -106,6 +106,12 @@ def drawn(one: GeneratePart, images: Any = None) -> np.ndarray:
     return np.stack([image.pixels for image in by.generate(PROMPTS, SEEDS, images)])
 
 
+def at_once(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let gradients of so many images be computed at once."""
+    monkeypatch.setattr(entropy, "_AT_ONCE", most)
+    monkeypatch.setattr(entropy, "_PIXELS", (tiny_models.SIDE // 2) ** 2)
+
+
 def photographs() -> list[Image.Image]:
     side, chance = tiny_models.SIDE, np.random.default_rng(0)
     return [Image.fromarray(chance.integers(0, 255, (side, side, 3), dtype=np.uint8)) for _ in PROMPTS]
@@ -179,14 +185,20 @@ def by_hand(one: GeneratePart, guided: Sequence[int]) -> np.ndarray:
     [
         ("eps", {"scheduler": "ddim", "entropy_weight": 1.0}, range(5)),
         ("eps", {"entropy_every": 2, "entropy_start": 0.2, "entropy_stop": 0.7}, (2, 4)),  # PNDM has six calls
-        ("v", {"entropy_stop": 0.6}, range(3)),
+        ("v", {"entropy_stop": 0.4}, range(2)),
         ("xl", {"entropy_every": 3}, (0, 3)),
         ("xl", {"init": "source", "strength": 0.6, "entropy_start": 0.6}, (1, 2)),
     ],
 )
 def test_images_are_those_of_a_plain_loop_with_autograd(
-    family: str, fields: dict[str, Any], guided: Sequence[int], folders: Folders, critic: str
+    family: str,
+    fields: dict[str, Any],
+    guided: Sequence[int],
+    folders: Folders,
+    critic: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    at_once(monkeypatch, 1)
     one = part(folders(family), critic, **fields)
     images = photographs() if one.init == "source" else None
     found = drawn(one, images).astype(np.int16)
@@ -199,8 +211,7 @@ def test_images_are_those_of_a_plain_loop_with_autograd(
 def test_company_and_place_in_a_batch_change_no_bit(
     family: str, folders: Folders, critic: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(entropy, "_AT_ONCE", 2)
-    monkeypatch.setattr(entropy, "_PIXELS", (tiny_models.SIDE // 2) ** 2)  # so that four images are two times two
+    at_once(monkeypatch, 2)
     one = DiffusersGenerator(part(folders(family), critic, batch_size=4, steps=2), None, "cpu", variant="shapes")
     prompts, seeds = [*PROMPTS, "a boat", "a dog"], [7, 9, 11, 13]
     together = [image.pixels for image in one.generate(prompts, seeds)]
@@ -208,6 +219,23 @@ def test_company_and_place_in_a_batch_change_no_bit(
     alone = [one.generate([prompt], [seed])[0].pixels for prompt, seed in zip(prompts, seeds, strict=True)]
     for others in (turned, alone):
         assert all((a == b).all() for a, b in zip(together, others, strict=True))
+
+
+def test_gradients_are_computed_for_equally_many_images_at_once(
+    folders: Folders, critic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once(monkeypatch, 4)
+    taken: list[int] = []
+    entropies = entropy.EntropyGuidance.entropies
+    monkeypatch.setattr(
+        entropy.EntropyGuidance,
+        "entropies",
+        lambda self, latents: (taken.append(len(latents)), entropies(self, latents))[1],
+    )
+    one = DiffusersGenerator(part(folders("eps"), critic, batch_size=6, steps=1), None, "cpu", variant="shapes")
+    taken.clear()  # of the trial
+    one.generate(PROMPTS, SEEDS)
+    assert taken == [3, 3]  # of six, at most four at once
 
 
 def test_weight_0_is_plain_to_the_bit_and_the_same_recipe(folders: Folders, critic: str) -> None:
