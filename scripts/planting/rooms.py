@@ -68,8 +68,8 @@ ROOMS = (
         "images",
         "hfsyn/images/* hfsyn/models/*",
         """
-        generator generator_* guidance entropy_guidance marking loras hub_models from_source production encode probing trust stages
-        small_models checkpoints_* exactness
+        generator generator_* guidance entropy_guidance marking loras hub_models from_source production encode probing
+        trust stages small_models checkpoints_* exactness
         """,
     ),
     (
