@@ -150,7 +150,7 @@ class GeneratePart(Part):
     entropy_stop: Share = 1.0
     """Share of the steps, 0 to 1, from which on nothing is steered towards entropy."""
     entropy_every: Annotated[Int, Field(ge=1, le=1000)] = 5
-    """Steer in every so many of these steps, 1 to 1000. A steered step costs about five plain ones."""
+    """Steer one step in this many of these, 1 to 1000. A steered step costs about five plain ones."""
     width: Annotated[Int, Field(ge=8, le=8192, multiple_of=8)] | None = None
     """Pixels, a multiple of 8; null is the model's own size."""
     height: Annotated[Int, Field(ge=8, le=8192, multiple_of=8)] | None = None

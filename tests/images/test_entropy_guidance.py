@@ -107,7 +107,7 @@ def drawn(one: GeneratePart, images: Any = None) -> np.ndarray:
 
 
 def at_once(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Let gradients of so many images be computed at once."""
+    """Let gradients of that many images be computed at once."""
     monkeypatch.setattr(entropy, "_AT_ONCE", most)
     monkeypatch.setattr(entropy, "_PIXELS", (tiny_models.SIDE // 2) ** 2)
 

@@ -577,7 +577,7 @@ def test_images_of_the_generator_itself_are_shown_beside_the_real_ones_with_thei
         out = tmp_path / f"weight-{weight:g}"
         found = hfsyn.tune(run, out, overrides=[*how, f"tune.prior_weight={weight}"], **QUIET)
         first[weight] = found["loss"]["last"]
-    # The loss is that of the real images and so many times that of the others.
+    # The loss is that of the real images and the weight times that of the others.
     assert first[1.0] > first[0.0]
     assert first[3.0] - first[0.0] == pytest.approx(3 * (first[1.0] - first[0.0]), rel=1e-3)
     # They are what the untuned generator draws for these prompts, from seeds of their own.
