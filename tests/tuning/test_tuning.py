@@ -267,19 +267,28 @@ def test_a_recipe_is_captioned_and_tuned_in_one_command_and_its_lora_is_pinned_b
 
 
 def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_batches(tmp_path: Path) -> None:
-    how = ["tune.per_class=true", "tune.steps=3", "tune.batch_size=2", "tune.lr=0.05", "generate.steps=2"]
+    chance = np.random.default_rng(0)
+    for name in ("circle", "star"):
+        for number in range(3):
+            path = tmp_path / "two" / "train" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(chance.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    classes = "classes: [{id: circle, name: circle}, {id: star, name: star}]\n"
+    (tmp_path / "two.yaml").write_text(f"name: two\nsplits: {{train: 6}}\npath: {tmp_path / 'two'}\n{classes}")
+    few = [f"source.variant={tmp_path / 'two.yaml'}", "generate.steps=2"]
+    how = [*few, "tune.per_class=true", "tune.steps=1", "tune.batch_size=2", "tune.lr=0.05"]
     found = hfsyn.tune("shapes-cip", tmp_path / "out", limit=2, overrides=how, **QUIET)
     listed = json.loads((tmp_path / "out" / "lora_by_class.json").read_text())
-    assert (found["classes"], found["images"], len(listed)) == (10, 20, 10)
-    assert len({one["sha256"] for one in listed.values()}) == 10
-    drawing = [f"generate.lora={tmp_path / 'out'}", "generate.steps=2", "generate.batch_size=4"]
+    assert (found["classes"], found["images"], list(listed)) == (2, 4, ["circle", "star"])
+    assert len({one["sha256"] for one in listed.values()}) == 2
+    drawing = [*few, f"generate.lora={tmp_path / 'out'}", "generate.batch_size=4"]
     run = hfsyn.build("shapes-cip", tmp_path / "run", limit=3, overrides=drawing, num_processes=1, quiet=True)
     rows = run.dataset()
     assert run.recipe.generate.lora_revision == f"sha256:{found['sha256']}"
     assert rows["wnid"] == sorted(rows["wnid"])  # a class after the other: its LoRA is loaded once
     assert hfsyn.verify(tmp_path / "run").problems == []
     # An image is what plain diffusers draws with the LoRA of its class.
-    row = rows[4]
+    row = rows[3]  # the first of its class, after three of another, and four would be a batch
     part = run.recipe.generate
     pipe, _ = load_pipeline(part.model_copy(update={"lora": None, "lora_file": None}), None)
     pipe.load_lora_weights(tmp_path / "out" / "classes" / row["wnid"])
@@ -289,10 +298,11 @@ def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_b
     again = hfsyn.build("shapes-cip", tmp_path / "run", limit=3, overrides=drawing, num_processes=1, quiet=True)
     assert again.fingerprint == run.fingerprint
     (tmp_path / "out" / listed[row["wnid"]]["file"]).write_bytes(b"")
+    generator = DiffusersGenerator(part, None, "cpu")
     with pytest.raises(HfsynError, match="is not the file that its list names"):
-        DiffusersGenerator(part, None, "cpu").take_class(row["wnid"])
+        generator.take_class(row["wnid"])
     with pytest.raises(HfsynError, match="has no LoRA for the class n0"):
-        DiffusersGenerator(part, None, "cpu").take_class("n0")
+        generator.take_class("n0")
 
 
 @pytest.mark.parametrize(
@@ -454,6 +464,14 @@ def test_any_dataset_with_images_and_texts_can_be_tuned_on(tmp_path: Path) -> No
     assert min(shown.values()) > 70
 
 
+def test_of_several_columns_of_texts_the_named_one_is_told(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat"], column="notes")
+    line = json.loads((folder / "metadata.jsonl").read_text())
+    (folder / "metadata.jsonl").write_text(json.dumps({**line, "text": "a photograph", "caption": "an animal"}) + "\n")
+    for column, told in ((None, "a photograph"), ("caption", "an animal"), ("notes", "a cat")):
+        assert of_dataset(TunePart(dataset=str(folder), text_column=column)).rows[0].prompts == (told,)
+
+
 @pytest.mark.parametrize(
     ("texts", "words", "said"),
     [
@@ -548,7 +566,11 @@ def test_a_wide_photograph_is_shown_in_crops_along_its_longer_side(tmp_path: Pat
     told = cache.conditions([one.prompt for one in shown])
     shares = torch.tensor([one.share for one in shown], dtype=torch.float64)
     wanted = loss.errors(latents, torch.stack([one.noise for one in shown]), shares, told).mean()
-    assert tuner.step() == pytest.approx(float(wanted), rel=1e-5)
+    assert tuner.step() == pytest.approx(float(wanted.detach()), rel=1e-5)
+    whole = [*base, "tune.crops=4", "tune.steps=1", "tune.prior_images=1", 'tune.prior_prompts=["a star"]']
+    hfsyn.tune("shapes-cip", tmp_path / "whole", overrides=[*whole, "generate.steps=2"], **QUIET)
+    views = [load_file(path)["latents"].shape[1] for path in sorted((tmp_path / "whole" / "cache").rglob("images-*"))]
+    assert views == [8, 2]  # each crop, or the one image that was drawn, and its mirror image
 
 
 def test_the_average_of_the_weights_is_kept_and_not_the_last_ones(tmp_path: Path) -> None:
