@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import tiny_families
 import tiny_models
 import torch
-from conftest import run_folder
+from conftest import ROOT, run_folder
 from fakes import FakeCaptioner
 from PIL import Image
 
@@ -399,3 +401,13 @@ def test_the_estimate_counts_the_gradients() -> None:
     without, often, seldom = (image_tflop(one) or 0 for one in (plain, each, few))
     assert 3.5 < often / without < 6
     assert seldom - without == pytest.approx((often - without) / 5)
+
+
+@pytest.mark.slow
+def test_a_trained_classifier_is_less_sure_with_each_weight() -> None:
+    words = [sys.executable, str(ROOT / "scripts" / "check_entropy.py"), "--images", "40"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert [row["weight"] for row in found["rows"]] == [0, 10, 30, 100]
+    assert all(row["gain"] > 2 * row["error"] for row in found["rows"][1:])
