@@ -6,6 +6,7 @@
     python scripts/bench_gpu.py --needs                      what must be carried to a machine without a registry
     python scripts/bench_gpu.py --steps 50 --parts images    some of it
     python scripts/bench_gpu.py --parts tune                 steps a second and memory of LoRA tuning (`hfsyn tune`)
+    python scripts/bench_gpu.py --parts entropy              what entropy guidance costs: aim at most 1.9 times plain
     python scripts/bench_gpu.py --tiny                       the same code on tiny models, also without a GPU
 
 The models have the true configurations of Stable Diffusion 1.5 (512 px) and BLIP-base, and random weights, so that
@@ -44,7 +45,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from benchmarks import caption_arms, image_arms, needs, tune_arms
+from benchmarks import caption_arms, entropy_arms, image_arms, needs, tune_arms
 from benchmarks.budget import Budget
 from benchmarks.measuring import Arm, Race, matmul_ceiling, roomy
 from full_size_models import Size, save_blip, save_stable_diffusion
@@ -53,10 +54,13 @@ from builders.errors import first_line
 from builders.files import atomic_text
 from hfsyn.errors import ExitCode, HfsynError, leave_at_once
 from hfsyn.images.tuning import is_out_of_memory, release_memory
+from hfsyn.recipes.recipe import GeneratePart
 from hfsyn.runs.options import WorkOptions
 from hfsyn.workers import describe_device
 
 ARMS = ("official-style", "plain", "ours")
+ENTROPY_AIM = 1.9
+"""Times the cost of a plain image, of guidance in one step of five; the paper has 1.82."""
 SPEED_AIMS = {"ours / official-style": 4.0, "ours / plain": 1.4}
 LEAST_ROUNDS = 2
 """Turns in both orders, as far as the whole budget allows."""
@@ -126,7 +130,9 @@ def finish(bench: Bench, folder: Path | None) -> None:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", type=arms_of, default=ARMS, help=f"of the images [{','.join(ARMS)}]")
-    parser.add_argument("--parts", type=parts_of, default=("images", "captions"), help="of images,captions,tune")
+    parser.add_argument(
+        "--parts", type=parts_of, default=("images", "captions"), help="of images,captions,tune,entropy"
+    )
     parser.add_argument("--steps", type=numbers, default=(50, 20, 4), help="[50,20,4]; below 5 without guidance")
     parser.add_argument("--batch", type=int, help="images a batch of plain and ours [24]")
     parser.add_argument("--caption-batch", type=int, help="images a batch of both captioning arms [64]")
@@ -177,7 +183,7 @@ def arms_of(text: str) -> tuple[str, ...]:
 
 
 def parts_of(text: str) -> tuple[str, ...]:
-    return _of(text, ("images", "captions", "tune"))
+    return _of(text, ("images", "captions", "tune", "entropy"))
 
 
 def _of(text: str, known: tuple[str, ...]) -> tuple[str, ...]:
@@ -203,6 +209,7 @@ class Bench:
         self._images: dict[int, Images] = {}
         self._captions: Captions | None = None
         self._tuned: dict[str, Any] | None = None
+        self._guided: dict[str, Any] | None = None
         self._like: dict[str, Arm] = {}
         self._head: dict[str, Any] = {}
         self._left_out: list[str] = []
@@ -263,6 +270,8 @@ class Bench:
             plan.append(("device busy at captions", 1.0, self._look_at_captions))
         if "tune" in self._options.parts:
             plan.append(("tuning", 1.0, self._tune))
+        if "entropy" in self._options.parts:
+            plan.append(("entropy guidance", 1.0, self._guide))
         return plan
 
     def figures(self) -> dict[str, Any]:
@@ -273,6 +282,7 @@ class Bench:
             "images": [part for part in images if part["arms"]],
             "captions": self._captions.figures() if self._captions is not None else None,
             **({"tune": self._tuned} if self._tuned else {}),
+            **({"entropy": self._guided} if self._guided else {}),
             "left_out": list(self._left_out),
         }
         aims = [aim for part in (*found["images"], found["captions"] or {}) for aim in part.get("aims", ())]
@@ -307,6 +317,20 @@ class Bench:
         arms = tune_arms.measured(model, self._work / "tune", self._options, budget)
         self._tuned = {"batch": self._options.tune_batch, "arms": arms}
         return len(arms) == len(tune_arms.ARMS)
+
+    def _guide(self, budget: Budget) -> bool:
+        model, options = self._folder / "stable-diffusion", self._options
+        if not (model / "model_index.json").exists():
+            save_stable_diffusion(model, self._size, device=options.device)
+        critic = entropy_arms.untrained(self._work / "critic", "test_resnet" if options.tiny else "resnet50")
+        setting = image_arms.setting_of(options.steps[0])
+        fields = {"model": str(model), "scheduler": setting.scheduler, "steps": setting.steps}
+        fields |= {"dtype": "bfloat16" if options.device.startswith("cuda") else "float32"}
+        fields |= {"guidance_scale": setting.guidance, "batch_size": options.batch, "safety_checker": False}
+        part = GeneratePart(**fields, entropy_weight=1.0, entropy_classifier=critic)
+        arms = entropy_arms.measured(part, options.device, options.seconds, budget)
+        self._guided = {"steps": setting.steps, "batch": options.batch, "aim": ENTROPY_AIM, "arms": arms}
+        return True
 
     def _race(self, steps: int, ceiling: float, budget: Budget) -> bool:
         """The turns of one number of steps."""
@@ -521,6 +545,7 @@ def table(figures: dict[str, Any]) -> str:
             f"tuning a LoRA, {name}: {arm['steps_per_second']:.3f} steps/s of {figures['tune']['batch']} images,",
         ]
         lines[-1] += f" {arm['peak_gb']:.1f} GB"
+    lines += ["", *entropy_arms.lines(figures["entropy"]["arms"])] if "entropy" in figures else []
     for title, part in parts:
         lines.append("")
         lines += [

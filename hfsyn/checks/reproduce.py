@@ -80,6 +80,7 @@ def reproduce(
     device: str | None = None,
     model: str | None = None,
     source: str | None = None,
+    classifier: str | None = None,
     config_name: str | None = None,
     token: str | bool | None = None,
     allow_pickle_weights: bool = False,
@@ -94,6 +95,7 @@ def reproduce(
         device: cpu, cuda or mps; None is the GPU, or the CPU.
         model: the generator's folder here, with the same content, if the recipe names a local one.
         source: the folder of the real images here, if the recipe starts from them; None is the recipe's.
+        classifier: that of entropy guidance here, with the same content, if the recipe names a local one.
         config_name, token: as for `verify`.
         allow_pickle_weights: read weights in other formats than safetensors too.
         generator: in place of the recipe's model.
@@ -101,20 +103,18 @@ def reproduce(
     Raises HfsynError if there is no such sample, or the model is not available.
     """
     check_device(device)
-    pictures = on_disk(out)
-    side = open_reference(what, config_name, token=token)
+    pictures, side = on_disk(out), open_reference(what, config_name, token=token)
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
     stored = _stored_image(row, what)
-    part = _part_of(recipe, model)
+    part = _part_of(recipe, {"model": model, "entropy_classifier": classifier})
     size = batch_size_of(sidecar, int(row["retries"]), position, part.batch_size)
     real = real_image(side, recipe, row, source) if part.init == "source" else None
     where = pick_device(device) if generator is None else "cpu"
 
     def draw(how: Tuning) -> Generated:
-        if generator is not None:
-            return _drawn(generator, row, size, real)
-        by = DiffusersGenerator(part, recipe.prompt.negative, where, allow_pickle=allow_pickle_weights, tuning=how)
+        given: dict[str, Any] = {"allow_pickle": allow_pickle_weights, "tuning": how, "variant": recipe.source.variant}
+        by = generator or DiffusersGenerator(part, recipe.prompt.negative, where, **given)
         return _drawn(by, row, size, real)
 
     made, tuning = as_recorded(draw, PLAIN if generator is not None else recorded_tuning(sidecar.options, where))
@@ -171,9 +171,10 @@ def as_recorded(draw: Callable[[Tuning], Generated], tuning: Tuning) -> tuple[Ge
     return draw(simpler), simpler
 
 
-def _part_of(recipe: Recipe, model: str | None) -> GeneratePart:
-    """The recipe's generator, checked again where another folder of it is named."""
-    part = recipe.generate.model_copy(update={} if model is None else {"model": model})
+def _part_of(recipe: Recipe, places: Mapping[str, str | None]) -> GeneratePart:
+    """The recipe's generator, checked again with the places on this machine that are given for what it names."""
+    given = {name: place for name, place in places.items() if place is not None}
+    part = recipe.generate.model_copy(update=given)
     return load_recipe({**recipe.model_dump(), "generate": part.model_dump()}).generate
 
 

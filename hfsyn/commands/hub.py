@@ -99,6 +99,7 @@ def verify(as_json: bool, quiet: bool, **words: Any) -> None:
 @click.option("--device", metavar="DEVICE", help="cpu, cuda, mps. Default: the GPU, or the CPU.")
 @click.option("--model", metavar="MODEL", help="Where the generator is now, if the recipe names a local folder.")
 @click.option("--source", metavar="DIR", help="Where the real images are now, if the recipe's images start from them.")
+@click.option("--classifier", metavar="MODEL", help="Where the classifier is now that steers by its entropy.")
 @click.option("--allow-pickle-weights", is_flag=True, help="See `hfsyn generate --help`.")
 @_config
 @token_option

@@ -50,9 +50,11 @@ class DenoisingLoss:
         self._schedule = _training_schedule(pipe) if is_stable_diffusion(pipe) else None
         self._encode, self._predict = self._unet() if is_stable_diffusion(pipe) else families[kind]()
 
-    def fit(self, image: Any) -> Any:
-        """A real image (RGB, of any size) as `latents` takes it: cropped and resized as the recipe's images are."""
-        return fitted(image, self._size["width"], self._size["height"])
+    def fit(self, image: Any, at: float = 0.5) -> Any:
+        """A real image (RGB, of any size) as `latents` takes it: cropped and resized as the recipe's images are; `at`
+        as of `fitted`.
+        """
+        return fitted(image, self._size["width"], self._size["height"], at)
 
     def latents(self, images: Sequence[Any]) -> Any:
         """Images of `fit` as latents: batch x channels x height/8 x width/8, in the model's dtype on its device.

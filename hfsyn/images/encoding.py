@@ -25,8 +25,9 @@ def stored_name(sample_id: str, store: StorePart) -> str:
     return sample_id.replace("/", "_").replace("#", "_") + _SUFFIX[store.format]
 
 
-def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """An RGB image at the size of synthetic ones: the middle of it in their shape, always resampled (Lanczos).
+def fitted(image: Image.Image, width: int, height: int, at: float = 0.5) -> Image.Image:
+    """An RGB image at the size of synthetic ones: the middle of it in their shape, always resampled (Lanczos). `at`
+    puts another part than the middle there, from 0 (left, top) to 1.
 
     A photograph that happens to have the size is resampled too, from a thirtieth less of it: left as it is, it would
     keep the whole 8 x 8 grid of its JPEG file, which no synthetic image has.
@@ -35,7 +36,7 @@ def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
     if abs(scale - 1) < _OWN_SIZE:
         scale *= 1 - _OWN_SIZE
     across, down = scale * width, scale * height
-    left, top = (image.width - across) / 2, (image.height - down) / 2
+    left, top = (image.width - across) * at, (image.height - down) * at
     return image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, left + across, top + down))
 
 

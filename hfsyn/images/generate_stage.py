@@ -42,6 +42,7 @@ def loaded_generator(run: Run, options: WorkOptions) -> ImageGenerator:
         device,
         allow_pickle=options.allow_pickle_weights,
         tuning=tuning_of(options, device),
+        variant=run.recipe.source.variant,
     )
     if current_worker().is_main:
         for what, count in getattr(found, "left_out", {}).items():

@@ -6,6 +6,7 @@ recipe's size, so that rounding does not depend on how much work was left.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import fitted
+from hfsyn.images.entropy import EntropyGuidance
 from hfsyn.images.guidance import guided_steps, is_guided, is_limited, is_stable_diffusion, limited_options
 from hfsyn.images.latents import Levels, fetch
 from hfsyn.images.tokens import TokenCounter
@@ -80,7 +82,7 @@ class DiffusersGenerator:
     An image depends on its prompt, its seed, the recipe (and the real image that it starts from, if the recipe says so)
     and, in the last bits, the size of its batch; the other images make no difference. The initial noise is drawn on the
     CPU in the recipe's dtype. SDXL's invisible watermark is never added. A `negative` prompt of None is the pipeline's
-    own default (the empty text, or zeros for SDXL).
+    own default (the empty text, or zeros for SDXL). `variant` has the classes of entropy guidance, if there is any.
 
     Raises HfsynError if the model cannot be loaded or cannot draw, or has no use for a field of the recipe.
     """
@@ -95,7 +97,12 @@ class DiffusersGenerator:
         *,
         allow_pickle: bool = False,
         tuning: Tuning = PLAIN,
+        variant: str = "",
     ) -> None:
+        if recipe.entropy_weight and tuning.compiled:
+            raise HfsynError(
+                "--compile cannot compile entropy guidance, which takes gradients.", "Leave --compile out."
+            )
         pipe, self.left_out = load_pipeline(recipe, negative, allow_pickle=allow_pickle)
         self._recipe, self._negative, self.device = recipe, negative, device
         self._checker = _own_checker(pipe, device)
@@ -108,6 +115,8 @@ class DiffusersGenerator:
 
             torch.backends.cudnn.allow_tf32 = False  # convolutions would take ten bits of the 23
         self._pipe = pipe.to(device)
+        called = self._image_pipe or self._pipe
+        self._entropy = EntropyGuidance(called, recipe, variant, device) if recipe.entropy_weight else None
         self._tokens = TokenCounter(self._pipe, recipe)
         self._noise = OwnNoise(pipe)
         self.tuning = PLAIN
@@ -140,7 +149,8 @@ class DiffusersGenerator:
     def _try(self) -> None:
         pipe = self._pipe
         # Whole, since none of its few steps may lie within the limits of the guidance.
-        whole = self._recipe.model_copy(update={"guidance_start": 0.0, "guidance_stop": 1.0})
+        limits = {"guidance_start": 0.0, "guidance_stop": 1.0, "entropy_start": 0.0, "entropy_stop": 1.0}
+        whole = self._recipe.model_copy(update={**limits, "entropy_every": 1})
         if is_stable_diffusion(pipe):
             taken = pipe.unet.config.in_channels
             made = getattr(getattr(pipe.vae, "config", None), "latent_channels", taken)
@@ -172,7 +182,7 @@ class DiffusersGenerator:
         if self._image_pipe is not None:
             grey = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 20).convert("RGB")
             starts = [fitted(grey, sketch.size["width"], sketch.size["height"])] * len(prompts)
-        with torch.inference_mode():
+        with torch.no_grad() if self._entropy else torch.inference_mode():
             drawn, flagged = self._draw(prompts, sketch.seeds, starts, sketch)
             images, levels = drawn.float().cpu(), fetch(drawn, len(prompts), signed=self._signed)()
         return images * (127.5 if self._signed else 255), [image.problem for image in _judged(levels, flagged)]
@@ -216,7 +226,7 @@ class DiffusersGenerator:
         short = size - wanted
         prompts, seeds = [*prompts, *[prompts[-1]] * short], [*seeds, *[seeds[-1]] * short]
         starts = None if images is None else [*images, *[images[-1]] * short]
-        with torch.inference_mode(), kernels(self.tuning):
+        with torch.no_grad() if self._entropy else torch.inference_mode(), kernels(self.tuning):
             try:
                 drawn, flagged = self._draw(prompts, seeds, starts)
             except ValueError as error:
@@ -256,7 +266,8 @@ class DiffusersGenerator:
             more |= {"image": list(starts), "strength": recipe.strength}
         # Pipelines that decode by themselves (DeepFloyd IF) give tensors of another range, past their safety checker.
         form = "pt" if hasattr(pipe, "image_processor") else "np"
-        with self._noise.of(generators):
+        steering = nullcontext() if self._entropy is None else self._entropy.steering(recipe)
+        with self._noise.of(generators), steering:
             if is_limited(recipe):
                 given = limited_options(pipe, recipe, prompts, wanted.negative)
             else:

@@ -7,8 +7,8 @@ from hfsyn.recipes.recipe import GeneratePart
 
 
 def is_stable_diffusion(pipe: Any) -> bool:
-    """Whether a pipeline is that of Stable Diffusion 1, 2 or XL."""
-    return type(pipe).__name__ in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+    """Whether a pipeline is that of Stable Diffusion 1, 2 or XL, from noise or from an image."""
+    return type(pipe).__name__.replace("Img2Img", "") in ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 def is_guided(pipe: Any, recipe: GeneratePart) -> bool:
@@ -24,15 +24,19 @@ def is_limited(recipe: GeneratePart) -> bool:
 
 
 def guided_steps(pipe: Any, recipe: GeneratePart) -> list[bool]:
-    """For each call of the network whether a recipe's limits give it guidance; schedules of some schedulers have more
-    calls than steps. `pipe` is the pipeline that is called: an image to start from skips the first ones.
+    """For each call of the network whether a recipe's limits give it guidance."""
+    return calls_within(pipe, recipe, recipe.guidance_start, recipe.guidance_stop)
+
+
+def calls_within(pipe: Any, recipe: GeneratePart, start: float, stop: float) -> list[bool]:
+    """For each call of the network whether it lies between two shares of the steps; schedules of some schedulers have
+    more calls than steps. `pipe` is the pipeline that is called: an image to start from skips the first ones.
     """
     pipe.scheduler.set_timesteps(recipe.steps)
     whole = drawn = len(pipe.scheduler.timesteps)
     if recipe.init == "source":
         drawn = len(pipe.get_timesteps(recipe.steps, recipe.strength, "cpu")[0])
-    start, stop = recipe.guidance_start * whole, recipe.guidance_stop * whole
-    return [start <= at < stop for at in range(whole - drawn, whole)]
+    return [start * whole <= at < stop * whole for at in range(whole - drawn, whole)]
 
 
 def limited_options(pipe: Any, recipe: GeneratePart, prompts: Sequence[str], negative: str | None) -> dict[str, Any]:

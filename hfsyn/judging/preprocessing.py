@@ -1,6 +1,7 @@
 """How an image is prepared for a network: as timm's ``validate.py`` does it, unless the user says something else."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -159,3 +160,62 @@ def plain_transform(preprocessing: Preprocessing) -> Any:
         mean=preprocessing.mean,
         std=preprocessing.std,
     )
+
+
+def tensor_transform(preprocessing: Preprocessing, height: int, width: int) -> Any:
+    """What `plain_transform` does, for images of one size as tensors and with gradients.
+
+    A function from (n, 3, height, width), float32 of 0 to 1, to what the network takes; levels are not rounded in
+    between. Resizing is Pillow's as two products of matrices, whose gradients are the same on each call also on a GPU,
+    where those of torch's own resizing are not. Raises HfsynError for a processor of transformers.
+    """
+    import torch
+
+    if isinstance(preprocessing, ByProcessor):
+        raise HfsynError("An image processor of transformers has no gradients.", "Name a classifier of timm.")
+    rows, columns = _resized(preprocessing, height, width)
+    target = preprocessing.extent
+    down = _resampling(height, rows, target[0], preprocessing.interpolation)
+    across = _resampling(width, columns, target[1], preprocessing.interpolation)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    # What a border leaves free is of the mean, as far as 8 bits have it.
+    seen = (down.sum(1) != 0).float()[:, None] * (across.sum(1) != 0).float()
+    border = (mean * 255).round() / 255 * (1 - seen)
+
+    def prepare(images: Any) -> Any:
+        found = down.to(images) @ images @ across.to(images).mT + border.to(images)
+        return (found - mean.to(images)) / std.to(images)
+
+    return prepare
+
+
+def _resized(preprocessing: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """The size that timm's evaluation resizes to, before the crop."""
+    share = preprocessing.crop or 0.875
+    wanted = [math.floor(side / share) for side in preprocessing.extent]
+    if preprocessing.crop_mode == "squash":
+        return wanted[0], wanted[1]
+    if preprocessing.crop_mode != "border" and wanted[0] == wanted[1]:
+        short, side = min(height, width), wanted[0]
+        return (int(side * height / short), int(side * width / short))
+    ratios = height / wanted[0], width / wanted[1]
+    ratio = max(ratios) if preprocessing.crop_mode == "border" else min(ratios)
+    return round(height / ratio), round(width / ratio)
+
+
+def _resampling(before: int, resized: int, after: int, interpolation: str) -> Any:
+    """The matrix (after, before) of a resize along one side and a crop of its middle, or a border around it."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from timm.data.transforms import str_to_pil_interp
+
+    identity = Image.fromarray(np.eye(before, dtype=np.float32))
+    found = torch.from_numpy(np.array(identity.resize((before, resized), str_to_pil_interp(interpolation))))
+    if resized >= after:
+        first = round((resized - after) / 2)
+        return found[first : first + after].contiguous()
+    matrix = torch.zeros(after, before)
+    first = (after - resized) // 2
+    matrix[first : first + resized] = found
+    return matrix

@@ -161,10 +161,15 @@ def image_tflop(part: GeneratePart) -> float | None:
     if part.init == "source":
         rows *= part.strength
         encoding = _at(_ENCODE, pixels)
+    calls = rows
     if not checkpoint.distilled and part.guidance_scale > 1:
         rows *= 1 + max(0.0, part.guidance_stop - part.guidance_start)
     step, text, _ = checkpoint.architecture
-    return rows * _at(step, pixels) + encoding + _at(_DECODE, pixels) + text
+    steered = 0.0
+    if part.entropy_weight:  # a gradient through network and decoder, which costs what they cost, and a decoding
+        share = (part.entropy_stop - part.entropy_start) / part.entropy_every
+        steered = share * (rows * _at(step, pixels) + 2 * calls * _at(_DECODE, pixels))
+    return rows * _at(step, pixels) + steered + encoding + _at(_DECODE, pixels) + text
 
 
 def _at(measured: tuple[float, float, float], pixels: int) -> float:

@@ -21,6 +21,7 @@ from builders.variants import get_variant
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.hub.repo import HubRepo
 from hfsyn.hub.rights import rights_of
+from hfsyn.judging.steering import pin_entropy
 from hfsyn.models.finding import local_file, locate
 from hfsyn.models.loras import FILE
 from hfsyn.outlook.costs import memory_needed
@@ -183,6 +184,8 @@ def _recipe(recipe: Recipe, out: str | Path | None, token: Token) -> Iterator[Ch
     yield _source(recipe, token)
     models = [_model(model, token) for model in _models_of(recipe)]
     yield from (check for check, _ in models)
+    if recipe.generate.entropy_weight and Path(str(recipe.generate.entropy_classifier)).expanduser().is_dir():
+        yield _classifier(recipe)
     yield from _texts(recipe, token)
     yield from _room(recipe, out, sum(size for _, size in models))
     yield from _memory(recipe)
@@ -215,6 +218,15 @@ def _source(recipe: Recipe, token: Token) -> Check:
     except HfsynError as error:
         return _failed(error)
     return Check("ok", f"The images of {variant.name} are open: {opened.layout}.")
+
+
+def _classifier(recipe: Recipe) -> Check:
+    """Whether the classifier of entropy guidance is the one that the recipe means, and has the classes."""
+    try:
+        pin_entropy(recipe)
+    except HfsynError as error:
+        return _failed(error)
+    return Check("ok", f"The classifier {recipe.generate.entropy_classifier} has all classes of the recipe.")
 
 
 def _texts(recipe: Recipe, token: Token) -> Iterator[Check]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from builders.errors import DataError, and_more, plural
 from builders.hub import page_of
@@ -189,6 +190,8 @@ def terms_checks(run: Run, repo: HubRepo) -> Iterator[Check]:
     models = [("model", "folder", part.model, part.revision) for part in (recipe.caption, draw) if part is not None]
     if draw.lora is not None:
         models.append(("LoRA", "file", draw.lora, draw.lora_revision))
+    if Path(steers := draw.entropy_classifier or "").is_absolute():
+        models.append(("classifier", "folder", steers, draw.entropy_revision))
     for kind, place, name, revision in models:
         if not is_content_hash(revision):
             yield _model_terms(repo, name)

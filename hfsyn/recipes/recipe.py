@@ -31,11 +31,11 @@ from hfsyn.recipes.parts import (
     PromptPart,
     SourcePart,
     StorePart,
-    TunePart,
     check_prompt,
     refuse_idle,
 )
 from hfsyn.recipes.strategies import check_words, get_strategy, is_user_strategy
+from hfsyn.recipes.tune_part import TunePart
 
 __all__ = [
     "BUILTIN",
@@ -185,7 +185,8 @@ def _refuse_local(fields: Mapping[str, Any], where: str, overridden: set[str]) -
     def value(part: str, key: str) -> Any:
         return fields[part].get(key) if isinstance(fields.get(part), Mapping) else None
 
-    for field in ("source.path", "source.variant", "caption.model", "generate.model", "generate.lora"):
+    models = ("caption.model", "generate.model", "generate.lora", "generate.entropy_classifier")
+    for field in ("source.path", "source.variant", *models):
         part, _, key = field.partition(".")
         place = str(value(part, key) or "")
         local = is_yaml_name(place) if key == "variant" else place.startswith(("/", "~", ".."))
@@ -243,6 +244,7 @@ _STALE = {
     "prompt.captions_file": ("captions_revision",),
     "generate.model": ("revision", "variant", "width", "height", "lora", "lora_file", "lora_revision"),
     "generate.lora": ("lora_file", "lora_revision"),
+    "generate.entropy_classifier": ("entropy_revision",),
 }
 """Field -> fields of the same part that belong to its value."""
 
@@ -309,20 +311,27 @@ def new_recipe(name: str, base: str) -> Path:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as it is stored and published: its format, and a line per part with every field written out."""
-    fields = recipe.model_dump()
+    fields = _without_unused(recipe.model_dump(), recipe)
     if not recipe.class_seeds:
         del fields["class_seeds"]
     if recipe.source.definition is None:
         del fields["source"]["definition"]
-    if recipe.prompt.pairing == "own":
-        del fields["prompt"]["pairing"]
     if recipe.generate.lora_tuned_on is None:
         del fields["generate"]["lora_tuned_on"]
-    if not recipe.store.mark:
-        del fields["store"]["mark"]
     if recipe.tune is None:
         del fields["tune"]
     return "".join(f"{key}: {dump_flow(value)}\n" for key, value in {"format": layout.FORMAT, **fields}.items())
+
+
+def _without_unused(fields: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe but for those of features that it does not use, which decide nothing."""
+    if recipe.prompt.pairing == "own":
+        del fields["prompt"]["pairing"]
+    if not recipe.store.mark:
+        del fields["store"]["mark"]
+    if not recipe.generate.entropy_weight:
+        fields["generate"] = {k: value for k, value in fields["generate"].items() if not k.startswith("entropy_")}
+    return fields
 
 
 def fingerprint(recipe: Recipe) -> str:
@@ -330,21 +339,20 @@ def fingerprint(recipe: Recipe) -> str:
 
     Two recipes with one fingerprint make the same dataset from the same real images; a run folder accepts only its own.
     Left out are the name; a class map, since its content is in the variant's name; how the generator is tuned, since
-    the LoRA's content is in it; and where things lie on this machine whose content is named: the real images, models,
-    LoRA weights, a user's function, a captions file.
+    the LoRA's content is in it; and where things lie here whose content is named: the real images, models, LoRA
+    weights, classifiers, a user's function, a captions file.
     """
-    fields = recipe.model_dump(exclude={"name": True, "tune": True, "source": {"path", "definition"}})
+    whole = recipe.model_dump(exclude={"name": True, "tune": True, "source": {"path", "definition"}})
+    fields = _without_unused(whole, recipe)
     for part in ("caption", "generate"):
         if fields[part] is not None and is_content_hash(fields[part]["revision"]):
             del fields[part]["model"]
     del fields["generate"]["lora_tuned_on"]  # which the LoRA's content decides
     if is_content_hash(recipe.generate.lora_revision):
         del fields["generate"]["lora"], fields["generate"]["lora_file"]
+    if fields["generate"].get("entropy_revision") is not None:
+        del fields["generate"]["entropy_classifier"]
     prompt = fields["prompt"]
-    if recipe.prompt.pairing == "own":
-        del prompt["pairing"]
-    if not recipe.store.mark:
-        del fields["store"]["mark"]
     if prompt["strategy_sha256"] is not None:
         prompt["strategy"] = prompt["strategy"].rpartition(":")[2]
     if prompt["captions_revision"] is not None:
@@ -370,6 +378,7 @@ def published_recipe(recipe: Recipe) -> Recipe:
         ("prompt", "captions_file"): prompt.captions_file is not None and not prompt.captions_file.startswith(HUB),
         ("generate", "model"): _is_local(generate),
         ("generate", "lora"): is_content_hash(generate.lora_revision),
+        ("generate", "entropy_classifier"): Path(generate.entropy_classifier or "").is_absolute(),
     }
     public = recipe.with_fields("source", path=None)
     if (tune := recipe.tune) is not None and tune.dataset is not None and tune.dataset_revision is None:

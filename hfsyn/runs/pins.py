@@ -1,8 +1,8 @@
 """Which content a recipe means: a revision that it leaves open is pinned here, once, for the whole run.
 
-Models and LoRA weights, the source, the captions file and the user's own function are each named by a commit or by
-their content. A run that continues, here or from the Hub, keeps its pins, since any of these places may have changed
-since it began.
+Models, LoRA weights and classifiers, the source, the captions file and the user's own function are each named by a
+commit or by their content. A run that continues, here or from the Hub, keeps its pins, since any of these places may
+have changed since it began.
 """
 
 import re
@@ -22,6 +22,7 @@ _PINS = {
     ("generate", "variant"): ("model",),
     ("generate", "lora_revision"): ("lora", "lora_file"),
     ("generate", "lora_tuned_on"): ("lora", "lora_file"),
+    ("generate", "entropy_revision"): ("entropy_classifier",),
 }
 """Part and field of each pin -> the fields of the part that say what is pinned."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -39,6 +40,8 @@ def pinned(recipe: Recipe, stored: Recipe | None = None) -> Recipe:
     """
     if recipe.source.path is not None:
         recipe = recipe.with_fields("source", path=str(Path(recipe.source.path).expanduser().resolve()))
+    if (steers := recipe.generate.entropy_classifier) is not None and (folder := Path(steers).expanduser()).is_dir():
+        recipe = recipe.with_fields("generate", entropy_classifier=str(folder.resolve()))
     if stored is not None:
         recipe = _as_begun(recipe, stored)
     recipe = pin_prompt(recipe)  # the cheap checks come before a look at a large model
@@ -50,7 +53,12 @@ def pinned_here(recipe: Recipe) -> Recipe | None:
     models = [part.model for part in (recipe.caption, recipe.generate) if part is not None]
     source = recipe.source
     on_hub = source.path is None and get_variant(source.variant).hub is not None
-    if on_hub or recipe.generate.lora is not None or any(model != BUILTIN for model in models):
+    if (
+        on_hub
+        or recipe.generate.lora is not None
+        or recipe.generate.entropy_weight
+        or any(model != BUILTIN for model in models)
+    ):
         return None
     return pinned(recipe)
 
@@ -110,6 +118,10 @@ def _pin_models(recipe: Recipe, *, everything: bool) -> Recipe:
         recipe = pin_generator(recipe)
     if is_open(draw.lora_revision):
         recipe = recipe.model_copy(update={"generate": pin_lora(recipe.generate)})
+    if is_open(draw.entropy_revision):
+        from hfsyn.judging.steering import pin_entropy  # which loads torch
+
+        recipe = pin_entropy(recipe)
     if is_open(source.revision) and source.path is None and get_variant(source.variant).hub is not None:
         recipe = recipe.with_fields("source", revision=resolve_revision(source.variant, source.revision))
     return recipe

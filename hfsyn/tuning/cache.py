@@ -1,7 +1,8 @@
 """What a tuning shows again and again, computed once: latents of the images, and what the network is told of a prompt.
 
-TUNED/cache/images-00000.safetensors   of 256 images: `latents`, (images, views, channels, height, width), where the
-                                       second view is mirrored; `left_out`, why an image is not shown, 0 if it is
+TUNED/cache/images-00000.safetensors   of 256 images: `latents`, (images, views, channels, height, width), for
+                                       each crop it and its mirror image; `left_out`, why an image
+                                       is not shown, 0 if it is
 TUNED/cache/prompts-00000.safetensors  of 256 different prompts: the tensors of `Conditions`
 
 A file is whole as soon as it has its name, so that a tuning that was stopped goes on with the next one; each process
@@ -29,11 +30,14 @@ _WHY = ("", UNREADABLE, SMALL)
 class Cache:
     """Latents and conditions of the examples of a tuning, on the disk; read as they are needed.
 
-    Without `texts` prompts are not encoded: they are when the text encoders are trained themselves.
+    Of each example there are `crops`. Without `texts` prompts are not encoded: they are when the text encoders are
+    trained themselves.
     """
 
-    def __init__(self, folder: Path, examples: Examples, *, flip: bool = True, texts: bool = True) -> None:
-        self._folder, self._examples, self._flip = folder, examples, flip
+    def __init__(
+        self, folder: Path, examples: Examples, *, flip: bool = True, texts: bool = True, crops: int = 1
+    ) -> None:
+        self._folder, self._examples, self._flip, self.crops = folder, examples, flip, crops
         prompts = {prompt for example in examples.rows for prompt in example.prompts}
         self._prompts = sorted({"", *prompts}) if texts else []
         self._opened = lru_cache(_OPEN)(_opened)
@@ -71,11 +75,13 @@ class Cache:
         from PIL import Image, ImageOps
 
         why = [_WHY.index(image) if isinstance(image, str) else 0 for image in images]
-        whole = [Image.new("RGB", loss.size) if isinstance(image, str) else image for image in images]
+        blank = [Image.new("RGB", loss.size)] * self.crops
+        whole = [crop for crops in images for crop in (blank if isinstance(crops, str) else crops)]
         views = [view for image in whole for view in ((image, ImageOps.mirror(image)) if self._flip else (image,))]
-        latents = loss.latents(views).cpu()
+        size = _BATCH * (1 + self._flip)  # whatever the number of crops is
+        latents = torch.cat([loss.latents(views[n : n + size]).cpu() for n in range(0, len(views), size)])
         return {
-            "latents": latents.view(len(images), 1 + self._flip, *latents.shape[1:]),
+            "latents": latents.view(len(images), self.crops * (1 + self._flip), *latents.shape[1:]),
             "left_out": torch.tensor(why, dtype=torch.uint8),
         }
 
@@ -105,14 +111,13 @@ class Cache:
         """An example."""
         return self._examples.rows[number]
 
-    def latents(self, numbers: Sequence[int], mirrored: Sequence[bool]) -> Any:
-        """The latents of some examples, (n, channels, height, width), on the CPU."""
+    def latents(self, numbers: Sequence[int], mirrored: Sequence[bool], crops: Sequence[int] | None = None) -> Any:
+        """The latents of some examples, (n, channels, height, width), on the CPU; `crops` None is the first of each."""
         import torch
 
-        found = [
-            self._row("images", n)["latents"][n % _ROWS["images"], int(m)]
-            for n, m in zip(numbers, mirrored, strict=True)
-        ]
+        views = [c * (1 + self._flip) + m for c, m in zip(crops or [0] * len(numbers), mirrored, strict=True)]
+        rows = zip(numbers, views, strict=True)
+        found = [self._row("images", n)["latents"][n % _ROWS["images"], view] for n, view in rows]
         return torch.stack(found)
 
     def conditions(self, prompts: Sequence[str]) -> Conditions:

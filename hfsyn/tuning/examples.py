@@ -33,7 +33,9 @@ TEXT_COLUMNS = ("prompt", "prompts", "text", "texts", "caption", "captions", "se
 UNREADABLE, SMALL = "image that cannot be read", "image that is smaller than the resolution"
 """Why an image is left out when it is encoded."""
 Pictures = Callable[[Sequence[int]], list[Any]]
-"""Of each number its RGB image at the size of the recipe, or why it is left out: `UNREADABLE` or `SMALL`."""
+"""Of each number its RGB images at the size of the recipe, one for each crop, or why it is left out: `UNREADABLE` or
+`SMALL`.
+"""
 _SAMPLED = 8  # images whose bytes go into the content of a dataset
 
 
@@ -68,13 +70,17 @@ class Examples:
         return hashlib.sha256(f"{lines}\n{self.content}".encode()).hexdigest()
 
 
-def _fitting(loss: DenoisingLoss, enlarge: bool) -> Callable[[Any], Any]:
-    """What makes an image one that is shown; one of the very size is shown as it is."""
+def _fitting(loss: DenoisingLoss, part: TunePart) -> Callable[[Any], Any]:
+    """What makes an image those that are shown; one of the very size is shown as it is.
+
+    The crops lie in the middles of equal parts of the way along the longer side, so that all of it is seen as often.
+    """
+    places = [(number + 0.5) / part.crops for number in range(part.crops)]
 
     def fit(image: Any) -> Any:
-        if not enlarge and (image.width < loss.size[0] or image.height < loss.size[1]):
+        if not part.enlarge and (image.width < loss.size[0] or image.height < loss.size[1]):
             return SMALL
-        return image.copy() if image.size == loss.size else loss.fit(image)
+        return [image.copy() if image.size == loss.size else loss.fit(image, at) for at in places]
 
     return fit
 
@@ -97,7 +103,7 @@ def of_run(run: Run, part: TunePart) -> Examples:
         raise HfsynError(f"None of the images of {run.folder} can be used.", f"See: hfsyn status {run.folder}")
 
     def opened(loss: DenoisingLoss) -> Pictures:
-        pictures = SourcePictures(run, _fitting(loss, part.enlarge))
+        pictures = SourcePictures(run, _fitting(loss, part))
         return lambda numbers: pictures([specs[number] for number in numbers])
 
     facts = source_facts(get_variant(own.source.variant))
@@ -124,7 +130,7 @@ def of_dataset(part: TunePart) -> Examples:
     images = table.select_columns([image]).cast_column(image, datasets.Image(decode=False))
 
     def opened(loss: DenoisingLoss) -> Pictures:
-        fit = _fitting(loss, part.enlarge)
+        fit = _fitting(loss, part)
         return lambda numbers: [_picture(images[keep[number]][image], fit) for number in numbers]
 
     some = [keep[round(n * (len(keep) - 1) / max(1, _SAMPLED - 1))] for n in range(_SAMPLED)]
@@ -285,7 +291,7 @@ def prior(recipe: Recipe, examples: Examples) -> Examples | None:
     def opened(loss: DenoisingLoss) -> Pictures:
         def pictures(numbers: Sequence[int]) -> list[Any]:
             seeds = [seed_of(recipe.seed, rows[number].key, purpose="tune-prior") for number in numbers]
-            return drawn(loss, recipe, [rows[number].prompts[0] for number in numbers], seeds)
+            return [[one] for one in drawn(loss, recipe, [rows[number].prompts[0] for number in numbers], seeds)]
 
         return pictures
 

@@ -1,9 +1,10 @@
 """Tune a generator to captioned images: denoising steps on cached latents, with everything random bound to a sample.
 
-The noise, the timestep, whether an image is mirrored, which of its prompts it is shown with and whether with any follow
-from the recipe's seed, the image's id and the step; the order of the images from the seed and the epoch. So neither the
-number of processes nor an interruption changes more than the rounding of a sum, and a killed tuning continues to the
-same weights. The error of a step is that of `hfsyn.images.denoising_loss`, with its gradients.
+The noise, the timestep, which crop of an image is shown, whether it is mirrored, which of its prompts it is shown with
+and whether with any follow from the recipe's seed, the image's id and the step; the order of the images from the seed
+and the epoch. So neither the number of processes nor an interruption changes more than the rounding of a sum, and a
+killed tuning continues to the same weights. The error of a step is that of `hfsyn.images.denoising_loss`, with its
+gradients.
 
 TUNED/tuning.yaml                        the recipe with its part `tune`, pinned; written first
 TUNED/cache/                             see `hfsyn.tuning.cache`
@@ -71,6 +72,7 @@ class Shown:
     mirrored: bool
     prompt: str
     noise: Any  # float32, of the latent's shape
+    crop: int = 0
 
 
 class Tuner:
@@ -115,13 +117,15 @@ class Tuner:
         normal = torch.randn((), generator=draw, dtype=torch.float64) * part.logit_std + part.logit_mean
         # A number below the share is itself even, once it is divided by the share.
         share = evenly / uniform if evenly < uniform else float(torch.sigmoid(normal))
+        noise = torch.randn(self._shape, generator=draw)
         return Shown(
             deck=deck,
             number=number,
             share=min(share, 1 - 1e-6),
             mirrored=part.flip and mirrored < 0.5,
             prompt="" if dropped < part.caption_dropout else example.prompts[int(chosen * len(example.prompts))],
-            noise=torch.randn(self._shape, generator=draw),
+            noise=noise,
+            crop=int(torch.randint(deck.cache.crops, (), generator=draw)),
         )
 
     def step(self) -> float:
@@ -177,7 +181,8 @@ class Tuner:
         import torch
 
         device, dtype = self._loss.device, self._loss.network.dtype
-        latents = torch.cat([one.deck.cache.latents([one.number], [one.mirrored]) for one in shown]).to(device, dtype)
+        rows = [one.deck.cache.latents([one.number], [one.mirrored], [one.crop]) for one in shown]
+        latents = torch.cat(rows).to(device, dtype)
         noise = torch.stack([one.noise for one in shown]).to(device, dtype)
         shares = torch.tensor([one.share for one in shown], dtype=torch.float64)
         mixed = self._part.full and arithmetic(self._recipe) == "bfloat16"

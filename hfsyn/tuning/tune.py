@@ -156,10 +156,11 @@ def _decks(
 ) -> tuple[list[Deck], dict[str, int]]:
     """The real images and the prior ones, encoded; and how many of the real ones are left out, by reason."""
     part, decks, left_out = recipe.tune or TunePart(), list[Deck](), dict[str, int]()
-    for one, name, weight in ((examples, "", 1.0), (prior(recipe, examples), PRIOR, part.prior_weight)):
+    drawn = prior(recipe, examples)  # at the resolution, so that there is nothing to crop
+    for one, name, weight, crops in ((examples, "", 1.0, part.crops), (drawn, PRIOR, part.prior_weight, 1)):
         if one is None:
             continue
-        cache = Cache(folder / CACHE / name, one, flip=part.flip, texts=not part.text_encoder)
+        cache = Cache(folder / CACHE / name, one, flip=part.flip, texts=not part.text_encoder, crops=crops)
         cache.fill(loss, quiet=options.work.quiet)
         wait_for_everyone()
         shown, why = cache.usable()

@@ -68,8 +68,8 @@ ROOMS = (
         "images",
         "hfsyn/images/* hfsyn/models/*",
         """
-        generator generator_* guidance marking loras hub_models from_source production encode probing trust stages
-        small_models checkpoints_* exactness
+        generator generator_* guidance entropy_guidance marking loras hub_models from_source production encode probing
+        trust stages small_models checkpoints_* exactness
         """,
     ),
     (
@@ -92,11 +92,11 @@ ROOMS = (
         training evaluation metrics fidelity membership benchmarking exchange verdict pages references streaming
         judging_hub train_script unreadable_images tables_people_bring names_people_give recording scores keeping probes
         starting streams few_classes versions_of_a_test columns the_table zero_shot weights_people_bring
-        where_people_look judging_by_command published_scores audit
+        where_people_look judging_by_command published_scores audit entropy_guidance
         """,
     ),
     ("looping", "hfsyn/looping/*", "loop audit"),
-    ("tuning", "hfsyn/tuning/*", "tuning tuned_on informativeness"),
+    ("tuning", "hfsyn/tuning/* hfsyn/recipes/tune_part.py", "tuning tuned_on informativeness"),
     (
         "commands",
         "hfsyn/cli.py hfsyn/__* hfsyn/commands/* hfsyn/api/* hfsyn/errors.py",

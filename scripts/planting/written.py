@@ -173,8 +173,8 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "Guidance that is to begin later is there from the first step on.",
         "hfsyn/images/guidance.py",
-        "start <= at < stop",
-        "at < stop",
+        "start * whole <= at < stop * whole",
+        "at < stop * whole",
         "guidance production",
     ),
     _bug(
@@ -183,6 +183,41 @@ BUGS: tuple[WrittenBug, ...] = (
         "value[rows:]",
         "value[:rows]",
         "guidance production",
+    ),
+    _bug(
+        "Entropy guidance steers towards what the classifier is sure of.",
+        "hfsyn/images/entropy.py",
+        "step = -part.entropy_weight",
+        "step = part.entropy_weight",
+        "entropy_guidance",
+    ),
+    _bug(
+        "The classifier that steers is in training, and mixes the images of a batch.",
+        "hfsyn/images/entropy.py",
+        "classifier.network\n",
+        "classifier.network.train()\n",
+        "entropy_guidance",
+    ),
+    _bug(
+        "Of images that are steered in parts each part is told the first prompts.",
+        "hfsyn/images/entropy.py",
+        "return told[rows] if hasattr",
+        "return told[: len(rows)] if hasattr",
+        "entropy_guidance",
+    ),
+    _bug(
+        "A classifier of other means and deviations is the same one.",
+        "hfsyn/judging/steering.py",
+        "[*facts, asdict(classifier.preprocessing)]",
+        "facts",
+        "entropy_guidance",
+    ),
+    _bug(
+        "Of each photograph the middle is shown as all of its crops.",
+        "hfsyn/tuning/examples.py",
+        "loss.fit(image, at)",
+        "loss.fit(image)",
+        "tuning",
     ),
     _bug(
         "What the device still has is not waited for before a smaller batch is tried.",

@@ -588,8 +588,9 @@ def test_a_revision_that_is_none_is_refused_before_anything_is_asked(client: Cli
 def test_a_recipe_of_a_stranger_cannot_name_a_place_on_this_machine(client: Client, hub: Hub, plain: Path) -> None:
     recipe = (plain / "recipe.yaml").read_text()
     card = b"---\nconfigs:\n- config_name: default\n  data_files: x\n---\n"
+    steered = "max_retries: 3, entropy_weight: 1.0, entropy_classifier: /home/me/net"
     for number, (old, new) in enumerate(
-        (("path: null", "path: /home/me/photos"), ("model: builtin", "model: ~/model"))
+        (("path: null", "path: /home/me/photos"), ("model: builtin", "model: ~/model"), ("max_retries: 3", steered))
     ):
         repo = f"bob/places-{number}"
         manifest = (plain / "manifest.json").read_bytes()

@@ -30,9 +30,10 @@ from hfsyn.images.denoising_loss import DenoisingLoss
 from hfsyn.images.generator import DiffusersGenerator
 from hfsyn.models.pipelines import load_pipeline
 from hfsyn.recipes.recipe import TunePart, fingerprint, load_recipe
+from hfsyn.rules import seed_of
 from hfsyn.runs.run import load_run
 from hfsyn.tuning.cache import Cache
-from hfsyn.tuning.examples import of_dataset, of_run
+from hfsyn.tuning.examples import of_dataset, of_run, prior
 from hfsyn.tuning.loop import Deck, Tuner
 from hfsyn.workers import Worker
 
@@ -168,7 +169,7 @@ def test_twenty_steps_are_those_of_a_plain_loop(tmp_path: Path, family: str) -> 
         told = cache.conditions([one.prompt for one in shown])
         if step == 0:  # what is cached is what plain calls give
             for row, one in enumerate(shown):
-                (picture,) = pictures([one.number])
+                ((picture,),) = pictures([one.number])
                 assert torch.allclose(latents[row], plain.latent(picture, one.mirrored)[0], atol=1e-5)
                 for name, tensor in plain.told(one.prompt).items():
                     assert torch.allclose(told[name][row], tensor[0], atol=1e-4), name
@@ -266,19 +267,28 @@ def test_a_recipe_is_captioned_and_tuned_in_one_command_and_its_lora_is_pinned_b
 
 
 def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_batches(tmp_path: Path) -> None:
-    how = ["tune.per_class=true", "tune.steps=3", "tune.batch_size=2", "tune.lr=0.05", "generate.steps=2"]
+    chance = np.random.default_rng(0)
+    for name in ("circle", "star"):
+        for number in range(3):
+            path = tmp_path / "two" / "train" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(chance.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+    classes = "classes: [{id: circle, name: circle}, {id: star, name: star}]\n"
+    (tmp_path / "two.yaml").write_text(f"name: two\nsplits: {{train: 6}}\npath: {tmp_path / 'two'}\n{classes}")
+    few = [f"source.variant={tmp_path / 'two.yaml'}", "generate.steps=2"]
+    how = [*few, "tune.per_class=true", "tune.steps=1", "tune.batch_size=2", "tune.lr=0.05"]
     found = hfsyn.tune("shapes-cip", tmp_path / "out", limit=2, overrides=how, **QUIET)
     listed = json.loads((tmp_path / "out" / "lora_by_class.json").read_text())
-    assert (found["classes"], found["images"], len(listed)) == (10, 20, 10)
-    assert len({one["sha256"] for one in listed.values()}) == 10
-    drawing = [f"generate.lora={tmp_path / 'out'}", "generate.steps=2", "generate.batch_size=4"]
+    assert (found["classes"], found["images"], list(listed)) == (2, 4, ["circle", "star"])
+    assert len({one["sha256"] for one in listed.values()}) == 2
+    drawing = [*few, f"generate.lora={tmp_path / 'out'}", "generate.batch_size=4"]
     run = hfsyn.build("shapes-cip", tmp_path / "run", limit=3, overrides=drawing, num_processes=1, quiet=True)
     rows = run.dataset()
     assert run.recipe.generate.lora_revision == f"sha256:{found['sha256']}"
     assert rows["wnid"] == sorted(rows["wnid"])  # a class after the other: its LoRA is loaded once
     assert hfsyn.verify(tmp_path / "run").problems == []
     # An image is what plain diffusers draws with the LoRA of its class.
-    row = rows[4]
+    row = rows[3]  # the first of its class, after three of another, and four would be a batch
     part = run.recipe.generate
     pipe, _ = load_pipeline(part.model_copy(update={"lora": None, "lora_file": None}), None)
     pipe.load_lora_weights(tmp_path / "out" / "classes" / row["wnid"])
@@ -288,10 +298,11 @@ def test_each_class_can_have_a_lora_of_its_own_with_which_it_is_drawn_in_whole_b
     again = hfsyn.build("shapes-cip", tmp_path / "run", limit=3, overrides=drawing, num_processes=1, quiet=True)
     assert again.fingerprint == run.fingerprint
     (tmp_path / "out" / listed[row["wnid"]]["file"]).write_bytes(b"")
+    generator = DiffusersGenerator(part, None, "cpu")
     with pytest.raises(HfsynError, match="is not the file that its list names"):
-        DiffusersGenerator(part, None, "cpu").take_class(row["wnid"])
+        generator.take_class(row["wnid"])
     with pytest.raises(HfsynError, match="has no LoRA for the class n0"):
-        DiffusersGenerator(part, None, "cpu").take_class("n0")
+        generator.take_class("n0")
 
 
 @pytest.mark.parametrize(
@@ -453,6 +464,14 @@ def test_any_dataset_with_images_and_texts_can_be_tuned_on(tmp_path: Path) -> No
     assert min(shown.values()) > 70
 
 
+def test_of_several_columns_of_texts_the_named_one_is_told(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "cats", ["a cat"], column="notes")
+    line = json.loads((folder / "metadata.jsonl").read_text())
+    (folder / "metadata.jsonl").write_text(json.dumps({**line, "text": "a photograph", "caption": "an animal"}) + "\n")
+    for column, told in ((None, "a photograph"), ("caption", "an animal"), ("notes", "a cat")):
+        assert of_dataset(TunePart(dataset=str(folder), text_column=column)).rows[0].prompts == (told,)
+
+
 @pytest.mark.parametrize(
     ("texts", "words", "said"),
     [
@@ -507,3 +526,112 @@ def test_a_network_begins_with_random_weights_of_the_seed_if_only_its_configurat
     made: Any = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline", safety_checker=None)
     sizes = [weight.numel() for network in (made.unet, made.text_encoder) for weight in network.parameters()]
     assert sum(sizes) == found["trained"]
+
+
+def test_a_wide_photograph_is_shown_in_crops_along_its_longer_side(tmp_path: Path) -> None:
+    (tmp_path / "wide").mkdir()
+    slope = np.repeat(np.linspace(0, 255, 128).astype(np.uint8)[None, :, None], 3, axis=2).repeat(32, axis=0)
+    Image.fromarray(slope).save(tmp_path / "wide" / "0.png")
+    (tmp_path / "wide" / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a slope"}) + "\n")
+    base = [f"tune.dataset={tmp_path / 'wide'}", "tune.batch_size=4", "tune.min_snr=null", "generate.dtype=float32"]
+    recipe, plain = (load_recipe("shapes-cip", [*base, f"tune.crops={crops}"]) for crops in (4, 1))
+    assert recipe.tune is not None
+    assert plain.tune is not None
+    loss = DenoisingLoss(recipe.generate, "cpu")
+    examples = of_dataset(recipe.tune)
+    (crops,), ((middle,),) = (of_dataset(part).open(loss)([0]) for part in (recipe.tune, plain.tune))
+    levels = [float(np.asarray(crop).mean()) for crop in crops]
+    # Four places at equal distances, as far from the ends as half of that: 12, 36, 60 and 84 of 96 pixels.
+    assert np.diff(levels) == pytest.approx([255 * 24 / 127] * 3, abs=2)
+    assert sum(levels) / 4 == pytest.approx(float(np.asarray(middle).mean()), abs=1)
+    cache = Cache(tmp_path / "cache", examples, crops=4)
+    cache.fill(loss, quiet=True)
+    for mirrored in (False, True):
+        turned = [crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirrored else crop for crop in crops]
+        kept = cache.latents([0] * 4, [mirrored] * 4, range(4))
+        assert torch.allclose(kept, loss.latents(turned), atol=1e-5)
+    tuner = Tuner(recipe, loss, [Deck(cache, [0], recipe.seed)], tmp_path / "out")
+    seen = Counter(one.crop for step in range(50) for one in tuner.shown(step))
+    assert set(seen) == {0, 1, 2, 3}
+    assert min(seen.values()) > 30
+    # What is drawn besides is what it would be without crops.
+    alone = Cache(tmp_path / "alone", of_dataset(plain.tune))
+    alone.fill(loss, quiet=True)
+    other = Tuner(plain, DenoisingLoss(plain.generate, "cpu"), [Deck(alone, [0], plain.seed)], tmp_path / "other")
+    for one, two in zip(tuner.shown(1), other.shown(1), strict=True):
+        assert (one.share, one.mirrored, one.prompt, two.crop) == (two.share, two.mirrored, two.prompt, 0)
+        assert torch.equal(one.noise, two.noise)
+    shown = tuner.shown(0)
+    latents = cache.latents([0] * 4, [one.mirrored for one in shown], [one.crop for one in shown])
+    told = cache.conditions([one.prompt for one in shown])
+    shares = torch.tensor([one.share for one in shown], dtype=torch.float64)
+    wanted = loss.errors(latents, torch.stack([one.noise for one in shown]), shares, told).mean()
+    assert tuner.step() == pytest.approx(float(wanted.detach()), rel=1e-5)
+    whole = [*base, "tune.crops=4", "tune.steps=1", "tune.prior_images=1", 'tune.prior_prompts=["a star"]']
+    hfsyn.tune("shapes-cip", tmp_path / "whole", overrides=[*whole, "generate.steps=2"], **QUIET)
+    views = [load_file(path)["latents"].shape[1] for path in sorted((tmp_path / "whole" / "cache").rglob("images-*"))]
+    assert views == [8, 2]  # each crop, or the one image that was drawn, and its mirror image
+
+
+def test_the_average_of_the_weights_is_kept_and_not_the_last_ones(tmp_path: Path) -> None:
+    run = captioned(tmp_path, *small("sd-1.5", tmp_path))
+    how = ["tune.full=true", "tune.steps=3", "tune.batch_size=2", "tune.ema=0.2", "tune.lr=0.01"]
+    hfsyn.tune(run, tmp_path / "out", overrides=how, checkpoint_steps=1, **QUIET)
+    states = [torch.load(path, weights_only=True) for path in sorted((tmp_path / "out/checkpoints").glob("*.pt"))]
+    two, three = (state["weights"]["conv_in.weight"] for state in states[-2:])
+    before, after = (
+        state["average"]["shadow_params"][list(state["weights"]).index("conv_in.weight")] for state in states[-2:]
+    )
+    # By diffusers' EMAModel: its decay after n steps is (n + 1) / (n + 10), here 3/12, up to the one that is asked for.
+    assert torch.allclose(after, 0.2 * before + 0.8 * three, atol=1e-6)
+    assert not torch.allclose(after, three, atol=1e-4)
+    assert not torch.allclose(two, three, atol=1e-4)
+    tuned: Any = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out" / "pipeline", safety_checker=None)
+    assert torch.equal(tuned.unet.conv_in.weight, after)
+
+
+def test_images_of_the_generator_itself_are_shown_beside_the_real_ones_with_their_weight(tmp_path: Path) -> None:
+    run = captioned(tmp_path, *small("sd-1.5", tmp_path))
+    prompts = 'tune.prior_prompts=["a cat", "a dog"]'
+    how = ["tune.steps=1", "tune.batch_size=2", "tune.prior_images=3", prompts, "tune.flip=false"]
+    first = {}
+    for weight in (0.0, 1.0, 3.0):
+        out = tmp_path / f"weight-{weight:g}"
+        found = hfsyn.tune(run, out, overrides=[*how, f"tune.prior_weight={weight}"], **QUIET)
+        first[weight] = found["loss"]["last"]
+    # The loss is that of the real images and the weight times that of the others.
+    assert first[1.0] > first[0.0]
+    assert first[3.0] - first[0.0] == pytest.approx(3 * (first[1.0] - first[0.0]), rel=1e-3)
+    # They are what the untuned generator draws for these prompts, from seeds of their own.
+    recipe = load_recipe(load_run(run).recipe, how)
+    loss = DenoisingLoss(recipe.generate, "cpu")
+    own = prior(recipe, of_run(load_run(run), TunePart()))
+    assert own is not None
+    cache = Cache(tmp_path / "weight-1" / "cache" / "prior", own, flip=False)
+    assert [cache.example(number).prompts for number in range(3)] == [("a cat",), ("a dog",), ("a cat",)]
+    seeds = [seed_of(recipe.seed, f"prior/{number}", purpose="tune-prior") for number in range(3)]
+    pipe: Any = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "sd-1.5", safety_checker=None)
+    draw = [torch.Generator().manual_seed(seed) for seed in seeds]
+    scale = recipe.generate.guidance_scale
+    images = pipe(["a cat", "a dog", "a cat"], generator=draw, num_inference_steps=2, guidance_scale=scale).images
+    assert torch.allclose(cache.latents([0, 1, 2], [False] * 3), loss.latents(images), atol=1e-4)
+    shown = Tuner(recipe, loss, [Deck(cache, [0, 1, 2], 0), Deck(cache, [0], 0)], tmp_path / "x").shown(0)
+    assert len(shown) == 4  # of each deck as many as a step has
+
+
+def test_steps_in_bfloat16_train_float32_weights(tmp_path: Path) -> None:
+    run = captioned(tmp_path, *small("sd-1.5", tmp_path))
+    found = {}
+    for full in ("true", "false"):
+        for dtype in ("float32", "bfloat16"):
+            how = [f"tune.full={full}", f"tune.dtype={dtype}", "tune.steps=2", "tune.batch_size=4"]
+            recipe = load_recipe(load_run(run).recipe, how)
+            base = "float32" if full == "true" else dtype  # as `hfsyn tune` loads it
+            loss = DenoisingLoss(recipe.generate.model_copy(update={"dtype": base}), "cpu")
+            cache = Cache(tmp_path / f"{full}-{dtype}", of_run(load_run(run), TunePart()))
+            cache.fill(loss, quiet=True)
+            tuner = Tuner(recipe, loss, [Deck(cache, cache.usable()[0], recipe.seed)], tmp_path / "out")
+            found[full, dtype] = tuner.step()
+            assert {weight.dtype for weight in tuner.weights.values()} == {torch.float32}
+        plain, half = found[full, "float32"], found[full, "bfloat16"]
+        assert 1e-6 < abs(half / plain - 1) < 0.05  # rounded, and the same step

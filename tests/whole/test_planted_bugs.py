@@ -49,8 +49,8 @@ def test_a_written_bug_still_applies_and_its_tests_are_those_of_its_room(bug) ->
     assert set(bug.tests) <= set(rooms.tests_of(bug.path, ROOT))
 
 
-def test_there_are_forty_and_no_two_are_the_same() -> None:
-    assert len({(bug.path, bug.old, bug.new) for bug in BUGS}) == len({bug.name for bug in BUGS}) == 40
+def test_there_are_forty_or_more_and_no_two_are_the_same() -> None:
+    assert len({(bug.path, bug.old, bug.new) for bug in BUGS}) == len({bug.name for bug in BUGS}) == len(BUGS) >= 40
 
 
 @pytest.mark.slow
