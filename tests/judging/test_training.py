@@ -439,11 +439,12 @@ def test_a_network_may_be_tested_at_another_size_than_it_is_trained_at(tmp_path:
     assert not (tmp_path / "fixed" / "checkpoints").exists()
 
 
-def test_sets_of_different_classes_are_not_mixed(tmp_path: Path) -> None:
+def test_a_set_may_lack_classes_of_the_first_one_and_not_have_others(tmp_path: Path) -> None:
     rows = [row for row in rows_of(20) if row[0] != NAMES[0]]
     table = write_table(tmp_path / "train.parquet", rows)
+    assert len(open_feed(config(data__train=["shapes", str(table)], data__budget=20)).classes) == 10
     with pytest.raises(HfsynError, match="differ in 1 classes: only shapes has 'n"):
-        open_feed(config(data__train=["shapes", str(table)], data__budget=20))
+        open_feed(config(data__train=[str(table), "shapes"], data__budget=20))
 
 
 def test_a_test_set_with_other_classes_is_refused_before_the_training(tmp_path: Path) -> None:

@@ -87,12 +87,15 @@ def audit(
     generator: str | None,
     seed: int,
     options: WorkOptions,
+    kind: str = "audit",
 ) -> Audit | None:
-    """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process."""
+    """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process. `kind` is in
+    the ids of the images.
+    """
     folder = Path(out).expanduser()
     loaded = load_factors(factors)
     order = ordered(model, loaded, _base(recipe, loaded, overrides, generator), images, classes, reader, seed)
-    _begin(folder, order)
+    _begin(folder, order, kind)
     run = build(recipe_for(order.recipe, (folder / PROMPTS).resolve(), "audit"), folder / RUN, options=options)
     judges = [f"model={model}", *([] if order.asked.reader == NO_READER else [f"factors=factors:{folder}"])]
     how: dict[str, Any] = {"out": None, "config_name": None, "overwrite": True, "options": options}
@@ -185,7 +188,7 @@ def _reader(reader: str | None, recipe: Recipe) -> str:
     return reader
 
 
-def _begin(folder: Path, order: Order) -> None:
+def _begin(folder: Path, order: Order, kind: str) -> None:
     """Write what was asked for, or compare it with what is there."""
     try:
         make_folder(folder)
@@ -204,7 +207,7 @@ def _begin(folder: Path, order: Order) -> None:
         raise HfsynError(
             f"{folder} holds files that are not of an audit: {quoted(strangers, 3)}.", "Name another --out."
         )
-    rows = order.axes.rows(cells(order.axes, order.asked.images, order.asked.seed), "audit")
+    rows = order.axes.rows(cells(order.axes, order.asked.images, order.asked.seed), kind)
     if not (folder / PROMPTS).exists():
         write_prompts(folder / PROMPTS, rows)
     atomic_text(folder / ASKED, dump(fields))

@@ -194,8 +194,11 @@ def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence
 
 
 def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str], where: str, png: Path) -> Plot:
-    """Accuracy against `axis` (``budget``, ``limit``, ``share`` or ``keep``), one line an arm, with intervals."""
+    """Accuracy against `axis` (``budget``, ``limit``, ``images``, ``share`` or ``keep``), one line an arm, with
+    intervals.
+    """
     label, title = {
+        "images": ("images in all", "Round by round"),
         "budget": ("images per epoch", "With more images per epoch"),
         "limit": ("different images per class", "With more images per class"),
         "share": ("real images mixed in, %", "With real images mixed in"),

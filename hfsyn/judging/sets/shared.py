@@ -39,17 +39,18 @@ def same_names(named: Sequence[tuple[str, Mapping[str, str]]]) -> None:
 
 
 def same_classes(named: Sequence[tuple[str, Mapping[str, str]]]) -> tuple[str, ...]:
-    """The classes that all sets have, sorted; each set is given as what to call it, and id -> name.
+    """The classes of the first set, sorted; each set is given as what to call it, and id -> name. The others may have
+    fewer of them, as images of what a classifier lacks do.
 
-    Raises HfsynError if they differ, with the list, or as `same_names`.
+    Raises HfsynError if they have others, with the list, or as `same_names`.
     """
     (whose, names), *others = named
     for other, theirs in others:
-        if differing := names.keys() ^ theirs.keys():
-            only = ((whose, names.keys() - theirs.keys()), (other, theirs.keys() - names.keys()))
-            parts = [f"only {one} has {quoted(sorted(has))}" for one, has in only if has]
-            said = f"{whose} and {other} differ in {len(differing)} classes: {'; '.join(parts)}."
-            raise HfsynError(said, "Sets that are mixed must have the same classes, by wnid.")
+        if more := theirs.keys() - names.keys():
+            lacks = names.keys() - theirs.keys()
+            parts = [f"only {one} has {quoted(sorted(has))}" for one, has in ((whose, lacks), (other, more)) if has]
+            said = f"{whose} and {other} differ in {len(more) + len(lacks)} classes: {'; '.join(parts)}."
+            raise HfsynError(said, "The set that is named first must have the classes of all others, by wnid.")
     same_names(named)
     if len(names) < 2:
         raise HfsynError(f"{whose} has {len(names)} class.", "A classifier needs two or more.")

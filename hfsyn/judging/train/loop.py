@@ -90,6 +90,7 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     if training.talks:
         for facts in (*opened.feed.facts(), *([opened.test.facts()] if opened.test else [])):
             tell_left_out(facts)
+        training.tell_classes()
         tell_start(opened.classifier)
         if opened.test is not None:
             tell_overlap(opened.overlap, opened.test)
@@ -197,6 +198,12 @@ class _Training:
         self.started = time.monotonic(), time.process_time()
         self.steps = total_steps(self.config, self.opened.feed.budget)
         self.talks = self.accelerator.is_main_process and not self.options.quiet
+
+    def tell_classes(self) -> None:
+        """Report on stderr which sets have not all of the classes."""
+        for facts in self.opened.feed.facts():
+            if facts["classes"] < (count := len(self.opened.feed.classes)):
+                print(f"{facts['reference']} has {facts['classes']} of the {count} classes.", file=sys.stderr)
 
     def fit_head(self) -> tuple[Classifier, dict[str, Any]]:
         """Fit the last layer to features. Returns the classifier, and what a result says of the fit."""
