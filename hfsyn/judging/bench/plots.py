@@ -210,6 +210,8 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str]
         for arm in arms:
             x = [100 * row[axis] if axis in ("share", "keep") else row[axis] for row in points[arm]]
             y, colour = [100 * row["mean"] for row in points[arm]], colour_of(arms, arm)
+            if axis == "images":  # of several policies at the same places: beside each other
+                x = [at * (1 + 0.03 * (list(arms).index(arm) - (len(arms) - 1) / 2)) for at in x]
             axes.plot(x, y, "o-", color=colour, markersize=4, label=arm)
             _intervals(axes, x, points[arm], colour)
         axes.set_xlabel(label)
