@@ -168,7 +168,7 @@ def _opened(file: LoopFile, out: Path, options: WorkOptions) -> Looping:
     factors, recipe = load_factors(file.factors), load_recipe(file.recipe)
     axes = Axes(factors, get_variant(recipe.source.variant).classes)
     axes.allowed()
-    policies, pins = _policies(file, axes)
+    policies, pins, _ = policies_of(file, axes)
     if file.stop.images is not None and file.stop.images < file.images:
         said = f"stop.images is {file.stop.images}, less than the first round of {file.images}."
         raise HfsynError(said, "Raise it, or lower images.")
@@ -199,20 +199,21 @@ def check_sets(file: LoopFile) -> None:
         raise HfsynError(said, "Give `steer` other images, such as split: train[held 10%].")
 
 
-def _policies(file: LoopFile, axes: Axes) -> tuple[dict[str, Policy], dict[str, str]]:
-    """The policies by the names of their folders, each tried, and what pins them."""
+def policies_of(file: LoopFile, axes: Axes) -> tuple[dict[str, Policy], dict[str, str], dict[str, int]]:
+    """The policies by the names of their folders, what pins them, and how many images each drew when it was tried."""
     levels = dict(zip(axes.names, axes.levels, strict=True))
     found: dict[str, Policy] = {}
-    pins = {}
+    pins, drawn = {}, {UNIFORM: file.images}
     for label in file.policy:
         policy, pin = policy_of(label)
         name = label if pin == label else label.rpartition(":")[2]
         if name in found or (pin != label and name in POLICIES):
             raise HfsynError(f"Two policies are called {name}.", "Call your function otherwise.")
-        tried(policy, label, levels, file.images, file.candidates)
+        parts = tried(policy, label, levels, file.images, file.candidates)
+        drawn[name] = sum(part["images"] * part["candidates"] for part in parts)
         found[name], pins[f"policy {name}"] = policy, pin
     found.pop(UNIFORM, None)
-    return {**found, UNIFORM: POLICIES[UNIFORM]}, pins
+    return {**found, UNIFORM: POLICIES[UNIFORM]}, pins, drawn
 
 
 def _sets(file: LoopFile, axes: Axes) -> dict[str, str]:

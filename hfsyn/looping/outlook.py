@@ -10,18 +10,21 @@ from typing import Any
 
 from builders.errors import hours_text, plural, size_text
 from builders.runs import layout
+from builders.variants import get_variant
 from builders.yaml import load_file
 from hfsyn.errors import HfsynError
+from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.bench.costs import BACKWARD, network_cost
 from hfsyn.judging.measures.results import interval
 from hfsyn.judging.sets.image_set import TRAIN, open_images
-from hfsyn.looping.loop import CURVE, check_sets, curve_of
+from hfsyn.looping.loop import CURVE, check_sets, curve_of, policies_of
 from hfsyn.looping.loop_file import LOOP, load_loop
-from hfsyn.looping.policies import POLICIES, asks_of, policy_of
+from hfsyn.looping.policies import POLICIES, asks_of
 from hfsyn.looping.rounds import HOURS, MEASURED, PLAN, UNIFORM, open_measured, round_folder, runs_of
 from hfsyn.outlook.costs import DEVICES, UTILISATION
 from hfsyn.outlook.costs import hours as hours_of
 from hfsyn.outlook.forecast import stored_bytes
+from hfsyn.recipes.factor_file import load_factors
 from hfsyn.recipes.recipe import load_recipe
 from hfsyn.recipes.training_recipe import load_train_config
 from hfsyn.runs.status import status
@@ -155,11 +158,11 @@ def forecast_loop(file: str) -> LoopForecast:
     if network is None:
         raise HfsynError(f"The network {config.model.name[:80]!r} cannot be made.", "`timm.list_models()` has those.")
     rounds, unknown = [], set()
-    names = {**{label: policy_of(label)[0] for label in asked.policy}, UNIFORM: POLICIES[UNIFORM]}
+    axes = Axes(load_factors(asked.factors), get_variant(recipe.source.variant).classes)
+    names, _, drawn_by = policies_of(asked, axes)
     for number in range(asked.rounds + 1):
         for name, policy in names.items() if number else [("first round", POLICIES[UNIFORM])]:
-            several = name == "uncertain" and number
-            images = asked.images * (asked.candidates if several else 1)
+            images = drawn_by.get(name, asked.images)
             on = started + asked.images * (number + 1)
             points = config.test.record_points if "losses" in asks_of(policy) else 0
             passes = on * (BACKWARD * config.optimise.epochs + points) + steered
@@ -172,7 +175,8 @@ def forecast_loop(file: str) -> LoopForecast:
                 for one in DEVICES
                 if not drawn or one.name in drawn
             }
-            disk = stored_bytes(recipe, images + (asked.images if several else 0)) + _COPIES * network.bytes
+            kept = asked.images if images > asked.images else 0  # of the candidates
+            disk = stored_bytes(recipe, images + kept) + _COPIES * network.bytes
             one = {"policy": name, "round": number, "images": images, "trained": on, "hours": times}
             rounds.append({**one, "disk_bytes": disk})
     unions = (len(names) - 1) * stored_bytes(recipe, asked.images * (asked.rounds + 1))

@@ -141,19 +141,22 @@ def asks_of(policy: Policy) -> frozenset[str]:
     return frozenset([asks] if isinstance(asks, str) else asks)
 
 
-def tried(policy: Policy, label: str, levels: Mapping[str, Sequence[str]], images: int, candidates: int) -> None:
-    """Let a policy plan from made-up knowledge, before anything is spent. Raises HfsynError as `planned`."""
+def tried(
+    policy: Policy, label: str, levels: Mapping[str, Sequence[str]], images: int, candidates: int
+) -> list[dict[str, Any]]:
+    """What a policy plans from made-up knowledge, before anything is spent. Raises HfsynError as `planned`."""
     names = levels["class"]
     known = Known(1, levels, {name: (k % 3, 3) for k, name in enumerate(names)}, candidates=candidates)
     if "losses" in asks_of(policy):
         seen = {"round": 0, "early_loss": 1.0, "margin": 0.5, "forgotten": 0}
         known = replace(known, images=[{"id": f"{name}#0", "class": name, **seen} for name in names])
-    planned(policy, label, known, images, seed=0)
+    parts = planned(policy, label, known, images, seed=0)
     if "audit" in asks_of(policy):
         rate = {"value": 0.5, "low": 0.4, "high": 0.6}
         told = {"sentence": "", "what": "", "beside": "", "cost": 0.01, "n": 9, "here": rate, "elsewhere": rate}
         found = [{**told, "levels": {"class": [names[0]]}}, {**told, "levels": {"class": list(names[-1:])}}]
         planned(policy, label, replace(known, findings=found), images, seed=0)
+    return parts
 
 
 def planned(policy: Policy, label: str, known: Known, images: int, seed: int) -> list[dict[str, Any]]:
