@@ -28,7 +28,7 @@ from hfsyn.errors import ExitCode
 @click.argument("run")
 @answer_options
 def status(run: str, as_json: bool, quiet: bool) -> None:
-    """How far a RUN folder is, or that of a loop, read from the folder alone. Prints `finished` or `unfinished`."""
+    """How far a RUN folder or a loop is, from its folder alone. Prints `finished` or `unfinished`."""
     from hfsyn import status as run_status
     from hfsyn.runs.status import RunStatus
 

@@ -146,7 +146,7 @@ def _stopped(opened: Looping, number: int) -> dict[str, Any] | None:
 
 
 def _no_gain(opened: Looping, last: int, rounds: int) -> str:
-    """A sentence if no policy has gained anything over so many rounds; empty if one has, or too few are done."""
+    """A sentence if no policy has gained anything over that many rounds; empty if one has, or too few are done."""
     told = []
     for name in opened.policies if last >= rounds else ():
         then, now = (measured_in(opened.folder(name, number)) or {} for number in (last - rounds, last))

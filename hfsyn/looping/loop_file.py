@@ -37,8 +37,8 @@ class Stop(Part):
     is what it would be without this limit.
     """
     without_gain: Annotated[Int, Field(ge=1, le=1000)] | None = None
-    """Rounds: the loop ends if the accuracy on `steer` is no higher than so many rounds before, as far as the 95 %
-    interval of the gain tells, which then includes zero.
+    """Rounds: the loop ends if the gain on `steer` over that many rounds has a 95 % interval that includes zero, or lies
+    below it.
     """
 
 

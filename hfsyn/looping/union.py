@@ -52,7 +52,7 @@ def _is_finished(place: Path) -> bool:
 def _write(opened: Looping, runs: dict[Path, int], place: Path, parent: Path, policy: str) -> None:
     """Write the rows of some runs as a run whose prompts are theirs, then that one with the round of each row."""
     prompts = place.with_name(f"{place.name}.parquet")
-    rounds = {}
+    rounds: dict[str, int] = {}
     rows: list[dict[str, Any]] = []
     for run, number in runs.items():
         here = set(StoredRows(run).table(["source_id"])["source_id"].to_pylist())

@@ -60,7 +60,7 @@ def lasting(out: Path) -> dict[str, bytes]:
 
 
 def swept(tmp_path: Path, kills: int) -> None:
-    """Kill a loop so many times, spread over all that it writes, and compare it with one that nothing disturbed."""
+    """Kill a loop that many times, spread over all that it writes, and compare it with one that nothing disturbed."""
     (tmp_path / "fast.yaml").write_text(RECIPE)
     file, out = tmp_path / "loop.yaml", tmp_path / "loop"
     file.write_text(json.dumps({**LOOP, "recipe": str(tmp_path / "fast.yaml")}))

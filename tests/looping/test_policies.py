@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
 from builders.errors import HfsynError
 from hfsyn.looping.policies import POLICIES, Known, planned, policy_of, shared, tried
@@ -139,6 +141,16 @@ def test_a_policy_that_is_wrong_is_refused_in_one_line(name: str, said: str, tmp
         tried(policy_of(f"{tmp_path}/mine.py:{name}")[0], name, LEVELS, 100, candidates=4)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_policy_of_the_readme_plans_a_round(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(def mine.*?)```", (ROOT / "hfsyn/judging/README.md").read_text(), re.DOTALL)
+    (tmp_path / "mine.py").write_text(code)
+    name = f"{tmp_path}/mine.py:mine"
+    tried(policy_of(name)[0], name, LEVELS, 21, candidates=2)
+    red = {"cost": 0.03, "levels": {"colour": ["red"]}}
+    parts = plan(name, Known(1, LEVELS, KNOWN.right, [red]), images=21)
+    assert [(part["images"], part["levels"]) for part in parts] == [(10, {"class": ["star"]}), (11, red["levels"])]
 
 
 def test_an_unknown_policy_is_refused_with_the_nearest() -> None:
