@@ -37,9 +37,7 @@ class Stop(Part):
     is what it would be without this limit.
     """
     without_gain: Annotated[Int, Field(ge=1, le=1000)] | None = None
-    """Rounds: the loop ends if the gain on `steer` over that many rounds has a 95 % interval that includes zero, or lies
-    below it.
-    """
+    """Rounds: the loop ends if the gain on `steer` over that many has a 95 % interval that is not above zero."""
 
 
 class LoopFile(Part):
