@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.measures.metrics import paired_difference
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.sets.image_set import TRAIN, open_images
-from hfsyn.judging.sets.shared import check_classes
+from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
+from hfsyn.judging.sets.shared import check_classes, shared_images
 from hfsyn.looping.loop_file import FREE, LOOP, LoopFile, load_loop
 from hfsyn.looping.policies import POLICIES, Policy, policy_of, tried
 from hfsyn.looping.rounds import HOURS, UNIFORM, Clock, Looping, carry_out, measured_in, open_measured, round_folder
@@ -164,7 +165,6 @@ def _no_gain(opened: Looping, last: int, rounds: int) -> str:
 
 def _opened(file: LoopFile, out: Path, options: WorkOptions) -> Looping:
     """The loop with everything in it looked at, its folder ready."""
-    check_sets(file)
     factors, recipe = load_factors(file.factors), load_recipe(file.recipe)
     axes = Axes(factors, get_variant(recipe.source.variant).classes)
     axes.allowed()
@@ -192,11 +192,17 @@ def _generator(recipe: Recipe, there: Mapping[str, Any] | None) -> GeneratePart:
     return pin_lora(pin_generator(recipe).generate)
 
 
-def check_sets(file: LoopFile) -> None:
-    """Refuse a loop that steers by its own test."""
-    if (file.steer.dataset, file.steer.split) == (file.test.dataset, file.test.split):
-        said = f"The loop steers by its own test, {file.test.dataset}."
-        raise HfsynError(said, "Give `steer` other images, such as split: train[held 10%].")
+def open_apart(file: LoopFile) -> dict[str, ImageSet]:
+    """The sets that steer and test, and those that are started from, by what they are. Raises HfsynError if images are
+    in two of them: a policy would know the test, or a classifier have learnt what measures it.
+    """
+    found = {"steer": open_measured(file.steer), "test": open_measured(file.test)}
+    found |= {f"start {one}": open_images(one, default=TRAIN) for one in file.start}
+    for one, other in combinations(found, 2):
+        if one in ("steer", "test") and (count := len(shared_images(found[other], found[one]))):
+            said = f"{one} and {other} share {plural(count, 'image')}."
+            raise HfsynError(said, f"Give `{one}` others, such as another split.")
+    return found
 
 
 def policies_of(file: LoopFile, axes: Axes) -> tuple[dict[str, Policy], dict[str, str], dict[str, int]]:
@@ -218,13 +224,10 @@ def policies_of(file: LoopFile, axes: Axes) -> tuple[dict[str, Policy], dict[str
 
 def _sets(file: LoopFile, axes: Axes) -> dict[str, str]:
     """What pins the real images: hashes of their ids, their classes and some of them."""
-    names = {info.wnid: info.name for info in axes.classes}
-    pins = {}
-    for name, measured in (("steer", file.steer), ("test", file.test)):
-        images = open_measured(measured)
-        check_classes(names, images, f"the recipe {file.recipe}")
-        pins[name] = images.fingerprint
-    return pins | {f"start {one}": open_images(one, default=TRAIN).fingerprint for one in file.start}
+    found, names = open_apart(file), {info.wnid: info.name for info in axes.classes}
+    for one in ("steer", "test"):
+        check_classes(names, found[one], f"the recipe {file.recipe}")
+    return {name: images.fingerprint for name, images in found.items()}
 
 
 def _contents(recipe: Recipe, training: TrainConfig, axes: Axes) -> dict[str, str]:

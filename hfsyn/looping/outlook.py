@@ -16,11 +16,10 @@ from hfsyn.errors import HfsynError
 from hfsyn.judging.audit.prompts import Axes
 from hfsyn.judging.bench.costs import BACKWARD, network_cost
 from hfsyn.judging.measures.results import interval
-from hfsyn.judging.sets.image_set import TRAIN, open_images
-from hfsyn.looping.loop import CURVE, check_sets, curve_of, policies_of
+from hfsyn.looping.loop import CURVE, curve_of, open_apart, policies_of
 from hfsyn.looping.loop_file import LOOP, load_loop
 from hfsyn.looping.policies import POLICIES, asks_of
-from hfsyn.looping.rounds import HOURS, MEASURED, PLAN, UNIFORM, open_measured, round_folder, runs_of
+from hfsyn.looping.rounds import HOURS, MEASURED, PLAN, UNIFORM, round_folder, runs_of
 from hfsyn.outlook.costs import DEVICES, UTILISATION
 from hfsyn.outlook.costs import hours as hours_of
 from hfsyn.outlook.forecast import stored_bytes
@@ -149,11 +148,11 @@ class LoopForecast:
 def forecast_loop(file: str) -> LoopForecast:
     """What a loop file would come to, by round; nothing is made. Raises HfsynError as `hfsyn.loop`."""
     asked = load_loop(file)
-    check_sets(asked)
+    sets = open_apart(asked)
     recipe = load_recipe(asked.recipe)
     config = load_train_config(asked.train, (), {"data.train": ["shapes"]})
-    steered = len(open_measured(asked.steer)) + len(open_measured(asked.test))
-    started = sum(len(open_images(one, default=TRAIN)) for one in asked.start)
+    steered = len(sets["steer"]) + len(sets["test"])
+    started = sum(map(len, sets.values())) - steered
     network = network_cost(config.model.name, config.model.image_size)
     if network is None:
         raise HfsynError(f"The network {config.model.name[:80]!r} cannot be made.", "`timm.list_models()` has those.")

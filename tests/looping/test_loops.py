@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from browser import in_chromium, needs_chromium
 from click.testing import CliRunner
+from drawn_tables import rows_of as rows_of_world
+from drawn_tables import write_table
 from fakes import FakeGenerator
 
 import hfsyn
@@ -69,6 +71,7 @@ def learn(config: Any, out: Path, options: Any) -> None:
         name = str(parse_dataset(text))
         rows += [(name, one, wnid) for one, wnid in zip(images.ids, images.wnids, strict=True)]
     seen = [(Path(name).name, one) for name, one, _ in rows]
+    atomic_text(out / "from", str(config.model.init_from))
     atomic_text(out / "weights", hashlib.sha256(repr((config.seed, seen)).encode()).hexdigest())
     if options.record:
         columns = dict(zip(("reference", "id", "wnid"), map(list, zip(*rows, strict=True)), strict=True))
@@ -162,11 +165,12 @@ def test_images_that_were_not_learned_early_are_drawn_over_with_their_own_prompt
     tmp_path: Path, quick: Drawer
 ) -> None:
     out = tmp_path / "loop"
-    looped(written(tmp_path, policy="not-learned-early", rounds=2, start=["shapes"], strength=0.4), out)
+    real = str(write_table(tmp_path / "real.parquet", rows_of_world(20, first=1000, split="test")))
+    looped(written(tmp_path, policy="not-learned-early", rounds=2, start=[real], strength=0.4), out)
     (part,) = json.loads((out / "not-learned-early/round-1/plan.json").read_text())["parts"]
     record = pq.read_table(out / "round-0/training/record.parquet").to_pylist()
     assert len(part["begin"]) == round(0.35 * len(record))
-    began = {f"start-0/{one['id']}" if one["reference"] == "shapes" else one["id"]: one for one in record}
+    began = {f"start-0/{one['id']}" if one["reference"] == real else one["id"]: one for one in record}
     assert min(began[name]["early_loss"] for name in part["begin"]) >= np.quantile(
         [one["early_loss"] for one in record], 0.64
     )
@@ -233,17 +237,19 @@ def test_a_loop_continues_to_the_same_bytes_wherever_it_was_killed(
 
 def test_a_loop_ends_by_its_budget_of_images_or_of_hours_and_says_so(tmp_path: Path, quick: Drawer) -> None:
     out = tmp_path / "loop"
-    found = looped(written(tmp_path, rounds=5, stop={"images": 59}), out)
+    last = {"weights": "last"}
+    found = looped(written(tmp_path, rounds=5, stop={"images": 59}, **last), out)
+    assert (out / "hard-classes/round-1/training/from").read_text() == str(out / "round-0/training")
     assert (found["stopped"]["why"], found["stopped"]["rounds"]) == ("budget of images", 1)
     before = bytes_of(out)
-    again = looped(written(tmp_path, rounds=5, stop={"hours": 1e-6}), out)
+    again = looped(written(tmp_path, rounds=5, stop={"hours": 1e-6}, **last), out)
     assert (again["stopped"]["why"], again["stopped"]["rounds"]) == ("budget of hours", 1)
     assert {path: data for path, data in bytes_of(out).items() if path.name != "curve.json"} == {
         path: data for path, data in before.items() if path.name != "curve.json"
     }
     assert json.loads((out / "curve.json").read_text())["stopped"] == again["stopped"]
     # Both limits can be raised, and the rounds that are there stay as they are.
-    more = looped(written(tmp_path, rounds=2), out)
+    more = looped(written(tmp_path, rounds=2, **last), out)
     assert more["curve"][:2] == found["curve"][:2]
     assert [one["round"] for one in more["curve"] if one["policy"] == "uniform"] == [0, 1, 2]
 
@@ -297,7 +303,8 @@ def test_what_is_wrong_in_a_loop_file_is_refused_before_anything_is_written(tmp_
     (tmp_path / "mine.py").write_text("def few(known, images, rng):\n    return [{'images': images - 1}]\n")
     (tmp_path / "file").write_text("")
     for changes, said in (
-        ({"steer": QUICK["test"]}, "steers by its own test"),
+        ({"steer": QUICK["test"]}, "steer and test share 30 images"),
+        ({"start": ["shapes"]}, "test and start shapes share 30 images"),
         ({"policy": f"{tmp_path}/mine.py:few"}, "plans 19 images"),
         ({"policy": ["uniform", "audit", "audit"]}, "Two policies are called audit"),
         ({"policies": ["audit"]}, "Unknown key 'policies'"),
