@@ -79,7 +79,8 @@ def standing(out: str | Path) -> Standing:
     seconds = json.loads((folder / HOURS).read_text(encoding="utf-8")) if (folder / HOURS).exists() else {}
     ended = json.loads((folder / CURVE).read_text(encoding="utf-8"))["stopped"] if (folder / CURVE).exists() else None
     now = [line for policy in policies for line in _at_work(folder, policy, fields["rounds"])]
-    steer, test = (f"{fields[key]['dataset']} ({fields[key]['split'] or 'its own split'})" for key in ("steer", "test"))
+    named = [(fields[key]["dataset"], fields[key]["split"]) for key in ("steer", "test")]
+    steer, test = (f"{name} ({split})" if split else name for name, split in named)
     curve = curve_of(folder, policies)
     return Standing(folder, policies, fields["rounds"], curve, list(dict.fromkeys(now)), ended, seconds, steer, test)
 

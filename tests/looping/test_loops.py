@@ -366,6 +366,25 @@ def test_plan_tells_images_hours_and_disk_by_round(tmp_path: Path) -> None:
         hfsyn.plan(file, price=2)
 
 
+@pytest.mark.slow
+def test_the_rounds_are_published_as_a_version_whose_rows_say_their_round(
+    tmp_path: Path, quick: Drawer, alice: Any
+) -> None:
+    found = looped(written(tmp_path, policy="not-learned-early"), tmp_path / "loop")
+    union = found["unions"]["not-learned-early"]
+    words = ("alice/rounds", "-q", "--version")
+    assert alice.hfsyn("publish", union, *words, "1.0.0").code == 0
+    assert alice.hfsyn("publish", f"{union}-begun", *words, "1.1.0", "--config-name", "begun").code == 0
+    rounds_of = (
+        "import datasets\n"
+        "some = [datasets.load_dataset('alice/rounds', name, split='train', revision='v1.1.0')['round'][:]"
+        " for name in ('default', 'begun')]\n"
+        "result = [sorted(set(one)) + [len(one)] for one in some]"
+    )
+    assert alice.python(rounds_of) == [[0, 20], [1, 20]]
+    assert alice.hfsyn("verify", "alice/rounds@v1.1.0").code == 0
+
+
 @needs_chromium
 @pytest.mark.slow
 def test_the_page_fits_a_phone(tmp_path: Path, quick: Drawer) -> None:
