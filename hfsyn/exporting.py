@@ -14,6 +14,7 @@ from builders.images.decoding import decoded
 from builders.runs import layout, run_files
 from builders.runs.rows import synthetic_features
 from builders.sources.rows import SourceRow
+from builders.stores.copies import on_disk
 from hfsyn.captions.prefetch import in_order
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode, fitted, stored_name
@@ -56,7 +57,7 @@ def export_real(run: Run | str | Path, out: str | Path, *, quiet: bool = False) 
     size = image_of(stored.read([0], ["image"])[0]).size
     shards = run.caption_shards()
     check_complete("caption", shards, run)
-    folder, note = Path(out).expanduser(), _note(run, *size)
+    folder, note = on_disk(out), _note(run, *size)
     _claim(folder, note)
     schema = synthetic_features(run.class_names).arrow_schema
     with (

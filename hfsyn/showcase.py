@@ -37,6 +37,7 @@ from typing import Any
 
 from builders.files import atomic_text
 from builders.runs import layout
+from builders.stores.copies import on_disk
 from builders.variants import get_variant
 from hfsyn.building import build
 from hfsyn.judging.bench.cells import bench, failures
@@ -106,7 +107,7 @@ def demo(
         HfsynError: see `build`; or, with exit code 4, some trainings failed.
     """
     check_device(device)
-    folder = Path(out).expanduser().resolve()
+    folder = on_disk(out).resolve()
     limits = FULL_LIMITS if full and limit is None else (limit or LIMIT,)
     seeds = seeds or (FULL_SEEDS if full else SEEDS)
     started = time.monotonic()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 RECORD = 48  # bytes of every record in a shard, the header among them
@@ -52,33 +53,44 @@ def read_shard(data: bytes) -> Iterator[tuple[str, Content]]:
             place += RECORD
 
 
-@lru_cache(maxsize=4)  # many small files share one
-def read_chunks(xorb: Path) -> list[bytes]:
-    """The chunks of a xorb: version, packed size, kind of packing, size, and the packed bytes; then the footer."""
+@cache
+def places_of(xorb: Path) -> list[int]:
+    """Where the chunks of a xorb begin, and where the last one ends; then comes the footer."""
+    found, size = [0], xorb.stat().st_size
+    with xorb.open("rb") as handle:
+        while found[-1] < size:
+            handle.seek(found[-1])
+            head = handle.read(8)
+            if head[0] != 0:
+                break
+            found.append(found[-1] + 8 + int.from_bytes(head[1:4], "little"))
+    return found
+
+
+def read_chunks(xorb: Path, first: int, end: int) -> Iterator[bytes]:
+    """Some chunks of a xorb. Each is version, packed size, kind of packing, size, and the packed bytes."""
     import pyarrow as pa
 
-    data = xorb.read_bytes()
-    chunks, place = [], 0
-    while place < len(data) and data[place] == 0:
-        packed, kind, size = (
-            int.from_bytes(data[place + 1 : place + 4], "little"),
-            data[place + 4],
-            data[place + 5 :][:3],
-        )
-        length = int.from_bytes(size, "little")
-        raw = data[place + 8 : place + 8 + packed]
+    places = places_of(xorb)
+    with xorb.open("rb") as handle:
+        handle.seek(places[first])
+        data = handle.read(places[end] - places[first])
+    for start, stop in pairwise(place - places[first] for place in places[first : end + 1]):
+        kind, length = data[start + 4], int.from_bytes(data[start + 5 : start + 8], "little")
+        raw = data[start + 8 : stop]
         if kind:
             raw = pa.Codec("lz4").decompress(raw, length).to_pybytes()
-        if kind == 2:  # bytes 0, 4, 8 ... first, then 1, 5, 9 ... and so on
-            grouped, raw = raw, bytearray(length)
-            start = 0
-            for offset in range(4):
-                part = len(range(offset, length, 4))
-                raw[offset::4] = grouped[start : start + part]
-                start += part
-        chunks.append(bytes(raw))
-        place += 8 + packed
-    return chunks
+        yield ungrouped(raw) if kind == 2 else raw
+
+
+def ungrouped(grouped: bytes) -> bytes:
+    """The bytes of a chunk that was packed as bytes 0, 4, 8 ... first, then 1, 5, 9 ... and so on."""
+    raw, start = bytearray(len(grouped)), 0
+    for offset in range(4):
+        part = len(range(offset, len(grouped), 4))
+        raw[offset::4] = grouped[start : start + part]
+        start += part
+    return bytes(raw)
 
 
 class Xet:
@@ -91,6 +103,8 @@ class Xet:
         self._seen: set[str] = set()
 
     def find(self, sha256: str) -> Content | None:
+        if sha256 in self._known:
+            return self._known[sha256]
         for path in sorted((self._folder / "shards").glob("*.mdb")):
             if path.name not in self._seen:
                 self._known.update(read_shard(path.read_bytes()))
@@ -99,4 +113,4 @@ class Xet:
 
     def read(self, content: Content) -> Iterator[bytes]:
         for xorb, first, end in content.runs:
-            yield from read_chunks(self._folder / "xorbs" / f"default.{xorb}")[first:end]
+            yield from read_chunks(self._folder / "xorbs" / f"default.{xorb}", first, end)

@@ -55,6 +55,14 @@ def local(place: str | Path) -> Path:
     return folder.absolute() if folder.parts and ":" in folder.parts[0] else folder
 
 
+def on_disk(out: str | Path, option: str = "--out") -> Path:
+    """The path of what is written on a disk; ``~`` is the home folder. Raises DataError for an address."""
+    if is_address(out):
+        said = f"{option} {str(out).partition('?')[0]} is in object storage, and this is written on a disk."
+        raise DataError(said, "Name a folder here, and copy it there afterwards: hf buckets sync, aws s3 sync, ...")
+    return Path(out).expanduser()
+
+
 def store_of(path: Path) -> Store | None:
     """The store whose copy a path lies in; None for a path on the disk."""
     return next((_stores[str(up)] for up in (path, *path.parents) if str(up) in _stores), None) if _stores else None

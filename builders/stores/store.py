@@ -79,9 +79,10 @@ class Store:
         """The bytes of a file, or a part of them; None if there is no such file."""
         return self._call(f"read {name}", partial(self.fs.cat_file, self._key(name), start, stop), absent=True)
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a small file."""
-        self._call(f"write {name}", partial(self.fs.pipe_file, self._key(name), data))
+    def write(self, name: str, data: bytes, *, once: bool = False) -> None:
+        """Write a small file; with `once` whatever is raised is raised at once."""
+        ask = partial(self.fs.pipe_file, self._key(name), data)
+        ask() if once else self._call(f"write {name}", ask)
 
     def put(self, path: Path, name: str) -> None:
         """Send a file."""
@@ -94,6 +95,10 @@ class Store:
     def delete(self, name: str) -> None:
         """Delete a file, if it is there."""
         self._call(f"delete {name}", partial(self.fs.rm_file, self._key(name)), absent=True)
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """Delete files, several at once."""
+        self._each(self.delete, names)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a small file unless it is there, and say whether this was done; `data` is nobody else's.

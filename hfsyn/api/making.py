@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from builders.files import atomic_text
 from builders.runs import layout
+from builders.stores.copies import on_disk
 from hfsyn.api.words import chosen, take, takes
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import Recipe
@@ -182,7 +183,7 @@ def tune(
     from hfsyn.tuning.kept import push_tuned
     from hfsyn.workers import check_device, current_worker, is_launched, visible_gpus
 
-    given, options = take(words, chosen), WorkOptions(**words)
+    given, options, out = take(words, chosen), WorkOptions(**words), on_disk(out)
     given["overrides"] = _overrides_with(given, dataset=dataset, image_column=image_column, text_column=text_column)
     if push_to_hub is not None:
         HubRepo(check_repo_id(push_to_hub), repo_type="model").need_token()
@@ -192,10 +193,10 @@ def tune(
     how = tuning.TuneOptions(options, gradient_accumulation_steps, gradient_checkpointing, checkpoint_steps, samples)
     processes = num_processes or visible_gpus() or 1
     alone = processes == 1 or is_launched()
-    found = tuning.tune(wanted, out, run, how) if alone else _tuned_in_several(wanted, Path(out), run, how, processes)
+    found = tuning.tune(wanted, out, run, how) if alone else _tuned_in_several(wanted, out, run, how, processes)
     if push_to_hub is None or not current_worker().is_main:
         return found
-    address = push_tuned(Path(out).expanduser(), push_to_hub, private=private, quiet=options.quiet)
+    address = push_tuned(out, push_to_hub, private=private, quiet=options.quiet)
     return {**found, "published": address}
 
 

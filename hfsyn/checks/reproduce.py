@@ -17,6 +17,7 @@ from builders.published import Published, RunFolder, open_reference
 from builders.runs import layout
 from builders.runs.rows import Shard
 from builders.sources import open_source
+from builders.stores.copies import on_disk
 from hfsyn.checks.diff import readable, recipe_of
 from hfsyn.errors import HfsynError
 from hfsyn.images.encoding import encode
@@ -98,6 +99,7 @@ def reproduce(
     Raises HfsynError if there is no such sample, or the model is not available.
     """
     check_device(device)
+    pictures = on_disk(out)
     side = open_reference(what, config_name, token=token)
     recipe = recipe_of(side)
     row, sidecar, position = find_row(side, sample_id)
@@ -124,7 +126,7 @@ def reproduce(
         verdict=verdict,
         largest=largest,
         mean=mean,
-        picture=str(_picture(row, stored, mine, verdict, Path(out).expanduser())),
+        picture=str(_picture(row, stored, mine, verdict, pictures)),
         theirs={**sidecar.software, "device": sidecar.device, **sidecar.options},
         ours={**software(), "device": describe_device(where), **tuning.record()},
     )

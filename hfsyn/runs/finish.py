@@ -20,6 +20,7 @@ from hfsyn.cards.facts import example_rows, facts
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.recipes.recipe import dump_recipe, published_recipe
 from hfsyn.runs.claims import lock, working_in
+from hfsyn.runs.leases import clear_claims
 from hfsyn.runs.run import REFUSES, Run, check_complete, load_run, rejected_lines, unreadable_classes, unused_weights
 from hfsyn.runs.scores import scores_of
 from hfsyn.runs.selection_rule import selection_of
@@ -57,6 +58,7 @@ def finish(run: Run | str | Path) -> Run:
         atomic_text(run.folder / layout.REJECTED, rejected_text(run))
         save_png(sample_sheet(run), run.folder / layout.PREVIEW / layout.SAMPLES)
         _seal(run)
+    clear_claims(run.folder)
     return run
 
 

@@ -5,6 +5,7 @@ A claim is an object ``.locks/NAME.0``, and belongs to the process that created 
 writes two may believe that they have it; they make the same bytes, and the second to finish notes it.
 """
 
+import atexit
 import json
 import os
 import socket
@@ -46,6 +47,12 @@ def made_again(folder: Path) -> int:
     return 0 if store is None else len(store.listed(AGAIN))
 
 
+def clear_claims(folder: Path) -> None:
+    """Delete the claims of a run that is finished; it has one for each shard of each stage, and needs none."""
+    if (store := store_of(folder)) is not None:
+        store.delete_all(list(store.listed(layout.LOCKS)))
+
+
 class Lease:
     """A claim of this process: renewed until it is released, or nothing holds this object any more."""
 
@@ -63,6 +70,8 @@ class Leases:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._held: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
+        self._owned: set[str] = set()
+        atexit.register(self._end_all)
         self._beats = 0
         self._seen: dict[str, tuple[bytes, float]] = {}
         self._mutex = threading.Lock()
@@ -82,6 +91,7 @@ class Leases:
             number += 1
         with self._mutex:
             lease = self._held[key] = Lease(self, key)
+            self._owned.add(key)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._renew, name="leases", daemon=True)
                 self._thread.start()
@@ -97,6 +107,13 @@ class Leases:
         with self._mutex, suppress(Exception):  # if it fails, others wait until the lease has run out
             if self._held.pop(lease.key, None) is not None:
                 self._store.write(lease.key, self._record(free=True))
+                self._owned.discard(lease.key)
+
+    def _end_all(self) -> None:
+        """Mark what an error has left claimed as free when the process ends, so that others need not wait."""
+        for key in self._owned:
+            with suppress(Exception):
+                self._store.write(key, self._record(free=True), once=True)
 
     def _record(self, **more: bool) -> bytes:
         who = f"process {os.getpid()} on {socket.gethostname()}"

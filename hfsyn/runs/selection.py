@@ -25,6 +25,7 @@ from builders.errors import plural, quoted
 from builders.files import atomic_text, atomic_write, sha256_of
 from builders.published import Published, RunFolder, fetch_sidecars, open_reference
 from builders.runs import layout, run_files
+from builders.stores.copies import on_disk
 from hfsyn.errors import HfsynError
 from hfsyn.progress import Progress
 from hfsyn.rules import order_of
@@ -109,7 +110,7 @@ def select_rows(
     )
     _check(found)
     extra = _score_columns(side, given) if columns else {}
-    writer = _Writer(side, scored, Path(out).expanduser(), rule, rows, kept, known, given, extra)
+    writer = _Writer(side, scored, on_disk(out), rule, rows, kept, known, given, extra)
     if not dry_run:
         writer.check_folder()
     if tell is not None:

@@ -14,6 +14,7 @@ from builders.files import atomic_write
 from builders.images.decoding import ImageRejected, decode_rgb
 from builders.runs import layout
 from builders.sources import IndexEntry, Source, open_source
+from builders.stores.copies import on_disk
 from builders.variants import ClassInfo, get_variant
 from hfsyn.errors import HfsynError
 from hfsyn.recipes.recipe import Recipe, published_recipe
@@ -198,7 +199,7 @@ def peek(
     name: str, split: str, out: str | Path, *, path: str | None = None, revision: str | None = None, per_class: int = 6
 ) -> Path:
     """A contact sheet of the first images of each class of a variant, at most 20 classes; returns its path."""
-    variant = get_variant(name)
+    variant, picture = get_variant(name), on_disk(out)
     source = open_source(name, split, path=path, revision=revision, limit_per_class=per_class)
     by_class: dict[str, list[IndexEntry]] = {}
     for entry in source.index():
@@ -213,7 +214,7 @@ def peek(
                 tiles.append(Tile(Image.new("RGB", (1, 1), (230, 230, 230)), row.problem or problem.reason))
         rows.append(Row(variant.by_wnid[wnid].name, [tiles]))
     more = f", the first {len(rows)} of {len(by_class)} classes" if len(by_class) > len(rows) else ""
-    return save_png(contact_sheet(f"{variant.title} ({split}{more})", [""], rows), Path(out).expanduser())
+    return save_png(contact_sheet(f"{variant.title} ({split}{more})", [""], rows), picture)
 
 
 def _strategy(run: Run) -> str:

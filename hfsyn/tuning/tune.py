@@ -9,6 +9,7 @@ from typing import Any
 
 from builders.errors import plural
 from builders.files import atomic_text, check_own_folder
+from builders.stores.copies import on_disk
 from builders.yaml import read_text
 from hfsyn.building import work
 from hfsyn.errors import HfsynError
@@ -63,7 +64,7 @@ def tune(recipe: Recipe, out: str | Path, run: Run | None = None, options: TuneO
         HfsynError: as `prepare`, `DenoisingLoss` and `Tuner`; `out` holds another tuning; no image can be used; or the
             recipe's generator has a LoRA already.
     """
-    options, folder = options or TuneOptions(), Path(out).expanduser()
+    options, folder = options or TuneOptions(), on_disk(out)
     part = recipe.tune or TunePart()
     if recipe.generate.lora is not None:
         said = f"generate.lora is {recipe.generate.lora!r}, and what is tuned is the model itself."

@@ -352,6 +352,28 @@ def test_what_needs_a_disk_refuses_an_address(settings: Settings, capsys: pytest
     assert settings.files() == {}
 
 
+def test_what_is_written_on_a_disk_refuses_an_address_before_it_starts(
+    settings: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, address = str(made(tmp_path / "run").folder), "exact://bucket/x"
+    for words in (
+        ("select", run, "--per-class", "1", "--out", address),
+        ("tune", "shapes-cip", "--out", address),
+        ("train", "--train-dataset", run, "--out", address),
+        ("bench", "matrix.yaml", "--out", address),
+        ("demo", "--out", address),
+        ("export-real", run, "--out", address),
+        ("reproduce", run, "--sample-id", "any", "--out", address),
+        ("variants", "peek", "shapes", "--out", f"{address}.png"),
+        ("fidelity", run, "shapes", "--sheet", f"{address}.png"),
+    ):
+        code, line = failed(capsys, *words)
+        assert (code, "is in object storage" in line) == (2, True), (words, line)
+    assert settings.files() == {}
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("exact")] == []
+
+
 def test_a_folder_on_the_disk_may_be_named_like_an_address(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
 ) -> None:
@@ -433,3 +455,35 @@ def test_a_copy_that_was_deleted_is_brought_again(settings: Settings) -> None:
     shutil.rmtree(run.folder)
     assert status("exact://bucket/run").finished
     assert local("exact://bucket/run") == run.folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_finished_run_keeps_no_claims_in_the_store(kind: str, settings: Settings) -> None:
+    run = prepared(f"{kind}://bucket/run")
+    caption(run, captioner=FakeCaptioner(), quiet=True)
+    assert any(name.startswith(".locks/") for name in settings.files())
+    made(f"{kind}://bucket/run")
+    assert [name for name in settings.files() if name.startswith(".locks/")] == []
+
+
+LEFT = """
+from builders.stores.copies import local
+from hfsyn.runs.leases import leases_of
+
+held = leases_of(local("file://BUCKET/run")).take("shard", alone=True)
+del held
+raise SystemExit(3)
+"""
+
+
+def test_what_an_error_leaves_claimed_is_free_when_the_process_ends(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = tmp_path / "bucket"
+    env = os.environ | {copies.SCRATCH: str(tmp_path / "theirs"), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", LEFT.replace("BUCKET", str(bucket))], env=env, check=False)
+    assert ended.returncode == 3
+    monkeypatch.setattr(leases, "LEASE", 1000.0)
+    here = leases.leases_of(local(f"file://{bucket}/run"))
+    assert here is not None
+    assert here.take("shard", alone=False) is not None

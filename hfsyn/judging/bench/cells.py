@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text, disk_error
+from builders.stores.copies import on_disk
 from hfsyn.errors import ExitCode, HfsynError
 from hfsyn.judging.bench import columns
 from hfsyn.judging.bench.baselines import Baseline, missing_baselines, run_baseline
@@ -112,7 +113,7 @@ def bench(
     Raises:
         HfsynError: see `load_matrix`; a set or network is not there; or a cell in `out` has other settings or images.
     """
-    matrix, folder = load_matrix(matrix), Path(out).expanduser()
+    folder, matrix = on_disk(out), load_matrix(matrix)
     own, images = train is not None, look or (cache(look_at) if train is None else None)
     train = train or partial(_train, device=device, workers=num_workers, accumulation=gradient_accumulation_steps)
     how = _how(train, evaluate, attack, compare, device, num_workers)

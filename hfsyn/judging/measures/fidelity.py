@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from builders.images.decoding import ImageRejected
+from builders.stores.copies import on_disk
 from hfsyn.errors import HfsynError
 from hfsyn.judging.measures.distances import (
     NEIGHBOURS,
@@ -138,7 +139,7 @@ def measure_fidelity(
     from hfsyn.judging.preprocessing import plain_transform
     from hfsyn.judging.sets.image_set import facts_of, tell_unread
 
-    if sheet is not None and (Path(sheet).suffix.lower() != ".png" or Path(sheet).is_dir()):
+    if sheet is not None and (on_disk(sheet, "--sheet").suffix.lower() != ".png" or Path(sheet).is_dir()):
         raise HfsynError(f"--sheet {sheet} is not the name of a PNG file.", "Name one: --sheet copies.png")
     classifier = open_network(features, device, overrides)
     transform = plain_transform(classifier.preprocessing)
@@ -159,7 +160,7 @@ def measure_fidelity(
     more = {name: found[name] for name in ("evaluation", "tuned_on") if name in found}
     result = Fidelity(about | compare_sets(found["synthetic"], found["real"], **more, quiet=quiet))
     if sheet is not None:
-        save_png(pairs_sheet(result, opened), Path(sheet).expanduser())
+        save_png(pairs_sheet(result, opened), on_disk(sheet))
     return result
 
 

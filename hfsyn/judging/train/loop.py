@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.files import atomic_text
+from builders.stores.copies import on_disk
 from hfsyn.errors import HfsynError
 from hfsyn.judging.classifier import (
     Classifier,
@@ -76,7 +77,7 @@ def train(config: TrainConfig, out: str | Path, options: RunOptions | None = Non
     another training.
     """
     options = options or RunOptions()
-    folder = Path(out)
+    folder = on_disk(out)
     checkpoints.check_folder(folder, config, options.overwrite)
     accelerator = start_accelerator(
         options.device, config.optimise.mixed_precision, options.accumulation, options.log_with, folder / LOGS
