@@ -94,7 +94,8 @@ def loop(file: str, out: str | Path, options: WorkOptions) -> Curve:
         number += 1
         stopped = _stopped(opened, number)
         _write(opened.out, list(opened.policies), None)
-    unions = {name: str(unite(opened, name, number)) for name in opened.policies if name != UNIFORM or number == 1}
+    steered = [name for name in opened.policies if name != UNIFORM] or [UNIFORM]
+    unions = {name: str(unite(opened, name, number)) for name in steered}
     return Curve({**_write(opened.out, list(opened.policies), stopped), "unions": unions, "out": str(opened.out)})
 
 
@@ -132,7 +133,7 @@ def _stopped(opened: Looping, number: int) -> dict[str, Any] | None:
     file, stop, seconds = opened.file, opened.file.stop, opened.clock.seconds
     why, said = "", ""
     if number > file.rounds:
-        why, said = "rounds", f"All {plural(file.rounds, 'round')} after the first are done."
+        why, said = "rounds", f"Done: {plural(file.rounds, 'round')} after the first."
     elif stop.images is not None and (number + 1) * file.images > stop.images:
         why = "images"
         said = f"The budget of {plural(stop.images, 'image')} has no room for another round of {file.images}."
@@ -152,8 +153,7 @@ def _no_gain(opened: Looping, last: int, rounds: int) -> str:
     for name in opened.policies if last >= rounds else ():
         then, now = (measured_in(opened.folder(name, number)) or {} for number in (last - rounds, last))
         found = gain(now["steer_right"], then["steer_right"])
-        if name != UNIFORM or len(opened.policies) == 1:
-            told.append((name, found))
+        told += [(name, found)] if name != UNIFORM or len(opened.policies) == 1 else []
     if not told or any(found["low"] is None or found["low"] > 0 for _, found in told):
         return ""
     ends = (f"{name} {100 * f['mean']:+.1f} points [{100 * f['low']:+.1f}, {100 * f['high']:+.1f}]" for name, f in told)
