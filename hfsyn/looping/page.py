@@ -52,7 +52,10 @@ def _rounds(found: Standing, policy: str) -> list[dict[str, Any]]:
     for number in range(found.done(policy)):
         folder = round_folder(found.out, policy, number)
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))["parts"]
-        rounds.append({"number": number, "planned": [part_text(part) for part in plan], "shown": _shown(folder)})
+        planned = [part_text(part) for part in plan]
+        if (folder / "audit").is_dir():
+            planned.insert(0, "as many of all kinds alike, for the audit of the last classifier")
+        rounds.append({"number": number, "planned": planned, "shown": _shown(folder)})
     return rounds
 
 

@@ -275,7 +275,7 @@ def _stored(run: Path, wanted: set[str]) -> dict[str, tuple[str, Any, bytes]]:
 
 def levels_of(run: Path) -> dict[str, dict[str, str]]:
     """Source id -> levels of the images of a round's run, by factor."""
-    prompts = str(load_run(run).recipe.source.path)
+    prompts = run.parent / Path(str(load_run(run).recipe.source.path)).name  # wherever the loop is now
     lines = pq.read_table(prompts, columns=["source_id", "levels"]).to_pylist()
     return {line["source_id"]: line["levels"] for line in lines}
 
