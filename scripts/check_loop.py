@@ -54,9 +54,11 @@ CHOSEN, REPORTED = range(5), range(5, 10)
 LEAST = 3.0  # points
 HALF = (ROUNDS + 1) // 2 - 1  # the round after which half of the images are there
 WORLD = 30_000  # added to the seed of the drawings that are started from
-EXPLORED = """Nothing has been measured yet: the numbers come from arithmetic alone. With 40 and 4 drawings, three rare classes
-and 80 images a round, the rare ones would have had 57 images by their error and 36 if all had as many, too little for
-three points over all ten."""
+EXPLORED = """
+Nothing has been measured yet: the numbers come from arithmetic alone. With 40 and 4 drawings, three rare classes and 80
+images a round, the rare ones would have had 57 images by their error and 36 if all had as many, too little for three
+points over all ten.
+"""
 _CLASSES = {info.name: info.wnid for info in get_variant("shapes").classes}
 
 
