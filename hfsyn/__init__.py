@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hfsyn.api import captioners, generators, strategies, variants
     from hfsyn.api.hub import publish
     from hfsyn.api.judging import evaluate, fidelity, membership, train
-    from hfsyn.api.looping import loop
+    from hfsyn.api.looping import loop, report, status
     from hfsyn.api.making import build, caption, doctor, generate, informativeness, plan, tune
     from hfsyn.api.scoring import audit, score, select
     from hfsyn.checks.diff import Comparison, diff
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from hfsyn.exporting import export_real
     from hfsyn.gallery.view import look
     from hfsyn.judging.bench.cells import bench
-    from hfsyn.judging.bench.space import report
     from hfsyn.outlook.environment import env
     from hfsyn.publishing.job import Publication
     from hfsyn.recipes.recipe import Recipe, difference, fingerprint, load_recipe
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from hfsyn.rules import seed_of
     from hfsyn.runs.finish import finish
     from hfsyn.runs.run import Run, load_run
-    from hfsyn.runs.status import status
     from hfsyn.showcase import demo
 
 _HOME = {
@@ -53,7 +51,7 @@ _HOME = {
     "builders.synthetic": "Synthetic",
     "hfsyn.api.hub": "publish",
     "hfsyn.api.judging": "evaluate fidelity membership train",
-    "hfsyn.api.looping": "loop",
+    "hfsyn.api.looping": "loop report status",
     "hfsyn.api.making": "build caption doctor generate informativeness plan tune",
     "hfsyn.api.scoring": "audit score select",
     "hfsyn.checks.diff": "Comparison diff",
@@ -63,7 +61,6 @@ _HOME = {
     "hfsyn.exporting": "export_real",
     "hfsyn.gallery.view": "look",
     "hfsyn.judging.bench.cells": "bench",
-    "hfsyn.judging.bench.space": "report",
     "hfsyn.outlook.environment": "env",
     "hfsyn.publishing.job": "Publication",
     "hfsyn.recipes.recipe": "Recipe difference fingerprint load_recipe",
@@ -71,7 +68,6 @@ _HOME = {
     "hfsyn.rules": "seed_of",
     "hfsyn.runs.finish": "finish",
     "hfsyn.runs.run": "Run load_run",
-    "hfsyn.runs.status": "status",
     "hfsyn.showcase": "demo",
 }
 """The names of each module that are loaded when they are first used."""

@@ -74,12 +74,27 @@ TRAIN = (
     "--out",
     "out",
 )
+LOOP = ("loop", "loop.yaml", "--num-processes", "1", "--device", "cpu", "--quiet", "--out", "out")
+LOOP_FILE = """\
+recipe: shapes-basic
+factors: shapes
+train:
+  model: {name: test_resnet, image_size: 32, channels_last: false}
+  optimise: {epochs: 1, batch_size: 4, warmup_epochs: 0}
+policy: [uncertain, not-learned-early]
+images: 10
+rounds: 1
+candidates: 2
+steer: {dataset: shapes, split: test, limit: 1}
+test: {dataset: shapes, split: "train[held 5%]", limit: 1}
+"""
 COMMANDS: dict[str, tuple[Sequence[str], ...]] = {
     "build": (BUILD,),
     "overwrite": ((*BUILD, "--set", "seed=1"), (*BUILD, "--overwrite")),
     "finish": (BUILD, ("finish", "run", "--quiet")),
     "export-real": (BUILD, ("export-real", "run", "--quiet", "--out", "out")),
     "train": (BUILD, TRAIN),
+    "loop": (LOOP,),
 }
 """What makes the state before, and last the command that is killed."""
 SECONDS = 120
@@ -310,6 +325,8 @@ def picture(folder: Path) -> dict[str, str]:
             found[f"{name}/"] = ""
         elif "/.locks/" in name or ("/checkpoints/" in name and path.suffix != ".safetensors"):
             found[name] = ""  # who worked there last; pickles, in which equal states have different bytes
+        elif path.name == "hours.json":
+            found[name] = ""
         elif path.suffix == ".json":
             found[name] = hashlib.sha256(json.dumps(_lasting(json.loads(path.read_text()))).encode()).hexdigest()
         else:
@@ -342,6 +359,8 @@ class Sweep:
         (self._before / "work").mkdir(parents=True)
         for arguments in before:
             self._must(forked(arguments, self._before / "work", self._folder / "setup", watched=False), "setup")
+        if name == "loop":
+            (self._before / "work" / "loop.yaml").write_text(LOOP_FILE)
         if name == "finish":
             (self._before / "work" / "run" / "manifest.json").unlink()
         if name == "train":

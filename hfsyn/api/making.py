@@ -20,6 +20,7 @@ from hfsyn.runs.options import WorkOptions
 if TYPE_CHECKING:
     from hfsyn.captions.captioner import Captioner
     from hfsyn.images.generator import ImageGenerator
+    from hfsyn.looping.outlook import LoopForecast
     from hfsyn.outlook.doctor import Check
     from hfsyn.outlook.forecast import Forecast
     from hfsyn.outlook.informativeness import Informativeness
@@ -38,14 +39,15 @@ def plan(
     num_processes: int | None = None,
     say: Callable[[str], None] | None = None,
     **words: Any,
-) -> Forecast:
+) -> Forecast | LoopForecast:
     """What a recipe would make: counts, first prompts, truncations, shards, disk, upload, time, cost. Loads no model.
 
     With `probe` the models are loaded and tried; nothing of that is kept. It is also measured on as many real images
     whether the prompts tell the generator anything beyond the class name; see `informativeness`.
 
     Args:
-        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe.
+        recipe: the name of a shipped recipe, a YAML file, ``hf://datasets/REPO_ID@REVISION``, or a Recipe; or a loop
+            file, which takes no other words: then it is told what each round would come to.
         out: use the captions of this run folder, if it has them.
         price: what a device costs per hour, in USD: adds what the run costs.
         probe: make this many images here, in whole batches with one more before and after, and measure them; the
@@ -56,11 +58,20 @@ def plan(
     Raises:
         HfsynError: as `forecast` and `probe`; or options of the probe without a probe.
     """
+    from hfsyn.looping.loop_file import is_loop_file
     from hfsyn.outlook.forecast import forecast
     from hfsyn.outlook.informativeness import told_beforehand
     from hfsyn.outlook.probe import probe as measure
     from hfsyn.workers import check_device
 
+    if isinstance(recipe, str | Path) and is_loop_file(str(recipe)):
+        if any(value is not None for value in (out, price, probe, num_processes)) or any(words.values()):
+            raise HfsynError(
+                f"{recipe} is a loop file, of which --json and -q are the only options.", "Leave others out."
+            )
+        from hfsyn.looping.outlook import forecast_loop
+
+        return forecast_loop(str(recipe))
     wanted = chosen(recipe, **take(words, chosen))
     options = WorkOptions(**words)
     if probe is None and (options != WorkOptions() or num_processes):

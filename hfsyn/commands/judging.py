@@ -118,19 +118,21 @@ def bench_command(matrix: str, out: str, dry_run: bool, as_json: bool, quiet: bo
         raise error
 
 
-@click.command("report", short_help="One HTML page of a bench, or of several, and its table.")
+@click.command("report", short_help="One HTML page of a bench, of several, or of a loop.")
 @click.argument("out")
 @click.option("--push-to-hub", metavar="USER/SPACE", help="Show the page as this static Space.")
 @click.option("--private", is_flag=True, help="Make the Space for yourself only.")
 @answer_options
 def report_command(as_json: bool, **words: Any) -> None:
-    """One self-contained HTML page of a bench's folder OUT (or of several beside each other). Prints its path.
+    """One self-contained HTML page of a bench's folder OUT (or of several beside each other), or of a loop's.
 
-    Beside it are the table as CSV, with the names of timm's tables, and as LaTeX, and the plots. A Space shows
-    neither photographs of the source nor paths of this machine; the command then prints its address.
+    Prints its path. Beside that of a bench are the table as CSV, with the names of timm's tables, and as LaTeX, and the
+    plots. A Space shows neither photographs of the source nor paths of this machine; the command then prints its
+    address.
 
     \b
     hfsyn report out/paper
+    hfsyn report out/loop
     hfsyn report out/paper --push-to-hub alice/what-captions-are-worth
     """
     from hfsyn import report

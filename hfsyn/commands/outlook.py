@@ -28,10 +28,14 @@ from hfsyn.errors import ExitCode
 @click.argument("run")
 @answer_options
 def status(run: str, as_json: bool, quiet: bool) -> None:
-    """How far a RUN folder is, read from the folder alone. Prints `finished` or `unfinished`."""
+    """How far a RUN folder or a loop is, from its folder alone. Prints `finished` or `unfinished`."""
     from hfsyn import status as run_status
+    from hfsyn.runs.status import RunStatus
 
     found = run_status(run)
+    if not isinstance(found, RunStatus):
+        echo(found.as_dict(), found.text(), as_json=as_json, quiet=quiet)
+        return
     lines = [f"{found.name}  {found.fingerprint[:12]}  {plural(found.source_rows, 'real image')}"]
     for stage in (*found.stages, *(replace(judge, stage=f"scores of {judge.stage}:") for judge in found.scores)):
         shards = "?" if stage.shards is None else stage.shards
@@ -49,7 +53,7 @@ def status(run: str, as_json: bool, quiet: bool) -> None:
     echo(asdict(found), "\n".join(lines), as_json=as_json, quiet=quiet)
 
 
-@click.command(short_help="What RECIPE would make: prompts, disk, time, cost.")
+@click.command(short_help="What RECIPE or LOOP.yaml would make: disk, time, cost.")
 @click.argument("recipe")
 @recipe_options
 @click.option("--out", metavar="RUN", help="Use the captions of this run folder, if it has them.")
@@ -72,10 +76,11 @@ def plan(recipe: str, as_json: bool, quiet: bool, **words: Any) -> None:
     """What RECIPE would make: counts, first prompts, truncations, shards, disk, upload, time, cost. Loads no model.
 
     Without a network the counts of a set on the Hub are those of `hfsyn variants info`. With --probe the models are
-    loaded and tried; nothing of that is kept.
+    loaded and tried; nothing of that is kept. Of a loop file: images, hours and disk by round.
 
     \b
     hfsyn plan imagenette-cip --price 2.5
+    hfsyn plan loop.yaml
     hfsyn plan imagenette-cip --price 2.5 --probe 64 --num-processes 8
     """
     from hfsyn import plan as run_plan

@@ -127,12 +127,15 @@ recipe: shapes-basic        # who draws
 factors: shapes             # what can be drawn: classes, and levels of factors
 train: shapes               # the training recipe
 start: []                   # sets that every classifier is trained on, too
-policy: audit               # uniform, hard-classes, audit, or path/to/file.py:function
+policy: hard-classes        # uniform, hard-classes, uncertain, not-learned-early, audit, or path/to/file.py:function
 images: 200                 # of a round
-rounds: 3
+rounds: 3                   # after the first one, in which images are of all kinds alike
+candidates: 4               # of uncertain: for each image that is kept
+strength: 0.5               # of not-learned-early: how much of the image that it begins from is drawn over
 steer: {dataset: shapes, split: "train[held 5%]"}      # what a policy may know
 test: {dataset: shapes, split: test}
 weights: new                # or last: go on from those of the last round
+stop: {images: null, hours: null, without_gain: null}  # end before the last round; without_gain: 2 is of two rounds
 """
 
 
@@ -155,12 +158,16 @@ def loop_command(as_json: bool, quiet: bool, **words: Any) -> None:
     """Draw what the last classifier lacks, train again, and so on; `uniform` runs beside. Prints the path of the curve.
 
     Each round has images as its policy plans them, from what is known of the last classifier on real images that are
-    not the test: `hard-classes` by the error of each class, `audit` by what `hfsyn audit` finds, a function of your
-    own by whatever it likes. Rounds are ordinary run and training folders.
+    not the test: `hard-classes` by the error of each class, `uncertain` by its entropy, `not-learned-early` by the
+    losses of its training, `audit` by what `hfsyn audit` finds, a function of your own by whatever it likes. Rounds are
+    ordinary run and training folders; LOOP/POLICY/to-round-K is a run of all their images.
 
     \b
     hfsyn loop --example > loop.yaml
+    hfsyn plan loop.yaml                    images, hours and disk by round
     hfsyn loop loop.yaml --out out/loop
+    hfsyn status out/loop                   which round is at what
+    hfsyn report out/loop                   a page: the curve, what was planned, pictures
     """
     from hfsyn import loop
 

@@ -1,11 +1,14 @@
 """The closed loop: images that are planned by what the last classifier got wrong, a new classifier, and again.
 
-    loop.yaml                    what was asked for, with what pins the policy
+    loop.yaml                    what was asked for, with what pins the policies, the recipe and the sets
     round-0/                     images of all kinds alike, the same for every policy
-    POLICY/round-K/              a round of the policy, and of `uniform`, which always runs beside it
+    POLICY/round-K/              a round of a policy, and of `uniform`, which always runs beside
         audit/                   of the last classifier, if the policy asks for one: its images are part of the round
         plan.json prompts.parquet run/       the plan, its prompts, and the run that draws them
+        drawn/                   all candidates, if the policy keeps some of them: then `run` is a selection
         training/ measured.json              the classifier, and what it was measured to be
+    POLICY/to-round-K/           the images of all rounds, as one run with a column `round`
+    curve.json hours.json        what came out, and the seconds that each round took
 
 A round depends on the loop file and on what was measured before it, and on nothing else. Each part is an ordinary run
 or training folder, so the same command continues in the middle of any of them.
@@ -13,45 +16,52 @@ or training folder, so the same command continues in the middle of any of them.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from builders.errors import plural
-from builders.files import atomic_text, make_folder
+from builders.errors import hours_text, plural, quoted
+from builders.files import atomic_text
+from builders.stores.copies import on_disk
 from builders.variants import get_variant
 from builders.yaml import dump, load_file
-from hfsyn.building import build
-from hfsyn.errors import ExitCode, HfsynError
-from hfsyn.judging.audit.audit import audit
-from hfsyn.judging.audit.prompts import Axes, recipe_for, within, write_prompts
-from hfsyn.judging.measures.evaluate import evaluate
+from hfsyn.errors import HfsynError, make_out
+from hfsyn.judging.audit.prompts import Axes
+from hfsyn.judging.measures.metrics import paired_difference
 from hfsyn.judging.measures.results import Result, interval, row
-from hfsyn.judging.sets.image_set import TRAIN, open_images
-from hfsyn.judging.train.loop import RunOptions, train
-from hfsyn.looping.loop_file import LoopFile, Measured, load_loop
-from hfsyn.looping.policies import AUDITS, Known, planned, policy_of
+from hfsyn.judging.sets.image_set import TRAIN, ImageSet, open_images
+from hfsyn.judging.sets.shared import check_classes, shared_images
+from hfsyn.looping.loop_file import FREE, LOOP, LoopFile, load_loop
+from hfsyn.looping.policies import POLICIES, Policy, policy_of, tried
+from hfsyn.looping.rounds import HOURS, UNIFORM, Clock, Looping, carry_out, measured_in, open_measured, round_folder
+from hfsyn.looping.union import unite
+from hfsyn.models.loras import pin_lora
 from hfsyn.progress import teller
-from hfsyn.recipes.factor_file import CLASS, load_factors
-from hfsyn.recipes.recipe import Recipe, load_recipe
-from hfsyn.recipes.training_recipe import load_train_config
+from hfsyn.recipes.factor_file import load_factors
+from hfsyn.recipes.recipe import GeneratePart, Recipe, load_recipe
+from hfsyn.recipes.training_recipe import TrainConfig, load_train_config
 from hfsyn.rules import seed_of
 from hfsyn.runs.options import WorkOptions
-from hfsyn.runs.shards import StoredRows
+from hfsyn.runs.pins import pin_generator
 
-LOOP, MEASURED, PLAN, CURVE = "loop.yaml", "measured.json", "plan.json", "curve.json"
-UNIFORM = "uniform"
+CURVE = "curve.json"
+_ENDED = {"images": "budget of images", "hours": "budget of hours", "without_gain": "no gain", "rounds": "all rounds"}
 
 
 class Curve(Result):
-    """What `loop` found: ``curve``, a line for each policy and round, and ``out``."""
+    """What `loop` found: ``curve``, a line for each policy and round, ``stopped``, ``unions`` and ``out``."""
 
     def rows(self) -> list[dict[str, str]]:
         """A line for each policy and round."""
         return [
-            row(f"{one['policy']} {one['round']}", interval(one["test"], percent=True), plural(one["images"], "image"))
+            row(
+                f"{one['policy']} {one['round']}",
+                interval(one["test"], percent=True),
+                plural(one["images"], "image") + ("" if one["over"] is None else f", {gain_text(one['over'])}"),
+            )
             for one in self["curve"]
         ]
 
@@ -59,168 +69,191 @@ class Curve(Result):
         """What the numbers are."""
         return "accuracy on the test, by policy and round"
 
+    def remarks(self) -> list[str]:
+        """Why it ended, and what the intervals are of."""
+        of = "intervals are of the test's images, not of other seeds"
+        return [*([self["stopped"]["said"]] if self["stopped"] else []), of]
 
-@dataclass(frozen=True)
-class Looping:
-    """An opened loop."""
 
-    out: Path
-    file: LoopFile
-    recipe: Recipe
-    axes: Axes
-    options: WorkOptions
-
-    def folder(self, policy: str, number: int) -> Path:
-        """Of a round; the first is the same for all policies."""
-        return self.out / "round-0" if number == 0 else self.out / policy / f"round-{number}"
-
-    def runs(self, policy: str, number: int) -> list[Path]:
-        """The runs of a round that are there."""
-        folder = self.folder(policy, number)
-        return [run for run in (folder / "audit" / "run", folder / "run") if run.is_dir()]
+def gain_text(over: Mapping[str, Any]) -> str:
+    """``+2.1 points [-0.3, +4.5] over uniform``."""
+    ends = "" if over["low"] is None else f" [{100 * over['low']:+.1f}, {100 * over['high']:+.1f}]"
+    return f"{100 * over['mean']:+.1f} points{ends} over {UNIFORM}"
 
 
 def loop(file: str, out: str | Path, options: WorkOptions) -> Curve:
     """See `hfsyn.api.looping.loop`, whose arguments and errors these are."""
-    opened, name = _opened(load_loop(file), Path(out).expanduser(), options)
-    curve = []
-    for policy in dict.fromkeys((name, UNIFORM)):
-        images = 0
-        for number in range(opened.file.rounds + 1):
-            measured = _round(opened, policy, number)
-            images += measured["images"]
-            line = {"policy": policy, "round": number, "images": images, "test": measured["test"]}
-            curve.append({**line, "weights": measured["weights"]})
-            teller(options.quiet)(f"{policy}, round {number}: {interval(line['test'], percent=True)}")
-    found = Curve({"out": str(opened.out), "curve": curve})
-    atomic_text(opened.out / CURVE, json.dumps(dict(found), indent=1) + "\n")
+    folder = on_disk(out).resolve()
+    opened = _opened(load_loop(file), folder, options)
+    tell = teller(options.quiet)
+    number, stopped = 0, None
+    while stopped is None:
+        for policy in opened.policies:
+            new = measured_in(opened.folder(policy, number)) is None
+            found = carry_out(opened, policy, number)
+            if new:
+                tell(f"{policy}, round {number}: {interval(found['test_top1'], percent=True)}")
+        number += 1
+        stopped = _stopped(opened, number)
+        _write(opened.out, list(opened.policies), None)
+    steered = [name for name in opened.policies if name != UNIFORM] or [UNIFORM]
+    unions = {name: str(unite(opened, name, number)) for name in steered}
+    return Curve({**_write(opened.out, list(opened.policies), stopped), "unions": unions, "out": str(opened.out)})
+
+
+def _write(out: Path, policies: Sequence[str], stopped: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Write the curve, and return it."""
+    found = {"curve": curve_of(out, policies), "stopped": stopped}
+    atomic_text(out / CURVE, json.dumps(found, indent=1) + "\n")
     return found
 
 
-def _opened(file: LoopFile, out: Path, options: WorkOptions) -> tuple[Looping, str]:
-    """The loop with everything in it looked at, its folder ready; and a name for the policy's rounds."""
-    if (file.steer.dataset, file.steer.split) == (file.test.dataset, file.test.split):
-        said = f"The loop steers by its own test, {file.test.dataset}."
-        raise HfsynError(said, "Give `steer` other images, such as split: train[held 10%].")
+def curve_of(out: Path, policies: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each policy and round that is done the images so far, the accuracies, the weights, and the gain over the
+    control on the same images of the test.
+    """
+    found = []
+    for policy in policies:
+        images, number = 0, 0
+        while (here := measured_in(round_folder(out, policy, number))) is not None:
+            images += here["images"]
+            beside = measured_in(round_folder(out, UNIFORM, number)) if policy != UNIFORM and number else None
+            line = {"policy": policy, "round": number, "images": images, "weights": here["weights"]}
+            over = None if beside is None else gain(here["test_right"], beside["test_right"])
+            found.append({**line, "test": here["test_top1"], "steer": here["steer_top1"], "over": over})
+            number += 1
+    return found
+
+
+def gain(here: str, there: str) -> dict[str, Any]:
+    """The mean difference of right answers on the same images, with its interval over these."""
+    return paired_difference([float(one) for one in here], [float(one) for one in there])
+
+
+def _stopped(opened: Looping, number: int) -> dict[str, Any] | None:
+    """Why there is no round of this number; None if there is one. Of a round that has begun there always is one."""
+    file, stop, seconds = opened.file, opened.file.stop, opened.clock.seconds
+    why, said = "", ""
+    if number > file.rounds:
+        why, said = "rounds", f"Done: {plural(file.rounds, 'round')} after the first."
+    elif stop.images is not None and (number + 1) * file.images > stop.images:
+        why = "images"
+        said = f"The budget of {plural(stop.images, 'image')} has no room for another round of {file.images}."
+    elif stop.without_gain is not None and (told := _no_gain(opened, number - 1, stop.without_gain)):
+        why, said = "without_gain", told
+    elif stop.hours is not None and not any(opened.folder(name, number).exists() for name in opened.policies):
+        spent, longest = sum(seconds.values()), max(seconds.values(), default=0.0)
+        if spent + longest > 3600 * stop.hours:
+            why = "hours"
+            said = f"The budget of {stop.hours:g} hours has no room for another round of {hours_text(longest / 3600)}."
+    return {"why": _ENDED[why], "rounds": number - 1, "said": said} if why else None
+
+
+def _no_gain(opened: Looping, last: int, rounds: int) -> str:
+    """A sentence if no policy has gained anything over that many rounds; empty if one has, or too few are done."""
+    told = []
+    for name in opened.policies if last >= rounds else ():
+        then, now = (measured_in(opened.folder(name, number)) or {} for number in (last - rounds, last))
+        found = gain(now["steer_right"], then["steer_right"])
+        told += [(name, found)] if name != UNIFORM or len(opened.policies) == 1 else []
+    if not told or any(found["low"] is None or found["low"] > 0 for _, found in told):
+        return ""
+    ends = (f"{name} {100 * f['mean']:+.1f} points [{100 * f['low']:+.1f}, {100 * f['high']:+.1f}]" for name, f in told)
+    return f"The last {plural(rounds, 'round')} gained nothing on the images that steer: {', '.join(ends)}."
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def _opened(file: LoopFile, out: Path, options: WorkOptions) -> Looping:
+    """The loop with everything in it looked at, its folder ready."""
     factors, recipe = load_factors(file.factors), load_recipe(file.recipe)
     axes = Axes(factors, get_variant(recipe.source.variant).classes)
     axes.allowed()
-    policy, pin = policy_of(file.policy)
-    name = file.policy if pin == file.policy else file.policy.rpartition(":")[2]
-    levels = dict(zip(axes.names, axes.levels, strict=True))
-    guess = Known(1, levels, dict.fromkeys(levels[CLASS], (1, 2)))
-    planned(policy, file.policy, guess, file.images, file.seed)
-    for measured in (file.steer, file.test):
-        open_images(measured.dataset, measured.split, limit=measured.limit)
-    fields = {**json.loads(file.model_dump_json()), "pin": pin}
-    try:
-        make_folder(out)
-    except OSError as error:
-        raise HfsynError(f"--out {out} cannot be created: {error.strerror}.", "", ExitCode.PREFLIGHT) from None
-    if (out / LOOP).exists():
-        there = load_file(out / LOOP, "loop", "")
-        if differing := [key for key in fields if fields[key] != there.get(key)]:
-            key = differing[0]
-            said = f"{out} holds another loop: {key} is {there.get(key)!r} there, {fields[key]!r} here."
-            raise HfsynError(said, "Name another --out.")
-    elif any(out.iterdir()):
-        raise HfsynError(f"{out} holds something else.", "Name an empty or new folder for --out.")
-    atomic_text(out / LOOP, dump(fields))
-    return Looping(out, file, recipe, axes, options), name
+    policies, pins, _ = policies_of(file, axes)
+    if file.stop.images is not None and file.stop.images < file.images:
+        said = f"stop.images is {file.stop.images}, less than the first round of {file.images}."
+        raise HfsynError(said, "Raise it, or lower images.")
+    training = load_train_config(file.train, (), {"data.train": ["shapes"]})
+    pins |= {**_sets(file, axes), **_contents(recipe, training, axes)}
+    there = load_file(out / LOOP, "loop", "") if (out / LOOP).exists() else None
+    draw = _generator(recipe, there)
+    recipe = recipe.model_copy(update={"seed": seed_of(file.seed, "images") % 2**31, "generate": draw})
+    opened = Looping(out, file, recipe, axes, policies, options, Clock(out / HOURS))
+    if "losses" in opened.asked:
+        GeneratePart.model_validate({**draw.model_dump(), "init": "source", "strength": file.strength})
+    more = {"pins": pins, "generate": draw.model_dump(), "place": str(out)}
+    _begin(out, {**json.loads(file.model_dump_json()), **more}, there)
+    return opened
 
 
-def _round(opened: Looping, policy: str, number: int) -> dict[str, Any]:
-    """Carry out a round, or what of it is missing, and return what was measured."""
-    folder = opened.folder(policy, number)
-    if (folder / MEASURED).exists():
-        found: dict[str, Any] = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
-        return found
-    make_folder(folder)
-    parts = _plan(opened, policy, number, folder)
-    prompts, seed = (folder / "prompts.parquet").resolve(), _seed(opened, "design", number)
-    rows: list[dict[str, Any]] = []
-    for one in parts:
-        rows += within(opened.axes, one["levels"], one["images"], seed, f"round-{number}", len(rows))
-    if not prompts.exists():
-        write_prompts(prompts, rows)
-    recipe = recipe_for(opened.recipe.model_copy(update={"seed": _seed(opened, "images", number)}), prompts, "loop")
-    build(recipe, folder / "run", options=opened.options)
-    _train(opened, policy, number, folder / "training")
-    return _measured(opened, policy, number, folder)
+def _generator(recipe: Recipe, there: Mapping[str, Any] | None) -> GeneratePart:
+    """Who draws, with the revision that the loop began with."""
+    if there is not None and "generate" in there:
+        return GeneratePart.model_validate(there["generate"])
+    return pin_lora(pin_generator(recipe).generate)
 
 
-def _seed(opened: Looping, purpose: str, number: int) -> int:
-    """The seed of a round for a purpose: of all policies the same, so that they differ in what they plan alone."""
-    return seed_of(opened.file.seed, f"{purpose}/{number}") % 2**31
-
-
-def _plan(opened: Looping, policy: str, number: int, folder: Path) -> list[dict[str, Any]]:
-    """The parts of a round's plan, written down before anything is drawn."""
-    if (folder / PLAN).exists():
-        found: list[dict[str, Any]] = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-        return found
-    images = opened.file.images
-    if number == 0:
-        parts = [{"images": images, "levels": {}}]
-    else:
-        said = opened.file.policy if policy != UNIFORM else UNIFORM
-        before = opened.folder(policy, number - 1)
-        steered = json.loads((before / MEASURED).read_text(encoding="utf-8"))["steer"]
-        findings: list[Any] = []
-        if said in AUDITS:
-            images -= images // 2
-            findings = _findings(opened, before / "training", folder / "audit", opened.file.images // 2, number)
-        levels = dict(zip(opened.axes.names, opened.axes.levels, strict=True))
-        known = Known(number, levels, {name: tuple(pair) for name, pair in steered.items()}, findings)
-        parts = planned(policy_of(said)[0], said, known, images, _seed(opened, "policy", number))
-    atomic_text(folder / PLAN, json.dumps(parts, indent=1) + "\n")
-    return parts
-
-
-def _findings(opened: Looping, model: Path, out: Path, images: int, number: int) -> list[Any]:
-    """What an audit of the last classifier finds."""
-    how: dict[str, Any] = {"recipe": opened.recipe, "images": images, "repair": 0, "classes": (), "reader": None}
-    how |= {"overrides": [f"seed={_seed(opened, 'audit', number)}"], "generator": None, "options": opened.options}
-    found = audit(str(model), opened.file.factors, out, seed=_seed(opened, "audit", number), **how)
-    assert found is not None, "a loop works in this process"
-    return list(found["findings"])
-
-
-def _train(opened: Looping, policy: str, number: int, out: Path) -> None:
-    """Train on everything so far, each image as often as any other."""
-    file = opened.file
-    runs = [run for k in range(number + 1) for run in opened.runs(policy, k)]
-    sizes = {one: len(open_images(one, default=TRAIN)) for one in file.start} | {
-        str(run): len(StoredRows(run)) for run in runs
-    }
-    total = sum(sizes.values())
-    sets = [f"{one}:{size / total:.9f}" for one, size in sizes.items()] if len(sizes) > 1 else list(sizes)
-    values: dict[str, Any] = {"data.train": sets, "data.budget": total, "seed": _seed(opened, "training", number)}
-    if number and file.weights == "last":
-        values["model.init_from"] = str(opened.folder(policy, number - 1) / "training")
-    options = RunOptions(device=opened.options.device, quiet=opened.options.quiet)
-    train(load_train_config(file.train, (), values), out, options)
-
-
-def _measured(opened: Looping, policy: str, number: int, folder: Path) -> dict[str, Any]:
-    steer, test = (_evaluated(opened, one, folder / "training") for one in (opened.file.steer, opened.file.test))
-    names = {info.wnid: info.name for info in opened.axes.classes}
-    per_class = {one["wnid"]: one for one in steer["metrics"]["per_class"] if one["n"]}
-    right = {name: _pair(per_class.get(wnid)) for wnid, name in names.items()}
-    found = {
-        "images": sum(len(StoredRows(run)) for run in opened.runs(policy, number)),
-        "weights": test["model"]["sha256"],
-        "steer": right,
-        "test": test["metrics"]["top1"],
-    }
-    atomic_text(folder / MEASURED, json.dumps(found, indent=1) + "\n")
+def open_apart(file: LoopFile) -> dict[str, ImageSet]:
+    """The sets that steer and test, and those that are started from, by what they are. Raises HfsynError if images are
+    in two of them: a policy would know the test, or a classifier have learnt what measures it.
+    """
+    found = {"steer": open_measured(file.steer), "test": open_measured(file.test)}
+    found |= {f"start {one}": open_images(one, default=TRAIN) for one in file.start}
+    for one, other in combinations(found, 2):
+        if one in ("steer", "test") and (count := len(shared_images(found[other], found[one]))):
+            said = f"{one} and {other} share {plural(count, 'image')}."
+            raise HfsynError(said, f"Give `{one}` others, such as another split.")
     return found
 
 
-def _pair(one: Mapping[str, Any] | None) -> tuple[int, int]:
-    return (0, 0) if one is None else (round(one["top1"]["value"] * one["n"]), one["n"])
+def policies_of(file: LoopFile, axes: Axes) -> tuple[dict[str, Policy], dict[str, str], dict[str, int]]:
+    """The policies by the names of their folders, what pins them, and how many images each drew when it was tried."""
+    levels = dict(zip(axes.names, axes.levels, strict=True))
+    found: dict[str, Policy] = {}
+    pins, drawn = {}, {UNIFORM: file.images}
+    for label in file.policy:
+        policy, pin = policy_of(label)
+        name = label if pin == label else label.rpartition(":")[2]
+        if name in found or (pin != label and name in POLICIES):
+            raise HfsynError(f"Two policies are called {name}.", "Call your function otherwise.")
+        parts = tried(policy, label, levels, file.images, file.candidates)
+        drawn[name] = sum(part["images"] * part["candidates"] for part in parts)
+        found[name], pins[f"policy {name}"] = policy, pin
+    found.pop(UNIFORM, None)
+    return {**found, UNIFORM: POLICIES[UNIFORM]}, pins, drawn
 
 
-def _evaluated(opened: Looping, on: Measured, model: Path) -> Mapping[str, Any]:
-    how: dict[str, Any] = {"split": on.split, "limit_per_class": on.limit, "device": opened.options.device}
-    return evaluate(str(model), on.dataset, quiet=True, **how)
+def _sets(file: LoopFile, axes: Axes) -> dict[str, str]:
+    """What pins the real images: hashes of their ids, their classes and some of them."""
+    found, names = open_apart(file), {info.wnid: info.name for info in axes.classes}
+    for one in ("steer", "test"):
+        check_classes(names, found[one], f"the recipe {file.recipe}")
+    return {name: images.fingerprint for name, images in found.items()}
+
+
+def _contents(recipe: Recipe, training: TrainConfig, axes: Axes) -> dict[str, str]:
+    parts = {"recipe": recipe, "train": training, "factors": axes.factors}
+    return {name: hashlib.sha256(part.model_dump_json().encode()).hexdigest() for name, part in parts.items()}
+
+
+def _begin(out: Path, fields: dict[str, Any], there: Mapping[str, Any] | None) -> None:
+    """Write what was asked for, or compare it with what is there."""
+    make_out(out)
+    if there is not None:
+        if there.get("place") != fields["place"]:
+            said = f"{out} is a loop that began in {there.get('place')}, which its runs and trainings name."
+            raise HfsynError(said, "Move it back there, or put a link there.")
+        for key in (key for key in fields if key not in FREE and fields[key] != there.get(key)):
+            if key == "pins":
+                names = [name for name, pin in fields[key].items() if there.get(key, {}).get(name) != pin]
+                said = f"{out} holds a loop of other contents: {quoted(names)} changed since it began."
+                raise HfsynError(said, "Put them back as they were, or name another --out.")
+            said = f"{out} holds another loop: {key} is {there.get(key)!r} there, {fields[key]!r} here."
+            raise HfsynError(said, "Name another --out.")
+        if there != fields:
+            (out / CURVE).unlink(missing_ok=True)  # it says why the loop ended
+    elif any(out.iterdir()):
+        raise HfsynError(f"{out} holds something else.", "Name an empty or new folder for --out.")
+    if there != fields:
+        atomic_text(out / LOOP, dump(fields))

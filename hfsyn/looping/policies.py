@@ -1,22 +1,37 @@
 """Policies: pure functions that plan a round from what is known of the last one.
 
 A policy takes what is `Known`, the number of images, and a ``random.Random`` that is seeded by the round. It returns
-parts, each a number of ``images`` and the ``levels`` that they have: factor (``class`` too) -> levels, any of which an
-image may show; what is not named is as even as it can be. To add one, write its function and add it to `POLICIES`; a
-policy of the user's own is ``path/to/file.py:function``.
+parts, mappings with these keys:
+
+images      how many; the parts of a plan add up to a round
+levels      factor (``class`` too) -> levels, any of which an image may show; what is not named is as even as it can be
+candidates  how many are drawn for each image that is kept, with
+by          the score whose largest value is kept, of `SCORES`; with a minus before it, the smallest
+begin       ids of `Known.images`: the images begin from these, turn by turn (img2img), and are of the same class
+
+What costs something to know, a policy asks for: ``mine.asks = {"audit"}``, see `ASKS`. To add a policy, write its
+function and add it to `POLICIES`; one of the user's own is ``path/to/file.py:function``.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from builders.errors import brief, did_you_mean, quoted
 from hfsyn.errors import HfsynError
+from hfsyn.judging.scores.classifiers import COLUMNS
 from hfsyn.recipes.strategies import check_place, content_of, loaded_function
+
+ASKS = {"audit": "findings", "losses": "images"}
+"""What a policy may ask for -> the field of `Known` that has it. An audit takes half of the images of a round."""
+SCORES = tuple(name for name, kind in COLUMNS.items() if kind == "number")
+_KEYS = ("images", "levels", "candidates", "by", "begin")
+_NOT_EARLY = 0.35
+"""The share of the images that is not learned early: TADA (arXiv 2505.21574) augments 30 to 40 %."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +45,14 @@ class Known:
     right: Mapping[str, tuple[int, int]]
     """Class -> how many of the real images that steer the last classifier had right, and of how many."""
     findings: Sequence[Mapping[str, Any]] = ()
-    """Of an audit of the last classifier, for a policy that asks for one: see `hfsyn.audit`."""
+    """For a policy that asks for an ``audit``, of the last classifier: see `hfsyn.audit`."""
+    images: Sequence[Mapping[str, Any]] = ()
+    """For a policy that asks for ``losses``: what the last classifier was trained on and does not begin from another
+    image, each with its ``id``, ``class``, ``round`` (None if it is of `start`), ``early_loss``, ``margin`` and
+    ``forgotten`` (see `hfsyn.judging.train.recording`).
+    """
+    candidates: int = 4
+    """Of the loop file."""
 
 
 Policy = Callable[[Known, int, random.Random], Sequence[Mapping[str, Any]]]
@@ -49,6 +71,18 @@ def hard_classes(known: Known, images: int, rng: random.Random) -> Sequence[Mapp
     return [{"images": number, "levels": {"class": [name]}} for name, number in numbers]
 
 
+def uncertain(known: Known, images: int, rng: random.Random) -> Sequence[Mapping[str, Any]]:
+    """All kinds alike, but of several candidates for each prompt the one that the last classifier is least sure of."""
+    return [{"images": images, "levels": {}, "candidates": known.candidates, "by": "entropy"}]
+
+
+def not_learned_early(known: Known, images: int, rng: random.Random) -> Sequence[Mapping[str, Any]]:
+    """Images that begin from those whose loss stayed high in the first fifth of the last training."""
+    hardest = sorted(known.images, key=lambda one: (-one["early_loss"], one["id"]))
+    count = max(1, round(_NOT_EARLY * len(hardest)))
+    return [{"images": images, "levels": {}, "begin": [one["id"] for one in hardest[:count]]}]
+
+
 def audit(known: Known, images: int, rng: random.Random) -> Sequence[Mapping[str, Any]]:
     """Images of what an audit has found, in proportion to what it costs; of all kinds if it has found nothing."""
     if not known.findings:
@@ -57,9 +91,15 @@ def audit(known: Known, images: int, rng: random.Random) -> Sequence[Mapping[str
     return [{"images": n, "levels": one["levels"]} for n, one in zip(numbers, known.findings, strict=True)]
 
 
-POLICIES: dict[str, Policy] = {"uniform": uniform, "hard-classes": hard_classes, "audit": audit}
-AUDITS = frozenset({"audit"})
-"""Policies that ask for an audit of the last classifier, for which half of a round's images are of all kinds."""
+audit.asks = {"audit"}  # type: ignore[attr-defined]
+not_learned_early.asks = {"losses"}  # type: ignore[attr-defined]
+POLICIES: dict[str, Policy] = {
+    "uniform": uniform,
+    "hard-classes": hard_classes,
+    "uncertain": uncertain,
+    "not-learned-early": not_learned_early,
+    "audit": audit,
+}
 _FORM = "A policy is a function (known, images, rng) -> [{images: N, levels: {class: [...]}}, ...]."
 
 
@@ -77,7 +117,7 @@ def shared(weights: Sequence[float], images: int) -> list[int]:
 def policy_of(name: str) -> tuple[Policy, str]:
     """A policy by its name, and what pins it: its name, or the content of the user's file.
 
-    Raises HfsynError if there is none.
+    Raises HfsynError if there is none, or it asks for what there is not.
     """
     if name in POLICIES:
         return POLICIES[name], name
@@ -88,7 +128,35 @@ def policy_of(name: str) -> tuple[Policy, str]:
     file = Path(path).expanduser().resolve()
     check_place(file, f"The policy {name!r}", "policy: path/to/file.py:function")
     sha256 = content_of(f"{file}:{function}")
-    return loaded_function(file, function, sha256, 3, _FORM), sha256
+    found = loaded_function(file, function, sha256, 3, _FORM)
+    if unknown := sorted(str(one) for one in asks_of(found) if one not in ASKS):
+        said = f"The policy {name} asks for {unknown[0][:60]!r}.{did_you_mean(unknown[0], ASKS)}"
+        raise HfsynError(said, f"It can ask for: {', '.join(ASKS)}.")
+    return found, sha256
+
+
+def asks_of(policy: Policy) -> frozenset[str]:
+    """What a policy asks for."""
+    asks = getattr(policy, "asks", ())
+    return frozenset([asks] if isinstance(asks, str) else asks)
+
+
+def tried(
+    policy: Policy, label: str, levels: Mapping[str, Sequence[str]], images: int, candidates: int
+) -> list[dict[str, Any]]:
+    """What a policy plans from made-up knowledge, before anything is spent. Raises HfsynError as `planned`."""
+    names = levels["class"]
+    known = Known(1, levels, {name: (k % 3, 3) for k, name in enumerate(names)}, candidates=candidates)
+    if "losses" in asks_of(policy):
+        seen = {"round": 0, "early_loss": 1.0, "margin": 0.5, "forgotten": 0}
+        known = replace(known, images=[{"id": f"{name}#0", "class": name, **seen} for name in names])
+    parts = planned(policy, label, known, images, seed=0)
+    if "audit" in asks_of(policy):
+        rate = {"value": 0.5, "low": 0.4, "high": 0.6}
+        told = {"sentence": "", "what": "", "beside": "", "cost": 0.01, "n": 9, "here": rate, "elsewhere": rate}
+        found = [{**told, "levels": {"class": [names[0]]}}, {**told, "levels": {"class": list(names[-1:])}}]
+        planned(policy, label, replace(known, findings=found), images, seed=0)
+    return parts
 
 
 def planned(policy: Policy, label: str, known: Known, images: int, seed: int) -> list[dict[str, Any]]:
@@ -99,6 +167,7 @@ def planned(policy: Policy, label: str, known: Known, images: int, seed: int) ->
     once, again = (_asked(policy, label, known, images, seed) for _ in range(2))
     if once != again:
         raise HfsynError(f"The policy {label} is not pure: it planned {brief(once, 100)}, then {brief(again, 100)}.")
+    ids = {one["id"] for one in known.images}
     for part in once:
         for name, levels in part["levels"].items():
             there = known.levels.get(name)
@@ -108,20 +177,51 @@ def planned(policy: Policy, label: str, known: Known, images: int, seed: int) ->
             if not levels or (unknown := [level for level in levels if level not in there]):
                 what = f"the level {unknown[0]!r}" if levels else "no level"
                 raise HfsynError(f"The policy {label} names {what} of {name}.", f"Its levels: {quoted(there)}.")
+        _check_way(part, label, ids)
     if (total := sum(part["images"] for part in once)) != images:
         raise HfsynError(f"The policy {label} plans {total} images, and a round has {images}.", _FORM)
     return [part for part in once if part["images"]]
 
 
+def _check_way(part: Mapping[str, Any], label: str, ids: set[str]) -> None:
+    """Refuse a part that is to be drawn in a way that there is not."""
+    said = ""
+    if part["candidates"] > 1 and str(part["by"]).removeprefix("-") not in SCORES:
+        near = did_you_mean(str(part["by"]), SCORES)
+        raise HfsynError(f"The policy {label} keeps candidates by {part['by']!r}.{near}", f"Scores: {quoted(SCORES)}.")
+    if part["candidates"] == 1 and part["by"] is not None:
+        said = f"names the score {part['by']!r}, and no number of candidates"
+    elif not 1 <= part["candidates"] <= 64:
+        said = f"asks for {part['candidates']} candidates: from 2 to 64 can be drawn"
+    elif part["begin"] is not None and part["levels"]:
+        said = "names levels of images that begin from others, whose levels they have"
+    elif part["begin"] is not None and (not part["begin"] or set(part["begin"]) - ids):
+        unknown = sorted(set(part["begin"]) - ids)
+        what = f"{unknown[0][:60]!r}, which is not among those it knows" if unknown else "no image"
+        said = f"begins from {what}" + ("" if ids else ": it does not ask for losses")
+    if said:
+        raise HfsynError(f"The policy {label} {said}.", _FORM)
+
+
 def _asked(policy: Policy, label: str, known: Known, images: int, seed: int) -> list[dict[str, Any]]:
     try:
-        plan = policy(known, images, random.Random(seed))
-        parts = [{"images": part["images"], "levels": {k: list(v) for k, v in part["levels"].items()}} for part in plan]
-        if any(type(part["images"]) is not int or part["images"] < 0 for part in parts):
-            raise TypeError("images is not a whole number of 0 or more")
+        parts = [_part(part) for part in policy(known, images, random.Random(seed))]
     except HfsynError:
         raise
     except (Exception, SystemExit) as error:  # whatever a user's function raises, but not Ctrl-C
         said = f"The policy {label} fails: {type(error).__name__}: {brief(error)}"
         raise HfsynError(said, _FORM) from None
     return parts
+
+
+def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A part with all of its keys. Raises TypeError if it is not one."""
+    if unknown := [key for key in part if key not in _KEYS]:
+        raise TypeError(f"a part has the key {unknown[0]!r}.{did_you_mean(str(unknown[0]), _KEYS)}")
+    for key in ("images", "candidates"):
+        if type(value := part.get(key, 1)) is not int or value < 0:
+            raise TypeError(f"{key} is {value!r}, not a whole number of 0 or more")
+    levels = {name: list(some) for name, some in part.get("levels", {}).items()}
+    begin = None if part.get("begin") is None else list(part["begin"])
+    found = {"images": part["images"], "levels": levels, "candidates": part.get("candidates", 1)}
+    return {**found, "by": part.get("by"), "begin": begin}

@@ -30,12 +30,13 @@ def _by_level(value: Any) -> Any:
     return {one: one for one in value} if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
+    """A text as a list of one."""
     return [value] if isinstance(value, str) else value
 
 
 _Levels = Annotated[dict[Text, Words], BeforeValidator(_by_level)]
-_Some = Annotated[tuple[Text, ...], Field(min_length=1, strict=False), BeforeValidator(_listed)]
+_Some = Annotated[tuple[Text, ...], Field(min_length=1, strict=False), BeforeValidator(listed)]
 
 
 class Factors(Part):

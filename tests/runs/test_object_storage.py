@@ -367,6 +367,9 @@ def test_what_is_written_on_a_disk_refuses_an_address_before_it_starts(
         ("reproduce", run, "--sample-id", "any", "--out", address),
         ("variants", "peek", "shapes", "--out", f"{address}.png"),
         ("fidelity", run, "shapes", "--sheet", f"{address}.png"),
+        ("score", "alice/x", "--judge", "builtin", "--out", address),
+        ("audit", run, "--factors", "shapes", "--out", address),
+        ("loop", "loop.yaml", "--out", address),
     ):
         code, line = failed(capsys, *words)
         assert (code, "is in object storage" in line) == (2, True), (words, line)

@@ -61,7 +61,7 @@ ROOMS: dict[str, set[str]] = {
     "hfsyn.judging.scores": {"PIL", "numpy", "pyarrow"},
     "hfsyn.judging.audit": {"numpy", "pyarrow"},
     "hfsyn.judging.bench": {"PIL", "numpy", "pydantic"},
-    "hfsyn.looping": {"numpy", "pydantic"},
+    "hfsyn.looping": {"numpy", "pyarrow", "pydantic"},
     "hfsyn.showcase": set(),
     "hfsyn.api": set(),
     "hfsyn.commands": {"click"},

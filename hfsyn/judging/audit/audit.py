@@ -20,6 +20,7 @@ import numpy as np
 
 from builders.errors import did_you_mean, plural, quoted
 from builders.files import atomic_text
+from builders.stores.copies import on_disk
 from builders.variants import ClassInfo, get_variant
 from builders.yaml import dump
 from hfsyn.errors import HfsynError, make_out
@@ -92,7 +93,7 @@ def audit(
     """See `hfsyn.api.scoring.audit`, whose arguments and errors these are; None in all but one process. `kind` is in
     the ids of the images.
     """
-    folder = Path(out).expanduser()
+    folder = on_disk(out)
     loaded = load_factors(factors)
     order = ordered(model, loaded, _base(recipe, loaded, overrides, generator), images, classes, reader, seed)
     _begin(folder, order)

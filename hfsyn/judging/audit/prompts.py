@@ -108,13 +108,15 @@ def within(
 
 
 def write_prompts(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write prompts as a table that is a source and a captions file at once."""
+    """Write prompts as a table that is a source and a captions file at once. A row may have the ``image``, as bytes,
+    that its own begins from.
+    """
     from PIL import Image
 
     blank = io.BytesIO()
     Image.new("RGB", (1, 1), "white").save(blank, "png")
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    table = pa.table({**columns, "image": pa.array([blank.getvalue()] * len(rows), pa.binary())})
+    table = pa.table({**columns, "image": pa.array([row.get("image", blank.getvalue()) for row in rows], pa.binary())})
     atomic_write(path, lambda place: pq.write_table(table, place))
 
 

@@ -194,8 +194,11 @@ def class_plot(by_arm: Mapping[str, Sequence[Mapping[str, Any]]], arms: Sequence
 
 
 def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str], where: str, png: Path) -> Plot:
-    """Accuracy against `axis` (``budget``, ``limit``, ``share`` or ``keep``), one line an arm, with intervals."""
+    """Accuracy against `axis` (``budget``, ``limit``, ``images``, ``share`` or ``keep``), one line an arm, with
+    intervals.
+    """
     label, title = {
+        "images": ("images in all", "Round by round"),
         "budget": ("images per epoch", "With more images per epoch"),
         "limit": ("different images per class", "With more images per class"),
         "share": ("real images mixed in, %", "With real images mixed in"),
@@ -207,6 +210,8 @@ def curve_plot(rows: Sequence[Mapping[str, Any]], axis: str, arms: Sequence[str]
         for arm in arms:
             x = [100 * row[axis] if axis in ("share", "keep") else row[axis] for row in points[arm]]
             y, colour = [100 * row["mean"] for row in points[arm]], colour_of(arms, arm)
+            if axis == "images":  # of several policies at the same places: beside each other
+                x = [at * (1 + 0.03 * (list(arms).index(arm) - (len(arms) - 1) / 2)) for at in x]
             axes.plot(x, y, "o-", color=colour, markersize=4, label=arm)
             _intervals(axes, x, points[arm], colour)
         axes.set_xlabel(label)

@@ -20,21 +20,7 @@ INDEX = "index.html"
 def report(
     out: str | Path, *, push_to_hub: str | None = None, private: bool = False, quiet: bool = False
 ) -> Path | str:
-    """One page of a bench, or of several; with its table as CSV and LaTeX, and its plots, beside it.
-
-    Args:
-        out: the folder of a bench, or one with several beside each other.
-        push_to_hub: show the page as this static Space, ``USER/NAME``; what is there already is not sent again. It
-            shows neither photographs of the source, which may have a licence of their own, nor paths of this machine.
-        private: only you can see it there, if it is made now.
-        quiet: no progress.
-
-    Returns:
-        The page; with `push_to_hub` the address of the Space.
-
-    Raises:
-        HfsynError: there is no bench; or the Hub refuses (exit code 3), or does not answer in time (exit code 4).
-    """
+    """See `hfsyn.api.looping.report`, whose arguments and errors these are, for a bench."""
     if push_to_hub is None:
         return write_page(out)
     repo = HubRepo(check_repo_id(push_to_hub), repo_type="space", say=teller(quiet))

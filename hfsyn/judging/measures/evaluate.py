@@ -141,6 +141,16 @@ def measure(
     )
 
 
+def rights(classifier: Classifier, images: ImageSet, accelerator: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the images of a set that can be decoded, int64 (n,), and whether a classifier is right about each,
+    bool (n,); as `measure`, in all processes.
+    """
+    columns = check_classes(classifier.classes, images, classifier.source or classifier.name)
+    _, right = _right_columns(classifier.wnids, images, columns)
+    found = _answered(classifier, images, accelerator, right, None)
+    return found.numbers, found.whole.ranks == 0
+
+
 @dataclass(frozen=True)
 class _Answered:
     """Decisions on the images of a set that can be decoded, in its order; `numbers` are theirs in the set."""

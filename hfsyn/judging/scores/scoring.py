@@ -8,6 +8,7 @@ from typing import Any
 from builders.errors import plural, quoted
 from builders.published import RunFolder, open_reference
 from builders.runs import layout, run_files
+from builders.stores.copies import on_disk
 from hfsyn.errors import ExitCode, HfsynError, make_out
 from hfsyn.judging.scores.judges import Place, Spec, open_judge, parse_judge
 from hfsyn.launching import launch, stopped
@@ -83,17 +84,17 @@ def score_set(
 
 def opened(what: str, out: str | Path | None, config_name: str | None) -> Scored:
     """A finished set, and the folder for its scores. Raises HfsynError if there is none, or nowhere to write to."""
+    folder = None if out is None else on_disk(out)
     side = open_reference(what, config_name)
     if isinstance(side, RunFolder):
-        if out is not None:
+        if folder is not None:
             raise HfsynError(f"{what} is a run folder, which keeps its scores itself.", "Leave --out out.")
         if run_files.finished(side.folder) is None:
             said = f"The run {what} is not finished: its images are not all there."
             raise HfsynError(said, f"`hfsyn status {what}` shows what is missing.")
         return Scored(side, side.folder, mark_of(side.folder))
-    if out is None:
+    if folder is None:
         raise HfsynError(f"{what} is on the Hub.", "Say where its scores go: --out FOLDER")
-    folder = Path(out).expanduser()
     if layout.is_run_folder(folder):
         raise HfsynError(f"--out {out} is a run folder, which keeps its own scores.", "Name another --out.")
     make_out(folder)
