@@ -314,8 +314,8 @@ BUGS: tuple[WrittenBug, ...] = (
     _bug(
         "A sample behind a line that was set aside is made again in the wrong batch.",
         "hfsyn/checks/reproduce.py",
-        "before + ids.index(sample_id) + aside",
-        "before + ids.index(sample_id)",
+        "ids.index(sample_id) + aside",
+        "ids.index(sample_id)",
         "production reproduction verification",
     ),
     # judging
