@@ -191,24 +191,25 @@ def _answered(
     import torch
 
     place = {wnid: column for column, wnid in enumerate(classifier.wnids)}
-    rows, numbers = [], []
+    # Written in place: small arrays that stay between large ones that go would keep the heap from shrinking.
+    table, seen = np.zeros((len(images), 9)), np.zeros(len(images), dtype=bool)
     unread: dict[str, str] = {}
     with Progress("test", len(images), quiet=quiet or not accelerator.is_main_process) as progress:
         for wanted, reasons, out in answers(classifier, images, accelerator, batch_size, num_workers):
             unread |= {images.ids[n]: reason for n, reason in zip(wanted.tolist(), reasons, strict=True) if reason}
-            good = torch.tensor([not reason for reason in reasons])
-            logits, numbered = out[good].numpy(), wanted[good]
-            labels = np.array([place[images.wnids[number]] for number in numbered], dtype=np.int64)
+            good = np.array([not reason for reason in reasons])
+            logits, numbers = out.numpy()[good], wanted.numpy()[good]
+            labels = np.array([place[images.wnids[number]] for number in numbers], dtype=np.int64)
             for own, some in right.items():  # of several right classes the likeliest is the label
                 mine = np.flatnonzero(labels == own)
                 labels[mine] = some[logits[np.ix_(mine, some)].argmax(1)]
             finite = np.isfinite(logits).all(1)
             each = [decide(np.where(finite[:, None], logits, 0), labels, chosen) for chosen in (None, mask)]
             fields = [field for one in each for field in (one.labels, one.answers, one.ranks, one.confidence)]
-            rows.append(torch.from_numpy(np.column_stack([finite, *fields]).astype(np.float64)))
-            numbers.append(numbered)
+            table[numbers], seen[numbers] = np.column_stack([finite, *fields]), True
             progress.add(min(len(wanted) * accelerator.num_processes, len(images)))
-    table, order = in_order(accelerator, rows, numbers, width=9)
+    mine = np.flatnonzero(seen)
+    table, order = in_order(accelerator, [torch.from_numpy(table[mine])], [torch.from_numpy(mine)], width=9)
     check_finite(np.where(table[:, 0], 0.0, np.nan))  # here all processes know of it
     decided = [_decisions(table[:, first : first + 4]) for first in (1, 5)]
     return _Answered(order, decided[0], None if mask is None else decided[1], union(accelerator, unread))

@@ -155,7 +155,9 @@ def measure_fidelity(
     for name, images in opened.items():
         bad: dict[str, str] = {}
         with Progress(f"features of {images.reference}", len(images), quiet=quiet) as progress:
-            found[name] = extract(_decoded(images, bad), classifier.network, transform, device, progress.add)
+            found[name] = extract(
+                _decoded(images, bad), classifier.network, transform, device, progress.add, copies=copies
+            )
         sets[name], undecodable[name] = images.facts(), facts_of(bad)
         tell_unread(bad, f"{images.reference} ({images.split})")
     about = {
@@ -205,16 +207,19 @@ def extract(
     transform: Any,
     device: str = "cpu",
     told: Callable[[int], None] = nobody,
+    *,
+    copies: bool = True,
 ) -> Features:
     """Features of images, ``(id, image)`` pairs, a batch at a time; `transform` makes float tensors (3, h, w), and
-    `told` hears how many images are done.
+    `told` hears how many images are done. Without `copies` there are no thumbnails.
     """
     import torch
 
     def prepared() -> Iterator[tuple[str, str, Any]]:
         for name, image in images:
             rgb = image.convert("RGB")
-            thumbnails.append(thumbnail(rgb))
+            if copies:
+                thumbnails.append(thumbnail(rgb))
             yield name, pixel_hash(rgb), transform(rgb)
 
     values: list[np.ndarray] = []
@@ -231,7 +236,7 @@ def extract(
         told(len(batch))
     if not ids:
         raise HfsynError("There is no image to look at.", "Check the dataset and its split.")
-    return Features(np.concatenate(values), hashes, ids, np.stack(thumbnails))
+    return Features(np.concatenate(values), hashes, ids, np.array(thumbnails, dtype=np.uint8))
 
 
 def pixel_hash(image: Image.Image) -> str:
