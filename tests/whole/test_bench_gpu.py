@@ -317,6 +317,7 @@ def test_what_a_killed_run_leaves_behind_is_whole(tmp_path: Path, after: str) ->
     assert figures["images"][0]["arms"]
 
 
+@pytest.mark.slow
 def test_a_budget_ends_the_script_whatever_it_is_at(tmp_path: Path) -> None:
     began = time.monotonic()
     done = bench(tmp_path, "--tiny", "--minutes", "0.5", "--seconds", "600", "--out", "figures.json")
